@@ -1,0 +1,99 @@
+"""Every error a caller can meet, and the one table of the statuses they become.
+
+Raised anywhere in Tandem, carried unchanged across the cluster (they pickle), and turned into a gRPC
+status or an HTTP answer only at the edge, by `STATUS`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class TandemError(Exception):
+    """Base of all errors Tandem raises on purpose.
+
+    `field` names the request field at fault, or None; the message says the limit and what to do.
+    """
+
+    def __init__(self, message: str, *, field: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.field = field
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.message, self.field))
+
+    def __str__(self) -> str:
+        return f"{self.field}: {self.message}" if self.field else self.message
+
+
+def _rebuild(kind: type[TandemError], message: str, field: str | None) -> TandemError:
+    return kind(message, field=field)
+
+
+class InvalidRequest(TandemError, ValueError):
+    """The request can never succeed as it is: a value is missing, malformed or beyond a limit."""
+
+
+class RequestTooLarge(TandemError):
+    """The message exceeds the size the server reads."""
+
+
+class ModelNotFound(TandemError):
+    """The request names a model this server does not serve."""
+
+
+class Overloaded(TandemError):
+    """A bounded queue is full. Try again later; nothing was done."""
+
+
+class Unavailable(TandemError):
+    """A needed worker is gone or not ready, and the retries within the cluster are used up."""
+
+
+class DeadlineExceeded(TandemError):
+    """The request's own timeout passed before it finished."""
+
+
+class Cancelled(TandemError):
+    """The caller cancelled the request."""
+
+
+class InternalError(TandemError):
+    """A defect of Tandem. Details are in the server's log, not in the answer."""
+
+
+class HiddenStatesLost(TandemError):
+    """The encoder's output vanished before the decoder read it; the router encodes again."""
+
+
+class ModelLoadError(TandemError):
+    """The checkpoint cannot be served: missing, unused or misshapen weights, unknown family."""
+
+
+class Status(NamedTuple):
+    """What an error becomes on the wire."""
+
+    grpc: str  # name of a grpc.StatusCode
+    http: int
+    kind: str  # `type` in OpenAI's error shape
+
+
+# The first class that matches wins; everything unknown is an InternalError.
+STATUS: dict[type[TandemError], Status] = {
+    InvalidRequest: Status("INVALID_ARGUMENT", 400, "invalid_request_error"),
+    RequestTooLarge: Status("RESOURCE_EXHAUSTED", 413, "invalid_request_error"),
+    ModelNotFound: Status("NOT_FOUND", 404, "not_found_error"),
+    Overloaded: Status("RESOURCE_EXHAUSTED", 429, "overloaded_error"),
+    Unavailable: Status("UNAVAILABLE", 503, "service_unavailable_error"),
+    HiddenStatesLost: Status("UNAVAILABLE", 503, "service_unavailable_error"),
+    DeadlineExceeded: Status("DEADLINE_EXCEEDED", 504, "timeout_error"),
+    Cancelled: Status("CANCELLED", 499, "cancelled_error"),
+    ModelLoadError: Status("FAILED_PRECONDITION", 500, "server_error"),
+    InternalError: Status("INTERNAL", 500, "server_error"),
+}
+
+
+def status_of(error: BaseException) -> Status:
+    """The status of any exception; one that is not ours is an InternalError's."""
+    return STATUS.get(type(error), STATUS[InternalError])  # type: ignore[call-overload,no-any-return]

@@ -1,0 +1,27 @@
+"""Every limit of a request or a queue, with its unit. Checked before anything is allocated."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Caps a server applies to what clients send. Set once, when the server starts."""
+
+    message_bytes: int = 4 * 2**20  # one gRPC message or HTTP body
+    prompts: int = 256  # prompts in one HTTP request
+    n: int = 64  # samples of one prompt
+    encoder_tokens: int = 4096  # one encoder input, after tokenization; also bounded by the model
+    decoder_tokens: int = 4096  # decoder prompt + max_tokens
+    stop_strings: int = 16
+    stop_string_chars: int = 256
+    stop_token_ids: int = 64
+    logprobs: int = 20  # alternatives for each token
+    request_id_chars: int = 128
+    timeout_s: float = 600.0  # longest and default time a request may take
+    priority: int = 10  # greatest magnitude, either sign
+    queued_requests: int = 4096  # waiting or running sequences at one router
+
+
+DEFAULT_LIMITS = Limits()

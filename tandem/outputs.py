@@ -1,0 +1,59 @@
+"""What comes back: finished answers, and the deltas they grow from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """Natural-log probabilities at one generated position, under the model's own distribution
+    (before temperature, penalties and truncation)."""
+
+    token_id: int
+    logprob: float
+    top: list[tuple[int, float]]  # likeliest token ids first; as many as `logprobs` asked for
+
+
+@dataclass(slots=True)
+class CompletionOutput:
+    """One sample of one prompt."""
+
+    index: int  # 0 … n-1
+    text: str
+    token_ids: list[int]  # generated ids, EOS included, decoder prompt not
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None  # the stop id or stop text that ended it, None for EOS
+    logprobs: list[TokenLogprobs] | None = None
+    cumulative_logprob: float | None = None  # sum over token_ids, where logprobs were asked for
+
+
+@dataclass(slots=True)
+class RequestOutput:
+    """The answer to one prompt."""
+
+    request_id: str
+    encoder_prompt: str | None
+    encoder_prompt_token_ids: list[int]
+    prompt: str | None  # the decoder prompt as given
+    prompt_token_ids: list[int]  # what the decoder started from, start token included
+    outputs: list[CompletionOutput] = field(default_factory=list)
+
+    @property
+    def finished(self) -> bool:
+        return all(output.finish_reason is not None for output in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class TextDelta:
+    """What one sample grew by since the last delta. The last one has `finish_reason`."""
+
+    index: int  # sample
+    text: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None
+    finish_reason: FinishReason | None = None
+    stop_reason: int | str | None = None

@@ -1,0 +1,90 @@
+"""What the engine is asked and what it answers. One engine request is one sequence: the `n` samples
+of a prompt are `n` requests that share their encoder input's pages by its key."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from tandem.errors import TandemError
+from tandem.outputs import FinishReason, TokenLogprobs
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True, slots=True)
+class EncoderInput:
+    """One encoder input. Equal keys mean equal inputs: their cross-attention pages are shared."""
+
+    key: str  # content hash of model revision and token ids
+    token_ids: tuple[int, ...]
+    # Set by the cluster when another worker encodes; None where this engine encodes by itself.
+    # Returns the hidden states [len(token_ids), d_model], and may be called again after a preemption.
+    # Raises HiddenStatesLost where they are gone.
+    hidden: Callable[[], torch.Tensor] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Decoding:
+    """`SamplingParams` with every default filled in: what the scheduler and the sampler read."""
+
+    max_tokens: int
+    min_tokens: int
+    temperature: float  # 0: greedy
+    top_k: int  # 0: off
+    top_p: float  # 1: off
+    min_p: float  # 0: off
+    repetition_penalty: float  # 1: off
+    seed: int  # of this sample; noise is keyed by (seed, number of tokens generated)
+    stop_ids: frozenset[int]  # ids that end the sequence: EOS unless ignored, and the request's own
+    eos_ids: frozenset[int]  # the model's own, for telling EOS from the request's stop ids
+    logprobs: int | None  # None: none; k: the token's own and the k likeliest
+
+
+@dataclass(frozen=True, slots=True)
+class EngineRequest:
+    """One sequence to decode."""
+
+    request_id: str  # unique among the engine's live requests
+    encoder: EncoderInput
+    prefix_ids: tuple[int, ...]  # decoder start token, then the decoder prompt; at least one
+    decoding: Decoding
+    # Tokens another engine already generated and delivered: decoding goes on behind them, and they
+    # count towards max_tokens and the seed's step. Set by the router when it moves a request.
+    generated_ids: tuple[int, ...] = ()
+    priority: int = 0  # higher is earlier; see scheduler.PRIORITY_S
+    timeout_s: float | None = None  # from submission; then it ends with reason `deadline`
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What a sequence grew by in one step. Its last one has a `finish_reason` or an `error`."""
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids, where asked for
+    finish_reason: FinishReason | None = None
+    stop_reason: int | None = None  # the request's own stop id that ended it
+    error: TandemError | None = None
+
+    @property
+    def last(self) -> bool:
+        return self.finish_reason is not None or self.error is not None
+
+
+@dataclass(frozen=True, slots=True)
+class EngineStats:
+    """A snapshot for load balancing and metrics. Counters only grow."""
+
+    running: int  # sequences in the batch
+    waiting: int  # sequences not admitted yet, preempted ones included
+    max_running: int  # the batch's size limit
+    free_pages: int
+    total_pages: int
+    cross_pages: int  # of the used ones, those that hold cross-attention K/V
+    steps: int  # steps applied; with work waiting and no new step the engine is stuck
+    generated_tokens: int
+    encoded_tokens: int
+    preemptions: int
