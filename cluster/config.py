@@ -1,0 +1,155 @@
+"""What a Tandem cluster is made of: one frozen value, checked once, that every deployment is given."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from tandem.errors import InvalidRequest
+from tandem.limits import Limits
+from tandem.params import invalid
+
+Placement = Literal["disaggregated", "colocated"]
+IngressMode = Literal["direct", "proxy"]
+
+
+@dataclass(frozen=True)
+class ServeConfig:
+    """One model, served. Every field can be set by `tandem serve`, by `serve run
+    tandem.cluster.app:build name=value …` and by `args:` in a Serve config file.
+
+    Raises `InvalidRequest`, naming the field, for a combination that cannot hold.
+    """
+
+    __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
+
+    # The model
+    model: str = "quickstart"  # a folder, or a name that `workers.checkpoint.resolve` knows
+    served_model_name: str | None = None  # what clients call it; None: `model`
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    tensor_parallel_size: int = 1  # shards of one decoder replica
+
+    # The cluster
+    placement: Placement = "disaggregated"  # colocated: the decoder's engine encodes by itself
+    min_encoder_replicas: int = 1
+    max_encoder_replicas: int | None = None  # None: min, no autoscaling
+    min_decoder_replicas: int = 1
+    max_decoder_replicas: int | None = None
+    ingress_replicas: int = 1
+
+    # The front door
+    ingress_mode: IngressMode = "direct"  # direct: the ingress replicas listen themselves
+    host: str = "127.0.0.1"  # HTTP binds to it; Serve's gRPC server always binds to all interfaces
+    http_port: int = 8000  # in direct mode the first of the replicas' ports
+    grpc_port: int = 9000
+
+    # One engine; None: the engine's own default, derived from model and device
+    page_size: int | None = None  # tokens
+    num_pages: int | None = None
+    max_num_seqs: int | None = None  # sequences in one batch
+    max_batched_tokens: int | None = None  # decoder tokens in one step
+    max_encoder_tokens: int = 8192  # encoder tokens in one packed forward: a batch of the router, too
+
+    # The router, for each ingress replica
+    encoder_cache_bytes: int = 256 * 2**20  # hidden states kept alive for reuse; 0: none
+    encoder_batches_in_flight: int = 2  # for each encoder replica: one running, one waiting behind it
+    encoder_attempts: int = 3  # tries to encode one input before the request fails
+    replica_wait_s: float = 60.0  # longest wait for an engine or encoder before Unavailable
+    limits: Limits = field(default_factory=Limits)
+
+    # Health and shutdown
+    stall_timeout_s: float = 60.0  # work waiting and no step for this long: unhealthy
+    drain_timeout_s: float = 600.0  # longest a replica finishes its requests before it stops
+
+    # What each actor asks Ray for. Fractions let a laptop run the whole cluster. GPUs only on cuda.
+    ingress_cpus: float = 0.1
+    encoder_cpus: float = 0.1
+    decoder_cpus: float = 0.1  # each shard; the supervisor beside it asks for SUPERVISOR_CPUS
+    encoder_gpus: float = 1.0
+    decoder_gpus: float = 1.0  # each shard
+
+    def __post_init__(self) -> None:
+        for name in _POSITIVE:
+            value = getattr(self, name)
+            if value is not None and value <= 0:
+                raise InvalidRequest(f"must be positive, got {value}", field=name)
+        for name in ("encoder_cache_bytes", "ingress_cpus", "encoder_cpus", "decoder_cpus"):
+            if getattr(self, name) < 0:
+                raise InvalidRequest(f"must not be negative, got {getattr(self, name)}", field=name)
+        for stage in ("encoder", "decoder"):
+            low, high = getattr(self, f"min_{stage}_replicas"), getattr(self, f"max_{stage}_replicas")
+            if high is not None and high < low:
+                raise InvalidRequest(
+                    f"must be at least the minimum, {low}, got {high}", field=f"max_{stage}_replicas"
+                )
+        for name in ("http_port", "grpc_port"):
+            if getattr(self, name) > 65535:
+                raise InvalidRequest(f"must be a port, got {getattr(self, name)}", field=name)
+        if self.http_port == self.grpc_port:
+            raise InvalidRequest("must differ from http_port", field="grpc_port")
+
+    @property
+    def model_name(self) -> str:
+        """What clients call the model."""
+        return self.served_model_name or self.model
+
+    @property
+    def encoder_replicas(self) -> tuple[int, int]:
+        return self.min_encoder_replicas, self.max_encoder_replicas or self.min_encoder_replicas
+
+    @property
+    def decoder_replicas(self) -> tuple[int, int]:
+        return self.min_decoder_replicas, self.max_decoder_replicas or self.min_decoder_replicas
+
+
+_POSITIVE = (
+    "tensor_parallel_size",
+    "min_encoder_replicas",
+    "max_encoder_replicas",
+    "min_decoder_replicas",
+    "max_decoder_replicas",
+    "ingress_replicas",
+    "http_port",
+    "grpc_port",
+    "page_size",
+    "num_pages",
+    "max_num_seqs",
+    "max_batched_tokens",
+    "max_encoder_tokens",
+    "encoder_batches_in_flight",
+    "encoder_attempts",
+    "replica_wait_s",
+    "stall_timeout_s",
+    "drain_timeout_s",
+    "encoder_gpus",
+    "decoder_gpus",
+)
+
+_ADAPTER = TypeAdapter(ServeConfig)
+
+
+def parse_args(args: Mapping[str, Any]) -> ServeConfig:
+    """The configuration an application was given. `serve run` gives strings, a config file typed values.
+
+    Raises `InvalidRequest` for an unknown name, a wrong type or a value out of range.
+    """
+    values = dict(args)
+    limits = values.get("limits")
+    if isinstance(limits, Mapping):  # pydantic ignores unknown keys of a dataclass without its config
+        unknown = sorted(set(limits) - {f.name for f in fields(Limits)})
+        if unknown:
+            raise InvalidRequest("unknown parameter", field=f"limits.{unknown[0]}")
+    try:
+        if values and all(isinstance(value, str) for value in values.values()):
+            return _ADAPTER.validate_strings(values)
+        # As JSON: in Python mode `strict` would refuse a mapping where a dataclass is meant.
+        return _ADAPTER.validate_json(json.dumps(values), strict=True)
+    except ValidationError as error:
+        raise invalid(error) from None
+    except TypeError as error:
+        raise InvalidRequest(f"arguments must be plain values: {error}") from None
