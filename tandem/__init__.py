@@ -1,0 +1,1 @@
+"""Tandem: serving for encoder-decoder models."""

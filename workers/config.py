@@ -1,0 +1,80 @@
+"""How an engine is set up, and the sizes that follow from the model and the machine."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+from tandem.errors import InvalidRequest
+from tandem.workers.spec import StackSpec
+
+Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Device = Literal["auto", "cpu", "cuda"]
+
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class EngineConfig:
+    """Everything an engine needs to know. Set once; the same on every rank."""
+
+    model: str  # a local folder, see checkpoint.resolve
+    dtype: Dtype = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    device: Device = "auto"
+    tensor_parallel_size: int = 1
+    max_num_seqs: int = 64  # sequences decoded at once
+    max_batched_tokens: int = 2048  # decoder positions in one step
+    max_encoder_tokens: int = 4096  # encoder positions in one forward; a longer input goes alone
+    max_encoder_length: int = 4096  # positions of one encoder input
+    max_decoder_length: int = 4096  # decoder prompt + generated tokens
+    kv_cache_gib: float | None = None  # None: what max_num_seqs can use, up to 1 GiB on a CPU and 80 %
+    # of what is free on a GPU
+    page_size: int | None = None  # positions in a page; None: 16 on a CPU, 64 on a GPU
+    num_pages: int | None = None  # overrides kv_cache_gib
+    check_invariants: bool = False  # after every step
+
+    def __post_init__(self) -> None:
+        for name in ("tensor_parallel_size", "max_num_seqs", "max_batched_tokens", "max_encoder_tokens",
+                     "max_encoder_length", "max_decoder_length"):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise InvalidRequest(f"must be at least 1, got {getattr(self, name)}", field=name)
+        if self.max_batched_tokens < self.max_num_seqs:
+            raise InvalidRequest(
+                f"must be at least max_num_seqs = {self.max_num_seqs}, got {self.max_batched_tokens}",
+                field="max_batched_tokens",
+            )
+
+    def torch_device(self, rank: int = 0) -> torch.device:
+        kind = self.device
+        if kind == "auto":
+            kind = "cuda" if torch.cuda.is_available() else "cpu"
+        # Ray shows a shard its own GPU only; ranks spawned by LLM see them all.
+        return torch.device(kind, rank % torch.cuda.device_count()) if kind == "cuda" else torch.device("cpu")
+
+    def torch_dtype(self, device: torch.device) -> torch.dtype:
+        if self.dtype == "auto":
+            return torch.bfloat16 if device.type == "cuda" else torch.float32
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
+
+    def positions_per_page(self, device: torch.device) -> int:
+        return self.page_size or (64 if device.type == "cuda" else 16)
+
+    def pages(self, stack: StackSpec, device: torch.device, dtype: torch.dtype) -> int:
+        """Pages of the pool on each rank, whose size in bytes is set by the decoder stack."""
+        if self.num_pages is not None:
+            return self.num_pages
+        size = self.positions_per_page(device)
+        most = self.max_num_seqs * (-(-self.max_encoder_length // size) - (-self.max_decoder_length // size))
+        heads = stack.heads // self.tensor_parallel_size
+        page_bytes = 2 * stack.layers * heads * size * stack.head_dim * dtype.itemsize
+        if self.kv_cache_gib is not None:
+            room = int(self.kv_cache_gib * GIB)
+        elif device.type == "cuda":
+            room = int(torch.cuda.mem_get_info(device)[0] * 0.8)
+        else:
+            room = GIB
+        return min(most, max(1, room // page_bytes))
+
+

@@ -1,0 +1,72 @@
+"""The tensor-parallel group: which rank we are, and what ranks say to each other."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+
+# A shard that dies is noticed by its supervisor long before; this ends a rank left alone.
+TIMEOUT = timedelta(minutes=30)
+
+
+@dataclass(frozen=True)
+class Group:
+    """Rank 0 decides and samples; the others follow. A group of one says nothing to anybody."""
+
+    rank: int = 0
+    size: int = 1
+    tensors: dist.ProcessGroup | None = None  # NCCL on GPUs, gloo on CPUs
+    control: dist.ProcessGroup | None = None  # gloo: integers between the hosts
+
+    @classmethod
+    def create(cls, rank: int, size: int, init_method: str, device: torch.device) -> Group:
+        """Meets the other ranks at `init_method` (`tcp://host:port` or `file:///path`)."""
+        if size == 1:
+            return cls()
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(
+            backend, init_method=init_method, rank=rank, world_size=size, timeout=TIMEOUT
+        )
+        tensors = dist.group.WORLD
+        control = tensors if backend == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
+        return cls(rank, size, tensors, control)
+
+    def close(self) -> None:
+        if self.size > 1 and dist.is_initialized():
+            dist.destroy_process_group()
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        """Sum over ranks, in place."""
+        if self.size > 1:
+            dist.all_reduce(x, group=self.tensors)
+        return x
+
+    def gather_columns(self, x: torch.Tensor) -> torch.Tensor | None:
+        """Rank 0: the ranks' [N, C] side by side, [N, size * C]. Others: None."""
+        if self.size == 1:
+            return x
+        parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
+        dist.gather(x.contiguous(), parts, dst=0, group=self.tensors)
+        return None if parts is None else torch.cat(parts, dim=-1)
+
+    def broadcast(self, x: torch.Tensor) -> torch.Tensor:
+        """Rank 0's tensor, on the device, into everybody's `x`."""
+        if self.size > 1:
+            dist.broadcast(x, src=0, group=self.tensors)
+        return x
+
+    def send_integers(self, values: list[int]) -> None:
+        """Rank 0 to all others, over the hosts: `receive_integers` returns them there."""
+        if self.size > 1:
+            dist.broadcast(torch.tensor([len(values)]), src=0, group=self.control)
+            dist.broadcast(torch.tensor(values, dtype=torch.int64), src=0, group=self.control)
+
+    def receive_integers(self) -> torch.Tensor:
+        length = torch.empty(1, dtype=torch.int64)
+        dist.broadcast(length, src=0, group=self.control)
+        values = torch.empty(int(length), dtype=torch.int64)
+        dist.broadcast(values, src=0, group=self.control)
+        return values

@@ -1,0 +1,129 @@
+"""The layers, each of which knows how it is sharded and which weights it wants. Model code above
+never mentions a rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.nn.functional as F
+
+from tandem.errors import ModelLoadError
+from tandem.workers.checkpoint import WeightSlot
+from tandem.workers.distributed import Group
+
+
+class Placement:
+    """Where and how a model's tensors are made."""
+
+    def __init__(self, device: torch.device, dtype: torch.dtype, group: Group) -> None:
+        self.device, self.dtype, self.group = device, dtype, group
+
+    def empty(self, *shape: int) -> torch.Tensor:
+        return torch.empty(shape, device=self.device, dtype=self.dtype)
+
+    def share(self, total: int, what: str) -> int:
+        """`total` split evenly over the ranks."""
+        if total % self.group.size:
+            raise ModelLoadError(
+                f"{what} = {total} is not divisible by tensor_parallel_size = {self.group.size}",
+                field="tensor_parallel_size",
+            )
+        return total // self.group.size
+
+
+class Norm:
+    """RMSNorm's scale; the same on every rank."""
+
+    def __init__(self, name: str, width: int, eps: float, place: Placement) -> None:
+        self.name, self.eps = name, eps
+        self.weight = place.empty(width)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        yield WeightSlot(self.name, self.weight, tuple(self.weight.shape))
+
+
+class ColumnParallel:
+    """Several projections of one input as one GEMM, each split by its output.
+
+    `names` are the parts in order; part i has `widths[i]` outputs over all ranks. The result is the
+    parts' shares side by side: [N, sum(widths) / size].
+    """
+
+    def __init__(
+        self, names: Sequence[str], widths: Sequence[int], inputs: int, what: str, place: Placement
+    ) -> None:
+        self.names, self.widths, self.inputs = names, widths, inputs
+        self.shares = [place.share(width, what) for width in widths]
+        self.rank = place.group.rank
+        self.weight = place.empty(sum(self.shares), inputs)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        parts = self.weight.split(self.shares)
+        for name, part, width, share in zip(self.names, parts, self.widths, self.shares, strict=True):
+            yield WeightSlot(name, part, (width, self.inputs), dim=0, start=self.rank * share)
+
+
+class RowParallel:
+    """A projection split by its input; the ranks' partial results are summed: [N, outputs]."""
+
+    def __init__(self, name: str, inputs: int, outputs: int, what: str, place: Placement) -> None:
+        self.name, self.inputs, self.group = name, inputs, place.group
+        self.weight = place.empty(outputs, place.share(inputs, what))
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return self.group.all_reduce(F.linear(x, self.weight))
+
+    def slots(self) -> Iterator[WeightSlot]:
+        outputs, share = self.weight.shape
+        yield WeightSlot(
+            self.name, self.weight, (outputs, self.inputs), dim=1, start=self.group.rank * share
+        )
+
+
+class HeadTable:
+    """A [rows, heads] table of which each rank keeps its own heads."""
+
+    def __init__(self, name: str, rows: int, heads: int, place: Placement) -> None:
+        self.name, self.heads, self.rank = name, heads, place.group.rank
+        # float32: it is added to float32 scores.
+        self.weight = torch.empty(rows, place.share(heads, "heads"), device=place.device)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        rows, share = self.weight.shape
+        yield WeightSlot(self.name, self.weight, (rows, self.heads), dim=1, start=self.rank * share)
+
+
+class Vocabulary:
+    """A [vocabulary, width] matrix, split by token; the last rank's share may be partly empty.
+
+    Serves as embedding, as output projection, or as both where they are tied.
+    """
+
+    def __init__(self, name: str, size: int, width: int, place: Placement) -> None:
+        self.name, self.size, self.group = name, size, place.group
+        self.share = -(-size // place.group.size)
+        self.start = place.group.rank * self.share
+        self.weight = torch.zeros(self.share, width, device=place.device, dtype=place.dtype)
+
+    def embed(self, ids: torch.Tensor) -> torch.Tensor:
+        """ids [N] → [N, width]."""
+        if self.group.size == 1:
+            return F.embedding(ids, self.weight)
+        local = ids - self.start
+        here = (local >= 0) & (local < self.share)
+        rows = F.embedding(local.clamp(0, self.share - 1), self.weight)
+        return self.group.all_reduce(rows * here.unsqueeze(1))
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor | None:
+        """x [N, width] → float32 [N, size] on rank 0, None on the others."""
+        gathered = self.group.gather_columns(F.linear(x, self.weight))
+        return None if gathered is None else gathered[:, : self.size].float()
+
+    def slots(self) -> Iterator[WeightSlot]:
+        rows = max(0, min(self.share, self.size - self.start))
+        width = self.weight.shape[1]
+        yield WeightSlot(self.name, self.weight[:rows], (self.size, width), dim=0, start=self.start)

@@ -1,0 +1,419 @@
+"""What the next step computes: continuous batching over one pool of pages.
+
+`plan(now)` decides, `apply(plan, tokens)` moves the state on; between the two the runner executes the
+plan. Neither knows a device, a clock or a thread. Plans may be made ahead: a sequence's token of a
+step not applied yet is known to the device only, and the plan refers to it.
+
+Order: sequences are served by arrival, each level of priority counting as PRIORITY_S seconds of
+waiting. The order never changes, nothing overtakes, so nothing starves; when pages run out, the last
+in order is preempted and recomputed later from its tokens.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass, field
+from enum import Enum
+from itertools import repeat
+from typing import Literal
+
+from tandem.errors import InvalidRequest, TandemError
+from tandem.outputs import TokenLogprobs
+from tandem.workers.pages import PagePool
+from tandem.workers.request import Delta, EngineRequest, EngineStats
+
+PRIORITY_S = 10.0
+
+
+class State(Enum):
+    WAITING = "waiting"  # not admitted yet, or preempted
+    RUNNING = "running"  # holds a slot and pages
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class CrossEntry:
+    """The cross-attention pages of one encoder input, shared by the sequences that read it."""
+
+    index: int  # row of the device's table of cross pages
+    key: str
+    pages: list[int]
+    length: int  # encoder positions
+    readers: int = 0  # running sequences
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request on its way. All fields are the scheduler's."""
+
+    request: EngineRequest
+    order: tuple[float, int]
+    deadline: float | None  # on the clock of `now`
+    tokens: list[int]  # prefix, then all generated tokens applied so far
+    state: State = State.WAITING
+    computed: int = 0  # positions whose self K/V are in pages, or will be by the steps in flight
+    in_flight: int = 0  # tokens sampled by steps not applied yet
+    slot: int = -1
+    pages: list[int] = field(default_factory=list)
+    cross: CrossEntry | None = None
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.request.prefix_ids)
+
+    @property
+    def known(self) -> int:
+        """Positions whose token is decided, by the host or by a step in flight."""
+        return len(self.tokens) + self.in_flight
+
+
+@dataclass(slots=True)
+class Admission:
+    """An encoder input whose cross-attention K/V this step computes, into `entry.pages`."""
+
+    entry: CrossEntry
+    request: EngineRequest  # the first reader: says where the hidden states come from
+
+
+@dataclass(slots=True)
+class Row:
+    """Consecutive positions of one sequence, computed in this step."""
+
+    sequence: Sequence
+    start: int  # first position
+    count: int  # positions
+    token_ids: list[int]  # their tokens; empty where the one token is on the device only
+    samples: bool  # the last position's logits give the next token
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step. Rows of sequences that share an encoder input are adjacent."""
+
+    rows: list[Row] = field(default_factory=list)
+    admissions: list[Admission] = field(default_factory=list)
+    started: list[Sequence] = field(default_factory=list)  # got a slot: the sampler reads their parameters
+    new_pages: list[tuple[int, int, int]] = field(default_factory=list)  # slot, index in its table, page
+    ended: list[Delta] = field(default_factory=list)  # ended without a token: cancelled, deadline
+
+
+EndReason = Literal["cancelled", "deadline"]
+
+
+class Scheduler:
+    """See the module's docstring. Not thread-safe: one thread calls everything."""
+
+    def __init__(
+        self,
+        pool: PagePool,
+        *,
+        max_num_seqs: int,
+        max_batched_tokens: int,
+        max_encoder_tokens: int,
+    ) -> None:
+        """
+        Args:
+            max_num_seqs: sequences running at once (slots).
+            max_batched_tokens: decoder positions computed in one step; at least max_num_seqs.
+            max_encoder_tokens: encoder positions projected in one step; a single longer input goes alone.
+        """
+        if max_batched_tokens < max_num_seqs:
+            raise ValueError(f"max_batched_tokens {max_batched_tokens} < max_num_seqs {max_num_seqs}")
+        self.pool = pool
+        self.max_num_seqs = max_num_seqs
+        self.max_batched_tokens = max_batched_tokens
+        self.max_encoder_tokens = max_encoder_tokens
+        self._sequences: dict[str, Sequence] = {}  # all that have not ended, by request id
+        self._waiting: list[tuple[tuple[float, int], Sequence]] = []  # heap; ended ones drop out at the top
+        self._deadlines: list[tuple[float, int, Sequence]] = []  # heap, likewise
+        self._running: list[Sequence] = []  # in order
+        self._cross: dict[str, CrossEntry] = {}
+        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
+        self._free_entries = list(range(max_num_seqs - 1, -1, -1))
+        self._ended: list[Delta] = []
+        self._arrivals = 0
+        self._steps = 0
+        self._generated = 0
+        self._encoded = 0
+        self._preemptions = 0
+
+    # -- requests come and go
+
+    def submit(self, request: EngineRequest, now: float) -> None:
+        """Takes a request in. Raises InvalidRequest if it can never fit or its id is in use."""
+        if request.request_id in self._sequences:
+            raise InvalidRequest("is already running", field="request_id")
+        positions = len(request.prefix_ids) + request.decoding.max_tokens
+        need = self.pool.pages_for(len(request.encoder.token_ids)) + self.pool.pages_for(positions)
+        if need > self.pool.total:
+            raise InvalidRequest(
+                f"{len(request.encoder.token_ids)} encoder tokens, {len(request.prefix_ids)} decoder prompt "
+                f"tokens and {request.decoding.max_tokens} new tokens need {need} pages of K/V memory, "
+                f"the engine has {self.pool.total}",
+                field="max_tokens",
+            )
+        self._arrivals += 1
+        sequence = Sequence(
+            request=request,
+            order=(now - request.priority * PRIORITY_S, self._arrivals),
+            deadline=None if request.timeout_s is None else now + request.timeout_s,
+            tokens=[*request.prefix_ids, *request.generated_ids],
+        )
+        self._sequences[request.request_id] = sequence
+        if request.generated_ids and (reason := self._finish_reason(sequence)):
+            self._end(sequence, self._delta(sequence, [], reason))
+            return
+        heapq.heappush(self._waiting, (sequence.order, sequence))
+        if sequence.deadline is not None:
+            heapq.heappush(self._deadlines, (sequence.deadline, self._arrivals, sequence))
+
+    def cancel(self, request_id: str, reason: EndReason = "cancelled") -> None:
+        """Ends a request; its last delta is in the next plan. Unknown ids have ended already."""
+        sequence = self._sequences.get(request_id)
+        if sequence is not None:
+            self._end(sequence, Delta(request_id, [], finish_reason=reason))
+
+    def fail(self, plan: StepPlan, admission: Admission, error: TandemError) -> None:
+        """Takes an encoder input that cannot be read out of a plan, and ends its readers."""
+        plan.admissions.remove(admission)
+        readers = [s for s in self._running if s.cross is admission.entry]
+        plan.rows = [row for row in plan.rows if row.sequence.cross is not admission.entry]
+        plan.started = [s for s in plan.started if s.cross is not admission.entry]
+        for sequence in readers:
+            self._end(sequence, Delta(sequence.request.request_id, [], error=error))
+        plan.ended += self._take_ended()
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._sequences or self._ended)
+
+    # -- decide
+
+    def plan(self, now: float) -> StepPlan:
+        """The next step; empty where nothing can run before a step in flight is applied."""
+        while self._deadlines and self._deadlines[0][0] <= now:
+            sequence = heapq.heappop(self._deadlines)[2]
+            if sequence.state is not State.ENDED:
+                self._end(sequence, Delta(sequence.request.request_id, [], finish_reason="deadline"))
+        plan = StepPlan()
+        preemptions = self._preemptions
+        budget = self._plan_running(plan)
+        if self._preemptions == preemptions:  # else what would come in might drive out the next
+            self._admit(plan, budget)
+        plan.rows.sort(key=lambda row: row.sequence.cross.index if row.sequence.cross else -1)
+        plan.ended = self._take_ended()
+        return plan
+
+    def _plan_running(self, plan: StepPlan) -> int:
+        """A row for every running sequence that can go on; returns the tokens left to the step."""
+        budget = self.max_batched_tokens
+        # One token is kept back for each sequence behind, so that a long prefill delays no decode.
+        behind = len(self._running)
+        for sequence in list(self._running):
+            behind -= 1
+            if sequence.state is not State.RUNNING:  # preempted for one before it
+                continue
+            if sequence.generated + sequence.in_flight >= sequence.request.decoding.max_tokens:
+                continue  # its last token is in flight
+            count = min(sequence.known - sequence.computed, budget - behind)
+            if self._reserve(sequence, count, plan):
+                self._add_row(sequence, count, plan)
+                budget -= count
+        return budget
+
+    def _reserve(self, sequence: Sequence, count: int, plan: StepPlan) -> bool:
+        """Pages for `count` more positions, preempting the last in order while there are too few."""
+        need = self.pool.pages_for(sequence.computed + count) - len(sequence.pages)
+        while (pages := self.pool.take(need)) is None:
+            victim = self._running[-1]
+            self._preempt(victim)
+            if victim is sequence:
+                return False
+        for page in pages:
+            plan.new_pages.append((sequence.slot, len(sequence.pages), page))
+            sequence.pages.append(page)
+        return True
+
+    def _admit(self, plan: StepPlan, budget: int) -> None:
+        """Lets waiting sequences in, strictly in order, while slots, pages and tokens last."""
+        encoder_tokens = 0
+        while budget > 0 and self._free_slots:
+            sequence = self._first_waiting()
+            if sequence is None or sequence.in_flight:
+                return  # a preempted one comes back only when all its tokens are known
+            encoder = sequence.request.encoder
+            entry = self._cross.get(encoder.key)
+            length = len(encoder.token_ids)
+            if entry is None and encoder_tokens and encoder_tokens + length > self.max_encoder_tokens:
+                return
+            cross_pages = self.pool.pages_for(length) if entry is None else 0
+            # Room for one more token, and for each running sequence to grow: fewer preemptions.
+            self_pages = self.pool.pages_for(len(sequence.tokens) + 1)
+            if cross_pages + self_pages + len(self._running) > self.pool.free and self._running:
+                return
+            if cross_pages + self_pages > self.pool.free:
+                return
+            if entry is None:
+                pages = self.pool.take(cross_pages)
+                assert pages is not None
+                entry = CrossEntry(self._free_entries.pop(), encoder.key, pages, length)
+                self._cross[encoder.key] = entry
+                plan.admissions.append(Admission(entry, sequence.request))
+                encoder_tokens += length
+                self._encoded += length
+            entry.readers += 1
+            heapq.heappop(self._waiting)
+            sequence.state, sequence.cross = State.RUNNING, entry
+            sequence.slot, sequence.computed = self._free_slots.pop(), 0
+            self._running.append(sequence)
+            self._running.sort(key=lambda s: s.order)
+            plan.started.append(sequence)
+            count = min(len(sequence.tokens), budget)
+            self._reserve(sequence, count, plan)
+            self._add_row(sequence, count, plan)
+            budget -= count
+
+    def _add_row(self, sequence: Sequence, count: int, plan: StepPlan) -> None:
+        start = sequence.computed
+        sequence.computed += count
+        samples = sequence.computed == sequence.known
+        plan.rows.append(Row(sequence, start, count, sequence.tokens[start : start + count], samples))
+        if samples:
+            sequence.in_flight += 1
+
+    def _first_waiting(self) -> Sequence | None:
+        while self._waiting and self._waiting[0][1].state is State.ENDED:
+            heapq.heappop(self._waiting)
+        return self._waiting[0][1] if self._waiting else None
+
+    def _preempt(self, sequence: Sequence) -> None:
+        """Back to waiting, at its old place. It has no row in this plan: rows are made in order, and
+        the last in order is preempted."""
+        self._release(sequence)
+        sequence.state, sequence.slot = State.WAITING, -1
+        heapq.heappush(self._waiting, (sequence.order, sequence))
+        self._preemptions += 1
+
+    # -- apply
+
+    def apply(
+        self,
+        plan: StepPlan,
+        tokens: Seq[int],
+        logprobs: Seq[TokenLogprobs | None] | None = None,
+    ) -> list[Delta]:
+        """Takes in the tokens of the plan's sampling rows, in the order of its rows."""
+        deltas = []
+        sampling = [row for row in plan.rows if row.samples]
+        for row, token, logprob in zip(sampling, tokens, logprobs or repeat(None), strict=False):
+            sequence = row.sequence
+            sequence.in_flight -= 1
+            if sequence.state is State.ENDED:
+                continue  # the step was under way when it ended
+            sequence.tokens.append(token)
+            self._generated += 1
+            reason = self._finish_reason(sequence)
+            deltas.append(self._delta(sequence, [token], reason, logprob))
+            if reason is not None:
+                self._end(sequence, None)
+        self._steps += 1
+        return deltas
+
+    def _finish_reason(self, sequence: Sequence) -> Literal["stop", "length"] | None:
+        decoding = sequence.request.decoding
+        if sequence.tokens[-1] in decoding.stop_ids and sequence.generated > decoding.min_tokens:
+            return "stop"
+        return "length" if sequence.generated >= decoding.max_tokens else None
+
+    def _delta(
+        self,
+        sequence: Sequence,
+        tokens: list[int],
+        reason: Literal["stop", "length"] | None,
+        logprob: TokenLogprobs | None = None,
+    ) -> Delta:
+        last = sequence.tokens[-1]
+        own_stop = reason == "stop" and last not in sequence.request.decoding.eos_ids
+        return Delta(
+            sequence.request.request_id,
+            tokens,
+            logprobs=None if logprob is None else [logprob],
+            finish_reason=reason,
+            stop_reason=last if own_stop else None,
+        )
+
+    # -- the end of a sequence
+
+    def _end(self, sequence: Sequence, delta: Delta | None) -> None:
+        """Frees what it holds. `delta` is its last where none comes from `apply`."""
+        if sequence.state is State.RUNNING:
+            self._release(sequence)
+        sequence.state = State.ENDED
+        del self._sequences[sequence.request.request_id]
+        if delta is not None:
+            self._ended.append(delta)
+
+    def _release(self, sequence: Sequence) -> None:
+        """Slot and pages go back. Steps in flight may still write there: the device works in order,
+        so whoever gets them next writes later."""
+        self._running.remove(sequence)
+        self._free_slots.append(sequence.slot)
+        self.pool.give_back(sequence.pages)
+        sequence.pages = []
+        entry = sequence.cross
+        assert entry is not None
+        entry.readers -= 1
+        if entry.readers == 0:
+            self.pool.give_back(entry.pages)
+            self._free_entries.append(entry.index)
+            del self._cross[entry.key]
+        sequence.cross = None
+
+    def _take_ended(self) -> list[Delta]:
+        ended, self._ended = self._ended, []
+        return ended
+
+    # -- observation
+
+    def stats(self) -> EngineStats:
+        return EngineStats(
+            running=len(self._running),
+            waiting=len(self._sequences) - len(self._running),
+            max_running=self.max_num_seqs,
+            free_pages=self.pool.free,
+            total_pages=self.pool.total,
+            cross_pages=sum(len(entry.pages) for entry in self._cross.values()),
+            steps=self._steps,
+            generated_tokens=self._generated,
+            encoded_tokens=self._encoded,
+            preemptions=self._preemptions,
+        )
+
+    def check(self) -> None:
+        """Raises AssertionError where an invariant does not hold. Cheap enough for production."""
+        held = [page for s in self._running for page in s.pages]
+        self.pool.check(held + [page for entry in self._cross.values() for page in entry.pages])
+        slots = [s.slot for s in self._running]
+        if sorted(slots + self._free_slots) != list(range(self.max_num_seqs)):
+            raise AssertionError(f"slots {slots} and free {self._free_slots} do not make up all")
+        entries = [entry.index for entry in self._cross.values()]
+        if sorted(entries + self._free_entries) != list(range(self.max_num_seqs)):
+            raise AssertionError(f"cross entries {entries} and free {self._free_entries} do not make up all")
+        for entry in self._cross.values():
+            readers = sum(s.cross is entry for s in self._running)
+            if readers != entry.readers or readers == 0:
+                raise AssertionError(f"cross entry {entry.key} counts {entry.readers} readers, has {readers}")
+        if self._running != sorted(self._running, key=lambda s: s.order):
+            raise AssertionError("running sequences are out of order")
+        waiting = {id(s) for _, s in self._waiting if s.state is State.WAITING}
+        for sequence in self._sequences.values():
+            if sequence.state is State.ENDED:
+                raise AssertionError(f"{sequence.request.request_id} ended but is still known")
+            if (sequence.state is State.WAITING) != (id(sequence) in waiting):
+                raise AssertionError(f"{sequence.request.request_id} is {sequence.state} but queued otherwise")
+            if sequence.state is State.RUNNING and (
+                len(sequence.pages) != self.pool.pages_for(sequence.computed)
+                or sequence.computed > sequence.known
+            ):
+                raise AssertionError(f"{sequence.request.request_id} holds the wrong number of pages")
