@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -74,31 +73,48 @@ class WeightSlot:
     start: int = 0  # first index of this rank's slice along `dim`
 
 
-def load_weights(folder: Path, spec: ModelSpec, family: Family, slots: Iterable[WeightSlot]) -> None:
-    """Fills every slot from the folder's safetensors, converting to the slot's dtype.
+class Checkpoint:
+    """The weights in a model's folder, under our names.
 
-    `slots` may be one stack's only. Raises ModelLoadError for a weight that is missing, one in the
-    checkpoint that no family name covers, or a wrong shape.
+    Opening it raises ModelLoadError for a weight that is missing, and for one that no name of the
+    family covers: complete both ways.
     """
-    names: WeightNames = family.names(spec)
-    with ExitStack() as stack:
-        files = [
-            stack.enter_context(safe_open(path, framework="pt"))  # type: ignore[no-untyped-call]
+
+    def __init__(self, folder: Path, spec: ModelSpec, family: Family) -> None:
+        self._files = {
+            name: file
             for path in _weight_files(folder)
-        ]
-        where = {name: file for file in files for name in file.keys()}  # noqa: SIM118
+            for file in [safe_open(path, framework="pt")]  # type: ignore[no-untyped-call]
+            for name in file.keys()  # noqa: SIM118
+        }
+        names: WeightNames = family.names(spec)
         known = {name for alternatives in names.values() for name in alternatives} | family.unused(spec)
-        if unused := sorted(set(where) - known):
+        if unused := sorted(set(self._files) - known):
             raise ModelLoadError(f"{folder} has {len(unused)} weights that the model does not: {_some(unused)}")
-        missing = [alternatives[0] for alternatives in names.values() if not where.keys() & set(alternatives)]
+        missing = [theirs[0] for theirs in names.values() if not self._files.keys() & set(theirs)]
         if missing:
             raise ModelLoadError(f"{folder} lacks {len(missing)} weights: {_some(sorted(missing))}")
+        self._names = {
+            ours: next(name for name in theirs if name in self._files) for ours, theirs in names.items()
+        }
+
+    def tied(self, one: str, other: str) -> bool:
+        """Whether two of our weights are one in the checkpoint."""
+        return self._names[one] == self._names[other]
+
+    def load(self, slots: Iterable[WeightSlot]) -> None:
+        """Fills the slots, reading only their slices and converting to their dtype.
+
+        Raises ModelLoadError, naming both shapes, where a weight has not the one the config implies.
+        """
         for slot in slots:
-            theirs = next(name for name in names[slot.name] if name in where)
-            stored = where[theirs].get_slice(theirs)
+            theirs = self._names[slot.name]
+            stored = self._files[theirs].get_slice(theirs)
             shape = tuple(stored.get_shape())
             if shape != slot.shape:
-                raise ModelLoadError(f"{theirs} has shape {list(shape)}, the config asks for {list(slot.shape)}")
+                raise ModelLoadError(
+                    f"{theirs} has shape {list(shape)}, the config asks for {list(slot.shape)}"
+                )
             index: list[slice] = [slice(None)] * len(shape)
             if slot.dim is not None:
                 index[slot.dim] = slice(slot.start, slot.start + slot.into.shape[slot.dim])

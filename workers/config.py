@@ -10,7 +10,7 @@ import torch
 from tandem.errors import InvalidRequest
 from tandem.workers.spec import StackSpec
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
+Dtype = Literal["auto", "float32", "bfloat16"]  # no float16: T5's activations overflow it
 Device = Literal["auto", "cpu", "cuda"]
 
 GIB = 2**30
@@ -33,6 +33,8 @@ class EngineConfig:
     # of what is free on a GPU
     page_size: int | None = None  # positions in a page; None: 16 on a CPU, 64 on a GPU
     num_pages: int | None = None  # overrides kv_cache_gib
+    with_encoder: bool = True  # False: hidden states come from outside, no encoder is loaded
+    overlap: bool | None = None  # launch a step before the last one's tokens are read; None: on a GPU
     check_invariants: bool = False  # after every step
 
     def __post_init__(self) -> None:
@@ -56,7 +58,7 @@ class EngineConfig:
     def torch_dtype(self, device: torch.device) -> torch.dtype:
         if self.dtype == "auto":
             return torch.bfloat16 if device.type == "cuda" else torch.float32
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}[self.dtype]
+        return torch.float32 if self.dtype == "float32" else torch.bfloat16
 
     def positions_per_page(self, device: torch.device) -> int:
         return self.page_size or (64 if device.type == "cuda" else 16)
@@ -66,7 +68,7 @@ class EngineConfig:
         if self.num_pages is not None:
             return self.num_pages
         size = self.positions_per_page(device)
-        most = self.max_num_seqs * (-(-self.max_encoder_length // size) - (-self.max_decoder_length // size))
+        most = self.max_num_seqs * (-(-self.max_encoder_length // size) + -(-self.max_decoder_length // size))
         heads = stack.heads // self.tensor_parallel_size
         page_bytes = 2 * stack.layers * heads * size * stack.head_dim * dtype.itemsize
         if self.kv_cache_gib is not None:

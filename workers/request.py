@@ -3,9 +3,8 @@ of a prompt are `n` requests that share their encoder input's pages by its key."
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from tandem.errors import TandemError
 from tandem.outputs import FinishReason, TokenLogprobs
@@ -14,16 +13,25 @@ if TYPE_CHECKING:
     import torch
 
 
+class HiddenStates(Protocol):
+    """Hidden states another worker computed. Set by the cluster, see cluster/handoff.py."""
+
+    handle: int  # unique among the engine's live encoder inputs; the same on every rank
+
+    def __call__(self) -> torch.Tensor:
+        """[length, d_model], on any device. May be called again after a preemption.
+
+        Raises HiddenStatesLost where they are gone.
+        """
+
+
 @dataclass(frozen=True, slots=True)
 class EncoderInput:
     """One encoder input. Equal keys mean equal inputs: their cross-attention pages are shared."""
 
     key: str  # content hash of model revision and token ids
     token_ids: tuple[int, ...]
-    # Set by the cluster when another worker encodes; None where this engine encodes by itself.
-    # Returns the hidden states [len(token_ids), d_model], and may be called again after a preemption.
-    # Raises HiddenStatesLost where they are gone.
-    hidden: Callable[[], torch.Tensor] | None = None
+    hidden: HiddenStates | None = None  # None where this engine encodes by itself
 
 
 @dataclass(frozen=True, slots=True)

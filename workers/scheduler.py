@@ -89,7 +89,7 @@ class Row:
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step. Rows of sequences that share an encoder input are adjacent."""
+    """One step. Rows of one position come first; rows that share an encoder input are adjacent."""
 
     rows: list[Row] = field(default_factory=list)
     admissions: list[Admission] = field(default_factory=list)
@@ -201,7 +201,7 @@ class Scheduler:
         budget = self._plan_running(plan)
         if self._preemptions == preemptions:  # else what would come in might drive out the next
             self._admit(plan, budget)
-        plan.rows.sort(key=lambda row: row.sequence.cross.index if row.sequence.cross else -1)
+        plan.rows.sort(key=lambda row: (row.count > 1, row.sequence.cross.index if row.sequence.cross else -1))
         plan.ended = self._take_ended()
         return plan
 

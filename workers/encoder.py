@@ -1,0 +1,40 @@
+"""The encoder stack alone, for workers that only encode."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tandem.workers.checkpoint import Checkpoint, read_json
+from tandem.workers.config import EngineConfig
+from tandem.workers.distributed import Group
+from tandem.workers.families import family_of, spec_of
+from tandem.workers.layers import Placement
+from tandem.workers.model import load_encoder
+from tandem.workers.runner import encode_packed
+
+
+class Encoder:
+    """Encoder inputs to hidden states, packed and unpadded."""
+
+    def __init__(self, config: EngineConfig) -> None:
+        folder = Path(config.model)
+        model_config = read_json(folder, "config.json")
+        self.spec = spec_of(model_config)
+        self.device = config.torch_device()
+        self.dtype = config.torch_dtype(self.device)
+        checkpoint = Checkpoint(folder, self.spec, family_of(model_config))
+        self._stack = load_encoder(self.spec, checkpoint, Placement(self.device, self.dtype, Group()))
+
+    @property
+    def d_model(self) -> int:
+        return self.spec.encoder.d_model
+
+    @torch.inference_mode()
+    def encode(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
+        """Token ids of each input → hidden states [sum of lengths, d_model], in input order."""
+        lengths = np.array([len(ids) for ids in inputs], dtype=np.int64)
+        return encode_packed(self._stack, np.concatenate([np.asarray(ids) for ids in inputs]), lengths)

@@ -1,0 +1,122 @@
+"""The engine: requests in, deltas out, one step at a time. Rank 0 of a tensor-parallel group; the
+others run a `Follower`."""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+
+import torch
+
+from tandem.errors import HiddenStatesLost, InvalidRequest
+from tandem.workers.config import EngineConfig
+from tandem.workers.distributed import Group
+from tandem.workers.packet import CLOSE, Packet
+from tandem.workers.pages import PagePool
+from tandem.workers.request import Delta, EngineRequest, EngineStats
+from tandem.workers.runner import Runner
+from tandem.workers.sampler import Sampled, Sampler
+from tandem.workers.scheduler import EndReason, Scheduler, StepPlan
+
+
+class Engine:
+    """Continuous batching over one model replica. Not thread-safe: one thread calls everything."""
+
+    def __init__(self, config: EngineConfig, group: Group | None = None) -> None:
+        self.config = config
+        self.group = group or Group()
+        if self.group.size != config.tensor_parallel_size:
+            raise InvalidRequest(
+                f"is {config.tensor_parallel_size}, but the group has {self.group.size} ranks",
+                field="tensor_parallel_size",
+            )
+        self.runner = Runner(config, self.group)
+        self.spec = self.runner.spec
+        self.sampler = Sampler(config.max_num_seqs, self.spec.vocab_size, self.runner.device)
+        self.scheduler = Scheduler(
+            PagePool(self.runner.num_pages, self.runner.page_size),
+            max_num_seqs=config.max_num_seqs,
+            max_batched_tokens=config.max_batched_tokens,
+            max_encoder_tokens=config.max_encoder_tokens,
+        )
+        overlap = self.runner.device.type == "cuda" if config.overlap is None else config.overlap
+        self._depth = 2 if overlap else 1
+        self._in_flight: deque[tuple[StepPlan, Sampled | None]] = deque()
+
+    def submit(self, request: EngineRequest) -> None:
+        """Takes a request in; its deltas come from the steps that follow.
+
+        Raises InvalidRequest where it can never fit.
+        """
+        for field, limit, got in (
+            ("max_encoder_length", self.config.max_encoder_length, len(request.encoder.token_ids)),
+            (
+                "max_decoder_length",
+                self.config.max_decoder_length,
+                len(request.prefix_ids) + request.decoding.max_tokens,
+            ),
+        ):
+            if got > limit:
+                raise InvalidRequest(f"the engine takes {limit} positions, the request needs {got}", field=field)
+        self.scheduler.submit(request, time.monotonic())
+
+    def cancel(self, request_id: str, reason: EndReason = "cancelled") -> None:
+        """Ends a request and frees its pages; its last delta comes from the next step."""
+        self.scheduler.cancel(request_id, reason)
+
+    @property
+    def has_work(self) -> bool:
+        return self.scheduler.has_work or bool(self._in_flight)
+
+    def step(self) -> list[Delta]:
+        """Decides, submits and applies one step; returns what the sequences grew by."""
+        plan = self.scheduler.plan(time.monotonic())
+        self._load_hidden(plan)
+        if plan.rows or plan.admissions:
+            self._in_flight.append((plan, self._launch(plan)))
+        deltas = plan.ended
+        if self._in_flight and (len(self._in_flight) >= self._depth or not plan.rows):
+            applied, sampled = self._in_flight.popleft()
+            tokens, logprobs = ([], None) if sampled is None else sampled.wait()
+            deltas += self.scheduler.apply(applied, tokens, logprobs)
+        if self.config.check_invariants:
+            self.check()
+        return deltas
+
+    def _load_hidden(self, plan: StepPlan) -> None:
+        """Fetches hidden states before the step is launched: one that is lost fails its readers, not
+        the step."""
+        self._hidden: dict[int, torch.Tensor] = {}
+        for admission in list(plan.admissions):
+            hidden = admission.request.encoder.hidden
+            if hidden is None:
+                continue
+            try:
+                self._hidden[hidden.handle] = hidden()
+            except HiddenStatesLost as error:
+                self.scheduler.fail(plan, admission, error)
+
+    def _launch(self, plan: StepPlan) -> Sampled | None:
+        packet = Packet.of(plan)
+        if self.group.size > 1:
+            self.group.send_integers(packet.to_ints().tolist())
+        self.sampler.start(plan.started)
+        logits = self.runner.execute(packet, self._hidden.__getitem__)
+        self._hidden = {}
+        if logits is None:
+            return None
+        sampled = self.sampler.sample(logits, [row.sequence for row in plan.rows if row.samples])
+        self.runner.finish(packet, sampled.tokens)
+        return sampled
+
+    def stats(self) -> EngineStats:
+        return self.scheduler.stats()
+
+    def check(self) -> None:
+        """Raises AssertionError where an invariant of the scheduler does not hold."""
+        self.scheduler.check()
+
+    def close(self) -> None:
+        """Lets the other ranks go."""
+        self.group.send_integers(CLOSE)
+        self.group.close()

@@ -1,0 +1,42 @@
+"""Rank 1 and up of a tensor-parallel group: executes the steps rank 0 decides."""
+
+from __future__ import annotations
+
+import threading
+
+from tandem.workers.config import EngineConfig
+from tandem.workers.distributed import Group
+from tandem.workers.packet import CLOSE, Packet
+from tandem.workers.request import HiddenStates
+from tandem.workers.runner import Runner
+
+
+class Follower:
+    """`run` blocks in a thread of its own; `register` and `unregister` may be called from others."""
+
+    def __init__(self, config: EngineConfig, group: Group) -> None:
+        self.group = group
+        self.runner = Runner(config, group)
+        self.steps = 0  # executed; progress, for health checks
+        self._hidden: dict[int, HiddenStates] = {}
+        self._lock = threading.Lock()
+
+    def register(self, hidden: HiddenStates) -> None:
+        """Makes hidden states known under their handle, before rank 0 is given a request that reads
+        them."""
+        with self._lock:
+            self._hidden[hidden.handle] = hidden
+
+    def unregister(self, handle: int) -> None:
+        """Forgets them, after the last request that reads them has ended."""
+        with self._lock:
+            self._hidden.pop(handle, None)
+
+    def run(self) -> None:
+        """Serves steps until rank 0 closes the group."""
+        while (values := self.group.receive_integers()).tolist() != CLOSE:
+            packet = Packet.from_ints(values.numpy())
+            self.runner.execute(packet, lambda handle: self._hidden[handle]())
+            self.runner.finish(packet, None)
+            self.steps += 1
+        self.group.close()

@@ -1,0 +1,71 @@
+"""A step as integers: what rank 0 tells the other ranks, and all that any rank's runner reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from tandem.workers.scheduler import StepPlan
+
+Ints = npt.NDArray[np.int64]
+
+CLOSE = [0]  # in place of a step: no more will come
+ON_DEVICE = -1  # in place of a token id: the slot's last sampled token, which the device has
+ENCODE_HERE = -1  # in place of a handle: the ranks encode the tokens themselves
+_HEADER = 6
+
+
+@dataclass(slots=True)
+class Packet:
+    """One step's tables, one row an item."""
+
+    admissions: Ints  # [A, 4]: cross entry, length, pages, handle or ENCODE_HERE
+    admission_pages: Ints  # the admissions' pages, one after another
+    admission_tokens: Ints  # the tokens of those to be encoded here
+    new_pages: Ints  # [U, 3]: slot, index in its table, page
+    rows: Ints  # [R, 5]: slot, first position, count, cross entry, samples
+    row_tokens: Ints  # the rows' tokens, ON_DEVICE where not known
+
+    @classmethod
+    def of(cls, plan: StepPlan) -> Packet:
+        admissions, pages, encoded = [], [], []
+        for admission in plan.admissions:
+            entry, encoder = admission.entry, admission.request.encoder
+            handle = ENCODE_HERE if encoder.hidden is None else encoder.hidden.handle
+            admissions.append((entry.index, entry.length, len(entry.pages), handle))
+            pages += entry.pages
+            if handle == ENCODE_HERE:
+                encoded += encoder.token_ids
+        rows, tokens = [], []
+        for row in plan.rows:
+            sequence = row.sequence
+            entry_index = sequence.cross.index if sequence.cross else 0
+            rows.append((sequence.slot, row.start, row.count, entry_index, row.samples))
+            tokens += row.token_ids or [ON_DEVICE]
+        return cls(
+            _table(admissions, 4), _table(pages), _table(encoded), _table(plan.new_pages, 3), _table(rows, 5),
+            _table(tokens),
+        )  # fmt: skip
+
+    def to_ints(self) -> Ints:
+        parts = (
+            self.admissions, self.admission_pages, self.admission_tokens, self.new_pages, self.rows,
+            self.row_tokens,
+        )  # fmt: skip
+        return np.concatenate([np.array([len(part) for part in parts]), *(part.ravel() for part in parts)])
+
+    @classmethod
+    def from_ints(cls, values: Ints) -> Packet:
+        parts, at = [], _HEADER
+        for count, width in zip(values[:_HEADER], (4, 1, 1, 3, 5, 1), strict=True):
+            part = values[at : at + count * width]
+            parts.append(part.reshape(-1, width) if width > 1 else part)
+            at += count * width
+        return cls(*parts)
+
+
+def _table(items: object, width: int = 1) -> Ints:
+    table = np.array(items, dtype=np.int64)
+    return table.reshape(-1, width) if width > 1 else table

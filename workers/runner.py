@@ -1,0 +1,176 @@
+"""Executes steps on one rank. The decode state lives on the device, in slots: page tables, lengths of
+encoder inputs, the last token of each sequence. A step brings only what changed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from tandem.kernels import RowGroups
+from tandem.workers.checkpoint import Checkpoint, read_json
+from tandem.workers.config import EngineConfig
+from tandem.workers.distributed import Group
+from tandem.workers.families import family_of, spec_of
+from tandem.workers.kv_pool import KVPool
+from tandem.workers.layers import Placement
+from tandem.workers.model import AttentionRows, DecoderBatch, EncoderStack, load_decoder, load_encoder
+from tandem.workers.packet import ENCODE_HERE, ON_DEVICE, Ints, Packet
+
+Hidden = Callable[[int], torch.Tensor]  # handle → hidden states [length, d_model], on any device
+
+
+class Runner:
+    """One rank's model, pages and decode state."""
+
+    def __init__(self, config: EngineConfig, group: Group) -> None:
+        self.config, self.group = config, group
+        folder = Path(config.model)
+        model_config = read_json(folder, "config.json")
+        self.spec = spec_of(model_config)
+        self.device = config.torch_device(group.rank)
+        self.dtype = config.torch_dtype(self.device)
+        place = Placement(self.device, self.dtype, group)
+        checkpoint = Checkpoint(folder, self.spec, family_of(model_config))
+        self.encoder = load_encoder(self.spec, checkpoint, place) if config.with_encoder else None
+        self.decoder = load_decoder(self.spec, checkpoint, place)
+
+        stack = self.spec.decoder
+        self.page_size = config.positions_per_page(self.device)
+        self.num_pages = config.pages(stack, self.device, self.dtype)
+        self.pool = KVPool(
+            stack.layers, self.num_pages, stack.heads // group.size, self.page_size, stack.head_dim,
+            self.device, self.dtype,
+        )  # fmt: skip
+        slots = config.max_num_seqs
+
+        def table(positions: int) -> torch.Tensor:
+            pages = min(-(-positions // self.page_size), self.num_pages)
+            return torch.zeros(slots, pages, dtype=torch.int32, device=self.device)
+
+        self._self_pages = table(config.max_decoder_length)
+        self._cross_pages = table(config.max_encoder_length)
+        self._cross_lengths = torch.zeros(slots, dtype=torch.int32, device=self.device)
+        self._host_cross_lengths = np.zeros(slots, dtype=np.int64)  # the same: sizes launches without a sync
+        self._last_tokens = torch.zeros(slots, dtype=torch.int64, device=self.device)
+
+    @torch.inference_mode()
+    def execute(self, packet: Packet, hidden: Hidden) -> torch.Tensor | None:
+        """Runs a step up to its logits: float32 [sampling rows, vocabulary] on rank 0, else None.
+
+        `finish` completes it. `hidden` gives the hidden states of admissions encoded elsewhere.
+        """
+        if len(packet.new_pages):
+            slot, index, page = self._send(*packet.new_pages.T)
+            self._self_pages[slot, index] = page.int()
+        if len(packet.admissions):
+            self._admit(packet, hidden)
+        return self.decoder(self._batch(packet), self.pool) if len(packet.rows) else None
+
+    @torch.inference_mode()
+    def finish(self, packet: Packet, tokens: torch.Tensor | None) -> torch.Tensor | None:
+        """Makes the sampled tokens [sampling rows] known to all ranks. Rank 0 gives them."""
+        slots = packet.rows[packet.rows[:, 4] == 1, 0]
+        if not len(slots):
+            return None
+        if tokens is None:
+            tokens = torch.empty(len(slots), dtype=torch.int64, device=self.device)
+        self.group.broadcast(tokens)
+        self._last_tokens[self._send(slots)[0]] = tokens
+        return tokens
+
+    def _admit(self, packet: Packet, hidden: Hidden) -> None:
+        """Computes the cross-attention K/V of new encoder inputs into their pages."""
+        states, order = [], []
+        here = packet.admissions[:, 3] == ENCODE_HERE
+        if here.any():
+            assert self.encoder is not None, "this engine was told not to load the encoder"
+            states.append(encode_packed(self.encoder, packet.admission_tokens, packet.admissions[here, 1]))
+            order += list(np.flatnonzero(here))
+        for number in np.flatnonzero(~here):
+            states.append(hidden(int(packet.admissions[number, 3])).to(self.device, self.dtype))
+            order.append(number)
+        starts = np.cumsum(packet.admissions[:, 2]) - packet.admissions[:, 2]
+        offsets = np.arange(self.page_size)
+        write_slots, table_rows, table_columns, table_pages = [], [], [], []
+        for number in order:
+            entry, length, count, _ = packet.admissions[number]
+            pages = packet.admission_pages[starts[number] : starts[number] + count]
+            write_slots.append((pages[:, None] * self.page_size + offsets).ravel()[:length])
+            table_rows.append(np.full(count, entry))
+            table_columns.append(np.arange(count))
+            table_pages.append(pages)
+        slots, row, column, page, entries, lengths = self._send(
+            *map(np.concatenate, (write_slots, table_rows, table_columns, table_pages)),
+            *packet.admissions[:, :2].T,
+        )
+        self._cross_pages[row, column] = page.int()
+        self._cross_lengths[entries] = lengths.int()
+        self._host_cross_lengths[packet.admissions[:, 0]] = packet.admissions[:, 1]
+        self.decoder.admit(states[0] if len(states) == 1 else torch.cat(states), slots, self.pool)
+
+    def _batch(self, packet: Packet) -> DecoderBatch:
+        """Lays the rows out for the forward: positions one after another, those of one-position rows
+        first."""
+        slots, starts, counts, entries, samples = packet.rows.T
+        singles = int((counts == 1).sum())
+        ends = np.cumsum(counts)
+        row_of = np.repeat(np.arange(len(counts)), counts)
+        positions = np.arange(ends[-1]) - (ends - counts)[row_of] + starts[row_of]
+        token_ids, row_slots, row_positions, sample_rows = self._send(
+            packet.row_tokens, slots[row_of], positions, ends[samples == 1] - 1
+        )
+        if (packet.row_tokens == ON_DEVICE).any():
+            token_ids = torch.where(token_ids == ON_DEVICE, self._last_tokens[row_slots], token_ids)
+        pages = self._self_pages[row_slots, row_positions // self.page_size]
+        attention = []
+        if singles:
+            attention.append(self._attention_rows(packet.rows[:singles], 0))
+        if singles < len(counts):
+            attention.append(self._attention_rows(packet.rows[singles:], singles))
+        return DecoderBatch(
+            token_ids=token_ids,
+            write_slots=pages.long() * self.page_size + row_positions % self.page_size,
+            attention=attention,
+            sample_rows=sample_rows,
+        )
+
+    def _attention_rows(self, rows: Ints, start: int) -> AttentionRows:
+        slots, starts, counts, entries, _ = rows.T
+        # Adjacent rows of one encoder input read its K/V together.
+        first = np.flatnonzero(np.diff(entries, prepend=-1))
+        cu_rows = np.concatenate([[0], np.cumsum(counts)])
+        cu_cross = np.concatenate([cu_rows[first], cu_rows[-1:]])
+        slots_, lengths, cu_rows_, groups, cu_cross_ = self._send(
+            slots, starts + counts, cu_rows, entries[first], cu_cross
+        )
+        longest_cross = int(self._host_cross_lengths[entries].max())
+        return AttentionRows(
+            start=start,
+            stop=start + int(cu_rows[-1]),
+            self_pages=self._self_pages[slots_, : self._pages(int((starts + counts).max()))],
+            self_lengths=lengths.int(),
+            self_groups=RowGroups(cu_rows_.int(), int(counts.max())),
+            cross_pages=self._cross_pages[groups, : self._pages(longest_cross)],
+            cross_lengths=self._cross_lengths[groups],
+            cross_groups=RowGroups(cu_cross_.int(), int(np.diff(cu_cross).max())),
+        )
+
+    def _pages(self, positions: int) -> int:
+        return -(-positions // self.page_size)
+
+    def _send(self, *arrays: Ints) -> Sequence[torch.Tensor]:
+        """Integers to the device, in one copy."""
+        together = torch.from_numpy(np.concatenate(arrays))
+        return together.to(self.device, non_blocking=True).split([len(array) for array in arrays])
+
+
+def encode_packed(encoder: EncoderStack, token_ids: Ints, lengths: Ints) -> torch.Tensor:
+    """Packed inputs, one after another → packed hidden states [sum(lengths), d_model]."""
+    device = encoder.embedding.weight.device
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    return encoder(
+        torch.from_numpy(token_ids).to(device), torch.from_numpy(cu_seqlens).to(device), int(lengths.max())
+    )
