@@ -10,10 +10,10 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-
-from tandem.errors import ModelLoadError
 from tandem.workers.families import Family, WeightNames
 from tandem.workers.spec import ModelSpec
+
+from tandem.errors import ModelLoadError
 
 # What is fetched from a hub: never pickles, never code.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -90,7 +90,9 @@ class Checkpoint:
         names: WeightNames = family.names(spec)
         known = {name for alternatives in names.values() for name in alternatives} | family.unused(spec)
         if unused := sorted(set(self._files) - known):
-            raise ModelLoadError(f"{folder} has {len(unused)} weights that the model does not: {_some(unused)}")
+            raise ModelLoadError(
+                f"{folder} has {len(unused)} weights that the model does not: {_some(unused)}"
+            )
         missing = [theirs[0] for theirs in names.values() if not self._files.keys() & set(theirs)]
         if missing:
             raise ModelLoadError(f"{folder} lacks {len(missing)} weights: {_some(sorted(missing))}")

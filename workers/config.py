@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from tandem.workers.spec import StackSpec
 
 from tandem.errors import InvalidRequest
-from tandem.workers.spec import StackSpec
 
 Dtype = Literal["auto", "float32", "bfloat16"]  # no float16: T5's activations overflow it
 Device = Literal["auto", "cpu", "cuda"]
@@ -78,5 +78,3 @@ class EngineConfig:
         else:
             room = GIB
         return min(most, max(1, room // page_bytes))
-
-

@@ -27,9 +27,7 @@ class Group:
         if size == 1:
             return cls()
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(
-            backend, init_method=init_method, rank=rank, world_size=size, timeout=TIMEOUT
-        )
+        dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=TIMEOUT)
         tensors = dist.group.WORLD
         control = tensors if backend == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
         return cls(rank, size, tensors, control)

@@ -7,8 +7,6 @@ import time
 from collections import deque
 
 import torch
-
-from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.packet import CLOSE, Packet
@@ -16,7 +14,10 @@ from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.runner import Runner
 from tandem.workers.sampler import Sampled, Sampler
-from tandem.workers.scheduler import EndReason, Scheduler, StepPlan
+from tandem.workers.scheduler import EndReason, Scheduler
+from tandem.workers.step_plan import StepPlan
+
+from tandem.errors import HiddenStatesLost, InvalidRequest
 
 
 class Engine:
@@ -57,7 +58,9 @@ class Engine:
             ),
         ):
             if got > limit:
-                raise InvalidRequest(f"the engine takes {limit} positions, the request needs {got}", field=field)
+                raise InvalidRequest(
+                    f"the engine takes {limit} positions, the request needs {got}", field=field
+                )
         self.scheduler.submit(request, time.monotonic())
 
     def cancel(self, request_id: str, reason: EndReason = "cancelled") -> None:

@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tandem.errors import ModelLoadError
 from tandem.workers.spec import Activation, ModelSpec, RelativeBias, StackSpec
+
+from tandem.errors import ModelLoadError
 
 Config = Mapping[str, Any]  # config.json
 # Our name of a weight → the names it may have in the checkpoint: the first that is there is read.
@@ -23,13 +24,15 @@ class Family:
     spec: Callable[[Config], ModelSpec]
     names: Callable[[ModelSpec], WeightNames]
     # Weights that occur in the wild, are never read, and are passed over without complaint.
-    unused: Callable[[ModelSpec], set[str]] = lambda spec: set()
+    unused: frozenset[str] = frozenset()
 
 
 # -- T5: original, v1.1, Flan, ByT5; mT5; UMT5
 
 
-def _t5_spec(family: str, *, scaled: Callable[[Config], bool], bias_per_layer: bool = False):  # type: ignore[no-untyped-def]
+def _t5_spec(
+    family: str, scaled: Callable[[Config], bool], bias_per_layer: bool = False
+) -> Callable[[Config], ModelSpec]:
     def spec(config: Config) -> ModelSpec:
         projection = str(config.get("feed_forward_proj", "relu"))
         gate, _, name = projection.rpartition("-")
@@ -107,28 +110,35 @@ def _t5_names(spec: ModelSpec) -> WeightNames:
     return names
 
 
-def _t5_unused(spec: ModelSpec) -> set[str]:
-    # The original T5 checkpoints hold a bias table for cross-attention, which has none.
-    return {"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"}
+# The original T5 checkpoints hold a bias table for cross-attention, which has none.
+_T5_UNUSED = frozenset({"decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"})
 
 
 def _t5_scaled(config: Config) -> bool:
     # transformers 5 writes the flag itself; before, untied embeddings implied unscaled logits.
     flag = config.get("scale_decoder_outputs")
-    return bool(config.get("tie_word_embeddings", True) if flag is None else flag)
+    return _tied(config) if flag is None else bool(flag)
+
+
+def _tied(config: Config) -> bool:
+    return bool(config.get("tie_word_embeddings", True))
+
+
+def _never(_: Config) -> bool:
+    return False
 
 
 FAMILIES: dict[str, Family] = {
-    "t5": Family(_t5_spec("t5", scaled=_t5_scaled), _t5_names, _t5_unused),
-    "mt5": Family(_t5_spec("mt5", scaled=lambda config: False), _t5_names, _t5_unused),
+    "t5": Family(_t5_spec("t5", scaled=_t5_scaled), _t5_names, _T5_UNUSED),
+    "mt5": Family(_t5_spec("mt5", scaled=_never), _t5_names, _T5_UNUSED),
     "umt5": Family(
         _t5_spec(
             "umt5",
-            scaled=lambda config: bool(config.get("tie_word_embeddings", True)),
+            scaled=_tied,
             bias_per_layer=True,
         ),
         _t5_names,
-        _t5_unused,
+        _T5_UNUSED,
     ),
 }
 

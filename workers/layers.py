@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-
-from tandem.errors import ModelLoadError
 from tandem.workers.checkpoint import WeightSlot
 from tandem.workers.distributed import Group
+
+from tandem.errors import ModelLoadError
 
 
 class Placement:
@@ -79,9 +79,7 @@ class RowParallel:
 
     def slots(self) -> Iterator[WeightSlot]:
         outputs, share = self.weight.shape
-        yield WeightSlot(
-            self.name, self.weight, (outputs, self.inputs), dim=1, start=self.group.rank * share
-        )
+        yield WeightSlot(self.name, self.weight, (outputs, self.inputs), dim=1, start=self.group.rank * share)
 
 
 class HeadTable:

@@ -8,13 +8,13 @@ from itertools import chain
 
 import torch
 import torch.nn.functional as F
-
-from tandem import kernels
 from tandem.kernels import RowGroups
 from tandem.workers.checkpoint import Checkpoint, WeightSlot
 from tandem.workers.kv_pool import KVPool
 from tandem.workers.layers import ColumnParallel, HeadTable, Norm, Placement, RowParallel, Vocabulary
 from tandem.workers.spec import ModelSpec, StackSpec
+
+from tandem import kernels
 
 
 @dataclass(slots=True)
@@ -131,9 +131,7 @@ class EncoderStack:
             self.attentions, self.feed_forwards, norms, self.bias_tables, strict=True
         ):
             q, k, v = attention.project(x)
-            mixed = kernels.encoder_attention(
-                q, k, v, cu_seqlens, longest, bias, self.spec.attention_scale
-            )
+            mixed = kernels.encoder_attention(q, k, v, cu_seqlens, longest, bias, self.spec.attention_scale)
             x, residual = _add_norm(attention.o(mixed.flatten(1)), residual, feed_forward.norm)
             x, residual = _add_norm(feed_forward(x), residual, next_norm)
         return x
@@ -219,9 +217,7 @@ class DecoderStack:
             ]
         )  # fmt: skip
 
-    def _attend_cross(
-        self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool
-    ) -> torch.Tensor:
+    def _attend_cross(self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool) -> torch.Tensor:
         return _in_order(
             [
                 kernels.paged_cross_attention(
@@ -233,9 +229,7 @@ class DecoderStack:
         )  # fmt: skip
 
 
-def _layers(
-    side: str, stack: StackSpec, place: Placement
-) -> tuple[list[SelfAttention], list[FeedForward]]:
+def _layers(side: str, stack: StackSpec, place: Placement) -> tuple[list[SelfAttention], list[FeedForward]]:
     attentions = [
         SelfAttention(
             f"{side}.layers.{i}.self_attention", stack, i == 0 or stack.relative_bias.per_layer, place

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 
 class PagePool:
     """Hands out page ids 0 … total-1. Self- and cross-attention draw from the same pool."""
@@ -36,5 +38,5 @@ class PagePool:
         seen = sorted(self._free + held)
         if seen != list(range(self.total)):
             lost = sorted(set(range(self.total)) - set(seen))
-            twice = sorted({page for page, after in zip(seen, seen[1:], strict=False) if page == after})
+            twice = sorted({page for page, after in pairwise(seen) if page == after})
             raise AssertionError(f"pages lost: {lost}, used twice: {twice}")

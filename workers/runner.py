@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-
 from tandem.kernels import RowGroups
 from tandem.workers.checkpoint import Checkpoint, read_json
 from tandem.workers.config import EngineConfig
@@ -114,7 +113,7 @@ class Runner:
     def _batch(self, packet: Packet) -> DecoderBatch:
         """Lays the rows out for the forward: positions one after another, those of one-position rows
         first."""
-        slots, starts, counts, entries, samples = packet.rows.T
+        slots, starts, counts, _, samples = packet.rows.T
         singles = int((counts == 1).sum())
         ends = np.cumsum(counts)
         row_of = np.repeat(np.arange(len(counts)), counts)

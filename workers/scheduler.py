@@ -13,89 +13,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Sequence as Seq
-from dataclasses import dataclass, field
-from enum import Enum
 from itertools import repeat
 from typing import Literal
 
-from tandem.errors import InvalidRequest, TandemError
-from tandem.outputs import TokenLogprobs
 from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest, EngineStats
+from tandem.workers.step_plan import Admission, CrossEntry, Row, Sequence, State, StepPlan
+
+from tandem.errors import InvalidRequest, TandemError
+from tandem.outputs import TokenLogprobs
 
 PRIORITY_S = 10.0
-
-
-class State(Enum):
-    WAITING = "waiting"  # not admitted yet, or preempted
-    RUNNING = "running"  # holds a slot and pages
-    ENDED = "ended"
-
-
-@dataclass(slots=True, eq=False)
-class CrossEntry:
-    """The cross-attention pages of one encoder input, shared by the sequences that read it."""
-
-    index: int  # row of the device's table of cross pages
-    key: str
-    pages: list[int]
-    length: int  # encoder positions
-    readers: int = 0  # running sequences
-
-
-@dataclass(slots=True, eq=False)
-class Sequence:
-    """A request on its way. All fields are the scheduler's."""
-
-    request: EngineRequest
-    order: tuple[float, int]
-    deadline: float | None  # on the clock of `now`
-    tokens: list[int]  # prefix, then all generated tokens applied so far
-    state: State = State.WAITING
-    computed: int = 0  # positions whose self K/V are in pages, or will be by the steps in flight
-    in_flight: int = 0  # tokens sampled by steps not applied yet
-    slot: int = -1
-    pages: list[int] = field(default_factory=list)
-    cross: CrossEntry | None = None
-
-    @property
-    def generated(self) -> int:
-        return len(self.tokens) - len(self.request.prefix_ids)
-
-    @property
-    def known(self) -> int:
-        """Positions whose token is decided, by the host or by a step in flight."""
-        return len(self.tokens) + self.in_flight
-
-
-@dataclass(slots=True)
-class Admission:
-    """An encoder input whose cross-attention K/V this step computes, into `entry.pages`."""
-
-    entry: CrossEntry
-    request: EngineRequest  # the first reader: says where the hidden states come from
-
-
-@dataclass(slots=True)
-class Row:
-    """Consecutive positions of one sequence, computed in this step."""
-
-    sequence: Sequence
-    start: int  # first position
-    count: int  # positions
-    token_ids: list[int]  # their tokens; empty where the one token is on the device only
-    samples: bool  # the last position's logits give the next token
-
-
-@dataclass(slots=True)
-class StepPlan:
-    """One step. Rows of one position come first; rows that share an encoder input are adjacent."""
-
-    rows: list[Row] = field(default_factory=list)
-    admissions: list[Admission] = field(default_factory=list)
-    started: list[Sequence] = field(default_factory=list)  # got a slot: the sampler reads their parameters
-    new_pages: list[tuple[int, int, int]] = field(default_factory=list)  # slot, index in its table, page
-    ended: list[Delta] = field(default_factory=list)  # ended without a token: cancelled, deadline
 
 
 EndReason = Literal["cancelled", "deadline"]
@@ -201,7 +129,9 @@ class Scheduler:
         budget = self._plan_running(plan)
         if self._preemptions == preemptions:  # else what would come in might drive out the next
             self._admit(plan, budget)
-        plan.rows.sort(key=lambda row: (row.count > 1, row.sequence.cross.index if row.sequence.cross else -1))
+        plan.rows.sort(
+            key=lambda row: (row.count > 1, row.sequence.cross.index if row.sequence.cross else -1)
+        )
         plan.ended = self._take_ended()
         return plan
 
@@ -411,9 +341,16 @@ class Scheduler:
             if sequence.state is State.ENDED:
                 raise AssertionError(f"{sequence.request.request_id} ended but is still known")
             if (sequence.state is State.WAITING) != (id(sequence) in waiting):
-                raise AssertionError(f"{sequence.request.request_id} is {sequence.state} but queued otherwise")
+                raise AssertionError(
+                    f"{sequence.request.request_id} is {sequence.state} but queued otherwise"
+                )
             if sequence.state is State.RUNNING and (
                 len(sequence.pages) != self.pool.pages_for(sequence.computed)
                 or sequence.computed > sequence.known
             ):
                 raise AssertionError(f"{sequence.request.request_id} holds the wrong number of pages")
+
+
+def _row_order(row: Row) -> tuple[bool, int]:
+    assert row.sequence.cross is not None
+    return row.count > 1, row.sequence.cross.index

@@ -1,0 +1,81 @@
+"""The scheduler's state of a sequence, and the plan of one step: what the scheduler hands to the runner
+and takes back. Plain data; only the scheduler writes to it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import Enum
+
+from tandem.workers.request import Delta, EngineRequest
+
+
+class State(Enum):
+    WAITING = "waiting"  # not admitted yet, or preempted
+    RUNNING = "running"  # holds a slot and pages
+    ENDED = "ended"
+
+
+@dataclass(slots=True, eq=False)
+class CrossEntry:
+    """The cross-attention pages of one encoder input, shared by the sequences that read it."""
+
+    index: int  # row of the device's table of cross pages
+    key: str
+    pages: list[int]
+    length: int  # encoder positions
+    readers: int = 0  # running sequences
+
+
+@dataclass(slots=True, eq=False)
+class Sequence:
+    """A request on its way. All fields are the scheduler's."""
+
+    request: EngineRequest
+    order: tuple[float, int]
+    deadline: float | None  # on the clock of `now`
+    tokens: list[int]  # prefix, then all generated tokens applied so far
+    state: State = State.WAITING
+    computed: int = 0  # positions whose self K/V are in pages, or will be by the steps in flight
+    in_flight: int = 0  # tokens sampled by steps not applied yet
+    slot: int = -1
+    pages: list[int] = field(default_factory=list)
+    cross: CrossEntry | None = None
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.request.prefix_ids)
+
+    @property
+    def known(self) -> int:
+        """Positions whose token is decided, by the host or by a step in flight."""
+        return len(self.tokens) + self.in_flight
+
+
+@dataclass(slots=True)
+class Admission:
+    """An encoder input whose cross-attention K/V this step computes, into `entry.pages`."""
+
+    entry: CrossEntry
+    request: EngineRequest  # the first reader: says where the hidden states come from
+
+
+@dataclass(slots=True)
+class Row:
+    """Consecutive positions of one sequence, computed in this step."""
+
+    sequence: Sequence
+    start: int  # first position
+    count: int  # positions
+    token_ids: list[int]  # their tokens; empty where the one token is on the device only
+    samples: bool  # the last position's logits give the next token
+
+
+@dataclass(slots=True)
+class StepPlan:
+    """One step. Rows of one position come first; rows that share an encoder input are adjacent."""
+
+    rows: list[Row] = field(default_factory=list)
+    admissions: list[Admission] = field(default_factory=list)
+    started: list[Sequence] = field(default_factory=list)  # got a slot: the sampler reads their parameters
+    new_pages: list[tuple[int, int, int]] = field(default_factory=list)  # slot, index in its table, page
+    ended: list[Delta] = field(default_factory=list)  # ended without a token: cancelled, deadline
