@@ -88,7 +88,7 @@ class Checkpoint:
             for name in file.keys()  # noqa: SIM118
         }
         names: WeightNames = family.names(spec)
-        known = {name for alternatives in names.values() for name in alternatives} | family.unused(spec)
+        known = {name for alternatives in names.values() for name in alternatives} | family.unused
         if unused := sorted(set(self._files) - known):
             raise ModelLoadError(
                 f"{folder} has {len(unused)} weights that the model does not: {_some(unused)}"

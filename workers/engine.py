@@ -59,7 +59,7 @@ class Engine:
         ):
             if got > limit:
                 raise InvalidRequest(
-                    f"the engine takes {limit} positions, the request needs {got}", field=field
+                    f"the engine takes {limit}, the request needs {got} positions", field=field
                 )
         self.scheduler.submit(request, time.monotonic())
 
