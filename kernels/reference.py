@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
-from itertools import pairwise
+from itertools import groupby, pairwise
 
 import torch
-from tandem.kernels.groups import RowGroups
 from torch import Tensor
 from torch.nn import functional as F
+
+from tandem.kernels.cpu_decode import Rows, decode_attention
+from tandem.kernels.groups import RowGroups
+
+# Up to this many query rows of a sequence read K and V in place; from there on a dense copy pays.
+FEW_ROWS = 8
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """``x / sqrt(mean(x^2) + eps) * weight`` over the last dimension.
 
-    x: [N, d]; weight: [d]; returns [N, d]. The mean is taken in float32; a half-precision weight rounds the
-    normalized row to its own dtype before it multiplies, and the product is in the promoted dtype, as
-    transformers' ``T5LayerNorm`` computes it (Zhang and Sennrich, 2019).
+    x: [N, d]; weight: [d]; returns [N, d] in the weight's dtype. The mean is taken in float32, and a
+    half-precision weight rounds the normalized row to its own dtype before it multiplies, as transformers'
+    ``T5LayerNorm`` does (Zhang and Sennrich, 2019).
     """
-    variance = x.to(torch.float32).pow(2).mean(-1, keepdim=True)
-    x = x * torch.rsqrt(variance + eps)
+    x = x * x.float().square().mean(-1, keepdim=True).add_(eps).rsqrt_()
     if weight.dtype in (torch.float16, torch.bfloat16):
         x = x.to(weight.dtype)
     return weight * x
@@ -34,8 +38,9 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 def gated_gelu(x: Tensor) -> Tensor:
     """``gelu_tanh(gate) * linear`` for ``x = [gate | linear]``.
 
-    x: [N, 2F]; returns [N, F] in x's dtype. ``gelu_tanh(g) = g/2 (1 + tanh(sqrt(2/pi) (g + 0.044715 g^3)))``
-    (Hendrycks and Gimpel, 2016), which transformers calls "gelu_new"; the gate of T5 v1.1 (Shazeer, 2020).
+    x: [N, 2F]; returns [N, F] in x's dtype.
+    ``gelu_tanh(g) = g / 2 (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3)))`` (Hendrycks and Gimpel, 2016), which
+    transformers calls "gelu_new"; gated as in T5 v1.1 (Shazeer, 2020).
     """
     gate, linear = x.chunk(2, dim=-1)
     return F.gelu(gate, approximate="tanh").mul_(linear)
@@ -56,29 +61,26 @@ def encoder_attention(
     max_length: the longest; bias_table: float32 [H, 2R + 1] or None, the bias at
     ``clamp(key - query, -R, R) + R``. Returns [N, H, D] in q's dtype.
     """
-    bounds = cu_seqlens.tolist()
-    count = len(bounds) - 1
-    bias = None if bias_table is None else _toeplitz(bias_table, max_length).to(q.dtype)
-    if count * max_length == bounds[-1]:
-        shape = (count, max_length, *q.shape[1:])
-        return _sdpa(q.view(shape), k.view(shape), v.view(shape), bias, scale).reshape(q.shape)
-    out = torch.empty_like(q)
-    for start, end in pairwise(bounds):
-        if start < end:
-            n = end - start
-            part = None if bias is None else bias[:, :n, :n]
-            rows = slice(start, end)
-            out[rows] = _sdpa(q[None, rows], k[None, rows], v[None, rows], part, scale)[0]
-    return out
+    bias = None if bias_table is None else _toeplitz(bias_table, max_length)
+    parts, start = [], 0
+    # Neighbours of equal length run together; padding the others to one batch is slower than one by one.
+    for length, run in groupby(b - a for a, b in pairwise(cu_seqlens.tolist())):
+        count = len(list(run))
+        rows = slice(start, start + count * length)
+        start = rows.stop
+        if length:
+            shape = (count, length, *q.shape[1:])
+            mask = None if bias is None else bias[:, :length, :length]
+            parts.append(_sdpa(q[rows].view(shape), k[rows].view(shape), v[rows].view(shape), mask, scale))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """q, k, v: [S, T, H, D]; bias: [H, T, T] or None; returns [S, T, H, D]."""
-    mask = None if bias is None else bias[None]
-    out = F.scaled_dot_product_attention(
-        q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), attn_mask=mask, scale=scale
-    )
-    return out.transpose(1, 2)
+    """q, k, v: [S, T, H, D]; bias: float32 [H, T, T] or None; returns [S T, H, D]."""
+    mask = None if bias is None else bias.to(q.dtype)[None]
+    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
+    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+    return out.transpose(1, 2).flatten(0, 1)
 
 
 def _toeplitz(table: Tensor, length: int) -> Tensor:
@@ -95,9 +97,14 @@ def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tens
     k, v: [N, H, D]; k_pages, v_pages: [pages, H, P, D], written in place; slots: int64 [N], distinct.
     """
     size = k_pages.shape[2]
-    page, offset = slots // size, slots % size
-    k_pages.transpose(1, 2)[page, offset] = k.to(k_pages.dtype)
-    v_pages.transpose(1, 2)[page, offset] = v.to(v_pages.dtype)
+    if slots.numel() == 1 and not slots.is_cuda:
+        page, offset = divmod(int(slots), size)
+        k_pages[page, :, offset] = k[0]
+        v_pages[page, :, offset] = v[0]
+        return
+    pages, offsets = slots // size, slots % size
+    k_pages.transpose(1, 2)[pages, offsets] = k.to(k_pages.dtype)
+    v_pages.transpose(1, 2)[pages, offsets] = v.to(v_pages.dtype)
 
 
 def paged_self_attention(
@@ -113,9 +120,10 @@ def paged_self_attention(
     """Causal attention of the newest rows of each sequence over its paged keys.
 
     q: [N, H, D]; k_pages, v_pages: [pages, H, P, D]; page_table: int32 [S, M], entries past a sequence's
-    pages are any valid page; lengths: int32 [S], the keys of each sequence, those of these rows included. Row r of
-    the n rows of sequence s sees its first ``lengths[s] - n + r + 1`` keys. bias_table: float32 [H, R + 1] or
-    None, the bias at ``min(query - key, R)``. Returns [N, H, D] in q's dtype; a row that sees no key is zero.
+    pages are any valid page; lengths: int32 [S], the keys of each sequence, those of these rows included.
+    Row r of the n rows of sequence s sees its first ``lengths[s] - n + r + 1`` keys. bias_table: float32
+    [H, R + 1] or None, the bias at ``min(query - key, R)``. Returns [N, H, D] in q's dtype; a row that sees
+    no key is zero.
     """
     return _paged_attention(q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale, causal=True)
 
@@ -144,28 +152,58 @@ def _paged_attention(
     scale: float,
     causal: bool,
 ) -> Tensor:
-    size = k_pages.shape[2]
-    out = torch.zeros_like(q)
-    bounds = groups.cu_rows.tolist()
-    for s, length in enumerate(lengths.tolist()):
-        rows = slice(bounds[s], bounds[s + 1])
-        n = rows.stop - rows.start
-        if n == 0 or length == 0:
+    """Sequences of few rows together, the others (prefills) one by one."""
+    bounds, keys = groups.cu_rows.tolist(), lengths.tolist()
+    few, many = Rows([], []), []
+    small = FEW_ROWS if q.dtype == k_pages.dtype == torch.float32 and q.device.type == "cpu" else 0
+    few_index: list[int] = []
+    for s, (start, end) in enumerate(pairwise(bounds)):
+        if end - start > small:
+            many.append(s)
             continue
-        pages = page_table[s, : -(-length // size)]
-        # [m, H, P, D] -> [H, length, D]; what lies past the length may be NaN and must not take part.
-        k = k_pages.index_select(0, pages).transpose(0, 1).flatten(1, 2)[:, :length].float()
-        v = v_pages.index_select(0, pages).transpose(0, 1).flatten(1, 2)[:, :length].float()
-        scores = torch.matmul(q[rows].transpose(0, 1).float(), k.transpose(1, 2)).mul_(scale)
-        if causal:
-            query = torch.arange(length - n, length, device=q.device)
-            distance = query[:, None] - torch.arange(length, device=q.device)
-            if bias_table is not None:
-                scores += bias_table[:, distance.clamp(0, bias_table.shape[1] - 1)]
-            scores.masked_fill_(distance < 0, -math.inf)
-        # A row before the first key has no finite score; its softmax is NaN and its answer zero.
-        weights = scores.softmax(-1)
-        if causal and n > length:
-            weights[:, : n - length] = 0
-        out[rows] = torch.matmul(weights, v).transpose(0, 1).to(q.dtype)
+        for row in range(start, end):
+            few_index.append(row)
+            few.sequences.append(s)
+            few.visible.append(max(0, keys[s] - (end - 1 - row)) if causal else keys[s])
+    if not many and any(few.visible):
+        return decode_attention(q, k_pages, v_pages, page_table, few, bias_table, scale)
+    out = torch.zeros_like(q)
+    if any(few.visible):
+        part = q[few_index]
+        out[few_index] = decode_attention(part, k_pages, v_pages, page_table, few, bias_table, scale)
+    for s in many:
+        rows = slice(bounds[s], bounds[s + 1])
+        out[rows] = _sequence_attention(
+            q[rows], k_pages, v_pages, page_table[s], keys[s], bias_table, scale, causal
+        )
     return out
+
+
+def _sequence_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    pages: Tensor,
+    length: int,
+    bias_table: Tensor | None,
+    scale: float,
+    causal: bool,
+) -> Tensor:
+    """The paged ops for one sequence. q: [n, H, D]; pages: int32 [M]; returns [n, H, D]."""
+    n, size = q.shape[0], k_pages.shape[2]
+    pages = pages[: -(-length // size)]
+    # [m, H, P, D] -> [H, length, D]; what lies past the length may be NaN and must not take part.
+    k = k_pages.index_select(0, pages).transpose(0, 1).flatten(1, 2)[:, :length].float()
+    v = v_pages.index_select(0, pages).transpose(0, 1).flatten(1, 2)[:, :length].float()
+    scores = torch.matmul(q.transpose(0, 1).float(), k.transpose(1, 2)).mul_(scale)
+    if causal:
+        query = torch.arange(length - n, length, device=q.device)
+        distance = query.unsqueeze(1) - torch.arange(length, device=q.device)
+        if bias_table is not None:
+            scores += bias_table[:, distance.clamp(0, bias_table.shape[1] - 1)]
+        scores.masked_fill_(distance < 0, -math.inf)
+    weights = scores.softmax(-1)
+    if causal:
+        # Rows before the first key: all their scores are -inf and the softmax is NaN.
+        weights[:, : max(0, n - length)] = 0.0
+    return torch.matmul(weights, v).transpose(0, 1).to(q.dtype)

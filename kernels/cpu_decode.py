@@ -1,0 +1,192 @@
+"""Paged attention on the CPU for steps of few query rows, where K and V are read in place and once.
+
+Gathering pages into a dense batch costs more than the attention itself, and a batched product with one row
+runs far below the speed of memory. Two sparse primitives read the pools directly, through an index of cells
+each row and head sees: ``sampled_addmm`` computes just the scores of those cells, ``embedding_bag`` sums just
+their values. Against gather and bmm that is 4 to 20 times faster, measured from 1 to 32 sequences.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections import deque
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Rows of unequal lengths are padded to the longest. A padding cell repeats the row's first cell, which is in
+# the cache, so it costs arithmetic and no memory traffic; beyond this ratio of padded to live cells the rows
+# are split by length.
+MAX_PADDING = 3
+
+with warnings.catch_warnings():
+    # The first CSR tensor of a process warns that the layout is in beta.
+    warnings.simplefilter("ignore", UserWarning)
+    torch.sparse_csr_tensor([0, 1], [0], [0.0], size=(1, 1))
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Query rows and what each of them sees: all that is shared by the layers of a step.
+
+    sequences: the page table's row of each query row.
+    visible: how many keys it sees, from the first one.
+    """
+
+    sequences: list[int]
+    visible: list[int]
+
+
+@dataclass(frozen=True)
+class _Part:
+    """Rows of similar lengths and the cells they see. n rows, H heads, padded to t cells each.
+
+    rows: int64 [n], or None for all rows in order.
+    cells: int32 [H n t], cell (page H + head) P + offset of each key, ordered by head, row, position.
+    starts: int32 [H n + 1], 0, t, 2t, ...
+    bias: float32 [H n t], the bias of each cell, -inf on padding.
+    blind: bool [n, 1, 1], rows that see no key, or None when there are none.
+    """
+
+    rows: Tensor | None
+    cells: Tensor
+    starts: Tensor
+    bias: Tensor
+    blind: Tensor | None
+
+
+@dataclass(frozen=True)
+class _Plan:
+    rows: Rows
+    page_table: Tensor
+    bias_table: Tensor | None
+    shape: tuple[int, int]
+    parts: list[_Part]
+
+
+# Every layer of a step asks for the same index, and building it takes as long as a small attention: the
+# latest few are kept and recognized by content, so a page table that is changed in place is noticed.
+_recent: deque[_Plan] = deque(maxlen=4)
+
+
+def decode_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    rows: Rows,
+    bias_table: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """q: float32 [N, H, D]; k_pages, v_pages: float32 [pages, H, P, D]; page_table: int32 [S, M];
+    bias_table: float32 [H, R + 1] or None, by distance from a row's last visible key. Returns [N, H, D]."""
+    shape = (k_pages.shape[1], k_pages.shape[2])
+    parts = _plan(rows, page_table, bias_table, shape)
+    if len(parts) == 1:
+        return _attend(q, k_pages, v_pages, parts[0], scale)
+    out = torch.empty_like(q)
+    for part in parts:
+        out[part.rows] = _attend(q[part.rows], k_pages, v_pages, part, scale)
+    return out
+
+
+def _attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: _Part, scale: float) -> Tensor:
+    n, heads, dim = q.shape
+    keys = k_pages.view(-1, dim).t()
+    scores = torch.sparse_csr_tensor(
+        part.starts, part.cells, part.bias.clone(), size=(heads * n, keys.shape[1]), check_invariants=False
+    )
+    # Where the index has a cell: bias + scale (q . key).
+    queries = q.transpose(0, 1).reshape(heads * n, dim)
+    torch.sparse.sampled_addmm(scores, queries, keys, beta=1.0, alpha=scale, out=scores)
+    weights = scores.values().view(heads * n, -1).softmax(-1).view(-1)
+    out = F.embedding_bag(
+        part.cells,
+        v_pages.view(-1, dim),
+        part.starts,
+        mode="sum",
+        per_sample_weights=weights,
+        include_last_offset=True,
+    )
+    out = out.view(heads, n, dim).transpose(0, 1).contiguous()
+    return out if part.blind is None else out.masked_fill_(part.blind, 0.0)
+
+
+def _plan(rows: Rows, page_table: Tensor, bias_table: Tensor | None, shape: tuple[int, int]) -> list[_Part]:
+    for plan in tuple(_recent):  # another thread may append meanwhile
+        if (
+            plan.rows == rows
+            and plan.shape == shape
+            and plan.bias_table is bias_table
+            and torch.equal(plan.page_table, page_table)
+        ):
+            return plan.parts
+    parts = [
+        _build(selected, rows, page_table, bias_table, shape)
+        for selected in _split(list(range(len(rows.visible))), rows.visible)
+    ]
+    _recent.append(_Plan(rows, page_table.clone(), bias_table, shape, parts))
+    return parts
+
+
+def _split(rows: list[int], visible: list[int]) -> list[list[int]]:
+    """Rows in groups of little padding."""
+    longest = max(visible[r] for r in rows)
+    padded, live = longest * len(rows), sum(visible[r] for r in rows)
+    # A few thousand cells of padding cost less than the operators of another group.
+    if padded <= MAX_PADDING * live + 1024:
+        return [rows]
+    short = [r for r in rows if 2 * visible[r] <= longest]
+    return [*_split(short, visible), [r for r in rows if 2 * visible[r] > longest]]
+
+
+def _build(
+    selected: list[int], rows: Rows, page_table: Tensor, bias_table: Tensor | None, shape: tuple[int, int]
+) -> _Part:
+    heads, size = shape
+    everything = len(selected) == len(rows.visible)
+    sequences = [rows.sequences[r] for r in selected]
+    lengths = [rows.visible[r] for r in selected]
+    n, longest = len(selected), max(1, *lengths)
+    if sequences != list(range(page_table.shape[0])):
+        page_table = page_table[sequences]
+    head_offset, cell = _cells(heads, size)
+    visible = torch.tensor(lengths, dtype=torch.int32).unsqueeze(1)
+    # distance[row, position]: how far the key lies before the row's last visible one; negative is padding.
+    distance = visible - torch.arange(1, longest + 1, dtype=torch.int32)
+    pages = page_table[:, : -(-longest // size)]
+    cells = ((pages * (heads * size)).unsqueeze(-1) + cell).view(n, -1)[:, :longest]
+    ragged = min(lengths) < longest
+    if ragged:
+        padding = distance < 0
+        cells = torch.where(padding, cells[:, :1], cells)
+    if bias_table is not None:
+        reach = bias_table.shape[1] - 1
+        index = distance.clamp(max=reach)
+        if ragged:
+            bias_table = F.pad(bias_table, (0, 1), value=-math.inf)
+            index.masked_fill_(padding, reach + 1)
+        bias = bias_table.index_select(1, index.view(-1)).view(-1)
+    else:
+        bias = torch.zeros(heads, n, longest)
+        if ragged:
+            bias.masked_fill_(padding, -math.inf)
+        bias = bias.view(-1)
+    return _Part(
+        rows=None if everything else torch.tensor(selected),
+        cells=(cells + head_offset).view(-1),
+        starts=torch.arange(0, heads * n * longest + 1, longest, dtype=torch.int32),
+        bias=bias,
+        blind=(visible == 0).unsqueeze(-1) if min(lengths) == 0 else None,
+    )
+
+
+@lru_cache(maxsize=16)
+def _cells(heads: int, size: int) -> tuple[Tensor, Tensor]:
+    """A page's cells: the offset of each head [H, 1, 1] and of each position [P]."""
+    head_offset = torch.arange(0, heads * size, size, dtype=torch.int32).view(heads, 1, 1)
+    return head_offset, torch.arange(size, dtype=torch.int32)
