@@ -1,1 +1,86 @@
-"""Tandem: serving for encoder-decoder models."""
+"""Tandem: serving for encoder-decoder models, on one machine (`LLM`) or a cluster (`Client`)."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from tandem.client import AsyncClient, Client
+    from tandem.errors import (
+        Cancelled,
+        DeadlineExceeded,
+        InternalError,
+        InvalidRequest,
+        ModelLoadError,
+        ModelNotFound,
+        Overloaded,
+        RequestTooLarge,
+        TandemError,
+        Unavailable,
+    )
+    from tandem.inputs import (
+        ExplicitEncoderDecoderPrompt,
+        Prompt,
+        TextPrompt,
+        TokensPrompt,
+        zip_enc_dec_prompt_lists,
+    )
+    from tandem.limits import Limits
+    from tandem.llm import LLM
+    from tandem.outputs import CompletionOutput, RequestOutput, TextDelta, TokenLogprobs
+    from tandem.params import SamplingParams
+
+# Imported on first use: `import tandem` costs nothing, and a client needs no torch.
+_WHERE = {
+    "tandem.client": ("AsyncClient", "Client"),
+    "tandem.errors": (
+        "Cancelled", "DeadlineExceeded", "InternalError", "InvalidRequest", "ModelLoadError",
+        "ModelNotFound", "Overloaded", "RequestTooLarge", "TandemError", "Unavailable",
+    ),
+    "tandem.inputs": (
+        "ExplicitEncoderDecoderPrompt", "Prompt", "TextPrompt", "TokensPrompt", "zip_enc_dec_prompt_lists",
+    ),
+    "tandem.limits": ("Limits",),
+    "tandem.llm": ("LLM",),
+    "tandem.outputs": ("CompletionOutput", "RequestOutput", "TextDelta", "TokenLogprobs"),
+    "tandem.params": ("SamplingParams",),
+}  # fmt: skip
+_MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
+
+__all__ = [
+    "LLM",
+    "AsyncClient",
+    "Cancelled",
+    "Client",
+    "CompletionOutput",
+    "DeadlineExceeded",
+    "ExplicitEncoderDecoderPrompt",
+    "InternalError",
+    "InvalidRequest",
+    "Limits",
+    "ModelLoadError",
+    "ModelNotFound",
+    "Overloaded",
+    "Prompt",
+    "RequestOutput",
+    "RequestTooLarge",
+    "SamplingParams",
+    "TandemError",
+    "TextDelta",
+    "TextPrompt",
+    "TokenLogprobs",
+    "TokensPrompt",
+    "Unavailable",
+    "zip_enc_dec_prompt_lists",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULE_OF:
+        raise AttributeError(f"module 'tandem' has no attribute {name!r}")
+    return getattr(import_module(_MODULE_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

@@ -10,20 +10,25 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
+
+from tandem import quickstart
+from tandem.errors import ModelLoadError
 from tandem.workers.families import Family, WeightNames
 from tandem.workers.spec import ModelSpec
 
-from tandem.errors import ModelLoadError
-
 # What is fetched from a hub: never pickles, never code.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
+QUICKSTART = "quickstart"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 
 
 def resolve(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: a local one as it is, else a Hugging Face hub id, fetched into the hub's
-    cache. Raises ModelLoadError where there is neither."""
+    """The folder of a model: `quickstart` is the bundled one, a local folder is taken as it is, anything
+    else is a Hugging Face hub id, fetched into the hub's cache. Raises ModelLoadError where there is none.
+    """
+    if model == QUICKSTART:
+        return quickstart.PATH
     folder = Path(model).expanduser()
     if folder.is_dir():
         if not (folder / "config.json").is_file():

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields
+from typing import Any, Literal, cast, get_args
 
 import torch
-from tandem.workers.spec import StackSpec
 
 from tandem.errors import InvalidRequest
+from tandem.workers.spec import StackSpec
 
 Dtype = Literal["auto", "float32", "bfloat16"]  # no float16: T5's activations overflow it
 Device = Literal["auto", "cpu", "cuda"]
@@ -47,6 +47,21 @@ class EngineConfig:
                 f"must be at least max_num_seqs = {self.max_num_seqs}, got {self.max_batched_tokens}",
                 field="max_batched_tokens",
             )
+
+    @classmethod
+    def of(cls, *, dtype: str = "auto", **options: Any) -> EngineConfig:
+        """From what a person wrote: also takes "float" for float32. Raises InvalidRequest, naming the
+        option that is unknown or unusable."""
+        unknown = sorted(set(options) - {field.name for field in fields(cls)})
+        if unknown:
+            raise InvalidRequest("unknown option", field=unknown[0])
+        name = {"float": "float32"}.get(dtype, dtype)
+        if name not in get_args(Dtype):
+            hint = "; T5's activations overflow it" if name in ("half", "float16") else ""
+            raise InvalidRequest(
+                f"must be one of {', '.join(get_args(Dtype))}, got {dtype!r}{hint}", field="dtype"
+            )
+        return cls(dtype=cast(Dtype, name), **options)
 
     def torch_device(self, rank: int = 0) -> torch.device:
         kind = self.device

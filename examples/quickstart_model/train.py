@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from data import EOS, PAD, Pair, read_pairs, train_tokenizer
+from data import EOS, PAD, PREFIXES, Pair, read_pairs, train_tokenizer
 from tokenizers import Tokenizer
 from tqdm import tqdm
 from transformers import PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
@@ -94,11 +94,14 @@ def save_atomically(state: dict[str, object], path: Path) -> None:
 def export(model: T5ForConditionalGeneration, tokenizer: Tokenizer, folder: Path) -> None:
     """Writes the checkpoint as served: float16 safetensors, tokenizer.json, configs."""
     model.config.dropout_rate = 0.1  # serving ignores it; who fine-tunes starts from T5's own
+    model.config.task_specific_params = {
+        f"translation_en_to_{language}": {"prefix": prefix} for language, prefix in PREFIXES.items()
+    }
     model.generation_config.max_new_tokens = 64
     model.half().save_pretrained(folder)
     PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>",
-        clean_up_tokenization_spaces=False,
+        clean_up_tokenization_spaces=False, model_max_length=512,
     ).save_pretrained(folder)  # fmt: skip
 
 

@@ -1,0 +1,222 @@
+"""`LLM`: the engine in this process, for offline work. No cluster, no Ray."""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from types import TracebackType
+from typing import Any, Self, cast
+
+from tqdm import tqdm
+
+from tandem.errors import InternalError, InvalidRequest, TandemError
+from tandem.inputs import Prompt
+from tandem.limits import DEFAULT_LIMITS, Limits
+from tandem.outputs import RequestOutput, TextDelta
+from tandem.params import SamplingParams
+from tandem.workers.assembler import Assembler, PreparedRequest
+from tandem.workers.checkpoint import QUICKSTART, resolve
+from tandem.workers.config import EngineConfig
+from tandem.workers.engine import Engine
+from tandem.workers.frontend import Frontend
+from tandem.workers.local_group import LocalGroup
+from tandem.workers.request import Delta
+
+_PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
+
+
+class LLM:
+    """A model, ready to generate.
+
+    Example:
+        with LLM() as llm:  # the bundled quickstart model; or LLM("path/or/hub-id")
+            for output in llm.generate(["translate English to French: Good morning."]):
+                print(output.outputs[0].text)
+
+    Threads may share it: their requests are decoded in one batch. `close` (or `with`) ends its worker
+    processes.
+    """
+
+    def __init__(
+        self,
+        model: str = QUICKSTART,
+        *,
+        dtype: str = "auto",
+        tensor_parallel_size: int = 1,
+        **engine_options: Any,
+    ) -> None:
+        """
+        Args:
+            model: a folder, a Hugging Face hub id, or "quickstart".
+            dtype: "auto" (bfloat16 on a GPU, float32 on a CPU), "float32" (or "float") or "bfloat16".
+            tensor_parallel_size: ranks the model is split over; those above 0 are child processes.
+            engine_options: other fields of `EngineConfig`, such as max_num_seqs or kv_cache_gib.
+
+        Raises ModelLoadError for a model that cannot be served, InvalidRequest for an unusable option.
+        """
+        folder = resolve(model)
+        config = EngineConfig.of(
+            model=str(folder), dtype=dtype, tensor_parallel_size=tensor_parallel_size, **engine_options
+        )
+        limits = Limits(
+            encoder_tokens=config.max_encoder_length,
+            decoder_tokens=config.max_decoder_length,
+            n=DEFAULT_LIMITS.n,
+            timeout_s=math.inf,
+        )
+        self._frontend = Frontend.load(folder, model, limits)
+        self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
+        self._lock = threading.Lock()  # around the engine
+        self._inboxes: dict[str, deque[Delta]] = {}  # of live engine requests, by their id
+        self._failure: TandemError | None = None  # set once: nothing works any more
+        try:
+            self._engine = Engine(config, self._ranks.group if self._ranks else None)
+        except BaseException:
+            if self._ranks:
+                self._ranks.close(kill=True)
+            raise
+
+    def generate(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        *,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput]:
+        """Answers all prompts in one continuous batch, in their order.
+
+        Args:
+            prompts: one prompt or a list, of any mix of kinds (see `tandem.inputs`).
+            sampling_params: one for all prompts, or a list with one for each; None: the model's defaults.
+            use_tqdm: show a progress bar for more than a few prompts.
+
+        Raises InvalidRequest, naming the field, before anything is generated.
+        """
+        many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
+        prepared = [
+            self._frontend.prepare(prompt, params)
+            for prompt, params in zip(many, _one_each(sampling_params, len(many)), strict=True)
+        ]
+        assemblers = [self._frontend.assembler(request) for request in prepared]
+        tokens = 0
+        with (
+            tqdm(
+                total=len(many),
+                desc="Generating",
+                unit="prompt",
+                disable=not use_tqdm or len(many) < _PROGRESS_FROM,
+            ) as progress,
+            closing(self._run(prepared, assemblers)) as pieces,
+        ):
+            for number, piece in pieces:
+                tokens += len(piece.token_ids)
+                if assemblers[number].finished:
+                    progress.set_postfix(tokens=tokens, refresh=False)
+                    progress.update()
+        return [assembler.output() for assembler in assemblers]
+
+    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[TextDelta]:
+        """Answers one prompt piece by piece. Dropping the iterator cancels the request.
+
+        Raises InvalidRequest at the first step, naming the field.
+        """
+        prepared = self._frontend.prepare(prompt, sampling_params or SamplingParams())
+        with closing(self._run([prepared], [self._frontend.assembler(prepared)])) as pieces:
+            for _, piece in pieces:
+                yield piece
+
+    def tokenize(self, text: str) -> list[int]:
+        """The encoder's token ids for a text, special tokens included."""
+        return self._frontend.tokenize(text)
+
+    def close(self) -> None:
+        """Ends the worker processes. Calls under way fail; closing twice does no harm."""
+        with self._lock:
+            if self._failure is not None:
+                return
+            self._failure = InvalidRequest("this LLM is closed")
+            self._engine.close()
+        if self._ranks:
+            self._ranks.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _run(
+        self, prepared: Sequence[PreparedRequest], assemblers: Sequence[Assembler]
+    ) -> Iterator[tuple[int, TextDelta]]:
+        """Drives the engine until all these requests have ended; yields what each grew by, with its
+        number. What has not ended when the caller turns away is cancelled."""
+        where = {
+            sample.request_id: (number, index)
+            for number, request in enumerate(prepared)
+            for index, sample in enumerate(request.samples)
+        }
+        inbox: deque[Delta] = deque()
+        live: set[str] = set()
+        try:
+            with self._lock:
+                self._check_usable()
+                for request in prepared:
+                    for sample in request.samples:
+                        self._engine.submit(sample)
+                        self._inboxes[sample.request_id] = inbox
+                        live.add(sample.request_id)
+            while live:
+                delta = self._next(inbox)
+                if delta.last:
+                    live.discard(delta.request_id)
+                number, index = where[delta.request_id]
+                piece = assemblers[number].push(delta)
+                if not delta.last and assemblers[number].stopped(index):
+                    with self._lock:
+                        self._engine.cancel(delta.request_id)
+                if piece is not None:
+                    yield number, piece
+        finally:
+            with self._lock:
+                for request_id in live:
+                    self._engine.cancel(request_id)
+                    self._inboxes.pop(request_id, None)
+
+    def _next(self, inbox: deque[Delta]) -> Delta:
+        """The next delta of a call, stepping the engine, for all calls, while there is none."""
+        while not inbox:
+            with self._lock:
+                if inbox:  # another thread's step has brought it
+                    break
+                self._check_usable()
+                try:
+                    deltas = self._engine.step()
+                except Exception as error:
+                    self._failure = InternalError(f"the engine failed: {error}")
+                    raise
+                for delta in deltas:
+                    listener = (
+                        self._inboxes.pop(delta.request_id, None)
+                        if delta.last
+                        else self._inboxes.get(delta.request_id)
+                    )
+                    if listener is not None:  # else its call has turned away
+                        listener.append(delta)
+        return inbox.popleft()
+
+    def _check_usable(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+
+def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
+    if params is None or isinstance(params, SamplingParams):
+        return [params or SamplingParams()] * count
+    if len(params) != count:
+        raise InvalidRequest(f"got {len(params)} for {count} prompts", field="sampling_params")
+    return list(params)
