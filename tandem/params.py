@@ -49,7 +49,9 @@ class SamplingParams(BaseModel):
         [], max_length=CAP.stop_strings, description="Texts that end generation; not part of the output."
     )
     stop_token_ids: list[Annotated[int, Field(ge=0, le=_INT32_MAX)]] = Field(
-        [], max_length=CAP.stop_token_ids, description="Token ids that end generation, beside the model's EOS."
+        [],
+        max_length=CAP.stop_token_ids,
+        description="Token ids that end generation, beside the model's EOS.",
     )
     ignore_eos: bool = Field(False, description="Generate on after the model's EOS.")
     repetition_penalty: float | None = Field(

@@ -7,6 +7,8 @@ import time
 from collections import deque
 
 import torch
+
+from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.packet import CLOSE, Packet
@@ -16,8 +18,6 @@ from tandem.workers.runner import Runner
 from tandem.workers.sampler import Sampled, Sampler
 from tandem.workers.scheduler import EndReason, Scheduler
 from tandem.workers.step_plan import StepPlan
-
-from tandem.errors import HiddenStatesLost, InvalidRequest
 
 
 class Engine:

@@ -9,9 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tandem.workers.spec import Activation, ModelSpec, RelativeBias, StackSpec
-
 from tandem.errors import ModelLoadError
+from tandem.workers.spec import Activation, ModelSpec, RelativeBias, StackSpec
 
 Config = Mapping[str, Any]  # config.json
 # Our name of a weight → the names it may have in the checkpoint: the first that is there is read.

@@ -7,10 +7,10 @@ from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
-from tandem.workers.checkpoint import WeightSlot
-from tandem.workers.distributed import Group
 
 from tandem.errors import ModelLoadError
+from tandem.workers.checkpoint import WeightSlot
+from tandem.workers.distributed import Group
 
 
 class Placement:

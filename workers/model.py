@@ -8,13 +8,13 @@ from itertools import chain
 
 import torch
 import torch.nn.functional as F
+
+from tandem import kernels
 from tandem.kernels import RowGroups
 from tandem.workers.checkpoint import Checkpoint, WeightSlot
 from tandem.workers.kv_pool import KVPool
 from tandem.workers.layers import ColumnParallel, HeadTable, Norm, Placement, RowParallel, Vocabulary
 from tandem.workers.spec import ModelSpec, StackSpec
-
-from tandem import kernels
 
 
 @dataclass(slots=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+
 from tandem.workers.step_plan import StepPlan
 
 Ints = npt.NDArray[np.int64]

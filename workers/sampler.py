@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 
 import torch
-from tandem.workers.request import Decoding
-from tandem.workers.step_plan import Sequence
 
 from tandem.outputs import TokenLogprobs
+from tandem.workers.request import Decoding
+from tandem.workers.step_plan import Sequence
 
 
 class Sampled:

@@ -16,12 +16,11 @@ from collections.abc import Sequence as Seq
 from itertools import repeat
 from typing import Literal
 
+from tandem.errors import InvalidRequest, TandemError
+from tandem.outputs import TokenLogprobs
 from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.step_plan import Admission, CrossEntry, Row, Sequence, State, StepPlan
-
-from tandem.errors import InvalidRequest, TandemError
-from tandem.outputs import TokenLogprobs
 
 PRIORITY_S = 10.0
 
