@@ -8,9 +8,10 @@ from functools import cache
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tandem.workers.detokenizer import Detokenizer, StopStrings, Vocabulary
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
+
+from tandem.workers.detokenizer import Detokenizer, StopStrings, Vocabulary
 
 CORPUS = [
     "translate English to French: I'm here, don't we know?",

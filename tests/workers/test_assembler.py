@@ -1,0 +1,146 @@
+"""Deltas become the answer: text, stop strings, log-probabilities, several samples."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_t5 import EOS, write_model
+
+from tandem.errors import Unavailable
+from tandem.outputs import TextDelta, TokenLogprobs
+from tandem.params import SamplingParams
+from tandem.workers.frontend import Assembler, Frontend, PreparedRequest
+from tandem.workers.request import Delta
+
+SENTENCE = "le chat est sur le tapis"
+
+
+@pytest.fixture(scope="module")
+def frontend(tmp_path_factory: pytest.TempPathFactory) -> Frontend:
+    return Frontend.load(write_model(tmp_path_factory.mktemp("model")), "tiny")
+
+
+def begin(frontend: Frontend, prompt: Any = "the cat", **params: Any) -> tuple[PreparedRequest, Assembler]:
+    prepared = frontend.prepare(prompt, SamplingParams(**params))
+    return prepared, frontend.assembler(prepared)
+
+
+def ids_of(frontend: Frontend, text: str = SENTENCE) -> list[int]:
+    return frontend.tokenize(text)[:-1]
+
+
+def feed(assembler: Assembler, request_id: str, ids: list[int], **last: Any) -> list[TextDelta]:
+    deltas = [Delta(request_id, [token_id]) for token_id in ids]
+    deltas.append(Delta(request_id, [], **last) if last else Delta(request_id, [EOS], finish_reason="stop"))
+    return [out for delta in deltas if (out := assembler.push(delta)) is not None]
+
+
+def test_the_deltas_make_up_the_output(frontend: Frontend) -> None:
+    prepared, assembler = begin(frontend)
+    assert not assembler.finished
+    deltas = feed(assembler, prepared.samples[0].request_id, ids_of(frontend))
+    output = assembler.output()
+    [sample] = output.outputs
+    assert sample.text == "".join(delta.text for delta in deltas) == SENTENCE
+    assert sample.token_ids == [i for delta in deltas for i in delta.token_ids] == [*ids_of(frontend), EOS]
+    assert (sample.finish_reason, sample.stop_reason) == ("stop", None)
+    assert [delta.finish_reason for delta in deltas] == [None] * (len(deltas) - 1) + ["stop"]
+    assert output.finished
+    assert assembler.finished
+    assert (output.encoder_prompt, output.prompt, output.prompt_token_ids) == ("the cat", None, [0])
+
+
+def test_a_stop_string_ends_the_sample_at_the_token_that_completed_it(frontend: Frontend) -> None:
+    ids = ids_of(frontend)
+    prepared, assembler = begin(frontend, stop=[" est s"], logprobs=0)
+    request_id = prepared.samples[0].request_id
+    logprobs = [TokenLogprobs(i, -0.5, []) for i in ids]
+    delta = assembler.push(Delta(request_id, ids, logprobs))
+    assert delta is not None
+    assert assembler.stopped(0)
+    assert (delta.text, delta.finish_reason, delta.stop_reason) == ("le chat", "stop", " est s")
+    tokenizer = frontend.vocabulary.decode
+    assert " est s" in tokenizer(delta.token_ids)
+    assert " est s" not in tokenizer(delta.token_ids[:-1])
+    [sample] = assembler.output().outputs
+    assert len(sample.token_ids) == len(sample.logprobs or [])
+    assert sample.cumulative_logprob == -0.5 * len(sample.token_ids)
+    # The engine has not heard of it yet.
+    assert assembler.push(Delta(request_id, [5])) is None
+    assert assembler.push(Delta(request_id, [], finish_reason="length")) is None
+    assert assembler.output().outputs[0].finish_reason == "stop"
+
+
+@given(cut=st.integers(0, len(SENTENCE)), length=st.integers(1, 6), chunk=st.integers(1, 8))
+def test_stop_strings_do_not_depend_on_the_deltas(
+    frontend: Frontend, cut: int, length: int, chunk: int
+) -> None:
+    stop = SENTENCE[cut : cut + length] or "not there"
+    ids = ids_of(frontend)
+    prepared, assembler = begin(frontend, stop=stop)
+    request_id = prepared.samples[0].request_id
+    for start in range(0, len(ids), chunk):
+        assembler.push(Delta(request_id, ids[start : start + chunk]))
+    assembler.push(Delta(request_id, [], finish_reason="length"))
+    [sample] = assembler.output().outputs
+    assert sample.text == SENTENCE.split(stop)[0]
+    assert sample.finish_reason == ("stop" if stop in SENTENCE else "length")
+
+
+def test_held_back_text_comes_out_at_the_end(frontend: Frontend) -> None:
+    prepared, assembler = begin(frontend, stop=["tapis vert"])
+    *_, last = feed(assembler, prepared.samples[0].request_id, ids_of(frontend), finish_reason="length")
+    assert last.text.endswith("tapis")
+    assert not assembler.stopped(0)
+    assert assembler.output().outputs[0].text == SENTENCE
+
+
+def test_stop_strings_wait_for_min_tokens(frontend: Frontend) -> None:
+    ids = ids_of(frontend)
+    prepared, assembler = begin(frontend, stop=["le"], min_tokens=4)
+    feed(assembler, prepared.samples[0].request_id, ids)
+    assert assembler.output().outputs[0].text == SENTENCE[: SENTENCE.rindex("le")]
+
+
+def test_stop_ids_and_other_reasons_are_passed_on(frontend: Frontend) -> None:
+    for last in ({"finish_reason": "stop", "stop_reason": 9}, {"finish_reason": "deadline"}):
+        prepared, assembler = begin(frontend)
+        feed(assembler, prepared.samples[0].request_id, [5], **last)
+        [sample] = assembler.output().outputs
+        assert (sample.finish_reason, sample.stop_reason) == (last["finish_reason"], last.get("stop_reason"))
+
+
+def test_samples_are_told_apart(frontend: Frontend) -> None:
+    prepared, assembler = begin(frontend, n=2)
+    one, two = (sample.request_id for sample in prepared.samples)
+    feed(assembler, two, ids_of(frontend, "le tapis"))
+    assert not assembler.finished
+    feed(assembler, one, ids_of(frontend, "le chat"))
+    assert assembler.finished
+    assert [(s.index, s.text) for s in assembler.output().outputs] == [(0, "le chat"), (1, "le tapis")]
+
+
+def test_text_goes_on_from_the_decoder_prompt(frontend: Frontend) -> None:
+    prepared, assembler = begin(frontend, {"encoder_prompt": "the cat", "decoder_prompt": "le chat"})
+    feed(assembler, prepared.samples[0].request_id, ids_of(frontend, "est sur le tapis"))
+    assert assembler.output().outputs[0].text == " est sur le tapis"
+
+
+def test_special_tokens_are_shown_where_asked_for(frontend: Frontend) -> None:
+    prepared, assembler = begin(frontend, skip_special_tokens=False)
+    feed(assembler, prepared.samples[0].request_id, ids_of(frontend))
+    assert assembler.output().outputs[0].text == SENTENCE + "</s>"
+
+
+def test_an_error_is_raised(frontend: Frontend) -> None:
+    prepared, assembler = begin(frontend)
+    with pytest.raises(Unavailable):
+        assembler.push(Delta(prepared.samples[0].request_id, [], error=Unavailable("gone")))
+
+
+def test_a_delta_that_says_nothing_is_nothing(frontend: Frontend) -> None:
+    prepared, assembler = begin(frontend)
+    assert assembler.push(Delta(prepared.samples[0].request_id, [])) is None

@@ -1,0 +1,320 @@
+"""Every protocol's validator: what is refused, by which name, and what the defaults are."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tiny_t5 import EOS, PAD, VOCAB, write_model
+from transformers import AutoTokenizer
+
+from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
+from tandem.inputs import Prompt
+from tandem.limits import Limits
+from tandem.params import SamplingParams
+from tandem.workers.frontend import Frontend, sample_seed
+from tandem.workers.request import Decoding
+
+LIMITS = Limits(encoder_tokens=12, decoder_tokens=10, timeout_s=60)
+GREEDY = SamplingParams(max_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_model(tmp_path_factory.mktemp("model"))
+
+
+@pytest.fixture(scope="module")
+def frontend(folder: Path) -> Frontend:
+    return Frontend.load(folder, "tiny", LIMITS)
+
+
+def decoding(folder: Path, generation: dict[str, Any] | None, **params: Any) -> Decoding:
+    write_model(folder, generation=generation)
+    frontend = Frontend.load(folder, "tiny")
+    return frontend.prepare("the cat", SamplingParams(**params)).samples[0].decoding
+
+
+# -- what is accepted
+
+
+def test_a_text_is_tokenized_with_the_models_special_tokens(frontend: Frontend) -> None:
+    prepared = frontend.prepare("the cat", GREEDY, request_id="r1", priority=3, timeout_s=5)
+    [sample] = prepared.samples
+    assert sample.encoder.token_ids[-1] == EOS
+    assert list(sample.encoder.token_ids) == prepared.encoder_prompt_token_ids == frontend.tokenize("the cat")
+    assert sample.prefix_ids == (PAD,)
+    assert (sample.priority, sample.timeout_s) == (3, 5)
+    assert (prepared.encoder_prompt, prepared.prompt, prepared.request_id) == ("the cat", None, "r1")
+
+
+def test_every_kind_of_prompt_means_the_same(frontend: Frontend) -> None:
+    ids = frontend.tokenize("the cat")
+    kinds: list[Prompt] = [
+        "the cat",
+        {"prompt": "the cat"},
+        {"prompt_token_ids": ids},
+        {"prompt_token_ids": ids, "prompt": "shown only"},
+        {"encoder_prompt": "the cat", "decoder_prompt": None},
+        {"encoder_prompt": {"prompt_token_ids": ids}, "decoder_prompt": ""},
+    ]
+    encoders = {frontend.prepare(kind, GREEDY).samples[0].encoder for kind in kinds}
+    assert len(encoders) == 1
+    assert [frontend.prepare(kind, GREEDY).encoder_prompt for kind in kinds] == [
+        "the cat", "the cat", None, "shown only", "the cat", None,
+    ]  # fmt: skip
+
+
+def test_a_decoder_prompt_has_no_special_tokens_and_follows_the_start_token(frontend: Frontend) -> None:
+    text = frontend.prepare({"encoder_prompt": "a", "decoder_prompt": "le"}, GREEDY)
+    ids = text.context_ids
+    assert EOS not in ids
+    assert text.prompt_token_ids == [PAD, *ids]
+    assert text.prompt == "le"
+    for given_ids in (ids, [PAD, *ids]):
+        prompt: Prompt = {"encoder_prompt": "a", "decoder_prompt": {"prompt_token_ids": given_ids}}
+        assert frontend.prepare(prompt, GREEDY).prompt_token_ids == [PAD, *ids]
+
+
+def test_samples_share_their_encoder_input_and_differ_in_id_and_seed(frontend: Frontend) -> None:
+    samples = frontend.prepare("the cat", SamplingParams(n=4, seed=7, max_tokens=4)).samples
+    assert len({sample.request_id for sample in samples}) == 4
+    assert len({id(sample.encoder) for sample in samples}) == 1
+    assert [sample.decoding.seed for sample in samples] == [sample_seed(7, index) for index in range(4)]
+    assert samples[0].decoding.seed == 7
+
+
+def test_two_requests_of_one_id_do_not_meet_in_an_engine(frontend: Frontend) -> None:
+    one, two = (frontend.prepare("a", GREEDY, request_id="same").samples[0].request_id for _ in range(2))
+    assert one != two
+
+
+@given(seed=st.integers(0, 2**63 - 1), index=st.integers(0, 63))
+def test_sample_seeds_are_63_bit(seed: int, index: int) -> None:
+    assert 0 <= sample_seed(seed, index) < 2**63
+
+
+def test_sample_seeds_never_change() -> None:
+    """Clients keep seeds in order to get the same samples again."""
+    assert [sample_seed(7, index) for index in range(3)] == [7, 3513160307412860409, 5468086509792412601]
+
+
+def test_without_a_seed_each_request_has_a_fresh_one(frontend: Frontend) -> None:
+    assert len({frontend.prepare("a", GREEDY).samples[0].decoding.seed for _ in range(8)}) == 8
+
+
+def test_encoder_keys_depend_on_the_model_and_the_ids(tmp_path: Path, frontend: Frontend) -> None:
+    def key(frontend: Frontend, text: str) -> str:
+        return frontend.prepare(text, GREEDY).samples[0].encoder.key
+
+    other = Frontend.load(write_model(tmp_path, d_ff=64), "tiny")
+    assert key(frontend, "the cat") == key(frontend, "the cat")
+    assert len({key(frontend, "the cat"), key(frontend, "the mat"), key(other, "the cat")}) == 3
+
+
+# -- defaults
+
+
+def test_without_any_defaults_decoding_is_greedy(tmp_path: Path) -> None:
+    assert decoding(tmp_path, None, seed=3) == Decoding(
+        max_tokens=256,
+        min_tokens=0,
+        temperature=0.0,
+        top_k=0,
+        top_p=1.0,
+        min_p=0.0,
+        repetition_penalty=1.0,
+        seed=3,
+        stop_ids=frozenset({EOS}),
+        eos_ids=frozenset({EOS}),
+        logprobs=None,
+    )
+
+
+def test_the_request_comes_before_the_models_own_defaults(tmp_path: Path) -> None:
+    own = {"do_sample": True, "temperature": 0.7, "top_k": 50, "top_p": 0.9, "min_p": 0.1,
+           "repetition_penalty": 1.2, "max_new_tokens": 32, "min_new_tokens": 3,
+           "eos_token_id": [1, 5]}  # fmt: skip
+    got = decoding(tmp_path, own)
+    assert (got.temperature, got.top_k, got.top_p, got.min_p) == (0.7, 50, 0.9, 0.1)
+    assert (got.repetition_penalty, got.max_tokens, got.min_tokens) == (1.2, 32, 3)
+    assert got.stop_ids == got.eos_ids == {1, 5}
+    got = decoding(
+        tmp_path, own, temperature=0, top_k=-1, top_p=1.0, min_p=0.0, repetition_penalty=1.0,
+        max_tokens=7, min_tokens=0, ignore_eos=True, stop_token_ids=[9], logprobs=2,
+    )  # fmt: skip
+    assert (got.temperature, got.top_k, got.top_p, got.min_p) == (0, 0, 1, 0)
+    assert (got.repetition_penalty, got.max_tokens, got.min_tokens) == (1, 7, 0)
+    assert (got.stop_ids, got.eos_ids, got.logprobs) == ({9}, {1, 5}, 2)
+
+
+def test_a_temperature_without_do_sample_is_not_used(tmp_path: Path) -> None:
+    assert decoding(tmp_path, {"temperature": 0.7}).temperature == 0
+    assert decoding(tmp_path, {"do_sample": True}).temperature == 1
+
+
+def test_lengths_that_count_the_start_token_are_reduced_by_it(tmp_path: Path) -> None:
+    got = decoding(tmp_path, {"max_length": 20, "min_length": 5})
+    assert (got.max_tokens, got.min_tokens) == (19, 4)
+
+
+def test_defaults_are_clamped_where_a_request_is_refused(frontend: Frontend) -> None:
+    prompt: Prompt = {"encoder_prompt": "a", "decoder_prompt": {"prompt_token_ids": [5, 6, 7]}}
+    assert frontend.prepare(prompt, SamplingParams()).samples[0].decoding.max_tokens == 6
+    with pytest.raises(InvalidRequest, match=r"max_tokens: 7 tokens after the 4 .* limit of 10"):
+        frontend.prepare(prompt, SamplingParams(max_tokens=7))
+
+
+def test_a_malformed_default_fails_the_load(tmp_path: Path) -> None:
+    with pytest.raises(ModelLoadError, match="top_p"):
+        decoding(tmp_path, {"top_p": 3})
+
+
+def test_defaults_that_are_not_applied_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    decoding(tmp_path, {"num_beams": 4, "no_repeat_ngram_size": 0})
+    assert "{'num_beams': 4}" in caplog.text
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field"),
+    [
+        ("", "prompt"),
+        ({"prompt": ""}, "prompt"),
+        ({"prompt_token_ids": []}, "prompt_token_ids"),
+        ({"prompt_token_ids": [VOCAB]}, "prompt_token_ids"),
+        ({"prompt_token_ids": [-1]}, "prompt_token_ids"),
+        ({"prompt_token_ids": [True]}, "prompt.prompt_token_ids"),
+        ({"prompt_token_ids": [5] * 13}, "prompt_token_ids"),
+        ({"prompt_token_ids": [5], "prompt": 3}, "prompt"),
+        ({"prompt_token_ids": [5], "prompt": "\udc80"}, "prompt"),
+        ("half a \ud83d character", "prompt"),
+        ("a b c d e f g a b c d e f g", "prompt"),
+        (None, "prompt"),
+        ({"encoder_prompt": "", "decoder_prompt": None}, "encoder_prompt"),
+        ({"encoder_prompt": {"prompt_token_ids": []}, "decoder_prompt": None},
+         "encoder_prompt.prompt_token_ids"),
+        ({"encoder_prompt": "a", "decoder_prompt": {"prompt_token_ids": []}},
+         "decoder_prompt.prompt_token_ids"),
+        ({"encoder_prompt": "a", "decoder_prompt": {"prompt_token_ids": [VOCAB]}},
+         "decoder_prompt.prompt_token_ids"),
+        ({"encoder_prompt": "a", "decoder_prompt": {"prompt_token_ids": [5] * 10}},
+         "decoder_prompt.prompt_token_ids"),
+        ({"encoder_prompt": "a", "decoder_prompt": "a b c d e f g a b c d"}, "decoder_prompt"),
+        ({"encoder_prompt": "a", "decoder_prompt": "\udc80"}, "decoder_prompt"),
+    ],
+)  # fmt: skip
+def test_a_bad_prompt_is_refused_by_name(frontend: Frontend, prompt: Any, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        frontend.prepare(prompt, GREEDY)
+    assert caught.value.field == field
+
+
+def test_over_long_text_is_refused_with_both_numbers(frontend: Frontend) -> None:
+    with pytest.raises(InvalidRequest, match="has 27 tokens, the limit is 12"):
+        frontend.prepare("a b c d e f g a b c d e f g", GREEDY)
+
+
+def test_absurdly_long_text_is_refused_unread(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frontend, "_backend", None)
+    monkeypatch.setattr(frontend, "_tokenizer", None)  # touching either would fail
+    with pytest.raises(InvalidRequest, match="100000 characters"):
+        frontend.prepare("x" * 100_000, GREEDY)
+
+
+@pytest.mark.parametrize(
+    ("options", "field"),
+    [
+        ({"request_id": ""}, "request_id"),
+        ({"request_id": "x" * 129}, "request_id"),
+        ({"request_id": "new\nline"}, "request_id"),
+        ({"request_id": "é"}, "request_id"),
+        ({"priority": 11}, "priority"),
+        ({"priority": -11}, "priority"),
+        ({"priority": 1.5}, "priority"),
+        ({"timeout_s": 0}, "timeout_s"),
+        ({"timeout_s": 61}, "timeout_s"),
+        ({"timeout_s": math.nan}, "timeout_s"),
+        ({"timeout_s": math.inf}, "timeout_s"),
+    ],
+)
+def test_a_bad_option_is_refused_by_name(frontend: Frontend, options: Any, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        frontend.prepare("a", GREEDY, **options)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"stop_token_ids": [VOCAB]}, "stop_token_ids"),
+        ({"min_tokens": 300}, "min_tokens"),
+        ({"n": 3}, "n"),
+        ({"stop": ["a", "b"]}, "stop"),
+        ({"logprobs": 5}, "logprobs"),
+        ({"max_tokens": 10}, "max_tokens"),
+    ],
+)
+def test_parameters_are_checked_against_the_model_and_the_server(
+    folder: Path, params: Any, field: str
+) -> None:
+    limits = Limits(n=2, stop_strings=1, logprobs=4, decoder_tokens=10)
+    with pytest.raises(InvalidRequest) as caught:
+        Frontend.load(folder, "tiny", limits).prepare("a", SamplingParams(**params))
+    assert caught.value.field == field
+
+
+def test_another_model_is_not_found(frontend: Frontend) -> None:
+    frontend.prepare("a", GREEDY, model="tiny")
+    with pytest.raises(ModelNotFound) as caught:
+        frontend.prepare("a", GREEDY, model="huge")
+    assert caught.value.field == "model"
+
+
+def test_an_infinite_limit_means_no_deadline(folder: Path) -> None:
+    frontend = Frontend.load(folder, "tiny", Limits(timeout_s=math.inf))
+    assert frontend.prepare("a", GREEDY).samples[0].timeout_s is None
+
+
+def test_a_model_of_limited_positions_has_the_smaller_limit(folder: Path, frontend: Frontend) -> None:
+    """T5's positions are relative, and its `n_positions` is no limit; BART's are learned."""
+    assert (frontend.info.encoder_positions, frontend.info.decoder_positions) == (None, None)
+    info = replace(frontend.info, encoder_positions=8, decoder_positions=6)
+    limited = Frontend(info, AutoTokenizer.from_pretrained(folder), LIMITS)
+    assert (limited.max_encoder_tokens, limited.max_decoder_tokens) == (8, 6)
+
+
+def test_a_folder_without_a_tokenizer_fails_the_load(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    for path in tmp_path.glob("tokenizer*"):
+        path.unlink()
+    with pytest.raises(ModelLoadError, match="tokenizer"):
+        Frontend.load(tmp_path, "tiny")
+
+
+@given(prompt=st.recursive(
+    st.none() | st.integers() | st.text(max_size=20) | st.booleans() | st.floats(),
+    lambda inner: st.lists(inner, max_size=4)
+    | st.dictionaries(
+        st.sampled_from(["prompt", "prompt_token_ids", "encoder_prompt", "decoder_prompt", "x"]), inner
+    ),
+    max_leaves=8,
+))  # fmt: skip
+def test_any_prompt_is_prepared_or_refused(frontend: Frontend, prompt: Any) -> None:
+    try:
+        prepared = frontend.prepare(prompt, GREEDY)
+    except InvalidRequest as error:
+        named = error.field
+    else:
+        named = "nothing"
+        [sample] = prepared.samples
+        assert 0 < len(sample.encoder.token_ids) <= LIMITS.encoder_tokens
+        assert len(sample.prefix_ids) + sample.decoding.max_tokens <= LIMITS.decoder_tokens
+    assert named is not None

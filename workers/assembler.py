@@ -1,0 +1,125 @@
+"""One request between validator and client: engine deltas → text deltas and the finished answer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from tandem.outputs import CompletionOutput, RequestOutput, TextDelta, TokenLogprobs
+from tandem.params import SamplingParams
+from tandem.workers.detokenizer import Detokenizer, StopStrings, Vocabulary
+from tandem.workers.request import Delta, EngineRequest
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedRequest:
+    """A valid request: what its answer repeats, and one engine request for each sample."""
+
+    request_id: str
+    params: SamplingParams
+    encoder_prompt: str | None  # as given; None where only ids were
+    encoder_prompt_token_ids: list[int]
+    prompt: str | None  # the decoder prompt, likewise
+    prompt_token_ids: list[int]  # what the decoder starts from, start token included
+    context_ids: list[int]  # the decoder prompt alone: the text goes on from it
+    samples: list[EngineRequest] = field(repr=False)
+
+
+class Assembler:
+    """Turns a request's deltas, of all its samples and in any order between them, into its answer.
+
+    A stop string ends a sample here, not in the engine: after each `push`, ask `stopped(index)` and
+    cancel the engine request if so. Whatever the engine still sends for it is ignored.
+    """
+
+    def __init__(self, vocabulary: Vocabulary, prepared: PreparedRequest) -> None:
+        self._prepared = prepared
+        self._samples = {
+            sample.request_id: _Sample(index, vocabulary, prepared)
+            for index, sample in enumerate(prepared.samples)
+        }
+        self._by_index = list(self._samples.values())
+
+    def push(self, delta: Delta) -> TextDelta | None:
+        """What the sample's answer grew by, or None for nothing. The text may be empty while it is held
+        back. Raises the delta's error."""
+        if delta.error is not None:
+            raise delta.error
+        sample = self._samples[delta.request_id]
+        return None if sample.output.finish_reason is not None else sample.push(delta)
+
+    def stopped(self, index: int) -> bool:
+        """Whether a stop string ended this sample."""
+        return self._by_index[index].stops.matched is not None
+
+    @property
+    def finished(self) -> bool:
+        return all(sample.output.finish_reason is not None for sample in self._by_index)
+
+    def output(self) -> RequestOutput:
+        """The answer so far."""
+        prepared = self._prepared
+        return RequestOutput(
+            request_id=prepared.request_id,
+            encoder_prompt=prepared.encoder_prompt,
+            encoder_prompt_token_ids=prepared.encoder_prompt_token_ids,
+            prompt=prepared.prompt,
+            prompt_token_ids=prepared.prompt_token_ids,
+            outputs=[sample.output for sample in self._by_index],
+        )
+
+
+class _Sample:
+    def __init__(self, index: int, vocabulary: Vocabulary, prepared: PreparedRequest) -> None:
+        params = prepared.params
+        self.stops = StopStrings(params.stop)
+        self._watched = bool(params.stop)
+        # Stop strings count, like EOS, only from the token after these.
+        self._min_tokens = prepared.samples[index].decoding.min_tokens
+        self._detokenizer = Detokenizer(
+            vocabulary, skip_special_tokens=params.skip_special_tokens, context_ids=prepared.context_ids
+        )
+        wanted = params.logprobs is not None
+        self.output = CompletionOutput(
+            index=index,
+            text="",
+            token_ids=[],
+            logprobs=[] if wanted else None,
+            cumulative_logprob=0.0 if wanted else None,
+        )
+
+    def push(self, delta: Delta) -> TextDelta | None:
+        ids, text = self._read(delta.token_ids)
+        finish_reason = delta.finish_reason
+        stop_reason: int | str | None = delta.stop_reason
+        if delta.last and self.stops.matched is None:
+            text += self.stops.push(self._detokenizer.flush()) + self.stops.flush()
+        if self.stops.matched is not None:
+            finish_reason, stop_reason = "stop", self.stops.matched
+        if not ids and not text and finish_reason is None:
+            return None
+        logprobs = delta.logprobs[: len(ids)] if delta.logprobs is not None else None
+        self._grow(ids, text, logprobs)
+        self.output.finish_reason, self.output.stop_reason = finish_reason, stop_reason
+        return TextDelta(self.output.index, text, ids, logprobs, finish_reason, stop_reason)
+
+    def _read(self, ids: list[int]) -> tuple[list[int], str]:
+        """The ids up to the one that completed a stop string, and the text that has become final."""
+        if not self._watched:
+            return ids, self._detokenizer.push(ids)
+        text, seen = "", len(self.output.token_ids)
+        for count, token_id in enumerate(ids, 1):
+            piece = self._detokenizer.push([token_id])
+            text += piece if seen + count <= self._min_tokens else self.stops.push(piece)
+            if self.stops.matched is not None:
+                return ids[:count], text
+        return ids, text
+
+    def _grow(self, ids: list[int], text: str, logprobs: list[TokenLogprobs] | None) -> None:
+        output = self.output
+        output.text += text
+        output.token_ids += ids
+        if logprobs is not None and output.logprobs is not None:
+            output.logprobs += logprobs
+            output.cumulative_logprob = (output.cumulative_logprob or 0.0) + sum(
+                position.logprob for position in logprobs
+            )

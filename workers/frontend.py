@@ -1,0 +1,308 @@
+"""The one validator beneath every protocol: a prompt and its parameters → engine requests.
+
+Free of Ray, gRPC and FastAPI; `LLM` and every ingress use this same class. Its methods may be called
+from several threads at once, and tokenize in the caller's thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import secrets
+import uuid
+from array import array
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, cast
+
+from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, take_apart
+from tandem.limits import DEFAULT_LIMITS, Limits
+from tandem.params import SamplingParams
+from tandem.workers.assembler import Assembler, PreparedRequest
+from tandem.workers.detokenizer import Vocabulary
+from tandem.workers.model_info import ModelInfo
+from tandem.workers.request import Decoding, EncoderInput, EngineRequest
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+__all__ = ["Assembler", "Frontend", "ModelInfo", "PreparedRequest", "check_text", "sample_seed"]
+
+# Where neither request nor model says how much to generate.
+DEFAULT_MAX_TOKENS: Final = 256
+# No tokenizer in use averages this many characters a token, so a longer text is refused unread.
+_CHARS_PER_TOKEN: Final = 64
+
+
+class Frontend:
+    """Checks, tokenizes and completes requests for one model."""
+
+    def __init__(
+        self, info: ModelInfo, tokenizer: PreTrainedTokenizerBase, limits: Limits = DEFAULT_LIMITS
+    ) -> None:
+        self.info, self.limits = info, limits
+        self.vocabulary = Vocabulary(tokenizer)
+        self.max_encoder_tokens = min(limits.encoder_tokens, info.encoder_positions or limits.encoder_tokens)
+        self.max_decoder_tokens = min(limits.decoder_tokens, info.decoder_positions or limits.decoder_tokens)
+        self._tokenizer = tokenizer
+        self._backend = getattr(tokenizer, "backend_tokenizer", None)
+        if self._backend is not None:
+            # Set once here: setting them for each call, as the wrapper does, is not thread-safe.
+            self._backend.no_truncation()
+            self._backend.no_padding()
+
+    @classmethod
+    def load(cls, folder: str | Path, served_name: str, limits: Limits = DEFAULT_LIMITS) -> Frontend:
+        """Reads a model's folder, all but its weights. Raises ModelLoadError."""
+        from transformers import AutoTokenizer
+
+        folder = Path(folder)
+        info = ModelInfo.read(folder, served_name)
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        except (OSError, ValueError) as error:
+            raise ModelLoadError(f"{folder} has no tokenizer that can be read: {error}") from error
+        # Without its files transformers makes an empty tokenizer, and says nothing. (ByT5 needs none.)
+        files = set(tokenizer.vocab_files_names.values())
+        if files and not any((folder / name).is_file() for name in files):
+            raise ModelLoadError(f"{folder} has no tokenizer: none of {', '.join(sorted(files))}")
+        return cls(info, tokenizer, limits)
+
+    def prepare(
+        self,
+        prompt: Prompt,
+        params: SamplingParams,
+        *,
+        model: str | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> PreparedRequest:
+        """Checks everything there is to check about a request, and fills in every default.
+
+        Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
+        """
+        self.check_model(model)
+        request_id = self._request_id(request_id)
+        if type(priority) is not int or abs(priority) > self.limits.priority:
+            raise InvalidRequest(
+                f"must be an integer of magnitude at most {self.limits.priority}, got {priority!r}",
+                field="priority",
+            )
+        timeout_s = self._timeout_s(timeout_s)
+        self._check_counts(params)
+
+        parts = take_apart(prompt)
+        encoder_part, decoder_part, names = _sides(prompt)
+        encoder_ids = self._encoder_ids(parts["encoder_text"], parts["encoder_ids"], *names)
+        prefix = self._prefix(parts["decoder_text"], parts["decoder_ids"])
+        decoding = self._decoding(params, prefix)
+
+        encoder = EncoderInput(key=self._encoder_key(encoder_ids), token_ids=tuple(encoder_ids))
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may
+        # arrive while the first try is still being cancelled.
+        nonce = secrets.token_hex(8)
+        return PreparedRequest(
+            request_id=request_id,
+            params=params,
+            encoder_prompt=_shown(encoder_part, names[0]),
+            encoder_prompt_token_ids=encoder_ids,
+            prompt=_shown(decoder_part, "decoder_prompt"),
+            prompt_token_ids=prefix,
+            context_ids=prefix[1:],
+            samples=[
+                EngineRequest(
+                    request_id=f"{request_id}:{nonce}:{index}",
+                    encoder=encoder,
+                    prefix_ids=tuple(prefix),
+                    decoding=replace(decoding, seed=sample_seed(seed, index)),
+                    priority=priority,
+                    timeout_s=timeout_s,
+                )
+                for index in range(params.n)
+            ],
+        )
+
+    def tokenize(self, text: str, *, field: str = "text") -> list[int]:
+        """The encoder's ids for a text, special tokens included. Raises InvalidRequest."""
+        return self._encoder_ids(text, None, field, field)
+
+    def assembler(self, prepared: PreparedRequest) -> Assembler:
+        """What turns this request's deltas into its answer."""
+        return Assembler(self.vocabulary, prepared)
+
+    def check_model(self, model: str | None) -> None:
+        """Raises ModelNotFound unless this is the model served; None and "" mean the only one."""
+        if model and model != self.info.name:
+            raise ModelNotFound(f"no model {model[:80]!r}; this server has {self.info.name!r}", field="model")
+
+    # -- the parts of a request
+
+    def _encoder_ids(self, text: str | None, ids: list[int] | None, name: str, ids_name: str) -> list[int]:
+        limit = self.max_encoder_tokens
+        if ids is None:
+            if not text:
+                raise InvalidRequest("must not be empty", field=name)
+            ids = self._encode(text, name, limit, special=True)
+        else:
+            name = ids_name
+        if not ids:
+            raise InvalidRequest("has no tokens", field=name)
+        if len(ids) > limit:
+            raise InvalidRequest(f"has {len(ids)} tokens, the limit is {limit}", field=name)
+        self._check_ids(ids, name)
+        return list(ids)
+
+    def _prefix(self, text: str | None, ids: list[int] | None) -> list[int]:
+        """What the decoder starts from: the start token, unless it is there, and the decoder prompt."""
+        name, limit = "decoder_prompt", self.max_decoder_tokens - 1  # one at least is to be generated
+        if ids is None:
+            ids = self._encode(text, name, limit, special=False) if text else []
+        else:
+            name = "decoder_prompt.prompt_token_ids"
+            if not ids:
+                raise InvalidRequest("has no tokens; leave it out for none", field=name)
+        start = self.info.decoder_start_id
+        prefix = list(ids) if ids[:1] == [start] else [start, *ids]
+        if len(prefix) > limit:
+            raise InvalidRequest(
+                f"has {len(prefix)} tokens with the start token, the limit is {limit}", field=name
+            )
+        self._check_ids(ids, name)
+        return prefix
+
+    def _encode(self, text: str, name: str, limit: int, *, special: bool) -> list[int]:
+        check_text(text, name)
+        most = limit * _CHARS_PER_TOKEN
+        if len(text) > most:
+            raise InvalidRequest(
+                f"has {len(text)} characters, of which {limit} tokens can hold at most {most}", field=name
+            )
+        if self._backend is not None:
+            return list(self._backend.encode(text, add_special_tokens=special).ids)
+        return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
+
+    def _check_ids(self, ids: Sequence[int], name: str) -> None:
+        size = self.info.vocab_size
+        for index, token_id in enumerate(ids):
+            if not 0 <= token_id < size:
+                raise InvalidRequest(
+                    f"id {token_id} at {index} is not in the vocabulary, 0 to {size - 1}", field=name
+                )
+
+    def _decoding(self, params: SamplingParams, prefix: list[int]) -> Decoding:
+        own, room = self.info.defaults, self.max_decoder_tokens - len(prefix)
+        if params.max_tokens is None:
+            default = own.max_new_tokens or (own.max_length and own.max_length - len(prefix))
+            max_tokens = max(1, min(default or DEFAULT_MAX_TOKENS, room))
+        elif params.max_tokens > room:
+            raise InvalidRequest(
+                f"{params.max_tokens} tokens after the {len(prefix)} the decoder starts from exceed the "
+                f"limit of {self.max_decoder_tokens}",
+                field="max_tokens",
+            )
+        else:
+            max_tokens = params.max_tokens
+        if "min_tokens" not in params.model_fields_set:
+            min_tokens = min(max(own.min_new_tokens, own.min_length - len(prefix)), max_tokens)
+        elif params.min_tokens > max_tokens:
+            raise InvalidRequest(
+                f"must not exceed max_tokens, here {max_tokens}, got {params.min_tokens}", field="min_tokens"
+            )
+        else:
+            min_tokens = params.min_tokens
+        self._check_ids(params.stop_token_ids, "stop_token_ids")
+        top_k = own.top_k if params.top_k is None else params.top_k
+        return Decoding(
+            max_tokens=max_tokens,
+            min_tokens=max(0, min_tokens),
+            temperature=_given(params.temperature, own.temperature),
+            top_k=max(0, top_k),
+            top_p=_given(params.top_p, own.top_p),
+            min_p=_given(params.min_p, own.min_p),
+            repetition_penalty=_given(params.repetition_penalty, own.repetition_penalty),
+            seed=0,  # each sample has its own, see sample_seed
+            stop_ids=frozenset(params.stop_token_ids)
+            | (frozenset() if params.ignore_eos else self.info.eos_ids),
+            eos_ids=self.info.eos_ids,
+            logprobs=params.logprobs,
+        )
+
+    def _check_counts(self, params: SamplingParams) -> None:
+        """A server's limits may be lower than the ones SamplingParams knows."""
+        for name, got, limit in (
+            ("n", params.n, self.limits.n),
+            ("logprobs", params.logprobs or 0, self.limits.logprobs),
+            ("stop", len(params.stop), self.limits.stop_strings),
+            ("stop_token_ids", len(params.stop_token_ids), self.limits.stop_token_ids),
+        ):
+            if got > limit:
+                raise InvalidRequest(f"at most {limit}, got {got}", field=name)
+
+    def _request_id(self, request_id: str | None) -> str:
+        if request_id is None:
+            return uuid.uuid4().hex
+        limit = self.limits.request_id_chars
+        if not 0 < len(request_id) <= limit or not (request_id.isascii() and request_id.isprintable()):
+            raise InvalidRequest(f"must be 1 to {limit} printable ASCII characters", field="request_id")
+        return request_id
+
+    def _timeout_s(self, timeout_s: float | None) -> float | None:
+        limit = self.limits.timeout_s
+        if timeout_s is None:
+            return limit if math.isfinite(limit) else None  # infinite: offline use
+        if not 0 < timeout_s <= limit:  # also false for NaN
+            raise InvalidRequest(
+                f"must be above 0 and at most {limit:g} s, got {timeout_s}", field="timeout_s"
+            )
+        return timeout_s
+
+    def _encoder_key(self, ids: list[int]) -> str:
+        digest = hashlib.blake2b(self.info.revision.encode(), digest_size=16)
+        digest.update(b"\0" + array("I", ids).tobytes())
+        return digest.hexdigest()
+
+
+def sample_seed(seed: int, index: int) -> int:
+    """The seed of a request's sample. The first has the request's own, so that asking for more samples
+    does not change it; the others' are BLAKE2b-64 of both numbers, little-endian, less its top bit."""
+    if index == 0:
+        return seed
+    digest = hashlib.blake2b(seed.to_bytes(8, "little") + index.to_bytes(4, "little"), digest_size=8)
+    return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def check_text(text: str, name: str) -> None:
+    """Raises InvalidRequest for text that UTF-8 cannot hold: JSON can smuggle in half of a character."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise InvalidRequest(f"lone surrogate at character {error.start}", field=name) from None
+
+
+def _sides(prompt: Prompt) -> tuple[SingletonPrompt, SingletonPrompt | None, tuple[str, str]]:
+    """Encoder and decoder prompt, and what errors call the encoder's text and ids. The prompt is one
+    that `take_apart` has accepted."""
+    if isinstance(prompt, dict) and "encoder_prompt" in prompt:
+        both = cast(ExplicitEncoderDecoderPrompt, prompt)
+        names = "encoder_prompt", "encoder_prompt.prompt_token_ids"
+        return both["encoder_prompt"], both.get("decoder_prompt"), names
+    return prompt, None, ("prompt", "prompt_token_ids")
+
+
+def _shown(prompt: object, name: str) -> str | None:
+    """The text of a singleton prompt, which beside token ids is only for show."""
+    text = prompt.get("prompt") if isinstance(prompt, dict) else prompt
+    if text is None:
+        return None
+    if not isinstance(text, str):
+        raise InvalidRequest(f"must be a str, got {type(text).__name__}", field=name)
+    check_text(text, name)
+    return text
+
+
+def _given(value: float | None, default: float) -> float:
+    return default if value is None else value
