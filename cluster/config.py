@@ -12,6 +12,8 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from tandem.errors import InvalidRequest
 from tandem.limits import Limits
 from tandem.params import invalid
+from tandem.workers.checkpoint import resolve
+from tandem.workers.config import Device, Dtype, EngineConfig
 
 Placement = Literal["disaggregated", "colocated"]
 IngressMode = Literal["direct", "proxy"]
@@ -28,10 +30,10 @@ class ServeConfig:
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     # The model
-    model: str = "quickstart"  # a folder, or a name that `workers.checkpoint.resolve` knows
+    model: str = "quickstart"  # a folder or hub id: see workers.checkpoint.resolve
     served_model_name: str | None = None  # what clients call it; None: `model`
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    device: Literal["auto", "cpu", "cuda"] = "auto"
+    dtype: Dtype = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
+    device: Device = "auto"  # auto: GPUs if the cluster has any when the application is built
     tensor_parallel_size: int = 1  # shards of one decoder replica
 
     # The cluster
@@ -48,12 +50,14 @@ class ServeConfig:
     http_port: int = 8000  # in direct mode the first of the replicas' ports
     grpc_port: int = 9000
 
-    # One engine; None: the engine's own default, derived from model and device
-    page_size: int | None = None  # tokens
+    # One engine: see workers.config
+    max_num_seqs: int = EngineConfig.max_num_seqs  # sequences decoded at once
+    max_batched_tokens: int = EngineConfig.max_batched_tokens  # decoder positions in one step
+    max_encoder_tokens: int = EngineConfig.max_encoder_tokens  # of one forward: also of a router's batch
+    kv_cache_gib: float | None = None
+    page_size: int | None = None  # positions
     num_pages: int | None = None
-    max_num_seqs: int | None = None  # sequences in one batch
-    max_batched_tokens: int | None = None  # decoder tokens in one step
-    max_encoder_tokens: int = 8192  # encoder tokens in one packed forward: a batch of the router, too
+    check_invariants: bool = False
 
     # The router, for each ingress replica
     encoder_cache_bytes: int = 256 * 2**20  # hidden states kept alive for reuse; 0: none
@@ -92,6 +96,29 @@ class ServeConfig:
                 raise InvalidRequest(f"must be a port, got {getattr(self, name)}", field=name)
         if self.http_port == self.grpc_port:
             raise InvalidRequest("must differ from http_port", field="grpc_port")
+        self.engine_config(self.model)
+
+    def engine_config(self, folder: str | None = None) -> EngineConfig:
+        """What one engine or encoder is made with. Finds the model's folder on the machine it runs on.
+
+        Raises ModelLoadError where there is no such model, InvalidRequest for sizes that cannot hold.
+        """
+        return EngineConfig(
+            model=folder or str(resolve(self.model)),
+            dtype=self.dtype,
+            device=self.device,
+            tensor_parallel_size=self.tensor_parallel_size,
+            max_num_seqs=self.max_num_seqs,
+            max_batched_tokens=self.max_batched_tokens,
+            max_encoder_tokens=self.max_encoder_tokens,
+            max_encoder_length=self.limits.encoder_tokens,
+            max_decoder_length=self.limits.decoder_tokens,
+            kv_cache_gib=self.kv_cache_gib,
+            page_size=self.page_size,
+            num_pages=self.num_pages,
+            with_encoder=self.placement == "colocated",
+            check_invariants=self.check_invariants,
+        )
 
     @property
     def model_name(self) -> str:
@@ -118,9 +145,7 @@ _POSITIVE = (
     "grpc_port",
     "page_size",
     "num_pages",
-    "max_num_seqs",
-    "max_batched_tokens",
-    "max_encoder_tokens",
+    "kv_cache_gib",
     "encoder_batches_in_flight",
     "encoder_attempts",
     "replica_wait_s",
@@ -150,6 +175,11 @@ def parse_args(args: Mapping[str, Any]) -> ServeConfig:
         # As JSON: in Python mode `strict` would refuse a mapping where a dataclass is meant.
         return _ADAPTER.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
+        first = error.errors()[0]
+        if isinstance(own := first.get("ctx", {}).get("error"), InvalidRequest):  # from __post_init__
+            raise own from None
+        if first["type"] == "unexpected_keyword_argument":
+            raise InvalidRequest("unknown parameter", field=str(first["loc"][-1])) from None
         raise invalid(error) from None
     except TypeError as error:
         raise InvalidRequest(f"arguments must be plain values: {error}") from None

@@ -2,56 +2,137 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
+from ray.serve.handle import DeploymentHandle
+
 from tandem.cluster.config import ServeConfig
-from tandem.workers.request import Delta, EngineRequest
+from tandem.cluster.encoder_pool import EncoderCounters, EncoderPool
+from tandem.cluster.engine_pool import EnginePool
+from tandem.cluster.flight import Flight
+from tandem.errors import Overloaded, Unavailable
+from tandem.workers.request import Delta, EngineRequest, EngineStats
+
+# A request whose engines keep dying under it may be what kills them.
+MAX_LOSSES = 4
 
 
 @dataclass(frozen=True, slots=True)
 class RouterStats:
     """A snapshot for metrics. Counters only grow."""
 
-    encoders_ready: bool
-    engines: int  # attached and accepting
+    encoder_replicas: int  # 0 where decoders encode by themselves
+    engines: dict[str, EngineStats]  # by engine id: those that accept requests
     outstanding: int  # sequences accepted and not ended
-    waiting: int  # of these, without an engine yet
+    waiting: int  # of these, those that wait for room on an engine
     queued_encoder_tokens: int
-    encoder_batches: int  # counter: sent
-    encoder_batch_tokens: int  # counter: tokens in them
-    encoder_time_s: float  # counter: from sending a batch to its reference
-    encoder_retries: int  # counter
-    encoder_cache_hits: int  # counter
-    encoder_cache_misses: int  # counter
+    encoder: EncoderCounters
     encoder_cache_bytes: int
     resubmitted: int  # counter: requests moved to another engine
-    generated_tokens: int  # counter: delivered
+    generated_tokens: int  # counter: given to readers
 
 
 class Router:
-    """Turns requests into streams of deltas."""
+    """Turns requests into streams of deltas. Lives in one event loop."""
 
-    def __init__(self, config: ServeConfig, encoder: Any | None, decoder: Any) -> None:
-        self._config, self._encoder, self._decoder = config, encoder, decoder
+    def __init__(
+        self, config: ServeConfig, encoder: DeploymentHandle[Any] | None, decoder: DeploymentHandle[Any]
+    ) -> None:
+        self._config = config
+        self._encoders = EncoderPool(config, encoder, uuid.uuid4().hex[:8]) if encoder is not None else None
+        self._engines = EnginePool(decoder, config.replica_wait_s)
+        self._flights: set[Flight] = set()
+        self._closed = False
+        self._resubmitted = 0
+        self._generated_tokens = 0
 
     async def start(self) -> None:
-        """Finds the engines and attaches to them. Call once, in the ingress' event loop."""
-        raise NotImplementedError
+        """Finds the workers and attaches to the engines; those that come later are found later. Call
+        once, in the event loop that will generate."""
+        if self._encoders is not None:
+            await self._encoders.start()
+        await self._engines.start()
 
     async def close(self) -> None:
         """Ends all requests with Unavailable and detaches."""
-        raise NotImplementedError
+        self._closed = True
+        for flight in self._flights:
+            flight.fail(Unavailable("the server shuts down"))
+        if self._encoders is not None:
+            await self._encoders.close()
+        await self._engines.close()
 
-    def generate(self, request: EngineRequest) -> AsyncIterator[Delta]:
-        """The request's deltas; the last has a finish reason. Raises a TandemError instead of a delta
-        with `error`. Closing the iterator or cancelling its task frees the request on the engine."""
-        raise NotImplementedError
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]:
+        """The request's deltas: each has all tokens since the one before, however slowly they are read,
+        and the last has a `finish_reason`. The request's `timeout_s` counts from here.
+
+        Close the generator or cancel its task to cancel the request. Raises Overloaded before anything
+        is done; Unavailable where workers are missing for too long or keep failing; InvalidRequest where
+        the engine refuses.
+        """
+        if self._closed:
+            raise Unavailable("the server shuts down")
+        limits = self._config.limits
+        if len(self._flights) >= limits.queued_requests:
+            raise Overloaded(f"{limits.queued_requests} sequences are in work already; try again later")
+        timeout_s = limits.timeout_s if request.timeout_s is None else request.timeout_s
+        flight = Flight(request, asyncio.get_running_loop().time() + timeout_s)
+        self._flights.add(flight)
+        try:
+            while True:
+                delta = await flight.take()
+                if delta is None:
+                    await self._place(flight)
+                    continue
+                if delta.error is not None:
+                    raise delta.error
+                self._generated_tokens += len(delta.token_ids)
+                yield delta
+                if delta.last:
+                    return
+        finally:
+            self._flights.discard(flight)
+            flight.close()
 
     async def ready(self) -> bool:
         """Whether a request sent now would find an encoder and an engine."""
-        raise NotImplementedError
+        return self._engines.ready and (self._encoders is None or self._encoders.replicas > 0)
 
     def stats(self) -> RouterStats:
-        raise NotImplementedError
+        encoders = self._encoders
+        return RouterStats(
+            encoder_replicas=encoders.replicas if encoders else 0,
+            engines={c.engine_id: c.stats for c in self._engines.clients if c.accepting and c.stats},
+            outstanding=len(self._flights),
+            waiting=self._engines.waiting,
+            queued_encoder_tokens=encoders.queued_tokens if encoders else 0,
+            encoder=encoders.counters if encoders else EncoderCounters(),
+            encoder_cache_bytes=encoders.cache_bytes if encoders else 0,
+            resubmitted=self._resubmitted,
+            generated_tokens=self._generated_tokens,
+        )
+
+    async def _place(self, flight: Flight) -> None:
+        """Has the input encoded and the request sent to an engine; again, where it was placed before.
+        Leaves a flight that is over its time ended."""
+        if flight.losses >= MAX_LOSSES:
+            raise Unavailable(f"{flight.losses} decoders died while they worked on this request")
+        if flight.encodings >= self._config.encoder_attempts:
+            raise Unavailable(f"the encoder's output was lost {flight.encodings} times")
+        if flight.losses or flight.encodings:
+            self._resubmitted += 1
+        try:
+            async with asyncio.timeout_at(flight.deadline):
+                if self._encoders is not None:
+                    if flight.hidden is not None and flight.hidden_lost:
+                        self._encoders.forget(flight.hidden)
+                        flight.hidden, flight.hidden_lost = None, False
+                    if flight.hidden is None:
+                        flight.hidden = await self._encoders.encode(flight.request.encoder)
+                await self._engines.submit(flight)
+        except TimeoutError:
+            flight.expire()

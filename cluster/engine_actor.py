@@ -1,0 +1,235 @@
+"""The actor of a decoder group's rank 0: routers attach to it, submit to it and hear from it.
+
+Every router has a link: a stream of step messages one way, `submit` calls the other way, and a lease.
+A router that goes away, however it does, loses its link, and its requests their pages.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import itertools
+import logging
+import socket
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
+
+import ray
+from ray.util import get_node_ip_address
+
+from tandem.cluster.background import Background
+from tandem.cluster.config import ServeConfig
+from tandem.cluster.engine_thread import EngineThread
+from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, prefetch
+from tandem.cluster.link import Link
+from tandem.cluster.messages import LEASE_S, StepMessage, Submission, to_wire
+from tandem.errors import HiddenStatesLost, Unavailable
+from tandem.workers.distributed import Group
+from tandem.workers.engine import Engine
+from tandem.workers.request import Delta, EngineRequest, EngineStats
+
+logger = logging.getLogger(__name__)
+
+STOP_TIMEOUT_S = 10.0  # for the last step and for telling the other ranks
+
+_Arrival = tuple[EngineRequest, HiddenSlice]
+
+
+@dataclasses.dataclass(slots=True)
+class _Live:
+    """A request between its submission and its last delta."""
+
+    link: Link
+    arriving: bool  # its hidden states are being fetched, the engine has not seen it yet
+    handle: int | None = None  # what the ranks call its hidden states
+
+
+class EngineActor:
+    """An async actor. The engine steps in a thread of its own; everything else is in the event loop."""
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._background = Background()
+        self._shards: list[Any] = []
+        self._links: dict[str, Link] = {}
+        self._live: dict[str, _Live] = {}  # every request taken in and not ended
+        self._next_handle = itertools.count()
+        self._failure: str | None = None
+        self._failed = asyncio.Event()
+        self._accepting = False
+
+    # --- For the supervisor ---
+
+    async def rendezvous(self) -> str:
+        """Where the ranks of this group can meet."""
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port: int = probe.getsockname()[1]
+        return f"tcp://{get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
+
+    async def start(self, rendezvous: str, shards: list[Any]) -> None:
+        """Loads the model and begins to accept. Returns when all ranks have met.
+
+        Raises ModelLoadError, InvalidRequest.
+        """
+        loop = asyncio.get_running_loop()
+
+        def make() -> Engine:
+            config = self._config.engine_config()
+            size = config.tensor_parallel_size
+            return Engine(config, Group.create(0, size, rendezvous, config.torch_device()))
+
+        self._shards = shards
+        self._thread = EngineThread(
+            make,
+            on_step=lambda deltas, stats: _call(loop, self._deliver, deltas, stats),
+            on_failure=lambda error: _call(loop, self._fail, error),
+        )
+        self._stats = await asyncio.wrap_future(self._thread.start())
+        self._background.start(self._expire_links(), "expire links")
+        self._accepting = True
+
+    async def watch(self) -> str:
+        """Returns, with the reason, when the engine has failed; it will not come back."""
+        await self._failed.wait()
+        return self._failure or ""
+
+    async def progress(self) -> EngineStats:
+        """Raises Unavailable where the engine has failed, or has work and makes no step."""
+        if self._failure is not None:
+            raise Unavailable(f"the engine failed: {self._failure}")
+        if (stalled := self._thread.stalled_s()) > self._config.stall_timeout_s:
+            raise Unavailable(f"the engine has work and made no step for {stalled:.0f} s")
+        return self._stats
+
+    async def drain(self) -> None:
+        """Refuses new requests, returns when the running ones have ended, and closes the engine."""
+        self._accepting = False
+        for link in self._links.values():
+            link.wake()
+        while self._live and self._failure is None:
+            await asyncio.sleep(0.05)
+        await self._background.close()
+        for link in self._links.values():
+            link.close()
+        self._thread.stop()
+        await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
+
+    # --- For the routers ---
+
+    async def attach(self, link_id: str) -> AsyncIterator[StepMessage]:
+        """Opens a link. The first message comes at once: from then on the link can submit."""
+        link = self._links[link_id] = Link()
+        try:
+            yield StepMessage(self._accepting, self._stats, [])
+            while (deltas := await link.take()) is not None:
+                yield StepMessage(self._accepting, self._stats, deltas)
+        finally:
+            self._close(link_id)
+
+    async def submit(self, link_id: str, submissions: list[Submission], cancelled: list[str]) -> bool:
+        """Takes requests in and cancels others; also renews the lease.
+
+        False: draining or an unknown link, none of the submissions was taken.
+        """
+        link = self._links.get(link_id)
+        if link is None or link.closed:
+            return False
+        link.renew()
+        self._cancel(cancelled)
+        if not submissions:
+            return True
+        if not self._accepting:
+            return False
+        arrivals: defaultdict[ray.ObjectRef[PackedHidden], list[_Arrival]] = defaultdict(list)
+        for request, hidden in submissions:
+            link.requests.add(request.request_id)
+            self._live[request.request_id] = _Live(link, arriving=hidden is not None)
+            if hidden is None:
+                self._thread.submit(request)
+            else:
+                arrivals[hidden.reference].append((request, hidden))
+        for reference, group in arrivals.items():
+            self._background.start(self._admit(reference, group), "admit")
+        return True
+
+    async def detach(self, link_id: str) -> None:
+        """Closes a link from the router's side; its requests are cancelled."""
+        self._close(link_id)
+
+    # --- Within ---
+
+    async def _admit(self, reference: ray.ObjectRef[PackedHidden], group: list[_Arrival]) -> None:
+        """Submits requests to the engine once every rank has their hidden states at hand."""
+        slices = {next(self._next_handle): arrival for arrival in group}
+        registrations = {handle: where for handle, (_, where) in slices.items()}
+        try:
+            await asyncio.gather(
+                prefetch(reference), *(shard.register.remote(registrations) for shard in self._shards)
+            )
+        except HiddenStatesLost as error:
+            self._deliver([Delta(request.request_id, [], error=error) for request, _ in group], self._stats)
+        for handle, (request, where) in slices.items():
+            live = self._live.get(request.request_id)
+            if live is None:  # cancelled meanwhile, or lost just now
+                self._unregister([handle])
+                continue
+            live.arriving, live.handle = False, handle
+            encoder = dataclasses.replace(request.encoder, hidden=HiddenLoader(handle, where))
+            self._thread.submit(dataclasses.replace(request, encoder=encoder))
+
+    def _deliver(self, deltas: list[Delta], stats: EngineStats) -> None:
+        self._stats = stats
+        handles = []
+        for delta in deltas:
+            if (live := self._live.get(delta.request_id)) is None:
+                continue
+            live.link.push(to_wire(delta))
+            if delta.last:
+                del self._live[delta.request_id]
+                live.link.requests.discard(delta.request_id)
+                if live.handle is not None:
+                    handles.append(live.handle)
+        self._unregister(handles)
+
+    def _cancel(self, request_ids: Iterable[str]) -> None:
+        for request_id in request_ids:
+            live = self._live.get(request_id)
+            if live is None:
+                continue
+            if live.arriving:  # the engine has not seen it
+                del self._live[request_id]
+                live.link.requests.discard(request_id)
+            else:
+                self._thread.cancel(request_id)
+
+    def _unregister(self, handles: list[int]) -> None:
+        if handles:
+            for shard in self._shards:
+                shard.unregister.remote(handles)
+
+    def _close(self, link_id: str) -> None:
+        if (link := self._links.pop(link_id, None)) is not None:
+            link.close()
+            self._cancel(list(link.requests))
+
+    async def _expire_links(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_S / 5)
+            for link_id, link in list(self._links.items()):
+                if link.expired():
+                    logger.warning("a router with %d requests is gone", len(link.requests))
+                    self._close(link_id)
+
+    def _fail(self, error: BaseException) -> None:
+        self._accepting = False
+        self._failure = repr(error)
+        self._failed.set()
+
+
+def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
+    """From the engine's thread. The loop is closed only when the process ends, and nobody listens then."""
+    with contextlib.suppress(RuntimeError):
+        loop.call_soon_threadsafe(function, *args)

@@ -1,0 +1,178 @@
+"""A router's end of the link to one engine: what was sent, what comes back, and noticing its end."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import itertools
+import logging
+import math
+import uuid
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from ray.exceptions import RayError
+
+from tandem.cluster.background import Background
+from tandem.cluster.flight import Flight
+from tandem.cluster.messages import LEASE_S, SILENCE_S, StepMessage, Submission, WireDelta
+from tandem.workers.request import EngineStats
+
+logger = logging.getLogger(__name__)
+
+
+class EngineClient:
+    """Requests go out in batches: whatever has gathered while the last batch was acknowledged.
+
+    Every placement of a request has an id of its own, so that what a former engine or a former link
+    still says about it falls on deaf ears.
+    """
+
+    def __init__(self, engine_id: str, actor: Any, on_change: Callable[[], None]) -> None:
+        self.engine_id = engine_id
+        self.stats: EngineStats | None = None
+        self.flights: dict[str, Flight] = {}  # by the id of their placement
+        self.keys: Counter[str] = Counter()  # their encoder inputs
+        self._actor = actor
+        self._on_change = on_change  # it may accept now, or has room, or is lost
+        self._link_id = uuid.uuid4().hex[:12]
+        self._numbers = itertools.count()
+        self._ids: dict[Flight, str] = {}
+        self._outbox: dict[str, Submission] = {}
+        self._cancelled: list[str] = []
+        self._flushing = False
+        self._accepting = False
+        self._lost = False
+        self._background = Background()
+
+    @property
+    def accepting(self) -> bool:
+        return self._accepting and not self._lost
+
+    def load(self) -> float:
+        """Sequences on the engine, and on their way to it, in batches' worth: 1 fills it. Pages count
+        where they are scarcer."""
+        stats = self.stats
+        if stats is None:  # not attached yet
+            return math.inf
+        sequences = max(stats.running + stats.waiting + len(self._outbox), len(self.flights))
+        pages = 1 - stats.free_pages / stats.total_pages
+        return max(sequences / stats.max_running, pages)
+
+    async def run(self) -> None:
+        """Attaches and receives until the engine has drained, is lost, or this task is cancelled. On
+        return all flights are displaced."""
+        self._background.start(self._renew(), "renew the lease")
+        try:
+            stream = self._actor.attach.options(num_returns="streaming").remote(self._link_id)
+            while not self._lost:
+                async with asyncio.timeout(SILENCE_S):
+                    message = await (await anext(stream))
+                self._receive(message)
+        except StopAsyncIteration:
+            pass  # drained
+        except (RayError, TimeoutError) as error:
+            logger.warning("engine %s is lost: %r", self.engine_id, error)
+            self._actor.detach.remote(self._link_id)  # it may be alive and only out of reach
+        finally:
+            self._accepting, self._lost = False, True
+            await self._background.close()
+            for flight in self._take_all():
+                flight.losses += 1
+                flight.displace()
+            self._on_change()
+
+    async def close(self) -> None:
+        """Tells the engine to cancel what this router has there. After `run` has been cancelled."""
+        try:
+            async with asyncio.timeout(1.0):
+                await self._actor.detach.remote(self._link_id)
+        except (RayError, TimeoutError):
+            pass  # the lease runs out
+
+    def submit(self, flight: Flight) -> None:
+        request_id = f"{self._link_id}.{next(self._numbers)}"
+        request = dataclasses.replace(
+            flight.request,
+            request_id=request_id,
+            generated_ids=(*flight.request.generated_ids, *flight.received),
+            timeout_s=max(0.0, flight.deadline - asyncio.get_running_loop().time()),
+        )
+        flight.place = self
+        self._ids[flight] = request_id
+        self.flights[request_id] = flight
+        self.keys[request.encoder.key] += 1
+        self._outbox[request_id] = Submission(request, flight.hidden)
+        self._flush_soon()
+
+    def release(self, flight: Flight) -> None:
+        """Forgets a flight; one that has not ended is cancelled on the engine."""
+        request_id = self._ids.get(flight)
+        if request_id is None:
+            return
+        self._remove(request_id)
+        if self._outbox.pop(request_id, None) is None and not flight.ended:
+            self._cancelled.append(request_id)
+            self._flush_soon()
+
+    # --- Within ---
+
+    def _receive(self, message: StepMessage) -> None:
+        for wire in message.deltas:
+            delta = WireDelta._make(wire)
+            if (flight := self.flights.get(delta.request_id)) is None:
+                continue
+            if delta.finish_reason is not None or delta.error is not None:
+                self._remove(delta.request_id)
+            flight.deliver(delta)
+        self.stats = message.stats
+        self._accepting = message.accepting
+        self._on_change()
+
+    def _remove(self, request_id: str) -> Flight:
+        flight = self.flights.pop(request_id)
+        del self._ids[flight]
+        key = flight.request.encoder.key
+        self.keys[key] -= 1
+        if not self.keys[key]:
+            del self.keys[key]
+        return flight
+
+    def _take_all(self) -> list[Flight]:
+        self._outbox.clear()
+        return [self._remove(request_id) for request_id in list(self.flights)]
+
+    def _flush_soon(self) -> None:
+        if not self._flushing and not self._lost:
+            self._flushing = True
+            self._background.start(self._flush(), "flush")
+
+    async def _flush(self) -> None:
+        try:
+            while self._outbox or self._cancelled:
+                await self._exchange()
+        finally:
+            self._flushing = False
+
+    async def _exchange(self) -> None:
+        outbox, self._outbox = self._outbox, {}
+        cancelled, self._cancelled = self._cancelled, []
+        try:
+            async with asyncio.timeout(SILENCE_S):
+                taken = await self._actor.submit.remote(self._link_id, list(outbox.values()), cancelled)
+        except (RayError, TimeoutError) as error:
+            if not self._lost:
+                logger.warning("engine %s does not take requests: %r", self.engine_id, error)
+            self._lost = True  # `run` sees it with the next message, or has ended
+            return
+        if not taken:
+            self._accepting = False
+            for request_id in outbox:
+                if request_id in self.flights:
+                    self._remove(request_id).displace()
+
+    async def _renew(self) -> None:
+        while True:
+            await asyncio.sleep(LEASE_S / 5)
+            await self._exchange()

@@ -1,0 +1,154 @@
+"""The engines a router knows: finding them, and choosing one for a request."""
+
+from __future__ import annotations
+
+import asyncio
+import bisect
+import logging
+from dataclasses import dataclass, field
+from typing import Any
+
+from ray.exceptions import RayError
+from ray.serve.exceptions import RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from tandem.cluster.background import Background
+from tandem.cluster.engine_client import EngineClient
+from tandem.cluster.flight import Flight
+from tandem.errors import Unavailable
+
+logger = logging.getLogger(__name__)
+
+DISCOVERY_PERIOD_S = 5.0  # new replicas are found this late at most
+DISCOVERY_RETRY_S = 0.2  # while there is no engine at all
+DISCOVERY_TIMEOUT_S = 10.0
+# Work sent to one engine, in batches' worth (see `EngineClient.load`): one that runs and one ready to
+# follow. More waits here, where an engine that joins or gets free can still take it.
+FULL = 2.0
+# How much fuller an engine may be and still be preferred because it holds the same encoder input, whose
+# cross-attention pages are then shared.
+AFFINITY = 0.25
+
+
+@dataclass(order=True, slots=True)
+class _Waiter:
+    priority: int  # negated: the least is first
+    number: int  # of arrival; a request that lost its engine keeps it
+    flight: Flight = field(compare=False)
+    granted: asyncio.Future[None] = field(compare=False)
+
+
+class EnginePool:
+    """One client for every engine that `describe` names, from discovery to loss."""
+
+    def __init__(self, handle: DeploymentHandle[Any], patience_s: float) -> None:
+        self._handle = handle
+        self._patience_s = patience_s
+        self._clients: dict[str, EngineClient] = {}
+        self._waiting: list[_Waiter] = []  # sorted
+        self._discover_now = asyncio.Event()
+        self._background = Background()
+        self._links = Background()
+
+    @property
+    def ready(self) -> bool:
+        return any(client.accepting for client in self._clients.values())
+
+    @property
+    def clients(self) -> list[EngineClient]:
+        return list(self._clients.values())
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiting)
+
+    async def start(self) -> None:
+        """Looks for the engines once, and goes on looking."""
+        await self._discover()
+        self._background.start(self._keep_discovering(), "discover engines")
+
+    async def close(self) -> None:
+        await self._background.close()
+        clients = self.clients
+        await self._links.close()
+        await asyncio.gather(*(client.close() for client in clients))
+
+    async def submit(self, flight: Flight) -> None:
+        """Sends a request to the best engine, by priority and arrival where all are full.
+
+        Raises Unavailable where there is still no engine after `patience_s`.
+        """
+        if not self._waiting and (client := self._choose(flight)) is not None:
+            client.submit(flight)
+            return
+        granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        waiter = _Waiter(-flight.request.priority, flight.number, flight, granted)
+        bisect.insort(self._waiting, waiter)
+        self._grant()
+        try:
+            while not granted.done():
+                await asyncio.wait([granted], timeout=self._patience_s)
+                if not granted.done() and not self.ready:
+                    raise Unavailable(f"no decoder accepts requests, waited {self._patience_s:.0f} s")
+        finally:
+            if not granted.done():
+                del self._waiting[bisect.bisect_left(self._waiting, waiter)]
+
+    # --- Within ---
+
+    def _choose(self, flight: Flight) -> EngineClient | None:
+        key = flight.request.encoder.key
+        best, least = None, FULL
+        for client in self._clients.values():
+            if client.accepting:
+                load = client.load()
+                if load < FULL and load - AFFINITY * (key in client.keys) < least:
+                    best, least = client, load - AFFINITY * (key in client.keys)
+        return best
+
+    def _grant(self) -> None:
+        """Sends waiting requests as far as there is room."""
+        while self._waiting:
+            client = self._choose(self._waiting[0].flight)
+            if client is None:
+                return
+            waiter = self._waiting.pop(0)
+            client.submit(waiter.flight)  # here and now, so that the next one sees the load
+            waiter.granted.set_result(None)
+
+    async def _keep_discovering(self) -> None:
+        while True:
+            period = DISCOVERY_PERIOD_S if self.ready else DISCOVERY_RETRY_S
+            try:
+                async with asyncio.timeout(period):
+                    await self._discover_now.wait()
+                await asyncio.sleep(DISCOVERY_RETRY_S)
+            except TimeoutError:
+                pass
+            self._discover_now.clear()
+            await self._discover()
+
+    async def _discover(self) -> None:
+        try:
+            broadcast = self._handle.broadcast("describe")
+            answers = await broadcast.results_async(timeout_s=DISCOVERY_TIMEOUT_S, return_exceptions=True)
+        except RayServeException:  # none is running
+            return
+        except (RayError, TimeoutError) as error:
+            logger.warning("the engines could not be listed: %r", error)
+            return
+        for answer in answers:
+            if not isinstance(answer, BaseException) and answer[0] not in self._clients:
+                self._attach(*answer)
+
+    def _attach(self, engine_id: str, actor: Any) -> None:
+        client = EngineClient(engine_id, actor, self._grant)
+        self._clients[engine_id] = client
+        self._links.start(self._follow(client), f"engine {engine_id}")
+
+    async def _follow(self, client: EngineClient) -> None:
+        try:
+            await client.run()
+        finally:
+            del self._clients[client.engine_id]
+            self._discover_now.set()

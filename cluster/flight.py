@@ -1,0 +1,112 @@
+"""One request at the router: where it is, what it has got, what its reader has not taken yet."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from typing import TYPE_CHECKING
+
+from tandem.cluster.handoff import HiddenSlice
+from tandem.cluster.messages import WireDelta
+from tandem.errors import HiddenStatesLost, TandemError
+from tandem.outputs import FinishReason, TokenLogprobs
+from tandem.workers.request import Delta, EngineRequest
+
+if TYPE_CHECKING:
+    from tandem.cluster.engine_client import EngineClient
+
+# The engine ends a late request itself and says how far it got; this is how long we wait for that.
+DEADLINE_GRACE_S = 2.0
+
+_numbers = itertools.count()
+
+
+class Flight:
+    """Lives in the router's event loop, from acceptance to the one terminal answer.
+
+    Engines come and go under it: `displace` takes it off one, the router puts it onto another, and its
+    reader sees one sequence of tokens. Tokens that its reader has not taken yet wait here and are taken
+    together, so a slow reader holds up nobody and costs no more than its own tokens.
+    """
+
+    def __init__(self, request: EngineRequest, deadline: float) -> None:
+        self.request = request
+        self.deadline = deadline  # in the event loop's time
+        self.number = next(_numbers)  # order of arrival
+        self.hidden: HiddenSlice | None = None  # kept until the end: a replacement engine reads it again
+        self.hidden_lost = False  # the engine could not read them
+        self.place: EngineClient | None = None  # the engine that has it, or will
+        self.received: list[int] = []  # tokens of all engines so far
+        self.losses = 0  # engines that died under it
+        self.encodings = 0  # how often its hidden states vanished
+        self._tokens: list[int] = []  # received and not taken
+        self._logprobs: list[TokenLogprobs] = []
+        self._last: tuple[FinishReason | None, int | None, TandemError | None] | None = None
+        self._wake = asyncio.Event()
+        self._timer = asyncio.get_running_loop().call_at(deadline + DEADLINE_GRACE_S, self.expire)
+
+    @property
+    def ended(self) -> bool:
+        return self._last is not None
+
+    def deliver(self, delta: WireDelta) -> None:
+        """Takes in what the current engine sent."""
+        if self.ended:
+            return
+        self.received += delta.token_ids
+        self._tokens += delta.token_ids
+        if delta.logprobs is not None:
+            self._logprobs += delta.logprobs
+        if isinstance(delta.error, HiddenStatesLost):
+            self.hidden_lost = True
+            self.encodings += 1
+            self.displace()
+        elif delta.error is not None or delta.finish_reason is not None:
+            self._last = (delta.finish_reason, delta.stop_reason, delta.error)
+        self._wake.set()
+
+    def displace(self) -> None:
+        """It has no engine any more."""
+        self.place = None
+        self._wake.set()
+
+    def fail(self, error: TandemError) -> None:
+        """Ends it with an error, unless it has ended."""
+        if not self.ended:
+            self._last = (None, None, error)
+            self._wake.set()
+
+    def expire(self) -> None:
+        """Ends it because its time is over, with the tokens it has got."""
+        if not self.ended:
+            self._last = ("deadline", None, None)
+            self._wake.set()
+
+    async def take(self) -> Delta | None:
+        """Everything received since the last call, as one delta; None where it first needs an engine.
+
+        Bounded in time by the deadline.
+        """
+        while not (self._tokens or self.ended):
+            if self.place is None:
+                return None
+            self._wake.clear()
+            await self._wake.wait()
+        finish_reason, stop_reason, error = self._last or (None, None, None)
+        delta = Delta(
+            request_id=self.request.request_id,
+            token_ids=self._tokens,
+            logprobs=self._logprobs if self.request.decoding.logprobs is not None else None,
+            finish_reason=finish_reason,
+            stop_reason=stop_reason,
+            error=error,
+        )
+        self._tokens, self._logprobs = [], []
+        return delta
+
+    def close(self) -> None:
+        """Takes it off its engine and lets its hidden states go. One that has not ended is cancelled."""
+        self._timer.cancel()
+        if self.place is not None:
+            self.place.release(self)
+        self.hidden = None

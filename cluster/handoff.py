@@ -1,0 +1,124 @@
+"""The one way tensors travel between workers: an encoder's output, by reference, to the decoders.
+
+An encoder *returns* the packed hidden states of a batch, so the router that asked owns them and they
+outlive the encoder's process. The router hands on references with a row range; every rank of a decoder
+reads the object from its own node's store, without a copy.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import warnings
+from dataclasses import dataclass
+from typing import Any, Final, TypedDict
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+from ray.exceptions import RayError, RayTaskError
+
+from tandem.errors import HiddenStatesLost
+
+SCHEMA: Final = 1  # of PackedHidden; the two ends may run different versions during an update
+FETCH_TIMEOUT_S: Final = 30.0  # from another node's store; beyond it the object counts as lost
+
+# NumPy has no bfloat16, so it travels as the 16-bit integers with the same bits.
+_CARRIERS: Final = {torch.bfloat16: torch.uint16, torch.float32: torch.float32}
+_DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+
+# The store's memory is read-only, which torch cannot express: it warns, once in a process. We never
+# write to it, so have the warning done with here, before any thread runs.
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    torch.from_numpy(np.frombuffer(b"read-only", dtype=np.uint8))
+
+
+class PackedHidden(TypedDict):
+    """Hidden states of a batch of inputs, one after the other. A plain dict, so that any version of the
+    code can read at least `schema`."""
+
+    schema: int
+    dtype: str  # of the hidden states: float32, or bfloat16 (`rows` are then uint16)
+    rows: npt.NDArray[Any]  # [tokens, d_model]
+
+
+class BatchSummary(TypedDict):
+    """What an encoder says about a batch beside its hidden states: small, so the router reads it."""
+
+    tokens: int
+    nbytes: int  # of the hidden states
+    seconds: float  # of the forward
+
+
+@dataclass(frozen=True, slots=True)
+class HiddenSlice:
+    """One input's rows of a packed batch. The reference is nested here so that Ray never fetches it on
+    the way; whoever holds this keeps the whole batch in the store."""
+
+    reference: ray.ObjectRef[PackedHidden]
+    start: int
+    stop: int
+
+
+def pack(hidden: torch.Tensor) -> PackedHidden:
+    """[tokens, d_model] on any device, float32 or bfloat16."""
+    host = hidden.detach().to("cpu").contiguous()
+    carrier = _CARRIERS[host.dtype]
+    return PackedHidden(
+        schema=SCHEMA, dtype=str(host.dtype).removeprefix("torch."), rows=host.view(carrier).numpy()
+    )
+
+
+def unpack(packed: PackedHidden) -> torch.Tensor:
+    """[tokens, d_model] on the CPU, sharing memory with `packed`: not to be written to.
+
+    Raises HiddenStatesLost for another version's layout.
+    """
+    if packed["schema"] != SCHEMA:
+        raise HiddenStatesLost(
+            f"the encoder sends schema {packed['schema']}, this decoder reads {SCHEMA}: mid-update"
+        )
+    return torch.from_numpy(packed["rows"]).view(_DTYPES[packed["dtype"]])
+
+
+async def prefetch(reference: ray.ObjectRef[PackedHidden]) -> None:
+    """Returns when the object is on this node, so that the engine's thread need not wait for it.
+
+    Raises HiddenStatesLost where it cannot be had.
+    """
+    try:
+        await asyncio.wait_for(asyncio.wrap_future(reference.future()), FETCH_TIMEOUT_S)
+    except (RayError, TimeoutError) as error:
+        raise lost(error) from None
+
+
+class HiddenLoader:
+    """Reads one input's hidden states on a decoder rank: what `EncoderInput.hidden` is in a cluster.
+
+    `handle` names it among the ranks of a group: rank 0 sends it, the followers look up their own.
+    """
+
+    __slots__ = ("_slice", "handle")
+
+    def __init__(self, handle: int, where: HiddenSlice) -> None:
+        self.handle = handle
+        self._slice = where
+
+    def __call__(self) -> torch.Tensor:
+        """[length, d_model]. The view pins the object in the store: to be dropped after use.
+
+        Raises HiddenStatesLost.
+        """
+        try:
+            packed = ray.get(self._slice.reference, timeout=FETCH_TIMEOUT_S)
+        except RayError as error:
+            raise lost(error) from None
+        return unpack(packed)[self._slice.start : self._slice.stop]
+
+
+def lost(error: BaseException) -> HiddenStatesLost:
+    """Every way of not getting the object (its owner died, its node died, its encoder failed) has the
+    same remedy: encode again."""
+    cause = error.cause if isinstance(error, RayTaskError) else error
+    return HiddenStatesLost(f"the encoder's output is gone ({type(cause).__name__})")

@@ -1,0 +1,57 @@
+"""An engine's end of the link to one router: what is to be sent, whose requests they are, the lease."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from tandem.cluster.messages import HEARTBEAT_S, LEASE_S
+
+
+class Link:
+    """Lives in the engine actor's event loop.
+
+    What waits to be sent to a slow router is bounded by the tokens its own requests may generate, and
+    goes out as one message when the router reads again. No other router waits for it.
+    """
+
+    def __init__(self) -> None:
+        self.requests: set[str] = set()  # live on the engine
+        self.closed = False
+        self._deltas: list[tuple[object, ...]] = []
+        self._wake = asyncio.Event()
+        self._renewed_at = time.monotonic()
+
+    def push(self, delta: tuple[object, ...]) -> None:
+        """Adds a wire delta to the next message."""
+        if not self.closed:
+            self._deltas.append(delta)
+            self._wake.set()
+
+    def wake(self) -> None:
+        """Sends a message now, with whatever there is."""
+        self._wake.set()
+
+    async def take(self) -> list[tuple[object, ...]] | None:
+        """The next message's deltas, empty for a heartbeat; None after the last message."""
+        if self.closed and not self._deltas:
+            return None
+        try:
+            async with asyncio.timeout(HEARTBEAT_S):
+                await self._wake.wait()
+        except TimeoutError:
+            pass
+        self._wake.clear()
+        deltas, self._deltas = self._deltas, []
+        return deltas
+
+    def renew(self) -> None:
+        self._renewed_at = time.monotonic()
+
+    def expired(self) -> bool:
+        return time.monotonic() - self._renewed_at > LEASE_S
+
+    def close(self) -> None:
+        """Ends the stream once what waits has been sent."""
+        self.closed = True
+        self._wake.set()

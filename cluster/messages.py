@@ -1,0 +1,55 @@
+"""What a router and an engine actor say to each other."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from tandem.cluster.handoff import HiddenSlice
+from tandem.errors import TandemError
+from tandem.outputs import FinishReason, TokenLogprobs
+from tandem.workers.request import Delta, EngineRequest, EngineStats
+
+HEARTBEAT_S = 1.0  # an idle engine still sends its stats this often
+# A router that is silent this long is gone: its requests are cancelled. It renews five times as often.
+LEASE_S = 30.0
+# An engine that is silent this long is lost to the router; its requests go elsewhere. It exceeds the
+# pauses that a machine under load causes, and a killed engine is noticed at once anyway.
+SILENCE_S = 30.0
+
+
+class Submission(NamedTuple):
+    """One request on its way to an engine. `request.encoder.hidden` is made there, from `hidden`."""
+
+    request: EngineRequest
+    hidden: HiddenSlice | None  # None: the engine encodes by itself
+
+
+class WireDelta(NamedTuple):
+    """A `Delta` as it travels: a tuple pickles ten times as fast as a dataclass, and there is one for
+    every running sequence and step."""
+
+    request_id: str
+    token_ids: list[int]
+    logprobs: list[TokenLogprobs] | None
+    finish_reason: FinishReason | None
+    stop_reason: int | None
+    error: TandemError | None
+
+
+class StepMessage(NamedTuple):
+    """What an engine tells one router: after a step, or as a heartbeat."""
+
+    accepting: bool  # False: draining, submissions are refused
+    stats: EngineStats
+    deltas: list[tuple[object, ...]]  # WireDeltas, as plain tuples
+
+
+def to_wire(delta: Delta) -> tuple[object, ...]:
+    return (
+        delta.request_id,
+        delta.token_ids,
+        delta.logprobs,
+        delta.finish_reason,
+        delta.stop_reason,
+        delta.error,
+    )

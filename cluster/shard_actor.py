@@ -1,0 +1,65 @@
+"""The actor of one other rank of a decoder's tensor-parallel group: it follows rank 0's steps."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import Future
+
+from tandem.cluster.config import ServeConfig
+from tandem.cluster.handoff import HiddenLoader, HiddenSlice, prefetch
+from tandem.workers.distributed import Group
+from tandem.workers.follower import Follower
+
+
+class ShardActor:
+    """An async actor; the follower is made and runs in a thread of its own."""
+
+    def __init__(self, config: ServeConfig, rank: int) -> None:
+        self._config, self._rank = config, rank
+        self._made: Future[None] = Future()
+        self._ended: Future[None] = Future()
+
+    async def start(self, rendezvous: str) -> None:
+        """Loads this rank's share of the model. Returns when all ranks have met.
+
+        Raises ModelLoadError.
+        """
+        threading.Thread(target=self._run, args=(rendezvous,), name="follower", daemon=True).start()
+        await asyncio.wrap_future(self._made)
+
+    def _run(self, rendezvous: str) -> None:
+        try:
+            config = self._config.engine_config()
+            size = config.tensor_parallel_size
+            group = Group.create(self._rank, size, rendezvous, config.torch_device(self._rank))
+            self._follower = Follower(config, group)
+        except BaseException as error:
+            self._made.set_exception(error)
+            return
+        self._made.set_result(None)
+        try:
+            self._follower.run()
+            self._ended.set_result(None)
+        except BaseException as error:
+            self._ended.set_exception(error)
+
+    async def watch(self) -> None:
+        """Returns when rank 0 has closed the group. Raises what the follower died of."""
+        await asyncio.wrap_future(self._ended)
+
+    async def progress(self) -> None:
+        """Whether this process answers at all; a step that hangs shows at rank 0."""
+
+    async def register(self, slices: dict[int, HiddenSlice]) -> None:
+        """Makes hidden states known to this rank, by handle. Returns when they are on this node.
+
+        Raises HiddenStatesLost.
+        """
+        await asyncio.gather(*(prefetch(reference) for reference in {w.reference for w in slices.values()}))
+        for handle, where in slices.items():
+            self._follower.register(HiddenLoader(handle, where))
+
+    async def unregister(self, handles: list[int]) -> None:
+        for handle in handles:
+            self._follower.unregister(handle)
