@@ -1,0 +1,211 @@
+"""`LLM` as its users meet it: the bundled model, every kind of prompt, streams, threads, errors."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+
+import pytest
+
+from tandem import LLM, InvalidRequest, ModelLoadError, SamplingParams, zip_enc_dec_prompt_lists
+from tandem.outputs import RequestOutput
+
+FRENCH = "translate English to French: "
+GREEDY = SamplingParams(temperature=0, max_tokens=32)
+
+
+@pytest.fixture(scope="module")
+def llm() -> Iterator[LLM]:
+    with LLM(dtype="float32", max_num_seqs=8, check_invariants=True) as llm:
+        yield llm
+
+
+def text(output: RequestOutput) -> str:
+    return output.outputs[0].text
+
+
+def test_the_bundled_model_translates(llm: LLM) -> None:
+    (output,) = llm.generate(FRENCH + "I am tired.", GREEDY)
+    assert text(output).startswith("Je suis")
+    assert output.outputs[0].finish_reason == "stop"
+    assert output.outputs[0].token_ids[-1] == 1, "EOS is part of the ids, not of the text"
+    assert output.encoder_prompt == FRENCH + "I am tired."
+    assert output.prompt is None
+    assert output.prompt_token_ids == [0]
+    assert output.finished
+
+
+def test_kinds_of_prompt_mix_and_keep_their_order(llm: LLM) -> None:
+    sentence = FRENCH + "Where do you live?"
+    ids = llm.tokenize(sentence)
+    whole, tokens = llm.generate([sentence, {"prompt_token_ids": ids}], GREEDY)
+    assert text(whole) == text(tokens)
+    prompts = [
+        {"prompt": sentence},
+        {"encoder_prompt": sentence, "decoder_prompt": None},
+        {"encoder_prompt": {"prompt_token_ids": ids}, "decoder_prompt": ""},
+        *zip_enc_dec_prompt_lists([sentence], [{"prompt_token_ids": whole.outputs[0].token_ids[:2]}]),
+    ]
+    outputs = llm.generate(prompts, GREEDY)
+    assert [text(output) for output in outputs[:3]] == [text(whole)] * 3
+    assert outputs[3].outputs[0].token_ids == whole.outputs[0].token_ids[2:], "goes on from the prompt"
+
+
+def test_one_sampling_params_for_each_prompt(llm: LLM) -> None:
+    params = [SamplingParams(temperature=0, max_tokens=n) for n in (1, 2, 3)]
+    outputs = llm.generate([FRENCH + "I see a dog."] * 3, params)
+    assert [len(output.outputs[0].token_ids) for output in outputs] == [1, 2, 3]
+    assert {output.outputs[0].finish_reason for output in outputs} == {"length"}
+    with pytest.raises(InvalidRequest, match="got 3 for 1 prompts") as caught:
+        llm.generate("x", params)
+    assert caught.value.field == "sampling_params"
+
+
+def test_a_stream_adds_up_to_the_answer(llm: LLM) -> None:
+    sentence = FRENCH + "Where is the station?"
+    pieces = list(llm.stream(sentence, GREEDY))
+    (whole,) = llm.generate(sentence, GREEDY)
+    assert len(pieces) > 2
+    assert "".join(piece.text for piece in pieces) == text(whole)
+    assert [i for piece in pieces for i in piece.token_ids] == whole.outputs[0].token_ids
+    assert [piece.finish_reason for piece in pieces] == [None] * (len(pieces) - 1) + ["stop"]
+
+
+def test_a_dropped_stream_frees_its_pages(llm: LLM) -> None:
+    stream = llm.stream(FRENCH + "I am tired.", SamplingParams(max_tokens=64, ignore_eos=True))
+    next(stream)
+    stream.close()
+    llm.generate(FRENCH + "Hi.", GREEDY)  # its steps carry the cancellation out
+    stats = llm._engine.stats()
+    assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)
+
+
+def test_samples_are_reproducible_and_share_their_encoder_input(llm: LLM) -> None:
+    params = SamplingParams(n=4, temperature=1.0, top_p=0.95, seed=7, max_tokens=16)
+    before = llm._engine.stats().encoded_tokens
+    (first,) = llm.generate(FRENCH + "I am happy today.", params)
+    assert llm._engine.stats().encoded_tokens - before == len(first.encoder_prompt_token_ids)
+    crowd = llm.generate(
+        [FRENCH + "I am happy today.", *[FRENCH + f"I have {n} dogs." for n in range(9)]],
+        [params, *[SamplingParams(temperature=1.0, max_tokens=16)] * 9],
+    )
+    assert [o.token_ids for o in crowd[0].outputs] == [o.token_ids for o in first.outputs]
+    assert len({o.text for o in first.outputs}) > 1
+
+
+def test_stop_strings_and_ids(llm: LLM) -> None:
+    (plain,) = llm.generate(FRENCH + "I am tired.", GREEDY)
+    (cut,) = llm.generate(FRENCH + "I am tired.", SamplingParams(temperature=0, stop=[" suis"]))
+    assert (text(cut), cut.outputs[0].finish_reason, cut.outputs[0].stop_reason) == ("Je", "stop", " suis")
+    second = plain.outputs[0].token_ids[1]
+    (cut,) = llm.generate(FRENCH + "I am tired.", SamplingParams(temperature=0, stop_token_ids=[second]))
+    assert cut.outputs[0].token_ids == plain.outputs[0].token_ids[:2]
+    assert cut.outputs[0].stop_reason == second
+
+
+def test_logprobs(llm: LLM) -> None:
+    (output,) = llm.generate(FRENCH + "I am tired.", SamplingParams(temperature=0, logprobs=3))
+    sample = output.outputs[0]
+    assert sample.logprobs is not None
+    assert [entry.token_id for entry in sample.logprobs] == sample.token_ids
+    assert all(entry.top[0] == (entry.token_id, entry.logprob) for entry in sample.logprobs), "greedy"
+    assert all(len(entry.top) == 3 for entry in sample.logprobs)
+    assert sample.cumulative_logprob == pytest.approx(sum(entry.logprob for entry in sample.logprobs))
+
+
+def test_threads_share_the_engine(llm: LLM) -> None:
+    sentences = [FRENCH + f"I have {n} dogs." for n in range(12)]
+    expected = [text(output) for output in llm.generate(sentences, GREEDY)]
+    answers: dict[int, str] = {}
+
+    def work(number: int) -> None:
+        answers[number] = text(llm.generate(sentences[number], GREEDY)[0])
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(len(sentences))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [answers[number] for number in range(len(sentences))] == expected
+
+
+def test_progress_goes_to_stderr_for_more_than_a_few_prompts(
+    llm: LLM, capsys: pytest.CaptureFixture[str]
+) -> None:
+    llm.generate([FRENCH + "Hi."] * 5, GREEDY)
+    shown = capsys.readouterr()
+    assert "5/5" in shown.err
+    assert shown.out == ""
+    llm.generate([FRENCH + "Hi."] * 5, GREEDY, use_tqdm=False)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("prompt", "field"),
+    [
+        ("", "prompt"),
+        ({"prompt_token_ids": []}, "prompt_token_ids"),
+        ({"prompt_token_ids": [4000]}, "prompt_token_ids"),
+        ({"prompt_token_ids": [-1]}, "prompt_token_ids"),
+        ({"prompt": "x", "multi_modal_data": {}}, "prompt.multi_modal_data"),
+        ({"encoder_prompt": "x", "decoder_prompt": {"prompt_token_ids": [99999]}}, "decoder_prompt"),
+        (42, "prompt"),
+    ],
+)
+def test_bad_prompts_name_their_field(llm: LLM, prompt: object, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        llm.generate([prompt])  # type: ignore[list-item]
+    assert caught.value.field is not None
+    assert caught.value.field.startswith(field)
+
+
+def test_nothing_runs_where_one_prompt_is_bad(llm: LLM) -> None:
+    before = llm._engine.stats().steps
+    with pytest.raises(InvalidRequest):
+        llm.generate([FRENCH + "Hi.", ""])
+    assert llm._engine.stats().steps == before
+
+
+def test_a_request_that_can_never_fit_is_refused_and_the_rest_let_go() -> None:
+    with LLM(dtype="float32", num_pages=4, page_size=8) as llm:
+        with pytest.raises(InvalidRequest, match="the engine has 4"):
+            llm.generate(
+                [FRENCH + "Hi.", FRENCH + "Hi."], [GREEDY.model_copy(update={"max_tokens": 4}), GREEDY]
+            )
+        stats = llm._engine.stats()
+        assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, 4)
+
+
+def test_tensor_parallel_children_end_with_close() -> None:
+    with LLM(dtype="float32", tensor_parallel_size=2) as llm:
+        assert llm._ranks is not None
+        (output,) = llm.generate(FRENCH + "I am tired.", GREEDY)
+        assert text(output).startswith("Je suis")
+    assert [child.returncode for child in llm._ranks._children] == [0]
+    with pytest.raises(InvalidRequest, match="closed"):
+        llm.generate("x")
+    llm.close()
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "field"),
+    [
+        ({"model": "./no/such/folder"}, ModelLoadError, "model"),
+        ({"dtype": "half"}, InvalidRequest, "dtype"),
+        ({"dtype": "int3"}, InvalidRequest, "dtype"),
+        ({"max_num_seq": 3}, InvalidRequest, "max_num_seq"),
+        ({"max_num_seqs": 0}, InvalidRequest, "max_num_seqs"),
+    ],
+)
+def test_unusable_options_name_themselves(
+    options: dict[str, object], error: type[Exception], field: str
+) -> None:
+    with pytest.raises(error) as caught:
+        LLM(**options)  # type: ignore[arg-type]
+    assert caught.value.field == field  # type: ignore[attr-defined]
+
+
+def test_heads_that_do_not_split_are_refused_without_leaving_processes() -> None:
+    with pytest.raises(ModelLoadError, match="not divisible") as caught:
+        LLM(tensor_parallel_size=3)
+    assert caught.value.field == "tensor_parallel_size"
