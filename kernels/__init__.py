@@ -1,21 +1,17 @@
 """The ops of the forward pass.
 
 Each function runs its Triton kernel on CUDA tensors and its plain PyTorch twin on all others; the twin in
-reference.py documents it.
+reference.py says what it computes. Triton is imported on the first CUDA call, so machines without it work.
+
+No module here is named like a function: importing it would replace the function in this namespace.
 """
 
 from __future__ import annotations
 
+from torch import Tensor
+
+from tandem.kernels import reference
 from tandem.kernels.groups import RowGroups
-from tandem.kernels.reference import (
-    add_rms_norm,
-    encoder_attention,
-    gated_gelu,
-    paged_cross_attention,
-    paged_self_attention,
-    rms_norm,
-    write_kv,
-)
 from tandem.kernels.relative_bias import relative_bias_table
 
 __all__ = [
@@ -29,3 +25,94 @@ __all__ = [
     "rms_norm",
     "write_kv",
 ]
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """Root-mean-square norm of rows [N, d] with weight [d], as in T5."""
+    if x.is_cuda:
+        from tandem.kernels import triton_ops
+
+        return triton_ops.rms_norm(x, weight, eps)
+    return reference.rms_norm(x, weight, eps)
+
+
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The residual sum of x and residual [N, d] and its RMS norm: ``(rms_norm(sum), sum)``."""
+    if x.is_cuda:
+        from tandem.kernels import triton_ops
+
+        return triton_ops.add_rms_norm(x, residual, weight, eps)
+    return reference.add_rms_norm(x, residual, weight, eps)
+
+
+def gated_gelu(x: Tensor) -> Tensor:
+    """[N, 2F] = [gate | linear] -> ``gelu_tanh(gate) * linear`` [N, F]."""
+    if x.is_cuda:
+        from tandem.kernels import triton_ops
+
+        return triton_ops.gated_gelu(x)
+    return reference.gated_gelu(x)
+
+
+def encoder_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_length: int,
+    bias_table: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Bidirectional attention within packed sequences, q, k, v [N, H, D], with a bias by distance."""
+    if q.is_cuda:
+        from tandem.kernels import triton_ops
+
+        return triton_ops.encoder_attention(q, k, v, cu_seqlens, max_length, bias_table, scale)
+    return reference.encoder_attention(q, k, v, cu_seqlens, max_length, bias_table, scale)
+
+
+def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
+    """Store k, v [N, H, D] in pages [pages, H, P, D] at slots [N] = page * P + offset."""
+    if k.is_cuda:
+        from tandem.kernels import triton_ops
+
+        triton_ops.write_kv(k, v, k_pages, v_pages, slots)
+    else:
+        reference.write_kv(k, v, k_pages, v_pages, slots)
+
+
+def paged_self_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    lengths: Tensor,
+    groups: RowGroups,
+    bias_table: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Causal attention of the newest rows of each sequence over its paged keys."""
+    if q.is_cuda:
+        from tandem.kernels import triton_ops
+
+        return triton_ops.paged_self_attention(
+            q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale
+        )
+    return reference.paged_self_attention(q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale)
+
+
+def paged_cross_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    page_table: Tensor,
+    lengths: Tensor,
+    groups: RowGroups,
+    scale: float,
+) -> Tensor:
+    """Attention of every row of a sequence over all its paged keys."""
+    if q.is_cuda:
+        from tandem.kernels import triton_ops
+
+        return triton_ops.paged_cross_attention(q, k_pages, v_pages, page_table, lengths, groups, scale)
+    return reference.paged_cross_attention(q, k_pages, v_pages, page_table, lengths, groups, scale)

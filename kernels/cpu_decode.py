@@ -148,6 +148,7 @@ def _build(
     selected: list[int], rows: Rows, page_table: Tensor, bias_table: Tensor | None, shape: tuple[int, int]
 ) -> _Part:
     heads, size = shape
+    page_table = page_table.to(torch.int32)
     everything = len(selected) == len(rows.visible)
     sequences = [rows.sequences[r] for r in selected]
     lengths = [rows.visible[r] for r in selected]

@@ -1,0 +1,17 @@
+"""The launchers of the Triton kernels, under the names of the ops. Importing this needs triton."""
+
+from tandem.kernels.activations import gated_gelu
+from tandem.kernels.attention_encoder import encoder_attention
+from tandem.kernels.attention_paged import paged_cross_attention, paged_self_attention
+from tandem.kernels.kv_cache import write_kv
+from tandem.kernels.norms import add_rms_norm, rms_norm
+
+__all__ = [
+    "add_rms_norm",
+    "encoder_attention",
+    "gated_gelu",
+    "paged_cross_attention",
+    "paged_self_attention",
+    "rms_norm",
+    "write_kv",
+]

@@ -1,0 +1,158 @@
+"""Inputs for the tests of the ops, and what the ops should answer, row by row in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from tandem.kernels import RowGroups
+
+TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def naive_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """One row of one head: q [D], k and v [T, D], bias [T]. No keys, no answer: zeros."""
+    if k.shape[0] == 0:
+        return torch.zeros_like(q, dtype=torch.float64)
+    scores = scale * (k.double() @ q.double())
+    if bias is not None:
+        scores = scores + bias.double()
+    weights = torch.exp(scores - scores.max())
+    return (weights / weights.sum()) @ v.double()
+
+
+@dataclass
+class Paged:
+    """A pool with the keys and values of some sequences; every other cell of it is NaN.
+
+    k, v: what is stored, [length, H, D] for each sequence.
+    """
+
+    q: Tensor
+    k_pages: Tensor
+    v_pages: Tensor
+    page_table: Tensor
+    lengths: Tensor
+    groups: RowGroups
+    k: list[Tensor]
+    v: list[Tensor]
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, RowGroups]:
+        return self.q, self.k_pages, self.v_pages, self.page_table, self.lengths, self.groups
+
+    def expected(self, bias_table: Tensor | None, scale: float, causal: bool) -> Tensor:
+        """[N, H, D], float64."""
+        out = torch.zeros(self.q.shape, dtype=torch.float64)
+        bounds = self.groups.cu_rows.tolist()
+        for s, length in enumerate(self.lengths.tolist()):
+            for row in range(bounds[s], bounds[s + 1]):
+                seen = max(0, length - (bounds[s + 1] - row) + 1) if causal else length
+                for h in range(self.q.shape[1]):
+                    bias = None
+                    if bias_table is not None:
+                        distance = torch.tensor([seen - 1 - t for t in range(seen)], dtype=torch.long)
+                        bias = bias_table[h][distance.clamp(max=bias_table.shape[1] - 1)].cpu()
+                    keys, values = self.k[s][:seen, h].cpu(), self.v[s][:seen, h].cpu()
+                    out[row, h] = naive_attention(self.q[row, h].cpu(), keys, values, bias, scale)
+        return out
+
+
+def paged(
+    lengths: Sequence[int],
+    rows: Sequence[int],
+    heads: int = 2,
+    dim: int = 64,
+    page: int = 16,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+    seed: int = 0,
+) -> Paged:
+    gen = torch.Generator().manual_seed(seed)
+
+    def normal(*shape: int) -> Tensor:
+        return (torch.randn(*shape, generator=gen) * 0.6).to(dtype)
+
+    counts = [-(-n // page) for n in lengths]
+    # Page 0 belongs to nobody: the table's unused entries name it.
+    pages = torch.randperm(sum(counts), generator=gen) + 1
+    width = max(1, *counts) + 1
+    page_table = torch.zeros(len(lengths), width, dtype=torch.int32)
+    k_pages = torch.full((sum(counts) + 1, heads, page, dim), float("nan"), dtype=dtype)
+    v_pages = k_pages.clone()
+    keys, values, used = [], [], 0
+    for s, length in enumerate(lengths):
+        page_table[s, : counts[s]] = pages[used : used + counts[s]].to(torch.int32)
+        used += counts[s]
+        keys.append(normal(length, heads, dim))
+        values.append(normal(length, heads, dim))
+        for t in range(length):
+            k_pages[page_table[s, t // page], :, t % page] = keys[s][t]
+            v_pages[page_table[s, t // page], :, t % page] = values[s][t]
+    cu_rows = torch.tensor([0, *rows], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    return Paged(
+        normal(sum(rows), heads, dim).to(device),
+        k_pages.to(device),
+        v_pages.to(device),
+        page_table.to(device),
+        torch.tensor(lengths, dtype=torch.int32, device=device),
+        RowGroups(cu_rows.to(device), max(rows)),
+        keys,
+        values,
+    )
+
+
+@dataclass
+class Packed:
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    cu_seqlens: Tensor
+    max_length: int
+
+    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
+        return self.q, self.k, self.v, self.cu_seqlens, self.max_length
+
+    def expected(self, bias_table: Tensor | None, scale: float) -> Tensor:
+        out = torch.zeros(self.q.shape, dtype=torch.float64)
+        bounds = self.cu_seqlens.tolist()
+        for start, end in pairwise(bounds):
+            position = torch.arange(end - start)
+            for row in range(start, end):
+                for h in range(self.q.shape[1]):
+                    bias = None
+                    if bias_table is not None:
+                        reach = bias_table.shape[1] // 2
+                        bias = bias_table[h].cpu()[(position - (row - start)).clamp(-reach, reach) + reach]
+                    keys, values = self.k[start:end, h].cpu(), self.v[start:end, h].cpu()
+                    out[row, h] = naive_attention(self.q[row, h].cpu(), keys, values, bias, scale)
+        return out
+
+
+def packed(
+    lengths: Sequence[int],
+    heads: int = 2,
+    dim: int = 64,
+    dtype: torch.dtype = torch.float32,
+    device: str = "cpu",
+) -> Packed:
+    """q, k and v are slices of one fused projection, as a model makes them: their rows are strided."""
+    gen = torch.Generator().manual_seed(0)
+    fused = (torch.randn(sum(lengths), 3, heads, dim, generator=gen) * 0.6).to(dtype).to(device)
+    cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
+    return Packed(fused[:, 0], fused[:, 1], fused[:, 2], cu_seqlens, max(lengths))
+
+
+def bias_table(heads: int, entries: int, device: str = "cpu") -> Tensor:
+    return torch.randn(heads, entries, generator=torch.Generator().manual_seed(1)).to(device)
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float | None = None) -> None:
+    """tolerance: absolute and relative; by default that of the actual dtype."""
+    tolerance = TOLERANCE[actual.dtype] if tolerance is None else tolerance
+    torch.testing.assert_close(
+        actual.double().cpu(), expected.double().cpu(), atol=tolerance, rtol=tolerance, check_dtype=False
+    )

@@ -1,0 +1,125 @@
+"""Without a GPU the kernels can still be compiled for one, which the interpreter says nothing about."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+import torch
+
+pytest.importorskip("triton")
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from tandem.kernels import activations, attention_encoder, attention_paged, kv_cache, norms
+
+pytestmark = pytest.mark.skipif(
+    torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
+    reason="test_triton_ops.py compiles them, or nothing can",
+)
+
+HOPPER = GPUTarget("cuda", 90, 32)
+
+STRIDES = dict.fromkeys(
+    ("x_stride", "residual_stride", "q_stride", "k_stride", "v_stride", "pages_stride"), "i32"
+)
+BF16 = "*bf16"
+ATTENTION = {"q_ptr": BF16, "k_ptr": BF16, "v_ptr": BF16, "out_ptr": BF16, "scale": "fp32"}
+PAGED = {**ATTENTION, "pages_ptr": "*i32", "lengths_ptr": "*i32", "cu_rows_ptr": "*i32", "blocks": "i32"}
+PAGED_SIZES = {"HEADS": 8, "DIM": 64, "BLOCK_D": 64, "BLOCK_N": 64, "UPCAST": False}
+
+CASES = {
+    "rms_norm": (
+        norms._rms_norm_kernel,
+        {"x_ptr": BF16, "weight_ptr": BF16, "out_ptr": BF16, "width": "i32", "eps": "fp32"},
+        {"residual_ptr": None, "sum_ptr": None, "ADD": False, "BLOCK": 1024},
+    ),
+    "add_rms_norm": (
+        norms._rms_norm_kernel,
+        {
+            **dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "out_ptr", "sum_ptr"), BF16),
+            "width": "i32",
+            "eps": "fp32",
+        },
+        {"ADD": True, "BLOCK": 1024},
+    ),
+    "gated_gelu": (
+        activations._gated_gelu_kernel,
+        {"x_ptr": BF16, "out_ptr": BF16, "width": "i32"},
+        {"BLOCK": 1024},
+    ),
+    "write_kv": (
+        kv_cache._write_kv_kernel,
+        {**dict.fromkeys(("k_ptr", "v_ptr", "k_pages_ptr", "v_pages_ptr"), BF16), "slots_ptr": "*i64"},
+        {"HEADS": 6, "PAGE": 16, "DIM": 64, "BLOCK": 512},
+    ),
+    "encoder_attention": (
+        attention_encoder._encoder_attention_kernel,
+        {**ATTENTION, "cu_seqlens_ptr": "*i32", "table_ptr": "*fp32", "tiles_ptr": BF16},
+        {**PAGED_SIZES, "REACH": 128, "LEFT": 2, "TILES": 6, "HAS_BIAS": True, "BLOCK_M": 128},
+    ),
+    "encoder_attention without bias": (
+        attention_encoder._encoder_attention_kernel,
+        {**ATTENTION, "cu_seqlens_ptr": "*i32"},
+        {**PAGED_SIZES, "table_ptr": None, "tiles_ptr": None, "REACH": 0, "LEFT": 0, "TILES": 0}
+        | {"HAS_BIAS": False, "BLOCK_M": 128},
+    ),
+    "bias tiles": (
+        attention_encoder._bias_tiles_kernel,
+        {"table_ptr": "*fp32", "tiles_ptr": BF16},
+        {"REACH": 128, "LEFT": 2, "TILES": 6, "BLOCK_M": 128, "BLOCK_N": 64},
+    ),
+    "self attention, one row": (
+        attention_paged._one_row_kernel,
+        {**PAGED, "bias_ptr": "*fp32"},
+        {**PAGED_SIZES, "top_ptr": None, "REACH": 128, "HAS_BIAS": True, "SPLITS": 1, "PAGE": 64},
+    ),
+    "cross attention, one row, split": (
+        attention_paged._one_row_kernel,
+        {**PAGED, "out_ptr": "*fp32", "top_ptr": "*fp32"},
+        {**PAGED_SIZES, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "SPLITS": 4, "PAGE": 16},
+    ),
+    "self attention, several rows": (
+        attention_paged._row_block_kernel,
+        {**PAGED, "bias_ptr": "*fp32"},
+        {**PAGED_SIZES, "top_ptr": None, "REACH": 128, "HAS_BIAS": True, "CAUSAL": True, "SPLITS": 1}
+        | {"PAGE": 64, "BLOCK_M": 64},
+    ),
+    "cross attention, several rows, split": (
+        attention_paged._row_block_kernel,
+        {**PAGED, "out_ptr": "*fp32", "top_ptr": "*fp32"},
+        {**PAGED_SIZES, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "CAUSAL": False, "SPLITS": 4}
+        | {"PAGE": 16, "BLOCK_M": 16},
+    ),
+    "merge": (
+        attention_paged._merge_kernel,
+        {"parts_ptr": "*fp32", "tops_ptr": "*fp32", "out_ptr": BF16},
+        {"SPLITS": 4, "DIM": 64, "BLOCK_D": 64},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_compiles_for_hopper(name: str) -> None:
+    kernel, types, sizes = CASES[name]
+    types = types | STRIDES
+    signature: dict[str, str] = {}
+    constants: dict[tuple[int, ...], Any] = {}
+    aligned: dict[tuple[int, ...], list[list[Any]]] = {}
+    for position, argument in enumerate(kernel.arg_names):
+        if argument in sizes:
+            signature[argument] = "constexpr"
+            constants[(position,)] = sizes[argument]
+        else:
+            signature[argument] = types[argument]
+            if argument in STRIDES or argument.endswith("_ptr"):
+                aligned[(position,)] = [["tt.divisibility", 16]]
+    compiled = triton.compile(
+        ASTSource(kernel, signature, constants, aligned), target=HOPPER, options={"enable_fp_fusion": True}
+    )
+    assert compiled.asm["cubin"]
+    # What one program may use of a multiprocessor's shared memory.
+    assert compiled.metadata.shared <= 227 * 1024

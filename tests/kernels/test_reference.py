@@ -1,0 +1,208 @@
+"""The plain PyTorch ops against transformers and against row-by-row implementations."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from kernel_cases import assert_close, bias_table, packed, paged
+from transformers import T5Config
+from transformers.activations import NewGELUActivation
+from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
+
+from tandem import kernels
+from tandem.kernels import RowGroups, cpu_decode
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("weight_dtype", DTYPES)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rms_norm_is_t5_layer_norm(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    norm = T5LayerNorm(72, eps=1e-5).to(weight_dtype).requires_grad_(False)
+    norm.weight.uniform_(0.5, 2)
+    x, residual = torch.randn(5, 72).to(dtype) * 3, torch.randn(5, 72).to(dtype)
+    out = kernels.rms_norm(x, norm.weight, 1e-5)
+    assert out.dtype == norm(x).dtype
+    assert torch.equal(out, norm(x))
+    out, total = kernels.add_rms_norm(x, residual, norm.weight, 1e-5)
+    assert torch.equal(total, residual + x)
+    assert torch.equal(out, norm(residual + x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gated_gelu_is_new_gelu_times_the_linear_half(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(7, 2 * 33) * 3).to(dtype)
+    gate, linear = x[:, :33], x[:, 33:]
+    # transformers rounds after each operation of the formula; one rounding is the more exact.
+    expected = NewGELUActivation()(gate.float()) * linear.float()
+    out = kernels.gated_gelu(x)
+    assert out.dtype == dtype
+    assert_close(out, expected, {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype])
+
+
+@pytest.mark.parametrize("biased", [True, False])
+@pytest.mark.parametrize("lengths", [(1,), (7, 7, 7), (1, 40, 40, 3, 0, 9)])
+@pytest.mark.parametrize("dim", [32, 64, 80])
+def test_encoder_attention(lengths: tuple[int, ...], dim: int, biased: bool) -> None:
+    case = packed(lengths, heads=3, dim=dim)
+    table = bias_table(3, 2 * 12 + 1) if biased else None
+    out = kernels.encoder_attention(*case.inputs(), table, 0.7)
+    assert out.shape == case.q.shape
+    assert_close(out, case.expected(table, 0.7))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_encoder_attention_in_half_precision(dtype: torch.dtype) -> None:
+    case = packed((5, 21), dtype=dtype)
+    table = bias_table(2, 9)
+    out = kernels.encoder_attention(*case.inputs(), table, 1.0)
+    assert out.dtype == dtype
+    assert_close(out, case.expected(table, 1.0))
+
+
+PAGED_CASES = [
+    pytest.param([1], [1], id="one token"),
+    pytest.param([16], [1], id="a full page"),
+    pytest.param([17], [1], id="one past a page"),
+    pytest.param([33, 16, 1, 48], [1, 1, 1, 1], id="unequal lengths"),
+    pytest.param([40, 40, 40], [1, 1, 1], id="equal lengths"),
+    pytest.param([500, 1, 2, 3, 2, 1, 2, 3, 5, 1], [1] * 10, id="one long among short"),
+    pytest.param([20, 0, 5], [1, 1, 1], id="a sequence without keys"),
+    pytest.param([0, 0], [1, 1], id="no keys at all"),
+    pytest.param([33, 16, 70], [2, 1, 5], id="several rows"),
+    pytest.param([33, 16, 70], [0, 1, 2], id="a sequence without rows"),
+    pytest.param([33, 16, 70, 8], [20, 1, 2, 8], id="a prefill among decode steps"),
+    pytest.param([12, 3], [12, 5], id="more rows than keys"),
+    pytest.param([30, 2], [12, 12], id="prefills with more rows than keys"),
+]
+
+
+@pytest.mark.parametrize(("lengths", "rows"), PAGED_CASES)
+@pytest.mark.parametrize("page", [16, 24, 64])
+def test_paged_attention(lengths: list[int], rows: list[int], page: int) -> None:
+    case = paged(lengths, rows, page=page)
+    table = bias_table(2, 19)
+    for bias in (table, None):
+        out = kernels.paged_self_attention(*case.inputs(), bias, 0.8)
+        assert_close(out, case.expected(bias, 0.8, causal=True))
+    out = kernels.paged_cross_attention(*case.inputs(), 0.8)
+    assert_close(out, case.expected(None, 0.8, causal=False))
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    shapes=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 12)), min_size=1, max_size=6),
+    dim=st.sampled_from([32, 64, 128]),
+    page=st.sampled_from([16, 32]),
+    seed=st.integers(0, 99),
+)
+def test_paged_attention_of_any_shape(shapes: list[tuple[int, int]], dim: int, page: int, seed: int) -> None:
+    case = paged([n for n, _ in shapes], [r for _, r in shapes], dim=dim, page=page, seed=seed)
+    table = bias_table(2, 40)
+    out = kernels.paged_self_attention(*case.inputs(), table, 1.0)
+    assert_close(out, case.expected(table, 1.0, causal=True))
+    out = kernels.paged_cross_attention(*case.inputs(), 1.0)
+    assert_close(out, case.expected(None, 1.0, causal=False))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_paged_attention_in_half_precision(dtype: torch.dtype) -> None:
+    case = paged([33, 7], [1, 3], dtype=dtype)
+    table = bias_table(2, 19)
+    out = kernels.paged_self_attention(*case.inputs(), table, 0.8)
+    assert out.dtype == dtype
+    assert_close(out, case.expected(table, 0.8, causal=True))
+
+
+def test_infinities_in_unused_cells_do_no_harm() -> None:
+    for lengths, rows in (([5, 20], [1, 1]), ([5, 20], [1, 12])):
+        case = paged(lengths, rows)
+        for pages in (case.k_pages, case.v_pages):
+            pages[pages.isnan()] = float("inf")
+        out = kernels.paged_self_attention(*case.inputs(), None, 1.0)
+        assert_close(out, case.expected(None, 1.0, causal=True))
+
+
+def test_a_page_table_changed_in_place_is_noticed() -> None:
+    """The index of the cells is kept between calls; the calls of the next step must not get the old one."""
+    case = paged([20, 30], [1, 1])
+    shuffled = torch.randperm(case.k_pages.shape[0])
+    first = kernels.paged_cross_attention(*case.inputs(), 1.0)
+    # The same content in other pages gives the same answer only if the new table is read.
+    case.k_pages, case.v_pages = case.k_pages[shuffled], case.v_pages[shuffled]
+    case.page_table.copy_(torch.argsort(shuffled)[case.page_table.long()])
+    assert torch.equal(kernels.paged_cross_attention(*case.inputs(), 1.0), first)
+    case.lengths.copy_(torch.tensor([20, 11]))
+    out = kernels.paged_cross_attention(*case.inputs(), 1.0)
+    case.k[1], case.v[1] = case.k[1][:11], case.v[1][:11]
+    assert_close(out, case.expected(None, 1.0, causal=False))
+    table = bias_table(2, 8)
+    for bias in (table, table.flip(1), None):
+        out = kernels.paged_self_attention(*case.inputs(), bias, 1.0)
+        assert_close(out, case.expected(bias, 1.0, causal=True))
+
+
+def test_rows_of_very_unequal_lengths_are_not_padded_to_the_longest() -> None:
+    lengths = [2000] + [8] * 63
+    groups = cpu_decode._split(list(range(64)), lengths)
+    assert sorted(r for g in groups for r in g) == list(range(64))
+    assert sum(max(lengths[r] for r in g) * len(g) for g in groups) < 2 * sum(lengths)
+
+
+def test_attention_is_that_of_a_t5_layer() -> None:
+    """The packed encoder and the paged decoder, token by token, against the layers they replace."""
+    torch.manual_seed(0)
+    length, heads, dim = 37, 3, 16
+    x = torch.randn(1, length, 24)
+    for decoder in (False, True):
+        config = T5Config(d_model=24, d_kv=dim, num_heads=heads, is_decoder=decoder)
+        config._attn_implementation = "eager"
+        layer = (
+            T5Attention(config, has_relative_attention_bias=True, layer_idx=0).eval().requires_grad_(False)
+        )
+        # The T5 initialization leaves next to no differences between positions.
+        for part in (layer.q, layer.k, layer.relative_attention_bias):
+            part.weight.normal_(std=0.5)
+        mask = torch.full((length, length), float("-inf")).triu(1)[None, None] if decoder else None
+        expected = layer(x, mask=mask)[0][0]
+        q, k, v = (part(x[0]).view(length, heads, dim) for part in (layer.q, layer.k, layer.v))
+        table = kernels.relative_bias_table(layer.relative_attention_bias.weight, not decoder, 128)
+        if not decoder:
+            cu_seqlens = torch.tensor([0, length], dtype=torch.int32)
+            out = kernels.encoder_attention(q, k, v, cu_seqlens, length, table, 1.0)
+        else:
+            pool = torch.full((4, heads, 16, dim), float("nan"))
+            k_pages, v_pages = pool.clone(), pool.clone()
+            page_table = torch.tensor([[2, 0, 3]], dtype=torch.int32)
+            groups = RowGroups(torch.tensor([0, 1], dtype=torch.int32), 1)
+            rows = []
+            for t in range(length):
+                slot = page_table[0, t // 16].long() * 16 + t % 16
+                kernels.write_kv(k[t : t + 1], v[t : t + 1], k_pages, v_pages, slot[None])
+                seen = torch.tensor([t + 1], dtype=torch.int32)
+                rows.append(
+                    kernels.paged_self_attention(
+                        q[t : t + 1], k_pages, v_pages, page_table, seen, groups, table, 1.0
+                    )
+                )
+            out = torch.cat(rows)
+        assert_close(layer.o(out.reshape(length, -1)), expected, 2e-5)
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 5])
+def test_write_kv(tokens: int) -> None:
+    fused = torch.randn(tokens, 3, 2, 8)
+    k_pages = torch.full((4, 2, 6, 8), 9.0)
+    v_pages = k_pages.clone()
+    expected_k, expected_v = k_pages.clone(), v_pages.clone()
+    slots = torch.tensor([23, 0, 6, 5, 14])[:tokens]
+    for n, slot in enumerate(slots.tolist()):
+        expected_k[slot // 6, :, slot % 6] = fused[n, 1]
+        expected_v[slot // 6, :, slot % 6] = fused[n, 2]
+    kernels.write_kv(fused[:, 1], fused[:, 2], k_pages, v_pages, slots)
+    assert torch.equal(k_pages, expected_k)
+    assert torch.equal(v_pages, expected_v)

@@ -1,0 +1,133 @@
+"""The Triton kernels against row-by-row implementations: on CUDA, or under the interpreter (conftest.py)."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from kernel_cases import TOLERANCE, assert_close, bias_table, packed, paged
+
+from tandem.kernels import reference
+
+pytest.importorskip("triton")
+
+from tandem.kernels import attention_paged, triton_ops
+
+DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.mark.parametrize("width", [1, 72, 512])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_norms(dtype: torch.dtype, width: int, device: str) -> None:
+    torch.manual_seed(0)
+    x, residual = (torch.randn(3, 2 * width).to(dtype).to(device)[:, :width] for _ in range(2))
+    for weight_dtype in {dtype, torch.float32}:
+        weight = torch.rand(width).to(weight_dtype).to(device)
+        out = triton_ops.rms_norm(x, weight, 1e-6)
+        assert out.dtype == weight_dtype
+        assert_close(out, reference.rms_norm(x, weight, 1e-6), TOLERANCE[dtype])
+        out, total = triton_ops.add_rms_norm(x, residual, weight, 1e-6)
+        expected, expected_total = reference.add_rms_norm(x, residual, weight, 1e-6)
+        assert_close(total, expected_total)
+        assert_close(out, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("width", [1, 33, 1500])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gated_gelu(dtype: torch.dtype, width: int, device: str) -> None:
+    torch.manual_seed(0)
+    x = (torch.randn(3, 2 * width) * 3).to(dtype).to(device)
+    # The sigmoid saturates without overflow.
+    x[0, 0], x[1, 0] = 50.0, -50.0
+    assert_close(triton_ops.gated_gelu(x), reference.gated_gelu(x))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_write_kv(dtype: torch.dtype, device: str) -> None:
+    torch.manual_seed(0)
+    fused = torch.randn(4, 3, 3, 40).to(dtype).to(device)
+    slots = torch.tensor([23, 0, 6, 5], device=device)
+    pools = [torch.zeros(4, 3, 6, 40, dtype=dtype, device=device) for _ in range(4)]
+    triton_ops.write_kv(fused[:, 1], fused[:, 2], pools[0], pools[1], slots)
+    reference.write_kv(fused[:, 1], fused[:, 2], pools[2], pools[3], slots)
+    assert torch.equal(pools[0], pools[2])
+    assert torch.equal(pools[1], pools[3])
+
+
+# A reach below the length leaves tiles on both sides of the diagonal where the bias is one number.
+@pytest.mark.parametrize("reach", [None, 5, 40, 128])
+@pytest.mark.parametrize(("lengths", "dim"), [((1, 0, 200), 64), ((33,), 32), ((129, 2), 128), ((17,), 80)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_encoder_attention(
+    dtype: torch.dtype, lengths: tuple[int, ...], dim: int, reach: int | None, device: str
+) -> None:
+    case = packed(lengths, dim=dim, dtype=dtype, device=device)
+    table = None if reach is None else bias_table(2, 2 * reach + 1, device)
+    out = triton_ops.encoder_attention(*case.inputs(), table, 0.7)
+    assert out.dtype == dtype
+    # Half precision rounds the bias too.
+    assert_close(out, case.expected(table, 0.7), 2 * TOLERANCE[dtype])
+
+
+def test_encoder_attention_in_bfloat16(device: str) -> None:
+    case = packed((5, 80), dtype=torch.bfloat16, device=device)
+    table = bias_table(2, 41, device)
+    out = triton_ops.encoder_attention(*case.inputs(), table, 0.7)
+    assert_close(out, case.expected(table, 0.7), 2 * TOLERANCE[torch.bfloat16])
+
+
+CASES = [
+    pytest.param([1], [1], 64, 16, id="one token"),
+    pytest.param([64, 65, 16, 17], [1, 1, 1, 1], 64, 16, id="page borders"),
+    pytest.param([64, 65, 63, 0], [1, 1, 1, 1], 64, 64, id="a sequence without keys"),
+    pytest.param([70, 3], [1, 1], 32, 128, id="a page of two tiles"),
+    pytest.param([40], [1], 128, 24, id="an odd page size"),
+    pytest.param([50], [1], 80, 32, id="an odd head dim"),
+    pytest.param([33, 150, 8], [2, 1, 5], 64, 16, id="several rows"),
+    pytest.param([33, 70, 8], [0, 1, 2], 64, 64, id="a sequence without rows"),
+    pytest.param([80, 16], [67, 1], 32, 16, id="a prefill among decode steps"),
+    pytest.param([12, 3], [12, 5], 128, 16, id="more rows than keys"),
+]
+
+
+@pytest.mark.parametrize(("lengths", "rows", "dim", "page"), CASES)
+@pytest.mark.parametrize(("dtype", "splits"), [(torch.float32, None), (torch.float16, 2)])
+def test_paged_attention(
+    dtype: torch.dtype,
+    splits: int | None,
+    lengths: list[int],
+    rows: list[int],
+    dim: int,
+    page: int,
+    device: str,
+) -> None:
+    case = paged(lengths, rows, dim=dim, page=page, dtype=dtype, device=device)
+    table = bias_table(2, 19, device)
+    out = attention_paged._launch(*case.inputs(), table, 0.8, causal=True, splits=splits)
+    assert out.dtype == dtype
+    assert_close(out, case.expected(table, 0.8, causal=True))
+    out = attention_paged._launch(*case.inputs(), None, 0.8, causal=False, splits=splits)
+    assert_close(out, case.expected(None, 0.8, causal=False))
+
+
+@pytest.mark.parametrize("rows", [[1, 1], [1, 3]])
+def test_paged_attention_in_bfloat16(rows: list[int], device: str) -> None:
+    case = paged([33, 7], rows, dtype=torch.bfloat16, device=device)
+    table = bias_table(2, 19, device)
+    out = triton_ops.paged_self_attention(*case.inputs(), table, 0.8)
+    assert_close(out, case.expected(table, 0.8, causal=True))
+    out = triton_ops.paged_cross_attention(*case.inputs(), 0.8)
+    assert_close(out, case.expected(None, 0.8, causal=False))
+
+
+def test_no_rows(device: str) -> None:
+    case = paged([5], [1], device=device)
+    empty = case.q[:0]
+    assert triton_ops.paged_self_attention(empty, *case.inputs()[1:], None, 1.0).shape == empty.shape
+    assert (
+        triton_ops.encoder_attention(empty, empty, empty, case.lengths[:0], 0, None, 1.0).shape == empty.shape
+    )
+    assert triton_ops.rms_norm(empty[:, 0], torch.ones(64, device=device), 1e-6).shape == (0, 64)
+    assert triton_ops.gated_gelu(empty[:, 0]).shape == (0, 32)
+    triton_ops.write_kv(
+        empty, empty, case.k_pages, case.v_pages, torch.empty(0, dtype=torch.int64, device=device)
+    )
