@@ -66,14 +66,20 @@ class ServeConfig:
     replica_wait_s: float = 60.0  # longest wait for an engine or encoder before Unavailable
     limits: Limits = field(default_factory=Limits)
 
+    # Autoscaling, where a stage's maximum exceeds its minimum
+    look_back_s: float = 30.0  # reports are averaged over it
+    upscale_delay_s: float = 10.0  # a need must last this long
+    downscale_delay_s: float = 300.0
+
     # Health and shutdown
     stall_timeout_s: float = 60.0  # work waiting and no step for this long: unhealthy
     drain_timeout_s: float = 600.0  # longest a replica finishes its requests before it stops
 
-    # What each actor asks Ray for. Fractions let a laptop run the whole cluster. GPUs only on cuda.
+    # What each actor asks Ray for. Fractions let a laptop run the whole cluster: see
+    # threads.use_cpus. GPUs only on cuda.
     ingress_cpus: float = 0.1
     encoder_cpus: float = 0.1
-    decoder_cpus: float = 0.1  # each shard; the supervisor beside it asks for SUPERVISOR_CPUS
+    decoder_cpus: float = 0.1  # each shard
     encoder_gpus: float = 1.0
     decoder_gpus: float = 1.0  # each shard
 
@@ -82,7 +88,7 @@ class ServeConfig:
             value = getattr(self, name)
             if value is not None and value <= 0:
                 raise InvalidRequest(f"must be positive, got {value}", field=name)
-        for name in ("encoder_cache_bytes", "ingress_cpus", "encoder_cpus", "decoder_cpus"):
+        for name in ("encoder_cache_bytes", "upscale_delay_s", "downscale_delay_s"):
             if getattr(self, name) < 0:
                 raise InvalidRequest(f"must not be negative, got {getattr(self, name)}", field=name)
         for stage in ("encoder", "decoder"):
@@ -151,6 +157,10 @@ _POSITIVE = (
     "replica_wait_s",
     "stall_timeout_s",
     "drain_timeout_s",
+    "look_back_s",
+    "ingress_cpus",
+    "encoder_cpus",
+    "decoder_cpus",
     "encoder_gpus",
     "decoder_gpus",
 )

@@ -30,26 +30,25 @@ class Decoder:
     ranks are children of this process: when it ends, however it ends, Ray ends them.
     """
 
-    def __init__(self, config: ServeConfig, gpus: float) -> None:
+    def __init__(self, config: ServeConfig) -> None:
         self._config = config
         self._engine_id = uuid.uuid4().hex[:8]
         self._background = Background()
         self._starting: asyncio.Task[None] | None = None
         self._stats: EngineStats | None = None  # as of the last health check
-        self._engine = self._spawn(EngineActor, 0, gpus, config)
+        self._engine = self._spawn(EngineActor, 0, config)
         self._shards = [
-            self._spawn(ShardActor, rank, gpus, config, rank)
-            for rank in range(1, config.tensor_parallel_size)
+            self._spawn(ShardActor, rank, config, rank) for rank in range(1, config.tensor_parallel_size)
         ]
 
-    def _spawn(self, kind: type, rank: int, gpus: float, *args: object) -> Any:
+    def _spawn(self, kind: type, rank: int, *args: object) -> Any:
         group = ray.util.get_current_placement_group()  # this replica's own: see app.py
         if group is None:
             raise InternalError("the decoder was deployed without its placement group")
         actor_class: Any = ray.remote(kind)
         return actor_class.options(
             num_cpus=self._config.decoder_cpus,
-            num_gpus=gpus,
+            num_gpus=self._config.decoder_gpus if self._config.device == "cuda" else 0,
             max_concurrency=ROUTERS,
             scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=rank),
         ).remote(*args)
@@ -82,6 +81,7 @@ class Decoder:
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica is to stop: running requests end first."""
+        await self._background.close()  # the ends that follow are no failures
         try:
             await asyncio.wait_for(self._engine.drain.remote(), self._config.drain_timeout_s)
         except (ray.exceptions.RayError, TimeoutError) as error:
@@ -107,7 +107,11 @@ class Decoder:
         watches: list[asyncio.Future[Any]] = [
             asyncio.wrap_future(rank.watch.remote().future()) for rank in self._group
         ]
-        ended, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+        try:
+            ended, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for watch in watches:
+                watch.cancel()
         for watch in ended:
             logger.error(
                 "a rank of engine %s ended: %r", self._engine_id, watch.exception() or watch.result()

@@ -11,6 +11,7 @@ import torch
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import BatchSummary, PackedHidden, pack
+from tandem.cluster.threads import use_cpus
 from tandem.errors import Unavailable
 from tandem.workers.encoder import Encoder as EncoderStack
 
@@ -23,7 +24,7 @@ class Encoder:
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
         # One thread: batches would only slow each other down, and a CUDA device is chosen per thread.
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="encoder")
+        self._thread = ThreadPoolExecutor(1, "encoder", use_cpus, (config.encoder_cpus,))
         self._encoder = self._thread.submit(EncoderStack, config.engine_config()).result()
         self._waiting: dict[int, int] = {}  # batch number -> tokens, in order of arrival
         self._batches = 0

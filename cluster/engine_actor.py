@@ -11,20 +11,21 @@ import contextlib
 import dataclasses
 import itertools
 import logging
+import os
 import socket
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 import ray
-from ray.util import get_node_ip_address
 
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.engine_thread import EngineThread
-from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, prefetch
+from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch
 from tandem.cluster.link import Link
 from tandem.cluster.messages import LEASE_S, StepMessage, Submission, to_wire
+from tandem.cluster.threads import use_cpus
 from tandem.errors import HiddenStatesLost, Unavailable
 from tandem.workers.distributed import Group
 from tandem.workers.engine import Engine
@@ -50,6 +51,8 @@ class EngineActor:
     """An async actor. The engine steps in a thread of its own; everything else is in the event loop."""
 
     def __init__(self, config: ServeConfig) -> None:
+        # The engine's thread may fetch again after a preemption; Ray takes that for the event loop's.
+        os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"
         self._config = config
         self._background = Background()
         self._shards: list[Any] = []
@@ -63,11 +66,10 @@ class EngineActor:
     # --- For the supervisor ---
 
     async def rendezvous(self) -> str:
-        """Where the ranks of this group can meet."""
+        """Where the ranks of this group can meet: they share a node."""
         with socket.socket() as probe:
-            probe.bind(("", 0))
-            port: int = probe.getsockname()[1]
-        return f"tcp://{get_node_ip_address()}:{port}"  # type: ignore[no-untyped-call]
+            probe.bind(("127.0.0.1", 0))
+            return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
 
     async def start(self, rendezvous: str, shards: list[Any]) -> None:
         """Loads the model and begins to accept. Returns when all ranks have met.
@@ -79,6 +81,7 @@ class EngineActor:
         def make() -> Engine:
             config = self._config.engine_config()
             size = config.tensor_parallel_size
+            use_cpus(self._config.decoder_cpus, size)
             return Engine(config, Group.create(0, size, rendezvous, config.torch_device()))
 
         self._shards = shards
@@ -166,18 +169,20 @@ class EngineActor:
         slices = {next(self._next_handle): arrival for arrival in group}
         registrations = {handle: where for handle, (_, where) in slices.items()}
         try:
-            await asyncio.gather(
-                prefetch(reference), *(shard.register.remote(registrations) for shard in self._shards)
+            fetched, *_ = await asyncio.gather(
+                fetch(reference), *(shard.register.remote(registrations) for shard in self._shards)
             )
         except HiddenStatesLost as error:
+            self._unregister(list(slices))
             self._deliver([Delta(request.request_id, [], error=error) for request, _ in group], self._stats)
+            return
         for handle, (request, where) in slices.items():
             live = self._live.get(request.request_id)
-            if live is None:  # cancelled meanwhile, or lost just now
+            if live is None:  # cancelled meanwhile
                 self._unregister([handle])
                 continue
             live.arriving, live.handle = False, handle
-            encoder = dataclasses.replace(request.encoder, hidden=HiddenLoader(handle, where))
+            encoder = dataclasses.replace(request.encoder, hidden=HiddenLoader(handle, where, fetched))
             self._thread.submit(dataclasses.replace(request, encoder=encoder))
 
     def _deliver(self, deltas: list[Delta], stats: EngineStats) -> None:

@@ -82,34 +82,42 @@ def unpack(packed: PackedHidden) -> torch.Tensor:
     return torch.from_numpy(packed["rows"]).view(_DTYPES[packed["dtype"]])
 
 
-async def prefetch(reference: ray.ObjectRef[PackedHidden]) -> None:
-    """Returns when the object is on this node, so that the engine's thread need not wait for it.
+async def fetch(reference: ray.ObjectRef[PackedHidden]) -> torch.Tensor:
+    """A batch's hidden states [tokens, d_model], in this node's store: fetched in the event loop, so that
+    the engine's thread need not wait. The tensor pins the object there.
 
     Raises HiddenStatesLost where it cannot be had.
     """
     try:
-        await asyncio.wait_for(asyncio.wrap_future(reference.future()), FETCH_TIMEOUT_S)
+        packed = await asyncio.wait_for(asyncio.wrap_future(reference.future()), FETCH_TIMEOUT_S)
     except (RayError, TimeoutError) as error:
         raise lost(error) from None
+    return unpack(packed)
 
 
 class HiddenLoader:
     """Reads one input's hidden states on a decoder rank: what `EncoderInput.hidden` is in a cluster.
 
     `handle` names it among the ranks of a group: rank 0 sends it, the followers look up their own.
+    `fetched` is its whole batch, see `fetch`.
     """
 
-    __slots__ = ("_slice", "handle")
+    __slots__ = ("_fetched", "_slice", "handle")
 
-    def __init__(self, handle: int, where: HiddenSlice) -> None:
+    def __init__(self, handle: int, where: HiddenSlice, fetched: torch.Tensor) -> None:
         self.handle = handle
         self._slice = where
+        self._fetched: torch.Tensor | None = fetched
 
     def __call__(self) -> torch.Tensor:
-        """[length, d_model]. The view pins the object in the store: to be dropped after use.
+        """[length, d_model], read-only: to be dropped after use, it pins the object in the store. The
+        first call gives what was fetched before, later ones (after a preemption) fetch again.
 
         Raises HiddenStatesLost.
         """
+        fetched, self._fetched = self._fetched, None
+        if fetched is not None:
+            return fetched[self._slice.start : self._slice.stop]
         try:
             packed = ray.get(self._slice.reference, timeout=FETCH_TIMEOUT_S)
         except RayError as error:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import threading
 from concurrent.futures import Future
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.handoff import HiddenLoader, HiddenSlice, prefetch
+from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch
+from tandem.cluster.threads import use_cpus
 from tandem.workers.distributed import Group
 from tandem.workers.follower import Follower
 
@@ -16,6 +18,7 @@ class ShardActor:
     """An async actor; the follower is made and runs in a thread of its own."""
 
     def __init__(self, config: ServeConfig, rank: int) -> None:
+        os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"  # see EngineActor
         self._config, self._rank = config, rank
         self._made: Future[None] = Future()
         self._ended: Future[None] = Future()
@@ -32,6 +35,7 @@ class ShardActor:
         try:
             config = self._config.engine_config()
             size = config.tensor_parallel_size
+            use_cpus(self._config.decoder_cpus, size)
             group = Group.create(self._rank, size, rendezvous, config.torch_device(self._rank))
             self._follower = Follower(config, group)
         except BaseException as error:
@@ -56,9 +60,10 @@ class ShardActor:
 
         Raises HiddenStatesLost.
         """
-        await asyncio.gather(*(prefetch(reference) for reference in {w.reference for w in slices.values()}))
+        references = list({where.reference for where in slices.values()})
+        fetched = dict(zip(references, await asyncio.gather(*map(fetch, references)), strict=True))
         for handle, where in slices.items():
-            self._follower.register(HiddenLoader(handle, where))
+            self._follower.register(HiddenLoader(handle, where, fetched[where.reference]))
 
     async def unregister(self, handles: list[int]) -> None:
         for handle in handles:

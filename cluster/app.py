@@ -1,0 +1,120 @@
+"""The Serve application: `serve run tandem.cluster.app:build model=…`, or `import_path` in a Serve
+config file, or `launch.py`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import ray
+import torch
+from ray import serve
+from ray.serve import Application
+from ray.serve.schema import LoggingConfig
+
+from tandem.cluster.autoscaling import decoder_autoscaling, encoder_autoscaling
+from tandem.cluster.config import ServeConfig, parse_args
+from tandem.cluster.decoder import Decoder
+from tandem.cluster.encoder import Encoder
+
+SUPERVISOR_CPUS = 0.05  # it hardly ever does anything
+HEALTH_CHECK_PERIOD_S = 2.0  # how late Serve learns that an engine died; routers learn it at once
+HEALTH_CHECK_TIMEOUT_S = 20.0
+CONTROL_CALLS = 100  # `describe` calls that one replica may serve at a time
+# Serve looks this often whether a replica that is to stop has finished its requests.
+DRAIN_POLL_S = 0.5
+QUIET = LoggingConfig(enable_access_log=False)  # their calls are the routers', not the clients'
+
+
+def build(args: Mapping[str, Any]) -> Application:
+    """The application of these arguments: the fields of `ServeConfig`.
+
+    Raises InvalidRequest.
+    """
+    return application(parse_args(args))
+
+
+def application(config: ServeConfig, ingress: type[Any] | None = None) -> Application:
+    """The deployments of one model, bound together. `ingress` is the class of the front door, called
+    with the configuration, the encoder's handle or None, and the decoder's handle."""
+    if ingress is None:
+        from tandem.cluster.ingress import Ingress
+
+        ingress = Ingress
+    config = dataclasses.replace(config, device="cuda" if uses_gpus(config) else "cpu")
+    encoder = None if config.placement == "colocated" else _encoder(config)
+    # The router refuses what exceeds `queued_requests`, with a proper error; Serve's own limit is behind.
+    deployment: Any = serve.deployment(
+        ingress,
+        name="Ingress",
+        num_replicas=config.ingress_replicas,
+        max_ongoing_requests=2 * config.limits.queued_requests,
+        ray_actor_options={"num_cpus": config.ingress_cpus},
+        **_lifetime(config),
+    )
+    bound: Application = deployment.bind(config, encoder, _decoder(config))
+    return bound
+
+
+def uses_gpus(config: ServeConfig) -> bool:
+    """Whether the workers ask for GPUs. On `auto` the cluster decides by what it has at this moment."""
+    if config.device != "auto":
+        return config.device == "cuda"
+    if ray.is_initialized():
+        return bool(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
+    return torch.cuda.is_available()  # `serve run` builds before it connects
+
+
+def _encoder(config: ServeConfig) -> Application:
+    deployment: Any = serve.deployment(
+        Encoder,
+        name="Encoder",
+        # Batches of all routers wait at the replica, in order: a call that Serve refuses is tried again
+        # only after a pause.
+        max_ongoing_requests=config.encoder_batches_in_flight * config.ingress_replicas + CONTROL_CALLS,
+        ray_actor_options={
+            "num_cpus": config.encoder_cpus,
+            "num_gpus": config.encoder_gpus if config.device == "cuda" else 0,
+        },
+        logging_config=QUIET,
+        **_replicas(config.min_encoder_replicas, encoder_autoscaling(config)),
+        **_lifetime(config),
+    )
+    bound: Application = deployment.bind(config)
+    return bound
+
+
+def _decoder(config: ServeConfig) -> Application:
+    shard = {"CPU": config.decoder_cpus}
+    if config.device == "cuda":
+        shard["GPU"] = config.decoder_gpus
+    # One bundle for each rank; the replica itself sits with the first.
+    bundles = [dict(shard) for _ in range(config.tensor_parallel_size)]
+    bundles[0]["CPU"] += SUPERVISOR_CPUS
+    deployment: Any = serve.deployment(
+        Decoder,
+        name="Decoder",
+        max_ongoing_requests=CONTROL_CALLS,
+        ray_actor_options={"num_cpus": SUPERVISOR_CPUS},
+        placement_group_bundles=bundles,
+        placement_group_strategy="STRICT_PACK",
+        logging_config=QUIET,
+        **_replicas(config.min_decoder_replicas, decoder_autoscaling(config)),
+        **_lifetime(config),
+    )
+    bound: Application = deployment.bind(config)
+    return bound
+
+
+def _replicas(fixed: int, autoscaling: Any) -> dict[str, Any]:
+    return {"num_replicas": fixed} if autoscaling is None else {"autoscaling_config": autoscaling}
+
+
+def _lifetime(config: ServeConfig) -> dict[str, Any]:
+    return {
+        "health_check_period_s": HEALTH_CHECK_PERIOD_S,
+        "health_check_timeout_s": HEALTH_CHECK_TIMEOUT_S,
+        "graceful_shutdown_timeout_s": config.drain_timeout_s,
+        "graceful_shutdown_wait_loop_s": DRAIN_POLL_S,
+    }

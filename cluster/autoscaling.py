@@ -1,0 +1,83 @@
+"""How many replicas each stage needs: Serve calls these policies with what the replicas report.
+
+Serve itself averages the reports over `look_back_period_s`, applies the delays and the bounds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingPolicy
+
+from tandem.cluster.config import ServeConfig
+
+# Share of the slots or pages of the decoders that should be in use: what is left takes up bursts while
+# another replica starts.
+DECODER_TARGET = 0.7
+
+Decision = tuple[float, dict[str, Any]]
+
+
+class EncoderPolicy:
+    """As many encoders as the tokens queued at the routers and running need, one full batch for each."""
+
+    def __init__(self, tokens_per_replica: int) -> None:
+        self._tokens_per_replica = tokens_per_replica
+
+    def __call__(self, ctx: AutoscalingContext) -> Decision:
+        running = _reports(ctx, "running_tokens")
+        if not running:
+            return ctx.target_num_replicas, {}
+        # A router tells its whole queue to whichever replica it sends a batch to, so under load every
+        # replica knows all of it.
+        queued = max(_reports(ctx, "queued_tokens"), default=0.0)
+        return math.ceil((queued + sum(running)) / self._tokens_per_replica), {}
+
+
+class DecoderPolicy:
+    """As many decoders as keep the fuller of slots and pages at the target. Waiting sequences count as
+    slots, so the fill can exceed 1."""
+
+    def __init__(self, target: float = DECODER_TARGET) -> None:
+        self._target = target
+
+    def __call__(self, ctx: AutoscalingContext) -> Decision:
+        slots, pages = _reports(ctx, "slots"), _reports(ctx, "pages")
+        if not slots:
+            return ctx.target_num_replicas, {}
+        return math.ceil(max(sum(slots), sum(pages)) / self._target), {}
+
+
+def _reports(ctx: AutoscalingContext, name: str) -> list[float]:
+    metrics = ctx.aggregated_metrics or {}
+    return list(metrics.get(name, {}).values())
+
+
+def encoder_autoscaling(config: ServeConfig) -> AutoscalingConfig | None:
+    """None where the number of encoders is fixed."""
+    kwargs = {"tokens_per_replica": config.max_encoder_tokens}
+    return _autoscaling(config, config.encoder_replicas, EncoderPolicy, kwargs)
+
+
+def decoder_autoscaling(config: ServeConfig) -> AutoscalingConfig | None:
+    """None where the number of decoders is fixed."""
+    return _autoscaling(config, config.decoder_replicas, DecoderPolicy, {})
+
+
+def _autoscaling(
+    config: ServeConfig, replicas: tuple[int, int], policy: type, kwargs: dict[str, Any]
+) -> AutoscalingConfig | None:
+    low, high = replicas
+    if low == high:
+        return None
+    return AutoscalingConfig(
+        min_replicas=low,
+        max_replicas=high,
+        look_back_period_s=config.look_back_s,
+        upscale_delay_s=config.upscale_delay_s,
+        downscale_delay_s=config.downscale_delay_s,
+        policy=AutoscalingPolicy(  # type: ignore[no-untyped-call]
+            policy_function=f"{policy.__module__}:{policy.__name__}", policy_kwargs=kwargs
+        ),
+    )

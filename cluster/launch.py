@@ -1,0 +1,238 @@
+"""Starting a cluster from Python: Ray and Serve, then applications, one after another.
+
+`serve(config)` is what `tandem serve` does. On Kubernetes the operator starts Ray and Serve, and the
+application comes from a Serve config file; then only `app.py` is used.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+from typing import Any
+
+import ray
+from ray import serve as ray_serve
+from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
+from ray.serve.context import _get_global_client
+from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
+
+from tandem.cluster.app import application
+from tandem.cluster.config import ServeConfig
+from tandem.cluster.endpoints import Endpoints, read_endpoints
+from tandem.errors import InvalidRequest, Unavailable
+from tandem.workers.checkpoint import resolve
+
+logger = logging.getLogger(__name__)
+
+APPLICATION = "tandem"
+POLL_S = 0.1
+# One replica in direct mode listens on the first port of its range, further ones on the next. Ray gives
+# its own workers ports from 10002 on.
+DIRECT_PORTS = 100
+GRPC_SERVICES = [
+    "tandem.rpc.add_inference_service",
+    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+]
+
+
+@contextlib.contextmanager
+def serve(config: ServeConfig, *, address: str | None = None) -> Iterator[RunningCluster]:
+    """Everything, from nothing to a server that answers; on leaving, running requests end first.
+
+    `address` joins a Ray cluster that runs already. Raises ModelLoadError, InvalidRequest, Unavailable.
+    """
+    with RunningCluster(config, address=address) as cluster:
+        cluster.deploy(config)
+        yield cluster
+
+
+class RunningCluster:
+    """Ray and Serve, running. Ends, when it is closed, what it has started.
+
+    The host, the ports, the ingress mode and the largest message are the cluster's, from the
+    configuration it is started with; everything else is each application's own.
+    """
+
+    def __init__(self, config: ServeConfig, *, address: str | None = None) -> None:
+        self._host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
+        self._config: ServeConfig | None = None  # of the application
+        self._started_serve = False
+        self._started_ray = not ray.is_initialized()
+        if self._started_ray:
+            _start_ray(config, address)
+        try:
+            self._started_serve = not _serve_runs()
+            if self._started_serve:
+                _start_serve(config)
+        except BaseException:
+            self.close()
+            raise
+
+    def __enter__(self) -> RunningCluster:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def deploy(
+        self, config: ServeConfig, *, ingress: type[Any] | None = None, timeout_s: float = 600.0
+    ) -> Endpoints:
+        """Replaces the application and returns when it answers. A former one is drained first: one model
+        at a time. For an update without a gap use Serve's own means.
+
+        Raises ModelLoadError where there is no such model here, Unavailable where the application does
+        not become healthy, with what Serve says about it.
+        """
+        self.undeploy()
+        resolve(config.model)  # a wrong name fails here and now, not three times in a replica
+        self._config = config
+        ray_serve.run_many(
+            [ray_serve.RunTarget(application(config, ingress), name=APPLICATION, route_prefix="/")],
+            wait_for_applications_running=False,
+        )
+        deadline = time.monotonic() + timeout_s
+        while True:
+            status = _status()
+            if status is not None and status.status is ApplicationStatus.RUNNING:
+                return self.endpoints()
+            if status is not None and status.status is ApplicationStatus.DEPLOY_FAILED:
+                raise Unavailable(f"the application could not be deployed: {_reasons(status)}")
+            if time.monotonic() > deadline:
+                raise Unavailable(f"not healthy after {timeout_s:.0f} s: {_reasons(status)}")
+            time.sleep(POLL_S)
+
+    def undeploy(self) -> None:
+        """Ends the application, if there is one, after its running requests."""
+        if self._config is None:
+            return
+        ray_serve.delete(APPLICATION, _blocking=False)
+        # Serve ends the replicas by force then; a moment more for it to notice.
+        deadline = time.monotonic() + self._config.drain_timeout_s + 30
+        while _status() is not None:
+            if time.monotonic() > deadline:
+                raise Unavailable("the application does not end")
+            time.sleep(POLL_S)
+        self._config = None
+
+    def endpoints(self) -> Endpoints:
+        """Where the application listens at this moment."""
+        return read_endpoints(APPLICATION, self._host)
+
+    def close(self) -> None:
+        """Ends the application after its running requests, then Serve, then Ray where it was started
+        here."""
+        try:
+            self.undeploy()
+        finally:
+            if self._started_serve:
+                ray_serve.shutdown()  # type: ignore[no-untyped-call]
+            if self._started_ray:
+                ray.shutdown()
+
+
+def _start_ray(config: ServeConfig, address: str | None) -> None:
+    """Starts Ray on this machine, or joins the cluster at `address`."""
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    if address is not None:
+        ray.init(address=address, **quiet)
+        return
+    for field in ("http_port", "grpc_port"):
+        _refuse_used_port(config.host, getattr(config, field), field)
+    with _environment(_serve_settings(config)):  # Ray's processes inherit it
+        ray.init("local", include_dashboard=False, **quiet)
+
+
+def _serve_settings(config: ServeConfig) -> dict[str, str]:
+    """What Serve reads from the environment, in each of its processes. A cluster that is joined must
+    have been started with the like."""
+    settings = {
+        "RAY_USAGE_STATS_ENABLED": "0",
+        # A replica whose group lost a rank cannot drain; what it held goes on elsewhere.
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
+        "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+        # Read before our own limit is looked at, and it bounds answers as well.
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(4 * config.limits.message_bytes),
+    }
+    if config.ingress_mode == "direct":
+        settings |= {
+            "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
+            # No load balancer has to forget a replica of ours, so none has to outstay its requests, and
+            # its port is free for the next.
+            "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
+            "RAY_SERVE_PORT_QUARANTINE_S": "0",
+        }
+        for name, first, other in (
+            ("HTTP", config.http_port, config.grpc_port),
+            ("GRPC", config.grpc_port, config.http_port),
+        ):
+            # The two ranges must not overlap.
+            end = min(first + DIRECT_PORTS, other if other > first else 65536)
+            settings[f"RAY_SERVE_DIRECT_INGRESS_MIN_{name}_PORT"] = str(first)
+            settings[f"RAY_SERVE_DIRECT_INGRESS_MAX_{name}_PORT"] = str(end)
+    return settings
+
+
+def _serve_runs() -> bool:
+    return _get_global_client(raise_if_no_controller_running=False) is not None
+
+
+def _start_serve(config: ServeConfig) -> None:
+    direct = config.ingress_mode == "direct"
+    # In direct mode Serve still starts a proxy on the head node. Its ports must be others than the
+    # replicas': gRPC would share one silently.
+    http_port, grpc_port = _free_ports(config.host, 2) if direct else (config.http_port, config.grpc_port)
+    ray_serve.start(
+        proxy_location=ProxyLocation.HeadOnly if direct else ProxyLocation.EveryNode,
+        http_options=HTTPOptions(host=config.host, port=http_port),
+        grpc_options=gRPCOptions(
+            port=grpc_port, grpc_servicer_functions=GRPC_SERVICES, enable_reflection=False
+        ),
+    )
+
+
+def _status() -> ApplicationStatusOverview | None:
+    return ray_serve.status().applications.get(APPLICATION)
+
+
+def _reasons(status: ApplicationStatusOverview | None) -> str:
+    if status is None:
+        return "Serve does not know it"
+    messages = [status.message, *(d.message for d in status.deployments.values())]
+    return "; ".join(message for message in messages if message) or str(status.status.value)
+
+
+def _refuse_used_port(host: str, port: int, field: str) -> None:
+    """Serve would silently take the next port."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise InvalidRequest(f"{host}:{port} cannot be used: {error.strerror}", field=field) from None
+
+
+def _free_ports(host: str, count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        probes = [stack.enter_context(socket.socket()) for _ in range(count)]
+        for probe in probes:
+            probe.bind((host, 0))
+        return [probe.getsockname()[1] for probe in probes]
+
+
+@contextlib.contextmanager
+def _environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Sets variables for the time being; those the user has set stay as they are."""
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            del os.environ[name]
