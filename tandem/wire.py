@@ -1,0 +1,277 @@
+"""The gRPC messages and Tandem's own values, each made from the other. The client and the cluster's
+ingress both use this, so the mapping exists once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, TypeVar, cast
+
+from google.protobuf.message import Message
+
+from tandem.errors import InvalidRequest
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt, take_apart
+from tandem.outputs import CompletionOutput, FinishReason, RequestOutput, TextDelta, TokenLogprobs
+from tandem.params import SamplingParams
+from tandem.v1 import inference_pb2 as pb
+
+MessageT = TypeVar("MessageT", bound=Message)
+GenerateT = TypeVar("GenerateT", pb.GenerateRequest, pb.GenerateStreamRequest)
+
+# Requests
+
+
+@dataclass(frozen=True, slots=True)
+class GenerateArguments:
+    """What a Generate or GenerateStream request asks for; its values are not validated yet."""
+
+    request_id: str | None
+    model: str | None
+    prompt: ExplicitEncoderDecoderPrompt
+    params: dict[str, Any]  # those of `SamplingParams` that the request sets
+    priority: int
+    timeout_s: float | None
+
+
+def arguments_of(request: pb.GenerateRequest | pb.GenerateStreamRequest) -> GenerateArguments:
+    """Raises `InvalidRequest` for a prompt that is missing or has both text and token ids."""
+    if not request.HasField("encoder_prompt"):
+        raise InvalidRequest("is required", field="encoder_prompt")
+    encoder = _prompt_of(request.encoder_prompt, "encoder_prompt")
+    decoder = (
+        _prompt_of(request.decoder_prompt, "decoder_prompt") if request.HasField("decoder_prompt") else None
+    )
+    return GenerateArguments(
+        request_id=request.request_id or None,
+        model=request.model or None,
+        prompt=ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder),
+        params={
+            field.name: list(value) if field.is_repeated else value
+            for field, value in request.sampling_params.ListFields()
+        },
+        priority=request.priority,
+        timeout_s=request.timeout_ms / 1000 if request.HasField("timeout_ms") else None,
+    )
+
+
+def _prompt_of(message: pb.Prompt, field: str) -> SingletonPrompt:
+    text, ids = message.HasField("text"), message.HasField("token_ids")
+    if text == ids:
+        raise InvalidRequest(f"one of text and token_ids, got {'both' if text else 'neither'}", field=field)
+    return message.text if text else TokensPrompt(prompt_token_ids=list(message.token_ids.ids))
+
+
+def generate_request(
+    kind: type[GenerateT],
+    prompt: Prompt,
+    params: SamplingParams | None = None,
+    *,
+    model: str | None = None,
+    priority: int = 0,
+    timeout_s: float | None = None,
+    request_id: str | None = None,
+) -> GenerateT:
+    """Raises `InvalidRequest`, naming the field, for what a message cannot hold."""
+    parts = take_apart(prompt)
+    values: dict[str, Any] = {
+        "request_id": request_id,
+        "model": model,
+        "encoder_prompt": _prompt_fields(parts["encoder_text"], parts["encoder_ids"]),
+        "decoder_prompt": _prompt_fields(parts["decoder_text"], parts["decoder_ids"]),
+        "sampling_params": params and params.model_dump(exclude_unset=True, exclude_none=True),
+        "priority": priority,
+        "timeout_ms": timeout_s and math.ceil(timeout_s * 1000),
+    }
+    return _message(kind, values)
+
+
+def tokenize_request(text: str, model: str | None = None) -> pb.TokenizeRequest:
+    """Raises `InvalidRequest`, naming the field, for what a message cannot hold."""
+    return _message(pb.TokenizeRequest, {"text": text, "model": model})
+
+
+def _message(kind: type[MessageT], values: dict[str, Any]) -> MessageT:
+    message = kind()
+    for field, value in values.items():
+        if value is not None:
+            try:
+                message.MergeFrom(kind(**{field: value}))
+            except (TypeError, ValueError) as error:  # not of the field's type or range; a lone surrogate
+                raise InvalidRequest(str(error), field=field) from None
+    return message
+
+
+def _prompt_fields(text: str | None, ids: list[int] | None) -> dict[str, Any] | None:
+    if ids is not None:
+        return {"token_ids": {"ids": ids}}
+    return None if text is None else {"text": text}
+
+
+# Answers
+
+
+def generate_response(output: RequestOutput) -> pb.GenerateResponse:
+    """The answer to Generate; every sample is finished."""
+    return pb.GenerateResponse(
+        request_id=output.request_id,
+        prompt=pb.PromptInfo(
+            encoder_tokens=len(output.encoder_prompt_token_ids), decoder_token_ids=output.prompt_token_ids
+        ),
+        outputs=[
+            pb.Completion(
+                index=sample.index,
+                text=sample.text,
+                token_ids=sample.token_ids,
+                finish=_finish(sample.finish_reason, sample.stop_reason),
+                logprobs=_logprobs(sample.logprobs),
+                cumulative_logprob=sample.cumulative_logprob,
+            )
+            for sample in output.outputs
+        ],
+        usage=pb.Usage(
+            encoder_tokens=len(output.encoder_prompt_token_ids),
+            decoder_prompt_tokens=len(output.prompt_token_ids),
+            generated_tokens=sum(len(sample.token_ids) for sample in output.outputs),
+        ),
+    )
+
+
+def output_of(request: pb.GenerateRequest, response: pb.GenerateResponse) -> RequestOutput:
+    """The answer to a request. A text's encoder token ids stay on the server: the list is empty."""
+    encoder, decoder = request.encoder_prompt, request.decoder_prompt
+    return RequestOutput(
+        request_id=response.request_id,
+        encoder_prompt=encoder.text if encoder.HasField("text") else None,
+        encoder_prompt_token_ids=list(encoder.token_ids.ids),
+        prompt=decoder.text if decoder.HasField("text") else None,
+        prompt_token_ids=list(response.prompt.decoder_token_ids),
+        outputs=[
+            CompletionOutput(
+                index=sample.index,
+                text=sample.text,
+                token_ids=list(sample.token_ids),
+                finish_reason=_finish_reason(sample),
+                stop_reason=_stop_reason(sample),
+                logprobs=_logprobs_of(sample),
+                cumulative_logprob=(
+                    sample.cumulative_logprob if sample.HasField("cumulative_logprob") else None
+                ),
+            )
+            for sample in response.outputs
+        ],
+    )
+
+
+def started_event(
+    request_id: str, encoder_tokens: int, decoder_token_ids: Sequence[int]
+) -> pb.GenerateStreamResponse:
+    """The first message of a stream."""
+    prompt = pb.PromptInfo(encoder_tokens=encoder_tokens, decoder_token_ids=decoder_token_ids)
+    return pb.GenerateStreamResponse(started=pb.Started(request_id=request_id, prompt=prompt))
+
+
+def delta_event(delta: TextDelta) -> pb.GenerateStreamResponse:
+    """A message in the middle of a stream."""
+    return pb.GenerateStreamResponse(
+        delta=pb.CompletionDelta(
+            index=delta.index,
+            text=delta.text,
+            token_ids=delta.token_ids,
+            logprobs=_logprobs(delta.logprobs),
+            finish=_finish(delta.finish_reason, delta.stop_reason),
+        )
+    )
+
+
+def finished_event(
+    encoder_tokens: int, decoder_prompt_tokens: int, generated_tokens: int
+) -> pb.GenerateStreamResponse:
+    """The last message of a stream."""
+    usage = pb.Usage(
+        encoder_tokens=encoder_tokens,
+        decoder_prompt_tokens=decoder_prompt_tokens,
+        generated_tokens=generated_tokens,
+    )
+    return pb.GenerateStreamResponse(finished=pb.Finished(usage=usage))
+
+
+def delta_of(message: pb.CompletionDelta) -> TextDelta:
+    return TextDelta(
+        index=message.index,
+        text=message.text,
+        token_ids=list(message.token_ids),
+        logprobs=_logprobs_of(message),
+        finish_reason=_finish_reason(message),
+        stop_reason=_stop_reason(message),
+    )
+
+
+def _finish(reason: FinishReason | None, stop_reason: int | str | None) -> pb.Finish | None:
+    if reason is None:
+        return None
+    return pb.Finish(
+        reason=f"FINISH_REASON_{reason.upper()}",
+        stop_token_id=stop_reason if isinstance(stop_reason, int) else None,
+        stop_text=stop_reason if isinstance(stop_reason, str) else None,
+    )
+
+
+def _finish_reason(sample: pb.Completion | pb.CompletionDelta) -> FinishReason | None:
+    if not sample.HasField("finish"):
+        return None
+    name = pb.FinishReason.Name(sample.finish.reason)
+    return cast(FinishReason, name.removeprefix("FINISH_REASON_").lower())
+
+
+def _stop_reason(sample: pb.Completion | pb.CompletionDelta) -> int | str | None:
+    match sample.finish.WhichOneof("stop_reason"):
+        case "stop_token_id":
+            return sample.finish.stop_token_id
+        case "stop_text":
+            return sample.finish.stop_text
+    return None
+
+
+def _logprobs(logprobs: list[TokenLogprobs] | None) -> list[pb.TokenLogprobs] | None:
+    if logprobs is None:
+        return None
+    return [
+        pb.TokenLogprobs(
+            token_id=token.token_id,
+            logprob=token.logprob,
+            top=[pb.TopLogprob(token_id=token_id, logprob=logprob) for token_id, logprob in token.top],
+        )
+        for token in logprobs
+    ]
+
+
+def _logprobs_of(sample: pb.Completion | pb.CompletionDelta) -> list[TokenLogprobs] | None:
+    return [
+        TokenLogprobs(token.token_id, token.logprob, [(top.token_id, top.logprob) for top in token.top])
+        for token in sample.logprobs
+    ] or None
+
+
+# Models
+
+
+@dataclass(frozen=True, slots=True)
+class ServedModel:
+    """A model that a server serves."""
+
+    id: str  # what requests call it
+    family: str  # its config's `model_type`: "t5", "bart", …
+    max_encoder_tokens: int
+    max_decoder_tokens: int  # prompt and generated together
+
+
+def list_models_response(models: Iterable[ServedModel]) -> pb.ListModelsResponse:
+    return pb.ListModelsResponse(models=[pb.Model(**asdict(model)) for model in models])
+
+
+def models_of(response: pb.ListModelsResponse) -> list[ServedModel]:
+    return [
+        ServedModel(model.id, model.family, model.max_encoder_tokens, model.max_decoder_tokens)
+        for model in response.models
+    ]

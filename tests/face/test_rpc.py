@@ -1,0 +1,127 @@
+"""Reading requests that may be malformed, and errors there and back."""
+
+from __future__ import annotations
+
+import grpc
+import pytest
+
+from tandem.errors import (
+    STATUS,
+    Cancelled,
+    DeadlineExceeded,
+    HiddenStatesLost,
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    Overloaded,
+    RequestTooLarge,
+    TandemError,
+    Unavailable,
+)
+from tandem.rpc import error_of, parse, set_error
+from tandem.v1 import inference_pb2 as pb
+
+LIMIT = 1000  # bytes
+
+
+class Context:
+    """As much of a gRPC context as `set_error` uses."""
+
+    code: grpc.StatusCode
+    details: str
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+
+def field(number: int, content: bytes) -> bytes:
+    """A length-delimited field on the wire."""
+    return bytes([number << 3 | 2, len(content)]) + content
+
+
+def test_a_well_formed_message_is_read() -> None:
+    request = pb.GenerateRequest(encoder_prompt=pb.Prompt(text="Grüße"), timeout_ms=5)
+    assert parse(pb.GenerateRequest, request.SerializeToString(), LIMIT) == request
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [
+        (field(1, b"\xff"), "request_id"),
+        (field(3, field(1, b"ok \xc3")), "encoder_prompt.text"),
+        (field(5, field(9, b"fine") + field(9, b"\xed\xa0\x80")), "sampling_params.stop"),
+    ],
+)
+def test_text_that_is_not_utf8_is_refused_by_name(data: bytes, name: str) -> None:
+    with pytest.raises(InvalidRequest, match="UTF-8") as caught:
+        parse(pb.GenerateRequest, data, LIMIT)
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize(
+    ("data", "name"),
+    [(field(15, b"x"), "15"), (field(5, field(15, b"x")), "sampling_params.15")],
+)
+def test_an_unknown_field_is_refused(data: bytes, name: str) -> None:
+    with pytest.raises(InvalidRequest, match="unknown field of") as caught:
+        parse(pb.GenerateRequest, data, LIMIT)
+    assert caught.value.field == name
+
+
+@pytest.mark.parametrize("data", [b"\xff", field(3, b"\xff"), b"\x0a\x7fshort"])
+def test_bytes_that_are_no_message_are_refused(data: bytes) -> None:
+    with pytest.raises(InvalidRequest, match="GenerateRequest message"):
+        parse(pb.GenerateRequest, data, LIMIT)
+
+
+def test_a_message_beyond_the_limit_is_not_read() -> None:
+    with pytest.raises(RequestTooLarge, match=r"1001 vs\. 1000 bytes"):
+        parse(pb.GenerateRequest, b"\xff" * (LIMIT + 1), LIMIT)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        InvalidRequest("must be at least 0, got -1", field="temperature"),
+        InvalidRequest("must be UTF-8: over\ntwo lines", field="sampling_params.stop.0"),
+        InvalidRequest("not a field: it has spaces"),
+        ModelNotFound("no model 'x'", field="model"),
+        RequestTooLarge("message larger than max (5 vs. 4 bytes)"),
+        Overloaded("4096 requests are waiting"),
+        Unavailable("no decoder is ready"),
+        DeadlineExceeded("nothing was generated in 5 s"),
+        Cancelled("by the caller"),
+        InternalError("engine: see the log"),
+    ],
+)
+def test_an_error_survives_the_wire(error: TandemError) -> None:
+    context = Context()
+    set_error(context, error)
+    back = error_of(context.code, context.details)
+    assert type(back) is type(error)
+    assert (back.message, back.field) == (error.message, error.field)
+
+
+def test_every_error_has_a_status_that_comes_back_as_ours() -> None:
+    for kind in STATUS:
+        context = Context()
+        set_error(context, kind("what"))
+        assert isinstance(error_of(context.code, context.details), TandemError)
+    assert isinstance(error_of(grpc.StatusCode.UNAVAILABLE, "gone"), Unavailable)
+    assert not isinstance(error_of(grpc.StatusCode.UNAVAILABLE, "gone"), HiddenStatesLost)
+
+
+def test_an_error_that_is_not_ours_keeps_its_text_to_itself() -> None:
+    context = Context()
+    set_error(context, KeyError("secret"))
+    assert context.code is grpc.StatusCode.INTERNAL
+    assert "secret" not in context.details
+
+
+def test_a_status_we_never_send_is_no_defect_of_the_server() -> None:
+    error = error_of(grpc.StatusCode.UNAUTHENTICATED, "no token")
+    assert type(error) is TandemError
+    assert str(error) == "UNAUTHENTICATED: no token"

@@ -1,0 +1,151 @@
+"""Values to messages and back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from tandem import wire
+from tandem.errors import InvalidRequest
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, TextPrompt, TokensPrompt
+from tandem.outputs import CompletionOutput, FinishReason, RequestOutput, TextDelta, TokenLogprobs
+from tandem.params import SamplingParams
+from tandem.v1 import inference_pb2 as pb
+
+
+@pytest.mark.parametrize(
+    ("prompt", "encoder", "decoder"),
+    [
+        ("text", "text", None),
+        (TextPrompt(prompt=""), "", None),
+        (TokensPrompt(prompt_token_ids=[5, 1]), {"prompt_token_ids": [5, 1]}, None),
+        (TokensPrompt(prompt_token_ids=[]), {"prompt_token_ids": []}, None),
+        (ExplicitEncoderDecoderPrompt(encoder_prompt="a", decoder_prompt="b"), "a", "b"),
+        (
+            ExplicitEncoderDecoderPrompt(
+                encoder_prompt=TextPrompt(prompt="a"), decoder_prompt=TokensPrompt(prompt_token_ids=[0])
+            ),
+            "a",
+            {"prompt_token_ids": [0]},
+        ),
+    ],
+)
+def test_every_kind_of_prompt_arrives(prompt: Prompt, encoder: object, decoder: object) -> None:
+    arguments = wire.arguments_of(wire.generate_request(pb.GenerateRequest, prompt))
+    assert arguments.prompt == {"encoder_prompt": encoder, "decoder_prompt": decoder}
+
+
+def test_what_is_not_set_is_not_sent() -> None:
+    request = wire.generate_request(pb.GenerateStreamRequest, "x", SamplingParams())
+    assert wire.arguments_of(request) == wire.GenerateArguments(
+        request_id=None,
+        model=None,
+        prompt=ExplicitEncoderDecoderPrompt(encoder_prompt="x", decoder_prompt=None),
+        params={},
+        priority=0,
+        timeout_s=None,
+    )
+
+
+def test_what_is_set_arrives_as_it_is() -> None:
+    params = SamplingParams(
+        n=1,  # a default, said aloud
+        temperature=0.8,
+        top_k=-1,
+        top_p=0.95,
+        min_p=0.0,
+        seed=2**63 - 1,
+        max_tokens=7,
+        min_tokens=0,
+        stop=["\n", "Ünd"],
+        stop_token_ids=[3, 3],
+        ignore_eos=False,
+        repetition_penalty=1.1,
+        logprobs=0,
+        skip_special_tokens=False,
+    )
+    request = wire.generate_request(
+        pb.GenerateRequest, "x", params, model="m", priority=-3, timeout_s=0.0004, request_id="r"
+    )
+    arguments = wire.arguments_of(pb.GenerateRequest.FromString(request.SerializeToString()))
+    assert SamplingParams(**arguments.params) == params
+    assert set(arguments.params) == set(SamplingParams.model_fields)
+    assert (arguments.model, arguments.priority, arguments.request_id) == ("m", -3, "r")
+    assert arguments.timeout_s == 0.001  # rounded up: a positive time stays one
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"prompt": "\ud800"}, "encoder_prompt"),
+        ({"prompt": TokensPrompt(prompt_token_ids=[-1])}, "encoder_prompt"),
+        ({"prompt": "x", "model": "\udfff"}, "model"),
+        ({"prompt": "x", "priority": 2**31}, "priority"),
+        ({"prompt": "x", "timeout_s": 2.0**40}, "timeout_ms"),
+        ({"prompt": "x", "request_id": 5}, "request_id"),
+    ],
+)
+def test_what_a_message_cannot_hold_is_refused_by_name(arguments: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        wire.generate_request(pb.GenerateRequest, **arguments)
+    assert caught.value.field == field
+
+
+@pytest.mark.parametrize(
+    ("request_", "field"),
+    [
+        (pb.GenerateRequest(), "encoder_prompt"),
+        (pb.GenerateRequest(encoder_prompt=pb.Prompt()), "encoder_prompt"),
+        (pb.GenerateRequest(encoder_prompt=pb.Prompt(text="a", token_ids=pb.TokenIds())), "encoder_prompt"),
+        (
+            pb.GenerateRequest(encoder_prompt=pb.Prompt(text="a"), decoder_prompt=pb.Prompt()),
+            "decoder_prompt",
+        ),
+    ],
+)
+def test_a_prompt_has_one_of_text_and_ids(request_: pb.GenerateRequest, field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        wire.arguments_of(request_)
+    assert caught.value.field == field
+
+
+LOGPROBS = [TokenLogprobs(7, -0.5, [(7, -0.5), (8, -2.0)]), TokenLogprobs(1, -1.25, [])]
+
+
+def test_an_output_comes_back_whole() -> None:
+    output = RequestOutput(
+        request_id="r",
+        encoder_prompt=None,
+        encoder_prompt_token_ids=[4, 1],
+        prompt="Le",
+        prompt_token_ids=[0, 9],
+        outputs=[
+            CompletionOutput(0, "a", [7, 1], "stop", None, LOGPROBS, -1.75),
+            CompletionOutput(1, "b", [7], "stop", "###"),
+            CompletionOutput(2, "c", [7, 0], "stop", 0),
+            CompletionOutput(3, "", [], "length"),
+        ],
+    )
+    request = wire.generate_request(
+        pb.GenerateRequest,
+        ExplicitEncoderDecoderPrompt(
+            encoder_prompt=TokensPrompt(prompt_token_ids=[4, 1]), decoder_prompt="Le"
+        ),
+    )
+    response = wire.generate_response(output)
+    assert response.usage == pb.Usage(encoder_tokens=2, decoder_prompt_tokens=2, generated_tokens=5)
+    assert response.prompt == pb.PromptInfo(encoder_tokens=2, decoder_token_ids=[0, 9])
+    assert wire.output_of(request, pb.GenerateResponse.FromString(response.SerializeToString())) == output
+
+
+@pytest.mark.parametrize("reason", ["stop", "length", "cancelled", "deadline", None])
+def test_a_delta_comes_back_whole(reason: FinishReason | None) -> None:
+    delta = TextDelta(index=3, text="é", token_ids=[7, 1], logprobs=LOGPROBS, finish_reason=reason)
+    event = pb.GenerateStreamResponse.FromString(wire.delta_event(delta).SerializeToString())
+    assert wire.delta_of(event.delta) == delta
+
+
+def test_models_come_back_whole() -> None:
+    models = [wire.ServedModel("a", "t5", 512, 128), wire.ServedModel("b", "bart", 1024, 1024)]
+    assert wire.models_of(wire.list_models_response(models)) == models

@@ -1,0 +1,65 @@
+"""The proto file keeps to its rules, and the committed modules are what it generates."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from google.protobuf.descriptor import FieldDescriptor
+
+from tandem.params import SamplingParams
+from tandem.v1 import inference_pb2 as pb
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "protos" / "tandem" / "v1"
+
+
+@pytest.fixture(scope="module")
+def generator() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("generate_protos", ROOT / "scripts" / "generate_protos.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_committed_modules_are_what_the_proto_generates(generator: ModuleType, tmp_path: Path) -> None:
+    stubs = (FOLDER / "inference_pb2_grpc.py").read_text()
+    made_with = re.search(r"GRPC_GENERATED_VERSION = '(.+)'", stubs)
+    assert made_with is not None
+    if importlib.metadata.version("grpcio-tools") != made_with[1]:
+        pytest.skip(f"the modules were generated with grpcio-tools {made_with[1]}")
+
+    generator.generate(tmp_path)
+
+    for name in ("inference_pb2.py", "inference_pb2.pyi", "inference_pb2_grpc.py"):
+        generated = (tmp_path / "tandem" / "v1" / name).read_text()
+        assert generated == (FOLDER / name).read_text(), f"run `make protos`: {name} is out of date"
+
+
+def test_sampling_params_are_those_of_python() -> None:
+    assert set(pb.SamplingParams.DESCRIPTOR.fields_by_name) == set(SamplingParams.model_fields)
+
+
+def test_every_sampling_param_can_be_told_apart_from_unset() -> None:
+    for field in pb.SamplingParams.DESCRIPTOR.fields:
+        assert field.is_repeated or field.has_presence, field.name
+
+
+def test_no_number_is_a_float_where_http_has_a_double() -> None:
+    for field in pb.SamplingParams.DESCRIPTOR.fields:
+        assert field.type != FieldDescriptor.TYPE_FLOAT, field.name
+
+
+def test_streaming_takes_the_same_request() -> None:
+    def fields(
+        message: type[pb.GenerateRequest] | type[pb.GenerateStreamRequest],
+    ) -> list[tuple[object, ...]]:
+        return [(f.name, f.number, f.type, f.has_presence) for f in message.DESCRIPTOR.fields]
+
+    assert fields(pb.GenerateRequest) == fields(pb.GenerateStreamRequest)
