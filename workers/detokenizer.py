@@ -57,6 +57,29 @@ class Vocabulary:
         ):
             self.clean_up = tokenizer.clean_up_tokenization
         self._tokenizer, self._backend = tokenizer, backend
+        self._token_texts: dict[tuple[int, bool], str] = {}
+
+    def token_text(self, token_id: int, *, first: bool = False) -> str:
+        """What a token by itself adds to a text, for showing it; at the beginning of a text if `first`.
+        A part of a character is shown as OpenAI does: `bytes:\\xe2\\x82`."""
+        text = self._token_texts.get((token_id, first))
+        if text is None:
+            text = self._token_texts[token_id, first] = self._show(token_id, first)
+        return text
+
+    def _show(self, token_id: int, first: bool) -> str:
+        if self.token_bytes is None and token_id not in self.byte_ids:
+            if first:
+                return self.decode([token_id])
+            return self.decode([token_id, token_id])[len(self.decode([token_id])) :]
+        if self.token_bytes is not None:
+            data = self.token_bytes(token_id)
+        else:  # "<0xE2>"
+            data = bytes.fromhex(self._tokenizer.convert_ids_to_tokens([token_id])[0][3:5])
+        try:
+            return data.decode()
+        except UnicodeDecodeError:
+            return "bytes:" + "".join(f"\\x{byte:02x}" for byte in data)
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of these ids, special ones included, before any cleaning up of spaces."""

@@ -212,3 +212,22 @@ def test_only_a_possible_beginning_of_a_stop_string_is_held_back() -> None:
 def test_without_stop_strings_text_passes_through() -> None:
     text = "".join(random.Random(0).choices("abc \n", k=200))
     assert run_stops([], [text]) == (text, None)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+def test_the_texts_of_tokens_make_up_the_text(maker: object) -> None:
+    tokenizer, vocabulary = made(maker)
+    ids = tokenizer.encode("the cat the", add_special_tokens=False)
+    texts = [vocabulary.token_text(token_id, first=i == 0) for i, token_id in enumerate(ids)]
+    assert "".join(texts) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("maker", [byte_level, byte_fallback, ByT5Tokenizer])
+def test_a_part_of_a_character_is_shown_as_bytes(maker: object) -> None:
+    tokenizer, vocabulary = made(maker)
+    ids = tokenizer.encode("\U0001f9ff", add_special_tokens=False)
+    shown = [vocabulary.token_text(token_id) for token_id in ids if token_id not in tokenizer.encode(" ")]
+    data = b"".join(
+        bytes.fromhex(text.removeprefix("bytes:").replace("\\x", "")) for text in shown if "bytes:" in text
+    )
+    assert data == "\U0001f9ff".encode()

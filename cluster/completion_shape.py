@@ -1,0 +1,126 @@
+"""OpenAI's JSON for a completion: whole, or chunk by chunk."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+from tandem.cluster.service import Piece
+from tandem.outputs import RequestOutput, TokenLogprobs
+from tandem.params import SamplingParams
+from tandem.workers.assembler import PreparedRequest
+from tandem.workers.detokenizer import Vocabulary
+
+
+class CompletionShape:
+    """Shapes the answer to one request. Choices are numbered through: the first prompt's samples, then
+    the second's. `finish_reason` may be `deadline`, which OpenAI does not have: the time ran out."""
+
+    def __init__(
+        self,
+        model: str,
+        vocabulary: Vocabulary,
+        prepared: Sequence[PreparedRequest],
+        params: SamplingParams,
+    ) -> None:
+        self._head = {
+            "id": f"cmpl-{prepared[0].request_id}",
+            "object": "text_completion",
+            "created": int(time.time()),
+            "model": model,
+        }
+        self._n = params.n
+        self._prompt_tokens = sum(
+            len(one.encoder_prompt_token_ids) + len(one.context_ids) for one in prepared
+        )
+        self._completion_tokens = 0
+        self._logprobs = [
+            _LogprobsShape(vocabulary, params.skip_special_tokens, first=not one.context_ids)
+            for one in prepared
+            for _ in range(params.n)
+        ]
+
+    def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
+        choices = []
+        for number, output in enumerate(outputs):
+            for sample in output.outputs:
+                self._completion_tokens += len(sample.token_ids)
+                index = number * self._n + sample.index
+                logprobs = self._logprobs[index].shape(sample.logprobs)
+                choices.append(
+                    _choice(index, sample.text, logprobs, sample.finish_reason, sample.stop_reason)
+                )
+        return {**self._head, "choices": choices, "usage": self._usage()}
+
+    def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
+        """The piece as a chunk; none where it has nothing to show yet."""
+        delta = piece.delta
+        self._completion_tokens += len(delta.token_ids)
+        if delta.text or delta.logprobs or delta.finish_reason is not None:
+            index = piece.prompt * self._n + delta.index
+            logprobs = self._logprobs[index].shape(delta.logprobs)
+            choice = _choice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason)
+            yield {**self._head, "choices": [choice]}
+
+    def usage_chunk(self) -> dict[str, Any]:
+        return {**self._head, "choices": [], "usage": self._usage()}
+
+    def _usage(self) -> dict[str, int]:
+        return {
+            "prompt_tokens": self._prompt_tokens,
+            "completion_tokens": self._completion_tokens,
+            "total_tokens": self._prompt_tokens + self._completion_tokens,
+        }
+
+
+def _choice(
+    index: int,
+    text: str,
+    logprobs: dict[str, Any] | None,
+    finish_reason: str | None,
+    stop_reason: int | str | None,
+) -> dict[str, Any]:
+    return {
+        "index": index,
+        "text": text,
+        "logprobs": logprobs,
+        "finish_reason": finish_reason,
+        "stop_reason": stop_reason,  # vLLM's extension: the stop id or text, null for EOS
+    }
+
+
+class _LogprobsShape:
+    """The legacy shape: parallel lists over the tokens, and where in the choice's text each begins."""
+
+    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool, *, first: bool) -> None:
+        self._vocabulary = vocabulary
+        self._hidden = vocabulary.special_ids if skip_special_tokens else frozenset[int]()
+        self._first = first  # a text's first token has no space before it
+        self._offset = 0
+
+    def shape(self, logprobs: Sequence[TokenLogprobs] | None) -> dict[str, Any] | None:
+        if logprobs is None:
+            return None
+        tokens: list[str] = []
+        offsets: list[int] = []
+        top: list[dict[str, float]] = []
+        for position in logprobs:
+            text = self._vocabulary.token_text(position.token_id, first=self._first)
+            tokens.append(text)
+            offsets.append(self._offset)
+            top.append(
+                {
+                    self._vocabulary.token_text(token_id, first=self._first): logprob
+                    for token_id, logprob in reversed(position.top)  # of equal texts the likeliest stays
+                }
+            )
+            if position.token_id not in self._hidden:
+                self._offset += len(text)
+                self._first = False
+        return {
+            "tokens": tokens,
+            "token_logprobs": [position.logprob for position in logprobs],
+            "top_logprobs": [dict(reversed(list(one.items()))) for one in top],
+            "text_offset": offsets,
+        }

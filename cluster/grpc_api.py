@@ -1,0 +1,136 @@
+"""The gRPC side of the ingress: the methods of `tandem.v1.InferenceService` and `grpc.health.v1.Health`.
+
+Ray Serve calls them by the last part of the RPC's path. `rpc.add_inference_service` has them given bytes;
+the health service's messages come parsed.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import aclosing, contextmanager
+from typing import Any, Final, TypeVar
+
+from grpc_health.v1 import health_pb2  # type: ignore[import-untyped]
+
+from tandem import wire
+from tandem.cluster.service import Call, Service
+from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemError
+from tandem.params import SamplingParams
+from tandem.rpc import SERVICE, parse, set_error
+from tandem.v1 import inference_pb2 as pb
+from tandem.workers.assembler import PreparedRequest
+
+# What the validator calls things, in this protocol's words.
+_FIELDS: Final = {
+    "encoder_prompt.prompt_token_ids": "encoder_prompt.token_ids",
+    "decoder_prompt.prompt_token_ids": "decoder_prompt.token_ids",
+    "timeout_s": "timeout_ms",
+}
+_SERVICES: Final = ("", SERVICE.full_name)  # whose health can be asked for; "" is the whole server
+_WATCH_S: Final = 1.0  # between looks at the health for Watch
+
+RequestT = TypeVar("RequestT", pb.GenerateRequest, pb.GenerateStreamRequest)
+
+
+class GrpcApi:
+    """To be inherited by the deployment. `_service` is set in its constructor."""
+
+    _service: Service
+
+    async def Generate(self, request: bytes, grpc_context: Any) -> pb.GenerateResponse:
+        with self._call("Generate", grpc_context) as call:
+            prepared = await self._prepare(call, pb.GenerateRequest, request)
+            [output] = await call.generate([prepared])
+            return wire.generate_response(output)
+
+    async def GenerateStream(
+        self, request: bytes, grpc_context: Any
+    ) -> AsyncIterator[pb.GenerateStreamResponse]:
+        with self._call("GenerateStream", grpc_context) as call:
+            prepared = await self._prepare(call, pb.GenerateStreamRequest, request)
+            encoder_tokens = len(prepared.encoder_prompt_token_ids)
+            generated, started = 0, False
+            async with aclosing(call.stream([prepared])) as pieces:
+                async for piece in pieces:
+                    if not started:
+                        # Not before the first piece: gRPC tries a call that finds no worker again only
+                        # as long as nothing has come back.
+                        started = True
+                        yield wire.started_event(
+                            prepared.request_id, encoder_tokens, prepared.prompt_token_ids
+                        )
+                    generated += len(piece.delta.token_ids)
+                    yield wire.delta_event(piece.delta)
+            yield wire.finished_event(encoder_tokens, len(prepared.prompt_token_ids), generated)
+
+    async def Tokenize(self, request: bytes, grpc_context: Any) -> pb.TokenizeResponse:
+        with self._call("Tokenize", grpc_context) as call:
+            message = parse(pb.TokenizeRequest, request, self._service.config.limits.message_bytes)
+            ids = await call.tokenize(message.text, field="text", model=message.model)
+            return pb.TokenizeResponse(token_ids=ids)
+
+    async def ListModels(self, request: bytes, grpc_context: Any) -> pb.ListModelsResponse:
+        with self._call("ListModels", grpc_context):
+            parse(pb.ListModelsRequest, request, self._service.config.limits.message_bytes)
+            return wire.list_models_response([self._service.model])
+
+    # grpc.health.v1.Health
+
+    async def Check(self, request: Any, grpc_context: Any) -> Any:
+        with self._call("Check", grpc_context):
+            if request.service not in _SERVICES:
+                raise ModelNotFound(f"no service {request.service[:80]!r}", field="service")
+            return await self._status()
+
+    async def List(self, request: Any, grpc_context: Any) -> Any:  # noqa: ARG002
+        with self._call("List", grpc_context):
+            status = await self._status()
+            return health_pb2.HealthListResponse(statuses=dict.fromkeys(_SERVICES, status))
+
+    async def Watch(self, request: Any, grpc_context: Any) -> AsyncIterator[Any]:
+        """The status now and whenever it changes, until the client has seen enough."""
+        with self._call("Watch", grpc_context):
+            last = None
+            while True:
+                status = await self._status()
+                if request.service not in _SERVICES:
+                    status.status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN  # as the protocol has it
+                if status != last:
+                    yield status
+                    last = status
+                await asyncio.sleep(_WATCH_S)
+
+    async def _status(self) -> Any:
+        problem = await self._service.health.problem()
+        answer = health_pb2.HealthCheckResponse
+        return answer(status=answer.SERVING if problem is None else answer.NOT_SERVING)
+
+    async def _prepare(self, call: Call, kind: type[RequestT], request: bytes) -> PreparedRequest:
+        message = parse(kind, request, self._service.config.limits.message_bytes)
+        arguments = wire.arguments_of(message)
+        try:
+            [prepared] = await call.prepare(
+                [arguments.prompt],
+                SamplingParams(**arguments.params),
+                model=arguments.model,
+                request_id=arguments.request_id,
+                priority=arguments.priority,
+                timeout_s=arguments.timeout_s,
+            )
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, field=_FIELDS.get(error.field or "", error.field)) from None
+        return prepared
+
+    @contextmanager
+    def _call(self, method: str, context: Any) -> Iterator[Call]:
+        """A client's call, whose errors become its status. What is raised further is always ours: with
+        any other, Serve would show its text."""
+        try:
+            with self._service.call("grpc", method) as call:
+                yield call
+        except Exception as error:
+            set_error(context, error)
+            if isinstance(error, TandemError):
+                raise
+            raise InternalError("internal error, see the server's log") from None

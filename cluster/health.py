@@ -1,0 +1,46 @@
+"""Whether this ingress replica can serve: not that it answers, but that requests would get somewhere."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Protocol
+
+from tandem.cluster.router import RouterStats
+
+
+class Workers(Protocol):
+    """What health needs of the router."""
+
+    async def ready(self) -> bool: ...
+    def stats(self) -> RouterStats: ...
+
+
+class Health:
+    """Asked now and then, by probes; an engine with work and no new step since `stall_timeout_s` ago is
+    stuck, however lively its process."""
+
+    def __init__(
+        self, workers: Workers, stall_timeout_s: float, clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._workers, self._stall_timeout_s, self._clock = workers, stall_timeout_s, clock
+        self._seen: dict[str, tuple[int, float]] = {}  # by engine: its steps, and since when
+
+    async def problem(self) -> str | None:
+        """Why not, or None where all is well: one engine that makes progress is enough."""
+        stuck = self._stuck()  # always looked at, so that no stretch of time goes unseen
+        if not await self._workers.ready():
+            return "no encoder or no engine is ready"
+        if stuck and len(stuck) == len(self._seen):
+            return f"no engine has made a step for {self._stall_timeout_s:g} s: {', '.join(stuck)}"
+        return None
+
+    def _stuck(self) -> list[str]:
+        now = self._clock()
+        seen: dict[str, tuple[int, float]] = {}
+        for engine_id, stats in self._workers.stats().engines.items():
+            steps, since = self._seen.get(engine_id, (-1, now))
+            idle = stats.running + stats.waiting == 0
+            seen[engine_id] = (stats.steps, now if idle or stats.steps != steps else since)
+        self._seen = seen
+        return [e for e, (_, since) in seen.items() if now - since >= self._stall_timeout_s]

@@ -1,0 +1,102 @@
+"""HTTP bodies: read within the limit, parsed, and watched for the client going away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+from urllib.parse import parse_qsl
+
+from fastapi import Request
+from pydantic_core import from_json
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from tandem.errors import Cancelled, InvalidRequest, RequestTooLarge
+
+T = TypeVar("T")
+
+
+async def read_json(request: Request, limit: int) -> dict[str, Any]:
+    """The body, a JSON object. Raises InvalidRequest, or RequestTooLarge beyond `limit` bytes."""
+    if _media_type(request) != "application/json":
+        raise InvalidRequest("must be application/json", field="content-type")
+    return _object(await _read(request, limit))
+
+
+async def read_json_or_form(request: Request, limit: int) -> dict[str, Any]:
+    """The body, a JSON object or a URL-encoded form, whose repeated fields become lists."""
+    media_type = _media_type(request)
+    if media_type == "application/json":
+        return _object(await _read(request, limit))
+    if media_type == "application/x-www-form-urlencoded":
+        return _form(await _read(request, limit))
+    raise InvalidRequest(
+        "must be application/json or application/x-www-form-urlencoded", field="content-type"
+    )
+
+
+async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:
+    """Awaits `work`, whose request has been read; cancels it and raises Cancelled if the client goes."""
+    working = asyncio.create_task(work)
+    leaving = asyncio.create_task(_disconnect(receive))
+    try:
+        await asyncio.wait((working, leaving), return_when=asyncio.FIRST_COMPLETED)
+        if not working.done():
+            raise Cancelled("the client has gone")
+        return working.result()
+    finally:
+        working.cancel()
+        leaving.cancel()
+        await asyncio.gather(working, leaving, return_exceptions=True)
+
+
+async def _disconnect(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+def _media_type(request: Request) -> str:
+    return request.headers.get("content-type", "").partition(";")[0].strip().lower()
+
+
+async def _read(request: Request, limit: int) -> bytes:
+    """As much as is announced or sent, but never more than `limit` bytes."""
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise RequestTooLarge(f"the body has {announced} bytes, the limit is {limit}")
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            body += chunk
+            if len(body) > limit:
+                raise RequestTooLarge(f"the body has more than {limit} bytes")
+    except ClientDisconnect:
+        raise Cancelled("the client has gone") from None
+    return bytes(body)
+
+
+def _object(body: bytes) -> dict[str, Any]:
+    try:
+        value = from_json(body)  # NaN passes here, to be refused where its field is known
+    except ValueError as error:
+        raise InvalidRequest(f"the body is not JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise InvalidRequest(f"the body must be a JSON object, got {type(value).__name__}")
+    return value
+
+
+def _form(body: bytes) -> dict[str, Any]:
+    try:
+        fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000)
+    except ValueError as error:  # of which UnicodeDecodeError is one
+        raise InvalidRequest(f"the body is not a form: {error}") from None
+    values: dict[str, Any] = {}
+    for name, value in fields:
+        if name not in values:
+            values[name] = value
+        elif isinstance(values[name], list):
+            values[name].append(value)
+        else:
+            values[name] = [values[name], value]
+    return values

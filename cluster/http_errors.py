@@ -1,0 +1,58 @@
+"""Errors as HTTP answers, in the shape that the clients of each path know."""
+
+from __future__ import annotations
+
+import json
+from typing import Any, Final
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+
+from tandem.errors import STATUS, InternalError, InvalidRequest, ModelNotFound, Status, TandemError, status_of
+
+_LIBRETRANSLATE: Final = ("/translate", "/languages")
+_RETRY_AFTER_S: Final = 1  # of 429 and 503; openai-python waits this long before it tries again
+
+
+def add_error_handlers(app: FastAPI) -> None:
+    """Makes every error of `app`, its own ones too, an answer in the right shape."""
+    app.add_exception_handler(TandemError, _answer)
+    app.add_exception_handler(Exception, _answer)
+    app.add_exception_handler(HTTPException, _answer_http)
+    app.add_exception_handler(RequestValidationError, _answer_http)
+
+
+def error_body(error: BaseException, path: str) -> dict[str, Any]:
+    """An error that is not ours shows none of its text."""
+    if not isinstance(error, TandemError):
+        error = InternalError("internal error, see the server's log")
+    return _body(str(error), error.field, status_of(error), path)
+
+
+def _body(message: str, field: str | None, status: Status, path: str) -> dict[str, Any]:
+    if path.startswith(_LIBRETRANSLATE):
+        return {"error": message}
+    return {"error": {"message": message, "type": status.kind, "param": field, "code": status.grpc.lower()}}
+
+
+async def _answer(request: Request, error: Exception) -> Response:
+    return _response(error_body(error, request.url.path), status_of(error).http)
+
+
+async def _answer_http(request: Request, error: Exception) -> Response:
+    """FastAPI's own refusals: no such path, no such method, malformed parameters."""
+    if not isinstance(error, HTTPException):
+        error = HTTPException(400, str(error))
+    status = STATUS[ModelNotFound if error.status_code == 404 else InvalidRequest]
+    message = f"{error.detail}: {request.method} {request.url.path}"
+    body = _body(message, None, status, request.url.path)
+    return _response(body, error.status_code, error.headers)
+
+
+def _response(body: dict[str, Any], http: int, headers: Any = None) -> Response:
+    headers = dict(headers or {})
+    if http in (429, 503):
+        headers["Retry-After"] = str(_RETRY_AFTER_S)
+    # In ASCII: a message may quote half a character, which UTF-8 cannot carry.
+    return Response(json.dumps(body), http, headers, media_type="application/json")

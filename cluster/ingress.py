@@ -1,0 +1,49 @@
+"""The front door: one Serve deployment that speaks HTTP and gRPC, with the router inside."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+from fastapi import FastAPI
+from ray import serve
+from ray.serve.handle import DeploymentHandle
+
+from tandem.cluster.config import ServeConfig
+from tandem.cluster.grpc_api import GrpcApi
+from tandem.cluster.http_api import build_app
+from tandem.cluster.router import Router
+from tandem.cluster.service import Service
+from tandem.workers.checkpoint import resolve
+from tandem.workers.frontend import Frontend
+
+
+@serve.ingress()
+class Ingress(GrpcApi):
+    """A replica; `app.application` makes the deployment. `encoder` is None where decoders encode by
+    themselves."""
+
+    async def __init__(  # type: ignore[misc]  # Serve awaits it
+        self,
+        config: ServeConfig,
+        encoder: DeploymentHandle[Any] | None,
+        decoder: DeploymentHandle[Any],
+    ) -> None:
+        frontend = await asyncio.to_thread(_load, config)
+        self._router = Router(config, encoder, decoder)
+        await self._router.start()
+        replica = serve.get_replica_context().replica_id.unique_id
+        self._service = Service(config, frontend, self._router, replica)
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        """Serve calls this once the constructor is done."""
+        return build_app(self._service)
+
+    async def __del__(self) -> None:
+        """Serve awaits this when the replica stops, after its requests have ended or their grace is over."""
+        if hasattr(self, "_router"):  # else the constructor failed
+            await self._router.close()
+
+
+def _load(config: ServeConfig) -> Frontend:
+    return Frontend.load(resolve(config.model), config.model_name, config.limits)

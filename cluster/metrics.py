@@ -1,0 +1,191 @@
+"""What `/metrics` shows: requests as this ingress replica saw them, workers as its router knows them.
+
+Every series has the labels `model` and `replica` (of the ingress), because a scrape through a proxy or a
+service meets one replica after another. Several routers report the same engine: take `max by (engine)`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import Callable, Iterable
+from types import TracebackType
+from typing import Final, Literal, Self
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+from tandem.cluster.router import RouterStats
+from tandem.errors import TandemError, status_of
+
+logger = logging.getLogger(__name__)
+
+Protocol = Literal["grpc", "http"]
+
+# Seconds. From a small model's step on a GPU to a long answer's end.
+_LATENCY: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
+_TOKEN: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_LABELS: Final = ("model", "replica")
+
+
+class Metrics:
+    """One registry for one ingress replica. All intervals are of its own monotonic clock."""
+
+    def __init__(self, model: str, replica: str, router_stats: Callable[[], RouterStats]) -> None:
+        self.registry = CollectorRegistry()
+        labels = (model, replica)
+
+        def histogram(name: str, text: str, buckets: tuple[float, ...]) -> Histogram:
+            metric = Histogram(f"tandem_{name}", text, _LABELS, registry=self.registry, buckets=buckets)
+            return metric.labels(*labels)
+
+        def counter(name: str, text: str) -> Counter:
+            return Counter(f"tandem_{name}", text, _LABELS, registry=self.registry).labels(*labels)
+
+        self.first_token = histogram(
+            "time_to_first_token_seconds", "From a request's arrival to its first token.", _LATENCY
+        )
+        self.between_tokens = histogram(
+            "inter_token_latency_seconds", "From one token of a sample to its next.", _TOKEN
+        )
+        self.whole_request = histogram(
+            "e2e_request_latency_seconds", "From a request's arrival to its end, if it succeeded.", _LATENCY
+        )
+        self.encoder_tokens = counter("prompt_tokens", "Encoder tokens of accepted requests.")
+        self.generated_tokens = counter("generation_tokens", "Tokens delivered to clients.")
+        self._ended = Counter(
+            "tandem_requests",
+            "Requests that have ended, by the name of their gRPC status.",
+            (*_LABELS, "protocol", "method", "status"),
+            registry=self.registry,
+        )
+        self._labels = labels
+        self.registry.register(_RouterCollector(labels, router_stats))
+
+    def ended(self, protocol: Protocol, method: str, status: str) -> None:
+        self._ended.labels(*self._labels, protocol, method, status).inc()
+
+    def text(self) -> bytes:
+        """The registry in Prometheus' text format."""
+        return generate_latest(self.registry)
+
+
+class Observation:
+    """One call of a client, from its arrival to the end of the `with` block. Unexpected errors are
+    logged here, with the request's id, since no client is shown them."""
+
+    def __init__(self, metrics: Metrics, protocol: Protocol, method: str) -> None:
+        self._metrics, self._protocol, self._method = metrics, protocol, method
+        self._arrived = time.monotonic()
+        self._last: dict[tuple[int, int], float] = {}  # time of each sample's latest token
+        self.request_id = "-"
+
+    def accepted(self, encoder_tokens: int) -> None:
+        self._metrics.encoder_tokens.inc(encoder_tokens)
+
+    def grew(self, number: int, sample: int, tokens: int) -> None:
+        """`tokens` more have come, together, for a sample of the call's prompt with this number."""
+        if not tokens:
+            return
+        now, key = time.monotonic(), (number, sample)
+        self._metrics.generated_tokens.inc(tokens)
+        if not self._last:
+            self._metrics.first_token.observe(now - self._arrived)
+        if key in self._last:
+            each = (now - self._last[key]) / tokens
+            for _ in range(tokens):
+                self._metrics.between_tokens.observe(each)
+        self._last[key] = now
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            status = "OK"
+            self._metrics.whole_request.observe(time.monotonic() - self._arrived)
+        elif isinstance(error, asyncio.CancelledError | GeneratorExit):
+            status = "CANCELLED"
+        else:
+            status = status_of(error).grpc
+            if not isinstance(error, TandemError):
+                logger.error("%s failed, request id %s", self._method, self.request_id, exc_info=error)
+        self._metrics.ended(self._protocol, self._method, status)
+
+
+class _RouterCollector(Collector):
+    def __init__(self, labels: tuple[str, str], stats: Callable[[], RouterStats]) -> None:
+        self._labels, self._stats = labels, stats
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # registering must not ask a router that has not started
+
+    def collect(self) -> Iterable[Metric]:
+        stats = self._stats()
+        encoder = stats.encoder
+        gauges: tuple[tuple[str, str, float], ...] = (
+            ("encoder_replicas", "Encoder replicas known.", stats.encoder_replicas),
+            ("engines", "Engines attached that accept requests.", len(stats.engines)),
+            ("router_requests", "Sequences accepted and not ended.", stats.outstanding),
+            ("router_requests_waiting", "Of these, waiting for room on an engine.", stats.waiting),
+            ("encoder_queued_tokens", "Tokens waiting for an encoder.", stats.queued_encoder_tokens),
+            ("encoder_cache_bytes", "Hidden states kept for reuse.", stats.encoder_cache_bytes),
+        )
+        counters: tuple[tuple[str, str, float], ...] = (
+            ("encoder_batches", "Batches sent to encoders.", encoder.batches),
+            ("encoder_batch_tokens", "Tokens in them.", encoder.batch_tokens),
+            ("encoder_time_seconds", "From sending batches to their answers.", encoder.seconds),
+            ("encoder_retries", "Inputs encoded again.", encoder.retries),
+            ("encoder_cache_hits", "Inputs not encoded again.", encoder.cache_hits),
+            ("encoder_cache_misses", "Inputs encoded.", encoder.cache_misses),
+            ("resubmitted_requests", "Requests moved to another engine.", stats.resubmitted),
+        )
+        for name, text, value in gauges:
+            gauge = GaugeMetricFamily(f"tandem_{name}", text, labels=_LABELS)
+            gauge.add_metric(self._labels, value)
+            yield gauge
+        for name, text, value in counters:
+            counter = CounterMetricFamily(f"tandem_{name}", text, labels=_LABELS)
+            counter.add_metric(self._labels, value)
+            yield counter
+        yield from self._engines(stats)
+
+    def _engines(self, stats: RouterStats) -> Iterable[Metric]:
+        labels = (*_LABELS, "engine")
+        gauges = {
+            "num_requests_running": "Sequences in the batch.",
+            "num_requests_waiting": "Sequences not admitted yet, preempted ones included.",
+            "kv_cache_usage": "Share of the KV pages in use, 0 to 1.",
+            "cross_kv_pages": "Pages that hold cross-attention K/V.",
+        }
+        counters = {
+            "engine_steps": "Steps applied.",
+            "engine_generated_tokens": "Tokens generated.",
+            "engine_encoded_tokens": "Tokens this engine has encoded by itself.",
+            "preemptions": "Sequences taken out of the batch for want of pages.",
+        }
+        families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {
+            name: GaugeMetricFamily(f"tandem_{name}", text, labels=labels) for name, text in gauges.items()
+        }
+        families |= {
+            name: CounterMetricFamily(f"tandem_{name}", text, labels=labels)
+            for name, text in counters.items()
+        }
+        for engine_id, engine in stats.engines.items():
+            values = {
+                "num_requests_running": engine.running,
+                "num_requests_waiting": engine.waiting,
+                "kv_cache_usage": 1 - engine.free_pages / engine.total_pages,
+                "cross_kv_pages": engine.cross_pages,
+                "engine_steps": engine.steps,
+                "engine_generated_tokens": engine.generated_tokens,
+                "engine_encoded_tokens": engine.encoded_tokens,
+                "preemptions": engine.preemptions,
+            }
+            for name, value in values.items():
+                families[name].add_metric((*self._labels, engine_id), value)
+        return families.values()

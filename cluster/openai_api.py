@@ -1,0 +1,197 @@
+"""OpenAI's completions and models, for encoder-decoder models: `prompt` is the encoder's, and the extra
+field `decoder_prompt` begins the answer. Beside OpenAI's parameters, all of `SamplingParams` hold."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import AsyncExitStack, aclosing
+from typing import Any, Final, cast
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from tandem.cluster.completion_shape import CompletionShape
+from tandem.cluster.event_stream import EventStream
+from tandem.cluster.http_body import read_json, unless_disconnected
+from tandem.cluster.service import Call, Piece, Service
+from tandem.errors import InvalidRequest
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt
+from tandem.params import SamplingParams, invalid
+from tandem.workers.assembler import PreparedRequest
+
+# OpenAI's parameters that we do not have, with the value that asks for nothing.
+_UNSUPPORTED: Final[dict[str, object]] = {
+    "best_of": 1,
+    "echo": False,
+    "suffix": "",
+    "frequency_penalty": 0,
+    "presence_penalty": 0,
+    "logit_bias": {},
+}
+# What the validator calls things, in this protocol's words.
+_FIELDS: Final = {
+    "prompt_token_ids": "prompt",
+    "encoder_prompt": "prompt",
+    "encoder_prompt.prompt_token_ids": "prompt",
+    "decoder_prompt.prompt_token_ids": "decoder_prompt",
+    "request_id": "x-request-id",
+}
+
+
+class _StreamOptions(BaseModel):
+    model_config = ConfigDict(strict=True, extra="forbid")
+
+    include_usage: bool = False
+
+
+class _Body(BaseModel):
+    """The parameters that are not `SamplingParams`'; those are left in `model_extra`."""
+
+    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
+
+    model: str | None = None
+    prompt: Any = None
+    decoder_prompt: Any = None  # one for all prompts, or as many as there are
+    stream: bool | None = None
+    stream_options: _StreamOptions | None = None
+    user: str | None = None  # OpenAI's, for its monitoring of abuse; of no effect here
+    priority: int = 0  # see Frontend.prepare
+    timeout_s: float | None = None
+
+
+def routes(service: Service) -> APIRouter:
+    router = APIRouter(prefix="/v1")
+
+    @router.post("/completions")
+    async def completions(request: Request) -> Response:
+        async with AsyncExitStack() as resources:
+            call = resources.enter_context(service.call("http", "completions"))
+            body = _parse(await read_json(request, service.config.limits.message_bytes))
+            params = _params(body)
+            prepared = await _prepare(service, call, request, body, params)
+            shape = CompletionShape(service.model.id, service.frontend.vocabulary, prepared, params)
+            if not body.stream:
+                outputs = await unless_disconnected(request.receive, call.generate(prepared))
+                return JSONResponse(shape.whole(outputs))
+            pieces = await resources.enter_async_context(aclosing(call.stream(prepared)))
+            # Awaited here, so that an error before the first piece has a status of its own.
+            first = await unless_disconnected(request.receive, _first(pieces))
+            usage = body.stream_options is not None and body.stream_options.include_usage
+            return EventStream(_chunks(shape, first, pieces, usage=usage), resources.pop_all())
+
+    @router.get("/models")
+    async def models() -> Response:
+        return JSONResponse({"object": "list", "data": [_model(service)]})
+
+    @router.get("/models/{name:path}")
+    async def model(name: str) -> Response:
+        service.frontend.check_model(name)
+        return JSONResponse(_model(service))
+
+    return router
+
+
+async def _prepare(
+    service: Service, call: Call, request: Request, body: _Body, params: SamplingParams
+) -> list[PreparedRequest]:
+    prompts, limit = _prompts(body), service.config.limits.prompts
+    if len(prompts) * params.n > limit:
+        raise InvalidRequest(
+            f"{len(prompts)} prompts of {params.n} samples each exceed {limit} in all", field="prompt"
+        )
+    try:
+        return await call.prepare(
+            prompts,
+            params,
+            model=body.model,
+            request_id=request.headers.get("x-request-id"),
+            priority=body.priority,
+            timeout_s=body.timeout_s,
+        )
+    except InvalidRequest as error:
+        raise InvalidRequest(error.message, field=_FIELDS.get(error.field or "", error.field)) from None
+
+
+def _parse(values: dict[str, Any]) -> _Body:
+    try:
+        body = _Body.model_validate(values)
+    except ValidationError as error:
+        raise invalid(error) from None
+    if body.stream_options is not None and not body.stream:
+        raise InvalidRequest("is for streams only", field="stream_options")
+    return body
+
+
+def _params(body: _Body) -> SamplingParams:
+    """OpenAI lets null stand for any parameter's default."""
+    values = {name: value for name, value in (body.model_extra or {}).items() if value is not None}
+    for name in _UNSUPPORTED.keys() & values.keys() - SamplingParams.model_fields.keys():
+        if values.pop(name) != _UNSUPPORTED[name]:
+            raise InvalidRequest("is not supported", field=name)
+    return SamplingParams(**values)
+
+
+def _prompts(body: _Body) -> list[Prompt]:
+    encoders = _singletons(body.prompt, "prompt")
+    if body.decoder_prompt is None:
+        return cast(list[Prompt], encoders)
+    decoders = _singletons(body.decoder_prompt, "decoder_prompt")
+    if len(decoders) == 1:
+        decoders *= len(encoders)
+    if len(decoders) != len(encoders):
+        raise InvalidRequest(
+            f"one, or as many as the {len(encoders)} prompts, got {len(decoders)}", field="decoder_prompt"
+        )
+    return [
+        ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder)
+        for encoder, decoder in zip(encoders, decoders, strict=True)
+    ]
+
+
+def _singletons(value: object, field: str) -> list[SingletonPrompt]:
+    """A string, a list of strings, a list of ids, or a list of lists of ids."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(isinstance(item, str) for item in value):
+            return cast(list[SingletonPrompt], value)
+        if _are_ids(value):
+            return [TokensPrompt(prompt_token_ids=value)]
+        if all(isinstance(item, list) and _are_ids(item) for item in value):
+            return [TokensPrompt(prompt_token_ids=item) for item in value]
+    raise InvalidRequest(
+        "must be a string, a list of strings, a list of token ids or a list of such lists, and not empty",
+        field=field,
+    )
+
+
+def _are_ids(value: list[Any]) -> bool:
+    return all(type(item) is int for item in value)
+
+
+async def _first(pieces: AsyncGenerator[Piece]) -> Piece:
+    return await anext(pieces)
+
+
+async def _chunks(
+    shape: CompletionShape, first: Piece, rest: AsyncIterator[Piece], *, usage: bool
+) -> AsyncIterator[dict[str, Any]]:
+    for chunk in shape.chunks(first):
+        yield chunk
+    async for piece in rest:
+        for chunk in shape.chunks(piece):
+            yield chunk
+    if usage:
+        yield shape.usage_chunk()
+
+
+def _model(service: Service) -> dict[str, Any]:
+    model = service.model
+    return {
+        "id": model.id,
+        "object": "model",
+        "created": service.started,
+        "owned_by": "tandem",
+        "max_model_len": model.max_encoder_tokens,
+    }

@@ -1,0 +1,230 @@
+"""What a client can have done, whatever protocol it speaks: requests in, text deltas and answers out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final, Protocol, TypeVar
+
+from tandem.cluster.config import ServeConfig
+from tandem.cluster.health import Health, Workers
+from tandem.cluster.metrics import Metrics, Observation
+from tandem.cluster.metrics import Protocol as WireProtocol
+from tandem.errors import DeadlineExceeded, InvalidRequest
+from tandem.inputs import Prompt
+from tandem.outputs import RequestOutput, TextDelta
+from tandem.params import SamplingParams
+from tandem.wire import ServedModel
+from tandem.workers.assembler import Assembler, PreparedRequest
+from tandem.workers.frontend import Frontend
+from tandem.workers.request import Delta, EngineRequest
+
+T = TypeVar("T")
+
+# A message to a client costs about as much as decoding its tokens, so one replica sends about this many
+# per second: a lone stream gets every token by itself, many streams get theirs in groups.
+_MESSAGES_PER_S: Final = 2000.0
+_LONGEST_GATHER_S: Final = 0.05  # and this is how long tokens wait for company at most
+_TOKENIZER_THREADS: Final = 2
+_UNSENT: Final = 16  # deltas of a call with several samples that may wait for a slow client
+
+
+class Router(Workers, Protocol):
+    """What the service needs of `cluster.router.Router`; tests have their own."""
+
+    def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """What one sample of one of a call's prompts grew by."""
+
+    prompt: int  # its number in the call
+    delta: TextDelta
+
+
+class Service:
+    """One model, served through one router."""
+
+    def __init__(self, config: ServeConfig, frontend: Frontend, router: Router, replica: str) -> None:
+        self.config, self.frontend = config, frontend
+        self.health = Health(router, config.stall_timeout_s)
+        self.metrics = Metrics(frontend.info.name, replica, router.stats)
+        self.started = int(time.time())  # seconds since 1970
+        self._router = router
+        self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
+        self._live = 0  # sequences being generated
+
+    @property
+    def model(self) -> ServedModel:
+        front = self.frontend
+        return ServedModel(
+            front.info.name, front.info.family, front.max_encoder_tokens, front.max_decoder_tokens
+        )
+
+    def call(self, protocol: WireProtocol, method: str) -> Call:
+        """Begins a client's call; use it in a `with` statement."""
+        return Call(self, Observation(self.metrics, protocol, method))
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Runs tokenizer work, which would hold up the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def pieces(
+        self, prepared: Sequence[PreparedRequest], assemblers: Sequence[Assembler]
+    ) -> AsyncGenerator[Piece]:
+        """All samples of all prompts, side by side. Close it to cancel what has not ended."""
+        streams = [
+            self._sample(number, index, sample, assembler)
+            for number, (request, assembler) in enumerate(zip(prepared, assemblers, strict=True))
+            for index, sample in enumerate(request.samples)
+        ]
+        async with aclosing(streams[0] if len(streams) == 1 else _merge(streams)) as merged:
+            async for piece in merged:
+                yield piece
+
+    async def _sample(
+        self, number: int, index: int, sample: EngineRequest, assembler: Assembler
+    ) -> AsyncGenerator[Piece]:
+        self._live += 1
+        try:
+            async with aclosing(self._router.generate(sample)) as deltas:
+                async for delta in deltas:
+                    taken = time.monotonic()
+                    piece = assembler.push(delta)
+                    if piece is not None:
+                        yield Piece(number, piece)
+                    if delta.last or assembler.stopped(index):
+                        return
+                    # What comes meanwhile gathers in the router and is the next delta.
+                    gather_s = min(_LONGEST_GATHER_S, self._live / _MESSAGES_PER_S)
+                    if (left_s := taken + gather_s - time.monotonic()) > 0:
+                        await asyncio.sleep(left_s)
+        finally:
+            self._live -= 1
+
+
+class Call:
+    """One call of a client: one or more prompts, validated together and answered together."""
+
+    def __init__(self, service: Service, observation: Observation) -> None:
+        self._service, self._observation = service, observation
+
+    def __enter__(self) -> Call:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._observation.__exit__(*raised)  # type: ignore[arg-type]
+
+    async def prepare(
+        self,
+        prompts: Sequence[Prompt],
+        params: SamplingParams,
+        *,
+        model: str | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> list[PreparedRequest]:
+        """Validates and tokenizes. Raises InvalidRequest, ModelNotFound: see `Frontend.prepare`."""
+        frontend = self._service.frontend
+
+        def prepare() -> list[PreparedRequest]:
+            prepared: list[PreparedRequest] = []
+            for number, prompt in enumerate(prompts):
+                try:
+                    prepared.append(
+                        frontend.prepare(
+                            prompt,
+                            params,
+                            model=model,
+                            request_id=request_id,
+                            priority=priority,
+                            timeout_s=timeout_s,
+                        )
+                    )
+                except InvalidRequest as error:
+                    where = f" (in prompt {number} of {len(prompts)})" if len(prompts) > 1 else ""
+                    raise InvalidRequest(error.message + where, field=error.field) from None
+            return prepared
+
+        prepared = await self._service.in_thread(prepare)
+        self._observation.request_id = prepared[0].request_id
+        return prepared
+
+    async def tokenize(self, text: str, *, field: str, model: str | None = None) -> list[int]:
+        """The encoder's ids for a text."""
+        frontend = self._service.frontend
+        frontend.check_model(model)
+        return await self._service.in_thread(lambda: frontend.tokenize(text, field=field))
+
+    async def stream(self, prepared: Sequence[PreparedRequest]) -> AsyncGenerator[Piece]:
+        """What the prompts' answers grow by. Close it to cancel the rest.
+
+        Raises DeadlineExceeded if the time is over before there is any token; with some, it ends with
+        finish reason `deadline` and they stand.
+        """
+        frontend = self._service.frontend
+        async with aclosing(self._run(prepared, [frontend.assembler(one) for one in prepared])) as pieces:
+            async for piece in pieces:
+                yield piece
+
+    async def generate(self, prepared: Sequence[PreparedRequest]) -> list[RequestOutput]:
+        """The prompts' whole answers; otherwise as `stream`."""
+        assemblers = [self._service.frontend.assembler(one) for one in prepared]
+        async with aclosing(self._run(prepared, assemblers)) as pieces:
+            async for _ in pieces:
+                pass
+        return [assembler.output() for assembler in assemblers]
+
+    async def _run(
+        self, prepared: Sequence[PreparedRequest], assemblers: Sequence[Assembler]
+    ) -> AsyncGenerator[Piece]:
+        empty = True
+        async with aclosing(self._service.pieces(prepared, assemblers)) as pieces:
+            async for piece in pieces:
+                delta = piece.delta
+                if empty:
+                    if delta.finish_reason == "deadline" and not delta.token_ids:
+                        raise DeadlineExceeded("the request's time was over before its first token")
+                    self._observation.accepted(
+                        sum(len(request.encoder_prompt_token_ids) for request in prepared)
+                    )
+                    empty = False
+                self._observation.grew(piece.prompt, delta.index, len(delta.token_ids))
+                yield piece
+
+
+async def _merge(streams: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[Piece]:
+    """The streams' pieces as they come. The first error ends them all."""
+    queue: asyncio.Queue[Piece | Exception | None] = asyncio.Queue(_UNSENT)
+
+    async def pump(stream: AsyncGenerator[Piece]) -> None:
+        end: Exception | None = None
+        try:
+            async with aclosing(stream):
+                async for piece in stream:
+                    await queue.put(piece)
+        except Exception as error:
+            end = error
+        await queue.put(end)
+
+    tasks = [asyncio.create_task(pump(stream)) for stream in streams]
+    try:
+        live = len(tasks)
+        while live:
+            item = await queue.get()
+            if isinstance(item, Exception):
+                raise item
+            if item is None:
+                live -= 1
+            else:
+                yield item
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,270 @@
+"""The gRPC methods, called as Serve calls them: with bytes and its context."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import grpc
+import pytest
+from fake_router import FakeRouter
+from grpc_health.v1 import health_pb2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tandem.cluster.grpc_api import GrpcApi
+from tandem.cluster.service import Service
+from tandem.errors import InternalError, Overloaded, TandemError, Unavailable
+from tandem.v1 import inference_pb2 as pb
+from tandem.workers.frontend import Frontend
+
+SENTENCE = "le chat est sur le tapis"
+
+
+class Context:
+    """What Serve's gRPC context offers to a handler, as far as it is used."""
+
+    def __init__(self) -> None:
+        self.code: grpc.StatusCode | None = None
+        self.details = ""
+
+    def set_code(self, code: grpc.StatusCode) -> None:
+        self.code = code
+
+    def set_details(self, details: str) -> None:
+        self.details = details
+
+
+class Api(GrpcApi):
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+
+@pytest.fixture
+def api(service: Service) -> Api:
+    return Api(service)
+
+
+def text(value: str = "the cat") -> pb.Prompt:
+    return pb.Prompt(text=value)
+
+
+async def consume(answer: Any) -> None:
+    if hasattr(answer, "__aiter__"):
+        async for _ in answer:
+            pass
+    else:
+        await answer
+
+
+async def refused(answer: Any, context: Context) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(TandemError):
+        await consume(answer)
+    assert context.code is not None
+    return context.code, context.details
+
+
+async def test_generate(api: Api, router: FakeRouter, frontend: Frontend) -> None:
+    request = pb.GenerateRequest(
+        request_id="r1", model="tiny", encoder_prompt=text(), decoder_prompt=text("le"),
+        sampling_params=pb.SamplingParams(n=2, logprobs=1, max_tokens=30), priority=3, timeout_ms=1500,
+    )  # fmt: skip
+    answer = await api.Generate(request.SerializeToString(), Context())
+    assert answer.request_id == "r1"
+    assert [sample.text for sample in answer.outputs] == [" " + SENTENCE] * 2
+    assert answer.usage.encoder_tokens == len(frontend.tokenize("the cat"))
+    assert len(answer.outputs[0].logprobs) == len(answer.outputs[0].token_ids)
+    assert (router.requests[0].priority, router.requests[0].timeout_s) == (3, 1.5)
+
+
+async def test_generate_stream(api: Api, router: FakeRouter) -> None:
+    request = pb.GenerateStreamRequest(encoder_prompt=text(), request_id="r1")
+    messages = [m async for m in api.GenerateStream(request.SerializeToString(), Context())]
+    kinds = [message.WhichOneof("event") for message in messages]
+    assert kinds == ["started", *["delta"] * (len(kinds) - 2), "finished"]
+    assert messages[0].started.request_id == "r1"
+    assert "".join(message.delta.text for message in messages) == SENTENCE
+    assert [i for m in messages for i in m.delta.token_ids] == [*router.answer, router.eos_id]
+    assert messages[-1].finished.usage.generated_tokens == len(router.answer) + 1
+
+
+@pytest.mark.parametrize(
+    ("request_", "details"),
+    [
+        (pb.GenerateRequest(), "encoder_prompt: "),
+        (pb.GenerateRequest(encoder_prompt=pb.Prompt()), "encoder_prompt: "),
+        (pb.GenerateRequest(encoder_prompt=text("")), "encoder_prompt: must not be empty"),
+        (pb.GenerateRequest(encoder_prompt=text("a b c d " * 30)), "encoder_prompt: has"),
+        (pb.GenerateRequest(encoder_prompt=pb.Prompt(token_ids=pb.TokenIds())), "encoder_prompt.token_ids: "),
+        (pb.GenerateRequest(encoder_prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[2**31]))),
+         "encoder_prompt.token_ids: id 2147483648"),
+        (pb.GenerateRequest(encoder_prompt=text(), decoder_prompt=text("a b c d " * 30)),
+         "decoder_prompt: has"),
+        (pb.GenerateRequest(encoder_prompt=text(), timeout_ms=0), "timeout_ms: "),
+        (pb.GenerateRequest(encoder_prompt=text(), timeout_ms=60_001), "timeout_ms: "),
+        (pb.GenerateRequest(encoder_prompt=text(), priority=99), "priority: "),
+        (pb.GenerateRequest(encoder_prompt=text(), request_id="a\nb"), "request_id: "),
+        (pb.GenerateRequest(encoder_prompt=text(), sampling_params=pb.SamplingParams(n=65)), "n: "),
+        (pb.GenerateRequest(encoder_prompt=text(), sampling_params=pb.SamplingParams(top_p=float("nan"))),
+         "top_p: "),
+        (pb.GenerateRequest(encoder_prompt=text(), sampling_params=pb.SamplingParams(max_tokens=64)),
+         "max_tokens: "),
+    ],
+)  # fmt: skip
+async def test_a_bad_value_is_refused_by_name(
+    api: Api, router: FakeRouter, request_: pb.GenerateRequest, details: str
+) -> None:
+    context = Context()
+    code, said = await refused(api.Generate(request_.SerializeToString(), context), context)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert said.startswith(details)
+    stream = pb.GenerateStreamRequest.FromString(request_.SerializeToString())
+    context = Context()
+    assert (code, said) == await refused(api.GenerateStream(stream.SerializeToString(), context), context)
+    assert not router.requests
+
+
+async def test_bad_bytes_are_refused(api: Api) -> None:
+    good = pb.GenerateRequest(encoder_prompt=text()).SerializeToString()
+    for data, code, details in (
+        (b"\xff", "INVALID_ARGUMENT", "not a tandem.v1.GenerateRequest message"),
+        (b"\x0a\x01\xff" + good, "INVALID_ARGUMENT", "request_id: must be UTF-8"),
+        (good + b"\x98\x06\x01", "INVALID_ARGUMENT", "99: unknown field of GenerateRequest"),
+        (good + b"\x0a\xc0\x3e" + b"x" * 20_000, "RESOURCE_EXHAUSTED", "message larger than max"),
+    ):
+        context = Context()
+        status, said = await refused(api.Generate(data, context), context)
+        assert (status.name, said[: len(details)]) == (code, details)
+
+
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.binary(max_size=60), method=st.sampled_from(["Generate", "Tokenize", "ListModels"]))
+async def test_no_bytes_are_an_internal_error(api: Api, data: bytes, method: str) -> None:
+    context = Context()
+    try:
+        await getattr(api, method)(data, context)
+    except TandemError:
+        assert context.code in (grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.NOT_FOUND)
+
+
+@pytest.mark.parametrize("after", [0, 2])
+@pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
+async def test_errors_become_statuses(api: Api, router: FakeRouter, after: int, method: str) -> None:
+    data = pb.GenerateRequest(encoder_prompt=text()).SerializeToString()
+    for error, expected in (
+        (Overloaded("full"), (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")),
+        (Unavailable("gone"), (grpc.StatusCode.UNAVAILABLE, "gone")),
+        (RuntimeError("secret"), (grpc.StatusCode.INTERNAL, "internal error, see the log")),
+    ):
+        router.fail(error, after)
+        context = Context()
+        assert await refused(getattr(api, method)(data, context), context) == expected
+
+
+async def test_nothing_is_sent_before_a_call_is_accepted(api: Api, router: FakeRouter) -> None:
+    """Else gRPC would not try it again."""
+    router.fail(Unavailable("gone"))
+    stream = api.GenerateStream(
+        pb.GenerateStreamRequest(encoder_prompt=text()).SerializeToString(), Context()
+    )
+    with pytest.raises(Unavailable):
+        await anext(stream)
+
+
+async def test_an_unexpected_error_leaves_as_one_of_ours(api: Api, router: FakeRouter) -> None:
+    router.fail(RuntimeError("secret"))
+    with pytest.raises(InternalError, match="see the server's log") as caught:
+        await api.Generate(pb.GenerateRequest(encoder_prompt=text()).SerializeToString(), Context())
+    assert caught.value.__suppress_context__
+
+
+@pytest.mark.parametrize("n", [1, 3])
+async def test_closing_a_stream_ends_it_on_the_engine(api: Api, router: FakeRouter, n: int) -> None:
+    router.stall_after = 2
+    request = pb.GenerateStreamRequest(encoder_prompt=text(), sampling_params=pb.SamplingParams(n=n))
+    stream = api.GenerateStream(request.SerializeToString(), Context())
+    await anext(stream)
+    assert len(router.live) == n
+    await stream.aclose()
+    assert not router.live
+
+
+async def test_cancelling_a_call_ends_it_on_the_engine(api: Api, router: FakeRouter) -> None:
+    router.stall_after = 2
+    data = pb.GenerateRequest(encoder_prompt=text()).SerializeToString()
+    call = asyncio.create_task(api.Generate(data, Context()))
+    while not router.live:
+        await asyncio.sleep(0.005)
+    call.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await call
+    assert not router.live
+
+
+async def test_tokenize(api: Api, frontend: Frontend) -> None:
+    answer = await api.Tokenize(pb.TokenizeRequest(text="the cat").SerializeToString(), Context())
+    assert list(answer.token_ids) == frontend.tokenize("the cat")
+    context = Context()
+    code, details = await refused(api.Tokenize(b"", context), context)
+    assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "text: must not be empty")
+    request = pb.TokenizeRequest(text="a", model="other")
+    code, _ = await refused(api.Tokenize(request.SerializeToString(), context), context)
+    assert code is grpc.StatusCode.NOT_FOUND
+
+
+async def test_list_models(api: Api) -> None:
+    [model] = (await api.ListModels(b"", Context())).models
+    assert (model.id, model.family) == ("tiny", "t5")
+    assert (model.max_encoder_tokens, model.max_decoder_tokens) == (64, 64)
+
+
+async def test_health(api: Api, router: FakeRouter) -> None:
+    serving = health_pb2.HealthCheckResponse.SERVING
+    for name in ("", "tandem.v1.InferenceService"):
+        request = health_pb2.HealthCheckRequest(service=name)
+        assert (await api.Check(request, Context())).status == serving
+    context = Context()
+    unknown = health_pb2.HealthCheckRequest(service="x")
+    assert (await refused(api.Check(unknown, context), context))[0] is grpc.StatusCode.NOT_FOUND
+    statuses = (await api.List(health_pb2.HealthListRequest(), Context())).statuses
+    assert {name: answer.status for name, answer in statuses.items()} == {
+        "": serving, "tandem.v1.InferenceService": serving,
+    }  # fmt: skip
+    router.is_ready = False
+    answer = await api.Check(health_pb2.HealthCheckRequest(), Context())
+    assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
+
+
+async def test_health_watch_tells_changes(
+    api: Api, router: FakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandem.cluster.grpc_api._WATCH_S", 0.01)
+    watch = api.Watch(health_pb2.HealthCheckRequest(), Context())
+    assert (await anext(watch)).status == health_pb2.HealthCheckResponse.SERVING
+    change = asyncio.ensure_future(anext(watch))  # type: ignore[arg-type]
+    await asyncio.sleep(0.05)
+    assert not change.done()
+    router.is_ready = False
+    assert (await asyncio.wait_for(change, 2)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    await watch.aclose()  # type: ignore[attr-defined]
+
+
+async def test_many_streams_are_gathered_and_one_is_not(
+    api: Api, router: FakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The rate of messages is bounded; what comes between them is the router's to put together."""
+    pauses: list[float] = []
+    sleep = asyncio.sleep
+
+    async def watched(delay: float) -> None:
+        pauses.append(delay)
+        await sleep(0)
+
+    monkeypatch.setattr("tandem.cluster.service.asyncio.sleep", watched)
+    data = pb.GenerateRequest(encoder_prompt=text()).SerializeToString()
+    await api.Generate(data, Context())
+    assert max(pauses) <= 1 / 2000
+    pauses.clear()
+    router.delay_s = 0.0
+    await asyncio.gather(*(api.Generate(data, Context()) for _ in range(200)))
+    assert 0.04 < max(pauses) <= 0.05

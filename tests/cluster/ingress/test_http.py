@@ -1,0 +1,286 @@
+"""What all HTTP routes share: bodies, errors, disconnects; and health, metrics, tokenize."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+from fake_router import FakeRouter, engine_stats
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from prometheus_client.parser import text_string_to_metric_families
+
+from tandem.cluster.health import Health
+from tandem.cluster.http_api import build_app
+from tandem.cluster.service import Service
+from tandem.workers.frontend import Frontend
+
+JSON = {"content-type": "application/json"}
+
+
+def error(response: httpx.Response) -> dict[str, Any]:
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    found: dict[str, Any] = body["error"]
+    return found
+
+
+async def post(http: httpx.AsyncClient, content: bytes, **headers: str) -> httpx.Response:
+    return await http.post("/v1/completions", content=content, headers=JSON | headers)
+
+
+# -- bodies
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"[]",
+        b"3",
+        b"null",
+        b'{"prompt": "a",}',
+        b'{"prompt": "\xff"}',
+        b'{"prompt": "\\ud83d"}',
+        b'{"prompt": ' + b"[" * 5000 + b"]" * 5000 + b"}",
+        b'{"seed": ' + b"9" * 10_000 + b"}",
+        b'\xef\xbb\xbf{"prompt": "a"}',
+    ],
+)
+async def test_a_malformed_body_is_refused(http: httpx.AsyncClient, content: bytes) -> None:
+    response = await post(http, content)
+    assert response.status_code == 400
+    assert error(response)["type"] == "invalid_request_error"
+
+
+@pytest.mark.parametrize("media_type", ["", "text/plain", "application/x-www-form-urlencoded"])
+async def test_another_media_type_is_refused(http: httpx.AsyncClient, media_type: str) -> None:
+    response = await http.post(
+        "/v1/completions", content=b'{"prompt": "a"}', headers={"content-type": media_type}
+    )
+    assert (response.status_code, error(response)["param"]) == (400, "content-type")
+
+
+async def test_a_media_types_parameters_do_not_matter(http: httpx.AsyncClient) -> None:
+    headers = {"content-type": "Application/JSON; charset=utf-8"}
+    assert (await http.post("/v1/completions", content=b'{"prompt": "a"}', headers=headers)).is_success
+
+
+async def test_a_body_beyond_the_limit_is_not_read(http: httpx.AsyncClient) -> None:
+    sent = 0
+
+    async def endless() -> AsyncIterator[bytes]:
+        nonlocal sent
+        while True:
+            sent += 1000
+            yield b" " * 1000
+
+    response = await http.post("/v1/completions", content=endless(), headers=JSON)
+    assert (response.status_code, error(response)["code"]) == (413, "resource_exhausted")
+    assert sent <= 22_000
+    announced = await post(http, b" " * 20_001)
+    assert announced.status_code == 413
+
+
+async def test_fastapis_own_refusals_have_the_same_shape(http: httpx.AsyncClient) -> None:
+    missing = await http.get("/v1/chat/completions")
+    assert (missing.status_code, error(missing)["type"]) == (404, "not_found_error")
+    method = await http.get("/v1/completions")
+    assert (method.status_code, error(method)["type"]) == (405, "invalid_request_error")
+    assert method.headers["allow"] == "POST"
+    for path in ("/docs", "/redoc", "/openapi.json"):
+        assert (await http.get(path)).status_code == 404
+
+
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=6,
+)
+NAMES = st.sampled_from(
+    ["model", "prompt", "decoder_prompt", "n", "stream", "stream_options", "logprobs", "stop", "seed",
+     "max_tokens", "temperature", "stop_token_ids", "priority", "timeout_s", "q", "source", "text"]
+)  # fmt: skip
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    path=st.sampled_from(["/v1/completions", "/translate", "/tokenize"]),
+    body=st.dictionaries(NAMES, VALUES, max_size=5) | VALUES,
+    noise=st.none() | st.binary(max_size=20),
+)
+async def test_whatever_is_sent_is_answered_and_never_with_500(
+    service: Service, path: str, body: Any, noise: bytes | None
+) -> None:
+    content = json.dumps(body).encode() if noise is None else noise
+    transport = httpx.ASGITransport(build_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://tandem") as http:
+        response = await http.post(path, content=content, headers=JSON)
+    assert response.status_code in (200, 400, 404)
+    assert response.status_code == 200 or "error" in response.json()
+
+
+# -- clients that go away
+
+
+class Connection:
+    """A raw ASGI connection, whose client can hang up."""
+
+    def __init__(self, service: Service, body: dict[str, Any]) -> None:
+        self._app = build_app(service)
+        self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+        self._messages.put_nowait({"type": "http.request", "body": json.dumps(body).encode()})
+        self.sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
+
+    def open(self) -> asyncio.Task[None]:
+        scope = {
+            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "http_version": "1.1",
+            "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions", "scheme": "http",
+            "query_string": b"", "headers": [(b"content-type", b"application/json")],
+        }  # fmt: skip
+        return asyncio.create_task(self._app(scope, self._messages.get, self.sent.put))  # type: ignore[arg-type]
+
+    def hang_up(self) -> None:
+        self._messages.put_nowait({"type": "http.disconnect"})
+
+
+async def until(condition: Any) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.005)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize("stall_after", [0, 2])
+@pytest.mark.parametrize("n", [1, 3])
+async def test_a_disconnect_ends_the_request_on_the_engine(
+    service: Service, router: FakeRouter, stream: bool, stall_after: int, n: int
+) -> None:
+    router.stall_after = stall_after
+    connection = Connection(service, {"prompt": "the cat", "stream": stream, "n": n})
+    serving = connection.open()
+    await until(lambda: len(router.live) == n)
+    await asyncio.sleep(0.05)
+    connection.hang_up()
+    await until(lambda: not router.live)
+    assert len(router.cancelled) == n
+    await asyncio.wait_for(serving, 5)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_so_does_a_server_that_cancels_the_handler(
+    service: Service, router: FakeRouter, stream: bool
+) -> None:
+    """As Serve does where it notices the disconnect first."""
+    router.stall_after = 2
+    serving = Connection(service, {"prompt": "the cat", "stream": stream}).open()
+    await until(lambda: len(router.live) == 1)
+    await asyncio.sleep(0.05)
+    serving.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await serving
+    assert not router.live
+    assert b'status="CANCELLED"' in service.metrics.text()
+
+
+async def test_a_client_that_does_not_read_holds_up_nobody(service: Service, router: FakeRouter) -> None:
+    connection = Connection(service, {"prompt": "the cat", "stream": True})
+    connection.sent = asyncio.Queue(maxsize=2)  # a full socket
+    serving = connection.open()
+    await until(connection.sent.full)
+    other = Connection(service, {"prompt": "the cat"})
+    await asyncio.wait_for(other.open(), 5)
+    connection.hang_up()
+    await asyncio.wait_for(serving, 5)
+    assert not router.live
+
+
+# -- the small routes
+
+
+async def test_tokenize(http: httpx.AsyncClient, frontend: Frontend) -> None:
+    ids = frontend.tokenize("the cat")
+    for field in ("text", "prompt"):
+        response = await http.post("/tokenize", json={field: "the cat", "model": "tiny"})
+        assert response.json() == {"tokens": ids, "count": len(ids), "max_model_len": 64}
+
+
+@pytest.mark.parametrize(
+    ("body", "param"),
+    [
+        ({}, "text"),
+        ({"text": "a", "prompt": "a"}, "text"),
+        ({"text": 3}, "text"),
+        ({"prompt": ""}, "prompt"),
+        ({"text": "a b c d " * 30}, "text"),
+        ({"text": "a", "wild": 1}, "wild"),
+        ({"text": "a", "model": 3}, "model"),
+        ({"text": "a", "model": "other"}, "model"),
+    ],
+)
+async def test_tokenize_refuses_by_name(http: httpx.AsyncClient, body: Any, param: str) -> None:
+    response = await http.post("/tokenize", json=body)
+    assert response.status_code == (404 if body.get("model") == "other" else 400)
+    assert error(response)["param"] == param
+
+
+async def test_health_is_that_of_the_workers(http: httpx.AsyncClient, router: FakeRouter) -> None:
+    assert (await http.get("/health")).status_code == 200
+    router.is_ready = False
+    response = await http.get("/health")
+    assert (response.status_code, response.json()["status"]) == (503, "unhealthy")
+
+
+async def test_an_engine_with_work_and_no_step_is_stuck(router: FakeRouter) -> None:
+    now = 0.0
+    health = Health(router, 60, clock=lambda: now)
+    router.engines = {"a": engine_stats(running=1, steps=5), "b": engine_stats(running=0, steps=9)}
+    assert await health.problem() is None
+    now = 59.0
+    assert await health.problem() is None
+    now = 60.0
+    assert await health.problem() is None  # b idles, which is no fault
+    router.engines["b"] = engine_stats(running=1, steps=9)
+    now = 100.0
+    assert await health.problem() is None
+    now = 120.0
+    assert "a, b" in str(await health.problem())
+    router.engines["a"] = replace(router.engines["a"], steps=6)
+    assert await health.problem() is None
+
+
+async def test_metrics(http: httpx.AsyncClient, router: FakeRouter, frontend: Frontend) -> None:
+    router.delay_s = 0.01
+    assert (await http.post("/v1/completions", json={"prompt": "the cat"})).is_success
+    assert (await http.post("/v1/completions", json={"prompt": "the cat", "stream": True})).is_success
+    assert (await http.post("/v1/completions", json={"prompt": ""})).status_code == 400
+    router.fail(RuntimeError("x"))
+    await http.post("/v1/completions", json={"prompt": "the cat"})
+    response = await http.get("/metrics")
+    values: dict[str, float] = {}
+    for family in text_string_to_metric_families(response.text):
+        for sample in family.samples:
+            labels = {k: v for k, v in sample.labels.items() if k not in ("model", "replica", "method")}
+            assert (sample.labels["model"], sample.labels["replica"]) == ("tiny", "replica-1")
+            values[sample.name + "".join(f" {k}={v}" for k, v in sorted(labels.items()))] = sample.value
+    tokens = len(router.answer) + 1
+    assert values["tandem_time_to_first_token_seconds_count"] == 2
+    assert values["tandem_inter_token_latency_seconds_count"] == 2 * (tokens - 1)
+    assert values["tandem_inter_token_latency_seconds_sum"] >= 2 * (tokens - 1) * 0.009
+    assert values["tandem_e2e_request_latency_seconds_count"] == 2
+    assert values["tandem_generation_tokens_total"] == 2 * tokens
+    assert values["tandem_prompt_tokens_total"] == 2 * len(frontend.tokenize("the cat"))
+    assert values["tandem_requests_total protocol=http status=OK"] == 2
+    assert values["tandem_requests_total protocol=http status=INVALID_ARGUMENT"] == 1
+    assert values["tandem_requests_total protocol=http status=INTERNAL"] == 1
+    assert values["tandem_kv_cache_usage engine=engine-1"] == 0.25
+    assert values["tandem_preemptions_total engine=engine-1"] == 1
+    assert values["tandem_encoder_batch_tokens_total"] == 40
+    assert values["tandem_encoder_queued_tokens"] == 3

@@ -1,0 +1,95 @@
+"""A router without workers: the real contract, with answers made up on the spot."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator, Sequence
+
+from tandem.cluster.encoder_pool import EncoderCounters
+from tandem.cluster.router import RouterStats
+from tandem.errors import TandemError
+from tandem.outputs import TokenLogprobs
+from tandem.workers.request import Delta, EngineRequest, EngineStats
+
+
+def engine_stats(*, running: int = 0, steps: int = 0) -> EngineStats:
+    return EngineStats(
+        running=running, waiting=0, max_running=8, free_pages=75, total_pages=100, cross_pages=5,
+        steps=steps, generated_tokens=0, encoded_tokens=0, preemptions=1,
+    )  # fmt: skip
+
+
+class FakeRouter:
+    """Answers every request with `answer`, a token a delta; sampled ones with a shuffle of it that
+    depends on the seed only."""
+
+    def __init__(self, answer: Sequence[int], eos_id: int = 1) -> None:
+        self.answer, self.eos_id = list(answer), eos_id
+        self.requests: list[EngineRequest] = []
+        self.live: set[str] = set()
+        self.cancelled: list[str] = []  # closed before their end
+        self.delay_s = 0.0  # before each token
+        self.stall_after: int | None = None  # tokens, then nothing more
+        self.error: tuple[int, Exception] | None = None  # after how many tokens
+        self.deadline_after: int | None = None
+        self.is_ready = True
+        self.engines = {"engine-1": engine_stats()}
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]:
+        self.requests.append(request)
+        self.live.add(request.request_id)
+        ended = False
+        try:
+            ids = self._ids(request)
+            for count in range(len(ids) + 1):
+                if self.error is not None and count == self.error[0]:
+                    ended = True
+                    raise self.error[1]
+                if count == self.deadline_after:
+                    ended = True
+                    yield Delta(request.request_id, [], finish_reason="deadline")
+                    return
+                if count == self.stall_after:
+                    await asyncio.Event().wait()
+                if count == len(ids):
+                    break
+                await asyncio.sleep(self.delay_s)
+                last = count == len(ids) - 1
+                ended = last
+                yield Delta(
+                    request.request_id,
+                    [ids[count]],
+                    self._logprobs(request, ids[count]),
+                    finish_reason=None if not last else "stop" if ids[count] == self.eos_id else "length",
+                )
+        finally:
+            self.live.discard(request.request_id)
+            if not ended:
+                self.cancelled.append(request.request_id)
+
+    def _ids(self, request: EngineRequest) -> list[int]:
+        decoding, ids = request.decoding, list(self.answer)
+        if decoding.temperature:
+            ids.sort(key=lambda i: zlib.crc32(f"{decoding.seed} {i}".encode()))
+        return [*ids, self.eos_id][: decoding.max_tokens]
+
+    def _logprobs(self, request: EngineRequest, token_id: int) -> list[TokenLogprobs] | None:
+        count = request.decoding.logprobs
+        if count is None:
+            return None
+        top = [(token_id, -0.25), (5, -2.0), (6, -3.0)]
+        return [TokenLogprobs(token_id, -0.25, top[:count])]
+
+    async def ready(self) -> bool:
+        return self.is_ready
+
+    def stats(self) -> RouterStats:
+        return RouterStats(
+            encoder_replicas=1, engines=self.engines, outstanding=len(self.live), waiting=0,
+            queued_encoder_tokens=3, encoder=EncoderCounters(batches=2, batch_tokens=40),
+            encoder_cache_bytes=1024, resubmitted=0, generated_tokens=0,
+        )  # fmt: skip
+
+    def fail(self, error: TandemError | Exception, after: int = 0) -> None:
+        self.error = (after, error)
