@@ -21,7 +21,7 @@ import ray
 
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.engine_thread import EngineThread
+from tandem.cluster.engine_thread import EngineThread, StepEngine
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch
 from tandem.cluster.link import Link
 from tandem.cluster.messages import LEASE_S, StepMessage, Submission, to_wire
@@ -47,13 +47,23 @@ class _Live:
     handle: int | None = None  # what the ranks call its hidden states
 
 
+def make_engine(config: ServeConfig, rendezvous: str) -> Engine:
+    """Rank 0's engine; returns when all ranks have met."""
+    engine_config = config.engine_config()
+    size = engine_config.tensor_parallel_size
+    use_cpus(config.decoder_cpus, size)
+    return Engine(engine_config, Group.create(0, size, rendezvous, engine_config.torch_device()))
+
+
 class EngineActor:
     """An async actor. The engine steps in a thread of its own; everything else is in the event loop."""
 
-    def __init__(self, config: ServeConfig) -> None:
+    def __init__(
+        self, config: ServeConfig, make: Callable[[ServeConfig, str], StepEngine] = make_engine
+    ) -> None:
         # The engine's thread may fetch again after a preemption; Ray takes that for the event loop's.
         os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"
-        self._config = config
+        self._config, self._make = config, make
         self._background = Background()
         self._shards: list[Any] = []
         self._links: dict[str, Link] = {}
@@ -77,16 +87,9 @@ class EngineActor:
         Raises ModelLoadError, InvalidRequest.
         """
         loop = asyncio.get_running_loop()
-
-        def make() -> Engine:
-            config = self._config.engine_config()
-            size = config.tensor_parallel_size
-            use_cpus(self._config.decoder_cpus, size)
-            return Engine(config, Group.create(0, size, rendezvous, config.torch_device()))
-
         self._shards = shards
         self._thread = EngineThread(
-            make,
+            lambda: self._make(self._config, rendezvous),
             on_step=lambda deltas, stats: _call(loop, self._deliver, deltas, stats),
             on_failure=lambda error: _call(loop, self._fail, error),
         )

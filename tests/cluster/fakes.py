@@ -1,0 +1,362 @@
+"""A whole cluster in one process: the real router and the real engine actors, with an engine whose
+tokens are known beforehand, and calls that go through Ray's interfaces but not through Ray."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from typing import Any
+
+import torch
+from ray.exceptions import ActorDiedError, ObjectLostError, RayTaskError
+from ray.serve._private.common import DeploymentID
+from ray.serve.exceptions import DeploymentUnavailableError
+
+from tandem.cluster.config import ServeConfig
+from tandem.cluster.engine_actor import EngineActor
+from tandem.cluster.handoff import BatchSummary, pack
+from tandem.cluster.router import Router
+from tandem.errors import HiddenStatesLost
+from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest, EngineStats
+
+D_MODEL = 4
+
+
+def request(
+    name: str,
+    tokens: int = 5,
+    *,
+    ids: tuple[int, ...] | None = None,
+    timeout_s: float | None = None,
+    priority: int = 0,
+) -> EngineRequest:
+    """`name` is also the encoder's key; `ids` its input."""
+    return EngineRequest(
+        request_id=name,
+        encoder=EncoderInput(key=name.split("#")[0], token_ids=ids or (len(name), 2, 1)),
+        prefix_ids=(0,),
+        decoding=Decoding(tokens, 0, 0.0, 0, 1.0, 0.0, 1.0, 0, frozenset(), frozenset(), None),
+        timeout_s=timeout_s,
+        priority=priority,
+    )
+
+
+def expected(of: EngineRequest) -> list[int]:
+    """The fake engine's answer: a function of the encoder's input and the position alone."""
+    return [_token(of, position) for position in range(of.decoding.max_tokens)]
+
+
+def _token(of: EngineRequest, position: int) -> int:
+    return sum(of.encoder.token_ids) * 1000 + position
+
+
+class FakeEngine:
+    """One token for each of its sequences in each step."""
+
+    def __init__(self, slots: int = 8, step_s: float = 0.001) -> None:
+        self.slots, self.step_s = slots, step_s
+        self.cancelled: list[str] = []
+        self.submitted: list[EngineRequest] = []
+        self.closed = False
+        self.stuck = False
+        self.fail_with: BaseException | None = None
+        self._rows: dict[str, EngineRequest] = {}
+        self._done: dict[str, int] = {}
+        self._deadlines: dict[str, float] = {}
+        self._ended: list[Delta] = []
+        self._steps = 0
+
+    @property
+    def has_work(self) -> bool:
+        return bool(self._rows or self._ended)
+
+    def submit(self, request: EngineRequest) -> None:
+        assert request.request_id not in self._rows
+        self.submitted.append(request)
+        self._rows[request.request_id] = request
+        self._done[request.request_id] = len(request.generated_ids)
+        if request.timeout_s is not None:
+            self._deadlines[request.request_id] = time.monotonic() + request.timeout_s
+
+    def cancel(self, request_id: str, reason: Any = "cancelled") -> None:
+        if self._rows.pop(request_id, None):
+            self.cancelled.append(request_id)
+            self._ended.append(Delta(request_id, [], finish_reason=reason))
+
+    def step(self) -> list[Delta]:
+        if self.fail_with is not None:
+            raise self.fail_with
+        time.sleep(self.step_s)
+        now = time.monotonic()
+        for request_id in [r for r in self._rows if self._deadlines.get(r, now) < now]:
+            self.cancel(request_id, "deadline")
+        deltas, self._ended = self._ended, []
+        if self.stuck:
+            return deltas
+        self._steps += 1
+        for request_id, row in list(self._rows.items())[: self.slots]:
+            position = self._done[request_id]
+            if position == len(row.generated_ids) and row.encoder.hidden is not None:
+                try:
+                    hidden = row.encoder.hidden()
+                except HiddenStatesLost as error:
+                    del self._rows[request_id]
+                    deltas.append(Delta(request_id, [], error=error))
+                    continue
+                assert hidden.tolist() == encode(row.encoder.token_ids).tolist()
+            self._done[request_id] += 1
+            last = self._done[request_id] >= row.decoding.max_tokens
+            if last:
+                del self._rows[request_id]
+            deltas.append(
+                Delta(request_id, [_token(row, position)], finish_reason="length" if last else None)
+            )
+        return deltas
+
+    def stats(self) -> EngineStats:
+        rows = len(self._rows)
+        running = min(rows, self.slots)
+        return EngineStats(running, rows - running, self.slots, 100 - running, 100, 0, self._steps, 0, 0, 0)
+
+    def close(self) -> None:
+        self.closed = True
+
+
+def encode(token_ids: tuple[int, ...] | list[int]) -> torch.Tensor:
+    return torch.tensor(token_ids, dtype=torch.float32)[:, None].expand(-1, D_MODEL)
+
+
+class FakeReference:
+    """An ObjectRef whose value, or error, is there."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def lose(self) -> None:
+        self._value = ObjectLostError("0" * 56, None, "")
+
+    def future(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        if isinstance(self._value, BaseException):
+            future.set_exception(self._value)
+        else:
+            future.set_result(self._value)
+        return future
+
+    def __await__(self) -> Any:
+        return asyncio.wrap_future(self.future()).__await__()
+
+
+class FakeActor:
+    """An actor handle to an `EngineActor` in this process; `kill` makes it behave like a dead one's."""
+
+    def __init__(self, config: ServeConfig, engine: FakeEngine) -> None:
+        self.engine = engine
+        self.actor = EngineActor(config, lambda _config, _rendezvous: engine)
+        self.dead = asyncio.Event()
+        self.silent = False  # it lives but its messages do not arrive
+
+    async def start(self) -> FakeActor:
+        await self.actor.start("", [])
+        return self
+
+    def kill(self) -> None:
+        self.dead.set()
+        self.engine.stuck = True
+
+    async def stop(self) -> None:
+        self.actor._thread.stop()
+        await asyncio.to_thread(self.actor._thread.join, 5.0)
+        await self.actor._background.close()
+
+    def __getattr__(self, name: str) -> Any:
+        return FakeMethod(self, getattr(self.actor, name))
+
+
+class FakeMethod:
+    def __init__(self, handle: FakeActor, method: Callable[..., Any]) -> None:
+        self._handle, self._method = handle, method
+
+    def options(self, *, num_returns: str) -> FakeMethod:
+        assert num_returns == "streaming"
+        return self
+
+    def remote(self, *args: Any) -> Any:
+        result = self._method(*args)
+        if hasattr(result, "__anext__"):
+            return self._stream(result)
+        return asyncio.ensure_future(self._or_die(result))
+
+    async def _stream(self, items: AsyncIterator[object]) -> AsyncIterator[FakeReference]:
+        while True:
+            try:
+                item = await self._or_die(items.__anext__())  # type: ignore[arg-type]
+            except StopAsyncIteration:
+                return
+            if self._handle.silent:
+                await asyncio.sleep(3600)
+            yield FakeReference(item)
+
+    async def _or_die(self, work: Any) -> Any:
+        dead = asyncio.ensure_future(self._handle.dead.wait())
+        done = asyncio.ensure_future(work)
+        await asyncio.wait([dead, done], return_when=asyncio.FIRST_COMPLETED)
+        if dead.done():
+            done.cancel()
+            raise ActorDiedError
+        dead.cancel()
+        return done.result()
+
+
+class FakeBroadcast:
+    def __init__(self, answers: list[Any]) -> None:
+        self._answers = answers
+
+    async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        assert return_exceptions
+        await asyncio.sleep(0)
+        if not self._answers:
+            raise DeploymentUnavailableError(DeploymentID("Decoder"))
+        return self._answers
+
+
+class FakeDecoders:
+    """The decoder's deployment handle."""
+
+    def __init__(self) -> None:
+        self.replicas: dict[str, FakeActor] = {}
+
+    def broadcast(self, method: str) -> FakeBroadcast:
+        assert method == "describe"
+        return FakeBroadcast(list(self.replicas.items()))
+
+
+class FakeEncoders:
+    """The encoder's deployment handle. `faults` are raised by the next calls, one each."""
+
+    def __init__(self, replicas: int = 1, step_s: float = 0.0) -> None:
+        self.replicas, self.step_s = replicas, step_s
+        self.batches: list[list[list[int]]] = []
+        self.references: list[FakeReference] = []
+        self.faults: list[BaseException] = []
+        self.poison: int | None = None  # a token no encoder survives
+        self.running = 0
+
+    def options(self, *, method_name: str, stream: bool) -> FakeEncoders:
+        assert (method_name, stream) == ("encode", True)
+        return self
+
+    def broadcast(self, method: str) -> FakeBroadcast:
+        assert method == "describe"
+        return FakeBroadcast([None] * self.replicas)
+
+    def remote(self, inputs: list[list[int]], router_id: str, queued_tokens: int) -> FakeResponse:
+        assert router_id
+        assert queued_tokens >= 0
+        self.batches.append(inputs)
+        return FakeResponse(self, inputs)
+
+    async def run(self, inputs: list[list[int]]) -> AsyncIterator[FakeReference]:
+        self.running += 1
+        try:
+            await asyncio.sleep(self.step_s)
+            if self.faults:
+                yield FakeReference(self.faults.pop(0))
+                return
+            if any(self.poison in ids for ids in inputs):
+                yield FakeReference(task_error(ValueError("poison")))
+                return
+            hidden = torch.cat([encode(ids) for ids in inputs])
+            reference = FakeReference(pack(hidden))
+            self.references.append(reference)
+            yield reference
+            yield FakeReference(BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=0.0))
+        finally:
+            self.running -= 1
+
+
+class FakeResponse:
+    def __init__(self, encoders: FakeEncoders, inputs: list[list[int]]) -> None:
+        self._encoders, self._inputs = encoders, inputs
+
+    async def _to_object_ref_gen(self) -> AsyncIterator[FakeReference]:
+        return self._encoders.run(self._inputs)
+
+    def cancel(self) -> None:
+        pass
+
+
+def task_error(cause: Exception) -> BaseException:
+    """What Ray raises where a task raised `cause`."""
+    error: BaseException = RayTaskError("encode", "", cause).as_instanceof_cause()
+    return error
+
+
+class FakeCluster:
+    """Use with `async with`. Starts `engines` engines and a router."""
+
+    def __init__(
+        self,
+        *,
+        engines: int = 1,
+        slots: int = 8,
+        step_s: float = 0.001,
+        disaggregated: bool = True,
+        **config: Any,
+    ) -> None:
+        self.config = ServeConfig(**{"replica_wait_s": 5.0, **config})
+        self.encoders = FakeEncoders()
+        self.decoders = FakeDecoders()
+        self.router = Router(self.config, self.encoders if disaggregated else None, self.decoders)  # type: ignore[arg-type]
+        self._to_start, self._slots, self._step_s = engines, slots, step_s
+        self._numbers = itertools.count()
+        self._all: list[FakeActor] = []
+
+    async def add_engine(self) -> FakeActor:
+        actor = await FakeActor(self.config, FakeEngine(self._slots, self._step_s)).start()
+        self.decoders.replicas[f"engine{next(self._numbers)}"] = actor
+        self._all.append(actor)
+        return actor
+
+    def kill(self, actor: FakeActor) -> None:
+        self.decoders.replicas = {k: v for k, v in self.decoders.replicas.items() if v is not actor}
+        actor.kill()
+
+    async def __aenter__(self) -> FakeCluster:
+        for _ in range(self._to_start):
+            await self.add_engine()
+        await self.router.start()
+        while self._to_start and len(self.router.stats().engines) < self._to_start:
+            await asyncio.sleep(0.001)
+        return self
+
+    async def __aexit__(self, *exc: object) -> None:
+        await self.router.close()
+        for actor in self._all:
+            await actor.stop()
+
+    async def collect(self, one: EngineRequest) -> tuple[list[int], str | None]:
+        """The whole answer of a request, and how it ended; checks that it ends exactly once."""
+        tokens: list[int] = []
+        ends = []
+        async for delta in self.router.generate(one):
+            assert delta.request_id == one.request_id
+            assert not ends
+            tokens += delta.token_ids
+            if delta.last:
+                ends.append(delta.finish_reason)
+        [end] = ends
+        return tokens, end
+
+    async def settled(self) -> None:
+        """Waits until no request is left anywhere, and fails if that does not come."""
+        async with asyncio.timeout(5):
+            while (
+                self.router.stats().outstanding
+                or self.encoders.running
+                or any(a.engine.has_work for a in self._all if not a.dead.is_set())
+            ):
+                await asyncio.sleep(0.002)

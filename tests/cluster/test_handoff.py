@@ -1,0 +1,107 @@
+"""Hidden states arrive as they left."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import pickle
+from concurrent.futures import Future
+from typing import Any
+
+import pytest
+import torch
+from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
+
+from tandem.cluster import handoff
+from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch, pack, unpack
+from tandem.errors import HiddenStatesLost
+
+
+class Reference:
+    def __init__(self, value: object) -> None:
+        self.value = value
+
+    def future(self) -> Future[Any]:
+        future: Future[Any] = Future()
+        if isinstance(self.value, BaseException):
+            future.set_exception(self.value)
+        else:
+            future.set_result(self.value)
+        return future
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_packed_states_survive_the_way_bit_by_bit(dtype: torch.dtype) -> None:
+    hidden = torch.randn(7, 5).to(dtype)
+    arrived = unpack(pickle.loads(pickle.dumps(pack(hidden), protocol=5)))
+    assert arrived.dtype == dtype
+    assert torch.equal(arrived, hidden)
+
+
+def test_packing_takes_views_and_gradients() -> None:
+    hidden = torch.randn(6, 8, requires_grad=True)[::2, ::2]
+    assert torch.equal(unpack(pack(hidden)), hidden.detach())
+
+
+def test_unpacking_copies_nothing() -> None:
+    packed = pack(torch.zeros(3, 2))
+    packed["rows"][1, 1] = 5
+    assert unpack(packed)[1, 1] == 5
+    view = unpack(packed)
+    packed["rows"][0, 0] = 7
+    assert view[0, 0] == 7
+
+
+def test_read_only_memory_is_read_without_a_warning() -> None:
+    packed = pack(torch.ones(2, 2))
+    packed["rows"].flags.writeable = False
+    assert unpack(packed).sum() == 4
+
+
+def test_another_version_counts_as_lost() -> None:
+    packed = pack(torch.zeros(1, 1))
+    packed["schema"] = handoff.SCHEMA + 1
+    with pytest.raises(HiddenStatesLost, match="schema"):
+        unpack(packed)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [ObjectLostError("0" * 56, None, ""), OwnerDiedError("0" * 56, None, ""), ActorDiedError()],
+    ids=["object", "owner", "encoder"],
+)
+async def test_every_loss_is_the_same_error(error: Exception) -> None:
+    with pytest.raises(HiddenStatesLost, match=type(error).__name__):
+        await fetch(Reference(error))  # type: ignore[arg-type]
+
+
+async def test_what_never_arrives_counts_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(handoff, "FETCH_TIMEOUT_S", 0.05)
+    reference = Reference(None)
+    monkeypatch.setattr(reference, "future", Future)
+    async with asyncio.timeout(5):
+        with pytest.raises(HiddenStatesLost):
+            await fetch(reference)  # type: ignore[arg-type]
+
+
+async def test_a_loader_reads_its_rows_and_lets_go_after_the_first_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    hidden = torch.arange(12.0).reshape(6, 2)
+    reference: Any = Reference(pack(hidden))
+    fetched = await fetch(reference)
+    loader = HiddenLoader(9, HiddenSlice(reference, 2, 5), fetched)
+    assert loader.handle == 9
+    assert torch.equal(loader(), hidden[2:5])
+
+    gc.collect()
+    assert not [r for r in gc.get_referrers(fetched) if isinstance(r, HiddenLoader)]
+    asked = []
+
+    def get(reference: Reference, timeout: float) -> object:
+        asked.append(timeout)
+        return reference.value
+
+    monkeypatch.setattr("ray.get", get)
+    assert torch.equal(loader(), hidden[2:5])  # after a preemption
+    assert asked == [handoff.FETCH_TIMEOUT_S]

@@ -1,0 +1,371 @@
+"""The router's promises, on a cluster in one process: see fakes.py. What Ray itself does is in
+test_cluster.py."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from fakes import FakeActor, FakeCluster, expected, request, task_error
+from ray.exceptions import ActorDiedError
+
+from tandem.errors import InvalidRequest, Overloaded, Unavailable
+from tandem.limits import Limits
+
+
+async def test_many_requests_each_get_their_own_tokens() -> None:
+    async with FakeCluster(engines=2) as cluster:
+        requests = [request(f"r{i}", tokens=5 + i % 7, ids=(i, 1)) for i in range(50)]
+        answers = await asyncio.gather(*map(cluster.collect, requests))
+        assert answers == [(expected(r), "length") for r in requests]
+        await cluster.settled()
+        assert all(replica.engine.submitted for replica in cluster.decoders.replicas.values())
+
+
+async def test_colocated_requests_reach_the_engine_without_hidden_states() -> None:
+    async with FakeCluster(disaggregated=False) as cluster:
+        assert await cluster.collect(request("r")) == (expected(request("r")), "length")
+        [replica] = cluster.decoders.replicas.values()
+        assert replica.engine.submitted[0].encoder.hidden is None
+
+
+async def test_equal_inputs_are_encoded_once_and_share_an_engine() -> None:
+    async with FakeCluster(engines=2, slots=32) as cluster:
+        cluster.encoders.step_s = 0.02
+        samples = [request(f"same#{i}", ids=(7, 7, 1)) for i in range(4)]
+        await asyncio.gather(*map(cluster.collect, samples))
+        engines = [replica.engine for replica in cluster.decoders.replicas.values()]
+        assert sorted(len(engine.submitted) for engine in engines) == [0, 4]
+        await cluster.collect(request("same#4", ids=(7, 7, 1)))
+        assert cluster.encoders.batches == [[[7, 7, 1]]]
+        counters = cluster.router.stats().encoder
+        assert (counters.cache_misses, counters.cache_hits) == (1, 4)
+
+
+async def test_what_arrives_during_a_batch_goes_into_the_next() -> None:
+    async with FakeCluster(encoder_batches_in_flight=1) as cluster:
+        cluster.encoders.step_s = 0.05
+        await asyncio.gather(*(cluster.collect(request(f"r{i}", ids=(i, 1))) for i in range(20)))
+        assert [len(batch) for batch in cluster.encoders.batches] == [1, 19]
+
+
+async def test_batches_keep_to_the_token_budget() -> None:
+    async with FakeCluster(
+        encoder_batches_in_flight=1, max_encoder_tokens=64, max_batched_tokens=64, max_num_seqs=8
+    ) as cluster:
+        cluster.encoders.step_s = 0.01
+        inputs = [tuple(range(1 + i % 40)) for i in range(40)]
+        await asyncio.gather(
+            *(cluster.collect(request(f"r{i}", ids=(i, *ids))) for i, ids in enumerate(inputs))
+        )
+        sizes = [sum(map(len, batch)) for batch in cluster.encoders.batches]
+        assert max(sizes) <= 64
+        assert sum(sizes) == sum(len(ids) + 1 for ids in inputs)
+
+
+async def test_a_killed_engine_leaves_no_gap_and_no_repeat() -> None:
+    async with FakeCluster(engines=2, step_s=0.005) as cluster:
+        requests = [request(f"r{i}", tokens=60, ids=(i, 1)) for i in range(10)]
+        tasks = [asyncio.create_task(cluster.collect(r)) for r in requests]
+        await asyncio.sleep(0.1)
+        cluster.kill(next(iter(cluster.decoders.replicas.values())))
+        assert await asyncio.gather(*tasks) == [(expected(r), "length") for r in requests]
+        [replica] = cluster.decoders.replicas.values()
+        moved = [r for r in replica.engine.submitted if r.generated_ids]
+        assert moved
+        assert cluster.router.stats().resubmitted == len(moved)
+        await cluster.settled()
+
+
+async def test_with_no_engine_left_requests_wait_for_the_replacement() -> None:
+    async with FakeCluster(step_s=0.005) as cluster:
+        task = asyncio.create_task(cluster.collect(request("r", tokens=40)))
+        await asyncio.sleep(0.05)
+        cluster.kill(next(iter(cluster.decoders.replicas.values())))
+        await asyncio.sleep(0.3)
+        assert not await cluster.router.ready()
+        await cluster.add_engine()
+        assert await task == (expected(request("r", tokens=40)), "length")
+
+
+async def test_with_no_replacement_requests_end_with_unavailable() -> None:
+    async with FakeCluster(engines=0, replica_wait_s=0.2) as cluster:
+        with pytest.raises(Unavailable, match="no decoder"):
+            await cluster.collect(request("r"))
+        await cluster.settled()
+
+
+async def test_a_request_whose_engines_keep_dying_is_given_up() -> None:
+    async with FakeCluster() as cluster:
+        for _ in range(6):
+            (await cluster.add_engine()).engine.stuck = True
+        for replica in cluster.decoders.replicas.values():
+            replica.engine.stuck = True
+        task = asyncio.create_task(cluster.collect(request("killer")))
+        killed = 0
+        while not task.done():
+            for replica in list(cluster.decoders.replicas.values()):
+                if replica.engine.submitted:
+                    cluster.kill(replica)
+                    killed += 1
+            await asyncio.sleep(0.01)
+        with pytest.raises(Unavailable, match="died"):
+            await task
+        assert killed == 4
+
+
+async def test_a_draining_engine_finishes_its_own_and_gets_no_more() -> None:
+    async with FakeCluster(engines=2, step_s=0.005) as cluster:
+        before = [request(f"a{i}", tokens=40, ids=(i, 1)) for i in range(6)]
+        tasks = [asyncio.create_task(cluster.collect(r)) for r in before]
+        await asyncio.sleep(0.05)
+        name, draining = next(iter(cluster.decoders.replicas.items()))
+        had = len(draining.engine.submitted)
+        assert had
+        drained = asyncio.create_task(draining.actor.drain())
+        await asyncio.sleep(0)
+        del cluster.decoders.replicas[name]
+        after = [request(f"b{i}", ids=(100 + i, 1)) for i in range(6)]
+        answers = await asyncio.gather(*tasks, *map(cluster.collect, after))
+        assert answers == [(expected(r), "length") for r in before + after]
+        await asyncio.wait_for(drained, 5)
+        assert draining.engine.closed
+        assert len(draining.engine.submitted) == had
+        assert cluster.router.stats().resubmitted == 0
+
+
+async def test_lost_hidden_states_are_encoded_again() -> None:
+    async with FakeCluster() as cluster:
+        await cluster.collect(request("r", ids=(5, 1)))
+        cluster.encoders.references[0].lose()  # the cache still has it
+        again = request("r#again", ids=(5, 1))
+        assert await cluster.collect(again) == (expected(again), "length")
+        assert len(cluster.encoders.batches) == 2
+
+
+async def test_hidden_states_that_keep_vanishing_end_with_unavailable() -> None:
+    async with FakeCluster(encoder_attempts=2) as cluster:
+        await cluster.collect(request("r"))
+
+        async def lose_all() -> None:
+            while True:
+                for reference in cluster.encoders.references:
+                    reference.lose()
+                await asyncio.sleep(0)
+
+        loser = asyncio.create_task(lose_all())
+        with pytest.raises(Unavailable, match="lost 2 times"):
+            await cluster.collect(request("r#again"))
+        loser.cancel()
+
+
+async def test_a_dead_encoder_is_replaced_by_another_try() -> None:
+    async with FakeCluster() as cluster:
+        cluster.encoders.faults = [ActorDiedError()]
+        requests = [request(f"r{i}", ids=(i, 1)) for i in range(8)]
+        answers = await asyncio.gather(*map(cluster.collect, requests))
+        assert answers == [(expected(r), "length") for r in requests]
+        assert cluster.router.stats().encoder.retries > 0
+
+
+async def test_a_poisonous_input_fails_alone() -> None:
+    async with FakeCluster(encoder_batches_in_flight=1) as cluster:
+        cluster.encoders.step_s = 0.02
+        cluster.encoders.poison = 66
+        good = [request(f"r{i}", ids=(i, 1)) for i in range(6)]
+        bad = asyncio.create_task(cluster.collect(request("bad", ids=(66, 1))))
+        answers = await asyncio.gather(*map(cluster.collect, good))
+        assert answers == [(expected(r), "length") for r in good]
+        with pytest.raises(Unavailable, match="3 tries"):
+            await bad
+
+
+async def test_an_encoder_that_refuses_an_input_says_why() -> None:
+    async with FakeCluster() as cluster:
+        cluster.encoders.faults = [task_error(InvalidRequest("too long", field="prompt"))]
+        with pytest.raises(InvalidRequest, match="prompt: too long"):
+            await cluster.collect(request("r"))
+
+
+async def test_cancelling_frees_the_engine() -> None:
+    async with FakeCluster(step_s=0.005) as cluster:
+        [replica] = cluster.decoders.replicas.values()
+        stream = cluster.router.generate(request("closed", tokens=10_000))
+        await anext(stream)
+        await stream.aclose()
+        task = asyncio.create_task(cluster.collect(request("cancelled", tokens=10_000)))
+        await asyncio.sleep(0.05)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await cluster.settled()
+        assert len(replica.engine.cancelled) == 2
+
+
+async def test_cancelling_in_the_encoder_queue_takes_it_out() -> None:
+    async with FakeCluster(encoder_batches_in_flight=1) as cluster:
+        cluster.encoders.step_s = 0.1
+        first = asyncio.create_task(cluster.collect(request("first")))
+        await asyncio.sleep(0.01)
+        queued = asyncio.create_task(cluster.collect(request("queued", ids=(5, 5, 1))))
+        await asyncio.sleep(0.01)
+        assert cluster.router.stats().queued_encoder_tokens == 3
+        queued.cancel()
+        await asyncio.sleep(0)
+        assert cluster.router.stats().queued_encoder_tokens == 0
+        await first
+        assert len(cluster.encoders.batches) == 1
+
+
+async def test_the_deadline_keeps_what_there_is() -> None:
+    async with FakeCluster(step_s=0.005) as cluster:
+        slow = request("slow", tokens=10_000, timeout_s=0.2)
+        tokens, end = await cluster.collect(slow)
+        assert end == "deadline"
+        assert tokens == expected(slow)[: len(tokens)] != []
+        await cluster.settled()
+
+
+async def test_the_deadline_holds_where_the_engine_is_silent() -> None:
+    async with FakeCluster() as cluster:
+        [replica] = cluster.decoders.replicas.values()
+        replica.silent = True
+        async with asyncio.timeout(5):
+            assert await cluster.collect(request("r", timeout_s=0.1)) == ([], "deadline")
+
+
+async def test_the_deadline_holds_before_there_is_an_engine() -> None:
+    async with FakeCluster(engines=0) as cluster:
+        assert await cluster.collect(request("r", timeout_s=0.1)) == ([], "deadline")
+
+
+async def test_a_reader_that_stops_reading_holds_up_nobody_and_misses_nothing() -> None:
+    async with FakeCluster() as cluster:
+        slow = request("slow", tokens=200)
+        stream = cluster.router.generate(slow)
+        tokens = (await anext(stream)).token_ids
+        others = [request(f"r{i}", tokens=50, ids=(i, 1)) for i in range(5)]
+        assert await asyncio.gather(*map(cluster.collect, others)) == [
+            (expected(r), "length") for r in others
+        ]
+        [replica] = cluster.decoders.replicas.values()
+        while replica.engine.has_work:
+            await asyncio.sleep(0.01)
+        await asyncio.sleep(0.2)
+        rest = [delta async for delta in stream]
+        assert len(rest) == 1  # all that had gathered
+        assert tokens + rest[0].token_ids == expected(slow)
+
+
+async def test_more_requests_than_the_limit_are_refused() -> None:
+    async with FakeCluster(limits=Limits(queued_requests=2)) as cluster:
+        streams = [cluster.router.generate(request(f"r{i}", tokens=10_000)) for i in range(3)]
+        await asyncio.gather(*(anext(stream) for stream in streams[:2]))
+        with pytest.raises(Overloaded):
+            await anext(streams[2])
+        await streams[0].aclose()
+        await anext(cluster.router.generate(request("now")))
+        await streams[1].aclose()
+
+
+async def test_a_full_engine_gets_no_more_and_priority_decides_who_is_next() -> None:
+    async with FakeCluster(slots=2, step_s=0.003) as cluster:
+        [replica] = cluster.decoders.replicas.values()
+        background = [
+            asyncio.create_task(cluster.collect(request(f"r{i}", tokens=20, ids=(i, 1)))) for i in range(12)
+        ]
+        while cluster.router.stats().waiting < 8:  # two batches' worth are on the engine
+            await asyncio.sleep(0.001)
+        urgent = asyncio.create_task(cluster.collect(request("urgent", ids=(99, 1), priority=5)))
+        await urgent
+        order = [r.encoder.token_ids[0] for r in replica.engine.submitted]
+        assert order.index(99) < 8
+        await asyncio.gather(*background)
+        assert cluster.router.stats().waiting == 0
+
+
+async def test_waiting_requests_go_to_an_engine_that_joins() -> None:
+    async with FakeCluster(slots=2, step_s=0.005) as cluster:
+        requests = [request(f"r{i}", tokens=150, ids=(i, 1)) for i in range(8)]
+        tasks = [asyncio.create_task(cluster.collect(r)) for r in requests]
+        while cluster.router.stats().waiting < 4:
+            await asyncio.sleep(0.001)
+        cluster.router._engines._discover_now.set()
+        joined = await cluster.add_engine()
+        while not joined.engine.submitted:
+            await asyncio.sleep(0.005)
+        assert await asyncio.gather(*tasks) == [(expected(r), "length") for r in requests]
+        assert len(joined.engine.submitted) == 4
+
+
+async def test_closing_ends_every_request() -> None:
+    async with FakeCluster(step_s=0.005) as cluster:
+        tasks = [asyncio.create_task(cluster.collect(request(f"r{i}", tokens=10_000))) for i in range(4)]
+        await asyncio.sleep(0.05)
+        await cluster.router.close()
+        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
+        assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
+        with pytest.raises(Unavailable):
+            await cluster.collect(request("late"))
+        await cluster.settled()
+
+
+async def test_an_engine_that_refuses_a_request_says_why() -> None:
+    async with FakeCluster() as cluster:
+        [replica] = cluster.decoders.replicas.values()
+
+        def refuse(_: object) -> None:
+            raise InvalidRequest("never fits", field="max_tokens")
+
+        replica.engine.submit = refuse  # type: ignore[method-assign,assignment]
+        with pytest.raises(InvalidRequest, match="max_tokens: never fits"):
+            await cluster.collect(request("r"))
+
+
+async def test_an_engine_whose_step_raises_fails_its_health() -> None:
+    async with FakeCluster(replica_wait_s=0.3) as cluster:
+        [replica] = cluster.decoders.replicas.values()
+        replica.engine.fail_with = RuntimeError("device lost")
+        task = asyncio.create_task(cluster.collect(request("r", timeout_s=2.0)))
+        assert "device lost" in await asyncio.wait_for(replica.actor.watch(), 5)
+        with pytest.raises(Unavailable, match="device lost"):
+            await replica.actor.progress()
+        cluster.kill(replica)  # as the supervisor does when `watch` returns
+        with pytest.raises(Unavailable):
+            await task
+
+
+async def test_a_stalled_engine_fails_its_health() -> None:
+    async with FakeCluster(stall_timeout_s=0.1) as cluster:
+        [replica] = cluster.decoders.replicas.values()
+        await asyncio.sleep(0.2)
+        await replica.actor.progress()  # idle is no stall
+        replica.engine.stuck = True
+        stream = asyncio.create_task(cluster.collect(request("r")))
+        await asyncio.sleep(0.3)
+        with pytest.raises(Unavailable, match="no step"):
+            await replica.actor.progress()
+        replica.engine.stuck = False
+        await stream
+        await replica.actor.progress()
+
+
+async def test_a_router_that_vanishes_loses_its_requests_after_the_lease(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tandem.cluster.link.LEASE_S", 0.3)
+    monkeypatch.setattr("tandem.cluster.engine_actor.LEASE_S", 0.3)
+    async with FakeCluster(step_s=0.005) as cluster:
+        replica: FakeActor = next(iter(cluster.decoders.replicas.values()))
+        stream = replica.actor.attach("vanishing")
+        await anext(stream)
+        from tandem.cluster.messages import Submission
+
+        assert await replica.actor.submit("vanishing", [Submission(request("r", 100_000), None)], [])
+        while not replica.engine.submitted:
+            await asyncio.sleep(0.005)
+        async with asyncio.timeout(5):
+            while replica.engine.has_work:
+                await asyncio.sleep(0.01)
+        assert replica.engine.cancelled == ["r"]
+        assert not await replica.actor.submit("vanishing", [], [])
