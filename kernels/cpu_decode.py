@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import torch
@@ -48,28 +48,50 @@ class _Part:
     rows: int64 [n], or None for all rows in order.
     cells: int32 [H n t], cell (page H + head) P + offset of each key, ordered by head, row, position.
     starts: int32 [H n + 1], 0, t, 2t, ...
-    bias: float32 [H n t], the bias of each cell, -inf on padding.
+    distance: int32 [n, t], how far a key lies before the row's last visible one; negative on padding.
+    padded: whether there is any padding.
     blind: bool [n, 1, 1], rows that see no key, or None when there are none.
+    biases: what `bias` has returned, by the id of the table, with the table so that the id stays its own.
     """
 
     rows: Tensor | None
     cells: Tensor
     starts: Tensor
-    bias: Tensor
+    distance: Tensor
+    padded: bool
     blind: Tensor | None
+    biases: dict[int, tuple[Tensor | None, Tensor]] = field(default_factory=dict)
+
+    def bias(self, table: Tensor | None, heads: int) -> Tensor:
+        """float32 [H n t]: the bias of each cell by the table [H, R + 1], -inf on padding."""
+        known = self.biases.get(id(table))
+        if known is None:
+            known = self.biases[id(table)] = (table, self._bias(table, heads))
+        return known[1]
+
+    def _bias(self, table: Tensor | None, heads: int) -> Tensor:
+        if table is None:
+            bias = torch.zeros(heads, *self.distance.shape)
+            return bias.masked_fill_(self.distance < 0, -math.inf).view(-1)
+        reach = table.shape[1] - 1
+        index = self.distance.clamp(max=reach)
+        if self.padded:
+            table = F.pad(table, (0, 1), value=-math.inf)
+            index.masked_fill_(index < 0, reach + 1)
+        return table.index_select(1, index.view(-1)).view(-1)
 
 
 @dataclass(frozen=True)
 class _Plan:
     rows: Rows
     page_table: Tensor
-    bias_table: Tensor | None
     shape: tuple[int, int]
     parts: list[_Part]
 
 
 # Every layer of a step asks for the same index, and building it takes as long as a small attention: the
-# latest few are kept and recognized by content, so a page table that is changed in place is noticed.
+# latest few are kept and recognized by content, so a page table that is changed in place is noticed. (Bias
+# tables are constants of a model and recognized by identity.)
 _recent: deque[_Plan] = deque(maxlen=4)
 
 
@@ -85,21 +107,24 @@ def decode_attention(
     """q: float32 [N, H, D]; k_pages, v_pages: float32 [pages, H, P, D]; page_table: int32 [S, M];
     bias_table: float32 [H, R + 1] or None, by distance from a row's last visible key. Returns [N, H, D]."""
     shape = (k_pages.shape[1], k_pages.shape[2])
-    parts = _plan(rows, page_table, bias_table, shape)
+    parts = _plan(rows, page_table, shape)
     if len(parts) == 1:
-        return _attend(q, k_pages, v_pages, parts[0], scale)
+        return _attend(q, k_pages, v_pages, parts[0], bias_table, scale)
     out = torch.empty_like(q)
     for part in parts:
-        out[part.rows] = _attend(q[part.rows], k_pages, v_pages, part, scale)
+        out[part.rows] = _attend(q[part.rows], k_pages, v_pages, part, bias_table, scale)
     return out
 
 
-def _attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: _Part, scale: float) -> Tensor:
+def _attend(
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, part: _Part, bias_table: Tensor | None, scale: float
+) -> Tensor:
     n, heads, dim = q.shape
     keys = k_pages.view(-1, dim).t()
-    scores = torch.sparse_csr_tensor(
-        part.starts, part.cells, part.bias.clone(), size=(heads * n, keys.shape[1]), check_invariants=False
-    )
+    # The scores replace the bias in this tensor.
+    bias = part.bias(bias_table, heads).clone()
+    size = (heads * n, keys.shape[1])
+    scores = torch.sparse_csr_tensor(part.starts, part.cells, bias, size=size, check_invariants=False)
     # Where the index has a cell: bias + scale (q . key).
     queries = q.transpose(0, 1).reshape(heads * n, dim)
     torch.sparse.sampled_addmm(scores, queries, keys, beta=1.0, alpha=scale, out=scores)
@@ -116,20 +141,13 @@ def _attend(q: Tensor, k_pages: Tensor, v_pages: Tensor, part: _Part, scale: flo
     return out if part.blind is None else out.masked_fill_(part.blind, 0.0)
 
 
-def _plan(rows: Rows, page_table: Tensor, bias_table: Tensor | None, shape: tuple[int, int]) -> list[_Part]:
+def _plan(rows: Rows, page_table: Tensor, shape: tuple[int, int]) -> list[_Part]:
     for plan in tuple(_recent):  # another thread may append meanwhile
-        if (
-            plan.rows == rows
-            and plan.shape == shape
-            and plan.bias_table is bias_table
-            and torch.equal(plan.page_table, page_table)
-        ):
+        if plan.rows == rows and plan.shape == shape and torch.equal(plan.page_table, page_table):
             return plan.parts
-    parts = [
-        _build(selected, rows, page_table, bias_table, shape)
-        for selected in _split(list(range(len(rows.visible))), rows.visible)
-    ]
-    _recent.append(_Plan(rows, page_table.clone(), bias_table, shape, parts))
+    groups = _split(list(range(len(rows.visible))), rows.visible)
+    parts = [_build(selected, rows, page_table, shape) for selected in groups]
+    _recent.append(_Plan(rows, page_table.clone(), shape, parts))
     return parts
 
 
@@ -144,12 +162,9 @@ def _split(rows: list[int], visible: list[int]) -> list[list[int]]:
     return [*_split(short, visible), [r for r in rows if 2 * visible[r] > longest]]
 
 
-def _build(
-    selected: list[int], rows: Rows, page_table: Tensor, bias_table: Tensor | None, shape: tuple[int, int]
-) -> _Part:
+def _build(selected: list[int], rows: Rows, page_table: Tensor, shape: tuple[int, int]) -> _Part:
     heads, size = shape
     page_table = page_table.to(torch.int32)
-    everything = len(selected) == len(rows.visible)
     sequences = [rows.sequences[r] for r in selected]
     lengths = [rows.visible[r] for r in selected]
     n, longest = len(selected), max(1, *lengths)
@@ -157,31 +172,18 @@ def _build(
         page_table = page_table[sequences]
     head_offset, cell = _cells(heads, size)
     visible = torch.tensor(lengths, dtype=torch.int32).unsqueeze(1)
-    # distance[row, position]: how far the key lies before the row's last visible one; negative is padding.
     distance = visible - torch.arange(1, longest + 1, dtype=torch.int32)
     pages = page_table[:, : -(-longest // size)]
     cells = ((pages * (heads * size)).unsqueeze(-1) + cell).view(n, -1)[:, :longest]
-    ragged = min(lengths) < longest
-    if ragged:
-        padding = distance < 0
-        cells = torch.where(padding, cells[:, :1], cells)
-    if bias_table is not None:
-        reach = bias_table.shape[1] - 1
-        index = distance.clamp(max=reach)
-        if ragged:
-            bias_table = F.pad(bias_table, (0, 1), value=-math.inf)
-            index.masked_fill_(padding, reach + 1)
-        bias = bias_table.index_select(1, index.view(-1)).view(-1)
-    else:
-        bias = torch.zeros(heads, n, longest)
-        if ragged:
-            bias.masked_fill_(padding, -math.inf)
-        bias = bias.view(-1)
+    padded = min(lengths) < longest
+    if padded:
+        cells = torch.where(distance < 0, cells[:, :1], cells)
     return _Part(
-        rows=None if everything else torch.tensor(selected),
+        rows=None if n == len(rows.visible) else torch.tensor(selected),
         cells=(cells + head_offset).view(-1),
         starts=torch.arange(0, heads * n * longest + 1, longest, dtype=torch.int32),
-        bias=bias,
+        distance=distance,
+        padded=padded,
         blind=(visible == 0).unsqueeze(-1) if min(lengths) == 0 else None,
     )
 
