@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from enum import StrEnum
+from signal import SIGINT, SIGTERM
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -152,7 +155,24 @@ def serve(
             kv_cache_gib=kv_cache_gib,
             **options,
         )
-        launch.serve_until_interrupted(config, address=address, say=err.print)
+        err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
+        with launch.serve(config, address=address) as cluster:
+            endpoints = cluster.endpoints()
+            err.print(f"[bold]{config.model_name}[/bold] is ready. Ctrl-C ends it.")
+            err.print(f"  gRPC  {', '.join(endpoints.grpc)}   tandem.v1.InferenceService", highlight=False)
+            http = ", ".join(f"http://{where}" for where in endpoints.http)
+            err.print(f"  HTTP  {http}   /v1/completions /translate /health /metrics", highlight=False)
+            _wait_for_a_signal()
+            err.print("Finishing running requests …", style="dim")
+
+
+def _wait_for_a_signal() -> None:
+    """Until Ctrl-C or SIGTERM; from then on both act as usual, so that a second one ends at once."""
+    asked = threading.Event()
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (SIGINT, SIGTERM)}
+    asked.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)
 
 
 def _replicas(text: str, option: str) -> tuple[int, int | None]:

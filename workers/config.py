@@ -31,7 +31,7 @@ class EngineConfig:
     max_decoder_length: int = 4096  # decoder prompt + generated tokens
     kv_cache_gib: float | None = None  # None: what max_num_seqs can use, up to 1 GiB on a CPU and 80 %
     # of what is free on a GPU
-    page_size: int | None = None  # positions in a page; None: 16 on a CPU, 64 on a GPU
+    page_size: int | None = None  # positions in a page; None: 32 on a CPU, 64 on a GPU
     num_pages: int | None = None  # overrides kv_cache_gib
     with_encoder: bool = True  # False: hidden states come from outside, no encoder is loaded
     overlap: bool | None = None  # launch a step before the last one's tokens are read; None: on a GPU
@@ -76,7 +76,7 @@ class EngineConfig:
         return torch.float32 if self.dtype == "float32" else torch.bfloat16
 
     def positions_per_page(self, device: torch.device) -> int:
-        return self.page_size or (64 if device.type == "cuda" else 16)
+        return self.page_size or (64 if device.type == "cuda" else 32)
 
     def pages(self, stack: StackSpec, device: torch.device, dtype: torch.dtype) -> int:
         """Pages of the pool on each rank, whose size in bytes is set by the decoder stack."""

@@ -31,7 +31,8 @@ class Packet:
     @classmethod
     def of(cls, plan: StepPlan) -> Packet:
         admissions, pages, encoded = [], [], []
-        for admission in plan.admissions:
+        # By length: the encoder runs neighbours of equal length together.
+        for admission in sorted(plan.admissions, key=lambda admission: admission.entry.length):
             entry, encoder = admission.entry, admission.request.encoder
             handle = ENCODE_HERE if encoder.hidden is None else encoder.hidden.handle
             admissions.append((entry.index, entry.length, len(entry.pages), handle))

@@ -1,0 +1,86 @@
+"""`tandem demo`: a whole cluster on this machine, real sentences through it, and what happened."""
+
+from __future__ import annotations
+
+import json
+import socket
+import time
+import urllib.request
+
+from rich.console import Console
+from rich.table import Table
+
+from tandem.client import Client
+from tandem.cluster import launch
+from tandem.cluster.config import ServeConfig
+from tandem.inputs import Prompt
+from tandem.params import SamplingParams
+
+SENTENCES = [
+    "Good night.",
+    "I am tired.",
+    "Where do you live?",
+    "He is my brother.",
+    "I lost my keys.",
+    "We want to go home.",
+]
+LANGUAGES = {"French": "fr", "German": "de"}
+STREAMED = "translate English to French: Where is the train station?"
+
+
+def run(console: Console) -> None:
+    """Starts, asks over gRPC and HTTP, streams, reports, stops."""
+    # Free ports: a demo must not fail because a server runs already.
+    http_port, grpc_port = _free_port(), _free_port()
+    config = ServeConfig(http_port=http_port, grpc_port=grpc_port)
+    console.print("Starting Ray, an ingress, an encoder and a decoder …", style="dim")
+    started = time.monotonic()
+    with launch.serve(config) as cluster:
+        endpoints = cluster.endpoints()
+        console.print(f"Ready in {time.monotonic() - started:.0f} s.\n", style="dim", highlight=False)
+        with Client(endpoints.grpc[0]) as client:
+            _many(console, client)
+            _stream(console, client)
+        _http(console, f"http://{endpoints.http[0]}")
+        console.print("Stopping …", style="dim")
+    console.print("Done. `tandem serve` starts the same cluster to stay.")
+
+
+def _many(console: Console, client: Client) -> None:
+    prompts: list[Prompt] = [
+        f"translate English to {language}: {sentence}" for sentence in SENTENCES for language in LANGUAGES
+    ]
+    started = time.monotonic()
+    outputs = client.generate_many(prompts, SamplingParams(temperature=0))
+    seconds = time.monotonic() - started
+    table = Table("English", *LANGUAGES, title=f"gRPC: {len(prompts)} requests at once")
+    texts = [output.outputs[0].text for output in outputs]
+    for row, sentence in enumerate(SENTENCES):
+        table.add_row(sentence, *texts[row * len(LANGUAGES) : (row + 1) * len(LANGUAGES)])
+    console.print(table)
+    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    console.print(f"{tokens} tokens in {seconds:.2f} s.\n", style="dim", highlight=False)
+
+
+def _stream(console: Console, client: Client) -> None:
+    console.print(f"gRPC, streamed: {STREAMED!r}", highlight=False)
+    for piece in client.stream(STREAMED, SamplingParams(temperature=0)):
+        console.print(f"[green]{piece.text}[/green]", end="│" if piece.finish_reason is None else "\n")
+    console.print()
+
+
+def _http(console: Console, base: str) -> None:
+    body = {"q": "I am happy.", "source": "en", "target": "de"}
+    console.print(f"HTTP: POST {base}/translate {json.dumps(body)}", highlight=False)
+    request = urllib.request.Request(
+        f"{base}/translate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        console.print_json(answer.read().decode())
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
