@@ -23,6 +23,7 @@ from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.step_plan import Admission, CrossEntry, Row, Sequence, State, StepPlan
 
 PRIORITY_S = 10.0
+_SPARE_DEADLINES = 64  # of ended sequences, kept until it pays to sweep them out
 
 
 EndReason = Literal["cancelled", "deadline"]
@@ -94,6 +95,10 @@ class Scheduler:
         heapq.heappush(self._waiting, (sequence.order, sequence))
         if sequence.deadline is not None:
             heapq.heappush(self._deadlines, (sequence.deadline, self._arrivals, sequence))
+            if len(self._deadlines) > 2 * len(self._sequences) + _SPARE_DEADLINES:
+                # Most have ended: their deadlines, far off yet, would keep them in memory.
+                self._deadlines = [d for d in self._deadlines if d[2].state is not State.ENDED]
+                heapq.heapify(self._deadlines)
 
     def cancel(self, request_id: str, reason: EndReason = "cancelled") -> None:
         """Ends a request; its last delta is in the next plan. Unknown ids have ended already."""
@@ -128,9 +133,7 @@ class Scheduler:
         budget = self._plan_running(plan)
         if self._preemptions == preemptions:  # else what would come in might drive out the next
             self._admit(plan, budget)
-        plan.rows.sort(
-            key=lambda row: (row.count > 1, row.sequence.cross.index if row.sequence.cross else -1)
-        )
+        plan.rows.sort(key=_row_order)
         plan.ended = self._take_ended()
         return plan
 
