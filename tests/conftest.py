@@ -1,7 +1,22 @@
-"""For all tests. That this file is here puts its folder on the import path, for `tiny_t5` and the like."""
+"""For all tests. That this file is here puts its folder on the import path, for `models` and the like."""
 
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
 from hypothesis import settings
 
 # A busy machine is not a defect; and a failure is to be the same for everyone who runs it.
 settings.register_profile("tandem", deadline=None, derandomize=True)
 settings.load_profile("tandem")
+
+
+@pytest.fixture(scope="session")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """The folder of a variant's tiny random checkpoint, see `models.VARIANTS`. Not to be written to."""
+    from models import make_checkpoint
+
+    return cache(lambda variant: make_checkpoint(tmp_path_factory.mktemp(variant), variant))

@@ -1,0 +1,506 @@
+"""A plain model of what the scheduler promises, to hold it to while requests come and go.
+
+`Simulator` drives a scheduler as `Engine` does, plans applied `depth - 1` steps late, and stands in for
+the device: it remembers what was written to which position of which page, and looks at all of it when a
+row is computed. It keeps its own books, in sets and lists that are gone through from end to end: who
+waits and runs in which order, who holds which page, which answers are out. Where the scheduler's books
+differ, an AssertionError says how.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Literal
+
+import pytest
+
+from tandem.errors import HiddenStatesLost, InvalidRequest
+from tandem.workers.pages import PagePool
+from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest
+from tandem.workers.scheduler import Scheduler
+from tandem.workers.step_plan import Row, StepPlan
+
+EOS, OWN_STOP = 1, 2
+PRIORITY_S = 10.0  # seconds of waiting that one level of priority is worth
+Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """A request, and the model's answer to it: a token that depends only on the job and on how many
+    tokens there are already, so that an answer once interrupted must be taken up where it was."""
+
+    name: str
+    number: int  # of the job: makes its tokens its own
+    key: int  # its encoder input
+    encoder_length: int  # the same for equal keys
+    prefix: int = 1  # decoder tokens to start from
+    max_tokens: int = 4
+    min_tokens: int = 0
+    stops: tuple[tuple[int, int], ...] = ()  # (how many tokens there are, the stop id the model says then)
+    stop_ids: frozenset[int] = frozenset({EOS})
+    resumed: int = 0  # tokens that were generated and delivered elsewhere before
+    priority: int = 0
+    timeout_s: float | None = None
+    at: int = 0  # the step before which it is submitted
+    cancel_at: int | None = None  # the step before which it is cancelled
+
+    def token(self, count: int) -> int:
+        """What the model says after `count` tokens. It would go on after the end: steps that are made
+        ahead compute a little further."""
+        return dict(self.stops).get(count, 1000 * (self.number + 1) + count)
+
+    @property
+    def answer(self) -> tuple[list[int], Reason]:
+        tokens: list[int] = []
+        while True:
+            tokens.append(self.token(len(tokens)))
+            if tokens[-1] in self.stop_ids and len(tokens) > self.min_tokens:
+                return tokens, "stop"
+            if len(tokens) == self.max_tokens:
+                return tokens, "length"
+
+    @property
+    def prefix_ids(self) -> tuple[int, ...]:
+        return tuple(1000 * (self.number + 1) + 500 + i for i in range(self.prefix))
+
+    def request(self) -> EngineRequest:
+        return EngineRequest(
+            self.name,
+            EncoderInput(f"key {self.key}", (7,) * self.encoder_length),
+            self.prefix_ids,
+            Decoding(
+                max_tokens=self.max_tokens,
+                min_tokens=self.min_tokens,
+                temperature=0.0,
+                top_k=0,
+                top_p=1.0,
+                min_p=0.0,
+                repetition_penalty=1.0,
+                seed=0,
+                stop_ids=self.stop_ids,
+                eos_ids=frozenset({EOS}),
+                logprobs=None,
+            ),
+            generated_ids=tuple(self.answer[0][: self.resumed]),
+            priority=self.priority,
+            timeout_s=self.timeout_s,
+        )
+
+
+@dataclass(eq=False)
+class Life:
+    """A submitted job."""
+
+    job: Job
+    request: EngineRequest
+    order: tuple[float, int]
+    deadline: float | None
+    out: list[int]  # all its tokens that are out, those from elsewhere included
+    steps_before: int  # steps made when it was submitted
+    running: bool = False
+    cancelled: bool = False
+    failed: bool = False
+    computed: int = 0  # positions in its pages, once what is launched is done
+    in_flight: int = 0  # sampled in steps that are not applied yet
+    pages: list[int] = field(default_factory=list)
+    reason: Reason | None = None
+    steps: int = 0  # from submission to the end
+
+    @property
+    def known(self) -> int:
+        return self.job.prefix + len(self.out) + self.in_flight
+
+    def token_at(self, position: int) -> int:
+        job = self.job
+        return job.prefix_ids[position] if position < job.prefix else job.token(position - job.prefix)
+
+
+@dataclass
+class _Room:
+    """What is left to those who wait, in a step."""
+
+    slots: int
+    tokens: int
+    pages: int
+    encoder_tokens: int | None  # None: no encoder input is admitted yet, any may be
+    new_keys: list[str] = field(default_factory=list)
+
+
+Cell = tuple[object, int, int]  # whose, position, token
+Launched = tuple[StepPlan, list[int], list[tuple[Life, int]]]
+
+
+class Simulator:
+    """Owns the scheduler. `submit`, `cancel` and `step` are the engine's."""
+
+    def __init__(
+        self,
+        *,
+        pages: int,
+        page_size: int,
+        max_num_seqs: int,
+        max_batched_tokens: int,
+        max_encoder_tokens: int,
+        depth: int = 1,
+        failing: Iterable[int] = (),
+    ) -> None:
+        """`failing`: which of the encoder inputs that are admitted, counted from 0, cannot be read."""
+        self.scheduler = Scheduler(
+            PagePool(pages, page_size),
+            max_num_seqs=max_num_seqs,
+            max_batched_tokens=max_batched_tokens,
+            max_encoder_tokens=max_encoder_tokens,
+        )
+        self.total, self.page_size, self.depth = pages, page_size, depth
+        self.max_num_seqs, self.max_batched_tokens = max_num_seqs, max_batched_tokens
+        self.max_encoder_tokens = max_encoder_tokens
+        self.failing = set(failing)
+        self.lives: dict[str, Life] = {}  # all that have no last delta yet
+        self.started: list[Life] = []  # in the order in which they first ran
+        self.ended: list[Life] = []
+        self.steps = self.arrivals = self.admitted = self.preemptions = self.generated = self.encoded = 0
+        # The device.
+        self.cross: dict[str, list[int]] = {}  # pages by encoder key
+        self.memory: dict[tuple[int, int], Cell] = {}  # page, offset → what was written there last
+        self.self_table: dict[tuple[int, int], int] = {}  # slot, index → page
+        self.cross_table: dict[int, tuple[list[int], int]] = {}  # entry → pages, length
+        self.last_tokens: dict[int, int] = {}  # slot → token
+        self.launched: deque[Launched] = deque()
+
+    # -- requests come and go
+
+    def submit(self, job: Job, now: float) -> Life | None:
+        """None where the scheduler has to refuse it, and does."""
+        request = job.request()
+        if job.name in self.lives and self._ended_already(self.lives[job.name]):
+            return None  # its last delta is due in the next plan; the cluster gives no id out twice
+        if job.name in self.lives:
+            with pytest.raises(InvalidRequest, match="request_id"):
+                self.scheduler.submit(request, now)
+            return None
+        if self._pages_for(job.encoder_length) + self._pages_for(job.prefix + job.max_tokens) > self.total:
+            with pytest.raises(InvalidRequest, match="max_tokens"):
+                self.scheduler.submit(request, now)
+            return None
+        self.scheduler.submit(request, now)
+        self.arrivals += 1
+        life = Life(
+            job,
+            request,
+            order=(now - PRIORITY_S * job.priority, self.arrivals),
+            deadline=None if job.timeout_s is None else now + job.timeout_s,
+            out=list(request.generated_ids),
+            steps_before=self.steps,
+        )
+        self.lives[job.name] = life
+        self.scheduler.check()
+        return life
+
+    def cancel(self, name: str) -> None:
+        self.scheduler.cancel(name)
+        life = self.lives.get(name)
+        if life is not None and not self._ended_already(life):
+            life.cancelled = True
+            self._stop_running(life)
+        self.scheduler.check()
+
+    @staticmethod
+    def _ended_already(life: Life) -> bool:
+        """Cancelled, or complete when it came: only its last delta is missing."""
+        return life.cancelled or len(life.out) == len(life.job.answer[0])
+
+    # -- one step
+
+    def step(self, now: float) -> None:
+        """Plans, launches and applies as `Engine.step` does, and compares all along."""
+        late = [life for life in self.lives.values() if life.deadline is not None and life.deadline <= now]
+        late = [life for life in late if not self._ended_already(life)]
+        due = [life for life in self.lives.values() if self._ended_already(life)]
+        for life in late:
+            self._stop_running(life)
+        plan = self.scheduler.plan(now)
+        self._compare_running(plan, {id(life) for life in late + due})
+        self._compare_layout(plan)
+        self._compare_books()
+
+        deltas = {delta.request_id: delta for delta in plan.ended}
+        assert len(deltas) == len(plan.ended), "ended twice"
+        assert deltas.keys() == {life.job.name for life in late + due}
+        for life in late:
+            self._end(life, deltas[life.job.name], "deadline")
+        for life in due:
+            self._end(life, deltas[life.job.name], "cancelled" if life.cancelled else life.job.answer[1])
+
+        self._fail(plan)
+        if plan.rows or plan.admissions:
+            self.launched.append(self._execute(plan))
+        if self.launched and (len(self.launched) >= self.depth or not plan.rows):
+            self._apply(*self.launched.popleft())
+        self.steps += 1
+        self._compare_books()
+        assert self.scheduler.has_work == bool(self.lives)
+
+    def _compare_running(self, plan: StepPlan, gone: set[int]) -> None:
+        """Who goes on, who makes room, who comes in."""
+        alive = [life for life in self.lives.values() if id(life) not in gone]
+        running = sorted((life for life in alive if life.running), key=lambda life: life.order)
+        rows = {row.sequence.request.request_id: row for row in plan.rows}
+        assert len(rows) == len(plan.rows), "two rows for one sequence"
+
+        # In order, each gets the tokens it lacks, while there is one left for each one behind it.
+        counts, left = [], self.max_batched_tokens
+        for behind, life in zip(range(len(running) - 1, -1, -1), running, strict=True):
+            last_is_in_flight = len(life.out) + life.in_flight == life.job.max_tokens
+            counts.append(0 if last_is_in_flight else min(life.known - life.computed, left - behind))
+            left -= counts[-1]
+        # Those go on that fit with what they get: as many as possible, the first in order.
+        stay = max(k for k in range(len(running) + 1) if self._fits(running[:k], counts))
+        for life, count in zip(running[:stay], counts, strict=False):
+            row = rows.pop(life.job.name, None)
+            assert (row is None) == (count == 0), f"{life.job.name} has no row, or one too many"
+            if row is not None:
+                self._compare_row(row, life, count)
+        self.preemptions += len(running) - stay
+        for life in running[stay:]:
+            self._stop_running(life)
+
+        started = [self.lives[s.request.request_id] for s in plan.started]
+        waiting = sorted((life for life in alive if not life.running), key=lambda life: life.order)
+        assert started == waiting[: len(started)], "one overtook another"
+        room = _Room(
+            slots=self.max_num_seqs - stay,
+            tokens=self.max_batched_tokens - sum(counts[:stay]),
+            pages=self.total - sum(map(self._pages_for, self._positions(running[:stay]))),
+            encoder_tokens=None,
+        )
+        for life in started:
+            assert self._may_come_in(life, room), f"{life.job.name} came in"
+            row = rows.pop(life.job.name)
+            self._compare_row(row, life, row.count)
+            life.running = True
+            if life not in self.started:
+                self.started.append(life)
+            room.slots -= 1
+            room.tokens -= row.count
+            room.pages -= self._pages_for(row.count)
+            key, length = life.request.encoder.key, life.job.encoder_length
+            if key not in self.cross:
+                self.cross[key] = []
+                room.new_keys.append(key)
+                room.pages -= self._pages_for(length)
+                room.encoder_tokens = (
+                    self.max_encoder_tokens if room.encoder_tokens is None else room.encoder_tokens
+                )
+                room.encoder_tokens -= length
+        assert not rows, "rows of sequences that do not run"
+        if stay == len(running) and len(started) < len(waiting):
+            assert not self._may_come_in(waiting[len(started)], room), "kept out without a reason"
+        self._compare_admissions(plan, room.new_keys)
+        self._take_new_pages(plan)
+
+    def _may_come_in(self, life: Life, room: _Room) -> bool:
+        """A slot, a token of the step, pages up to its next token and one for each that runs to grow by,
+        and, after the first encoder input of a step, room for another."""
+        new = life.request.encoder.key not in self.cross
+        length = life.job.encoder_length
+        pages = self._pages_for(life.known + 1) + (self._pages_for(length) if new else 0)
+        return (
+            life.in_flight == 0  # else not all its tokens are known
+            and room.slots > 0
+            and room.tokens > 0
+            and room.pages >= pages + self.max_num_seqs - room.slots
+            and not (new and room.encoder_tokens is not None and length > room.encoder_tokens)
+        )
+
+    def _positions(self, lives: list[Life]) -> list[int]:
+        """How many positions each page table of these covers, their own and their encoder inputs'."""
+        cross = {life.request.encoder.key: life.job.encoder_length for life in lives}
+        return [life.computed for life in lives] + list(cross.values())
+
+    def _fits(self, lives: list[Life], counts: list[int]) -> bool:
+        growth = sum(
+            self._pages_for(life.computed + count) - self._pages_for(life.computed)
+            for life, count in zip(lives, counts, strict=False)
+        )
+        return growth + sum(map(self._pages_for, self._positions(lives))) <= self.total
+
+    def _compare_row(self, row: Row, life: Life, count: int) -> None:
+        assert row.sequence.request is life.request
+        assert (row.start, row.count) == (life.computed, count)
+        assert count >= 1
+        ends_at = row.start + row.count
+        assert ends_at <= life.known
+        assert row.samples == (ends_at == life.known)
+        on_host = [life.token_at(p) for p in range(row.start, ends_at) if p < life.known - life.in_flight]
+        assert row.token_ids == on_host
+        assert len(on_host) == count or (count == 1 and not on_host), "tokens neither here nor there"
+        life.computed = ends_at
+        life.in_flight += row.samples
+
+    def _compare_admissions(self, plan: StepPlan, new_keys: list[str]) -> None:
+        assert [admission.entry.key for admission in plan.admissions] == new_keys
+        lengths = [admission.entry.length for admission in plan.admissions]
+        assert sum(lengths) <= self.max_encoder_tokens or len(lengths) == 1
+        for admission in plan.admissions:
+            entry = admission.entry
+            assert admission.request.encoder.key == entry.key
+            assert entry.length == len(admission.request.encoder.token_ids)
+            assert len(entry.pages) == self._pages_for(entry.length)
+            self.encoded += entry.length
+            self._take_pages(self.cross[entry.key], entry.pages)
+
+    def _take_new_pages(self, plan: StepPlan) -> None:
+        slots = {row.sequence.slot: self.lives[row.sequence.request.request_id] for row in plan.rows}
+        assert len(slots) == len(plan.rows), "two sequences in one slot"
+        for slot, index, page in plan.new_pages:
+            life = slots[slot]
+            assert index == len(life.pages)
+            self._take_pages(life.pages, [page])
+        for life in self.lives.values():
+            assert len(life.pages) == self._pages_for(life.computed if life.running else 0)
+
+    def _take_pages(self, into: list[int], pages: list[int]) -> None:
+        for page in pages:
+            assert 0 <= page < self.total
+            assert page not in self._held(), f"page {page} is held by another"
+            into.append(page)
+
+    def _compare_layout(self, plan: StepPlan) -> None:
+        assert sum(row.count for row in plan.rows) <= self.max_batched_tokens
+        assert all(0 <= row.sequence.slot < self.max_num_seqs for row in plan.rows)
+        several = [row.count > 1 for row in plan.rows]
+        assert several == sorted(several), "rows of one position come first"
+        for group in (False, True):
+            keys = [r.sequence.request.encoder.key for r in plan.rows if (r.count > 1) == group]
+            changes = sum(a != b for a, b in pairwise(keys))
+            assert not keys or changes == len(set(keys)) - 1, "readers of one input are adjacent"
+
+    # -- the device
+
+    def _execute(self, plan: StepPlan) -> Launched:
+        """Writes what the plan writes, then reads everything that its rows attend to."""
+        lives = {id(life.request): life for life in self.lives.values()}
+        for slot, index, page in plan.new_pages:
+            self.self_table[slot, index] = page
+        for admission in plan.admissions:
+            entry = admission.entry
+            assert entry.pages == self.cross[entry.key]
+            self.cross_table[entry.index] = (list(entry.pages), entry.length)
+            for position in range(entry.length):
+                self.memory[self._cell(entry.pages, position)] = (entry.key, position, 0)
+        for row in plan.rows:
+            life, slot = lives[id(row.sequence.request)], row.sequence.slot
+            for position in range(row.start, row.start + row.count):
+                page = self.self_table[slot, position // self.page_size]
+                assert page in life.pages, "writes to a page it does not hold"
+                token = row.token_ids[position - row.start] if row.token_ids else self.last_tokens[slot]
+                self.memory[page, position % self.page_size] = (life, position, token)
+        tokens, sampling = [], []
+        for row in plan.rows:
+            life, slot = lives[id(row.sequence.request)], row.sequence.slot
+            end = row.start + row.count
+            table = [self.self_table[slot, i] for i in range(self._pages_for(end))]
+            for position in range(end):
+                assert self.memory[self._cell(table, position)] == (life, position, life.token_at(position))
+            assert row.sequence.cross is not None
+            pages, length = self.cross_table[row.sequence.cross.index]
+            assert length == life.job.encoder_length
+            for position in range(length):
+                assert self.memory[self._cell(pages, position)] == (life.request.encoder.key, position, 0)
+            if row.samples:
+                self.last_tokens[slot] = life.token_at(end)
+                tokens.append(self.last_tokens[slot])
+                sampling.append((life, tokens[-1]))
+        return plan, tokens, sampling
+
+    def _cell(self, pages: list[int], position: int) -> tuple[int, int]:
+        return pages[position // self.page_size], position % self.page_size
+
+    # -- the ends
+
+    def _fail(self, plan: StepPlan) -> None:
+        for admission in list(plan.admissions):
+            number, self.admitted = self.admitted, self.admitted + 1
+            if number not in self.failing:
+                continue
+            before = len(plan.ended)
+            self.scheduler.fail(plan, admission, HiddenStatesLost("gone"))
+            readers = [
+                life
+                for life in self.lives.values()
+                if life.running and life.request.encoder.key == admission.entry.key
+            ]
+            assert readers
+            ends = {delta.request_id: delta for delta in plan.ended[before:]}
+            assert ends.keys() == {life.job.name for life in readers}
+            for life in readers:
+                life.failed = True
+                assert isinstance(ends[life.job.name].error, HiddenStatesLost)
+                self._end(life, ends[life.job.name], "error")
+            assert admission not in plan.admissions
+            left = {row.sequence.request.request_id for row in plan.rows}
+            left |= {sequence.request.request_id for sequence in plan.started}
+            assert not left & ends.keys()
+            self._compare_books()
+
+    def _apply(self, plan: StepPlan, tokens: list[int], sampling: list[tuple[Life, int]]) -> None:
+        deltas = self.scheduler.apply(plan, tokens)
+        alive = []
+        for life, token in sampling:
+            life.in_flight -= 1
+            if self.lives.get(life.job.name) is life and not life.cancelled:
+                alive.append((life, token))
+        assert [(d.request_id, d.token_ids) for d in deltas] == [(e.job.name, [t]) for e, t in alive]
+        self.generated += len(deltas)
+        for (life, token), delta in zip(alive, deltas, strict=True):
+            life.out.append(token)
+            answer, reason = life.job.answer
+            assert life.out == answer[: len(life.out)]
+            if len(life.out) == len(answer):
+                self._end(life, delta, reason)
+            else:
+                assert not delta.last
+
+    def _end(self, life: Life, delta: Delta, reason: Reason) -> None:
+        assert delta.last
+        assert delta.finish_reason == (None if reason == "error" else reason)
+        assert (delta.error is not None) == (reason == "error")
+        own_stop = reason == "stop" and life.out[-1] != EOS
+        assert delta.stop_reason == (life.out[-1] if own_stop else None)
+        assert delta.token_ids in ([], life.out[-1:])
+        life.reason, life.steps = reason, self.steps - life.steps_before
+        self._stop_running(life)
+        del self.lives[life.job.name]
+        self.ended.append(life)
+
+    def _stop_running(self, life: Life) -> None:
+        life.running, life.computed, life.pages = False, 0, []
+        read = {other.request.encoder.key for other in self.lives.values() if other.running}
+        self.cross = {key: pages for key, pages in self.cross.items() if key in read}
+
+    # -- books
+
+    def _held(self) -> list[int]:
+        return [page for life in self.lives.values() for page in life.pages] + [
+            page for pages in self.cross.values() for page in pages
+        ]
+
+    def _compare_books(self) -> None:
+        self.scheduler.check()
+        held = self._held()
+        assert len(set(held)) == len(held), "a page is used twice"
+        stats = self.scheduler.stats()
+        assert stats.free_pages == self.total - len(held), "a page is lost"
+        assert stats.cross_pages == sum(map(len, self.cross.values()))
+        assert stats.running == sum(life.running for life in self.lives.values())
+        assert stats.running <= self.max_num_seqs
+        assert stats.preemptions == self.preemptions
+        assert stats.generated_tokens == self.generated
+        assert stats.encoded_tokens == self.encoded
+
+    def _pages_for(self, positions: int) -> int:
+        return -(-positions // self.page_size)

@@ -1,0 +1,280 @@
+"""Weights: complete both ways, and each rank gets its slice."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import pytest
+import torch
+from models import EOS, PAD, make_checkpoint
+from safetensors.torch import load_file, save_file
+
+from tandem import quickstart
+from tandem.errors import ModelLoadError
+from tandem.workers.checkpoint import INDEX, Checkpoint, WeightSlot, read_json, resolve
+from tandem.workers.distributed import Group
+from tandem.workers.families import family_of, spec_of
+from tandem.workers.layers import Placement
+from tandem.workers.model import DecoderStack, EncoderStack, load_decoder, load_encoder
+
+CPU = torch.device("cpu")
+
+
+def open_checkpoint(folder: Path) -> Checkpoint:
+    values = read_json(folder, "config.json")
+    return Checkpoint(folder, spec_of(values), family_of(values))
+
+
+def stacks(folder: Path, group: Group) -> tuple[EncoderStack, DecoderStack]:
+    values = read_json(folder, "config.json")
+    spec, checkpoint = spec_of(values), open_checkpoint(folder)
+    place = Placement(CPU, torch.float32, group)
+    return load_encoder(spec, checkpoint, place), load_decoder(spec, checkpoint, place)
+
+
+def slots(folder: Path, group: Group | None = None) -> dict[str, WeightSlot]:
+    """All loaded weights, by our names."""
+    encoder, decoder = stacks(folder, group or Group())
+    return {slot.name: slot for slot in (*encoder.slots(), *decoder.slots())}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return make_checkpoint(tmp_path / "model", "flan")
+
+
+def edit(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    path = folder / "model.safetensors"
+    weights = load_file(path)
+    change(weights)
+    save_file(weights, path)
+
+
+# -- complete both ways
+
+
+def test_missing_weights_are_named(folder: Path) -> None:
+    names = ["decoder.block.1.layer.1.EncDecAttention.q.weight", "encoder.final_layer_norm.weight"]
+    edit(folder, lambda weights: [weights.pop(name) for name in names])
+    with pytest.raises(ModelLoadError, match=r"lacks 2 weights") as caught:
+        open_checkpoint(folder)
+    assert all(name in str(caught.value) for name in names)
+
+
+def test_unused_weights_are_named(folder: Path) -> None:
+    edit(folder, lambda weights: weights.update({"encoder.block.9.layer.0.layer_norm.weight": torch.ones(4)}))
+    with pytest.raises(ModelLoadError, match=r"1 weights .* encoder\.block\.9\.layer\.0\.layer_norm\.weight"):
+        open_checkpoint(folder)
+
+
+def test_a_checkpoint_deeper_than_its_config_is_refused(folder: Path) -> None:
+    values = read_json(folder, "config.json")
+    (folder / "config.json").write_text(json.dumps({**values, "num_decoder_layers": 1}))
+    with pytest.raises(ModelLoadError, match=r"the model does not: decoder\.block\.1\..* …"):
+        open_checkpoint(folder)
+    (folder / "config.json").write_text(json.dumps({**values, "num_decoder_layers": 4}))
+    with pytest.raises(ModelLoadError, match=r"lacks \d+ weights: decoder\.block\.2\..* …"):
+        open_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("name", "key", "value", "shapes"),
+    [
+        ("encoder.block.0.layer.1.DenseReluDense.wi_0.weight", "d_ff", 48, (r"\[64, 32\]", r"\[48, 32\]")),
+        ("shared.weight", "vocab_size", 100, (r"\[128, 32\]", r"\[100, 32\]")),
+        (
+            "encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",
+            "relative_attention_num_buckets",
+            16,
+            (r"\[32, 4\]", r"\[16, 4\]"),
+        ),
+    ],
+)
+def test_a_misshapen_weight_names_both_shapes(
+    name: str, key: str, value: int, shapes: tuple[str, str], folder: Path
+) -> None:
+    values = read_json(folder, "config.json")
+    (folder / "config.json").write_text(json.dumps({**values, key: value}))
+    with pytest.raises(
+        ModelLoadError, match=f"{name} has shape {shapes[0]}, the config asks for {shapes[1]}"
+    ):
+        slots(folder)
+
+
+# -- files
+
+
+def test_sharded_checkpoints_load_the_same(tmp_path: Path) -> None:
+    whole = make_checkpoint(tmp_path / "whole", "flan")
+    sharded = make_checkpoint(tmp_path / "sharded", "flan", max_shard_size="20KB")
+    assert len(list(sharded.glob("model-*.safetensors"))) > 3
+    assert not (sharded / "model.safetensors").exists()
+    for one, other in zip(slots(whole).values(), slots(sharded).values(), strict=True):
+        assert torch.equal(one.into, other.into)
+
+
+def test_a_missing_shard_is_named(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "sharded", "flan", max_shard_size="20KB")
+    shard = sorted(folder.glob("model-*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(ModelLoadError, match=f"lacks {shard.name}"):
+        open_checkpoint(folder)
+
+
+def test_an_index_must_not_point_outside(folder: Path) -> None:
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"shared.weight": "../model.safetensors"}}))
+    with pytest.raises(ModelLoadError, match="outside its folder"):
+        open_checkpoint(folder)
+
+
+def test_pickles_are_not_read_but_hinted_at(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelLoadError, match=r"lacks model\.safetensors$"):
+        open_checkpoint(folder)
+    (folder / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(ModelLoadError, match=r"pytorch_model\.bin only.* convert it"):
+        open_checkpoint(folder)
+
+
+def test_json_files(tmp_path: Path) -> None:
+    assert read_json(tmp_path, "config.json") == {}
+    for text, complaint in (("{", "not JSON"), ("[1]", "not a JSON object")):
+        (tmp_path / "config.json").write_text(text)
+        with pytest.raises(ModelLoadError, match=complaint):
+            read_json(tmp_path, "config.json")
+
+
+def test_resolve(folder: Path, tmp_path: Path) -> None:
+    assert resolve(folder) == resolve(str(folder)) == folder
+    assert resolve("quickstart") == quickstart.PATH
+    with pytest.raises(ModelLoadError, match=r"no config\.json"):
+        resolve(tmp_path)
+    for absent in (tmp_path / "absent", "./absent", "a/b/c"):
+        with pytest.raises(ModelLoadError, match="no folder"):
+            resolve(absent)
+    with pytest.raises(ModelLoadError, match="neither a folder nor a hub id"):
+        resolve("no such id!")
+
+
+def test_a_hub_that_cannot_be_reached_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unreachable(*_: object, **options: object) -> None:
+        assert "*.bin" not in str(options["allow_patterns"])
+        raise OSError("no network")
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
+    with pytest.raises(ModelLoadError, match="not a folder here and could not be had from the hub"):
+        resolve("google/flan-t5-small")
+
+
+# -- tied weights
+
+
+def test_tied_copies_may_be_there_or_not(tmp_path: Path) -> None:
+    """The original T5 files hold the embedding up to four times, and a bias that cross-attention has not."""
+    folder = make_checkpoint(tmp_path / "model", "t5")
+    before = {name: slot.into.clone() for name, slot in slots(folder).items()}
+    assert "decoder.output" not in before
+    shared = load_file(folder / "model.safetensors")["shared.weight"]
+
+    def add_copies(weights: dict[str, torch.Tensor]) -> None:
+        for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight"):
+            weights[name] = shared.clone()
+        weights["decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight"] = torch.ones(32, 4)
+
+    edit(folder, add_copies)
+    after = {name: slot.into for name, slot in slots(folder).items()}
+    assert torch.equal(after.pop("decoder.output"), shared)
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_embeddings_without_a_shared_copy(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "t5")
+
+    def rename(weights: dict[str, torch.Tensor]) -> None:
+        shared = weights.pop("shared.weight")
+        weights["encoder.embed_tokens.weight"] = shared
+        weights["decoder.embed_tokens.weight"] = shared + 1
+
+    edit(folder, rename)
+    loaded = slots(folder)
+    assert torch.equal(loaded["decoder.embedding"].into, loaded["encoder.embedding"].into + 1)
+    assert "decoder.output" not in loaded  # tied to the decoder's embedding
+
+
+def test_an_untied_output_is_read(folder: Path) -> None:
+    weights = load_file(folder / "model.safetensors")
+    loaded = slots(folder)
+    assert not torch.equal(weights["lm_head.weight"], weights["shared.weight"])
+    assert torch.equal(loaded["decoder.output"].into, weights["lm_head.weight"])
+    assert torch.equal(loaded["decoder.embedding"].into, weights["shared.weight"])
+    assert {PAD, EOS} == {0, 1}
+
+
+# -- slices
+
+
+def joined(parts: Iterable[torch.Tensor], dim: int | None) -> torch.Tensor:
+    parts = list(parts)
+    if dim is not None:
+        return torch.cat(parts, dim=dim)
+    assert all(torch.equal(part, parts[0]) for part in parts)
+    return parts[0]
+
+
+@pytest.mark.parametrize(("variant", "size"), [("t5", 2), ("flan", 2), ("flan", 4), ("umt5", 2)])
+def test_slices_make_up_the_whole(variant: str, size: int, checkpoint: Callable[[str], Path]) -> None:
+    whole = slots(checkpoint(variant))
+    ranks = [slots(checkpoint(variant), Group(rank=rank, size=size)) for rank in range(size)]
+    for name, slot in whole.items():
+        parts = [rank[name] for rank in ranks]
+        assert torch.equal(joined((part.into for part in parts), slot.dim), slot.into), name
+        assert len({part.into.shape for part in parts}) == 1
+        assert ("norm" in name) == (slot.dim is None)
+
+
+def test_slices_are_of_whole_heads(checkpoint: Callable[[str], Path]) -> None:
+    """Written out for one rank: heads 2 and 3 of 4, of 8 dimensions each."""
+    weights = load_file(checkpoint("flan") / "model.safetensors")
+    second = slots(checkpoint("flan"), Group(rank=1, size=2))
+    block = "decoder.block.1.layer"
+    for ours, theirs, index in (
+        ("self_attention.q", f"{block}.0.SelfAttention.q.weight", (slice(16, 32), slice(None))),
+        ("cross_attention.v", f"{block}.1.EncDecAttention.v.weight", (slice(16, 32), slice(None))),
+        ("cross_attention.o", f"{block}.1.EncDecAttention.o.weight", (slice(None), slice(16, 32))),
+        ("feed_forward.gate", f"{block}.2.DenseReluDense.wi_0.weight", (slice(32, 64), slice(None))),
+        ("feed_forward.down", f"{block}.2.DenseReluDense.wo.weight", (slice(None), slice(32, 64))),
+    ):
+        assert torch.equal(second[f"decoder.layers.1.{ours}"].into, weights[theirs][index]), ours
+    bias = weights["decoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight"]
+    assert torch.equal(second["decoder.layers.0.self_attention.bias"].into, bias[:, 2:])
+
+
+def test_a_vocabulary_need_not_be_divisible(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "flan", vocab_size=129)
+    full = load_file(folder / "model.safetensors")["lm_head.weight"]
+    groups = [Group(rank=rank, size=2) for rank in range(2)]
+    decoders = [stacks(folder, group)[1] for group in groups]
+    first, second = (decoder.output.weight for decoder in decoders)
+    assert first.shape == second.shape == (65, 32)
+    assert torch.equal(torch.cat([first, second])[:129], full)
+    assert not second[64:].any()
+
+
+@pytest.mark.parametrize("size", [3, 8])
+def test_heads_that_cannot_be_split_are_refused(size: int, checkpoint: Callable[[str], Path]) -> None:
+    with pytest.raises(ModelLoadError, match=f"heads = .* is not divisible by tensor_parallel_size = {size}"):
+        slots(checkpoint("flan"), Group(rank=0, size=size))
+
+
+def test_weights_become_the_dtype_that_is_asked_for(folder: Path) -> None:
+    values = read_json(folder, "config.json")
+    spec, opened = spec_of(values), open_checkpoint(folder)
+    decoder = load_decoder(spec, opened, Placement(CPU, torch.bfloat16, Group()))
+    weights = load_file(folder / "model.safetensors")
+    assert torch.equal(decoder.output.weight, weights["lm_head.weight"].bfloat16())
+    # Added to float32 scores.
+    assert decoder.attentions[0].bias is not None
+    assert decoder.attentions[0].bias.weight.dtype == torch.float32

@@ -1,0 +1,90 @@
+"""What an engine may be told, and the sizes that follow."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from tandem.errors import InvalidRequest
+from tandem.workers.config import EngineConfig
+from tandem.workers.spec import RelativeBias, StackSpec
+
+CPU = torch.device("cpu")
+STACK = StackSpec(
+    layers=3, d_model=64, heads=8, head_dim=16, d_ff=128, activation="relu", gated=False, norm_eps=1e-6,
+    attention_scale=1.0, relative_bias=RelativeBias(32, 128, per_layer=False),
+)  # fmt: skip
+PAGE_BYTES = 2 * 3 * 8 * 32 * 16 * 4  # k and v, layers, heads, positions, head_dim, float32
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["tensor_parallel_size", "max_num_seqs", "max_batched_tokens", "max_encoder_tokens",
+     "max_encoder_length", "max_decoder_length"],
+)  # fmt: skip
+def test_sizes_below_one_are_refused_by_name(name: str) -> None:
+    with pytest.raises(InvalidRequest, match="at least 1, got 0") as caught:
+        EngineConfig("model", **{name: 0})
+    assert caught.value.field == name
+
+
+def test_a_step_must_hold_a_token_for_each_sequence() -> None:
+    with pytest.raises(InvalidRequest, match="at least max_num_seqs = 9, got 8") as caught:
+        EngineConfig("model", max_num_seqs=9, max_batched_tokens=8)
+    assert caught.value.field == "max_batched_tokens"
+    EngineConfig("model", max_num_seqs=8, max_batched_tokens=8)
+
+
+def test_options_as_a_person_writes_them() -> None:
+    assert EngineConfig.of(model="m", dtype="float", page_size=8) == EngineConfig("m", "float32", page_size=8)
+    assert EngineConfig.of(model="m") == EngineConfig("m")
+    with pytest.raises(InvalidRequest, match="unknown option") as caught:
+        EngineConfig.of(model="m", max_seqs=3)
+    assert caught.value.field == "max_seqs"
+
+
+@pytest.mark.parametrize(("dtype", "hint"), [("half", True), ("float16", True), ("int8", False)])
+def test_dtypes_that_are_not_served_are_refused(dtype: str, hint: bool) -> None:
+    with pytest.raises(InvalidRequest, match=f"must be one of .*bfloat16, got '{dtype}'") as caught:
+        EngineConfig.of(model="m", dtype=dtype)
+    assert caught.value.field == "dtype"
+    assert ("overflow" in str(caught.value)) == hint
+
+
+def test_dtype_by_device() -> None:
+    config = EngineConfig("m")
+    assert config.torch_dtype(CPU) == torch.float32
+    assert config.torch_dtype(torch.device("cuda")) == torch.bfloat16
+    assert replace(config, dtype="bfloat16").torch_dtype(CPU) == torch.bfloat16
+    assert replace(config, dtype="float32").torch_dtype(torch.device("cuda")) == torch.float32
+    assert replace(config, device="cpu").torch_device(rank=3) == CPU
+
+
+def test_page_size_by_device() -> None:
+    config = EngineConfig("m")
+    assert config.positions_per_page(CPU) == 32
+    assert config.positions_per_page(torch.device("cuda")) == 64
+    assert replace(config, page_size=4).positions_per_page(CPU) == 4
+
+
+def test_pages_are_what_the_sequences_can_use() -> None:
+    config = EngineConfig("m", max_num_seqs=4, max_encoder_length=100, max_decoder_length=33)
+    assert config.pages(STACK, CPU, torch.float32) == 4 * (4 + 2)
+
+
+def test_pages_are_what_fits() -> None:
+    room = 37 * PAGE_BYTES / 2**30
+    config = EngineConfig("m", kv_cache_gib=room)
+    assert config.pages(STACK, CPU, torch.float32) == 37
+    assert config.pages(STACK, CPU, torch.bfloat16) == 2 * 37
+    assert replace(config, tensor_parallel_size=2).pages(STACK, CPU, torch.float32) == 2 * 37
+    assert replace(config, page_size=64).pages(STACK, CPU, torch.float32) == 37 // 2
+    assert replace(config, kv_cache_gib=room / 1e6).pages(STACK, CPU, torch.float32) == 1
+    assert replace(config, num_pages=5).pages(STACK, CPU, torch.float32) == 5
+
+
+def test_a_cpu_engine_keeps_to_a_gibibyte() -> None:
+    config = EngineConfig("m", max_num_seqs=10_000, max_batched_tokens=10_000)
+    assert config.pages(STACK, CPU, torch.float32) == 2**30 // PAGE_BYTES

@@ -1,0 +1,136 @@
+"""The families table, against transformers' own reading of the same config files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from models import VARIANTS
+from safetensors import safe_open
+from transformers import MT5Config, PreTrainedConfig, T5Config, UMT5Config
+
+from tandem.errors import ModelLoadError
+from tandem.workers.families import FAMILIES, family_of, spec_of
+
+# As published, without what nobody reads.
+T5_SMALL = {
+    "model_type": "t5", "d_model": 512, "d_kv": 64, "d_ff": 2048, "num_heads": 8, "num_layers": 6,
+    "vocab_size": 32128, "relative_attention_num_buckets": 32, "layer_norm_epsilon": 1e-06,
+    "decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+FLAN_T5_BASE = {
+    "model_type": "t5", "d_model": 768, "d_kv": 64, "d_ff": 2048, "num_heads": 12, "num_layers": 12,
+    "num_decoder_layers": 12, "vocab_size": 32128, "relative_attention_max_distance": 128,
+    "relative_attention_num_buckets": 32, "layer_norm_epsilon": 1e-06, "feed_forward_proj": "gated-gelu",
+    "tie_word_embeddings": False, "decoder_start_token_id": 0, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+BYT5_SMALL = {
+    **FLAN_T5_BASE, "d_model": 1472, "d_ff": 3584, "num_heads": 6, "num_decoder_layers": 4,
+    "vocab_size": 384,
+}  # fmt: skip
+MT5_SMALL = {
+    **FLAN_T5_BASE, "model_type": "mt5", "d_model": 512, "d_ff": 1024, "num_heads": 6, "num_layers": 8,
+    "num_decoder_layers": 8, "vocab_size": 250112,
+}  # fmt: skip
+UMT5_SMALL = {**MT5_SMALL, "model_type": "umt5", "vocab_size": 256384}
+
+
+def hf_config(values: dict[str, Any]) -> PreTrainedConfig:
+    kinds = {"t5": T5Config, "mt5": MT5Config, "umt5": UMT5Config}
+    return kinds[values["model_type"]](**values)
+
+
+@pytest.mark.parametrize(
+    "values", [T5_SMALL, FLAN_T5_BASE, BYT5_SMALL, MT5_SMALL, UMT5_SMALL], ids=lambda v: str(v["d_model"])
+)
+def test_published_configs(values: dict[str, Any]) -> None:
+    spec, config = spec_of(values), hf_config(values)
+    assert spec.family == config.model_type
+    assert (spec.encoder.layers, spec.decoder.layers) == (config.num_layers, config.num_decoder_layers)
+    for stack in (spec.encoder, spec.decoder):
+        assert (stack.d_model, stack.heads, stack.head_dim) == (config.d_model, config.num_heads, config.d_kv)
+        assert stack.d_ff == config.d_ff
+        assert (stack.activation, stack.gated) == (config.dense_act_fn, config.is_gated_act)
+        assert stack.norm_eps == config.layer_norm_epsilon
+        assert stack.attention_scale == 1.0
+        assert stack.relative_bias.buckets == config.relative_attention_num_buckets
+        assert stack.relative_bias.max_distance == config.relative_attention_max_distance
+        assert stack.relative_bias.per_layer == (config.model_type == "umt5")
+    assert spec.vocab_size == config.vocab_size
+    assert (spec.pad_id, spec.eos_ids) == (config.pad_token_id, (config.eos_token_id,))
+    assert spec.decoder_start_id == 0
+
+
+@pytest.mark.parametrize(
+    ("values", "scaled"),
+    [
+        (T5_SMALL, True),
+        (FLAN_T5_BASE, False),
+        (BYT5_SMALL, False),
+        (MT5_SMALL, False),
+        # As it was trained. transformers 5 takes umt5 for tied, and scales.
+        (UMT5_SMALL, False),
+        ({**UMT5_SMALL, "tie_word_embeddings": True}, True),
+        # As transformers 5 writes an untied one.
+        ({**FLAN_T5_BASE, "tie_word_embeddings": True, "scale_decoder_outputs": False}, False),
+        ({**T5_SMALL, "tie_word_embeddings": True, "scale_decoder_outputs": True}, True),
+    ],
+)
+def test_logits_are_scaled_where_the_output_was_tied(values: dict[str, Any], scaled: bool) -> None:
+    assert spec_of(values).logit_scale == (values["d_model"] ** -0.5 if scaled else 1.0)
+    if values["model_type"] == "t5":
+        assert hf_config(values).scale_decoder_outputs == scaled
+
+
+def test_what_a_config_leaves_out_is_t5s_default() -> None:
+    required = {
+        key: T5_SMALL[key] for key in
+        ("model_type", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")
+    }  # fmt: skip
+    spec = spec_of({**required, "num_decoder_layers": None})
+    config = T5Config(**required)
+    assert spec.decoder == spec.encoder
+    assert spec.encoder.activation == config.dense_act_fn == "relu"
+    assert spec.encoder.norm_eps == config.layer_norm_epsilon
+    assert spec.encoder.relative_bias.max_distance == config.relative_attention_max_distance
+    assert (spec.decoder_start_id, spec.pad_id, spec.eos_ids) == (0, 0, (1,))
+
+
+def test_special_ids() -> None:
+    spec = spec_of({**T5_SMALL, "eos_token_id": [1, 7], "pad_token_id": 5, "decoder_start_token_id": None})
+    assert (spec.eos_ids, spec.pad_id, spec.decoder_start_id) == ((1, 7), 5, 5)
+
+
+@pytest.mark.parametrize("key", ["d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size"])
+def test_a_missing_key_is_named(key: str) -> None:
+    with pytest.raises(ModelLoadError, match=f"config.json lacks '{key}'"):
+        spec_of({k: v for k, v in T5_SMALL.items() if k != key})
+
+
+@pytest.mark.parametrize("projection", ["gelu", "gated-silu", "silu", "swish-relu", ""])
+def test_an_unknown_activation_is_named(projection: str) -> None:
+    with pytest.raises(ModelLoadError, match="unsupported activation") as caught:
+        spec_of({**T5_SMALL, "feed_forward_proj": projection})
+    assert caught.value.field == "feed_forward_proj"
+    assert repr(projection) in str(caught.value)
+
+
+@pytest.mark.parametrize("kind", ["llama", None])
+def test_an_unknown_family_is_named_with_those_that_are_served(kind: str | None) -> None:
+    with pytest.raises(ModelLoadError, match=f"{kind!r} is not served; served are mt5, t5, umt5"):
+        spec_of({**T5_SMALL, "model_type": kind})
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_names_cover_a_checkpoint_exactly(variant: str, checkpoint: Callable[[str], Path]) -> None:
+    folder = checkpoint(variant)
+    values = json.loads((folder / "config.json").read_text())
+    names = family_of(values).names(spec_of(values))
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        stored = set(file.keys())
+    first = [next((name for name in theirs if name in stored), None) for theirs in names.values()]
+    assert set(first) == stored
+    assert values["model_type"] in FAMILIES

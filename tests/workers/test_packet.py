@@ -1,0 +1,133 @@
+"""A step as integers: what rank 0 sends is what the others read."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields, replace
+
+import numpy as np
+import torch
+from simulator import EOS, Job, Simulator
+
+from tandem.workers.packet import CLOSE, ENCODE_HERE, ON_DEVICE, Packet
+from tandem.workers.pages import PagePool
+from tandem.workers.request import EncoderInput
+from tandem.workers.scheduler import Scheduler
+from tandem.workers.step_plan import StepPlan
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """Hidden states that another worker has."""
+
+    handle: int
+
+    def __call__(self) -> torch.Tensor:
+        raise AssertionError("packets do not read them")
+
+
+def scheduler() -> Scheduler:
+    return Scheduler(PagePool(32, 4), max_num_seqs=4, max_batched_tokens=16, max_encoder_tokens=64)
+
+
+def arrive(to: Scheduler, job: Job, token_ids: tuple[int, ...], handle: int | None = None) -> None:
+    hidden = None if handle is None else Elsewhere(handle)
+    to.submit(replace(job.request(), encoder=EncoderInput(f"key {job.key}", token_ids, hidden)), 0.0)
+
+
+def there_and_back(packet: Packet) -> Packet:
+    values = packet.to_ints()
+    assert values.dtype == np.int64
+    assert values.tolist() != CLOSE
+    # As it travels, see Group.send_integers.
+    return Packet.from_ints(torch.tensor(values.tolist()).numpy())
+
+
+def assert_same(one: Packet, other: Packet) -> None:
+    for part in fields(Packet):
+        ours, theirs = getattr(one, part.name), getattr(other, part.name)
+        assert ours.shape == theirs.shape, part.name
+        assert (ours == theirs).all(), part.name
+
+
+def test_a_first_step() -> None:
+    """Two inputs to be encoded here, one that is elsewhere, a reader that shares, a prompt."""
+    ours = scheduler()
+    arrive(ours, Job("a", 0, key=0, encoder_length=5), (11, 12, 13, 14, 1))
+    arrive(ours, Job("b", 1, key=1, encoder_length=2), (21, 1), handle=77)
+    arrive(ours, Job("c", 2, key=2, encoder_length=3, prefix=3), (31, 32, 1))
+    arrive(ours, Job("d", 3, key=0, encoder_length=5), (11, 12, 13, 14, 1))
+    plan = ours.plan(0.0)
+    packet = there_and_back(Packet.of(plan))
+    entries = [admission.entry for admission in plan.admissions]
+    # By length, so that the encoder finds neighbours of equal length.
+    assert packet.admissions.tolist() == [
+        [entries[1].index, 2, 1, 77],
+        [entries[2].index, 3, 1, ENCODE_HERE],
+        [entries[0].index, 5, 2, ENCODE_HERE],
+    ]
+    assert packet.admission_pages.tolist() == [
+        *entries[1].pages, *entries[2].pages, *entries[0].pages,
+    ]  # fmt: skip
+    assert packet.admission_tokens.tolist() == [31, 32, 1, 11, 12, 13, 14, 1]
+    rows = {row.sequence.request.request_id: row.sequence for row in plan.rows}
+    order = [row.sequence.request.request_id for row in plan.rows]
+    assert order[-1] == "c"
+    by_row = dict(zip(order, packet.rows.tolist(), strict=True))
+    for name, (start, count, entry) in {
+        "a": (0, 1, 0), "b": (0, 1, 1), "c": (0, 3, 2), "d": (0, 1, 0),
+    }.items():  # fmt: skip
+        assert by_row[name] == [rows[name].slot, start, count, entries[entry].index, 1]
+    assert packet.row_tokens.tolist() == [token for name in order for token in rows[name].tokens]
+    assert {tuple(new) for new in packet.new_pages.tolist()} == {
+        (sequence.slot, 0, sequence.pages[0]) for sequence in rows.values()
+    }
+
+
+def test_a_token_that_only_the_device_knows() -> None:
+    ours = scheduler()
+    arrive(ours, Job("a", 0, key=0, encoder_length=2, prefix=2), (11, 1))
+    first = ours.plan(0.0)
+    ahead = there_and_back(Packet.of(ours.plan(0.0)))
+    assert ahead.row_tokens.tolist() == [ON_DEVICE]
+    assert ahead.rows[0, 1:3].tolist() == [2, 1]
+    assert len(ahead.admissions) == len(ahead.new_pages) == 0
+    ours.apply(first, [99])
+
+
+def test_an_unfinished_prefill_does_not_sample() -> None:
+    ours = scheduler()
+    arrive(ours, Job("a", 0, key=0, encoder_length=2, prefix=20), (11, 1))
+    plans = [there_and_back(Packet.of(ours.plan(0.0))) for _ in range(2)]
+    assert [plan.rows[0, 1:].tolist() for plan in plans] == [[0, 16, 0, 0], [16, 4, 0, 1]]
+    assert [len(plan.new_pages) for plan in plans] == [4, 1]
+
+
+def test_an_empty_step() -> None:
+    empty = there_and_back(Packet.of(StepPlan()))
+    assert [getattr(empty, part.name).shape for part in fields(Packet)] == [
+        (0, 4), (0,), (0,), (0, 3), (0, 5), (0,),
+    ]  # fmt: skip
+
+
+def test_every_step_of_busy_traffic_comes_back_the_same() -> None:
+    plans = []
+
+    class Listener(Simulator):
+        def _execute(self, plan: StepPlan):  # type: ignore[no-untyped-def]
+            packet = Packet.of(plan)
+            assert_same(packet, there_and_back(packet))
+            plans.append(plan)
+            return super()._execute(plan)
+
+    simulator = Listener(
+        pages=30, page_size=2, max_num_seqs=4, max_batched_tokens=9, max_encoder_tokens=12, depth=2
+    )
+    for number in range(40):
+        job = Job(
+            str(number), number, key=number % 7, encoder_length=1 + number % 7, prefix=1 + number % 5,
+            max_tokens=1 + number % 11, stops=((number % 13, EOS),),
+        )  # fmt: skip
+        simulator.submit(job, 0.0)
+    while simulator.lives:
+        simulator.step(0.0)
+    assert len(plans) > 40

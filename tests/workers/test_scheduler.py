@@ -1,0 +1,367 @@
+"""The scheduler, held to a plain model of its promises (`simulator.py`) under random traffic."""
+
+from __future__ import annotations
+
+import gc
+import itertools
+import random
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from simulator import EOS, OWN_STOP, PRIORITY_S, Job, Simulator
+
+from tandem.workers.request import EngineRequest
+
+ARRIVALS = 20  # steps during which requests come
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """An engine's sizes, and everything that happens to it."""
+
+    pages: int
+    page_size: int
+    max_num_seqs: int
+    max_batched_tokens: int
+    max_encoder_tokens: int
+    depth: int
+    failing: frozenset[int]
+    seconds_a_step: float
+    jobs: list[Job]
+
+
+small = st.integers
+
+
+@st.composite
+def jobs(draw: st.DrawFn, lengths: list[int]) -> Job:
+    """One for an engine whose encoder inputs have these lengths; `scenarios` numbers it."""
+    key = draw(small(0, len(lengths) - 1))
+    max_tokens = draw(small(1, 16))
+    stops = draw(st.dictionaries(small(0, 15), st.sampled_from([EOS, OWN_STOP]), max_size=2))
+    job = Job(
+        name=draw(st.sampled_from(["its own", "its own", "its own", "shared"])),
+        number=0,
+        key=key,
+        encoder_length=lengths[key],
+        prefix=draw(small(1, 9)),
+        max_tokens=max_tokens,
+        min_tokens=draw(small(0, max_tokens)),
+        stops=tuple(stops.items()),
+        stop_ids=draw(st.sampled_from([frozenset({EOS}), frozenset({EOS, OWN_STOP}), frozenset()])),
+        priority=draw(st.sampled_from([0, 0, 0, 1, -2])),
+        timeout_s=draw(st.none() | st.floats(0, 30)),
+        at=draw(small(0, ARRIVALS)),
+        cancel_at=draw(st.none() | st.none() | small(0, 2 * ARRIVALS)),
+    )
+    return replace(job, resumed=draw(st.just(0) | small(0, len(job.answer[0]))))
+
+
+@st.composite
+def scenarios(draw: st.DrawFn) -> Scenario:
+    max_num_seqs = draw(small(1, 6))
+    lengths = draw(st.lists(small(1, 8), min_size=1, max_size=4))  # of the encoder inputs
+    page_size = draw(small(1, 4))
+    all_jobs = [
+        replace(job, number=number, name=str(number) if job.name == "its own" else job.name)
+        for number, job in enumerate(draw(st.lists(jobs(lengths), min_size=1, max_size=14)))
+    ]
+    # Room for the largest and a little more, mostly: then pages run out.
+    largest = max(job.encoder_length + job.prefix + job.max_tokens for job in all_jobs) // page_size
+    return Scenario(
+        pages=max(1, largest + draw(small(-1, 12))),
+        page_size=page_size,
+        max_num_seqs=max_num_seqs,
+        max_batched_tokens=max_num_seqs + draw(small(0, 12)),
+        max_encoder_tokens=draw(small(1, 24)),
+        depth=draw(small(1, 3)),
+        failing=draw(st.frozensets(small(0, 10), max_size=2)),
+        seconds_a_step=draw(st.sampled_from([0.0, 0.5, 4.0])),
+        jobs=all_jobs,
+    )
+
+
+def play(scenario: Scenario) -> Simulator:
+    """Everything happens at its step, then it goes on until all is done."""
+    simulator = Simulator(
+        pages=scenario.pages,
+        page_size=scenario.page_size,
+        max_num_seqs=scenario.max_num_seqs,
+        max_batched_tokens=scenario.max_batched_tokens,
+        max_encoder_tokens=scenario.max_encoder_tokens,
+        depth=scenario.depth,
+        failing=scenario.failing,
+    )
+    work = [job.prefix + 2 * job.max_tokens + scenario.depth + 2 for job in scenario.jobs]
+    # Whoever is first in order moves on at every step; it can only be displaced by a new arrival or wait
+    # for the one that runs in its place.
+    bound = ARRIVALS + 1 + 2 * sum(work) + len(work) * max(work)
+    submitted = 0
+    for step in itertools.count():
+        now = step * scenario.seconds_a_step
+        for job in scenario.jobs:
+            if job.at == step:
+                submitted += simulator.submit(job, now) is not None
+        for job in scenario.jobs:
+            if job.cancel_at == step:
+                simulator.cancel(job.name)
+        if step > ARRIVALS and not simulator.lives and not simulator.launched:
+            break
+        assert step <= bound, f"still alive: {[life.job.name for life in simulator.lives.values()]}"
+        simulator.step(now)
+    assert len(simulator.ended) == submitted
+    assert simulator.scheduler.stats().free_pages == scenario.pages
+    return simulator
+
+
+def test_everything_holds_whatever_happens() -> None:
+    # What the random traffic ran into: it would prove little if nothing ever ran short.
+    seen: Counter[str] = Counter()
+
+    @settings(max_examples=250)
+    @given(scenarios())
+    def under(scenario: Scenario) -> None:
+        simulator = play(scenario)
+        ended = simulator.ended
+        for life in ended:
+            answer, reason = life.job.answer
+            assert life.out == answer[: len(life.out)]
+            if life.reason in ("stop", "length"):
+                assert (life.out, life.reason) == (answer, reason)
+        seen.update({life.reason for life in ended})
+        seen["preempted"] += simulator.preemptions > 0
+        seen["cross pages shared"] += simulator.encoded < sum(life.job.encoder_length for life in ended)
+        seen["prefilled in chunks"] += any(
+            life.job.prefix > scenario.max_batched_tokens - scenario.max_num_seqs + 1 for life in ended
+        )
+        seen["resumed"] += any(life.job.resumed for life in ended)
+
+    under()
+    for what in ("stop", "length", "cancelled", "deadline", "error", "preempted", "cross pages shared",
+                 "prefilled in chunks", "resumed"):  # fmt: skip
+        assert seen[what] >= 15, seen
+
+
+@settings(max_examples=60)
+@given(scenarios(), small(1, 3))
+def test_answers_depend_on_nothing_but_the_request(scenario: Scenario, depth: int) -> None:
+    """The same traffic through a small and a large engine: what ends by itself ends the same."""
+    calm = [replace(job, name=str(job.number), timeout_s=None, cancel_at=None) for job in scenario.jobs]
+    tight = replace(scenario, jobs=calm, failing=frozenset())
+    roomy = replace(tight, pages=500, depth=depth, max_batched_tokens=200, max_num_seqs=20)
+    ends = [
+        {life.job.number: (life.out, life.reason) for life in play(engine).ended} for engine in (tight, roomy)
+    ]
+    assert ends[0].items() <= ends[1].items()
+    assert {reason for _, reason in ends[1].values()} <= {"stop", "length"}
+
+
+@pytest.mark.parametrize(("seed", "depth"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])
+def test_long_traffic(seed: int, depth: int) -> None:
+    """A busy engine, for longer than random scenarios last: half a thousand requests, of which the pages
+    hold a few."""
+    rng = random.Random(seed)
+    page_size = 1 + seed % 2
+    simulator = Simulator(
+        pages=40,
+        page_size=page_size,
+        max_num_seqs=8,
+        max_batched_tokens=rng.choice([8, 12, 40]),
+        max_encoder_tokens=rng.choice([8, 20]),
+        depth=depth,
+        failing=rng.sample(range(300), 10),
+    )
+    lengths = [rng.randint(1, 6) for _ in range(100)]
+    submitted = 0
+    for step in itertools.count():
+        now = step / 10
+        if submitted < 500 and len(simulator.lives) < 30:
+            key = max(rng.randrange(len(lengths)) for _ in range(3))
+            job = Job(
+                str(step), step, key, lengths[key],
+                prefix=rng.randint(1, 8),
+                max_tokens=rng.randint(1, 15 * page_size),
+                stops=((rng.randint(0, 60), EOS),),
+                priority=rng.choice([0, 0, 0, 1]),
+                timeout_s=rng.choice([None, None, None, 5.0]),
+            )  # fmt: skip
+            job = replace(job, resumed=rng.choice([0, 0, rng.randint(0, len(job.answer[0]))]))
+            submitted += simulator.submit(job, now) is not None
+        if simulator.lives and rng.random() < 0.05:
+            simulator.cancel(rng.choice(sorted(simulator.lives)))
+        simulator.step(now)
+        if submitted == 500 and not simulator.lives:
+            break
+        assert step < 20_000
+    assert len(simulator.ended) == 500
+    assert simulator.preemptions > 20
+
+
+# -- fairness
+
+
+def engine(**sizes: Any) -> Simulator:
+    defaults: dict[str, Any] = {
+        "pages": 16, "page_size": 2, "max_num_seqs": 4, "max_batched_tokens": 8, "max_encoder_tokens": 16,
+    }  # fmt: skip
+    return Simulator(**{**defaults, **sizes})
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_a_long_request_is_not_starved_by_an_endless_stream_of_short_ones(depth: int) -> None:
+    simulator = engine(depth=depth)
+    numbers = itertools.count(1)
+
+    def short() -> None:
+        number = next(numbers)
+        simulator.submit(Job(str(number), number, number, encoder_length=2, max_tokens=2), 0.0)
+
+    for _ in range(6):
+        short()
+    simulator.step(0.0)
+    # Takes all pages but one: it can only run while hardly anything else does.
+    long = simulator.submit(Job("long", 0, 0, encoder_length=8, prefix=3, max_tokens=19), 0.0)
+    assert long is not None
+    for _ in range(60):
+        short()
+        short()
+        simulator.step(0.0)
+    assert long.reason == "length"
+    assert long.steps <= 2 * 3 + 19 + 4 * depth  # those before it, its own tokens, pipeline
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+@pytest.mark.parametrize("priority", [1, 3])
+def test_waiting_outweighs_priority(priority: int, depth: int) -> None:
+    """Ten important requests are always there. The unimportant one starts when it has waited PRIORITY_S
+    seconds for each level, and the ten that came before that are done."""
+    simulator = engine(depth=depth)
+    numbers = itertools.count(1)
+    humble = simulator.submit(Job("humble", 0, 0, encoder_length=4, max_tokens=6), 0.0)
+    assert humble is not None
+    for step in itertools.count():
+        now = step * 0.25
+        while len(simulator.lives) < 11:
+            number = next(numbers)
+            job = Job(str(number), number, number, encoder_length=4, max_tokens=6, priority=priority)
+            simulator.submit(job, now)
+        simulator.step(now)
+        if humble.running:
+            break
+        assert now < 100
+    # Each takes 6 steps and what lies between being sampled and being applied; two at a time at least.
+    assert priority * PRIORITY_S <= now <= priority * PRIORITY_S + 0.25 * 10 * (6 + depth) / 2
+
+
+def test_equals_start_in_the_order_of_their_arrival() -> None:
+    simulator = engine(max_num_seqs=2)
+    for number in range(8):
+        simulator.submit(Job(str(number), number, number, encoder_length=3, max_tokens=4 - number % 3), 1.0)
+    while simulator.lives:
+        simulator.step(1.0)
+    assert [life.job.number for life in simulator.started] == list(range(8))
+
+
+def test_priority_goes_first() -> None:
+    simulator = engine(max_num_seqs=1)
+    for number, priority in enumerate([0, 0, 2, -1, 1]):
+        simulator.submit(Job(str(number), number, 0, encoder_length=2, priority=priority), 5.0)
+    while simulator.lives:
+        simulator.step(5.0)
+    assert [life.job.number for life in simulator.started] == [2, 4, 0, 1, 3]
+
+
+# -- single promises
+
+
+def test_readers_of_one_input_share_its_pages() -> None:
+    simulator = engine()
+    for number in range(4):
+        simulator.submit(Job(str(number), number, key=0, encoder_length=7), 0.0)
+    simulator.step(0.0)
+    stats = simulator.scheduler.stats()
+    assert (stats.running, stats.cross_pages, stats.encoded_tokens) == (4, 4, 7)
+
+
+def test_a_long_prompt_delays_no_decode() -> None:
+    """While 30 tokens are prefilled, 8 a step, the others get their token at every step."""
+    simulator = engine(pages=40)
+    for number in range(3):
+        simulator.submit(Job(str(number), number, number, encoder_length=2, max_tokens=9), 0.0)
+    simulator.step(0.0)
+    simulator.submit(Job("long", 9, 9, encoder_length=2, prefix=30, max_tokens=1), 0.0)
+    for done in range(2, 9):
+        simulator.step(0.0)
+        assert [len(simulator.lives[str(n)].out) for n in range(3)] == [done] * 3
+
+
+def test_an_encoder_input_beyond_the_step_budget_goes_alone() -> None:
+    simulator = engine(pages=40, max_encoder_tokens=4)
+    for number, length in enumerate([3, 9, 3, 1]):
+        simulator.submit(Job(str(number), number, number, encoder_length=length, max_tokens=20), 0.0)
+    started = []
+    for _ in range(3):
+        simulator.step(0.0)
+        started.append(sum(life.running for life in simulator.lives.values()))
+    assert started == [1, 2, 4]
+
+
+def test_requests_that_can_never_fit_are_refused_by_name() -> None:
+    simulator = engine(pages=4, page_size=2)
+    assert simulator.submit(Job("too long", 0, 0, encoder_length=3, prefix=1, max_tokens=4), 0.0) is None
+    fits = simulator.submit(Job("fits", 1, 0, encoder_length=3, prefix=1, max_tokens=3), 0.0)
+    assert fits is not None
+    while simulator.lives:
+        simulator.step(0.0)
+    assert fits.reason == "length"
+
+
+def test_what_is_complete_when_it_comes_ends_without_a_step() -> None:
+    simulator = engine()
+    simulator.submit(Job("full", 0, 0, encoder_length=2, max_tokens=3, resumed=3), 0.0)
+    simulator.submit(Job("ended", 1, 0, encoder_length=2, max_tokens=9, stops=((1, EOS),), resumed=2), 0.0)
+    simulator.step(0.0)
+    assert [life.reason for life in simulator.ended] == ["length", "stop"]
+    assert simulator.encoded == 0
+
+
+def test_an_input_that_cannot_be_read_ends_its_readers_only() -> None:
+    simulator = engine(failing=[1])
+    for number, key in enumerate([0, 1, 1, 2]):
+        simulator.submit(Job(str(number), number, key, encoder_length=3), 0.0)
+    simulator.step(0.0)
+    assert [(life.job.number, life.reason) for life in simulator.ended] == [(1, "error"), (2, "error")]
+    simulator.submit(Job("again", 4, 1, encoder_length=3), 0.0)
+    while simulator.lives:
+        simulator.step(0.0)
+    assert [life.reason for life in simulator.ended[2:]] == ["length"] * 3
+
+
+def test_unknown_ids_are_not_cancelled_twice() -> None:
+    simulator = engine()
+    simulator.submit(Job("a", 0, 0, encoder_length=2), 0.0)
+    simulator.cancel("nobody")
+    simulator.cancel("a")
+    simulator.cancel("a")
+    simulator.step(0.0)
+    assert [life.reason for life in simulator.ended] == ["cancelled"]
+
+
+def test_ended_requests_are_not_kept_until_their_deadline() -> None:
+    simulator = engine()
+    for number in range(500):
+        simulator.submit(Job(str(number), number, 0, encoder_length=2, timeout_s=1e6), 0.0)
+        simulator.cancel(str(number))
+        simulator.step(0.0)
+    simulator.ended.clear()
+    gc.collect()
+    assert sum(isinstance(thing, EngineRequest) for thing in gc.get_objects()) < 100
+
+
+def test_sizes_that_cannot_work_are_refused() -> None:
+    with pytest.raises(ValueError, match="max_batched_tokens 3 < max_num_seqs 4"):
+        engine(max_batched_tokens=3)
