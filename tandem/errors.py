@@ -79,7 +79,7 @@ class Status(NamedTuple):
     kind: str  # `type` in OpenAI's error shape
 
 
-# The first class that matches wins; everything unknown is an InternalError.
+# By exact class; everything unknown is an InternalError.
 STATUS: dict[type[TandemError], Status] = {
     InvalidRequest: Status("INVALID_ARGUMENT", 400, "invalid_request_error"),
     RequestTooLarge: Status("RESOURCE_EXHAUSTED", 413, "invalid_request_error"),
@@ -96,4 +96,5 @@ STATUS: dict[type[TandemError], Status] = {
 
 def status_of(error: BaseException) -> Status:
     """The status of any exception; one that is not ours is an InternalError's."""
-    return STATUS.get(type(error), STATUS[InternalError])  # type: ignore[call-overload,no-any-return]
+    kind = type(error) if isinstance(error, TandemError) else InternalError
+    return STATUS.get(kind, STATUS[InternalError])

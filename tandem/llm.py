@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Any, Self, cast
@@ -152,7 +152,7 @@ class LLM:
 
     def _run(
         self, prepared: Sequence[PreparedRequest], assemblers: Sequence[Assembler]
-    ) -> Iterator[tuple[int, TextDelta]]:
+    ) -> Generator[tuple[int, TextDelta]]:
         """Drives the engine until all these requests have ended; yields what each grew by, with its
         number. What has not ended when the caller turns away is cancelled."""
         where = {

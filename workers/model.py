@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
@@ -40,6 +41,15 @@ class DecoderBatch:
     write_slots: torch.Tensor  # int64 [rows]: where each row's K and V go, page * page_size + offset
     attention: list[AttentionRows]  # cover all rows, in order
     sample_rows: torch.Tensor  # int64: the rows whose logits are wanted
+
+
+class HasWeights(Protocol):
+    def slots(self) -> Iterator[WeightSlot]: ...
+
+
+def _slots(*groups: Sequence[HasWeights]) -> Iterator[WeightSlot]:
+    for layer in chain(*groups):
+        yield from layer.slots()
 
 
 class FeedForward:
@@ -115,8 +125,7 @@ class EncoderStack:
 
     def slots(self) -> Iterator[WeightSlot]:
         yield from self.embedding.slots()
-        for layer in (*self.attentions, *self.feed_forwards, self.final_norm):
-            yield from layer.slots()
+        yield from _slots(self.attentions, self.feed_forwards, [self.final_norm])
 
     def prepare(self) -> None:
         """Derives what does not change from the loaded weights."""
@@ -167,8 +176,8 @@ class DecoderStack:
         yield from self.embedding.slots()
         if self.output is not self.embedding:
             yield from self.output.slots()
-        for layer in (*self.attentions, *self.crosses, *self.feed_forwards, self.cross_kv, self.final_norm):
-            yield from layer.slots()
+        yield from _slots(self.attentions, self.crosses, self.feed_forwards)
+        yield from _slots([self.cross_kv, self.final_norm])
 
     def prepare(self) -> None:
         """Derives what does not change from the loaded weights."""

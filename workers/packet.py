@@ -30,7 +30,9 @@ class Packet:
 
     @classmethod
     def of(cls, plan: StepPlan) -> Packet:
-        admissions, pages, encoded = [], [], []
+        admissions: list[tuple[int, ...]] = []
+        pages: list[int] = []
+        encoded: list[int] = []
         # By length: the encoder runs neighbours of equal length together.
         for admission in sorted(plan.admissions, key=lambda admission: admission.entry.length):
             entry, encoder = admission.entry, admission.request.encoder
@@ -39,7 +41,8 @@ class Packet:
             pages += entry.pages
             if handle == ENCODE_HERE:
                 encoded += encoder.token_ids
-        rows, tokens = [], []
+        rows: list[tuple[int, ...]] = []
+        tokens: list[int] = []
         for row in plan.rows:
             sequence = row.sequence
             entry_index = sequence.cross.index if sequence.cross else 0
