@@ -1,0 +1,148 @@
+"""What clients of every kind get from a running cluster."""
+
+from __future__ import annotations
+
+import json
+import urllib.request
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+import httpx
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from libretranslatepy import LibreTranslateAPI
+from openai import OpenAI
+from serving import text_request, text_stream
+
+from tandem import AsyncClient, Client, SamplingParams
+from tandem.v1 import inference_pb2 as pb
+
+from .conftest import PROMPTS, Server
+
+pytestmark = pytest.mark.ray
+PROMPT = PROMPTS[0]
+
+
+def test_grpc_unary_with_plain_stubs(server: Server, expected: dict[str, str]) -> None:
+    answer = server.stub.Generate(text_request(PROMPT, max_tokens=32), timeout=60)
+    (output,) = answer.outputs
+    assert output.text == expected[PROMPT]
+    assert output.finish.reason == pb.FINISH_REASON_STOP
+    assert answer.usage.generated_tokens == len(output.token_ids)
+    assert answer.usage.encoder_tokens == answer.prompt.encoder_tokens > 0
+
+
+def test_grpc_stream_with_plain_stubs(server: Server, expected: dict[str, str]) -> None:
+    events = list(server.stub.GenerateStream(text_stream(PROMPT, max_tokens=32), timeout=60))
+    kinds = [event.WhichOneof("event") for event in events]
+    assert kinds[0] == "started"
+    assert kinds[-1] == "finished"
+    assert set(kinds[1:-1]) == {"delta"}
+    assert "".join(event.delta.text for event in events[1:-1]) == expected[PROMPT]
+    assert events[-2].delta.finish.reason == pb.FINISH_REASON_STOP
+
+
+def test_grpc_health_models_and_tokenize(server: Server) -> None:
+    with grpc.insecure_channel(server.grpc) as channel:
+        health = health_pb2_grpc.HealthStub(channel)
+        assert health.Check(health_pb2.HealthCheckRequest(), timeout=60).status == 1
+    (model,) = server.stub.ListModels(pb.ListModelsRequest(), timeout=60).models
+    assert (model.id, model.family) == ("quickstart", "t5")
+    ids = server.stub.Tokenize(pb.TokenizeRequest(text="I am tired."), timeout=60).token_ids
+    assert ids[-1] == 1
+    assert len(ids) > 2
+
+
+def test_openai_completions(server: Server, expected: dict[str, str]) -> None:
+    client = OpenAI(base_url=f"{server.http}/v1", api_key="none", max_retries=0)
+    assert [model.id for model in client.models.list()] == ["quickstart"]
+    answer = client.completions.create(model="quickstart", prompt=PROMPTS[:2], max_tokens=32)
+    assert [choice.text for choice in answer.choices] == [expected[prompt] for prompt in PROMPTS[:2]]
+    assert answer.usage is not None
+    assert answer.usage.completion_tokens > 0
+    chunks = list(client.completions.create(model="quickstart", prompt=PROMPT, max_tokens=32, stream=True))
+    assert len(chunks) > 2
+    assert "".join(chunk.choices[0].text for chunk in chunks) == expected[PROMPT]
+    assert chunks[-1].choices[0].finish_reason == "stop"
+
+
+def test_decoder_prompt_continues_over_http(server: Server) -> None:
+    body = {"prompt": "translate English to French: I am tired.", "decoder_prompt": "Je", "max_tokens": 32}
+    answer = httpx.post(f"{server.http}/v1/completions", json=body, timeout=60)
+    assert answer.status_code == 200, answer.text
+    assert answer.json()["choices"][0]["text"].startswith(" suis")
+
+
+def test_libretranslate(server: Server, expected: dict[str, str]) -> None:
+    client = LibreTranslateAPI(server.http + "/")
+    assert {language["code"] for language in client.languages()} >= {"en", "fr", "de"}
+    sentence = PROMPT.removeprefix("translate English to French: ")
+    assert client.translate(sentence, "en", "fr") == expected[PROMPT]
+
+
+def test_http_tokenize_health_and_metrics(server: Server) -> None:
+    assert httpx.get(f"{server.http}/health", timeout=60).status_code == 200
+    body = json.dumps({"prompt": "I am tired."}).encode()
+    request = urllib.request.Request(
+        f"{server.http}/tokenize", body, headers={"content-type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        assert answer.status == 200
+    metrics = httpx.get(f"{server.http}/metrics", timeout=60).text
+    for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds", "kv_cache_usage"):
+        assert f"tandem_{name}" in metrics
+
+
+def test_200_concurrent_mixed_requests_are_all_right(server: Server, expected: dict[str, str]) -> None:
+    openai = OpenAI(base_url=f"{server.http}/v1", api_key="none", max_retries=0)
+
+    def unary(prompt: str) -> str:
+        return server.stub.Generate(text_request(prompt, max_tokens=32), timeout=120).outputs[0].text
+
+    def stream(prompt: str) -> str:
+        events = server.stub.GenerateStream(text_stream(prompt, max_tokens=32), timeout=120)
+        return "".join(event.delta.text for event in events)
+
+    def completion(prompt: str) -> str:
+        answer = openai.completions.create(model="quickstart", prompt=prompt, max_tokens=32)
+        return answer.choices[0].text
+
+    def sse(prompt: str) -> str:
+        chunks = openai.completions.create(model="quickstart", prompt=prompt, max_tokens=32, stream=True)
+        return "".join(chunk.choices[0].text for chunk in chunks)
+
+    ways = (unary, stream, completion, sse)
+    with ThreadPoolExecutor(200) as pool:
+        answers = list(pool.map(lambda item: ways[item[0] % 4](item[1]), enumerate(PROMPTS)))
+    assert len(answers) == 200
+    assert answers == [expected[prompt] for prompt in PROMPTS]
+
+
+def test_the_sync_client(server: Server, expected: dict[str, str]) -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=32)
+    with Client(server.grpc) as client:
+        assert client.health()
+        assert [model.id for model in client.models()] == ["quickstart"]
+        outputs = client.generate_many(PROMPTS[:8], greedy)
+        assert [o.outputs[0].text for o in outputs] == [expected[prompt] for prompt in PROMPTS[:8]]
+        assert "".join(piece.text for piece in client.stream(PROMPT, greedy)) == expected[PROMPT]
+        assert client.tokenize("Hi.")[-1] == 1
+
+
+async def test_the_async_client(server: Server, expected: dict[str, str]) -> None:
+    greedy = SamplingParams(temperature=0, max_tokens=32)
+    async with AsyncClient(server.grpc) as client:
+        assert (await client.generate(PROMPT, greedy)).outputs[0].text == expected[PROMPT]
+        pieces = [piece.text async for piece in client.stream(PROMPT, greedy)]
+        assert "".join(pieces) == expected[PROMPT]
+
+
+def test_samples_over_grpc_equal_those_of_the_engine_alone(server: Server) -> None:
+    from tandem import LLM
+
+    params = SamplingParams(n=3, temperature=1.0, seed=11, max_tokens=16)
+    with LLM(dtype="float32") as llm:
+        (alone,) = llm.generate(PROMPT, params)
+    with Client(server.grpc) as client:
+        served = client.generate(PROMPT, params)
+    assert [o.token_ids for o in served.outputs] == [o.token_ids for o in alone.outputs]

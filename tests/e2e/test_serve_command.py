@@ -1,0 +1,54 @@
+"""`tandem serve` as a process of its own, behind Serve's proxies, and how it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from serving import free_port
+
+from tandem import Client
+
+pytestmark = pytest.mark.ray
+READY_S = 240.0
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_serves_behind_proxies_until_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+    http_port, grpc_port = free_port(), free_port()
+    log = tmp_path / "stderr"
+    with log.open("wb") as stderr:
+        process = subprocess.Popen(
+            [
+                sys.executable, "-c", "from tandem.cli import app; app()", "serve", "quickstart",
+                "--ingress", "proxy", "--placement", "colocated", "--device", "cpu", "--name", "small",
+                "--http-port", str(http_port), "--grpc-port", str(grpc_port),
+            ],
+            stderr=stderr,
+            env=os.environ | {"COLUMNS": "200"},
+        )  # fmt: skip
+    try:
+        deadline = time.monotonic() + READY_S
+        while "is ready" not in log.read_text():
+            assert process.poll() is None, log.read_text()
+            assert time.monotonic() < deadline, log.read_text()
+            time.sleep(0.2)
+        assert f"127.0.0.1:{grpc_port}" in log.read_text()
+        with Client(f"127.0.0.1:{grpc_port}") as client:
+            assert client.health()
+            answer = client.generate("translate English to French: I am tired.", model="small")
+            assert answer.outputs[0].text.startswith("Je suis")
+        body = {"q": "I am tired.", "source": "en", "target": "fr"}
+        translated = httpx.post(f"http://127.0.0.1:{http_port}/translate", json=body, timeout=60)
+        assert translated.json()["translatedText"] == answer.outputs[0].text
+        process.send_signal(number)
+        assert process.wait(120) == 0, log.read_text()
+    finally:
+        process.kill()
+        process.wait()

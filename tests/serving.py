@@ -1,0 +1,68 @@
+"""A real cluster for tests: Ray, Serve, gRPC and HTTP on loopback."""
+
+from __future__ import annotations
+
+import dataclasses
+import socket
+from typing import Any
+
+import grpc
+from models import load_reference, reference_greedy
+
+from tandem.cluster.config import ServeConfig
+from tandem.cluster.endpoints import Endpoints
+from tandem.v1 import inference_pb2 as pb
+from tandem.v1 import inference_pb2_grpc as pb_grpc
+
+__all__ = ["Stub", "free_port", "ids_request", "load_reference", "make_config", "reference_greedy"]
+
+Stub = pb_grpc.InferenceServiceStub
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def make_config(**options: Any) -> ServeConfig:
+    """A small cluster on this machine's CPU that checks its invariants after every step."""
+    values: dict[str, Any] = {
+        "device": "cpu",
+        "dtype": "float32",
+        "http_port": free_port(),
+        "grpc_port": free_port(),
+        "max_num_seqs": 16,
+        "drain_timeout_s": 60.0,
+        "check_invariants": True,
+    }
+    return ServeConfig(**(values | options))
+
+
+def on_ports_of(config: ServeConfig, other: ServeConfig) -> ServeConfig:
+    """`config` for a cluster that was started with `other`."""
+    return dataclasses.replace(config, http_port=other.http_port, grpc_port=other.grpc_port)
+
+
+def channel(endpoints: Endpoints) -> grpc.Channel:
+    return grpc.insecure_channel(endpoints.grpc[0])
+
+
+def ids_request(ids: list[int], **params: Any) -> pb.GenerateRequest:
+    return pb.GenerateRequest(
+        encoder_prompt=pb.Prompt(token_ids=pb.TokenIds(ids=ids)),
+        sampling_params=pb.SamplingParams(**params),
+    )
+
+
+def text_request(text: str, **params: Any) -> pb.GenerateRequest:
+    return pb.GenerateRequest(
+        encoder_prompt=pb.Prompt(text=text), sampling_params=pb.SamplingParams(**params)
+    )
+
+
+def text_stream(text: str, **params: Any) -> pb.GenerateStreamRequest:
+    return pb.GenerateStreamRequest(
+        encoder_prompt=pb.Prompt(text=text), sampling_params=pb.SamplingParams(**params)
+    )
