@@ -12,6 +12,7 @@ from starlette.exceptions import HTTPException
 from tandem.errors import STATUS, InternalError, InvalidRequest, ModelNotFound, Status, TandemError, status_of
 
 _LIBRETRANSLATE: Final = ("/translate", "/languages")
+_LONGEST_MESSAGE: Final = 1000  # characters
 _RETRY_AFTER_S: Final = 1  # of 429 and 503; openai-python waits this long before it tries again
 
 
@@ -31,8 +32,10 @@ def error_body(error: BaseException, path: str) -> dict[str, Any]:
 
 
 def _body(message: str, field: str | None, status: Status, path: str) -> dict[str, Any]:
+    message = message[:_LONGEST_MESSAGE]  # it may quote the request, and so may the field
     if path.startswith(_LIBRETRANSLATE):
         return {"error": message}
+    field = field and field[:_LONGEST_MESSAGE]
     return {"error": {"message": message, "type": status.kind, "param": field, "code": status.grpc.lower()}}
 
 

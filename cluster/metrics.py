@@ -51,7 +51,9 @@ class Metrics:
             "inter_token_latency_seconds", "From one token of a sample to its next.", _TOKEN
         )
         self.whole_request = histogram(
-            "e2e_request_latency_seconds", "From a request's arrival to its end, if it succeeded.", _LATENCY
+            "e2e_request_latency_seconds",
+            "From a request's arrival to its last token, if it succeeded.",
+            _LATENCY,
         )
         self.encoder_tokens = counter("prompt_tokens", "Encoder tokens of accepted requests.")
         self.generated_tokens = counter("generation_tokens", "Tokens delivered to clients.")
@@ -107,7 +109,8 @@ class Observation:
     ) -> None:
         if error is None:
             status = "OK"
-            self._metrics.whole_request.observe(time.monotonic() - self._arrived)
+            if self._last:  # it generated
+                self._metrics.whole_request.observe(time.monotonic() - self._arrived)
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):
             status = "CANCELLED"
         else:
@@ -165,7 +168,7 @@ class _RouterCollector(Collector):
         counters = {
             "engine_steps": "Steps applied.",
             "engine_generated_tokens": "Tokens generated.",
-            "engine_encoded_tokens": "Tokens this engine has encoded by itself.",
+            "engine_encoded_tokens": "Encoder tokens of the inputs it has admitted.",
             "preemptions": "Sequences taken out of the batch for want of pages.",
         }
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {

@@ -60,6 +60,12 @@ async def test_a_malformed_body_is_refused(http: httpx.AsyncClient, content: byt
     assert error(response)["type"] == "invalid_request_error"
 
 
+async def test_errors_do_not_repeat_the_whole_request(http: httpx.AsyncClient) -> None:
+    response = await http.post("/v1/completions", json={"prompt": "a", "x" * 10_000: 1})
+    assert error(response)["param"] == "x" * 1000
+    assert len(response.content) < 3000
+
+
 @pytest.mark.parametrize("media_type", ["", "text/plain", "application/x-www-form-urlencoded"])
 async def test_another_media_type_is_refused(http: httpx.AsyncClient, media_type: str) -> None:
     response = await http.post(

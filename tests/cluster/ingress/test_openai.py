@@ -255,7 +255,6 @@ async def test_one_failing_sample_cancels_the_others(http: httpx.AsyncClient, ro
         ({"logprobs": 21}, "logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 64}, "max_tokens"),
-        ({"min_tokens": 5, "max_tokens": 4}, "min_tokens"),
         ({"seed": -1}, "seed"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": [""]}, "stop.0"),
