@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import settings
@@ -15,8 +16,13 @@ settings.load_profile("tandem")
 
 
 @pytest.fixture(scope="session")
-def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
-    """The folder of a variant's tiny random checkpoint, see `models.VARIANTS`. Not to be written to."""
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """The folder of a variant's tiny random checkpoint, made once for the same arguments, which are those
+    of `models.make_checkpoint`. Not to be written to."""
     from models import make_checkpoint
 
-    return cache(lambda variant: make_checkpoint(tmp_path_factory.mktemp(variant), variant))
+    @cache
+    def make(variant: str, **overrides: Any) -> Path:
+        return make_checkpoint(tmp_path_factory.mktemp(variant), variant, **overrides)
+
+    return make

@@ -1,8 +1,8 @@
 """Tiny random checkpoints of every T5 variant, laid out as the published ones are.
 
 Their weights are scaled so that they behave like trained models where tests look: greedy outputs differ
-from prompt to prompt, some end by EOS within 24 tokens and others run on (`test_models.py` holds them to
-it).
+from prompt to prompt, some end by EOS within 24 tokens and others run on
+(`parity/test_engine_parity.py` holds them to it).
 """
 
 from __future__ import annotations

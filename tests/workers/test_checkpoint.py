@@ -10,6 +10,7 @@ import pytest
 import torch
 from models import EOS, PAD, make_checkpoint
 from safetensors.torch import load_file, save_file
+from transformers import AutoTokenizer
 
 from tandem import quickstart
 from tandem.errors import ModelLoadError
@@ -225,7 +226,7 @@ def joined(parts: Iterable[torch.Tensor], dim: int | None) -> torch.Tensor:
 
 
 @pytest.mark.parametrize(("variant", "size"), [("t5", 2), ("flan", 2), ("flan", 4), ("umt5", 2)])
-def test_slices_make_up_the_whole(variant: str, size: int, checkpoint: Callable[[str], Path]) -> None:
+def test_slices_make_up_the_whole(variant: str, size: int, checkpoint: Callable[..., Path]) -> None:
     whole = slots(checkpoint(variant))
     ranks = [slots(checkpoint(variant), Group(rank=rank, size=size)) for rank in range(size)]
     for name, slot in whole.items():
@@ -235,7 +236,7 @@ def test_slices_make_up_the_whole(variant: str, size: int, checkpoint: Callable[
         assert ("norm" in name) == (slot.dim is None)
 
 
-def test_slices_are_of_whole_heads(checkpoint: Callable[[str], Path]) -> None:
+def test_slices_are_of_whole_heads(checkpoint: Callable[..., Path]) -> None:
     """Written out for one rank: heads 2 and 3 of 4, of 8 dimensions each."""
     weights = load_file(checkpoint("flan") / "model.safetensors")
     second = slots(checkpoint("flan"), Group(rank=1, size=2))
@@ -264,7 +265,7 @@ def test_a_vocabulary_need_not_be_divisible(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("size", [3, 8])
-def test_heads_that_cannot_be_split_are_refused(size: int, checkpoint: Callable[[str], Path]) -> None:
+def test_heads_that_cannot_be_split_are_refused(size: int, checkpoint: Callable[..., Path]) -> None:
     with pytest.raises(ModelLoadError, match=f"heads = .* is not divisible by tensor_parallel_size = {size}"):
         slots(checkpoint("flan"), Group(rank=0, size=size))
 
@@ -278,3 +279,12 @@ def test_weights_become_the_dtype_that_is_asked_for(folder: Path) -> None:
     # Added to float32 scores.
     assert decoder.attentions[0].bias is not None
     assert decoder.attentions[0].bias.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize(("variant", "ids"), [("t5", [3, 7, EOS]), ("byt5", [101, 100, 35, 101, 120, EOS])])
+def test_tokenizers_are_beside_the_weights(
+    variant: str, ids: list[int], checkpoint: Callable[..., Path]
+) -> None:
+    tokenizer = AutoTokenizer.from_pretrained(checkpoint(variant), local_files_only=True)
+    assert tokenizer("ba bu").input_ids == ids
+    assert tokenizer.decode(ids, skip_special_tokens=True) == "ba bu"

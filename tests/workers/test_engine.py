@@ -22,7 +22,7 @@ PROMPTS = [(5, 9, 30, EOS), (77, 6, EOS), (12, 13, 14, 15, 16, 17, 18, EOS), (10
 
 
 @pytest.fixture
-def config(checkpoint: Callable[[str], Path]) -> EngineConfig:
+def config(checkpoint: Callable[..., Path]) -> EngineConfig:
     return EngineConfig(str(checkpoint("flan")), max_num_seqs=8, page_size=4, check_invariants=True)
 
 

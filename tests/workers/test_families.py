@@ -125,7 +125,7 @@ def test_an_unknown_family_is_named_with_those_that_are_served(kind: str | None)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_names_cover_a_checkpoint_exactly(variant: str, checkpoint: Callable[[str], Path]) -> None:
+def test_names_cover_a_checkpoint_exactly(variant: str, checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint(variant)
     values = json.loads((folder / "config.json").read_text())
     names = family_of(values).names(spec_of(values))

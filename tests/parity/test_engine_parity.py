@@ -1,0 +1,322 @@
+"""The engine against transformers, token for token, in float32, for every T5 variant.
+
+Prompts that transformers itself decides by a hair are left out: where two tokens' logits differ by less
+than rounding, either is right.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import EOS, PAD, VARIANTS, decoding, load_reference, reference_greedy
+from thread_group import ThreadGroup
+
+from tandem.workers.config import EngineConfig
+from tandem.workers.encoder import Encoder
+from tandem.workers.engine import Engine
+from tandem.workers.follower import Follower
+from tandem.workers.local_group import LocalGroup
+from tandem.workers.request import Decoding, EncoderInput, EngineRequest, EngineStats
+
+LENGTHS = [1, 2, 3, 7, 16, 33, 64, 90, 149]  # tokens of a prompt, before EOS
+PROMPTS = 64
+MAX_TOKENS = 24
+CLEAR = 2e-4  # of the logits' standard deviation; rounding is a hundredth of it
+
+Answers = list[list[int]]
+
+
+@dataclass(frozen=True)
+class Reference:
+    """A variant, prompts, and transformers' answers."""
+
+    folder: Path
+    prompts: list[tuple[int, ...]]
+    answers: Answers
+
+    def config(self, **options: Any) -> EngineConfig:
+        sizes = {"max_num_seqs": 16, "page_size": 8, "max_encoder_length": 160, "max_decoder_length": 40}
+        return EngineConfig(
+            str(self.folder), dtype="float32", device="cpu", check_invariants=True, **{**sizes, **options}
+        )
+
+
+@pytest.fixture(scope="session")
+def reference(checkpoint: Callable[..., Path]) -> Callable[..., Reference]:
+    @cache
+    def make(variant: str, **overrides: Any) -> Reference:
+        folder = checkpoint(variant, **overrides)
+        model = load_reference(folder)
+        rng = random.Random(17)
+        prompts = [
+            (*(rng.randrange(2, model.config.vocab_size) for _ in range(rng.choice(LENGTHS))), EOS)
+            for _ in range(PROMPTS + 16)
+        ]
+        answers, clear = reference_greedy(model, prompts, MAX_TOKENS)
+        kept = [number for number, lead in enumerate(clear) if lead > CLEAR][:PROMPTS]
+        assert len(kept) == PROMPTS
+        return Reference(folder, [prompts[n] for n in kept], [answers[n] for n in kept])
+
+    return make
+
+
+@pytest.fixture(params=VARIANTS)
+def variant(request: pytest.FixtureRequest, reference: Callable[..., Reference]) -> Reference:
+    return reference(request.param)
+
+
+def serve(engine: Engine, requests: list[EngineRequest]) -> Answers:
+    """All at once; their tokens in their order."""
+    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
+    ended = []
+    for request in requests:
+        engine.submit(request)
+    while engine.has_work:
+        for delta in engine.step():
+            assert delta.error is None
+            answers[delta.request_id] += delta.token_ids
+            ended += [delta.request_id] * delta.last
+    assert sorted(ended) == sorted(answers)
+    stats = engine.stats()
+    assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)
+    return list(answers.values())
+
+
+def greedy(prompts: list[tuple[int, ...]], **options: Any) -> list[EngineRequest]:
+    how = decoding(max_tokens=MAX_TOKENS, **options)
+    return [
+        EngineRequest(str(number), EncoderInput(str(ids), ids), (PAD,), how)
+        for number, ids in enumerate(prompts)
+    ]
+
+
+def sampled(prompts: list[tuple[int, ...]]) -> list[EngineRequest]:
+    """Each with parameters of its own."""
+    kinds: list[dict[str, Any]] = [
+        {"temperature": 1.0},
+        {"temperature": 0.7, "top_k": 20},
+        {"temperature": 1.3, "top_p": 0.9},
+        {"temperature": 0.0},
+        {"temperature": 1.0, "min_p": 0.1, "repetition_penalty": 1.5},
+        {"temperature": 1.6, "top_k": 50, "top_p": 0.95, "min_tokens": 12},
+    ]
+    return [
+        replace(request, decoding=decoding(seed=1000 + number, **kinds[number % len(kinds)]))
+        for number, request in enumerate(greedy(prompts))
+    ]
+
+
+def resumed(
+    requests: list[EngineRequest], answers: Answers, seed: int
+) -> tuple[list[EngineRequest], Answers]:
+    """As if each had been moved here after some of its tokens; and the rest of its answer."""
+    rng = random.Random(seed)
+    splits = [rng.randint(0, len(answer)) for answer in answers]
+    return (
+        [
+            replace(request, generated_ids=tuple(answer[:split]))
+            for request, answer, split in zip(requests, answers, splits, strict=True)
+        ],
+        [answer[split:] for answer, split in zip(answers, splits, strict=True)],
+    )
+
+
+# -- greedy, against transformers
+
+
+def test_outputs_are_worth_comparing(variant: Reference) -> None:
+    """They differ from prompt to prompt and from token to token, some end early and others run on."""
+    answers = variant.answers
+    early = sum(answer[-1] == EOS and len(answer) < MAX_TOKENS for answer in answers)
+    assert early >= 8
+    assert sum(len(answer) == MAX_TOKENS for answer in answers) >= 8
+    assert len({len(answer) for answer in answers}) >= 5
+    assert len({tuple(answer) for answer in answers}) >= 0.75 * PROMPTS
+    assert sum(len(set(answer)) for answer in answers) >= 0.25 * sum(map(len, answers))
+    assert {len(prompt) - 1 for prompt in variant.prompts} == set(LENGTHS)
+
+
+def test_continuous_batch(variant: Reference) -> None:
+    """64 requests through 16 slots: they join and leave at every step."""
+    engine = Engine(variant.config())
+    assert serve(engine, greedy(variant.prompts)) == variant.answers
+    assert engine.stats().preemptions == 0
+    assert engine.stats().steps < sum(map(len, variant.answers)) / 8
+
+
+def test_overlapped_steps_in_small_pieces(variant: Reference) -> None:
+    """Steps launched ahead; few decoder tokens and few encoder tokens in each."""
+    config = variant.config(overlap=True, max_batched_tokens=16, max_encoder_tokens=50)
+    assert serve(Engine(config), greedy(variant.prompts)) == variant.answers
+
+
+def test_preempted_and_recomputed(variant: Reference) -> None:
+    engine = Engine(variant.config(overlap=True, num_pages=60, page_size=4))
+    assert serve(engine, greedy(variant.prompts)) == variant.answers
+    assert engine.stats().preemptions > 0
+
+
+def test_resumed_from_another_replica(variant: Reference) -> None:
+    """Decoder prefixes of all lengths, prefilled in chunks next to others' decoding."""
+    requests, rest = resumed(greedy(variant.prompts), variant.answers, seed=3)
+    config = variant.config(overlap=True, max_batched_tokens=20)
+    assert serve(Engine(config), requests) == rest
+
+
+def test_packed_is_as_alone(variant: Reference) -> None:
+    engine = Engine(variant.config(max_num_seqs=1))
+    some = greedy(variant.prompts)[::6]
+    assert serve(engine, some) == variant.answers[::6]
+
+
+def test_a_decoder_prompt(variant: Reference) -> None:
+    """A decoder prompt is what transformers calls decoder_input_ids; it is not part of the answer."""
+    model = load_reference(variant.folder)
+    rng = random.Random(5)
+    prompts = [(PAD, *(rng.randrange(3, 100) for _ in range(n))) for n in (1, 4, 11)]
+    requests = [
+        replace(request, prefix_ids=prefix)
+        for request, prefix in zip(greedy(variant.prompts)[:3], prompts, strict=True)
+    ]
+    answers = serve(Engine(variant.config()), requests)
+    for request, answer in zip(requests, answers, strict=True):
+        out = model.generate(
+            input_ids=torch.tensor([request.encoder.token_ids]),
+            decoder_input_ids=torch.tensor([request.prefix_ids]),
+            max_new_tokens=MAX_TOKENS,
+            do_sample=False,
+            use_cache=False,
+        )
+        assert answer == out[0, len(request.prefix_ids) :].tolist()
+
+
+# -- sampling: the same answer, whatever happens
+
+
+@pytest.mark.parametrize("name", ["flan", "umt5"])
+def test_seeded_samples(name: str, reference: Callable[..., Reference]) -> None:
+    """Alone, in any batch, preempted, resumed: the same."""
+    variant = reference(name)
+    prompts = variant.prompts[:24]
+    requests = sampled(prompts)
+    answers = serve(Engine(variant.config()), requests)
+    assert [
+        a for a, r in zip(answers, requests, strict=True) if r.decoding.temperature == 0
+    ] == variant.answers[3:24:6]
+    assert sum(a != b for a, b in zip(answers, variant.answers, strict=False)) > 15
+
+    alone = Engine(variant.config(max_num_seqs=1))
+    assert serve(alone, requests[::3]) == answers[::3]
+    shuffled = random.Random(1).sample(range(24), 24)
+    others = Engine(variant.config(overlap=True, max_num_seqs=5, max_batched_tokens=7))
+    assert serve(others, [requests[n] for n in shuffled]) == [answers[n] for n in shuffled]
+    tight = Engine(variant.config(num_pages=60, page_size=4))
+    assert serve(tight, requests) == answers
+    assert tight.stats().preemptions > 0
+    moved, rest = resumed(requests, answers, seed=4)
+    assert serve(Engine(variant.config(overlap=True)), moved) == rest
+
+
+def test_samples_of_one_prompt_share_its_encoder_input(reference: Callable[..., Reference]) -> None:
+    variant = reference("flan")
+    prompt = max(variant.prompts, key=len)
+    cross_pages = -(-len(prompt) // 8)
+
+    def samples(engine: Engine) -> tuple[Answers, set[int], EngineStats]:
+        (request,) = greedy([prompt])
+        for number in range(8):
+            how: Decoding = decoding(temperature=1.5, seed=number, stop_ids=frozenset())
+            engine.submit(replace(request, request_id=str(number), decoding=how))
+        answers: Answers = [[] for _ in range(8)]
+        held = set()
+        while engine.has_work:
+            for delta in engine.step():
+                answers[int(delta.request_id)] += delta.token_ids
+            held.add(engine.stats().cross_pages)
+        return answers, held, engine.stats()
+
+    together, held, stats = samples(Engine(variant.config()))
+    assert held == {cross_pages, 0}
+    assert stats.encoded_tokens == len(prompt)
+    assert len({tuple(answer) for answer in together}) == 8
+    alone, held, stats = samples(Engine(variant.config(max_num_seqs=1)))
+    assert alone == together
+    assert stats.encoded_tokens == 8 * len(prompt)
+
+
+# -- tensor parallel
+
+
+@contextmanager
+def ranks_in_threads(config: EngineConfig) -> Iterator[tuple[Engine, list[Follower]]]:
+    first, *others = ThreadGroup.ranks(config.tensor_parallel_size)
+    followers = [Follower(config, group) for group in others]
+    threads = [threading.Thread(target=follower.run, daemon=True) for follower in followers]
+    engine = Engine(config, first)
+    for thread in threads:
+        thread.start()
+    yield engine, followers
+    engine.close()
+    for thread in threads:
+        thread.join(30)
+        assert not thread.is_alive()
+
+
+@dataclass(frozen=True)
+class Kept:
+    """Hidden states in this process."""
+
+    handle: int
+    states: torch.Tensor
+
+    def __call__(self) -> torch.Tensor:
+        return self.states
+
+
+def test_tensor_parallel(variant: Reference) -> None:
+    """Two ranks; every other encoder input is encoded elsewhere, and both ranks read it."""
+    prompts, answers = variant.prompts[:24], variant.answers[:24]
+    states = Encoder(variant.config()).encode(prompts).split([len(ids) for ids in prompts])
+    requests = greedy(prompts)
+    config = variant.config(tensor_parallel_size=2, overlap=True, num_pages=60, page_size=4)
+    with ranks_in_threads(config) as (engine, followers):
+        for number in range(0, 24, 2):
+            hidden = Kept(1000 + number, states[number])
+            followers[0].register(hidden)
+            requests[number] = replace(
+                requests[number], encoder=replace(requests[number].encoder, hidden=hidden)
+            )
+        assert serve(engine, requests) == answers
+        assert engine.stats().preemptions > 0
+        chosen = sampled(prompts[:12])
+        assert serve(engine, chosen) == serve(Engine(variant.config()), chosen)
+    assert 0 < followers[0].steps <= engine.stats().steps
+
+
+def test_four_ranks_share_an_odd_vocabulary(reference: Callable[..., Reference]) -> None:
+    """131 = 3 × 33 + 32 tokens; one head each."""
+    variant = reference("t5", vocab_size=131)
+    with ranks_in_threads(variant.config(tensor_parallel_size=4)) as (engine, _):
+        assert serve(engine, greedy(variant.prompts[:16])) == variant.answers[:16]
+
+
+def test_tensor_parallel_processes(reference: Callable[..., Reference]) -> None:
+    """The same over gloo, between processes."""
+    variant = reference("umt5")
+    config = variant.config(tensor_parallel_size=2, overlap=True)
+    group = LocalGroup(config)
+    try:
+        engine = Engine(config, group.group)
+        assert serve(engine, greedy(variant.prompts[:12])) == variant.answers[:12]
+        engine.close()
+    finally:
+        group.close()
