@@ -24,6 +24,16 @@ HEALTH_CHECK_TIMEOUT_S = 20.0
 CONTROL_CALLS = 100  # `describe` calls that one replica may serve at a time
 # Serve looks this often whether a replica that is to stop has finished its requests.
 DRAIN_POLL_S = 0.5
+_SCALE = (
+    "min_encoder_replicas",
+    "max_encoder_replicas",
+    "min_decoder_replicas",
+    "max_decoder_replicas",
+    "ingress_replicas",
+    "look_back_s",
+    "upscale_delay_s",
+    "downscale_delay_s",
+)
 QUIET = LoggingConfig(enable_access_log=False)  # their calls are the routers', not the clients'
 
 
@@ -43,7 +53,8 @@ def application(config: ServeConfig, ingress: type[Any] | None = None) -> Applic
 
         ingress = Ingress
     config = dataclasses.replace(config, device="cuda" if uses_gpus(config) else "cpu")
-    encoder = None if config.placement == "colocated" else _encoder(config)
+    worker = _of_workers(config)
+    encoder = None if config.placement == "colocated" else _encoder(config, worker)
     # The router refuses what exceeds `queued_requests`, with a proper error; Serve's own limit is behind.
     deployment: Any = serve.deployment(
         ingress,
@@ -53,8 +64,15 @@ def application(config: ServeConfig, ingress: type[Any] | None = None) -> Applic
         ray_actor_options={"num_cpus": config.ingress_cpus},
         **_lifetime(config),
     )
-    bound: Application = deployment.bind(config, encoder, _decoder(config))
+    bound: Application = deployment.bind(worker, encoder, _decoder(config, worker))
     return bound
+
+
+def _of_workers(config: ServeConfig) -> ServeConfig:
+    """What the replicas are given: without that which only concerns how many there are. Serve restarts
+    replicas whose arguments change, and a change of scale is to drain some or add some."""
+    default = ServeConfig()
+    return dataclasses.replace(config, **{name: getattr(default, name) for name in _SCALE})
 
 
 def uses_gpus(config: ServeConfig) -> bool:
@@ -66,7 +84,7 @@ def uses_gpus(config: ServeConfig) -> bool:
     return torch.cuda.is_available()  # `serve run` builds before it connects
 
 
-def _encoder(config: ServeConfig) -> Application:
+def _encoder(config: ServeConfig, worker: ServeConfig) -> Application:
     deployment: Any = serve.deployment(
         Encoder,
         name="Encoder",
@@ -81,11 +99,11 @@ def _encoder(config: ServeConfig) -> Application:
         **_replicas(config.min_encoder_replicas, encoder_autoscaling(config)),
         **_lifetime(config),
     )
-    bound: Application = deployment.bind(config)
+    bound: Application = deployment.bind(worker)
     return bound
 
 
-def _decoder(config: ServeConfig) -> Application:
+def _decoder(config: ServeConfig, worker: ServeConfig) -> Application:
     shard = {"CPU": config.decoder_cpus}
     if config.device == "cuda":
         shard["GPU"] = config.decoder_gpus
@@ -103,7 +121,7 @@ def _decoder(config: ServeConfig) -> Application:
         **_replicas(config.min_decoder_replicas, decoder_autoscaling(config)),
         **_lifetime(config),
     )
-    bound: Application = deployment.bind(config)
+    bound: Application = deployment.bind(worker)
     return bound
 
 

@@ -154,6 +154,8 @@ def _serve_settings(config: ServeConfig) -> dict[str, str]:
     have been started with the like."""
     settings = {
         "RAY_USAGE_STATS_ENABLED": "0",
+        # Ray's workers run at nice 15 otherwise, and anything else on the machine would go first.
+        "RAY_worker_niceness": "0",
         # A replica whose group lost a rank cannot drain; what it held goes on elsewhere.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",

@@ -1,12 +1,12 @@
-"""The router's promises, on a cluster in one process: see fakes.py. What Ray itself does is in
-test_cluster.py."""
+"""The router's promises, on a cluster in one process: see fake_cluster.py. What Ray itself does is in
+test_failover.py."""
 
 from __future__ import annotations
 
 import asyncio
 
 import pytest
-from fakes import FakeActor, FakeCluster, expected, request, task_error
+from fake_cluster import FakeActor, FakeCluster, expected, request, task_error
 from ray.exceptions import ActorDiedError
 
 from tandem.errors import InvalidRequest, Overloaded, Unavailable

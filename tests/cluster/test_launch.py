@@ -1,0 +1,51 @@
+"""What is decided before Ray starts."""
+
+from __future__ import annotations
+
+import os
+import socket
+
+import pytest
+
+from tandem.cluster.config import ServeConfig
+from tandem.cluster.launch import RunningCluster, _environment, _serve_settings
+from tandem.errors import InvalidRequest
+
+
+def port_range(settings: dict[str, str], protocol: str) -> range:
+    name = f"RAY_SERVE_DIRECT_INGRESS_{{}}_{protocol}_PORT"
+    return range(int(settings[name.format("MIN")]), int(settings[name.format("MAX")]))
+
+
+@pytest.mark.parametrize(("http", "grpc"), [(8000, 9000), (9000, 8000), (8000, 8001), (65535, 65530)])
+def test_the_ranges_of_direct_ports_begin_where_asked_and_do_not_overlap(http: int, grpc: int) -> None:
+    settings = _serve_settings(ServeConfig(http_port=http, grpc_port=grpc))
+    http_ports, grpc_ports = port_range(settings, "HTTP"), port_range(settings, "GRPC")
+    assert (http_ports[0], grpc_ports[0]) == (http, grpc)
+    assert not set(http_ports) & set(grpc_ports)
+    assert max(*http_ports, *grpc_ports) <= 65535
+
+
+def test_proxy_mode_leaves_direct_ingress_off() -> None:
+    settings = _serve_settings(ServeConfig(ingress_mode="proxy"))
+    assert not any("DIRECT" in name for name in settings)
+
+
+def test_a_used_port_is_refused_before_anything_starts() -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        with pytest.raises(InvalidRequest) as caught:
+            RunningCluster(ServeConfig(http_port=taken.getsockname()[1]))
+        assert caught.value.field == "http_port"
+
+
+def test_the_environment_is_set_for_the_time_being_and_the_users_own_goes_first(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("RAY_USAGE_STATS_ENABLED", "1")
+    monkeypatch.delenv("RAY_SERVE_ENABLE_DIRECT_INGRESS", raising=False)
+    with _environment({"RAY_USAGE_STATS_ENABLED": "0", "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1"}):
+        assert os.environ["RAY_USAGE_STATS_ENABLED"] == "1"
+        assert os.environ["RAY_SERVE_ENABLE_DIRECT_INGRESS"] == "1"
+    assert "RAY_SERVE_ENABLE_DIRECT_INGRESS" not in os.environ
