@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Any, Self, cast
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc  # type: ignore[import-untyped]
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tandem import wire
 from tandem.errors import DeadlineExceeded, InvalidRequest, Unavailable
