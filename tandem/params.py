@@ -88,6 +88,8 @@ class SamplingParams(BaseModel):
 def invalid(error: ValidationError, prefix: str = "") -> InvalidRequest:
     """The first complaint of a pydantic error as an `InvalidRequest` that names the field."""
     first = error.errors(include_url=False)[0]
+    if isinstance(own := first.get("ctx", {}).get("error"), InvalidRequest):  # a validator of ours
+        return own
     field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
     if first["type"] == "extra_forbidden":
         return InvalidRequest("unknown parameter", field=prefix + field)

@@ -109,11 +109,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the two .tsv files")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and the finished model")
-    parser.add_argument("--passes", type=int, default=8, help="passes over the training part")
+    parser.add_argument("--passes", type=int, default=15, help="passes over the training part")
     parser.add_argument("--batch-tokens", type=int, default=2000, help="source + target tokens a step")
     parser.add_argument("--lr", type=float, default=1e-2, help="peak rate (Adafactor, relative to weights)")
     parser.add_argument("--warmup", type=int, default=300, help="steps of linear warm-up")
-    parser.add_argument("--dropout", type=float, default=0.05)
+    parser.add_argument("--dropout", type=float, default=0.1)
+    parser.add_argument(
+        "--average", type=float, default=0.9995, help="decay of the running mean of the weights"
+    )
     parser.add_argument("--label-smoothing", type=float, default=0.1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
@@ -136,12 +139,15 @@ def main() -> None:
         for number in range(args.passes)
         for batch in batches(train, args.batch_tokens, args.seed + number)
     ]
+    # What is exported: a running mean over the last passes' weights is better than any of them.
+    mean = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     done = 0
     checkpoint = args.out / "checkpoint.pt"
     if checkpoint.exists():
         state = torch.load(checkpoint, map_location=args.device)
         model.load_state_dict(state["model"])
         optimizer.load_state_dict(state["optimizer"])
+        mean = state["mean"]
         done = state["step"]
         torch.set_rng_state(state["rng"])
         print(f"resumed at step {done} of {len(plan)}")
@@ -160,11 +166,16 @@ def main() -> None:
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         optimizer.zero_grad()
+        # In the first steps the mean follows closely: the random start must not linger in it.
+        decay = min(args.average, step / (step + 10))
+        for name, weight in model.named_parameters():
+            mean[name].lerp_(weight.detach(), 1 - decay)
         average = loss.item() if average is None else 0.99 * average + 0.01 * loss.item()
         bar.set_postfix(loss=f"{average:.3f}", number=number + 1, refresh=False)
         if step % 500 == 0 or step == len(plan):
             state = {
                 "model": model.state_dict(),
+                "mean": mean,
                 "optimizer": optimizer.state_dict(),
                 "step": step,
                 "rng": torch.get_rng_state(),
@@ -176,6 +187,7 @@ def main() -> None:
                 losses = [loss_of(model, b, 0.0).item() for b in batches(dev, args.batch_tokens, 0)]
             model.train()
             bar.write(f"pass {number + 1}: dev loss {sum(losses) / len(losses):.3f}")
+    model.load_state_dict(mean, strict=False)  # tied weights are there once
     export(model, tokenizer, args.out / "model")
     print(f"wrote {args.out / 'model'}")
 

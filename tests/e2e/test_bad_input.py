@@ -102,19 +102,17 @@ def test_grpc(server: Server, case: Case, streaming: bool) -> None:
     _, field, _, change = case
     kind: Any = pb.GenerateStreamRequest if streaming else pb.GenerateRequest
     request = kind(**({"encoder_prompt": {"text": GOOD}} | change))
+    call: Any = server.stub.GenerateStream if streaming else server.stub.Generate
     with pytest.raises(grpc.RpcError) as caught:
-        if streaming:
-            list(server.stub.GenerateStream(request, timeout=60))
-        else:
-            server.stub.Generate(request, timeout=60)
+        list(call(request, timeout=60))
     error: Any = caught.value
     wanted = grpc.StatusCode.NOT_FOUND if field == "model" else grpc.StatusCode.INVALID_ARGUMENT
     assert error.code() is wanted, error.details()
     assert field in error.details()
 
 
-@pytest.mark.parametrize(("name", "field", "body"), HTTP_ONLY)
-def test_what_only_json_can_say(server: Server, name: str, field: str, body: Any) -> None:
+@pytest.mark.parametrize(("field", "body"), [pytest.param(*rest, id=name) for name, *rest in HTTP_ONLY])
+def test_what_only_json_can_say(server: Server, field: str, body: Any) -> None:
     check_http(post(server, json.dumps(body).encode()), field)
 
 
