@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import time
 from dataclasses import dataclass
@@ -67,6 +68,9 @@ class EncoderPool:
     async def start(self) -> None:
         """Counts the replicas, and goes on counting."""
         await self._count()
+        # The first calls between two processes take ten times as long; these are nobody's.
+        for _ in range(self.replicas):
+            self._background.start(self._warm_up(), "warm up")
         self._background.start(self._keep_counting(), "count encoders")
 
     async def close(self) -> None:
@@ -123,7 +127,7 @@ class EncoderPool:
     async def _send(self, batch: list[EncodeJob]) -> None:
         started = time.monotonic()
         try:
-            reference, summary = await self._call(batch)
+            reference, summary = await self._call([list(job.token_ids) for job in batch])
         except asyncio.CancelledError as error:
             task = asyncio.current_task()
             if task is None or task.cancelling():
@@ -147,9 +151,8 @@ class EncoderPool:
             self._in_flight -= 1
             self._send_what_fits()
 
-    async def _call(self, batch: list[EncodeJob]) -> tuple[ray.ObjectRef[PackedHidden], BatchSummary]:
+    async def _call(self, inputs: list[list[int]]) -> tuple[ray.ObjectRef[PackedHidden], BatchSummary]:
         """Has one batch encoded; see `Encoder.encode` for the two items."""
-        inputs = [list(job.token_ids) for job in batch]
         async with asyncio.timeout(self._config.replica_wait_s):
             response = self._encode.remote(inputs, self._router_id, self._queue.tokens)
             try:
@@ -199,6 +202,10 @@ class EncoderPool:
         else:
             job.done.set_exception(result)
             job.done.exception()  # seen: perhaps nobody waits any more
+
+    async def _warm_up(self) -> None:
+        with contextlib.suppress(RayError, RayServeException, TimeoutError):
+            await self._call([[0]])
 
     async def _keep_counting(self) -> None:
         while True:

@@ -21,7 +21,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from tandem.cluster.app import application
+from tandem.cluster.app import SUPERVISOR_CPUS, application, uses_gpus
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.endpoints import Endpoints, read_endpoints
 from tandem.errors import InvalidRequest, Unavailable
@@ -63,6 +63,7 @@ class RunningCluster:
         self._config: ServeConfig | None = None  # of the application
         self._started_serve = False
         self._started_ray = not ray.is_initialized()
+        self._is_this_machine = self._started_ray and address is None  # and will not grow
         if self._started_ray:
             _start_ray(config, address)
         try:
@@ -92,6 +93,8 @@ class RunningCluster:
         """
         self.undeploy()
         resolve(config.model)  # a wrong name fails here and now, not three times in a replica
+        if self._is_this_machine:
+            _refuse_what_does_not_fit(config)
         self._config = config
         ray_serve.run_many(
             [ray_serve.RunTarget(application(config, ingress), name=APPLICATION, route_prefix="/")],
@@ -208,6 +211,28 @@ def _reasons(status: ApplicationStatusOverview | None) -> str:
         return "Serve does not know it"
     messages = [status.message, *(d.message for d in status.deployments.values())]
     return "; ".join(message for message in messages if message) or str(status.status.value)
+
+
+def _refuse_what_does_not_fit(config: ServeConfig) -> None:
+    """Serve would wait for ever."""
+    encoders = config.min_encoder_replicas if config.placement == "disaggregated" else 0
+    shards = config.min_decoder_replicas * config.tensor_parallel_size
+    needs = {
+        "CPU": encoders * config.encoder_cpus
+        + shards * config.decoder_cpus
+        + config.min_decoder_replicas * SUPERVISOR_CPUS
+        + config.ingress_replicas * config.ingress_cpus,
+        "GPU": encoders * config.encoder_gpus + shards * config.decoder_gpus if uses_gpus(config) else 0,
+    }
+    there = ray.cluster_resources()  # type: ignore[no-untyped-call]
+    for resource, need in needs.items():
+        if need > there.get(resource, 0):
+            raise InvalidRequest(
+                f"the replicas need {need:g} {resource}s, this machine has {there.get(resource, 0):g}: "
+                f"ask for fewer replicas, a fraction for each (encoder_{resource.lower()}s, "
+                f"decoder_{resource.lower()}s), or placement=colocated",
+                field="placement",
+            )
 
 
 def _refuse_used_port(host: str, port: int, field: str) -> None:

@@ -311,6 +311,7 @@ class FakeCluster:
         self.encoders = FakeEncoders()
         self.decoders = FakeDecoders()
         self.router = Router(self.config, self.encoders if disaggregated else None, self.decoders)  # type: ignore[arg-type]
+        self.disaggregated = disaggregated
         self._to_start, self._slots, self._step_s = engines, slots, step_s
         self._numbers = itertools.count()
         self._all: list[FakeActor] = []
@@ -331,6 +332,11 @@ class FakeCluster:
         await self.router.start()
         while self._to_start and len(self.router.stats().engines) < self._to_start:
             await asyncio.sleep(0.001)
+        if self.disaggregated:
+            while len(self.encoders.references) < self.encoders.replicas:  # the warm-up
+                await asyncio.sleep(0.001)
+            self.encoders.batches.clear()
+            self.encoders.references.clear()
         return self
 
     async def __aexit__(self, *exc: object) -> None:

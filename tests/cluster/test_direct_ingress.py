@@ -1,0 +1,60 @@
+"""A replica's port can be had again at once, but not while somebody listens there."""
+
+from __future__ import annotations
+
+import asyncio
+
+import pytest
+from ray.serve._private import http_util
+from ray.serve.config import HTTPOptions
+
+from tandem.cluster.direct_ingress import reuse_http_port
+
+
+@pytest.fixture
+def _patched(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http_util, "socket", http_util.socket)  # undone afterwards
+    reuse_http_port()
+
+
+async def application(scope: object, receive: object, send: object) -> None:
+    del scope, receive, send
+
+
+async def serve_and_close(port: int) -> int:
+    """Starts Serve's HTTP server, connects, and lets the server end the connection first."""
+    options = HTTPOptions(host="127.0.0.1", port=port)
+    task, server = await http_util.start_asgi_http_server(
+        application, options, event_loop=asyncio.get_running_loop()
+    )
+    while not server.started:
+        await asyncio.sleep(0.01)
+    bound: int = server.servers[0].sockets[0].getsockname()[1]
+    reader, writer = await asyncio.open_connection("127.0.0.1", bound)
+    writer.write(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+    await reader.read()  # until the server has closed: its side is in TIME_WAIT now
+    writer.close()
+    server.should_exit = True
+    await task
+    return bound
+
+
+@pytest.mark.usefixtures("_patched")
+async def test_a_port_can_be_had_again_at_once() -> None:
+    port = await serve_and_close(0)
+    assert await serve_and_close(port) == port
+
+
+@pytest.mark.usefixtures("_patched")
+async def test_a_port_where_somebody_listens_is_refused() -> None:
+    other = await asyncio.start_server(lambda _reader, _writer: None, "127.0.0.1", 0)
+    async with other:
+        with pytest.raises(RuntimeError, match="bind"):
+            await serve_and_close(other.sockets[0].getsockname()[1])
+
+
+async def test_ray_does_not_do_it_by_itself() -> None:
+    """When this fails, Ray has learnt it and `direct_ingress.py` can go."""
+    port = await serve_and_close(0)
+    with pytest.raises(RuntimeError, match="bind"):
+        await serve_and_close(port)
