@@ -89,7 +89,7 @@ class Checkpoint:
         self._files = {
             name: file
             for path in _weight_files(folder)
-            for file in [safe_open(path, framework="pt")]  # type: ignore[no-untyped-call]
+            for file in [safe_open(path, framework="pt")]
             for name in file.keys()  # noqa: SIM118
         }
         names: WeightNames = family.names(spec)

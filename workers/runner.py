@@ -163,8 +163,9 @@ class Runner:
 
     def _send(self, *arrays: Ints) -> Sequence[torch.Tensor]:
         """Integers to the device, in one copy."""
-        together = torch.from_numpy(np.concatenate(arrays))
-        return together.to(self.device, non_blocking=True).split([len(array) for array in arrays])
+        together = torch.from_numpy(np.concatenate(arrays)).to(self.device, non_blocking=True)
+        parts: Sequence[torch.Tensor] = together.split([len(array) for array in arrays])
+        return parts
 
 
 def encode_packed(encoder: EncoderStack, token_ids: Ints, lengths: Ints) -> torch.Tensor:

@@ -127,9 +127,7 @@ def pids(class_name: str) -> set[int]:
             pid = parents.get(pid, 0)
         return pid == os.getpid()
 
-    return {
-        int(pid) for pid, _, *args in rows if args and f"ray::{class_name}" in args[0] and ours(int(pid))
-    }
+    return {int(pid) for pid, _, *args in rows if args and f"ray::{class_name}" in args[0] and ours(int(pid))}
 
 
 def replicas(deployment: str) -> int:

@@ -1,0 +1,57 @@
+"""The README's examples, run as they stand there."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from .conftest import Server
+
+pytestmark = pytest.mark.ray
+README = Path(__file__).parents[2] / "README.md"
+BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+# They start servers or test runs of their own; test_serve_command.py and CI run what they say.
+NOT_HERE = ("make ", "tandem serve", "serve run")
+
+
+def run(command: list[str], script: str) -> str:
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    done = subprocess.run(
+        command, input=script, capture_output=True, text=True, check=False, timeout=300,
+        env=os.environ | {"PATH": path},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def at(server: Server, text: str) -> str:
+    """The example with the addresses of the test's server."""
+    return text.replace("localhost:9000", server.grpc).replace("localhost:8000", server.endpoints.http[0])
+
+
+def test_python_examples(server: Server) -> None:
+    examples = [text for language, text in BLOCKS if language == "python"]
+    assert len(examples) == 3, "LLM, Client, openai"
+    for example in examples:
+        assert "Je suis" in run([sys.executable, "-"], at(server, example)), example
+
+
+def test_shell_examples(server: Server) -> None:
+    examples = [
+        text for language, text in BLOCKS if language == "sh" and not text.strip().startswith(NOT_HERE)
+    ]
+    assert len(examples) == 1 + 1, "curl, the tandem command"
+    for example in examples:
+        out = run(["bash", "-euo", "pipefail"], at(server, example))
+        assert "Ich bin" in out, example
+
+
+def test_every_shell_example_is_run_or_known() -> None:
+    for language, text in BLOCKS:
+        if language == "sh":
+            assert text.startswith((*NOT_HERE, "curl", "tandem translate")), text
