@@ -216,6 +216,7 @@ class FakeBroadcast:
         self._answers = answers
 
     async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
+        del timeout_s
         assert return_exceptions
         await asyncio.sleep(0)
         if not self._answers:
