@@ -19,7 +19,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.encoder_cache import EncoderCache
 from tandem.cluster.encoder_queue import EncodeJob, EncoderQueue
 from tandem.cluster.handoff import BatchSummary, HiddenSlice, PackedHidden
-from tandem.errors import InvalidRequest, TandemError, Unavailable
+from tandem.errors import InternalError, InvalidRequest, TandemError, Unavailable
 from tandem.workers.request import EncoderInput
 
 logger = logging.getLogger(__name__)
@@ -117,9 +117,8 @@ class EncoderPool:
     # --- Within ---
 
     def _send_what_fits(self) -> None:
-        while self._queue and self._in_flight < self._config.encoder_batches_in_flight * max(
-            1, self.replicas
-        ):
+        most = self._config.encoder_batches_in_flight * max(1, self.replicas)
+        while self._queue and self._in_flight < most and not self._closed:
             batch = self._queue.take(self._config.max_encoder_tokens)
             self._in_flight += 1
             self._background.start(self._send(batch), "encode")
@@ -153,19 +152,21 @@ class EncoderPool:
 
     async def _call(self, inputs: list[list[int]]) -> tuple[ray.ObjectRef[PackedHidden], BatchSummary]:
         """Has one batch encoded; see `Encoder.encode` for the two items."""
-        async with asyncio.timeout(self._config.replica_wait_s):
-            response = self._encode.remote(inputs, self._router_id, self._queue.tokens)
-            try:
-                stream = await response._to_object_ref_gen()
+        response = self._encode.remote(inputs, self._router_id, self._queue.tokens)
+        try:
+            async with asyncio.timeout(self._config.replica_wait_s):
+                stream = await response._to_object_ref_gen()  # once a replica has taken it
+            # An encoder that hangs is found by its health check; this is only so that no wait is endless.
+            async with asyncio.timeout(self._config.limits.timeout_s):
                 reference = await anext(stream)
                 try:
                     summary = await (await anext(stream))
                 except StopAsyncIteration:
                     await reference  # which is the exception then
-                    raise RuntimeError("the encoder sent no summary") from None
-            except BaseException:
-                response.cancel()
-                raise
+                    raise InternalError("the encoder sent no summary") from None
+        except BaseException:
+            response.cancel()
+            raise
         return reference, summary
 
     async def _retry(self, batch: list[EncodeJob], error: BaseException) -> None:

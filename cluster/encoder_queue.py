@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from tandem.cluster.handoff import HiddenSlice
@@ -65,9 +64,3 @@ class EncoderQueue:
         for job in batch:
             self.remove(job)
         return sorted(batch, key=lambda job: len(job.token_ids), reverse=True)
-
-    def drain(self, each: Callable[[EncodeJob], None]) -> None:
-        """Empties the queue, calling `each` with every job."""
-        jobs, self._jobs, self.tokens = list(self._jobs.values()), {}, 0
-        for job in jobs:
-            each(job)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import itertools
 import logging
@@ -20,6 +21,8 @@ from tandem.cluster.messages import LEASE_S, SILENCE_S, StepMessage, Submission,
 from tandem.workers.request import EngineStats
 
 logger = logging.getLogger(__name__)
+
+DETACH_TIMEOUT_S = 1.0
 
 
 class EngineClient:
@@ -76,22 +79,17 @@ class EngineClient:
             pass  # drained
         except (RayError, TimeoutError) as error:
             logger.warning("engine %s is lost: %r", self.engine_id, error)
-            self._actor.detach.remote(self._link_id)  # it may be alive and only out of reach
         finally:
             self._accepting, self._lost = False, True
-            await self._background.close()
             for flight in self._take_all():
                 flight.losses += 1
                 flight.displace()
             self._on_change()
-
-    async def close(self) -> None:
-        """Tells the engine to cancel what this router has there. After `run` has been cancelled."""
-        try:
-            async with asyncio.timeout(1.0):
-                await self._actor.detach.remote(self._link_id)
-        except (RayError, TimeoutError):
-            pass  # the lease runs out
+            await self._background.close()
+            # It may be alive and only out of reach, or this router closes. Else the lease runs out.
+            with contextlib.suppress(RayError, TimeoutError):
+                async with asyncio.timeout(DETACH_TIMEOUT_S):
+                    await self._actor.detach.remote(self._link_id)
 
     def submit(self, flight: Flight) -> None:
         request_id = f"{self._link_id}.{next(self._numbers)}"

@@ -69,9 +69,7 @@ class EnginePool:
 
     async def close(self) -> None:
         await self._background.close()
-        clients = self.clients
         await self._links.close()
-        await asyncio.gather(*(client.close() for client in clients))
 
     async def submit(self, flight: Flight) -> None:
         """Sends a request to the best engine, by priority and arrival where all are full.
