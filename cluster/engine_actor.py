@@ -33,7 +33,7 @@ from tandem.workers.request import Delta, EngineRequest, EngineStats
 
 logger = logging.getLogger(__name__)
 
-STOP_TIMEOUT_S = 10.0  # for the last step and for telling the other ranks
+STOP_TIMEOUT_S = 5.0  # for the routers to read what there is; then for the engine to close
 
 _Arrival = tuple[EngineRequest, HiddenSlice]
 
@@ -117,9 +117,14 @@ class EngineActor:
             link.wake()
         while self._live and self._failure is None:
             await asyncio.sleep(0.05)
-        await self._background.close()
         for link in self._links.values():
             link.close()
+        # Routers detach when they have read the last message, and this process ends after that.
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOP_TIMEOUT_S):
+                while self._links:
+                    await asyncio.sleep(0.01)
+        await self._background.close()
         self._thread.stop()
         await asyncio.to_thread(self._thread.join, STOP_TIMEOUT_S)
 
@@ -133,7 +138,7 @@ class EngineActor:
             while (deltas := await link.take()) is not None:
                 yield StepMessage(self._accepting, self._stats, deltas)
         finally:
-            self._close(link_id)
+            self._end(link)
 
     async def submit(self, link_id: str, submissions: list[Submission], cancelled: list[str]) -> bool:
         """Takes requests in and cancels others; also renews the lease.
@@ -162,8 +167,9 @@ class EngineActor:
         return True
 
     async def detach(self, link_id: str) -> None:
-        """Closes a link from the router's side; its requests are cancelled."""
-        self._close(link_id)
+        """A router's last call: it has read all it wanted. Its requests are cancelled."""
+        if (link := self._links.pop(link_id, None)) is not None:
+            self._end(link)
 
     # --- Within ---
 
@@ -218,10 +224,9 @@ class EngineActor:
             for shard in self._shards:
                 shard.unregister.remote(handles)
 
-    def _close(self, link_id: str) -> None:
-        if (link := self._links.pop(link_id, None)) is not None:
-            link.close()
-            self._cancel(list(link.requests))
+    def _end(self, link: Link) -> None:
+        link.close()
+        self._cancel(list(link.requests))
 
     async def _expire_links(self) -> None:
         while True:
@@ -229,7 +234,8 @@ class EngineActor:
             for link_id, link in list(self._links.items()):
                 if link.expired():
                     logger.warning("a router with %d requests is gone", len(link.requests))
-                    self._close(link_id)
+                    del self._links[link_id]
+                    self._end(link)
 
     def _fail(self, error: BaseException) -> None:
         self._accepting = False
