@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 
 # A busy machine is not a defect; and a failure is to be the same for everyone who runs it.
-settings.register_profile("tandem", deadline=None, derandomize=True)
+settings.register_profile(
+    "tandem", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
+)
 settings.load_profile("tandem")
 
 

@@ -161,7 +161,7 @@ def decoding(**options: Any) -> Decoding:
     return Decoding(**{**defaults, **options})
 
 
-def load_reference(folder: Path) -> PreTrainedModel:
+def load_reference(folder: Path) -> Any:
     """The checkpoint in transformers, float32, in eval mode."""
     values = json.loads((folder / "config.json").read_text())
     kind = next(v for v in VARIANTS.values() if v.config.model_type == values["model_type"])
@@ -170,7 +170,7 @@ def load_reference(folder: Path) -> PreTrainedModel:
 
 @torch.no_grad()
 def reference_greedy(
-    model: PreTrainedModel, prompts: Sequence[Sequence[int]], max_tokens: int
+    model: Any, prompts: Sequence[Sequence[int]], max_tokens: int
 ) -> tuple[list[list[int]], list[float]]:
     """transformers' greedy outputs (start token left out, EOS included), and how clear each was: the
     smallest lead of a token's logit over the second's, in standard deviations of the logits.

@@ -271,7 +271,7 @@ def ranks_in_threads(config: EngineConfig) -> Iterator[tuple[Engine, list[Follow
         assert not thread.is_alive()
 
 
-@dataclass(frozen=True)
+@dataclass
 class Kept:
     """Hidden states in this process."""
 

@@ -75,7 +75,7 @@ class Kept:
     ],
 )
 def test_what_can_never_fit_is_refused_by_name(
-    field: str, limits: dict[str, int], config: EngineConfig
+    field: str, limits: dict[str, Any], config: EngineConfig
 ) -> None:
     engine = Engine(replace(config, **limits))
     with pytest.raises(InvalidRequest) as caught:
@@ -116,8 +116,8 @@ def test_a_cancelled_request_gets_one_last_delta_and_its_pages_are_free(
     deltas = drain(engine)
     assert [(delta.token_ids, delta.finish_reason) for delta in deltas["1"]] == [([], "cancelled")]
     assert all(not delta.last for delta in seen)
-    for number in "02":
-        assert deltas[number][-1].finish_reason == "length"
+    for name in "02":
+        assert deltas[name][-1].finish_reason == "length"
     assert engine.stats().free_pages == before == engine.stats().total_pages
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +26,9 @@ PAGE_BYTES = 2 * 3 * 8 * 32 * 16 * 4  # k and v, layers, heads, positions, head_
      "max_encoder_length", "max_decoder_length"],
 )  # fmt: skip
 def test_sizes_below_one_are_refused_by_name(name: str) -> None:
+    options: dict[str, Any] = {"model": "m", name: 0}
     with pytest.raises(InvalidRequest, match="at least 1, got 0") as caught:
-        EngineConfig("model", **{name: 0})
+        EngineConfig.of(**options)
     assert caught.value.field == name
 
 

@@ -86,7 +86,7 @@ def test_logits_are_scaled_where_the_output_was_tied(values: dict[str, Any], sca
 
 
 def test_what_a_config_leaves_out_is_t5s_default() -> None:
-    required = {
+    required: dict[str, Any] = {
         key: T5_SMALL[key] for key in
         ("model_type", "d_model", "d_kv", "d_ff", "num_heads", "num_layers", "vocab_size")
     }  # fmt: skip

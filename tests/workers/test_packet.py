@@ -15,7 +15,7 @@ from tandem.workers.scheduler import Scheduler
 from tandem.workers.step_plan import StepPlan
 
 
-@dataclass(frozen=True)
+@dataclass
 class Elsewhere:
     """Hidden states that another worker has."""
 

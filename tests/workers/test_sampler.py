@@ -180,7 +180,11 @@ def test_frequencies_follow_the_probabilities(options: dict[str, Any]) -> None:
 
 def test_greedy_takes_the_likeliest_after_the_processors() -> None:
     logits = random_logits(64, seed=1)
-    options = {"repetition_penalty": 2.0, "min_tokens": 3, "stop_ids": frozenset(range(1, 30))}
+    options: dict[str, Any] = {
+        "repetition_penalty": 2.0,
+        "min_tokens": 3,
+        "stop_ids": frozenset(range(1, 30)),
+    }
     sequences = [sequence(row, prefix=(0, row, 40), **options) for row in range(64)]
     expected = [int(probabilities(logits[row], [0, row, 40], 3, options).argmax()) for row in range(64)]
     assert sample(logits, sequences) == expected
@@ -196,8 +200,9 @@ def test_extreme_noise_never_draws_what_is_ruled_out(u: float, monkeypatch: pyte
     edges = frozenset({0, 1, 2, VOCAB - 2, VOCAB - 1})
     logits = random_logits(50, seed=8, spread=0.01)
     logits[:, sorted(edges)] += 1
-    options = {"temperature": 1.0, "min_tokens": 9, "stop_ids": edges}
-    for extra in ({}, {"top_k": 40}, {"top_p": 0.7}, {"min_p": 0.5}):
+    options: dict[str, Any] = {"temperature": 1.0, "min_tokens": 9, "stop_ids": edges}
+    extras: list[dict[str, Any]] = [{}, {"top_k": 40}, {"top_p": 0.7}, {"min_p": 0.5}]
+    for extra in extras:
         sequences = [sequence(row, **options, **extra) for row in range(50)]
         assert not edges & set(sample(logits, sequences))
 
@@ -214,7 +219,7 @@ def test_a_token_of_probability_one_is_always_drawn() -> None:
 
 def test_a_draw_depends_on_seed_and_step_only() -> None:
     """Alone, among others of all kinds, in another order, in another slot."""
-    kinds = [{}, *CONFIGS]
+    kinds: list[dict[str, Any]] = [{}, *CONFIGS]
     logits = random_logits(len(kinds), seed=5)
     alone = [
         sample(logits[row : row + 1], [sequence(0, generated=(3,) * row, seed=77 + row, **options)])[0]
@@ -228,7 +233,13 @@ def test_a_draw_depends_on_seed_and_step_only() -> None:
 
 
 def test_steps_count_on_and_a_resumed_sequence_takes_up_the_count() -> None:
-    options = {"temperature": 1.2, "top_k": 50, "repetition_penalty": 1.4, "min_tokens": 5, "seed": 4}
+    options: dict[str, Any] = {
+        "temperature": 1.2,
+        "top_k": 50,
+        "repetition_penalty": 1.4,
+        "min_tokens": 5,
+        "seed": 4,
+    }
     steps = random_logits(8, seed=6)
     whole = sequence(1, **options)
     sampler = Sampler(3, VOCAB, CPU)
@@ -247,7 +258,7 @@ def test_steps_count_on_and_a_resumed_sequence_takes_up_the_count() -> None:
 
 def test_penalties_follow_what_is_generated() -> None:
     """Step by step as in transformers, with a neighbour that wants none of it."""
-    options = {"repetition_penalty": 3.0, "min_tokens": 3, "stop_ids": frozenset({2, 3})}
+    options: dict[str, Any] = {"repetition_penalty": 3.0, "min_tokens": 3, "stop_ids": frozenset({2, 3})}
     base = random_logits(2, seed=9)
     base[0, [2, 3]] += 8
     ours, neighbour = sequence(0, prefix=(0, 7), **options), sequence(1)
