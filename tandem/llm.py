@@ -71,7 +71,8 @@ class LLM:
         self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
         self._lock = threading.Lock()  # around the engine
         self._inboxes: dict[str, deque[Delta]] = {}  # of live engine requests, by their id
-        self._failure: TandemError | None = None  # set once: nothing works any more
+        self._failure: TandemError | None = None  # why nothing works any more
+        self._closed = False
         try:
             self._engine = Engine(config, self._ranks.group if self._ranks else None)
         except BaseException:
@@ -135,12 +136,15 @@ class LLM:
     def close(self) -> None:
         """Ends the worker processes. Calls under way fail; closing twice does no harm."""
         with self._lock:
-            if self._failure is not None:
+            if self._closed:
                 return
+            self._closed = True
+            broken = self._failure is not None
             self._failure = InvalidRequest("this LLM is closed")
-            self._engine.close()
+            if not broken:
+                self._engine.close()
         if self._ranks:
-            self._ranks.close()
+            self._ranks.close(kill=broken)
 
     def __enter__(self) -> Self:
         return self

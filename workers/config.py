@@ -39,9 +39,17 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel_size", "max_num_seqs", "max_batched_tokens", "max_encoder_tokens",
-                     "max_encoder_length", "max_decoder_length"):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise InvalidRequest(f"must be at least 1, got {getattr(self, name)}", field=name)
+                     "max_encoder_length", "max_decoder_length", "page_size", "num_pages"):  # fmt: skip
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise InvalidRequest(f"must be at least 1, got {value}", field=name)
+        if self.kv_cache_gib is not None and not self.kv_cache_gib > 0:
+            raise InvalidRequest(f"must be above 0, got {self.kv_cache_gib}", field="kv_cache_gib")
+        for name, known in (("dtype", get_args(Dtype)), ("device", get_args(Device))):
+            value = getattr(self, name)
+            if value not in known:
+                hint = "; T5's activations overflow it" if value in ("half", "float16") else ""
+                raise InvalidRequest(f"must be one of {', '.join(known)}, got {value!r}{hint}", field=name)
         if self.max_batched_tokens < self.max_num_seqs:
             raise InvalidRequest(
                 f"must be at least max_num_seqs = {self.max_num_seqs}, got {self.max_batched_tokens}",
@@ -55,13 +63,7 @@ class EngineConfig:
         unknown = sorted(set(options) - {field.name for field in fields(cls)})
         if unknown:
             raise InvalidRequest("unknown option", field=unknown[0])
-        name = {"float": "float32"}.get(dtype, dtype)
-        if name not in get_args(Dtype):
-            hint = "; T5's activations overflow it" if name in ("half", "float16") else ""
-            raise InvalidRequest(
-                f"must be one of {', '.join(get_args(Dtype))}, got {dtype!r}{hint}", field="dtype"
-            )
-        return cls(dtype=cast(Dtype, name), **options)
+        return cls(dtype=cast(Dtype, {"float": "float32"}.get(dtype, dtype)), **options)
 
     def torch_device(self, rank: int = 0) -> torch.device:
         kind = self.device

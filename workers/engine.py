@@ -8,7 +8,7 @@ from collections import deque
 
 import torch
 
-from tandem.errors import HiddenStatesLost, InvalidRequest
+from tandem.errors import HiddenStatesLost, InternalError, InvalidRequest
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.packet import CLOSE, Packet
@@ -42,6 +42,7 @@ class Engine:
         )
         overlap = self.runner.device.type == "cuda" if config.overlap is None else config.overlap
         self._depth = 2 if overlap else 1
+        self._failed = False
         self._in_flight: deque[tuple[StepPlan, Sampled | None]] = deque()
 
     def submit(self, request: EngineRequest) -> None:
@@ -72,7 +73,18 @@ class Engine:
         return self.scheduler.has_work or bool(self._in_flight)
 
     def step(self) -> list[Delta]:
-        """Decides, submits and applies one step; returns what the sequences grew by."""
+        """Decides, submits and applies one step; returns what the sequences grew by.
+
+        An exception leaves scheduler and device apart: every later step raises InternalError.
+        """
+        if self._failed:
+            raise InternalError("a step of this engine failed before; make another engine")
+        self._failed = True
+        deltas = self._step()
+        self._failed = False
+        return deltas
+
+    def _step(self) -> list[Delta]:
         plan = self.scheduler.plan(time.monotonic())
         self._load_hidden(plan)
         if plan.rows or plan.admissions:
@@ -95,7 +107,11 @@ class Engine:
             if hidden is None:
                 continue
             try:
-                self._hidden[hidden.handle] = hidden()
+                states = hidden()
+                wanted = (admission.entry.length, self.spec.encoder.d_model)
+                if tuple(states.shape) != wanted:
+                    raise HiddenStatesLost(f"of shape {list(states.shape)} instead of {list(wanted)}")
+                self._hidden[hidden.handle] = states
             except HiddenStatesLost as error:
                 self.scheduler.fail(plan, admission, error)
 

@@ -51,10 +51,16 @@ class ColumnParallel:
     """
 
     def __init__(
-        self, names: Sequence[str], widths: Sequence[int], inputs: int, what: str, place: Placement
+        self,
+        names: Sequence[str],
+        widths: Sequence[int],
+        inputs: int,
+        what: str,
+        place: Placement,
+        unit: int = 1,  # outputs that stay together: those of a head
     ) -> None:
         self.names, self.widths, self.inputs = names, widths, inputs
-        self.shares = [place.share(width, what) for width in widths]
+        self.shares = [place.share(width // unit, what) * unit for width in widths]
         self.rank = place.group.rank
         self.weight = place.empty(sum(self.shares), inputs)
 
@@ -70,9 +76,11 @@ class ColumnParallel:
 class RowParallel:
     """A projection split by its input; the ranks' partial results are summed: [N, outputs]."""
 
-    def __init__(self, name: str, inputs: int, outputs: int, what: str, place: Placement) -> None:
+    def __init__(
+        self, name: str, inputs: int, outputs: int, what: str, place: Placement, unit: int = 1
+    ) -> None:
         self.name, self.inputs, self.group = name, inputs, place.group
-        self.weight = place.empty(outputs, place.share(inputs, what))
+        self.weight = place.empty(outputs, place.share(inputs // unit, what) * unit)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.group.all_reduce(F.linear(x, self.weight))

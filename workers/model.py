@@ -82,9 +82,9 @@ class SelfAttention:
         width = spec.heads * spec.head_dim
         self.norm = Norm(f"{name}.norm", spec.d_model, spec.norm_eps, place)
         self.qkv = ColumnParallel(
-            [f"{name}.{part}" for part in "qkv"], [width] * 3, spec.d_model, "heads", place
+            [f"{name}.{part}" for part in "qkv"], [width] * 3, spec.d_model, "heads", place, spec.head_dim
         )
-        self.o = RowParallel(f"{name}.o", width, spec.d_model, "heads", place)
+        self.o = RowParallel(f"{name}.o", width, spec.d_model, "heads", place, spec.head_dim)
         self.bias = (
             HeadTable(f"{name}.bias", spec.relative_bias.buckets, spec.heads, place) if has_bias else None
         )
@@ -107,8 +107,8 @@ class CrossAttention:
     def __init__(self, name: str, spec: StackSpec, place: Placement) -> None:
         width = spec.heads * spec.head_dim
         self.norm = Norm(f"{name}.norm", spec.d_model, spec.norm_eps, place)
-        self.q = ColumnParallel([f"{name}.q"], [width], spec.d_model, "heads", place)
-        self.o = RowParallel(f"{name}.o", width, spec.d_model, "heads", place)
+        self.q = ColumnParallel([f"{name}.q"], [width], spec.d_model, "heads", place, spec.head_dim)
+        self.o = RowParallel(f"{name}.o", width, spec.d_model, "heads", place, spec.head_dim)
 
     def slots(self) -> Iterator[WeightSlot]:
         return chain(self.norm.slots(), self.q.slots(), self.o.slots())
@@ -168,6 +168,7 @@ class DecoderStack:
             spec.encoder.d_model,
             "heads",
             place,
+            stack.head_dim,
         )
         self.final_norm = Norm("decoder.final_norm", stack.d_model, stack.norm_eps, place)
         self.group = place.group

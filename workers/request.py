@@ -16,7 +16,9 @@ if TYPE_CHECKING:
 class HiddenStates(Protocol):
     """Hidden states another worker computed. Set by the cluster, see cluster/handoff.py."""
 
-    handle: int  # unique among the engine's live encoder inputs; the same on every rank
+    @property
+    def handle(self) -> int:
+        """Unique among the engine's live encoder inputs; the same on every rank."""
 
     def __call__(self) -> torch.Tensor:
         """[length, d_model], on any device. May be called again after a preemption.

@@ -70,7 +70,8 @@ class Scheduler:
 
     def submit(self, request: EngineRequest, now: float) -> None:
         """Takes a request in. Raises InvalidRequest if it can never fit or its id is in use."""
-        if request.request_id in self._sequences:
+        ending = (delta.request_id for delta in self._ended)  # its last delta is still to come
+        if request.request_id in self._sequences or request.request_id in ending:
             raise InvalidRequest("is already running", field="request_id")
         positions = len(request.prefix_ids) + request.decoding.max_tokens
         need = self.pool.pages_for(len(request.encoder.token_ids)) + self.pool.pages_for(positions)
