@@ -88,41 +88,42 @@ def _encoder(config: ServeConfig, worker: ServeConfig) -> Application:
     deployment: Any = serve.deployment(
         Encoder,
         name="Encoder",
-        # Batches of all routers wait at the replica, in order: a call that Serve refuses is tried again
-        # only after a pause.
-        max_ongoing_requests=config.encoder_batches_in_flight * config.ingress_replicas + CONTROL_CALLS,
-        ray_actor_options={
-            "num_cpus": config.encoder_cpus,
-            "num_gpus": config.encoder_gpus if config.device == "cuda" else 0,
-        },
-        logging_config=QUIET,
+        placement_group_bundles=_bundles(config, 1, config.encoder_cpus, config.encoder_gpus),
         **_replicas(config.min_encoder_replicas, encoder_autoscaling(config)),
-        **_lifetime(config),
+        **_supervisor(config),
     )
     bound: Application = deployment.bind(worker)
     return bound
 
 
 def _decoder(config: ServeConfig, worker: ServeConfig) -> Application:
-    shard = {"CPU": config.decoder_cpus}
-    if config.device == "cuda":
-        shard["GPU"] = config.decoder_gpus
-    # One bundle for each rank; the replica itself sits with the first.
-    bundles = [dict(shard) for _ in range(config.tensor_parallel_size)]
-    bundles[0]["CPU"] += SUPERVISOR_CPUS
+    ranks = config.tensor_parallel_size
     deployment: Any = serve.deployment(
         Decoder,
         name="Decoder",
-        max_ongoing_requests=CONTROL_CALLS,
-        ray_actor_options={"num_cpus": SUPERVISOR_CPUS},
-        placement_group_bundles=bundles,
-        placement_group_strategy="STRICT_PACK",
-        logging_config=QUIET,
+        placement_group_bundles=_bundles(config, ranks, config.decoder_cpus, config.decoder_gpus),
         **_replicas(config.min_decoder_replicas, decoder_autoscaling(config)),
-        **_lifetime(config),
+        **_supervisor(config),
     )
     bound: Application = deployment.bind(worker)
     return bound
+
+
+def _bundles(config: ServeConfig, actors: int, cpus: float, gpus: float) -> list[dict[str, float]]:
+    """One for each actor; the replica itself sits with the first."""
+    bundle = {"CPU": cpus, "GPU": gpus} if config.device == "cuda" else {"CPU": cpus}
+    first = bundle | {"CPU": cpus + SUPERVISOR_CPUS}
+    return [first, *(dict(bundle) for _ in range(actors - 1))]
+
+
+def _supervisor(config: ServeConfig) -> dict[str, Any]:
+    return {
+        "max_ongoing_requests": CONTROL_CALLS,
+        "ray_actor_options": {"num_cpus": SUPERVISOR_CPUS},
+        "placement_group_strategy": "STRICT_PACK",
+        "logging_config": QUIET,
+        **_lifetime(config),
+    }
 
 
 def _replicas(fixed: int, autoscaling: Any) -> dict[str, Any]:

@@ -10,23 +10,19 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import RayServeException
+from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.discovery import Discovery
 from tandem.cluster.encoder_cache import EncoderCache
 from tandem.cluster.encoder_queue import EncodeJob, EncoderQueue
 from tandem.cluster.handoff import BatchSummary, HiddenSlice, PackedHidden
-from tandem.errors import InternalError, InvalidRequest, TandemError, Unavailable
+from tandem.errors import InvalidRequest, TandemError, Unavailable
 from tandem.workers.request import EncoderInput
 
 logger = logging.getLogger(__name__)
-
-COUNT_PERIOD_S = 5.0  # between counts of the encoder replicas
-COUNT_TIMEOUT_S = 10.0
-RETRY_AFTER_S = 0.2  # a failed replica is known to Serve's routing by then
 
 
 @dataclass(slots=True)
@@ -41,21 +37,33 @@ class EncoderCounters:
     cache_misses: int = 0
 
 
+@dataclass(eq=False, slots=True)
+class _Replica:
+    encoder_id: str
+    actor: Any
+    batches: int = 0  # sent and not answered
+    tokens: int = 0  # in them
+
+
 class EncoderPool:
     """Drain after step: a batch leaves whenever a replica has room and takes what has arrived by then.
     Nothing waits while an encoder idles, and under load batches grow by themselves."""
 
     def __init__(self, config: ServeConfig, handle: DeploymentHandle[Any], router_id: str) -> None:
-        self._config, self._handle, self._router_id = config, handle, router_id
-        self._encode: Any = handle.options(method_name="encode", stream=True)
+        self._config, self._router_id = config, router_id
+        self._discovery = Discovery(handle, self._found, lambda: bool(self._replicas))
+        self._replicas: dict[str, _Replica] = {}
+        self._former: set[str] = set()  # ids of those that ended: Serve may still list them for a moment
         self._cache = EncoderCache(config.encoder_cache_bytes)
         self._queue = EncoderQueue()
         self._jobs: dict[str, EncodeJob] = {}  # by key: queued or being encoded
-        self._in_flight = 0  # batches
         self._background = Background()
         self._closed = False
-        self.replicas = 0
         self.counters = EncoderCounters()
+
+    @property
+    def replicas(self) -> int:
+        return len(self._replicas)
 
     @property
     def queued_tokens(self) -> int:
@@ -66,16 +74,13 @@ class EncoderPool:
         return self._cache.nbytes
 
     async def start(self) -> None:
-        """Counts the replicas, and goes on counting."""
-        await self._count()
-        # The first calls between two processes take ten times as long; these are nobody's.
-        for _ in range(self.replicas):
-            self._background.start(self._warm_up(), "warm up")
-        self._background.start(self._keep_counting(), "count encoders")
+        """Looks for the encoders once, and goes on looking."""
+        await self._discovery.start()
 
     async def close(self) -> None:
         """Fails what waits with Unavailable and lets all references go."""
         self._closed = True
+        await self._discovery.close()
         for job in list(self._jobs.values()):
             self._end(job, Unavailable("the router closes"))
         await self._background.close()
@@ -103,8 +108,13 @@ class EncoderPool:
             self._queue.put(job)
             self._send_what_fits()
         job.waiters += 1
+        patience_s = self._config.replica_wait_s
         try:
-            return await asyncio.shield(job.done)
+            while not job.done.done():
+                await asyncio.wait([job.done], timeout=patience_s)
+                if not job.done.done() and not self._replicas:
+                    raise Unavailable(f"there is no encoder, waited {patience_s:.0f} s")
+            return job.done.result()
         finally:
             job.waiters -= 1
             if not job.waiters and self._queue.remove(job):  # nobody wants it any more
@@ -116,24 +126,39 @@ class EncoderPool:
 
     # --- Within ---
 
-    def _send_what_fits(self) -> None:
-        most = self._config.encoder_batches_in_flight * max(1, self.replicas)
-        while self._queue and self._in_flight < most and not self._closed:
-            batch = self._queue.take(self._config.max_encoder_tokens)
-            self._in_flight += 1
-            self._background.start(self._send(batch), "encode")
+    def _found(self, encoder_id: str, actor: Any) -> None:
+        if encoder_id not in self._replicas and encoder_id not in self._former:
+            replica = self._replicas[encoder_id] = _Replica(encoder_id, actor)
+            self._background.start(self._warm_up(replica), "warm up")
+            self._send_what_fits()
 
-    async def _send(self, batch: list[EncodeJob]) -> None:
+    async def _warm_up(self, replica: _Replica) -> None:
+        """The first calls between two processes take ten times as long; these are nobody's."""
+        with contextlib.suppress(RayError, TimeoutError):
+            for _ in range(2):
+                await self._call(replica, [[0]])
+
+    def _send_what_fits(self) -> None:
+        while self._queue and not self._closed and (replica := self._roomiest()) is not None:
+            batch = self._queue.take(self._config.max_encoder_tokens)
+            self._background.start(self._send(batch, replica), "encode")
+            replica.batches += 1
+            replica.tokens += sum(len(job.token_ids) for job in batch)
+
+    def _roomiest(self) -> _Replica | None:
+        most = self._config.encoder_batches_in_flight
+        return min(
+            (replica for replica in self._replicas.values() if replica.batches < most),
+            key=lambda replica: (replica.batches, replica.tokens),
+            default=None,
+        )
+
+    async def _send(self, batch: list[EncodeJob], replica: _Replica) -> None:
         started = time.monotonic()
         try:
-            reference, summary = await self._call([list(job.token_ids) for job in batch])
-        except asyncio.CancelledError as error:
-            task = asyncio.current_task()
-            if task is None or task.cancelling():
-                raise
-            await self._retry(batch, error)  # not ours: this is how Serve tells that it ended the call
+            reference, summary = await self._call(replica, [list(job.token_ids) for job in batch])
         except Exception as error:
-            await self._retry(batch, error)
+            self._retry(batch, replica, error)
         else:
             self.counters.batches += 1
             self.counters.batch_tokens += summary["tokens"]
@@ -147,50 +172,42 @@ class EncoderPool:
             for job in batch:
                 self._end(job, slices[job.key])
         finally:
-            self._in_flight -= 1
+            replica.batches -= 1
+            replica.tokens -= sum(len(job.token_ids) for job in batch)
             self._send_what_fits()
 
-    async def _call(self, inputs: list[list[int]]) -> tuple[ray.ObjectRef[PackedHidden], BatchSummary]:
-        """Has one batch encoded; see `Encoder.encode` for the two items."""
-        response = self._encode.remote(inputs, self._router_id, self._queue.tokens)
-        try:
-            async with asyncio.timeout(self._config.replica_wait_s):
-                stream = await response._to_object_ref_gen()  # once a replica has taken it
-            # An encoder that hangs is found by its health check; this is only so that no wait is endless.
-            async with asyncio.timeout(self._config.limits.timeout_s):
-                reference = await anext(stream)
-                try:
-                    summary = await (await anext(stream))
-                except StopAsyncIteration:
-                    await reference  # which is the exception then
-                    raise InternalError("the encoder sent no summary") from None
-        except BaseException:
-            response.cancel()
-            raise
-        return reference, summary
+    async def _call(
+        self, replica: _Replica, inputs: list[list[int]]
+    ) -> tuple[ray.ObjectRef[PackedHidden], BatchSummary]:
+        """Has one batch encoded; see `EncoderActor.encode` for the two objects."""
+        encode = replica.actor.encode.options(num_returns=2)
+        reference, summary = encode.remote(inputs, self._router_id, self._queue.tokens)
+        # An encoder that hangs is found by its health check; this is only so that no wait is endless.
+        async with asyncio.timeout(self._config.limits.timeout_s):
+            return reference, await summary
 
-    async def _retry(self, batch: list[EncodeJob], error: BaseException) -> None:
-        logger.warning("a batch of %d inputs was not encoded: %r", len(batch), error)
+    def _retry(self, batch: list[EncodeJob], replica: _Replica, error: Exception) -> None:
+        logger.warning("encoder %s: a batch of %d failed: %r", replica.encoder_id, len(batch), error)
         cause = error.cause if isinstance(error, RayTaskError) else error
         if len(batch) == 1 and isinstance(cause, InvalidRequest):
             self._end(batch[0], cause)
             return
-        # An encoder that died was perhaps just stopped; one that raised met something in this batch.
-        raised = isinstance(error, RayTaskError) and not isinstance(error, RayActorError)
-        again = []
+        draining = isinstance(cause, Unavailable)
+        ended = draining or isinstance(error, RayActorError | TimeoutError)
+        if ended:
+            self._replicas.pop(replica.encoder_id, None)
+            if not isinstance(error, ActorUnavailableError):
+                self._former.add(replica.encoder_id)
+            self._discovery.look_soon()
         for job in batch:
-            job.attempts += 1
-            job.alone = job.alone or raised or job.attempts > 1
-            waited_s = time.monotonic() - job.arrived_at
-            if job.attempts >= self._config.encoder_attempts or waited_s > self._config.replica_wait_s:
+            job.attempts += not draining
+            # One that raised met something in this batch; one that died perhaps, too, the second time.
+            job.alone = job.alone or not ended or job.attempts > 1
+            if job.attempts >= self._config.encoder_attempts:
                 self._end(job, Unavailable(f"no encoder could take the input, {job.attempts} tries"))
             elif not job.waiters:
                 del self._jobs[job.key]
-            else:
-                again.append(job)
-        await asyncio.sleep(RETRY_AFTER_S)
-        for job in again:
-            if not self._closed:
+            elif not self._closed:
                 self.counters.retries += 1
                 self._queue.put(job)
 
@@ -203,24 +220,3 @@ class EncoderPool:
         else:
             job.done.set_exception(result)
             job.done.exception()  # seen: perhaps nobody waits any more
-
-    async def _warm_up(self) -> None:
-        with contextlib.suppress(RayError, RayServeException, TimeoutError):
-            await self._call([[0]])
-
-    async def _keep_counting(self) -> None:
-        while True:
-            await asyncio.sleep(COUNT_PERIOD_S if self.replicas else COUNT_PERIOD_S / 10)
-            await self._count()
-
-    async def _count(self) -> None:
-        try:
-            broadcast = self._handle.broadcast("describe")
-            answers = await broadcast.results_async(timeout_s=COUNT_TIMEOUT_S, return_exceptions=True)
-        except RayServeException:  # none is running
-            self.replicas = 0
-        except (RayError, TimeoutError) as error:  # the last count is the best there is
-            logger.warning("the encoders could not be counted: %r", error)
-        else:
-            self.replicas = sum(not isinstance(answer, BaseException) for answer in answers)
-        self._send_what_fits()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import itertools
-import time
 from dataclasses import dataclass, field
 
 from tandem.cluster.handoff import HiddenSlice
@@ -23,7 +22,6 @@ class EncodeJob:
     attempts: int = 0
     alone: bool = False  # failed in a batch: the next try must not take others down with it
     number: int = field(default_factory=lambda: next(_numbers))
-    arrived_at: float = field(default_factory=time.monotonic)
 
 
 class EncoderQueue:

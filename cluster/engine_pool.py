@@ -4,24 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import bisect
-import logging
 from dataclasses import dataclass, field
 from typing import Any
 
-from ray.exceptions import RayError
-from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
+from tandem.cluster.discovery import Discovery
 from tandem.cluster.engine_client import EngineClient
 from tandem.cluster.flight import Flight
 from tandem.errors import Unavailable
 
-logger = logging.getLogger(__name__)
-
-DISCOVERY_PERIOD_S = 5.0  # new replicas are found this late at most
-DISCOVERY_RETRY_S = 0.2  # while there is no engine at all
-DISCOVERY_TIMEOUT_S = 10.0
 # Work sent to one engine, in batches' worth (see `EngineClient.load`): one that runs and one ready to
 # follow. More waits here, where an engine that joins or gets free can still take it.
 FULL = 2.0
@@ -42,13 +35,11 @@ class EnginePool:
     """One client for every engine that `describe` names, from discovery to loss."""
 
     def __init__(self, handle: DeploymentHandle[Any], patience_s: float) -> None:
-        self._handle = handle
         self._patience_s = patience_s
         self._clients: dict[str, EngineClient] = {}
         self._waiting: list[_Waiter] = []  # sorted
-        self._discover_now = asyncio.Event()
-        self._background = Background()
         self._links = Background()
+        self._discovery = Discovery(handle, self._found, lambda: self.ready)
 
     @property
     def ready(self) -> bool:
@@ -64,11 +55,10 @@ class EnginePool:
 
     async def start(self) -> None:
         """Looks for the engines once, and goes on looking."""
-        await self._discover()
-        self._background.start(self._keep_discovering(), "discover engines")
+        await self._discovery.start()
 
     async def close(self) -> None:
-        await self._background.close()
+        await self._discovery.close()
         await self._links.close()
 
     async def submit(self, flight: Flight) -> None:
@@ -114,39 +104,15 @@ class EnginePool:
             client.submit(waiter.flight)  # here and now, so that the next one sees the load
             waiter.granted.set_result(None)
 
-    async def _keep_discovering(self) -> None:
-        while True:
-            period = DISCOVERY_PERIOD_S if self.ready else DISCOVERY_RETRY_S
-            try:
-                async with asyncio.timeout(period):
-                    await self._discover_now.wait()
-                await asyncio.sleep(DISCOVERY_RETRY_S)
-            except TimeoutError:
-                pass
-            self._discover_now.clear()
-            await self._discover()
-
-    async def _discover(self) -> None:
-        try:
-            broadcast = self._handle.broadcast("describe")
-            answers = await broadcast.results_async(timeout_s=DISCOVERY_TIMEOUT_S, return_exceptions=True)
-        except RayServeException:  # none is running
-            return
-        except (RayError, TimeoutError) as error:
-            logger.warning("the engines could not be listed: %r", error)
-            return
-        for answer in answers:
-            if not isinstance(answer, BaseException) and answer[0] not in self._clients:
-                self._attach(*answer)
-
-    def _attach(self, engine_id: str, actor: Any) -> None:
-        client = EngineClient(engine_id, actor, self._grant)
-        self._clients[engine_id] = client
-        self._links.start(self._follow(client), f"engine {engine_id}")
+    def _found(self, engine_id: str, actor: Any) -> None:
+        if engine_id not in self._clients:
+            client = EngineClient(engine_id, actor, self._grant)
+            self._clients[engine_id] = client
+            self._links.start(self._follow(client), f"engine {engine_id}")
 
     async def _follow(self, client: EngineClient) -> None:
         try:
             await client.run()
         finally:
             del self._clients[client.engine_id]
-            self._discover_now.set()
+            self._discovery.look_soon()

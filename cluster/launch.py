@@ -218,7 +218,7 @@ def _refuse_what_does_not_fit(config: ServeConfig) -> None:
     encoders = config.min_encoder_replicas if config.placement == "disaggregated" else 0
     shards = config.min_decoder_replicas * config.tensor_parallel_size
     needs = {
-        "CPU": encoders * config.encoder_cpus
+        "CPU": encoders * (config.encoder_cpus + SUPERVISOR_CPUS)
         + shards * config.decoder_cpus
         + config.min_decoder_replicas * SUPERVISOR_CPUS
         + config.ingress_replicas * config.ingress_cpus,

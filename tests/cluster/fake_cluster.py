@@ -135,6 +135,9 @@ class FakeReference:
     def __init__(self, value: object) -> None:
         self._value = value
 
+    def arrive(self, value: object) -> None:
+        self._value = value
+
     def lose(self) -> None:
         self._value = ObjectLostError("0" * 56, None, "")
 
@@ -236,58 +239,67 @@ class FakeDecoders:
 
 
 class FakeEncoders:
-    """The encoder's deployment handle. `faults` are raised by the next calls, one each."""
+    """The encoder's deployment handle, and its replicas. `faults` are raised by the next calls, one each."""
 
     def __init__(self, replicas: int = 1, step_s: float = 0.0) -> None:
-        self.replicas, self.step_s = replicas, step_s
+        self.step_s = step_s
         self.batches: list[list[list[int]]] = []
         self.references: list[FakeReference] = []
         self.faults: list[BaseException] = []
         self.poison: int | None = None  # a token no encoder survives
         self.running = 0
+        self._numbers = itertools.count()
+        self.replicas = {self._name(): FakeEncoder(self) for _ in range(replicas)}
 
-    def options(self, *, method_name: str, stream: bool) -> FakeEncoders:
-        assert (method_name, stream) == ("encode", True)
-        return self
+    def _name(self) -> str:
+        return f"encoder{next(self._numbers)}"
+
+    def replace(self) -> None:
+        """As Serve does when a replica has ended."""
+        self.replicas = {self._name(): FakeEncoder(self)}
 
     def broadcast(self, method: str) -> FakeBroadcast:
         assert method == "describe"
-        return FakeBroadcast([None] * self.replicas)
+        return FakeBroadcast(list(self.replicas.items()))
 
-    def remote(self, inputs: list[list[int]], router_id: str, queued_tokens: int) -> FakeResponse:
-        assert router_id
-        assert queued_tokens >= 0
-        self.batches.append(inputs)
-        return FakeResponse(self, inputs)
-
-    async def run(self, inputs: list[list[int]]) -> AsyncIterator[FakeReference]:
+    async def run(self, inputs: list[list[int]]) -> tuple[Any, BatchSummary]:
         self.running += 1
         try:
             await asyncio.sleep(self.step_s)
             if self.faults:
-                yield FakeReference(self.faults.pop(0))
-                return
+                raise self.faults.pop(0)
             if any(self.poison in ids for ids in inputs):
-                yield FakeReference(task_error(ValueError("poison")))
-                return
+                raise task_error(ValueError("poison"))
             hidden = torch.cat([encode(ids) for ids in inputs])
-            reference = FakeReference(pack(hidden))
-            self.references.append(reference)
-            yield reference
-            yield FakeReference(BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=0.0))
+            return pack(hidden), BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=0.0)
         finally:
             self.running -= 1
 
 
-class FakeResponse:
-    def __init__(self, encoders: FakeEncoders, inputs: list[list[int]]) -> None:
-        self._encoders, self._inputs = encoders, inputs
+class FakeEncoder:
+    """An actor handle to an encoder."""
 
-    async def _to_object_ref_gen(self) -> AsyncIterator[FakeReference]:
-        return self._encoders.run(self._inputs)
+    def __init__(self, encoders: FakeEncoders) -> None:
+        self.encode = self
+        self._encoders = encoders
 
-    def cancel(self) -> None:
-        pass
+    def options(self, *, num_returns: int) -> FakeEncoder:
+        assert num_returns == 2
+        return self
+
+    def remote(self, inputs: list[list[int]], router_id: str, queued_tokens: int) -> tuple[Any, Any]:
+        assert router_id
+        assert queued_tokens >= 0
+        self._encoders.batches.append(inputs)
+        reference = FakeReference(None)
+        self._encoders.references.append(reference)
+
+        async def answer() -> BatchSummary:
+            packed, summary = await self._encoders.run(inputs)
+            reference.arrive(packed)
+            return summary
+
+        return reference, asyncio.ensure_future(answer())
 
 
 def task_error(cause: Exception) -> BaseException:
@@ -334,7 +346,7 @@ class FakeCluster:
         while self._to_start and len(self.router.stats().engines) < self._to_start:
             await asyncio.sleep(0.001)
         if self.disaggregated:
-            while len(self.encoders.references) < self.encoders.replicas:  # the warm-up
+            while len(self.encoders.batches) < 2 or self.encoders.running:  # the warm-up
                 await asyncio.sleep(0.001)
             self.encoders.batches.clear()
             self.encoders.references.clear()

@@ -16,7 +16,6 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 import ray
@@ -171,11 +170,6 @@ def kill(process: int) -> None:
         time.sleep(0.01)
 
 
-async def engine_of(router: Router) -> Any:
-    [described, *_] = await router._engines._handle.broadcast("describe").results_async()
-    return described[1]
-
-
 @pytest.mark.usefixtures("cluster")
 async def test_answers_are_the_engines_own(
     config: ServeConfig, requests: list[EngineRequest], answers: list[list[int]]
@@ -204,7 +198,7 @@ async def test_a_killed_encoder_costs_nothing_but_time(
     async with routing(config, engines=2) as router:
         first = asyncio.create_task(collect(router, requests[0]))
         await under_way(router, 1)
-        [encoder] = actors("Encoder")
+        [encoder] = actors("EncoderActor")
         kill(encoder)
         # Some find the encoder dead, some their input encoded before; all end.
         rest = await asyncio.gather(*(collect(router, r) for r in requests[1:]))
@@ -222,7 +216,7 @@ async def test_hidden_states_outlive_the_encoder(
         long = EncoderInput("long", (*(3 + i % 100 for i in range(2000)), EOS))
         where = await encoders.encode(long)
         assert encoders.cache_bytes > 200_000
-        [encoder] = actors("Encoder")
+        [encoder] = actors("EncoderActor")
         kill(encoder)
         packed = await where.reference
         assert packed["rows"].shape == (2001, 32)
@@ -236,7 +230,7 @@ async def test_an_engine_killed_under_load_leaves_all_streams_whole(
     async with routing(config, engines=2) as router:
         tasks = [asyncio.create_task(collect(router, request)) for request in requests]
         await under_way(router, 300)
-        ray.kill(await engine_of(router))
+        kill(actors("EngineActor")[0])
         assert await asyncio.gather(*tasks) == answers
         assert router.stats().resubmitted > 0
 

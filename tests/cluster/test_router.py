@@ -162,6 +162,7 @@ async def test_hidden_states_that_keep_vanishing_end_with_unavailable() -> None:
 async def test_a_dead_encoder_is_replaced_by_another_try() -> None:
     async with FakeCluster() as cluster:
         cluster.encoders.faults = [ActorDiedError()]
+        cluster.encoders.replace()
         requests = [request(f"r{i}", ids=(i, 1)) for i in range(8)]
         answers = await asyncio.gather(*map(cluster.collect, requests))
         assert answers == [(expected(r), "length") for r in requests]
@@ -290,7 +291,7 @@ async def test_waiting_requests_go_to_an_engine_that_joins() -> None:
         tasks = [asyncio.create_task(cluster.collect(r)) for r in requests]
         while cluster.router.stats().waiting < 4:
             await asyncio.sleep(0.001)
-        cluster.router._engines._discover_now.set()
+        cluster.router._engines._discovery.look_soon()
         joined = await cluster.add_engine()
         while not joined.engine.submitted:
             await asyncio.sleep(0.005)

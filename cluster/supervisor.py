@@ -1,0 +1,109 @@
+"""A Serve replica that keeps a group of actors: what encoder and decoder replicas have in common.
+
+The actors do the work and routers talk to them directly, so Serve's part is to place, watch, replace and
+scale. They are children of the replica's process: when it ends, however it ends, Ray ends them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import uuid
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from tandem.cluster.background import Background
+from tandem.cluster.config import ServeConfig
+from tandem.errors import InternalError
+
+logger = logging.getLogger(__name__)
+
+HEALTH_TIMEOUT_S = 10.0  # for the group's answers to one health check
+CALLS = 1000  # that one actor serves at a time; a link of a router is one
+
+
+class Supervisor:
+    """Starts a group, answers health from its progress, drains it, ends it.
+
+    Every actor of the group has `watch`, which returns or raises when it will work no more, and
+    `progress`, which raises when it has work and does not get on. The first is the one routers talk to;
+    it has `drain`.
+    """
+
+    def __init__(self, config: ServeConfig) -> None:
+        self._config = config
+        self._id = uuid.uuid4().hex[:8]
+        self._group: list[Any] = []
+        self._progress: Any = None  # what the first actor said at the last health check
+        self._background = Background()
+        self._starting: asyncio.Task[None] | None = None
+
+    async def _start(self) -> None:
+        """Has the actors load their models. They are all spawned already."""
+        raise NotImplementedError
+
+    def _spawn(self, kind: type, cpus: float, gpus: float, *args: object) -> None:
+        """Adds an actor to the group, in the bundle of its number."""
+        placement_group = ray.util.get_current_placement_group()  # this replica's own: see app.py
+        if placement_group is None:
+            raise InternalError("the replica was deployed without its placement group")
+        strategy = PlacementGroupSchedulingStrategy(placement_group, len(self._group))
+        actor_class: Any = ray.remote(kind)
+        actor = actor_class.options(
+            num_cpus=cpus,
+            num_gpus=gpus if self._config.device == "cuda" else 0,
+            max_concurrency=CALLS,
+            scheduling_strategy=strategy,
+        ).remote(*args)
+        self._group.append(actor)
+
+    async def describe(self) -> tuple[str, Any]:
+        """For routers: this replica's id, which a replacement does not share, and its first actor."""
+        return self._id, self._group[0]
+
+    async def check_health(self) -> None:
+        """Serve's health check, of which the first is part of starting and may take its time.
+
+        An ActorDiedError goes through to Serve, which then replaces this replica without waiting for
+        further failures.
+        """
+        if self._starting is None:
+            self._starting = self._background.start(self._start_and_watch(), "start the group")
+        await asyncio.shield(self._starting)
+        async with asyncio.timeout(HEALTH_TIMEOUT_S):
+            self._progress, *_ = await asyncio.gather(*(actor.progress.remote() for actor in self._group))
+
+    async def __del__(self) -> None:
+        """Serve awaits this when the replica is to stop: running requests end first."""
+        await self._background.close()  # the ends that follow are no failures
+        try:
+            await asyncio.wait_for(self._group[0].drain.remote(), self._config.drain_timeout_s)
+        except (ray.exceptions.RayError, TimeoutError) as error:
+            logger.warning("%s stops without having drained: %r", self._id, error)
+        finally:
+            self._kill()
+
+    async def _start_and_watch(self) -> None:
+        await self._start()
+        self._background.start(self._watch(), "watch the group")
+
+    async def _watch(self) -> None:
+        """Ends the whole group as soon as one actor has ended: the others would wait for it for ever.
+        Routers see the first one's end at once and go elsewhere, Serve at the next health check."""
+        watches: list[asyncio.Future[Any]] = [
+            asyncio.wrap_future(actor.watch.remote().future()) for actor in self._group
+        ]
+        try:
+            ended, _ = await asyncio.wait(watches, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for watch in watches:
+                watch.cancel()
+        for watch in ended:
+            logger.error("an actor of %s ended: %r", self._id, watch.exception() or watch.result())
+        self._kill()
+
+    def _kill(self) -> None:
+        for actor in self._group:
+            ray.kill(actor)
