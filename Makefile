@@ -50,8 +50,9 @@ types: .venv/.installed  ## Check types.
 protos: .venv/.installed  ## Generate the Python modules of protos/ anew.
 	$(BIN)/python scripts/generate_protos.py
 
-bench: .venv/.installed  ## Measure the engine against its peers.
+bench: .venv/.installed  ## Measure the engine against its peers, the cluster against the engine.
 	$(BIN)/python bench/engine.py
+	$(BIN)/python bench/cluster.py
 
 clean:  ## Remove everything generated, but not the virtual environment.
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -21,16 +21,17 @@ TIMEOUT_S = 10.0
 
 
 class Discovery:
-    """Tells `found(replica id, actor)` of every replica, at each look. `enough` says whether there is
-    anybody to work with meanwhile."""
+    """Tells `found(replica id, actor)` of every replica at each look, and `listed(ids)` that these are
+    all. `enough` says whether there is anybody to work with meanwhile."""
 
     def __init__(
         self,
         handle: DeploymentHandle[Any],
         found: Callable[[str, Any], None],
         enough: Callable[[], bool],
+        listed: Callable[[set[str]], None] = lambda _: None,
     ) -> None:
-        self._handle, self._found, self._enough = handle, found, enough
+        self._handle, self._found, self._listed, self._enough = handle, found, listed, enough
         self._look_now = asyncio.Event()
         self._background = Background()
 
@@ -66,6 +67,8 @@ class Discovery:
         except (RayError, TimeoutError) as error:
             logger.warning("the replicas could not be listed: %r", error)
             return
-        for answer in answers:
-            if not isinstance(answer, BaseException):
-                self._found(*answer)
+        living = [answer for answer in answers if not isinstance(answer, BaseException)]
+        for replica_id, actor in living:
+            self._found(replica_id, actor)
+        if len(living) == len(answers):  # one that did not answer in time may be alive
+            self._listed({replica_id for replica_id, _ in living})

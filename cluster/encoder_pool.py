@@ -51,7 +51,7 @@ class EncoderPool:
 
     def __init__(self, config: ServeConfig, handle: DeploymentHandle[Any], router_id: str) -> None:
         self._config, self._router_id = config, router_id
-        self._discovery = Discovery(handle, self._found, lambda: bool(self._replicas))
+        self._discovery = Discovery(handle, self._found, lambda: bool(self._replicas), self._listed)
         self._replicas: dict[str, _Replica] = {}
         self._former: set[str] = set()  # ids of those that ended: Serve may still list them for a moment
         self._cache = EncoderCache(config.encoder_cache_bytes)
@@ -131,6 +131,12 @@ class EncoderPool:
             replica = self._replicas[encoder_id] = _Replica(encoder_id, actor)
             self._background.start(self._warm_up(replica), "warm up")
             self._send_what_fits()
+
+    def _listed(self, encoder_ids: set[str]) -> None:
+        """Forgets idle replicas that are gone: only a call would tell otherwise, and cost its input."""
+        for encoder_id, replica in list(self._replicas.items()):
+            if encoder_id not in encoder_ids and not replica.batches:
+                del self._replicas[encoder_id]
 
     async def _warm_up(self, replica: _Replica) -> None:
         """The first calls between two processes take ten times as long; these are nobody's."""

@@ -181,9 +181,12 @@ class EngineActor:
             fetched, *_ = await asyncio.gather(
                 fetch(reference), *(shard.register.remote(registrations) for shard in self._shards)
             )
-        except HiddenStatesLost as error:
+        except Exception as error:
+            if not isinstance(error, HiddenStatesLost):  # whatever it is, no request may wait for ever
+                logger.exception("hidden states of %d requests were not taken in", len(group))
+            lost = HiddenStatesLost(str(error))
             self._unregister(list(slices))
-            self._deliver([Delta(request.request_id, [], error=error) for request, _ in group], self._stats)
+            self._deliver([Delta(request.request_id, [], error=lost) for request, _ in group], self._stats)
             return
         for handle, (request, where) in slices.items():
             live = self._live.get(request.request_id)

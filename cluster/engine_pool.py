@@ -14,6 +14,7 @@ from tandem.cluster.discovery import Discovery
 from tandem.cluster.engine_client import EngineClient
 from tandem.cluster.flight import Flight
 from tandem.errors import Unavailable
+from tandem.workers.scheduler import PRIORITY_S
 
 # Work sent to one engine, in batches' worth (see `EngineClient.load`): one that runs and one ready to
 # follow. More waits here, where an engine that joins or gets free can still take it.
@@ -25,7 +26,7 @@ AFFINITY = 0.25
 
 @dataclass(order=True, slots=True)
 class _Waiter:
-    priority: int  # negated: the least is first
+    order: float  # arrival, each level of priority counting as PRIORITY_S, as in the engines
     number: int  # of arrival; a request that lost its engine keeps it
     flight: Flight = field(compare=False)
     granted: asyncio.Future[None] = field(compare=False)
@@ -70,7 +71,9 @@ class EnginePool:
             client.submit(flight)
             return
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(-flight.request.priority, flight.number, flight, granted)
+        waiter = _Waiter(
+            flight.arrived_at - flight.request.priority * PRIORITY_S, flight.number, flight, granted
+        )
         bisect.insort(self._waiting, waiter)
         self._grant()
         try:

@@ -33,6 +33,7 @@ class Flight:
         self.request = request
         self.deadline = deadline  # in the event loop's time
         self.number = next(_numbers)  # order of arrival
+        self.arrived_at = asyncio.get_running_loop().time()
         self.hidden: HiddenSlice | None = None  # kept until the end: a replacement engine reads it again
         self.hidden_lost = False  # the engine could not read them
         self.place: EngineClient | None = None  # the engine that has it, or will

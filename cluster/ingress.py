@@ -10,6 +10,7 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.direct_ingress import reuse_http_port
 from tandem.cluster.grpc_api import GrpcApi
 from tandem.cluster.http_api import build_app
 from tandem.cluster.router import Router
@@ -29,6 +30,8 @@ class Ingress(GrpcApi):
         encoder: DeploymentHandle[Any] | None,
         decoder: DeploymentHandle[Any],
     ) -> None:
+        if config.ingress_mode == "direct":
+            reuse_http_port()
         frontend = await asyncio.to_thread(_load, config)
         self._router = Router(config, encoder, decoder)
         await self._router.start()

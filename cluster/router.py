@@ -14,7 +14,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.encoder_pool import EncoderCounters, EncoderPool
 from tandem.cluster.engine_pool import EnginePool
 from tandem.cluster.flight import Flight
-from tandem.errors import Overloaded, Unavailable
+from tandem.errors import InternalError, Overloaded, Unavailable
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 
 # A request whose engines keep dying under it may be what kills them.
@@ -120,7 +120,8 @@ class Router:
         """Has the input encoded and the request sent to an engine; again, where it was placed before.
         Leaves a flight that is over its time ended."""
         if flight.losses >= MAX_LOSSES:
-            raise Unavailable(f"{flight.losses} decoders died while they worked on this request")
+            # Not Unavailable, which clients try again.
+            raise InternalError(f"{flight.losses} decoders died while they worked on this request")
         if flight.encodings >= self._config.encoder_attempts:
             raise Unavailable(f"the encoder's output was lost {flight.encodings} times")
         if flight.losses or flight.encodings:

@@ -141,10 +141,12 @@ class LLM:
             self._closed = True
             broken = self._failure is not None
             self._failure = InvalidRequest("this LLM is closed")
-            if not broken:
-                self._engine.close()
-        if self._ranks:
-            self._ranks.close(kill=broken)
+            try:
+                if not broken:
+                    self._engine.close()
+            finally:
+                if self._ranks:
+                    self._ranks.close(kill=broken)
 
     def __enter__(self) -> Self:
         return self
@@ -200,8 +202,8 @@ class LLM:
                 self._check_usable()
                 try:
                     deltas = self._engine.step()
-                except Exception as error:
-                    self._failure = InternalError(f"the engine failed: {error}")
+                except BaseException as error:  # Ctrl-C too: the ranks may be out of step
+                    self._failure = InternalError(f"the engine failed: {error!r}")
                     raise
                 for delta in deltas:
                     listener = (

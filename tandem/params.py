@@ -55,7 +55,7 @@ class SamplingParams(BaseModel):
     )
     ignore_eos: bool = Field(False, description="Generate on after the model's EOS.")
     repetition_penalty: float | None = Field(
-        None, gt=0, le=100, description="Above 1, tokens that the decoder has seen become less likely."
+        None, ge=0.01, le=100, description="Above 1, tokens that the decoder has seen become less likely."
     )
     logprobs: int | None = Field(
         None,

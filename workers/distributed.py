@@ -56,6 +56,14 @@ class Group:
             dist.broadcast(x, src=0, group=self.tensors)
         return x
 
+    def least(self, value: int) -> int:
+        """The smallest of the ranks' values, on every rank."""
+        if self.size == 1:
+            return value
+        values = torch.tensor([value])
+        dist.all_reduce(values, op=dist.ReduceOp.MIN, group=self.control)
+        return int(values)
+
     def send_integers(self, values: list[int]) -> None:
         """Rank 0 to all others, over the hosts: `receive_integers` returns them there."""
         if self.size > 1:

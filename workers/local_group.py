@@ -21,6 +21,7 @@ class LocalGroup:
     """Starts the children; `group` is rank 0's end."""
 
     def __init__(self, config: EngineConfig) -> None:
+        self.group = Group()
         self._folder = tempfile.TemporaryDirectory(prefix="tandem-group-")
         meeting = f"file://{Path(self._folder.name) / 'meeting'}"
         # A fresh interpreter rather than multiprocessing: the caller's main module is not run again.
@@ -29,6 +30,7 @@ class LocalGroup:
                 [sys.executable, "-m", "tandem.workers.local_group", json.dumps(asdict(config)), str(rank),
                  meeting],
                 stdin=subprocess.DEVNULL,
+                start_new_session=True,  # Ctrl-C is for rank 0, which ends the others
             )
             for rank in range(1, config.tensor_parallel_size)
         ]  # fmt: skip
@@ -49,6 +51,7 @@ class LocalGroup:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
+        self.group.close()  # where the engine could not
         self._folder.cleanup()
 
 

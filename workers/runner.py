@@ -39,7 +39,8 @@ class Runner:
 
         stack = self.spec.decoder
         self.page_size = config.positions_per_page(self.device)
-        self.num_pages = config.pages(stack, self.device, self.dtype)
+        # Rank 0 hands out page ids for all ranks, whose memory may differ.
+        self.num_pages = group.least(config.pages(stack, self.device, self.dtype))
         self.pool = KVPool(
             stack.layers, self.num_pages, stack.heads // group.size, self.page_size, stack.head_dim,
             self.device, self.dtype,

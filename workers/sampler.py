@@ -145,6 +145,8 @@ class Sampler:
 
     def _draw(self, logits: torch.Tensor, slots: torch.Tensor, decodings: list[Decoding]) -> torch.Tensor:
         temperature = self._temperature[slots, None]
+        # Less the maximum, a small temperature overflows to -inf, which is no probability, not to NaN.
+        logits = logits - logits.amax(-1, keepdim=True)
         logits = logits / torch.where(temperature > 0, temperature, 1.0)
         if any(d.top_k > 0 or d.top_p < 1 for d in decodings):
             ordered, ids = logits.sort(dim=-1, descending=True, stable=True)

@@ -9,7 +9,7 @@ import pytest
 from fake_cluster import FakeActor, FakeCluster, expected, request, task_error
 from ray.exceptions import ActorDiedError
 
-from tandem.errors import InvalidRequest, Overloaded, Unavailable
+from tandem.errors import InternalError, InvalidRequest, Overloaded, Unavailable
 from tandem.limits import Limits
 
 
@@ -109,7 +109,7 @@ async def test_a_request_whose_engines_keep_dying_is_given_up() -> None:
                     cluster.kill(replica)
                     killed += 1
             await asyncio.sleep(0.01)
-        with pytest.raises(Unavailable, match="died"):
+        with pytest.raises(InternalError, match="died"):
             await task
         assert killed == 4
 
