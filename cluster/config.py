@@ -18,6 +18,8 @@ from tandem.workers.config import Device, Dtype, EngineConfig
 Placement = Literal["disaggregated", "colocated"]
 IngressMode = Literal["direct", "proxy"]
 
+REPORT_PERIOD_S = 10.0  # Serve's `metrics_interval_s`: it collects what replicas report this often
+
 
 @dataclass(frozen=True)
 class ServeConfig:
@@ -67,7 +69,7 @@ class ServeConfig:
     limits: Limits = field(default_factory=Limits)
 
     # Autoscaling, where a stage's maximum exceeds its minimum
-    look_back_s: float = 30.0  # reports are averaged over it
+    look_back_s: float = 30.0  # reports are averaged over it; they come every REPORT_PERIOD_S
     upscale_delay_s: float = 10.0  # a need must last this long
     downscale_delay_s: float = 300.0
 
@@ -102,6 +104,10 @@ class ServeConfig:
                 raise InvalidRequest(f"must be a port, got {getattr(self, name)}", field=name)
         if self.http_port == self.grpc_port:
             raise InvalidRequest("must differ from http_port", field="grpc_port")
+        if self.look_back_s <= REPORT_PERIOD_S:
+            raise InvalidRequest(
+                f"must exceed {REPORT_PERIOD_S:g}, got {self.look_back_s}", field="look_back_s"
+            )
         self.engine_config(self.model)
 
     def engine_config(self, folder: str | None = None) -> EngineConfig:

@@ -1,0 +1,103 @@
+"""The encoder actor without Ray: order, drain, health."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from tandem.cluster import encoder_actor
+from tandem.cluster.config import ServeConfig
+from tandem.cluster.encoder_actor import EncoderActor, EncoderLoad
+from tandem.cluster.handoff import unpack
+from tandem.errors import Unavailable
+
+
+class SlowEncoder:
+    """Encodes a token as itself, when told to go on."""
+
+    def __init__(self) -> None:
+        self.go_on = threading.Semaphore(0)
+        self.seen: list[list[list[int]]] = []
+
+    def encode(self, inputs: list[list[int]]) -> torch.Tensor:
+        self.seen.append(inputs)
+        assert self.go_on.acquire(timeout=10)
+        if inputs == [[13]]:
+            raise ValueError("unlucky")
+        return torch.tensor([float(token) for ids in inputs for token in ids])[:, None]
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> SlowEncoder:
+    encoder = SlowEncoder()
+    monkeypatch.setattr(encoder_actor, "make_encoder", lambda _: encoder)
+    return encoder
+
+
+async def started(**config: float) -> EncoderActor:
+    actor = EncoderActor(ServeConfig(**config))  # type: ignore[arg-type]
+    await actor.start()
+    return actor
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not condition():
+            await asyncio.sleep(0.001)
+
+
+async def test_batches_are_encoded_one_at_a_time_in_order(slow: SlowEncoder) -> None:
+    actor = await started()
+    first = asyncio.create_task(actor.encode([[1, 2], [3]], "router", 7))
+    second = asyncio.create_task(actor.encode([[4]], "router", 5))
+    await until(lambda: len(slow.seen) == 1)
+    assert await actor.progress() == EncoderLoad(queued_tokens=5, running_tokens=4)
+    slow.go_on.release()
+    packed, summary = await first
+    assert unpack(packed).tolist() == [[1.0], [2.0], [3.0]]
+    assert (summary["tokens"], summary["nbytes"]) == (3, 12)
+    slow.go_on.release()
+    packed, _ = await second
+    assert unpack(packed).tolist() == [[4.0]]
+    assert slow.seen == [[[1, 2], [3]], [[4]]]
+
+
+async def test_draining_finishes_what_is_there_and_refuses_the_rest(slow: SlowEncoder) -> None:
+    actor = await started()
+    running = asyncio.create_task(actor.encode([[1]], "router", 0))
+    await until(lambda: len(slow.seen) == 1)
+    draining = asyncio.create_task(actor.drain())
+    await asyncio.sleep(0.05)
+    assert not draining.done()
+    with pytest.raises(Unavailable):
+        await actor.encode([[2]], "router", 0)
+    slow.go_on.release()
+    await running
+    await asyncio.wait_for(draining, 5)
+
+
+async def test_a_batch_that_fails_leaves_the_encoder_working(slow: SlowEncoder) -> None:
+    slow.go_on.release(2)
+    actor = await started()
+    with pytest.raises(ValueError, match="unlucky"):
+        await actor.encode([[13]], "router", 0)
+    packed, _ = await actor.encode([[14]], "router", 0)
+    assert unpack(packed).tolist() == [[14.0]]
+    assert (await actor.progress()).running_tokens == 0
+
+
+async def test_a_batch_that_hangs_fails_the_health(slow: SlowEncoder) -> None:
+    actor = await started(stall_timeout_s=0.05)
+    await asyncio.sleep(0.1)
+    await actor.progress()  # idle is no stall
+    running = asyncio.create_task(actor.encode([[1]], "router", 0))
+    await asyncio.sleep(0.1)
+    with pytest.raises(Unavailable, match="ended no batch"):
+        await actor.progress()
+    slow.go_on.release()
+    await running
+    await actor.progress()
