@@ -26,4 +26,4 @@ def reuse_http_port() -> None:
     that clients know would be dead for good. (gRPC's own server does set it.)
     """
     own = {**vars(socket), "socket": _ReusableSocket}
-    http_util.socket = types.SimpleNamespace(**own)  # type: ignore[assignment]
+    http_util.socket = types.SimpleNamespace(**own)  # type: ignore[attr-defined, assignment]

@@ -63,6 +63,7 @@ class Discovery:
             broadcast = self._handle.broadcast("describe")
             answers = await broadcast.results_async(timeout_s=TIMEOUT_S, return_exceptions=True)
         except RayServeException:  # none is running
+            self._listed(set())
             return
         except (RayError, TimeoutError) as error:
             logger.warning("the replicas could not be listed: %r", error)

@@ -48,6 +48,8 @@ def read_pairs(folder: Path) -> dict[str, list[Pair]]:
             if len(fields) != 2 or not all(fields):
                 raise ValueError(f"{path}:{number}: expected two tab-separated fields, got {line!r}")
             parts[part_of(fields[0])].append(Pair(language, *fields))
+    if missing := {"train", "dev", "test"} - set(parts):
+        raise ValueError(f"{folder} has too few sentences: none for {', '.join(sorted(missing))}")
     return dict(parts)
 
 
