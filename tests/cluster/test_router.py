@@ -169,6 +169,16 @@ async def test_a_dead_encoder_is_replaced_by_another_try() -> None:
         assert cluster.router.stats().encoder.retries > 0
 
 
+async def test_without_any_encoder_the_router_is_not_ready() -> None:
+    async with FakeCluster() as cluster:
+        assert await cluster.router.ready()
+        cluster.encoders.replicas.clear()
+        async with asyncio.timeout(10):
+            while await cluster.router.ready():
+                cluster.router._encoders._discovery.look_soon()  # type: ignore[union-attr]
+                await asyncio.sleep(0.05)
+
+
 async def test_a_poisonous_input_fails_alone() -> None:
     async with FakeCluster(encoder_batches_in_flight=1) as cluster:
         cluster.encoders.step_s = 0.02
