@@ -64,7 +64,6 @@ HTTP_ONLY: list[tuple[str, str, Any]] = [
     ("unsupported parameter", "best_of", {"prompt": GOOD, "best_of": 3}),
     ("no prompt", "prompt", {"max_tokens": 3}),
     ("too many prompts", "prompt", {"prompt": [GOOD] * 257}),
-    ("lone surrogate", "prompt", {"prompt": "\ud800"}),
 ]
 
 
@@ -116,7 +115,9 @@ def test_what_only_json_can_say(server: Server, field: str, body: Any) -> None:
     check_http(post(server, json.dumps(body).encode()), field)
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"prompt": "\xff\xfe"}', b'"text"'])
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"[]", b'{"prompt": "\xff\xfe"}', b'"text"', b'{"prompt": "\\ud800"}']
+)
 def test_bodies_that_are_no_json_object(server: Server, content: bytes) -> None:
     check_http(post(server, content), None)
 
