@@ -149,7 +149,9 @@ def _start_ray(config: ServeConfig, address: str | None) -> None:
     for field in ("http_port", "grpc_port"):
         _refuse_used_port(config.host, getattr(config, field), field)
     with _environment(_serve_settings(config)):  # Ray's processes inherit it
-        ray.init("local", include_dashboard=False, **quiet)
+        # A server that only this machine may reach keeps Ray's own ports to it, too.
+        own = {"_node_ip_address": config.host} if config.host == "127.0.0.1" else {}
+        ray.init("local", include_dashboard=False, **own, **quiet)
 
 
 def _serve_settings(config: ServeConfig) -> dict[str, str]:
