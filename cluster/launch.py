@@ -150,8 +150,9 @@ def _start_ray(config: ServeConfig, address: str | None) -> None:
         _refuse_used_port(config.host, getattr(config, field), field)
     with _environment(_serve_settings(config)):  # Ray's processes inherit it
         # A server that only this machine may reach keeps Ray's own ports to it, too.
-        own = {"_node_ip_address": config.host} if config.host == "127.0.0.1" else {}
-        ray.init("local", include_dashboard=False, **own, **quiet)
+        if config.host == "127.0.0.1":
+            quiet["_node_ip_address"] = config.host
+        ray.init("local", include_dashboard=False, **quiet)
 
 
 def _serve_settings(config: ServeConfig) -> dict[str, str]:
