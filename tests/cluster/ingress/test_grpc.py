@@ -267,4 +267,5 @@ async def test_many_streams_are_gathered_and_one_is_not(
     pauses.clear()
     router.delay_s = 0.0
     await asyncio.gather(*(api.Generate(data, Context()) for _ in range(200)))
-    assert 0.04 < max(pauses) <= 0.05
+    # Less what the machine has spent since the last message; more than one stream alone may ever wait.
+    assert 1 / 2000 < max(pauses) <= 0.05
