@@ -25,6 +25,7 @@ from tandem.cluster.engine_thread import EngineThread, StepEngine
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch
 from tandem.cluster.link import Link
 from tandem.cluster.messages import LEASE_S, StepMessage, Submission, to_wire
+from tandem.cluster.step_inbox import StepInbox
 from tandem.cluster.threads import use_cpus
 from tandem.errors import HiddenStatesLost, Unavailable
 from tandem.workers.distributed import Group
@@ -87,11 +88,16 @@ class EngineActor:
         Raises ModelLoadError, InvalidRequest.
         """
         loop = asyncio.get_running_loop()
+
+        def fail(error: BaseException) -> None:
+            loop.call_soon_threadsafe(self._fail, error)
+
         self._shards = shards
+        inbox = StepInbox(loop, self._deliver, lambda: len(self._live))
         self._thread = EngineThread(
             lambda: self._make(self._config, rendezvous),
-            on_step=lambda deltas, stats: _call(loop, self._deliver, deltas, stats),
-            on_failure=lambda error: _call(loop, self._fail, error),
+            on_step=inbox.put,
+            on_failure=fail,
         )
         self._stats = await asyncio.wrap_future(self._thread.start())
         self._background.start(self._expire_links(), "expire links")
@@ -244,9 +250,3 @@ class EngineActor:
         self._accepting = False
         self._failure = repr(error)
         self._failed.set()
-
-
-def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], *args: object) -> None:
-    """From the engine's thread. The loop is closed only when the process ends, and nobody listens then."""
-    with contextlib.suppress(RuntimeError):
-        loop.call_soon_threadsafe(function, *args)
