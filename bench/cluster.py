@@ -25,7 +25,7 @@ from rich.table import Table
 from tandem import LLM, AsyncClient, SamplingParams
 from tandem.cluster import launch
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.handoff import HiddenLoader, HiddenSlice, pack
+from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch, pack
 
 CLIENTS = 32
 REQUESTS = 256
@@ -126,10 +126,11 @@ def handoff() -> list[dict[str, Any]]:
         for _ in range(20):
             start = time.perf_counter()
             reference = producer.make.remote(tokens, width)
-            hidden = HiddenLoader(0, HiddenSlice(reference, 0, tokens))()
+            fetched = asyncio.run(fetch(reference))
+            hidden = HiddenLoader(0, HiddenSlice(reference, 0, tokens), fetched)()
             seconds.append(time.perf_counter() - start)
             size = hidden.numel() * hidden.element_size()
-            del hidden, reference
+            del hidden, fetched, reference
         rows.append(
             {"tokens": tokens, "d_model": width, "bytes": size, "seconds": machine.spread(seconds[2:])}
         )

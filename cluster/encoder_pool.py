@@ -19,6 +19,7 @@ from tandem.cluster.discovery import Discovery
 from tandem.cluster.encoder_cache import EncoderCache
 from tandem.cluster.encoder_queue import EncodeJob, EncoderQueue
 from tandem.cluster.handoff import BatchSummary, HiddenSlice, PackedHidden
+from tandem.cluster.patience import patiently
 from tandem.errors import InvalidRequest, TandemError, Unavailable
 from tandem.workers.request import EncoderInput
 
@@ -108,13 +109,10 @@ class EncoderPool:
             self._queue.put(job)
             self._send_what_fits()
         job.waiters += 1
-        patience_s = self._config.replica_wait_s
         try:
-            while not job.done.done():
-                await asyncio.wait([job.done], timeout=patience_s)
-                if not job.done.done() and not self._replicas:
-                    raise Unavailable(f"there is no encoder, waited {patience_s:.0f} s")
-            return job.done.result()
+            return await patiently(
+                job.done, self._config.replica_wait_s, lambda: bool(self._replicas), "there is no encoder"
+            )
         finally:
             job.waiters -= 1
             if not job.waiters and self._queue.remove(job):  # nobody wants it any more

@@ -13,6 +13,7 @@ import itertools
 import logging
 import os
 import socket
+import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
@@ -24,7 +25,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.engine_thread import EngineThread, StepEngine
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch
 from tandem.cluster.link import Link
-from tandem.cluster.messages import LEASE_S, StepMessage, Submission, to_wire
+from tandem.cluster.messages import LEASE_S, HandoffTotals, StepMessage, Submission, to_wire
 from tandem.cluster.step_inbox import StepInbox
 from tandem.cluster.threads import use_cpus
 from tandem.errors import HiddenStatesLost, Unavailable
@@ -70,6 +71,7 @@ class EngineActor:
         self._links: dict[str, Link] = {}
         self._live: dict[str, _Live] = {}  # every request taken in and not ended
         self._next_handle = itertools.count()
+        self._handoff = HandoffTotals()
         self._failure: str | None = None
         self._failed = asyncio.Event()
         self._accepting = False
@@ -140,9 +142,9 @@ class EngineActor:
         """Opens a link. The first message comes at once: from then on the link can submit."""
         link = self._links[link_id] = Link()
         try:
-            yield StepMessage(self._accepting, self._stats, [])
+            yield StepMessage(self._accepting, self._stats, self._handoff, [])
             while (deltas := await link.take()) is not None:
-                yield StepMessage(self._accepting, self._stats, deltas)
+                yield StepMessage(self._accepting, self._stats, self._handoff, deltas)
         finally:
             self._end(link)
 
@@ -183,6 +185,7 @@ class EngineActor:
         """Submits requests to the engine once every rank has their hidden states at hand."""
         slices = {next(self._next_handle): arrival for arrival in group}
         registrations = {handle: where for handle, (_, where) in slices.items()}
+        started = time.monotonic()
         try:
             fetched, *_ = await asyncio.gather(
                 fetch(reference), *(shard.register.remote(registrations) for shard in self._shards)
@@ -194,6 +197,11 @@ class EngineActor:
             self._unregister(list(slices))
             self._deliver([Delta(request.request_id, [], error=lost) for request, _ in group], self._stats)
             return
+        self._handoff = HandoffTotals(
+            self._handoff.reads + 1,
+            self._handoff.nbytes + sum(fetched[w.start : w.stop].nbytes for w in registrations.values()),
+            self._handoff.seconds + time.monotonic() - started,
+        )
         for handle, (request, where) in slices.items():
             live = self._live.get(request.request_id)
             if live is None:  # cancelled meanwhile

@@ -17,7 +17,14 @@ from ray.exceptions import RayError
 
 from tandem.cluster.background import Background
 from tandem.cluster.flight import Flight
-from tandem.cluster.messages import LEASE_S, SILENCE_S, StepMessage, Submission, WireDelta
+from tandem.cluster.messages import (
+    LEASE_S,
+    SILENCE_S,
+    HandoffTotals,
+    StepMessage,
+    Submission,
+    WireDelta,
+)
 from tandem.workers.request import EngineStats
 
 logger = logging.getLogger(__name__)
@@ -35,6 +42,7 @@ class EngineClient:
     def __init__(self, engine_id: str, actor: Any, on_change: Callable[[], None]) -> None:
         self.engine_id = engine_id
         self.stats: EngineStats | None = None
+        self.handoff = HandoffTotals()
         self.flights: dict[str, Flight] = {}  # by the id of their placement
         self.keys: Counter[str] = Counter()  # their encoder inputs
         self._actor = actor
@@ -93,11 +101,13 @@ class EngineClient:
 
     def submit(self, flight: Flight) -> None:
         request_id = f"{self._link_id}.{next(self._numbers)}"
+        now = asyncio.get_running_loop().time()
         request = dataclasses.replace(
             flight.request,
             request_id=request_id,
             generated_ids=(*flight.request.generated_ids, *flight.received),
-            timeout_s=max(0.0, flight.deadline - asyncio.get_running_loop().time()),
+            timeout_s=max(0.0, flight.deadline - now),
+            waited_s=now - flight.arrived_at,
         )
         flight.place = self
         self._ids[flight] = request_id
@@ -126,7 +136,7 @@ class EngineClient:
             if delta.finish_reason is not None or delta.error is not None:
                 self._remove(delta.request_id)
             flight.deliver(delta)
-        self.stats = message.stats
+        self.stats, self.handoff = message.stats, message.handoff
         self._accepting = message.accepting
         self._on_change()
 

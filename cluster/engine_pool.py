@@ -13,8 +13,7 @@ from tandem.cluster.background import Background
 from tandem.cluster.discovery import Discovery
 from tandem.cluster.engine_client import EngineClient
 from tandem.cluster.flight import Flight
-from tandem.errors import Unavailable
-from tandem.workers.scheduler import PRIORITY_S
+from tandem.cluster.patience import patiently
 
 # Work sent to one engine, in batches' worth (see `EngineClient.load`): one that runs and one ready to
 # follow. More waits here, where an engine that joins or gets free can still take it.
@@ -26,8 +25,7 @@ AFFINITY = 0.25
 
 @dataclass(order=True, slots=True)
 class _Waiter:
-    order: float  # arrival, each level of priority counting as PRIORITY_S, as in the engines
-    number: int  # of arrival; a request that lost its engine keeps it
+    order: tuple[float, int]  # the flight's
     flight: Flight = field(compare=False)
     granted: asyncio.Future[None] = field(compare=False)
 
@@ -71,16 +69,11 @@ class EnginePool:
             client.submit(flight)
             return
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(
-            flight.arrived_at - flight.request.priority * PRIORITY_S, flight.number, flight, granted
-        )
+        waiter = _Waiter(flight.order, flight, granted)
         bisect.insort(self._waiting, waiter)
         self._grant()
         try:
-            while not granted.done():
-                await asyncio.wait([granted], timeout=self._patience_s)
-                if not granted.done() and not self.ready:
-                    raise Unavailable(f"no decoder accepts requests, waited {self._patience_s:.0f} s")
+            await patiently(granted, self._patience_s, lambda: self.ready, "no decoder accepts requests")
         finally:
             if not granted.done():
                 del self._waiting[bisect.bisect_left(self._waiting, waiter)]

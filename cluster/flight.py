@@ -11,6 +11,7 @@ from tandem.cluster.messages import WireDelta
 from tandem.errors import HiddenStatesLost, TandemError
 from tandem.outputs import FinishReason, TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.scheduler import PRIORITY_S
 
 if TYPE_CHECKING:
     from tandem.cluster.engine_client import EngineClient
@@ -32,8 +33,9 @@ class Flight:
     def __init__(self, request: EngineRequest, deadline: float) -> None:
         self.request = request
         self.deadline = deadline  # in the event loop's time
-        self.number = next(_numbers)  # order of arrival
         self.arrived_at = asyncio.get_running_loop().time()
+        # Who goes first where there is not room for all, as in the engines. Never changes.
+        self.order = (self.arrived_at - request.priority * PRIORITY_S, next(_numbers))
         self.hidden: HiddenSlice | None = None  # kept until the end: a replacement engine reads it again
         self.hidden_lost = False  # the engine could not read them
         self.place: EngineClient | None = None  # the engine that has it, or will
@@ -42,6 +44,7 @@ class Flight:
         self.encodings = 0  # how often its hidden states vanished
         self._tokens: list[int] = []  # received and not taken
         self._logprobs: list[TokenLogprobs] = []
+        self._queued_s: float | None = None
         self._last: tuple[FinishReason | None, int | None, TandemError | None] | None = None
         self._wake = asyncio.Event()
         self._timer = asyncio.get_running_loop().call_at(deadline + DEADLINE_GRACE_S, self.expire)
@@ -56,6 +59,8 @@ class Flight:
             return
         self.received += delta.token_ids
         self._tokens += delta.token_ids
+        if delta.queued_s is not None:
+            self._queued_s = delta.queued_s
         if delta.logprobs is not None:
             self._logprobs += delta.logprobs
         if isinstance(delta.error, HiddenStatesLost):
@@ -101,8 +106,9 @@ class Flight:
             finish_reason=finish_reason,
             stop_reason=stop_reason,
             error=error,
+            queued_s=self._queued_s,
         )
-        self._tokens, self._logprobs = [], []
+        self._tokens, self._logprobs, self._queued_s = [], [], None
         return delta
 
     def close(self) -> None:

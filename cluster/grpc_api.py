@@ -1,7 +1,6 @@
 """The gRPC side of the ingress: the methods of `tandem.v1.InferenceService` and `grpc.health.v1.Health`.
 
-Ray Serve calls them by the last part of the RPC's path. `rpc.add_inference_service` has them given bytes;
-the health service's messages come parsed.
+Ray Serve calls them by the last part of the RPC's path. `rpc` registers them so that they are given bytes.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from tandem import wire
 from tandem.cluster.service import Call, Service
 from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemError
 from tandem.params import SamplingParams
-from tandem.rpc import SERVICE, parse, set_error
+from tandem.rpc import SERVICE, MessageT, parse, set_error
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.assembler import PreparedRequest
 
@@ -66,35 +65,38 @@ class GrpcApi:
 
     async def Tokenize(self, request: bytes, grpc_context: Any) -> pb.TokenizeResponse:
         with self._call("Tokenize", grpc_context) as call:
-            message = parse(pb.TokenizeRequest, request, self._service.config.limits.message_bytes)
+            message = self._parse(pb.TokenizeRequest, request)
             ids = await call.tokenize(message.text, field="text", model=message.model)
             return pb.TokenizeResponse(token_ids=ids)
 
     async def ListModels(self, request: bytes, grpc_context: Any) -> pb.ListModelsResponse:
         with self._call("ListModels", grpc_context):
-            parse(pb.ListModelsRequest, request, self._service.config.limits.message_bytes)
+            self._parse(pb.ListModelsRequest, request)
             return wire.list_models_response([self._service.model])
 
     # grpc.health.v1.Health
 
-    async def Check(self, request: Any, grpc_context: Any) -> Any:
+    async def Check(self, request: bytes, grpc_context: Any) -> Any:
         with self._call("Check", grpc_context):
-            if request.service not in _SERVICES:
-                raise ModelNotFound(f"no service {request.service[:80]!r}", field="service")
+            message = self._parse(health_pb2.HealthCheckRequest, request)
+            if message.service not in _SERVICES:
+                raise ModelNotFound(f"no service {message.service[:80]!r}", field="service")
             return await self._status()
 
-    async def List(self, request: Any, grpc_context: Any) -> Any:  # noqa: ARG002
+    async def List(self, request: bytes, grpc_context: Any) -> Any:
         with self._call("List", grpc_context):
+            self._parse(health_pb2.HealthListRequest, request)
             status = await self._status()
             return health_pb2.HealthListResponse(statuses=dict.fromkeys(_SERVICES, status))
 
-    async def Watch(self, request: Any, grpc_context: Any) -> AsyncIterator[Any]:
+    async def Watch(self, request: bytes, grpc_context: Any) -> AsyncIterator[Any]:
         """The status now and whenever it changes, until the client has seen enough."""
         with self._call("Watch", grpc_context):
+            message = self._parse(health_pb2.HealthCheckRequest, request)
             last = None
             while True:
                 status = await self._status()
-                if request.service not in _SERVICES:
+                if message.service not in _SERVICES:
                     status.status = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN  # as the protocol has it
                 if status != last:
                     yield status
@@ -107,7 +109,7 @@ class GrpcApi:
         return answer(status=answer.SERVING if problem is None else answer.NOT_SERVING)
 
     async def _prepare(self, call: Call, kind: type[RequestT], request: bytes) -> PreparedRequest:
-        message = parse(kind, request, self._service.config.limits.message_bytes)
+        message = self._parse(kind, request)
         arguments = wire.arguments_of(message)
         try:
             [prepared] = await call.prepare(
@@ -121,6 +123,9 @@ class GrpcApi:
         except InvalidRequest as error:
             raise InvalidRequest(error.message, field=_FIELDS.get(error.field or "", error.field)) from None
         return prepared
+
+    def _parse(self, kind: type[MessageT], request: bytes) -> MessageT:
+        return parse(kind, request, self._service.config.limits.message_bytes)
 
     @contextmanager
     def _call(self, method: str, context: Any) -> Iterator[Call]:

@@ -36,7 +36,7 @@ POLL_S = 0.1
 DIRECT_PORTS = 100
 GRPC_SERVICES = [
     "tandem.rpc.add_inference_service",
-    "grpc_health.v1.health_pb2_grpc.add_HealthServicer_to_server",
+    "tandem.rpc.add_health_service",
 ]
 
 

@@ -34,6 +34,15 @@ class WireDelta(NamedTuple):
     finish_reason: FinishReason | None
     stop_reason: int | None
     error: TandemError | None
+    queued_s: float | None
+
+
+class HandoffTotals(NamedTuple):
+    """Hidden states that an engine has read from its node's object store. These only grow."""
+
+    reads: int = 0  # one reads what a batch of the encoder holds for this engine at once
+    nbytes: int = 0
+    seconds: float = 0.0  # from asking until all ranks have them
 
 
 class StepMessage(NamedTuple):
@@ -41,6 +50,7 @@ class StepMessage(NamedTuple):
 
     accepting: bool  # False: draining, submissions are refused
     stats: EngineStats
+    handoff: HandoffTotals
     deltas: list[tuple[object, ...]]  # WireDeltas, as plain tuples
 
 
@@ -52,4 +62,5 @@ def to_wire(delta: Delta) -> tuple[object, ...]:
         delta.finish_reason,
         delta.stop_reason,
         delta.error,
+        delta.queued_s,
     )

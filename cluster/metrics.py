@@ -47,6 +47,11 @@ class Metrics:
         self.first_token = histogram(
             "time_to_first_token_seconds", "From a request's arrival to its first token.", _LATENCY
         )
+        self.queue = histogram(
+            "request_queue_time_seconds",
+            "From a sequence's arrival at the router until it joined an engine's batch, encoding included.",
+            _LATENCY,
+        )
         self.between_tokens = histogram(
             "inter_token_latency_seconds", "From one token of a sample to its next.", _TOKEN
         )
@@ -170,6 +175,9 @@ class _RouterCollector(Collector):
             "engine_generated_tokens": "Tokens generated.",
             "engine_encoded_tokens": "Encoder tokens of the inputs it has admitted.",
             "preemptions": "Sequences taken out of the batch for want of pages.",
+            "handoff_reads": "Batches of hidden states read from the object store.",
+            "handoff_bytes": "Bytes in them, of this engine's inputs.",
+            "handoff_seconds": "From asking for them until all ranks had them.",
         }
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {
             name: GaugeMetricFamily(f"tandem_{name}", text, labels=labels) for name, text in gauges.items()
@@ -179,6 +187,7 @@ class _RouterCollector(Collector):
             for name, text in counters.items()
         }
         for engine_id, engine in stats.engines.items():
+            handoff = stats.handoffs[engine_id]
             values = {
                 "num_requests_running": engine.running,
                 "num_requests_waiting": engine.waiting,
@@ -188,6 +197,9 @@ class _RouterCollector(Collector):
                 "engine_generated_tokens": engine.generated_tokens,
                 "engine_encoded_tokens": engine.encoded_tokens,
                 "preemptions": engine.preemptions,
+                "handoff_reads": handoff.reads,
+                "handoff_bytes": handoff.nbytes,
+                "handoff_seconds": handoff.seconds,
             }
             for name, value in values.items():
                 families[name].add_metric((*self._labels, engine_id), value)

@@ -14,6 +14,8 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.encoder_pool import EncoderCounters, EncoderPool
 from tandem.cluster.engine_pool import EnginePool
 from tandem.cluster.flight import Flight
+from tandem.cluster.messages import HandoffTotals
+from tandem.cluster.staging import Staging
 from tandem.errors import InternalError, Overloaded, Unavailable
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 
@@ -27,8 +29,9 @@ class RouterStats:
 
     encoder_replicas: int  # 0 where decoders encode by themselves
     engines: dict[str, EngineStats]  # by engine id: those that accept requests
+    handoffs: dict[str, HandoffTotals]  # likewise
     outstanding: int  # sequences accepted and not ended
-    waiting: int  # of these, those that wait for room on an engine
+    waiting: int  # of these, those that wait for room on an engine, encoded or not
     queued_encoder_tokens: int
     encoder: EncoderCounters
     encoder_cache_bytes: int
@@ -45,6 +48,9 @@ class Router:
         self._config = config
         self._encoders = EncoderPool(config, encoder, uuid.uuid4().hex[:8]) if encoder is not None else None
         self._engines = EnginePool(decoder, config.replica_wait_s)
+        self._staging = Staging(
+            config.staged_encoder_tokens, config.replica_wait_s, lambda: self._engines.ready
+        )
         self._flights: set[Flight] = set()
         self._closed = False
         self._resubmitted = 0
@@ -104,11 +110,13 @@ class Router:
 
     def stats(self) -> RouterStats:
         encoders = self._encoders
+        engines = [client for client in self._engines.clients if client.accepting]
         return RouterStats(
             encoder_replicas=encoders.replicas if encoders else 0,
-            engines={c.engine_id: c.stats for c in self._engines.clients if c.accepting and c.stats},
+            engines={c.engine_id: c.stats for c in engines if c.stats},
+            handoffs={c.engine_id: c.handoff for c in engines},
             outstanding=len(self._flights),
-            waiting=self._engines.waiting,
+            waiting=self._staging.waiting + self._engines.waiting,
             queued_encoder_tokens=encoders.queued_tokens if encoders else 0,
             encoder=encoders.counters if encoders else EncoderCounters(),
             encoder_cache_bytes=encoders.cache_bytes if encoders else 0,
@@ -127,7 +135,7 @@ class Router:
         if flight.losses or flight.encodings:
             self._resubmitted += 1
         try:
-            async with asyncio.timeout_at(flight.deadline):
+            async with asyncio.timeout_at(flight.deadline), self._staging.room(flight):
                 if self._encoders is not None:
                     if flight.hidden is not None and flight.hidden_lost:
                         self._encoders.forget(flight.hidden)

@@ -95,6 +95,8 @@ class Service:
             async with aclosing(self._router.generate(sample)) as deltas:
                 async for delta in deltas:
                     taken = time.monotonic()
+                    if delta.queued_s is not None:
+                        self.metrics.queue.observe(delta.queued_s)
                     piece = assembler.push(delta)
                     if piece is not None:
                         yield Piece(number, piece)

@@ -1,5 +1,5 @@
-"""The gRPC service of tandem.v1: how an ingress registers it, reads requests and answers errors, and how
-the client gets the same errors back."""
+"""The gRPC services: how an ingress registers them, reads requests and answers errors, and how the client
+gets the same errors back."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ from typing import Any, TypeVar
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
-from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.descriptor import FieldDescriptor, ServiceDescriptor
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.unknown_fields import UnknownFieldSet
+from grpc_health.v1 import health_pb2
 
 from tandem.errors import (
     STATUS,
@@ -26,6 +27,7 @@ from tandem.errors import (
 from tandem.v1.inference_pb2 import DESCRIPTOR
 
 SERVICE = DESCRIPTOR.services_by_name["InferenceService"]
+HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 MessageT = TypeVar("MessageT", bound=Message)
 
@@ -38,19 +40,28 @@ def add_inference_service(servicer: Any, server: grpc.Server | grpc.aio.Server) 
 
     The generated one lets gRPC parse, and gRPC answers a malformed request with UNKNOWN.
     """
+    _add_service(SERVICE, servicer, server)
+
+
+def add_health_service(servicer: Any, server: grpc.Server | grpc.aio.Server) -> None:
+    """The like for grpc.health.v1."""
+    _add_service(HEALTH, servicer, server)
+
+
+def _add_service(service: ServiceDescriptor, servicer: Any, server: grpc.Server | grpc.aio.Server) -> None:
     handlers: dict[str, grpc.RpcMethodHandler[bytes, Message]] = {}
-    for method in SERVICE.methods:
+    for method in service.methods:
         streams = method.server_streaming
         handler = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
         answer = message_factory.GetMessageClass(method.output_type)
         handlers[method.name] = handler(
             getattr(servicer, method.name), response_serializer=answer.SerializeToString
         )
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(SERVICE.full_name, handlers),))
+    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service.full_name, handlers),))
 
 
 def parse(kind: type[MessageT], data: bytes, max_bytes: int) -> MessageT:
-    """Reads a message of tandem.v1.
+    """Reads a request message.
 
     Raises `RequestTooLarge` above `max_bytes`, and `InvalidRequest` for bytes that are no such message,
     for text that is not UTF-8 and for fields unknown here: their wish would be ignored otherwise.
@@ -61,7 +72,7 @@ def parse(kind: type[MessageT], data: bytes, max_bytes: int) -> MessageT:
         message = kind.FromString(data)
     except DecodeError:
         raise _unreadable(kind, data) from None
-    for fault in _faults(message):
+    for fault in _faults(message, kind.DESCRIPTOR.file):
         raise fault
     return message
 
@@ -71,18 +82,18 @@ def _unreadable(kind: type[Message], data: bytes) -> InvalidRequest:
     name = kind.DESCRIPTOR.full_name
     malformed = InvalidRequest(f"not a {name} message")
     try:
-        lenient = _with_bytes_for_strings(name).FromString(data)
+        lenient = _with_bytes_for_strings(kind.DESCRIPTOR.file, name).FromString(data)
     except DecodeError:
         return malformed
-    return next(_faults(lenient), malformed)
+    return next(_faults(lenient, kind.DESCRIPTOR.file), malformed)
 
 
 @functools.cache
-def _with_bytes_for_strings(name: str) -> type[Message]:
+def _with_bytes_for_strings(declaring: Any, name: str) -> type[Message]:
     """The message type with `bytes` for every `string`: it reads what protobuf refuses for text that is
     not UTF-8, without saying which text."""
     file = descriptor_pb2.FileDescriptorProto()
-    DESCRIPTOR.CopyToProto(file)
+    declaring.CopyToProto(file)
     for message in file.message_type:
         for field in message.field:
             if field.type == field.TYPE_STRING:
@@ -92,9 +103,9 @@ def _with_bytes_for_strings(name: str) -> type[Message]:
     return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
 
 
-def _faults(message: Message, path: str = "") -> Iterator[InvalidRequest]:
-    """What is wrong with a message of tandem.v1 that was read as itself or with bytes for strings."""
-    declared = DESCRIPTOR.message_types_by_name[message.DESCRIPTOR.name]
+def _faults(message: Message, declaring: Any, path: str = "") -> Iterator[InvalidRequest]:
+    """What is wrong with a message that was read as its file declares it, or with bytes for strings."""
+    declared = declaring.message_types_by_name[message.DESCRIPTOR.name]
     unknown = UnknownFieldSet(message)
     if len(unknown):
         yield InvalidRequest(f"unknown field of {declared.name}", field=f"{path}{unknown[0].field_number}")
@@ -103,7 +114,7 @@ def _faults(message: Message, path: str = "") -> Iterator[InvalidRequest]:
             continue
         for item in value if field.is_repeated else (value,):
             if isinstance(item, Message):
-                yield from _faults(item, f"{path}{field.name}.")
+                yield from _faults(item, declaring, f"{path}{field.name}.")
             elif isinstance(item, bytes):
                 try:
                     item.decode()

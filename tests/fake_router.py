@@ -7,6 +7,7 @@ import zlib
 from collections.abc import AsyncGenerator, Sequence
 
 from tandem.cluster.encoder_pool import EncoderCounters
+from tandem.cluster.messages import HandoffTotals
 from tandem.cluster.router import RouterStats
 from tandem.errors import TandemError
 from tandem.outputs import TokenLogprobs
@@ -62,6 +63,7 @@ class FakeRouter:
                     [ids[count]],
                     self._logprobs(request, ids[count]),
                     finish_reason=None if not last else "stop" if ids[count] == self.eos_id else "length",
+                    queued_s=None if count else 0.25,
                 )
         finally:
             self.live.discard(request.request_id)
@@ -86,7 +88,9 @@ class FakeRouter:
 
     def stats(self) -> RouterStats:
         return RouterStats(
-            encoder_replicas=1, engines=self.engines, outstanding=len(self.live), waiting=0,
+            encoder_replicas=1, engines=self.engines,
+            handoffs=dict.fromkeys(self.engines, HandoffTotals(4, 4096, 0.5)),
+            outstanding=len(self.live), waiting=0,
             queued_encoder_tokens=3, encoder=EncoderCounters(batches=2, batch_tokens=40),
             encoder_cache_bytes=1024, resubmitted=0, generated_tokens=0,
         )  # fmt: skip

@@ -66,6 +66,7 @@ class EngineRequest:
     generated_ids: tuple[int, ...] = ()
     priority: int = 0  # higher is earlier; see scheduler.PRIORITY_S
     timeout_s: float | None = None  # from submission; then it ends with reason `deadline`
+    waited_s: float = 0.0  # since its arrival, before it was submitted here: it keeps its place in the order
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +79,7 @@ class Delta:
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None  # the request's own stop id that ended it
     error: TandemError | None = None
+    queued_s: float | None = None  # from arrival until it joined the batch; on the first delta with a token
 
     @property
     def last(self) -> bool:

@@ -85,7 +85,8 @@ class Scheduler:
         self._arrivals += 1
         sequence = Sequence(
             request=request,
-            order=(now - request.priority * PRIORITY_S, self._arrivals),
+            arrived=now - request.waited_s,
+            order=(now - request.waited_s - request.priority * PRIORITY_S, self._arrivals),
             deadline=None if request.timeout_s is None else now + request.timeout_s,
             tokens=[*request.prefix_ids, *request.generated_ids],
         )
@@ -133,7 +134,7 @@ class Scheduler:
         preemptions = self._preemptions
         budget = self._plan_running(plan)
         if self._preemptions == preemptions:  # else what would come in might drive out the next
-            self._admit(plan, budget)
+            self._admit(plan, budget, now)
         plan.rows.sort(key=_row_order)
         plan.ended = self._take_ended()
         return plan
@@ -168,7 +169,7 @@ class Scheduler:
             sequence.pages.append(page)
         return True
 
-    def _admit(self, plan: StepPlan, budget: int) -> None:
+    def _admit(self, plan: StepPlan, budget: int, now: float) -> None:
         """Lets waiting sequences in, strictly in order, while slots, pages and tokens last."""
         encoder_tokens = 0
         while budget > 0 and self._free_slots:
@@ -198,6 +199,8 @@ class Scheduler:
             entry.readers += 1
             heapq.heappop(self._waiting)
             sequence.state, sequence.cross = State.RUNNING, entry
+            if sequence.queued_s is None:
+                sequence.queued_s = now - sequence.arrived
             sequence.slot, sequence.computed = self._free_slots.pop(), 0
             self._running.append(sequence)
             self._running.sort(key=lambda s: s.order)
@@ -274,6 +277,7 @@ class Scheduler:
             logprobs=None if logprob is None else [logprob],
             finish_reason=reason,
             stop_reason=last if own_stop else None,
+            queued_s=sequence.queued_s if sequence.generated == 1 else None,
         )
 
     # -- the end of a sequence

@@ -31,11 +31,13 @@ class Sequence:
     """A request on its way. All fields are the scheduler's."""
 
     request: EngineRequest
+    arrived: float  # on the clock of `now`, like the next two
     order: tuple[float, int]
-    deadline: float | None  # on the clock of `now`
+    deadline: float | None
     tokens: list[int]  # prefix, then all generated tokens applied so far
     state: State = State.WAITING
     computed: int = 0  # positions whose self K/V are in pages, or will be by the steps in flight
+    queued_s: float | None = None  # from arrival to first admission
     in_flight: int = 0  # tokens sampled by steps not applied yet
     slot: int = -1
     pages: list[int] = field(default_factory=list)

@@ -109,6 +109,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the two .tsv files")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and the finished model")
+    parser.add_argument("--init", type=Path, help="a model to go on from (default: start at random)")
     parser.add_argument("--passes", type=int, default=15, help="passes over the training part")
     parser.add_argument("--batch-tokens", type=int, default=2000, help="source + target tokens a step")
     parser.add_argument("--lr", type=float, default=1e-2, help="peak rate (Adafactor, relative to weights)")
@@ -133,6 +134,9 @@ def main() -> None:
 
     torch.manual_seed(args.seed)
     model = T5ForConditionalGeneration(make_config(args.dropout)).to(args.device)
+    if args.init:
+        weights = T5ForConditionalGeneration.from_pretrained(args.init, dtype=torch.float32).state_dict()
+        model.load_state_dict(weights)
     optimizer = Adafactor(model.parameters(), lr=args.lr, scale_parameter=True, relative_step=False)
     plan: list[tuple[int, list[Example]]] = [
         (number, batch)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import urllib.request
 from concurrent.futures import ThreadPoolExecutor
 
@@ -91,6 +92,8 @@ def test_http_tokenize_health_and_metrics(server: Server) -> None:
     metrics = httpx.get(f"{server.http}/metrics", timeout=60).text
     for name in ("time_to_first_token_seconds", "e2e_request_latency_seconds", "kv_cache_usage"):
         assert f"tandem_{name}" in metrics
+    assert re.search(r"tandem_request_queue_time_seconds_count{[^}]*} [1-9]", metrics)
+    assert re.search(r"tandem_handoff_bytes_total{[^}]*} [1-9]", metrics)
 
 
 def test_200_concurrent_mixed_requests_are_all_right(server: Server, expected: dict[str, str]) -> None:

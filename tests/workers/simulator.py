@@ -45,6 +45,7 @@ class Job:
     resumed: int = 0  # tokens that were generated and delivered elsewhere before
     priority: int = 0
     timeout_s: float | None = None
+    waited_s: float = 0.0  # before it came here
     at: int = 0  # the step before which it is submitted
     cancel_at: int | None = None  # the step before which it is cancelled
 
@@ -88,6 +89,7 @@ class Job:
             generated_ids=tuple(self.answer[0][: self.resumed]),
             priority=self.priority,
             timeout_s=self.timeout_s,
+            waited_s=self.waited_s,
         )
 
 
@@ -191,7 +193,7 @@ class Simulator:
         life = Life(
             job,
             request,
-            order=(now - PRIORITY_S * job.priority, self.arrivals),
+            order=(now - job.waited_s - PRIORITY_S * job.priority, self.arrivals),
             deadline=None if job.timeout_s is None else now + job.timeout_s,
             out=list(request.generated_ids),
             steps_before=self.steps,

@@ -32,7 +32,9 @@ def sequence(
     slot: int, *, prefix: tuple[int, ...] = (0,), generated: tuple[int, ...] = (), **options: Any
 ) -> Sequence:
     request = EngineRequest(str(slot), EncoderInput("key", (1,)), prefix, decoding(**options), generated)
-    return Sequence(request, order=(0.0, slot), deadline=None, tokens=[*prefix, *generated], slot=slot)
+    return Sequence(
+        request, arrived=0.0, order=(0.0, slot), deadline=None, tokens=[*prefix, *generated], slot=slot
+    )
 
 
 def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:

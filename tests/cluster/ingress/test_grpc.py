@@ -221,17 +221,19 @@ async def test_list_models(api: Api) -> None:
 async def test_health(api: Api, router: FakeRouter) -> None:
     serving = health_pb2.HealthCheckResponse.SERVING
     for name in ("", "tandem.v1.InferenceService"):
-        request = health_pb2.HealthCheckRequest(service=name)
+        request = health_pb2.HealthCheckRequest(service=name).SerializeToString()
         assert (await api.Check(request, Context())).status == serving
     context = Context()
-    unknown = health_pb2.HealthCheckRequest(service="x")
+    unknown = health_pb2.HealthCheckRequest(service="x").SerializeToString()
     assert (await refused(api.Check(unknown, context), context))[0] is grpc.StatusCode.NOT_FOUND
-    statuses = (await api.List(health_pb2.HealthListRequest(), Context())).statuses
+    context = Context()
+    assert (await refused(api.Check(b"\x0a\x05x", context), context))[0] is grpc.StatusCode.INVALID_ARGUMENT
+    statuses = (await api.List(b"", Context())).statuses
     assert {name: answer.status for name, answer in statuses.items()} == {
         "": serving, "tandem.v1.InferenceService": serving,
     }  # fmt: skip
     router.is_ready = False
-    answer = await api.Check(health_pb2.HealthCheckRequest(), Context())
+    answer = await api.Check(b"", Context())
     assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
 
 
@@ -239,7 +241,7 @@ async def test_health_watch_tells_changes(
     api: Api, router: FakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem.cluster.grpc_api._WATCH_S", 0.01)
-    watch = api.Watch(health_pb2.HealthCheckRequest(), Context())
+    watch = api.Watch(b"", Context())
     assert (await anext(watch)).status == health_pb2.HealthCheckResponse.SERVING
     change = asyncio.ensure_future(anext(watch))  # type: ignore[arg-type]
     await asyncio.sleep(0.05)

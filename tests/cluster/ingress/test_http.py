@@ -278,6 +278,8 @@ async def test_metrics(http: httpx.AsyncClient, router: FakeRouter, frontend: Fr
             values[sample.name + "".join(f" {k}={v}" for k, v in sorted(labels.items()))] = sample.value
     tokens = len(router.answer) + 1
     assert values["tandem_time_to_first_token_seconds_count"] == 2
+    assert values["tandem_request_queue_time_seconds_count"] == 2
+    assert values["tandem_request_queue_time_seconds_sum"] == 0.5
     assert values["tandem_inter_token_latency_seconds_count"] == 2 * (tokens - 1)
     assert values["tandem_inter_token_latency_seconds_sum"] >= 2 * (tokens - 1) * 0.009
     assert values["tandem_e2e_request_latency_seconds_count"] == 2
@@ -288,5 +290,6 @@ async def test_metrics(http: httpx.AsyncClient, router: FakeRouter, frontend: Fr
     assert values["tandem_requests_total protocol=http status=INTERNAL"] == 1
     assert values["tandem_kv_cache_usage engine=engine-1"] == 0.25
     assert values["tandem_preemptions_total engine=engine-1"] == 1
+    assert values["tandem_handoff_bytes_total engine=engine-1"] == 4096
     assert values["tandem_encoder_batch_tokens_total"] == 40
     assert values["tandem_encoder_queued_tokens"] == 3
