@@ -17,6 +17,7 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
+from ray.serve._private.constants import SERVE_LOGGER_NAME
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
@@ -143,6 +144,7 @@ class RunningCluster:
 def _start_ray(config: ServeConfig, address: str | None) -> None:
     """Starts Ray on this machine, or joins the cluster at `address`."""
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    logging.getLogger(SERVE_LOGGER_NAME).setLevel(logging.WARNING)
     if address is not None:
         ray.init(address=address, **quiet)
         return

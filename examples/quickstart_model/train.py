@@ -1,10 +1,12 @@
 """Trains the quickstart model: a small T5 that translates English to French and to German.
 
     python examples/quickstart_model/train.py --data FOLDER --out FOLDER
+    python examples/quickstart_model/train.py --data FOLDER --out MORE --init FOLDER/model --lr 4e-3
 
 FOLDER of `--data` holds `tatoeba-en-fr.tsv` and `tatoeba-en-de.tsv`. The run can be stopped at any
-time and started again with the same arguments: it goes on from its last checkpoint. `evaluate.py`
-scores the result on the held-out part.
+time and started again with the same arguments: it goes on from its last checkpoint. The second line trains
+a finished model further, with a warm restart of the rate. `evaluate.py` scores the result on the held-out
+part.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import math
 import os
 import random
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -109,7 +112,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, help="folder with the two .tsv files")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and the finished model")
-    parser.add_argument("--init", type=Path, help="a model to go on from (default: start at random)")
+    parser.add_argument("--init", type=Path, help="a finished model to go on from (default: a random one)")
     parser.add_argument("--passes", type=int, default=15, help="passes over the training part")
     parser.add_argument("--batch-tokens", type=int, default=2000, help="source + target tokens a step")
     parser.add_argument("--lr", type=float, default=1e-2, help="peak rate (Adafactor, relative to weights)")
@@ -126,7 +129,9 @@ def main() -> None:
 
     parts = read_pairs(args.data)
     tokenizer_file = args.out / "tokenizer.json"
-    if not tokenizer_file.exists():
+    if args.init:
+        shutil.copyfile(args.init / "tokenizer.json", tokenizer_file)
+    elif not tokenizer_file.exists():
         train_tokenizer(parts["train"]).save(str(tokenizer_file))
     tokenizer = Tokenizer.from_file(str(tokenizer_file))
     train, dev = encode(tokenizer, parts["train"]), encode(tokenizer, parts["dev"])

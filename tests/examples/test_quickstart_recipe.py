@@ -53,6 +53,11 @@ def test_trains_resumes_and_is_served_alike(data: Path, tmp_path: Path) -> None:
     assert "resumed at step" in run("train.py", *args)
     assert (model / "model.safetensors").read_bytes() == before, "nothing was left to do"
 
+    further = tmp_path / "further"
+    run("train.py", *args[:2], "--out", str(further), "--init", str(model), *args[4:], "--lr", "1e-3")
+    assert (further / "tokenizer.json").read_bytes() == (model / "tokenizer.json").read_bytes()
+    assert (further / "model" / "model.safetensors").read_bytes() != before
+
     scores = json.loads(run("evaluate.py", "--data", str(data), "--model", str(model)))
     assert scores["tandem"] == scores["transformers"]
     assert scores["tandem"]["both"]["sentences"] > 0
