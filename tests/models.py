@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every T5 variant, laid out as the published ones are.
+"""Tiny random checkpoints of every family, laid out as the published ones are.
 
 Their weights are scaled so that they behave like trained models where tests look: greedy outputs differ
 from prompt to prompt, some end by EOS within 24 tokens and others run on
@@ -15,64 +15,92 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
+    AutoModelForSeq2SeqLM,
     ByT5Tokenizer,
-    MT5Config,
-    MT5ForConditionalGeneration,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-    UMT5Config,
-    UMT5ForConditionalGeneration,
 )
 
 from tandem.workers.request import Decoding
 
-PAD, EOS, UNK = 0, 1, 2  # as in all published T5 checkpoints; decoding starts from PAD
+PAD, EOS, UNK = 0, 1, 2  # in all of them, as in the published T5 checkpoints
 VOCAB = 128
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How one kind of T5 differs from the others."""
+    """How one kind of model differs from the others."""
 
-    config: type[PreTrainedConfig]
-    model: type[PreTrainedModel]
+    name: str  # of transformers' classes, without Config and ForConditionalGeneration
     tied: bool  # the output projection is the embedding
     options: dict[str, Any]  # of the config
     eos_gain: float  # on EOS's output weights: sets how many outputs end early
     byte_tokenizer: bool = False
+    head: str = "ForConditionalGeneration"
+
+    @property
+    def config(self) -> type[PreTrainedConfig]:
+        return getattr(transformers, f"{self.name}Config")
+
+    @property
+    def model(self) -> type[PreTrainedModel]:
+        return getattr(transformers, f"{self.name}{self.head}")
 
 
-_DEEP_ENCODER = {"num_layers": 3, "num_decoder_layers": 2}
-_GATED = {"feed_forward_proj": "gated-gelu"}
+_T5 = {
+    "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 2,
+    "decoder_start_token_id": PAD,
+}  # fmt: skip
+_GATED = {**_T5, "feed_forward_proj": "gated-gelu"}
 
-VARIANTS: dict[str, Variant] = {
-    "t5": Variant(T5Config, T5ForConditionalGeneration, True, _DEEP_ENCODER, 6.0),
+T5_VARIANTS: dict[str, Variant] = {
+    "t5": Variant("T5", True, _T5, 6.0),
     # T5 v1.1 and Flan-T5 have the same layout.
-    "flan": Variant(T5Config, T5ForConditionalGeneration, False, {**_DEEP_ENCODER, **_GATED}, 1.7),
-    "mt5": Variant(MT5Config, MT5ForConditionalGeneration, False, {**_DEEP_ENCODER, **_GATED}, 1.7),
+    "flan": Variant("T5", False, _GATED, 1.7),
+    "mt5": Variant("MT5", False, _GATED, 1.7),
     # The one whose decoder is the deeper stack.
-    "umt5": Variant(
-        UMT5Config,
-        UMT5ForConditionalGeneration,
-        False,
-        {"num_layers": 2, "num_decoder_layers": 3, **_GATED},
-        1.8,
-    ),
-    "byt5": Variant(
-        T5Config,
-        T5ForConditionalGeneration,
-        False,
-        {**_DEEP_ENCODER, **_GATED, "vocab_size": 384},
-        1.2,
-        byte_tokenizer=True,
-    ),
+    "umt5": Variant("UMT5", False, {**_GATED, "num_layers": 2, "num_decoder_layers": 3}, 1.8),
+    "byt5": Variant("T5", False, {**_GATED, "vocab_size": 384}, 1.2, byte_tokenizer=True),
 }
+
+# Their special ids are not the published ones, but stand in the same relation to each other.
+_BART = {
+    "d_model": 32, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64,
+    "max_position_embeddings": 160, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": 3,
+    "decoder_start_token_id": EOS, "forced_eos_token_id": None,
+}  # fmt: skip
+_DEEP_DECODER = {**_BART, "encoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 2}
+_SCALED = {"scale_embedding": True}
+_MARIAN = {**_BART, **_SCALED, "decoder_start_token_id": PAD, "activation_function": "swish"}
+
+BART_VARIANTS: dict[str, Variant] = {
+    "bart": Variant("Bart", True, _BART, 2.6),
+    "bart-untied": Variant("Bart", False, {**_DEEP_DECODER, **_SCALED, "activation_function": "relu"}, 1.4),
+    "mbart": Variant("MBart", True, {**_BART, **_SCALED}, 0.9),
+    "plbart": Variant("PLBart", True, {**_BART, **_SCALED, "decoder_start_token_id": None}, 2.2),
+    "blenderbot": Variant("Blenderbot", True, {**_DEEP_DECODER, "decoder_start_token_id": 3}, 2.5),
+    "blenderbot-small": Variant("BlenderbotSmall", True, {**_BART, **_SCALED}, 1.7),
+    "pegasus": Variant("Pegasus", True, {**_DEEP_DECODER, **_SCALED, "decoder_start_token_id": PAD}, 2.2),
+    "pegasus-untied": Variant("Pegasus", False, {**_BART, "activation_function": "relu"}, 2.2),
+    "marian": Variant("Marian", True, _MARIAN, -2.0, head="MTModel"),
+    "marian-two-vocabularies": Variant(
+        "Marian",
+        False,
+        {**_MARIAN, "share_encoder_decoder_embeddings": False, "decoder_vocab_size": 117},
+        5.0,
+        head="MTModel",
+    ),
+    "m2m-100": Variant("M2M100", True, {**_BART, **_SCALED}, 1.5),
+    "nllb": Variant("M2M100", True, {**_DEEP_DECODER, **_SCALED}, 1.8),
+}
+
+VARIANTS = {**T5_VARIANTS, **BART_VARIANTS}
 
 
 def make_checkpoint(
@@ -84,20 +112,10 @@ def make_checkpoint(
     """
     kind = VARIANTS[variant]
     config = kind.config(
-        **{
-            "vocab_size": VOCAB,
-            "d_model": 32,
-            "d_kv": 8,
-            "d_ff": 64,
-            "num_heads": 4,
-            "decoder_start_token_id": PAD,
-            "tie_word_embeddings": kind.tied,
-            **kind.options,
-            **overrides,
-        }
+        **{"vocab_size": VOCAB, "tie_word_embeddings": kind.tied, **kind.options, **overrides}
     )
     model = kind.model(config).eval()
-    if not kind.tied:
+    if not kind.tied and kind.name.endswith("T5"):
         # transformers 5 ties what these models publish untied.
         model.lm_head.weight = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
     _fill(model, kind, seed)
@@ -117,19 +135,37 @@ def make_checkpoint(
 
 def _fill(model: PreTrainedModel, kind: Variant, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
+    names = [name for name, _ in model.named_parameters()]
+    final_norm = [name for name in names if "decoder" in name and name.endswith("norm.weight")][-1]
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for name, weight in [*model.named_parameters(), *model.named_buffers()]:
+            module = type(model.get_submodule(name.rpartition(".")[0])).__name__
+            if "Sinusoidal" in module or not weight.is_floating_point():
+                continue  # computed
             noise = torch.randn(weight.shape, generator=generator)
-            if kind.tied and name == "decoder.final_layer_norm.weight":
+            if kind.tied and name == final_norm:
                 weight.copy_(noise)  # of both signs, else a token's own embedding says "the same again"
-            elif "layer_norm" in name:
+            elif "norm" in name and name.endswith("weight"):
                 weight.copy_(1 + 0.3 * noise)
-            elif "relative_attention_bias" in name or name == "shared.weight":
-                weight.copy_(noise)
+            elif "relative_attention_bias" in name or "Embedding" in module:
+                scale = getattr(model.get_submodule(name.rpartition(".")[0]), "embed_scale", 1.0)
+                weight.copy_(noise if scale == 1.0 else 0.25 * noise)
             else:
-                weight.copy_(0.25 * noise)
+                weight.copy_(_scale(name, kind) * noise)
         output = model.get_output_embeddings().weight
         output[EOS] *= kind.eos_gain
+        if not kind.name.endswith("T5"):
+            output[PAD] = 0  # never generated: families disagree on the position of one
+
+
+def _scale(name: str, kind: Variant) -> float:
+    """Of a weight. With LayerNorm, answers follow their prompts only where cross-attention outweighs the
+    rest."""
+    if kind.name.endswith("T5") or any(part in name for part in ("embed", "shared", "lm_head")):
+        return 0.25
+    if name.endswith("bias") or ".fc" in name:
+        return 0.1
+    return 0.5 if "encoder_attn" in name else 0.15
 
 
 def word_tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
@@ -163,9 +199,7 @@ def decoding(**options: Any) -> Decoding:
 
 def load_reference(folder: Path) -> Any:
     """The checkpoint in transformers, float32, in eval mode."""
-    values = json.loads((folder / "config.json").read_text())
-    kind = next(v for v in VARIANTS.values() if v.config.model_type == values["model_type"])
-    return kind.model.from_pretrained(folder, dtype=torch.float32).eval()
+    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @torch.no_grad()

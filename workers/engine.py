@@ -50,14 +50,16 @@ class Engine:
 
         Raises InvalidRequest where it can never fit.
         """
-        for field, limit, got in (
-            ("max_encoder_length", self.config.max_encoder_length, len(request.encoder.token_ids)),
+        for field, stack, got in (
+            ("max_encoder_length", self.spec.encoder, len(request.encoder.token_ids)),
             (
                 "max_decoder_length",
-                self.config.max_decoder_length,
+                self.spec.decoder,
                 len(request.prefix_ids) + request.decoding.max_tokens,
             ),
         ):
+            limit: int = getattr(self.config, field)
+            limit = min(limit, stack.max_positions or limit)
             if got > limit:
                 raise InvalidRequest(
                     f"the engine takes {limit}, the request needs {got} positions", field=field

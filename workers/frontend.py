@@ -153,7 +153,7 @@ class Frontend:
             raise InvalidRequest("has no tokens", field=name)
         if len(ids) > limit:
             raise InvalidRequest(f"has {len(ids)} tokens, the limit is {limit}", field=name)
-        self._check_ids(ids, name)
+        self._check_ids(ids, name, self.info.encoder_vocab_size)
         return list(ids)
 
     def _prefix(self, text: str | None, ids: list[int] | None) -> list[int]:
@@ -171,7 +171,7 @@ class Frontend:
             raise InvalidRequest(
                 f"has {len(prefix)} tokens with the start token, the limit is {limit}", field=name
             )
-        self._check_ids(ids, name)
+        self._check_ids(ids, name, self.info.vocab_size)
         return prefix
 
     def _encode(self, text: str, name: str, limit: int, *, special: bool) -> list[int]:
@@ -185,8 +185,7 @@ class Frontend:
             return list(self._backend.encode(text, add_special_tokens=special).ids)
         return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
-    def _check_ids(self, ids: Sequence[int], name: str) -> None:
-        size = self.info.vocab_size
+    def _check_ids(self, ids: Sequence[int], name: str, size: int) -> None:
         for index, token_id in enumerate(ids):
             if not 0 <= token_id < size:
                 raise InvalidRequest(
@@ -214,7 +213,7 @@ class Frontend:
             )
         else:
             min_tokens = params.min_tokens
-        self._check_ids(params.stop_token_ids, "stop_token_ids")
+        self._check_ids(params.stop_token_ids, "stop_token_ids", self.info.vocab_size)
         top_k = own.top_k if params.top_k is None else params.top_k
         return Decoding(
             max_tokens=max_tokens,

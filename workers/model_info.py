@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families import spec_of
+from tandem.workers.families import spec_of, token_id
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +59,9 @@ class ModelInfo:
     family: str  # `model_type` of its config
     encoder_positions: int | None  # longest input of the position embeddings; None: any length
     decoder_positions: int | None
-    vocab_size: int  # rows of the embedding table, which may exceed the tokenizer's vocabulary
+    # Rows of the embedding tables, which may exceed the tokenizer's vocabulary.
+    encoder_vocab_size: int
+    vocab_size: int  # of the decoder
     decoder_start_id: int
     pad_id: int
     eos_ids: frozenset[int]
@@ -82,14 +84,14 @@ class ModelInfo:
         ignored = {k: settings[k] for k, off in _NOT_APPLIED.items() if settings.get(k) not in (None, off)}
         if ignored:
             logger.warning("%s: the model's own decoding defaults that are not applied: %s", name, ignored)
-        encoder_positions, decoder_positions = _positions(config)
         return cls(
             name=name,
             family=spec.family,
-            encoder_positions=encoder_positions,
-            decoder_positions=decoder_positions,
+            encoder_positions=spec.encoder.max_positions,
+            decoder_positions=spec.decoder.max_positions,
+            encoder_vocab_size=spec.encoder.vocab_size,
             vocab_size=spec.vocab_size,
-            decoder_start_id=spec.decoder_start_id,
+            decoder_start_id=token_id(generation, "decoder_start_token_id", spec.decoder_start_id),
             pad_id=spec.pad_id,
             eos_ids=_ids(generation.get("eos_token_id"), "eos_token_id") or frozenset(spec.eos_ids),
             defaults=_defaults(settings),
@@ -129,20 +131,6 @@ def _ids(value: object, key: str) -> frozenset[int]:
     if not all(type(i) is int for i in ids):
         raise ModelLoadError(f"{key} must be an id or a list of ids, got {value!r}")
     return frozenset(ids)
-
-
-def _positions(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Longest encoder and decoder input. T5's `n_positions` is no limit: its positions are relative."""
-    if "relative_attention_num_buckets" in config:
-        return None, None
-
-    def first(*keys: str) -> int | None:
-        return next((int(config[key]) for key in keys if config.get(key) is not None), None)
-
-    return (
-        first("max_source_positions", "max_encoder_position_embeddings", "max_position_embeddings"),
-        first("max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings"),
-    )
 
 
 def _task_prefixes(config: Mapping[str, Any]) -> dict[str, str]:

@@ -133,6 +133,7 @@ class Runner:
             attention.append(self._attention_rows(packet.rows[singles:], singles))
         return DecoderBatch(
             token_ids=token_ids,
+            positions=row_positions,
             write_slots=pages.long() * self.page_size + row_positions % self.page_size,
             attention=attention,
             sample_rows=sample_rows,
@@ -171,7 +172,7 @@ class Runner:
 
 def encode_packed(encoder: EncoderStack, token_ids: Ints, lengths: Ints) -> torch.Tensor:
     """Packed inputs, one after another → packed hidden states [sum(lengths), d_model]."""
-    device = encoder.embedding.weight.device
+    device = encoder.embedding.tokens.weight.device
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return encoder(
         torch.from_numpy(token_ids).to(device), torch.from_numpy(cu_seqlens).to(device), int(lengths.max())
