@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,7 +22,6 @@ from torch import nn
 from transformers import (
     AutoModelForSeq2SeqLM,
     ByT5Tokenizer,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
 )
@@ -42,14 +42,25 @@ class Variant:
     eos_gain: float  # on EOS's output weights: sets how many outputs end early
     byte_tokenizer: bool = False
     head: str = "ForConditionalGeneration"
+    halves: tuple[tuple[str, dict[str, Any]], ...] = ()  # configs an EncoderDecoderModel is put together from
 
-    @property
-    def config(self) -> type[PreTrainedConfig]:
-        return getattr(transformers, f"{self.name}Config")
+    def make(self, **overrides: Any) -> PreTrainedModel:
+        options = {**self.options, **overrides}
+        if self.halves:
+            halves = [
+                _class(name, "Config")(vocab_size=VOCAB, **{**values, **options.pop(f"{side}_options", {})})
+                for side, (name, values) in zip(("encoder", "decoder"), self.halves, strict=True)
+            ]
+            config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*halves, **options)
+        else:
+            config = _class(self.name, "Config")(
+                **{"vocab_size": VOCAB, "tie_word_embeddings": self.tied, **options}
+            )
+        return _class(self.name, self.head)(config).eval()
 
-    @property
-    def model(self) -> type[PreTrainedModel]:
-        return getattr(transformers, f"{self.name}{self.head}")
+
+def _class(name: str, suffix: str) -> Any:
+    return getattr(transformers, name + suffix)
 
 
 _T5 = {
@@ -100,7 +111,30 @@ BART_VARIANTS: dict[str, Variant] = {
     "nllb": Variant("M2M100", True, {**_DEEP_DECODER, **_SCALED}, 1.8),
 }
 
-VARIANTS = {**T5_VARIANTS, **BART_VARIANTS}
+_BERT = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
+    "max_position_embeddings": 170, "pad_token_id": PAD,
+}  # fmt: skip
+_BERT_DECODER = {**_BERT, "num_hidden_layers": 2, "num_attention_heads": 4}
+_WIDE_DECODER = {**_BERT_DECODER, "hidden_size": 48, "hidden_act": "gelu_new"}
+_GPT2 = {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 3, "eos_token_id": EOS}
+_IDS = {"decoder_start_token_id": 3, "pad_token_id": PAD, "eos_token_id": EOS}
+
+
+def _together(encoder: str, decoder: str, decoder_values: dict[str, Any], eos_gain: float) -> Variant:
+    halves = (encoder, _BERT), (decoder, decoder_values)
+    return Variant("EncoderDecoder", True, _IDS, eos_gain, head="Model", halves=halves)
+
+
+ENCODER_DECODER_VARIANTS: dict[str, Variant] = {
+    "bert2bert": _together("Bert", "Bert", _BERT_DECODER, 2.0),
+    "bert2bert-wider": _together("Bert", "Bert", _WIDE_DECODER, -2.0),
+    "roberta2roberta": _together("Roberta", "Roberta", _BERT_DECODER, 2.0),
+    "bert2gpt2": _together("Bert", "GPT2", _GPT2, 1.0),
+    "bert-generation": _together("BertGeneration", "BertGeneration", _BERT_DECODER, 2.6),
+}
+
+VARIANTS = {**T5_VARIANTS, **BART_VARIANTS, **ENCODER_DECODER_VARIANTS}
 
 
 def make_checkpoint(
@@ -108,16 +142,14 @@ def make_checkpoint(
 ) -> Path:
     """Writes a checkpoint with its tokenizer into `folder` and returns it.
 
-    `overrides` are config values. The same arguments give the same weights.
+    `overrides` are config values; those of halves are in `encoder_options` and `decoder_options`. The same
+    arguments give the same weights.
     """
     kind = VARIANTS[variant]
-    config = kind.config(
-        **{"vocab_size": VOCAB, "tie_word_embeddings": kind.tied, **kind.options, **overrides}
-    )
-    model = kind.model(config).eval()
+    model = kind.make(**overrides)
     if not kind.tied and kind.name.endswith("T5"):
         # transformers 5 ties what these models publish untied.
-        model.lm_head.weight = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
+        model.lm_head.weight = nn.Parameter(torch.empty(model.config.vocab_size, model.config.d_model))
     _fill(model, kind, seed)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
 
@@ -128,28 +160,33 @@ def make_checkpoint(
     values["tie_word_embeddings"] = kind.tied
     path.write_text(json.dumps(values, indent=2))
 
-    tokenizer = ByT5Tokenizer() if kind.byte_tokenizer else word_tokenizer(config.vocab_size)
+    tokenizer = (
+        ByT5Tokenizer()
+        if kind.byte_tokenizer
+        else word_tokenizer(model.get_input_embeddings().num_embeddings)
+    )
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def _fill(model: PreTrainedModel, kind: Variant, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
-    names = [name for name, _ in model.named_parameters()]
-    final_norm = [name for name in names if "decoder" in name and name.endswith("norm.weight")][-1]
+    weights = dict([*model.named_parameters(), *model.named_buffers()])
+    modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
+    norms = [name for name, module in modules.items() if "Norm" in type(module).__name__]
+    final_norm = [name for name in norms if re.search("decoder.*weight", name) and "embed" not in name][-1]
     with torch.no_grad():
-        for name, weight in [*model.named_parameters(), *model.named_buffers()]:
-            module = type(model.get_submodule(name.rpartition(".")[0])).__name__
-            if "Sinusoidal" in module or not weight.is_floating_point():
+        for name, weight in weights.items():
+            module = modules[name]
+            if "Sinusoidal" in type(module).__name__ or not weight.is_floating_point():
                 continue  # computed
             noise = torch.randn(weight.shape, generator=generator)
             if kind.tied and name == final_norm:
                 weight.copy_(noise)  # of both signs, else a token's own embedding says "the same again"
-            elif "norm" in name and name.endswith("weight"):
+            elif name in norms and name.endswith("weight"):
                 weight.copy_(1 + 0.3 * noise)
-            elif "relative_attention_bias" in name or "Embedding" in module:
-                scale = getattr(model.get_submodule(name.rpartition(".")[0]), "embed_scale", 1.0)
-                weight.copy_(noise if scale == 1.0 else 0.25 * noise)
+            elif "relative_attention_bias" in name or isinstance(module, nn.Embedding):
+                weight.copy_(noise if getattr(module, "embed_scale", 1.0) == 1.0 else 0.25 * noise)
             else:
                 weight.copy_(_scale(name, kind) * noise)
         output = model.get_output_embeddings().weight
@@ -161,11 +198,13 @@ def _fill(model: PreTrainedModel, kind: Variant, seed: int) -> None:
 def _scale(name: str, kind: Variant) -> float:
     """Of a weight. With LayerNorm, answers follow their prompts only where cross-attention outweighs the
     rest."""
-    if kind.name.endswith("T5") or any(part in name for part in ("embed", "shared", "lm_head")):
+    if kind.name.endswith("T5") or any(part in name for part in ("embed", "shared", "lm_head", "to_dec")):
         return 0.25
-    if name.endswith("bias") or ".fc" in name:
+    if "encoder_attn" in name or "crossattention" in name:
+        return 0.1 if name.endswith("bias") else 0.5
+    if name.endswith("bias") or re.search("fc|mlp|intermediate|output", name):
         return 0.1
-    return 0.5 if "encoder_attn" in name else 0.15
+    return 0.15
 
 
 def word_tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:

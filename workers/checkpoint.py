@@ -14,8 +14,7 @@ from safetensors import safe_open
 
 from tandem import quickstart
 from tandem.errors import ModelLoadError
-from tandem.workers.families import Family, Part
-from tandem.workers.spec import ModelSpec
+from tandem.workers.families import Config, Part, family_of, spec_of
 
 # What is fetched from a hub: never pickles, never code.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -86,7 +85,10 @@ class Checkpoint:
     family covers: complete both ways.
     """
 
-    def __init__(self, folder: Path, spec: ModelSpec, family: Family) -> None:
+    def __init__(self, folder: Path, config: Config) -> None:
+        """`config` is the folder's config.json."""
+        family = family_of(config)
+        self.spec = spec_of(config)
         self._files = {
             name: file
             for path in _weight_files(folder)
@@ -95,7 +97,7 @@ class Checkpoint:
         }
         names = {
             ours: [Part(theirs) if isinstance(theirs, str) else theirs for theirs in alternatives]
-            for ours, alternatives in family.names(spec).items()
+            for ours, alternatives in family.names(config, self.spec).items()
         }
         known = {part.name for alternatives in names.values() for part in alternatives if part}
         unused = sorted(

@@ -231,15 +231,15 @@ def _in_order(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def load_encoder(spec: ModelSpec, checkpoint: Checkpoint, place: Placement) -> EncoderStack:
-    encoder = EncoderStack(spec.encoder, place)
+def load_encoder(checkpoint: Checkpoint, place: Placement) -> EncoderStack:
+    encoder = EncoderStack(checkpoint.spec.encoder, place)
     checkpoint.load(encoder.slots())
     encoder.prepare(bidirectional=True)
     return encoder
 
 
-def load_decoder(spec: ModelSpec, checkpoint: Checkpoint, place: Placement) -> DecoderStack:
-    decoder = DecoderStack(spec, checkpoint.tied("decoder.output", "decoder.embedding"), place)
+def load_decoder(checkpoint: Checkpoint, place: Placement) -> DecoderStack:
+    decoder = DecoderStack(checkpoint.spec, checkpoint.tied("decoder.output", "decoder.embedding"), place)
     checkpoint.load(decoder.slots())
     decoder.prepare(bidirectional=False)
     decoder.head.prepare()

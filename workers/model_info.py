@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families import spec_of, token_id
+from tandem.workers.families import first_id, spec_of
 
 logger = logging.getLogger(__name__)
 
@@ -79,6 +79,12 @@ class ModelInfo:
 
         config, generation = read_json(folder, "config.json"), read_json(folder, "generation_config.json")
         spec = spec_of(config)
+        start = first_id("decoder_start_token_id", generation)
+        start = spec.decoder_start_id if start is None else start
+        if start is None:
+            raise ModelLoadError(
+                "is in neither config.json nor generation_config.json", field="decoder_start_token_id"
+            )
         # A null in generation_config.json means "not set".
         settings = config | {key: value for key, value in generation.items() if value is not None}
         ignored = {k: settings[k] for k, off in _NOT_APPLIED.items() if settings.get(k) not in (None, off)}
@@ -91,7 +97,7 @@ class ModelInfo:
             decoder_positions=spec.decoder.max_positions,
             encoder_vocab_size=spec.encoder.vocab_size,
             vocab_size=spec.vocab_size,
-            decoder_start_id=token_id(generation, "decoder_start_token_id", spec.decoder_start_id),
+            decoder_start_id=start,
             pad_id=spec.pad_id,
             eos_ids=_ids(generation.get("eos_token_id"), "eos_token_id") or frozenset(spec.eos_ids),
             defaults=_defaults(settings),

@@ -74,7 +74,7 @@ class ModelSpec:
     output_transform: Activation | None = None  # before the logits: projection, activation, norm
     logit_scale: float = 1.0
     output_bias: bool = False  # on the logits
-    decoder_start_id: int
+    decoder_start_id: int | None  # None: config.json does not say
     pad_id: int
     eos_ids: tuple[int, ...]
     forced_bos_id: int | None = None  # generated first, whatever the logits

@@ -1,4 +1,4 @@
-"""T5 and some of the others through the whole cluster, tensor-parallel 1 and 2: token for token transformers'."""
+"""T5 and some others through the whole cluster, tensor-parallel 1 and 2: token for token transformers'."""
 
 from __future__ import annotations
 

@@ -132,9 +132,67 @@ def test_published_configs_of_the_bart_like(values: dict[str, Any]) -> None:
     assert spec.forced_eos_ids == (() if forced is None else (forced,))
 
 
+BERT = {
+    "model_type": "bert", "vocab_size": 30522, "hidden_size": 768, "num_hidden_layers": 12,
+    "num_attention_heads": 12, "intermediate_size": 3072, "hidden_act": "gelu", "pad_token_id": 0,
+    "max_position_embeddings": 512, "type_vocab_size": 2, "layer_norm_eps": 1e-12,
+}  # fmt: skip
+ROBERTA = {
+    **BERT, "model_type": "roberta", "vocab_size": 50265, "max_position_embeddings": 514, "bos_token_id": 0,
+    "pad_token_id": 1, "eos_token_id": 2, "type_vocab_size": 1, "layer_norm_eps": 1e-5,
+}  # fmt: skip
+GPT2 = {
+    "model_type": "gpt2", "vocab_size": 50257, "n_embd": 768, "n_layer": 12, "n_head": 12,
+    "n_positions": 1024, "bos_token_id": 50256, "eos_token_id": 50256, "activation_function": "gelu_new",
+}  # fmt: skip
+BERT2BERT = {
+    "model_type": "encoder-decoder", "encoder": BERT, "decoder": BERT, "decoder_start_token_id": 101,
+    "eos_token_id": 102, "pad_token_id": 0,
+}  # fmt: skip
+
+
+def test_encoder_decoder_halves() -> None:
+    spec = spec_of(BERT2BERT)
+    assert (spec.decoder_start_id, spec.eos_ids, spec.pad_id) == (101, (102,), 0)
+    assert spec.encoder == spec.decoder
+    assert (spec.encoder.max_positions, spec.encoder.token_types, spec.bridge) == (512, 2, False)
+
+    # What the whole's config leaves out is the decoder's.
+    whole = {"model_type": "encoder-decoder", "encoder": ROBERTA, "decoder": {**ROBERTA, "hidden_size": 384}}
+    spec = spec_of(whole)
+    assert (spec.decoder_start_id, spec.eos_ids, spec.pad_id) == (0, (2,), 1)
+    assert spec.encoder.max_positions == 512
+    assert spec.bridge
+    spec = spec_of({**BERT2BERT, "decoder": GPT2})
+    assert (spec.decoder.post_norm, spec.decoder.max_positions, spec.decoder.d_ff) == (False, 1024, 3072)
+    assert (
+        spec_of({"model_type": "encoder-decoder", "encoder": BERT, "decoder": BERT}).decoder_start_id is None
+    )
+
+
 @pytest.mark.parametrize(
     ("values", "changed", "complaint", "field"),
     [
+        (BERT2BERT, {"encoder": GPT2}, "'gpt2' is not served as encoder; served are bert,", "encoder"),
+        (BERT2BERT, {"decoder": T5_SMALL}, "'t5' is not served as decoder.* gpt2", "decoder"),
+        (
+            BERT2BERT,
+            {"encoder": {**BERT, "position_embedding_type": "relative_key"}},
+            "only absolute",
+            "position_embedding_type",
+        ),
+        (
+            BERT2BERT,
+            {"decoder": {**GPT2, "scale_attn_by_inverse_layer_idx": True}},
+            "not supported",
+            "scale_attn_by_inverse_layer_idx",
+        ),
+        (
+            BERT2BERT,
+            {"decoder": {**BERT, "cross_attention_hidden_size": 7}},
+            "not supported",
+            "cross_attention_hidden_size",
+        ),
         (BART_LARGE_CNN, {"encoder_attention_heads": 7}, "7 heads do not divide", "encoder_attention_heads"),
         (BART_LARGE_CNN, {"activation_function": "tanh"}, "unsupported activation", "activation_function"),
         (BART_LARGE_CNN, {"eos_token_id": "2"}, "must be a token id", "eos_token_id"),
@@ -213,12 +271,13 @@ def test_an_unknown_family_is_named_with_those_that_are_served(kind: str | None)
 def test_names_cover_a_checkpoint_exactly(variant: str, checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint(variant)
     values = json.loads((folder / "config.json").read_text())
-    names = family_of(values).names(spec_of(values))
+    names = family_of(values).names(values, spec_of(values))
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         stored = set(file.keys())
     plain = [[part.name if isinstance(part, Part) else part for part in parts] for parts in names.values()]
     first = {next((name for name in theirs if name in stored), None) for theirs in plain}
     assert first <= stored
     assert values["model_type"] in FAMILIES
-    # What is left are embeddings that the stacks have of their own, and computed positions.
-    assert all("shared" in name or "embed_positions" in name for name in stored - first)
+    # What is left are embeddings that the stacks have of their own, computed positions, and a pooler.
+    left = ("shared", "embed_positions", "pooler")
+    assert all(any(part in name for part in left) for name in stored - first)

@@ -83,7 +83,7 @@ class _Kind:
             forced_eos_ids=ids(config, "forced_eos_token_id", *self.forced_eos),
         )
 
-    def names(self, spec: ModelSpec) -> WeightNames:
+    def names(self, _: Config, spec: ModelSpec) -> WeightNames:
         encoder, decoder, shared = (
             _either(name)
             for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "shared.weight")

@@ -31,7 +31,7 @@ WeightNames = dict[str, tuple[str | Part | None, ...]]
 @dataclass(frozen=True)
 class Family:
     spec: Callable[[Config], ModelSpec]
-    names: Callable[[ModelSpec], WeightNames]
+    names: Callable[[Config, ModelSpec], WeightNames]
     # Shell patterns of weights that occur in the wild, are never read, and are passed over without complaint.
     unused: tuple[str, ...] = ()
 
@@ -49,6 +49,12 @@ def token_id(config: Config, key: str, default: int) -> int:
     if type(value) is not int:
         raise ModelLoadError(f"must be a token id, got {value!r}", field=key)
     return value
+
+
+def first_id(key: str, *configs: Config) -> int | None:
+    """A token id from the first of the configs that has it."""
+    found = (config for config in configs if config.get(key) is not None)
+    return next((token_id(config, key, 0) for config in found), None)
 
 
 def ids(config: Config, key: str, *default: int) -> tuple[int, ...]:

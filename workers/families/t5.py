@@ -54,7 +54,7 @@ def _spec(
     return spec
 
 
-def _names(spec: ModelSpec) -> WeightNames:
+def _names(_: Config, spec: ModelSpec) -> WeightNames:
     names: WeightNames = {
         "encoder.embedding": ("encoder.embed_tokens.weight", "shared.weight"),
         "decoder.embedding": ("decoder.embed_tokens.weight", "shared.weight"),
