@@ -20,6 +20,7 @@ import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
     AutoModelForSeq2SeqLM,
     ByT5Tokenizer,
     PreTrainedModel,
@@ -134,7 +135,18 @@ ENCODER_DECODER_VARIANTS: dict[str, Variant] = {
     "bert-generation": _together("BertGeneration", "BertGeneration", _BERT_DECODER, 2.6),
 }
 
-VARIANTS = {**T5_VARIANTS, **BART_VARIANTS, **ENCODER_DECODER_VARIANTS}
+_ALONE = {**_GPT2, "n_positions": 192}
+_PHI = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
+    "max_position_embeddings": 192, "bos_token_id": 3, "eos_token_id": EOS, "pad_token_id": PAD,
+}  # fmt: skip
+DECODER_VARIANTS: dict[str, Variant] = {
+    "gpt2": Variant("GPT2", True, {**_ALONE, "pad_token_id": PAD}, 2.0, head="LMHeadModel"),
+    "gpt2-untied": Variant("GPT2", False, {**_ALONE, "n_inner": 40}, 1.2, head="LMHeadModel"),
+    "phi": Variant("Phi", False, _PHI, 1.2, head="ForCausalLM"),
+}
+
+VARIANTS = {**T5_VARIANTS, **BART_VARIANTS, **ENCODER_DECODER_VARIANTS, **DECODER_VARIANTS}
 
 
 def make_checkpoint(
@@ -174,14 +186,15 @@ def _fill(model: PreTrainedModel, kind: Variant, seed: int) -> None:
     weights = dict([*model.named_parameters(), *model.named_buffers()])
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
     norms = [name for name, module in modules.items() if "Norm" in type(module).__name__]
-    final_norm = [name for name in norms if re.search("decoder.*weight", name) and "embed" not in name][-1]
+    outside = re.compile(r"^(model\.)?encoder|embed|bias$")
+    weighty = [name for name in norms if not outside.search(name)]
     with torch.no_grad():
         for name, weight in weights.items():
             module = modules[name]
             if "Sinusoidal" in type(module).__name__ or not weight.is_floating_point():
                 continue  # computed
             noise = torch.randn(weight.shape, generator=generator)
-            if kind.tied and name == final_norm:
+            if kind.tied and name == weighty[-1]:
                 weight.copy_(noise)  # of both signs, else a token's own embedding says "the same again"
             elif name in norms and name.endswith("weight"):
                 weight.copy_(1 + 0.3 * noise)
@@ -238,7 +251,9 @@ def decoding(**options: Any) -> Decoding:
 
 def load_reference(folder: Path) -> Any:
     """The checkpoint in transformers, float32, in eval mode."""
-    return AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
+    whole = json.loads((folder / "config.json").read_text()).get("is_encoder_decoder")
+    kind = AutoModelForSeq2SeqLM if whole else AutoModelForCausalLM
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @torch.no_grad()
@@ -250,13 +265,18 @@ def reference_greedy(
 
     The prompts go in one padded batch; padding is masked exactly, rounding differs in the last bits.
     """
+    decoder_only = not model.config.is_encoder_decoder
     longest = max(map(len, prompts))
-    ids = torch.tensor([[*prompt, *[PAD] * (longest - len(prompt))] for prompt in prompts])
-    mask = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts])
+    padding = [[0] * (longest - len(prompt)) for prompt in prompts]
+
+    def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        both = zip(padding, rows, strict=True)
+        return torch.tensor([[*pad, *row] if decoder_only else [*row, *pad] for pad, row in both])
+
     # use_cache: transformers 5.23 sizes the cache by the encoder and breaks on a deeper decoder.
     out = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
+        input_ids=padded(prompts),
+        attention_mask=padded([[1] * len(prompt) for prompt in prompts]),
         max_new_tokens=max_tokens,
         do_sample=False,
         use_cache=False,
@@ -267,7 +287,7 @@ def reference_greedy(
         [-logits.topk(2).values.diff()[:, 0] / logits.std(dim=-1) for logits in out.logits], dim=1
     )
     outputs, clear = [], []
-    for row, lead in zip(out.sequences[:, 1:].tolist(), leads, strict=True):
+    for row, lead in zip(out.sequences[:, longest if decoder_only else 1 :].tolist(), leads, strict=True):
         end = row.index(EOS) + 1 if EOS in row else len(row)
         outputs.append(row[:end])
         clear.append(float(lead[:end].min()))

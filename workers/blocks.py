@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import chain
 from typing import Final
@@ -125,7 +125,7 @@ class SelfAttention:
 
 
 class CrossAttention:
-    """Query and output side; keys and values of all layers are projected at once, at admission."""
+    """Query and output side; `CrossKV` projects keys and values, at admission."""
 
     def __init__(self, name: str, stack: StackSpec, place: Placement) -> None:
         width = stack.heads * stack.head_dim
@@ -137,6 +137,35 @@ class CrossAttention:
 
     def slots(self) -> Iterator[WeightSlot]:
         return chain(self.norm.slots(), self.q.slots(), self.o.slots())
+
+
+class CrossKV:
+    """Encoder output to the keys and values of every layer's cross-attention, in one GEMM."""
+
+    def __init__(self, names: Sequence[str], encoder: StackSpec, spec: ModelSpec, place: Placement) -> None:
+        stack = spec.decoder
+        self.shape = (len(names), 2, -1, stack.head_dim)
+        self.bridge = Replicated("bridge", encoder.d_model, stack.d_model, place) if spec.bridge else None
+        self.kv = ColumnParallel(
+            [f"{name}.{part}" for name in names for part in "kv"],
+            [stack.heads * stack.head_dim] * (2 * len(names)),
+            stack.d_model if spec.bridge else encoder.d_model,
+            "heads",
+            place,
+            stack.head_dim,
+            stack.bias,
+        )
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, encoder's d_model] → [N, layers, 2, heads, head_dim]."""
+        if self.bridge is not None:
+            hidden = self.bridge(hidden)
+        return self.kv(hidden).view(len(hidden), *self.shape)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        yield from self.kv.slots()
+        if self.bridge is not None:
+            yield from self.bridge.slots()
 
 
 class FeedForward:

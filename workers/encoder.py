@@ -29,7 +29,7 @@ class Encoder:
 
     @property
     def d_model(self) -> int:
-        return self.spec.encoder.d_model
+        return self._stack.spec.d_model
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor:

@@ -59,7 +59,7 @@ class Engine:
             ),
         ):
             limit: int = getattr(self.config, field)
-            limit = min(limit, stack.max_positions or limit)
+            limit = 0 if stack is None else min(limit, stack.max_positions or limit)
             if got > limit:
                 raise InvalidRequest(
                     f"the engine takes {limit}, the request needs {got} positions", field=field
@@ -110,6 +110,7 @@ class Engine:
                 continue
             try:
                 states = hidden()
+                assert self.spec.encoder is not None, "the scheduler admits no empty input"
                 wanted = (admission.entry.length, self.spec.encoder.d_model)
                 if tuple(states.shape) != wanted:
                     raise HiddenStatesLost(f"of shape {list(states.shape)} instead of {list(wanted)}")

@@ -9,11 +9,21 @@ from itertools import chain
 import torch
 
 from tandem import kernels
+from tandem.errors import ModelLoadError
 from tandem.kernels import RowGroups
-from tandem.workers.blocks import CrossAttention, Embedding, FeedForward, Head, Rotation, SelfAttention, norm
+from tandem.workers.blocks import (
+    CrossAttention,
+    CrossKV,
+    Embedding,
+    FeedForward,
+    Head,
+    Rotation,
+    SelfAttention,
+    norm,
+)
 from tandem.workers.checkpoint import Checkpoint, WeightSlot
 from tandem.workers.kv_pool import KVPool
-from tandem.workers.layers import ColumnParallel, HasWeights, Norm, Placement, Replicated
+from tandem.workers.layers import HasWeights, Norm, Placement
 from tandem.workers.positions import rotary_table
 from tandem.workers.spec import ModelSpec, StackSpec
 
@@ -115,8 +125,8 @@ class Stack:
         x, total = norm.add(x, residual)
         return x, x if self.spec.post_norm else total
 
-    def rotation(self, positions: torch.Tensor | None) -> Rotation | None:
-        if self._angles is None or positions is None:
+    def rotation(self, positions: torch.Tensor) -> Rotation | None:
+        if self._angles is None:
             return None
         cosines, sines = self._angles[positions].unbind(1)
         return cosines, sines
@@ -147,55 +157,48 @@ class DecoderStack(Stack):
 
     def __init__(self, spec: ModelSpec, tied_output: bool, place: Placement) -> None:
         stack = spec.decoder
-        crosses = [
-            CrossAttention(f"decoder.layers.{i}.cross_attention", stack, place) for i in range(stack.layers)
-        ]
+        names = [f"decoder.layers.{i}.cross_attention" for i in range(stack.layers)]
+        crosses = [] if spec.encoder is None else [CrossAttention(name, stack, place) for name in names]
         super().__init__("decoder", stack, place, crosses)
         self.head = Head(spec, self.embedding.tokens, tied_output, place)
-        self.bridge = (
-            Replicated("bridge", spec.encoder.d_model, stack.d_model, place) if spec.bridge else None
-        )
-        self.cross_kv = ColumnParallel(
-            [f"decoder.layers.{i}.cross_attention.{part}" for i in range(stack.layers) for part in "kv"],
-            [stack.heads * stack.head_dim] * (2 * stack.layers),
-            stack.d_model if spec.bridge else spec.encoder.d_model,
-            "heads",
-            place,
-            stack.head_dim,
-            stack.bias,
-        )
+        self.cross_kv = None if spec.encoder is None else CrossKV(names, spec.encoder, spec, place)
 
     def slots(self) -> Iterator[WeightSlot]:
         yield from super().slots()
-        yield from chain(self.head.slots(), self.cross_kv.slots())
-        if self.bridge is not None:
-            yield from self.bridge.slots()
+        yield from self.head.slots()
+        if self.cross_kv is not None:
+            yield from self.cross_kv.slots()
 
     def admit(self, hidden: torch.Tensor, write_slots: torch.Tensor, pool: KVPool) -> None:
         """Projects encoder output to every layer's cross-attention K/V, in one GEMM, into the pages.
 
         hidden [N, encoder's d_model], packed; write_slots int64 [N].
         """
-        stack = self.spec
-        if self.bridge is not None:
-            hidden = self.bridge(hidden)
-        kv = self.cross_kv(hidden).view(hidden.shape[0], stack.layers, 2, -1, stack.head_dim)
-        for layer in range(stack.layers):
+        assert self.cross_kv is not None, "a decoder-only model admits nothing"
+        kv = self.cross_kv(hidden)
+        for layer in range(self.spec.layers):
             pool.write(layer, kv[:, layer, 0], kv[:, layer, 1], write_slots)
 
     def __call__(self, batch: DecoderBatch, pool: KVPool) -> torch.Tensor | None:
         """Logits of the sampling rows, float32 [rows, vocabulary], on rank 0; None elsewhere."""
         x, residual = self.enter(batch.token_ids, batch.positions)
-        for layer, (attention, cross, feed_forward, norms) in enumerate(
-            zip(self.attentions, self.crosses, self.feed_forwards, self.norms_behind, strict=True)
+        rotation = self.rotation(batch.positions)
+        for layer, (attention, feed_forward, norms) in enumerate(
+            zip(self.attentions, self.feed_forwards, self.norms_behind, strict=True)
         ):
-            q, k, v = attention.project(x)
+            q, k, v = attention.project(x, rotation)
             pool.write(layer, k, v, batch.write_slots)
-            mixed = self._attend_self(layer, q, batch, pool)
-            x, residual = self.join(attention.o(mixed.flatten(1)), residual, norms[0])
-            mixed = self._attend_cross(layer, cross.q(x).view_as(q), batch, pool)
-            x, residual = self.join(cross.o(mixed.flatten(1)), residual, norms[1])
-            x, residual = self.join(feed_forward(x), residual, norms[2])
+            out = attention.o(self._attend_self(layer, q, batch, pool).flatten(1))
+            if self.crosses:
+                x, residual = self.join(out, residual, norms[0])
+                cross = self.crosses[layer]
+                out = cross.o(self._attend_cross(layer, cross.q(x).view_as(q), batch, pool).flatten(1))
+            if self.spec.parallel:
+                out = out + feed_forward(x)
+            else:
+                x, residual = self.join(out, residual, norms[-2])
+                out = feed_forward(x)
+            x, residual = self.join(out, residual, norms[-1])
         return self.head(x[batch.sample_rows]) if len(batch.sample_rows) else None
 
     def _attend_self(self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool) -> torch.Tensor:
@@ -232,6 +235,11 @@ def _in_order(parts: list[torch.Tensor]) -> torch.Tensor:
 
 
 def load_encoder(checkpoint: Checkpoint, place: Placement) -> EncoderStack:
+    """Raises ModelLoadError where the model has no encoder."""
+    if checkpoint.spec.encoder is None:
+        raise ModelLoadError(
+            "is decoder-only: serve it without encoder workers (placement: colocated)", field="model"
+        )
     encoder = EncoderStack(checkpoint.spec.encoder, place)
     checkpoint.load(encoder.slots())
     encoder.prepare(bidirectional=True)

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families import first_id, spec_of
+from tandem.workers.families import family_of, first_id, spec_of
 
 logger = logging.getLogger(__name__)
 
@@ -60,9 +60,9 @@ class ModelInfo:
     encoder_positions: int | None  # longest input of the position embeddings; None: any length
     decoder_positions: int | None
     # Rows of the embedding tables, which may exceed the tokenizer's vocabulary.
-    encoder_vocab_size: int
+    encoder_vocab_size: int | None  # None: decoder-only, a prompt is the decoder's
     vocab_size: int  # of the decoder
-    decoder_start_id: int
+    decoder_start_id: int | None  # None: decoder-only, the prompt is the start
     pad_id: int
     eos_ids: frozenset[int]
     defaults: GenerationDefaults
@@ -81,23 +81,24 @@ class ModelInfo:
         spec = spec_of(config)
         start = first_id("decoder_start_token_id", generation)
         start = spec.decoder_start_id if start is None else start
-        if start is None:
+        if start is None and spec.encoder is not None:
             raise ModelLoadError(
                 "is in neither config.json nor generation_config.json", field="decoder_start_token_id"
             )
         # A null in generation_config.json means "not set".
-        settings = config | {key: value for key, value in generation.items() if value is not None}
+        defaults = {} if generation else family_of(config).defaults
+        settings = {**defaults, **config, **{k: v for k, v in generation.items() if v is not None}}
         ignored = {k: settings[k] for k, off in _NOT_APPLIED.items() if settings.get(k) not in (None, off)}
         if ignored:
             logger.warning("%s: the model's own decoding defaults that are not applied: %s", name, ignored)
         return cls(
             name=name,
             family=spec.family,
-            encoder_positions=spec.encoder.max_positions,
+            encoder_positions=None if spec.encoder is None else spec.encoder.max_positions,
             decoder_positions=spec.decoder.max_positions,
-            encoder_vocab_size=spec.encoder.vocab_size,
+            encoder_vocab_size=None if spec.encoder is None else spec.encoder.vocab_size,
             vocab_size=spec.vocab_size,
-            decoder_start_id=start,
+            decoder_start_id=start if spec.encoder else None,
             pad_id=spec.pad_id,
             eos_ids=_ids(generation.get("eos_token_id"), "eos_token_id") or frozenset(spec.eos_ids),
             defaults=_defaults(settings),

@@ -32,7 +32,8 @@ class Runner:
         place = Placement(self.device, self.dtype, group)
         checkpoint = Checkpoint(folder, read_json(folder, "config.json"))
         self.spec = checkpoint.spec
-        self.encoder = load_encoder(checkpoint, place) if config.with_encoder else None
+        encodes = config.with_encoder and self.spec.encoder is not None
+        self.encoder = load_encoder(checkpoint, place) if encodes else None
         self.decoder = load_decoder(checkpoint, place)
 
         stack = self.spec.decoder

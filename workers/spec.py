@@ -65,20 +65,18 @@ class StackSpec:
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """An encoder-decoder model."""
+    """An encoder-decoder model, or a decoder alone."""
 
     family: str
-    encoder: StackSpec
+    encoder: StackSpec | None  # None: decoder-only, there is no cross-attention
     decoder: StackSpec
     bridge: bool = False  # encoder output is projected to the decoder's width
     output_transform: Activation | None = None  # before the logits: projection, activation, norm
     logit_scale: float = 1.0
     output_bias: bool = False  # on the logits
-    decoder_start_id: int | None  # None: config.json does not say
+    decoder_start_id: int | None  # None: config.json does not say, or the prompt is the start
     pad_id: int
     eos_ids: tuple[int, ...]
-    forced_bos_id: int | None = None  # generated first, whatever the logits
-    forced_eos_ids: tuple[int, ...] = ()  # generated last, where max_tokens ends the sequence
 
     @property
     def vocab_size(self) -> int:

@@ -38,7 +38,7 @@ class Reference:
     """A variant, prompts, and transformers' answers."""
 
     folder: Path
-    start: int  # what the decoder starts from
+    start: int | None  # what the decoder starts from; None: the prompt, there is no encoder
     prompts: list[tuple[int, ...]]
     answers: Answers
 
@@ -58,7 +58,7 @@ class Reference:
         return cls(folder, start, [prompts[n] for n in kept], [answers[n] for n in kept])
 
     def config(self, **options: Any) -> EngineConfig:
-        sizes = {"max_num_seqs": 16, "page_size": 8, "max_encoder_length": 160, "max_decoder_length": 40}
+        sizes = {"max_num_seqs": 16, "page_size": 8, "max_encoder_length": 160, "max_decoder_length": 180}
         return EngineConfig(
             str(self.folder), dtype="float32", device="cpu", check_invariants=True, **{**sizes, **options}
         )
@@ -81,10 +81,12 @@ def serve(engine: Engine, requests: list[EngineRequest]) -> Answers:
     return list(answers.values())
 
 
-def greedy(prompts: list[tuple[int, ...]], start: int = PAD) -> list[EngineRequest]:
+def greedy(prompts: list[tuple[int, ...]], start: int | None = PAD) -> list[EngineRequest]:
     how = decoding(max_tokens=MAX_TOKENS)
     return [
-        EngineRequest(str(number), EncoderInput(str(ids), ids), (start,), how)
+        EngineRequest(str(number), EncoderInput("", ()), ids, how)
+        if start is None
+        else EngineRequest(str(number), EncoderInput(str(ids), ids), (start,), how)
         for number, ids in enumerate(prompts)
     ]
 

@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 
 from tandem.errors import ModelLoadError
 from tandem.workers.families import FAMILIES, Part, family_of, spec_of
+from tandem.workers.spec import Rotary
 
 # As published, without what nobody reads.
 T5_SMALL = {
@@ -127,9 +128,10 @@ def test_published_configs_of_the_bart_like(values: dict[str, Any]) -> None:
     assert (spec.pad_id, spec.eos_ids) == (config.pad_token_id, (config.eos_token_id,))
     start = config.decoder_start_token_id
     assert spec.decoder_start_id == (config.bos_token_id if start is None else start)
-    assert spec.forced_bos_id == values.get("forced_bos_token_id")
-    forced = getattr(config, "forced_eos_token_id", None)
-    assert spec.forced_eos_ids == (() if forced is None else (forced,))
+    # Where config.json does not say.
+    defaults, theirs = family_of(values).defaults, type(config)()
+    for key, ours in defaults.items():
+        assert ours == getattr(theirs, key, 0 if "size" in key else None)
 
 
 BERT = {
@@ -170,9 +172,33 @@ def test_encoder_decoder_halves() -> None:
     )
 
 
+PHI_2 = {
+    "model_type": "phi", "vocab_size": 51200, "hidden_size": 2560, "intermediate_size": 10240,
+    "num_hidden_layers": 32, "num_attention_heads": 32, "hidden_act": "gelu_new",
+    "max_position_embeddings": 2048, "layer_norm_eps": 1e-5, "rope_theta": 10000.0, "rope_scaling": None,
+    "partial_rotary_factor": 0.4, "qk_layernorm": False, "bos_token_id": 50256, "eos_token_id": 50256,
+    "pad_token_id": None, "num_key_value_heads": 32,
+}  # fmt: skip
+
+
+def test_decoders_alone() -> None:
+    for values in (GPT2, PHI_2):
+        spec = spec_of(values)
+        assert spec.encoder is None
+        assert (spec.decoder_start_id, spec.pad_id, spec.eos_ids) == (None, 50256, (50256,))
+    assert spec.decoder.rotary == Rotary(dimensions=32, base=10000.0)
+    assert spec.decoder.parallel
+    new = {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5}
+    assert spec_of({**PHI_2, "rope_parameters": new}).decoder.rotary == Rotary(dimensions=40, base=5e5)
+
+
 @pytest.mark.parametrize(
     ("values", "changed", "complaint", "field"),
     [
+        (PHI_2, {"num_key_value_heads": 8}, "must be num_attention_heads", "num_key_value_heads"),
+        (PHI_2, {"qk_layernorm": True}, "not supported", "qk_layernorm"),
+        (PHI_2, {"rope_scaling": {"type": "linear"}}, "not supported", "rope_scaling"),
+        (PHI_2, {"rope_parameters": {"rope_type": "yarn"}}, "not supported", "rope_scaling"),
         (BERT2BERT, {"encoder": GPT2}, "'gpt2' is not served as encoder; served are bert,", "encoder"),
         (BERT2BERT, {"decoder": T5_SMALL}, "'t5' is not served as decoder.* gpt2", "decoder"),
         (

@@ -6,14 +6,20 @@ To add a family, add an entry; CONTRIBUTING.md walks through it.
 from __future__ import annotations
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families import bart, encoder_decoder, t5
+from tandem.workers.families import bart, encoder_decoder, gpt2, phi, t5
 from tandem.workers.families.entry import Config, Family, Part, WeightNames, first_id
 from tandem.workers.spec import ModelSpec
 
 __all__ = ["FAMILIES", "Config", "Family", "Part", "WeightNames", "family_of", "first_id", "spec_of"]
 
 # By the `model_type` of config.json.
-FAMILIES: dict[str, Family] = {**t5.FAMILIES, **bart.FAMILIES, **encoder_decoder.FAMILIES}
+FAMILIES: dict[str, Family] = {
+    **t5.FAMILIES,
+    **bart.FAMILIES,
+    **encoder_decoder.FAMILIES,
+    **gpt2.FAMILIES,
+    **phi.FAMILIES,
+}
 
 
 def family_of(config: Config) -> Family:

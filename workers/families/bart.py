@@ -37,7 +37,8 @@ class _Kind:
     pad: int = 1
     eos: int = 2
     start: int | None = None  # None: BOS
-    forced_eos: tuple[int, ...] = (2,)
+    forced_eos: bool = True
+    encoder_no_repeat_ngram_size: int = 0
     activation: Activation = "gelu"
     scale_embedding: bool = False
     max_positions: int = 1024
@@ -79,8 +80,6 @@ class _Kind:
             decoder_start_id=bos if start is None else start,
             pad_id=pad,
             eos_ids=ids(config, "eos_token_id", self.eos),
-            forced_bos_id=next(iter(ids(config, "forced_bos_token_id")), None),
-            forced_eos_ids=ids(config, "forced_eos_token_id", *self.forced_eos),
         )
 
     def names(self, _: Config, spec: ModelSpec) -> WeightNames:
@@ -137,14 +136,28 @@ _KINDS = (
     _Kind("bart", True, ("sum", "sum"), "learned", 2, start=2),
     _Kind("plbart", True, ("sum", "sum"), "learned", 2, scale_embedding=True),
     _Kind("mbart", False, ("sum", "sum"), "learned", 2),
-    _Kind("blenderbot", False, (None, None), "learned", pad=0, start=1, max_positions=128),
+    _Kind(
+        "blenderbot", False, (None, None), "learned", pad=0, start=1, max_positions=128,
+        encoder_no_repeat_ngram_size=3,
+    ),
     _Kind("blenderbot-small", True, ("sum", "tokens"), "learned", pad=0, start=1, max_positions=512),
-    _Kind("pegasus", False, (None, None), "sinusoidal", pad=0, start=0, eos=1, forced_eos=(1,)),
-    _Kind("marian", True, (None, None), "sinusoidal", pad=58100, start=58100, eos=0, forced_eos=(0,)),
+    _Kind("pegasus", False, (None, None), "sinusoidal", pad=0, start=0, eos=1),
+    _Kind("marian", True, (None, None), "sinusoidal", pad=58100, start=58100, eos=0),
     _Kind(
         "m2m_100", False, (None, None), "sinusoidal_tensor2tensor", None, output_bias=False, start=2,
-        forced_eos=(), activation="relu", scale_embedding=True,
+        forced_eos=False, activation="relu", scale_embedding=True,
     ),
 )  # fmt: skip
 
-FAMILIES = {kind.family: Family(kind.spec, kind.names, _UNUSED) for kind in _KINDS}
+FAMILIES = {
+    kind.family: Family(
+        kind.spec,
+        kind.names,
+        _UNUSED,
+        {
+            "forced_eos_token_id": kind.eos if kind.forced_eos else None,
+            "encoder_no_repeat_ngram_size": kind.encoder_no_repeat_ngram_size,
+        },
+    )
+    for kind in _KINDS
+}

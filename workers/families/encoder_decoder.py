@@ -14,9 +14,11 @@ from tandem.workers.families.entry import (
     WeightNames,
     activation,
     affine,
+    either,
     first_id,
     head_dim,
     ids,
+    sides,
     token_id,
 )
 from tandem.workers.spec import Activation, ModelSpec, PositionTable, StackSpec
@@ -175,10 +177,8 @@ def _names(config: Config, spec: ModelSpec) -> WeightNames:
             prefixes["decoder"] + prefixes["encoder"],
         )
     names: WeightNames = {}
-    for side, half, stack in (("encoder", encoder, spec.encoder), ("decoder", decoder, spec.decoder)):
-        for prefix in prefixes[side]:
-            for ours, theirs in half.names(stack, side, prefix).items():
-                names[ours] = names.get(ours, ()) + theirs
+    for half, (side, stack) in zip((encoder, decoder), sides(spec), strict=True):
+        names |= either(*(half.names(stack, side, prefix) for prefix in prefixes[side]))
     for ours, theirs in decoder.head.items():
         names[ours] = tuple(f"decoder.{name}" for name in theirs)
     names["decoder.output"] += names["decoder.embedding"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tandem.errors import ModelLoadError
@@ -34,10 +34,13 @@ class Family:
     names: Callable[[Config, ModelSpec], WeightNames]
     # Shell patterns of weights that occur in the wild, are never read, and are passed over without complaint.
     unused: tuple[str, ...] = ()
+    # Decoding parameters of the family's own, by transformers' names, where config.json does not say.
+    defaults: Config = field(default_factory=dict)
 
 
 def sides(spec: ModelSpec) -> Iterator[tuple[str, StackSpec]]:
-    yield "encoder", spec.encoder
+    if spec.encoder is not None:
+        yield "encoder", spec.encoder
     yield "decoder", spec.decoder
 
 
@@ -92,6 +95,11 @@ def head_dim(width: int, heads: int, key: str) -> int:
     if heads < 1 or width % heads:
         raise ModelLoadError(f"{heads} heads do not divide the width {width}", field=key)
     return width // heads
+
+
+def either(*names: WeightNames) -> WeightNames:
+    """Where a whole stack may have one name or another."""
+    return {ours: sum((some.get(ours, ()) for some in names), ()) for ours in names[0]}
 
 
 def affine(ours: str, *theirs: str) -> WeightNames:

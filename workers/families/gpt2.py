@@ -1,10 +1,21 @@
-"""GPT-2, alone or as the decoder of an encoder-decoder model."""
+"""GPT-2, alone or as the decoder of an encoder-decoder model (`encoder_decoder.py`)."""
 
 from __future__ import annotations
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families.entry import Config, Part, WeightNames, activation, affine, head_dim
-from tandem.workers.spec import PositionTable, StackSpec
+from tandem.workers.families.entry import (
+    Config,
+    Family,
+    Part,
+    WeightNames,
+    activation,
+    affine,
+    either,
+    head_dim,
+    ids,
+    token_id,
+)
+from tandem.workers.spec import ModelSpec, PositionTable, StackSpec
 
 # Buffers of older files: the causal mask.
 UNUSED = ("*.attn.bias", "*.attn.masked_bias", "*.crossattention.bias", "*.crossattention.masked_bias")
@@ -32,8 +43,27 @@ def stack(config: Config) -> StackSpec:
     )
 
 
+def _spec(config: Config) -> ModelSpec:
+    eos = ids(config, "eos_token_id", 50256)
+    return ModelSpec(
+        family="gpt2",
+        encoder=None,
+        decoder=stack(config),
+        decoder_start_id=None,
+        pad_id=token_id(config, "pad_token_id", eos[0] if eos else 0),
+        eos_ids=eos,
+    )
+
+
+def _names(_: Config, spec: ModelSpec) -> WeightNames:
+    # The published files are of the model without its head.
+    found = either(*(names(spec.decoder, "decoder", prefix) for prefix in ("transformer.", "")))
+    alone = {ours: theirs for ours, theirs in found.items() if "cross_attention" not in ours}
+    return {**alone, "decoder.output": ("lm_head.weight", *found["decoder.embedding"])}
+
+
 def names(stack: StackSpec, side: str, prefix: str) -> WeightNames:
-    """Of the weights of GPT2Model, whose names begin with `prefix`."""
+    """Of the weights of a GPT2Model with cross-attention, whose names begin with `prefix`."""
     names: WeightNames = {
         f"{side}.embedding": (f"{prefix}wte.weight",),
         f"{side}.positions": (f"{prefix}wpe.weight",),
@@ -67,3 +97,6 @@ def _conv(layer: str, module: str, *parts: str) -> WeightNames:
             (f"{ours}.bias", Part(f"{layer}.{module}.bias", index=index, of=of)),
         )
     }
+
+
+FAMILIES = {"gpt2": Family(_spec, _names, UNUSED)}
