@@ -131,6 +131,8 @@ class Call:
         request_id: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        source_language: str | None = None,
+        target_language: str | None = None,
     ) -> list[PreparedRequest]:
         """Validates and tokenizes. Raises InvalidRequest, ModelNotFound: see `Frontend.prepare`."""
         frontend = self._service.frontend
@@ -147,6 +149,8 @@ class Call:
                             request_id=request_id,
                             priority=priority,
                             timeout_s=timeout_s,
+                            source_language=source_language,
+                            target_language=target_language,
                         )
                     )
                 except InvalidRequest as error:

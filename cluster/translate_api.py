@@ -1,5 +1,6 @@
-"""LibreTranslate's API, for models whose config declares translation tasks: `task_specific_params` of the
-form {"translation_en_to_fr": {"prefix": "translate English to French: "}}, as T5's does."""
+"""LibreTranslate's API, for models that say what they translate: by tasks in their config,
+`task_specific_params` of the form {"translation_en_to_fr": {"prefix": "translate English to French: "}}, as
+T5's; or by the languages of their tokenizer, as mBART's, M2M100's, NLLB's and Marian's."""
 
 from __future__ import annotations
 
@@ -31,7 +32,8 @@ _ALTERNATIVE: Final[dict[str, Any]] = {"temperature": 0.7, "top_p": 0.9, "seed":
 class _Task:
     source: str
     target: str
-    prefix: str
+    prefix: str = ""
+    told: bool = False  # a multilingual model is told both languages
 
 
 class _Body(BaseModel):
@@ -50,14 +52,20 @@ class _Body(BaseModel):
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
-    tasks = _tasks(service.frontend.info.task_prefixes)
+    frontend = service.frontend
+    tasks = _tasks(frontend.info.task_prefixes)
+    if frontend.language_pair is not None:
+        tasks.append(_Task(*frontend.language_pair))
     limits = service.config.limits
 
     @router.post("/translate")
     async def translate(request: Request) -> Response:
         with service.call("http", "translate") as call:
             body = _parse(await read_json_or_form(request, limits.message_bytes))
-            task = _task(tasks, body, service.model.id)
+            if frontend.languages:
+                task = _Task(body.source, body.target, told=True)
+            else:
+                task = _task(tasks, body, service.model.id)
             texts = [body.q] if isinstance(body.q, str) else body.q
             most = limits.prompts // (1 + body.alternatives)
             if not 0 < len(texts) <= most:
@@ -78,6 +86,8 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/languages")
     async def languages() -> Response:
+        if known := list(frontend.languages):
+            return JSONResponse([{"code": code, "name": code, "targets": known} for code in known])
         names = _names(tasks)
         targets: dict[str, list[str]] = {code: [] for code in names}
         for task in tasks:
@@ -92,13 +102,17 @@ async def _translate(
 ) -> list[list[str]]:
     """For each text the likeliest translation, then up to `alternatives` different ones."""
     prompts: list[Prompt] = [task.prefix + text for text in texts]
+    told: dict[str, Any] = {"request_id": request_id}
+    if task.told:
+        told |= {"source_language": task.source, "target_language": task.target}
     try:
-        requests = await call.prepare(prompts, SamplingParams(temperature=0), request_id=request_id)
+        requests = await call.prepare(prompts, SamplingParams(temperature=0), **told)
         if alternatives:
             sampling = SamplingParams(n=alternatives, **_ALTERNATIVE)
-            requests += await call.prepare(prompts, sampling, request_id=request_id)
+            requests += await call.prepare(prompts, sampling, **told)
     except InvalidRequest as error:
-        raise InvalidRequest(error.message, field="q" if error.field == "prompt" else error.field) from None
+        ours = {"prompt": "q", "source_language": "source", "target_language": "target"}
+        raise InvalidRequest(error.message, field=ours.get(str(error.field), error.field)) from None
     outputs = await call.generate(requests)
     answers = [[sample.text for sample in output.outputs] for output in outputs]
     count = len(texts)

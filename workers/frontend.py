@@ -22,6 +22,7 @@ from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.params import SamplingParams
 from tandem.workers.assembler import Assembler, PreparedRequest
 from tandem.workers.detokenizer import Vocabulary
+from tandem.workers.languages import Language, language, languages_of
 from tandem.workers.model_info import ModelInfo
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
 
@@ -44,6 +45,10 @@ class Frontend:
     ) -> None:
         self.info, self.limits = info, limits
         self.vocabulary = Vocabulary(tokenizer)
+        self.languages = languages_of(tokenizer)
+        # Marian's, which knows one pair.
+        source, target = (getattr(tokenizer, f"{side}_lang", None) for side in ("source", "target"))
+        self.language_pair: tuple[str, str] | None = (source, target) if source and target else None
         self.max_encoder_tokens = min(limits.encoder_tokens, info.encoder_positions or limits.encoder_tokens)
         self.max_decoder_tokens = min(limits.decoder_tokens, info.decoder_positions or limits.decoder_tokens)
         self._tokenizer = tokenizer
@@ -79,8 +84,12 @@ class Frontend:
         request_id: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        source_language: str | None = None,
+        target_language: str | None = None,
     ) -> PreparedRequest:
         """Checks everything there is to check about a request, and fills in every default.
+
+        The languages are those of a translation by a multilingual model, as codes of its tokenizer.
 
         Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
         """
@@ -97,9 +106,11 @@ class Frontend:
         parts = take_apart(prompt)
         encoder_part, decoder_part, names = _sides(prompt)
         shown = _shown(encoder_part, names[0]), _shown(decoder_part, "decoder_prompt")
-        encoder_ids = self._prompt_ids(parts["encoder_text"], parts["encoder_ids"], *names)
+        source = language(self.languages, source_language, "source_language")
+        target = language(self.languages, target_language, "target_language")
+        encoder_ids = self._prompt_ids(parts["encoder_text"], parts["encoder_ids"], *names, source)
         if self.info.encoder_vocab_size is not None:
-            prefix = self._prefix(parts["decoder_text"], parts["decoder_ids"])
+            prefix = self._prefix(parts["decoder_text"], parts["decoder_ids"], target)
             context = prefix[1:]
         elif names[0] != "prompt":
             raise InvalidRequest(f"{self.info.name!r} is decoder-only: give a single prompt", field=names[0])
@@ -107,6 +118,8 @@ class Frontend:
             context = prefix = encoder_ids
             encoder_ids, shown = [], (None, shown[0])
         decoding = self._decoding(params, prefix)
+        if target and prefix[0] != target.token_id:
+            decoding = replace(decoding, forced_bos_id=target.token_id)
 
         encoder = EncoderInput(key=self._encoder_key(encoder_ids), token_ids=tuple(encoder_ids))
         seed = secrets.randbits(63) if params.seed is None else params.seed
@@ -149,7 +162,14 @@ class Frontend:
 
     # -- the parts of a request
 
-    def _prompt_ids(self, text: str | None, ids: list[int] | None, name: str, ids_name: str) -> list[int]:
+    def _prompt_ids(
+        self,
+        text: str | None,
+        ids: list[int] | None,
+        name: str,
+        ids_name: str,
+        source: Language | None = None,
+    ) -> list[int]:
         """Of the encoder's prompt, or of a decoder-only model's."""
         size, limit = self.info.encoder_vocab_size, self.max_encoder_tokens
         if size is None:
@@ -157,7 +177,10 @@ class Frontend:
         if ids is None:
             if not text:
                 raise InvalidRequest("must not be empty", field=name)
-            ids = self._encode(text, name, limit, special=True)
+            ids = self._encode(text, name, limit, special=source is None)
+            ids = [*source.prefix, *ids, *source.suffix] if source else ids
+        elif source:
+            raise InvalidRequest("is for a prompt that is text", field="source_language")
         else:
             name = ids_name
         if not ids:
@@ -167,7 +190,7 @@ class Frontend:
         self._check_ids(ids, name, size)
         return list(ids)
 
-    def _prefix(self, text: str | None, ids: list[int] | None) -> list[int]:
+    def _prefix(self, text: str | None, ids: list[int] | None, target: Language | None) -> list[int]:
         """What the decoder starts from: the start token, unless it is there, and the decoder prompt."""
         name, limit = "decoder_prompt", self.max_decoder_tokens - 1  # one at least is to be generated
         if ids is None:
@@ -178,6 +201,10 @@ class Frontend:
                 raise InvalidRequest("has no tokens; leave it out for none", field=name)
         start = self.info.decoder_start_id
         assert start is not None
+        if target and start not in self.info.eos_ids:
+            # mBART and PLBart start from the target language; the later families from EOS, and force the
+            # language upon the first token.
+            start = target.token_id
         prefix = list(ids) if ids[:1] == [start] else [start, *ids]
         if len(prefix) > limit:
             raise InvalidRequest(

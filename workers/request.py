@@ -54,6 +54,7 @@ class Decoding:
     stop_ids: frozenset[int]  # ids that end the sequence: EOS unless ignored, and the request's own
     eos_ids: frozenset[int]  # the model's own, for telling EOS from the request's stop ids
     logprobs: int | None  # None: none; k: the token's own and the k likeliest
+    forced_bos_id: int | None = None  # the only first token, where the decoder starts from one token
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,6 +16,7 @@ from libretranslatepy import LibreTranslateAPI
 from tandem.cluster.http_api import build_app
 from tandem.cluster.service import Service
 from tandem.workers.frontend import Frontend
+from tandem.workers.languages import Language
 
 SENTENCE = "le chat est sur le tapis"
 BODY = {"q": "the cat", "source": "en", "target": "fr"}
@@ -104,9 +105,10 @@ def with_tasks(service: Service, prefixes: dict[str, str]) -> httpx.AsyncClient:
 
 @pytest.fixture
 def own_info(service: Service) -> Iterator[Service]:
-    info = service.frontend.info
+    frontend = service.frontend
+    info, languages, pair = frontend.info, frontend.languages, frontend.language_pair
     yield service
-    service.frontend.info = info
+    frontend.info, frontend.languages, frontend.language_pair = info, languages, pair
 
 
 async def test_a_model_without_tasks_says_so(own_info: Service) -> None:
@@ -123,6 +125,36 @@ async def test_auto_is_refused_where_it_would_be_a_guess(own_info: Service) -> N
         refused = await http.post("/translate", json={**BODY, "source": "auto"})
         assert refused.json()["error"].startswith("source: 'auto' could be any of de, en")
         assert (await http.post("/translate", json={**BODY, "source": "auto", "target": "en"})).is_success
+
+
+async def test_a_multilingual_model_is_told_the_languages(own_info: Service, router: FakeRouter) -> None:
+    own_info.frontend.languages = {
+        "en_XX": Language(50, prefix=(50,), suffix=(1,)),
+        "fr_XX": Language(51, prefix=(51,), suffix=(1,)),
+    }
+    async with with_tasks(own_info, {}) as http:
+        assert (await http.post("/translate", json=BODY)).json() == {"translatedText": SENTENCE}
+        sample = router.requests[-1]
+        assert (sample.encoder.token_ids[0], sample.encoder.token_ids[-1]) == (50, 1)
+        # This model's decoder does not start from EOS, so it starts from the language.
+        assert sample.prefix_ids == (51,)
+        for field, code in (("source", "auto"), ("target", "de")):
+            refused = await http.post("/translate", json={**BODY, field: code})
+            assert refused.status_code == 400
+            assert refused.json()["error"].startswith(f"{field}: '{code}' is not one of the 2 languages")
+        known = ["en_XX", "fr_XX"]
+        assert (await http.get("/languages")).json() == [
+            {"code": code, "name": code, "targets": known} for code in known
+        ]
+
+
+async def test_a_model_of_one_pair_needs_no_task(own_info: Service, router: FakeRouter) -> None:
+    own_info.frontend.language_pair = "en", "fr"
+    async with with_tasks(own_info, {}) as http:
+        assert (await http.post("/translate", json=BODY)).json() == {"translatedText": SENTENCE}
+        expected = tuple(own_info.frontend.tokenize("the cat"))
+        assert router.requests[-1].encoder.token_ids == expected
+        assert (await http.post("/translate", json={**BODY, "target": "de"})).status_code == 400
 
 
 @pytest.fixture

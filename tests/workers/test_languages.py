@@ -1,0 +1,118 @@
+"""A translation's languages, as transformers' tokenizers put them around a text."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import sentencepiece
+from models import make_checkpoint
+from transformers import (
+    AutoTokenizer,
+    M2M100Tokenizer,
+    MarianTokenizer,
+    MBart50Tokenizer,
+    MBartTokenizer,
+    NllbTokenizer,
+)
+
+from tandem.errors import InvalidRequest
+from tandem.params import SamplingParams
+from tandem.workers.frontend import Frontend
+
+GREEDY = SamplingParams(max_tokens=4)
+LINES = ["the cat sat on the mat", "le chat est sur le tapis", "a b c d e f g", "die Katze sitzt dort"]
+
+
+def sentencepiece_model(folder: Path) -> Path:
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(LINES), model_prefix=str(folder / "pieces"), vocab_size=30, minloglevel=2
+    )
+    return folder / "pieces.model"
+
+
+def pieces(model: Path, **special: int) -> dict[str, int]:
+    loaded = sentencepiece.SentencePieceProcessor(model_file=str(model))
+    names = [name for name in map(loaded.id_to_piece, range(len(loaded))) if name not in special]
+    return special | {name: len(special) + i for i, name in enumerate(names)}
+
+
+def make(kind: str, folder: Path) -> Any:
+    """The tokenizer, put beside a checkpoint of its family."""
+    if kind == "m2m-100":
+        spm = sentencepiece_model(folder)
+        vocabulary = pieces(spm, **{"<s>": 3, "<pad>": 0, "</s>": 1, "<unk>": 2})
+        (folder / "vocab.json").write_text(json.dumps(vocabulary))
+        made = M2M100Tokenizer(str(folder / "vocab.json"), str(spm), src_lang="en", tgt_lang="fr")
+    else:
+        made = {"mbart": MBartTokenizer, "mbart-50": MBart50Tokenizer, "nllb": NllbTokenizer}[kind]()
+    start = {"mbart": None}.get(kind, made.eos_token_id)
+    make_checkpoint(
+        folder / "model",
+        {"mbart-50": "mbart"}.get(kind, kind),
+        vocab_size=len(made) + 102,  # M2M100 does not count its languages
+        pad_token_id=made.pad_token_id,
+        eos_token_id=made.eos_token_id,
+        decoder_start_token_id=start,
+    )
+    (folder / "model" / "tokenizer.json").unlink()
+    made.save_pretrained(folder / "model")
+    return AutoTokenizer.from_pretrained(folder / "model")
+
+
+@pytest.mark.parametrize(
+    ("kind", "source", "target", "starts"),
+    [
+        ("mbart", "fr_XX", "de_DE", True),
+        ("mbart-50", "fr_XX", "de_DE", False),
+        ("nllb", "fra_Latn", "deu_Latn", False),
+        ("m2m-100", "fr", "de", False),
+    ],
+)
+def test_languages(kind: str, source: str, target: str, starts: bool, tmp_path: Path) -> None:
+    tokenizer = make(kind, tmp_path)
+    frontend = Frontend.load(tmp_path / "model", kind)
+    target_id = tokenizer.convert_tokens_to_ids(f"__{target}__" if kind == "m2m-100" else target)
+    own = frontend.prepare("the cat", GREEDY).samples[0]
+    assert list(own.encoder.token_ids) == tokenizer("the cat").input_ids
+    assert own.decoding.forced_bos_id is None
+
+    tokenizer.src_lang = source
+    expected = tokenizer("the cat").input_ids
+    for asked in {source, source.partition("_")[0]} if kind != "nllb" else {source, "fra"}:
+        [sample] = frontend.prepare("the cat", GREEDY, source_language=asked, target_language=target).samples
+        assert list(sample.encoder.token_ids) == expected != list(own.encoder.token_ids)
+        if starts:
+            assert (sample.prefix_ids, sample.decoding.forced_bos_id) == ((target_id,), None)
+        else:
+            assert sample.prefix_ids == (tokenizer.eos_token_id,)
+            assert sample.decoding.forced_bos_id == target_id
+
+    for field in ("source_language", "target_language"):
+        with pytest.raises(InvalidRequest, match=r"'xx' is not one of the \d+ languages") as caught:
+            frontend.prepare("the cat", GREEDY, **{field: "xx"})
+        assert caught.value.field == field
+    with pytest.raises(InvalidRequest, match="a prompt that is text") as caught:
+        frontend.prepare({"prompt_token_ids": [5]}, GREEDY, source_language=source)
+    assert caught.value.field == "source_language"
+
+
+def test_a_model_of_one_pair(tmp_path: Path) -> None:
+    """Marian's tokenizer: two SentencePiece models, and no languages to choose from."""
+    spm = sentencepiece_model(tmp_path)
+    (tmp_path / "vocab.json").write_text(json.dumps(pieces(spm, **{"<pad>": 0, "</s>": 1, "<unk>": 2})))
+    made = MarianTokenizer(
+        str(spm), str(spm), str(tmp_path / "vocab.json"), source_lang="en", target_lang="fr"
+    )
+    folder = make_checkpoint(tmp_path / "model", "marian")
+    (folder / "tokenizer.json").unlink()
+    made.save_pretrained(folder)
+    frontend = Frontend.load(folder, "marian")
+    assert frontend.language_pair == ("en", "fr")
+    ids = made("the cat").input_ids
+    assert frontend.tokenize("the cat") == ids
+    assert ids[-1] == made.eos_token_id
+    with pytest.raises(InvalidRequest, match="no languages to choose from"):
+        frontend.prepare("the cat", GREEDY, target_language="fr")
