@@ -12,7 +12,7 @@ from torch import Tensor
 
 from tandem.kernels import reference
 from tandem.kernels.groups import RowGroups
-from tandem.kernels.relative_bias import relative_bias_table
+from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
 
 __all__ = [
     "RowGroups",
@@ -26,6 +26,7 @@ __all__ = [
     "relative_bias_table",
     "rms_norm",
     "rotary",
+    "windowed_bias_table",
     "write_kv",
 ]
 

@@ -35,3 +35,15 @@ def relative_bias_table(weight: Tensor, bidirectional: bool, max_distance: int) 
         # Keys after the query (positive distances) use the upper half of the buckets.
         bucket = torch.cat([bucket.flip(0), bucket[1:] + buckets])
     return weight.float().index_select(0, bucket.to(weight.device)).t().contiguous()
+
+
+def windowed_bias_table(table: Tensor, window: int) -> Tensor:
+    """The same bias where keys farther than ``window`` positions from the query are not to be seen.
+
+    table: [H, 2R + 1], as of `relative_bias_table`, bidirectional. Returns [H, 2W + 1], W = window + 1, whose
+    ends, which serve all distances from W on, are -1e10 as in LongT5 (Guo et al., 2022): no exponential
+    survives it, and unlike -inf it keeps a row's running maximum finite.
+    """
+    reach = table.shape[1] // 2
+    distance = torch.arange(-window, window + 1, device=table.device).clamp_(-reach, reach)
+    return torch.nn.functional.pad(table[:, distance + reach], (1, 1), value=-1e10)

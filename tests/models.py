@@ -79,6 +79,9 @@ T5_VARIANTS: dict[str, Variant] = {
     "umt5": Variant("UMT5", False, {**_GATED, "num_layers": 2, "num_decoder_layers": 3}, 1.8),
     "byt5": Variant("T5", False, {**_GATED, "vocab_size": 384}, 1.2, byte_tokenizer=True),
 }
+LONGT5_VARIANTS: dict[str, Variant] = {
+    "longt5": Variant("LongT5", True, {**_GATED, "local_radius": 5}, 2.0),
+}
 
 # Their special ids are not the published ones, but stand in the same relation to each other.
 _BART = {
@@ -146,7 +149,7 @@ DECODER_VARIANTS: dict[str, Variant] = {
     "phi": Variant("Phi", False, _PHI, 1.2, head="ForCausalLM"),
 }
 
-VARIANTS = {**T5_VARIANTS, **BART_VARIANTS, **ENCODER_DECODER_VARIANTS, **DECODER_VARIANTS}
+VARIANTS = {**T5_VARIANTS, **LONGT5_VARIANTS, **BART_VARIANTS, **ENCODER_DECODER_VARIANTS, **DECODER_VARIANTS}
 
 
 def make_checkpoint(

@@ -109,9 +109,12 @@ class Stack:
             if attention.bias is None:  # layers without weights of their own use layer 0's
                 self.bias_tables[layer] = self.bias_tables[0]
             else:
-                self.bias_tables[layer] = kernels.relative_bias_table(
+                table = kernels.relative_bias_table(
                     attention.bias.weight, bidirectional, relative.max_distance
                 )
+                if relative.window is not None:
+                    table = kernels.windowed_bias_table(table, relative.window)
+                self.bias_tables[layer] = table
 
     def enter(
         self, token_ids: torch.Tensor, positions: torch.Tensor | None

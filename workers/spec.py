@@ -17,6 +17,7 @@ class RelativeBias:
     buckets: int
     max_distance: int  # positions; the bias is constant beyond
     per_layer: bool  # every layer has its own table, or layer 0's serves all
+    window: int | None = None  # positions: keys farther from the query, on either side, are not seen
 
 
 @dataclass(frozen=True)

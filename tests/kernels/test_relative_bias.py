@@ -6,7 +6,8 @@ from kernel_cases import bias_table
 from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
-from tandem.kernels import relative_bias_table
+from tandem import kernels
+from tandem.kernels import relative_bias_table, windowed_bias_table
 from tandem.kernels.reference import _toeplitz
 
 PAIRS = [(b, d) for b in (2, 4, 5, 8, 16, 31, 32, 33, 64, 128) for d in (3, 17, 64, 100, 128, 129, 500, 1024)]
@@ -63,3 +64,16 @@ def test_a_rank_gets_the_table_of_its_heads() -> None:
 def test_a_distance_within_the_exact_buckets_is_refused(buckets: int, max_distance: int) -> None:
     with pytest.raises(ValueError, match="do not fit"):
         relative_bias_table(torch.zeros(buckets, 2), False, max_distance)
+
+
+def test_a_windowed_table_hides_what_is_farther() -> None:
+    table = torch.arange(7.0).repeat(2, 1)  # by distance from -3 to 3
+    narrow, wide = windowed_bias_table(table, 1), windowed_bias_table(table, 4)
+    assert narrow[1].tolist() == [-1e10, 2, 3, 4, -1e10]
+    assert wide[0].tolist() == [-1e10, 0, 0, 1, 2, 3, 4, 5, 6, 6, -1e10]
+    q, k, v = torch.randn(3, 9, 2, 4)
+    out = kernels.encoder_attention(q, k, v, torch.tensor([0, 9], dtype=torch.int32), 9, narrow, 1.0)
+    near = kernels.encoder_attention(
+        q[3:6], k[3:6], v[3:6], torch.tensor([0, 3], dtype=torch.int32), 3, table, 1.0
+    )
+    torch.testing.assert_close(out[4], near[1])  # its neighbours are all it sees

@@ -38,6 +38,7 @@ MT5_SMALL = {
     **FLAN_T5_BASE, "model_type": "mt5", "d_model": 512, "d_ff": 1024, "num_heads": 6, "num_layers": 8,
     "num_decoder_layers": 8, "vocab_size": 250112,
 }  # fmt: skip
+LONG_T5 = {**FLAN_T5_BASE, "model_type": "longt5", "local_radius": 127, "encoder_attention_type": "local"}
 UMT5_SMALL = {**MT5_SMALL, "model_type": "umt5", "vocab_size": 256384}
 
 
@@ -195,6 +196,12 @@ def test_decoders_alone() -> None:
 @pytest.mark.parametrize(
     ("values", "changed", "complaint", "field"),
     [
+        (
+            LONG_T5,
+            {"encoder_attention_type": "transient-global"},
+            "only 'local'",
+            "encoder_attention_type",
+        ),
         (PHI_2, {"num_key_value_heads": 8}, "must be num_attention_heads", "num_key_value_heads"),
         (PHI_2, {"qk_layernorm": True}, "not supported", "qk_layernorm"),
         (PHI_2, {"rope_scaling": {"type": "linear"}}, "not supported", "rope_scaling"),
@@ -252,6 +259,13 @@ def test_logits_are_scaled_where_the_output_was_tied(values: dict[str, Any], sca
     assert spec_of(values).logit_scale == (values["d_model"] ** -0.5 if scaled else 1.0)
     if values["model_type"] == "t5":
         assert hf_config(values).scale_decoder_outputs == scaled
+
+
+def test_longt5s_encoder_sees_a_window() -> None:
+    spec = spec_of(LONG_T5)
+    assert spec.encoder is not None
+    windows = [stack.relative_bias and stack.relative_bias.window for stack in (spec.encoder, spec.decoder)]
+    assert windows == [127, None]
 
 
 def test_what_a_config_leaves_out_is_t5s_default() -> None:

@@ -1,4 +1,4 @@
-"""T5: original, v1.1, Flan, ByT5; mT5; UMT5."""
+"""T5: original, v1.1, Flan, ByT5; mT5; UMT5; LongT5 with local attention."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from tandem.workers.spec import ModelSpec, RelativeBias, StackSpec
 
 
 def _spec(
-    family: str, scaled: Callable[[Config], bool], bias_per_layer: bool = False
+    family: str, scaled: Callable[[Config], bool], bias_per_layer: bool = False, local: bool = False
 ) -> Callable[[Config], ModelSpec]:
     def spec(config: Config) -> ModelSpec:
         projection = str(config.get("feed_forward_proj", "relu"))
@@ -20,7 +20,11 @@ def _spec(
         if gate not in ("", "gated") or act is None:
             raise ModelLoadError(f"unsupported activation {projection!r}", field="feed_forward_proj")
 
-        def stack(layers: int) -> StackSpec:
+        kind = config.get("encoder_attention_type", "local")
+        if local and kind != "local":
+            raise ModelLoadError(f"{kind!r} is not supported, only 'local'", field="encoder_attention_type")
+
+        def stack(layers: int, window: int | None = None) -> StackSpec:
             return StackSpec(
                 vocab_size=config["vocab_size"],
                 layers=layers,
@@ -37,13 +41,14 @@ def _spec(
                     buckets=config.get("relative_attention_num_buckets", 32),
                     max_distance=config.get("relative_attention_max_distance", 128),
                     per_layer=bias_per_layer,
+                    window=window,
                 ),
             )
 
         pad = token_id(config, "pad_token_id", 0)
         return ModelSpec(
             family=family,
-            encoder=stack(config["num_layers"]),
+            encoder=stack(config["num_layers"], config.get("local_radius", 127) if local else None),
             decoder=stack(config.get("num_decoder_layers") or config["num_layers"]),
             logit_scale=config["d_model"] ** -0.5 if scaled(config) else 1.0,
             decoder_start_id=token_id(config, "decoder_start_token_id", pad),
@@ -62,16 +67,18 @@ def _names(_: Config, spec: ModelSpec) -> WeightNames:
     }
     for side, stack in sides(spec):
         names[f"{side}.final_norm"] = (f"{side}.final_layer_norm.weight",)
-        per_layer = stack.relative_bias is not None and stack.relative_bias.per_layer
+        relative = stack.relative_bias
+        assert relative is not None
+        attention = "SelfAttention" if relative.window is None else "LocalSelfAttention"
         for i in range(stack.layers):
             ours, theirs = f"{side}.layers.{i}", f"{side}.block.{i}.layer"
             for part in "qkvo":
-                names[f"{ours}.self_attention.{part}"] = (f"{theirs}.0.SelfAttention.{part}.weight",)
+                names[f"{ours}.self_attention.{part}"] = (f"{theirs}.0.{attention}.{part}.weight",)
                 if side == "decoder":
                     names[f"{ours}.cross_attention.{part}"] = (f"{theirs}.1.EncDecAttention.{part}.weight",)
-            if i == 0 or per_layer:
+            if i == 0 or relative.per_layer:
                 names[f"{ours}.self_attention.bias"] = (
-                    f"{theirs}.0.SelfAttention.relative_attention_bias.weight",
+                    f"{theirs}.0.{attention}.relative_attention_bias.weight",
                 )
             names[f"{ours}.self_attention.norm"] = (f"{theirs}.0.layer_norm.weight",)
             if side == "decoder":
@@ -110,5 +117,6 @@ def _never(_: Config) -> bool:
 FAMILIES = {
     "t5": Family(_spec("t5", scaled=_scaled), _names, _UNUSED),
     "mt5": Family(_spec("mt5", scaled=_never), _names, _UNUSED),
+    "longt5": Family(_spec("longt5", scaled=_scaled, local=True), _names, _UNUSED),
     "umt5": Family(_spec("umt5", scaled=_tied, bias_per_layer=True), _names, _UNUSED),
 }
