@@ -19,6 +19,7 @@ DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
 
 def test_layer_norm() -> None:
+    torch.manual_seed(0)
     x, residual, weight, bias = torch.randn(5, 24), torch.randn(5, 24), torch.randn(24), torch.randn(24)
     centred = x - x.mean(-1, keepdim=True)
     expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
@@ -30,6 +31,7 @@ def test_layer_norm() -> None:
 
 def test_rotary_is_gpt_neoxs() -> None:
     """Half of each head's dimensions are rotated, as Phi's."""
+    torch.manual_seed(0)
     positions = torch.tensor([[0, 1, 2, 7, 300]])
     q, k = torch.randn(5, 3, 16), torch.randn(5, 3, 16)
     config = PhiConfig(hidden_size=48, num_attention_heads=3, partial_rotary_factor=0.5)

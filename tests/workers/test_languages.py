@@ -20,6 +20,7 @@ from transformers import (
 
 from tandem.errors import InvalidRequest
 from tandem.params import SamplingParams
+from tandem.workers.detokenizer import Detokenizer
 from tandem.workers.frontend import Frontend
 
 GREEDY = SamplingParams(max_tokens=4)
@@ -62,6 +63,13 @@ def make(kind: str, folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder / "model")
 
 
+def same_text(frontend: Frontend, tokenizer: Any) -> None:
+    ids = tokenizer("the cat sat on a mat").input_ids
+    detokenizer = Detokenizer(frontend.vocabulary)
+    text = "".join(detokenizer.push([token_id]) for token_id in ids) + detokenizer.flush()
+    assert text == tokenizer.decode(ids, skip_special_tokens=True)
+
+
 @pytest.mark.parametrize(
     ("kind", "source", "target", "starts"),
     [
@@ -78,6 +86,8 @@ def test_languages(kind: str, source: str, target: str, starts: bool, tmp_path: 
     own = frontend.prepare("the cat", GREEDY).samples[0]
     assert list(own.encoder.token_ids) == tokenizer("the cat").input_ids
     assert own.decoding.forced_bos_id is None
+
+    same_text(frontend, tokenizer)
 
     tokenizer.src_lang = source
     expected = tokenizer("the cat").input_ids
@@ -114,5 +124,6 @@ def test_a_model_of_one_pair(tmp_path: Path) -> None:
     ids = made("the cat").input_ids
     assert frontend.tokenize("the cat") == ids
     assert ids[-1] == made.eos_token_id
+    same_text(frontend, made)
     with pytest.raises(InvalidRequest, match="no languages to choose from"):
         frontend.prepare("the cat", GREEDY, target_language="fr")
