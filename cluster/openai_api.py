@@ -25,9 +25,6 @@ _UNSUPPORTED: Final[dict[str, object]] = {
     "best_of": 1,
     "echo": False,
     "suffix": "",
-    "frequency_penalty": 0,
-    "presence_penalty": 0,
-    "logit_bias": {},
 }
 # What the validator calls things, in this protocol's words.
 _FIELDS: Final = {

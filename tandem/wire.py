@@ -4,7 +4,7 @@ ingress both use this, so the mapping exists once."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, TypeVar, cast
 
@@ -46,13 +46,38 @@ def arguments_of(request: pb.GenerateRequest | pb.GenerateStreamRequest) -> Gene
         request_id=request.request_id or None,
         model=request.model or None,
         prompt=ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder),
-        params={
-            field.name: list(value) if field.is_repeated else value
-            for field, value in request.sampling_params.ListFields()
-        },
+        params=_params_of(request.sampling_params),
         priority=request.priority,
         timeout_s=request.timeout_ms / 1000 if request.HasField("timeout_ms") else None,
     )
+
+
+def _params_of(message: pb.SamplingParams) -> dict[str, Any]:
+    """What the message sets, as keyword arguments."""
+    return {field.name: _plain(value) for field, value in message.ListFields()}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pb.TokenIds):
+        return list(value.ids)
+    if isinstance(value, pb.TokenIdLists):
+        return [list(ids.ids) for ids in value.lists]
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value if isinstance(value, bool | int | float | str) else list(value)
+
+
+def _params_fields(params: SamplingParams | None) -> dict[str, Any] | None:
+    """What the parameters set, as fields of their message."""
+    if params is None:
+        return None
+    fields = params.model_dump(exclude_unset=True, exclude_none=True)
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        if name in fields:
+            fields[name] = {"ids": fields[name]}
+    if "bad_words_ids" in fields:
+        fields["bad_words_ids"] = {"lists": [{"ids": ids} for ids in fields["bad_words_ids"]]}
+    return fields
 
 
 def _prompt_of(message: pb.Prompt, field: str) -> SingletonPrompt:
@@ -79,7 +104,7 @@ def generate_request(
         "model": model,
         "encoder_prompt": _prompt_fields(parts["encoder_text"], parts["encoder_ids"]),
         "decoder_prompt": _prompt_fields(parts["decoder_text"], parts["decoder_ids"]),
-        "sampling_params": params and params.model_dump(exclude_unset=True, exclude_none=True),
+        "sampling_params": _params_fields(params),
         "priority": priority,
         "timeout_ms": timeout_s and math.ceil(timeout_s * 1000),
     }

@@ -46,7 +46,7 @@ class Packet:
         for row in plan.rows:
             sequence = row.sequence
             entry_index = sequence.cross.index if sequence.cross else 0
-            rows.append((sequence.slot, row.start, row.count, entry_index, row.samples))
+            rows.append((sequence.slots[0], row.start, row.count, entry_index, row.samples))
             tokens += row.token_ids or [ON_DEVICE]
         return cls(
             _table(admissions, 4), _table(pages), _table(encoded), _table(plan.new_pages, 3), _table(rows, 5),

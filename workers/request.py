@@ -51,6 +51,17 @@ class Decoding:
     stop_ids: frozenset[int]  # ids that end the sequence: EOS unless ignored, and the request's own
     eos_ids: frozenset[int]  # the model's own, for telling EOS from the request's stop ids
     logprobs: int | None  # None: none; k: the token's own and the k likeliest
+    presence_penalty: float = 0.0  # 0: off
+    frequency_penalty: float = 0.0  # 0: off
+    no_repeat_ngram_size: int = 0  # 0: off
+    encoder_no_repeat_ngram_size: int = 0  # 0: off
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not be completed
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
+    typical_p: float = 1.0  # 1: off
+    forced_bos_id: int | None = None  # the only first token, where the decoder starts from one token
+    forced_eos_ids: tuple[int, ...] = ()  # the only tokens at max_tokens
+    suppress_ids: tuple[int, ...] = ()  # never generated
+    begin_suppress_ids: tuple[int, ...] = ()  # never generated first (second, where the first is forced)
 
 
 @dataclass(frozen=True, slots=True)

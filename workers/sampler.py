@@ -7,11 +7,15 @@ far), so a sequence's samples depend neither on its batch nor on having been pre
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
+from functools import reduce
+from operator import or_
 
 import torch
 
 from tandem.outputs import TokenLogprobs
+from tandem.workers.processors import Need, Processors
 from tandem.workers.request import Decoding
+from tandem.workers.slot_tables import Columns
 from tandem.workers.step_plan import Sequence
 
 
@@ -59,84 +63,47 @@ class Sampler:
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
         self.vocab_size, self.device = vocab_size, device
-
-        def column(dtype: torch.dtype) -> torch.Tensor:
-            return torch.zeros(slots, dtype=dtype, device=device)
-
-        self._temperature = column(torch.float32)
-        self._top_k = column(torch.int64)
-        self._top_p = column(torch.float32)
-        self._min_p = column(torch.float32)
-        self._penalty = column(torch.float32)
-        self._seed = column(torch.int64)
-        self._step = column(torch.int64)  # tokens generated so far
-        self._min_tokens = column(torch.int64)
-        # [slots, vocabulary]; made when the first request needs them.
-        self._seen: torch.Tensor | None = None  # tokens in the decoder's prefix or output
-        self._stops: torch.Tensor | None = None  # tokens that end the sequence
+        self._processors = Processors(slots, vocab_size, device)
+        self._floats = Columns(slots, ("temperature", "top_p", "min_p", "typical_p"), torch.float32, device)
+        self._ints = Columns(slots, ("top_k", "seed"), torch.int64, device)
+        self._need = [0] * slots  # a `Need` as an integer, many of which are quickly put together
 
     @torch.inference_mode()
     def start(self, sequences: Seq[Sequence]) -> None:
-        """Takes in the parameters of sequences that got a slot."""
+        """Takes in the parameters of sequences that got slots."""
         if not sequences:
             return
-        slots = torch.tensor([s.slot for s in sequences], device=self.device)
-        decodings = [s.request.decoding for s in sequences]
-
-        def put(column: torch.Tensor, values: list[float] | list[int]) -> None:
-            column[slots] = torch.tensor(values, dtype=column.dtype, device=self.device)
-
-        put(self._temperature, [d.temperature for d in decodings])
-        put(self._top_k, [d.top_k if d.top_k > 0 else self.vocab_size for d in decodings])
-        put(self._top_p, [d.top_p for d in decodings])
-        put(self._min_p, [d.min_p for d in decodings])
-        put(self._penalty, [d.repetition_penalty for d in decodings])
-        put(self._seed, [d.seed for d in decodings])
-        put(self._step, [s.generated for s in sequences])
-        put(self._min_tokens, [d.min_tokens for d in decodings])
-        for sequence in sequences:
-            decoding = sequence.request.decoding
-            if decoding.repetition_penalty != 1:
-                self._seen = self._mark(self._seen, sequence.slot, sequence.tokens)
-            if decoding.min_tokens > 0:
-                self._stops = self._mark(self._stops, sequence.slot, sorted(decoding.stop_ids))
-
-    def _mark(self, table: torch.Tensor | None, slot: int, ids: list[int]) -> torch.Tensor:
-        if table is None:
-            shape = (len(self._seed), self.vocab_size)
-            table = torch.zeros(shape, dtype=torch.bool, device=self.device)
-        table[slot] = False
-        table[slot, torch.tensor(ids, dtype=torch.int64, device=self.device)] = True
-        return table
+        needs = [Need.of(s.request) for s in sequences]
+        self._processors.start(sequences, needs)
+        floats, ints = [], []
+        for sequence, need in zip(sequences, needs, strict=True):
+            d = sequence.request.decoding
+            for slot in sequence.slots:
+                self._need[slot] = need.value
+                floats.append((d.temperature, d.top_p, d.min_p, d.typical_p))
+                ints.append((d.top_k if d.top_k > 0 else self.vocab_size, d.seed))
+        slots = torch.tensor([slot for s in sequences for slot in s.slots], device=self.device)
+        self._floats.put(slots, floats)
+        self._ints.put(slots, ints)
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> Sampled:
         """The next token of each sequence. logits float32 [rows, vocabulary], consumed.
 
-        In transformers' order: repetition penalty, minimum length, temperature, top-k, top-p, min-p.
+        In transformers' order: the processors, then temperature, top-k, top-p, min-p, typical-p.
         """
         decodings = [s.request.decoding for s in sequences]
-        slots = torch.tensor([s.slot for s in sequences], device=self.device)
+        numbers = [s.slots[0] for s in sequences]
+        slots = torch.tensor(numbers, device=self.device)
         wants = [d.logprobs for d in decodings]
         raw = logits.log_softmax(-1) if any(k is not None for k in wants) else None
-        penalized = any(d.repetition_penalty != 1 for d in decodings)
-        if penalized:
-            assert self._seen is not None
-            penalty = self._penalty[slots, None]
-            changed = torch.where(logits < 0, logits * penalty, logits / penalty)
-            logits = torch.where(self._seen[slots] & (penalty != 1), changed, logits)
-        if any(d.min_tokens > 0 for d in decodings):
-            assert self._stops is not None
-            early = (self._step[slots] < self._min_tokens[slots]).unsqueeze(1)
-            logits = logits.masked_fill(self._stops[slots] & early, -torch.inf)
+        need = Need(reduce(or_, (self._need[slot] for slot in numbers), 0))
+        logits = self._processors(logits, slots, need)
         tokens = logits.argmax(-1)
         if any(d.temperature > 0 for d in decodings):
-            temperature = self._temperature[slots]
-            tokens = torch.where(temperature > 0, self._draw(logits, slots, decodings), tokens)
-        self._step[slots] += 1
-        if penalized:
-            assert self._seen is not None
-            self._seen[slots, tokens] = True
+            drawn = self._draw(logits, slots, decodings)
+            tokens = torch.where(self._floats["temperature"][slots] > 0, drawn, tokens)
+        self._processors.append(slots, tokens)
         if raw is None:
             return Sampled(tokens, wants)
         top, top_ids = raw.topk(max(k or 0 for k in wants), dim=-1)
@@ -144,32 +111,49 @@ class Sampler:
         return Sampled(tokens, wants, torch.cat([own, top], dim=1), top_ids)
 
     def _draw(self, logits: torch.Tensor, slots: torch.Tensor, decodings: list[Decoding]) -> torch.Tensor:
-        temperature = self._temperature[slots, None]
+        temperature = self._floats["temperature"][slots, None]
         # Less the maximum, a small temperature overflows to -inf, which is no probability, not to NaN.
         logits = logits - logits.amax(-1, keepdim=True)
         logits = logits / torch.where(temperature > 0, temperature, 1.0)
         if any(d.top_k > 0 or d.top_p < 1 for d in decodings):
             ordered, ids = logits.sort(dim=-1, descending=True, stable=True)
             probs = ordered.softmax(-1)
-            drop = torch.arange(self.vocab_size, device=self.device) >= self._top_k[slots, None]
+            drop = torch.arange(self.vocab_size, device=self.device) >= self._ints["top_k"][slots, None]
             kept = probs.masked_fill(drop, 0)
             kept /= kept.sum(-1, keepdim=True)
             # Dropped where the likelier tokens alone make up top_p; the likeliest always stays.
-            top_p = self._top_p[slots, None]
+            top_p = self._floats["top_p"][slots, None]
             drop |= (kept.cumsum(-1) - kept >= top_p) & (top_p < 1)
             drop[:, 0] = False
             logits = logits.scatter(1, ids, ordered.masked_fill(drop, -torch.inf))
-        probs = logits.softmax(-1)
         if any(d.min_p > 0 for d in decodings):
-            floor = probs.amax(-1, keepdim=True) * self._min_p[slots, None]
-            probs = probs.masked_fill(probs < floor, 0)
+            probs = logits.softmax(-1)
+            floor = probs.amax(-1, keepdim=True) * self._floats["min_p"][slots, None]
+            logits = logits.masked_fill(probs < floor, -torch.inf)
+        if any(d.typical_p < 1 for d in decodings):
+            logits = _typical(logits, self._floats["typical_p"][slots, None])
+        probs = logits.softmax(-1)
         # Inverse CDF in float64, over the vocabulary's own order.
         cdf = probs.double().cumsum(-1)
-        target = uniform(self._seed[slots], self._step[slots]).unsqueeze(1) * cdf[:, -1:]
+        noise = uniform(self._ints["seed"][slots], self._processors.step[slots])
+        target = noise.unsqueeze(1) * cdf[:, -1:]
         chosen = torch.searchsorted(cdf, target, right=True).squeeze(1)
         # Rounding may put the target on the total itself: then the last token with any probability.
         last = (cdf < cdf[:, -1:]).sum(-1)
         return torch.minimum(chosen, last)
+
+
+def _typical(logits: torch.Tensor, mass: torch.Tensor) -> torch.Tensor:
+    """Keeps the tokens whose surprise is nearest the entropy, until they make up `mass` [R, 1]; 1 keeps all
+    (Meister et al., "Locally Typical Sampling", 2022)."""
+    logprobs = logits.log_softmax(-1)
+    entropy = -(logprobs * logprobs.exp()).nansum(-1, keepdim=True)
+    surprise, ids = (-logprobs - entropy).abs().sort(dim=-1)
+    likely = logits.gather(1, ids).softmax(-1).cumsum(-1) < mass
+    last = likely.sum(-1, keepdim=True).clamp_(max=logits.shape[1] - 1)
+    drop = (surprise > surprise.gather(1, last)) & (mass < 1)
+    drop[:, 0] = False
+    return logits.masked_fill(drop.scatter(1, ids, drop), -torch.inf)
 
 
 def uniform(seed: torch.Tensor, step: torch.Tensor) -> torch.Tensor:

@@ -165,7 +165,7 @@ class Scheduler:
             if victim is sequence:
                 return False
         for page in pages:
-            plan.new_pages.append((sequence.slot, len(sequence.pages), page))
+            plan.new_pages.append((sequence.slots[0], len(sequence.pages), page))
             sequence.pages.append(page)
         return True
 
@@ -201,7 +201,7 @@ class Scheduler:
             sequence.state, sequence.cross = State.RUNNING, entry
             if sequence.queued_s is None:
                 sequence.queued_s = now - sequence.arrived
-            sequence.slot, sequence.computed = self._free_slots.pop(), 0
+            sequence.slots, sequence.computed = [self._free_slots.pop()], 0
             self._running.append(sequence)
             self._running.sort(key=lambda s: s.order)
             plan.started.append(sequence)
@@ -227,7 +227,7 @@ class Scheduler:
         """Back to waiting, at its old place. It has no row in this plan: rows are made in order, and
         the last in order is preempted."""
         self._release(sequence)
-        sequence.state, sequence.slot = State.WAITING, -1
+        sequence.state = State.WAITING
         heapq.heappush(self._waiting, (sequence.order, sequence))
         self._preemptions += 1
 
@@ -295,7 +295,8 @@ class Scheduler:
         """Slot and pages go back. Steps in flight may still write there: the device works in order,
         so whoever gets them next writes later."""
         self._running.remove(sequence)
-        self._free_slots.append(sequence.slot)
+        self._free_slots += sequence.slots
+        sequence.slots = []
         self.pool.give_back(sequence.pages)
         sequence.pages = []
         entry = sequence.cross
@@ -331,7 +332,7 @@ class Scheduler:
         """Raises AssertionError where an invariant does not hold. Cheap enough for production."""
         held = [page for s in self._running for page in s.pages]
         self.pool.check(held + [page for entry in self._cross.values() for page in entry.pages])
-        slots = [s.slot for s in self._running]
+        slots = [slot for s in self._running for slot in s.slots]
         if sorted(slots + self._free_slots) != list(range(self.max_num_seqs)):
             raise AssertionError(f"slots {slots} and free {self._free_slots} do not make up all")
         entries = [entry.index for entry in self._cross.values()]

@@ -39,7 +39,7 @@ class Sequence:
     computed: int = 0  # positions whose self K/V are in pages, or will be by the steps in flight
     queued_s: float | None = None  # from arrival to first admission
     in_flight: int = 0  # tokens sampled by steps not applied yet
-    slot: int = -1
+    slots: list[int] = field(default_factory=list)
     pages: list[int] = field(default_factory=list)
     cross: CrossEntry | None = None
 

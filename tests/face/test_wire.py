@@ -64,6 +64,18 @@ def test_what_is_set_arrives_as_it_is() -> None:
         repetition_penalty=1.1,
         logprobs=0,
         skip_special_tokens=False,
+        typical_p=0.5,
+        presence_penalty=-0.1,
+        frequency_penalty=0.0,
+        no_repeat_ngram_size=3,
+        encoder_no_repeat_ngram_size=0,
+        bad_words=["a", "b"],
+        bad_words_ids=[[1], [2, 3]],
+        logit_bias={0: 1.5, 2**31 - 1: -100},
+        forced_bos_token_id=0,
+        forced_eos_token_id=1,
+        suppress_tokens=[],
+        begin_suppress_tokens=[4],
     )
     request = wire.generate_request(
         pb.GenerateRequest, "x", params, model="m", priority=-3, timeout_s=0.0004, request_id="r"

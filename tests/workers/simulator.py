@@ -356,7 +356,7 @@ class Simulator:
             self._take_pages(self.cross[entry.key], entry.pages)
 
     def _take_new_pages(self, plan: StepPlan) -> None:
-        slots = {row.sequence.slot: self.lives[row.sequence.request.request_id] for row in plan.rows}
+        slots = {row.sequence.slots[0]: self.lives[row.sequence.request.request_id] for row in plan.rows}
         assert len(slots) == len(plan.rows), "two sequences in one slot"
         for slot, index, page in plan.new_pages:
             life = slots[slot]
@@ -373,7 +373,7 @@ class Simulator:
 
     def _compare_layout(self, plan: StepPlan) -> None:
         assert sum(row.count for row in plan.rows) <= self.max_batched_tokens
-        assert all(0 <= row.sequence.slot < self.max_num_seqs for row in plan.rows)
+        assert all(0 <= row.sequence.slots[0] < self.max_num_seqs for row in plan.rows)
         several = [row.count > 1 for row in plan.rows]
         assert several == sorted(several), "rows of one position come first"
         for group in (False, True):
@@ -395,7 +395,7 @@ class Simulator:
             for position in range(entry.length):
                 self.memory[self._cell(entry.pages, position)] = (entry.key, position, 0)
         for row in plan.rows:
-            life, slot = lives[id(row.sequence.request)], row.sequence.slot
+            life, slot = lives[id(row.sequence.request)], row.sequence.slots[0]
             for position in range(row.start, row.start + row.count):
                 page = self.self_table[slot, position // self.page_size]
                 assert page in life.pages, "writes to a page it does not hold"
@@ -403,7 +403,7 @@ class Simulator:
                 self.memory[page, position % self.page_size] = (life, position, token)
         tokens, sampling = [], []
         for row in plan.rows:
-            life, slot = lives[id(row.sequence.request)], row.sequence.slot
+            life, slot = lives[id(row.sequence.request)], row.sequence.slots[0]
             end = row.start + row.count
             table = [self.self_table[slot, i] for i in range(self._pages_for(end))]
             for position in range(end):

@@ -153,6 +153,34 @@ def test_the_request_comes_before_the_models_own_defaults(tmp_path: Path) -> Non
     assert (got.stop_ids, got.eos_ids, got.logprobs) == ({9}, {1, 5}, 2)
 
 
+def test_the_models_processors_hold_unless_the_request_has_its_own(tmp_path: Path) -> None:
+    """As bart-large-cnn, opus-mt and whisper set them."""
+    own = {"no_repeat_ngram_size": 3, "encoder_no_repeat_ngram_size": 4, "typical_p": 0.5,
+           "bad_words_ids": [[PAD], [5, 6]], "forced_bos_token_id": 7, "forced_eos_token_id": EOS,
+           "suppress_tokens": [8, 9], "begin_suppress_tokens": [10]}  # fmt: skip
+    got = decoding(tmp_path, own, seed=0)
+    assert (got.no_repeat_ngram_size, got.encoder_no_repeat_ngram_size, got.typical_p) == (3, 4, 0.5)
+    assert (got.bad_words, got.forced_bos_id, got.forced_eos_ids) == (((PAD,), (5, 6)), 7, (EOS,))
+    assert (got.suppress_ids, got.begin_suppress_ids) == ((8, 9), (10,))
+    got = decoding(
+        tmp_path, own, no_repeat_ngram_size=0, encoder_no_repeat_ngram_size=2, typical_p=1.0,
+        bad_words_ids=[], forced_bos_token_id=11, forced_eos_token_id=12, suppress_tokens=[],
+        begin_suppress_tokens=[13, 14], presence_penalty=0.5, frequency_penalty=-1, logit_bias={"15": 2},
+    )  # fmt: skip
+    assert (got.no_repeat_ngram_size, got.encoder_no_repeat_ngram_size, got.typical_p) == (0, 2, 1)
+    assert (got.bad_words, got.forced_bos_id, got.forced_eos_ids) == ((), 11, (12,))
+    assert (got.suppress_ids, got.begin_suppress_ids) == ((), (13, 14))
+    assert (got.presence_penalty, got.frequency_penalty, got.logit_bias) == (0.5, -1, ((15, 2),))
+
+
+def test_bad_words_are_tokenized_and_join_the_models_own(tmp_path: Path) -> None:
+    cat = Frontend.load(write_model(tmp_path), "tiny").tokenize("cat")[:-1]
+    got = decoding(tmp_path, {"bad_words_ids": [[PAD]]}, bad_words=["cat", "le"])
+    assert got.bad_words[:2] == ((PAD,), tuple(cat))
+    # EOS alone cannot be forbidden.
+    assert decoding(tmp_path, None, bad_words_ids=[[EOS], [EOS, 4]]).bad_words == ((EOS, 4),)
+
+
 def test_a_temperature_without_do_sample_is_not_used(tmp_path: Path) -> None:
     assert decoding(tmp_path, {"temperature": 0.7}).temperature == 0
     assert decoding(tmp_path, {"do_sample": True}).temperature == 1
@@ -171,13 +199,16 @@ def test_defaults_are_clamped_where_a_request_is_refused(frontend: Frontend) -> 
 
 
 def test_a_malformed_default_fails_the_load(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="top_p"):
-        decoding(tmp_path, {"top_p": 3})
+    for key, value in {
+        "top_p": 3, "bad_words_ids": [3], "forced_eos_token_id": "end", "suppress_tokens": [-1],
+    }.items():  # fmt: skip
+        with pytest.raises(ModelLoadError, match=key):
+            decoding(tmp_path, {key: value})
 
 
 def test_defaults_that_are_not_applied_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    decoding(tmp_path, {"num_beams": 4, "no_repeat_ngram_size": 0})
-    assert "{'num_beams': 4}" in caplog.text
+    decoding(tmp_path, {"num_beam_groups": 4, "guidance_scale": 1.0})
+    assert "{'num_beam_groups': 4}" in caplog.text
 
 
 # -- what is refused
@@ -260,12 +291,25 @@ def test_a_bad_option_is_refused_by_name(frontend: Frontend, options: Any, field
         ({"stop": ["a", "b"]}, "stop"),
         ({"logprobs": 5}, "logprobs"),
         ({"max_tokens": 10}, "max_tokens"),
+        ({"bad_words": ["cat", "mat", "sat"]}, "bad_words"),
+        ({"bad_words": ["a b c d e f g"]}, "bad_words"),
+        ({"bad_words": ["\udc80"]}, "bad_words.0"),
+        ({"bad_words_ids": [[5, VOCAB]]}, "bad_words_ids"),
+        ({"logit_bias": {str(VOCAB): 1}}, "logit_bias"),
+        ({"logit_bias": {5: 1, 6: 1}}, "logit_bias"),
+        ({"forced_bos_token_id": VOCAB}, "forced_bos_token_id"),
+        ({"forced_eos_token_id": VOCAB}, "forced_eos_token_id"),
+        ({"suppress_tokens": [VOCAB]}, "suppress_tokens"),
+        ({"begin_suppress_tokens": [2, 3, 4]}, "begin_suppress_tokens"),
     ],
 )
 def test_parameters_are_checked_against_the_model_and_the_server(
     folder: Path, params: Any, field: str
 ) -> None:
-    limits = Limits(n=2, stop_strings=1, logprobs=4, decoder_tokens=10)
+    limits = Limits(
+        n=2, stop_strings=1, logprobs=4, decoder_tokens=10, bad_words=2, bad_word_tokens=4, logit_bias=1,
+        suppress_tokens=2,
+    )  # fmt: skip
     with pytest.raises(InvalidRequest) as caught:
         Frontend.load(folder, "tiny", limits).prepare("a", SamplingParams(**params))
     assert caught.value.field == field

@@ -76,10 +76,10 @@ def test_a_first_step() -> None:
     for name, (start, count, entry) in {
         "a": (0, 1, 0), "b": (0, 1, 1), "c": (0, 3, 2), "d": (0, 1, 0),
     }.items():  # fmt: skip
-        assert by_row[name] == [rows[name].slot, start, count, entries[entry].index, 1]
+        assert by_row[name] == [rows[name].slots[0], start, count, entries[entry].index, 1]
     assert packet.row_tokens.tolist() == [token for name in order for token in rows[name].tokens]
     assert {tuple(new) for new in packet.new_pages.tolist()} == {
-        (sequence.slot, 0, sequence.pages[0]) for sequence in rows.values()
+        (sequence.slots[0], 0, sequence.pages[0]) for sequence in rows.values()
     }
 
 

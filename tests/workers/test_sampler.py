@@ -17,6 +17,7 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from tandem.workers.request import EncoderInput, EngineRequest
@@ -33,13 +34,13 @@ def sequence(
 ) -> Sequence:
     request = EngineRequest(str(slot), EncoderInput("key", (1,)), prefix, decoding(**options), generated)
     return Sequence(
-        request, arrived=0.0, order=(0.0, slot), deadline=None, tokens=[*prefix, *generated], slot=slot
+        request, arrived=0.0, order=(0.0, slot), deadline=None, tokens=[*prefix, *generated], slots=[slot]
     )
 
 
 def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
     """One step of a sampler that just got them. logits [rows, VOCAB]."""
-    sampler = Sampler(max(s.slot for s in sequences) + 1, VOCAB, CPU)
+    sampler = Sampler(max(s.slots[0] for s in sequences) + 1, VOCAB, CPU)
     sampler.start(sequences)
     return sampler.sample(logits.clone(), sequences).wait()[0]
 
@@ -64,6 +65,8 @@ def processors(prefix: int, options: dict[str, Any]) -> list[LogitsProcessor]:
         chain.append(TopPLogitsWarper(options["top_p"]))
     if "min_p" in options:
         chain.append(MinPLogitsWarper(options["min_p"]))
+    if "typical_p" in options:
+        chain.append(TypicalLogitsWarper(options["typical_p"]))
     return chain
 
 
@@ -139,6 +142,9 @@ CONFIGS: list[dict[str, Any]] = [
     {"temperature": 1.5, "min_p": 1.0},
     {"temperature": 0.8, "top_k": 20, "top_p": 0.8},
     {"temperature": 1.7, "top_k": 40, "top_p": 0.95, "min_p": 0.1},
+    {"temperature": 1.0, "typical_p": 0.3},
+    {"temperature": 1.4, "typical_p": 0.95},
+    {"temperature": 1.2, "top_k": 40, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.6},
     {"temperature": 1.0, "repetition_penalty": 1.8},
     {"temperature": 1.0, "repetition_penalty": 0.6, "top_p": 0.9},
     {"temperature": 1.0, "min_tokens": 4},
@@ -166,7 +172,7 @@ def test_draws_from_transformers_distribution(options: dict[str, Any]) -> None:
         assert low - 1e-5 <= u <= float(cdf[token]) + 1e-5
 
 
-@pytest.mark.parametrize("options", [CONFIGS[0], CONFIGS[11], CONFIGS[16]], ids=str)
+@pytest.mark.parametrize("options", [CONFIGS[0], CONFIGS[11], CONFIGS[-1]], ids=str)
 def test_frequencies_follow_the_probabilities(options: dict[str, Any]) -> None:
     draws = 10_000
     logits = random_logits(1, seed=3)
