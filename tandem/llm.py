@@ -16,7 +16,7 @@ from tandem.errors import InternalError, InvalidRequest, TandemError
 from tandem.inputs import Prompt
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import RequestOutput, TextDelta
-from tandem.params import SamplingParams
+from tandem.params import DecodingParams, Params
 from tandem.workers.assembler import Assembler, PreparedRequest
 from tandem.workers.checkpoint import QUICKSTART, resolve
 from tandem.workers.config import EngineConfig
@@ -83,7 +83,7 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: Params | Sequence[Params | None] | None = None,
         *,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
@@ -91,7 +91,8 @@ class LLM:
 
         Args:
             prompts: one prompt or a list, of any mix of kinds (see `tandem.inputs`).
-            sampling_params: one for all prompts, or a list with one for each; None: the model's defaults.
+            sampling_params: `SamplingParams` or `BeamSearchParams`, one for all prompts or a list with one
+                for each; None: the model's own way of decoding.
             use_tqdm: show a progress bar for more than a few prompts.
 
         Raises InvalidRequest, naming the field, before anything is generated.
@@ -119,12 +120,12 @@ class LLM:
                     progress.update()
         return [assembler.output() for assembler in assemblers]
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[TextDelta]:
+    def stream(self, prompt: Prompt, sampling_params: Params | None = None) -> Iterator[TextDelta]:
         """Answers one prompt piece by piece. Dropping the iterator cancels the request.
 
         Raises InvalidRequest at the first step, naming the field.
         """
-        prepared = self._frontend.prepare(prompt, sampling_params or SamplingParams())
+        prepared = self._frontend.prepare(prompt, sampling_params)
         with closing(self._run([prepared], [self._frontend.assembler(prepared)])) as pieces:
             for _, piece in pieces:
                 yield piece
@@ -181,11 +182,11 @@ class LLM:
                 if delta.last:
                     live.discard(delta.request_id)
                 number, index = where[delta.request_id]
-                piece = assemblers[number].push(delta)
+                pieces = assemblers[number].push(delta)
                 if not delta.last and assemblers[number].stopped(index):
                     with self._lock:
                         self._engine.cancel(delta.request_id)
-                if piece is not None:
+                for piece in pieces:
                     yield number, piece
         finally:
             with self._lock:
@@ -220,9 +221,9 @@ class LLM:
             raise self._failure
 
 
-def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
+def _one_each(params: Params | Sequence[Params | None] | None, count: int) -> list[Params | None]:
+    if params is None or isinstance(params, DecodingParams):
+        return [params] * count
     if len(params) != count:
         raise InvalidRequest(f"got {len(params)} for {count} prompts", field="sampling_params")
     return list(params)

@@ -1,9 +1,9 @@
-"""How to decode: what a caller asks for (`SamplingParams`)."""
+"""How to decode: what a caller asks for (`SamplingParams` or `BeamSearchParams`)."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -12,6 +12,7 @@ from tandem.limits import DEFAULT_LIMITS as CAP
 
 _INT32_MAX = 2**31 - 1
 
+EarlyStopping = bool | Literal["never"]
 TokenId = Annotated[int, Field(ge=0, le=_INT32_MAX)]
 TokenSequence = Annotated[list[TokenId], Field(min_length=1, max_length=CAP.bad_word_tokens)]
 
@@ -135,6 +136,81 @@ class SamplingParams(DecodingParams):
         elif stop is None:
             values.pop("stop", None)
         super().__init__(**values)
+
+    @property
+    def outputs(self) -> int:
+        """Answers to a prompt."""
+        return self.n
+
+
+class BeamSearchParams(DecodingParams):
+    """Beam search of one request, with transformers' semantics. None means the model's own default.
+
+    A stream delivers nothing before the end: until then the best beam may still change. Refusals are those of
+    `SamplingParams`.
+
+    Example: `BeamSearchParams(num_beams=4, num_return_sequences=4, length_penalty=0.6, max_tokens=64)`
+    """
+
+    num_beams: int | None = Field(
+        None, ge=1, le=CAP.num_beams, description="Beams kept at each step; 1 is greedy."
+    )
+    num_return_sequences: int = Field(
+        1, ge=1, le=CAP.num_beams, description="Answers to return, best first; at most num_beams."
+    )
+    length_penalty: float | None = Field(
+        None,
+        ge=-100,
+        le=100,
+        description="A score is divided by length ** this: above 0 favours long answers.",
+    )
+    early_stopping: EarlyStopping | None = Field(
+        None,
+        description="true: stop at num_beams finished ones; false: when better ones are unlikely; "
+        '"never": when there can be none.',
+    )
+
+    def __init__(self, **values: Any) -> None:
+        for name in values.keys() & _NOT_WITH_BEAMS.keys():
+            raise InvalidRequest(_NOT_WITH_BEAMS[name], field=name)
+        super().__init__(**values)
+
+    @model_validator(mode="after")
+    def _answers_fit_beams(self) -> Self:
+        if self.num_beams is not None and self.num_return_sequences > self.num_beams:
+            raise InvalidRequest(
+                f"must not exceed num_beams, got {self.num_return_sequences} > {self.num_beams}",
+                field="num_return_sequences",
+            )
+        return self
+
+    @property
+    def outputs(self) -> int:
+        """Answers to a prompt."""
+        return self.num_return_sequences
+
+
+Params = SamplingParams | BeamSearchParams
+
+_SAMPLES = "does not go with beam search, which does not sample"
+_NOT_WITH_BEAMS = {
+    **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "typical_p", "seed"), _SAMPLES),
+    "n": "does not go with beam search: ask for num_return_sequences",
+    "stop": "does not go with beam search: give stop_token_ids",
+    "logprobs": "does not go with beam search, whose answers have a score",
+    "num_beam_groups": "diverse beam search is not supported",
+    "diversity_penalty": "diverse beam search is not supported",
+    "penalty_alpha": "contrastive search is not supported",
+}
+
+
+def params_of(values: dict[str, Any], *, beams: bool) -> Params:
+    """For protocols in which all parameters stand side by side: beam search where one of its own is among
+    them, or where the model's default is `beams` and nothing else is asked for."""
+    names = BeamSearchParams.model_fields.keys()
+    if values.keys() & (names - SamplingParams.model_fields.keys()) or (beams and values.keys() <= names):
+        return BeamSearchParams(**values)
+    return SamplingParams(**values)
 
 
 def invalid(error: ValidationError, prefix: str = "") -> InvalidRequest:

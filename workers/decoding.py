@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Final, TypeVar
+from typing import Any, Final, TypeVar
 
 from tandem.errors import InvalidRequest
 from tandem.limits import Limits
-from tandem.params import DecodingParams, SamplingParams
+from tandem.params import BeamSearchParams, DecodingParams, Params, SamplingParams
+from tandem.workers.generation_defaults import GenerationDefaults
 from tandem.workers.model_info import ModelInfo
-from tandem.workers.request import Decoding
+from tandem.workers.request import BeamSearch, Decoding
 
 # Where neither request nor model says how much to generate.
 DEFAULT_MAX_TOKENS: Final = 256
+DEFAULT_NUM_BEAMS: Final = 4
+_GREEDY: Final[dict[str, Any]] = {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
 
 T = TypeVar("T")
 Encode = Callable[[str, str], list[int]]  # a text and the field it is from → ids, no special tokens
 
 
 def decoding_of(
-    params: SamplingParams, prefix: Sequence[int], room: int, info: ModelInfo, encode: Encode
+    params: Params, prefix: Sequence[int], room: int, info: ModelInfo, encode: Encode
 ) -> Decoding:
     """What `params` ask for, of a decoder that starts from `prefix` and has room for `room` tokens more.
 
@@ -34,14 +37,16 @@ def decoding_of(
             check_ids([forced], field, info.vocab_size)
     stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else info.eos_ids)
     forced_eos = params.forced_eos_token_id
+    # Beam search does not sample: all of this is off.
+    sampling = params if isinstance(params, SamplingParams) else SamplingParams(**_GREEDY)
     return Decoding(
         max_tokens=max_tokens,
         min_tokens=_min_tokens(params, len(prefix), max_tokens, info),
-        temperature=_given(params.temperature, own.temperature),
-        top_k=max(0, _given(params.top_k, own.top_k)),
-        top_p=_given(params.top_p, own.top_p),
-        min_p=_given(params.min_p, own.min_p),
-        typical_p=_given(params.typical_p, own.typical_p),
+        temperature=_given(sampling.temperature, own.temperature),
+        top_k=max(0, _given(sampling.top_k, own.top_k)),
+        top_p=_given(sampling.top_p, own.top_p),
+        min_p=_given(sampling.min_p, own.min_p),
+        typical_p=_given(sampling.typical_p, own.typical_p),
         repetition_penalty=_given(params.repetition_penalty, own.repetition_penalty),
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
@@ -58,7 +63,28 @@ def decoding_of(
         seed=0,
         stop_ids=stop_ids,
         eos_ids=info.eos_ids,
-        logprobs=params.logprobs,
+        logprobs=sampling.logprobs,
+        beams=_beams(params, info.defaults) if isinstance(params, BeamSearchParams) else None,
+    )
+
+
+def _beams(params: BeamSearchParams, own: GenerationDefaults) -> BeamSearch | None:
+    """None: one beam, which transformers, too, decodes greedily."""
+    default = own.num_beams if own.num_beams > 1 else DEFAULT_NUM_BEAMS
+    num_beams = _given(params.num_beams, default)
+    if params.num_return_sequences > num_beams:
+        raise InvalidRequest(
+            f"must not exceed num_beams, here {num_beams}, got {params.num_return_sequences}",
+            field="num_return_sequences",
+        )
+    if num_beams == 1:
+        return None
+    return BeamSearch(
+        num_beams=num_beams,
+        num_return_sequences=params.num_return_sequences,
+        length_penalty=_given(params.length_penalty, own.length_penalty),
+        early_stopping=_given(params.early_stopping, own.early_stopping),
+        renormalize=own.renormalize,
     )
 
 
@@ -123,6 +149,11 @@ def check_counts(params: DecodingParams, limits: Limits) -> None:
         ("suppress_tokens", len(params.suppress_tokens or ()), limits.suppress_tokens),
         ("begin_suppress_tokens", len(params.begin_suppress_tokens or ()), limits.suppress_tokens),
     ]
+    if isinstance(params, BeamSearchParams):
+        counts += [
+            ("num_beams", params.num_beams or 1, limits.num_beams),
+            ("num_return_sequences", params.num_return_sequences, limits.num_beams),
+        ]
     if isinstance(params, SamplingParams):
         counts += [
             ("n", params.n, limits.n),

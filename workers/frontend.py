@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Final, cast
 from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, take_apart
 from tandem.limits import DEFAULT_LIMITS, Limits
-from tandem.params import SamplingParams
+from tandem.params import BeamSearchParams, Params, SamplingParams
 from tandem.workers.assembler import Assembler, PreparedRequest
 from tandem.workers.decoding import check_counts, check_ids, decoding_of
 from tandem.workers.detokenizer import Vocabulary
@@ -71,14 +71,15 @@ class Frontend:
     def prepare(
         self,
         prompt: Prompt,
-        params: SamplingParams,
+        params: Params | None = None,
         *,
         model: str | None = None,
         request_id: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
     ) -> PreparedRequest:
-        """Checks everything there is to check about a request, and fills in every default.
+        """Checks everything there is to check about a request, and fills in every default. Without params
+        the model's own way of decoding holds.
 
         Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
         """
@@ -90,6 +91,8 @@ class Frontend:
                 field="priority",
             )
         timeout_s = self._timeout_s(timeout_s)
+        if params is None:
+            params = BeamSearchParams() if self.info.defaults.beams else SamplingParams()
         check_counts(params, self.limits)
 
         parts = take_apart(prompt)
@@ -99,7 +102,8 @@ class Frontend:
         decoding = self._decoding(params, prefix)
 
         encoder = EncoderInput(key=self._encoder_key(encoder_ids), token_ids=tuple(encoder_ids))
-        seed = secrets.randbits(63) if params.seed is None else params.seed
+        samples, seed = (params.n, params.seed) if isinstance(params, SamplingParams) else (1, 0)
+        seed = secrets.randbits(63) if seed is None else seed
         # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may
         # arrive while the first try is still being cancelled.
         nonce = secrets.token_hex(8)
@@ -120,7 +124,7 @@ class Frontend:
                     priority=priority,
                     timeout_s=timeout_s,
                 )
-                for index in range(params.n)
+                for index in range(samples)
             ],
         )
 
@@ -183,7 +187,7 @@ class Frontend:
             return list(self._backend.encode(text, add_special_tokens=special).ids)
         return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
-    def _decoding(self, params: SamplingParams, prefix: list[int]) -> Decoding:
+    def _decoding(self, params: Params, prefix: list[int]) -> Decoding:
         def encode(text: str, name: str) -> list[int]:
             limit = self.limits.bad_word_tokens
             ids = self._encode(text, name, limit, special=False)

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 from tandem.errors import ModelLoadError
-
-EarlyStopping = bool | Literal["never"]
+from tandem.params import EarlyStopping
 
 
 @dataclass(frozen=True)
@@ -32,21 +31,32 @@ class GenerationDefaults:
     forced_eos_ids: tuple[int, ...] = ()
     suppress_ids: tuple[int, ...] = ()
     begin_suppress_ids: tuple[int, ...] = ()
+    num_beams: int = 1
+    length_penalty: float = 1.0
+    early_stopping: EarlyStopping = False
+    renormalize: bool = False
     max_new_tokens: int | None = None
     max_length: int | None = None  # decoder start token and prompt included
     min_new_tokens: int = 0
     min_length: int = 0  # likewise
 
+    @property
+    def beams(self) -> bool:
+        """Whether the model's own way is beam search. (Not beam sampling, which Tandem does not have.)"""
+        return self.num_beams > 1 and self.temperature == 0
+
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> GenerationDefaults:
         """From settings of transformers' names. Raises ModelLoadError for a malformed one."""
 
-        def number(key: str, default: float, high: float = math.inf, *, positive: bool = False) -> float:
+        def number(
+            key: str, default: float, high: float = math.inf, *, low: float = 0, positive: bool = False
+        ) -> float:
             value = settings.get(key)
             if value is None:
                 return default
             real = isinstance(value, int | float) and not isinstance(value, bool)
-            if not real or not 0 <= value <= high or (positive and value == 0):
+            if not real or not low <= value <= high or (positive and value == 0):
                 raise ModelLoadError(f"generation default {key} is out of range: {value!r}")
             return float(value)
 
@@ -70,6 +80,10 @@ class GenerationDefaults:
             forced_eos_ids=ids("forced_eos_token_id"),
             suppress_ids=ids("suppress_tokens"),
             begin_suppress_ids=ids("begin_suppress_tokens"),
+            num_beams=count("num_beams") or 1,
+            length_penalty=number("length_penalty", 1.0, low=-math.inf),
+            early_stopping=_early_stopping(settings.get("early_stopping")),
+            renormalize=bool(settings.get("renormalize_logits")),
             max_new_tokens=count("max_new_tokens"),
             max_length=count("max_length"),
             min_new_tokens=int(number("min_new_tokens", 0)),
@@ -79,7 +93,6 @@ class GenerationDefaults:
 
 # What models set and Tandem does not have, with the value that changes nothing.
 _NOT_APPLIED: Final[Mapping[str, object]] = {
-    "num_beams": 1,
     "num_beam_groups": 1,
     "forced_decoder_ids": None,
     "sequence_bias": None,
@@ -102,6 +115,14 @@ def ids_of(value: object, key: str) -> tuple[int, ...]:
     if not all(type(i) is int and i >= 0 for i in ids):
         raise ModelLoadError(f"{key} must be an id or a list of ids, got {value!r}")
     return tuple(ids)
+
+
+def _early_stopping(value: object) -> EarlyStopping:
+    if value is None or value is False or value is True:
+        return bool(value)
+    if value == "never":
+        return "never"
+    raise ModelLoadError(f'early_stopping must be true, false or "never", got {value!r}')
 
 
 def _bad_words(value: object) -> tuple[tuple[int, ...], ...]:

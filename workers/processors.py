@@ -8,9 +8,12 @@ vLLM's and come after the repetition penalty.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from enum import Flag, auto
+from functools import reduce
 from itertools import chain
+from operator import or_
 
 import torch
 
@@ -79,8 +82,13 @@ class Processors:
         self._begin_suppress = Lists(slots, device)
         self._bad_words: dict[int, Lists] = {}  # by their length, one word after another
         self._longest_ngram = 0  # there ever was
+        self._need = [0] * slots  # a `Need` as an integer, many of which are quickly put together
 
-    def start(self, sequences: Seq[Sequence], need: Seq[Need]) -> None:
+    def need_of(self, slots: Iterable[int]) -> Need:
+        """What the sequences in these slots need together."""
+        return Need(reduce(or_, map(self._need.__getitem__, slots), 0))
+
+    def start(self, sequences: Seq[Sequence]) -> None:
         """Takes in the parameters of sequences that got slots."""
         ints, floats = [], []
         for sequence in sequences:
@@ -94,9 +102,12 @@ class Processors:
         for lists in (self._bias_ids, self._bias, self._encoder, self._stops, self._forced_eos,
                       self._suppress, self._begin_suppress, *self._bad_words.values()):  # fmt: skip
             lists.clear(slots)
-        for sequence, needed in zip(sequences, need, strict=True):
-            if needed:
-                self._start_lists(sequence, needed)
+        for sequence in sequences:
+            need = Need.of(sequence.request)
+            for slot in sequence.slots:
+                self._need[slot] = need.value
+            if need:
+                self._start_lists(sequence, need)
 
     def _start_lists(self, sequence: Sequence, need: Need) -> None:
         decoding, slots = sequence.request.decoding, sequence.slots
@@ -126,6 +137,7 @@ class Processors:
                 lists.put(slots, values_)
 
     def keep_history(self, sequence: Sequence) -> None:
+        """From its tokens on, writes down what is appended to this sequence."""
         request = sequence.request
         positions = len(request.prefix_ids) + request.decoding.max_tokens
         self.history.start(sequence.slots, sequence.tokens, positions)

@@ -7,55 +7,56 @@ far), so a sequence's samples depend neither on its batch nor on having been pre
 from __future__ import annotations
 
 from collections.abc import Sequence as Seq
-from functools import reduce
-from operator import or_
 
 import torch
 
 from tandem.outputs import TokenLogprobs
-from tandem.workers.processors import Need, Processors
+from tandem.workers.beams import Beams, BeamStep
+from tandem.workers.processors import Processors
 from tandem.workers.request import Decoding
 from tandem.workers.slot_tables import Columns
-from tandem.workers.step_plan import Sequence
+from tandem.workers.step_plan import Row, Sequence, StepResult
 
 
 class Sampled:
-    """The tokens of one step, perhaps still being computed. The copy to the host starts at once and
-    waits for nothing that is launched later."""
+    """The outcome of one step, perhaps still being computed. The copy to the host starts at once and waits
+    for nothing that is launched later."""
 
     def __init__(
         self,
-        tokens: torch.Tensor,  # int64 [rows]
+        tokens: torch.Tensor,  # int64 [rows without beams]
         wants_logprobs: list[int | None],  # alternatives asked for, by row
         logprobs: torch.Tensor | None = None,  # float32 [rows, 1 + k]: the token's, then the k likeliest
         top_ids: torch.Tensor | None = None,  # int64 [rows, k]
+        beams: BeamStep | None = None,
     ) -> None:
-        self.tokens, self._wants = tokens, wants_logprobs
+        # What every rank has to know, int64: tokens, the beams' tokens, the slots of the beams' parents.
+        self.choice = tokens if beams is None else torch.cat([tokens, beams.tokens, beams.parents])
+        self._wants, self._beams = wants_logprobs, beams
         parts = (tokens, logprobs, top_ids)
         self._host = [None if part is None else part.to("cpu", non_blocking=True) for part in parts]
         self._copied = torch.cuda.Event() if tokens.is_cuda else None
         if self._copied is not None:
             self._copied.record()
 
-    def wait(self) -> tuple[list[int], list[TokenLogprobs | None] | None]:
-        """The tokens, and their logprobs where any row asked for them."""
+    def wait(self) -> StepResult:
         if self._copied is not None:
             self._copied.synchronize()
-        host_tokens, logprobs, top_ids = self._host
-        assert host_tokens is not None
-        tokens: list[int] = host_tokens.tolist()
+        tokens, logprobs, top_ids = self._host
+        assert tokens is not None
+        beams = [] if self._beams is None else self._beams.found()
         if logprobs is None or top_ids is None:
-            return tokens, None
+            return StepResult(tokens.tolist(), None, beams)
         entries: list[TokenLogprobs | None] = []
         for token, k, values, ids in zip(
-            tokens, self._wants, logprobs.tolist(), top_ids.tolist(), strict=True
+            tokens.tolist(), self._wants, logprobs.tolist(), top_ids.tolist(), strict=True
         ):
             entries.append(
                 None
                 if k is None
                 else TokenLogprobs(token, values[0], list(zip(ids[:k], values[1 : k + 1], strict=True)))
             )
-        return tokens, entries
+        return StepResult(tokens.tolist(), entries, beams)
 
 
 class Sampler:
@@ -64,51 +65,65 @@ class Sampler:
     def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
         self.vocab_size, self.device = vocab_size, device
         self._processors = Processors(slots, vocab_size, device)
+        self._beams = Beams(slots, self._processors, device)
         self._floats = Columns(slots, ("temperature", "top_p", "min_p", "typical_p"), torch.float32, device)
         self._ints = Columns(slots, ("top_k", "seed"), torch.int64, device)
-        self._need = [0] * slots  # a `Need` as an integer, many of which are quickly put together
 
     @torch.inference_mode()
     def start(self, sequences: Seq[Sequence]) -> None:
         """Takes in the parameters of sequences that got slots."""
         if not sequences:
             return
-        needs = [Need.of(s.request) for s in sequences]
-        self._processors.start(sequences, needs)
-        floats, ints = [], []
-        for sequence, need in zip(sequences, needs, strict=True):
-            d = sequence.request.decoding
-            for slot in sequence.slots:
-                self._need[slot] = need.value
+        self._processors.start(sequences)
+        self._beams.start(sequences)
+        floats, ints, numbers = [], [], []
+        for sequence in sequences:
+            if sequence.width == 1:
+                d = sequence.request.decoding
+                numbers.append(sequence.slots[0])
                 floats.append((d.temperature, d.top_p, d.min_p, d.typical_p))
                 ints.append((d.top_k if d.top_k > 0 else self.vocab_size, d.seed))
-        slots = torch.tensor([slot for s in sequences for slot in s.slots], device=self.device)
-        self._floats.put(slots, floats)
-        self._ints.put(slots, ints)
+        if numbers:
+            slots = torch.tensor(numbers, device=self.device)
+            self._floats.put(slots, floats)
+            self._ints.put(slots, ints)
 
     @torch.inference_mode()
-    def sample(self, logits: torch.Tensor, sequences: Seq[Sequence]) -> Sampled:
-        """The next token of each sequence. logits float32 [rows, vocabulary], consumed.
+    def sample(self, logits: torch.Tensor, rows: Seq[Row]) -> Sampled:
+        """What follows in each of these rows. logits float32 [rows, vocabulary], consumed; of a row of beams
+        there is one for each.
 
         In transformers' order: the processors, then temperature, top-k, top-p, min-p, typical-p.
         """
+        beams = [row for row in rows if row.sequence.width > 1]
+        if not beams:
+            return self._sample(logits, [row.sequence for row in rows], None)
+        of_beams = [row.sequence.width > 1 for row in rows for _ in range(row.width)]
+        if all(of_beams):
+            step = self._beams.step(logits, beams)
+            return Sampled(step.tokens[:0], [], None, None, step)
+        mask = torch.tensor(of_beams)
+        at = mask.nonzero().squeeze(1).to(self.device), (~mask).nonzero().squeeze(1).to(self.device)
+        step = self._beams.step(logits[at[0]], beams)
+        return self._sample(logits[at[1]], [row.sequence for row in rows if row.sequence.width == 1], step)
+
+    def _sample(self, logits: torch.Tensor, sequences: Seq[Sequence], beams: BeamStep | None) -> Sampled:
         decodings = [s.request.decoding for s in sequences]
         numbers = [s.slots[0] for s in sequences]
         slots = torch.tensor(numbers, device=self.device)
         wants = [d.logprobs for d in decodings]
         raw = logits.log_softmax(-1) if any(k is not None for k in wants) else None
-        need = Need(reduce(or_, (self._need[slot] for slot in numbers), 0))
-        logits = self._processors(logits, slots, need)
+        logits = self._processors(logits, slots, self._processors.need_of(numbers))
         tokens = logits.argmax(-1)
         if any(d.temperature > 0 for d in decodings):
             drawn = self._draw(logits, slots, decodings)
             tokens = torch.where(self._floats["temperature"][slots] > 0, drawn, tokens)
         self._processors.append(slots, tokens)
         if raw is None:
-            return Sampled(tokens, wants)
+            return Sampled(tokens, wants, beams=beams)
         top, top_ids = raw.topk(max(k or 0 for k in wants), dim=-1)
         own = raw.gather(1, tokens.unsqueeze(1))
-        return Sampled(tokens, wants, torch.cat([own, top], dim=1), top_ids)
+        return Sampled(tokens, wants, torch.cat([own, top], dim=1), top_ids, beams)
 
     def _draw(self, logits: torch.Tensor, slots: torch.Tensor, decodings: list[Decoding]) -> torch.Tensor:
         temperature = self._floats["temperature"][slots, None]

@@ -55,6 +55,10 @@ class History:
     def __init__(self, slots: int, device: torch.device) -> None:
         self._table = torch.zeros(slots, 0, dtype=torch.int64, device=device)
 
+    @property
+    def width(self) -> int:
+        return self._table.shape[1]
+
     def start(self, slots: Seq[int], tokens: Seq[int], positions: int) -> None:
         """These slots begin with `tokens` and may grow to `positions`."""
         self._table = widened(self._table, positions, 0)
@@ -63,11 +67,11 @@ class History:
     def append(self, slots: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor) -> None:
         """One token each, behind `lengths`. A slot nobody asked for may be longer than the table: what is
         written there is never read."""
-        if width := self._table.shape[1]:
-            self._table[slots, lengths.clamp(max=width - 1)] = tokens
+        if self.width:
+            self._table[slots, lengths.clamp(max=self.width - 1)] = tokens
 
     def __getitem__(self, slots: torch.Tensor) -> torch.Tensor:
-        """int64 [len(slots), width]; what lies beyond a slot's length is any token."""
+        """int64 [*slots.shape, width]; what lies beyond a slot's length is any token."""
         return self._table[slots]
 
     def __setitem__(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:

@@ -46,12 +46,9 @@ def sequence(
 
 def process(scores: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
     processors = Processors(max(s.slots[0] for s in sequences) + 1, VOCAB, CPU)
-    needs = [Need.of(s.request) for s in sequences]
-    processors.start(sequences, needs)
-    need = Need(0)
-    for one in needs:
-        need |= one
-    return processors(scores.clone(), torch.tensor([s.slots[0] for s in sequences]), need)
+    processors.start(sequences)
+    slots = [s.slots[0] for s in sequences]
+    return processors(scores.clone(), torch.tensor(slots), processors.need_of(slots))
 
 
 def expected(scores: torch.Tensor, of: Sequence) -> torch.Tensor:
@@ -148,9 +145,8 @@ def test_nobody_pays_for_what_nobody_asked_for() -> None:
     """The very tensor comes back, and no history is kept."""
     processors = Processors(2, VOCAB, CPU)
     plain = [sequence(0, (0, 3), (4,)), sequence(1, (0,), ())]
-    needs = [Need.of(s.request) for s in plain]
-    assert needs == [Need.NOTHING, Need.NOTHING]
-    processors.start(plain, needs)
+    processors.start(plain)
+    assert processors.need_of([0, 1]) == Need.NOTHING
     scores = torch.randn(2, VOCAB)
     assert processors(scores, torch.tensor([0, 1]), Need.NOTHING) is scores
     processors.append(torch.tensor([0, 1]), torch.tensor([5, 6]))
@@ -169,7 +165,7 @@ def test_a_slot_keeps_nothing_of_its_last_sequence() -> None:
     modest = sequence(0, (0,), (2, 3), bad_words=((2, 3, 12),), suppress_ids=(13,), min_tokens=2)
     everything = Need.of(demanding.request)
     for one in (demanding, modest):
-        processors.start([one], [Need.of(one.request)])
+        processors.start([one])
         scores = torch.randn(1, VOCAB)
         got = processors(scores.clone(), torch.tensor([0]), everything)  # as next to a demanding one
         torch.testing.assert_close(got[0], expected(scores[0], one), rtol=1e-6, atol=1e-6)
@@ -180,12 +176,11 @@ def test_what_is_appended_is_history() -> None:
     processors = Processors(2, VOCAB, CPU)
     ours = sequence(0, (0,), (), no_repeat_ngram_size=2, repetition_penalty=1.5, max_tokens=6)
     long = sequence(1, (0,) * 50, (), max_tokens=6)
-    needs = [Need.of(s.request) for s in (ours, long)]
-    processors.start([ours, long], needs)
+    processors.start([ours, long])
     slots = torch.tensor([0, 1])
     for token in (4, 5, 4, 6, 4, 5):
         scores = torch.randn(2, VOCAB)
-        got = processors(scores.clone(), slots, needs[0])
+        got = processors(scores.clone(), slots, processors.need_of([0, 1]))
         torch.testing.assert_close(got[0], expected(scores[0], ours), rtol=1e-6, atol=1e-6)
         assert torch.equal(got[1], scores[1])
         processors.append(slots, torch.tensor([token, token]))

@@ -22,7 +22,7 @@ from transformers import (
 
 from tandem.workers.request import EncoderInput, EngineRequest
 from tandem.workers.sampler import Sampler, uniform
-from tandem.workers.step_plan import Sequence
+from tandem.workers.step_plan import Row, Sequence
 
 VOCAB = 96
 CPU = torch.device("cpu")
@@ -42,7 +42,11 @@ def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
     """One step of a sampler that just got them. logits [rows, VOCAB]."""
     sampler = Sampler(max(s.slots[0] for s in sequences) + 1, VOCAB, CPU)
     sampler.start(sequences)
-    return sampler.sample(logits.clone(), sequences).wait()[0]
+    return sampler.sample(logits.clone(), rows(sequences)).wait()[0]
+
+
+def rows(sequences: list[Sequence]) -> list[Row]:
+    return [Row(s, len(s.tokens) - 1, 1, [], samples=True) for s in sequences]
 
 
 def random_logits(rows: int, seed: int, spread: float = 3.0) -> torch.Tensor:
@@ -254,13 +258,13 @@ def test_steps_count_on_and_a_resumed_sequence_takes_up_the_count() -> None:
     sampler.start([whole])
     tokens = []
     for logits in steps:
-        tokens += sampler.sample(logits[None].clone(), [whole]).wait()[0]
+        tokens += sampler.sample(logits[None].clone(), rows([whole])).wait()[0]
     for split in range(1, 8):
         rest = sequence(2, generated=tuple(tokens[:split]), **options)
         sampler.start([rest])  # in the same sampler: one moved here next to the others
         resumed = []
         for logits in steps[split:]:
-            resumed += sampler.sample(logits[None].clone(), [rest]).wait()[0]
+            resumed += sampler.sample(logits[None].clone(), rows([rest])).wait()[0]
         assert resumed == tokens[split:]
 
 
@@ -275,7 +279,7 @@ def test_penalties_follow_what_is_generated() -> None:
     tokens = [0, 7]
     for _ in range(6):
         expected = int(probabilities(base[0], tokens, 2, options).argmax())
-        got = sampler.sample(base.clone(), [ours, neighbour]).wait()[0]
+        got = sampler.sample(base.clone(), rows([ours, neighbour])).wait()[0]
         assert got == [expected, int(base[1].argmax())]
         tokens.append(got[0])
     assert len(set(tokens)) == len(tokens)
@@ -292,10 +296,10 @@ def test_a_slot_keeps_nothing_of_its_last_sequence() -> None:
         temperature=5.0, top_k=3, top_p=0.5, min_p=0.5, seed=3,
     )  # fmt: skip
     sampler.start([demanding])
-    assert sampler.sample(logits.clone(), [demanding]).wait()[0] != [likeliest]
+    assert sampler.sample(logits.clone(), rows([demanding])).wait()[0] != [likeliest]
     for plain in (sequence(0), sequence(0, repetition_penalty=50.0), sequence(0, min_tokens=3)):
         sampler.start([plain])
-        assert sampler.sample(logits.clone(), [plain]).wait()[0] == [likeliest]
+        assert sampler.sample(logits.clone(), rows([plain])).wait()[0] == [likeliest]
 
 
 # -- logprobs
@@ -312,7 +316,7 @@ def test_logprobs_are_the_models_own() -> None:
     ]
     sampler = Sampler(4, VOCAB, CPU)
     sampler.start(sequences)
-    tokens, entries = sampler.sample(logits.clone(), sequences).wait()
+    tokens, entries, _ = sampler.sample(logits.clone(), rows(sequences)).wait()
     assert entries is not None
     expected = logits.double().log_softmax(-1)
     assert entries[2] is None
@@ -327,4 +331,4 @@ def test_logprobs_are_the_models_own() -> None:
 
 
 def test_no_logprobs_unless_asked_for() -> None:
-    assert Sampler(1, VOCAB, CPU).sample(random_logits(1, seed=2), [sequence(0)]).wait()[1] is None
+    assert Sampler(1, VOCAB, CPU).sample(random_logits(1, seed=2), rows([sequence(0)])).wait()[1] is None
