@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from tandem.inputs import Prompt
 from tandem.limits import Limits
-from tandem.params import SamplingParams
+from tandem.params import BeamSearchParams, SamplingParams
 from tandem.workers.frontend import Frontend, sample_seed
-from tandem.workers.request import Decoding
+from tandem.workers.request import BeamSearch, Decoding
 
 LIMITS = Limits(encoder_tokens=12, decoder_tokens=10, timeout_s=60)
 GREEDY = SamplingParams(max_tokens=4)
@@ -171,6 +171,61 @@ def test_the_models_processors_hold_unless_the_request_has_its_own(tmp_path: Pat
     assert (got.bad_words, got.forced_bos_id, got.forced_eos_ids) == ((), 11, (12,))
     assert (got.suppress_ids, got.begin_suppress_ids) == ((), (13, 14))
     assert (got.presence_penalty, got.frequency_penalty, got.logit_bias) == (0.5, -1, ((15, 2),))
+
+
+def beams(folder: Path, generation: dict[str, Any] | None, **params: Any) -> BeamSearch | None:
+    write_model(folder, generation=generation)
+    prepared = Frontend.load(folder, "tiny").prepare("the cat", BeamSearchParams(**params))
+    [request] = prepared.samples
+    assert (request.decoding.temperature, request.decoding.logprobs) == (0, None)
+    return request.decoding.beams
+
+
+def test_beam_search_has_the_models_own_defaults(tmp_path: Path) -> None:
+    own = {"num_beams": 6, "length_penalty": 2.0, "early_stopping": True, "renormalize_logits": True}
+    assert beams(tmp_path, None) == BeamSearch(4, 1, 1.0, early_stopping=False)
+    assert beams(tmp_path, own) == BeamSearch(6, 1, 2.0, early_stopping=True, renormalize=True)
+    asked = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": -1.0, "early_stopping": "never"}
+    assert beams(tmp_path, own, **asked) == BeamSearch(3, 2, -1.0, early_stopping="never", renormalize=True)
+    assert beams(tmp_path, own, num_beams=1) is None
+
+
+def test_without_parameters_the_models_own_way_of_decoding_holds(tmp_path: Path) -> None:
+    def default(generation: dict[str, Any] | None) -> Decoding:
+        write_model(tmp_path, generation=generation)
+        return Frontend.load(tmp_path, "tiny").prepare("the cat").samples[0].decoding
+
+    assert default(None).beams is None
+    assert default({"num_beams": 5, "length_penalty": 0.6}).beams == BeamSearch(
+        5, 1, 0.6, early_stopping=False
+    )
+    sampled = default({"num_beams": 5, "do_sample": True})
+    assert (sampled.beams, sampled.temperature) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"num_beams": 0}, "num_beams"),
+        ({"num_beams": 33}, "num_beams"),
+        ({"num_beams": 3, "num_return_sequences": 4}, "num_return_sequences"),
+        ({"num_return_sequences": 5}, "num_return_sequences"),
+        ({"num_beams": 9}, "num_beams"),
+        ({"early_stopping": "maybe"}, "early_stopping"),
+        ({"length_penalty": math.nan}, "length_penalty"),
+        ({"temperature": 0.5}, "temperature"),
+        ({"n": 2}, "n"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"num_beam_groups": 2}, "num_beam_groups"),
+        ({"penalty_alpha": 0.6}, "penalty_alpha"),
+        ({"beams": 3}, "beams"),
+    ],
+)
+def test_bad_beam_search_is_refused_by_name(folder: Path, params: Any, field: str) -> None:
+    frontend = Frontend.load(folder, "tiny", Limits(num_beams=8))
+    with pytest.raises(InvalidRequest) as caught:
+        frontend.prepare("a", BeamSearchParams(**params))
+    assert (caught.value.field or "").split(".")[0] == field
 
 
 def test_bad_words_are_tokenized_and_join_the_models_own(tmp_path: Path) -> None:
