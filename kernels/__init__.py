@@ -16,14 +16,17 @@ from tandem.kernels.relative_bias import relative_bias_table
 
 __all__ = [
     "RowGroups",
+    "add_layer_norm",
     "add_rms_norm",
     "encoder_attention",
     "gated_gelu",
+    "layer_norm",
     "paged_beam_attention",
     "paged_cross_attention",
     "paged_self_attention",
     "relative_bias_table",
     "rms_norm",
+    "rotary",
     "write_kv",
 ]
 
@@ -44,6 +47,23 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
         return triton_ops.add_rms_norm(x, residual, weight, eps)
     return reference.add_rms_norm(x, residual, weight, eps)
+
+
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """LayerNorm of rows [N, d] with weight and bias [d]. PyTorch's own kernel is fused on CUDA too."""
+    return reference.layer_norm(x, weight, bias, eps)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """The residual sum of x and residual [N, d] and its LayerNorm: ``(layer_norm(sum), sum)``."""
+    return reference.add_layer_norm(x, residual, weight, bias, eps)
+
+
+def rotary(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotate the leading dimensions of heads x [N, ..., H, D] by each row's angles [N, h]."""
+    return reference.rotary(x, cosines, sines)
 
 
 def gated_gelu(x: Tensor) -> Tensor:

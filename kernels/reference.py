@@ -35,6 +35,20 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
     return rms_norm(residual, weight, eps), residual
 
 
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    """``(x - mean(x)) / sqrt(var(x) + eps) * weight + bias`` over the last dimension, var without Bessel's
+    correction (Ba et al., 2016). x: [N, d]; weight, bias: [d]; returns [N, d] in x's dtype."""
+    return F.layer_norm(x, weight.shape, weight, bias, eps)
+
+
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    """``r = residual + x``; returns ``(layer_norm(r), r)``. x, residual: [N, d]; weight, bias: [d]."""
+    residual = residual + x
+    return layer_norm(residual, weight, bias, eps), residual
+
+
 def gated_gelu(x: Tensor) -> Tensor:
     """``gelu_tanh(gate) * linear`` for ``x = [gate | linear]``.
 
@@ -44,6 +58,19 @@ def gated_gelu(x: Tensor) -> Tensor:
     """
     gate, linear = x.chunk(2, dim=-1)
     return F.gelu(gate, approximate="tanh").mul_(linear)
+
+
+def rotary(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotates the leading 2h dimensions of each head, in pairs (i, h + i), by a row's angles.
+
+    x: [N, ..., H, D]; cosines, sines: [N, h], broadcast over what is between; returns x's shape and dtype.
+    ``(a, b) -> (a cos - b sin, b cos + a sin)`` (Su et al., 2021), halves as in GPT-NeoX.
+    """
+    half = cosines.shape[-1]
+    shape = (cosines.shape[0], *[1] * (x.ndim - 2), half)
+    cosines, sines = cosines.view(shape), sines.view(shape)
+    a, b, rest = x.split([half, half, x.shape[-1] - 2 * half], dim=-1)
+    return torch.cat([a * cosines - b * sines, b * cosines + a * sines, rest], dim=-1)
 
 
 def encoder_attention(

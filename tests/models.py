@@ -1,4 +1,4 @@
-"""Tiny random checkpoints of every T5 variant, laid out as the published ones are.
+"""Tiny random checkpoints of every family, laid out as the published ones are.
 
 Their weights are scaled so that they behave like trained models where tests look: greedy outputs differ
 from prompt to prompt, some end by EOS within 24 tokens and others run on
@@ -9,70 +9,144 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+import transformers
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from torch import nn
 from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForSeq2SeqLM,
     ByT5Tokenizer,
-    MT5Config,
-    MT5ForConditionalGeneration,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerFast,
-    T5Config,
-    T5ForConditionalGeneration,
-    UMT5Config,
-    UMT5ForConditionalGeneration,
 )
 
 from tandem.workers.request import Decoding
 
-PAD, EOS, UNK = 0, 1, 2  # as in all published T5 checkpoints; decoding starts from PAD
+PAD, EOS, UNK = 0, 1, 2  # in all of them, as in the published T5 checkpoints
 VOCAB = 128
 
 
 @dataclass(frozen=True)
 class Variant:
-    """How one kind of T5 differs from the others."""
+    """How one kind of model differs from the others."""
 
-    config: type[PreTrainedConfig]
-    model: type[PreTrainedModel]
+    name: str  # of transformers' classes, without Config and ForConditionalGeneration
     tied: bool  # the output projection is the embedding
     options: dict[str, Any]  # of the config
     eos_gain: float  # on EOS's output weights: sets how many outputs end early
     byte_tokenizer: bool = False
+    head: str = "ForConditionalGeneration"
+    halves: tuple[tuple[str, dict[str, Any]], ...] = ()  # configs an EncoderDecoderModel is put together from
+
+    def make(self, **overrides: Any) -> PreTrainedModel:
+        options = {**self.options, **overrides}
+        if self.halves:
+            halves = [
+                _class(name, "Config")(vocab_size=VOCAB, **{**values, **options.pop(f"{side}_options", {})})
+                for side, (name, values) in zip(("encoder", "decoder"), self.halves, strict=True)
+            ]
+            config = transformers.EncoderDecoderConfig.from_encoder_decoder_configs(*halves, **options)
+        else:
+            config = _class(self.name, "Config")(
+                **{"vocab_size": VOCAB, "tie_word_embeddings": self.tied, **options}
+            )
+        return _class(self.name, self.head)(config).eval()
 
 
-_DEEP_ENCODER = {"num_layers": 3, "num_decoder_layers": 2}
-_GATED = {"feed_forward_proj": "gated-gelu"}
+def _class(name: str, suffix: str) -> Any:
+    return getattr(transformers, name + suffix)
 
-VARIANTS: dict[str, Variant] = {
-    "t5": Variant(T5Config, T5ForConditionalGeneration, True, _DEEP_ENCODER, 6.0),
+
+_T5 = {
+    "d_model": 32, "d_kv": 8, "d_ff": 64, "num_heads": 4, "num_layers": 3, "num_decoder_layers": 2,
+    "decoder_start_token_id": PAD,
+}  # fmt: skip
+_GATED = {**_T5, "feed_forward_proj": "gated-gelu"}
+
+T5_VARIANTS: dict[str, Variant] = {
+    "t5": Variant("T5", True, _T5, 6.0),
     # T5 v1.1 and Flan-T5 have the same layout.
-    "flan": Variant(T5Config, T5ForConditionalGeneration, False, {**_DEEP_ENCODER, **_GATED}, 1.7),
-    "mt5": Variant(MT5Config, MT5ForConditionalGeneration, False, {**_DEEP_ENCODER, **_GATED}, 1.7),
+    "flan": Variant("T5", False, _GATED, 1.7),
+    "mt5": Variant("MT5", False, _GATED, 1.7),
     # The one whose decoder is the deeper stack.
-    "umt5": Variant(
-        UMT5Config,
-        UMT5ForConditionalGeneration,
-        False,
-        {"num_layers": 2, "num_decoder_layers": 3, **_GATED},
-        1.8,
-    ),
-    "byt5": Variant(
-        T5Config,
-        T5ForConditionalGeneration,
-        False,
-        {**_DEEP_ENCODER, **_GATED, "vocab_size": 384},
-        1.2,
-        byte_tokenizer=True,
-    ),
+    "umt5": Variant("UMT5", False, {**_GATED, "num_layers": 2, "num_decoder_layers": 3}, 1.8),
+    "byt5": Variant("T5", False, {**_GATED, "vocab_size": 384}, 1.2, byte_tokenizer=True),
 }
+
+# Their special ids are not the published ones, but stand in the same relation to each other.
+_BART = {
+    "d_model": 32, "encoder_layers": 3, "decoder_layers": 2, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64,
+    "max_position_embeddings": 160, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": 3,
+    "decoder_start_token_id": EOS, "forced_eos_token_id": None,
+}  # fmt: skip
+_DEEP_DECODER = {**_BART, "encoder_layers": 1, "encoder_attention_heads": 4, "decoder_attention_heads": 2}
+_SCALED = {"scale_embedding": True}
+_MARIAN = {**_BART, **_SCALED, "decoder_start_token_id": PAD, "activation_function": "swish"}
+
+BART_VARIANTS: dict[str, Variant] = {
+    "bart": Variant("Bart", True, _BART, 2.6),
+    "bart-untied": Variant("Bart", False, {**_DEEP_DECODER, **_SCALED, "activation_function": "relu"}, 1.4),
+    "mbart": Variant("MBart", True, {**_BART, **_SCALED}, 0.9),
+    "plbart": Variant("PLBart", True, {**_BART, **_SCALED, "decoder_start_token_id": None}, 2.2),
+    "blenderbot": Variant("Blenderbot", True, {**_DEEP_DECODER, "decoder_start_token_id": 3}, 2.5),
+    "blenderbot-small": Variant("BlenderbotSmall", True, {**_BART, **_SCALED}, 1.7),
+    "pegasus": Variant("Pegasus", True, {**_DEEP_DECODER, **_SCALED, "decoder_start_token_id": PAD}, 2.2),
+    "pegasus-untied": Variant("Pegasus", False, {**_BART, "activation_function": "relu"}, 2.2),
+    "marian": Variant("Marian", True, _MARIAN, -2.0, head="MTModel"),
+    "marian-two-vocabularies": Variant(
+        "Marian",
+        False,
+        {**_MARIAN, "share_encoder_decoder_embeddings": False, "decoder_vocab_size": 117},
+        5.0,
+        head="MTModel",
+    ),
+    "m2m-100": Variant("M2M100", True, {**_BART, **_SCALED}, 1.5),
+    "nllb": Variant("M2M100", True, {**_DEEP_DECODER, **_SCALED}, 1.8),
+}
+
+_BERT = {
+    "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 2, "intermediate_size": 48,
+    "max_position_embeddings": 170, "pad_token_id": PAD,
+}  # fmt: skip
+_BERT_DECODER = {**_BERT, "num_hidden_layers": 2, "num_attention_heads": 4}
+_WIDE_DECODER = {**_BERT_DECODER, "hidden_size": 48, "hidden_act": "gelu_new"}
+_GPT2 = {"n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64, "bos_token_id": 3, "eos_token_id": EOS}
+_IDS = {"decoder_start_token_id": 3, "pad_token_id": PAD, "eos_token_id": EOS}
+
+
+def _together(encoder: str, decoder: str, decoder_values: dict[str, Any], eos_gain: float) -> Variant:
+    halves = (encoder, _BERT), (decoder, decoder_values)
+    return Variant("EncoderDecoder", True, _IDS, eos_gain, head="Model", halves=halves)
+
+
+ENCODER_DECODER_VARIANTS: dict[str, Variant] = {
+    "bert2bert": _together("Bert", "Bert", _BERT_DECODER, 2.0),
+    "bert2bert-wider": _together("Bert", "Bert", _WIDE_DECODER, -2.0),
+    "roberta2roberta": _together("Roberta", "Roberta", _BERT_DECODER, 2.0),
+    "bert2gpt2": _together("Bert", "GPT2", _GPT2, 1.0),
+    "bert-generation": _together("BertGeneration", "BertGeneration", _BERT_DECODER, 2.6),
+}
+
+_ALONE = {**_GPT2, "n_positions": 192}
+_PHI = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
+    "max_position_embeddings": 192, "bos_token_id": 3, "eos_token_id": EOS, "pad_token_id": PAD,
+}  # fmt: skip
+DECODER_VARIANTS: dict[str, Variant] = {
+    "gpt2": Variant("GPT2", True, {**_ALONE, "pad_token_id": PAD}, 2.0, head="LMHeadModel"),
+    "gpt2-untied": Variant("GPT2", False, {**_ALONE, "n_inner": 40}, 1.2, head="LMHeadModel"),
+    "phi": Variant("Phi", False, _PHI, 1.2, head="ForCausalLM"),
+}
+
+VARIANTS = {**T5_VARIANTS, **BART_VARIANTS, **ENCODER_DECODER_VARIANTS, **DECODER_VARIANTS}
 
 
 def make_checkpoint(
@@ -80,26 +154,14 @@ def make_checkpoint(
 ) -> Path:
     """Writes a checkpoint with its tokenizer into `folder` and returns it.
 
-    `overrides` are config values. The same arguments give the same weights.
+    `overrides` are config values; those of halves are in `encoder_options` and `decoder_options`. The same
+    arguments give the same weights.
     """
     kind = VARIANTS[variant]
-    config = kind.config(
-        **{
-            "vocab_size": VOCAB,
-            "d_model": 32,
-            "d_kv": 8,
-            "d_ff": 64,
-            "num_heads": 4,
-            "decoder_start_token_id": PAD,
-            "tie_word_embeddings": kind.tied,
-            **kind.options,
-            **overrides,
-        }
-    )
-    model = kind.model(config).eval()
-    if not kind.tied:
+    model = kind.make(**overrides)
+    if not kind.tied and kind.name.endswith("T5"):
         # transformers 5 ties what these models publish untied.
-        model.lm_head.weight = nn.Parameter(torch.empty(config.vocab_size, config.d_model))
+        model.lm_head.weight = nn.Parameter(torch.empty(model.config.vocab_size, model.config.d_model))
     _fill(model, kind, seed)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
 
@@ -110,26 +172,52 @@ def make_checkpoint(
     values["tie_word_embeddings"] = kind.tied
     path.write_text(json.dumps(values, indent=2))
 
-    tokenizer = ByT5Tokenizer() if kind.byte_tokenizer else word_tokenizer(config.vocab_size)
+    tokenizer = (
+        ByT5Tokenizer()
+        if kind.byte_tokenizer
+        else word_tokenizer(model.get_input_embeddings().num_embeddings)
+    )
     tokenizer.save_pretrained(folder)
     return folder
 
 
 def _fill(model: PreTrainedModel, kind: Variant, seed: int) -> None:
     generator = torch.Generator().manual_seed(seed)
+    weights = dict([*model.named_parameters(), *model.named_buffers()])
+    modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
+    norms = [name for name, module in modules.items() if "Norm" in type(module).__name__]
+    outside = re.compile(r"^(model\.)?encoder|embed|bias$")
+    weighty = [name for name in norms if not outside.search(name)]
     with torch.no_grad():
-        for name, weight in model.named_parameters():
+        for name, weight in weights.items():
+            module = modules[name]
+            if "Sinusoidal" in type(module).__name__ or not weight.is_floating_point():
+                continue  # computed
             noise = torch.randn(weight.shape, generator=generator)
-            if kind.tied and name == "decoder.final_layer_norm.weight":
+            if kind.tied and name == weighty[-1]:
                 weight.copy_(noise)  # of both signs, else a token's own embedding says "the same again"
-            elif "layer_norm" in name:
+            elif name in norms and name.endswith("weight"):
                 weight.copy_(1 + 0.3 * noise)
-            elif "relative_attention_bias" in name or name == "shared.weight":
-                weight.copy_(noise)
+            elif "relative_attention_bias" in name or isinstance(module, nn.Embedding):
+                weight.copy_(noise if getattr(module, "embed_scale", 1.0) == 1.0 else 0.25 * noise)
             else:
-                weight.copy_(0.25 * noise)
+                weight.copy_(_scale(name, kind) * noise)
         output = model.get_output_embeddings().weight
         output[EOS] *= kind.eos_gain
+        if not kind.name.endswith("T5"):
+            output[PAD] = 0  # never generated: families disagree on the position of one
+
+
+def _scale(name: str, kind: Variant) -> float:
+    """Of a weight. With LayerNorm, answers follow their prompts only where cross-attention outweighs the
+    rest."""
+    if kind.name.endswith("T5") or any(part in name for part in ("embed", "shared", "lm_head", "to_dec")):
+        return 0.25
+    if "encoder_attn" in name or "crossattention" in name:
+        return 0.1 if name.endswith("bias") else 0.5
+    if name.endswith("bias") or re.search("fc|mlp|intermediate|output", name):
+        return 0.1
+    return 0.15
 
 
 def word_tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
@@ -163,9 +251,9 @@ def decoding(**options: Any) -> Decoding:
 
 def load_reference(folder: Path) -> Any:
     """The checkpoint in transformers, float32, in eval mode."""
-    values = json.loads((folder / "config.json").read_text())
-    kind = next(v for v in VARIANTS.values() if v.config.model_type == values["model_type"])
-    return kind.model.from_pretrained(folder, dtype=torch.float32).eval()
+    whole = json.loads((folder / "config.json").read_text()).get("is_encoder_decoder")
+    kind = AutoModelForSeq2SeqLM if whole else AutoModelForCausalLM
+    return kind.from_pretrained(folder, dtype=torch.float32).eval()
 
 
 @torch.no_grad()
@@ -177,13 +265,18 @@ def reference_greedy(
 
     The prompts go in one padded batch; padding is masked exactly, rounding differs in the last bits.
     """
+    decoder_only = not model.config.is_encoder_decoder
     longest = max(map(len, prompts))
-    ids = torch.tensor([[*prompt, *[PAD] * (longest - len(prompt))] for prompt in prompts])
-    mask = torch.tensor([[1] * len(prompt) + [0] * (longest - len(prompt)) for prompt in prompts])
+    padding = [[0] * (longest - len(prompt)) for prompt in prompts]
+
+    def padded(rows: Sequence[Sequence[int]]) -> torch.Tensor:
+        both = zip(padding, rows, strict=True)
+        return torch.tensor([[*pad, *row] if decoder_only else [*row, *pad] for pad, row in both])
+
     # use_cache: transformers 5.23 sizes the cache by the encoder and breaks on a deeper decoder.
     out = model.generate(
-        input_ids=ids,
-        attention_mask=mask,
+        input_ids=padded(prompts),
+        attention_mask=padded([[1] * len(prompt) for prompt in prompts]),
         max_new_tokens=max_tokens,
         do_sample=False,
         use_cache=False,
@@ -194,7 +287,7 @@ def reference_greedy(
         [-logits.topk(2).values.diff()[:, 0] / logits.std(dim=-1) for logits in out.logits], dim=1
     )
     outputs, clear = [], []
-    for row, lead in zip(out.sequences[:, 1:].tolist(), leads, strict=True):
+    for row, lead in zip(out.sequences[:, longest if decoder_only else 1 :].tolist(), leads, strict=True):
         end = row.index(EOS) + 1 if EOS in row else len(row)
         outputs.append(row[:end])
         clear.append(float(lead[:end].min()))

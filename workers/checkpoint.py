@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
+from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,7 @@ from safetensors import safe_open
 
 from tandem import quickstart
 from tandem.errors import ModelLoadError
-from tandem.workers.families import Family, WeightNames
-from tandem.workers.spec import ModelSpec
+from tandem.workers.families import Config, Part, family_of, spec_of
 
 # What is fetched from a hub: never pickles, never code.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -71,7 +71,7 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
 class WeightSlot:
     """A place for (a part of) a checkpoint's weight in a layer's tensor."""
 
-    name: str  # ours; see families.py
+    name: str  # ours; see families/
     into: torch.Tensor  # a view of the layer's tensor
     shape: tuple[int, ...]  # of the whole weight in the checkpoint
     dim: int | None = None  # sharded along this dimension; None: every rank holds all of it
@@ -85,29 +85,45 @@ class Checkpoint:
     family covers: complete both ways.
     """
 
-    def __init__(self, folder: Path, spec: ModelSpec, family: Family) -> None:
+    def __init__(self, folder: Path, config: Config) -> None:
+        """`config` is the folder's config.json."""
+        family = family_of(config)
+        self.spec = spec_of(config)
         self._files = {
             name: file
             for path in _weight_files(folder)
             for file in [safe_open(path, framework="pt")]
             for name in file.keys()  # noqa: SIM118
         }
-        names: WeightNames = family.names(spec)
-        known = {name for alternatives in names.values() for name in alternatives} | family.unused
-        if unused := sorted(set(self._files) - known):
+        names = {
+            ours: [Part(theirs) if isinstance(theirs, str) else theirs for theirs in alternatives]
+            for ours, alternatives in family.names(config, self.spec).items()
+        }
+        known = {part.name for alternatives in names.values() for part in alternatives if part}
+        unused = sorted(
+            name
+            for name in self._files.keys() - known
+            if not any(fnmatchcase(name, pattern) for pattern in family.unused)
+        )
+        if unused:
             raise ModelLoadError(
                 f"{folder} has {len(unused)} weights that the model does not: {_some(unused)}"
             )
-        missing = [theirs[0] for theirs in names.values() if not self._files.keys() & set(theirs)]
+        self._parts: dict[str, Part | None] = {}
+        missing = []
+        for ours, alternatives in names.items():
+            # None, where it is an alternative, is the last.
+            found = [part for part in alternatives if part is None or part.name in self._files]
+            if found:
+                self._parts[ours] = found[0]
+            else:
+                missing += [part.name for part in alternatives[:1] if part]
         if missing:
             raise ModelLoadError(f"{folder} lacks {len(missing)} weights: {_some(sorted(missing))}")
-        self._names = {
-            ours: next(name for name in theirs if name in self._files) for ours, theirs in names.items()
-        }
 
     def tied(self, one: str, other: str) -> bool:
         """Whether two of our weights are one in the checkpoint."""
-        return self._names[one] == self._names[other]
+        return self._parts[one] == self._parts[other]
 
     def load(self, slots: Iterable[WeightSlot]) -> None:
         """Fills the slots, reading only their slices and converting to their dtype.
@@ -115,17 +131,31 @@ class Checkpoint:
         Raises ModelLoadError, naming both shapes, where a weight has not the one the config implies.
         """
         for slot in slots:
-            theirs = self._names[slot.name]
-            stored = self._files[theirs].get_slice(theirs)
-            shape = tuple(stored.get_shape())
-            if shape != slot.shape:
-                raise ModelLoadError(
-                    f"{theirs} has shape {list(shape)}, the config asks for {list(slot.shape)}"
-                )
-            index: list[slice] = [slice(None)] * len(shape)
-            if slot.dim is not None:
-                index[slot.dim] = slice(slot.start, slot.start + slot.into.shape[slot.dim])
-            slot.into.copy_(stored[tuple(index)])
+            part = self._parts[slot.name]
+            if part is None:
+                slot.into.zero_()
+            else:
+                self._read(part, slot)
+
+    def _read(self, part: Part, slot: WeightSlot) -> None:
+        stored = self._files[part.name].get_slice(part.name)
+        shape = (slot.shape[0] * part.of, *slot.shape[1:])
+        index = [slice(None)] * len(shape)
+        index[0] = slice(part.index * slot.shape[0], (part.index + 1) * slot.shape[0])
+        if slot.dim is not None:
+            start = (index[slot.dim].start or 0) + slot.start
+            index[slot.dim] = slice(start, start + slot.into.shape[slot.dim])
+        if part.transposed:
+            shape, index = shape[::-1], index[::-1]
+        if part.row:
+            shape, index = (1, *shape), [slice(None), *index]
+        if tuple(stored.get_shape()) != shape:
+            raise ModelLoadError(
+                f"{part.name} has shape {stored.get_shape()}, the config asks for {list(shape)}"
+            )
+        values = stored[tuple(index)]
+        values = values[0] if part.row else values
+        slot.into.copy_(values.T if part.transposed and values.ndim == 2 else values)
 
 
 def _weight_files(folder: Path) -> list[Path]:

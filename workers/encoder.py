@@ -11,7 +11,6 @@ import torch
 from tandem.workers.checkpoint import Checkpoint, read_json
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.families import family_of, spec_of
 from tandem.workers.layers import Placement
 from tandem.workers.model import load_encoder
 from tandem.workers.runner import encode_packed
@@ -22,16 +21,15 @@ class Encoder:
 
     def __init__(self, config: EngineConfig) -> None:
         folder = Path(config.model)
-        model_config = read_json(folder, "config.json")
-        self.spec = spec_of(model_config)
         self.device = config.torch_device()
         self.dtype = config.torch_dtype(self.device)
-        checkpoint = Checkpoint(folder, self.spec, family_of(model_config))
-        self._stack = load_encoder(self.spec, checkpoint, Placement(self.device, self.dtype, Group()))
+        checkpoint = Checkpoint(folder, read_json(folder, "config.json"))
+        self.spec = checkpoint.spec
+        self._stack = load_encoder(checkpoint, Placement(self.device, self.dtype, Group()))
 
     @property
     def d_model(self) -> int:
-        return self.spec.encoder.d_model
+        return self._stack.spec.d_model
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor:

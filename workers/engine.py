@@ -50,14 +50,16 @@ class Engine:
 
         Raises InvalidRequest where it can never fit.
         """
-        for field, limit, got in (
-            ("max_encoder_length", self.config.max_encoder_length, len(request.encoder.token_ids)),
+        for field, stack, got in (
+            ("max_encoder_length", self.spec.encoder, len(request.encoder.token_ids)),
             (
                 "max_decoder_length",
-                self.config.max_decoder_length,
+                self.spec.decoder,
                 len(request.prefix_ids) + request.decoding.max_tokens,
             ),
         ):
+            limit: int = getattr(self.config, field)
+            limit = 0 if stack is None else min(limit, stack.max_positions or limit)
             if got > limit:
                 raise InvalidRequest(
                     f"the engine takes {limit}, the request needs {got} positions", field=field
@@ -108,6 +110,7 @@ class Engine:
                 continue
             try:
                 states = hidden()
+                assert self.spec.encoder is not None, "the scheduler admits no empty input"
                 wanted = (admission.entry.length, self.spec.encoder.d_model)
                 if tuple(states.shape) != wanted:
                     raise HiddenStatesLost(f"of shape {list(states.shape)} instead of {list(wanted)}")

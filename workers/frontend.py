@@ -97,8 +97,16 @@ class Frontend:
 
         parts = take_apart(prompt)
         encoder_part, decoder_part, names = _sides(prompt)
-        encoder_ids = self._encoder_ids(parts["encoder_text"], parts["encoder_ids"], *names)
-        prefix = self._prefix(parts["decoder_text"], parts["decoder_ids"])
+        shown = _shown(encoder_part, names[0]), _shown(decoder_part, "decoder_prompt")
+        encoder_ids = self._prompt_ids(parts["encoder_text"], parts["encoder_ids"], *names)
+        if self.info.encoder_vocab_size is not None:
+            prefix = self._prefix(parts["decoder_text"], parts["decoder_ids"])
+            context = prefix[1:]
+        elif names[0] != "prompt":
+            raise InvalidRequest(f"{self.info.name!r} is decoder-only: give a single prompt", field=names[0])
+        else:
+            context = prefix = encoder_ids
+            encoder_ids, shown = [], (None, shown[0])
         decoding = self._decoding(params, prefix)
 
         encoder = EncoderInput(key=self._encoder_key(encoder_ids), token_ids=tuple(encoder_ids))
@@ -110,11 +118,11 @@ class Frontend:
         return PreparedRequest(
             request_id=request_id,
             params=params,
-            encoder_prompt=_shown(encoder_part, names[0]),
+            encoder_prompt=shown[0],
             encoder_prompt_token_ids=encoder_ids,
-            prompt=_shown(decoder_part, "decoder_prompt"),
+            prompt=shown[1],
             prompt_token_ids=prefix,
-            context_ids=prefix[1:],
+            context_ids=context,
             samples=[
                 EngineRequest(
                     request_id=f"{request_id}:{nonce}:{index}",
@@ -129,8 +137,8 @@ class Frontend:
         )
 
     def tokenize(self, text: str, *, field: str = "text") -> list[int]:
-        """The encoder's ids for a text, special tokens included. Raises InvalidRequest."""
-        return self._encoder_ids(text, None, field, field)
+        """The ids a prompt's text becomes, special tokens included. Raises InvalidRequest."""
+        return self._prompt_ids(text, None, field, field)
 
     def assembler(self, prepared: PreparedRequest) -> Assembler:
         """What turns this request's deltas into its answer."""
@@ -143,8 +151,11 @@ class Frontend:
 
     # -- the parts of a request
 
-    def _encoder_ids(self, text: str | None, ids: list[int] | None, name: str, ids_name: str) -> list[int]:
-        limit = self.max_encoder_tokens
+    def _prompt_ids(self, text: str | None, ids: list[int] | None, name: str, ids_name: str) -> list[int]:
+        """Of the encoder's prompt, or of a decoder-only model's."""
+        size, limit = self.info.encoder_vocab_size, self.max_encoder_tokens
+        if size is None:
+            size, limit = self.info.vocab_size, self.max_decoder_tokens - 1  # one at least is to be generated
         if ids is None:
             if not text:
                 raise InvalidRequest("must not be empty", field=name)
@@ -155,7 +166,7 @@ class Frontend:
             raise InvalidRequest("has no tokens", field=name)
         if len(ids) > limit:
             raise InvalidRequest(f"has {len(ids)} tokens, the limit is {limit}", field=name)
-        check_ids(ids, name, self.info.vocab_size)
+        check_ids(ids, name, size)
         return list(ids)
 
     def _prefix(self, text: str | None, ids: list[int] | None) -> list[int]:
@@ -168,6 +179,7 @@ class Frontend:
             if not ids:
                 raise InvalidRequest("has no tokens; leave it out for none", field=name)
         start = self.info.decoder_start_id
+        assert start is not None
         prefix = list(ids) if ids[:1] == [start] else [start, *ids]
         if len(prefix) > limit:
             raise InvalidRequest(

@@ -4,13 +4,20 @@ never mentions a rank."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 
+from tandem import kernels
 from tandem.errors import ModelLoadError
 from tandem.workers.checkpoint import WeightSlot
 from tandem.workers.distributed import Group
+from tandem.workers.spec import NormKind
+
+
+class HasWeights(Protocol):
+    def slots(self) -> Iterator[WeightSlot]: ...
 
 
 class Placement:
@@ -33,14 +40,43 @@ class Placement:
 
 
 class Norm:
-    """RMSNorm's scale; the same on every rank."""
+    """RMSNorm or LayerNorm of the last dimension; the same on every rank."""
 
-    def __init__(self, name: str, width: int, eps: float, place: Placement) -> None:
+    def __init__(self, name: str, width: int, kind: NormKind, eps: float, place: Placement) -> None:
         self.name, self.eps = name, eps
         self.weight = place.empty(width)
+        self.bias = place.empty(width) if kind == "layer" else None
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        if self.bias is None:
+            return kernels.rms_norm(x, self.weight, self.eps)
+        return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """The norm of the sum, and the sum."""
+        if self.bias is None:
+            return kernels.add_rms_norm(x, residual, self.weight, self.eps)
+        return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
 
     def slots(self) -> Iterator[WeightSlot]:
         yield WeightSlot(self.name, self.weight, tuple(self.weight.shape))
+        if self.bias is not None:
+            yield WeightSlot(f"{self.name}.bias", self.bias, tuple(self.bias.shape))
+
+
+class Replicated:
+    """A projection with bias that every rank computes whole: [N, outputs]."""
+
+    def __init__(self, name: str, inputs: int, outputs: int, place: Placement) -> None:
+        self.name = name
+        self.weight, self.bias = place.empty(outputs, inputs), place.empty(outputs)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weight, self.bias)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        yield WeightSlot(self.name, self.weight, tuple(self.weight.shape))
+        yield WeightSlot(f"{self.name}.bias", self.bias, tuple(self.bias.shape))
 
 
 class ColumnParallel:
@@ -58,36 +94,55 @@ class ColumnParallel:
         what: str,
         place: Placement,
         unit: int = 1,  # outputs that stay together: those of a head
+        bias: bool = False,
     ) -> None:
         self.names, self.widths, self.inputs = names, widths, inputs
         self.shares = [place.share(width // unit, what) * unit for width in widths]
         self.rank = place.group.rank
         self.weight = place.empty(sum(self.shares), inputs)
+        self.bias = place.empty(sum(self.shares)) if bias else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight)
+        return F.linear(x, self.weight, self.bias)
 
     def slots(self) -> Iterator[WeightSlot]:
         parts = self.weight.split(self.shares)
         for name, part, width, share in zip(self.names, parts, self.widths, self.shares, strict=True):
             yield WeightSlot(name, part, (width, self.inputs), dim=0, start=self.rank * share)
+        if self.bias is not None:
+            parts = self.bias.split(self.shares)
+            for name, part, width, share in zip(self.names, parts, self.widths, self.shares, strict=True):
+                yield WeightSlot(f"{name}.bias", part, (width,), dim=0, start=self.rank * share)
 
 
 class RowParallel:
-    """A projection split by its input; the ranks' partial results are summed: [N, outputs]."""
+    """A projection split by its input; the ranks' partial results are summed: [N, outputs]. The bias,
+    which every rank has, counts once."""
 
     def __init__(
-        self, name: str, inputs: int, outputs: int, what: str, place: Placement, unit: int = 1
+        self,
+        name: str,
+        inputs: int,
+        outputs: int,
+        what: str,
+        place: Placement,
+        unit: int = 1,
+        bias: bool = False,
     ) -> None:
         self.name, self.inputs, self.group = name, inputs, place.group
         self.weight = place.empty(outputs, place.share(inputs // unit, what) * unit)
+        self.bias = place.empty(outputs) if bias else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.group.all_reduce(F.linear(x, self.weight))
+        if self.bias is None or self.group.size == 1:
+            return self.group.all_reduce(F.linear(x, self.weight, self.bias))
+        return self.group.all_reduce(F.linear(x, self.weight)) + self.bias
 
     def slots(self) -> Iterator[WeightSlot]:
         outputs, share = self.weight.shape
         yield WeightSlot(self.name, self.weight, (outputs, self.inputs), dim=1, start=self.group.rank * share)
+        if self.bias is not None:
+            yield WeightSlot(f"{self.name}.bias", self.bias, (outputs,))
 
 
 class HeadTable:
@@ -124,12 +179,26 @@ class Vocabulary:
         rows = F.embedding(local.clamp(0, self.share - 1), self.weight)
         return self.group.all_reduce(rows * here.unsqueeze(1))
 
-    def logits(self, x: torch.Tensor) -> torch.Tensor | None:
+    def logits(self, x: torch.Tensor, bias: VocabularyBias | None = None) -> torch.Tensor | None:
         """x [N, width] → float32 [N, size] on rank 0, None on the others."""
-        gathered = self.group.gather_columns(F.linear(x, self.weight))
+        gathered = self.group.gather_columns(F.linear(x, self.weight, None if bias is None else bias.weight))
         return None if gathered is None else gathered[:, : self.size].float()
 
     def slots(self) -> Iterator[WeightSlot]:
         rows = max(0, min(self.share, self.size - self.start))
         width = self.weight.shape[1]
         yield WeightSlot(self.name, self.weight[:rows], (self.size, width), dim=0, start=self.start)
+
+
+class VocabularyBias:
+    """What is added to the logits, split as the output projection is."""
+
+    def __init__(self, name: str, size: int, place: Placement) -> None:
+        self.name, self.size = name, size
+        share = -(-size // place.group.size)
+        self.start = place.group.rank * share
+        self.weight = torch.zeros(share, device=place.device, dtype=place.dtype)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        rows = max(0, min(len(self.weight), self.size - self.start))
+        yield WeightSlot(self.name, self.weight[:rows], (self.size,), dim=0, start=self.start)

@@ -2,19 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from tandem import kernels
+from tandem.errors import ModelLoadError
 from tandem.kernels import RowGroups
+from tandem.workers.blocks import (
+    CrossAttention,
+    CrossKV,
+    Embedding,
+    FeedForward,
+    Head,
+    Rotation,
+    SelfAttention,
+    norm,
+)
 from tandem.workers.checkpoint import Checkpoint, WeightSlot
 from tandem.workers.kv_pool import KVPool
-from tandem.workers.layers import ColumnParallel, HeadTable, Norm, Placement, RowParallel, Vocabulary
+from tandem.workers.layers import HasWeights, Norm, Placement
+from tandem.workers.positions import rotary_table
 from tandem.workers.spec import ModelSpec, StackSpec
 
 
@@ -39,186 +49,161 @@ class DecoderBatch:
     """One mixed step: every row is one position of one sequence."""
 
     token_ids: torch.Tensor  # int64 [rows]
+    positions: torch.Tensor  # int64 [rows]: each row's in its sequence
     write_slots: torch.Tensor  # int64 [rows]: where each row's K and V go, page * page_size + offset
     attention: list[AttentionRows]  # cover all rows, in order
     sample_rows: torch.Tensor  # int64: the rows whose logits are wanted
 
 
-class HasWeights(Protocol):
-    def slots(self) -> Iterator[WeightSlot]: ...
+class Stack:
+    """What encoder and decoder have in common."""
 
+    def __init__(self, side: str, stack: StackSpec, place: Placement, crosses: list[CrossAttention]) -> None:
+        self.spec = stack
+        self.embedding = Embedding(side, stack, place)
+        per_layer = stack.relative_bias is not None and stack.relative_bias.per_layer
+        self.attentions = [
+            SelfAttention(f"{side}.layers.{i}.self_attention", stack, i == 0 or per_layer, place)
+            for i in range(stack.layers)
+        ]
+        self.crosses = crosses
+        self.feed_forwards = [
+            FeedForward(f"{side}.layers.{i}.feed_forward", stack, place) for i in range(stack.layers)
+        ]
+        self.final_norm = None if stack.post_norm else norm(f"{side}.final_norm", stack, place)
+        self.norms_behind = self._norms_behind()
+        self.bias_tables: list[torch.Tensor | None] = [None] * stack.layers
+        self._angles = None
+        if stack.rotary is not None:
+            assert stack.max_positions is not None, "a table of angles has an end"
+            angles = rotary_table(stack.rotary, stack.max_positions)
+            self._angles = angles.to(place.device, place.dtype)
 
-def _slots(*groups: Sequence[HasWeights]) -> Iterator[WeightSlot]:
-    for layer in chain(*groups):
-        yield from layer.slots()
-
-
-class FeedForward:
-    def __init__(self, name: str, spec: StackSpec, place: Placement) -> None:
-        parts = ["gate", "up"] if spec.gated else ["up"]
-        self.norm = Norm(f"{name}.norm", spec.d_model, spec.norm_eps, place)
-        self.up = ColumnParallel(
-            [f"{name}.{part}" for part in parts], [spec.d_ff] * len(parts), spec.d_model, "d_ff", place
-        )
-        self.down = RowParallel(f"{name}.down", spec.d_ff, spec.d_model, "d_ff", place)
-        self.gated, self.activation = spec.gated, spec.activation
-
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.up(x)
-        if self.activation == "relu":
-            if self.gated:
-                gate, linear = x.chunk(2, dim=-1)
-                return self.down(F.relu(gate) * linear)
-            return self.down(F.relu(x))
-        return self.down(kernels.gated_gelu(x) if self.gated else F.gelu(x, approximate="tanh"))
-
-    def slots(self) -> Iterator[WeightSlot]:
-        return chain(self.norm.slots(), self.up.slots(), self.down.slots())
-
-
-class SelfAttention:
-    """Projections of self-attention; the attention itself is the stack's."""
-
-    def __init__(self, name: str, spec: StackSpec, has_bias: bool, place: Placement) -> None:
-        width = spec.heads * spec.head_dim
-        self.norm = Norm(f"{name}.norm", spec.d_model, spec.norm_eps, place)
-        self.qkv = ColumnParallel(
-            [f"{name}.{part}" for part in "qkv"], [width] * 3, spec.d_model, "heads", place, spec.head_dim
-        )
-        self.o = RowParallel(f"{name}.o", width, spec.d_model, "heads", place, spec.head_dim)
-        self.bias = (
-            HeadTable(f"{name}.bias", spec.relative_bias.buckets, spec.heads, place) if has_bias else None
-        )
-        self.head_dim = spec.head_dim
-
-    def project(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x [N, d_model] → q, k, v [N, heads, head_dim]."""
-        qkv = self.qkv(x).view(x.shape[0], 3, -1, self.head_dim)
-        return qkv[:, 0], qkv[:, 1], qkv[:, 2]
+    def _norms_behind(self) -> list[list[Norm]]:
+        """For each sublayer of each layer, the norm of the sum behind it: the next sublayer's where norms
+        come first, the sublayer's own where they come last."""
+        parts = [self.attentions, self.crosses, self.feed_forwards]
+        norms = [
+            [sublayer.norm for sublayer in layer if sublayer.norm is not None]
+            for layer in zip(*filter(None, parts), strict=True)
+        ]
+        if self.final_norm is None:
+            return norms
+        following = iter([*chain(*norms), self.final_norm][1:])
+        return [[next(following) for _ in layer] for layer in norms]
 
     def slots(self) -> Iterator[WeightSlot]:
-        yield from chain(self.norm.slots(), self.qkv.slots(), self.o.slots())
-        if self.bias is not None:
-            yield from self.bias.slots()
+        parts: Iterable[HasWeights] = chain(
+            [self.embedding], self.attentions, self.crosses, self.feed_forwards
+        )
+        for part in parts:
+            yield from part.slots()
+        if self.final_norm is not None:
+            yield from self.final_norm.slots()
+
+    def prepare(self, *, bidirectional: bool) -> None:
+        """Derives what does not change from the loaded weights."""
+        self.embedding.prepare()
+        if (relative := self.spec.relative_bias) is None:
+            return
+        for layer, attention in enumerate(self.attentions):
+            if attention.bias is None:  # layers without weights of their own use layer 0's
+                self.bias_tables[layer] = self.bias_tables[0]
+            else:
+                self.bias_tables[layer] = kernels.relative_bias_table(
+                    attention.bias.weight, bidirectional, relative.max_distance
+                )
+
+    def enter(
+        self, token_ids: torch.Tensor, positions: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the first sublayer reads, and what its output is added to."""
+        residual = self.embedding(token_ids, positions)
+        return (residual if self.spec.post_norm else self.attentions[0].norm(residual)), residual
+
+    def join(self, x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
+        """What the next sublayer reads, and what its output is added to, behind the sublayer of output x."""
+        x, total = norm.add(x, residual)
+        return x, x if self.spec.post_norm else total
+
+    def rotation(self, positions: torch.Tensor) -> Rotation | None:
+        if self._angles is None:
+            return None
+        cosines, sines = self._angles[positions].unbind(1)
+        return cosines, sines
 
 
-class CrossAttention:
-    """Query and output side; keys and values of all layers are projected at once, at admission."""
-
-    def __init__(self, name: str, spec: StackSpec, place: Placement) -> None:
-        width = spec.heads * spec.head_dim
-        self.norm = Norm(f"{name}.norm", spec.d_model, spec.norm_eps, place)
-        self.q = ColumnParallel([f"{name}.q"], [width], spec.d_model, "heads", place, spec.head_dim)
-        self.o = RowParallel(f"{name}.o", width, spec.d_model, "heads", place, spec.head_dim)
-
-    def slots(self) -> Iterator[WeightSlot]:
-        return chain(self.norm.slots(), self.q.slots(), self.o.slots())
-
-
-class EncoderStack:
+class EncoderStack(Stack):
     """Token ids to hidden states."""
 
-    def __init__(self, spec: ModelSpec, place: Placement) -> None:
-        self.spec = stack = spec.encoder
-        self.embedding = Vocabulary("encoder.embedding", spec.vocab_size, stack.d_model, place)
-        self.attentions, self.feed_forwards = _layers("encoder", stack, place)
-        self.final_norm = Norm("encoder.final_norm", stack.d_model, stack.norm_eps, place)
-
-    def slots(self) -> Iterator[WeightSlot]:
-        yield from self.embedding.slots()
-        yield from _slots(self.attentions, self.feed_forwards, [self.final_norm])
-
-    def prepare(self) -> None:
-        """Derives what does not change from the loaded weights."""
-        self.bias_tables = _bias_tables(self.spec, self.attentions, bidirectional=True)
+    def __init__(self, spec: StackSpec, place: Placement) -> None:
+        super().__init__("encoder", spec, place, [])
 
     def __call__(self, token_ids: torch.Tensor, cu_seqlens: torch.Tensor, longest: int) -> torch.Tensor:
         """Packed inputs, unpadded: int64 [N], int32 [inputs + 1] → hidden states [N, d_model]."""
-        residual = self.embedding.embed(token_ids)
-        x = kernels.rms_norm(residual, self.attentions[0].norm.weight, self.spec.norm_eps)
-        norms = [*(attention.norm for attention in self.attentions[1:]), self.final_norm]
-        for attention, feed_forward, next_norm, bias in zip(
-            self.attentions, self.feed_forwards, norms, self.bias_tables, strict=True
+        positions = None if self.spec.positions is None else _positions(cu_seqlens, len(token_ids))
+        x, residual = self.enter(token_ids, positions)
+        for attention, feed_forward, norms, bias in zip(
+            self.attentions, self.feed_forwards, self.norms_behind, self.bias_tables, strict=True
         ):
             q, k, v = attention.project(x)
             mixed = kernels.encoder_attention(q, k, v, cu_seqlens, longest, bias, self.spec.attention_scale)
-            x, residual = _add_norm(attention.o(mixed.flatten(1)), residual, feed_forward.norm)
-            x, residual = _add_norm(feed_forward(x), residual, next_norm)
+            x, residual = self.join(attention.o(mixed.flatten(1)), residual, norms[0])
+            x, residual = self.join(feed_forward(x), residual, norms[1])
         return x
 
 
-class DecoderStack:
+class DecoderStack(Stack):
     """Rows of tokens to logits, over the pages of the rows' sequences."""
 
     def __init__(self, spec: ModelSpec, tied_output: bool, place: Placement) -> None:
-        self.spec = stack = spec.decoder
-        self.logit_scale = spec.logit_scale
-        self.embedding = Vocabulary("decoder.embedding", spec.vocab_size, stack.d_model, place)
-        self.output = (
-            self.embedding
-            if tied_output
-            else Vocabulary("decoder.output", spec.vocab_size, stack.d_model, place)
-        )
-        self.attentions, self.feed_forwards = _layers("decoder", stack, place)
-        self.crosses = [
-            CrossAttention(f"decoder.layers.{i}.cross_attention", stack, place) for i in range(stack.layers)
-        ]
-        self.cross_kv = ColumnParallel(
-            [f"decoder.layers.{i}.cross_attention.{part}" for i in range(stack.layers) for part in "kv"],
-            [stack.heads * stack.head_dim] * (2 * stack.layers),
-            spec.encoder.d_model,
-            "heads",
-            place,
-            stack.head_dim,
-        )
-        self.final_norm = Norm("decoder.final_norm", stack.d_model, stack.norm_eps, place)
-        self.group = place.group
+        stack = spec.decoder
+        names = [f"decoder.layers.{i}.cross_attention" for i in range(stack.layers)]
+        crosses = [] if spec.encoder is None else [CrossAttention(name, stack, place) for name in names]
+        super().__init__("decoder", stack, place, crosses)
+        self.head = Head(spec, self.embedding.tokens, tied_output, place)
+        self.cross_kv = None if spec.encoder is None else CrossKV(names, spec.encoder, spec, place)
 
     def slots(self) -> Iterator[WeightSlot]:
-        yield from self.embedding.slots()
-        if self.output is not self.embedding:
-            yield from self.output.slots()
-        yield from _slots(self.attentions, self.crosses, self.feed_forwards)
-        yield from _slots([self.cross_kv, self.final_norm])
-
-    def prepare(self) -> None:
-        """Derives what does not change from the loaded weights."""
-        self.bias_tables = _bias_tables(self.spec, self.attentions, bidirectional=False)
+        yield from super().slots()
+        yield from self.head.slots()
+        if self.cross_kv is not None:
+            yield from self.cross_kv.slots()
 
     def admit(self, hidden: torch.Tensor, write_slots: torch.Tensor, pool: KVPool) -> None:
         """Projects encoder output to every layer's cross-attention K/V, in one GEMM, into the pages.
 
         hidden [N, encoder's d_model], packed; write_slots int64 [N].
         """
-        stack = self.spec
-        kv = self.cross_kv(hidden).view(hidden.shape[0], stack.layers, 2, -1, stack.head_dim)
-        for layer in range(stack.layers):
+        assert self.cross_kv is not None, "a decoder-only model admits nothing"
+        kv = self.cross_kv(hidden)
+        for layer in range(self.spec.layers):
             pool.write(layer, kv[:, layer, 0], kv[:, layer, 1], write_slots)
 
     def __call__(self, batch: DecoderBatch, pool: KVPool) -> torch.Tensor | None:
         """Logits of the sampling rows, float32 [rows, vocabulary], on rank 0; None elsewhere."""
-        residual = self.embedding.embed(batch.token_ids)
-        x = kernels.rms_norm(residual, self.attentions[0].norm.weight, self.spec.norm_eps)
-        norms = [*(attention.norm for attention in self.attentions[1:]), self.final_norm]
-        for layer, (attention, cross, feed_forward, next_norm, bias) in enumerate(
-            zip(self.attentions, self.crosses, self.feed_forwards, norms, self.bias_tables, strict=True)
+        x, residual = self.enter(batch.token_ids, batch.positions)
+        rotation = self.rotation(batch.positions)
+        for layer, (attention, feed_forward, norms) in enumerate(
+            zip(self.attentions, self.feed_forwards, self.norms_behind, strict=True)
         ):
-            q, k, v = attention.project(x)
+            q, k, v = attention.project(x, rotation)
             pool.write(layer, k, v, batch.write_slots)
-            mixed = self._attend_self(layer, q, batch, pool, bias)
-            x, residual = _add_norm(attention.o(mixed.flatten(1)), residual, cross.norm)
-            mixed = self._attend_cross(layer, cross.q(x).view_as(q), batch, pool)
-            x, residual = _add_norm(cross.o(mixed.flatten(1)), residual, feed_forward.norm)
-            x, residual = _add_norm(feed_forward(x), residual, next_norm)
-        if batch.sample_rows.shape[0] == 0:
-            return None
-        x = x[batch.sample_rows]
-        return self.output.logits(x * self.logit_scale if self.logit_scale != 1.0 else x)
+            out = attention.o(self._attend_self(layer, q, batch, pool).flatten(1))
+            if self.crosses:
+                x, residual = self.join(out, residual, norms[0])
+                cross = self.crosses[layer]
+                out = cross.o(self._attend_cross(layer, cross.q(x).view_as(q), batch, pool).flatten(1))
+            if self.spec.parallel:
+                out = out + feed_forward(x)
+            else:
+                x, residual = self.join(out, residual, norms[-2])
+                out = feed_forward(x)
+            x, residual = self.join(out, residual, norms[-1])
+        return self.head(x[batch.sample_rows]) if len(batch.sample_rows) else None
 
-    def _attend_self(
-        self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool, bias: torch.Tensor
-    ) -> torch.Tensor:
-        scale, parts = self.spec.attention_scale, []
+    def _attend_self(self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool) -> torch.Tensor:
+        bias, scale, parts = self.bias_tables[layer], self.spec.attention_scale, []
         for rows in batch.attention:
             inputs = (q[rows.start : rows.stop], pool.k[layer], pool.v[layer], rows.self_pages,
                       rows.self_lengths)  # fmt: skip
@@ -240,52 +225,31 @@ class DecoderStack:
         )  # fmt: skip
 
 
-def _layers(side: str, stack: StackSpec, place: Placement) -> tuple[list[SelfAttention], list[FeedForward]]:
-    attentions = [
-        SelfAttention(
-            f"{side}.layers.{i}.self_attention", stack, i == 0 or stack.relative_bias.per_layer, place
-        )
-        for i in range(stack.layers)
-    ]
-    return attentions, [
-        FeedForward(f"{side}.layers.{i}.feed_forward", stack, place) for i in range(stack.layers)
-    ]
-
-
-def _bias_tables(
-    stack: StackSpec, attentions: list[SelfAttention], *, bidirectional: bool
-) -> list[torch.Tensor]:
-    """Each layer's table; layers without weights of their own use layer 0's."""
-    tables: list[torch.Tensor] = []
-    for attention in attentions:
-        if attention.bias is None:
-            tables.append(tables[0])
-        else:
-            tables.append(
-                kernels.relative_bias_table(
-                    attention.bias.weight, bidirectional, stack.relative_bias.max_distance
-                )
-            )
-    return tables
-
-
-def _add_norm(x: torch.Tensor, residual: torch.Tensor, norm: Norm) -> tuple[torch.Tensor, torch.Tensor]:
-    return kernels.add_rms_norm(x, residual, norm.weight, norm.eps)
+def _positions(cu_seqlens: torch.Tensor, count: int) -> torch.Tensor:
+    """Each packed token's position in its own input: int64 [count]."""
+    starts = cu_seqlens[:-1].long().repeat_interleave(cu_seqlens.diff().long(), output_size=count)
+    return torch.arange(count, device=cu_seqlens.device) - starts
 
 
 def _in_order(parts: list[torch.Tensor]) -> torch.Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def load_encoder(spec: ModelSpec, checkpoint: Checkpoint, place: Placement) -> EncoderStack:
-    encoder = EncoderStack(spec, place)
+def load_encoder(checkpoint: Checkpoint, place: Placement) -> EncoderStack:
+    """Raises ModelLoadError where the model has no encoder."""
+    if checkpoint.spec.encoder is None:
+        raise ModelLoadError(
+            "is decoder-only: serve it without encoder workers (placement: colocated)", field="model"
+        )
+    encoder = EncoderStack(checkpoint.spec.encoder, place)
     checkpoint.load(encoder.slots())
-    encoder.prepare()
+    encoder.prepare(bidirectional=True)
     return encoder
 
 
-def load_decoder(spec: ModelSpec, checkpoint: Checkpoint, place: Placement) -> DecoderStack:
-    decoder = DecoderStack(spec, checkpoint.tied("decoder.output", "decoder.embedding"), place)
+def load_decoder(checkpoint: Checkpoint, place: Placement) -> DecoderStack:
+    decoder = DecoderStack(checkpoint.spec, checkpoint.tied("decoder.output", "decoder.embedding"), place)
     checkpoint.load(decoder.slots())
-    decoder.prepare()
+    decoder.prepare(bidirectional=False)
+    decoder.head.prepare()
     return decoder

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families import spec_of
+from tandem.workers.families import family_of, first_id, spec_of
 from tandem.workers.generation_defaults import GenerationDefaults, ids_of, not_applied
 
 logger = logging.getLogger(__name__)
@@ -24,8 +24,10 @@ class ModelInfo:
     family: str  # `model_type` of its config
     encoder_positions: int | None  # longest input of the position embeddings; None: any length
     decoder_positions: int | None
-    vocab_size: int  # rows of the embedding table, which may exceed the tokenizer's vocabulary
-    decoder_start_id: int
+    # Rows of the embedding tables, which may exceed the tokenizer's vocabulary.
+    encoder_vocab_size: int | None  # None: decoder-only, a prompt is the decoder's
+    vocab_size: int  # of the decoder
+    decoder_start_id: int | None  # None: decoder-only, the prompt is the start
     pad_id: int
     eos_ids: frozenset[int]
     defaults: GenerationDefaults
@@ -42,38 +44,31 @@ class ModelInfo:
 
         config, generation = read_json(folder, "config.json"), read_json(folder, "generation_config.json")
         spec = spec_of(config)
+        start = first_id("decoder_start_token_id", generation)
+        start = spec.decoder_start_id if start is None else start
+        if start is None and spec.encoder is not None:
+            raise ModelLoadError(
+                "is in neither config.json nor generation_config.json", field="decoder_start_token_id"
+            )
         # A null in generation_config.json means "not set".
-        settings = config | {key: value for key, value in generation.items() if value is not None}
+        defaults = {} if generation else family_of(config).defaults
+        settings = {**defaults, **config, **{k: v for k, v in generation.items() if v is not None}}
         if ignored := not_applied(settings):
             logger.warning("%s: the model's own decoding defaults that are not applied: %s", name, ignored)
-        encoder_positions, decoder_positions = _positions(config)
         return cls(
             name=name,
             family=spec.family,
-            encoder_positions=encoder_positions,
-            decoder_positions=decoder_positions,
+            encoder_positions=None if spec.encoder is None else spec.encoder.max_positions,
+            decoder_positions=spec.decoder.max_positions,
+            encoder_vocab_size=None if spec.encoder is None else spec.encoder.vocab_size,
             vocab_size=spec.vocab_size,
-            decoder_start_id=spec.decoder_start_id,
+            decoder_start_id=start if spec.encoder else None,
             pad_id=spec.pad_id,
             eos_ids=frozenset(ids_of(generation.get("eos_token_id"), "eos_token_id") or spec.eos_ids),
             defaults=GenerationDefaults.of(settings),
             task_prefixes=_task_prefixes(config),
             revision=_revision(folder),
         )
-
-
-def _positions(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
-    """Longest encoder and decoder input. T5's `n_positions` is no limit: its positions are relative."""
-    if "relative_attention_num_buckets" in config:
-        return None, None
-
-    def first(*keys: str) -> int | None:
-        return next((int(config[key]) for key in keys if config.get(key) is not None), None)
-
-    return (
-        first("max_source_positions", "max_encoder_position_embeddings", "max_position_embeddings"),
-        first("max_target_positions", "max_decoder_position_embeddings", "max_position_embeddings"),
-    )
 
 
 def _task_prefixes(config: Mapping[str, Any]) -> dict[str, str]:

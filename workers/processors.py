@@ -121,7 +121,9 @@ class Processors:
             self._longest_ngram, decoding.no_repeat_ngram_size, decoding.encoder_no_repeat_ngram_size
         )
         if Need.ENCODER_NGRAM in need:
-            self._encoder.put(slots, sequence.request.encoder.token_ids)
+            # An encoder may have a larger vocabulary of its own: what the decoder lacks, it cannot copy.
+            source = sequence.request.encoder.token_ids
+            self._encoder.put(slots, [i if i < self.vocab_size else -1 for i in source])
         for length in {len(word) for word in decoding.bad_words}:
             words = [word for word in decoding.bad_words if len(word) == length]
             if length not in self._bad_words:

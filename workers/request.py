@@ -30,7 +30,10 @@ class HiddenStates(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class EncoderInput:
-    """One encoder input. Equal keys mean equal inputs: their cross-attention pages are shared."""
+    """One encoder input. Equal keys mean equal inputs: their cross-attention pages are shared.
+
+    A request of a decoder-only model has one of no tokens, which needs no pages and no encoder.
+    """
 
     key: str  # content hash of model revision and token ids
     token_ids: tuple[int, ...]

@@ -13,7 +13,6 @@ from tandem.kernels import RowGroups
 from tandem.workers.checkpoint import Checkpoint, read_json
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.families import family_of, spec_of
 from tandem.workers.kv_pool import KVPool
 from tandem.workers.layers import Placement
 from tandem.workers.model import AttentionRows, DecoderBatch, EncoderStack, load_decoder, load_encoder
@@ -29,14 +28,14 @@ class Runner:
     def __init__(self, config: EngineConfig, group: Group) -> None:
         self.config, self.group = config, group
         folder = Path(config.model)
-        model_config = read_json(folder, "config.json")
-        self.spec = spec_of(model_config)
         self.device = config.torch_device(group.rank)
         self.dtype = config.torch_dtype(self.device)
         place = Placement(self.device, self.dtype, group)
-        checkpoint = Checkpoint(folder, self.spec, family_of(model_config))
-        self.encoder = load_encoder(self.spec, checkpoint, place) if config.with_encoder else None
-        self.decoder = load_decoder(self.spec, checkpoint, place)
+        checkpoint = Checkpoint(folder, read_json(folder, "config.json"))
+        self.spec = checkpoint.spec
+        encodes = config.with_encoder and self.spec.encoder is not None
+        self.encoder = load_encoder(checkpoint, place) if encodes else None
+        self.decoder = load_decoder(checkpoint, place)
 
         stack = self.spec.decoder
         self.page_size = config.positions_per_page(self.device)
@@ -150,6 +149,7 @@ class Runner:
             start = end_row
         return DecoderBatch(
             token_ids=token_ids,
+            positions=row_positions,
             write_slots=write_slots,
             attention=attention,
             sample_rows=sample_rows,
@@ -204,7 +204,7 @@ class Runner:
 
 def encode_packed(encoder: EncoderStack, token_ids: Ints, lengths: Ints) -> torch.Tensor:
     """Packed inputs, one after another → packed hidden states [sum(lengths), d_model]."""
-    device = encoder.embedding.weight.device
+    device = encoder.embedding.tokens.weight.device
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
     return encoder(
         torch.from_numpy(token_ids).to(device), torch.from_numpy(cu_seqlens).to(device), int(lengths.max())

@@ -209,7 +209,8 @@ class Scheduler:
                 assert pages is not None
                 entry = CrossEntry(self._free_entries.pop(), encoder.key, pages, length)
                 self._cross[encoder.key] = entry
-                plan.admissions.append(Admission(entry, sequence.request))
+                if length:
+                    plan.admissions.append(Admission(entry, sequence.request))
                 encoder_tokens += length
                 self._encoded += length
             entry.readers += 1

@@ -1,4 +1,4 @@
-"""What a model is, in one tree of numbers. A family fills it in (`families.py`), the one forward
+"""What a model is, in one tree of numbers. A family fills it in (`families/`), the one forward
 (`model.py`) reads it; neither asks for the family's name."""
 
 from __future__ import annotations
@@ -6,7 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Activation = Literal["relu", "gelu_new"]
+Activation = Literal["relu", "gelu", "gelu_new", "silu"]  # gelu is the exact one, gelu_new uses tanh
+NormKind = Literal["rms", "layer"]
 
 
 @dataclass(frozen=True)
@@ -19,30 +20,65 @@ class RelativeBias:
 
 
 @dataclass(frozen=True)
+class PositionTable:
+    """A vector for each absolute position, added to the embedded tokens."""
+
+    kind: Literal["learned", "sinusoidal", "sinusoidal_tensor2tensor"]  # see positions.py
+    offset: int = 0  # the first position's row
+
+
+@dataclass(frozen=True)
+class Rotary:
+    """Rotary positions: the queries' and keys' leading dimensions are rotated by their position."""
+
+    dimensions: int  # of each head
+    base: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackSpec:
     """One transformer stack. Encoder and decoder may differ in every field."""
 
+    vocab_size: int
     layers: int
     d_model: int
     heads: int
     head_dim: int
     d_ff: int
     activation: Activation
-    gated: bool  # feed-forward: act(gate) * linear
+    gated: bool = False  # feed-forward: act(gate) * linear
+    bias: bool = False  # of all projections in the layers
+    norm: NormKind
     norm_eps: float
+    post_norm: bool = False  # a sublayer's sum is normalized, not its input; there is no final norm then
+    parallel: bool = False  # self-attention and feed-forward read the same norm's output
     attention_scale: float  # on the scores of self- and cross-attention
-    relative_bias: RelativeBias
+    embedding_scale: float = 1.0
+    # What is normalized before the first layer: nothing, tokens plus positions, or the tokens alone.
+    embedding_norm: Literal["sum", "tokens"] | None = None
+    token_types: int = 0  # rows of the table of token types, of which only the first is used
+    max_positions: int | None = None  # longest sequence; None: any length
+    positions: PositionTable | None = None
+    relative_bias: RelativeBias | None = None
+    rotary: Rotary | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class ModelSpec:
-    """An encoder-decoder model."""
+    """An encoder-decoder model, or a decoder alone."""
 
     family: str
-    encoder: StackSpec
+    encoder: StackSpec | None  # None: decoder-only, there is no cross-attention
     decoder: StackSpec
-    vocab_size: int
-    logit_scale: float
-    decoder_start_id: int
+    bridge: bool = False  # encoder output is projected to the decoder's width
+    output_transform: Activation | None = None  # before the logits: projection, activation, norm
+    logit_scale: float = 1.0
+    output_bias: bool = False  # on the logits
+    decoder_start_id: int | None  # None: config.json does not say, or the prompt is the start
     pad_id: int
     eos_ids: tuple[int, ...]
+
+    @property
+    def vocab_size(self) -> int:
+        """Of what is generated."""
+        return self.decoder.vocab_size

@@ -7,14 +7,45 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_close, bias_table, packed, paged, scattered
-from transformers import T5Config
+from transformers import PhiConfig, T5Config
 from transformers.activations import NewGELUActivation
+from transformers.models.phi.modeling_phi import PhiRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
 from tandem import kernels
 from tandem.kernels import RowGroups, cpu_decode
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+def test_layer_norm() -> None:
+    x, residual, weight, bias = torch.randn(5, 24), torch.randn(5, 24), torch.randn(24), torch.randn(24)
+    centred = x - x.mean(-1, keepdim=True)
+    expected = centred / (centred.square().mean(-1, keepdim=True) + 1e-5).sqrt() * weight + bias
+    torch.testing.assert_close(kernels.layer_norm(x, weight, bias, 1e-5), expected)
+    out, total = kernels.add_layer_norm(x - residual, residual, weight, bias, 1e-5)
+    torch.testing.assert_close(total, x)
+    torch.testing.assert_close(out, expected)
+
+
+def test_rotary_is_gpt_neoxs() -> None:
+    """Half of each head's dimensions are rotated, as Phi's."""
+    positions = torch.tensor([[0, 1, 2, 7, 300]])
+    q, k = torch.randn(5, 3, 16), torch.randn(5, 3, 16)
+    config = PhiConfig(hidden_size=48, num_attention_heads=3, partial_rotary_factor=0.5)
+    cosines, sines = PhiRotaryEmbedding(config)(q, positions)
+    expected = [
+        torch.cat([part[0].transpose(0, 1), x[..., 8:]], dim=-1)
+        for part, x in zip(
+            apply_rotary_pos_emb(
+                q[None, ..., :8].transpose(1, 2), k[None, ..., :8].transpose(1, 2), cosines, sines
+            ),
+            (q, k),
+            strict=True,
+        )
+    ]
+    out = kernels.rotary(torch.stack([q, k], dim=1), cosines[0, :, :4], sines[0, :, :4])
+    torch.testing.assert_close(out, torch.stack(expected, dim=1))
 
 
 @pytest.mark.parametrize("weight_dtype", DTYPES)

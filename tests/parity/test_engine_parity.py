@@ -1,102 +1,27 @@
-"""The engine against transformers, token for token, in float32, for every T5 variant.
-
-Prompts that transformers itself decides by a hair are left out: where two tokens' logits differ by less
-than rounding, either is right.
-"""
+"""The engine against transformers, token for token, in float32, for every T5 variant: whatever happens to a
+request. The other families, which only the forward tells apart, are in test_families_parity.py."""
 
 from __future__ import annotations
 
 import random
-import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from models import EOS, PAD, VARIANTS, decoding, load_reference, reference_greedy
-from thread_group import ThreadGroup
+from models import EOS, PAD, T5_VARIANTS, decoding, load_reference
+from parity import LENGTHS, MAX_TOKENS, PROMPTS, Answers, Reference, greedy, ranks_in_threads, serve
 
-from tandem.workers.config import EngineConfig
 from tandem.workers.encoder import Encoder
 from tandem.workers.engine import Engine
-from tandem.workers.follower import Follower
 from tandem.workers.local_group import LocalGroup
-from tandem.workers.request import Decoding, EncoderInput, EngineRequest, EngineStats
-
-LENGTHS = [1, 2, 3, 7, 16, 33, 64, 90, 149]  # tokens of a prompt, before EOS
-PROMPTS = 64
-MAX_TOKENS = 24
-CLEAR = 2e-4  # of the logits' standard deviation; rounding is a hundredth of it
-
-Answers = list[list[int]]
+from tandem.workers.request import Decoding, EngineRequest, EngineStats
 
 
-@dataclass(frozen=True)
-class Reference:
-    """A variant, prompts, and transformers' answers."""
-
-    folder: Path
-    prompts: list[tuple[int, ...]]
-    answers: Answers
-
-    def config(self, **options: Any) -> EngineConfig:
-        sizes = {"max_num_seqs": 16, "page_size": 8, "max_encoder_length": 160, "max_decoder_length": 40}
-        return EngineConfig(
-            str(self.folder), dtype="float32", device="cpu", check_invariants=True, **{**sizes, **options}
-        )
-
-
-@pytest.fixture(scope="session")
-def reference(checkpoint: Callable[..., Path]) -> Callable[..., Reference]:
-    @cache
-    def make(variant: str, **overrides: Any) -> Reference:
-        folder = checkpoint(variant, **overrides)
-        model = load_reference(folder)
-        rng = random.Random(17)
-        prompts = [
-            (*(rng.randrange(2, model.config.vocab_size) for _ in range(rng.choice(LENGTHS))), EOS)
-            for _ in range(PROMPTS + 16)
-        ]
-        answers, clear = reference_greedy(model, prompts, MAX_TOKENS)
-        kept = [number for number, lead in enumerate(clear) if lead > CLEAR][:PROMPTS]
-        assert len(kept) == PROMPTS
-        return Reference(folder, [prompts[n] for n in kept], [answers[n] for n in kept])
-
-    return make
-
-
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(params=T5_VARIANTS)
 def variant(request: pytest.FixtureRequest, reference: Callable[..., Reference]) -> Reference:
     return reference(request.param)
-
-
-def serve(engine: Engine, requests: list[EngineRequest]) -> Answers:
-    """All at once; their tokens in their order."""
-    answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
-    ended = []
-    for request in requests:
-        engine.submit(request)
-    while engine.has_work:
-        for delta in engine.step():
-            assert delta.error is None
-            answers[delta.request_id] += delta.token_ids
-            ended += [delta.request_id] * delta.last
-    assert sorted(ended) == sorted(answers)
-    stats = engine.stats()
-    assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)
-    return list(answers.values())
-
-
-def greedy(prompts: list[tuple[int, ...]], **options: Any) -> list[EngineRequest]:
-    how = decoding(max_tokens=MAX_TOKENS, **options)
-    return [
-        EngineRequest(str(number), EncoderInput(str(ids), ids), (PAD,), how)
-        for number, ids in enumerate(prompts)
-    ]
 
 
 def sampled(prompts: list[tuple[int, ...]]) -> list[EngineRequest]:
@@ -254,21 +179,6 @@ def test_samples_of_one_prompt_share_its_encoder_input(reference: Callable[..., 
 
 
 # -- tensor parallel
-
-
-@contextmanager
-def ranks_in_threads(config: EngineConfig) -> Iterator[tuple[Engine, list[Follower]]]:
-    first, *others = ThreadGroup.ranks(config.tensor_parallel_size)
-    followers = [Follower(config, group) for group in others]
-    threads = [threading.Thread(target=follower.run, daemon=True) for follower in followers]
-    engine = Engine(config, first)
-    for thread in threads:
-        thread.start()
-    yield engine, followers
-    engine.close()
-    for thread in threads:
-        thread.join(30)
-        assert not thread.is_alive()
 
 
 @dataclass

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from models import EOS, PAD, VARIANTS, decoding, load_reference
-from test_engine_parity import CLEAR, ranks_in_threads, serve
+from parity import CLEAR, ranks_in_threads, serve
 
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,7 +17,7 @@ from tandem import quickstart
 from tandem.errors import ModelLoadError
 from tandem.workers.checkpoint import INDEX, Checkpoint, WeightSlot, read_json, resolve
 from tandem.workers.distributed import Group
-from tandem.workers.families import family_of, spec_of
+from tandem.workers.families import FAMILIES, Part, WeightNames
 from tandem.workers.layers import Placement
 from tandem.workers.model import DecoderStack, EncoderStack, load_decoder, load_encoder
 
@@ -24,15 +25,12 @@ CPU = torch.device("cpu")
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    values = read_json(folder, "config.json")
-    return Checkpoint(folder, spec_of(values), family_of(values))
+    return Checkpoint(folder, read_json(folder, "config.json"))
 
 
 def stacks(folder: Path, group: Group) -> tuple[EncoderStack, DecoderStack]:
-    values = read_json(folder, "config.json")
-    spec, checkpoint = spec_of(values), open_checkpoint(folder)
-    place = Placement(CPU, torch.float32, group)
-    return load_encoder(spec, checkpoint, place), load_decoder(spec, checkpoint, place)
+    opened, place = open_checkpoint(folder), Placement(CPU, torch.float32, group)
+    return load_encoder(opened, place), load_decoder(opened, place)
 
 
 def slots(folder: Path, group: Group | None = None) -> dict[str, WeightSlot]:
@@ -214,6 +212,97 @@ def test_an_untied_output_is_read(folder: Path) -> None:
     assert {PAD, EOS} == {0, 1}
 
 
+@pytest.mark.parametrize("kept", ["encoder.", "decoder.roberta."])
+def test_an_encoder_decoder_may_be_one_stack(kept: str, tmp_path: Path) -> None:
+    """`tie_encoder_decoder`, as in roberta_shared: the file has one copy, under either name."""
+    same = {"num_hidden_layers": 2, "num_attention_heads": 2}
+    folder = make_checkpoint(
+        tmp_path / "model", "roberta2roberta", encoder_options=same, decoder_options=same
+    )
+    values = read_json(folder, "config.json")
+    (folder / "config.json").write_text(json.dumps({**values, "tie_encoder_decoder": True}))
+    other = {"encoder.": "decoder.roberta.", "decoder.roberta.": "encoder."}[kept]
+    weights = load_file(folder / "model.safetensors")
+    edit(
+        folder, lambda w: [w.pop(name) for name in weights if name.startswith(other) and "cross" not in name]
+    )
+    loaded = slots(folder)
+    shared = [name for name in loaded if name.startswith("encoder.")]
+    assert len(shared) > 30
+    for name in shared:
+        assert torch.equal(loaded[name].into, loaded[name.replace("encoder", "decoder")].into)
+    theirs = f"{kept}encoder.layer.1.intermediate.dense.weight"
+    assert torch.equal(loaded["decoder.layers.1.feed_forward.up"].into, weights[theirs])
+
+
+# -- other layouts
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_parts_of_weights_in_another_layout(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As GPT-2's q, k and v: one [inputs, outputs] weight."""
+    folder = make_checkpoint(tmp_path / "model", "bart")
+    stored = {"fused": torch.randn(6, 12), "fused.bias": torch.randn(12), "square": torch.randn(4, 8)}
+    save_file(stored, folder / "model.safetensors")
+
+    def names(*_: object) -> WeightNames:
+        return {
+            **{f"{n}": (Part("fused", transposed=True, index=n, of=3),) for n in range(3)},
+            **{f"{n}.bias": (Part("fused.bias", index=n, of=3),) for n in range(3)},
+            "square": (Part("square", transposed=True),),
+            "absent": ("nowhere", None),
+        }
+
+    monkeypatch.setitem(FAMILIES, "bart", replace(FAMILIES["bart"], names=names))
+    opened = open_checkpoint(folder)
+    whole = stored["fused"].T.split(4)
+    for rank in range(size):
+        share = 4 // size
+        here = slice(rank * share, (rank + 1) * share)
+        for n in range(3):
+            weight, bias = torch.empty(share, 6), torch.empty(share)
+            opened.load([WeightSlot(f"{n}", weight, (4, 6), dim=0, start=here.start)])
+            opened.load([WeightSlot(f"{n}.bias", bias, (4,), dim=0, start=here.start)])
+            assert torch.equal(weight, whole[n][here])
+            assert torch.equal(bias, stored["fused.bias"].split(4)[n][here])
+        square = torch.empty(8, share)
+        opened.load([WeightSlot("square", square, (8, 4), dim=1, start=here.start)])
+        assert torch.equal(square, stored["square"].T[:, here])
+    absent = torch.ones(3)
+    opened.load([WeightSlot("absent", absent, (3,))])
+    assert not absent.any()
+    with pytest.raises(ModelLoadError, match=r"fused has shape \[6, 12\], the config asks for \[6, 15\]"):
+        opened.load([WeightSlot("0", torch.empty(5, 6), (5, 6))])
+
+
+def test_a_bias_on_the_logits_may_be_missing(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "bart")
+    decoder = stacks(folder, Group())[1]
+    assert decoder.head.bias is not None
+    bias = load_file(folder / "model.safetensors")["final_logits_bias"]
+    assert torch.equal(decoder.head.bias.weight, bias[0])
+    edit(folder, lambda weights: weights.pop("final_logits_bias"))
+    assert stacks(folder, Group())[1].head.bias is None
+
+
+def test_bart_saved_without_its_head_and_with_what_older_files_hold(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "marian")
+    before = {name: slot.into.clone() for name, slot in slots(folder).items()}
+
+    def age(weights: dict[str, torch.Tensor]) -> None:
+        for name in list(weights):
+            weights[name.removeprefix("model.")] = weights.pop(name)
+        weights["lm_head.weight"] = weights.pop("shared.weight")
+        weights["encoder.embed_positions.weight"] = torch.randn(160, 32)
+        weights["encoder.version"] = torch.tensor([3.0])
+
+    edit(folder, age)
+    after = {name: slot.into for name, slot in slots(folder).items()}
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
 # -- slices
 
 
@@ -258,7 +347,7 @@ def test_a_vocabulary_need_not_be_divisible(tmp_path: Path) -> None:
     full = load_file(folder / "model.safetensors")["lm_head.weight"]
     groups = [Group(rank=rank, size=2) for rank in range(2)]
     decoders = [stacks(folder, group)[1] for group in groups]
-    first, second = (decoder.output.weight for decoder in decoders)
+    first, second = (decoder.head.projection.weight for decoder in decoders)
     assert first.shape == second.shape == (65, 32)
     assert torch.equal(torch.cat([first, second])[:129], full)
     assert not second[64:].any()
@@ -271,11 +360,9 @@ def test_heads_that_cannot_be_split_are_refused(size: int, checkpoint: Callable[
 
 
 def test_weights_become_the_dtype_that_is_asked_for(folder: Path) -> None:
-    values = read_json(folder, "config.json")
-    spec, opened = spec_of(values), open_checkpoint(folder)
-    decoder = load_decoder(spec, opened, Placement(CPU, torch.bfloat16, Group()))
+    decoder = load_decoder(open_checkpoint(folder), Placement(CPU, torch.bfloat16, Group()))
     weights = load_file(folder / "model.safetensors")
-    assert torch.equal(decoder.output.weight, weights["lm_head.weight"].bfloat16())
+    assert torch.equal(decoder.head.projection.weight, weights["lm_head.weight"].bfloat16())
     # Added to float32 scores.
     assert decoder.attentions[0].bias is not None
     assert decoder.attentions[0].bias.weight.dtype == torch.float32

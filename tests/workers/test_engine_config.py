@@ -14,7 +14,8 @@ from tandem.workers.spec import RelativeBias, StackSpec
 
 CPU = torch.device("cpu")
 STACK = StackSpec(
-    layers=3, d_model=64, heads=8, head_dim=16, d_ff=128, activation="relu", gated=False, norm_eps=1e-6,
+    vocab_size=128, layers=3, d_model=64, heads=8, head_dim=16, d_ff=128, activation="relu", norm="rms",
+    norm_eps=1e-6,
     attention_scale=1.0, relative_bias=RelativeBias(32, 128, per_layer=False),
 )  # fmt: skip
 PAGE_BYTES = 2 * 3 * 8 * 32 * 16 * 4  # k and v, layers, heads, positions, head_dim, float32

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from models import make_checkpoint
 from tiny_t5 import EOS, PAD, VOCAB, write_model
 from transformers import AutoTokenizer
 
@@ -17,7 +20,7 @@ from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from tandem.inputs import Prompt
 from tandem.limits import Limits
 from tandem.params import BeamSearchParams, SamplingParams
-from tandem.workers.frontend import Frontend, sample_seed
+from tandem.workers.frontend import Frontend, ModelInfo, sample_seed
 from tandem.workers.request import BeamSearch, Decoding
 
 LIMITS = Limits(encoder_tokens=12, decoder_tokens=10, timeout_s=60)
@@ -51,6 +54,50 @@ def test_a_text_is_tokenized_with_the_models_special_tokens(frontend: Frontend) 
     assert sample.prefix_ids == (PAD,)
     assert (sample.priority, sample.timeout_s) == (3, 5)
     assert (prepared.encoder_prompt, prepared.prompt, prepared.request_id) == ("the cat", None, "r1")
+
+
+def test_a_decoder_only_model_is_given_one_prompt(checkpoint: Callable[..., Path]) -> None:
+    frontend = Frontend.load(checkpoint("gpt2"), "gpt2", LIMITS)
+    ids = frontend.tokenize("ba be bi")
+    for prompt in ("ba be bi", {"prompt": "ba be bi"}, {"prompt_token_ids": ids}):
+        prepared = frontend.prepare(prompt, GREEDY)
+        [sample] = prepared.samples
+        assert sample.encoder.token_ids == ()
+        assert list(sample.prefix_ids) == prepared.prompt_token_ids == prepared.context_ids == ids
+        assert (prepared.encoder_prompt, prepared.encoder_prompt_token_ids) == (None, [])
+        assert prepared.prompt == (None if "prompt_token_ids" in prompt else "ba be bi")
+    with pytest.raises(InvalidRequest, match="'gpt2' is decoder-only: give a single prompt") as caught:
+        frontend.prepare({"encoder_prompt": "ba", "decoder_prompt": "be"}, GREEDY)
+    assert caught.value.field == "encoder_prompt"
+    with pytest.raises(InvalidRequest, match="has 10 tokens, the limit is 9") as caught:
+        frontend.prepare({"prompt_token_ids": [5] * 10}, GREEDY)
+    assert caught.value.field == "prompt_token_ids"
+    with pytest.raises(InvalidRequest, match="after the 8 the decoder starts from") as caught:
+        frontend.prepare({"prompt_token_ids": [5] * 8}, GREEDY)
+    assert caught.value.field == "max_tokens"
+
+
+def test_ids_are_of_the_sides_own_vocabulary(checkpoint: Callable[..., Path]) -> None:
+    """The encoder's has 128 words, the decoder's 117."""
+    frontend = Frontend.load(checkpoint("marian-two-vocabularies"), "marian", LIMITS)
+    prompt: Prompt = {"encoder_prompt": {"prompt_token_ids": [127]}, "decoder_prompt": None}
+    frontend.prepare(prompt, GREEDY)
+    prompt["decoder_prompt"] = {"prompt_token_ids": [117]}
+    with pytest.raises(InvalidRequest, match="id 117 at 0 is not in the vocabulary, 0 to 116"):
+        frontend.prepare(prompt, GREEDY)
+
+
+def test_the_decoders_start_may_be_in_either_config(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path / "model", "bert2bert")
+    (folder / "generation_config.json").unlink()
+    path = folder / "config.json"
+    values = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in values.items() if k != "decoder_start_token_id"}))
+    with pytest.raises(ModelLoadError) as caught:
+        ModelInfo.read(folder, "model")
+    assert caught.value.field == "decoder_start_token_id"
+    (folder / "generation_config.json").write_text(json.dumps({"decoder_start_token_id": 7}))
+    assert ModelInfo.read(folder, "model").decoder_start_id == 7
 
 
 def test_every_kind_of_prompt_means_the_same(frontend: Frontend) -> None:

@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from tandem.errors import ModelLoadError
 from tandem.workers.checkpoint import WeightSlot
 from tandem.workers.distributed import Group
-from tandem.workers.layers import ColumnParallel, HeadTable, Norm, Placement, RowParallel, Vocabulary
+from tandem.workers.layers import (
+    ColumnParallel,
+    HeadTable,
+    Norm,
+    Placement,
+    RowParallel,
+    Vocabulary,
+    VocabularyBias,
+)
+from tandem.workers.spec import NormKind
 
 CPU = torch.device("cpu")
 SIZES = [1, 2, 4]
@@ -54,20 +63,23 @@ def close(ours: torch.Tensor, expected: torch.Tensor) -> None:
     torch.testing.assert_close(ours, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_column_parallel(size: int) -> None:
+def test_column_parallel(size: int, bias: bool) -> None:
     """Every rank has its share of every part, in the parts' order."""
     widths = [8, 4, 12]
     names = ["q", "k", "v"]
     weights = {name: randn(width, 6) for name, width in zip(names, widths, strict=True)}
+    biases = {f"{name}.bias": randn(width) for name, width in zip(names, widths, strict=True)}
     x = randn(5, 6)
     outputs = []
     for place in places(size):
-        layer = ColumnParallel(names, widths, 6, "heads", place)
-        fill(layer, weights)
+        layer = ColumnParallel(names, widths, 6, "heads", place, bias=bias)
+        fill(layer, weights | biases)
         outputs.append(layer(x).split([width // size for width in widths], dim=-1))
     for part, name in enumerate(names):
-        close(torch.cat([output[part] for output in outputs], dim=-1), F.linear(x, weights[name]))
+        expected = F.linear(x, weights[name], biases[f"{name}.bias"] if bias else None)
+        close(torch.cat([output[part] for output in outputs], dim=-1), expected)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -79,6 +91,24 @@ def test_row_parallel(size: int) -> None:
         fill(layer, {"down": weight})
         total += layer(x.chunk(size, dim=-1)[rank])
     close(total, F.linear(x, weight))
+
+
+@dataclass(frozen=True)
+class Doubling(Group):
+    """As if another rank had the same part."""
+
+    def all_reduce(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * x
+
+
+def test_the_bias_of_a_row_parallel_projection_counts_once() -> None:
+    weight, bias, x = randn(6, 8), randn(6), randn(5, 8)
+    for group, times in ((Group(), 1), (Doubling(rank=1, size=2), 2)):
+        layer = RowParallel("down", 8, 6, "d_ff", Placement(CPU, torch.float32, group), bias=True)
+        fill(layer, {"down": weight, "down.bias": bias})
+        share = 8 // group.size
+        part = slice(group.rank * share, (group.rank + 1) * share)
+        close(layer(x[:, part]), times * F.linear(x[:, part], weight[:, part]) + bias)
 
 
 @pytest.mark.parametrize("size", SIZES)
@@ -110,6 +140,20 @@ def test_logits_are_float32_and_end_with_the_vocabulary() -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
+def test_a_bias_on_the_logits_is_split_as_they_are(size: int) -> None:
+    weight, bias, x = randn(13, 6), randn(13), randn(5, 6)
+    logits = []
+    for place in places(size):
+        layer, added = Vocabulary("output", 13, 6, place), VocabularyBias("bias", 13, place)
+        fill(layer, {"output": weight})
+        fill(added, {"bias": bias})
+        part = layer.logits(x, added)
+        assert part is not None
+        logits.append(part)
+    close(torch.cat(logits, dim=-1)[:, :13], F.linear(x, weight, bias))
+
+
+@pytest.mark.parametrize("size", SIZES)
 def test_head_table(size: int) -> None:
     table = randn(32, 8)
     parts = []
@@ -120,12 +164,18 @@ def test_head_table(size: int) -> None:
     assert torch.equal(torch.cat(parts, dim=1), table)
 
 
-def test_norm_is_the_same_on_every_rank() -> None:
-    scale = randn(6)
+@pytest.mark.parametrize("kind", ["rms", "layer"])
+def test_norm_is_the_same_on_every_rank(kind: NormKind) -> None:
+    scale, shift, x, residual = randn(6), randn(6), randn(5, 6), randn(5, 6)
     for place in places(2):
-        layer = Norm("norm", 6, 1e-6, place)
-        fill(layer, {"norm": scale})
+        layer = Norm("norm", 6, kind, 1e-6, place)
+        fill(layer, {"norm": scale, "norm.bias": shift})
         assert torch.equal(layer.weight, scale)
+        out, total = layer.add(x, residual)
+        assert torch.equal(total, x + residual)
+        assert torch.equal(out, layer(total))
+        expected = F.layer_norm(total, (6,), scale, shift, 1e-6)
+        assert torch.equal(out, expected) == (kind == "layer")
 
 
 @pytest.mark.parametrize("widths", [[7], [8, 6]])

@@ -433,3 +433,16 @@ def test_ended_requests_are_not_kept_until_their_deadline() -> None:
 def test_sizes_that_cannot_work_are_refused() -> None:
     with pytest.raises(ValueError, match="max_batched_tokens 3 < max_num_seqs 4"):
         engine(max_batched_tokens=3)
+
+
+def test_a_request_without_an_encoder_input_needs_neither_pages_nor_an_admission() -> None:
+    """As of a decoder-only model."""
+    scheduler = Scheduler(PagePool(9, 2), max_num_seqs=2, max_batched_tokens=16, max_encoder_tokens=16)
+    for number in range(3):
+        scheduler.submit(Job(str(number), number, 0, encoder_length=0, prefix=3).request(), 0.0)
+    plan = scheduler.plan(0.0)
+    assert [row.count for row in plan.rows] == [3, 3]
+    assert not plan.admissions
+    stats = scheduler.stats()
+    assert (stats.running, stats.waiting, stats.cross_pages, stats.encoded_tokens) == (2, 1, 0, 0)
+    scheduler.check()

@@ -1,0 +1,33 @@
+"""Position vectors, against those transformers computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import PhiConfig
+from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositionalEmbedding
+from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
+from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
+
+from tandem.workers.positions import rotary_table, sinusoidal, sinusoidal_tensor2tensor
+from tandem.workers.spec import Rotary
+
+
+@pytest.mark.parametrize("width", [32, 33])
+def test_sinusoidal_is_marians(width: int) -> None:
+    expected = MarianSinusoidalPositionalEmbedding(513, width).create_weight()
+    assert torch.equal(sinusoidal(513, width), expected)
+
+
+@pytest.mark.parametrize("width", [32, 33])
+def test_sinusoidal_of_tensor2tensor_is_m2m100s(width: int) -> None:
+    expected = M2M100SinusoidalPositionalEmbedding.get_embedding(1026, width)
+    assert torch.equal(sinusoidal_tensor2tensor(1026, width), expected)
+
+
+def test_rotary_table_is_phis() -> None:
+    config = PhiConfig(hidden_size=64, num_attention_heads=2, partial_rotary_factor=0.5)
+    cosines, sines = PhiRotaryEmbedding(config)(torch.ones(1), torch.arange(2048)[None])
+    table = rotary_table(Rotary(dimensions=16, base=10000.0), 2048)
+    assert torch.equal(table[:, 0], cosines[0, :, :8])
+    assert torch.equal(table[:, 1], sines[0, :, :8])

@@ -1,0 +1,232 @@
+"""What a stack is built of: embedding, attention, feed-forward, output head, as its spec says."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
+from itertools import chain
+from typing import Final
+
+import torch
+import torch.nn.functional as F
+
+from tandem import kernels
+from tandem.workers import positions
+from tandem.workers.checkpoint import WeightSlot
+from tandem.workers.layers import (
+    ColumnParallel,
+    HeadTable,
+    Norm,
+    Placement,
+    Replicated,
+    RowParallel,
+    Vocabulary,
+    VocabularyBias,
+)
+from tandem.workers.spec import Activation, ModelSpec, StackSpec
+
+Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the rows' angles, [N, dimensions / 2]
+
+ACTIVATIONS: Final[dict[Activation, Callable[[torch.Tensor], torch.Tensor]]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+def norm(name: str, stack: StackSpec, place: Placement) -> Norm:
+    return Norm(name, stack.d_model, stack.norm, stack.norm_eps, place)
+
+
+class Embedding:
+    """Token ids and positions to what the first layer reads."""
+
+    def __init__(self, side: str, stack: StackSpec, place: Placement) -> None:
+        self.spec, self.side = stack, side
+        self.tokens = Vocabulary(f"{side}.embedding", stack.vocab_size, stack.d_model, place)
+        self.norm = norm(f"{side}.embedding_norm", stack, place) if stack.embedding_norm else None
+        # [positions, d_model]; the first position's row is the first.
+        self.positions: torch.Tensor | None = None
+        self._rows = self._types = None
+        if (table := stack.positions) is not None:
+            assert stack.max_positions is not None, "a table of positions has an end"
+            count = stack.max_positions + table.offset
+            self._rows = place.empty(count, stack.d_model)
+            if table.kind == "sinusoidal":
+                self._rows.copy_(positions.sinusoidal(count, stack.d_model))
+            elif table.kind == "sinusoidal_tensor2tensor":
+                self._rows.copy_(positions.sinusoidal_tensor2tensor(count, stack.d_model))
+            self.positions = self._rows[table.offset :]
+        if stack.token_types:
+            self._types = place.empty(stack.token_types, stack.d_model)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        yield from self.tokens.slots()
+        if self._rows is not None and self.spec.positions and self.spec.positions.kind == "learned":
+            yield WeightSlot(f"{self.side}.positions", self._rows, tuple(self._rows.shape))
+        if self._types is not None:
+            yield WeightSlot(f"{self.side}.token_types", self._types, tuple(self._types.shape))
+        if self.norm is not None:
+            yield from self.norm.slots()
+
+    def prepare(self) -> None:
+        """All tokens are of the first type, whose vector becomes part of the positions'."""
+        if self._types is not None:
+            assert self.positions is not None
+            self.positions += self._types[0]
+            self._types = None
+
+    def __call__(self, token_ids: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
+        """int64 [N] each, `rows` being the tokens' positions → [N, d_model]."""
+        x = self.tokens.embed(token_ids)
+        if self.spec.embedding_scale != 1.0:
+            x = x * self.spec.embedding_scale
+        if self.norm is not None and self.spec.embedding_norm == "tokens":
+            x = self.norm(x)
+        if self.positions is not None:
+            assert rows is not None
+            x = x + F.embedding(rows, self.positions)
+        if self.norm is not None and self.spec.embedding_norm == "sum":
+            x = self.norm(x)
+        return x
+
+
+class SelfAttention:
+    """Projections of self-attention; the attention itself is the stack's."""
+
+    def __init__(self, name: str, stack: StackSpec, has_table: bool, place: Placement) -> None:
+        width = stack.heads * stack.head_dim
+        self.norm = norm(f"{name}.norm", stack, place)
+        self.qkv = ColumnParallel(
+            [f"{name}.{part}" for part in "qkv"], [width] * 3, stack.d_model, "heads", place,
+            stack.head_dim, stack.bias,
+        )  # fmt: skip
+        self.o = RowParallel(f"{name}.o", width, stack.d_model, "heads", place, stack.head_dim, stack.bias)
+        self.bias = None
+        if has_table and stack.relative_bias is not None:
+            self.bias = HeadTable(f"{name}.bias", stack.relative_bias.buckets, stack.heads, place)
+        self.head_dim = stack.head_dim
+
+    def project(
+        self, x: torch.Tensor, rotation: Rotation | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [N, d_model] → q, k, v [N, heads, head_dim]."""
+        qkv = self.qkv(x).view(x.shape[0], 3, -1, self.head_dim)
+        if rotation is None:
+            return qkv[:, 0], qkv[:, 1], qkv[:, 2]
+        rotated = kernels.rotary(qkv[:, :2], *rotation)
+        return rotated[:, 0], rotated[:, 1], qkv[:, 2]
+
+    def slots(self) -> Iterator[WeightSlot]:
+        yield from chain(self.norm.slots(), self.qkv.slots(), self.o.slots())
+        if self.bias is not None:
+            yield from self.bias.slots()
+
+
+class CrossAttention:
+    """Query and output side; `CrossKV` projects keys and values, at admission."""
+
+    def __init__(self, name: str, stack: StackSpec, place: Placement) -> None:
+        width = stack.heads * stack.head_dim
+        self.norm = norm(f"{name}.norm", stack, place)
+        self.q = ColumnParallel(
+            [f"{name}.q"], [width], stack.d_model, "heads", place, stack.head_dim, stack.bias
+        )
+        self.o = RowParallel(f"{name}.o", width, stack.d_model, "heads", place, stack.head_dim, stack.bias)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        return chain(self.norm.slots(), self.q.slots(), self.o.slots())
+
+
+class CrossKV:
+    """Encoder output to the keys and values of every layer's cross-attention, in one GEMM."""
+
+    def __init__(self, names: Sequence[str], encoder: StackSpec, spec: ModelSpec, place: Placement) -> None:
+        stack = spec.decoder
+        self.shape = (len(names), 2, -1, stack.head_dim)
+        self.bridge = Replicated("bridge", encoder.d_model, stack.d_model, place) if spec.bridge else None
+        self.kv = ColumnParallel(
+            [f"{name}.{part}" for name in names for part in "kv"],
+            [stack.heads * stack.head_dim] * (2 * len(names)),
+            stack.d_model if spec.bridge else encoder.d_model,
+            "heads",
+            place,
+            stack.head_dim,
+            stack.bias,
+        )
+
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """[N, encoder's d_model] → [N, layers, 2, heads, head_dim]."""
+        if self.bridge is not None:
+            hidden = self.bridge(hidden)
+        return self.kv(hidden).view(len(hidden), *self.shape)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        yield from self.kv.slots()
+        if self.bridge is not None:
+            yield from self.bridge.slots()
+
+
+class FeedForward:
+    def __init__(self, name: str, stack: StackSpec, place: Placement) -> None:
+        parts = ["gate", "up"] if stack.gated else ["up"]
+        self.norm = None if stack.parallel else norm(f"{name}.norm", stack, place)
+        self.up = ColumnParallel(
+            [f"{name}.{part}" for part in parts], [stack.d_ff] * len(parts), stack.d_model, "d_ff", place,
+            bias=stack.bias,
+        )  # fmt: skip
+        self.down = RowParallel(f"{name}.down", stack.d_ff, stack.d_model, "d_ff", place, bias=stack.bias)
+        self.gated, self.activation = stack.gated, stack.activation
+        self._act = ACTIVATIONS[stack.activation]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        x = self.up(x)
+        if not self.gated:
+            return self.down(self._act(x))
+        if self.activation == "gelu_new":
+            return self.down(kernels.gated_gelu(x))
+        gate, linear = x.chunk(2, dim=-1)
+        return self.down(self._act(gate) * linear)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        if self.norm is not None:
+            yield from self.norm.slots()
+        yield from chain(self.up.slots(), self.down.slots())
+
+
+class Head:
+    """Decoder output to logits."""
+
+    def __init__(self, spec: ModelSpec, embedding: Vocabulary, tied: bool, place: Placement) -> None:
+        stack = spec.decoder
+        self.scale, self.tied = spec.logit_scale, tied
+        self.projection = (
+            embedding if tied else Vocabulary("decoder.output", stack.vocab_size, stack.d_model, place)
+        )
+        self.bias = (
+            VocabularyBias("decoder.output.bias", stack.vocab_size, place) if spec.output_bias else None
+        )
+        self.transform = self.norm = None
+        if spec.output_transform is not None:
+            self.transform = Replicated("decoder.transform", stack.d_model, stack.d_model, place)
+            self.norm = norm("decoder.transform_norm", stack, place)
+            self._act = ACTIVATIONS[spec.output_transform]
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
+        """[N, d_model] → float32 [N, vocabulary] on rank 0, None elsewhere."""
+        if self.transform is not None and self.norm is not None:
+            x = self.norm(self._act(self.transform(x)))
+        if self.scale != 1.0:
+            x = x * self.scale
+        return self.projection.logits(x, self.bias)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        for part in (None if self.tied else self.projection, self.bias, self.transform, self.norm):
+            if part is not None:
+                yield from part.slots()
+
+    def prepare(self) -> None:
+        """Most models that may have a bias have one of zeros."""
+        if self.bias is not None and not self.bias.weight.any():
+            self.bias = None

@@ -1,0 +1,41 @@
+"""The families table: Hugging Face config → `ModelSpec`, and our weight names → theirs.
+
+To add a family, add an entry; CONTRIBUTING.md walks through it.
+"""
+
+from __future__ import annotations
+
+from tandem.errors import ModelLoadError
+from tandem.workers.families import bart, encoder_decoder, gpt2, phi, t5
+from tandem.workers.families.entry import Config, Family, Part, WeightNames, first_id
+from tandem.workers.spec import ModelSpec
+
+__all__ = ["FAMILIES", "Config", "Family", "Part", "WeightNames", "family_of", "first_id", "spec_of"]
+
+# By the `model_type` of config.json.
+FAMILIES: dict[str, Family] = {
+    **t5.FAMILIES,
+    **bart.FAMILIES,
+    **encoder_decoder.FAMILIES,
+    **gpt2.FAMILIES,
+    **phi.FAMILIES,
+}
+
+
+def family_of(config: Config) -> Family:
+    """The table's entry for a config.json. Raises ModelLoadError, listing what is served."""
+    kind = config.get("model_type")
+    family = FAMILIES.get(str(kind))
+    if family is None:
+        raise ModelLoadError(
+            f"model_type {kind!r} is not served; served are {', '.join(sorted(FAMILIES))}", field="model"
+        )
+    return family
+
+
+def spec_of(config: Config) -> ModelSpec:
+    """The spec of a config.json. Raises ModelLoadError, naming a missing key."""
+    try:
+        return family_of(config).spec(config)
+    except KeyError as error:
+        raise ModelLoadError(f"config.json lacks {error.args[0]!r}", field="model") from None

@@ -1,0 +1,163 @@
+"""The BART-like families: one layout, told apart by where they normalize and how they count positions.
+
+BART, mBART and mBART-50, PLBart, Blenderbot and Blenderbot-small, Pegasus, Marian (OPUS-MT), and M2M100,
+which is also NLLB's.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from tandem.workers.families.entry import (
+    Config,
+    Family,
+    Part,
+    WeightNames,
+    activation,
+    affine,
+    head_dim,
+    ids,
+    sides,
+    token_id,
+)
+from tandem.workers.spec import Activation, ModelSpec, PositionTable, StackSpec
+
+
+@dataclass(frozen=True)
+class _Kind:
+    """What transformers' code, not the config, says of a family, and the defaults of its config."""
+
+    family: str
+    post_norm: bool
+    embedding_norm: tuple[Literal["sum", "tokens"] | None, Literal["sum", "tokens"] | None]  # of each stack
+    positions: Literal["learned", "sinusoidal", "sinusoidal_tensor2tensor"]
+    offset: int | None = 0  # the first position's row; None: behind the pad id's
+    output_bias: bool = True
+    pad: int = 1
+    eos: int = 2
+    start: int | None = None  # None: BOS
+    forced_eos: bool = True
+    encoder_no_repeat_ngram_size: int = 0
+    activation: Activation = "gelu"
+    scale_embedding: bool = False
+    max_positions: int = 1024
+
+    def spec(self, config: Config) -> ModelSpec:
+        pad = token_id(config, "pad_token_id", self.pad)
+        scaled = config.get("scale_embedding", self.scale_embedding)
+
+        def stack(side: Literal["encoder", "decoder"], vocab_size: int) -> StackSpec:
+            heads = config[f"{side}_attention_heads"]
+            width = head_dim(config["d_model"], heads, f"{side}_attention_heads")
+            return StackSpec(
+                vocab_size=vocab_size,
+                layers=config[f"{side}_layers"],
+                d_model=config["d_model"],
+                heads=heads,
+                head_dim=width,
+                d_ff=config[f"{side}_ffn_dim"],
+                activation=activation(config, "activation_function", self.activation),
+                bias=True,
+                norm="layer",
+                norm_eps=1e-5,
+                post_norm=self.post_norm,
+                attention_scale=width**-0.5,
+                embedding_scale=config["d_model"] ** 0.5 if scaled else 1.0,
+                embedding_norm=self.embedding_norm[side == "decoder"],
+                max_positions=config.get("max_position_embeddings", self.max_positions),
+                positions=PositionTable(self.positions, pad + 1 if self.offset is None else self.offset),
+            )
+
+        shared = config["vocab_size"]
+        separate = not config.get("share_encoder_decoder_embeddings", True)
+        start, bos = config.get("decoder_start_token_id", self.start), token_id(config, "bos_token_id", 0)
+        return ModelSpec(
+            family=self.family,
+            encoder=stack("encoder", shared),
+            decoder=stack("decoder", (separate and config.get("decoder_vocab_size")) or shared),
+            output_bias=self.output_bias,
+            decoder_start_id=bos if start is None else start,
+            pad_id=pad,
+            eos_ids=ids(config, "eos_token_id", self.eos),
+        )
+
+    def names(self, _: Config, spec: ModelSpec) -> WeightNames:
+        encoder, decoder, shared = (
+            _either(name)
+            for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "shared.weight")
+        )
+        names: WeightNames = {
+            "encoder.embedding": encoder + shared + decoder + _OUTPUT,
+            "decoder.embedding": decoder + shared + _OUTPUT + encoder,
+            "decoder.output": _OUTPUT + shared + decoder + encoder,
+        }
+        if spec.output_bias:
+            names["decoder.output.bias"] = (Part("final_logits_bias", row=True), None)
+        for side, stack in sides(spec):
+            if self.positions == "learned":
+                names[f"{side}.positions"] = _either(f"{side}.embed_positions.weight")
+            if stack.embedding_norm is not None:
+                names |= affine(f"{side}.embedding_norm", *_either(f"{side}.layernorm_embedding"))
+            if not stack.post_norm:
+                names |= affine(f"{side}.final_norm", *_either(f"{side}.layer_norm"))
+            for i in range(stack.layers):
+                for ours, theirs in _LAYER.items():
+                    if side == "decoder" or not ours.startswith("cross"):
+                        names |= affine(f"{side}.layers.{i}.{ours}", *_either(f"{side}.layers.{i}.{theirs}"))
+        return names
+
+
+def _either(name: str) -> tuple[str, str]:
+    """Saved from the model with its output projection, or from the model without."""
+    return f"model.{name}", name
+
+
+_OUTPUT = ("lm_head.weight",)
+_LAYER = {
+    "self_attention.q": "self_attn.q_proj",
+    "self_attention.k": "self_attn.k_proj",
+    "self_attention.v": "self_attn.v_proj",
+    "self_attention.o": "self_attn.out_proj",
+    "self_attention.norm": "self_attn_layer_norm",
+    "cross_attention.q": "encoder_attn.q_proj",
+    "cross_attention.k": "encoder_attn.k_proj",
+    "cross_attention.v": "encoder_attn.v_proj",
+    "cross_attention.o": "encoder_attn.out_proj",
+    "cross_attention.norm": "encoder_attn_layer_norm",
+    "feed_forward.up": "fc1",
+    "feed_forward.down": "fc2",
+    "feed_forward.norm": "final_layer_norm",
+}
+# Older files hold computed position vectors, and a version number.
+_UNUSED = ("*.embed_positions.weight", "*.embed_positions.weights", "*.version")
+
+_KINDS = (
+    _Kind("bart", True, ("sum", "sum"), "learned", 2, start=2),
+    _Kind("plbart", True, ("sum", "sum"), "learned", 2, scale_embedding=True),
+    _Kind("mbart", False, ("sum", "sum"), "learned", 2),
+    _Kind(
+        "blenderbot", False, (None, None), "learned", pad=0, start=1, max_positions=128,
+        encoder_no_repeat_ngram_size=3,
+    ),
+    _Kind("blenderbot-small", True, ("sum", "tokens"), "learned", pad=0, start=1, max_positions=512),
+    _Kind("pegasus", False, (None, None), "sinusoidal", pad=0, start=0, eos=1),
+    _Kind("marian", True, (None, None), "sinusoidal", pad=58100, start=58100, eos=0),
+    _Kind(
+        "m2m_100", False, (None, None), "sinusoidal_tensor2tensor", None, output_bias=False, start=2,
+        forced_eos=False, activation="relu", scale_embedding=True,
+    ),
+)  # fmt: skip
+
+FAMILIES = {
+    kind.family: Family(
+        kind.spec,
+        kind.names,
+        _UNUSED,
+        {
+            "forced_eos_token_id": kind.eos if kind.forced_eos else None,
+            "encoder_no_repeat_ngram_size": kind.encoder_no_repeat_ngram_size,
+        },
+    )
+    for kind in _KINDS
+}

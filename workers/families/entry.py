@@ -1,0 +1,110 @@
+"""What an entry of the families table is made of, and the reading of configs that families share."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Final
+
+from tandem.errors import ModelLoadError
+from tandem.workers.spec import Activation, ModelSpec, StackSpec
+
+Config = Mapping[str, Any]  # config.json
+
+
+@dataclass(frozen=True)
+class Part:
+    """A weight that the checkpoint holds in another layout than ours, [outputs, inputs] or [outputs]."""
+
+    name: str
+    transposed: bool = False  # [inputs, outputs], as GPT-2's Conv1D
+    index: int = 0  # which of `of` equal parts along the outputs
+    of: int = 1
+    row: bool = False  # a vector stored as [1, n]
+
+
+# Our name of a weight → the names it may have in the checkpoint: the first that is there is read.
+# The others, where present too, are tied copies. None at the end: where it is absent it is zero.
+WeightNames = dict[str, tuple[str | Part | None, ...]]
+
+
+@dataclass(frozen=True)
+class Family:
+    spec: Callable[[Config], ModelSpec]
+    names: Callable[[Config, ModelSpec], WeightNames]
+    # Shell patterns of weights that occur in the wild, are never read, and are passed over without complaint.
+    unused: tuple[str, ...] = ()
+    # Decoding parameters of the family's own, by transformers' names, where config.json does not say.
+    defaults: Config = field(default_factory=dict)
+
+
+def sides(spec: ModelSpec) -> Iterator[tuple[str, StackSpec]]:
+    if spec.encoder is not None:
+        yield "encoder", spec.encoder
+    yield "decoder", spec.decoder
+
+
+def token_id(config: Config, key: str, default: int) -> int:
+    """A token id; null means the default, as absence does."""
+    value = config.get(key)
+    if value is None:
+        return default
+    if type(value) is not int:
+        raise ModelLoadError(f"must be a token id, got {value!r}", field=key)
+    return value
+
+
+def first_id(key: str, *configs: Config) -> int | None:
+    """A token id from the first of the configs that has it."""
+    found = (config for config in configs if config.get(key) is not None)
+    return next((token_id(config, key, 0) for config in found), None)
+
+
+def ids(config: Config, key: str, *default: int) -> tuple[int, ...]:
+    """Token ids, of which the file may hold one or a list; null means none."""
+    value = config.get(key, list(default))
+    values = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(type(one) is int for one in values):
+        raise ModelLoadError(f"must be a token id or a list of them, got {value!r}", field=key)
+    return tuple(values)
+
+
+# By transformers' names.
+ACTIVATIONS: Final[Mapping[str, Activation]] = {
+    "relu": "relu",
+    "gelu": "gelu",
+    "gelu_new": "gelu_new",
+    "gelu_fast": "gelu_new",
+    "gelu_pytorch_tanh": "gelu_new",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def activation(config: Config, key: str, default: Activation) -> Activation:
+    name = config.get(key, default)
+    if name not in ACTIVATIONS:
+        raise ModelLoadError(
+            f"unsupported activation {name!r}; there are {', '.join(ACTIVATIONS)}", field=key
+        )
+    return ACTIVATIONS[name]
+
+
+def head_dim(width: int, heads: int, key: str) -> int:
+    """Width of a head, where the config gives their number."""
+    if heads < 1 or width % heads:
+        raise ModelLoadError(f"{heads} heads do not divide the width {width}", field=key)
+    return width // heads
+
+
+def either(*names: WeightNames) -> WeightNames:
+    """Where a whole stack may have one name or another."""
+    return {ours: sum((some.get(ours, ()) for some in names), ()) for ours in names[0]}
+
+
+def affine(ours: str, *theirs: str) -> WeightNames:
+    """Weight and bias of a projection or of a LayerNorm, under each of its module's names."""
+    return {
+        ours: tuple(f"{name}.weight" for name in theirs),
+        f"{ours}.bias": tuple(f"{name}.bias" for name in theirs),
+    }

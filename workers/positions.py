@@ -1,0 +1,41 @@
+"""Position vectors that are computed, not learned."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from tandem.workers.spec import Rotary
+
+
+def sinusoidal(rows: int, width: int) -> torch.Tensor:
+    """float32 [rows, width]: all sines, then all cosines (Vaswani et al., 2017, not interleaved).
+
+    Entry j of either half turns by ``10000^(-2j / width)`` a position. The angles are taken in float64, as
+    transformers' Marian does, whose models were trained with this layout.
+    """
+    angles = torch.arange(rows, dtype=torch.float64)[:, None] / 10000.0 ** (
+        torch.arange(0, width, 2, dtype=torch.float64) / width
+    )
+    return torch.cat([angles.sin(), angles.cos()[:, : width // 2]], dim=1).float()
+
+
+def sinusoidal_tensor2tensor(rows: int, width: int) -> torch.Tensor:
+    """float32 [rows, width]: all sines, then all cosines, as in tensor2tensor and fairseq.
+
+    Entry j of either half turns by ``10000^(-j / (width / 2 - 1))`` a position: the last is the slowest.
+    In float32, as transformers' M2M100; an odd width ends with a zero.
+    """
+    half = width // 2
+    speeds = torch.exp(torch.arange(half).float() * -(math.log(10000) / (half - 1)))
+    angles = torch.arange(rows).float()[:, None] * speeds
+    table = torch.cat([angles.sin(), angles.cos()], dim=1)
+    return torch.nn.functional.pad(table, (0, width % 2))
+
+
+def rotary_table(rotary: Rotary, rows: int) -> torch.Tensor:
+    """float32 [rows, 2, dimensions / 2]: cosines and sines of each position's angles (Su et al., 2021)."""
+    speeds = 1.0 / rotary.base ** (torch.arange(0, rotary.dimensions, 2).float() / rotary.dimensions)
+    angles = torch.arange(rows).float()[:, None] * speeds
+    return torch.stack([angles.cos(), angles.sin()], dim=1)
