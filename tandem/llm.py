@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Any, Self, cast
@@ -46,6 +46,7 @@ class LLM:
         *,
         dtype: str = "auto",
         tensor_parallel_size: int = 1,
+        override_generation_config: Mapping[str, Any] | None = None,
         **engine_options: Any,
     ) -> None:
         """
@@ -53,6 +54,8 @@ class LLM:
             model: a folder, a Hugging Face hub id, or "quickstart".
             dtype: "auto" (bfloat16 on a GPU, float32 on a CPU), "float32" (or "float") or "bfloat16".
             tensor_parallel_size: ranks the model is split over; those above 0 are child processes.
+            override_generation_config: decoding defaults that come before the model's
+                `generation_config.json`, under its names.
             engine_options: other fields of `EngineConfig`, such as max_num_seqs or kv_cache_gib.
 
         Raises ModelLoadError for a model that cannot be served, InvalidRequest for an unusable option.
@@ -67,7 +70,7 @@ class LLM:
             n=DEFAULT_LIMITS.n,
             timeout_s=math.inf,
         )
-        self._frontend = Frontend.load(folder, model, limits)
+        self._frontend = Frontend.load(folder, model, limits, override_generation_config)
         self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
         self._lock = threading.Lock()  # around the engine
         self._inboxes: dict[str, deque[Delta]] = {}  # of live engine requests, by their id

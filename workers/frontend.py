@@ -11,9 +11,10 @@ import math
 import secrets
 import uuid
 from array import array
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, take_apart
@@ -52,12 +53,21 @@ class Frontend:
             self._backend.no_padding()
 
     @classmethod
-    def load(cls, folder: str | Path, served_name: str, limits: Limits = DEFAULT_LIMITS) -> Frontend:
-        """Reads a model's folder, all but its weights. Raises ModelLoadError."""
+    def load(
+        cls,
+        folder: str | Path,
+        served_name: str,
+        limits: Limits = DEFAULT_LIMITS,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Frontend:
+        """Reads a model's folder, all but its weights. Raises ModelLoadError.
+
+        overrides: decoding defaults that come before the model's own, under transformers' names.
+        """
         from transformers import AutoTokenizer
 
         folder = Path(folder)
-        info = ModelInfo.read(folder, served_name)
+        info = ModelInfo.read(folder, served_name, overrides)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from tandem.errors import ModelLoadError
+from tandem.errors import InvalidRequest, ModelLoadError
 from tandem.params import EarlyStopping
 
 
@@ -89,6 +89,42 @@ class GenerationDefaults:
             min_new_tokens=int(number("min_new_tokens", 0)),
             min_length=int(number("min_length", 0)),
         )
+
+
+# What a server may set in place of the model.
+_NAMES: Final = frozenset(
+    [
+        "do_sample",
+        "temperature",
+        "top_k",
+        "top_p",
+        "min_p",
+        "typical_p",
+        "repetition_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "bad_words_ids",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+        "num_beams",
+        "length_penalty",
+        "early_stopping",
+        "renormalize_logits",
+        "max_new_tokens",
+        "max_length",
+        "min_new_tokens",
+        "min_length",
+    ]
+)
+
+
+def checked_overrides(settings: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The server's own settings. Raises InvalidRequest for a name that would be of no effect."""
+    for name in sorted(settings.keys() - _NAMES):
+        raise InvalidRequest("unknown parameter", field=f"override_generation_config.{name}")
+    return settings
 
 
 # What models set and Tandem does not have, with the value that changes nothing.

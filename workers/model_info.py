@@ -11,7 +11,7 @@ from typing import Any
 
 from tandem.errors import ModelLoadError
 from tandem.workers.families import family_of, first_id, spec_of
-from tandem.workers.generation_defaults import GenerationDefaults, ids_of, not_applied
+from tandem.workers.generation_defaults import GenerationDefaults, checked_overrides, ids_of, not_applied
 
 logger = logging.getLogger(__name__)
 
@@ -35,10 +35,11 @@ class ModelInfo:
     revision: str  # changes with the model; part of every encoder key
 
     @classmethod
-    def read(cls, folder: Path, name: str) -> ModelInfo:
-        """Reads `config.json` and `generation_config.json`.
+    def read(cls, folder: Path, name: str, overrides: Mapping[str, Any] | None = None) -> ModelInfo:
+        """Reads `config.json` and `generation_config.json`; `overrides`, the server's, come before both.
 
-        Raises ModelLoadError for a model Tandem cannot serve and for a malformed file.
+        Raises ModelLoadError for a model Tandem cannot serve and for a malformed file, InvalidRequest for an
+        override of an unknown name.
         """
         from tandem.workers.checkpoint import read_json  # brings torch
 
@@ -53,6 +54,7 @@ class ModelInfo:
         # A null in generation_config.json means "not set".
         defaults = {} if generation else family_of(config).defaults
         settings = {**defaults, **config, **{k: v for k, v in generation.items() if v is not None}}
+        settings |= checked_overrides(overrides or {})
         if ignored := not_applied(settings):
             logger.warning("%s: the model's own decoding defaults that are not applied: %s", name, ignored)
         return cls(

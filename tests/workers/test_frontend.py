@@ -237,6 +237,19 @@ def test_beam_search_has_the_models_own_defaults(tmp_path: Path) -> None:
     assert beams(tmp_path, own, num_beams=1) is None
 
 
+def test_the_servers_own_defaults_come_between_request_and_model(tmp_path: Path) -> None:
+    write_model(tmp_path, generation={"num_beams": 6, "no_repeat_ngram_size": 3, "max_new_tokens": 9})
+    overrides = {"num_beams": 1, "no_repeat_ngram_size": 2, "do_sample": True, "temperature": 0.5}
+    frontend = Frontend.load(tmp_path, "tiny", overrides=overrides)
+    got = frontend.prepare("a").samples[0].decoding
+    assert (got.beams, got.no_repeat_ngram_size, got.temperature, got.max_tokens) == (None, 2, 0.5, 9)
+    asked = SamplingParams(temperature=0, no_repeat_ngram_size=0)
+    got = frontend.prepare("a", asked).samples[0].decoding
+    assert (got.no_repeat_ngram_size, got.temperature) == (0, 0)
+    with pytest.raises(InvalidRequest, match=r"override_generation_config\.beams: unknown"):
+        Frontend.load(tmp_path, "tiny", overrides={"beams": 2})
+
+
 def test_without_parameters_the_models_own_way_of_decoding_holds(tmp_path: Path) -> None:
     def default(generation: dict[str, Any] | None) -> Decoding:
         write_model(tmp_path, generation=generation)
