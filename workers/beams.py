@@ -213,7 +213,7 @@ class Beams:
         self._flags["open"][first] = is_open.squeeze(1)
         self._answers[slots, : answers.shape[2]] = answers
         self._processors.history[slots] = self._processors.history[parents]
-        self._processors.append(slots.flatten(), tokens.flatten())
+        self._processors.append(slots.flatten(), tokens.flatten(), history=True)
         step.tokens[places] = tokens
         step.parents[places] = parents
         step.finished.append(_Finished(groups, done.squeeze(1), score, lengths, answers[:, :, :longest]))

@@ -144,9 +144,10 @@ class Processors:
         positions = len(request.prefix_ids) + request.decoding.max_tokens
         self.history.start(sequence.slots, sequence.tokens, positions)
 
-    def append(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Counts a token of each of these slots; where anybody wants the history, writes it down."""
-        self.history.append(slots, self._ints["prefix"][slots] + self.step[slots], tokens)
+    def append(self, slots: torch.Tensor, tokens: torch.Tensor, *, history: bool) -> None:
+        """Counts a token of each of these slots; with `history`, which any of them wants, writes it down."""
+        if history:
+            self.history.append(slots, self._ints["prefix"][slots] + self.step[slots], tokens)
         self.step[slots] += 1
 
     def __call__(self, scores: torch.Tensor, slots: torch.Tensor, need: Need) -> torch.Tensor:

@@ -12,7 +12,7 @@ import torch
 
 from tandem.outputs import TokenLogprobs
 from tandem.workers.beams import Beams, BeamStep
-from tandem.workers.processors import Processors
+from tandem.workers.processors import Need, Processors
 from tandem.workers.request import Decoding
 from tandem.workers.slot_tables import Columns
 from tandem.workers.step_plan import Row, Sequence, StepResult
@@ -113,12 +113,13 @@ class Sampler:
         slots = torch.tensor(numbers, device=self.device)
         wants = [d.logprobs for d in decodings]
         raw = logits.log_softmax(-1) if any(k is not None for k in wants) else None
-        logits = self._processors(logits, slots, self._processors.need_of(numbers))
+        need = self._processors.need_of(numbers)
+        logits = self._processors(logits, slots, need)
         tokens = logits.argmax(-1)
         if any(d.temperature > 0 for d in decodings):
             drawn = self._draw(logits, slots, decodings)
             tokens = torch.where(self._floats["temperature"][slots] > 0, drawn, tokens)
-        self._processors.append(slots, tokens)
+        self._processors.append(slots, tokens, history=bool(need & Need.HISTORY))
         if raw is None:
             return Sampled(tokens, wants, beams=beams)
         top, top_ids = raw.topk(max(k or 0 for k in wants), dim=-1)

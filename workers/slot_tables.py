@@ -67,8 +67,7 @@ class History:
     def append(self, slots: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor) -> None:
         """One token each, behind `lengths`. A slot nobody asked for may be longer than the table: what is
         written there is never read."""
-        if self.width:
-            self._table[slots, lengths.clamp(max=self.width - 1)] = tokens
+        self._table[slots, lengths.clamp(max=self.width - 1)] = tokens
 
     def __getitem__(self, slots: torch.Tensor) -> torch.Tensor:
         """int64 [*slots.shape, width]; what lies beyond a slot's length is any token."""

@@ -149,7 +149,7 @@ def test_nobody_pays_for_what_nobody_asked_for() -> None:
     assert processors.need_of([0, 1]) == Need.NOTHING
     scores = torch.randn(2, VOCAB)
     assert processors(scores, torch.tensor([0, 1]), Need.NOTHING) is scores
-    processors.append(torch.tensor([0, 1]), torch.tensor([5, 6]))
+    processors.append(torch.tensor([0, 1]), torch.tensor([5, 6]), history=False)
     assert processors.step.tolist() == [2, 1]
     assert processors.history[torch.tensor([0])].numel() == 0
 
@@ -183,5 +183,5 @@ def test_what_is_appended_is_history() -> None:
         got = processors(scores.clone(), slots, processors.need_of([0, 1]))
         torch.testing.assert_close(got[0], expected(scores[0], ours), rtol=1e-6, atol=1e-6)
         assert torch.equal(got[1], scores[1])
-        processors.append(slots, torch.tensor([token, token]))
+        processors.append(slots, torch.tensor([token, token]), history=True)
         ours.tokens.append(token)
