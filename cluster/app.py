@@ -17,6 +17,8 @@ from tandem.cluster.autoscaling import decoder_autoscaling, encoder_autoscaling
 from tandem.cluster.config import ServeConfig, parse_args
 from tandem.cluster.decoder import Decoder
 from tandem.cluster.encoder import Encoder
+from tandem.workers.checkpoint import read_json, resolve
+from tandem.workers.families import spec_of
 
 SUPERVISOR_CPUS = 0.05  # it hardly ever does anything
 HEALTH_CHECK_PERIOD_S = 2.0  # how late Serve learns that an engine died; routers learn it at once
@@ -52,7 +54,7 @@ def application(config: ServeConfig, ingress: type[Any] | None = None) -> Applic
         from tandem.cluster.ingress import Ingress
 
         ingress = Ingress
-    config = dataclasses.replace(config, device="cuda" if uses_gpus(config) else "cpu")
+    config = decided(config)
     worker = _of_workers(config)
     encoder = None if config.placement == "colocated" else _encoder(config, worker)
     # The router refuses what exceeds `queued_requests`, with a proper error; Serve's own limit is behind.
@@ -66,6 +68,19 @@ def application(config: ServeConfig, ingress: type[Any] | None = None) -> Applic
     )
     bound: Application = deployment.bind(worker, encoder, _decoder(config, worker))
     return bound
+
+
+def decided(config: ServeConfig) -> ServeConfig:
+    """With what `auto` and the model decide: the device, and no encoders for a decoder-only model.
+
+    Raises ModelLoadError where there is no such model here.
+    """
+    decoder_only = spec_of(read_json(resolve(config.model), "config.json")).encoder is None
+    return dataclasses.replace(
+        config,
+        device="cuda" if uses_gpus(config) else "cpu",
+        placement="colocated" if decoder_only else config.placement,
+    )
 
 
 def _of_workers(config: ServeConfig) -> ServeConfig:

@@ -42,7 +42,8 @@ class ServeConfig:
     override_generation_config: dict[str, Any] = field(default_factory=dict)
 
     # The cluster
-    placement: Placement = "disaggregated"  # colocated: the decoder's engine encodes by itself
+    # colocated: the decoder's engine encodes by itself. A decoder-only model is always colocated.
+    placement: Placement = "disaggregated"
     min_encoder_replicas: int = 1
     max_encoder_replicas: int | None = None  # None: min, no autoscaling
     min_decoder_replicas: int = 1

@@ -22,11 +22,10 @@ from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from tandem.cluster.app import SUPERVISOR_CPUS, application, uses_gpus
+from tandem.cluster.app import SUPERVISOR_CPUS, application, decided
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.endpoints import Endpoints, read_endpoints
 from tandem.errors import InvalidRequest, Unavailable
-from tandem.workers.checkpoint import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -93,7 +92,7 @@ class RunningCluster:
         not become healthy, with what Serve says about it.
         """
         self.undeploy()
-        resolve(config.model)  # a wrong name fails here and now, not three times in a replica
+        config = decided(config)  # a wrong model fails here and now, not three times in a replica
         if self._is_this_machine:
             _refuse_what_does_not_fit(config)
         self._config = config
@@ -227,7 +226,9 @@ def _refuse_what_does_not_fit(config: ServeConfig) -> None:
         + shards * config.decoder_cpus
         + config.min_decoder_replicas * SUPERVISOR_CPUS
         + config.ingress_replicas * config.ingress_cpus,
-        "GPU": encoders * config.encoder_gpus + shards * config.decoder_gpus if uses_gpus(config) else 0,
+        "GPU": encoders * config.encoder_gpus + shards * config.decoder_gpus
+        if config.device == "cuda"
+        else 0,
     }
     there = ray.cluster_resources()  # type: ignore[no-untyped-call]
     for resource, need in needs.items():

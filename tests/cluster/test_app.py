@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from typing import Any
 
 import pytest
+from models import make_checkpoint
 from ray.serve import Application
 
 from tandem.cluster.app import application, build
 from tandem.cluster.config import ServeConfig
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, ModelLoadError
 
 
 class Door:
@@ -32,6 +34,16 @@ def test_colocated_there_is_no_encoder() -> None:
     colocated = parts(application(ServeConfig(device="cpu", placement="colocated"), Door))
     assert list(colocated) == ["Ingress", "Decoder"]
     assert colocated["Ingress"].init_args[1] is None
+
+
+def test_a_decoder_only_model_has_no_encoder_either(tmp_path: Path) -> None:
+    config = ServeConfig(device="cpu", model=str(make_checkpoint(tmp_path, "gpt2")))
+    assert list(parts(application(config, Door))) == ["Ingress", "Decoder"]
+
+
+def test_a_model_that_is_not_there_fails_at_once() -> None:
+    with pytest.raises(ModelLoadError, match="no folder"):
+        application(ServeConfig(device="cpu", model="/no/such/model"), Door)
 
 
 def test_each_rank_has_a_bundle_and_the_supervisor_sits_with_the_first() -> None:

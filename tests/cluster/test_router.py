@@ -143,7 +143,8 @@ async def test_a_draining_engine_finishes_its_own_and_gets_no_more() -> None:
     async with FakeCluster(engines=2, step_s=0.005) as cluster:
         before = [request(f"a{i}", tokens=40, ids=(i, 1)) for i in range(6)]
         tasks = [asyncio.create_task(cluster.collect(r)) for r in before]
-        await asyncio.sleep(0.05)
+        while sum(len(actor.engine.submitted) for actor in cluster.decoders.replicas.values()) < len(before):
+            await asyncio.sleep(0.001)
         name, draining = next(iter(cluster.decoders.replicas.items()))
         had = len(draining.engine.submitted)
         assert had

@@ -34,7 +34,7 @@ def started() -> Iterator[tuple[launch.RunningCluster, ServeConfig]]:
 
 
 @pytest.mark.parametrize("tensor_parallel_size", [1, 2])
-@pytest.mark.parametrize("variant", [*T5_VARIANTS, "bart", "marian-two-vocabularies"])
+@pytest.mark.parametrize("variant", [*T5_VARIANTS, "bart", "marian-two-vocabularies", "gpt2"])
 def test_greedy(
     started: tuple[launch.RunningCluster, ServeConfig],
     tmp_path: Path,
