@@ -8,7 +8,7 @@ from typing import Any
 
 from tandem.cluster.service import Piece
 from tandem.outputs import RequestOutput, TokenLogprobs
-from tandem.params import SamplingParams
+from tandem.params import Params
 from tandem.workers.assembler import PreparedRequest
 from tandem.workers.detokenizer import Vocabulary
 
@@ -22,7 +22,7 @@ class CompletionShape:
         model: str,
         vocabulary: Vocabulary,
         prepared: Sequence[PreparedRequest],
-        params: SamplingParams,
+        params: Params,
     ) -> None:
         self._head = {
             "id": f"cmpl-{prepared[0].request_id}",
@@ -30,7 +30,7 @@ class CompletionShape:
             "created": int(time.time()),
             "model": model,
         }
-        self._n = params.n
+        self._n = params.outputs
         self._prompt_tokens = sum(
             len(one.encoder_prompt_token_ids) + len(one.context_ids) for one in prepared
         )
@@ -38,7 +38,7 @@ class CompletionShape:
         self._logprobs = [
             _LogprobsShape(vocabulary, params.skip_special_tokens, first=not one.context_ids)
             for one in prepared
-            for _ in range(params.n)
+            for _ in range(params.outputs)
         ]
 
     def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
@@ -49,7 +49,9 @@ class CompletionShape:
                 index = number * self._n + sample.index
                 logprobs = self._logprobs[index].shape(sample.logprobs)
                 choices.append(
-                    _choice(index, sample.text, logprobs, sample.finish_reason, sample.stop_reason)
+                    _choice(
+                        index, sample.text, logprobs, sample.finish_reason, sample.stop_reason, sample.score
+                    )
                 )
         return {**self._head, "choices": choices, "usage": self._usage()}
 
@@ -60,7 +62,7 @@ class CompletionShape:
         if delta.text or delta.logprobs or delta.finish_reason is not None:
             index = piece.prompt * self._n + delta.index
             logprobs = self._logprobs[index].shape(delta.logprobs)
-            choice = _choice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason)
+            choice = _choice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason, delta.score)
             yield {**self._head, "choices": [choice]}
 
     def usage_chunk(self) -> dict[str, Any]:
@@ -80,14 +82,18 @@ def _choice(
     logprobs: dict[str, Any] | None,
     finish_reason: str | None,
     stop_reason: int | str | None,
+    score: float | None,
 ) -> dict[str, Any]:
-    return {
+    choice = {
         "index": index,
         "text": text,
         "logprobs": logprobs,
         "finish_reason": finish_reason,
         "stop_reason": stop_reason,  # vLLM's extension: the stop id or text, null for EOS
     }
+    if score is not None:
+        choice["score"] = score  # ours, of beam search
+    return choice
 
 
 class _LogprobsShape:

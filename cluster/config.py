@@ -14,6 +14,7 @@ from tandem.limits import Limits
 from tandem.params import invalid
 from tandem.workers.checkpoint import resolve
 from tandem.workers.config import Device, Dtype, EngineConfig
+from tandem.workers.generation_defaults import checked_overrides
 
 Placement = Literal["disaggregated", "colocated"]
 IngressMode = Literal["direct", "proxy"]
@@ -37,6 +38,8 @@ class ServeConfig:
     dtype: Dtype = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     device: Device = "auto"  # auto: GPUs if the cluster has any when the application is built
     tensor_parallel_size: int = 1  # shards of one decoder replica
+    # Decoding defaults that come before the model's `generation_config.json`, under its names.
+    override_generation_config: dict[str, Any] = field(default_factory=dict)
 
     # The cluster
     # colocated: the decoder's engine encodes by itself. A decoder-only model is always colocated.
@@ -110,6 +113,7 @@ class ServeConfig:
             raise InvalidRequest(
                 f"must exceed {REPORT_PERIOD_S:g}, got {self.look_back_s}", field="look_back_s"
             )
+        checked_overrides(self.override_generation_config)
         self.engine_config(self.model)
 
     def engine_config(self, folder: str | None = None) -> EngineConfig:

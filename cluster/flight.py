@@ -10,7 +10,7 @@ from tandem.cluster.handoff import HiddenSlice
 from tandem.cluster.messages import WireDelta
 from tandem.errors import HiddenStatesLost, TandemError
 from tandem.outputs import FinishReason, TokenLogprobs
-from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.request import Delta, EngineRequest, Hypothesis
 from tandem.workers.scheduler import PRIORITY_S
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ class Flight:
     """Lives in the router's event loop, from acceptance to the one terminal answer.
 
     Engines come and go under it: `displace` takes it off one, the router puts it onto another, and its
-    reader sees one sequence of tokens. Tokens that its reader has not taken yet wait here and are taken
-    together, so a slow reader holds up nobody and costs no more than its own tokens.
+    reader sees one sequence of tokens. (Beams, which deliver at the end only, start anew.) Tokens that its
+    reader has not taken yet wait here and are taken together, so a slow reader holds up nobody and costs no
+    more than its own tokens.
     """
 
     def __init__(self, request: EngineRequest, deadline: float) -> None:
@@ -46,6 +47,7 @@ class Flight:
         self._logprobs: list[TokenLogprobs] = []
         self._queued_s: float | None = None
         self._last: tuple[FinishReason | None, int | None, TandemError | None] | None = None
+        self._hypotheses: list[Hypothesis] | None = None
         self._wake = asyncio.Event()
         self._timer = asyncio.get_running_loop().call_at(deadline + DEADLINE_GRACE_S, self.expire)
 
@@ -61,6 +63,7 @@ class Flight:
         self._tokens += delta.token_ids
         if delta.queued_s is not None:
             self._queued_s = delta.queued_s
+        self._hypotheses = delta.hypotheses
         if delta.logprobs is not None:
             self._logprobs += delta.logprobs
         if isinstance(delta.error, HiddenStatesLost):
@@ -107,6 +110,7 @@ class Flight:
             stop_reason=stop_reason,
             error=error,
             queued_s=self._queued_s,
+            hypotheses=self._hypotheses,
         )
         self._tokens, self._logprobs, self._queued_s = [], [], None
         return delta

@@ -15,7 +15,6 @@ from grpc_health.v1 import health_pb2
 from tandem import wire
 from tandem.cluster.service import Call, Service
 from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemError
-from tandem.params import SamplingParams
 from tandem.rpc import SERVICE, MessageT, parse, set_error
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.assembler import PreparedRequest
@@ -114,7 +113,7 @@ class GrpcApi:
         try:
             [prepared] = await call.prepare(
                 [arguments.prompt],
-                SamplingParams(**arguments.params),
+                None if arguments.kind is None else arguments.kind(**arguments.params),
                 model=arguments.model,
                 request_id=arguments.request_id,
                 priority=arguments.priority,

@@ -49,4 +49,6 @@ class Ingress(GrpcApi):
 
 
 def _load(config: ServeConfig) -> Frontend:
-    return Frontend.load(resolve(config.model), config.model_name, config.limits)
+    return Frontend.load(
+        resolve(config.model), config.model_name, config.limits, config.override_generation_config
+    )

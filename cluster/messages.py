@@ -7,7 +7,7 @@ from typing import NamedTuple
 from tandem.cluster.handoff import HiddenSlice
 from tandem.errors import TandemError
 from tandem.outputs import FinishReason, TokenLogprobs
-from tandem.workers.request import Delta, EngineRequest, EngineStats
+from tandem.workers.request import Delta, EngineRequest, EngineStats, Hypothesis
 
 HEARTBEAT_S = 1.0  # an idle engine still sends its stats this often
 # A router that is silent this long is gone: its requests are cancelled. It renews five times as often.
@@ -35,6 +35,7 @@ class WireDelta(NamedTuple):
     stop_reason: int | None
     error: TandemError | None
     queued_s: float | None
+    hypotheses: list[Hypothesis] | None
 
 
 class HandoffTotals(NamedTuple):
@@ -63,4 +64,5 @@ def to_wire(delta: Delta) -> tuple[object, ...]:
         delta.stop_reason,
         delta.error,
         delta.queued_s,
+        delta.hypotheses,
     )

@@ -1,5 +1,6 @@
 """OpenAI's completions and models, for encoder-decoder models: `prompt` is the encoder's, and the extra
-field `decoder_prompt` begins the answer. Beside OpenAI's parameters, all of `SamplingParams` hold."""
+field `decoder_prompt` begins the answer. Beside OpenAI's parameters, all of `SamplingParams` hold, or of
+`BeamSearchParams` where one of its own is given."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from tandem.cluster.http_body import read_json, unless_disconnected
 from tandem.cluster.service import Call, Piece, Service
 from tandem.errors import InvalidRequest
 from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt
-from tandem.params import SamplingParams, invalid
+from tandem.params import Params, SamplingParams, invalid, params_of
 from tandem.workers.assembler import PreparedRequest
 
 # OpenAI's parameters that we do not have, with the value that asks for nothing.
@@ -25,9 +26,6 @@ _UNSUPPORTED: Final[dict[str, object]] = {
     "best_of": 1,
     "echo": False,
     "suffix": "",
-    "frequency_penalty": 0,
-    "presence_penalty": 0,
-    "logit_bias": {},
 }
 # What the validator calls things, in this protocol's words.
 _FIELDS: Final = {
@@ -68,7 +66,7 @@ def routes(service: Service) -> APIRouter:
         async with AsyncExitStack() as resources:
             call = resources.enter_context(service.call("http", "completions"))
             body = _parse(await read_json(request, service.config.limits.message_bytes))
-            params = _params(body)
+            params = _params(body, beams=service.frontend.info.defaults.beams)
             prepared = await _prepare(service, call, request, body, params)
             shape = CompletionShape(service.model.id, service.frontend.vocabulary, prepared, params)
             if not body.stream:
@@ -93,12 +91,12 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _prepare(
-    service: Service, call: Call, request: Request, body: _Body, params: SamplingParams
+    service: Service, call: Call, request: Request, body: _Body, params: Params
 ) -> list[PreparedRequest]:
     prompts, limit = _prompts(body), service.config.limits.prompts
-    if len(prompts) * params.n > limit:
+    if len(prompts) * params.outputs > limit:
         raise InvalidRequest(
-            f"{len(prompts)} prompts of {params.n} samples each exceed {limit} in all", field="prompt"
+            f"{len(prompts)} prompts of {params.outputs} answers each exceed {limit} in all", field="prompt"
         )
     try:
         return await call.prepare(
@@ -123,13 +121,13 @@ def _parse(values: dict[str, Any]) -> _Body:
     return body
 
 
-def _params(body: _Body) -> SamplingParams:
+def _params(body: _Body, *, beams: bool) -> Params:
     """OpenAI lets null stand for any parameter's default."""
     values = {name: value for name, value in (body.model_extra or {}).items() if value is not None}
     for name in _UNSUPPORTED.keys() & values.keys() - SamplingParams.model_fields.keys():
         if values.pop(name) != _UNSUPPORTED[name]:
             raise InvalidRequest("is not supported", field=name)
-    return SamplingParams(**values)
+    return params_of(values, beams=beams)
 
 
 def _prompts(body: _Body) -> list[Prompt]:

@@ -97,6 +97,7 @@ class Router:
                 if delta.error is not None:
                     raise delta.error
                 self._generated_tokens += len(delta.token_ids)
+                self._generated_tokens += sum(len(found.token_ids) for found in delta.hypotheses or ())
                 yield delta
                 if delta.last:
                     return

@@ -17,7 +17,7 @@ from tandem.cluster.metrics import Protocol as WireProtocol
 from tandem.errors import DeadlineExceeded, InvalidRequest
 from tandem.inputs import Prompt
 from tandem.outputs import RequestOutput, TextDelta
-from tandem.params import SamplingParams
+from tandem.params import Params
 from tandem.wire import ServedModel
 from tandem.workers.assembler import Assembler, PreparedRequest
 from tandem.workers.frontend import Frontend
@@ -97,8 +97,7 @@ class Service:
                     taken = time.monotonic()
                     if delta.queued_s is not None:
                         self.metrics.queue.observe(delta.queued_s)
-                    piece = assembler.push(delta)
-                    if piece is not None:
+                    for piece in assembler.push(delta):
                         yield Piece(number, piece)
                     if delta.last or assembler.stopped(index):
                         return
@@ -125,7 +124,7 @@ class Call:
     async def prepare(
         self,
         prompts: Sequence[Prompt],
-        params: SamplingParams,
+        params: Params | None,
         *,
         model: str | None = None,
         request_id: str | None = None,

@@ -18,7 +18,7 @@ from tandem.cluster.service import Call, Service
 from tandem.errors import InvalidRequest
 from tandem.inputs import Prompt
 from tandem.limits import DEFAULT_LIMITS
-from tandem.params import SamplingParams, invalid
+from tandem.params import BeamSearchParams, Params, SamplingParams, invalid
 
 _TASK: Final = re.compile(r"translation_([A-Za-z]{2,3}(?:[-_]\w+)?)_to_([A-Za-z]{2,3}(?:[-_]\w+)?)")
 _PREFIX: Final = re.compile(r"translate (\w+) to (\w+):", re.IGNORECASE)
@@ -73,8 +73,11 @@ def routes(service: Service) -> APIRouter:
             if not all(texts):  # with the prefix before it, the validator would not notice
                 raise InvalidRequest("must not be empty", field="q")
             request_id = request.headers.get("x-request-id")
+            # A model whose own way is beam search translates best by it.
+            beams = service.frontend.info.defaults.beams
+            likeliest = BeamSearchParams() if beams else SamplingParams(temperature=0)
             answers = await unless_disconnected(
-                request.receive, _translate(call, task, texts, body.alternatives, request_id)
+                request.receive, _translate(call, task, texts, likeliest, body.alternatives, request_id)
             )
         best = [answer[0] for answer in answers]
         others = [answer[1:] for answer in answers]
@@ -98,7 +101,7 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _translate(
-    call: Call, task: _Task, texts: list[str], alternatives: int, request_id: str | None
+    call: Call, task: _Task, texts: list[str], likeliest: Params, alternatives: int, request_id: str | None
 ) -> list[list[str]]:
     """For each text the likeliest translation, then up to `alternatives` different ones."""
     prompts: list[Prompt] = [task.prefix + text for text in texts]
@@ -106,7 +109,7 @@ async def _translate(
     if task.told:
         told |= {"source_language": task.source, "target_language": task.target}
     try:
-        requests = await call.prepare(prompts, SamplingParams(temperature=0), **told)
+        requests = await call.prepare(prompts, likeliest, **told)
         if alternatives:
             sampling = SamplingParams(n=alternatives, **_ALTERNATIVE)
             requests += await call.prepare(prompts, sampling, **told)

@@ -21,6 +21,7 @@ __all__ = [
     "encoder_attention",
     "gated_gelu",
     "layer_norm",
+    "paged_beam_attention",
     "paged_cross_attention",
     "paged_self_attention",
     "relative_bias_table",
@@ -120,6 +121,23 @@ def paged_self_attention(
             q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale
         )
     return reference.paged_self_attention(q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale)
+
+
+def paged_beam_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    cells: Tensor,
+    lengths: Tensor,
+    bias_table: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Attention of each beam's newest row over its history, whose keys are anywhere in the pages."""
+    if q.is_cuda:
+        from tandem.kernels import triton_ops
+
+        return triton_ops.paged_beam_attention(q, k_pages, v_pages, cells, lengths, bias_table, scale)
+    return reference.paged_beam_attention(q, k_pages, v_pages, cells, lengths, bias_table, scale)
 
 
 def paged_cross_attention(

@@ -42,16 +42,26 @@ def _cells(
     PAGE: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BY_CELL: tl.constexpr,
 ):
-    """Element offsets of the keys start, start + 1, ... and which of them exist."""
+    """Element offsets of the keys start, start + 1, ... and which of them exist.
+
+    BY_CELL: the table names each key's place, page * PAGE + offset, instead of each page.
+    """
     keys = start + tl.arange(0, BLOCK_N)
     live = keys < last
-    if PAGE % BLOCK_N == 0:
+    if BY_CELL:
+        place = tl.load(pages_ptr + keys, mask=live, other=0).to(tl.int64)
+        page = place // PAGE
+        offset = place % PAGE
+    elif PAGE % BLOCK_N == 0:
         # Tiles start at multiples of BLOCK_N: a tile lies within one page.
         page = tl.load(pages_ptr + start // PAGE).to(tl.int64)
+        offset = keys % PAGE
     else:
         page = tl.load(pages_ptr + keys // PAGE, mask=live, other=0).to(tl.int64)
-    return ((page * HEADS + head) * PAGE + keys % PAGE) * DIM, keys, live
+        offset = keys % PAGE
+    return ((page * HEADS + head) * PAGE + offset) * DIM, keys, live
 
 
 @triton.jit
@@ -106,6 +116,7 @@ def _one_row_kernel(
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
+    BY_CELL: tl.constexpr,
 ):
     """One head of one sequence's only row per program and split."""
     sequence, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
@@ -123,7 +134,7 @@ def _one_row_kernel(
     top = float("-inf")
     first, last = _span(visible, split, SPLITS, BLOCK_N)
     for start in range(first, last, BLOCK_N):
-        cells, keys, live = _cells(pages_ptr, start, last, head, HEADS, PAGE, DIM, BLOCK_N)
+        cells, keys, live = _cells(pages_ptr, start, last, head, HEADS, PAGE, DIM, BLOCK_N, BY_CELL)
         offsets = cells[:, None] + dims[None, :]
         inside = live[:, None] & (dims < DIM)[None, :]
         k = tl.load(k_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -201,7 +212,7 @@ def _row_block_kernel(
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     first, last = _span(visible, split, SPLITS, BLOCK_N)
     for start in range(first, last, BLOCK_N):
-        cells, keys, live = _cells(pages_ptr, start, last, head, HEADS, PAGE, DIM, BLOCK_N)
+        cells, keys, live = _cells(pages_ptr, start, last, head, HEADS, PAGE, DIM, BLOCK_N, False)
         offsets = cells[:, None] + dims[None, :]
         inside = live[:, None] & (dims < DIM)[None, :]
         k = tl.load(k_ptr + offsets, mask=inside, other=0.0)
@@ -264,6 +275,20 @@ def paged_self_attention(
     return _launch(q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale, causal=True)
 
 
+def paged_beam_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    cells: Tensor,
+    lengths: Tensor,
+    bias_table: Tensor | None,
+    scale: float,
+) -> Tensor:
+    cu_rows = torch.arange(q.shape[0] + 1, dtype=torch.int32, device=q.device)
+    groups = RowGroups(cu_rows, 1)
+    return _launch(q, k_pages, v_pages, cells, lengths, groups, bias_table, scale, causal=True, by_cell=True)
+
+
 def paged_cross_attention(
     q: Tensor,
     k_pages: Tensor,
@@ -287,8 +312,9 @@ def _launch(
     scale: float,
     causal: bool,
     splits: int | None = None,
+    by_cell: bool = False,
 ) -> Tensor:
-    """splits: a power of two, or None to choose by the device's size."""
+    """splits: a power of two, or None to choose by the device's size. by_cell: see _cells."""
     rows, heads, dim = q.shape
     out = torch.empty((rows, heads, dim), dtype=q.dtype, device=q.device)
     if rows == 0:
@@ -305,7 +331,8 @@ def _launch(
     blocks = triton.cdiv(groups.max_rows, block_m)
     sequences = lengths.shape[0]
     if splits is None:
-        splits = _choose_splits(q.device, rows, sequences, heads, page_table.shape[1] * page)
+        capacity = page_table.shape[1] * (1 if by_cell else page)
+        splits = _choose_splits(q.device, rows, sequences, heads, capacity)
     parts, tops = out, None
     if splits > 1:
         parts = torch.empty((rows, heads, splits, dim), dtype=torch.float32, device=q.device)
@@ -325,7 +352,9 @@ def _launch(
         "enable_fp_fusion": True,
     }
     if groups.max_rows == 1:
-        _one_row_kernel[(sequences, heads, splits)](*tensors, *strides, scale, num_stages=3, **common)
+        _one_row_kernel[(sequences, heads, splits)](
+            *tensors, *strides, scale, BY_CELL=by_cell, num_stages=3, **common
+        )
     else:
         _row_block_kernel[(sequences * blocks, heads, splits)](
             *tensors,

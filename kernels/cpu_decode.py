@@ -86,6 +86,7 @@ class _Plan:
     rows: Rows
     page_table: Tensor
     shape: tuple[int, int]
+    by_cell: bool
     parts: list[_Part]
 
 
@@ -103,11 +104,16 @@ def decode_attention(
     rows: Rows,
     bias_table: Tensor | None,
     scale: float,
+    *,
+    by_cell: bool = False,
 ) -> Tensor:
     """q: float32 [N, H, D]; k_pages, v_pages: float32 [pages, H, P, D]; page_table: int32 [S, M];
-    bias_table: float32 [H, R + 1] or None, by distance from a row's last visible key. Returns [N, H, D]."""
+    bias_table: float32 [H, R + 1] or None, by distance from a row's last visible key. Returns [N, H, D].
+
+    by_cell: the table names each key's place, page P + offset, instead of each page.
+    """
     shape = (k_pages.shape[1], k_pages.shape[2])
-    parts = _plan(rows, page_table, shape)
+    parts = _plan(rows, page_table, shape, by_cell)
     if len(parts) == 1:
         return _attend(q, k_pages, v_pages, parts[0], bias_table, scale)
     out = torch.empty_like(q)
@@ -141,13 +147,14 @@ def _attend(
     return out if part.blind is None else out.masked_fill_(part.blind, 0.0)
 
 
-def _plan(rows: Rows, page_table: Tensor, shape: tuple[int, int]) -> list[_Part]:
+def _plan(rows: Rows, page_table: Tensor, shape: tuple[int, int], by_cell: bool) -> list[_Part]:
     for plan in tuple(_recent):  # another thread may append meanwhile
-        if plan.rows == rows and plan.shape == shape and torch.equal(plan.page_table, page_table):
+        same = plan.rows == rows and plan.shape == shape and plan.by_cell == by_cell
+        if same and torch.equal(plan.page_table, page_table):
             return plan.parts
     groups = _split(list(range(len(rows.visible))), rows.visible)
-    parts = [_build(selected, rows, page_table, shape) for selected in groups]
-    _recent.append(_Plan(rows, page_table.clone(), shape, parts))
+    parts = [_build(selected, rows, page_table, shape, by_cell) for selected in groups]
+    _recent.append(_Plan(rows, page_table.clone(), shape, by_cell, parts))
     return parts
 
 
@@ -162,7 +169,9 @@ def _split(rows: list[int], visible: list[int]) -> list[list[int]]:
     return [*_split(short, visible), [r for r in rows if 2 * visible[r] > longest]]
 
 
-def _build(selected: list[int], rows: Rows, page_table: Tensor, shape: tuple[int, int]) -> _Part:
+def _build(
+    selected: list[int], rows: Rows, page_table: Tensor, shape: tuple[int, int], by_cell: bool
+) -> _Part:
     heads, size = shape
     page_table = page_table.to(torch.int32)
     sequences = [rows.sequences[r] for r in selected]
@@ -173,8 +182,12 @@ def _build(selected: list[int], rows: Rows, page_table: Tensor, shape: tuple[int
     head_offset, cell = _cells(heads, size)
     visible = torch.tensor(lengths, dtype=torch.int32).unsqueeze(1)
     distance = visible - torch.arange(1, longest + 1, dtype=torch.int32)
-    pages = page_table[:, : -(-longest // size)]
-    cells = ((pages * (heads * size)).unsqueeze(-1) + cell).view(n, -1)[:, :longest]
+    if by_cell:
+        places = page_table[:, :longest]
+        cells = places // size * (heads * size) + places % size
+    else:
+        pages = page_table[:, : -(-longest // size)]
+        cells = ((pages * (heads * size)).unsqueeze(-1) + cell).view(n, -1)[:, :longest]
     padded = min(lengths) < longest
     if padded:
         cells = torch.where(distance < 0, cells[:, :1], cells)

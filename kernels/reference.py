@@ -168,6 +168,39 @@ def paged_cross_attention(
     return _paged_attention(q, k_pages, v_pages, page_table, lengths, groups, None, scale, causal=False)
 
 
+def paged_beam_attention(
+    q: Tensor,
+    k_pages: Tensor,
+    v_pages: Tensor,
+    cells: Tensor,
+    lengths: Tensor,
+    bias_table: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Attention of each beam's newest row over its history, which lies scattered over its ancestors' pages.
+
+    cells: int32 [N, M], the place of each of a row's keys, page * P + offset; entries past its length are any
+    valid place. Otherwise as paged_self_attention with one row a sequence. q: [N, H, D]; lengths: int32 [N].
+    """
+    if q.dtype == k_pages.dtype == torch.float32 and q.device.type == "cpu":
+        rows = Rows(list(range(q.shape[0])), lengths.tolist())
+        return decode_attention(q, k_pages, v_pages, cells, rows, bias_table, scale, by_cell=True)
+    size = k_pages.shape[2]
+    cells = cells[:, : int(lengths.max())].long()
+    distance = lengths.unsqueeze(1) - 1 - torch.arange(cells.shape[1], device=q.device)
+    hidden = distance < 0
+    # [N, T, H, D]; what lies past the length may be NaN and must not take part.
+    k, v = (
+        pool.transpose(1, 2)[cells // size, cells % size].float().masked_fill_(hidden[:, :, None, None], 0.0)
+        for pool in (k_pages, v_pages)
+    )
+    scores = torch.einsum("nhd,nthd->nht", q.float(), k).mul_(scale)
+    if bias_table is not None:
+        scores += bias_table[:, distance.clamp(0, bias_table.shape[1] - 1)].transpose(0, 1)
+    weights = scores.masked_fill_(hidden.unsqueeze(1), -math.inf).softmax(-1)
+    return torch.einsum("nht,nthd->nhd", weights, v).to(q.dtype)
+
+
 def _paged_attention(
     q: Tensor,
     k_pages: Tensor,

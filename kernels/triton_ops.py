@@ -2,7 +2,11 @@
 
 from tandem.kernels.activations import gated_gelu
 from tandem.kernels.attention_encoder import encoder_attention
-from tandem.kernels.attention_paged import paged_cross_attention, paged_self_attention
+from tandem.kernels.attention_paged import (
+    paged_beam_attention,
+    paged_cross_attention,
+    paged_self_attention,
+)
 from tandem.kernels.kv_cache import write_kv
 from tandem.kernels.norms import add_rms_norm, rms_norm
 
@@ -10,6 +14,7 @@ __all__ = [
     "add_rms_norm",
     "encoder_attention",
     "gated_gelu",
+    "paged_beam_attention",
     "paged_cross_attention",
     "paged_self_attention",
     "rms_norm",

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from tandem.limits import Limits
     from tandem.llm import LLM
     from tandem.outputs import CompletionOutput, RequestOutput, TextDelta, TokenLogprobs
-    from tandem.params import SamplingParams
+    from tandem.params import BeamSearchParams, SamplingParams
 
 # Imported on first use: `import tandem` costs nothing, and a client needs no torch.
 _WHERE = {
@@ -44,13 +44,14 @@ _WHERE = {
     "tandem.limits": ("Limits",),
     "tandem.llm": ("LLM",),
     "tandem.outputs": ("CompletionOutput", "RequestOutput", "TextDelta", "TokenLogprobs"),
-    "tandem.params": ("SamplingParams",),
+    "tandem.params": ("BeamSearchParams", "SamplingParams"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
 __all__ = [
     "LLM",
     "AsyncClient",
+    "BeamSearchParams",
     "Cancelled",
     "Client",
     "CompletionOutput",

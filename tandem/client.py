@@ -17,7 +17,7 @@ from tandem import wire
 from tandem.errors import DeadlineExceeded, InvalidRequest, Unavailable
 from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt
 from tandem.outputs import RequestOutput, TextDelta
-from tandem.params import SamplingParams
+from tandem.params import DecodingParams, Params
 from tandem.rpc import SERVICE, error_of
 from tandem.v1 import inference_pb2 as pb
 from tandem.v1.inference_pb2_grpc import InferenceServiceStub
@@ -77,7 +77,7 @@ class _Settings:
         self,
         kind: type[wire.GenerateT],
         prompt: Prompt,
-        params: SamplingParams | None,
+        params: Params | None,
         decoder_prompt: SingletonPrompt | None,
         model: str | None,
         priority: int,
@@ -146,7 +146,7 @@ class Client(_Settings):
     def generate(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: Params | None = None,
         *,
         decoder_prompt: SingletonPrompt | None = None,
         model: str | None = None,
@@ -170,7 +170,7 @@ class Client(_Settings):
     def generate_many(
         self,
         prompts: Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        params: Params | Sequence[Params] | None = None,
         *,
         model: str | None = None,
         priority: int = 0,
@@ -210,7 +210,7 @@ class Client(_Settings):
     def stream(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: Params | None = None,
         *,
         decoder_prompt: SingletonPrompt | None = None,
         model: str | None = None,
@@ -304,7 +304,7 @@ class AsyncClient(_Settings):
     async def generate(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: Params | None = None,
         *,
         decoder_prompt: SingletonPrompt | None = None,
         model: str | None = None,
@@ -323,7 +323,7 @@ class AsyncClient(_Settings):
     async def generate_many(
         self,
         prompts: Sequence[Prompt],
-        params: SamplingParams | Sequence[SamplingParams] | None = None,
+        params: Params | Sequence[Params] | None = None,
         *,
         model: str | None = None,
         priority: int = 0,
@@ -333,7 +333,7 @@ class AsyncClient(_Settings):
         """See `Client.generate_many`."""
         free = asyncio.Semaphore(_positive(concurrency, "concurrency"))
 
-        async def answer(prompt: Prompt, one: SamplingParams | None) -> RequestOutput:
+        async def answer(prompt: Prompt, one: Params | None) -> RequestOutput:
             async with free:
                 return await self.generate(prompt, one, model=model, priority=priority, timeout=timeout)
 
@@ -348,7 +348,7 @@ class AsyncClient(_Settings):
     def stream(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: Params | None = None,
         *,
         decoder_prompt: SingletonPrompt | None = None,
         model: str | None = None,
@@ -412,10 +412,8 @@ class AsyncClient(_Settings):
         await self.close()
 
 
-def _each(
-    params: SamplingParams | Sequence[SamplingParams] | None, count: int
-) -> Sequence[SamplingParams | None]:
-    if params is None or isinstance(params, SamplingParams):
+def _each(params: Params | Sequence[Params] | None, count: int) -> Sequence[Params | None]:
+    if params is None or isinstance(params, DecodingParams):
         return [params] * count
     if len(params) != count:
         raise InvalidRequest(f"one, or one for each of {count} prompts, got {len(params)}", field="params")

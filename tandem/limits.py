@@ -17,6 +17,13 @@ class Limits:
     stop_strings: int = 16
     stop_string_chars: int = 256
     stop_token_ids: int = 64
+    bad_words: int = 256  # texts, and as many lists of ids
+    bad_word_chars: int = 256
+    bad_word_tokens: int = 32
+    logit_bias: int = 300  # token ids
+    suppress_tokens: int = 256
+    ngram_size: int = 32  # tokens of an n-gram that is not to repeat
+    num_beams: int = 32
     logprobs: int = 20  # alternatives for each token
     request_id_chars: int = 128
     timeout_s: float = 600.0  # longest and default time a request may take

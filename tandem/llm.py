@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Any, Self, cast
@@ -16,7 +16,7 @@ from tandem.errors import InternalError, InvalidRequest, TandemError
 from tandem.inputs import Prompt
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import RequestOutput, TextDelta
-from tandem.params import SamplingParams
+from tandem.params import DecodingParams, Params
 from tandem.workers.assembler import Assembler, PreparedRequest
 from tandem.workers.checkpoint import QUICKSTART, resolve
 from tandem.workers.config import EngineConfig
@@ -46,6 +46,7 @@ class LLM:
         *,
         dtype: str = "auto",
         tensor_parallel_size: int = 1,
+        override_generation_config: Mapping[str, Any] | None = None,
         **engine_options: Any,
     ) -> None:
         """
@@ -53,6 +54,8 @@ class LLM:
             model: a folder, a Hugging Face hub id, or "quickstart".
             dtype: "auto" (bfloat16 on a GPU, float32 on a CPU), "float32" (or "float") or "bfloat16".
             tensor_parallel_size: ranks the model is split over; those above 0 are child processes.
+            override_generation_config: decoding defaults that come before the model's
+                `generation_config.json`, under its names.
             engine_options: other fields of `EngineConfig`, such as max_num_seqs or kv_cache_gib.
 
         Raises ModelLoadError for a model that cannot be served, InvalidRequest for an unusable option.
@@ -67,7 +70,7 @@ class LLM:
             n=DEFAULT_LIMITS.n,
             timeout_s=math.inf,
         )
-        self._frontend = Frontend.load(folder, model, limits)
+        self._frontend = Frontend.load(folder, model, limits, override_generation_config)
         self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
         self._lock = threading.Lock()  # around the engine
         self._inboxes: dict[str, deque[Delta]] = {}  # of live engine requests, by their id
@@ -83,7 +86,7 @@ class LLM:
     def generate(
         self,
         prompts: Prompt | Sequence[Prompt],
-        sampling_params: SamplingParams | Sequence[SamplingParams] | None = None,
+        sampling_params: Params | Sequence[Params | None] | None = None,
         *,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
@@ -91,7 +94,8 @@ class LLM:
 
         Args:
             prompts: one prompt or a list, of any mix of kinds (see `tandem.inputs`).
-            sampling_params: one for all prompts, or a list with one for each; None: the model's defaults.
+            sampling_params: `SamplingParams` or `BeamSearchParams`, one for all prompts or a list with one
+                for each; None: the model's own way of decoding.
             use_tqdm: show a progress bar for more than a few prompts.
 
         Raises InvalidRequest, naming the field, before anything is generated.
@@ -119,12 +123,12 @@ class LLM:
                     progress.update()
         return [assembler.output() for assembler in assemblers]
 
-    def stream(self, prompt: Prompt, sampling_params: SamplingParams | None = None) -> Iterator[TextDelta]:
+    def stream(self, prompt: Prompt, sampling_params: Params | None = None) -> Iterator[TextDelta]:
         """Answers one prompt piece by piece. Dropping the iterator cancels the request.
 
         Raises InvalidRequest at the first step, naming the field.
         """
-        prepared = self._frontend.prepare(prompt, sampling_params or SamplingParams())
+        prepared = self._frontend.prepare(prompt, sampling_params)
         with closing(self._run([prepared], [self._frontend.assembler(prepared)])) as pieces:
             for _, piece in pieces:
                 yield piece
@@ -181,11 +185,11 @@ class LLM:
                 if delta.last:
                     live.discard(delta.request_id)
                 number, index = where[delta.request_id]
-                piece = assemblers[number].push(delta)
+                pieces = assemblers[number].push(delta)
                 if not delta.last and assemblers[number].stopped(index):
                     with self._lock:
                         self._engine.cancel(delta.request_id)
-                if piece is not None:
+                for piece in pieces:
                     yield number, piece
         finally:
             with self._lock:
@@ -220,9 +224,9 @@ class LLM:
             raise self._failure
 
 
-def _one_each(params: SamplingParams | Sequence[SamplingParams] | None, count: int) -> list[SamplingParams]:
-    if params is None or isinstance(params, SamplingParams):
-        return [params or SamplingParams()] * count
+def _one_each(params: Params | Sequence[Params | None] | None, count: int) -> list[Params | None]:
+    if params is None or isinstance(params, DecodingParams):
+        return [params] * count
     if len(params) != count:
         raise InvalidRequest(f"got {len(params)} for {count} prompts", field="sampling_params")
     return list(params)

@@ -20,15 +20,16 @@ class TokenLogprobs:
 
 @dataclass(slots=True)
 class CompletionOutput:
-    """One sample of one prompt."""
+    """One sample of one prompt, or one of the best beams, best first."""
 
-    index: int  # 0 … n-1
+    index: int  # 0 … n-1, or num_return_sequences-1
     text: str
     token_ids: list[int]  # generated ids, EOS included, decoder prompt not
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None  # the stop id or stop text that ended it, None for EOS
     logprobs: list[TokenLogprobs] | None = None
     cumulative_logprob: float | None = None  # sum over token_ids, where logprobs were asked for
+    score: float | None = None  # of beam search: sum of the tokens' scores over length ** length_penalty
 
 
 @dataclass(slots=True)
@@ -57,3 +58,4 @@ class TextDelta:
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
+    score: float | None = None  # of beam search, with `finish_reason`

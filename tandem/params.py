@@ -1,8 +1,9 @@
-"""How to decode: what a caller asks for (`SamplingParams`)."""
+"""How to decode: what a caller asks for (`SamplingParams` or `BeamSearchParams`)."""
 
 from __future__ import annotations
 
-from typing import Annotated, Any
+import re
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -11,18 +12,92 @@ from tandem.limits import DEFAULT_LIMITS as CAP
 
 _INT32_MAX = 2**31 - 1
 
+EarlyStopping = bool | Literal["never"]
+TokenId = Annotated[int, Field(ge=0, le=_INT32_MAX)]
+TokenSequence = Annotated[list[TokenId], Field(min_length=1, max_length=CAP.bad_word_tokens)]
 
-class SamplingParams(BaseModel):
-    """Decoding parameters of one request. None means the model's own default.
 
-    Precedence: this request, then the model's `generation_config.json`, then greedy decoding.
+class DecodingParams(BaseModel):
+    """What every way of decoding has: lengths, and what is done to the scores before tokens are chosen.
+
+    Each processor is transformers' of the same name, and they come in its order.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
+
+    max_tokens: int | None = Field(None, ge=1, le=CAP.decoder_tokens, description="Most tokens to generate.")
+    min_tokens: int = Field(
+        0, ge=0, le=CAP.decoder_tokens, description="No end-of-sequence before this many tokens."
+    )
+    stop_token_ids: list[TokenId] = Field(
+        [],
+        max_length=CAP.stop_token_ids,
+        description="Token ids that end generation, beside the model's EOS.",
+    )
+    ignore_eos: bool = Field(False, description="Generate on after the model's EOS.")
+    repetition_penalty: float | None = Field(
+        None, ge=0.01, le=100, description="Above 1, tokens that the decoder has seen become less likely."
+    )
+    presence_penalty: float = Field(
+        0, ge=-2, le=2, description="Taken off the logits of tokens that have been generated."
+    )
+    frequency_penalty: float = Field(
+        0, ge=-2, le=2, description="Taken off a token's logit each time it has been generated."
+    )
+    no_repeat_ngram_size: int | None = Field(
+        None, ge=0, le=CAP.ngram_size, description="No n-gram of this size occurs twice; 0 is off."
+    )
+    encoder_no_repeat_ngram_size: int | None = Field(
+        None, ge=0, le=CAP.ngram_size, description="No n-gram of this size is copied from the encoder prompt."
+    )
+    bad_words: list[Annotated[str, Field(min_length=1, max_length=CAP.bad_word_chars)]] = Field(
+        [], max_length=CAP.bad_words, description="Texts not to be generated."
+    )
+    bad_words_ids: list[TokenSequence] | None = Field(
+        None, max_length=CAP.bad_words, description="Sequences of token ids not to be generated."
+    )
+    logit_bias: dict[TokenId, Annotated[float, Field(ge=-100, le=100)]] = Field(
+        {}, max_length=CAP.logit_bias, description="Token id to what is added to its logit."
+    )
+    forced_bos_token_id: TokenId | None = Field(
+        None, description="The first token, unless there is a decoder prompt: often the target language."
+    )
+    forced_eos_token_id: TokenId | None = Field(None, description="The last token, where max_tokens is met.")
+    suppress_tokens: list[TokenId] | None = Field(
+        None, max_length=CAP.suppress_tokens, description="Token ids that are never generated."
+    )
+    begin_suppress_tokens: list[TokenId] | None = Field(
+        None, max_length=CAP.suppress_tokens, description="Token ids that are not generated first."
+    )
+    skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
+
+    def __init__(self, **values: Any) -> None:
+        if isinstance(bias := values.get("logit_bias"), dict):  # JSON's keys are strings
+            values["logit_bias"] = {_integer(key): value for key, value in bias.items()}
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise invalid(error) from None
+
+    @model_validator(mode="after")
+    def _lengths_fit_together(self) -> Self:
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            raise InvalidRequest(
+                f"must not exceed max_tokens, got {self.min_tokens} > {self.max_tokens}", field="min_tokens"
+            )
+        return self
+
+
+class SamplingParams(DecodingParams):
+    """Greedy decoding or sampling of one request. None means the model's own default.
+
+    Precedence: this request, then the server's own settings, then the model's `generation_config.json` and
+    `config.json`, then greedy decoding.
     Raises `InvalidRequest`, naming the field, for a wrong type, a value out of range, a combination
     that cannot hold, or an unknown name.
 
     Example: `SamplingParams(temperature=0.8, top_p=0.95, max_tokens=64, seed=7, stop=["\\n"])`
     """
-
-    model_config = ConfigDict(frozen=True, strict=True, extra="forbid", allow_inf_nan=False)
 
     n: int = Field(1, ge=1, le=CAP.n, description="Independent samples of each prompt.")
     temperature: float | None = Field(
@@ -35,27 +110,17 @@ class SamplingParams(BaseModel):
     min_p: float | None = Field(
         None, ge=0, le=1, description="Drop tokens below this share of the likeliest token's probability."
     )
+    typical_p: float | None = Field(
+        None, gt=0, le=1, description="Keep the tokens nearest the expected surprise, up to this probability."
+    )
     seed: int | None = Field(
         None,
         ge=0,
         lt=2**63,
         description="The same seed gives the same samples, whatever else the server is doing.",
     )
-    max_tokens: int | None = Field(None, ge=1, le=CAP.decoder_tokens, description="Most tokens to generate.")
-    min_tokens: int = Field(
-        0, ge=0, le=CAP.decoder_tokens, description="No end-of-sequence before this many tokens."
-    )
     stop: list[Annotated[str, Field(min_length=1, max_length=CAP.stop_string_chars)]] = Field(
         [], max_length=CAP.stop_strings, description="Texts that end generation; not part of the output."
-    )
-    stop_token_ids: list[Annotated[int, Field(ge=0, le=_INT32_MAX)]] = Field(
-        [],
-        max_length=CAP.stop_token_ids,
-        description="Token ids that end generation, beside the model's EOS.",
-    )
-    ignore_eos: bool = Field(False, description="Generate on after the model's EOS.")
-    repetition_penalty: float | None = Field(
-        None, ge=0.01, le=100, description="Above 1, tokens that the decoder has seen become less likely."
     )
     logprobs: int | None = Field(
         None,
@@ -63,7 +128,6 @@ class SamplingParams(BaseModel):
         le=CAP.logprobs,
         description="Log-probability of each token and of this many likeliest alternatives.",
     )
-    skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
 
     def __init__(self, **values: Any) -> None:
         stop = values.get("stop")
@@ -71,18 +135,82 @@ class SamplingParams(BaseModel):
             values["stop"] = [stop]
         elif stop is None:
             values.pop("stop", None)
-        try:
-            super().__init__(**values)
-        except ValidationError as error:
-            raise invalid(error) from None
+        super().__init__(**values)
+
+    @property
+    def outputs(self) -> int:
+        """Answers to a prompt."""
+        return self.n
+
+
+class BeamSearchParams(DecodingParams):
+    """Beam search of one request, with transformers' semantics. None means the model's own default.
+
+    A stream delivers nothing before the end: until then the best beam may still change. Refusals are those of
+    `SamplingParams`.
+
+    Example: `BeamSearchParams(num_beams=4, num_return_sequences=4, length_penalty=0.6, max_tokens=64)`
+    """
+
+    num_beams: int | None = Field(
+        None, ge=1, le=CAP.num_beams, description="Beams kept at each step; 1 is greedy."
+    )
+    num_return_sequences: int = Field(
+        1, ge=1, le=CAP.num_beams, description="Answers to return, best first; at most num_beams."
+    )
+    length_penalty: float | None = Field(
+        None,
+        ge=-100,
+        le=100,
+        description="A score is divided by length ** this: above 0 favours long answers.",
+    )
+    early_stopping: EarlyStopping | None = Field(
+        None,
+        description="true: stop at num_beams finished ones; false: when better ones are unlikely; "
+        '"never": when there can be none.',
+    )
+
+    def __init__(self, **values: Any) -> None:
+        for name in values.keys() & _NOT_WITH_BEAMS.keys():
+            raise InvalidRequest(_NOT_WITH_BEAMS[name], field=name)
+        super().__init__(**values)
 
     @model_validator(mode="after")
-    def _fits_together(self) -> SamplingParams:
-        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+    def _answers_fit_beams(self) -> Self:
+        if self.num_beams is not None and self.num_return_sequences > self.num_beams:
             raise InvalidRequest(
-                f"must not exceed max_tokens, got {self.min_tokens} > {self.max_tokens}", field="min_tokens"
+                f"must not exceed num_beams, got {self.num_return_sequences} > {self.num_beams}",
+                field="num_return_sequences",
             )
         return self
+
+    @property
+    def outputs(self) -> int:
+        """Answers to a prompt."""
+        return self.num_return_sequences
+
+
+Params = SamplingParams | BeamSearchParams
+
+_SAMPLES = "does not go with beam search, which does not sample"
+_NOT_WITH_BEAMS = {
+    **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "typical_p", "seed"), _SAMPLES),
+    "n": "does not go with beam search: ask for num_return_sequences",
+    "stop": "does not go with beam search: give stop_token_ids",
+    "logprobs": "does not go with beam search, whose answers have a score",
+    "num_beam_groups": "diverse beam search is not supported",
+    "diversity_penalty": "diverse beam search is not supported",
+    "penalty_alpha": "contrastive search is not supported",
+}
+
+
+def params_of(values: dict[str, Any], *, beams: bool) -> Params:
+    """For protocols in which all parameters stand side by side: beam search where one of its own is among
+    them, or where the model's default is `beams` and nothing else is asked for."""
+    names = BeamSearchParams.model_fields.keys()
+    if values.keys() & (names - SamplingParams.model_fields.keys()) or (beams and values.keys() <= names):
+        return BeamSearchParams(**values)
+    return SamplingParams(**values)
 
 
 def invalid(error: ValidationError, prefix: str = "") -> InvalidRequest:
@@ -90,12 +218,17 @@ def invalid(error: ValidationError, prefix: str = "") -> InvalidRequest:
     first = error.errors(include_url=False)[0]
     if isinstance(own := first.get("ctx", {}).get("error"), InvalidRequest):  # a validator of ours
         return own
-    field = ".".join(str(part) for part in first["loc"] if not str(part).startswith("function-"))
+    parts = (str(part) for part in first["loc"])
+    field = ".".join(part for part in parts if part != "[key]" and not part.startswith("function-"))
     if first["type"] == "extra_forbidden":
         return InvalidRequest("unknown parameter", field=prefix + field)
     got = first.get("input")
     shown = "" if first["type"] == "missing" else f", got {_short(got)}"
     return InvalidRequest(f"{first['msg']}{shown}", field=(prefix + field) or None)
+
+
+def _integer(key: object) -> object:
+    return int(key) if isinstance(key, str) and re.fullmatch("[0-9]{1,10}", key) else key
 
 
 def _short(value: object) -> str:

@@ -4,16 +4,16 @@ ingress both use this, so the mapping exists once."""
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, Final, TypeVar, cast
 
 from google.protobuf.message import Message
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt, take_apart
 from tandem.outputs import CompletionOutput, FinishReason, RequestOutput, TextDelta, TokenLogprobs
-from tandem.params import SamplingParams
+from tandem.params import BeamSearchParams, EarlyStopping, Params, SamplingParams
 from tandem.v1 import inference_pb2 as pb
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -29,7 +29,8 @@ class GenerateArguments:
     request_id: str | None
     model: str | None
     prompt: ExplicitEncoderDecoderPrompt
-    params: dict[str, Any]  # those of `SamplingParams` that the request sets
+    kind: type[Params] | None  # None: the model's own way of decoding
+    params: dict[str, Any]  # those of `kind` that the request sets
     priority: int
     timeout_s: float | None
 
@@ -42,17 +43,58 @@ def arguments_of(request: pb.GenerateRequest | pb.GenerateStreamRequest) -> Gene
     decoder = (
         _prompt_of(request.decoder_prompt, "decoder_prompt") if request.HasField("decoder_prompt") else None
     )
+    sampling, beams = request.HasField("sampling_params"), request.HasField("beam_search_params")
+    if sampling and beams:
+        raise InvalidRequest("does not go with sampling_params", field="beam_search_params")
     return GenerateArguments(
         request_id=request.request_id or None,
         model=request.model or None,
         prompt=ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder),
-        params={
-            field.name: list(value) if field.is_repeated else value
-            for field, value in request.sampling_params.ListFields()
-        },
+        kind=BeamSearchParams if beams else SamplingParams if sampling else None,
+        params=_params_of(request.beam_search_params if beams else request.sampling_params),
         priority=request.priority,
         timeout_s=request.timeout_ms / 1000 if request.HasField("timeout_ms") else None,
     )
+
+
+_EARLY_STOPPING: Final[dict[int, EarlyStopping | None]] = {
+    pb.EARLY_STOPPING_UNSPECIFIED: None,
+    pb.EARLY_STOPPING_FALSE: False,
+    pb.EARLY_STOPPING_TRUE: True,
+    pb.EARLY_STOPPING_NEVER: "never",
+}
+
+
+def _params_of(message: pb.SamplingParams | pb.BeamSearchParams) -> dict[str, Any]:
+    """What the message sets, as keyword arguments."""
+    params = {field.name: _plain(value) for field, value in message.ListFields()}
+    if "early_stopping" in params:
+        params["early_stopping"] = _EARLY_STOPPING.get(params["early_stopping"], params["early_stopping"])
+    return params
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, pb.TokenIds):
+        return list(value.ids)
+    if isinstance(value, pb.TokenIdLists):
+        return [list(ids.ids) for ids in value.lists]
+    if isinstance(value, Mapping):
+        return dict(value)
+    return value if isinstance(value, bool | int | float | str) else list(value)
+
+
+def _params_fields(params: Params) -> dict[str, Any]:
+    """What the parameters set, as fields of their message."""
+    fields = params.model_dump(exclude_unset=True, exclude_none=True)
+    for name in ("suppress_tokens", "begin_suppress_tokens"):
+        if name in fields:
+            fields[name] = {"ids": fields[name]}
+    if "bad_words_ids" in fields:
+        fields["bad_words_ids"] = {"lists": [{"ids": ids} for ids in fields["bad_words_ids"]]}
+    if "early_stopping" in fields:
+        numbers = {value: number for number, value in _EARLY_STOPPING.items()}
+        fields["early_stopping"] = numbers[fields["early_stopping"]]
+    return fields
 
 
 def _prompt_of(message: pb.Prompt, field: str) -> SingletonPrompt:
@@ -65,7 +107,7 @@ def _prompt_of(message: pb.Prompt, field: str) -> SingletonPrompt:
 def generate_request(
     kind: type[GenerateT],
     prompt: Prompt,
-    params: SamplingParams | None = None,
+    params: Params | None = None,
     *,
     model: str | None = None,
     priority: int = 0,
@@ -79,7 +121,8 @@ def generate_request(
         "model": model,
         "encoder_prompt": _prompt_fields(parts["encoder_text"], parts["encoder_ids"]),
         "decoder_prompt": _prompt_fields(parts["decoder_text"], parts["decoder_ids"]),
-        "sampling_params": params and params.model_dump(exclude_unset=True, exclude_none=True),
+        "sampling_params": _params_fields(params) if isinstance(params, SamplingParams) else None,
+        "beam_search_params": _params_fields(params) if isinstance(params, BeamSearchParams) else None,
         "priority": priority,
         "timeout_ms": timeout_s and math.ceil(timeout_s * 1000),
     }
@@ -126,6 +169,7 @@ def generate_response(output: RequestOutput) -> pb.GenerateResponse:
                 finish=_finish(sample.finish_reason, sample.stop_reason),
                 logprobs=_logprobs(sample.logprobs),
                 cumulative_logprob=sample.cumulative_logprob,
+                score=sample.score,
             )
             for sample in output.outputs
         ],
@@ -157,6 +201,7 @@ def output_of(request: pb.GenerateRequest, response: pb.GenerateResponse) -> Req
                 cumulative_logprob=(
                     sample.cumulative_logprob if sample.HasField("cumulative_logprob") else None
                 ),
+                score=_score(sample),
             )
             for sample in response.outputs
         ],
@@ -180,6 +225,7 @@ def delta_event(delta: TextDelta) -> pb.GenerateStreamResponse:
             token_ids=delta.token_ids,
             logprobs=_logprobs(delta.logprobs),
             finish=_finish(delta.finish_reason, delta.stop_reason),
+            score=delta.score,
         )
     )
 
@@ -204,7 +250,12 @@ def delta_of(message: pb.CompletionDelta) -> TextDelta:
         logprobs=_logprobs_of(message),
         finish_reason=_finish_reason(message),
         stop_reason=_stop_reason(message),
+        score=_score(message),
     )
+
+
+def _score(sample: pb.Completion | pb.CompletionDelta) -> float | None:
+    return sample.score if sample.HasField("score") else None
 
 
 def _finish(reason: FinishReason | None, stop_reason: int | str | None) -> pb.Finish | None:

@@ -11,7 +11,7 @@ from tandem.cluster.messages import HandoffTotals
 from tandem.cluster.router import RouterStats
 from tandem.errors import TandemError
 from tandem.outputs import TokenLogprobs
-from tandem.workers.request import Delta, EngineRequest, EngineStats
+from tandem.workers.request import Delta, EngineRequest, EngineStats, Hypothesis
 
 
 def engine_stats(*, running: int = 0, steps: int = 0) -> EngineStats:
@@ -42,6 +42,10 @@ class FakeRouter:
         self.live.add(request.request_id)
         ended = False
         try:
+            if request.decoding.beams is not None:
+                ended = True
+                yield self._beams(request)
+                return
             ids = self._ids(request)
             for count in range(len(ids) + 1):
                 if self.error is not None and count == self.error[0]:
@@ -69,6 +73,16 @@ class FakeRouter:
             self.live.discard(request.request_id)
             if not ended:
                 self.cancelled.append(request.request_id)
+
+    def _beams(self, request: EngineRequest) -> Delta:
+        """The answer, then its beginnings."""
+        beams = request.decoding.beams
+        assert beams is not None
+        found = [
+            Hypothesis([*self.answer[: len(self.answer) - n], self.eos_id], -0.5 - n, "stop", None)
+            for n in range(beams.num_return_sequences)
+        ]
+        return Delta(request.request_id, [], finish_reason="stop", hypotheses=found)
 
     def _ids(self, request: EngineRequest) -> list[int]:
         decoding, ids = request.decoding, list(self.answer)

@@ -3,25 +3,27 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from itertools import repeat
 
 from tandem.outputs import CompletionOutput, RequestOutput, TextDelta, TokenLogprobs
-from tandem.params import SamplingParams
+from tandem.params import Params, SamplingParams
 from tandem.workers.detokenizer import Detokenizer, StopStrings, Vocabulary
-from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.request import Delta, EngineRequest, Hypothesis
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A valid request: what its answer repeats, and one engine request for each sample."""
+    """A valid request: what its answer repeats, and the engine requests that make it: one for each
+    sample, or one that searches beams."""
 
     request_id: str
-    params: SamplingParams
+    params: Params
     encoder_prompt: str | None  # as given; None where only ids were
     encoder_prompt_token_ids: list[int]
     prompt: str | None  # the decoder prompt, likewise
     prompt_token_ids: list[int]  # what the decoder starts from, start token included
     context_ids: list[int]  # the decoder prompt alone: the text goes on from it
-    samples: list[EngineRequest] = field(repr=False)
+    samples: list[EngineRequest] = field(repr=False)  # one for all beams
 
 
 class Assembler:
@@ -33,19 +35,26 @@ class Assembler:
 
     def __init__(self, vocabulary: Vocabulary, prepared: PreparedRequest) -> None:
         self._prepared = prepared
-        self._samples = {
-            sample.request_id: _Sample(index, vocabulary, prepared)
-            for index, sample in enumerate(prepared.samples)
-        }
-        self._by_index = list(self._samples.values())
+        self._by_index = [_Sample(index, vocabulary, prepared) for index in range(prepared.params.outputs)]
+        ids = [sample.request_id for sample in prepared.samples]
+        self._samples = (
+            {request_id: [sample] for request_id, sample in zip(ids, self._by_index, strict=True)}
+            if len(ids) > 1
+            else {ids[0]: self._by_index}
+        )
 
-    def push(self, delta: Delta) -> TextDelta | None:
-        """What the sample's answer grew by, or None for nothing. The text may be empty while it is held
-        back. Raises the delta's error."""
+    def push(self, delta: Delta) -> list[TextDelta]:
+        """What the answer grew by: a delta of a sample, one for each answer of beams that ended, or nothing.
+        The text may be empty while it is held back. Raises the delta's error."""
         if delta.error is not None:
             raise delta.error
-        sample = self._samples[delta.request_id]
-        return None if sample.output.finish_reason is not None else sample.push(delta)
+        pieces = []
+        hypotheses = delta.hypotheses or repeat(None)
+        for sample, hypothesis in zip(self._samples[delta.request_id], hypotheses, strict=False):
+            if sample.output.finish_reason is None:
+                piece = sample.push(delta) if hypothesis is None else sample.take(delta, hypothesis)
+                pieces += [] if piece is None else [piece]
+        return pieces
 
     def stopped(self, index: int) -> bool:
         """Whether a stop string ended this sample."""
@@ -71,14 +80,15 @@ class Assembler:
 class _Sample:
     def __init__(self, index: int, vocabulary: Vocabulary, prepared: PreparedRequest) -> None:
         params = prepared.params
-        self.stops = StopStrings(params.stop)
-        self._watched = bool(params.stop)
+        stop = params.stop if isinstance(params, SamplingParams) else []
+        self.stops = StopStrings(stop)
+        self._watched = bool(stop)
         # Stop strings count, like EOS, only from the token after these.
-        self._min_tokens = prepared.samples[index].decoding.min_tokens
+        self._min_tokens = prepared.samples[0].decoding.min_tokens
         self._detokenizer = Detokenizer(
             vocabulary, skip_special_tokens=params.skip_special_tokens, context_ids=prepared.context_ids
         )
-        wanted = params.logprobs is not None
+        wanted = prepared.samples[0].decoding.logprobs is not None
         self.output = CompletionOutput(
             index=index,
             text="",
@@ -86,6 +96,12 @@ class _Sample:
             logprobs=[] if wanted else None,
             cumulative_logprob=0.0 if wanted else None,
         )
+
+    def take(self, delta: Delta, found: Hypothesis) -> TextDelta | None:
+        """The whole answer of a beam."""
+        self.output.score = found.score
+        ids, _, finish_reason, stop_reason = found
+        return self.push(Delta(delta.request_id, ids, finish_reason=finish_reason, stop_reason=stop_reason))
 
     def push(self, delta: Delta) -> TextDelta | None:
         ids, text = self._read(delta.token_ids)
@@ -100,7 +116,9 @@ class _Sample:
         logprobs = delta.logprobs[: len(ids)] if delta.logprobs is not None else None
         self._grow(ids, text, logprobs)
         self.output.finish_reason, self.output.stop_reason = finish_reason, stop_reason
-        return TextDelta(self.output.index, text, ids, logprobs, finish_reason, stop_reason)
+        return TextDelta(
+            self.output.index, text, ids, logprobs, finish_reason, stop_reason, self.output.score
+        )
 
     def _read(self, ids: list[int]) -> tuple[list[int], str]:
         """The ids up to the one that completed a stop string, and the text that has become final."""

@@ -17,7 +17,7 @@ from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.runner import Runner
 from tandem.workers.sampler import Sampled, Sampler
 from tandem.workers.scheduler import EndReason, Scheduler
-from tandem.workers.step_plan import StepPlan
+from tandem.workers.step_plan import StepPlan, StepResult
 
 
 class Engine:
@@ -94,8 +94,8 @@ class Engine:
         deltas = plan.ended
         if self._in_flight and (len(self._in_flight) >= self._depth or not plan.rows):
             applied, sampled = self._in_flight.popleft()
-            tokens, logprobs = ([], None) if sampled is None else sampled.wait()
-            deltas += self.scheduler.apply(applied, tokens, logprobs)
+            result = StepResult([]) if sampled is None else sampled.wait()
+            deltas += self.scheduler.apply(applied, result)
         if self.config.check_invariants:
             self.check()
         return deltas
@@ -127,8 +127,8 @@ class Engine:
         self._hidden = {}
         if logits is None:
             return None
-        sampled = self.sampler.sample(logits, [row.sequence for row in plan.rows if row.samples])
-        self.runner.finish(packet, sampled.tokens)
+        sampled = self.sampler.sample(logits, [row for row in plan.rows if row.samples])
+        self.runner.finish(packet, sampled.choice)
         return sampled
 
     def stats(self) -> EngineStats:

@@ -11,16 +11,17 @@ import math
 import secrets
 import uuid
 from array import array
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final, cast
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, take_apart
 from tandem.limits import DEFAULT_LIMITS, Limits
-from tandem.params import SamplingParams
+from tandem.params import BeamSearchParams, Params, SamplingParams
 from tandem.workers.assembler import Assembler, PreparedRequest
+from tandem.workers.decoding import check_counts, check_ids, decoding_of
 from tandem.workers.detokenizer import Vocabulary
 from tandem.workers.languages import Language, language, languages_of
 from tandem.workers.model_info import ModelInfo
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Assembler", "Frontend", "ModelInfo", "PreparedRequest", "check_text", "sample_seed"]
 
-# Where neither request nor model says how much to generate.
-DEFAULT_MAX_TOKENS: Final = 256
 # No tokenizer in use averages this many characters a token, so a longer text is refused unread.
 _CHARS_PER_TOKEN: Final = 64
 
@@ -59,12 +58,21 @@ class Frontend:
             self._backend.no_padding()
 
     @classmethod
-    def load(cls, folder: str | Path, served_name: str, limits: Limits = DEFAULT_LIMITS) -> Frontend:
-        """Reads a model's folder, all but its weights. Raises ModelLoadError."""
+    def load(
+        cls,
+        folder: str | Path,
+        served_name: str,
+        limits: Limits = DEFAULT_LIMITS,
+        overrides: Mapping[str, Any] | None = None,
+    ) -> Frontend:
+        """Reads a model's folder, all but its weights. Raises ModelLoadError.
+
+        overrides: decoding defaults that come before the model's own, under transformers' names.
+        """
         from transformers import AutoTokenizer
 
         folder = Path(folder)
-        info = ModelInfo.read(folder, served_name)
+        info = ModelInfo.read(folder, served_name, overrides)
         try:
             tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
         except (OSError, ValueError) as error:
@@ -78,7 +86,7 @@ class Frontend:
     def prepare(
         self,
         prompt: Prompt,
-        params: SamplingParams,
+        params: Params | None = None,
         *,
         model: str | None = None,
         request_id: str | None = None,
@@ -87,7 +95,8 @@ class Frontend:
         source_language: str | None = None,
         target_language: str | None = None,
     ) -> PreparedRequest:
-        """Checks everything there is to check about a request, and fills in every default.
+        """Checks everything there is to check about a request, and fills in every default. Without params
+        the model's own way of decoding holds.
 
         The languages are those of a translation by a multilingual model, as codes of its tokenizer.
 
@@ -101,7 +110,9 @@ class Frontend:
                 field="priority",
             )
         timeout_s = self._timeout_s(timeout_s)
-        self._check_counts(params)
+        if params is None:
+            params = BeamSearchParams() if self.info.defaults.beams else SamplingParams()
+        check_counts(params, self.limits)
 
         parts = take_apart(prompt)
         encoder_part, decoder_part, names = _sides(prompt)
@@ -122,7 +133,8 @@ class Frontend:
             decoding = replace(decoding, forced_bos_id=target.token_id)
 
         encoder = EncoderInput(key=self._encoder_key(encoder_ids), token_ids=tuple(encoder_ids))
-        seed = secrets.randbits(63) if params.seed is None else params.seed
+        samples, seed = (params.n, params.seed) if isinstance(params, SamplingParams) else (1, 0)
+        seed = secrets.randbits(63) if seed is None else seed
         # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may
         # arrive while the first try is still being cancelled.
         nonce = secrets.token_hex(8)
@@ -143,7 +155,7 @@ class Frontend:
                     priority=priority,
                     timeout_s=timeout_s,
                 )
-                for index in range(params.n)
+                for index in range(samples)
             ],
         )
 
@@ -187,7 +199,7 @@ class Frontend:
             raise InvalidRequest("has no tokens", field=name)
         if len(ids) > limit:
             raise InvalidRequest(f"has {len(ids)} tokens, the limit is {limit}", field=name)
-        self._check_ids(ids, name, size)
+        check_ids(ids, name, size)
         return list(ids)
 
     def _prefix(self, text: str | None, ids: list[int] | None, target: Language | None) -> list[int]:
@@ -210,7 +222,7 @@ class Frontend:
             raise InvalidRequest(
                 f"has {len(prefix)} tokens with the start token, the limit is {limit}", field=name
             )
-        self._check_ids(ids, name, self.info.vocab_size)
+        check_ids(ids, name, self.info.vocab_size)
         return prefix
 
     def _encode(self, text: str, name: str, limit: int, *, special: bool) -> list[int]:
@@ -224,61 +236,15 @@ class Frontend:
             return list(self._backend.encode(text, add_special_tokens=special).ids)
         return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
 
-    def _check_ids(self, ids: Sequence[int], name: str, size: int) -> None:
-        for index, token_id in enumerate(ids):
-            if not 0 <= token_id < size:
-                raise InvalidRequest(
-                    f"id {token_id} at {index} is not in the vocabulary, 0 to {size - 1}", field=name
-                )
+    def _decoding(self, params: Params, prefix: list[int]) -> Decoding:
+        def encode(text: str, name: str) -> list[int]:
+            limit = self.limits.bad_word_tokens
+            ids = self._encode(text, name, limit, special=False)
+            if len(ids) > limit:
+                raise InvalidRequest(f"{text!r} has {len(ids)} tokens, the limit is {limit}", field=name)
+            return ids
 
-    def _decoding(self, params: SamplingParams, prefix: list[int]) -> Decoding:
-        own, room = self.info.defaults, self.max_decoder_tokens - len(prefix)
-        if params.max_tokens is None:
-            default = own.max_new_tokens or (own.max_length and own.max_length - len(prefix))
-            max_tokens = max(1, min(default or DEFAULT_MAX_TOKENS, room))
-        elif params.max_tokens > room:
-            raise InvalidRequest(
-                f"{params.max_tokens} tokens after the {len(prefix)} the decoder starts from exceed the "
-                f"limit of {self.max_decoder_tokens}",
-                field="max_tokens",
-            )
-        else:
-            max_tokens = params.max_tokens
-        if "min_tokens" not in params.model_fields_set:
-            min_tokens = min(max(own.min_new_tokens, own.min_length - len(prefix)), max_tokens)
-        elif params.min_tokens > max_tokens:
-            raise InvalidRequest(
-                f"must not exceed max_tokens, here {max_tokens}, got {params.min_tokens}", field="min_tokens"
-            )
-        else:
-            min_tokens = params.min_tokens
-        self._check_ids(params.stop_token_ids, "stop_token_ids", self.info.vocab_size)
-        top_k = own.top_k if params.top_k is None else params.top_k
-        return Decoding(
-            max_tokens=max_tokens,
-            min_tokens=max(0, min_tokens),
-            temperature=_given(params.temperature, own.temperature),
-            top_k=max(0, top_k),
-            top_p=_given(params.top_p, own.top_p),
-            min_p=_given(params.min_p, own.min_p),
-            repetition_penalty=_given(params.repetition_penalty, own.repetition_penalty),
-            seed=0,  # each sample has its own, see sample_seed
-            stop_ids=frozenset(params.stop_token_ids)
-            | (frozenset() if params.ignore_eos else self.info.eos_ids),
-            eos_ids=self.info.eos_ids,
-            logprobs=params.logprobs,
-        )
-
-    def _check_counts(self, params: SamplingParams) -> None:
-        """A server's limits may be lower than the ones SamplingParams knows."""
-        for name, got, limit in (
-            ("n", params.n, self.limits.n),
-            ("logprobs", params.logprobs or 0, self.limits.logprobs),
-            ("stop", len(params.stop), self.limits.stop_strings),
-            ("stop_token_ids", len(params.stop_token_ids), self.limits.stop_token_ids),
-        ):
-            if got > limit:
-                raise InvalidRequest(f"at most {limit}, got {got}", field=name)
+        return decoding_of(params, prefix, self.max_decoder_tokens - len(prefix), self.info, encode)
 
     def _request_id(self, request_id: str | None) -> str:
         if request_id is None:
@@ -340,7 +306,3 @@ def _shown(prompt: object, name: str) -> str | None:
         raise InvalidRequest(f"must be a str, got {type(text).__name__}", field=name)
     check_text(text, name)
     return text
-
-
-def _given(value: float | None, default: float) -> float:
-    return default if value is None else value

@@ -35,12 +35,13 @@ class AttentionRows:
 
     start: int
     stop: int
-    self_pages: torch.Tensor  # int32 [sequences, pages]
+    self_pages: torch.Tensor  # int32 [sequences, pages]; of beams [sequences, positions]: their cells
     self_lengths: torch.Tensor  # int32 [sequences]: positions written so far, these rows' included
     self_groups: RowGroups
     cross_pages: torch.Tensor  # int32 [encoder inputs, pages]
     cross_lengths: torch.Tensor  # int32 [encoder inputs]
     cross_groups: RowGroups  # rows by the encoder input they read
+    beams: bool = False  # one row each, whose history lies in its ancestors' pages
 
 
 @dataclass(slots=True)
@@ -205,15 +206,15 @@ class DecoderStack(Stack):
         return self.head(x[batch.sample_rows]) if len(batch.sample_rows) else None
 
     def _attend_self(self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool) -> torch.Tensor:
-        return _in_order(
-            [
-                kernels.paged_self_attention(
-                    q[rows.start : rows.stop], pool.k[layer], pool.v[layer], rows.self_pages,
-                    rows.self_lengths, rows.self_groups, self.bias_tables[layer], self.spec.attention_scale,
-                )
-                for rows in batch.attention
-            ]
-        )  # fmt: skip
+        bias, scale, parts = self.bias_tables[layer], self.spec.attention_scale, []
+        for rows in batch.attention:
+            inputs = (q[rows.start : rows.stop], pool.k[layer], pool.v[layer], rows.self_pages,
+                      rows.self_lengths)  # fmt: skip
+            if rows.beams:
+                parts.append(kernels.paged_beam_attention(*inputs, bias, scale))
+            else:
+                parts.append(kernels.paged_self_attention(*inputs, rows.self_groups, bias, scale))
+        return _in_order(parts)
 
     def _attend_cross(self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool) -> torch.Tensor:
         return _in_order(

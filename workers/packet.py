@@ -7,14 +7,14 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tandem.workers.step_plan import StepPlan
+from tandem.workers.step_plan import ON_DEVICE, StepPlan
 
 Ints = npt.NDArray[np.int64]
 
 CLOSE = [0]  # in place of a step: no more will come
-ON_DEVICE = -1  # in place of a token id: the slot's last sampled token, which the device has
 ENCODE_HERE = -1  # in place of a handle: the ranks encode the tokens themselves
-_HEADER = 6
+SINGLE, FIRST_BEAM, BEAM = range(3)  # kinds of row: FIRST_BEAM computes the prefix for all beams
+_HEADER = 7
 
 
 @dataclass(slots=True)
@@ -25,8 +25,9 @@ class Packet:
     admission_pages: Ints  # the admissions' pages, one after another
     admission_tokens: Ints  # the tokens of those to be encoded here
     new_pages: Ints  # [U, 3]: slot, index in its table, page
-    rows: Ints  # [R, 5]: slot, first position, count, cross entry, samples
-    row_tokens: Ints  # the rows' tokens, ON_DEVICE where not known
+    rows: Ints  # [R, 6]: slot, first position, count, cross entry, samples, kind
+    row_tokens: Ints  # the rows' tokens, ON_DEVICE where it is the slot's last sampled one
+    beam_slots: Ints  # of all beams that get a token, those of a request together
 
     @classmethod
     def of(cls, plan: StepPlan) -> Packet:
@@ -43,27 +44,32 @@ class Packet:
                 encoded += encoder.token_ids
         rows: list[tuple[int, ...]] = []
         tokens: list[int] = []
+        beam_slots: list[int] = []
         for row in plan.rows:
             sequence = row.sequence
             entry_index = sequence.cross.index if sequence.cross else 0
-            rows.append((sequence.slot, row.start, row.count, entry_index, row.samples))
-            tokens += row.token_ids or [ON_DEVICE]
+            kind = SINGLE if sequence.width == 1 else FIRST_BEAM if row.width == 1 else BEAM
+            for slot in sequence.slots[: row.width]:
+                rows.append((slot, row.start, row.count, entry_index, row.samples, kind))
+                tokens += row.token_ids or [ON_DEVICE]
+            if kind != SINGLE and row.samples:
+                beam_slots += sequence.slots
         return cls(
-            _table(admissions, 4), _table(pages), _table(encoded), _table(plan.new_pages, 3), _table(rows, 5),
-            _table(tokens),
+            _table(admissions, 4), _table(pages), _table(encoded), _table(plan.new_pages, 3), _table(rows, 6),
+            _table(tokens), _table(beam_slots),
         )  # fmt: skip
 
     def to_ints(self) -> Ints:
         parts = (
             self.admissions, self.admission_pages, self.admission_tokens, self.new_pages, self.rows,
-            self.row_tokens,
+            self.row_tokens, self.beam_slots,
         )  # fmt: skip
         return np.concatenate([np.array([len(part) for part in parts]), *(part.ravel() for part in parts)])
 
     @classmethod
     def from_ints(cls, values: Ints) -> Packet:
         parts, at = [], _HEADER
-        for count, width in zip(values[:_HEADER], (4, 1, 1, 3, 5, 1), strict=True):
+        for count, width in zip(values[:_HEADER], (4, 1, 1, 3, 6, 1, 1), strict=True):
             part = values[at : at + count * width]
             parts.append(part.reshape(-1, width) if width > 1 else part)
             at += count * width

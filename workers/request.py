@@ -4,10 +4,11 @@ of a prompt are `n` requests that share their encoder input's pages by its key."
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tandem.errors import TandemError
 from tandem.outputs import FinishReason, TokenLogprobs
+from tandem.params import EarlyStopping
 
 if TYPE_CHECKING:
     import torch
@@ -40,6 +41,17 @@ class EncoderInput:
 
 
 @dataclass(frozen=True, slots=True)
+class BeamSearch:
+    """How beams are searched, as transformers does: see `beams.py`."""
+
+    num_beams: int  # at least 2
+    num_return_sequences: int  # at most num_beams
+    length_penalty: float  # exponent of the length that a finished beam's score is divided by
+    early_stopping: EarlyStopping
+    renormalize: bool = False  # the processed scores are made log-probabilities again
+
+
+@dataclass(frozen=True, slots=True)
 class Decoding:
     """`SamplingParams` with every default filled in: what the scheduler and the sampler read."""
 
@@ -54,28 +66,52 @@ class Decoding:
     stop_ids: frozenset[int]  # ids that end the sequence: EOS unless ignored, and the request's own
     eos_ids: frozenset[int]  # the model's own, for telling EOS from the request's stop ids
     logprobs: int | None  # None: none; k: the token's own and the k likeliest
+    presence_penalty: float = 0.0  # 0: off
+    frequency_penalty: float = 0.0  # 0: off
+    no_repeat_ngram_size: int = 0  # 0: off
+    encoder_no_repeat_ngram_size: int = 0  # 0: off
+    bad_words: tuple[tuple[int, ...], ...] = ()  # token sequences that must not be completed
+    logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
+    typical_p: float = 1.0  # 1: off
     forced_bos_id: int | None = None  # the only first token, where the decoder starts from one token
+    forced_eos_ids: tuple[int, ...] = ()  # the only tokens at max_tokens
+    suppress_ids: tuple[int, ...] = ()  # never generated
+    begin_suppress_ids: tuple[int, ...] = ()  # never generated first (second, where the first is forced)
+    beams: BeamSearch | None = None  # then neither sampling nor logprobs
 
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
-    """One sequence to decode."""
+    """One sequence to decode, or the beams of one prompt."""
 
     request_id: str  # unique among the engine's live requests
     encoder: EncoderInput
     prefix_ids: tuple[int, ...]  # decoder start token, then the decoder prompt; at least one
     decoding: Decoding
     # Tokens another engine already generated and delivered: decoding goes on behind them, and they
-    # count towards max_tokens and the seed's step. Set by the router when it moves a request.
+    # count towards max_tokens and the seed's step. Set by the router when it moves a request. Beams, of
+    # which nothing is delivered before the end, have none: they start anew.
     generated_ids: tuple[int, ...] = ()
     priority: int = 0  # higher is earlier; see scheduler.PRIORITY_S
     timeout_s: float | None = None  # from submission; then it ends with reason `deadline`
     waited_s: float = 0.0  # since its arrival, before it was submitted here: it keeps its place in the order
 
 
+class Hypothesis(NamedTuple):
+    """A finished beam."""
+
+    token_ids: list[int]  # generated ids, EOS included
+    score: float  # sum of the tokens' scores over length ** length_penalty
+    finish_reason: FinishReason
+    stop_reason: int | None
+
+
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """What a sequence grew by in one step. Its last one has a `finish_reason` or an `error`."""
+    """What a sequence grew by in one step. Its last one has a `finish_reason` or an `error`.
+
+    Beams have a last one only.
+    """
 
     request_id: str
     token_ids: list[int]
@@ -84,6 +120,7 @@ class Delta:
     stop_reason: int | None = None  # the request's own stop id that ended it
     error: TandemError | None = None
     queued_s: float | None = None  # from arrival until it joined the batch; on the first delta with a token
+    hypotheses: list[Hypothesis] | None = None  # of beams that ended by themselves, best first
 
     @property
     def last(self) -> bool:

@@ -16,7 +16,8 @@ from tandem.workers.distributed import Group
 from tandem.workers.kv_pool import KVPool
 from tandem.workers.layers import Placement
 from tandem.workers.model import AttentionRows, DecoderBatch, EncoderStack, load_decoder, load_encoder
-from tandem.workers.packet import ENCODE_HERE, ON_DEVICE, Ints, Packet
+from tandem.workers.packet import BEAM, ENCODE_HERE, SINGLE, Ints, Packet
+from tandem.workers.step_plan import ON_DEVICE
 
 Hidden = Callable[[int], torch.Tensor]  # handle → hidden states [length, d_model], on any device
 
@@ -54,6 +55,9 @@ class Runner:
         self._cross_pages = table(config.max_encoder_length)
         self._cross_lengths = torch.zeros(slots, dtype=torch.int32, device=self.device)
         self._host_cross_lengths = np.zeros(slots, dtype=np.int64)  # the same: sizes launches without a sync
+        # [slots, positions]: where a beam finds the K and V of its history, page * page_size + offset. To go
+        # on from another beam's, this row is copied, K and V never. Made when the first beams come.
+        self._beam_cells: torch.Tensor | None = None
         self._last_tokens = torch.zeros(slots, dtype=torch.int64, device=self.device)
 
     @torch.inference_mode()
@@ -70,16 +74,25 @@ class Runner:
         return self.decoder(self._batch(packet), self.pool) if len(packet.rows) else None
 
     @torch.inference_mode()
-    def finish(self, packet: Packet, tokens: torch.Tensor | None) -> torch.Tensor | None:
-        """Makes the sampled tokens [sampling rows] known to all ranks. Rank 0 gives them."""
-        slots = packet.rows[packet.rows[:, 4] == 1, 0]
+    def finish(self, packet: Packet, choice: torch.Tensor | None) -> torch.Tensor | None:
+        """Makes `Sampled.choice` known to all ranks. Rank 0 gives it."""
+        beams = packet.beam_slots
+        slots = np.concatenate(
+            [packet.rows[(packet.rows[:, 4] == 1) & (packet.rows[:, 5] == SINGLE), 0], beams]
+        )
         if not len(slots):
             return None
-        if tokens is None:
-            tokens = torch.empty(len(slots), dtype=torch.int64, device=self.device)
-        self.group.broadcast(tokens)
-        self._last_tokens[self._send(slots)[0]] = tokens
-        return tokens
+        if choice is None:
+            choice = torch.empty(len(slots) + len(beams), dtype=torch.int64, device=self.device)
+        self.group.broadcast(choice)
+        to = self._send(slots)[0]
+        self._last_tokens[to] = choice[: len(slots)]
+        if len(beams):
+            assert self._beam_cells is not None
+            parents, to = choice[len(slots) :], to[len(slots) - len(beams) :]
+            longest = int((packet.rows[:, 1] + packet.rows[:, 2]).max())
+            self._beam_cells[to, :longest] = self._beam_cells[parents, :longest]
+        return choice
 
     def _admit(self, packet: Packet, hidden: Hidden) -> None:
         """Computes the cross-attention K/V of new encoder inputs into their pages."""
@@ -114,8 +127,9 @@ class Runner:
     def _batch(self, packet: Packet) -> DecoderBatch:
         """Lays the rows out for the forward: positions one after another, those of one-position rows
         first."""
-        slots, starts, counts, _, samples = packet.rows.T
-        singles = int((counts == 1).sum())
+        slots, starts, counts, _, samples, kinds = packet.rows.T
+        beams = int((kinds == BEAM).sum())
+        singles = int((counts == 1).sum()) - beams
         ends = np.cumsum(counts)
         row_of = np.repeat(np.arange(len(counts)), counts)
         positions = np.arange(ends[-1]) - (ends - counts)[row_of] + starts[row_of]
@@ -125,21 +139,34 @@ class Runner:
         if (packet.row_tokens == ON_DEVICE).any():
             token_ids = torch.where(token_ids == ON_DEVICE, self._last_tokens[row_slots], token_ids)
         pages = self._self_pages[row_slots, row_positions // self.page_size]
-        attention = []
-        if singles:
-            attention.append(self._attention_rows(packet.rows[:singles], 0))
-        if singles < len(counts):
-            attention.append(self._attention_rows(packet.rows[singles:], singles))
+        write_slots = pages.long() * self.page_size + row_positions % self.page_size
+        if (kinds != SINGLE).any():
+            self._note_cells(kinds[row_of], row_slots, row_positions, write_slots)
+        attention, start = [], 0
+        for several, end_row in ((False, singles), (True, singles + beams), (False, len(counts))):
+            if start < end_row:
+                attention.append(self._attention_rows(packet.rows[start:end_row], start, beams=several))
+            start = end_row
         return DecoderBatch(
             token_ids=token_ids,
             positions=row_positions,
-            write_slots=pages.long() * self.page_size + row_positions % self.page_size,
+            write_slots=write_slots,
             attention=attention,
             sample_rows=sample_rows,
         )
 
-    def _attention_rows(self, rows: Ints, start: int) -> AttentionRows:
-        slots, starts, counts, entries, _ = rows.T
+    def _note_cells(
+        self, kinds: Ints, slots: torch.Tensor, positions: torch.Tensor, cells: torch.Tensor
+    ) -> None:
+        """Remembers where the K and V of the beams' new positions go. All arguments are by position."""
+        if self._beam_cells is None:
+            shape = (self.config.max_num_seqs, self.config.max_decoder_length)
+            self._beam_cells = torch.zeros(shape, dtype=torch.int32, device=self.device)
+        (at,) = self._send(np.flatnonzero(kinds != SINGLE))
+        self._beam_cells[slots[at], positions[at]] = cells[at].int()
+
+    def _attention_rows(self, rows: Ints, start: int, *, beams: bool) -> AttentionRows:
+        slots, starts, counts, entries, _, _ = rows.T
         # Adjacent rows of one encoder input read its K/V together.
         first = np.flatnonzero(np.diff(entries, prepend=-1))
         cu_rows = np.concatenate([[0], np.cumsum(counts)])
@@ -147,16 +174,22 @@ class Runner:
         slots_, lengths, cu_rows_, groups, cu_cross_ = self._send(
             slots, starts + counts, cu_rows, entries[first], cu_cross
         )
-        longest_cross = int(self._host_cross_lengths[entries].max())
+        longest, longest_cross = int((starts + counts).max()), int(self._host_cross_lengths[entries].max())
+        if beams:
+            assert self._beam_cells is not None
+            history = self._beam_cells[slots_, :longest]
+        else:
+            history = self._self_pages[slots_, : self._pages(longest)]
         return AttentionRows(
             start=start,
             stop=start + int(cu_rows[-1]),
-            self_pages=self._self_pages[slots_, : self._pages(int((starts + counts).max()))],
+            self_pages=history,
             self_lengths=lengths.int(),
             self_groups=RowGroups(cu_rows_.int(), int(counts.max())),
             cross_pages=self._cross_pages[groups, : self._pages(longest_cross)],
             cross_lengths=self._cross_lengths[groups],
             cross_groups=RowGroups(cu_cross_.int(), int(np.diff(cu_cross).max())),
+            beams=beams,
         )
 
     def _pages(self, positions: int) -> int:

@@ -12,15 +12,23 @@ in order is preempted and recomputed later from its tokens.
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence as Seq
 from itertools import repeat
 from typing import Literal
 
 from tandem.errors import InvalidRequest, TandemError
-from tandem.outputs import TokenLogprobs
+from tandem.outputs import FinishReason, TokenLogprobs
 from tandem.workers.pages import PagePool
-from tandem.workers.request import Delta, EngineRequest, EngineStats
-from tandem.workers.step_plan import Admission, CrossEntry, Row, Sequence, State, StepPlan
+from tandem.workers.request import Delta, EngineRequest, EngineStats, Hypothesis
+from tandem.workers.step_plan import (
+    ON_DEVICE,
+    Admission,
+    CrossEntry,
+    Row,
+    Sequence,
+    State,
+    StepPlan,
+    StepResult,
+)
 
 PRIORITY_S = 10.0
 _SPARE_DEADLINES = 64  # of ended sequences, kept until it pays to sweep them out
@@ -73,8 +81,13 @@ class Scheduler:
         ending = (delta.request_id for delta in self._ended)  # its last delta is still to come
         if request.request_id in self._sequences or request.request_id in ending:
             raise InvalidRequest("is already running", field="request_id")
+        width = request.decoding.beams.num_beams if request.decoding.beams else 1
+        if width > self.max_num_seqs:
+            raise InvalidRequest(
+                f"the engine decodes {self.max_num_seqs} sequences at once, got {width}", field="num_beams"
+            )
         positions = len(request.prefix_ids) + request.decoding.max_tokens
-        need = self.pool.pages_for(len(request.encoder.token_ids)) + self.pool.pages_for(positions)
+        need = self.pool.pages_for(len(request.encoder.token_ids)) + width * self.pool.pages_for(positions)
         if need > self.pool.total:
             raise InvalidRequest(
                 f"{len(request.encoder.token_ids)} encoder tokens, {len(request.prefix_ids)} decoder prompt "
@@ -89,6 +102,7 @@ class Scheduler:
             order=(now - request.waited_s - request.priority * PRIORITY_S, self._arrivals),
             deadline=None if request.timeout_s is None else now + request.timeout_s,
             tokens=[*request.prefix_ids, *request.generated_ids],
+            width=width,
         )
         self._sequences[request.request_id] = sequence
         if request.generated_ids and (reason := self._finish_reason(sequence)):
@@ -143,38 +157,41 @@ class Scheduler:
         """A row for every running sequence that can go on; returns the tokens left to the step."""
         budget = self.max_batched_tokens
         # One token is kept back for each sequence behind, so that a long prefill delays no decode.
-        behind = len(self._running)
+        behind = sum(sequence.width for sequence in self._running)
         for sequence in list(self._running):
-            behind -= 1
+            behind -= sequence.width
             if sequence.state is not State.RUNNING:  # preempted for one before it
                 continue
             if sequence.generated + sequence.in_flight >= sequence.request.decoding.max_tokens:
                 continue  # its last token is in flight
             count = min(sequence.known - sequence.computed, budget - behind)
             if self._reserve(sequence, count, plan):
-                self._add_row(sequence, count, plan)
-                budget -= count
+                budget -= self._add_row(sequence, count, plan)
         return budget
 
     def _reserve(self, sequence: Sequence, count: int, plan: StepPlan) -> bool:
         """Pages for `count` more positions, preempting the last in order while there are too few."""
-        need = self.pool.pages_for(sequence.computed + count) - len(sequence.pages)
+        width = sequence.width
+        need = width * self.pool.pages_for(sequence.computed + count) - len(sequence.pages)
         while (pages := self.pool.take(need)) is None:
             victim = self._running[-1]
             self._preempt(victim)
             if victim is sequence:
                 return False
         for page in pages:
-            plan.new_pages.append((sequence.slot, len(sequence.pages), page))
+            index, beam = divmod(len(sequence.pages), width)
+            plan.new_pages.append((sequence.slots[beam], index, page))
             sequence.pages.append(page)
         return True
 
     def _admit(self, plan: StepPlan, budget: int, now: float) -> None:
         """Lets waiting sequences in, strictly in order, while slots, pages and tokens last."""
         encoder_tokens = 0
-        while budget > 0 and self._free_slots:
+        while budget > 0:
             sequence = self._first_waiting()
-            if sequence is None or sequence.in_flight:
+            if sequence is None or sequence.width > len(self._free_slots):
+                return
+            if sequence.in_flight:
                 return  # a preempted one comes back only when all its tokens are known
             encoder = sequence.request.encoder
             entry = self._cross.get(encoder.key)
@@ -183,10 +200,9 @@ class Scheduler:
                 return
             cross_pages = self.pool.pages_for(length) if entry is None else 0
             # Room for one more token, and for each running sequence to grow: fewer preemptions.
-            self_pages = self.pool.pages_for(len(sequence.tokens) + 1)
-            if cross_pages + self_pages + len(self._running) > self.pool.free and self._running:
-                return
-            if cross_pages + self_pages > self.pool.free:
+            self_pages = sequence.width * self.pool.pages_for(len(sequence.tokens) + 1)
+            growth = self.max_num_seqs - len(self._free_slots)
+            if cross_pages + self_pages + growth > self.pool.free:
                 return
             if entry is None:
                 pages = self.pool.take(cross_pages)
@@ -202,22 +218,26 @@ class Scheduler:
             sequence.state, sequence.cross = State.RUNNING, entry
             if sequence.queued_s is None:
                 sequence.queued_s = now - sequence.arrived
-            sequence.slot, sequence.computed = self._free_slots.pop(), 0
+            sequence.slots = [self._free_slots.pop() for _ in range(sequence.width)]
+            sequence.computed = 0
             self._running.append(sequence)
             self._running.sort(key=lambda s: s.order)
             plan.started.append(sequence)
             count = min(len(sequence.tokens), budget)
             self._reserve(sequence, count, plan)
-            self._add_row(sequence, count, plan)
-            budget -= count
+            budget -= self._add_row(sequence, count, plan)
 
-    def _add_row(self, sequence: Sequence, count: int, plan: StepPlan) -> None:
+    def _add_row(self, sequence: Sequence, count: int, plan: StepPlan) -> int:
+        """Returns how many positions are computed for it."""
         start = sequence.computed
         sequence.computed += count
         samples = sequence.computed == sequence.known
-        plan.rows.append(Row(sequence, start, count, sequence.tokens[start : start + count], samples))
+        width = sequence.width if start >= len(sequence.request.prefix_ids) else 1
+        token_ids = sequence.tokens[start : start + count] if width == 1 else []
+        plan.rows.append(Row(sequence, start, count, token_ids, samples, width))
         if samples:
             sequence.in_flight += 1
+        return count * width
 
     def _first_waiting(self) -> Sequence | None:
         while self._waiting and self._waiting[0][1].state is State.ENDED:
@@ -228,24 +248,28 @@ class Scheduler:
         """Back to waiting, at its old place. It has no row in this plan: rows are made in order, and
         the last in order is preempted."""
         self._release(sequence)
-        sequence.state, sequence.slot = State.WAITING, -1
+        sequence.state = State.WAITING
+        if sequence.width > 1:  # its tokens go with its slots: it starts anew, and finds the same
+            sequence.tokens = list(sequence.request.prefix_ids)
         heapq.heappush(self._waiting, (sequence.order, sequence))
         self._preemptions += 1
 
     # -- apply
 
-    def apply(
-        self,
-        plan: StepPlan,
-        tokens: Seq[int],
-        logprobs: Seq[TokenLogprobs | None] | None = None,
-    ) -> list[Delta]:
-        """Takes in the tokens of the plan's sampling rows, in the order of its rows."""
+    def apply(self, plan: StepPlan, result: StepResult) -> list[Delta]:
+        """Takes in what the plan's sampling rows gave."""
         deltas = []
-        sampling = [row for row in plan.rows if row.samples]
-        for row, token, logprob in zip(sampling, tokens, logprobs or repeat(None), strict=False):
+        sampled = zip(result.tokens, result.logprobs or repeat(None), strict=False)
+        finished = iter(result.beams)
+        for row in plan.rows:
+            if not row.samples:
+                continue
             sequence = row.sequence
             sequence.in_flight -= 1
+            if sequence.width > 1:
+                deltas += self._apply_beams(sequence, next(finished))
+                continue
+            token, logprob = next(sampled)
             if sequence.state is State.ENDED:
                 continue  # the step was under way when it ended
             sequence.tokens.append(token)
@@ -256,6 +280,32 @@ class Scheduler:
                 self._end(sequence, None)
         self._steps += 1
         return deltas
+
+    def _apply_beams(self, sequence: Sequence, found: list[tuple[list[int], float]] | None) -> list[Delta]:
+        if sequence.state is not State.RUNNING:
+            return []  # the step was under way when it ended, or was preempted and starts anew
+        sequence.tokens.append(ON_DEVICE)
+        self._generated += sequence.width
+        if found is None:
+            return []
+        decoding = sequence.request.decoding
+        hypotheses = []
+        for ids, score in found:
+            stopped = ids[-1] in decoding.stop_ids
+            own_stop = stopped and ids[-1] not in decoding.eos_ids
+            reason: FinishReason = "stop" if stopped else "length"
+            hypotheses.append(Hypothesis(ids, score, reason, ids[-1] if own_stop else None))
+        self._end(sequence, None)
+        return [
+            Delta(
+                sequence.request.request_id,
+                [],
+                finish_reason=hypotheses[0].finish_reason,
+                stop_reason=hypotheses[0].stop_reason,
+                queued_s=sequence.queued_s,
+                hypotheses=hypotheses,
+            )
+        ]
 
     def _finish_reason(self, sequence: Sequence) -> Literal["stop", "length"] | None:
         decoding = sequence.request.decoding
@@ -296,7 +346,8 @@ class Scheduler:
         """Slot and pages go back. Steps in flight may still write there: the device works in order,
         so whoever gets them next writes later."""
         self._running.remove(sequence)
-        self._free_slots.append(sequence.slot)
+        self._free_slots += sequence.slots
+        sequence.slots = []
         self.pool.give_back(sequence.pages)
         sequence.pages = []
         entry = sequence.cross
@@ -316,7 +367,7 @@ class Scheduler:
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            running=len(self._running),
+            running=self.max_num_seqs - len(self._free_slots),
             waiting=len(self._sequences) - len(self._running),
             max_running=self.max_num_seqs,
             free_pages=self.pool.free,
@@ -332,7 +383,7 @@ class Scheduler:
         """Raises AssertionError where an invariant does not hold. Cheap enough for production."""
         held = [page for s in self._running for page in s.pages]
         self.pool.check(held + [page for entry in self._cross.values() for page in entry.pages])
-        slots = [s.slot for s in self._running]
+        slots = [slot for s in self._running for slot in s.slots]
         if sorted(slots + self._free_slots) != list(range(self.max_num_seqs)):
             raise AssertionError(f"slots {slots} and free {self._free_slots} do not make up all")
         entries = [entry.index for entry in self._cross.values()]
@@ -353,12 +404,13 @@ class Scheduler:
                     f"{sequence.request.request_id} is {sequence.state} but queued otherwise"
                 )
             if sequence.state is State.RUNNING and (
-                len(sequence.pages) != self.pool.pages_for(sequence.computed)
+                len(sequence.pages) != sequence.width * self.pool.pages_for(sequence.computed)
+                or len(sequence.slots) != sequence.width
                 or sequence.computed > sequence.known
             ):
                 raise AssertionError(f"{sequence.request.request_id} holds the wrong number of pages")
 
 
-def _row_order(row: Row) -> tuple[bool, int]:
+def _row_order(row: Row) -> tuple[int, int]:
     assert row.sequence.cross is not None
-    return row.count > 1, row.sequence.cross.index
+    return 2 if row.count > 1 else row.width > 1, row.sequence.cross.index

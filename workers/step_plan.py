@@ -3,10 +3,15 @@ and takes back. Plain data; only the scheduler writes to it."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import NamedTuple
 
+from tandem.outputs import TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest
+
+ON_DEVICE = -1  # in place of a token that only the device knows
 
 
 class State(Enum):
@@ -28,7 +33,11 @@ class CrossEntry:
 
 @dataclass(slots=True, eq=False)
 class Sequence:
-    """A request on its way. All fields are the scheduler's."""
+    """A request on its way. All fields are the scheduler's.
+
+    Beams are `width` rows with slots and pages of their own, which come and go together. Their tokens stay on
+    the device: after the prefix, `tokens` only counts them.
+    """
 
     request: EngineRequest
     arrived: float  # on the clock of `now`, like the next two
@@ -39,8 +48,9 @@ class Sequence:
     computed: int = 0  # positions whose self K/V are in pages, or will be by the steps in flight
     queued_s: float | None = None  # from arrival to first admission
     in_flight: int = 0  # tokens sampled by steps not applied yet
-    slot: int = -1
-    pages: list[int] = field(default_factory=list)
+    width: int = 1  # beams
+    slots: list[int] = field(default_factory=list)  # `width` of them
+    pages: list[int] = field(default_factory=list)  # of all beams' first positions, then of the next, …
     cross: CrossEntry | None = None
 
     @property
@@ -70,14 +80,25 @@ class Row:
     count: int  # positions
     token_ids: list[int]  # their tokens; empty where the one token is on the device only
     samples: bool  # the last position's logits give the next token
+    width: int = 1  # beams that each compute this, their one, position; a prefix is computed by the first
 
 
 @dataclass(slots=True)
 class StepPlan:
-    """One step. Rows of one position come first; rows that share an encoder input are adjacent."""
+    """One step. Rows of one position come first, then beams, then longer rows; among each, rows that share
+    an encoder input are adjacent."""
 
     rows: list[Row] = field(default_factory=list)
     admissions: list[Admission] = field(default_factory=list)
     started: list[Sequence] = field(default_factory=list)  # got a slot: the sampler reads their parameters
     new_pages: list[tuple[int, int, int]] = field(default_factory=list)  # slot, index in its table, page
     ended: list[Delta] = field(default_factory=list)  # ended without a token: cancelled, deadline
+
+
+class StepResult(NamedTuple):
+    """What the sampling rows of a plan gave, in the plan's order."""
+
+    tokens: list[int]  # one for each row without beams
+    logprobs: list[TokenLogprobs | None] | None = None  # likewise, where any of them asked
+    # One for each row of beams: ids and score of what they found, best first; None while they go on.
+    beams: Seq[list[tuple[list[int], float]] | None] = ()

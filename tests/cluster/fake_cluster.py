@@ -20,7 +20,7 @@ from tandem.cluster.engine_actor import EngineActor
 from tandem.cluster.handoff import BatchSummary, pack
 from tandem.cluster.router import Router
 from tandem.errors import HiddenStatesLost
-from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest, EngineStats
+from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest, EngineStats, Hypothesis
 
 D_MODEL = 4
 
@@ -51,6 +51,12 @@ def expected(of: EngineRequest) -> list[int]:
 
 def _token(of: EngineRequest, position: int) -> int:
     return sum(of.encoder.token_ids) * 1000 + position
+
+
+def hypotheses(of: EngineRequest) -> list[Hypothesis]:
+    """What a request's beams find."""
+    ids = [_token(of, position) for position in range(of.decoding.max_tokens)]
+    return [Hypothesis(ids, -0.5, "length", None), Hypothesis(ids[::-1], -0.75, "length", None)]
 
 
 class FakeEngine:
@@ -111,9 +117,11 @@ class FakeEngine:
             last = self._done[request_id] >= row.decoding.max_tokens
             if last:
                 del self._rows[request_id]
-            deltas.append(
-                Delta(request_id, [_token(row, position)], finish_reason="length" if last else None)
-            )
+            if row.decoding.beams is None:
+                reason = "length" if last else None
+                deltas.append(Delta(request_id, [_token(row, position)], finish_reason=reason))
+            elif last:
+                deltas.append(Delta(request_id, [], finish_reason="length", hypotheses=hypotheses(row)))
         return deltas
 
     def stats(self) -> EngineStats:

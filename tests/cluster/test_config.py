@@ -43,6 +43,7 @@ def test_nothing_given_is_the_default() -> None:
         ({"max_num_seqs": 64, "max_batched_tokens": 32}, "max_batched_tokens"),
         ({"replica_wait_s": "nan"}, "replica_wait_s"),
         ({"look_back_s": 10}, "look_back_s"),
+        ({"override_generation_config": {"beams": 4}}, "override_generation_config.beams"),
     ],
 )
 def test_faults_are_refused_by_name(args: dict[str, Any], field: str) -> None:

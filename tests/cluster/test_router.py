@@ -4,13 +4,15 @@ test_failover.py."""
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 
 import pytest
-from fake_cluster import FakeActor, FakeCluster, expected, request, task_error
+from fake_cluster import FakeActor, FakeCluster, expected, hypotheses, request, task_error
 from ray.exceptions import ActorDiedError
 
 from tandem.errors import InternalError, InvalidRequest, Overloaded, Unavailable
 from tandem.limits import Limits
+from tandem.workers.request import BeamSearch, Delta, EngineRequest
 
 
 async def test_many_requests_each_get_their_own_tokens() -> None:
@@ -74,6 +76,29 @@ async def test_a_killed_engine_leaves_no_gap_and_no_repeat() -> None:
         moved = [r for r in replica.engine.submitted if r.generated_ids]
         assert moved
         assert cluster.router.stats().resubmitted == len(moved)
+        await cluster.settled()
+
+
+async def test_beams_start_anew_on_another_engine() -> None:
+    """Nothing of them has been delivered."""
+    async with FakeCluster(engines=2, step_s=0.005) as cluster:
+        plain = [request(f"r{i}", tokens=60, ids=(i, 1)) for i in range(8)]
+        search = BeamSearch(2, 2, 1.0, early_stopping=False)
+        requests = [replace(r, decoding=replace(r.decoding, beams=search)) for r in plain]
+
+        async def collect(one: EngineRequest) -> list[Delta]:
+            return [delta async for delta in cluster.router.generate(one)]
+
+        tasks = [asyncio.create_task(collect(r)) for r in requests]
+        await asyncio.sleep(0.1)
+        cluster.kill(next(iter(cluster.decoders.replicas.values())))
+        for [delta], of in zip(await asyncio.gather(*tasks), requests, strict=True):
+            assert (delta.token_ids, delta.finish_reason) == ([], "length")
+            assert delta.hypotheses == hypotheses(of)
+        [replica] = cluster.decoders.replicas.values()
+        assert cluster.router.stats().resubmitted > 0
+        assert not any(r.generated_ids for r in replica.engine.submitted)
+        assert cluster.router.stats().generated_tokens == 8 * 2 * 60
         await cluster.settled()
 
 

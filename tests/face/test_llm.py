@@ -7,7 +7,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from tandem import LLM, InvalidRequest, ModelLoadError, SamplingParams, zip_enc_dec_prompt_lists
+from tandem import (
+    LLM,
+    BeamSearchParams,
+    InvalidRequest,
+    ModelLoadError,
+    SamplingParams,
+    zip_enc_dec_prompt_lists,
+)
 from tandem.outputs import RequestOutput
 
 FRENCH = "translate English to French: "
@@ -157,6 +164,32 @@ def test_bad_prompts_name_their_field(llm: LLM, prompt: object, field: str) -> N
         llm.generate([prompt])  # type: ignore[list-item]
     assert caught.value.field is not None
     assert caught.value.field.startswith(field)
+
+
+def test_beams_beside_samples(llm: LLM) -> None:
+    """Both kinds of parameters in one list; the best beam is at least as likely as the greedy answer."""
+    search = BeamSearchParams(num_beams=4, num_return_sequences=3, length_penalty=0.0, max_tokens=32)
+    greedy = SamplingParams(temperature=0, max_tokens=32, logprobs=0)
+    found, one = llm.generate([FRENCH + "I am tired."] * 2, [search, greedy])
+    scores = [output.score for output in found.outputs]
+    assert [output.index for output in found.outputs] == [0, 1, 2]
+    assert all(output.finish_reason == "stop" and output.text for output in found.outputs)
+    assert len({tuple(output.token_ids) for output in found.outputs}) == 3
+    assert None not in scores
+    assert scores == sorted(scores, reverse=True)  # type: ignore[type-var]
+    assert one.outputs[0].score is None
+    assert scores[0] >= one.outputs[0].cumulative_logprob - 1e-4  # type: ignore[operator]
+    deltas = list(llm.stream(FRENCH + "I am tired.", search))
+    assert [(d.index, d.text) for d in deltas] == [(o.index, o.text) for o in found.outputs]
+    assert [d.score for d in deltas] == pytest.approx(scores)
+
+
+def test_more_beams_than_the_engine_decodes_at_once_are_refused() -> None:
+    with (
+        LLM(dtype="float32", max_num_seqs=4) as llm,
+        pytest.raises(InvalidRequest, match="num_beams: the engine decodes 4"),
+    ):
+        llm.generate(FRENCH + "Hi.", BeamSearchParams(num_beams=5, max_tokens=4))
 
 
 def test_nothing_runs_where_one_prompt_is_bad(llm: LLM) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,7 +11,7 @@ from tandem import wire
 from tandem.errors import InvalidRequest
 from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, TextPrompt, TokensPrompt
 from tandem.outputs import CompletionOutput, FinishReason, RequestOutput, TextDelta, TokenLogprobs
-from tandem.params import SamplingParams
+from tandem.params import BeamSearchParams, SamplingParams
 from tandem.v1 import inference_pb2 as pb
 
 
@@ -42,6 +43,7 @@ def test_what_is_not_set_is_not_sent() -> None:
         request_id=None,
         model=None,
         prompt=ExplicitEncoderDecoderPrompt(encoder_prompt="x", decoder_prompt=None),
+        kind=SamplingParams,
         params={},
         priority=0,
         timeout_s=None,
@@ -64,15 +66,84 @@ def test_what_is_set_arrives_as_it_is() -> None:
         repetition_penalty=1.1,
         logprobs=0,
         skip_special_tokens=False,
+        typical_p=0.5,
+        presence_penalty=-0.1,
+        frequency_penalty=0.0,
+        no_repeat_ngram_size=3,
+        encoder_no_repeat_ngram_size=0,
+        bad_words=["a", "b"],
+        bad_words_ids=[[1], [2, 3]],
+        logit_bias={0: 1.5, 2**31 - 1: -100},
+        forced_bos_token_id=0,
+        forced_eos_token_id=1,
+        suppress_tokens=[],
+        begin_suppress_tokens=[4],
     )
     request = wire.generate_request(
         pb.GenerateRequest, "x", params, model="m", priority=-3, timeout_s=0.0004, request_id="r"
     )
     arguments = wire.arguments_of(pb.GenerateRequest.FromString(request.SerializeToString()))
+    assert arguments.kind is SamplingParams
     assert SamplingParams(**arguments.params) == params
     assert set(arguments.params) == set(SamplingParams.model_fields)
     assert (arguments.model, arguments.priority, arguments.request_id) == ("m", -3, "r")
     assert arguments.timeout_s == 0.001  # rounded up: a positive time stays one
+
+
+@pytest.mark.parametrize("early_stopping", [True, False, "never"])
+def test_beam_search_arrives_as_it_is(early_stopping: Any) -> None:
+    params = BeamSearchParams(
+        num_beams=5,
+        num_return_sequences=3,
+        length_penalty=-0.6,
+        early_stopping=early_stopping,
+        max_tokens=7,
+        min_tokens=2,
+        stop_token_ids=[3],
+        ignore_eos=True,
+        repetition_penalty=1.1,
+        presence_penalty=-0.1,
+        frequency_penalty=0.0,
+        no_repeat_ngram_size=3,
+        encoder_no_repeat_ngram_size=0,
+        bad_words=["a", "b"],
+        bad_words_ids=[],
+        logit_bias={5: 1.5},
+        forced_bos_token_id=0,
+        forced_eos_token_id=1,
+        suppress_tokens=[4],
+        begin_suppress_tokens=[],
+        skip_special_tokens=False,
+    )
+    request = wire.generate_request(pb.GenerateStreamRequest, "x", params)
+    arguments = wire.arguments_of(pb.GenerateStreamRequest.FromString(request.SerializeToString()))
+    assert arguments.kind is BeamSearchParams
+    assert BeamSearchParams(**arguments.params) == params
+    assert set(arguments.params) == set(BeamSearchParams.model_fields)
+
+
+def test_without_parameters_no_kind_is_sent() -> None:
+    assert wire.arguments_of(wire.generate_request(pb.GenerateRequest, "x")).kind is None
+
+
+def test_a_request_samples_or_searches_beams() -> None:
+    request = pb.GenerateRequest(
+        encoder_prompt=pb.Prompt(text="a"),
+        sampling_params=pb.SamplingParams(),
+        beam_search_params=pb.BeamSearchParams(),
+    )
+    with pytest.raises(InvalidRequest) as caught:
+        wire.arguments_of(request)
+    assert caught.value.field == "beam_search_params"
+
+
+def test_an_unknown_way_to_stop_is_refused() -> None:
+    request = pb.GenerateRequest(
+        encoder_prompt=pb.Prompt(text="a"),
+        beam_search_params=pb.BeamSearchParams(early_stopping=9),  # type: ignore[arg-type]
+    )
+    with pytest.raises(InvalidRequest, match="early_stopping"):
+        BeamSearchParams(**wire.arguments_of(request).params)
 
 
 @pytest.mark.parametrize(
@@ -125,6 +196,8 @@ def test_an_output_comes_back_whole() -> None:
             CompletionOutput(1, "b", [7], "stop", "###"),
             CompletionOutput(2, "c", [7, 0], "stop", 0),
             CompletionOutput(3, "", [], "length"),
+            CompletionOutput(4, "", [], "stop", score=-0.0),
+            CompletionOutput(5, "", [], "stop", score=-1.3),
         ],
     )
     request = wire.generate_request(
@@ -144,6 +217,8 @@ def test_a_delta_comes_back_whole(reason: FinishReason | None) -> None:
     delta = TextDelta(index=3, text="é", token_ids=[7, 1], logprobs=LOGPROBS, finish_reason=reason)
     event = pb.GenerateStreamResponse.FromString(wire.delta_event(delta).SerializeToString())
     assert wire.delta_of(event.delta) == delta
+    delta = replace(delta, score=-1.3)
+    assert wire.delta_of(wire.delta_event(delta).delta) == delta
 
 
 def test_models_come_back_whole() -> None:

@@ -105,6 +105,29 @@ def paged(
     )
 
 
+def scattered(case: Paged, lengths: Sequence[int], seed: int = 0) -> Tensor:
+    """The histories of the case's rows as beams, one row a sequence: int32 [N, M], each key the one at its
+    position of any of the sequences. Changes `case.k` and `case.v` to what that makes of them."""
+    rng = torch.Generator().manual_seed(seed)
+    page = case.k_pages.shape[2]
+    table = case.page_table.cpu()
+    cells = torch.zeros(len(lengths), max(lengths) + 3, dtype=torch.int32)
+    own = [case.k, case.v]
+    made: list[list[Tensor]] = [[], []]
+    for row, length in enumerate(lengths):
+        sources = []
+        for t in range(length):
+            able = [s for s, n in enumerate(case.lengths.tolist()) if n > t]
+            source = able[int(torch.randint(len(able), (1,), generator=rng))]
+            cells[row, t] = table[source, t // page] * page + t % page
+            sources.append(source)
+        for into, stored in zip(made, own, strict=True):
+            into.append(torch.stack([stored[source][t] for t, source in enumerate(sources)]))
+    case.k, case.v = made
+    case.lengths = torch.tensor(lengths, dtype=torch.int32, device=case.q.device)
+    return cells.to(case.q.device)
+
+
 @dataclass
 class Packed:
     q: Tensor

@@ -75,12 +75,19 @@ CASES = {
     "self attention, one row": (
         attention_paged._one_row_kernel,
         {**PAGED, "bias_ptr": "*fp32"},
-        {**PAGED_SIZES, "top_ptr": None, "REACH": 128, "HAS_BIAS": True, "SPLITS": 1, "PAGE": 64},
+        {**PAGED_SIZES, "top_ptr": None, "REACH": 128, "HAS_BIAS": True, "SPLITS": 1, "PAGE": 64}
+        | {"BY_CELL": False},
+    ),
+    "self attention of beams, split": (
+        attention_paged._one_row_kernel,
+        {**PAGED, "bias_ptr": "*fp32", "out_ptr": "*fp32", "top_ptr": "*fp32"},
+        {**PAGED_SIZES, "REACH": 128, "HAS_BIAS": True, "SPLITS": 4, "PAGE": 64, "BY_CELL": True},
     ),
     "cross attention, one row, split": (
         attention_paged._one_row_kernel,
         {**PAGED, "out_ptr": "*fp32", "top_ptr": "*fp32"},
-        {**PAGED_SIZES, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "SPLITS": 4, "PAGE": 16},
+        {**PAGED_SIZES, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "SPLITS": 4, "PAGE": 16}
+        | {"BY_CELL": False},
     ),
     "self attention, several rows": (
         attention_paged._row_block_kernel,

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import assert_close, bias_table, packed, paged
+from kernel_cases import assert_close, bias_table, packed, paged, scattered
 from transformers import PhiConfig, T5Config
 from transformers.activations import NewGELUActivation
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding, apply_rotary_pos_emb
@@ -140,6 +140,19 @@ def test_paged_attention_of_any_shape(shapes: list[tuple[int, int]], dim: int, p
     assert_close(out, case.expected(table, 1.0, causal=True))
     out = kernels.paged_cross_attention(*case.inputs(), 1.0)
     assert_close(out, case.expected(None, 1.0, causal=False))
+
+
+@pytest.mark.parametrize("lengths", [[1, 1], [40, 40, 40, 40], [3, 70, 64, 65, 2]])
+@pytest.mark.parametrize("page", [1, 16, 24])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_beams_read_their_ancestors(lengths: list[int], page: int, dtype: torch.dtype) -> None:
+    case = paged(lengths, [1] * len(lengths), page=page, dtype=dtype)
+    cells = scattered(case, lengths)
+    q, k_pages, v_pages, *_ = case.inputs()
+    for bias in (bias_table(2, 19), None):
+        out = kernels.paged_beam_attention(q, k_pages, v_pages, cells, case.lengths, bias, 0.8)
+        assert out.dtype == dtype
+        assert_close(out, case.expected(bias, 0.8, causal=True))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import TOLERANCE, assert_close, bias_table, packed, paged
+from kernel_cases import TOLERANCE, assert_close, bias_table, packed, paged, scattered
 
 from tandem.kernels import reference
 
@@ -107,6 +107,26 @@ def test_paged_attention(
     assert_close(out, case.expected(table, 0.8, causal=True))
     out = attention_paged._launch(*case.inputs(), None, 0.8, causal=False, splits=splits)
     assert_close(out, case.expected(None, 0.8, causal=False))
+
+
+@pytest.mark.parametrize(("lengths", "page"), [([1, 1], 16), ([40, 40, 33], 16), ([3, 70, 64, 2], 64)])
+@pytest.mark.parametrize(("dtype", "splits"), [(torch.float32, None), (torch.float16, 2)])
+def test_beam_attention(
+    lengths: list[int], page: int, dtype: torch.dtype, splits: int | None, device: str
+) -> None:
+    case = paged(lengths, [1] * len(lengths), page=page, dtype=dtype, device=device)
+    cells = scattered(case, lengths)
+    q, k_pages, v_pages, *_ = case.inputs()
+    table = bias_table(2, 19, device)
+    out = attention_paged._launch(
+        q, k_pages, v_pages, cells, case.lengths, case.groups, table, 0.8, causal=True, splits=splits,
+        by_cell=True,
+    )  # fmt: skip
+    assert_close(out, case.expected(table, 0.8, causal=True))
+    if splits is None:
+        assert torch.equal(
+            triton_ops.paged_beam_attention(q, k_pages, v_pages, cells, case.lengths, table, 0.8), out
+        )
 
 
 @pytest.mark.parametrize("rows", [[1, 1], [1, 3]])

@@ -10,8 +10,9 @@ from types import ModuleType
 
 import pytest
 from google.protobuf.descriptor import FieldDescriptor
+from google.protobuf.message import Message
 
-from tandem.params import SamplingParams
+from tandem.params import BeamSearchParams, DecodingParams, SamplingParams
 from tandem.v1 import inference_pb2 as pb
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -42,17 +43,23 @@ def test_the_committed_modules_are_what_the_proto_generates(generator: ModuleTyp
         assert generated == (FOLDER / name).read_text(), f"run `make protos`: {name} is out of date"
 
 
-def test_sampling_params_are_those_of_python() -> None:
-    assert set(pb.SamplingParams.DESCRIPTOR.fields_by_name) == set(SamplingParams.model_fields)
+PARAMS = [(pb.SamplingParams, SamplingParams), (pb.BeamSearchParams, BeamSearchParams)]
 
 
-def test_every_sampling_param_can_be_told_apart_from_unset() -> None:
-    for field in pb.SamplingParams.DESCRIPTOR.fields:
+@pytest.mark.parametrize(("message", "params"), PARAMS)
+def test_parameters_are_those_of_python(message: type[Message], params: type[DecodingParams]) -> None:
+    assert set(message.DESCRIPTOR.fields_by_name) == set(params.model_fields)
+
+
+@pytest.mark.parametrize("message", [message for message, _ in PARAMS])
+def test_every_parameter_can_be_told_apart_from_unset(message: type[Message]) -> None:
+    for field in message.DESCRIPTOR.fields:
         assert field.is_repeated or field.has_presence, field.name
 
 
-def test_no_number_is_a_float_where_http_has_a_double() -> None:
-    for field in pb.SamplingParams.DESCRIPTOR.fields:
+@pytest.mark.parametrize("message", [message for message, _ in PARAMS])
+def test_no_number_is_a_float_where_http_has_a_double(message: type[Message]) -> None:
+    for field in message.DESCRIPTOR.fields:
         assert field.type != FieldDescriptor.TYPE_FLOAT, field.name
 
 

@@ -9,6 +9,7 @@ differ, an AssertionError says how.
 
 from __future__ import annotations
 
+import random
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -19,9 +20,9 @@ import pytest
 
 from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.workers.pages import PagePool
-from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest
+from tandem.workers.request import BeamSearch, Decoding, Delta, EncoderInput, EngineRequest, Hypothesis
 from tandem.workers.scheduler import Scheduler
-from tandem.workers.step_plan import Row, StepPlan
+from tandem.workers.step_plan import Row, StepPlan, StepResult
 
 EOS, OWN_STOP = 1, 2
 PRIORITY_S = 10.0  # seconds of waiting that one level of priority is worth
@@ -48,6 +49,7 @@ class Job:
     waited_s: float = 0.0  # before it came here
     at: int = 0  # the step before which it is submitted
     cancel_at: int | None = None  # the step before which it is cancelled
+    width: int = 1  # beams; they find the answer, all the same one, at the step that ends it
 
     def token(self, count: int) -> int:
         """What the model says after `count` tokens. It would go on after the end: steps that are made
@@ -85,6 +87,7 @@ class Job:
                 stop_ids=self.stop_ids,
                 eos_ids=frozenset({EOS}),
                 logprobs=None,
+                beams=BeamSearch(self.width, 1, 1.0, early_stopping=False) if self.width > 1 else None,
             ),
             generated_ids=tuple(self.answer[0][: self.resumed]),
             priority=self.priority,
@@ -116,6 +119,11 @@ class Life:
     def known(self) -> int:
         return self.job.prefix + len(self.out) + self.in_flight
 
+    @property
+    def row_width(self) -> int:
+        """Beams that compute its next position."""
+        return self.job.width if self.computed >= self.job.prefix else 1
+
     def token_at(self, position: int) -> int:
         job = self.job
         return job.prefix_ids[position] if position < job.prefix else job.token(position - job.prefix)
@@ -133,7 +141,7 @@ class _Room:
 
 
 Cell = tuple[object, int, int]  # whose, position, token
-Launched = tuple[StepPlan, list[int], list[tuple[Life, int]]]
+Launched = tuple[StepPlan, StepResult, list[Life]]
 
 
 class Simulator:
@@ -164,13 +172,15 @@ class Simulator:
         self.lives: dict[str, Life] = {}  # all that have no last delta yet
         self.started: list[Life] = []  # in the order in which they first ran
         self.ended: list[Life] = []
-        self.steps = self.arrivals = self.admitted = self.preemptions = self.generated = self.encoded = 0
+        self.steps = self.arrivals = self.admitted = self.generated = self.encoded = 0
+        self.preemptions = self.restarts = 0
         # The device.
         self.cross: dict[str, list[int]] = {}  # pages by encoder key
         self.memory: dict[tuple[int, int], Cell] = {}  # page, offset → what was written there last
         self.self_table: dict[tuple[int, int], int] = {}  # slot, index → page
         self.cross_table: dict[int, tuple[list[int], int]] = {}  # entry → pages, length
         self.last_tokens: dict[int, int] = {}  # slot → token
+        self.histories: dict[int, list[tuple[tuple[int, int], int]]] = {}  # a beam's slot → cells, tokens
         self.launched: deque[Launched] = deque()
 
     # -- requests come and go
@@ -184,7 +194,12 @@ class Simulator:
             with pytest.raises(InvalidRequest, match="request_id"):
                 self.scheduler.submit(request, now)
             return None
-        if self._pages_for(job.encoder_length) + self._pages_for(job.prefix + job.max_tokens) > self.total:
+        if job.width > self.max_num_seqs:
+            with pytest.raises(InvalidRequest, match="num_beams"):
+                self.scheduler.submit(request, now)
+            return None
+        pages = job.width * self._pages_for(job.prefix + job.max_tokens)
+        if self._pages_for(job.encoder_length) + pages > self.total:
             with pytest.raises(InvalidRequest, match="max_tokens"):
                 self.scheduler.submit(request, now)
             return None
@@ -255,13 +270,17 @@ class Simulator:
 
         # In order, each gets the tokens it lacks, while there is one left for each one behind it.
         counts, left = [], self.max_batched_tokens
-        for behind, life in zip(range(len(running) - 1, -1, -1), running, strict=True):
+        behind = sum(life.job.width for life in running)
+        for life in running:
+            behind -= life.job.width
             last_is_in_flight = len(life.out) + life.in_flight == life.job.max_tokens
             counts.append(0 if last_is_in_flight else min(life.known - life.computed, left - behind))
-            left -= counts[-1]
+            left -= counts[-1] * life.row_width
         # Those go on that fit with what they get: as many as possible, the first in order.
         stay = max(k for k in range(len(running) + 1) if self._fits(running[:k], counts))
+        left_to_waiting = self.max_batched_tokens
         for life, count in zip(running[:stay], counts, strict=False):
+            left_to_waiting -= count * life.row_width
             row = rows.pop(life.job.name, None)
             assert (row is None) == (count == 0), f"{life.job.name} has no row, or one too many"
             if row is not None:
@@ -269,13 +288,16 @@ class Simulator:
         self.preemptions += len(running) - stay
         for life in running[stay:]:
             self._stop_running(life)
+            if life.job.width > 1:
+                life.out = []  # beams start anew
+                self.restarts += 1
 
         started = [self.lives[s.request.request_id] for s in plan.started]
         waiting = sorted((life for life in alive if not life.running), key=lambda life: life.order)
         assert started == waiting[: len(started)], "one overtook another"
         room = _Room(
-            slots=self.max_num_seqs - stay,
-            tokens=self.max_batched_tokens - sum(counts[:stay]),
+            slots=self.max_num_seqs - sum(life.job.width for life in running[:stay]),
+            tokens=left_to_waiting,
             pages=self.total - sum(map(self._pages_for, self._positions(running[:stay]))),
             encoder_tokens=None,
         )
@@ -286,9 +308,9 @@ class Simulator:
             life.running = True
             if life not in self.started:
                 self.started.append(life)
-            room.slots -= 1
+            room.slots -= life.job.width
             room.tokens -= row.count
-            room.pages -= self._pages_for(row.count)
+            room.pages -= life.job.width * self._pages_for(row.count)
             key, length = life.request.encoder.key, life.job.encoder_length
             if key not in self.cross:
                 self.cross[key] = []
@@ -309,10 +331,10 @@ class Simulator:
         and, after the first encoder input of a step, room for another."""
         new = life.request.encoder.key not in self.cross
         length = life.job.encoder_length
-        pages = self._pages_for(life.known + 1) + (self._pages_for(length) if new else 0)
+        pages = life.job.width * self._pages_for(life.known + 1) + (self._pages_for(length) if new else 0)
         return (
             life.in_flight == 0  # else not all its tokens are known
-            and room.slots > 0
+            and room.slots >= life.job.width
             and room.tokens > 0
             and room.pages >= pages + self.max_num_seqs - room.slots
             and not (new and room.encoder_tokens is not None and length > room.encoder_tokens)
@@ -321,11 +343,12 @@ class Simulator:
     def _positions(self, lives: list[Life]) -> list[int]:
         """How many positions each page table of these covers, their own and their encoder inputs'."""
         cross = {life.request.encoder.key: life.job.encoder_length for life in lives}
-        return [life.computed for life in lives] + list(cross.values())
+        own = [life.computed for life in lives for _ in range(life.job.width)]
+        return own + list(cross.values())
 
     def _fits(self, lives: list[Life], counts: list[int]) -> bool:
         growth = sum(
-            self._pages_for(life.computed + count) - self._pages_for(life.computed)
+            life.job.width * (self._pages_for(life.computed + count) - self._pages_for(life.computed))
             for life, count in zip(lives, counts, strict=False)
         )
         return growth + sum(map(self._pages_for, self._positions(lives))) <= self.total
@@ -334,10 +357,13 @@ class Simulator:
         assert row.sequence.request is life.request
         assert (row.start, row.count) == (life.computed, count)
         assert count >= 1
+        assert row.width == life.row_width
         ends_at = row.start + row.count
         assert ends_at <= life.known
         assert row.samples == (ends_at == life.known)
         on_host = [life.token_at(p) for p in range(row.start, ends_at) if p < life.known - life.in_flight]
+        if row.width > 1:
+            on_host = []  # beams' tokens are on the device only
         assert row.token_ids == on_host
         assert len(on_host) == count or (count == 1 and not on_host), "tokens neither here nor there"
         life.computed = ends_at
@@ -356,14 +382,19 @@ class Simulator:
             self._take_pages(self.cross[entry.key], entry.pages)
 
     def _take_new_pages(self, plan: StepPlan) -> None:
-        slots = {row.sequence.slot: self.lives[row.sequence.request.request_id] for row in plan.rows}
-        assert len(slots) == len(plan.rows), "two sequences in one slot"
+        slots = {
+            slot: (self.lives[row.sequence.request.request_id], beam)
+            for row in plan.rows
+            for beam, slot in enumerate(row.sequence.slots)
+        }
+        assert len(slots) == sum(len(row.sequence.slots) for row in plan.rows), "two sequences in one slot"
         for slot, index, page in plan.new_pages:
-            life = slots[slot]
-            assert index == len(life.pages)
+            life, beam = slots[slot]
+            assert (index, beam) == divmod(len(life.pages), life.job.width)
             self._take_pages(life.pages, [page])
         for life in self.lives.values():
-            assert len(life.pages) == self._pages_for(life.computed if life.running else 0)
+            pages = self._pages_for(life.computed if life.running else 0)
+            assert len(life.pages) == life.job.width * pages
 
     def _take_pages(self, into: list[int], pages: list[int]) -> None:
         for page in pages:
@@ -372,12 +403,13 @@ class Simulator:
             into.append(page)
 
     def _compare_layout(self, plan: StepPlan) -> None:
-        assert sum(row.count for row in plan.rows) <= self.max_batched_tokens
-        assert all(0 <= row.sequence.slot < self.max_num_seqs for row in plan.rows)
-        several = [row.count > 1 for row in plan.rows]
-        assert several == sorted(several), "rows of one position come first"
-        for group in (False, True):
-            keys = [r.sequence.request.encoder.key for r in plan.rows if (r.count > 1) == group]
+        assert sum(row.count * row.width for row in plan.rows) <= self.max_batched_tokens
+        assert all(0 <= slot < self.max_num_seqs for row in plan.rows for slot in row.sequence.slots)
+        kinds = [2 if row.count > 1 else int(row.width > 1) for row in plan.rows]
+        assert kinds == sorted(kinds), "rows of one position come first, then beams"
+        for group in range(3):
+            rows = [row for row, kind in zip(plan.rows, kinds, strict=True) if kind == group]
+            keys = [row.sequence.request.encoder.key for row in rows]
             changes = sum(a != b for a, b in pairwise(keys))
             assert not keys or changes == len(set(keys)) - 1, "readers of one input are adjacent"
 
@@ -395,29 +427,61 @@ class Simulator:
             for position in range(entry.length):
                 self.memory[self._cell(entry.pages, position)] = (entry.key, position, 0)
         for row in plan.rows:
-            life, slot = lives[id(row.sequence.request)], row.sequence.slot
-            for position in range(row.start, row.start + row.count):
-                page = self.self_table[slot, position // self.page_size]
-                assert page in life.pages, "writes to a page it does not hold"
-                token = row.token_ids[position - row.start] if row.token_ids else self.last_tokens[slot]
-                self.memory[page, position % self.page_size] = (life, position, token)
-        tokens, sampling = [], []
+            self._write(row, lives[id(row.sequence.request)])
+        tokens: list[int] = []
+        beams: list[list[tuple[list[int], float]] | None] = []
+        sampling = []
         for row in plan.rows:
-            life, slot = lives[id(row.sequence.request)], row.sequence.slot
+            life = lives[id(row.sequence.request)]
             end = row.start + row.count
-            table = [self.self_table[slot, i] for i in range(self._pages_for(end))]
-            for position in range(end):
-                assert self.memory[self._cell(table, position)] == (life, position, life.token_at(position))
+            if life.job.width > 1:
+                for slot in row.sequence.slots[: row.width]:
+                    assert len(self.histories[slot]) == end
+                    for position, (cell, token) in enumerate(self.histories[slot]):
+                        assert self.memory[cell] == (life, position, token)
+            else:
+                slot = row.sequence.slots[0]
+                table = [self.self_table[slot, i] for i in range(self._pages_for(end))]
+                for position in range(end):
+                    cell = self.memory[self._cell(table, position)]
+                    assert cell == (life, position, life.token_at(position))
             assert row.sequence.cross is not None
             pages, length = self.cross_table[row.sequence.cross.index]
             assert length == life.job.encoder_length
             for position in range(length):
                 assert self.memory[self._cell(pages, position)] == (life.request.encoder.key, position, 0)
             if row.samples:
-                self.last_tokens[slot] = life.token_at(end)
-                tokens.append(self.last_tokens[slot])
-                sampling.append((life, tokens[-1]))
-        return plan, tokens, sampling
+                sampling.append(life)
+                if life.job.width > 1:
+                    beams.append(self._choose(row, life))
+                else:
+                    self.last_tokens[row.sequence.slots[0]] = life.token_at(end)
+                    tokens.append(life.token_at(end))
+        return plan, StepResult(tokens, None, beams), sampling
+
+    def _write(self, row: Row, life: Life) -> None:
+        for slot in row.sequence.slots[: row.width]:
+            if row.start == 0:
+                self.histories[slot] = []
+            for position in range(row.start, row.start + row.count):
+                page = self.self_table[slot, position // self.page_size]
+                assert page in life.pages, "writes to a page it does not hold"
+                token = row.token_ids[position - row.start] if row.token_ids else self.last_tokens[slot]
+                cell = page, position % self.page_size
+                self.memory[cell] = (life, position, token)
+                if life.job.width > 1:
+                    self.histories[slot].append((cell, token))
+
+    def _choose(self, row: Row, life: Life) -> list[tuple[list[int], float]] | None:
+        """Every beam goes on from any other's history, with a token of its own."""
+        slots, count = row.sequence.slots, row.start + row.count - life.job.prefix
+        parents = random.Random(1000 * life.job.number + count).choices(slots[: row.width], k=len(slots))
+        histories = [list(self.histories[parent]) for parent in parents]
+        for beam, (slot, history) in enumerate(zip(slots, histories, strict=True)):
+            self.histories[slot] = history
+            self.last_tokens[slot] = 100 * life.job.token(count) + beam
+        answer = life.job.answer[0]
+        return [(answer, -1.5)] if count + 1 == len(answer) else None
 
     def _cell(self, pages: list[int], position: int) -> tuple[int, int]:
         return pages[position // self.page_size], position % self.page_size
@@ -449,23 +513,33 @@ class Simulator:
             assert not left & ends.keys()
             self._compare_books()
 
-    def _apply(self, plan: StepPlan, tokens: list[int], sampling: list[tuple[Life, int]]) -> None:
-        deltas = self.scheduler.apply(plan, tokens)
-        alive = []
-        for life, token in sampling:
+    def _apply(self, plan: StepPlan, result: StepResult, sampling: list[Life]) -> None:
+        deltas = iter(self.scheduler.apply(plan, result))
+        for life in sampling:
             life.in_flight -= 1
-            if self.lives.get(life.job.name) is life and not life.cancelled:
-                alive.append((life, token))
-        assert [(d.request_id, d.token_ids) for d in deltas] == [(e.job.name, [t]) for e, t in alive]
-        self.generated += len(deltas)
-        for (life, token), delta in zip(alive, deltas, strict=True):
-            life.out.append(token)
+            if self.lives.get(life.job.name) is not life or life.cancelled:
+                continue
+            if life.job.width > 1 and not life.running:
+                continue  # preempted meanwhile: it starts anew
+            self.generated += life.job.width
+            life.out.append(life.job.token(len(life.out)))
             answer, reason = life.job.answer
             assert life.out == answer[: len(life.out)]
-            if len(life.out) == len(answer):
+            done = len(life.out) == len(answer)
+            if life.job.width > 1:
+                if done:
+                    delta = next(deltas)
+                    own = delta.stop_reason
+                    assert delta.hypotheses == [Hypothesis(answer, -1.5, delta.finish_reason, own)]
+                    self._end(life, delta, reason)
+                continue
+            delta = next(deltas)
+            assert (delta.request_id, delta.token_ids) == (life.job.name, life.out[-1:])
+            if done:
                 self._end(life, delta, reason)
             else:
                 assert not delta.last
+        assert next(deltas, None) is None
 
     def _end(self, life: Life, delta: Delta, reason: Reason) -> None:
         assert delta.last
@@ -498,7 +572,7 @@ class Simulator:
         stats = self.scheduler.stats()
         assert stats.free_pages == self.total - len(held), "a page is lost"
         assert stats.cross_pages == sum(map(len, self.cross.values()))
-        assert stats.running == sum(life.running for life in self.lives.values())
+        assert stats.running == sum(life.job.width for life in self.lives.values() if life.running)
         assert stats.running <= self.max_num_seqs
         assert stats.preemptions == self.preemptions
         assert stats.generated_tokens == self.generated

@@ -11,9 +11,9 @@ from tiny_t5 import EOS, write_model
 
 from tandem.errors import Unavailable
 from tandem.outputs import TextDelta, TokenLogprobs
-from tandem.params import SamplingParams
+from tandem.params import BeamSearchParams, SamplingParams
 from tandem.workers.frontend import Assembler, Frontend, PreparedRequest
-from tandem.workers.request import Delta
+from tandem.workers.request import Delta, Hypothesis
 
 SENTENCE = "le chat est sur le tapis"
 
@@ -35,7 +35,7 @@ def ids_of(frontend: Frontend, text: str = SENTENCE) -> list[int]:
 def feed(assembler: Assembler, request_id: str, ids: list[int], **last: Any) -> list[TextDelta]:
     deltas = [Delta(request_id, [token_id]) for token_id in ids]
     deltas.append(Delta(request_id, [], **last) if last else Delta(request_id, [EOS], finish_reason="stop"))
-    return [out for delta in deltas if (out := assembler.push(delta)) is not None]
+    return [out for delta in deltas for out in assembler.push(delta)]
 
 
 def test_the_deltas_make_up_the_output(frontend: Frontend) -> None:
@@ -58,7 +58,7 @@ def test_a_stop_string_ends_the_sample_at_the_token_that_completed_it(frontend: 
     prepared, assembler = begin(frontend, stop=[" est s"], logprobs=0)
     request_id = prepared.samples[0].request_id
     logprobs = [TokenLogprobs(i, -0.5, []) for i in ids]
-    delta = assembler.push(Delta(request_id, ids, logprobs))
+    [delta] = assembler.push(Delta(request_id, ids, logprobs))
     assert delta is not None
     assert assembler.stopped(0)
     assert (delta.text, delta.finish_reason, delta.stop_reason) == ("le chat", "stop", " est s")
@@ -69,8 +69,8 @@ def test_a_stop_string_ends_the_sample_at_the_token_that_completed_it(frontend: 
     assert len(sample.token_ids) == len(sample.logprobs or [])
     assert sample.cumulative_logprob == -0.5 * len(sample.token_ids)
     # The engine has not heard of it yet.
-    assert assembler.push(Delta(request_id, [5])) is None
-    assert assembler.push(Delta(request_id, [], finish_reason="length")) is None
+    assert assembler.push(Delta(request_id, [5])) == []
+    assert assembler.push(Delta(request_id, [], finish_reason="length")) == []
     assert assembler.output().outputs[0].finish_reason == "stop"
 
 
@@ -143,4 +143,32 @@ def test_an_error_is_raised(frontend: Frontend) -> None:
 
 def test_a_delta_that_says_nothing_is_nothing(frontend: Frontend) -> None:
     prepared, assembler = begin(frontend)
-    assert assembler.push(Delta(prepared.samples[0].request_id, [])) is None
+    assert assembler.push(Delta(prepared.samples[0].request_id, [])) == []
+
+
+def test_beams_end_with_an_answer_each(frontend: Frontend) -> None:
+    prepared = frontend.prepare("the cat", BeamSearchParams(num_beams=4, num_return_sequences=2))
+    assembler = frontend.assembler(prepared)
+    [request] = prepared.samples
+    ids = ids_of(frontend)
+    found = [Hypothesis([*ids, EOS], -0.5, "stop", None), Hypothesis(ids[:3], -0.75, "length", None)]
+    deltas = assembler.push(Delta(request.request_id, [], finish_reason="stop", hypotheses=found))
+    assert [(d.index, d.token_ids, d.score, d.finish_reason) for d in deltas] == [
+        (0, [*ids, EOS], -0.5, "stop"),
+        (1, ids[:3], -0.75, "length"),
+    ]
+    assert assembler.finished
+    outputs = assembler.output().outputs
+    assert outputs[0].text == SENTENCE
+    assert [output.score for output in outputs] == [-0.5, -0.75]
+    assert SENTENCE.startswith(outputs[1].text)
+
+
+def test_beams_that_are_cancelled_end_all_their_answers(frontend: Frontend) -> None:
+    prepared = frontend.prepare("the cat", BeamSearchParams(num_beams=3, num_return_sequences=3))
+    assembler = frontend.assembler(prepared)
+    deltas = assembler.push(Delta(prepared.samples[0].request_id, [], finish_reason="cancelled"))
+    assert [(d.index, d.token_ids, d.score, d.finish_reason) for d in deltas] == [
+        (index, [], None, "cancelled") for index in range(3)
+    ]
+    assert assembler.finished

@@ -19,9 +19,9 @@ from transformers import AutoTokenizer
 from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from tandem.inputs import Prompt
 from tandem.limits import Limits
-from tandem.params import SamplingParams
+from tandem.params import BeamSearchParams, SamplingParams
 from tandem.workers.frontend import Frontend, ModelInfo, sample_seed
-from tandem.workers.request import Decoding
+from tandem.workers.request import BeamSearch, Decoding
 
 LIMITS = Limits(encoder_tokens=12, decoder_tokens=10, timeout_s=60)
 GREEDY = SamplingParams(max_tokens=4)
@@ -200,6 +200,102 @@ def test_the_request_comes_before_the_models_own_defaults(tmp_path: Path) -> Non
     assert (got.stop_ids, got.eos_ids, got.logprobs) == ({9}, {1, 5}, 2)
 
 
+def test_the_models_processors_hold_unless_the_request_has_its_own(tmp_path: Path) -> None:
+    """As bart-large-cnn, opus-mt and whisper set them."""
+    own = {"no_repeat_ngram_size": 3, "encoder_no_repeat_ngram_size": 4, "typical_p": 0.5,
+           "bad_words_ids": [[PAD], [5, 6]], "forced_bos_token_id": 7, "forced_eos_token_id": EOS,
+           "suppress_tokens": [8, 9], "begin_suppress_tokens": [10]}  # fmt: skip
+    got = decoding(tmp_path, own, seed=0)
+    assert (got.no_repeat_ngram_size, got.encoder_no_repeat_ngram_size, got.typical_p) == (3, 4, 0.5)
+    assert (got.bad_words, got.forced_bos_id, got.forced_eos_ids) == (((PAD,), (5, 6)), 7, (EOS,))
+    assert (got.suppress_ids, got.begin_suppress_ids) == ((8, 9), (10,))
+    got = decoding(
+        tmp_path, own, no_repeat_ngram_size=0, encoder_no_repeat_ngram_size=2, typical_p=1.0,
+        bad_words_ids=[], forced_bos_token_id=11, forced_eos_token_id=12, suppress_tokens=[],
+        begin_suppress_tokens=[13, 14], presence_penalty=0.5, frequency_penalty=-1, logit_bias={"15": 2},
+    )  # fmt: skip
+    assert (got.no_repeat_ngram_size, got.encoder_no_repeat_ngram_size, got.typical_p) == (0, 2, 1)
+    assert (got.bad_words, got.forced_bos_id, got.forced_eos_ids) == ((), 11, (12,))
+    assert (got.suppress_ids, got.begin_suppress_ids) == ((), (13, 14))
+    assert (got.presence_penalty, got.frequency_penalty, got.logit_bias) == (0.5, -1, ((15, 2),))
+
+
+def beams(folder: Path, generation: dict[str, Any] | None, **params: Any) -> BeamSearch | None:
+    write_model(folder, generation=generation)
+    prepared = Frontend.load(folder, "tiny").prepare("the cat", BeamSearchParams(**params))
+    [request] = prepared.samples
+    assert (request.decoding.temperature, request.decoding.logprobs) == (0, None)
+    return request.decoding.beams
+
+
+def test_beam_search_has_the_models_own_defaults(tmp_path: Path) -> None:
+    own = {"num_beams": 6, "length_penalty": 2.0, "early_stopping": True, "renormalize_logits": True}
+    assert beams(tmp_path, None) == BeamSearch(4, 1, 1.0, early_stopping=False)
+    assert beams(tmp_path, own) == BeamSearch(6, 1, 2.0, early_stopping=True, renormalize=True)
+    asked = {"num_beams": 3, "num_return_sequences": 2, "length_penalty": -1.0, "early_stopping": "never"}
+    assert beams(tmp_path, own, **asked) == BeamSearch(3, 2, -1.0, early_stopping="never", renormalize=True)
+    assert beams(tmp_path, own, num_beams=1) is None
+
+
+def test_the_servers_own_defaults_come_between_request_and_model(tmp_path: Path) -> None:
+    write_model(tmp_path, generation={"num_beams": 6, "no_repeat_ngram_size": 3, "max_new_tokens": 9})
+    overrides = {"num_beams": 1, "no_repeat_ngram_size": 2, "do_sample": True, "temperature": 0.5}
+    frontend = Frontend.load(tmp_path, "tiny", overrides=overrides)
+    got = frontend.prepare("a").samples[0].decoding
+    assert (got.beams, got.no_repeat_ngram_size, got.temperature, got.max_tokens) == (None, 2, 0.5, 9)
+    asked = SamplingParams(temperature=0, no_repeat_ngram_size=0)
+    got = frontend.prepare("a", asked).samples[0].decoding
+    assert (got.no_repeat_ngram_size, got.temperature) == (0, 0)
+    with pytest.raises(InvalidRequest, match=r"override_generation_config\.beams: unknown"):
+        Frontend.load(tmp_path, "tiny", overrides={"beams": 2})
+
+
+def test_without_parameters_the_models_own_way_of_decoding_holds(tmp_path: Path) -> None:
+    def default(generation: dict[str, Any] | None) -> Decoding:
+        write_model(tmp_path, generation=generation)
+        return Frontend.load(tmp_path, "tiny").prepare("the cat").samples[0].decoding
+
+    assert default(None).beams is None
+    assert default({"num_beams": 5, "length_penalty": 0.6}).beams == BeamSearch(
+        5, 1, 0.6, early_stopping=False
+    )
+    sampled = default({"num_beams": 5, "do_sample": True})
+    assert (sampled.beams, sampled.temperature) == (None, 1)
+
+
+@pytest.mark.parametrize(
+    ("params", "field"),
+    [
+        ({"num_beams": 0}, "num_beams"),
+        ({"num_beams": 33}, "num_beams"),
+        ({"num_beams": 3, "num_return_sequences": 4}, "num_return_sequences"),
+        ({"num_return_sequences": 5}, "num_return_sequences"),
+        ({"num_beams": 9}, "num_beams"),
+        ({"early_stopping": "maybe"}, "early_stopping"),
+        ({"length_penalty": math.nan}, "length_penalty"),
+        ({"temperature": 0.5}, "temperature"),
+        ({"n": 2}, "n"),
+        ({"logprobs": 1}, "logprobs"),
+        ({"num_beam_groups": 2}, "num_beam_groups"),
+        ({"penalty_alpha": 0.6}, "penalty_alpha"),
+        ({"beams": 3}, "beams"),
+    ],
+)
+def test_bad_beam_search_is_refused_by_name(folder: Path, params: Any, field: str) -> None:
+    frontend = Frontend.load(folder, "tiny", Limits(num_beams=8))
+    with pytest.raises(InvalidRequest) as caught:
+        frontend.prepare("a", BeamSearchParams(**params))
+    assert (caught.value.field or "").split(".")[0] == field
+
+
+def test_bad_words_are_tokenized_and_join_the_models_own(tmp_path: Path) -> None:
+    cat = Frontend.load(write_model(tmp_path), "tiny").tokenize("cat")[:-1]
+    got = decoding(tmp_path, {"bad_words_ids": [[PAD]]}, bad_words=["cat", "le"])
+    assert got.bad_words[:2] == ((PAD,), tuple(cat))
+    # EOS alone cannot be forbidden.
+    assert decoding(tmp_path, None, bad_words_ids=[[EOS], [EOS, 4]]).bad_words == ((EOS, 4),)
+
+
 def test_a_temperature_without_do_sample_is_not_used(tmp_path: Path) -> None:
     assert decoding(tmp_path, {"temperature": 0.7}).temperature == 0
     assert decoding(tmp_path, {"do_sample": True}).temperature == 1
@@ -218,13 +314,16 @@ def test_defaults_are_clamped_where_a_request_is_refused(frontend: Frontend) -> 
 
 
 def test_a_malformed_default_fails_the_load(tmp_path: Path) -> None:
-    with pytest.raises(ModelLoadError, match="top_p"):
-        decoding(tmp_path, {"top_p": 3})
+    for key, value in {
+        "top_p": 3, "bad_words_ids": [3], "forced_eos_token_id": "end", "suppress_tokens": [-1],
+    }.items():  # fmt: skip
+        with pytest.raises(ModelLoadError, match=key):
+            decoding(tmp_path, {key: value})
 
 
 def test_defaults_that_are_not_applied_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    decoding(tmp_path, {"num_beams": 4, "no_repeat_ngram_size": 0})
-    assert "{'num_beams': 4}" in caplog.text
+    decoding(tmp_path, {"num_beam_groups": 4, "guidance_scale": 1.0})
+    assert "{'num_beam_groups': 4}" in caplog.text
 
 
 # -- what is refused
@@ -307,12 +406,25 @@ def test_a_bad_option_is_refused_by_name(frontend: Frontend, options: Any, field
         ({"stop": ["a", "b"]}, "stop"),
         ({"logprobs": 5}, "logprobs"),
         ({"max_tokens": 10}, "max_tokens"),
+        ({"bad_words": ["cat", "mat", "sat"]}, "bad_words"),
+        ({"bad_words": ["a b c d e f g"]}, "bad_words"),
+        ({"bad_words": ["\udc80"]}, "bad_words.0"),
+        ({"bad_words_ids": [[5, VOCAB]]}, "bad_words_ids"),
+        ({"logit_bias": {str(VOCAB): 1}}, "logit_bias"),
+        ({"logit_bias": {5: 1, 6: 1}}, "logit_bias"),
+        ({"forced_bos_token_id": VOCAB}, "forced_bos_token_id"),
+        ({"forced_eos_token_id": VOCAB}, "forced_eos_token_id"),
+        ({"suppress_tokens": [VOCAB]}, "suppress_tokens"),
+        ({"begin_suppress_tokens": [2, 3, 4]}, "begin_suppress_tokens"),
     ],
 )
 def test_parameters_are_checked_against_the_model_and_the_server(
     folder: Path, params: Any, field: str
 ) -> None:
-    limits = Limits(n=2, stop_strings=1, logprobs=4, decoder_tokens=10)
+    limits = Limits(
+        n=2, stop_strings=1, logprobs=4, decoder_tokens=10, bad_words=2, bad_word_tokens=4, logit_bias=1,
+        suppress_tokens=2,
+    )  # fmt: skip
     with pytest.raises(InvalidRequest) as caught:
         Frontend.load(folder, "tiny", limits).prepare("a", SamplingParams(**params))
     assert caught.value.field == field

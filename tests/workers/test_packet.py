@@ -8,11 +8,11 @@ import numpy as np
 import torch
 from simulator import EOS, Job, Simulator
 
-from tandem.workers.packet import CLOSE, ENCODE_HERE, ON_DEVICE, Packet
+from tandem.workers.packet import BEAM, CLOSE, ENCODE_HERE, FIRST_BEAM, SINGLE, Packet
 from tandem.workers.pages import PagePool
 from tandem.workers.request import EncoderInput
 from tandem.workers.scheduler import Scheduler
-from tandem.workers.step_plan import StepPlan
+from tandem.workers.step_plan import ON_DEVICE, StepPlan, StepResult
 
 
 @dataclass
@@ -76,10 +76,10 @@ def test_a_first_step() -> None:
     for name, (start, count, entry) in {
         "a": (0, 1, 0), "b": (0, 1, 1), "c": (0, 3, 2), "d": (0, 1, 0),
     }.items():  # fmt: skip
-        assert by_row[name] == [rows[name].slot, start, count, entries[entry].index, 1]
+        assert by_row[name] == [rows[name].slots[0], start, count, entries[entry].index, 1, SINGLE]
     assert packet.row_tokens.tolist() == [token for name in order for token in rows[name].tokens]
     assert {tuple(new) for new in packet.new_pages.tolist()} == {
-        (sequence.slot, 0, sequence.pages[0]) for sequence in rows.values()
+        (sequence.slots[0], 0, sequence.pages[0]) for sequence in rows.values()
     }
 
 
@@ -91,21 +91,40 @@ def test_a_token_that_only_the_device_knows() -> None:
     assert ahead.row_tokens.tolist() == [ON_DEVICE]
     assert ahead.rows[0, 1:3].tolist() == [2, 1]
     assert len(ahead.admissions) == len(ahead.new_pages) == 0
-    ours.apply(first, [99])
+    ours.apply(first, StepResult([99]))
+
+
+def test_beams_are_rows_of_one_request() -> None:
+    """The first computes the prefix; from then on each has a row, and reads the same encoder input."""
+    ours = scheduler()
+    arrive(ours, Job("a", 0, key=0, encoder_length=2, prefix=2, width=3), (11, 1))
+    arrive(ours, Job("b", 1, key=1, encoder_length=2, max_tokens=9), (12, 1))
+    plan = ours.plan(0.0)
+    first = there_and_back(Packet.of(plan))
+    slots = plan.rows[-1].sequence.slots
+    assert first.rows[1].tolist() == [slots[0], 0, 2, 0, 1, FIRST_BEAM]
+    assert first.beam_slots.tolist() == slots
+    second = there_and_back(Packet.of(ours.plan(0.0)))
+    assert second.rows[1:].tolist() == [[slot, 2, 1, 0, 1, BEAM] for slot in slots]
+    assert second.row_tokens.tolist() == [ON_DEVICE] * 4
+    assert second.beam_slots.tolist() == slots
 
 
 def test_an_unfinished_prefill_does_not_sample() -> None:
     ours = scheduler()
     arrive(ours, Job("a", 0, key=0, encoder_length=2, prefix=20), (11, 1))
     plans = [there_and_back(Packet.of(ours.plan(0.0))) for _ in range(2)]
-    assert [plan.rows[0, 1:].tolist() for plan in plans] == [[0, 16, 0, 0], [16, 4, 0, 1]]
+    assert [plan.rows[0, 1:].tolist() for plan in plans] == [
+        [0, 16, 0, 0, SINGLE],
+        [16, 4, 0, 1, SINGLE],
+    ]
     assert [len(plan.new_pages) for plan in plans] == [4, 1]
 
 
 def test_an_empty_step() -> None:
     empty = there_and_back(Packet.of(StepPlan()))
     assert [getattr(empty, part.name).shape for part in fields(Packet)] == [
-        (0, 4), (0,), (0,), (0, 3), (0, 5), (0,),
+        (0, 4), (0,), (0,), (0, 3), (0, 6), (0,), (0,),
     ]  # fmt: skip
 
 
@@ -125,7 +144,7 @@ def test_every_step_of_busy_traffic_comes_back_the_same() -> None:
     for number in range(40):
         job = Job(
             str(number), number, key=number % 7, encoder_length=1 + number % 7, prefix=1 + number % 5,
-            max_tokens=1 + number % 11, stops=((number % 13, EOS),),
+            max_tokens=1 + number % 11, stops=((number % 13, EOS),), width=1 + 2 * (number % 5 == 0),
         )  # fmt: skip
         simulator.submit(job, 0.0)
     while simulator.lives:

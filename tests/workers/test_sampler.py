@@ -17,11 +17,12 @@ from transformers import (
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from tandem.workers.request import EncoderInput, EngineRequest
 from tandem.workers.sampler import Sampler, uniform
-from tandem.workers.step_plan import Sequence
+from tandem.workers.step_plan import Row, Sequence
 
 VOCAB = 96
 CPU = torch.device("cpu")
@@ -33,15 +34,19 @@ def sequence(
 ) -> Sequence:
     request = EngineRequest(str(slot), EncoderInput("key", (1,)), prefix, decoding(**options), generated)
     return Sequence(
-        request, arrived=0.0, order=(0.0, slot), deadline=None, tokens=[*prefix, *generated], slot=slot
+        request, arrived=0.0, order=(0.0, slot), deadline=None, tokens=[*prefix, *generated], slots=[slot]
     )
 
 
 def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
     """One step of a sampler that just got them. logits [rows, VOCAB]."""
-    sampler = Sampler(max(s.slot for s in sequences) + 1, VOCAB, CPU)
+    sampler = Sampler(max(s.slots[0] for s in sequences) + 1, VOCAB, CPU)
     sampler.start(sequences)
-    return sampler.sample(logits.clone(), sequences).wait()[0]
+    return sampler.sample(logits.clone(), rows(sequences)).wait()[0]
+
+
+def rows(sequences: list[Sequence]) -> list[Row]:
+    return [Row(s, len(s.tokens) - 1, 1, [], samples=True) for s in sequences]
 
 
 def random_logits(rows: int, seed: int, spread: float = 3.0) -> torch.Tensor:
@@ -64,6 +69,8 @@ def processors(prefix: int, options: dict[str, Any]) -> list[LogitsProcessor]:
         chain.append(TopPLogitsWarper(options["top_p"]))
     if "min_p" in options:
         chain.append(MinPLogitsWarper(options["min_p"]))
+    if "typical_p" in options:
+        chain.append(TypicalLogitsWarper(options["typical_p"]))
     return chain
 
 
@@ -139,6 +146,9 @@ CONFIGS: list[dict[str, Any]] = [
     {"temperature": 1.5, "min_p": 1.0},
     {"temperature": 0.8, "top_k": 20, "top_p": 0.8},
     {"temperature": 1.7, "top_k": 40, "top_p": 0.95, "min_p": 0.1},
+    {"temperature": 1.0, "typical_p": 0.3},
+    {"temperature": 1.4, "typical_p": 0.95},
+    {"temperature": 1.2, "top_k": 40, "top_p": 0.9, "min_p": 0.02, "typical_p": 0.6},
     {"temperature": 1.0, "repetition_penalty": 1.8},
     {"temperature": 1.0, "repetition_penalty": 0.6, "top_p": 0.9},
     {"temperature": 1.0, "min_tokens": 4},
@@ -166,7 +176,7 @@ def test_draws_from_transformers_distribution(options: dict[str, Any]) -> None:
         assert low - 1e-5 <= u <= float(cdf[token]) + 1e-5
 
 
-@pytest.mark.parametrize("options", [CONFIGS[0], CONFIGS[11], CONFIGS[16]], ids=str)
+@pytest.mark.parametrize("options", [CONFIGS[0], CONFIGS[11], CONFIGS[-1]], ids=str)
 def test_frequencies_follow_the_probabilities(options: dict[str, Any]) -> None:
     draws = 10_000
     logits = random_logits(1, seed=3)
@@ -248,13 +258,13 @@ def test_steps_count_on_and_a_resumed_sequence_takes_up_the_count() -> None:
     sampler.start([whole])
     tokens = []
     for logits in steps:
-        tokens += sampler.sample(logits[None].clone(), [whole]).wait()[0]
+        tokens += sampler.sample(logits[None].clone(), rows([whole])).wait()[0]
     for split in range(1, 8):
         rest = sequence(2, generated=tuple(tokens[:split]), **options)
         sampler.start([rest])  # in the same sampler: one moved here next to the others
         resumed = []
         for logits in steps[split:]:
-            resumed += sampler.sample(logits[None].clone(), [rest]).wait()[0]
+            resumed += sampler.sample(logits[None].clone(), rows([rest])).wait()[0]
         assert resumed == tokens[split:]
 
 
@@ -269,7 +279,7 @@ def test_penalties_follow_what_is_generated() -> None:
     tokens = [0, 7]
     for _ in range(6):
         expected = int(probabilities(base[0], tokens, 2, options).argmax())
-        got = sampler.sample(base.clone(), [ours, neighbour]).wait()[0]
+        got = sampler.sample(base.clone(), rows([ours, neighbour])).wait()[0]
         assert got == [expected, int(base[1].argmax())]
         tokens.append(got[0])
     assert len(set(tokens)) == len(tokens)
@@ -286,10 +296,10 @@ def test_a_slot_keeps_nothing_of_its_last_sequence() -> None:
         temperature=5.0, top_k=3, top_p=0.5, min_p=0.5, seed=3,
     )  # fmt: skip
     sampler.start([demanding])
-    assert sampler.sample(logits.clone(), [demanding]).wait()[0] != [likeliest]
+    assert sampler.sample(logits.clone(), rows([demanding])).wait()[0] != [likeliest]
     for plain in (sequence(0), sequence(0, repetition_penalty=50.0), sequence(0, min_tokens=3)):
         sampler.start([plain])
-        assert sampler.sample(logits.clone(), [plain]).wait()[0] == [likeliest]
+        assert sampler.sample(logits.clone(), rows([plain])).wait()[0] == [likeliest]
 
 
 # -- logprobs
@@ -306,7 +316,7 @@ def test_logprobs_are_the_models_own() -> None:
     ]
     sampler = Sampler(4, VOCAB, CPU)
     sampler.start(sequences)
-    tokens, entries = sampler.sample(logits.clone(), sequences).wait()
+    tokens, entries, _ = sampler.sample(logits.clone(), rows(sequences)).wait()
     assert entries is not None
     expected = logits.double().log_softmax(-1)
     assert entries[2] is None
@@ -321,4 +331,4 @@ def test_logprobs_are_the_models_own() -> None:
 
 
 def test_no_logprobs_unless_asked_for() -> None:
-    assert Sampler(1, VOCAB, CPU).sample(random_logits(1, seed=2), [sequence(0)]).wait()[1] is None
+    assert Sampler(1, VOCAB, CPU).sample(random_logits(1, seed=2), rows([sequence(0)])).wait()[1] is None

@@ -17,6 +17,7 @@ from simulator import EOS, OWN_STOP, PRIORITY_S, Job, Simulator
 from tandem.workers.pages import PagePool
 from tandem.workers.request import EngineRequest
 from tandem.workers.scheduler import Scheduler
+from tandem.workers.step_plan import StepResult
 
 ARRIVALS = 20  # steps during which requests come
 
@@ -61,6 +62,8 @@ def jobs(draw: st.DrawFn, lengths: list[int]) -> Job:
         at=draw(small(0, ARRIVALS)),
         cancel_at=draw(st.none() | st.none() | small(0, 2 * ARRIVALS)),
     )
+    if (width := draw(st.sampled_from([1, 1, 1, 2, 3]))) > 1:  # their device bans stops before min_tokens
+        return replace(job, width=width, min_tokens=0)
     return replace(job, resumed=draw(st.just(0) | small(0, len(job.answer[0]))))
 
 
@@ -74,7 +77,8 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         for number, job in enumerate(draw(st.lists(jobs(lengths), min_size=1, max_size=14)))
     ]
     # Room for the largest and a little more, mostly: then pages run out.
-    largest = max(job.encoder_length + job.prefix + job.max_tokens for job in all_jobs) // page_size
+    sizes = (job.encoder_length + job.width * (job.prefix + job.max_tokens) for job in all_jobs)
+    largest = max(sizes) // page_size
     return Scenario(
         pages=max(1, largest + draw(small(-1, 12))),
         page_size=page_size,
@@ -141,11 +145,13 @@ def test_everything_holds_whatever_happens() -> None:
         seen["prefilled in chunks"] += any(
             life.job.prefix > scenario.max_batched_tokens - scenario.max_num_seqs + 1 for life in ended
         )
+        seen["beams"] += any(life.job.width > 1 and life.reason in ("stop", "length") for life in ended)
+        seen["beams preempted"] += simulator.restarts > 0
         seen["resumed"] += any(life.job.resumed for life in ended)
 
     under()
     for what in ("stop", "length", "cancelled", "deadline", "error", "preempted", "cross pages shared",
-                 "prefilled in chunks", "resumed"):  # fmt: skip
+                 "prefilled in chunks", "resumed", "beams", "beams preempted"):  # fmt: skip
         # How many exactly depends on what else was imported: hypothesis draws constants from it.
         assert seen[what] >= 8, seen
 
@@ -193,7 +199,10 @@ def test_long_traffic(seed: int, depth: int) -> None:
                 priority=rng.choice([0, 0, 0, 1]),
                 timeout_s=rng.choice([None, None, None, 5.0]),
             )  # fmt: skip
-            job = replace(job, resumed=rng.choice([0, 0, rng.randint(0, len(job.answer[0]))]))
+            if rng.random() < 0.2:
+                job = replace(job, width=rng.randint(2, 3), max_tokens=min(job.max_tokens, 9 * page_size))
+            else:
+                job = replace(job, resumed=rng.choice([0, 0, rng.randint(0, len(job.answer[0]))]))
             submitted += simulator.submit(job, now) is not None
         if simulator.lives and rng.random() < 0.05:
             simulator.cancel(rng.choice(sorted(simulator.lives)))
@@ -295,11 +304,42 @@ def test_the_first_token_says_how_long_a_request_has_queued() -> None:
         scheduler.submit(job.request(), 10.0)
     queued = []
     for now in (11.0, 12.0, 13.0, 14.0):
-        queued += [delta.queued_s for delta in scheduler.apply(scheduler.plan(now), [9])]
+        queued += [delta.queued_s for delta in scheduler.apply(scheduler.plan(now), StepResult([9]))]
     assert queued == [1.5, None, 3.0, None]
 
 
 # -- single promises
+
+
+@pytest.mark.parametrize("depth", [1, 2])
+def test_beams_come_and_go_together(depth: int) -> None:
+    simulator = engine(depth=depth, pages=30)
+    simulator.submit(Job("three", 0, 0, encoder_length=4, prefix=3, max_tokens=5, width=3), 0.0)
+    simulator.submit(Job("two", 1, 1, encoder_length=4, max_tokens=5, width=2), 0.0)
+    running = []
+    while simulator.lives:
+        simulator.step(0.0)
+        running.append(simulator.scheduler.stats().running)
+    assert set(running) == {3, 2, 0}  # never four: the two wait until both have a slot
+    assert simulator.generated == 3 * 5 + 2 * 5
+    assert simulator.encoded == 8
+
+
+def test_a_cancelled_search_frees_all_it_holds() -> None:
+    simulator = engine(pages=30, depth=2)
+    simulator.submit(Job("beams", 0, 0, encoder_length=4, max_tokens=9, width=4), 0.0)
+    for _ in range(3):
+        simulator.step(0.0)
+    assert simulator.scheduler.stats().running == 4
+    simulator.cancel("beams")
+    assert (simulator.scheduler.stats().running, simulator.scheduler.stats().free_pages) == (0, 30)
+    while simulator.lives or simulator.launched:
+        simulator.step(0.0)
+    assert [life.reason for life in simulator.ended] == ["cancelled"]
+
+
+def test_more_beams_than_slots_are_refused_by_name() -> None:
+    assert engine(max_num_seqs=2).submit(Job("wide", 0, 0, encoder_length=2, width=3), 0.0) is None
 
 
 def test_readers_of_one_input_share_its_pages() -> None:

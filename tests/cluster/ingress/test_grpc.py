@@ -17,6 +17,7 @@ from tandem.cluster.service import Service
 from tandem.errors import InternalError, Overloaded, TandemError, Unavailable
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.frontend import Frontend
+from tandem.workers.request import BeamSearch
 
 SENTENCE = "le chat est sur le tapis"
 
@@ -88,10 +89,33 @@ async def test_generate_stream(api: Api, router: FakeRouter) -> None:
     assert messages[-1].finished.usage.generated_tokens == len(router.answer) + 1
 
 
+async def test_beams_come_whole_and_at_the_end_of_a_stream(api: Api, router: FakeRouter) -> None:
+    asked = pb.BeamSearchParams(num_beams=4, num_return_sequences=2, length_penalty=0.6)
+    answer = await api.Generate(
+        pb.GenerateRequest(encoder_prompt=text(), beam_search_params=asked).SerializeToString(), Context()
+    )
+    assert [(sample.index, sample.score) for sample in answer.outputs] == [(0, -0.5), (1, -1.5)]
+    assert answer.outputs[0].text == SENTENCE
+    tokens = sum(len(sample.token_ids) for sample in answer.outputs)
+    assert answer.usage.generated_tokens == tokens
+    [request] = router.requests
+    assert request.decoding.beams == BeamSearch(4, 2, 0.6, early_stopping=False)
+    stream = pb.GenerateStreamRequest(encoder_prompt=text(), beam_search_params=asked)
+    messages = [m async for m in api.GenerateStream(stream.SerializeToString(), Context())]
+    deltas = [m.delta for m in messages[1:-1]]
+    assert [(d.index, d.text, d.score) for d in deltas] == [
+        (sample.index, sample.text, sample.score) for sample in answer.outputs
+    ]
+    assert all(d.finish.reason == pb.FINISH_REASON_STOP for d in deltas)
+    assert messages[-1].finished.usage.generated_tokens == tokens
+
+
 @pytest.mark.parametrize(
     ("request_", "details"),
     [
         (pb.GenerateRequest(), "encoder_prompt: "),
+        (pb.GenerateRequest(encoder_prompt=text(), beam_search_params=pb.BeamSearchParams(num_beams=33)),
+         "num_beams: "),
         (pb.GenerateRequest(encoder_prompt=pb.Prompt()), "encoder_prompt: "),
         (pb.GenerateRequest(encoder_prompt=text("")), "encoder_prompt: must not be empty"),
         (pb.GenerateRequest(encoder_prompt=text("a b c d " * 30)), "encoder_prompt: has"),

@@ -14,6 +14,7 @@ from fake_router import FakeRouter
 from tandem.cluster.service import Service
 from tandem.errors import InternalError, Overloaded, Unavailable
 from tandem.workers.frontend import Frontend
+from tandem.workers.request import BeamSearch
 
 SENTENCE = "le chat est sur le tapis"
 
@@ -74,6 +75,19 @@ async def test_decoder_prompts(http: httpx.AsyncClient, router: FakeRouter, fron
             for choice in await choices(http, prompt=["a", "b"], decoder_prompt=decoder)
         )
         assert {request.prefix_ids for request in router.requests} == {(0, *ids)}
+
+
+async def test_beams(http: httpx.AsyncClient, router: FakeRouter) -> None:
+    """One of its own parameters makes it a beam search."""
+    body = {"prompt": ["a", "b"], "num_beams": 4, "num_return_sequences": 2, "early_stopping": "never"}
+    found = await choices(http, **body)
+    assert [(c["index"], c["score"]) for c in found] == [(0, -0.5), (1, -1.5), (2, -0.5), (3, -1.5)]
+    assert found[0]["text"] == SENTENCE
+    assert router.requests[0].decoding.beams == BeamSearch(4, 2, 1.0, early_stopping="never")
+    *streamed, done = events((await complete(http, stream=True, **body)).text)
+    assert done == "[DONE]"
+    shown = sorted((one for event in streamed for one in event["choices"]), key=lambda one: one["index"])
+    assert shown == found
 
 
 async def test_samples_of_several_prompts_are_numbered_through(
@@ -236,11 +250,15 @@ async def test_one_failing_sample_cancels_the_others(http: httpx.AsyncClient, ro
         ({"model": "other"}, "model"),
         ({"model": 3}, "model"),
         ({"best_of": 2}, "best_of"),
+        ({"num_beams": 4, "temperature": 0.5}, "temperature"),
+        ({"num_beams": 4, "stop": ["a"]}, "stop"),
+        ({"num_beam_groups": 2}, "num_beam_groups"),
         ({"echo": True}, "echo"),
         ({"suffix": "x"}, "suffix"),
-        ({"frequency_penalty": 0.5}, "frequency_penalty"),
-        ({"presence_penalty": 0.5}, "presence_penalty"),
-        ({"logit_bias": {"5": 1}}, "logit_bias"),
+        ({"frequency_penalty": 2.5}, "frequency_penalty"),
+        ({"presence_penalty": "much"}, "presence_penalty"),
+        ({"logit_bias": {"five": 1}}, "logit_bias.five"),
+        ({"logit_bias": {"5000": 1}}, "logit_bias"),
         ({"wild": 1}, "wild"),
         ({"n": 0}, "n"),
         ({"n": 65}, "n"),

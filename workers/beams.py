@@ -1,0 +1,229 @@
+"""Beam search for many requests at once, on the device: a step's logits to the beams that go on, and to what
+is finished. Rank 0 only.
+
+The semantics are those of transformers 5.23 (`GenerationMixin._beam_search`) with a batch of one, operation
+by operation: the processors see log-probabilities; of the W beams' continuations the best
+K = max(2, 1 + number of stop ids) W are candidates; only the first W of them may finish; the best W that do
+not end go on.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence as Seq
+from dataclasses import dataclass
+
+import torch
+
+from tandem.workers.processors import Processors
+from tandem.workers.request import BeamSearch
+from tandem.workers.slot_tables import Columns, Lists, widened
+from tandem.workers.step_plan import Row, Sequence
+
+_NEVER = -1e9  # transformers' score of what must not be chosen
+
+Found = list[tuple[list[int], float]]
+
+
+@dataclass(slots=True)
+class _Group:
+    """A request of this step, W beams."""
+
+    number: int  # among the step's
+    slots: list[int]
+    logits: list[int]  # each beam's row; all the first one's where the prefix was just computed
+    source: list[int]  # the slot that each of those rows is of
+    place: int  # of its first beam among the step's
+
+
+@dataclass(slots=True)
+class _Finished:
+    """What G requests have finished, on the host or on its way there."""
+
+    groups: list[_Group]
+    done: torch.Tensor  # bool [G]
+    scores: torch.Tensor  # float32 [G, W], best first
+    lengths: torch.Tensor  # int64 [G, W]
+    tokens: torch.Tensor  # int64 [G, W, positions], prefix first
+
+
+class BeamStep:
+    """The outcome of one step."""
+
+    def __init__(self, rows: Seq[Row], beams: int, device: torch.device) -> None:
+        self._rows = rows
+        # int64 [beams], in the order of the rows: each beam's new token, the slot whose history it continues.
+        self.tokens = torch.empty(beams, dtype=torch.int64, device=device)
+        self.parents = torch.empty_like(self.tokens)
+        self.finished: list[_Finished] = []
+
+    def to_host(self) -> None:
+        """Starts the copies; `found` is to be called when they are done."""
+        for part in self.finished:
+            part.done, part.scores = (x.to("cpu", non_blocking=True) for x in (part.done, part.scores))
+            part.lengths, part.tokens = (x.to("cpu", non_blocking=True) for x in (part.lengths, part.tokens))
+
+    def found(self) -> list[Found | None]:
+        """For each row ids and score of what was found, best first; None where the search goes on."""
+        found: list[Found | None] = [None] * len(self._rows)
+        for part in self.finished:
+            for at, group in enumerate(part.groups):
+                if part.done[at]:
+                    request = self._rows[group.number].sequence.request
+                    assert request.decoding.beams is not None
+                    prefix = len(request.prefix_ids)
+                    answers = zip(
+                        part.tokens[at].tolist(), part.lengths[at].tolist(), part.scores[at].tolist(),
+                        strict=True,
+                    )  # fmt: skip
+                    found[group.number] = [
+                        (tokens[prefix : prefix + length], score) for tokens, length, score in answers
+                    ][: request.decoding.beams.num_return_sequences]
+        return found
+
+
+class Beams:
+    """The state of every slot's beam. What is one for a request stands in its first slot."""
+
+    def __init__(self, slots: int, processors: Processors, device: torch.device) -> None:
+        self.device = device
+        self._processors = processors
+        self._floats = Columns(slots, ("running", "score", "penalty"), torch.float32, device)
+        self._ints = Columns(slots, ("length", "max_tokens", "prefix"), torch.int64, device)
+        # finished: the slot holds an answer; open: a running beam may still improve on them.
+        flags = ("finished", "open", "early", "never", "renormalize")
+        self._flags = Columns(slots, flags, torch.bool, device)
+        self._stops = Lists(slots, device)
+        self._answers = torch.zeros(slots, 0, dtype=torch.int64, device=device)
+
+    def start(self, sequences: Seq[Sequence]) -> None:
+        """Begins, or begins anew, those of these sequences that have beams."""
+        floats, ints, flags = [], [], []
+        beams = [sequence for sequence in sequences if sequence.width > 1]
+        if not beams:
+            return
+        for sequence in beams:
+            request, how = sequence.request, sequence.request.decoding.beams
+            assert how is not None
+            self._processors.keep_history(sequence)
+            for beam in range(sequence.width):
+                # All but the first are the same beam once more.
+                floats.append((0.0 if beam == 0 else _NEVER, _NEVER, how.length_penalty))
+                ints.append((0, request.decoding.max_tokens, len(request.prefix_ids)))
+                flags.append((False, True, *_flags(how)))
+        numbers = [slot for sequence in beams for slot in sequence.slots]
+        slots = torch.tensor(numbers, device=self.device)
+        self._floats.put(slots, floats)
+        self._ints.put(slots, ints)
+        self._flags.put(slots, flags)
+        self._stops.clear(slots)
+        for sequence in beams:
+            self._stops.put(sequence.slots, sorted(sequence.request.decoding.stop_ids))
+        self._answers = widened(self._answers, self._processors.history.width, 0)
+
+    def step(self, logits: torch.Tensor, rows: Seq[Row]) -> BeamStep:
+        """logits float32 [sum of the rows' widths, vocabulary]."""
+        numbers = [slot for row in rows for slot in row.sequence.slots[: row.width]]
+        slots = torch.tensor(numbers, device=self.device)
+        need = self._processors.need_of(numbers)
+        scores = self._processors(logits.log_softmax(-1), slots, need)
+        if any(_how(row).renormalize for row in rows):
+            again = self._flags["renormalize"][slots, None]
+            scores = torch.where(again, scores.log_softmax(-1), scores)
+
+        by_shape: defaultdict[tuple[int, int], list[_Group]] = defaultdict(list)
+        at = place = longest = 0
+        for number, row in enumerate(rows):
+            own, width = row.sequence.slots, row.sequence.width
+            first = row.width == 1
+            here = [at] * width if first else list(range(at, at + width))
+            group = _Group(number, own, here, [own[0]] * width if first else own, place)
+            stops = len(row.sequence.request.decoding.stop_ids)
+            by_shape[width, max(2, 1 + stops) * width].append(group)
+            at, place = at + row.width, place + width
+            longest = max(longest, row.start + row.count + 1)
+        step = BeamStep(rows, place, self.device)
+        for (width, candidates), groups in by_shape.items():
+            self._advance(scores, groups, width, candidates, longest, step)
+        step.to_host()
+        return step
+
+    def _advance(
+        self, scores: torch.Tensor, groups: list[_Group], width: int, candidates: int, longest: int,
+        step: BeamStep,
+    ) -> None:  # fmt: skip
+        """One step of G requests with W beams and K candidates each."""
+        numbers = [(g.slots, g.logits, g.source, range(g.place, g.place + width)) for g in groups]
+        slots, at, source, places = torch.tensor(
+            [[list(part) for part in one] for one in numbers], device=self.device
+        ).unbind(1)
+        first = slots[:, 0]
+
+        def of_request(column: torch.Tensor) -> torch.Tensor:
+            return column[first].unsqueeze(1)
+
+        length = of_request(self._processors.step) + 1  # of what this step makes
+        max_tokens, penalty = of_request(self._ints["max_tokens"]), of_request(self._floats["penalty"])
+        early, is_open = of_request(self._flags["early"]), of_request(self._flags["open"])
+
+        total = scores[at] + self._floats["running"][slots].unsqueeze(2)
+        top, ids = total.topk(min(candidates, total.shape[2]), dim=2)
+        top, best = top.flatten(1).topk(candidates, dim=1)
+        beam = best // ids.shape[2]
+        token = ids.flatten(1).gather(1, best)
+        parent = source.gather(1, beam)
+        stops = self._stops[first]
+        ended = (token.unsqueeze(2) == stops.unsqueeze(1)).any(2) | (length >= max_tokens)
+
+        # What is finished: the W best of what was before and of the first W candidates that end.
+        finishes = ended & (torch.arange(candidates, device=self.device) < width)
+        was_finished = self._flags["finished"][slots]
+        closed = (was_finished.all(1, keepdim=True) & early).float() + (~is_open).float()
+        score = top / length.double().pow(penalty.double()).float()
+        score = score + closed * _NEVER + (~finishes).float() * _NEVER
+        score, kept = torch.cat([self._floats["score"][slots], score], 1).topk(width, dim=1)
+        new = kept >= width
+        from_new = (kept - width).clamp(min=0)
+        finished = torch.cat([was_finished, finishes], 1).gather(1, kept)
+        before = slots.gather(1, kept.clamp(max=width - 1))
+        lengths = torch.where(new, length, self._ints["length"][before])
+        answers = torch.where(
+            new.unsqueeze(2),
+            self._processors.history[parent.gather(1, from_new)],
+            self._answers[before, : self._processors.history.width],
+        )
+        end = (of_request(self._ints["prefix"]) + length - 1).expand_as(kept).unsqueeze(2)
+        last = torch.where(new, token.gather(1, from_new), answers.gather(2, end).squeeze(2))
+        answers.scatter_(2, end, last.unsqueeze(2))
+
+        # What goes on.
+        running, pick = (top + ended.float() * _NEVER).topk(width, dim=1)
+        tokens, parents = token.gather(1, pick), parent.gather(1, pick)
+
+        best_length = torch.where(of_request(self._flags["never"]) & (penalty > 0), max_tokens, length)
+        possible = running[:, :1] / best_length.double().pow(penalty.double()).float()
+        worst = torch.where(finished, score.amin(1, keepdim=True), _NEVER)
+        is_open = is_open & (possible > worst).any(1, keepdim=True)
+        done = ~is_open | (finished.all(1, keepdim=True) & early) | ended.all(1, keepdim=True)
+
+        self._floats["running"][slots] = running
+        self._floats["score"][slots] = score
+        self._ints["length"][slots] = lengths
+        self._flags["finished"][slots] = finished
+        self._flags["open"][first] = is_open.squeeze(1)
+        self._answers[slots, : answers.shape[2]] = answers
+        self._processors.history[slots] = self._processors.history[parents]
+        self._processors.append(slots.flatten(), tokens.flatten(), history=True)
+        step.tokens[places] = tokens
+        step.parents[places] = parents
+        step.finished.append(_Finished(groups, done.squeeze(1), score, lengths, answers[:, :, :longest]))
+
+
+def _how(row: Row) -> BeamSearch:
+    how = row.sequence.request.decoding.beams
+    assert how is not None
+    return how
+
+
+def _flags(how: BeamSearch) -> tuple[bool, bool, bool]:
+    return how.early_stopping is True, how.early_stopping == "never", how.renormalize

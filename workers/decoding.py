@@ -1,0 +1,169 @@
+"""A request's parameters and the model's own defaults → `Decoding`, in which nothing is left open."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, TypeVar
+
+from tandem.errors import InvalidRequest
+from tandem.limits import Limits
+from tandem.params import BeamSearchParams, DecodingParams, Params, SamplingParams
+from tandem.workers.generation_defaults import GenerationDefaults
+from tandem.workers.model_info import ModelInfo
+from tandem.workers.request import BeamSearch, Decoding
+
+# Where neither request nor model says how much to generate.
+DEFAULT_MAX_TOKENS: Final = 256
+DEFAULT_NUM_BEAMS: Final = 4
+_GREEDY: Final[dict[str, Any]] = {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
+
+T = TypeVar("T")
+Encode = Callable[[str, str], list[int]]  # a text and the field it is from → ids, no special tokens
+
+
+def decoding_of(
+    params: Params, prefix: Sequence[int], room: int, info: ModelInfo, encode: Encode
+) -> Decoding:
+    """What `params` ask for, of a decoder that starts from `prefix` and has room for `room` tokens more.
+
+    The seed is left 0: each sample has its own. Raises InvalidRequest, naming the field.
+    """
+    own = info.defaults
+    max_tokens = _max_tokens(params, len(prefix), room, info)
+    for field in ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens", "logit_bias"):
+        check_ids(getattr(params, field) or (), field, info.vocab_size)
+    for field in ("forced_bos_token_id", "forced_eos_token_id"):
+        if (forced := getattr(params, field)) is not None:
+            check_ids([forced], field, info.vocab_size)
+    stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else info.eos_ids)
+    forced_eos = params.forced_eos_token_id
+    # Beam search does not sample: all of this is off.
+    sampling = params if isinstance(params, SamplingParams) else SamplingParams(**_GREEDY)
+    return Decoding(
+        max_tokens=max_tokens,
+        min_tokens=_min_tokens(params, len(prefix), max_tokens, info),
+        temperature=_given(sampling.temperature, own.temperature),
+        top_k=max(0, _given(sampling.top_k, own.top_k)),
+        top_p=_given(sampling.top_p, own.top_p),
+        min_p=_given(sampling.min_p, own.min_p),
+        typical_p=_given(sampling.typical_p, own.typical_p),
+        repetition_penalty=_given(params.repetition_penalty, own.repetition_penalty),
+        presence_penalty=params.presence_penalty,
+        frequency_penalty=params.frequency_penalty,
+        no_repeat_ngram_size=_given(params.no_repeat_ngram_size, own.no_repeat_ngram_size),
+        encoder_no_repeat_ngram_size=_given(
+            params.encoder_no_repeat_ngram_size, own.encoder_no_repeat_ngram_size
+        ),
+        bad_words=_bad_words(params, stop_ids, info, encode),
+        logit_bias=tuple(params.logit_bias.items()),
+        forced_bos_id=_given(params.forced_bos_token_id, own.forced_bos_id),
+        forced_eos_ids=own.forced_eos_ids if forced_eos is None else (forced_eos,),
+        suppress_ids=tuple(_given(params.suppress_tokens, own.suppress_ids)),
+        begin_suppress_ids=tuple(_given(params.begin_suppress_tokens, own.begin_suppress_ids)),
+        seed=0,
+        stop_ids=stop_ids,
+        eos_ids=info.eos_ids,
+        logprobs=sampling.logprobs,
+        beams=_beams(params, info.defaults) if isinstance(params, BeamSearchParams) else None,
+    )
+
+
+def _beams(params: BeamSearchParams, own: GenerationDefaults) -> BeamSearch | None:
+    """None: one beam, which transformers, too, decodes greedily."""
+    default = own.num_beams if own.num_beams > 1 else DEFAULT_NUM_BEAMS
+    num_beams = _given(params.num_beams, default)
+    if params.num_return_sequences > num_beams:
+        raise InvalidRequest(
+            f"must not exceed num_beams, here {num_beams}, got {params.num_return_sequences}",
+            field="num_return_sequences",
+        )
+    if num_beams == 1:
+        return None
+    return BeamSearch(
+        num_beams=num_beams,
+        num_return_sequences=params.num_return_sequences,
+        length_penalty=_given(params.length_penalty, own.length_penalty),
+        early_stopping=_given(params.early_stopping, own.early_stopping),
+        renormalize=own.renormalize,
+    )
+
+
+def _max_tokens(params: DecodingParams, prefix: int, room: int, info: ModelInfo) -> int:
+    """transformers' `max_length` counts what the decoder starts from, `max_new_tokens` does not."""
+    own = info.defaults
+    if params.max_tokens is None:
+        default = own.max_new_tokens or (own.max_length and own.max_length - prefix)
+        return max(1, min(default or DEFAULT_MAX_TOKENS, room))
+    if params.max_tokens > room:
+        raise InvalidRequest(
+            f"{params.max_tokens} tokens after the {prefix} the decoder starts from exceed the limit of "
+            f"{prefix + room}",
+            field="max_tokens",
+        )
+    return params.max_tokens
+
+
+def _min_tokens(params: DecodingParams, prefix: int, max_tokens: int, info: ModelInfo) -> int:
+    """Likewise `min_length` and `min_new_tokens`."""
+    own = info.defaults
+    if "min_tokens" not in params.model_fields_set:
+        return max(0, min(max(own.min_new_tokens, own.min_length - prefix), max_tokens))
+    if params.min_tokens > max_tokens:
+        raise InvalidRequest(
+            f"must not exceed max_tokens, here {max_tokens}, got {params.min_tokens}", field="min_tokens"
+        )
+    return params.min_tokens
+
+
+def _bad_words(
+    params: DecodingParams, stop_ids: frozenset[int], info: ModelInfo, encode: Encode
+) -> tuple[tuple[int, ...], ...]:
+    words = [tuple(word) for word in _given(params.bad_words_ids, info.defaults.bad_words_ids)]
+    for word in words:
+        check_ids(word, "bad_words_ids", info.vocab_size)
+    for text in params.bad_words:
+        # As a word of its own and as the end of another, which many tokenizers tell apart.
+        words += [tuple(encode(text, "bad_words")), tuple(encode(f" {text}", "bad_words"))]
+    # As in transformers, EOS alone cannot be forbidden.
+    return tuple(
+        dict.fromkeys(word for word in words if word and not (len(word) == 1 and word[0] in stop_ids))
+    )
+
+
+def check_ids(ids: Iterable[int], name: str, vocab_size: int) -> None:
+    """Raises InvalidRequest for an id that the vocabulary does not have."""
+    for index, token_id in enumerate(ids):
+        if not 0 <= token_id < vocab_size:
+            raise InvalidRequest(
+                f"id {token_id} at {index} is not in the vocabulary, 0 to {vocab_size - 1}", field=name
+            )
+
+
+def check_counts(params: DecodingParams, limits: Limits) -> None:
+    """A server's limits may be lower than the ones the parameters know. Raises InvalidRequest."""
+    counts = [
+        ("stop_token_ids", len(params.stop_token_ids), limits.stop_token_ids),
+        ("bad_words", len(params.bad_words), limits.bad_words),
+        ("bad_words_ids", len(params.bad_words_ids or ()), limits.bad_words),
+        ("logit_bias", len(params.logit_bias), limits.logit_bias),
+        ("suppress_tokens", len(params.suppress_tokens or ()), limits.suppress_tokens),
+        ("begin_suppress_tokens", len(params.begin_suppress_tokens or ()), limits.suppress_tokens),
+    ]
+    if isinstance(params, BeamSearchParams):
+        counts += [
+            ("num_beams", params.num_beams or 1, limits.num_beams),
+            ("num_return_sequences", params.num_return_sequences, limits.num_beams),
+        ]
+    if isinstance(params, SamplingParams):
+        counts += [
+            ("n", params.n, limits.n),
+            ("logprobs", params.logprobs or 0, limits.logprobs),
+            ("stop", len(params.stop), limits.stop_strings),
+        ]
+    for name, got, limit in counts:
+        if got > limit:
+            raise InvalidRequest(f"at most {limit}, got {got}", field=name)
+
+
+def _given(value: T | None, default: T) -> T:
+    return default if value is None else value

@@ -1,0 +1,262 @@
+"""What changes the model's scores before a token is chosen: penalties, bans and forced tokens, on the device
+and for all rows at once. A batch in which nobody asks for a processor does not pay for it.
+
+Each follows transformers' `LogitsProcessor` of the same name, and so does their order
+(`GenerationMixin._get_logits_processor`); presence and frequency penalty, which transformers lacks, are
+vLLM's and come after the repetition penalty.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
+from enum import Flag, auto
+from functools import reduce
+from itertools import chain
+from operator import or_
+
+import torch
+
+from tandem.workers.request import Decoding, EngineRequest
+from tandem.workers.slot_tables import Columns, History, Lists, marked
+from tandem.workers.step_plan import Sequence
+
+
+class Need(Flag):
+    """Processors that a request asks for."""
+
+    NOTHING = 0
+    LOGIT_BIAS = auto()
+    REPETITION = auto()
+    PRESENCE = auto()  # and frequency
+    NGRAM = auto()
+    ENCODER_NGRAM = auto()
+    BAD_WORDS = auto()
+    MIN_TOKENS = auto()
+    FORCED = auto()
+    SUPPRESS = auto()
+    HISTORY = REPETITION | PRESENCE | NGRAM | ENCODER_NGRAM | BAD_WORDS  # read the tokens so far
+
+    @classmethod
+    def of(cls, request: EngineRequest) -> Need:
+        decoding = request.decoding
+        asked = {
+            cls.LOGIT_BIAS: decoding.logit_bias,
+            cls.REPETITION: decoding.repetition_penalty != 1,
+            cls.PRESENCE: decoding.presence_penalty or decoding.frequency_penalty,
+            cls.NGRAM: decoding.no_repeat_ngram_size,
+            cls.ENCODER_NGRAM: decoding.encoder_no_repeat_ngram_size,
+            cls.BAD_WORDS: decoding.bad_words,
+            cls.MIN_TOKENS: decoding.min_tokens,
+            cls.FORCED: decoding.forced_eos_ids or decoding.forced_bos_id is not None,
+            cls.SUPPRESS: decoding.suppress_ids or decoding.begin_suppress_ids,
+        }
+        need = cls.NOTHING
+        for flag, wanted in asked.items():
+            if wanted:
+                need |= flag
+        return need
+
+
+class Processors:
+    """The processors' parameters and the tokens of every slot."""
+
+    def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
+        self.vocab_size, self.device = vocab_size, device
+        self.history = History(slots, device)
+        self._ints = Columns(
+            slots,
+            ("step", "prefix", "ngram", "encoder_ngram", "encoder", "min_tokens", "max_tokens", "forced_bos",
+             "begin"),
+            torch.int64,
+            device,
+        )  # fmt: skip
+        self._floats = Columns(slots, ("repetition", "presence", "frequency"), torch.float32, device)
+        self.step = self._ints["step"]  # tokens generated so far
+        self._bias_ids = Lists(slots, device, fill=0)
+        self._bias = Lists(slots, device, dtype=torch.float32, fill=0)
+        self._encoder = Lists(slots, device)
+        self._stops = Lists(slots, device)
+        self._forced_eos = Lists(slots, device)
+        self._suppress = Lists(slots, device)
+        self._begin_suppress = Lists(slots, device)
+        self._bad_words: dict[int, Lists] = {}  # by their length, one word after another
+        self._longest_ngram = 0  # there ever was
+        self._need = [0] * slots  # a `Need` as an integer, many of which are quickly put together
+
+    def need_of(self, slots: Iterable[int]) -> Need:
+        """What the sequences in these slots need together."""
+        return Need(reduce(or_, map(self._need.__getitem__, slots), 0))
+
+    def start(self, sequences: Seq[Sequence]) -> None:
+        """Takes in the parameters of sequences that got slots."""
+        ints, floats = [], []
+        for sequence in sequences:
+            ints += [_ints(sequence)] * len(sequence.slots)
+            decoding = sequence.request.decoding
+            penalties = (decoding.repetition_penalty, decoding.presence_penalty, decoding.frequency_penalty)
+            floats += [penalties] * len(sequence.slots)
+        slots = torch.tensor([slot for s in sequences for slot in s.slots], device=self.device)
+        self._ints.put(slots, ints)
+        self._floats.put(slots, floats)
+        for lists in (self._bias_ids, self._bias, self._encoder, self._stops, self._forced_eos,
+                      self._suppress, self._begin_suppress, *self._bad_words.values()):  # fmt: skip
+            lists.clear(slots)
+        for sequence in sequences:
+            need = Need.of(sequence.request)
+            for slot in sequence.slots:
+                self._need[slot] = need.value
+            if need:
+                self._start_lists(sequence, need)
+
+    def _start_lists(self, sequence: Sequence, need: Need) -> None:
+        decoding, slots = sequence.request.decoding, sequence.slots
+        if Need.LOGIT_BIAS in need:
+            ids, values = zip(*decoding.logit_bias, strict=True)
+            self._bias_ids.put(slots, ids)
+            self._bias.put(slots, values)
+        if need & Need.HISTORY:
+            self.keep_history(sequence)
+        self._longest_ngram = max(
+            self._longest_ngram, decoding.no_repeat_ngram_size, decoding.encoder_no_repeat_ngram_size
+        )
+        if Need.ENCODER_NGRAM in need:
+            # An encoder may have a larger vocabulary of its own: what the decoder lacks, it cannot copy.
+            source = sequence.request.encoder.token_ids
+            self._encoder.put(slots, [i if i < self.vocab_size else -1 for i in source])
+        for length in {len(word) for word in decoding.bad_words}:
+            words = [word for word in decoding.bad_words if len(word) == length]
+            if length not in self._bad_words:
+                self._bad_words[length] = Lists(len(self.step), self.device)
+            self._bad_words[length].put(slots, list(chain.from_iterable(words)))
+        for lists, values_ in (
+            (self._stops, sorted(decoding.stop_ids) if Need.MIN_TOKENS in need else ()),
+            (self._forced_eos, decoding.forced_eos_ids),
+            (self._suppress, decoding.suppress_ids),
+            (self._begin_suppress, decoding.begin_suppress_ids),
+        ):
+            if values_:
+                lists.put(slots, values_)
+
+    def keep_history(self, sequence: Sequence) -> None:
+        """From its tokens on, writes down what is appended to this sequence."""
+        request = sequence.request
+        positions = len(request.prefix_ids) + request.decoding.max_tokens
+        self.history.start(sequence.slots, sequence.tokens, positions)
+
+    def append(self, slots: torch.Tensor, tokens: torch.Tensor, *, history: bool) -> None:
+        """Counts a token of each of these slots; with `history`, which any of them wants, writes it down."""
+        if history:
+            self.history.append(slots, self._ints["prefix"][slots] + self.step[slots], tokens)
+        self.step[slots] += 1
+
+    def __call__(self, scores: torch.Tensor, slots: torch.Tensor, need: Need) -> torch.Tensor:
+        """Logits or log-probabilities, float32 [R, vocabulary], of rows in these slots → the same, processed.
+
+        need: what any of the rows needs; a row that does not need it stays as it is.
+        """
+        column = {name: self._ints[name][slots, None] for name in self._ints.names} if need else {}
+        if Need.LOGIT_BIAS in need:
+            scores = scores.scatter_add(1, self._bias_ids[slots], self._bias[slots])
+        if need & Need.HISTORY:
+            scores = self._by_history(scores, slots, need, column)
+        if Need.MIN_TOKENS in need:
+            early = column["step"] < column["min_tokens"]
+            scores = self._without(scores, self._stops[slots], early)
+        if Need.FORCED in need:
+            only = column["forced_bos"]
+            first = column["prefix"] + column["step"] == 1
+            scores = self._forced(scores, only, first & (only >= 0))
+            last = column["step"] == column["max_tokens"] - 1
+            only = self._forced_eos[slots]
+            scores = self._forced(scores, only, last & (only >= 0))
+        if Need.SUPPRESS in need:
+            scores = self._without(scores, self._suppress[slots])
+            begins = column["step"] == column["begin"]
+            scores = self._without(scores, self._begin_suppress[slots], begins)
+        return scores
+
+    def _by_history(
+        self, scores: torch.Tensor, slots: torch.Tensor, need: Need, column: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        history = self.history[slots]
+        position = torch.arange(history.shape[1], device=self.device)
+        lengths = column["prefix"] + column["step"]
+        there = position < lengths
+        if Need.REPETITION in need:
+            penalty = self._floats["repetition"][slots, None]
+            ids = torch.where(there, history, history[:, :1])
+            seen = scores.gather(1, ids)
+            scores = scores.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+        if Need.PRESENCE in need:
+            generated = torch.where(there & (position >= column["prefix"]), history, self.vocab_size)
+            counts = scores.new_zeros(len(slots), self.vocab_size + 1)
+            counts = counts.scatter_add_(1, generated, counts.new_ones(1).expand_as(generated))[:, :-1]
+            scores = scores - counts * self._floats["frequency"][slots, None]
+            scores = scores - (counts > 0) * self._floats["presence"][slots, None]
+        if Need.NGRAM in need:
+            again = self._completes(history, lengths, history, lengths, column["ngram"])
+            scores = self._without(scores, history, again)
+        if Need.ENCODER_NGRAM in need:
+            source = self._encoder[slots]
+            again = self._completes(source, column["encoder"], history, lengths, column["encoder_ngram"])
+            scores = self._without(scores, source, again)
+        if Need.BAD_WORDS in need:
+            for length, lists in self._bad_words.items():
+                words = lists[slots].unflatten(1, (-1, length))
+                # The last tokens so far; a word longer than them is none that they begin.
+                at = lengths - length + 1 + torch.arange(length - 1, device=self.device)
+                end = torch.where(at >= 0, _at(history, at), -2)
+                begun = (words[:, :, :-1] == end[:, None, :]).all(-1)
+                scores = self._without(scores, words[:, :, -1], begun)
+        return scores
+
+    def _completes(
+        self, source: torch.Tensor, source_lengths: torch.Tensor, history: torch.Tensor,
+        lengths: torch.Tensor, sizes: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
+        """bool [R, N]: which tokens of source [R, N] end an n-gram there that begins with history's end."""
+        position = torch.arange(source.shape[1], device=self.device)
+        complete = (
+            (sizes > 0) & (position < source_lengths) & (position >= sizes - 1) & (lengths >= sizes - 1)
+        )
+        for back in range(1, self._longest_ngram):
+            same = source.roll(back, 1) == _at(history, lengths - back)
+            complete &= same | (back >= sizes)
+        return complete
+
+    def _without(
+        self, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        """Rules tokens out: those of `ids` [R, N], -1 being none, where `where` [R, N or 1] holds."""
+        mask = ids >= 0 if where is None else (ids >= 0) & where
+        return scores.masked_fill(marked(ids, mask, self.vocab_size), -torch.inf)
+
+    def _forced(self, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
+        """Leaves a row only those of `ids` [R, N] for which `where` [R, N] holds, if there is any."""
+        only = marked(ids, where, self.vocab_size)
+        forced = torch.zeros_like(scores).masked_fill_(~only, -torch.inf)
+        return torch.where(where.any(1, keepdim=True), forced, scores)
+
+
+def _at(history: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """history [R, T] at positions [R, N]; any token where that is outside, as for rows whose history nobody
+    keeps."""
+    return history.gather(1, positions.clamp(0, history.shape[1] - 1))
+
+
+def _ints(sequence: Sequence) -> tuple[int, ...]:
+    request: EngineRequest = sequence.request
+    decoding: Decoding = request.decoding
+    bos = decoding.forced_bos_id
+    return (
+        sequence.generated,
+        len(request.prefix_ids),
+        decoding.no_repeat_ngram_size,
+        decoding.encoder_no_repeat_ngram_size,
+        len(request.encoder.token_ids),
+        decoding.min_tokens,
+        decoding.max_tokens,
+        -1 if bos is None else bos,
+        1 if bos is not None and len(request.prefix_ids) == 1 else 0,
+    )

@@ -1,0 +1,94 @@
+"""What the sampler remembers of every slot, on the device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence as Seq
+
+import torch
+
+
+class Columns:
+    """Named numbers of every slot. One copy to the device sets them all."""
+
+    def __init__(self, slots: int, names: Seq[str], dtype: torch.dtype, device: torch.device) -> None:
+        self.names = tuple(names)
+        self._table = torch.zeros(len(names), slots, dtype=dtype, device=device)
+        self._rows: dict[str, torch.Tensor] = dict(zip(self.names, self._table, strict=True))
+
+    def put(self, slots: torch.Tensor, values: Seq[Seq[float]]) -> None:
+        """values [len(slots)][len(names)]; slots int64, distinct."""
+        table = torch.tensor(values, dtype=self._table.dtype, device=self._table.device)
+        self._table[:, slots] = table.T
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        """[slots], to read and to write."""
+        return self._rows[name]
+
+
+class Lists:
+    """A list for every slot, filled up with `fill`; as wide as the longest there ever was."""
+
+    def __init__(
+        self, slots: int, device: torch.device, *, dtype: torch.dtype = torch.int64, fill: float = -1
+    ) -> None:
+        self._table = torch.full((slots, 0), fill, dtype=dtype, device=device)
+        self._fill = fill
+
+    def clear(self, slots: torch.Tensor) -> None:
+        if self._table.shape[1]:
+            self._table[slots] = self._fill
+
+    def put(self, slots: Seq[int], values: Seq[float]) -> None:
+        """The same list for these slots, which are clear."""
+        self._table = widened(self._table, len(values), self._fill)
+        row = torch.tensor(values, dtype=self._table.dtype)
+        self._table[list(slots), : len(values)] = row.to(self._table.device)
+
+    def __getitem__(self, slots: torch.Tensor) -> torch.Tensor:
+        """[len(slots), width]."""
+        return self._table[slots]
+
+
+class History:
+    """The decoder's tokens of every slot that somebody asks for: prefix first, then what was generated."""
+
+    def __init__(self, slots: int, device: torch.device) -> None:
+        self._table = torch.zeros(slots, 0, dtype=torch.int64, device=device)
+
+    @property
+    def width(self) -> int:
+        return self._table.shape[1]
+
+    def start(self, slots: Seq[int], tokens: Seq[int], positions: int) -> None:
+        """These slots begin with `tokens` and may grow to `positions`."""
+        self._table = widened(self._table, positions, 0)
+        self._table[list(slots), : len(tokens)] = torch.tensor(tokens, device=self._table.device)
+
+    def append(self, slots: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor) -> None:
+        """One token each, behind `lengths`. A slot nobody asked for may be longer than the table: what is
+        written there is never read."""
+        self._table[slots, lengths.clamp(max=self.width - 1)] = tokens
+
+    def __getitem__(self, slots: torch.Tensor) -> torch.Tensor:
+        """int64 [*slots.shape, width]; what lies beyond a slot's length is any token."""
+        return self._table[slots]
+
+    def __setitem__(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
+        self._table[slots] = tokens
+
+
+def widened(table: torch.Tensor, width: int, fill: float) -> torch.Tensor:
+    """The table with at least `width` columns: twice as many as before, so that it seldom grows."""
+    slots, before = table.shape
+    if width <= before:
+        return table
+    wide = table.new_full((slots, max(width, 2 * before)), fill)
+    wide[:, :before] = table
+    return wide
+
+
+def marked(ids: torch.Tensor, mask: torch.Tensor, vocab_size: int) -> torch.Tensor:
+    """bool [R, vocab_size]: the tokens of each row of `ids` [R, N] where `mask` [R, N] holds."""
+    table = torch.zeros(ids.shape[0], vocab_size + 1, dtype=torch.bool, device=ids.device)
+    table.scatter_(1, torch.where(mask, ids, vocab_size), True)
+    return table[:, :vocab_size]
