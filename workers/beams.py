@@ -18,11 +18,9 @@ import torch
 from tandem.workers.processors import Processors
 from tandem.workers.request import BeamSearch
 from tandem.workers.slot_tables import Columns, Lists, widened
-from tandem.workers.step_plan import Row, Sequence
+from tandem.workers.step_plan import Found, Row, Sequence
 
 _NEVER = -1e9  # transformers' score of what must not be chosen
-
-Found = list[tuple[list[int], float]]
 
 
 @dataclass(slots=True)
