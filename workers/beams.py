@@ -117,7 +117,6 @@ class Beams:
         self._stops.clear(slots)
         for sequence in beams:
             self._stops.put(sequence.slots, sorted(sequence.request.decoding.stop_ids))
-        self._answers = widened(self._answers, self._processors.history.width, 0)
 
     def step(self, logits: torch.Tensor, rows: Seq[Row]) -> BeamStep:
         """logits float32 [sum of the rows' widths, vocabulary]."""
@@ -141,6 +140,8 @@ class Beams:
             at, place = at + row.width, place + width
             longest = max(longest, row.start + row.count + 1)
         step = BeamStep(rows, place, self.device)
+        # The history may have grown for anybody.
+        self._answers = widened(self._answers, self._processors.history.width, 0)
         for (width, candidates), groups in by_shape.items():
             self._advance(scores, groups, width, candidates, longest, step)
         step.to_host()

@@ -83,6 +83,8 @@ class Scheduler:
         if request.request_id in self._sequences or request.request_id in ending:
             raise InvalidRequest("is already running", field="request_id")
         width = request.decoding.beams.num_beams if request.decoding.beams else 1
+        if width > 1 and request.generated_ids:
+            raise InvalidRequest("beams start anew, not from tokens of one of them", field="generated_ids")
         if width > self.max_num_seqs:
             raise InvalidRequest(
                 f"the engine decodes {self.max_num_seqs} sequences at once, got {width}", field="num_beams"
