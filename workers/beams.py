@@ -18,11 +18,9 @@ import torch
 from tandem.workers.processors import Processors
 from tandem.workers.request import BeamSearch
 from tandem.workers.slot_tables import Columns, Lists, widened
-from tandem.workers.step_plan import Row, Sequence
+from tandem.workers.step_plan import Found, Row, Sequence
 
 _NEVER = -1e9  # transformers' score of what must not be chosen
-
-Found = list[tuple[list[int], float]]
 
 
 @dataclass(slots=True)
@@ -119,7 +117,6 @@ class Beams:
         self._stops.clear(slots)
         for sequence in beams:
             self._stops.put(sequence.slots, sorted(sequence.request.decoding.stop_ids))
-        self._answers = widened(self._answers, self._processors.history.width, 0)
 
     def step(self, logits: torch.Tensor, rows: Seq[Row]) -> BeamStep:
         """logits float32 [sum of the rows' widths, vocabulary]."""
@@ -143,6 +140,8 @@ class Beams:
             at, place = at + row.width, place + width
             longest = max(longest, row.start + row.count + 1)
         step = BeamStep(rows, place, self.device)
+        # The history may have grown for anybody.
+        self._answers = widened(self._answers, self._processors.history.width, 0)
         for (width, candidates), groups in by_shape.items():
             self._advance(scores, groups, width, candidates, longest, step)
         step.to_host()

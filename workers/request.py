@@ -131,7 +131,7 @@ class Delta:
 class EngineStats:
     """A snapshot for load balancing and metrics. Counters only grow."""
 
-    running: int  # sequences in the batch
+    running: int  # sequences in the batch, every beam of a search by itself
     waiting: int  # sequences not admitted yet, preempted ones included
     max_running: int  # the batch's size limit
     free_pages: int

@@ -16,13 +16,14 @@ from itertools import repeat
 from typing import Literal
 
 from tandem.errors import InvalidRequest, TandemError
-from tandem.outputs import FinishReason, TokenLogprobs
+from tandem.workers.deltas import beam_delta, finish_reason, token_delta
 from tandem.workers.pages import PagePool
-from tandem.workers.request import Delta, EngineRequest, EngineStats, Hypothesis
+from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.step_plan import (
     ON_DEVICE,
     Admission,
     CrossEntry,
+    Found,
     Row,
     Sequence,
     State,
@@ -82,6 +83,8 @@ class Scheduler:
         if request.request_id in self._sequences or request.request_id in ending:
             raise InvalidRequest("is already running", field="request_id")
         width = request.decoding.beams.num_beams if request.decoding.beams else 1
+        if width > 1 and request.generated_ids:
+            raise InvalidRequest("beams start anew, not from tokens of one of them", field="generated_ids")
         if width > self.max_num_seqs:
             raise InvalidRequest(
                 f"the engine decodes {self.max_num_seqs} sequences at once, got {width}", field="num_beams"
@@ -105,8 +108,8 @@ class Scheduler:
             width=width,
         )
         self._sequences[request.request_id] = sequence
-        if request.generated_ids and (reason := self._finish_reason(sequence)):
-            self._end(sequence, self._delta(sequence, [], reason))
+        if request.generated_ids and (reason := finish_reason(sequence)):
+            self._end(sequence, token_delta(sequence, [], reason))
             return
         heapq.heappush(self._waiting, (sequence.order, sequence))
         if sequence.deadline is not None:
@@ -274,62 +277,22 @@ class Scheduler:
                 continue  # the step was under way when it ended
             sequence.tokens.append(token)
             self._generated += 1
-            reason = self._finish_reason(sequence)
-            deltas.append(self._delta(sequence, [token], reason, logprob))
+            reason = finish_reason(sequence)
+            deltas.append(token_delta(sequence, [token], reason, logprob))
             if reason is not None:
                 self._end(sequence, None)
         self._steps += 1
         return deltas
 
-    def _apply_beams(self, sequence: Sequence, found: list[tuple[list[int], float]] | None) -> list[Delta]:
+    def _apply_beams(self, sequence: Sequence, found: Found | None) -> list[Delta]:
         if sequence.state is not State.RUNNING:
             return []  # the step was under way when it ended, or was preempted and starts anew
         sequence.tokens.append(ON_DEVICE)
         self._generated += sequence.width
         if found is None:
             return []
-        decoding = sequence.request.decoding
-        hypotheses = []
-        for ids, score in found:
-            stopped = ids[-1] in decoding.stop_ids
-            own_stop = stopped and ids[-1] not in decoding.eos_ids
-            reason: FinishReason = "stop" if stopped else "length"
-            hypotheses.append(Hypothesis(ids, score, reason, ids[-1] if own_stop else None))
         self._end(sequence, None)
-        return [
-            Delta(
-                sequence.request.request_id,
-                [],
-                finish_reason=hypotheses[0].finish_reason,
-                stop_reason=hypotheses[0].stop_reason,
-                queued_s=sequence.queued_s,
-                hypotheses=hypotheses,
-            )
-        ]
-
-    def _finish_reason(self, sequence: Sequence) -> Literal["stop", "length"] | None:
-        decoding = sequence.request.decoding
-        if sequence.tokens[-1] in decoding.stop_ids and sequence.generated > decoding.min_tokens:
-            return "stop"
-        return "length" if sequence.generated >= decoding.max_tokens else None
-
-    def _delta(
-        self,
-        sequence: Sequence,
-        tokens: list[int],
-        reason: Literal["stop", "length"] | None,
-        logprob: TokenLogprobs | None = None,
-    ) -> Delta:
-        last = sequence.tokens[-1]
-        own_stop = reason == "stop" and last not in sequence.request.decoding.eos_ids
-        return Delta(
-            sequence.request.request_id,
-            tokens,
-            logprobs=None if logprob is None else [logprob],
-            finish_reason=reason,
-            stop_reason=last if own_stop else None,
-            queued_s=sequence.queued_s if sequence.generated == 1 else None,
-        )
+        return [beam_delta(sequence, found)]
 
     # -- the end of a sequence
 

@@ -95,10 +95,12 @@ class StepPlan:
     ended: list[Delta] = field(default_factory=list)  # ended without a token: cancelled, deadline
 
 
+Found = list[tuple[list[int], float]]  # by beams: generated ids and score, best first
+
+
 class StepResult(NamedTuple):
     """What the sampling rows of a plan gave, in the plan's order."""
 
     tokens: list[int]  # one for each row without beams
     logprobs: list[TokenLogprobs | None] | None = None  # likewise, where any of them asked
-    # One for each row of beams: ids and score of what they found, best first; None while they go on.
-    beams: Seq[list[tuple[list[int], float]] | None] = ()
+    beams: Seq[Found | None] = ()  # one for each row of beams; None while they go on

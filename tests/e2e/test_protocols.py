@@ -15,7 +15,7 @@ from libretranslatepy import LibreTranslateAPI
 from openai import OpenAI
 from serving import text_request, text_stream
 
-from tandem import AsyncClient, Client, SamplingParams
+from tandem import AsyncClient, BeamSearchParams, Client, SamplingParams
 from tandem.v1 import inference_pb2 as pb
 
 from .conftest import PROMPTS, Server
@@ -149,3 +149,21 @@ def test_samples_over_grpc_equal_those_of_the_engine_alone(server: Server) -> No
     with Client(server.grpc) as client:
         served = client.generate(PROMPT, params)
     assert [o.token_ids for o in served.outputs] == [o.token_ids for o in alone.outputs]
+
+
+def test_beams_of_every_protocol_are_those_of_the_engine_alone(server: Server) -> None:
+    from tandem import LLM
+
+    params = BeamSearchParams(num_beams=4, num_return_sequences=3, length_penalty=0.6, max_tokens=24)
+    with LLM(dtype="float32") as llm:
+        [alone] = llm.generate(PROMPT, params)
+    texts, scores = [o.text for o in alone.outputs], [o.score for o in alone.outputs]
+    with Client(server.grpc) as client:
+        served = client.generate(PROMPT, params)
+        pieces = list(client.stream(PROMPT, params))
+    body = {"model": "quickstart", "prompt": PROMPT, **params.model_dump(exclude_unset=True)}
+    choices = httpx.post(f"{server.http}/v1/completions", json=body, timeout=60).json()["choices"]
+    assert [o.text for o in served.outputs] == [p.text for p in pieces] == texts
+    assert [choice["text"] for choice in choices] == texts
+    for got in ([o.score for o in served.outputs], [c["score"] for c in choices]):
+        assert got == pytest.approx(scores, abs=1e-4)

@@ -146,3 +146,18 @@ def test_a_search_that_begins_anew_finds_the_same() -> None:
     searches.running.clear()
     searches.start(of, table)
     assert searches.run() == whole
+
+
+def test_a_longer_history_of_another_sequence_does_no_harm() -> None:
+    table, how = Table(6, length=6), BeamSearch(3, 3, 1.0, early_stopping=False)
+    searches, of = Searches(4), sequence([0, 1, 2], 6, how)
+    searches.start(of, table)
+    alone = searches.run()
+    searches.start(of, table)
+    searches.step()
+    asked = decoding(max_tokens=90, repetition_penalty=2.0)
+    request = EngineRequest("long", EncoderInput("key", (1,)), (START,) * 50, asked)
+    other = Sequence(request, 0.0, (0.0, 1), None, [START] * 50, slots=[3])
+    searches.sampler.start([other])
+    searches.sampler.sample(torch.randn(1, VOCAB), [Row(other, 49, 1, [], samples=True)])
+    assert searches.run() == alone

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from simulator import EOS, OWN_STOP, PRIORITY_S, Job, Simulator
 
+from tandem.errors import InvalidRequest
 from tandem.workers.pages import PagePool
 from tandem.workers.request import EngineRequest
 from tandem.workers.scheduler import Scheduler
@@ -340,6 +341,12 @@ def test_a_cancelled_search_frees_all_it_holds() -> None:
 
 def test_more_beams_than_slots_are_refused_by_name() -> None:
     assert engine(max_num_seqs=2).submit(Job("wide", 0, 0, encoder_length=2, width=3), 0.0) is None
+
+
+def test_beams_do_not_go_on_from_tokens() -> None:
+    moved = Job("moved", 0, 0, encoder_length=2, width=3, resumed=1).request()
+    with pytest.raises(InvalidRequest, match="generated_ids"):
+        engine().scheduler.submit(moved, 0.0)
 
 
 def test_readers_of_one_input_share_its_pages() -> None:

@@ -1,0 +1,53 @@
+"""What a sequence's new tokens mean to its reader: whether they end it, why, and the delta that says so."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from tandem.outputs import TokenLogprobs
+from tandem.workers.request import Decoding, Delta, Hypothesis
+from tandem.workers.step_plan import Found, Sequence
+
+Reason = Literal["stop", "length"]
+
+
+def finish_reason(sequence: Sequence) -> Reason | None:
+    """Why its last token ends it; None where it goes on."""
+    decoding = sequence.request.decoding
+    if sequence.tokens[-1] in decoding.stop_ids and sequence.generated > decoding.min_tokens:
+        return "stop"
+    return "length" if sequence.generated >= decoding.max_tokens else None
+
+
+def token_delta(
+    sequence: Sequence, tokens: list[int], reason: Reason | None, logprob: TokenLogprobs | None = None
+) -> Delta:
+    return Delta(
+        sequence.request.request_id,
+        tokens,
+        logprobs=None if logprob is None else [logprob],
+        finish_reason=reason,
+        stop_reason=_stop_reason(sequence.request.decoding, sequence.tokens[-1], reason),
+        queued_s=sequence.queued_s if sequence.generated == 1 else None,
+    )
+
+
+def beam_delta(sequence: Sequence, found: Found) -> Delta:
+    decoding = sequence.request.decoding
+    hypotheses = []
+    for ids, score in found:
+        reason: Reason = "stop" if ids[-1] in decoding.stop_ids else "length"
+        hypotheses.append(Hypothesis(ids, score, reason, _stop_reason(decoding, ids[-1], reason)))
+    return Delta(
+        sequence.request.request_id,
+        [],
+        finish_reason=hypotheses[0].finish_reason,
+        stop_reason=hypotheses[0].stop_reason,
+        queued_s=sequence.queued_s,
+        hypotheses=hypotheses,
+    )
+
+
+def _stop_reason(decoding: Decoding, last: int, reason: Reason | None) -> int | None:
+    """The request's own stop id, where that and not the model's EOS ended it."""
+    return last if reason == "stop" and last not in decoding.eos_ids else None
