@@ -1,0 +1,69 @@
+"""Everything there is to know of a model before it runs, as plain values: what `tandem show` shows."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any, Final
+
+from tandem.workers.checkpoint import read_json, resolve
+from tandem.workers.config import EngineConfig
+from tandem.workers.families import spec_of
+from tandem.workers.footprint import Footprint
+from tandem.workers.model_info import ModelInfo
+
+# What a default is called in the files, where that is not its own name.
+_CALLED: Final = {"temperature": ("do_sample", "temperature")}
+_BUILT_IN: Final = "Tandem"
+
+
+def describe(model: str, sequence: tuple[int, int], **engine_options: Any) -> dict[str, Any]:
+    """The model's spec, decoding defaults, tasks and memory, ready for JSON.
+
+    Args:
+        model: a folder, a Hugging Face hub id, or "quickstart".
+        sequence: encoder and decoder positions of the sequences that are fitted into the K/V memory.
+        engine_options: fields of `EngineConfig`, such as dtype or kv_cache_gib.
+
+    Raises ModelLoadError for a model that cannot be served, InvalidRequest for an unusable option.
+    """
+    folder = resolve(model)
+    config = EngineConfig.of(model=str(folder), **engine_options)
+    info = ModelInfo.read(folder, model)
+    spec = spec_of(read_json(folder, "config.json"))
+    footprint = Footprint.of(config)
+    encoder_positions, decoder_positions = sequence
+    return {
+        "model": model,
+        "family": info.family,
+        "revision": info.revision,
+        "spec": dataclasses.asdict(spec),
+        "defaults": _defaults(folder, info),
+        "tasks": dict(info.task_prefixes),
+        "memory": {
+            **dataclasses.asdict(footprint),
+            "kv_cache": footprint.kv_cache,
+            "fits": {
+                "encoder_positions": encoder_positions,
+                "decoder_positions": decoder_positions,
+                "sequences": footprint.sequences(encoder_positions, decoder_positions),
+            },
+        },
+    }
+
+
+def _defaults(folder: Path, info: ModelInfo) -> dict[str, dict[str, Any]]:
+    """Each decoding default and the file it comes from: generation_config.json before config.json."""
+    files = {name: read_json(folder, name) for name in ("generation_config.json", "config.json")}
+
+    def source(name: str) -> str:
+        keys = _CALLED.get(name, (name,))
+        return next(
+            (file for file, values in files.items() if any(values.get(key) is not None for key in keys)),
+            _BUILT_IN,
+        )
+
+    return {
+        field.name: {"value": getattr(info.defaults, field.name), "from": source(field.name)}
+        for field in dataclasses.fields(info.defaults)
+    }

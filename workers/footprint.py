@@ -1,0 +1,76 @@
+"""What a model takes in memory, worked out without reading its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from tandem.workers.checkpoint import Checkpoint, WeightSlot, read_json
+from tandem.workers.config import EngineConfig
+from tandem.workers.distributed import Group
+from tandem.workers.families import family_of, spec_of
+from tandem.workers.layers import Placement
+from tandem.workers.model import DecoderStack, EncoderStack
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Of one engine. Sizes are bytes on each rank."""
+
+    device: str
+    dtype: str
+    ranks: int
+    encoder_weights: int
+    decoder_weights: int
+    self_kv_per_position: int  # a position of the decoder, in all its layers
+    cross_kv_per_position: int  # a position of the encoder, there too
+    hidden_states_per_position: int  # what an encoder hands to a decoder for each position
+    page_size: int  # positions
+    pages: int  # of the pool that self- and cross-attention share
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> Footprint:
+        """What the engine of this configuration takes on this machine.
+
+        Raises ModelLoadError for a model that cannot be served.
+        """
+        folder = Path(config.model)
+        values = read_json(folder, "config.json")
+        spec = spec_of(values)
+        tied = Checkpoint(folder, spec, family_of(values)).tied("decoder.output", "decoder.embedding")
+        device = config.torch_device()
+        dtype = config.torch_dtype(device)
+        ranks = config.tensor_parallel_size
+        # The engine's own layers, of tensors that have a size but no memory.
+        place = Placement(torch.device("meta"), dtype, Group(size=ranks))
+        stack = spec.decoder
+        kv = 2 * stack.layers * (stack.heads // ranks) * stack.head_dim * dtype.itemsize
+        return cls(
+            device=device.type,
+            dtype=str(dtype).removeprefix("torch."),
+            ranks=ranks,
+            encoder_weights=_bytes(EncoderStack(spec, place).slots()),
+            decoder_weights=_bytes(DecoderStack(spec, tied, place).slots()),
+            self_kv_per_position=kv,
+            cross_kv_per_position=kv,
+            hidden_states_per_position=spec.encoder.d_model * dtype.itemsize,
+            page_size=config.positions_per_page(device),
+            pages=config.pages(stack, device, dtype),
+        )
+
+    @property
+    def kv_cache(self) -> int:
+        """Bytes of the pool."""
+        return self.pages * self.page_size * self.self_kv_per_position
+
+    def sequences(self, encoder_positions: int, decoder_positions: int) -> int:
+        """How many sequences of these lengths the pool holds at once."""
+        each = -(-encoder_positions // self.page_size) + -(-decoder_positions // self.page_size)
+        return self.pages // each
+
+
+def _bytes(slots: Iterable[WeightSlot]) -> int:
+    return sum(slot.into.numel() * slot.into.element_size() for slot in slots)
