@@ -60,7 +60,7 @@ class LLM:
 
         Raises ModelLoadError for a model that cannot be served, InvalidRequest for an unusable option.
         """
-        folder = resolve(model)
+        self.folder = folder = resolve(model)
         config = EngineConfig.of(
             model=str(folder), dtype=dtype, tensor_parallel_size=tensor_parallel_size, **engine_options
         )
@@ -132,6 +132,11 @@ class LLM:
         with closing(self._run([prepared], [self._frontend.assembler(prepared)])) as pieces:
             for _, piece in pieces:
                 yield piece
+
+    @property
+    def max_encoder_tokens(self) -> int:
+        """Tokens of the longest prompt."""
+        return self._frontend.max_encoder_tokens
 
     def tokenize(self, text: str) -> list[int]:
         """The encoder's token ids for a text, special tokens included."""
