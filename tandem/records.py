@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, Final
 
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, TandemError, status_of
+from tandem.inputs import Prompt, take_apart
 from tandem.outputs import RequestOutput
 from tandem.params import SamplingParams
+
+_PROMPTS: Final = ("prompt", "prompt_token_ids", "encoder_prompt")
+_NOT_PARAMS: Final = frozenset({*_PROMPTS, "decoder_prompt", "id"})
 
 
 def params_of(values: Mapping[str, Any]) -> SamplingParams:
@@ -30,6 +34,44 @@ def assignments(texts: Iterable[str]) -> dict[str, Any]:
     return values
 
 
+def parse(text: str | bytes) -> dict[str, Any]:
+    """A line's object. Raises InvalidRequest for anything else."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise InvalidRequest(f"not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InvalidRequest(f"must be a JSON object, got {type(values).__name__}")
+    return values
+
+
+def identity(values: Mapping[str, Any], default: int | None) -> int | str | None:
+    """What a line calls itself: its `id`, or else `default`."""
+    own = values.get("id", default)
+    return own if type(own) in (int, str) else default
+
+
+def request(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[Prompt, SamplingParams]:
+    """A line's prompt and decoding parameters, which go before the defaults.
+
+    The prompt is `prompt` (text), `prompt_token_ids`, or `encoder_prompt` (of either kind, nested), the
+    first two with an optional `decoder_prompt` beside them. All else but `id` is a parameter.
+
+    Raises InvalidRequest, naming the field.
+    """
+    if type(values.get("id", 0)) not in (int, str):
+        raise InvalidRequest("must be an integer or a string", field="id")
+    params = {name: value for name, value in values.items() if name not in _NOT_PARAMS}
+    given = {name: values[name] for name in _PROMPTS if name in values}
+    if len(given) != 1:
+        raise InvalidRequest(f"exactly one of {', '.join(_PROMPTS)} must be there", field="prompt")
+    prompt: Any = given.get("encoder_prompt", given)
+    if "encoder_prompt" in given or "decoder_prompt" in values:
+        prompt = {"encoder_prompt": prompt, "decoder_prompt": values.get("decoder_prompt")}
+    take_apart(prompt)
+    return prompt, params_of({**defaults, **params})
+
+
 def answer(output: RequestOutput) -> dict[str, Any]:
     """The answer's part of a line."""
     return {
@@ -40,6 +82,24 @@ def answer(output: RequestOutput) -> dict[str, Any]:
     }
 
 
+def failure(error: TandemError) -> dict[str, Any]:
+    """The same of a request that failed, in OpenAI's shape, as over HTTP."""
+    status = status_of(error)
+    return {
+        "error": {
+            "message": str(error),
+            "type": status.kind,
+            "param": error.field,
+            "code": status.grpc.lower(),
+        }
+    }
+
+
 def line(values: Mapping[str, Any]) -> str:
-    """One line, with its end."""
-    return json.dumps(values, ensure_ascii=False) + "\n"
+    """One line, with its end. It can be encoded, even where it quotes half a character."""
+    text = json.dumps(values, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(values)
+    return text + "\n"

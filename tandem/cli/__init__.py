@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tandem.cli import demo, generate, serve, show
+from tandem.cli import batch, demo, generate, serve, show
 
 app = typer.Typer(
     name="tandem",
@@ -21,6 +21,7 @@ for command in (
     generate.generate,
     generate.translate,
     generate.summarize,
+    batch.batch,
     demo.demo,
 ):
     app.command()(command)

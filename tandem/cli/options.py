@@ -5,13 +5,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
 
 from tandem.errors import TandemError
+
+if TYPE_CHECKING:
+    from tandem.cluster.config import ServeConfig
 
 err = Console(stderr=True)
 
@@ -56,6 +60,58 @@ DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 TensorParallelOption = Annotated[
     int, typer.Option("--tensor-parallel-size", "--tp", help="GPUs (or processes) a decoder is split over.")
 ]
+
+MaxNumSeqsOption = Annotated[int, typer.Option(help="Sequences a decoder generates at once.")]
+KvCacheOption = Annotated[
+    float | None,
+    typer.Option(help="K/V memory of each shard, in GiB.", show_default="as much as is useful and there"),
+]
+
+
+class Placement(StrEnum):
+    disaggregated = "disaggregated"
+    colocated = "colocated"
+
+
+PlacementOption = Annotated[
+    Placement,
+    typer.Option(
+        help="disaggregated: encoders and decoders are workers of their own and scale apart. "
+        "colocated: each decoder encodes by itself; better for small encoders or a single GPU."
+    ),
+]
+EncodersOption = Annotated[
+    str, typer.Option(help="Encoder replicas: a number, or [bold]a..b[/bold] to scale automatically.")
+]
+DecodersOption = Annotated[str, typer.Option(help="Decoder replicas: a number, or [bold]a..b[/bold].")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="A running Ray cluster to join, or 'auto'.", show_default="start one here"),
+]
+
+
+def serve_config(*, encoders: str, decoders: str, placement: Placement, **fields: Any) -> ServeConfig:
+    """The configuration of a cluster, from its options and the other fields of `ServeConfig`."""
+    from tandem.cluster.config import ServeConfig
+
+    min_encoders, max_encoders = _replicas(encoders, "--encoders")
+    min_decoders, max_decoders = _replicas(decoders, "--decoders")
+    return ServeConfig(
+        placement=placement.value,
+        min_encoder_replicas=min_encoders,
+        max_encoder_replicas=max_encoders,
+        min_decoder_replicas=min_decoders,
+        max_decoder_replicas=max_decoders,
+        **fields,
+    )
+
+
+def _replicas(text: str, option: str) -> tuple[int, int | None]:
+    """`3` → (3, None); `1..4` → (1, 4)."""
+    low, dots, high = text.partition("..")
+    if not low.isdigit() or (dots and not high.isdigit()):
+        raise typer.BadParameter(f"expected a number or a..b, got {text!r}", param_hint=option)
+    return int(low), int(high) if dots else None
 
 
 @contextmanager

@@ -6,23 +6,26 @@ import signal
 import threading
 from enum import StrEnum
 from signal import SIGINT, SIGTERM
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from tandem.cli.options import (
+    AddressOption,
+    DecodersOption,
     DeviceOption,
     DtypeOption,
+    EncodersOption,
+    KvCacheOption,
+    MaxNumSeqsOption,
     ModelArgument,
+    Placement,
+    PlacementOption,
     TensorParallelOption,
     err,
     errors_shown,
+    serve_config,
 )
-
-
-class Placement(StrEnum):
-    disaggregated = "disaggregated"
-    colocated = "colocated"
 
 
 class IngressMode(StrEnum):
@@ -39,17 +42,9 @@ def serve(
     host: Annotated[str, typer.Option(help="Address HTTP binds to.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="OpenAI- and LibreTranslate-compatible HTTP.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="tandem.v1.InferenceService.")] = 9000,
-    placement: Annotated[
-        Placement,
-        typer.Option(
-            help="disaggregated: encoders and decoders are workers of their own and scale apart. "
-            "colocated: each decoder encodes by itself; better for small encoders or a single GPU."
-        ),
-    ] = Placement.disaggregated,
-    encoders: Annotated[
-        str, typer.Option(help="Encoder replicas: a number, or [bold]a..b[/bold] to scale automatically.")
-    ] = "1",
-    decoders: Annotated[str, typer.Option(help="Decoder replicas: a number, or [bold]a..b[/bold].")] = "1",
+    placement: PlacementOption = Placement.disaggregated,
+    encoders: EncodersOption = "1",
+    decoders: DecodersOption = "1",
     ingress: Annotated[
         IngressMode,
         typer.Option(
@@ -63,15 +58,9 @@ def serve(
     tensor_parallel_size: TensorParallelOption = 1,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
-    max_num_seqs: Annotated[int, typer.Option(help="Sequences a decoder generates at once.")] = 64,
-    kv_cache_gib: Annotated[
-        float | None,
-        typer.Option(help="K/V memory of each shard, in GiB.", show_default="as much as is useful and there"),
-    ] = None,
-    address: Annotated[
-        str | None,
-        typer.Option(help="A running Ray cluster to join, or 'auto'.", show_default="start one here"),
-    ] = None,
+    max_num_seqs: MaxNumSeqsOption = 64,
+    kv_cache_gib: KvCacheOption = None,
+    address: AddressOption = None,
 ) -> None:
     """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish.
 
@@ -86,28 +75,23 @@ def serve(
     """
     with errors_shown():
         from tandem.cluster import launch
-        from tandem.cluster.config import ServeConfig
 
-        min_encoders, max_encoders = _replicas(encoders, "--encoders")
-        min_decoders, max_decoders = _replicas(decoders, "--decoders")
-        options: dict[str, Any] = {"dtype": dtype, "device": device}
-        config = ServeConfig(
+        config = serve_config(
             model=model,
+            placement=placement,
+            encoders=encoders,
+            decoders=decoders,
+            tensor_parallel_size=tensor_parallel_size,
+            dtype=dtype,
+            device=device,
+            max_num_seqs=max_num_seqs,
+            kv_cache_gib=kv_cache_gib,
             served_model_name=name,
             host=host,
             http_port=http_port,
             grpc_port=grpc_port,
-            placement=placement.value,
-            min_encoder_replicas=min_encoders,
-            max_encoder_replicas=max_encoders,
-            min_decoder_replicas=min_decoders,
-            max_decoder_replicas=max_decoders,
             ingress_mode=ingress.value,
             ingress_replicas=ingress_replicas,
-            tensor_parallel_size=tensor_parallel_size,
-            max_num_seqs=max_num_seqs,
-            kv_cache_gib=kv_cache_gib,
-            **options,
         )
         err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
         with launch.serve(config, address=address) as cluster:
@@ -127,11 +111,3 @@ def _wait_for_a_signal() -> None:
     asked.wait()
     for number, handler in before.items():
         signal.signal(number, handler)
-
-
-def _replicas(text: str, option: str) -> tuple[int, int | None]:
-    """`3` → (3, None); `1..4` → (1, 4)."""
-    low, dots, high = text.partition("..")
-    if not low.isdigit() or (dots and not high.isdigit()):
-        raise typer.BadParameter(f"expected a number or a..b, got {text!r}", param_hint=option)
-    return int(low), int(high) if dots else None

@@ -12,6 +12,8 @@ from rich.table import Table
 from tandem.cli.options import (
     DeviceOption,
     DtypeOption,
+    KvCacheOption,
+    MaxNumSeqsOption,
     ModelArgument,
     TensorParallelOption,
     errors_shown,
@@ -26,11 +28,8 @@ def show(
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
     tensor_parallel_size: TensorParallelOption = 1,
-    max_num_seqs: Annotated[int, typer.Option(help="Sequences a decoder generates at once.")] = 64,
-    kv_cache_gib: Annotated[
-        float | None,
-        typer.Option(help="K/V memory of each shard, in GiB.", show_default="as much as is useful and there"),
-    ] = None,
+    max_num_seqs: MaxNumSeqsOption = 64,
+    kv_cache_gib: KvCacheOption = None,
     encoder_tokens: Annotated[int, typer.Option(min=1, help="Length of the inputs to fit in.")] = 512,
     decoder_tokens: Annotated[int, typer.Option(min=1, help="Length of the outputs to fit in.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON; sizes in bytes.")] = False,
