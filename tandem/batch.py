@@ -31,7 +31,7 @@ from tandem.errors import (
 from tandem.inputs import Prompt
 from tandem.limits import DEFAULT_LIMITS
 from tandem.outputs import RequestOutput
-from tandem.params import SamplingParams
+from tandem.params import Params
 
 CONCURRENCY: Final = 256  # requests at the server at a time
 # Lines taken up, as a multiple of those, while the answer to the first of them is awaited.
@@ -49,7 +49,7 @@ class Server(Protocol):
     async def generate(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: Params | None = None,
         *,
         priority: int = 0,
         timeout: float | None = None,
@@ -71,6 +71,7 @@ async def run(
     server: Server,
     *,
     defaults: Mapping[str, Any] | None = None,
+    beams: bool = False,
     concurrency: int = CONCURRENCY,
     patience_s: float = 600.0,
     use_tqdm: bool = True,
@@ -80,6 +81,7 @@ async def run(
     Args:
         source: a JSON object a line: a prompt (see `records.request`) and its decoding parameters.
         defaults: decoding parameters for lines that do not set them.
+        beams: the model searches with beams where a line does not say how to decode.
         concurrency: requests at the server at a time.
         patience_s: how long a server may be gone or full before the run gives up.
         use_tqdm: show a progress bar.
@@ -94,7 +96,8 @@ async def run(
         done = _resume(source, out)
         lines = itertools.islice(_lines(source), done, None)
         answered = refused = tokens = 0
-        async with aclosing(_answers(lines, server, defaults or {}, concurrency, patience_s)) as answers:
+        how = _How(server, defaults or {}, beams, concurrency, patience_s)
+        async with aclosing(_answers(lines, how)) as answers:
             progress = tqdm(total=total, initial=done, desc="Answering", unit="line", disable=not use_tqdm)
             async for record in answers:
                 out.write(records.line(record).encode())
@@ -111,23 +114,28 @@ async def run(
     return Summary(answered, refused, tokens)
 
 
-async def _answers(
-    lines: Iterator[tuple[int, bytes]],
-    server: Server,
-    defaults: Mapping[str, Any],
-    concurrency: int,
-    patience_s: float,
-) -> AsyncGenerator[dict[str, Any]]:
+@dataclass(frozen=True, slots=True)
+class _How:
+    """What `run` was told."""
+
+    server: Server
+    defaults: Mapping[str, Any]
+    beams: bool
+    concurrency: int
+    patience_s: float
+
+
+async def _answers(lines: Iterator[tuple[int, bytes]], how: _How) -> AsyncGenerator[dict[str, Any]]:
     """The lines' answers, in their order."""
-    free = asyncio.Semaphore(concurrency)
+    free = asyncio.Semaphore(how.concurrency)
     ahead: deque[asyncio.Task[dict[str, Any]]] = deque()
     try:
         for number, text in lines:
             await free.acquire()
-            task = asyncio.create_task(_answer(number, text, server, defaults, patience_s))
+            task = asyncio.create_task(_answer(number, text, how))
             task.add_done_callback(lambda _: free.release())
             ahead.append(task)
-            while ahead and (ahead[0].done() or len(ahead) == _AHEAD * concurrency):
+            while ahead and (ahead[0].done() or len(ahead) == _AHEAD * how.concurrency):
                 yield await ahead.popleft()
         while ahead:
             yield await ahead.popleft()
@@ -137,19 +145,17 @@ async def _answers(
         await asyncio.gather(*ahead, return_exceptions=True)
 
 
-async def _answer(
-    number: int, text: bytes, server: Server, defaults: Mapping[str, Any], patience_s: float
-) -> dict[str, Any]:
+async def _answer(number: int, text: bytes, how: _How) -> dict[str, Any]:
     identity = {"id": _identity(text, number)}
     try:
-        prompt, params = records.request(records.parse(text), defaults)
-        return identity | records.answer(await _generate(server, prompt, params, patience_s))
+        prompt, params = records.request(records.parse(text), how.defaults, beams=how.beams)
+        return identity | records.answer(await _generate(how.server, prompt, params, how.patience_s))
     except (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError) as error:
         return identity | records.failure(error)
 
 
 async def _generate(
-    server: Server, prompt: Prompt, params: SamplingParams, patience_s: float
+    server: Server, prompt: Prompt, params: Params | None, patience_s: float
 ) -> RequestOutput:
     """Tries again what is worth it: while the server is gone or full, and a few times where it fails."""
     loop = asyncio.get_running_loop()

@@ -7,21 +7,30 @@ says in these names how a task is to be decoded.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import Any, Final
 
 from tandem.errors import InvalidRequest
-from tandem.params import SamplingParams
+from tandem.params import BeamSearchParams, Params, SamplingParams
 
 # Called the same here.
-_SAME: Final = frozenset({"repetition_penalty"})
-_SAMPLING: Final = frozenset({"temperature", "top_k", "top_p", "min_p"})
-_BEAMS: Final = frozenset({"length_penalty", "early_stopping"})
-_LENGTHS: Final = frozenset({"max_length", "max_new_tokens", "min_length", "min_new_tokens"})
-_OURS: Final = frozenset({"seed"})  # transformers has a global one
-ARGUMENTS: Final = (
-    _SAME | _SAMPLING | _BEAMS | _LENGTHS | _OURS | {"do_sample", "num_beams", "num_return_sequences"}
+_SAME: Final = frozenset(
+    {
+        "repetition_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "bad_words_ids",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+    }
 )
+_SAMPLING: Final = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p", "seed"})
+_BEAMS: Final = frozenset({"num_beams", "length_penalty", "early_stopping"})
+_LENGTHS: Final = frozenset({"max_length", "max_new_tokens", "min_length", "min_new_tokens"})
+# All of them, and `seed`, where transformers has a global one.
+ARGUMENTS: Final = _SAME | _SAMPLING | _BEAMS | _LENGTHS | {"do_sample", "num_return_sequences"}
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
@@ -37,21 +46,41 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return arguments
 
 
-def to_params(arguments: Mapping[str, Any], prefix_length: int) -> SamplingParams:
+def to_params(arguments: Mapping[str, Any], prefix_length: int, *, beams: bool) -> Params:
     """Decoding parameters that mean the same.
 
     `max_length` and `min_length` count `prefix_length` tokens that are there before the first new one: the
-    decoder's start token, or a decoder-only model's prompt.
+    decoder's start token, or a decoder-only model's prompt. `beams`: the model searches with beams where
+    `num_beams` is not said.
 
     Raises InvalidRequest, naming the argument, for one that is unknown or unusable.
     """
     if unknown := sorted(set(arguments) - ARGUMENTS):
         raise InvalidRequest("unknown parameter", field=unknown[0])
-    values = {name: arguments[name] for name in (_SAME | _OURS) & arguments.keys()}
-    values |= _lengths(arguments, prefix_length)
-    if arguments.get("num_beams", 1) != 1:
-        raise InvalidRequest(f"must be 1, got {arguments['num_beams']}", field="num_beams")
-    return SamplingParams(**values, **_sampling(arguments))
+    values = {name: arguments[name] for name in _SAME & arguments.keys()} | _lengths(arguments, prefix_length)
+    samples, do_sample = arguments.get("num_return_sequences", 1), arguments.get("do_sample")
+    if arguments["num_beams"] != 1 if "num_beams" in arguments else beams:
+        if do_sample:
+            raise InvalidRequest("sampling beams is not served; set num_beams=1", field="do_sample")
+        _warn_of(_SAMPLING, arguments, "do_sample=True")
+        values |= {name: arguments[name] for name in _BEAMS & arguments.keys()}
+        return BeamSearchParams(**values, num_return_sequences=samples)
+    _warn_of(_BEAMS - {"num_beams"}, arguments, "num_beams")
+    if do_sample:
+        sampling = {name: arguments[name] for name in _SAMPLING & arguments.keys()}
+        return SamplingParams(**values, **{"temperature": 1.0, **sampling}, n=samples)
+    if samples != 1:
+        raise InvalidRequest(
+            f"{samples} equal answers: set do_sample=True, or num_beams", field="num_return_sequences"
+        )
+    _warn_of(_SAMPLING, arguments, "do_sample=True")
+    return SamplingParams(**values, **({} if do_sample is None else {"temperature": 0.0}))
+
+
+def _warn_of(names: Set[str], arguments: Mapping[str, Any], lack: str) -> None:
+    """As transformers does."""
+    if idle := sorted(names & arguments.keys()):
+        warnings.warn(f"no effect without {lack}: {', '.join(idle)}", stacklevel=3)
 
 
 def _lengths(arguments: Mapping[str, Any], prefix_length: int) -> dict[str, int]:
@@ -70,19 +99,3 @@ def _lengths(arguments: Mapping[str, Any], prefix_length: int) -> dict[str, int]
         elif whole in arguments:
             values[ours] = max(least, arguments[whole] - prefix_length)
     return values
-
-
-def _sampling(arguments: Mapping[str, Any]) -> dict[str, Any]:
-    """Greedy or sampled, as `do_sample` says; where it says nothing, as the model does."""
-    given = {name: arguments[name] for name in sorted(_SAMPLING & arguments.keys())}
-    samples = arguments.get("num_return_sequences", 1)
-    do_sample = arguments.get("do_sample")
-    if not do_sample:
-        if samples != 1:
-            raise InvalidRequest(
-                f"{samples} equal answers: set do_sample=True, or num_beams", field="num_return_sequences"
-            )
-        if given:
-            warnings.warn(f"{', '.join(given)} have no effect without do_sample=True", stacklevel=2)
-        return {} if do_sample is None else {"temperature": 0.0}
-    return {"temperature": 1.0, **given, "n": samples}

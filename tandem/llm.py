@@ -23,6 +23,7 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.frontend import Frontend
 from tandem.workers.local_group import LocalGroup
+from tandem.workers.model_info import ModelInfo
 from tandem.workers.request import Delta
 
 _PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
@@ -132,6 +133,11 @@ class LLM:
         with closing(self._run([prepared], [self._frontend.assembler(prepared)])) as pieces:
             for _, piece in pieces:
                 yield piece
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is known of the model."""
+        return self._frontend.info
 
     @property
     def max_encoder_tokens(self) -> int:

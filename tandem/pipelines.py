@@ -120,7 +120,7 @@ class Pipeline:
         for text in texts:
             prompt, counted = self._prompt(text, task, call)
             prompts.append(prompt)
-            params.append(to_params(generate, counted))
+            params.append(to_params(generate, counted, beams=self.llm.info.defaults.beams))
         outputs = self.llm.generate(prompts, params, use_tqdm=False)
         results = [self._records(text, output, call) for text, output in zip(texts, outputs, strict=True)]
         if isinstance(inputs, str):

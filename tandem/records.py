@@ -9,15 +9,10 @@ from typing import Any, Final
 from tandem.errors import InvalidRequest, TandemError, status_of
 from tandem.inputs import Prompt, take_apart
 from tandem.outputs import RequestOutput
-from tandem.params import SamplingParams
+from tandem.params import Params, params_of
 
 _PROMPTS: Final = ("prompt", "prompt_token_ids", "encoder_prompt")
 _NOT_PARAMS: Final = frozenset({*_PROMPTS, "decoder_prompt", "id"})
-
-
-def params_of(values: Mapping[str, Any]) -> SamplingParams:
-    """Decoding parameters by name. Raises InvalidRequest, naming the one at fault."""
-    return SamplingParams(**values)
 
 
 def assignments(texts: Iterable[str]) -> dict[str, Any]:
@@ -51,11 +46,14 @@ def identity(values: Mapping[str, Any], default: int | None) -> int | str | None
     return own if type(own) in (int, str) else default
 
 
-def request(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[Prompt, SamplingParams]:
+def request(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], *, beams: bool
+) -> tuple[Prompt, Params | None]:
     """A line's prompt and decoding parameters, which go before the defaults.
 
     The prompt is `prompt` (text), `prompt_token_ids`, or `encoder_prompt` (of either kind, nested), the
-    first two with an optional `decoder_prompt` beside them. All else but `id` is a parameter.
+    first two with an optional `decoder_prompt` beside them. All else but `id` is a parameter. `beams`: the
+    model's own way of decoding is beam search.
 
     Raises InvalidRequest, naming the field.
     """
@@ -69,7 +67,15 @@ def request(values: Mapping[str, Any], defaults: Mapping[str, Any]) -> tuple[Pro
     if "encoder_prompt" in given or "decoder_prompt" in values:
         prompt = {"encoder_prompt": prompt, "decoder_prompt": values.get("decoder_prompt")}
     take_apart(prompt)
-    return prompt, params_of({**defaults, **params})
+    return prompt, parameters({**defaults, **params}, beams=beams)
+
+
+def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:
+    """Decoding parameters by name; None, which is the model's own way, where there are none.
+
+    Raises InvalidRequest, naming the one at fault.
+    """
+    return params_of(values, beams=beams) if values else None
 
 
 def answer(output: RequestOutput) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from tandem.cli.options import (
     Placement,
     PlacementOption,
     TensorParallelOption,
+    beams_by_default,
     err,
     errors_shown,
     serve_config,
@@ -38,8 +39,8 @@ def batch(
     server: Annotated[
         str | None,
         typer.Option(
-            help="host:port of a running server's gRPC endpoint. Without it a cluster is started, as the "
-            "options below say.",
+            help="host:port of a running server's gRPC endpoint; for beam search with it, say num_beams. "
+            "Without it a cluster is started, as the options below say.",
             show_default=False,
         ),
     ] = None,
@@ -85,9 +86,11 @@ def batch(
         given = {} if max_tokens is None else {"max_tokens": max_tokens}
         defaults = given | assignments(param or [])
 
-        async def answer(target: str) -> None:
+        async def answer(target: str, beams: bool = False) -> None:
             async with AsyncClient(target) as client:
-                done = await run(source, sink, client, defaults=defaults, concurrency=concurrency)
+                done = await run(
+                    source, sink, client, defaults=defaults, beams=beams, concurrency=concurrency
+                )
             errors = f", {done.refused} errors" if done.refused else ""
             err.print(f"{done.answered} answers, {done.tokens} tokens{errors}.", highlight=False)
 
@@ -111,9 +114,10 @@ def batch(
                 http_port=http_port,
                 grpc_port=grpc_port,
             )
+            beams = beams_by_default(model)
             err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
             with launch.serve(config, address=address) as cluster:
-                asyncio.run(answer(cluster.endpoints().grpc[0]))
+                asyncio.run(answer(cluster.endpoints().grpc[0], beams))
         except KeyboardInterrupt:
             err.print(f"Interrupted. {sink} holds what is done; the same command goes on from there.")
             raise typer.Exit(130) from None

@@ -16,6 +16,7 @@ from tandem.cli.options import (
     ModelOption,
     ParamsOption,
     ServerOption,
+    beams_by_default,
     err,
     errors_shown,
 )
@@ -23,7 +24,7 @@ from tandem.cli.options import (
 if TYPE_CHECKING:
     from tandem.inputs import Prompt
     from tandem.outputs import RequestOutput, TextDelta
-    from tandem.params import SamplingParams
+    from tandem.params import Params
     from tandem.tasks import Task
 
 _INPUTS = "lines of --file or of standard input"
@@ -59,7 +60,7 @@ def generate(
     with errors_shown():
         if stream and jsonl:
             raise typer.BadParameter("streamed text is not JSON; leave one out", param_hint="--stream")
-        params = _params(param, max_tokens=max_tokens, temperature=temperature)
+        params = _params(model, server, param, max_tokens=max_tokens, temperature=temperature)
         texts = _texts(prompts, file)
         if stream:
             _stream(texts, model, server, params)
@@ -98,7 +99,7 @@ def translate(
         from tandem.workers.checkpoint import resolve
 
         task = tasks.translation(tasks.tasks_of(resolve(model)), model, source, to)
-        params = _params(param, task, max_tokens=max_tokens)
+        params = _params(model, server, param, task, max_tokens=max_tokens)
         _answer(_texts(sentences, file), task.prefix, model, server, params, jsonl)
 
 
@@ -129,20 +130,28 @@ def summarize(
         from tandem.workers.checkpoint import resolve
 
         task = tasks_of(resolve(model)).get("summarization", Task())
-        params = _params(param, task, max_tokens=max_tokens)
+        params = _params(model, server, param, task, max_tokens=max_tokens)
         _answer(_texts(documents, file), task.prefix, model, server, params, jsonl)
 
 
-def _params(param: list[str] | None, task: Task | None = None, **options: Any) -> SamplingParams:
+def _params(
+    model: str, server: str | None, param: list[str] | None, task: Task | None = None, **options: Any
+) -> Params | None:
     """The command line's parameters, before those of the task."""
     from tandem.generate_arguments import to_params
-    from tandem.records import assignments, params_of
+    from tandem.params import BeamSearchParams, SamplingParams
+    from tandem.records import assignments, parameters
 
-    values: dict[str, Any] = {}
-    if task is not None and task.arguments:
-        values = to_params(task.arguments, prefix_length=1).model_dump(exclude_unset=True)
     given = {name: value for name, value in options.items() if value is not None} | assignments(param or [])
-    return params_of(values | given)
+    # What a server's model does by itself is not known here.
+    beams = server is None and beams_by_default(model)
+    if task is None or not task.arguments:
+        return parameters(given, beams=beams)
+    values = to_params(task.arguments, prefix_length=1, beams=beams).model_dump(exclude_unset=True)
+    for kind, other in ((SamplingParams, BeamSearchParams), (BeamSearchParams, SamplingParams)):
+        if given.keys() - other.model_fields.keys():  # not the task's way of decoding, maybe
+            values = {name: value for name, value in values.items() if name in kind.model_fields}
+    return parameters(values | given, beams=beams)
 
 
 def _texts(arguments: list[str] | None, file: Path | None) -> list[str]:
@@ -162,7 +171,7 @@ def _texts(arguments: list[str] | None, file: Path | None) -> list[str]:
 
 
 def _answer(
-    texts: list[str], prefix: str, model: str, server: str | None, params: SamplingParams, jsonl: bool
+    texts: list[str], prefix: str, model: str, server: str | None, params: Params | None, jsonl: bool
 ) -> None:
     """Prints the answers. A blank line has a blank one, so that the lines of both sides correspond."""
     from tandem.records import answer, line
@@ -183,7 +192,7 @@ def _answer(
 
 
 def _outputs(
-    prompts: list[Prompt], model: str, server: str | None, params: SamplingParams
+    prompts: list[Prompt], model: str, server: str | None, params: Params | None
 ) -> list[RequestOutput]:
     if server is not None:
         from tandem.client import Client
@@ -196,7 +205,7 @@ def _outputs(
         return llm.generate(prompts, params)
 
 
-def _stream(texts: list[str], model: str, server: str | None, params: SamplingParams) -> None:
+def _stream(texts: list[str], model: str, server: str | None, params: Params | None) -> None:
     if server is not None:
         from tandem.client import Client
 

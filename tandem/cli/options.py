@@ -90,6 +90,14 @@ AddressOption = Annotated[
 ]
 
 
+def beams_by_default(model: str) -> bool:
+    """Whether the model's own way of decoding is beam search."""
+    from tandem.workers.checkpoint import resolve
+    from tandem.workers.model_info import ModelInfo
+
+    return ModelInfo.read(resolve(model), model).defaults.beams
+
+
 def serve_config(*, encoders: str, decoders: str, placement: Placement, **fields: Any) -> ServeConfig:
     """The configuration of a cluster, from its options and the other fields of `ServeConfig`."""
     from tandem.cluster.config import ServeConfig

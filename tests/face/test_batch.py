@@ -23,7 +23,7 @@ from tandem.errors import (
 )
 from tandem.inputs import Prompt
 from tandem.outputs import CompletionOutput, RequestOutput
-from tandem.params import SamplingParams
+from tandem.params import BeamSearchParams, Params, SamplingParams
 
 
 def output(text: str, finish_reason: Any = "stop") -> RequestOutput:
@@ -34,14 +34,14 @@ class Server:
     """Answers with the prompt in capitals, unless a test's `answer` says otherwise."""
 
     def __init__(self, answer: Callable[[str], Awaitable[RequestOutput]] | None = None) -> None:
-        self.asked: list[tuple[Prompt, SamplingParams | None, int]] = []
+        self.asked: list[tuple[Prompt, Params | None, int]] = []
         self.running = self.most = 0
         self._answer = answer
 
     async def generate(
         self,
         prompt: Prompt,
-        params: SamplingParams | None = None,
+        params: Params | None = None,
         *,
         priority: int = 0,
         timeout: float | None = None,
@@ -110,6 +110,16 @@ def test_prompts_are_of_every_kind_and_parameters_the_lines_own_first(files: tup
         SamplingParams(max_tokens=5, temperature=0),
         *[SamplingParams(max_tokens=9, temperature=0)] * 3,
     ]
+
+
+def test_a_line_without_parameters_is_left_to_the_model(files: tuple[Path, Path]) -> None:
+    write(files[0], {"prompt": "a"}, {"prompt": "b", "num_beams": 2}, {"prompt": "c", "max_tokens": 5})
+    for beams, kind in ((False, SamplingParams), (True, BeamSearchParams)):
+        server = Server()
+        files[1].unlink(missing_ok=True)
+        run(files, server, beams=beams)
+        asked = [params for _, params, _ in server.asked]
+        assert asked == [None, BeamSearchParams(num_beams=2), kind(max_tokens=5)]
 
 
 def test_a_bad_line_has_its_error_and_holds_nobody_up(files: tuple[Path, Path]) -> None:

@@ -127,6 +127,8 @@ def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
     )
     assert line["prompt"] == "ba be: bi bo bu"
     assert 5 - 1 <= line["outputs"][0]["tokens"] <= 9 - 1, "lengths count the start token"
+    beams = tandem("summarize", "--model", folder, "--jsonl", "-p", "num_beams=3", "bi bo bu")
+    assert 5 - 1 <= json.loads(beams.stdout)["outputs"][0]["tokens"] <= 9 - 1
     result = tandem("summarize", "--model", folder, "--max-tokens", "4", "--jsonl", "bi bo bu")
     assert json.loads(result.stdout)["outputs"][0]["tokens"] == 4, "options go before the config"
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from models import load_reference, make_checkpoint
 
-from tandem import LLM, InvalidRequest, Pipeline, SamplingParams, pipeline
+from tandem import LLM, BeamSearchParams, InvalidRequest, Pipeline, SamplingParams, pipeline
 from tandem.generate_arguments import merged, to_params
 
 TASK = {"prefix": "ba be: ", "max_length": 9, "min_length": 5}
@@ -72,6 +72,14 @@ def test_the_task_is_done_as_the_config_says_and_as_transformers_does_it(
         (record,) = summarizer(text, max_new_tokens=12, min_length=8)
         expected = reference(folder, summarizer, "ba be: " + text, max_new_tokens=12, min_length=8)
         assert record["summary_text"] == expected
+
+
+def test_beams_are_transformers_beams(llm: LLM, folder: Path) -> None:
+    pipe = pipeline("text2text-generation", llm)
+    search = {"num_beams": 3, "max_length": 12, "early_stopping": True, "length_penalty": 2.0}
+    for text in TEXTS:
+        assert pipe(text, **search)[0]["generated_text"] == reference(folder, pipe, text, **search)
+    assert len(pipe(TEXTS[0], **search, num_return_sequences=3)) == 3
 
 
 def test_arguments_of_the_pipeline_hold_for_every_call(llm: LLM, summarizer: Pipeline) -> None:
@@ -149,11 +157,27 @@ def test_later_layers_go_first_and_kinds_of_length_exclude_each_other() -> None:
         "max_length": 9,
         "seed": 1,
     }
-    assert to_params({"max_length": 9, "min_length": 3}, 2) == SamplingParams(max_tokens=7, min_tokens=1)
-    assert to_params({"max_new_tokens": 5, "max_length": 9}, 1) == SamplingParams(max_tokens=5)
-    assert to_params({"do_sample": False}, 1) == SamplingParams(temperature=0.0)
-    assert to_params({"do_sample": True, "num_return_sequences": 2}, 1) == SamplingParams(
-        temperature=1.0, n=2
+
+
+def test_arguments_of_generate_become_parameters() -> None:
+    def params(beams: bool = False, /, **arguments: Any) -> Any:
+        return to_params(arguments, 1, beams=beams)
+
+    assert to_params({"max_length": 9, "min_length": 3}, 2, beams=False) == SamplingParams(
+        max_tokens=7, min_tokens=1
     )
-    with pytest.warns(UserWarning, match="top_k have no effect"):
-        assert to_params({"top_k": 5}, 1) == SamplingParams()
+    assert params(max_new_tokens=5, max_length=9) == SamplingParams(max_tokens=5)
+    assert params(do_sample=False) == SamplingParams(temperature=0.0)
+    assert params(do_sample=True, num_return_sequences=2) == SamplingParams(temperature=1.0, n=2)
+    assert params(num_beams=3, num_return_sequences=2, length_penalty=2.0) == BeamSearchParams(
+        num_beams=3, num_return_sequences=2, length_penalty=2.0
+    )
+    assert params(True, max_new_tokens=5) == BeamSearchParams(max_tokens=5), "the model's own way"
+    assert params(True, num_beams=1) == SamplingParams()
+    with pytest.warns(UserWarning, match="without do_sample=True: top_k"):
+        assert params(top_k=5) == SamplingParams()
+    with pytest.warns(UserWarning, match="without num_beams: length_penalty"):
+        assert params(length_penalty=2.0) == SamplingParams()
+    with pytest.raises(InvalidRequest) as caught:
+        params(num_beams=2, do_sample=True)
+    assert caught.value.field == "do_sample"
