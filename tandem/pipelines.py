@@ -6,18 +6,15 @@ import re
 import threading
 from collections.abc import Iterable, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Final, Self
+from typing import Any, Final, Self
 
 from tandem.errors import InvalidRequest
 from tandem.generate_arguments import ARGUMENTS, merged, to_params
-from tandem.inputs import Prompt, TokensPrompt
+from tandem.inputs import Prompt
 from tandem.llm import LLM
 from tandem.outputs import RequestOutput
-from tandem.tasks import Task, tasks_of, translation
+from tandem.tasks import Task, load_tokenizer, tasks_of, translation
 from tandem.workers.checkpoint import QUICKSTART, read_json
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerBase
 
 Record = dict[str, str]
 
@@ -80,15 +77,10 @@ class Pipeline:
     """Made by `pipeline`. `close` (or `with`) ends the worker processes of a model that it has loaded."""
 
     def __init__(self, task: str, key: str, llm: LLM, arguments: Mapping[str, Any], *, owned: bool) -> None:
-        from transformers import AutoTokenizer
-
         self.task, self.llm = task, llm
-        self.tokenizer: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(
-            llm.folder, local_files_only=True, trust_remote_code=False
-        )
-        self._lock = threading.Lock()  # around the tokenizer, which remembers how it cut last
+        self.tokenizer = load_tokenizer(llm.folder)
+        self._lock = threading.Lock()  # around the tokenizer, which remembers what it was told last
         self._key, self._arguments, self._owned = key, dict(arguments), owned
-        self._tasks = tasks_of(llm.folder)
         encoder_decoder = bool(read_json(llm.folder, "config.json").get("is_encoder_decoder"))
         self._continues = task == "text-generation"
         if self._continues == encoder_decoder:
@@ -115,7 +107,7 @@ class Pipeline:
         given = merged(self._arguments, arguments)
         call = {name: given.pop(name) for name in list(given) if name in _CALL}
         task = self._task(call)
-        generate = merged(task.arguments or {}, given)
+        generate = merged(task.arguments, given)
         prompts, params = [], []
         for text in texts:
             prompt, counted = self._prompt(text, task, call)
@@ -141,28 +133,27 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _task(self, call: dict[str, Any]) -> Task:
-        """What the model wants for the task; notes the languages of a translation in `call`."""
-        if match := _TRANSLATION.fullmatch(self.task):
-            call.setdefault("src_lang", match[1])
-            call.setdefault("tgt_lang", match[2])
-        source, target = call.get("src_lang"), call.get("tgt_lang")
-        if source is None or target is None or not self._tasks:
-            return self._tasks.get(self.task, Task())
-        return translation(self._tasks, str(self.llm.folder.name), source, target)
+    def _task(self, call: Mapping[str, Any]) -> Task:
+        """What the model wants for the task."""
+        match = _TRANSLATION.fullmatch(self.task)
+        source, target = (call.get("src_lang"), call.get("tgt_lang")) if match is None else match.groups()
+        if source is not None and target is not None:
+            return translation(self.llm.folder, lambda: self.tokenizer, source, target) or Task()
+        if self.task == "translation" and hasattr(self.tokenizer, "src_lang"):
+            raise InvalidRequest("this model needs src_lang and tgt_lang", field="src_lang")
+        return tasks_of(self.llm.folder).get(self.task, Task())
 
     def _prompt(self, text: str, task: Task, call: Mapping[str, Any]) -> tuple[Prompt, int]:
         """What is generated from, and how many tokens `max_length` counts before the first new one."""
         if not isinstance(text, str):
             raise InvalidRequest(f"must be str, got {type(text).__name__}", field="inputs")
-        text = task.prefix + text
-        if not self._continues and not _truncates(call):
-            return text, 1  # the decoder's start token
         limit = min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens)
         cut = {"truncation": True, "max_length": limit} if _truncates(call) else {}
         with self._lock:
-            ids = self.tokenizer(text, **cut)["input_ids"]
-        return TokensPrompt(prompt_token_ids=ids, prompt=text), len(ids) if self._continues else 1
+            prompt = task.prompt(text, lambda: self.tokenizer, **cut)
+            if not self._continues:
+                return prompt, 1  # the decoder's start token
+            return prompt, len(self.tokenizer(task.prefix + text, **cut)["input_ids"])
 
     def _records(self, text: str, output: RequestOutput, call: Mapping[str, Any]) -> list[Record]:
         whole = self._continues and call.get("return_full_text", True)

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -20,6 +21,7 @@ from tandem.cli.options import (
     err,
     errors_shown,
 )
+from tandem.errors import InvalidRequest
 
 if TYPE_CHECKING:
     from tandem.inputs import Prompt
@@ -65,7 +67,7 @@ def generate(
         if stream:
             _stream(texts, model, server, params)
         else:
-            _answer(texts, "", model, server, params, jsonl)
+            _answer(texts, str, model, server, params, jsonl)
 
 
 def translate(
@@ -95,12 +97,18 @@ def translate(
       tandem show MODEL                               which languages it has
     """
     with errors_shown():
-        from tandem import tasks
+        from tandem.tasks import load_tokenizer, translation
         from tandem.workers.checkpoint import resolve
 
-        task = tasks.translation(tasks.tasks_of(resolve(model)), model, source, to)
+        folder = resolve(model)
+        tokenizer = cache(partial(load_tokenizer, folder))
+        task = translation(folder, tokenizer, source, to)
+        if task is None:
+            raise InvalidRequest(f"{model} does not say which languages it translates", field="model")
         params = _params(model, server, param, task, max_tokens=max_tokens)
-        _answer(_texts(sentences, file), task.prefix, model, server, params, jsonl)
+        _answer(
+            _texts(sentences, file), partial(task.prompt, tokenizer=tokenizer), model, server, params, jsonl
+        )
 
 
 def summarize(
@@ -131,7 +139,7 @@ def summarize(
 
         task = tasks_of(resolve(model)).get("summarization", Task())
         params = _params(model, server, param, task, max_tokens=max_tokens)
-        _answer(_texts(documents, file), task.prefix, model, server, params, jsonl)
+        _answer(_texts(documents, file), task.prefix.__add__, model, server, params, jsonl)
 
 
 def _params(
@@ -171,12 +179,17 @@ def _texts(arguments: list[str] | None, file: Path | None) -> list[str]:
 
 
 def _answer(
-    texts: list[str], prefix: str, model: str, server: str | None, params: Params | None, jsonl: bool
+    texts: list[str],
+    prompt_of: Callable[[str], Prompt],
+    model: str,
+    server: str | None,
+    params: Params | None,
+    jsonl: bool,
 ) -> None:
     """Prints the answers. A blank line has a blank one, so that the lines of both sides correspond."""
     from tandem.records import answer, line
 
-    prompts: list[Prompt] = [prefix + text for text in texts if text.strip()]
+    prompts: list[Prompt] = [prompt_of(text) for text in texts if text.strip()]
     outputs = iter(_outputs(prompts, model, server, params))
     for text in texts:
         if not text.strip():

@@ -17,7 +17,7 @@ from serving import pids
 from tandem import LLM, SamplingParams
 
 pytestmark = pytest.mark.ray
-PROMPTS = [f"translate English to French: I have {n} dogs and a cat." for n in range(400)]
+PROMPTS = [f"translate English to French: I have {n} dogs and a cat." for n in range(240)]
 # Long answers, so that the kill finds them half done.
 PARAMS = {"max_tokens": 24, "ignore_eos": True, "temperature": 0}
 
@@ -61,7 +61,8 @@ def test_killed_engine_and_killed_driver(tmp_path: Path) -> None:
         process.kill()
     process.communicate()
     assert at < lines() < len(PROMPTS)
-    wait(lambda: not any(map(alive, started)), 60)
+    # Ray notices by itself, some of its processes after a minute.
+    wait(lambda: not any(map(alive, started)))
 
     subprocess.run(command, check=True, timeout=400)
     texts = [json.loads(line)["outputs"][0]["text"] for line in sink.read_text().splitlines()]

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from models import make_checkpoint
+from multilingual import multilingual_checkpoint
 from typer.testing import CliRunner, Result
 
 from tandem.cli import app
@@ -115,8 +116,22 @@ def test_progress_goes_to_stderr() -> None:
 def test_translate_knows_the_models_languages() -> None:
     assert tandem("translate", "--to", "de", "I am happy.").stdout.startswith("Ich bin")
     refused = tandem("translate", "--to", "xx", "I am happy.", code=1).stderr
-    assert "no translation en to xx" in refused
+    assert "tgt_lang: the model declares no translation en to xx" in refused
     assert "translation_en_to_fr" in refused
+
+
+def test_translate_with_a_tokenizer_of_many_languages(tmp_path: Path) -> None:
+    folder = str(multilingual_checkpoint(tmp_path))
+    arguments = ["translate", "--model", folder, "--from", "eng_Latn", "--max-tokens", "5", "--jsonl", "a b"]
+    (french, german) = (tandem(*arguments, "--to", to).stdout for to in ("fra_Latn", "deu_Latn"))
+    assert json.loads(french)["prompt"] == "a b"
+    assert french != german
+    assert "tgt_lang: the model has no language 'fr'" in tandem(*arguments, "--to", "fr", code=1).stderr
+
+
+def test_translate_with_a_model_of_unknown_languages(checkpoint: Callable[..., Path]) -> None:
+    refused = tandem("translate", "--model", str(checkpoint("t5")), "ba", code=1).stderr
+    assert "does not say which languages it translates" in refused
 
 
 def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:

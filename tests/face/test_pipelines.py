@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from models import load_reference, make_checkpoint
+from multilingual import multilingual_checkpoint
 
 from tandem import LLM, BeamSearchParams, InvalidRequest, Pipeline, SamplingParams, pipeline
 from tandem.generate_arguments import merged, to_params
@@ -98,6 +99,27 @@ def test_languages_choose_the_prefix(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="translation_en_to_fr") as caught:
         pipeline("translation", llm)("bi bo", src_lang="en", tgt_lang="xx")
     assert caught.value.field == "tgt_lang"
+
+
+def test_a_tokenizer_of_many_languages_marks_both(tmp_path: Path) -> None:
+    folder = multilingual_checkpoint(tmp_path)
+    with pipeline("translation", str(folder), dtype="float32", max_length=9) as pipe:
+        (record,) = pipe("a b", src_lang="eng_Latn", tgt_lang="fra_Latn")
+        assert pipe(["a b"], src_lang="deu_Latn", tgt_lang="fra_Latn") != [record]
+        ids = pipe.tokenizer.convert_tokens_to_ids(["eng_Latn", "fra_Latn"])
+        prompt = {"prompt_token_ids": [ids[0], *pipe.llm.tokenize("a b")[1:]]}
+        params = SamplingParams(temperature=0, max_tokens=8, forced_bos_token_id=ids[1])
+        (output,) = pipe.llm.generate(prompt, params)  # type: ignore[arg-type]
+        assert output.outputs[0].token_ids[0] == ids[1]
+        assert record["translation_text"] == output.outputs[0].text
+        for arguments, field in (
+            ({}, "src_lang"),
+            ({"src_lang": "eng_Latn", "tgt_lang": "fr"}, "tgt_lang"),
+            ({"src_lang": "en", "tgt_lang": "fra_Latn"}, "src_lang"),
+        ):
+            with pytest.raises(InvalidRequest) as caught:
+                pipe("a b", **arguments)
+            assert caught.value.field == field
 
 
 def test_truncation_cuts_what_is_otherwise_refused(folder: Path) -> None:
