@@ -65,6 +65,13 @@ class Summary:
     tokens: int  # generated
 
 
+def remaining(source: Path, sink: Path) -> int:
+    """How many lines of `source` are not answered in `sink` yet. Raises InvalidRequest as `run` does."""
+    total = sum(1 for _ in _lines(source))
+    with _opened(source, sink) as out:
+        return total - _resume(source, out)
+
+
 async def run(
     source: Path,
     sink: Path,
@@ -91,6 +98,7 @@ async def run(
     """
     if concurrency < 1:
         raise InvalidRequest(f"must be at least 1, got {concurrency}", field="concurrency")
+    records.parameters(dict(defaults or {}), beams=beams)  # else every line would be refused
     total = sum(1 for _ in _lines(source))
     with _opened(source, sink) as out:
         done = _resume(source, out)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from typing import Any, Final
 
 from tandem.errors import InvalidRequest, TandemError, status_of
 from tandem.inputs import Prompt, take_apart
-from tandem.outputs import RequestOutput
+from tandem.outputs import CompletionOutput, RequestOutput
 from tandem.params import Params, params_of
 
 _PROMPTS: Final = ("prompt", "prompt_token_ids", "encoder_prompt")
@@ -80,12 +81,20 @@ def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:
 
 def answer(output: RequestOutput) -> dict[str, Any]:
     """The answer's part of a line."""
-    return {
-        "outputs": [
-            {"text": sample.text, "finish_reason": sample.finish_reason, "tokens": len(sample.token_ids)}
-            for sample in output.outputs
-        ]
+    return {"outputs": [_sample(sample) for sample in output.outputs]}
+
+
+def _sample(sample: CompletionOutput) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "text": sample.text,
+        "finish_reason": sample.finish_reason,
+        "tokens": len(sample.token_ids),
     }
+    if sample.score is not None:
+        values["score"] = sample.score
+    if sample.logprobs is not None:
+        values["logprobs"] = [asdict(position) for position in sample.logprobs]
+    return values
 
 
 def failure(error: TandemError) -> dict[str, Any]:

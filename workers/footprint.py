@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 
+from tandem.errors import InvalidRequest
 from tandem.workers.checkpoint import Checkpoint, WeightSlot, read_json
-from tandem.workers.config import EngineConfig
+from tandem.workers.config import GIB, EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.families import family_of, spec_of
 from tandem.workers.layers import Placement
@@ -41,19 +42,27 @@ class Footprint:
         values = read_json(folder, "config.json")
         spec = spec_of(values)
         tied = Checkpoint(folder, spec, family_of(values)).tied("decoder.output", "decoder.embedding")
-        device = config.torch_device()
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(auto if config.device == "auto" else config.device)  # need not be here
         dtype = config.torch_dtype(device)
         ranks = config.tensor_parallel_size
         # The engine's own layers, of tensors that have a size but no memory.
         place = Placement(torch.device("meta"), dtype, Group(size=ranks))
+        encoder = _bytes(EncoderStack(spec, place).slots())
+        decoder = _bytes(DecoderStack(spec, tied, place).slots())
+        if device.type == "cuda" and config.num_pages is None and config.kv_cache_gib is None:
+            if not torch.cuda.is_available():
+                raise InvalidRequest("must be said where there is no GPU to ask", field="kv_cache_gib")
+            free = torch.cuda.mem_get_info(device)[0] - encoder - decoder
+            config = replace(config, kv_cache_gib=max(1, 0.8 * free) / GIB)
         stack = spec.decoder
         kv = 2 * stack.layers * (stack.heads // ranks) * stack.head_dim * dtype.itemsize
         return cls(
             device=device.type,
             dtype=str(dtype).removeprefix("torch."),
             ranks=ranks,
-            encoder_weights=_bytes(EncoderStack(spec, place).slots()),
-            decoder_weights=_bytes(DecoderStack(spec, tied, place).slots()),
+            encoder_weights=encoder,
+            decoder_weights=decoder,
             self_kv_per_position=kv,
             cross_kv_per_position=kv,
             hidden_states_per_position=spec.encoder.d_model * dtype.itemsize,

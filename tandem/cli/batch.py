@@ -79,12 +79,17 @@ def batch(
       tandem batch in.jsonl out.jsonl --server localhost:9000 -p temperature=0
     """
     with errors_shown(), _ends_at_sigterm():
-        from tandem.batch import run
+        from tandem.batch import remaining, run
         from tandem.client import AsyncClient
-        from tandem.records import assignments
+        from tandem.records import assignments, parameters
 
         given = {} if max_tokens is None else {"max_tokens": max_tokens}
         defaults = given | assignments(param or [])
+        # Before a cluster is started for nothing.
+        parameters(defaults, beams=False)
+        if not remaining(source, sink):
+            err.print(f"Every line of {source} is answered in {sink}.", highlight=False)
+            return
 
         async def answer(target: str, beams: bool = False) -> None:
             async with AsyncClient(target) as client:

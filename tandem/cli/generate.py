@@ -198,7 +198,7 @@ def _answer(
             continue
         output = next(outputs)
         if jsonl:
-            sys.stdout.write(line({"prompt": output.encoder_prompt} | answer(output)))
+            sys.stdout.write(line({"prompt": text} | answer(output)))
         else:
             for sample in output.outputs:
                 print(sample.text)

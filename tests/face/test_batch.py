@@ -22,7 +22,7 @@ from tandem.errors import (
     Unavailable,
 )
 from tandem.inputs import Prompt
-from tandem.outputs import CompletionOutput, RequestOutput
+from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tandem.params import BeamSearchParams, Params, SamplingParams
 
 
@@ -263,6 +263,28 @@ def test_files_that_do_not_belong_together_are_refused(files: tuple[Path, Path])
     with files[1].open("ab") as other:
         fcntl.flock(other, fcntl.LOCK_EX)
         refused("another run writes", "output")
+
+
+def test_defaults_that_no_line_could_use_are_refused_at_once(files: tuple[Path, Path]) -> None:
+    write(files[0], {"prompt": "a"})
+    with pytest.raises(InvalidRequest) as caught:
+        run(files, Server(), defaults={"top_q": 1})
+    assert caught.value.field == "top_q"
+    assert batch.remaining(*files) == 1
+
+
+def test_scores_and_logprobs_are_kept(files: tuple[Path, Path]) -> None:
+    async def scored(text: str) -> RequestOutput:
+        answer = output(text)
+        answer.outputs[0].score = -0.5
+        answer.outputs[0].logprobs = [TokenLogprobs(7, -0.1, [(7, -0.1)])]
+        return answer
+
+    write(files[0], {"prompt": "a"})
+    run(files, Server(scored))
+    (sample,) = read(files[1])[0]["outputs"]
+    assert sample["score"] == -0.5
+    assert sample["logprobs"] == [{"token_id": 7, "logprob": -0.1, "top": [[7, -0.1]]}]
 
 
 def test_progress_is_shown_on_stderr(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:

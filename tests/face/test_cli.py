@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from models import make_checkpoint
 from multilingual import multilingual_checkpoint
 from typer.testing import CliRunner, Result
@@ -56,6 +57,13 @@ def test_show_says_what_fits(checkpoint: Callable[..., Path]) -> None:
     halved = facts(str(checkpoint("flan")), "--dtype", "bfloat16", "--tp", "2", "--device", "cpu")["memory"]
     assert halved["self_kv_per_position"] == 2 * 2 * (4 // 2) * 8 * 2
     assert halved["ranks"] == 2
+
+
+def test_show_of_a_machine_that_is_elsewhere() -> None:
+    memory = facts("--device", "cuda", "--kv-cache-gib", "40")["memory"]
+    assert (memory["device"], memory["dtype"], memory["page_size"]) == ("cuda", "bfloat16", 64)
+    if not torch.cuda.is_available():
+        assert "kv_cache_gib: must be said" in tandem("show", "--device", "cuda", code=1).stderr
 
 
 def test_show_counts_the_weights_the_engine_holds(checkpoint: Callable[..., Path]) -> None:
@@ -140,7 +148,9 @@ def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
     (line,) = map(
         json.loads, tandem("summarize", "--model", folder, "--jsonl", "bi bo bu").stdout.splitlines()
     )
-    assert line["prompt"] == "ba be: bi bo bu"
+    assert line["prompt"] == "bi bo bu"
+    same = tandem("generate", "--model", folder, "-p", "min_tokens=4", "--max-tokens", "8", "ba be: bi bo bu")
+    assert same.stdout == line["outputs"][0]["text"] + "\n"
     assert 5 - 1 <= line["outputs"][0]["tokens"] <= 9 - 1, "lengths count the start token"
     beams = tandem("summarize", "--model", folder, "--jsonl", "-p", "num_beams=3", "bi bo bu")
     assert 5 - 1 <= json.loads(beams.stdout)["outputs"][0]["tokens"] <= 9 - 1
@@ -159,6 +169,15 @@ def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
 )
 def test_errors_name_their_field(arguments: list[str], message: str) -> None:
     assert message in tandem(*arguments, code=1).stderr
+
+
+def test_a_batch_that_cannot_or_need_not_run_starts_nothing(tmp_path: Path) -> None:
+    source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    assert "input: cannot be read" in tandem("batch", str(source), str(sink), code=1).stderr
+    source.write_text('{"prompt": "a"}\n')
+    assert "top_q: unknown" in tandem("batch", str(source), str(sink), "-p", "top_q=1", code=1).stderr
+    sink.write_text('{"id": 1}\n')
+    assert "Every line" in tandem("batch", str(source), str(sink)).stderr
 
 
 def test_usage_errors(tmp_path: Path) -> None:
