@@ -22,7 +22,7 @@ def describe(model: str, sequence: tuple[int, int], **engine_options: Any) -> di
 
     Args:
         model: a folder, a Hugging Face hub id, or "quickstart".
-        sequence: encoder and decoder positions of the sequences that are fitted into the K/V memory.
+        sequence: tokens of the input and of the output of what is fitted into the K/V memory.
         engine_options: fields of `EngineConfig`, such as dtype or kv_cache_gib.
 
     Raises ModelLoadError for a model that cannot be served, InvalidRequest for an unusable option.
@@ -32,7 +32,7 @@ def describe(model: str, sequence: tuple[int, int], **engine_options: Any) -> di
     info = ModelInfo.read(folder, model)
     spec = spec_of(read_json(folder, "config.json"))
     footprint = Footprint.of(config)
-    encoder_positions, decoder_positions = sequence
+    inputs, outputs = sequence
     return {
         "model": model,
         "family": info.family,
@@ -44,9 +44,9 @@ def describe(model: str, sequence: tuple[int, int], **engine_options: Any) -> di
             **dataclasses.asdict(footprint),
             "kv_cache": footprint.kv_cache,
             "fits": {
-                "encoder_positions": encoder_positions,
-                "decoder_positions": decoder_positions,
-                "sequences": footprint.sequences(encoder_positions, decoder_positions),
+                "input_tokens": inputs,
+                "output_tokens": outputs,
+                "sequences": footprint.sequences(inputs, outputs),
             },
         },
     }

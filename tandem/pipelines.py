@@ -14,7 +14,7 @@ from tandem.inputs import Prompt
 from tandem.llm import LLM
 from tandem.outputs import RequestOutput
 from tandem.tasks import Task, load_tokenizer, tasks_of, translation
-from tandem.workers.checkpoint import QUICKSTART, read_json
+from tandem.workers.checkpoint import QUICKSTART
 
 Record = dict[str, str]
 
@@ -81,7 +81,7 @@ class Pipeline:
         self.tokenizer = load_tokenizer(llm.folder)
         self._lock = threading.Lock()  # around the tokenizer, which remembers what it was told last
         self._key, self._arguments, self._owned = key, dict(arguments), owned
-        encoder_decoder = bool(read_json(llm.folder, "config.json").get("is_encoder_decoder"))
+        encoder_decoder = llm.info.encoder_vocab_size is not None
         self._continues = task == "text-generation"
         if self._continues == encoder_decoder:
             kind = "text2text-generation" if encoder_decoder else "text-generation"

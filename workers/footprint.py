@@ -12,7 +12,6 @@ from tandem.errors import InvalidRequest
 from tandem.workers.checkpoint import Checkpoint, WeightSlot, read_json
 from tandem.workers.config import GIB, EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.families import family_of, spec_of
 from tandem.workers.layers import Placement
 from tandem.workers.model import DecoderStack, EncoderStack
 
@@ -24,7 +23,7 @@ class Footprint:
     device: str
     dtype: str
     ranks: int
-    encoder_weights: int
+    encoder_weights: int  # 0: decoder-only, as the other figures of the encoder are then
     decoder_weights: int
     self_kv_per_position: int  # a position of the decoder, in all its layers
     cross_kv_per_position: int  # a position of the encoder, there too
@@ -39,16 +38,15 @@ class Footprint:
         Raises ModelLoadError for a model that cannot be served.
         """
         folder = Path(config.model)
-        values = read_json(folder, "config.json")
-        spec = spec_of(values)
-        tied = Checkpoint(folder, spec, family_of(values)).tied("decoder.output", "decoder.embedding")
+        checkpoint = Checkpoint(folder, read_json(folder, "config.json"))
+        spec, tied = checkpoint.spec, checkpoint.tied("decoder.output", "decoder.embedding")
         auto = "cuda" if torch.cuda.is_available() else "cpu"
         device = torch.device(auto if config.device == "auto" else config.device)  # need not be here
         dtype = config.torch_dtype(device)
         ranks = config.tensor_parallel_size
         # The engine's own layers, of tensors that have a size but no memory.
         place = Placement(torch.device("meta"), dtype, Group(size=ranks))
-        encoder = _bytes(EncoderStack(spec, place).slots())
+        encoder = 0 if spec.encoder is None else _bytes(EncoderStack(spec.encoder, place).slots())
         decoder = _bytes(DecoderStack(spec, tied, place).slots())
         if device.type == "cuda" and config.num_pages is None and config.kv_cache_gib is None:
             if not torch.cuda.is_available():
@@ -64,8 +62,8 @@ class Footprint:
             encoder_weights=encoder,
             decoder_weights=decoder,
             self_kv_per_position=kv,
-            cross_kv_per_position=kv,
-            hidden_states_per_position=spec.encoder.d_model * dtype.itemsize,
+            cross_kv_per_position=0 if spec.encoder is None else kv,
+            hidden_states_per_position=0 if spec.encoder is None else spec.encoder.d_model * dtype.itemsize,
             page_size=config.positions_per_page(device),
             pages=config.pages(stack, device, dtype),
         )
@@ -75,10 +73,11 @@ class Footprint:
         """Bytes of the pool."""
         return self.pages * self.page_size * self.self_kv_per_position
 
-    def sequences(self, encoder_positions: int, decoder_positions: int) -> int:
-        """How many sequences of these lengths the pool holds at once."""
-        each = -(-encoder_positions // self.page_size) + -(-decoder_positions // self.page_size)
-        return self.pages // each
+    def sequences(self, inputs: int, outputs: int) -> int:
+        """How many sequences with inputs and outputs of these lengths the pool holds at once."""
+        # A decoder-only model has both in one row of pages.
+        parts = (inputs, outputs) if self.cross_kv_per_position else (inputs + outputs,)
+        return self.pages // sum(-(-part // self.page_size) for part in parts)
 
 
 def _bytes(slots: Iterable[WeightSlot]) -> int:

@@ -8,7 +8,7 @@ from tandem.cli import batch, demo, generate, serve, show
 
 app = typer.Typer(
     name="tandem",
-    help="Serve encoder-decoder models (T5, Flan-T5, mT5, UMT5, ByT5 …), on this machine or a cluster.",
+    help="Serve encoder-decoder models (T5, BART, Marian, NLLB, Pegasus …), on this machine or a cluster.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",

@@ -33,9 +33,7 @@ _INPUTS = "lines of --file or of standard input"
 
 
 def generate(
-    prompts: Annotated[
-        list[str] | None, typer.Argument(help="Encoder prompts.", show_default=_INPUTS)
-    ] = None,
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts.", show_default=_INPUTS)] = None,
     *,
     model: ModelOption = "quickstart",
     server: ServerOption = None,
@@ -51,7 +49,8 @@ def generate(
 ) -> None:
     """Generate from each PROMPT; one answer a line, in order.
 
-    A prompt is what the encoder reads, task prefix included. For whole corpora see tandem batch.
+    A prompt is what the encoder reads, task prefix included; with a decoder-only model, what is continued.
+    For whole corpora see tandem batch.
 
     [bold]Examples[/bold]
 

@@ -30,8 +30,8 @@ def show(
     tensor_parallel_size: TensorParallelOption = 1,
     max_num_seqs: MaxNumSeqsOption = 64,
     kv_cache_gib: KvCacheOption = None,
-    encoder_tokens: Annotated[int, typer.Option(min=1, help="Length of the inputs to fit in.")] = 512,
-    decoder_tokens: Annotated[int, typer.Option(min=1, help="Length of the outputs to fit in.")] = 128,
+    input_tokens: Annotated[int, typer.Option(min=1, help="Length of the inputs to fit in.")] = 512,
+    output_tokens: Annotated[int, typer.Option(min=1, help="Length of the outputs to fit in.")] = 128,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON; sizes in bytes.")] = False,
 ) -> None:
     """Show what MODEL is made of, how it decodes if not told otherwise, and the memory it takes.
@@ -41,7 +41,7 @@ def show(
     [bold]Examples[/bold]
 
       tandem show
-      tandem show google/flan-t5-xl --dtype bfloat16 --kv-cache-gib 40 --encoder-tokens 1024
+      tandem show google/flan-t5-xl --dtype bfloat16 --kv-cache-gib 40 --input-tokens 1024
       tandem show ./my-t5 --json | jq .memory
     """
     with errors_shown():
@@ -49,7 +49,7 @@ def show(
 
         facts = describe(
             model,
-            (encoder_tokens, decoder_tokens),
+            (input_tokens, output_tokens),
             dtype=dtype,
             device=device,
             tensor_parallel_size=tensor_parallel_size,
@@ -70,18 +70,18 @@ def _table(title: str, *columns: str) -> Table:
 
 
 def _stacks(facts: dict[str, Any]) -> Table:
-    """Both stacks, side by side."""
-    table = _table(f"{facts['model']}: {facts['family']}", "", "encoder", "decoder")
-    encoder, decoder = _flat(facts["spec"]["encoder"]), _flat(facts["spec"]["decoder"])
-    for name in encoder | decoder:
-        table.add_row(name, _value(encoder.get(name)), _value(decoder.get(name)))
+    """The stacks, side by side."""
+    stacks = {side: _flat(facts["spec"][side]) for side in ("encoder", "decoder") if facts["spec"][side]}
+    table = _table(f"{facts['model']}: {facts['family']}", "", *stacks)
+    for name in dict.fromkeys(name for stack in stacks.values() for name in stack):
+        table.add_row(name, *(_value(stack.get(name)) for stack in stacks.values()))
     return table
 
 
 def _model(facts: dict[str, Any]) -> Table:
     table = _table("The whole", "", "")
     for name, value in _flat(facts["spec"]).items():
-        if not name.startswith(("encoder.", "decoder.", "family")):
+        if not name.startswith(("encoder", "decoder.", "family")):
             table.add_row(name, _value(value))
     table.add_row("revision", facts["revision"])
     return table
@@ -113,9 +113,10 @@ def _memory(facts: dict[str, Any]) -> Table:
         ("hidden states on their way, an encoder position", memory["hidden_states_per_position"]),
         (f"K/V pool, {memory['pages']:,} pages of {memory['page_size']} positions", memory["kv_cache"]),
     ):
-        table.add_row(label, _size(size))
+        if size:
+            table.add_row(label, _size(size))
     fits = memory["fits"]
-    lengths = f"{fits['encoder_positions']} in, {fits['decoder_positions']} out"
+    lengths = f"{fits['input_tokens']} in, {fits['output_tokens']} out"
     table.add_row(f"sequences of {lengths} that fit in it", f"{fits['sequences']:,}")
     return table
 

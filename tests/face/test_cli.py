@@ -14,6 +14,8 @@ from multilingual import multilingual_checkpoint
 from typer.testing import CliRunner, Result
 
 from tandem.cli import app
+from tandem.workers.config import EngineConfig
+from tandem.workers.engine import Engine
 
 
 def tandem(*arguments: str, stdin: str = "", code: int = 0) -> Result:
@@ -30,7 +32,7 @@ def test_help_names_every_verb_and_teaches_by_example() -> None:
 
 
 def test_show_is_a_table_with_what_matters() -> None:
-    shown = tandem("show", "--encoder-tokens", "64").stdout
+    shown = tandem("show", "--input-tokens", "64").stdout
     for fact in ("d_model", "encoder", "decoder", "max_new_tokens", "generation_config.json",
                  "translate English to French: ", "K/V pool", "64 in, 128 out"):  # fmt: skip
         assert fact in shown
@@ -66,19 +68,23 @@ def test_show_of_a_machine_that_is_elsewhere() -> None:
         assert "kv_cache_gib: must be said" in tandem("show", "--device", "cuda", code=1).stderr
 
 
-def test_show_counts_the_weights_the_engine_holds(checkpoint: Callable[..., Path]) -> None:
-    from tandem.workers.config import EngineConfig
-    from tandem.workers.engine import Engine
-
-    folder = str(checkpoint("t5"))
-    engine = Engine(EngineConfig(model=folder, dtype="float32", device="cpu"))
-    assert engine.runner.encoder is not None
+@pytest.mark.parametrize("variant", ["t5", "umt5", "bart", "marian", "m2m-100", "bert2bert", "gpt2", "phi"])
+def test_show_counts_the_weights_the_engine_holds(checkpoint: Callable[..., Path], variant: str) -> None:
+    folder = str(checkpoint(variant))
+    runner = Engine(EngineConfig(model=folder, dtype="float32", device="cpu")).runner
     memory = facts(folder, "--dtype", "float32", "--device", "cpu")["memory"]
-    for stack, name in (
-        (engine.runner.encoder, "encoder_weights"),
-        (engine.runner.decoder, "decoder_weights"),
-    ):
-        assert memory[name] == sum(slot.into.nbytes for slot in stack.slots())
+    for stack, name in ((runner.encoder, "encoder_weights"), (runner.decoder, "decoder_weights")):
+        held = sum(slot.into.nbytes for slot in stack.slots()) if stack else 0
+        assert memory[name] == pytest.approx(held, rel=0.01), "a table of token types is folded into another"
+    assert "decoder weights" in tandem("show", folder).stdout
+
+
+def test_show_of_a_decoder_alone(checkpoint: Callable[..., Path]) -> None:
+    shown = facts(str(checkpoint("gpt2")), "--input-tokens", "40", "--output-tokens", "24", "--device", "cpu")
+    memory = shown["memory"]
+    assert shown["spec"]["encoder"] is None
+    assert memory["encoder_weights"] == memory["cross_kv_per_position"] == 0
+    assert memory["fits"]["sequences"] == memory["pages"] // (64 // 32), "both are in one row of pages"
 
 
 def test_show_refuses_what_cannot_be_served() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +87,22 @@ def test_arguments_of_the_pipeline_hold_for_every_call(llm: LLM, summarizer: Pip
     short = pipeline("summarization", llm, max_length=6, min_length=2)
     assert short(TEXTS[0]) == summarizer(TEXTS[0], max_length=6, min_length=2) != summarizer(TEXTS[0])
     assert short(TEXTS[0], max_length=9, min_length=5) == summarizer(TEXTS[0])
+
+
+def test_text_generation_goes_on_from_the_prompt(checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint("gpt2")
+    with pipeline("text-generation", str(folder), dtype="float32") as pipe:
+        for text in TEXTS[:2]:
+            ids = pipe.tokenizer(text)["input_ids"]
+            whole = pipe(text, max_length=len(ids) + 6, min_length=len(ids) + 6)
+            expected = reference(folder, pipe, text, max_length=len(ids) + 6, min_length=len(ids) + 6)
+            (new,) = pipe(text, max_new_tokens=6, min_new_tokens=6, return_full_text=False)
+            assert whole == [{"generated_text": text + new["generated_text"]}]
+            assert (text + " " + new["generated_text"].strip()) == expected
+        many = pipe(TEXTS, max_new_tokens=2)
+        assert [len(records) for records in many] == [1] * len(TEXTS), "a list for each"
+        with pytest.raises(InvalidRequest, match="it does text-generation"):
+            pipeline("summarization", pipe.llm)
 
 
 def test_languages_choose_the_prefix(llm: LLM) -> None:
