@@ -1,4 +1,4 @@
-"""The same questions to a decoder-only model: from NVIDIA DLI's "Encoders and Decoders for Sequence Generation"."""
+"""The same, of a decoder-only model: from NVIDIA DLI's "Encoders and Decoders for Sequence Generation"."""
 
 import sys
 
