@@ -55,6 +55,16 @@ ParamsOption = Annotated[
         show_default=False,
     ),
 ]
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override-generation-config",
+        "--default",
+        metavar="NAME=VALUE",
+        help="A decoding default before the model's own, as often as you like: --default num_beams=4",
+        show_default=False,
+    ),
+]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 TensorParallelOption = Annotated[

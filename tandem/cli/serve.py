@@ -19,6 +19,7 @@ from tandem.cli.options import (
     KvCacheOption,
     MaxNumSeqsOption,
     ModelArgument,
+    OverridesOption,
     Placement,
     PlacementOption,
     TensorParallelOption,
@@ -60,6 +61,7 @@ def serve(
     device: DeviceOption = "auto",
     max_num_seqs: MaxNumSeqsOption = 64,
     kv_cache_gib: KvCacheOption = None,
+    default: OverridesOption = None,
     address: AddressOption = None,
 ) -> None:
     """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish.
@@ -75,6 +77,7 @@ def serve(
     """
     with errors_shown():
         from tandem.cluster import launch
+        from tandem.records import assignments
 
         config = serve_config(
             model=model,
@@ -92,6 +95,7 @@ def serve(
             grpc_port=grpc_port,
             ingress_mode=ingress.value,
             ingress_replicas=ingress_replicas,
+            override_generation_config=assignments(default or []),
         )
         err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
         with launch.serve(config, address=address) as cluster:

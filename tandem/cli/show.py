@@ -15,6 +15,7 @@ from tandem.cli.options import (
     KvCacheOption,
     MaxNumSeqsOption,
     ModelArgument,
+    OverridesOption,
     TensorParallelOption,
     errors_shown,
 )
@@ -32,6 +33,7 @@ def show(
     kv_cache_gib: KvCacheOption = None,
     input_tokens: Annotated[int, typer.Option(min=1, help="Length of the inputs to fit in.")] = 512,
     output_tokens: Annotated[int, typer.Option(min=1, help="Length of the outputs to fit in.")] = 128,
+    default: OverridesOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON; sizes in bytes.")] = False,
 ) -> None:
     """Show what MODEL is made of, how it decodes if not told otherwise, and the memory it takes.
@@ -46,10 +48,12 @@ def show(
     """
     with errors_shown():
         from tandem.describe import describe
+        from tandem.records import assignments
 
         facts = describe(
             model,
             (input_tokens, output_tokens),
+            assignments(default or []),
             dtype=dtype,
             device=device,
             tensor_parallel_size=tensor_parallel_size,

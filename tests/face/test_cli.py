@@ -46,6 +46,10 @@ def test_show_says_where_each_default_comes_from() -> None:
     defaults = facts()["defaults"]
     assert defaults["max_new_tokens"] == {"value": 64, "from": "generation_config.json"}
     assert defaults["temperature"] == {"value": 0.0, "from": "Tandem"}
+    defaults = facts("--default", "num_beams=4", "--default", "max_new_tokens=9")["defaults"]
+    assert defaults["num_beams"] == {"value": 4, "from": "server"}
+    assert defaults["max_new_tokens"] == {"value": 9, "from": "server"}
+    assert "num_beam" in tandem("show", "--default", "num_beam=4", code=1).stderr
 
 
 def test_show_says_what_fits(checkpoint: Callable[..., Path]) -> None:
