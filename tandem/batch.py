@@ -11,9 +11,10 @@ import fcntl
 import itertools
 import os
 from collections import deque
-from collections.abc import AsyncGenerator, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO, Any, Final, Protocol
 
@@ -56,6 +57,9 @@ class Server(Protocol):
     ) -> RequestOutput: ...
 
 
+_Ask = Callable[[Prompt, Params | None], Awaitable[RequestOutput]]
+
+
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What a run has done; lines of earlier runs are not counted."""
@@ -80,6 +84,7 @@ async def run(
     defaults: Mapping[str, Any] | None = None,
     beams: bool = False,
     concurrency: int = CONCURRENCY,
+    timeout_s: float = DEFAULT_LIMITS.timeout_s,
     patience_s: float = 600.0,
     use_tqdm: bool = True,
 ) -> Summary:
@@ -90,6 +95,7 @@ async def run(
         defaults: decoding parameters for lines that do not set them.
         beams: the model searches with beams where a line does not say how to decode.
         concurrency: requests at the server at a time.
+        timeout_s: longest time an answer may take.
         patience_s: how long a server may be gone or full before the run gives up.
         use_tqdm: show a progress bar.
 
@@ -104,8 +110,9 @@ async def run(
         done = _resume(source, out)
         lines = itertools.islice(_lines(source), done, None)
         answered = refused = tokens = 0
-        how = _How(server, defaults or {}, beams, concurrency, patience_s)
-        async with aclosing(_answers(lines, how)) as answers:
+        ask = partial(_ask, server, timeout_s, patience_s)
+        answer = partial(_answer, ask=ask, defaults=defaults or {}, beams=beams)
+        async with aclosing(_answers(lines, answer, concurrency)) as answers:
             progress = tqdm(total=total, initial=done, desc="Answering", unit="line", disable=not use_tqdm)
             async for record in answers:
                 out.write(records.line(record).encode())
@@ -122,28 +129,21 @@ async def run(
     return Summary(answered, refused, tokens)
 
 
-@dataclass(frozen=True, slots=True)
-class _How:
-    """What `run` was told."""
-
-    server: Server
-    defaults: Mapping[str, Any]
-    beams: bool
-    concurrency: int
-    patience_s: float
-
-
-async def _answers(lines: Iterator[tuple[int, bytes]], how: _How) -> AsyncGenerator[dict[str, Any]]:
+async def _answers(
+    lines: Iterator[tuple[int, bytes]],
+    answer: Callable[[int, bytes], Coroutine[Any, Any, dict[str, Any]]],
+    concurrency: int,
+) -> AsyncGenerator[dict[str, Any]]:
     """The lines' answers, in their order."""
-    free = asyncio.Semaphore(how.concurrency)
+    free = asyncio.Semaphore(concurrency)
     ahead: deque[asyncio.Task[dict[str, Any]]] = deque()
     try:
         for number, text in lines:
             await free.acquire()
-            task = asyncio.create_task(_answer(number, text, how))
+            task = asyncio.create_task(answer(number, text))
             task.add_done_callback(lambda _: free.release())
             ahead.append(task)
-            while ahead and (ahead[0].done() or len(ahead) == _AHEAD * how.concurrency):
+            while ahead and (ahead[0].done() or len(ahead) == _AHEAD * concurrency):
                 yield await ahead.popleft()
         while ahead:
             yield await ahead.popleft()
@@ -153,29 +153,31 @@ async def _answers(lines: Iterator[tuple[int, bytes]], how: _How) -> AsyncGenera
         await asyncio.gather(*ahead, return_exceptions=True)
 
 
-async def _answer(number: int, text: bytes, how: _How) -> dict[str, Any]:
+async def _answer(
+    number: int, text: bytes, ask: _Ask, defaults: Mapping[str, Any], beams: bool
+) -> dict[str, Any]:
     identity = {"id": _identity(text, number)}
     try:
-        prompt, params = records.request(records.parse(text), how.defaults, beams=how.beams)
-        return identity | records.answer(await _generate(how.server, prompt, params, how.patience_s))
+        prompt, params = records.request(records.parse(text), defaults, beams=beams)
+        return identity | records.answer(await ask(prompt, params))
     except (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError) as error:
+        if error.field in ("timeout", "timeout_ms"):  # not the line's
+            raise
         return identity | records.failure(error)
 
 
-async def _generate(
-    server: Server, prompt: Prompt, params: Params | None, patience_s: float
+async def _ask(
+    server: Server, timeout_s: float, patience_s: float, prompt: Prompt, params: Params | None
 ) -> RequestOutput:
     """Tries again what is worth it: while the server is gone or full, and a few times where it fails."""
     loop = asyncio.get_running_loop()
     give_up, pause, attempts = loop.time() + patience_s, _FIRST_PAUSE_S, 0
     while True:
         try:
-            output = await server.generate(
-                prompt, params, priority=_PRIORITY, timeout=DEFAULT_LIMITS.timeout_s
-            )
+            output = await server.generate(prompt, params, priority=_PRIORITY, timeout=timeout_s)
             if all(sample.finish_reason != "deadline" for sample in output.outputs):
                 return output
-            raise DeadlineExceeded(f"not finished after {DEFAULT_LIMITS.timeout_s:g} s")
+            raise DeadlineExceeded(f"not finished after {timeout_s:g} s")
         except (Unavailable, Overloaded):
             if loop.time() > give_up:
                 raise

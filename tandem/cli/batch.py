@@ -47,6 +47,7 @@ def batch(
     param: ParamsOption = None,
     max_tokens: MaxTokensOption = None,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests sent ahead of their answers.")] = 256,
+    timeout: Annotated[float, typer.Option(help="Seconds an answer may take.")] = 600,
     model: ModelOption = "quickstart",
     placement: PlacementOption = Placement.colocated,
     encoders: EncodersOption = "1",
@@ -94,7 +95,13 @@ def batch(
         async def answer(target: str, beams: bool = False) -> None:
             async with AsyncClient(target) as client:
                 done = await run(
-                    source, sink, client, defaults=defaults, beams=beams, concurrency=concurrency
+                    source,
+                    sink,
+                    client,
+                    defaults=defaults,
+                    beams=beams,
+                    concurrency=concurrency,
+                    timeout_s=timeout,
                 )
             errors = f", {done.refused} errors" if done.refused else ""
             err.print(f"{done.answered} answers, {done.tokens} tokens{errors}.", highlight=False)

@@ -216,6 +216,16 @@ def test_an_answer_cut_off_by_time_is_no_answer(
     assert read(files[1])[0]["error"]["code"] == "deadline_exceeded"
 
 
+def test_a_timeout_beyond_the_servers_ends_the_run(files: tuple[Path, Path]) -> None:
+    async def refuse(_: str) -> RequestOutput:
+        raise InvalidRequest("must be above 0 and at most 60000, got 600000", field="timeout_ms")
+
+    write(files[0], {"prompt": "a"})
+    with pytest.raises(InvalidRequest):
+        run(files, Server(refuse))
+    assert read(files[1]) == []
+
+
 def test_requests_at_the_server_and_lines_taken_up_are_bounded(files: tuple[Path, Path]) -> None:
     taken: list[str] = []
     first = asyncio.Event()
