@@ -150,8 +150,8 @@ def _params(
     from tandem.records import assignments, parameters
 
     given = {name: value for name, value in options.items() if value is not None} | assignments(param or [])
-    # What a server's model does by itself is not known here.
-    beams = server is None and beams_by_default(model)
+    # What a server's model does by itself is only known where the model is named for its tasks.
+    beams = (server is None or task is not None) and beams_by_default(model)
     if task is None or not task.arguments:
         return parameters(given, beams=beams)
     values = to_params(task.arguments, prefix_length=1, beams=beams).model_dump(exclude_unset=True)
