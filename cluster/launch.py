@@ -196,7 +196,7 @@ def _start_serve(config: ServeConfig) -> None:
     direct = config.ingress_mode == "direct"
     # In direct mode Serve still starts a proxy on the head node. Its ports must be others than the
     # replicas': gRPC would share one silently.
-    http_port, grpc_port = _free_ports(config.host, 2) if direct else (config.http_port, config.grpc_port)
+    http_port, grpc_port = free_ports(config.host, 2) if direct else (config.http_port, config.grpc_port)
     ray_serve.start(
         proxy_location=ProxyLocation.HeadOnly if direct else ProxyLocation.EveryNode,
         http_options=HTTPOptions(host=config.host, port=http_port),
@@ -251,7 +251,8 @@ def _refuse_used_port(host: str, port: int, field: str) -> None:
             raise InvalidRequest(f"{host}:{port} cannot be used: {error.strerror}", field=field) from None
 
 
-def _free_ports(host: str, count: int) -> list[int]:
+def free_ports(host: str, count: int) -> list[int]:
+    """Ports that nothing listens on at this moment."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tandem.llm import LLM
     from tandem.outputs import CompletionOutput, RequestOutput, TextDelta, TokenLogprobs
     from tandem.params import BeamSearchParams, SamplingParams
+    from tandem.pipelines import Pipeline, pipeline
 
 # Imported on first use: `import tandem` costs nothing, and a client needs no torch.
 _WHERE = {
@@ -45,6 +46,7 @@ _WHERE = {
     "tandem.llm": ("LLM",),
     "tandem.outputs": ("CompletionOutput", "RequestOutput", "TextDelta", "TokenLogprobs"),
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
+    "tandem.pipelines": ("Pipeline", "pipeline"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -63,6 +65,7 @@ __all__ = [
     "ModelLoadError",
     "ModelNotFound",
     "Overloaded",
+    "Pipeline",
     "Prompt",
     "RequestOutput",
     "RequestTooLarge",
@@ -73,6 +76,7 @@ __all__ = [
     "TokenLogprobs",
     "TokensPrompt",
     "Unavailable",
+    "pipeline",
     "zip_enc_dec_prompt_lists",
 ]
 

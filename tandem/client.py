@@ -12,6 +12,7 @@ from typing import Any, Self, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
+from tqdm import tqdm
 
 from tandem import wire
 from tandem.errors import DeadlineExceeded, InvalidRequest, Unavailable
@@ -176,9 +177,10 @@ class Client(_Settings):
         priority: int = 0,
         timeout: float | None = None,
         concurrency: int = 64,
+        use_tqdm: bool = False,
     ) -> list[RequestOutput]:
         """Answers all prompts, in their order, `concurrency` of them at a time. `timeout` is each one's.
-        An error ends the rest."""
+        An error ends the rest. `use_tqdm` shows a progress bar."""
         requests = [
             self._generate_request(pb.GenerateRequest, prompt, one, None, model, priority, timeout, None)
             for prompt, one in zip(prompts, _each(params, len(prompts)), strict=True)
@@ -188,8 +190,10 @@ class Client(_Settings):
         def done(call: grpc.Future[pb.GenerateResponse]) -> None:
             if call.exception() is not None:
                 failed.set()
+            progress.update()
             free.release()
 
+        progress = tqdm(total=len(requests), desc="Generating", unit="prompt", disable=not use_tqdm)
         calls: list[grpc.Future[pb.GenerateResponse]] = []
         try:
             for request in requests:
@@ -206,6 +210,7 @@ class Client(_Settings):
         finally:
             for call in calls:
                 call.cancel()  # nothing happens to those that are done
+            progress.close()
 
     def stream(
         self,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import socket
 import time
 import urllib.request
 
@@ -31,7 +30,7 @@ STREAMED = "translate English to French: Where is the train station?"
 def run(console: Console) -> None:
     """Starts, asks over gRPC and HTTP, streams, reports, stops."""
     # Free ports: a demo must not fail because a server runs already.
-    http_port, grpc_port = _free_port(), _free_port()
+    http_port, grpc_port = launch.free_ports("127.0.0.1", 2)
     config = ServeConfig(http_port=http_port, grpc_port=grpc_port)
     console.print("Starting Ray, an ingress, an encoder and a decoder …", style="dim")
     started = time.monotonic()
@@ -77,10 +76,3 @@ def _http(console: Console, base: str) -> None:
     )
     with urllib.request.urlopen(request, timeout=60) as answer:
         console.print_json(answer.read().decode())
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

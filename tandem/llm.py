@@ -23,6 +23,7 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.frontend import Frontend
 from tandem.workers.local_group import LocalGroup
+from tandem.workers.model_info import ModelInfo
 from tandem.workers.request import Delta
 
 _PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
@@ -60,7 +61,7 @@ class LLM:
 
         Raises ModelLoadError for a model that cannot be served, InvalidRequest for an unusable option.
         """
-        folder = resolve(model)
+        self.folder = folder = resolve(model)
         config = EngineConfig.of(
             model=str(folder), dtype=dtype, tensor_parallel_size=tensor_parallel_size, **engine_options
         )
@@ -132,6 +133,16 @@ class LLM:
         with closing(self._run([prepared], [self._frontend.assembler(prepared)])) as pieces:
             for _, piece in pieces:
                 yield piece
+
+    @property
+    def info(self) -> ModelInfo:
+        """What is known of the model."""
+        return self._frontend.info
+
+    @property
+    def max_encoder_tokens(self) -> int:
+        """Tokens of the longest prompt."""
+        return self._frontend.max_encoder_tokens
 
     def tokenize(self, text: str) -> list[int]:
         """The encoder's token ids for a text, special tokens included."""

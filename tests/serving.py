@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import socket
+import subprocess
 from typing import Any
 
 import grpc
@@ -66,3 +68,17 @@ def text_stream(text: str, **params: Any) -> pb.GenerateStreamRequest:
     return pb.GenerateStreamRequest(
         encoder_prompt=pb.Prompt(text=text), sampling_params=pb.SamplingParams(**params)
     )
+
+
+def pids(class_name: str) -> set[int]:
+    """Of this cluster's processes that run an actor of a class. Ray's state API needs its dashboard."""
+    listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True)
+    rows = [line.split(None, 2) for line in listing.stdout.splitlines()[1:]]
+    parents = {int(pid): int(parent) for pid, parent, *_ in rows}
+
+    def ours(pid: int) -> bool:
+        while pid > 1 and pid != os.getpid():
+            pid = parents.get(pid, 0)
+        return pid == os.getpid()
+
+    return {int(pid) for pid, _, *args in rows if args and f"ray::{class_name}" in args[0] and ours(int(pid))}

@@ -6,7 +6,6 @@ from __future__ import annotations
 import itertools
 import os
 import signal
-import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -18,7 +17,7 @@ import grpc
 import pytest
 import ray
 from ray import serve
-from serving import Stub, make_config, on_ports_of, text_stream
+from serving import Stub, make_config, on_ports_of, pids, text_stream
 
 from tandem import LLM, SamplingParams
 from tandem.cluster import launch
@@ -123,20 +122,6 @@ def report(what: str, load: Load) -> None:
     for error in load.errors:
         assert error.code() in TYPED, error  # type: ignore[attr-defined]
         assert type(error_of(error)).__module__ == "tandem.errors"
-
-
-def pids(class_name: str) -> set[int]:
-    """Of this cluster's processes that run an actor of a class. Ray's state API needs its dashboard."""
-    listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True)
-    rows = [line.split(None, 2) for line in listing.stdout.splitlines()[1:]]
-    parents = {int(pid): int(parent) for pid, parent, *_ in rows}
-
-    def ours(pid: int) -> bool:
-        while pid > 1 and pid != os.getpid():
-            pid = parents.get(pid, 0)
-        return pid == os.getpid()
-
-    return {int(pid) for pid, _, *args in rows if args and f"ray::{class_name}" in args[0] and ours(int(pid))}
 
 
 def replicas(deployment: str) -> int:

@@ -19,11 +19,11 @@ BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8")
 NOT_HERE = ("make ", "tandem serve", "serve run")
 
 
-def run(command: list[str], script: str) -> str:
+def run(command: list[str], script: str, folder: Path) -> str:
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, input=script, capture_output=True, text=True, check=False, timeout=300,
-        env=os.environ | {"PATH": path},
+        env=os.environ | {"PATH": path}, cwd=folder,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-2000:]
     return done.stdout
@@ -34,24 +34,24 @@ def at(server: Server, text: str) -> str:
     return text.replace("localhost:9000", server.grpc).replace("localhost:8000", server.endpoints.http[0])
 
 
-def test_python_examples(server: Server) -> None:
+def test_python_examples(server: Server, tmp_path: Path) -> None:
     examples = [text for language, text in BLOCKS if language == "python"]
-    assert len(examples) == 3, "LLM, Client, openai"
+    assert len(examples) == 4, "LLM, pipeline, Client, openai"
     for example in examples:
-        assert "Je suis" in run([sys.executable, "-"], at(server, example)), example
+        assert "Je suis" in run([sys.executable, "-"], at(server, example), tmp_path), example
 
 
-def test_shell_examples(server: Server) -> None:
+def test_shell_examples(server: Server, tmp_path: Path) -> None:
     examples = [
         text for language, text in BLOCKS if language == "sh" and not text.strip().startswith(NOT_HERE)
     ]
-    assert len(examples) == 1 + 1, "curl, the tandem command"
+    assert len(examples) == 1 + 1 + 1, "curl, the tandem command, a batch"
     for example in examples:
-        out = run(["bash", "-euo", "pipefail"], at(server, example))
+        out = run(["bash", "-euo", "pipefail"], at(server, example), tmp_path)
         assert "Ich bin" in out, example
 
 
 def test_every_shell_example_is_run_or_known() -> None:
     for language, text in BLOCKS:
         if language == "sh":
-            assert text.startswith((*NOT_HERE, "curl", "tandem translate")), text
+            assert text.startswith((*NOT_HERE, "curl", "tandem translate", "cat > requests.jsonl")), text

@@ -225,6 +225,14 @@ def test_generate_many_answers_in_order_and_bounded(ask: Ask, servicer: Servicer
     assert most == 3
 
 
+def test_generate_many_shows_progress_where_asked(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    with Client(server.target) as client:
+        client.generate_many(["a", "b", "c"])
+        assert capsys.readouterr().err == ""
+        client.generate_many(["a", "b", "c"], use_tqdm=True)
+    assert "3/3" in capsys.readouterr().err
+
+
 def test_generate_many_stops_at_an_error(ask: Ask, servicer: Servicer) -> None:
     async def refuse(request: pb.GenerateRequest) -> pb.GenerateResponse:
         if request.encoder_prompt.text == "2":

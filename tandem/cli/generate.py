@@ -1,0 +1,238 @@
+"""`tandem generate`, `tandem translate` and `tandem summarize`: texts in, texts out."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from functools import cache, partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from tandem.cli.options import (
+    FileOption,
+    JsonLinesOption,
+    MaxTokensOption,
+    ModelOption,
+    ParamsOption,
+    ServerOption,
+    beams_by_default,
+    err,
+    errors_shown,
+)
+from tandem.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from tandem.inputs import Prompt
+    from tandem.outputs import RequestOutput, TextDelta
+    from tandem.params import Params
+    from tandem.tasks import Task
+
+_INPUTS = "lines of --file or of standard input"
+
+
+def generate(
+    prompts: Annotated[list[str] | None, typer.Argument(help="Prompts.", show_default=_INPUTS)] = None,
+    *,
+    model: ModelOption = "quickstart",
+    server: ServerOption = None,
+    file: FileOption = None,
+    max_tokens: MaxTokensOption = None,
+    temperature: Annotated[
+        float | None,
+        typer.Option(help="0 is greedy; higher is more varied.", show_default="the model's, usually greedy"),
+    ] = None,
+    param: ParamsOption = None,
+    stream: Annotated[bool, typer.Option("--stream", help="Show the text as it grows.")] = False,
+    jsonl: JsonLinesOption = False,
+) -> None:
+    """Generate from each PROMPT; one answer a line, in order.
+
+    A prompt is what the encoder reads, task prefix included; with a decoder-only model, what is continued.
+    For whole corpora see tandem batch.
+
+    [bold]Examples[/bold]
+
+      tandem generate "translate English to German: Where is the station?"
+      tandem generate --stream -p temperature=0.7 -p top_p=0.9 -p seed=1 < prompts.txt
+      tandem generate --server localhost:9000 --file prompts.txt --jsonl > answers.jsonl
+    """
+    with errors_shown():
+        if stream and jsonl:
+            raise typer.BadParameter("streamed text is not JSON; leave one out", param_hint="--stream")
+        params = _params(model, server, param, max_tokens=max_tokens, temperature=temperature)
+        texts = _texts(prompts, file)
+        if stream:
+            _stream(texts, model, server, params)
+        else:
+            _answer(texts, str, model, server, params, jsonl)
+
+
+def translate(
+    sentences: Annotated[
+        list[str] | None, typer.Argument(help="Sentences to translate.", show_default=_INPUTS)
+    ] = None,
+    *,
+    to: Annotated[str, typer.Option(help="Target language code, such as fr or de.")] = "fr",
+    source: Annotated[str, typer.Option("--from", help="Source language code.")] = "en",
+    model: Annotated[
+        str, typer.Option(help="As for serve; its config declares its languages.")
+    ] = "quickstart",
+    server: ServerOption = None,
+    file: FileOption = None,
+    max_tokens: MaxTokensOption = None,
+    param: ParamsOption = None,
+    jsonl: JsonLinesOption = False,
+) -> None:
+    """Translate each SENTENCE; one translation a line, in order.
+
+    What the model wants to read before a sentence is put there.
+
+    [bold]Examples[/bold]
+
+      tandem translate --to de "I am happy." "Where do you live?"
+      tandem translate --from en --to fr --file book.en > book.fr
+      tandem show MODEL                               which languages it has
+    """
+    with errors_shown():
+        from tandem.tasks import load_tokenizer, translation
+        from tandem.workers.checkpoint import resolve
+
+        folder = resolve(model)
+        tokenizer = cache(partial(load_tokenizer, folder))
+        task = translation(folder, tokenizer, source, to)
+        if task is None:
+            raise InvalidRequest(f"{model} does not say which languages it translates", field="model")
+        params = _params(model, server, param, task, max_tokens=max_tokens)
+        _answer(
+            _texts(sentences, file), partial(task.prompt, tokenizer=tokenizer), model, server, params, jsonl
+        )
+
+
+def summarize(
+    documents: Annotated[
+        list[str] | None, typer.Argument(help="Texts to summarize.", show_default=_INPUTS)
+    ] = None,
+    *,
+    model: ModelOption,
+    server: ServerOption = None,
+    file: FileOption = None,
+    max_tokens: MaxTokensOption = None,
+    param: ParamsOption = None,
+    jsonl: JsonLinesOption = False,
+) -> None:
+    """Summarize each DOCUMENT; one summary a line, in order.
+
+    Where the model's config says how it summarizes (task_specific_params, as T5's), that is done: the text
+    before the document, the lengths, the beams. Every option here goes before it.
+
+    [bold]Examples[/bold]
+
+      tandem summarize --model google-t5/t5-small --file documents.txt
+      tandem summarize --model ./my-t5 --max-tokens 60 "$(tr '\\n' ' ' < article.txt)"
+    """
+    with errors_shown():
+        from tandem.tasks import Task, tasks_of
+        from tandem.workers.checkpoint import resolve
+
+        task = tasks_of(resolve(model)).get("summarization", Task())
+        params = _params(model, server, param, task, max_tokens=max_tokens)
+        _answer(_texts(documents, file), task.prefix.__add__, model, server, params, jsonl)
+
+
+def _params(
+    model: str, server: str | None, param: list[str] | None, task: Task | None = None, **options: Any
+) -> Params | None:
+    """The command line's parameters, before those of the task."""
+    from tandem.generate_arguments import to_params
+    from tandem.params import BeamSearchParams, SamplingParams
+    from tandem.records import assignments, parameters
+
+    given = {name: value for name, value in options.items() if value is not None} | assignments(param or [])
+    # What a server's model does by itself is only known where the model is named for its tasks.
+    beams = (server is None or task is not None) and beams_by_default(model)
+    if task is None or not task.arguments:
+        return parameters(given, beams=beams)
+    values = to_params(task.arguments, prefix_length=1, beams=beams).model_dump(exclude_unset=True)
+    for kind, other in ((SamplingParams, BeamSearchParams), (BeamSearchParams, SamplingParams)):
+        if given.keys() - other.model_fields.keys():  # not the task's way of decoding, maybe
+            values = {name: value for name, value in values.items() if name in kind.model_fields}
+    return parameters(values | given, beams=beams)
+
+
+def _texts(arguments: list[str] | None, file: Path | None) -> list[str]:
+    if arguments and file:
+        raise typer.BadParameter("give arguments or a file, not both", param_hint="--file")
+    if arguments:
+        return arguments
+    if file is not None:
+        try:
+            with file.open(encoding="utf-8") as lines:
+                return [line.rstrip("\n") for line in lines]
+        except (OSError, UnicodeDecodeError) as error:
+            raise typer.BadParameter(str(error), param_hint="--file") from None
+    if sys.stdin.isatty():
+        err.print("Reading standard input, one text a line; end with Ctrl-D.", style="dim")
+    return [line.rstrip("\n") for line in sys.stdin]
+
+
+def _answer(
+    texts: list[str],
+    prompt_of: Callable[[str], Prompt],
+    model: str,
+    server: str | None,
+    params: Params | None,
+    jsonl: bool,
+) -> None:
+    """Prints the answers. A blank line has a blank one, so that the lines of both sides correspond."""
+    from tandem.records import answer, line
+
+    prompts: list[Prompt] = [prompt_of(text) for text in texts if text.strip()]
+    outputs = iter(_outputs(prompts, model, server, params))
+    for text in texts:
+        if not text.strip():
+            if not jsonl:
+                print()
+            continue
+        output = next(outputs)
+        if jsonl:
+            sys.stdout.write(line({"prompt": text} | answer(output)))
+        else:
+            for sample in output.outputs:
+                print(sample.text)
+
+
+def _outputs(
+    prompts: list[Prompt], model: str, server: str | None, params: Params | None
+) -> list[RequestOutput]:
+    if server is not None:
+        from tandem.client import Client
+
+        with Client(server) as client:
+            return client.generate_many(prompts, params, use_tqdm=True)
+    from tandem.llm import LLM
+
+    with LLM(model) as llm:
+        return llm.generate(prompts, params)
+
+
+def _stream(texts: list[str], model: str, server: str | None, params: Params | None) -> None:
+    if server is not None:
+        from tandem.client import Client
+
+        with Client(server) as client:
+            for text in filter(str.strip, texts):
+                _show(client.stream(text, params))
+        return
+    from tandem.llm import LLM
+
+    with LLM(model) as llm:
+        for text in filter(str.strip, texts):
+            _show(llm.stream(text, params))
+
+
+def _show(pieces: Iterator[TextDelta]) -> None:
+    for piece in pieces:
+        print(piece.text, end="", flush=True)
+    print()

@@ -1,0 +1,142 @@
+"""What several commands share: options, the way errors are shown. Messages go to stderr, answers to
+stdout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from enum import StrEnum
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+from rich.console import Console
+
+from tandem.errors import TandemError
+
+if TYPE_CHECKING:
+    from tandem.cluster.config import ServeConfig
+
+err = Console(stderr=True)
+
+ModelArgument = Annotated[
+    str,
+    typer.Argument(
+        help="A folder with config.json, tokenizer and safetensors; a Hugging Face hub id; or "
+        "[bold]quickstart[/bold], the small translation model that comes with Tandem."
+    ),
+]
+ModelOption = Annotated[str, typer.Option(help="A folder, a hub id or quickstart: as for serve.")]
+ServerOption = Annotated[
+    str | None,
+    typer.Option(
+        help="host:port of a running server's gRPC endpoint. Without it the model runs in this process.",
+        show_default=False,
+    ),
+]
+FileOption = Annotated[
+    Path | None,
+    typer.Option("--file", "-f", help="Read inputs from this file, one a line.", show_default=False),
+]
+JsonLinesOption = Annotated[
+    bool,
+    typer.Option("--jsonl", help="One JSON object a line, for texts that may hold line breaks themselves."),
+]
+MaxTokensOption = Annotated[
+    int | None, typer.Option(help="Most tokens to generate.", show_default="the model's")
+]
+ParamsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--param",
+        "-p",
+        metavar="NAME=VALUE",
+        help="Any other decoding parameter, as often as you like: -p temperature=0.7 -p seed=1",
+        show_default=False,
+    ),
+]
+OverridesOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--override-generation-config",
+        "--default",
+        metavar="NAME=VALUE",
+        help="A decoding default before the model's own, as often as you like: --default num_beams=4",
+        show_default=False,
+    ),
+]
+DtypeOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
+TensorParallelOption = Annotated[
+    int, typer.Option("--tensor-parallel-size", "--tp", help="GPUs (or processes) a decoder is split over.")
+]
+
+MaxNumSeqsOption = Annotated[int, typer.Option(help="Sequences a decoder generates at once.")]
+KvCacheOption = Annotated[
+    float | None,
+    typer.Option(help="K/V memory of each shard, in GiB.", show_default="as much as is useful and there"),
+]
+
+
+class Placement(StrEnum):
+    disaggregated = "disaggregated"
+    colocated = "colocated"
+
+
+PlacementOption = Annotated[
+    Placement,
+    typer.Option(
+        help="disaggregated: encoders and decoders are workers of their own and scale apart. "
+        "colocated: each decoder encodes by itself; better for small encoders or a single GPU."
+    ),
+]
+EncodersOption = Annotated[
+    str, typer.Option(help="Encoder replicas: a number, or [bold]a..b[/bold] to scale automatically.")
+]
+DecodersOption = Annotated[str, typer.Option(help="Decoder replicas: a number, or [bold]a..b[/bold].")]
+AddressOption = Annotated[
+    str | None,
+    typer.Option(help="A running Ray cluster to join, or 'auto'.", show_default="start one here"),
+]
+
+
+def beams_by_default(model: str) -> bool:
+    """Whether the model's own way of decoding is beam search."""
+    from tandem.workers.checkpoint import resolve
+    from tandem.workers.model_info import ModelInfo
+
+    return ModelInfo.read(resolve(model), model).defaults.beams
+
+
+def serve_config(*, encoders: str, decoders: str, placement: Placement, **fields: Any) -> ServeConfig:
+    """The configuration of a cluster, from its options and the other fields of `ServeConfig`."""
+    from tandem.cluster.config import ServeConfig
+
+    min_encoders, max_encoders = _replicas(encoders, "--encoders")
+    min_decoders, max_decoders = _replicas(decoders, "--decoders")
+    return ServeConfig(
+        placement=placement.value,
+        min_encoder_replicas=min_encoders,
+        max_encoder_replicas=max_encoders,
+        min_decoder_replicas=min_decoders,
+        max_decoder_replicas=max_decoders,
+        **fields,
+    )
+
+
+def _replicas(text: str, option: str) -> tuple[int, int | None]:
+    """`3` → (3, None); `1..4` → (1, 4)."""
+    low, dots, high = text.partition("..")
+    if not low.isdigit() or (dots and not high.isdigit()):
+        raise typer.BadParameter(f"expected a number or a..b, got {text!r}", param_hint=option)
+    return int(low), int(high) if dots else None
+
+
+@contextmanager
+def errors_shown() -> Iterator[None]:
+    """Tandem's errors are for the user to read, not to trace."""
+    try:
+        yield
+    except TandemError as error:
+        err.print(f"[red]{type(error).__name__}[/red] {error}", highlight=False)
+        raise typer.Exit(1) from None

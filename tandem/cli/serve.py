@@ -1,0 +1,117 @@
+"""`tandem serve`."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from enum import StrEnum
+from signal import SIGINT, SIGTERM
+from typing import Annotated
+
+import typer
+
+from tandem.cli.options import (
+    AddressOption,
+    DecodersOption,
+    DeviceOption,
+    DtypeOption,
+    EncodersOption,
+    KvCacheOption,
+    MaxNumSeqsOption,
+    ModelArgument,
+    OverridesOption,
+    Placement,
+    PlacementOption,
+    TensorParallelOption,
+    err,
+    errors_shown,
+    serve_config,
+)
+
+
+class IngressMode(StrEnum):
+    direct = "direct"
+    proxy = "proxy"
+
+
+def serve(
+    model: ModelArgument = "quickstart",
+    *,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model.", show_default="MODEL")
+    ] = None,
+    host: Annotated[str, typer.Option(help="Address HTTP binds to.")] = "127.0.0.1",
+    http_port: Annotated[int, typer.Option(help="OpenAI- and LibreTranslate-compatible HTTP.")] = 8000,
+    grpc_port: Annotated[int, typer.Option(help="tandem.v1.InferenceService.")] = 9000,
+    placement: PlacementOption = Placement.disaggregated,
+    encoders: EncodersOption = "1",
+    decoders: DecodersOption = "1",
+    ingress: Annotated[
+        IngressMode,
+        typer.Option(
+            help="direct: the ingress replicas listen themselves, one hop less. proxy: Ray Serve's proxies, "
+            "on every node, as on Kubernetes."
+        ),
+    ] = IngressMode.direct,
+    ingress_replicas: Annotated[
+        int, typer.Option(help="Ingress replicas (tokenizer, router); in direct mode each has its own port.")
+    ] = 1,
+    tensor_parallel_size: TensorParallelOption = 1,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    max_num_seqs: MaxNumSeqsOption = 64,
+    kv_cache_gib: KvCacheOption = None,
+    default: OverridesOption = None,
+    address: AddressOption = None,
+) -> None:
+    """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish.
+
+    [bold]Examples[/bold]
+
+      tandem serve                                    the bundled model
+      tandem serve google/flan-t5-large --decoders 1..4
+      tandem serve ./my-t5 --placement colocated --tp 2
+
+    Try it:  curl localhost:8000/v1/completions -H 'content-type: application/json' \\
+             -d '{"prompt": "translate English to French: Good morning."}'
+    """
+    with errors_shown():
+        from tandem.cluster import launch
+        from tandem.records import assignments
+
+        config = serve_config(
+            model=model,
+            placement=placement,
+            encoders=encoders,
+            decoders=decoders,
+            tensor_parallel_size=tensor_parallel_size,
+            dtype=dtype,
+            device=device,
+            max_num_seqs=max_num_seqs,
+            kv_cache_gib=kv_cache_gib,
+            served_model_name=name,
+            host=host,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            ingress_mode=ingress.value,
+            ingress_replicas=ingress_replicas,
+            override_generation_config=assignments(default or []),
+        )
+        err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
+        with launch.serve(config, address=address) as cluster:
+            endpoints = cluster.endpoints()
+            err.print(f"[bold]{config.model_name}[/bold] is ready. Ctrl-C ends it.")
+            err.print(f"  gRPC  {', '.join(endpoints.grpc)}   tandem.v1.InferenceService", highlight=False)
+            http = ", ".join(f"http://{where}" for where in endpoints.http)
+            err.print(f"  HTTP  {http}   /v1/completions /translate /health /metrics", highlight=False)
+            _wait_for_a_signal()
+            err.print("Finishing running requests …", style="dim")
+
+
+def _wait_for_a_signal() -> None:
+    """Until Ctrl-C or SIGTERM; from then on both act as usual, so that a second one ends at once."""
+    asked = threading.Event()
+    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (SIGINT, SIGTERM)}
+    asked.wait()
+    for number, handler in before.items():
+        signal.signal(number, handler)

@@ -1,0 +1,151 @@
+"""`tandem show`."""
+
+from __future__ import annotations
+
+import json
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from tandem.cli.options import (
+    DeviceOption,
+    DtypeOption,
+    KvCacheOption,
+    MaxNumSeqsOption,
+    ModelArgument,
+    OverridesOption,
+    TensorParallelOption,
+    errors_shown,
+)
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
+
+
+def show(
+    model: ModelArgument = "quickstart",
+    *,
+    dtype: DtypeOption = "auto",
+    device: DeviceOption = "auto",
+    tensor_parallel_size: TensorParallelOption = 1,
+    max_num_seqs: MaxNumSeqsOption = 64,
+    kv_cache_gib: KvCacheOption = None,
+    input_tokens: Annotated[int, typer.Option(min=1, help="Length of the inputs to fit in.")] = 512,
+    output_tokens: Annotated[int, typer.Option(min=1, help="Length of the outputs to fit in.")] = 128,
+    default: OverridesOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="The same as JSON; sizes in bytes.")] = False,
+) -> None:
+    """Show what MODEL is made of, how it decodes if not told otherwise, and the memory it takes.
+
+    Nothing is loaded: a model for a machine with eight GPUs can be looked at on a laptop.
+
+    [bold]Examples[/bold]
+
+      tandem show
+      tandem show google/flan-t5-xl --dtype bfloat16 --kv-cache-gib 40 --input-tokens 1024
+      tandem show ./my-t5 --json | jq .memory
+    """
+    with errors_shown():
+        from tandem.describe import describe
+        from tandem.records import assignments
+
+        facts = describe(
+            model,
+            (input_tokens, output_tokens),
+            assignments(default or []),
+            dtype=dtype,
+            device=device,
+            tensor_parallel_size=tensor_parallel_size,
+            max_num_seqs=max_num_seqs,
+            kv_cache_gib=kv_cache_gib,
+        )
+    if as_json:
+        print(json.dumps(facts, indent=2, ensure_ascii=False))
+        return
+    console = Console(markup=False)
+    for table in (_stacks(facts), _model(facts), _defaults(facts), _tasks(facts), _memory(facts)):
+        if table.row_count:
+            console.print(table)
+
+
+def _table(title: str, *columns: str) -> Table:
+    return Table(*columns, title=title, title_justify="left", title_style="bold")
+
+
+def _stacks(facts: dict[str, Any]) -> Table:
+    """The stacks, side by side."""
+    stacks = {side: _flat(facts["spec"][side]) for side in ("encoder", "decoder") if facts["spec"][side]}
+    table = _table(f"{facts['model']}: {facts['family']}", "", *stacks)
+    for name in dict.fromkeys(name for stack in stacks.values() for name in stack):
+        table.add_row(name, *(_value(stack.get(name)) for stack in stacks.values()))
+    return table
+
+
+def _model(facts: dict[str, Any]) -> Table:
+    table = _table("The whole", "", "")
+    for name, value in _flat(facts["spec"]).items():
+        if not name.startswith(("encoder", "decoder.", "family")):
+            table.add_row(name, _value(value))
+    table.add_row("revision", facts["revision"])
+    return table
+
+
+def _defaults(facts: dict[str, Any]) -> Table:
+    table = _table("Decoding, where a request does not say", "", "", "from")
+    for name, default in facts["defaults"].items():
+        table.add_row(name, _value(default["value"]), default["from"])
+    return table
+
+
+def _tasks(facts: dict[str, Any]) -> Table:
+    table = _table("Tasks", "", "text before the input")
+    for name, prefix in facts["tasks"].items():
+        table.add_row(name, repr(prefix))
+    return table
+
+
+def _memory(facts: dict[str, Any]) -> Table:
+    memory = facts["memory"]
+    each = "" if memory["ranks"] == 1 else f", on each of {memory['ranks']} ranks"
+    table = _table(f"Memory: {memory['dtype']} on {memory['device']}{each}", "", "")
+    for label, size in (
+        ("encoder weights", memory["encoder_weights"]),
+        ("decoder weights", memory["decoder_weights"]),
+        ("self-attention K/V, a decoder position", memory["self_kv_per_position"]),
+        ("cross-attention K/V, an encoder position", memory["cross_kv_per_position"]),
+        ("hidden states on their way, an encoder position", memory["hidden_states_per_position"]),
+        (f"K/V pool, {memory['pages']:,} pages of {memory['page_size']} positions", memory["kv_cache"]),
+    ):
+        if size:
+            table.add_row(label, _size(size))
+    fits = memory["fits"]
+    lengths = f"{fits['input_tokens']} in, {fits['output_tokens']} out"
+    table.add_row(f"sequences of {lengths} that fit in it", f"{fits['sequences']:,}")
+    return table
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _value(value: Any) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(_value, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def _size(count: int) -> str:
+    """Bytes in the unit that leaves one to four digits before the point."""
+    power = min((max(count, 1).bit_length() - 1) // 10, len(_UNITS) - 1)
+    return f"{count / 1024**power:.4g} {_UNITS[power]}"

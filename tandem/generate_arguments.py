@@ -1,0 +1,101 @@
+"""The arguments of transformers' `generate`, said in Tandem's parameters.
+
+They come from those who know transformers, and from checkpoints: `task_specific_params` of a config.json
+says in these names how a task is to be decoded.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Set
+from typing import Any, Final
+
+from tandem.errors import InvalidRequest
+from tandem.params import BeamSearchParams, Params, SamplingParams
+
+# Called the same here.
+_SAME: Final = frozenset(
+    {
+        "repetition_penalty",
+        "no_repeat_ngram_size",
+        "encoder_no_repeat_ngram_size",
+        "bad_words_ids",
+        "forced_bos_token_id",
+        "forced_eos_token_id",
+        "suppress_tokens",
+        "begin_suppress_tokens",
+    }
+)
+_SAMPLING: Final = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p", "seed"})
+_BEAMS: Final = frozenset({"num_beams", "length_penalty", "early_stopping"})
+_LENGTHS: Final = frozenset({"max_length", "max_new_tokens", "min_length", "min_new_tokens"})
+# All of them, and `seed`, where transformers has a global one.
+ARGUMENTS: Final = _SAME | _SAMPLING | _BEAMS | _LENGTHS | {"do_sample", "num_return_sequences"}
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of all layers, later ones first in importance; None means "not said". A length in
+    new tokens and one in all tokens exclude each other: the later one stands."""
+    arguments: dict[str, Any] = {}
+    for layer in layers:
+        for bound in ("max", "min"):
+            if any(layer.get(name) is not None for name in (f"{bound}_length", f"{bound}_new_tokens")):
+                arguments.pop(f"{bound}_length", None)
+                arguments.pop(f"{bound}_new_tokens", None)
+        arguments |= {name: value for name, value in layer.items() if value is not None}
+    return arguments
+
+
+def to_params(arguments: Mapping[str, Any], prefix_length: int, *, beams: bool) -> Params:
+    """Decoding parameters that mean the same.
+
+    `max_length` and `min_length` count `prefix_length` tokens that are there before the first new one: the
+    decoder's start token, or a decoder-only model's prompt. `beams`: the model searches with beams where
+    `num_beams` is not said.
+
+    Raises InvalidRequest, naming the argument, for one that is unknown or unusable.
+    """
+    if unknown := sorted(set(arguments) - ARGUMENTS):
+        raise InvalidRequest("unknown parameter", field=unknown[0])
+    values = {name: arguments[name] for name in _SAME & arguments.keys()} | _lengths(arguments, prefix_length)
+    samples, do_sample = arguments.get("num_return_sequences", 1), arguments.get("do_sample")
+    if arguments["num_beams"] != 1 if "num_beams" in arguments else beams:
+        if do_sample:
+            raise InvalidRequest("sampling beams is not served; set num_beams=1", field="do_sample")
+        _warn_of(_SAMPLING, arguments, "do_sample=True")
+        values |= {name: arguments[name] for name in _BEAMS & arguments.keys()}
+        return BeamSearchParams(**values, num_return_sequences=samples)
+    _warn_of(_BEAMS - {"num_beams"}, arguments, "num_beams")
+    if do_sample:
+        sampling = {name: arguments[name] for name in _SAMPLING & arguments.keys()}
+        return SamplingParams(**values, **{"temperature": 1.0, **sampling}, n=samples)
+    if samples != 1:
+        raise InvalidRequest(
+            f"{samples} equal answers: set do_sample=True, or num_beams", field="num_return_sequences"
+        )
+    _warn_of(_SAMPLING, arguments, "do_sample=True")
+    return SamplingParams(**values, **({} if do_sample is None else {"temperature": 0.0}))
+
+
+def _warn_of(names: Set[str], arguments: Mapping[str, Any], lack: str) -> None:
+    """As transformers does."""
+    if idle := sorted(names & arguments.keys()):
+        warnings.warn(f"no effect without {lack}: {', '.join(idle)}", stacklevel=3)
+
+
+def _lengths(arguments: Mapping[str, Any], prefix_length: int) -> dict[str, int]:
+    values = {}
+    for ours, new, whole, least in (
+        ("max_tokens", "max_new_tokens", "max_length", 1),
+        ("min_tokens", "min_new_tokens", "min_length", 0),
+    ):
+        for name in (new, whole):
+            if name in arguments and (type(arguments[name]) is not int or arguments[name] < least):
+                raise InvalidRequest(
+                    f"must be an integer of at least {least}, got {arguments[name]!r}", field=name
+                )
+        if new in arguments:  # as in transformers, it has precedence
+            values[ours] = arguments[new]
+        elif whole in arguments:
+            values[ours] = max(least, arguments[whole] - prefix_length)
+    return values

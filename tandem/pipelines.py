@@ -1,0 +1,179 @@
+"""`pipeline`: transformers 4's text-to-text pipelines, which transformers 5 no longer has, on Tandem."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Final, Self
+
+from tandem.errors import InvalidRequest
+from tandem.generate_arguments import ARGUMENTS, merged, to_params
+from tandem.inputs import Prompt
+from tandem.llm import LLM
+from tandem.outputs import RequestOutput
+from tandem.tasks import Task, load_tokenizer, tasks_of, translation
+from tandem.workers.checkpoint import QUICKSTART
+
+Record = dict[str, str]
+
+# What the text is called in a result.
+_KEYS: Final[Mapping[str, str]] = {
+    "summarization": "summary_text",
+    "translation": "translation_text",
+    "text2text-generation": "generated_text",
+    "text-generation": "generated_text",
+}
+_TRANSLATION: Final = re.compile(r"translation_(\w+)_to_(\w+)")
+# What a call takes beside the arguments of `generate`. Batches form by themselves: batch_size says nothing.
+_CALL: Final = frozenset(
+    {"truncation", "clean_up_tokenization_spaces", "batch_size", "src_lang", "tgt_lang", "return_full_text"}
+)
+
+
+def pipeline(
+    task: str,
+    model: str | LLM = QUICKSTART,
+    *,
+    device: object = None,
+    dtype: object = "auto",
+    **options: Any,
+) -> Pipeline:
+    """A callable from texts to lists of dicts, as transformers 4's `pipeline`.
+
+    Args:
+        task: "summarization", "translation", "translation_xx_to_yy", "text2text-generation" or
+            "text-generation".
+        model: a folder, a Hugging Face hub id, "quickstart", or an `LLM`, which then stays the caller's.
+        device: "cpu" or -1, "cuda" or a GPU's number; None: a GPU where there is one.
+        dtype: as of `LLM`, or a torch.dtype.
+        options: arguments for every call (see `Pipeline.__call__`), and options of `LLM`.
+
+    Raises InvalidRequest for an unknown task or option, ModelLoadError for a model that cannot be served.
+
+    Example:
+        translator = pipeline("translation_en_to_fr")
+        translator("I am tired.")  # [{"translation_text": "Je suis fatigué."}]
+    """
+    key = _KEYS.get("translation" if _TRANSLATION.fullmatch(task) else task)
+    if key is None:
+        known = ", ".join([*_KEYS, "translation_xx_to_yy"])
+        raise InvalidRequest(f"must be one of {known}, got {task!r}", field="task")
+    arguments = {name: options.pop(name) for name in list(options) if name in ARGUMENTS | _CALL}
+    if isinstance(model, LLM):
+        if options:
+            raise InvalidRequest("is set already, by the LLM that was given", field=sorted(options)[0])
+        return Pipeline(task, key, model, arguments, owned=False)
+    llm = LLM(model, device=_device(device), dtype=str(dtype).removeprefix("torch."), **options)
+    try:
+        return Pipeline(task, key, llm, arguments, owned=True)
+    except BaseException:
+        llm.close()
+        raise
+
+
+class Pipeline:
+    """Made by `pipeline`. `close` (or `with`) ends the worker processes of a model that it has loaded."""
+
+    def __init__(self, task: str, key: str, llm: LLM, arguments: Mapping[str, Any], *, owned: bool) -> None:
+        self.task, self.llm = task, llm
+        self.tokenizer = load_tokenizer(llm.folder)
+        self._lock = threading.Lock()  # around the tokenizer, which remembers what it was told last
+        self._key, self._arguments, self._owned = key, dict(arguments), owned
+        encoder_decoder = llm.info.encoder_vocab_size is not None
+        self._continues = task == "text-generation"
+        if self._continues == encoder_decoder:
+            kind = "text2text-generation" if encoder_decoder else "text-generation"
+            raise InvalidRequest(f"{task} is not what this model does; it does {kind}", field="task")
+
+    def __call__(self, inputs: str | Iterable[str], **arguments: Any) -> list[Any]:
+        """Texts to texts.
+
+        Args:
+            inputs: one text, or several.
+            arguments: those of transformers' `generate` that Tandem has, such as max_new_tokens,
+                min_length, do_sample, num_beams, num_return_sequences; truncation, to cut an input that
+                is too long instead of refusing it; clean_up_tokenization_spaces; src_lang and tgt_lang
+                for translation; return_full_text for text-generation; batch_size, for nothing. They go
+                before the pipeline's own, then come the model's for this task, then the model's.
+
+        For one text a list with a dict for each returned sequence. For several a list with a dict for
+        each text, or, in text-generation or with several returned sequences, a list for each.
+
+        Raises InvalidRequest, naming the argument, before anything is generated.
+        """
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        given = merged(self._arguments, arguments)
+        call = {name: given.pop(name) for name in list(given) if name in _CALL}
+        task = self._task(call)
+        generate = merged(task.arguments, given)
+        prompts, params = [], []
+        for text in texts:
+            prompt, counted = self._prompt(text, task, call)
+            prompts.append(prompt)
+            params.append(to_params(generate, counted, beams=self.llm.info.defaults.beams))
+        outputs = self.llm.generate(prompts, params, use_tqdm=False)
+        results = [self._records(text, output, call) for text, output in zip(texts, outputs, strict=True)]
+        if isinstance(inputs, str):
+            return results[0]
+        if not self._continues and all(len(records) == 1 for records in results):
+            return [records[0] for records in results]
+        return results
+
+    def close(self) -> None:
+        if self._owned:
+            self.llm.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _task(self, call: Mapping[str, Any]) -> Task:
+        """What the model wants for the task."""
+        match = _TRANSLATION.fullmatch(self.task)
+        source, target = (call.get("src_lang"), call.get("tgt_lang")) if match is None else match.groups()
+        if source is not None and target is not None:
+            return translation(self.llm.folder, lambda: self.tokenizer, source, target) or Task()
+        if self.task == "translation" and hasattr(self.tokenizer, "src_lang"):
+            raise InvalidRequest("this model needs src_lang and tgt_lang", field="src_lang")
+        return tasks_of(self.llm.folder).get(self.task, Task())
+
+    def _prompt(self, text: str, task: Task, call: Mapping[str, Any]) -> tuple[Prompt, int]:
+        """What is generated from, and how many tokens `max_length` counts before the first new one."""
+        if not isinstance(text, str):
+            raise InvalidRequest(f"must be str, got {type(text).__name__}", field="inputs")
+        limit = min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens)
+        cut = {"truncation": True, "max_length": limit} if _truncates(call) else {}
+        with self._lock:
+            prompt = task.prompt(text, lambda: self.tokenizer, **cut)
+            if not self._continues:
+                return prompt, 1  # the decoder's start token
+            return prompt, len(self.tokenizer(task.prefix + text, **cut)["input_ids"])
+
+    def _records(self, text: str, output: RequestOutput, call: Mapping[str, Any]) -> list[Record]:
+        whole = self._continues and call.get("return_full_text", True)
+        records = []
+        for sample in output.outputs:
+            generated = sample.text
+            if call.get("clean_up_tokenization_spaces"):
+                generated = self.tokenizer.clean_up_tokenization(generated)
+            records.append({self._key: text + generated if whole else generated})
+        return records
+
+
+def _truncates(call: Mapping[str, Any]) -> bool:
+    value = call.get("truncation", False)
+    if value not in (True, False, "longest_first", "only_first", "do_not_truncate"):
+        raise InvalidRequest(f"must be True, False or a strategy's name, got {value!r}", field="truncation")
+    return value not in (False, "do_not_truncate")
+
+
+def _device(device: object) -> str:
+    """As `LLM` calls it."""
+    kind = "auto" if device is None else str(device).partition(":")[0]
+    return "cpu" if kind == "-1" else "cuda" if kind.isdecimal() else kind

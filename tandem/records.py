@@ -1,0 +1,120 @@
+"""Requests and answers as lines of JSON: what `--jsonl` prints and `tandem batch` reads and writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
+from typing import Any, Final
+
+from tandem.errors import InvalidRequest, TandemError, status_of
+from tandem.inputs import Prompt, take_apart
+from tandem.outputs import CompletionOutput, RequestOutput
+from tandem.params import Params, params_of
+
+_PROMPTS: Final = ("prompt", "prompt_token_ids", "encoder_prompt")
+_NOT_PARAMS: Final = frozenset({*_PROMPTS, "decoder_prompt", "id"})
+
+
+def assignments(texts: Iterable[str]) -> dict[str, Any]:
+    """`name=value` → values by name. A value is JSON; what is not, is text."""
+    values: dict[str, Any] = {}
+    for text in texts:
+        name, equals, value = text.partition("=")
+        if not equals or not name:
+            raise InvalidRequest(f"expected NAME=VALUE, got {text!r}", field="param")
+        try:
+            values[name] = json.loads(value)
+        except ValueError:
+            values[name] = value
+    return values
+
+
+def parse(text: str | bytes) -> dict[str, Any]:
+    """A line's object. Raises InvalidRequest for anything else."""
+    try:
+        values = json.loads(text)
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise InvalidRequest(f"not JSON: {error}") from None
+    if not isinstance(values, dict):
+        raise InvalidRequest(f"must be a JSON object, got {type(values).__name__}")
+    return values
+
+
+def identity(values: Mapping[str, Any], default: int | None) -> int | str | None:
+    """What a line calls itself: its `id`, or else `default`."""
+    own = values.get("id", default)
+    return own if type(own) in (int, str) else default
+
+
+def request(
+    values: Mapping[str, Any], defaults: Mapping[str, Any], *, beams: bool
+) -> tuple[Prompt, Params | None]:
+    """A line's prompt and decoding parameters, which go before the defaults.
+
+    The prompt is `prompt` (text), `prompt_token_ids`, or `encoder_prompt` (of either kind, nested), the
+    first two with an optional `decoder_prompt` beside them. All else but `id` is a parameter. `beams`: the
+    model's own way of decoding is beam search.
+
+    Raises InvalidRequest, naming the field.
+    """
+    if type(values.get("id", 0)) not in (int, str):
+        raise InvalidRequest("must be an integer or a string", field="id")
+    params = {name: value for name, value in values.items() if name not in _NOT_PARAMS}
+    given = {name: values[name] for name in _PROMPTS if name in values}
+    if len(given) != 1:
+        raise InvalidRequest(f"exactly one of {', '.join(_PROMPTS)} must be there", field="prompt")
+    prompt: Any = given.get("encoder_prompt", given)
+    if "encoder_prompt" in given or "decoder_prompt" in values:
+        prompt = {"encoder_prompt": prompt, "decoder_prompt": values.get("decoder_prompt")}
+    take_apart(prompt)
+    return prompt, parameters({**defaults, **params}, beams=beams)
+
+
+def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:
+    """Decoding parameters by name; None, which is the model's own way, where there are none.
+
+    Raises InvalidRequest, naming the one at fault.
+    """
+    return params_of(values, beams=beams) if values else None
+
+
+def answer(output: RequestOutput) -> dict[str, Any]:
+    """The answer's part of a line."""
+    return {"outputs": [_sample(sample) for sample in output.outputs]}
+
+
+def _sample(sample: CompletionOutput) -> dict[str, Any]:
+    values: dict[str, Any] = {
+        "text": sample.text,
+        "finish_reason": sample.finish_reason,
+        "tokens": len(sample.token_ids),
+    }
+    if sample.score is not None:
+        values["score"] = sample.score
+    if sample.logprobs is not None:
+        values["logprobs"] = [asdict(position) for position in sample.logprobs]
+    return values
+
+
+def failure(error: TandemError) -> dict[str, Any]:
+    """The same of a request that failed, in OpenAI's shape, as over HTTP."""
+    status = status_of(error)
+    return {
+        "error": {
+            "message": str(error),
+            "type": status.kind,
+            "param": error.field,
+            "code": status.grpc.lower(),
+        }
+    }
+
+
+def line(values: Mapping[str, Any]) -> str:
+    """One line, with its end. It can be encoded, even where it quotes half a character."""
+    text = json.dumps(values, ensure_ascii=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(values)
+    return text + "\n"

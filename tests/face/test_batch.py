@@ -1,0 +1,305 @@
+"""Batches against a server that each test scripts."""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import json
+from collections import Counter
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tandem import batch
+from tandem.errors import (
+    DeadlineExceeded,
+    InternalError,
+    InvalidRequest,
+    Overloaded,
+    TandemError,
+    Unavailable,
+)
+from tandem.inputs import Prompt
+from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
+from tandem.params import BeamSearchParams, Params, SamplingParams
+
+
+def output(text: str, finish_reason: Any = "stop") -> RequestOutput:
+    return RequestOutput("r", None, [5, 1], None, [0], [CompletionOutput(0, text, [7, 8, 1], finish_reason)])
+
+
+class Server:
+    """Answers with the prompt in capitals, unless a test's `answer` says otherwise."""
+
+    def __init__(self, answer: Callable[[str], Awaitable[RequestOutput]] | None = None) -> None:
+        self.asked: list[tuple[Prompt, Params | None, int]] = []
+        self.running = self.most = 0
+        self._answer = answer
+
+    async def generate(
+        self,
+        prompt: Prompt,
+        params: Params | None = None,
+        *,
+        priority: int = 0,
+        timeout: float | None = None,
+    ) -> RequestOutput:
+        assert timeout
+        self.asked.append((prompt, params, priority))
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await asyncio.sleep(0)
+            text = str(prompt["prompt"] if isinstance(prompt, dict) and "prompt" in prompt else prompt)
+            return await self._answer(text) if self._answer else output(text.upper())
+        finally:
+            self.running -= 1
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> tuple[Path, Path]:
+    return tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+
+
+def write(path: Path, *lines: Any) -> None:
+    path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
+
+
+def read(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def run(files: tuple[Path, Path], server: Server, **options: Any) -> batch.Summary:
+    return asyncio.run(batch.run(*files, server, use_tqdm=False, **options))
+
+
+def test_every_line_is_answered_in_order(files: tuple[Path, Path]) -> None:
+    write(files[0], {"prompt": "a"}, "", {"prompt": "b", "id": "two"}, {"prompt": "c", "id": 7})
+    server = Server()
+    assert run(files, server) == batch.Summary(answered=3, refused=0, tokens=9)
+    answer = {"finish_reason": "stop", "tokens": 3}
+    assert read(files[1]) == [
+        {"id": 1, "outputs": [{"text": "A", **answer}]},
+        {"id": "two", "outputs": [{"text": "B", **answer}]},
+        {"id": 7, "outputs": [{"text": "C", **answer}]},
+    ]
+    assert {priority for *_, priority in server.asked} == {-10}, "whoever waits goes first"
+
+
+def test_prompts_are_of_every_kind_and_parameters_the_lines_own_first(files: tuple[Path, Path]) -> None:
+    write(
+        files[0],
+        {"prompt": "a", "max_tokens": 5},
+        {"prompt_token_ids": [3, 1]},
+        {"prompt": "b", "decoder_prompt": "c"},
+        {"encoder_prompt": {"prompt_token_ids": [4, 1]}, "decoder_prompt": None},
+    )
+    server = Server()
+    run(files, server, defaults={"max_tokens": 9, "temperature": 0})
+    prompts = [prompt for prompt, *_ in server.asked]
+    assert prompts == [
+        {"prompt": "a"},
+        {"prompt_token_ids": [3, 1]},
+        {"encoder_prompt": {"prompt": "b"}, "decoder_prompt": "c"},
+        {"encoder_prompt": {"prompt_token_ids": [4, 1]}, "decoder_prompt": None},
+    ]
+    params = [params for _, params, _ in server.asked]
+    assert params == [
+        SamplingParams(max_tokens=5, temperature=0),
+        *[SamplingParams(max_tokens=9, temperature=0)] * 3,
+    ]
+
+
+def test_a_line_without_parameters_is_left_to_the_model(files: tuple[Path, Path]) -> None:
+    write(files[0], {"prompt": "a"}, {"prompt": "b", "num_beams": 2}, {"prompt": "c", "max_tokens": 5})
+    for beams, kind in ((False, SamplingParams), (True, BeamSearchParams)):
+        server = Server()
+        files[1].unlink(missing_ok=True)
+        run(files, server, beams=beams)
+        asked = [params for _, params, _ in server.asked]
+        assert asked == [None, BeamSearchParams(num_beams=2), kind(max_tokens=5)]
+
+
+def test_a_bad_line_has_its_error_and_holds_nobody_up(files: tuple[Path, Path]) -> None:
+    async def refuse(text: str) -> RequestOutput:
+        if text == "long":
+            raise InvalidRequest("has 9 tokens, the limit is 4", field="prompt")
+        return output(text)
+
+    bad = [
+        ('{"prompt": ', None, 1),
+        ("[1]", None, 2),
+        ({"id": 3}, "prompt", 3),
+        ({"prompt": "a", "prompt_token_ids": [1]}, "prompt", 4),
+        ({"prompt": "a", "top_q": 1, "id": "five"}, "top_q", "five"),
+        ({"prompt": "a", "id": [6]}, "id", 6),
+        ({"prompt": 7}, "prompt", 7),
+        ({"prompt": "a", "top_q": 1, "id": "half a \ud83d"}, "top_q", "half a \ud83d"),
+        ({"prompt": "long"}, "prompt", 9),
+    ]
+    write(files[0], *[line for line, *_ in bad], {"prompt": "good"})
+    assert run(files, Server(refuse)) == batch.Summary(answered=1, refused=len(bad), tokens=3)
+    *errors, good = read(files[1])
+    assert [(error["error"]["param"], error["id"]) for error in errors] == [(f, i) for _, f, i in bad]
+    assert {error["error"]["code"] for error in errors} == {"invalid_argument"}
+    assert {error["error"]["type"] for error in errors} == {"invalid_request_error"}
+    assert good["outputs"][0]["text"] == "good"
+
+
+def test_an_interrupted_run_goes_on_where_it_was(files: tuple[Path, Path]) -> None:
+    write(files[0], *[{"prompt": f"p{n}"} for n in range(20)])
+
+    async def gone(text: str) -> RequestOutput:
+        if int(text[1:]) >= 12:
+            raise Unavailable("gone")
+        return output(text)
+
+    with pytest.raises(Unavailable):
+        run(files, Server(gone), concurrency=2, patience_s=0)
+    done = len(read(files[1]))
+    assert done == 12
+    with files[1].open("a") as out:
+        out.write('{"id": 13, "outp')  # killed while it wrote
+    server = Server()
+    assert run(files, server).answered == 8
+    assert [line["id"] for line in read(files[1])] == list(range(1, 21))
+    assert Counter(str(prompt) for prompt, *_ in server.asked).most_common(1)[0][1] == 1
+    assert len(server.asked) == 8
+    assert run(files, Server()) == batch.Summary(0, 0, 0), "nothing left"
+
+
+@pytest.mark.parametrize(
+    ("error", "times", "code"),
+    [
+        (Overloaded("full"), 2, None),
+        (Unavailable("gone"), 2, None),
+        (InternalError("defect"), 2, None),
+        (InternalError("defect"), 3, "internal"),
+        (DeadlineExceeded("late"), 3, "deadline_exceeded"),
+    ],
+)
+def test_what_may_pass_is_tried_again(
+    files: tuple[Path, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    error: TandemError,
+    times: int,
+    code: str | None,
+) -> None:
+    monkeypatch.setattr(batch, "_FIRST_PAUSE_S", 0.001)
+    left = {"bad": times}
+
+    async def failing(text: str) -> RequestOutput:
+        if left.get(text, 0):
+            left[text] -= 1
+            raise error
+        return output(text)
+
+    write(files[0], {"prompt": "bad"}, {"prompt": "good"})
+    run(files, Server(failing))
+    bad, good = read(files[1])
+    assert good["outputs"]
+    assert bad.get("error", {}).get("code") == code
+
+
+def test_an_answer_cut_off_by_time_is_no_answer(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_FIRST_PAUSE_S", 0.001)
+
+    async def late(text: str) -> RequestOutput:
+        return output(text, "deadline")
+
+    write(files[0], {"prompt": "a"})
+    run(files, Server(late))
+    assert read(files[1])[0]["error"]["code"] == "deadline_exceeded"
+
+
+def test_a_timeout_beyond_the_servers_ends_the_run(files: tuple[Path, Path]) -> None:
+    async def refuse(_: str) -> RequestOutput:
+        raise InvalidRequest("must be above 0 and at most 60000, got 600000", field="timeout_ms")
+
+    write(files[0], {"prompt": "a"})
+    with pytest.raises(InvalidRequest):
+        run(files, Server(refuse))
+    assert read(files[1]) == []
+
+
+def test_requests_at_the_server_and_lines_taken_up_are_bounded(files: tuple[Path, Path]) -> None:
+    taken: list[str] = []
+    first = asyncio.Event()
+
+    async def slow(text: str) -> RequestOutput:
+        taken.append(text)
+        if text == "0":
+            await first.wait()
+        elif len(taken) == 3 * batch._AHEAD:
+            asyncio.get_running_loop().call_later(0.05, first.set)
+        return output(text)
+
+    write(files[0], *[{"prompt": str(n)} for n in range(60)])
+    server = Server(slow)
+    before: list[int] = []
+
+    async def both() -> None:
+        task = asyncio.create_task(batch.run(*files, server, use_tqdm=False, concurrency=3))
+        await first.wait()
+        before.append(len(taken))
+        await task
+
+    asyncio.run(both())
+    assert server.most == 3
+    assert before == [3 * batch._AHEAD], "no further while the first line is not answered"
+    assert [line["id"] for line in read(files[1])] == list(range(1, 61))
+
+
+def test_files_that_do_not_belong_together_are_refused(files: tuple[Path, Path]) -> None:
+    write(files[0], {"prompt": "a"}, {"prompt": "b"})
+
+    def refused(match: str, field: str, chosen: tuple[Path, Path] = files) -> None:
+        with pytest.raises(InvalidRequest, match=match) as caught:
+            run(chosen, Server())
+        assert caught.value.field == field
+
+    write(files[1], {"id": 1}, {"id": "other"})
+    refused("line 2 does not answer line 2", "output")
+    write(files[1], {"id": 1}, {"id": 2}, {"id": 3})
+    refused("has 3 lines", "output")
+    refused("must not be the input", "output", (files[0], files[0]))
+    refused("cannot be read", "input", (files[0].with_name("none"), files[1]))
+    refused("cannot be written", "output", (files[0], files[0].parent))
+    files[1].unlink()
+    with files[1].open("ab") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        refused("another run writes", "output")
+
+
+def test_defaults_that_no_line_could_use_are_refused_at_once(files: tuple[Path, Path]) -> None:
+    write(files[0], {"prompt": "a"})
+    with pytest.raises(InvalidRequest) as caught:
+        run(files, Server(), defaults={"top_q": 1})
+    assert caught.value.field == "top_q"
+    assert batch.remaining(*files) == 1
+
+
+def test_scores_and_logprobs_are_kept(files: tuple[Path, Path]) -> None:
+    async def scored(text: str) -> RequestOutput:
+        answer = output(text)
+        answer.outputs[0].score = -0.5
+        answer.outputs[0].logprobs = [TokenLogprobs(7, -0.1, [(7, -0.1)])]
+        return answer
+
+    write(files[0], {"prompt": "a"})
+    run(files, Server(scored))
+    (sample,) = read(files[1])[0]["outputs"]
+    assert sample["score"] == -0.5
+    assert sample["logprobs"] == [{"token_id": 7, "logprob": -0.1, "top": [[7, -0.1]]}]
+
+
+def test_progress_is_shown_on_stderr(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
+    write(files[0], {"prompt": "a"}, {"prompt": "b"})
+    asyncio.run(batch.run(*files, Server()))
+    shown = capsys.readouterr()
+    assert "2/2" in shown.err
+    assert shown.out == ""

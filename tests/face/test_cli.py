@@ -1,0 +1,196 @@
+"""The `tandem` command's verbs that need no cluster, as a shell meets them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import make_checkpoint
+from multilingual import multilingual_checkpoint
+from typer.testing import CliRunner, Result
+
+from tandem.cli import app
+from tandem.workers.config import EngineConfig
+from tandem.workers.engine import Engine
+
+
+def tandem(*arguments: str, stdin: str = "", code: int = 0) -> Result:
+    result = CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": "160"})
+    assert result.exit_code == code, result.output
+    return result
+
+
+def test_help_names_every_verb_and_teaches_by_example() -> None:
+    shown = tandem("--help").stdout
+    for verb in ("serve", "show", "generate", "translate", "summarize", "demo"):
+        assert verb in shown
+        assert f"tandem {verb}" in tandem(verb, "--help").stdout, verb
+
+
+def test_show_is_a_table_with_what_matters() -> None:
+    shown = tandem("show", "--input-tokens", "64").stdout
+    for fact in ("d_model", "encoder", "decoder", "max_new_tokens", "generation_config.json",
+                 "translate English to French: ", "K/V pool", "64 in, 128 out"):  # fmt: skip
+        assert fact in shown
+
+
+def facts(*arguments: str) -> Any:
+    return json.loads(tandem("show", *arguments, "--json").stdout)
+
+
+def test_show_says_where_each_default_comes_from() -> None:
+    defaults = facts()["defaults"]
+    assert defaults["max_new_tokens"] == {"value": 64, "from": "generation_config.json"}
+    assert defaults["temperature"] == {"value": 0.0, "from": "Tandem"}
+    defaults = facts("--default", "num_beams=4", "--default", "max_new_tokens=9")["defaults"]
+    assert defaults["num_beams"] == {"value": 4, "from": "server"}
+    assert defaults["max_new_tokens"] == {"value": 9, "from": "server"}
+    assert "num_beam" in tandem("show", "--default", "num_beam=4", code=1).stderr
+
+
+def test_show_says_what_fits(checkpoint: Callable[..., Path]) -> None:
+    memory = facts("--dtype", "float32", "--device", "cpu", "--kv-cache-gib", "0.5")["memory"]
+    # 2 layers of 4 heads of 64 float32, keys and values.
+    assert memory["self_kv_per_position"] == memory["cross_kv_per_position"] == 2 * 2 * 4 * 64 * 4
+    assert memory["hidden_states_per_position"] == 256 * 4
+    assert memory["pages"] == 2**29 // (32 * 4096)
+    assert memory["kv_cache"] == 2**29
+    assert memory["fits"]["sequences"] == memory["pages"] // (512 // 32 + 128 // 32)
+    halved = facts(str(checkpoint("flan")), "--dtype", "bfloat16", "--tp", "2", "--device", "cpu")["memory"]
+    assert halved["self_kv_per_position"] == 2 * 2 * (4 // 2) * 8 * 2
+    assert halved["ranks"] == 2
+
+
+def test_show_of_a_machine_that_is_elsewhere() -> None:
+    memory = facts("--device", "cuda", "--kv-cache-gib", "40")["memory"]
+    assert (memory["device"], memory["dtype"], memory["page_size"]) == ("cuda", "bfloat16", 64)
+    if not torch.cuda.is_available():
+        assert "kv_cache_gib: must be said" in tandem("show", "--device", "cuda", code=1).stderr
+
+
+@pytest.mark.parametrize("variant", ["t5", "umt5", "bart", "marian", "m2m-100", "bert2bert", "gpt2", "phi"])
+def test_show_counts_the_weights_the_engine_holds(checkpoint: Callable[..., Path], variant: str) -> None:
+    folder = str(checkpoint(variant))
+    runner = Engine(EngineConfig(model=folder, dtype="float32", device="cpu")).runner
+    memory = facts(folder, "--dtype", "float32", "--device", "cpu")["memory"]
+    for stack, name in ((runner.encoder, "encoder_weights"), (runner.decoder, "decoder_weights")):
+        held = sum(slot.into.nbytes for slot in stack.slots()) if stack else 0
+        assert memory[name] == pytest.approx(held, rel=0.01), "a table of token types is folded into another"
+    assert "decoder weights" in tandem("show", folder).stdout
+
+
+def test_show_of_a_decoder_alone(checkpoint: Callable[..., Path]) -> None:
+    shown = facts(str(checkpoint("gpt2")), "--input-tokens", "40", "--output-tokens", "24", "--device", "cpu")
+    memory = shown["memory"]
+    assert shown["spec"]["encoder"] is None
+    assert memory["encoder_weights"] == memory["cross_kv_per_position"] == 0
+    assert memory["fits"]["sequences"] == memory["pages"] // (64 // 32), "both are in one row of pages"
+
+
+def test_show_refuses_what_cannot_be_served() -> None:
+    assert "ModelLoadError model: no folder" in tandem("show", "./no/such", code=1).stderr
+    assert "InvalidRequest dtype" in tandem("show", "--dtype", "half", code=1).stderr
+
+
+FRENCH = "translate English to French: "
+
+
+def test_generate_answers_arguments_a_file_and_stdin_alike(tmp_path: Path) -> None:
+    file = tmp_path / "prompts"
+    file.write_text(f"{FRENCH}I am tired.\n\n{FRENCH}I am happy.\n")
+    from_file = tandem("generate", "--file", str(file)).stdout
+    assert from_file.splitlines()[0].startswith("Je suis")
+    assert from_file.splitlines()[1] == "", "a blank line has a blank answer"
+    assert tandem("generate", stdin=file.read_text()).stdout == from_file
+    arguments = tandem("generate", FRENCH + "I am tired.", FRENCH + "I am happy.").stdout
+    assert arguments.splitlines() == [text for text in from_file.splitlines() if text]
+
+
+def test_generate_streams_the_same_text() -> None:
+    whole = tandem("generate", FRENCH + "I am tired.").stdout
+    assert tandem("generate", "--stream", FRENCH + "I am tired.").stdout == whole
+
+
+def test_json_lines_hold_every_sample() -> None:
+    result = tandem(
+        "generate", "--jsonl", "-p", "n=2", "-p", "temperature=1.0", "-p", "seed=3", FRENCH + "Hi."
+    )
+    (line,) = map(json.loads, result.stdout.splitlines())
+    assert line["prompt"] == FRENCH + "Hi."
+    assert len(line["outputs"]) == 2
+    assert set(line["outputs"][0]) == {"text", "finish_reason", "tokens"}
+
+
+def test_progress_goes_to_stderr() -> None:
+    result = tandem("translate", *["I am tired."] * 5)
+    assert "5/5" in result.stderr
+    assert len(result.stdout.splitlines()) == 5
+
+
+def test_translate_knows_the_models_languages() -> None:
+    assert tandem("translate", "--to", "de", "I am happy.").stdout.startswith("Ich bin")
+    refused = tandem("translate", "--to", "xx", "I am happy.", code=1).stderr
+    assert "tgt_lang: the model declares no translation en to xx" in refused
+    assert "translation_en_to_fr" in refused
+
+
+def test_translate_with_a_tokenizer_of_many_languages(tmp_path: Path) -> None:
+    folder = str(multilingual_checkpoint(tmp_path))
+    arguments = ["translate", "--model", folder, "--from", "eng_Latn", "--max-tokens", "5", "--jsonl", "a b"]
+    (french, german) = (tandem(*arguments, "--to", to).stdout for to in ("fra_Latn", "deu_Latn"))
+    assert json.loads(french)["prompt"] == "a b"
+    assert french != german
+    assert "tgt_lang: the model has no language 'fr'" in tandem(*arguments, "--to", "fr", code=1).stderr
+
+
+def test_translate_with_a_model_of_unknown_languages(checkpoint: Callable[..., Path]) -> None:
+    refused = tandem("translate", "--model", str(checkpoint("t5")), "ba", code=1).stderr
+    assert "does not say which languages it translates" in refused
+
+
+def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
+    task = {"prefix": "ba be: ", "max_length": 9, "min_length": 5}
+    folder = str(make_checkpoint(tmp_path, "flan", task_specific_params={"summarization": task}))
+    (line,) = map(
+        json.loads, tandem("summarize", "--model", folder, "--jsonl", "bi bo bu").stdout.splitlines()
+    )
+    assert line["prompt"] == "bi bo bu"
+    same = tandem("generate", "--model", folder, "-p", "min_tokens=4", "--max-tokens", "8", "ba be: bi bo bu")
+    assert same.stdout == line["outputs"][0]["text"] + "\n"
+    assert 5 - 1 <= line["outputs"][0]["tokens"] <= 9 - 1, "lengths count the start token"
+    beams = tandem("summarize", "--model", folder, "--jsonl", "-p", "num_beams=3", "bi bo bu")
+    assert 5 - 1 <= json.loads(beams.stdout)["outputs"][0]["tokens"] <= 9 - 1
+    result = tandem("summarize", "--model", folder, "--max-tokens", "4", "--jsonl", "bi bo bu")
+    assert json.loads(result.stdout)["outputs"][0]["tokens"] == 4, "options go before the config"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["generate", "-p", "top_q=1", "x"], "top_q: unknown parameter"),
+        (["generate", "-p", "top_p", "x"], "param: expected NAME=VALUE"),
+        (["generate", "-p", "top_p=high", "x"], "top_p"),
+        (["generate", "--model", "./no/such", "x"], "model: no folder"),
+    ],
+)
+def test_errors_name_their_field(arguments: list[str], message: str) -> None:
+    assert message in tandem(*arguments, code=1).stderr
+
+
+def test_a_batch_that_cannot_or_need_not_run_starts_nothing(tmp_path: Path) -> None:
+    source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    assert "input: cannot be read" in tandem("batch", str(source), str(sink), code=1).stderr
+    source.write_text('{"prompt": "a"}\n')
+    assert "top_q: unknown" in tandem("batch", str(source), str(sink), "-p", "top_q=1", code=1).stderr
+    sink.write_text('{"id": 1}\n')
+    assert "Every line" in tandem("batch", str(source), str(sink)).stderr
+
+
+def test_usage_errors(tmp_path: Path) -> None:
+    assert "not both" in tandem("generate", "--file", str(tmp_path / "f"), "x", code=2).stderr
+    assert "No such file" in tandem("generate", "--file", str(tmp_path / "f"), code=2).stderr
+    assert "leave one out" in tandem("generate", "--stream", "--jsonl", "x", code=2).stderr

@@ -1,0 +1,221 @@
+"""`pipeline`: the calls and results of transformers 4's, the tokens of transformers' `generate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import load_reference, make_checkpoint
+from multilingual import multilingual_checkpoint
+
+from tandem import LLM, BeamSearchParams, InvalidRequest, Pipeline, SamplingParams, pipeline
+from tandem.generate_arguments import merged, to_params
+
+TASK = {"prefix": "ba be: ", "max_length": 9, "min_length": 5}
+TEXTS = ["bi bo bu", "da de di do", "fa", "ga ge gi go gu ka"]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_checkpoint(
+        tmp_path_factory.mktemp("flan"),
+        "flan",
+        task_specific_params={"summarization": TASK, "translation_en_to_fr": {"prefix": "ma: "}},
+    )
+
+
+@pytest.fixture(scope="module")
+def llm(folder: Path) -> Iterator[LLM]:
+    with LLM(str(folder), dtype="float32") as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def summarizer(llm: LLM) -> Pipeline:
+    return pipeline("summarization", llm)
+
+
+def reference(folder: Path, pipe: Pipeline, text: str, **arguments: Any) -> str:
+    """What transformers generates."""
+    model = load_reference(folder)
+    ids = torch.tensor([pipe.tokenizer(text)["input_ids"]])
+    (out,) = model.generate(input_ids=ids, do_sample=False, use_cache=False, **arguments).tolist()
+    shown: str = pipe.tokenizer.decode(out, skip_special_tokens=True)
+    return shown
+
+
+def test_results_have_the_shape_of_transformers_4(summarizer: Pipeline, llm: LLM) -> None:
+    one = summarizer(TEXTS[0])
+    assert [set(record) for record in one] == [{"summary_text"}]
+    assert summarizer([TEXTS[0]]) == one
+    many = summarizer(TEXTS, batch_size=2)
+    assert [set(record) for record in many] == [{"summary_text"}] * len(TEXTS)
+    assert many[0] == one[0]
+    assert summarizer(iter(TEXTS)) == many
+    samples = summarizer(TEXTS, do_sample=True, num_return_sequences=3, seed=1)
+    assert [[set(record) for record in group] for group in samples] == [[{"summary_text"}] * 3] * len(TEXTS)
+    (translated,) = pipeline("translation_en_to_fr", llm)("bi bo")
+    assert set(translated) == {"translation_text"}
+    (generated,) = pipeline("text2text-generation", llm)("bi bo")
+    assert set(generated) == {"generated_text"}
+
+
+def test_the_task_is_done_as_the_config_says_and_as_transformers_does_it(
+    summarizer: Pipeline, folder: Path
+) -> None:
+    for text in TEXTS:
+        (record,) = summarizer(text)
+        expected = reference(folder, summarizer, "ba be: " + text, max_length=9, min_length=5)
+        assert record["summary_text"] == expected
+        (record,) = summarizer(text, max_new_tokens=12, min_length=8)
+        expected = reference(folder, summarizer, "ba be: " + text, max_new_tokens=12, min_length=8)
+        assert record["summary_text"] == expected
+
+
+def test_beams_are_transformers_beams(llm: LLM, folder: Path) -> None:
+    pipe = pipeline("text2text-generation", llm)
+    search = {"num_beams": 3, "max_length": 12, "early_stopping": True, "length_penalty": 2.0}
+    for text in TEXTS:
+        assert pipe(text, **search)[0]["generated_text"] == reference(folder, pipe, text, **search)
+    assert len(pipe(TEXTS[0], **search, num_return_sequences=3)) == 3
+
+
+def test_arguments_of_the_pipeline_hold_for_every_call(llm: LLM, summarizer: Pipeline) -> None:
+    short = pipeline("summarization", llm, max_length=6, min_length=2)
+    assert short(TEXTS[0]) == summarizer(TEXTS[0], max_length=6, min_length=2) != summarizer(TEXTS[0])
+    assert short(TEXTS[0], max_length=9, min_length=5) == summarizer(TEXTS[0])
+
+
+def test_text_generation_goes_on_from_the_prompt(checkpoint: Callable[..., Path]) -> None:
+    folder = checkpoint("gpt2")
+    with pipeline("text-generation", str(folder), dtype="float32") as pipe:
+        for text in TEXTS[:2]:
+            ids = pipe.tokenizer(text)["input_ids"]
+            whole = pipe(text, max_length=len(ids) + 6, min_length=len(ids) + 6)
+            expected = reference(folder, pipe, text, max_length=len(ids) + 6, min_length=len(ids) + 6)
+            (new,) = pipe(text, max_new_tokens=6, min_new_tokens=6, return_full_text=False)
+            assert whole == [{"generated_text": text + new["generated_text"]}]
+            assert (text + " " + new["generated_text"].strip()) == expected
+        many = pipe(TEXTS, max_new_tokens=2)
+        assert [len(records) for records in many] == [1] * len(TEXTS), "a list for each"
+        with pytest.raises(InvalidRequest, match="it does text-generation"):
+            pipeline("summarization", pipe.llm)
+
+
+def test_languages_choose_the_prefix(llm: LLM) -> None:
+    named = pipeline("translation_en_to_fr", llm)("bi bo")
+    assert pipeline("translation", llm)("bi bo", src_lang="en", tgt_lang="fr") == named
+    assert (
+        pipeline("text2text-generation", llm)("ma: bi bo")[0]["generated_text"]
+        == named[0]["translation_text"]
+    )
+    with pytest.raises(InvalidRequest, match="translation_en_to_fr") as caught:
+        pipeline("translation", llm)("bi bo", src_lang="en", tgt_lang="xx")
+    assert caught.value.field == "tgt_lang"
+
+
+def test_a_tokenizer_of_many_languages_marks_both(tmp_path: Path) -> None:
+    folder = multilingual_checkpoint(tmp_path)
+    with pipeline("translation", str(folder), dtype="float32", max_length=9) as pipe:
+        (record,) = pipe("a b", src_lang="eng_Latn", tgt_lang="fra_Latn")
+        assert pipe(["a b"], src_lang="deu_Latn", tgt_lang="fra_Latn") != [record]
+        ids = pipe.tokenizer.convert_tokens_to_ids(["eng_Latn", "fra_Latn"])
+        prompt = {"prompt_token_ids": [ids[0], *pipe.llm.tokenize("a b")[1:]]}
+        params = SamplingParams(temperature=0, max_tokens=8, forced_bos_token_id=ids[1])
+        (output,) = pipe.llm.generate(prompt, params)  # type: ignore[arg-type]
+        assert output.outputs[0].token_ids[0] == ids[1]
+        assert record["translation_text"] == output.outputs[0].text
+        for arguments, field in (
+            ({}, "src_lang"),
+            ({"src_lang": "eng_Latn", "tgt_lang": "fr"}, "tgt_lang"),
+            ({"src_lang": "en", "tgt_lang": "fra_Latn"}, "src_lang"),
+        ):
+            with pytest.raises(InvalidRequest) as caught:
+                pipe("a b", **arguments)
+            assert caught.value.field == field
+
+
+def test_truncation_cuts_what_is_otherwise_refused(folder: Path) -> None:
+    with pipeline(
+        "text2text-generation", str(folder), dtype=torch.float32, device=-1, max_encoder_length=4
+    ) as pipe:
+        with pytest.raises(InvalidRequest, match="the limit is 4") as caught:
+            pipe("ba be bi bo bu")
+        assert caught.value.field == "prompt"
+        assert pipe("ba be bi bo bu", truncation=True) == pipe("ba be bi")
+
+
+def test_the_bundled_model_is_the_default() -> None:
+    with pipeline("translation_en_to_de") as translator:
+        assert translator("I am happy.")[0]["translation_text"].startswith("Ich bin")
+        cleaned = translator("I am happy.", clean_up_tokenization_spaces=True)
+        assert cleaned == translator("I am happy.")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field"),
+    [
+        ({"max_tokens": 5}, "max_tokens"),
+        ({"num_beam": 2}, "num_beam"),
+        ({"max_length": 0}, "max_length"),
+        ({"min_new_tokens": True}, "min_new_tokens"),
+        ({"num_return_sequences": 2}, "num_return_sequences"),
+        ({"do_sample": True, "top_p": 2.0}, "top_p"),
+        ({"truncation": "sideways"}, "truncation"),
+    ],
+)
+def test_bad_arguments_name_themselves(summarizer: Pipeline, arguments: dict[str, Any], field: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        summarizer(TEXTS[0], **arguments)
+    assert caught.value.field == field
+
+
+def test_bad_pipelines_name_what_is_wrong(llm: LLM) -> None:
+    for task, options, field in (
+        ("summarisation", {}, "task"),
+        ("text-generation", {}, "task"),
+        ("summarization", {"max_num_seqs": 3}, "max_num_seqs"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            pipeline(task, llm, **options)  # type: ignore[arg-type]
+        assert caught.value.field == field
+    with pytest.raises(InvalidRequest) as caught:
+        pipeline("summarization", device_map="auto")
+    assert caught.value.field == "device_map"
+    with pytest.raises(InvalidRequest) as caught:
+        pipeline("summarization", device="tpu")
+    assert caught.value.field == "device"
+
+
+def test_later_layers_go_first_and_kinds_of_length_exclude_each_other() -> None:
+    assert merged({"max_new_tokens": 5, "seed": 1}, {"max_length": 9, "seed": None}) == {
+        "max_length": 9,
+        "seed": 1,
+    }
+
+
+def test_arguments_of_generate_become_parameters() -> None:
+    def params(beams: bool = False, /, **arguments: Any) -> Any:
+        return to_params(arguments, 1, beams=beams)
+
+    assert to_params({"max_length": 9, "min_length": 3}, 2, beams=False) == SamplingParams(
+        max_tokens=7, min_tokens=1
+    )
+    assert params(max_new_tokens=5, max_length=9) == SamplingParams(max_tokens=5)
+    assert params(do_sample=False) == SamplingParams(temperature=0.0)
+    assert params(do_sample=True, num_return_sequences=2) == SamplingParams(temperature=1.0, n=2)
+    assert params(num_beams=3, num_return_sequences=2, length_penalty=2.0) == BeamSearchParams(
+        num_beams=3, num_return_sequences=2, length_penalty=2.0
+    )
+    assert params(True, max_new_tokens=5) == BeamSearchParams(max_tokens=5), "the model's own way"
+    assert params(True, num_beams=1) == SamplingParams()
+    with pytest.warns(UserWarning, match="without do_sample=True: top_k"):
+        assert params(top_k=5) == SamplingParams()
+    with pytest.warns(UserWarning, match="without num_beams: length_penalty"):
+        assert params(length_penalty=2.0) == SamplingParams()
+    with pytest.raises(InvalidRequest) as caught:
+        params(num_beams=2, do_sample=True)
+    assert caught.value.field == "do_sample"

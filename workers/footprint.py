@@ -1,0 +1,84 @@
+"""What a model takes in memory, worked out without reading its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tandem.errors import InvalidRequest
+from tandem.workers.checkpoint import Checkpoint, WeightSlot, read_json
+from tandem.workers.config import GIB, EngineConfig
+from tandem.workers.distributed import Group
+from tandem.workers.layers import Placement
+from tandem.workers.model import DecoderStack, EncoderStack
+
+
+@dataclass(frozen=True)
+class Footprint:
+    """Of one engine. Sizes are bytes on each rank."""
+
+    device: str
+    dtype: str
+    ranks: int
+    encoder_weights: int  # 0: decoder-only, as the other figures of the encoder are then
+    decoder_weights: int
+    self_kv_per_position: int  # a position of the decoder, in all its layers
+    cross_kv_per_position: int  # a position of the encoder, there too
+    hidden_states_per_position: int  # what an encoder hands to a decoder for each position
+    page_size: int  # positions
+    pages: int  # of the pool that self- and cross-attention share
+
+    @classmethod
+    def of(cls, config: EngineConfig) -> Footprint:
+        """What the engine of this configuration takes on this machine.
+
+        Raises ModelLoadError for a model that cannot be served.
+        """
+        folder = Path(config.model)
+        checkpoint = Checkpoint(folder, read_json(folder, "config.json"))
+        spec, tied = checkpoint.spec, checkpoint.tied("decoder.output", "decoder.embedding")
+        auto = "cuda" if torch.cuda.is_available() else "cpu"
+        device = torch.device(auto if config.device == "auto" else config.device)  # need not be here
+        dtype = config.torch_dtype(device)
+        ranks = config.tensor_parallel_size
+        # The engine's own layers, of tensors that have a size but no memory.
+        place = Placement(torch.device("meta"), dtype, Group(size=ranks))
+        encoder = 0 if spec.encoder is None else _bytes(EncoderStack(spec.encoder, place).slots())
+        decoder = _bytes(DecoderStack(spec, tied, place).slots())
+        if device.type == "cuda" and config.num_pages is None and config.kv_cache_gib is None:
+            if not torch.cuda.is_available():
+                raise InvalidRequest("must be said where there is no GPU to ask", field="kv_cache_gib")
+            free = torch.cuda.mem_get_info(device)[0] - encoder - decoder
+            config = replace(config, kv_cache_gib=max(1, 0.8 * free) / GIB)
+        stack = spec.decoder
+        kv = 2 * stack.layers * (stack.heads // ranks) * stack.head_dim * dtype.itemsize
+        return cls(
+            device=device.type,
+            dtype=str(dtype).removeprefix("torch."),
+            ranks=ranks,
+            encoder_weights=encoder,
+            decoder_weights=decoder,
+            self_kv_per_position=kv,
+            cross_kv_per_position=0 if spec.encoder is None else kv,
+            hidden_states_per_position=0 if spec.encoder is None else spec.encoder.d_model * dtype.itemsize,
+            page_size=config.positions_per_page(device),
+            pages=config.pages(stack, device, dtype),
+        )
+
+    @property
+    def kv_cache(self) -> int:
+        """Bytes of the pool."""
+        return self.pages * self.page_size * self.self_kv_per_position
+
+    def sequences(self, inputs: int, outputs: int) -> int:
+        """How many sequences with inputs and outputs of these lengths the pool holds at once."""
+        # A decoder-only model has both in one row of pages.
+        parts = (inputs, outputs) if self.cross_kv_per_position else (inputs + outputs,)
+        return self.pages // sum(-(-part // self.page_size) for part in parts)
+
+
+def _bytes(slots: Iterable[WeightSlot]) -> int:
+    return sum(slot.into.numel() * slot.into.element_size() for slot in slots)
