@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterable, Mapping
+from functools import cache, partial
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -79,7 +80,9 @@ class Pipeline:
     def __init__(self, task: str, key: str, llm: LLM, arguments: Mapping[str, Any], *, owned: bool) -> None:
         self.task, self.llm = task, llm
         self.tokenizer = load_tokenizer(llm.folder)
-        self._lock = threading.Lock()  # around the tokenizer, which remembers what it was told last
+        self._lock = threading.Lock()  # around the tokenizer, which remembers how it cut last
+        # Reading a tokenizer's languages takes as long as an answer.
+        self._translation = cache(partial(translation, llm.folder, lambda: self.tokenizer))
         self._key, self._arguments, self._owned = key, dict(arguments), owned
         encoder_decoder = llm.info.encoder_vocab_size is not None
         self._continues = task == "text-generation"
@@ -138,7 +141,7 @@ class Pipeline:
         match = _TRANSLATION.fullmatch(self.task)
         source, target = (call.get("src_lang"), call.get("tgt_lang")) if match is None else match.groups()
         if source is not None and target is not None:
-            return translation(self.llm.folder, lambda: self.tokenizer, source, target) or Task()
+            return self._translation(source, target) or Task()
         if self.task == "translation" and hasattr(self.tokenizer, "src_lang"):
             raise InvalidRequest("this model needs src_lang and tgt_lang", field="src_lang")
         return tasks_of(self.llm.folder).get(self.task, Task())
@@ -148,12 +151,13 @@ class Pipeline:
         if not isinstance(text, str):
             raise InvalidRequest(f"must be str, got {type(text).__name__}", field="inputs")
         limit = min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens)
-        cut = {"truncation": True, "max_length": limit} if _truncates(call) else {}
+        most = limit if _truncates(call) else None
         with self._lock:
-            prompt = task.prompt(text, lambda: self.tokenizer, **cut)
+            prompt = task.prompt(text, lambda: self.tokenizer, most)
             if not self._continues:
                 return prompt, 1  # the decoder's start token
-            return prompt, len(self.tokenizer(task.prefix + text, **cut)["input_ids"])
+            length = len(self.tokenizer(task.prefix + text)["input_ids"])
+            return prompt, length if most is None else min(length, most)
 
     def _records(self, text: str, output: RequestOutput, call: Mapping[str, Any]) -> list[Record]:
         whole = self._continues and call.get("return_full_text", True)

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from tandem.errors import InvalidRequest
 from tandem.inputs import Prompt, TokensPrompt
 from tandem.workers.checkpoint import read_json
+from tandem.workers.languages import Language, language, languages_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase as Tokenizer
@@ -21,20 +22,18 @@ class Task:
 
     prefix: str = ""
     arguments: Mapping[str, Any] = field(default_factory=dict)  # of transformers' `generate`
-    source: str | None = None  # the input's language, for a tokenizer that marks it
+    source: Language | None = None  # the input's, for a tokenizer that marks it
 
-    def prompt(self, text: str, tokenizer: Callable[[], Tokenizer], **cut: Any) -> Prompt:
-        """The prompt for a text. `cut` are the tokenizer's arguments of truncation.
-
-        Not for several threads at once: the tokenizer remembers what it was told last.
-        """
+    def prompt(self, text: str, tokenizer: Callable[[], Tokenizer], most: int | None = None) -> Prompt:
+        """The prompt for a text, cut to `most` tokens where given."""
         text = self.prefix + text
-        if self.source is None and not cut:
+        if self.source is None and most is None:
             return text
-        own = tokenizer()
-        if self.source is not None:
-            own.src_lang = self.source
-        return TokensPrompt(prompt_token_ids=own(text, **cut)["input_ids"], prompt=text)
+        before, behind = (self.source.prefix, self.source.suffix) if self.source else ((), ())
+        special = self.source is None  # else they are these two
+        room = {} if most is None else {"truncation": True, "max_length": most - len(before) - len(behind)}
+        ids = tokenizer()(text, add_special_tokens=special, **room)["input_ids"]
+        return TokensPrompt(prompt_token_ids=[*before, *ids, *behind], prompt=text)
 
 
 def load_tokenizer(folder: Path) -> Tokenizer:
@@ -70,9 +69,13 @@ def translation(folder: Path, tokenizer: Callable[[], Tokenizer], source: str, t
     if name in tasks:
         return tasks[name]
     own: Any = tokenizer()
-    if hasattr(own, "src_lang"):
-        _language(own, source, "src_lang")
-        return Task(arguments={"forced_bos_token_id": _language(own, target, "tgt_lang")}, source=source)
+    if languages := languages_of(own):
+        first = language(languages, target, "tgt_lang")
+        assert first is not None
+        return Task(
+            arguments={"forced_bos_token_id": first.token_id},
+            source=language(languages, source, "src_lang"),
+        )
     if isinstance(getattr(own, "source_lang", None), str):
         tasks[f"translation_{own.source_lang}_to_{own.target_lang}"] = Task()
     if tasks and name not in tasks:
@@ -81,12 +84,3 @@ def translation(folder: Path, tokenizer: Callable[[], Tokenizer], source: str, t
             field="tgt_lang",
         )
     return tasks.get(name)
-
-
-def _language(tokenizer: Any, code: str, name: str) -> int:
-    """The token of a language."""
-    token = getattr(tokenizer, "lang_code_to_token", {}).get(code, code)
-    found = tokenizer.convert_tokens_to_ids(token)
-    if found in (None, tokenizer.unk_token_id):
-        raise InvalidRequest(f"the model has no language {code!r}", field=name)
-    return int(found)
