@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import urllib.request
 from dataclasses import dataclass
 from typing import Any
 
+import grpc
 import ray
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 from ray.serve._private.common import RequestProtocol
 from ray.serve.context import _get_global_client
+
+ANSWER_TIMEOUT_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -43,3 +48,25 @@ def read_endpoints(application: str, host: str) -> Endpoints:
         )
 
     return Endpoints(http=of(RequestProtocol.HTTP), grpc=of(RequestProtocol.GRPC))
+
+
+def serving(endpoints: Endpoints, host: str) -> bool:
+    """Whether the application answers at every listener of this machine, whose address is `host`, that it can
+    take requests. It is running a moment before: routers have yet to attach to engines, and Serve's proxies
+    to hear of the application."""
+
+    def here(addresses: tuple[str, ...]) -> list[str]:
+        return [address for address in addresses if address.rpartition(":")[0] == host]
+
+    try:
+        for address in here(endpoints.http):
+            urllib.request.urlopen(f"http://{address}/health", timeout=ANSWER_TIMEOUT_S).close()
+        for address in here(endpoints.grpc):
+            with grpc.insecure_channel(address) as channel:
+                check = health_pb2_grpc.HealthStub(channel).Check
+                answer = check(health_pb2.HealthCheckRequest(), timeout=ANSWER_TIMEOUT_S)
+                if answer.status != health_pb2.HealthCheckResponse.SERVING:
+                    return False
+    except (OSError, grpc.RpcError):
+        return False
+    return True

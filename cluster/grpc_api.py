@@ -21,6 +21,8 @@ from tandem.workers.assembler import PreparedRequest
 
 # What the validator calls things, in this protocol's words.
 _FIELDS: Final = {
+    "prompt": "encoder_prompt",
+    "prompt_token_ids": "encoder_prompt.token_ids",
     "encoder_prompt.prompt_token_ids": "encoder_prompt.token_ids",
     "decoder_prompt.prompt_token_ids": "decoder_prompt.token_ids",
     "timeout_s": "timeout_ms",

@@ -24,7 +24,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
 from tandem.cluster.app import SUPERVISOR_CPUS, application, decided
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.endpoints import Endpoints, read_endpoints
+from tandem.cluster.endpoints import Endpoints, read_endpoints, serving
 from tandem.errors import InvalidRequest, Unavailable
 
 logger = logging.getLogger(__name__)
@@ -104,7 +104,9 @@ class RunningCluster:
         while True:
             status = _status()
             if status is not None and status.status is ApplicationStatus.RUNNING:
-                return self.endpoints()
+                endpoints = self.endpoints()
+                if ingress is not None or serving(endpoints, self._host):
+                    return endpoints
             if status is not None and status.status is ApplicationStatus.DEPLOY_FAILED:
                 raise Unavailable(f"the application could not be deployed: {_reasons(status)}")
             if time.monotonic() > deadline:

@@ -28,7 +28,7 @@ class GenerateArguments:
 
     request_id: str | None
     model: str | None
-    prompt: ExplicitEncoderDecoderPrompt
+    prompt: Prompt
     kind: type[Params] | None  # None: the model's own way of decoding
     params: dict[str, Any]  # those of `kind` that the request sets
     priority: int
@@ -40,16 +40,17 @@ def arguments_of(request: pb.GenerateRequest | pb.GenerateStreamRequest) -> Gene
     if not request.HasField("encoder_prompt"):
         raise InvalidRequest("is required", field="encoder_prompt")
     encoder = _prompt_of(request.encoder_prompt, "encoder_prompt")
-    decoder = (
-        _prompt_of(request.decoder_prompt, "decoder_prompt") if request.HasField("decoder_prompt") else None
-    )
+    prompt: Prompt = encoder  # a decoder-only model's, too
+    if request.HasField("decoder_prompt"):
+        decoder = _prompt_of(request.decoder_prompt, "decoder_prompt")
+        prompt = ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder)
     sampling, beams = request.HasField("sampling_params"), request.HasField("beam_search_params")
     if sampling and beams:
         raise InvalidRequest("does not go with sampling_params", field="beam_search_params")
     return GenerateArguments(
         request_id=request.request_id or None,
         model=request.model or None,
-        prompt=ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder),
+        prompt=prompt,
         kind=BeamSearchParams if beams else SamplingParams if sampling else None,
         params=_params_of(request.beam_search_params if beams else request.sampling_params),
         priority=request.priority,

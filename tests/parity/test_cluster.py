@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from itertools import product
 from pathlib import Path
 
 import grpc
@@ -33,8 +34,10 @@ def started() -> Iterator[tuple[launch.RunningCluster, ServeConfig]]:
         yield cluster, config
 
 
-@pytest.mark.parametrize("tensor_parallel_size", [1, 2])
-@pytest.mark.parametrize("variant", [*T5_VARIANTS, "bart", "marian-two-vocabularies", "gpt2"])
+@pytest.mark.parametrize(
+    ("variant", "tensor_parallel_size"),
+    [*product(T5_VARIANTS, (1, 2)), ("bart", 1), ("marian-two-vocabularies", 1), ("gpt2", 1)],
+)
 def test_greedy(
     started: tuple[launch.RunningCluster, ServeConfig],
     tmp_path: Path,
