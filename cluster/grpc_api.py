@@ -6,13 +6,14 @@ Ray Serve calls them by the last part of the RPC's path. `rpc` registers them so
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Final, TypeVar
 
 from grpc_health.v1 import health_pb2
 
-from tandem import wire
+from tandem import score_wire, wire
 from tandem.cluster.service import Call, Service
 from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemError
 from tandem.rpc import SERVICE, MessageT, parse, set_error
@@ -22,9 +23,6 @@ from tandem.workers.assembler import PreparedRequest
 # What the validator calls things, in this protocol's words.
 _FIELDS: Final = {
     "prompt": "encoder_prompt",
-    "prompt_token_ids": "encoder_prompt.token_ids",
-    "encoder_prompt.prompt_token_ids": "encoder_prompt.token_ids",
-    "decoder_prompt.prompt_token_ids": "decoder_prompt.token_ids",
     "timeout_s": "timeout_ms",
 }
 _SERVICES: Final = ("", SERVICE.full_name)  # whose health can be asked for; "" is the whole server
@@ -63,6 +61,20 @@ class GrpcApi:
                     generated += len(piece.delta.token_ids)
                     yield wire.delta_event(piece.delta)
             yield wire.finished_event(encoder_tokens, len(prepared.prompt_token_ids), generated)
+
+    async def Score(self, request: bytes, grpc_context: Any) -> pb.ScoreResponse:
+        with self._call("Score", grpc_context) as call:
+            arguments = score_wire.score_arguments_of(self._parse(pb.ScoreRequest, request))
+            with _in_its_words():
+                prepared = await call.prepare_score(
+                    arguments.prompt,
+                    arguments.targets,
+                    model=arguments.model,
+                    request_id=arguments.request_id,
+                    priority=arguments.priority,
+                    timeout_s=arguments.timeout_s,
+                )
+            return score_wire.score_response(await call.score(prepared))
 
     async def Tokenize(self, request: bytes, grpc_context: Any) -> pb.TokenizeResponse:
         with self._call("Tokenize", grpc_context) as call:
@@ -112,7 +124,7 @@ class GrpcApi:
     async def _prepare(self, call: Call, kind: type[RequestT], request: bytes) -> PreparedRequest:
         message = self._parse(kind, request)
         arguments = wire.arguments_of(message)
-        try:
+        with _in_its_words():
             [prepared] = await call.prepare(
                 [arguments.prompt],
                 None if arguments.kind is None else arguments.kind(**arguments.params),
@@ -121,8 +133,6 @@ class GrpcApi:
                 priority=arguments.priority,
                 timeout_s=arguments.timeout_s,
             )
-        except InvalidRequest as error:
-            raise InvalidRequest(error.message, field=_FIELDS.get(error.field or "", error.field)) from None
         return prepared
 
     def _parse(self, kind: type[MessageT], request: bytes) -> MessageT:
@@ -140,3 +150,13 @@ class GrpcApi:
             if isinstance(error, TandemError):
                 raise
             raise InternalError("internal error, see the server's log") from None
+
+
+@contextmanager
+def _in_its_words() -> Iterator[None]:
+    try:
+        yield
+    except InvalidRequest as error:
+        field = re.sub(r"\bprompt_token_ids$", "token_ids", error.field or "")
+        field = "encoder_prompt.token_ids" if field == "token_ids" else _FIELDS.get(field, field)
+        raise InvalidRequest(error.message, field=field or None) from None

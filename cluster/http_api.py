@@ -6,7 +6,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from tandem.cluster import openai_api, translate_api
+from tandem.cluster import openai_api, score_api, translate_api
 from tandem.cluster.http_body import read_json, unless_disconnected
 from tandem.cluster.http_errors import add_error_handlers
 from tandem.cluster.service import Service
@@ -19,6 +19,7 @@ def build_app(service: Service) -> FastAPI:
     add_error_handlers(app)
     app.include_router(openai_api.routes(service))
     app.include_router(translate_api.routes(service))
+    app.include_router(score_api.routes(service))
 
     @app.get("/health")
     async def health() -> Response:

@@ -15,13 +15,14 @@ from tandem.cluster.health import Health, Workers
 from tandem.cluster.metrics import Metrics, Observation
 from tandem.cluster.metrics import Protocol as WireProtocol
 from tandem.errors import DeadlineExceeded, InvalidRequest
-from tandem.inputs import Prompt
-from tandem.outputs import RequestOutput, TextDelta
+from tandem.inputs import Prompt, SingletonPrompt
+from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params
 from tandem.wire import ServedModel
 from tandem.workers.assembler import Assembler, PreparedRequest
 from tandem.workers.frontend import Frontend
 from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.scoring import PreparedScore
 
 T = TypeVar("T")
 
@@ -86,6 +87,14 @@ class Service:
         async with aclosing(streams[0] if len(streams) == 1 else _merge(streams)) as merged:
             async for piece in merged:
                 yield piece
+
+    async def end(self, request: EngineRequest) -> Delta:
+        """The last delta of a request that delivers at its end only."""
+        async with aclosing(self._router.generate(request)) as deltas:
+            delta = await anext(deltas)
+        if delta.queued_s is not None:
+            self.metrics.queue.observe(delta.queued_s)
+        return delta
 
     async def _sample(
         self, number: int, index: int, sample: EngineRequest, assembler: Assembler
@@ -160,6 +169,42 @@ class Call:
         prepared = await self._service.in_thread(prepare)
         self._observation.request_id = prepared[0].request_id
         return prepared
+
+    async def prepare_score(
+        self,
+        prompt: Prompt,
+        targets: Sequence[SingletonPrompt],
+        *,
+        model: str | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> PreparedScore:
+        """Validates and tokenizes. Raises InvalidRequest, ModelNotFound: see `Frontend.prepare_score`."""
+        frontend = self._service.frontend
+        prepared = await self._service.in_thread(
+            lambda: frontend.prepare_score(
+                prompt,
+                targets,
+                model=model,
+                request_id=request_id,
+                priority=priority,
+                timeout_s=timeout_s,
+            )
+        )
+        self._observation.request_id = prepared.request_id
+        return prepared
+
+    async def score(self, prepared: PreparedScore) -> ScoreOutput:
+        """All targets' scores. The first error ends them all."""
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [group.create_task(self._service.end(target)) for target in prepared.targets]
+        except BaseExceptionGroup as errors:
+            raise errors.exceptions[0] from None
+        self._observation.accepted(len(prepared.encoder_prompt_token_ids))
+        ends = (task.result() for task in tasks)
+        return prepared.output({end.request_id: end for end in ends})
 
     async def tokenize(self, text: str, *, field: str, model: str | None = None) -> list[int]:
         """The encoder's ids for a text."""

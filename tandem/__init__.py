@@ -28,7 +28,14 @@ if TYPE_CHECKING:
     )
     from tandem.limits import Limits
     from tandem.llm import LLM
-    from tandem.outputs import CompletionOutput, RequestOutput, TextDelta, TokenLogprobs
+    from tandem.outputs import (
+        CompletionOutput,
+        RequestOutput,
+        ScoreOutput,
+        TargetScore,
+        TextDelta,
+        TokenLogprobs,
+    )
     from tandem.params import BeamSearchParams, SamplingParams
     from tandem.pipelines import Pipeline, pipeline
 
@@ -44,7 +51,9 @@ _WHERE = {
     ),
     "tandem.limits": ("Limits",),
     "tandem.llm": ("LLM",),
-    "tandem.outputs": ("CompletionOutput", "RequestOutput", "TextDelta", "TokenLogprobs"),
+    "tandem.outputs": (
+        "CompletionOutput", "RequestOutput", "ScoreOutput", "TargetScore", "TextDelta", "TokenLogprobs",
+    ),
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "pipeline"),
 }  # fmt: skip
@@ -70,7 +79,9 @@ __all__ = [
     "RequestOutput",
     "RequestTooLarge",
     "SamplingParams",
+    "ScoreOutput",
     "TandemError",
+    "TargetScore",
     "TextDelta",
     "TextPrompt",
     "TokenLogprobs",

@@ -3,115 +3,27 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
-from collections.abc import AsyncGenerator, Generator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncGenerator, Generator, Sequence
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tqdm import tqdm
 
-from tandem import wire
-from tandem.errors import DeadlineExceeded, InvalidRequest, Unavailable
-from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt
-from tandem.outputs import RequestOutput, TextDelta
-from tandem.params import DecodingParams, Params
-from tandem.rpc import SERVICE, error_of
+from tandem import score_wire, wire
+from tandem.connection import GRACE_S, OPTIONS, Metadata, Settings, each, positive, serving, typed_errors
+from tandem.errors import DeadlineExceeded, Unavailable
+from tandem.inputs import Prompt, SingletonPrompt
+from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
+from tandem.params import Params
 from tandem.v1 import inference_pb2 as pb
 from tandem.v1.inference_pb2_grpc import InferenceServiceStub
 from tandem.wire import ServedModel
 
-Metadata = Sequence[tuple[str, str | bytes]]
 
-_SERVICE_CONFIG = {
-    # A connection to every address the name resolves to, as of a headless Kubernetes service.
-    "loadBalancingConfig": [{"round_robin": {}}],
-    "methodConfig": [
-        {
-            "name": [{"service": SERVICE.full_name}],
-            # gRPC retries a call only while nothing of its answer has arrived. About three seconds in all,
-            # for a server that restarts or a replica that went away.
-            "retryPolicy": {
-                "maxAttempts": 5,
-                "initialBackoff": "0.1s",
-                "maxBackoff": "2s",
-                "backoffMultiplier": 3,
-                "retryableStatusCodes": ["UNAVAILABLE"],
-            },
-        }
-    ],
-}
-_OPTIONS = [
-    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
-    # Connections are tried again at the pace of calls; gRPC's own first pause, a second, would let most of
-    # a call's attempts fail unsent.
-    ("grpc.initial_reconnect_backoff_ms", 100),
-    ("grpc.max_reconnect_backoff_ms", 2000),
-    # An answer is as long as its request allowed: many samples with logprobs are megabytes.
-    ("grpc.max_receive_message_length", -1),
-]
-
-# The server ends a request at its timeout and sends what there is by then. The client waits this much
-# longer for it.
-_GRACE_S = 1.0
-
-
-@contextmanager
-def _typed_errors() -> Iterator[None]:
-    try:
-        yield
-    except grpc.RpcError as error:
-        raise error_of(error.code(), error.details()) from error
-
-
-class _Settings:
-    """What the two clients have in common."""
-
-    def __init__(self, timeout: float, metadata: Metadata) -> None:
-        self._timeout = timeout
-        self._metadata = tuple(metadata)
-
-    def _generate_request(
-        self,
-        kind: type[wire.GenerateT],
-        prompt: Prompt,
-        params: Params | None,
-        decoder_prompt: SingletonPrompt | None,
-        model: str | None,
-        priority: int,
-        timeout: float | None,
-        request_id: str | None,
-    ) -> wire.GenerateT:
-        if decoder_prompt is not None:
-            encoder_prompt = cast(SingletonPrompt, prompt)  # `take_apart` refuses anything else
-            prompt = ExplicitEncoderDecoderPrompt(
-                encoder_prompt=encoder_prompt, decoder_prompt=decoder_prompt
-            )
-        return wire.generate_request(
-            kind,
-            prompt,
-            params,
-            model=model,
-            priority=priority,
-            timeout_s=self._seconds(timeout),
-            request_id=request_id,
-        )
-
-    def _seconds(self, timeout: float | None) -> float:
-        timeout = self._timeout if timeout is None else timeout
-        if timeout <= 0:
-            raise InvalidRequest(f"must be positive, got {timeout}", field="timeout")
-        return timeout
-
-    def _options(self, timeout: float | None, grace: float = 0.0) -> dict[str, Any]:
-        """The keyword arguments of a gRPC call."""
-        return {"timeout": self._seconds(timeout) + grace, "metadata": self._metadata}
-
-
-class Client(_Settings):
+class Client(Settings):
     """A connection to a Tandem server, to be closed or used in a `with` statement. Threads may share it.
 
     `target` is a gRPC name ("localhost:9000", "dns:///tandem:9000"); `timeout`, in seconds, holds for
@@ -138,9 +50,9 @@ class Client(_Settings):
     ) -> None:
         super().__init__(timeout, metadata)
         if credentials is None:
-            self._channel = grpc.insecure_channel(target, options=_OPTIONS)
+            self._channel = grpc.insecure_channel(target, options=OPTIONS)
         else:
-            self._channel = grpc.secure_channel(target, credentials, options=_OPTIONS)
+            self._channel = grpc.secure_channel(target, credentials, options=OPTIONS)
         self._stub = InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
@@ -164,8 +76,8 @@ class Client(_Settings):
         request = self._generate_request(
             pb.GenerateRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id
         )
-        with _typed_errors():
-            response = self._stub.Generate(request, **self._options(timeout, _GRACE_S))
+        with typed_errors():
+            response = self._stub.Generate(request, **self._options(timeout, GRACE_S))
         return wire.output_of(request, response)
 
     def generate_many(
@@ -183,9 +95,9 @@ class Client(_Settings):
         An error ends the rest. `use_tqdm` shows a progress bar."""
         requests = [
             self._generate_request(pb.GenerateRequest, prompt, one, None, model, priority, timeout, None)
-            for prompt, one in zip(prompts, _each(params, len(prompts)), strict=True)
+            for prompt, one in zip(prompts, each(params, len(prompts)), strict=True)
         ]
-        free, failed = threading.Semaphore(_positive(concurrency, "concurrency")), threading.Event()
+        free, failed = threading.Semaphore(positive(concurrency, "concurrency")), threading.Event()
 
         def done(call: grpc.Future[pb.GenerateResponse]) -> None:
             if call.exception() is not None:
@@ -200,9 +112,9 @@ class Client(_Settings):
                 free.acquire()
                 if failed.is_set():
                     break
-                calls.append(self._stub.Generate.future(request, **self._options(timeout, _GRACE_S)))
+                calls.append(self._stub.Generate.future(request, **self._options(timeout, GRACE_S)))
                 calls[-1].add_done_callback(done)
-            with _typed_errors():  # after a failure there are fewer calls, and one of them raises here
+            with typed_errors():  # after a failure there are fewer calls, and one of them raises here
                 return [
                     wire.output_of(request, call.result())
                     for request, call in zip(requests, calls, strict=False)
@@ -230,39 +142,58 @@ class Client(_Settings):
         request = self._generate_request(
             pb.GenerateStreamRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id
         )
-        return self._deltas(request, self._options(timeout, _GRACE_S))
+        return self._deltas(request, self._options(timeout, GRACE_S))
 
     def _deltas(
         self, request: pb.GenerateStreamRequest, options: dict[str, Any]
     ) -> Generator[TextDelta, None, None]:
         call = self._stub.GenerateStream(request, **options)
         try:
-            with _typed_errors():
+            with typed_errors():
                 for event in call:
                     if event.HasField("delta"):
                         yield wire.delta_of(event.delta)
         finally:
             call.cancel()
 
+    def score(
+        self,
+        prompt: Prompt,
+        targets: SingletonPrompt | Sequence[SingletonPrompt],
+        *,
+        model: str | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> ScoreOutput:
+        """The log-likelihood of a target, or of each of a list, as answers to one prompt.
+
+        A prompt that says a decoder prompt has the targets scored behind it. Text is tokenized as a label is,
+        token ids are taken as they are. Raises `DeadlineExceeded` where the `timeout` passes.
+        """
+        request = self._score_request(prompt, targets, model, priority, timeout, request_id)
+        with typed_errors():
+            return score_wire.scores_of(request, self._stub.Score(request, **self._options(timeout, GRACE_S)))
+
     def tokenize(self, text: str, *, model: str | None = None, timeout: float | None = None) -> list[int]:
         """The token ids the encoder is given for `text`, special tokens included."""
         request = wire.tokenize_request(text, model)
-        with _typed_errors():
+        with typed_errors():
             return list(self._stub.Tokenize(request, **self._options(timeout)).token_ids)
 
     def models(self, *, timeout: float | None = None) -> list[ServedModel]:
         """The models served."""
-        with _typed_errors():
+        with typed_errors():
             return wire.models_of(self._stub.ListModels(pb.ListModelsRequest(), **self._options(timeout)))
 
     def health(self, *, timeout: float | None = None) -> bool:
         """Whether there is a server and it can answer requests."""
         try:
-            with _typed_errors():
+            with typed_errors():
                 response = self._health.Check(health_pb2.HealthCheckRequest(), **self._options(timeout))
         except (Unavailable, DeadlineExceeded):
             return False
-        return _serving(response)
+        return serving(response)
 
     def close(self) -> None:
         """Closes the connection; calls under way end with `Cancelled`."""
@@ -277,7 +208,7 @@ class Client(_Settings):
         self.close()
 
 
-class AsyncClient(_Settings):
+class AsyncClient(Settings):
     """`Client` for asyncio, with the same methods and arguments. Made and used in one event loop.
 
     Cancelling the task that awaits an answer cancels the request on the server.
@@ -300,9 +231,9 @@ class AsyncClient(_Settings):
     ) -> None:
         super().__init__(timeout, metadata)
         if credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, options=_OPTIONS)
+            self._channel = grpc.aio.insecure_channel(target, options=OPTIONS)
         else:
-            self._channel = grpc.aio.secure_channel(target, credentials, options=_OPTIONS)
+            self._channel = grpc.aio.secure_channel(target, credentials, options=OPTIONS)
         self._stub = InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
         self._health = health_pb2_grpc.HealthStub(self._channel)
 
@@ -321,8 +252,8 @@ class AsyncClient(_Settings):
         request = self._generate_request(
             pb.GenerateRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id
         )
-        with _typed_errors():
-            response = await self._stub.Generate(request, **self._options(timeout, _GRACE_S))
+        with typed_errors():
+            response = await self._stub.Generate(request, **self._options(timeout, GRACE_S))
         return wire.output_of(request, response)
 
     async def generate_many(
@@ -336,13 +267,13 @@ class AsyncClient(_Settings):
         concurrency: int = 64,
     ) -> list[RequestOutput]:
         """See `Client.generate_many`."""
-        free = asyncio.Semaphore(_positive(concurrency, "concurrency"))
+        free = asyncio.Semaphore(positive(concurrency, "concurrency"))
 
         async def answer(prompt: Prompt, one: Params | None) -> RequestOutput:
             async with free:
                 return await self.generate(prompt, one, model=model, priority=priority, timeout=timeout)
 
-        pairs = zip(prompts, _each(params, len(prompts)), strict=True)
+        pairs = zip(prompts, each(params, len(prompts)), strict=True)
         tasks = [asyncio.create_task(answer(prompt, one)) for prompt, one in pairs]
         try:
             return await asyncio.gather(*tasks)
@@ -366,43 +297,59 @@ class AsyncClient(_Settings):
         request = self._generate_request(
             pb.GenerateStreamRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id
         )
-        return self._deltas(request, self._options(timeout, _GRACE_S))
+        return self._deltas(request, self._options(timeout, GRACE_S))
 
     async def _deltas(
         self, request: pb.GenerateStreamRequest, options: dict[str, Any]
     ) -> AsyncGenerator[TextDelta, None]:
         call = self._stub.GenerateStream(request, **options)
         try:
-            with _typed_errors():
+            with typed_errors():
                 async for event in call:
                     if event.HasField("delta"):
                         yield wire.delta_of(event.delta)
         finally:
             call.cancel()
 
+    async def score(
+        self,
+        prompt: Prompt,
+        targets: SingletonPrompt | Sequence[SingletonPrompt],
+        *,
+        model: str | None = None,
+        priority: int = 0,
+        timeout: float | None = None,
+        request_id: str | None = None,
+    ) -> ScoreOutput:
+        """See `Client.score`."""
+        request = self._score_request(prompt, targets, model, priority, timeout, request_id)
+        with typed_errors():
+            response = await self._stub.Score(request, **self._options(timeout, GRACE_S))
+        return score_wire.scores_of(request, response)
+
     async def tokenize(
         self, text: str, *, model: str | None = None, timeout: float | None = None
     ) -> list[int]:
         """See `Client.tokenize`."""
         request = wire.tokenize_request(text, model)
-        with _typed_errors():
+        with typed_errors():
             return list((await self._stub.Tokenize(request, **self._options(timeout))).token_ids)
 
     async def models(self, *, timeout: float | None = None) -> list[ServedModel]:
         """See `Client.models`."""
-        with _typed_errors():
+        with typed_errors():
             response = await self._stub.ListModels(pb.ListModelsRequest(), **self._options(timeout))
         return wire.models_of(response)
 
     async def health(self, *, timeout: float | None = None) -> bool:
         """See `Client.health`."""
         try:
-            with _typed_errors():
+            with typed_errors():
                 request = health_pb2.HealthCheckRequest()
                 response = await self._health.Check(request, **self._options(timeout))
         except (Unavailable, DeadlineExceeded):
             return False
-        return _serving(response)
+        return serving(response)
 
     async def close(self) -> None:
         """Closes the connection; calls under way end with `asyncio.CancelledError`."""
@@ -415,22 +362,3 @@ class AsyncClient(_Settings):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         await self.close()
-
-
-def _each(params: Params | Sequence[Params] | None, count: int) -> Sequence[Params | None]:
-    if params is None or isinstance(params, DecodingParams):
-        return [params] * count
-    if len(params) != count:
-        raise InvalidRequest(f"one, or one for each of {count} prompts, got {len(params)}", field="params")
-    return params
-
-
-def _positive(number: int, field: str) -> int:
-    if number < 1:
-        raise InvalidRequest(f"must be positive, got {number}", field=field)
-    return number
-
-
-def _serving(response: health_pb2.HealthCheckResponse) -> bool:
-    serving: bool = response.status == health_pb2.HealthCheckResponse.SERVING
-    return serving

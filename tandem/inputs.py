@@ -65,18 +65,19 @@ def take_apart(prompt: Prompt) -> Parts:
         unknown = set(prompt) - {"encoder_prompt", "decoder_prompt"}
         if unknown:
             raise InvalidRequest("unknown key of a prompt", field=sorted(unknown)[0])
-        encoder_text, encoder_ids = _singleton(prompt["encoder_prompt"], "encoder_prompt")  # type: ignore[typeddict-item]
+        encoder_text, encoder_ids = singleton(prompt["encoder_prompt"], "encoder_prompt")  # type: ignore[typeddict-item]
         decoder = prompt.get("decoder_prompt")
-        decoder_text, decoder_ids = (None, None) if decoder is None else _singleton(decoder, "decoder_prompt")
+        decoder_text, decoder_ids = (None, None) if decoder is None else singleton(decoder, "decoder_prompt")
     else:
-        encoder_text, encoder_ids = _singleton(prompt, "prompt")
+        encoder_text, encoder_ids = singleton(prompt, "prompt")
         decoder_text, decoder_ids = None, None
     return Parts(
         encoder_text=encoder_text, encoder_ids=encoder_ids, decoder_text=decoder_text, decoder_ids=decoder_ids
     )
 
 
-def _singleton(prompt: object, field: str) -> tuple[str | None, list[int] | None]:
+def singleton(prompt: object, field: str) -> tuple[str | None, list[int] | None]:
+    """The text or the ids of a singleton prompt. Raises `InvalidRequest` for anything else."""
     if isinstance(prompt, str):
         return prompt, None
     if isinstance(prompt, dict):

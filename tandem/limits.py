@@ -12,6 +12,7 @@ class Limits:
     message_bytes: int = 4 * 2**20  # one gRPC message or HTTP body
     prompts: int = 256  # prompts in one HTTP request
     n: int = 64  # samples of one prompt
+    targets: int = 256  # to be scored for one prompt
     encoder_tokens: int = 4096  # one encoder input, after tokenization; also bounded by the model
     decoder_tokens: int = 4096  # decoder prompt + max_tokens
     stop_strings: int = 16

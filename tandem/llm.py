@@ -13,9 +13,9 @@ from typing import Any, Self, cast
 from tqdm import tqdm
 
 from tandem.errors import InternalError, InvalidRequest, TandemError
-from tandem.inputs import Prompt
+from tandem.inputs import Prompt, SingletonPrompt
 from tandem.limits import DEFAULT_LIMITS, Limits
-from tandem.outputs import RequestOutput, TextDelta
+from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import DecodingParams, Params
 from tandem.workers.assembler import Assembler, PreparedRequest
 from tandem.workers.checkpoint import QUICKSTART, resolve
@@ -24,7 +24,7 @@ from tandem.workers.engine import Engine
 from tandem.workers.frontend import Frontend
 from tandem.workers.local_group import LocalGroup
 from tandem.workers.model_info import ModelInfo
-from tandem.workers.request import Delta
+from tandem.workers.request import Delta, EngineRequest
 
 _PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
 
@@ -134,6 +134,38 @@ class LLM:
             for _, piece in pieces:
                 yield piece
 
+    def score(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        targets: SingletonPrompt | Sequence[SingletonPrompt | Sequence[SingletonPrompt]],
+    ) -> list[ScoreOutput]:
+        """The log-likelihood of given targets, of a decoder-only model behind its prompt.
+
+        Args:
+            prompts: as `generate`'s. One that says a decoder prompt has its targets scored behind it.
+            targets: for one prompt a target or a list; for a list of prompts a list, with a target or a list
+                of targets for each. Text is tokenized as a label is, token ids are taken as they are.
+
+        Targets of one prompt that run together share its encoder pass. Raises InvalidRequest, naming the
+        field, before anything is scored.
+        """
+        single = isinstance(prompts, str | dict)
+        many = cast(list[Prompt], [prompts] if single else list(prompts))
+        each = [targets] if single else list(targets)
+        if len(each) != len(many):
+            raise InvalidRequest(f"got {len(each)} for {len(many)} prompts", field="targets")
+        prepared = [
+            self._frontend.prepare_score(
+                prompt, cast(list[SingletonPrompt], [own] if isinstance(own, str | dict) else list(own))
+            )
+            for prompt, own in zip(many, each, strict=True)
+        ]
+        ends: dict[str, Delta] = {}
+        with closing(self._deltas([target for one in prepared for target in one.targets])) as deltas:
+            for delta in deltas:
+                ends[delta.request_id] = delta
+        return [one.output(ends) for one in prepared]
+
     @property
     def info(self) -> ModelInfo:
         """What is known of the model."""
@@ -174,27 +206,15 @@ class LLM:
     def _run(
         self, prepared: Sequence[PreparedRequest], assemblers: Sequence[Assembler]
     ) -> Generator[tuple[int, TextDelta]]:
-        """Drives the engine until all these requests have ended; yields what each grew by, with its
-        number. What has not ended when the caller turns away is cancelled."""
+        """Yields what each of these requests grew by, with its number; otherwise as `_deltas`."""
         where = {
             sample.request_id: (number, index)
             for number, request in enumerate(prepared)
             for index, sample in enumerate(request.samples)
         }
-        inbox: deque[Delta] = deque()
-        live: set[str] = set()
-        try:
-            with self._lock:
-                self._check_usable()
-                for request in prepared:
-                    for sample in request.samples:
-                        self._engine.submit(sample)
-                        self._inboxes[sample.request_id] = inbox
-                        live.add(sample.request_id)
-            while live:
-                delta = self._next(inbox)
-                if delta.last:
-                    live.discard(delta.request_id)
+        samples = [sample for request in prepared for sample in request.samples]
+        with closing(self._deltas(samples)) as deltas:
+            for delta in deltas:
                 number, index = where[delta.request_id]
                 pieces = assemblers[number].push(delta)
                 if not delta.last and assemblers[number].stopped(index):
@@ -202,6 +222,24 @@ class LLM:
                         self._engine.cancel(delta.request_id)
                 for piece in pieces:
                     yield number, piece
+
+    def _deltas(self, requests: Sequence[EngineRequest]) -> Generator[Delta]:
+        """Drives the engine until all these requests have ended. What has not ended when the caller turns
+        away is cancelled."""
+        inbox: deque[Delta] = deque()
+        live: set[str] = set()
+        try:
+            with self._lock:
+                self._check_usable()
+                for request in requests:
+                    self._engine.submit(request)
+                    self._inboxes[request.request_id] = inbox
+                    live.add(request.request_id)
+            while live:
+                delta = self._next(inbox)
+                if delta.last:
+                    live.discard(delta.request_id)
+                yield delta
         finally:
             with self._lock:
                 for request_id in live:

@@ -49,6 +49,28 @@ class RequestOutput:
 
 
 @dataclass(frozen=True, slots=True)
+class TargetScore:
+    """How likely a target is: natural-log probabilities, each given all tokens before it, under the model's
+    own distribution. `-cumulative_logprob / len(token_ids)` is transformers' loss."""
+
+    token_ids: list[int]  # EOS included, where the tokenizer adds one
+    logprobs: list[float]  # one for each
+    cumulative_logprob: float  # their sum
+
+
+@dataclass(frozen=True, slots=True)
+class ScoreOutput:
+    """The targets of one prompt, scored."""
+
+    request_id: str
+    encoder_prompt: str | None
+    encoder_prompt_token_ids: list[int]
+    prompt: str | None  # the decoder prompt as given
+    prompt_token_ids: list[int]  # what stands before the targets, start token included
+    scores: list[TargetScore]  # in the targets' order
+
+
+@dataclass(frozen=True, slots=True)
 class TextDelta:
     """What one sample grew by since the last delta. The last one has `finish_reason`."""
 

@@ -11,7 +11,13 @@ from typing import Any, Final, TypeVar, cast
 from google.protobuf.message import Message
 
 from tandem.errors import InvalidRequest
-from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt, take_apart
+from tandem.inputs import (
+    ExplicitEncoderDecoderPrompt,
+    Prompt,
+    SingletonPrompt,
+    TokensPrompt,
+    take_apart,
+)
 from tandem.outputs import CompletionOutput, FinishReason, RequestOutput, TextDelta, TokenLogprobs
 from tandem.params import BeamSearchParams, EarlyStopping, Params, SamplingParams
 from tandem.v1 import inference_pb2 as pb
@@ -37,12 +43,9 @@ class GenerateArguments:
 
 def arguments_of(request: pb.GenerateRequest | pb.GenerateStreamRequest) -> GenerateArguments:
     """Raises `InvalidRequest` for a prompt that is missing or has both text and token ids."""
-    if not request.HasField("encoder_prompt"):
-        raise InvalidRequest("is required", field="encoder_prompt")
-    encoder = _prompt_of(request.encoder_prompt, "encoder_prompt")
+    encoder, decoder = prompts_of(request)
     prompt: Prompt = encoder  # a decoder-only model's, too
-    if request.HasField("decoder_prompt"):
-        decoder = _prompt_of(request.decoder_prompt, "decoder_prompt")
+    if decoder is not None:
         prompt = ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder)
     sampling, beams = request.HasField("sampling_params"), request.HasField("beam_search_params")
     if sampling and beams:
@@ -56,6 +59,18 @@ def arguments_of(request: pb.GenerateRequest | pb.GenerateStreamRequest) -> Gene
         priority=request.priority,
         timeout_s=request.timeout_ms / 1000 if request.HasField("timeout_ms") else None,
     )
+
+
+def prompts_of(
+    request: pb.GenerateRequest | pb.GenerateStreamRequest | pb.ScoreRequest,
+) -> tuple[SingletonPrompt, SingletonPrompt | None]:
+    """The encoder's and the decoder's."""
+    if not request.HasField("encoder_prompt"):
+        raise InvalidRequest("is required", field="encoder_prompt")
+    encoder = prompt_of(request.encoder_prompt, "encoder_prompt")
+    if not request.HasField("decoder_prompt"):
+        return encoder, None
+    return encoder, prompt_of(request.decoder_prompt, "decoder_prompt")
 
 
 _EARLY_STOPPING: Final[dict[int, EarlyStopping | None]] = {
@@ -98,7 +113,7 @@ def _params_fields(params: Params) -> dict[str, Any]:
     return fields
 
 
-def _prompt_of(message: pb.Prompt, field: str) -> SingletonPrompt:
+def prompt_of(message: pb.Prompt, field: str) -> SingletonPrompt:
     text, ids = message.HasField("text"), message.HasField("token_ids")
     if text == ids:
         raise InvalidRequest(f"one of text and token_ids, got {'both' if text else 'neither'}", field=field)
@@ -120,22 +135,22 @@ def generate_request(
     values: dict[str, Any] = {
         "request_id": request_id,
         "model": model,
-        "encoder_prompt": _prompt_fields(parts["encoder_text"], parts["encoder_ids"]),
-        "decoder_prompt": _prompt_fields(parts["decoder_text"], parts["decoder_ids"]),
+        "encoder_prompt": prompt_fields(parts["encoder_text"], parts["encoder_ids"]),
+        "decoder_prompt": prompt_fields(parts["decoder_text"], parts["decoder_ids"]),
         "sampling_params": _params_fields(params) if isinstance(params, SamplingParams) else None,
         "beam_search_params": _params_fields(params) if isinstance(params, BeamSearchParams) else None,
         "priority": priority,
         "timeout_ms": timeout_s and math.ceil(timeout_s * 1000),
     }
-    return _message(kind, values)
+    return make_message(kind, values)
 
 
 def tokenize_request(text: str, model: str | None = None) -> pb.TokenizeRequest:
     """Raises `InvalidRequest`, naming the field, for what a message cannot hold."""
-    return _message(pb.TokenizeRequest, {"text": text, "model": model})
+    return make_message(pb.TokenizeRequest, {"text": text, "model": model})
 
 
-def _message(kind: type[MessageT], values: dict[str, Any]) -> MessageT:
+def make_message(kind: type[MessageT], values: dict[str, Any]) -> MessageT:
     message = kind()
     for field, value in values.items():
         if value is not None:
@@ -146,7 +161,7 @@ def _message(kind: type[MessageT], values: dict[str, Any]) -> MessageT:
     return message
 
 
-def _prompt_fields(text: str | None, ids: list[int] | None) -> dict[str, Any] | None:
+def prompt_fields(text: str | None, ids: list[int] | None) -> dict[str, Any] | None:
     if ids is not None:
         return {"token_ids": {"ids": ids}}
     return None if text is None else {"text": text}

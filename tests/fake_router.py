@@ -23,7 +23,7 @@ def engine_stats(*, running: int = 0, steps: int = 0) -> EngineStats:
 
 class FakeRouter:
     """Answers every request with `answer`, a token a delta; sampled ones with a shuffle of it that
-    depends on the seed only."""
+    depends on the seed only. The tokens of a target are given 0, -0.25, -0.5 …"""
 
     def __init__(self, answer: Sequence[int], eos_id: int = 1) -> None:
         self.answer, self.eos_id = list(answer), eos_id
@@ -42,6 +42,19 @@ class FakeRouter:
         self.live.add(request.request_id)
         ended = False
         try:
+            if request.target_ids and self.error is None and self.deadline_after is None:
+                await asyncio.sleep(self.delay_s)
+                if self.stall_after is not None:
+                    await asyncio.Event().wait()
+                ended = True
+                yield Delta(
+                    request.request_id,
+                    [],
+                    [TokenLogprobs(token_id, -0.25 * n, []) for n, token_id in enumerate(request.target_ids)],
+                    finish_reason="length",
+                    queued_s=0.25,
+                )
+                return
             if request.decoding.beams is not None:
                 ended = True
                 yield self._beams(request)

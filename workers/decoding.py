@@ -21,6 +21,14 @@ T = TypeVar("T")
 Encode = Callable[[str, str], list[int]]  # a text and the field it is from → ids, no special tokens
 
 
+def scoring_of(tokens: int) -> Decoding:
+    """For a target of this many tokens: the model's own distribution, to the end."""
+    return Decoding(
+        max_tokens=tokens, min_tokens=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0,
+        repetition_penalty=1.0, seed=0, stop_ids=frozenset(), eos_ids=frozenset(), logprobs=0,
+    )  # fmt: skip
+
+
 def decoding_of(
     params: Params, prefix: Sequence[int], room: int, info: ModelInfo, encode: Encode
 ) -> Decoding:

@@ -32,6 +32,17 @@ def token_delta(
     )
 
 
+def score_delta(sequence: Sequence) -> Delta:
+    target = zip(sequence.request.target_ids, sequence.target_logprobs, strict=True)
+    return Delta(
+        sequence.request.request_id,
+        [],
+        logprobs=[TokenLogprobs(token_id, logprob, []) for token_id, logprob in target],
+        finish_reason="length",
+        queued_s=sequence.queued_s,
+    )
+
+
 def beam_delta(sequence: Sequence, found: Found) -> Delta:
     decoding = sequence.request.decoding
     hypotheses = []

@@ -15,7 +15,7 @@ from tandem.workers.packet import CLOSE, Packet
 from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.runner import Runner
-from tandem.workers.sampler import Sampled, Sampler
+from tandem.workers.sampler import HostCopy, Sampled, Sampler
 from tandem.workers.scheduler import EndReason, Scheduler
 from tandem.workers.step_plan import StepPlan, StepResult
 
@@ -43,7 +43,7 @@ class Engine:
         overlap = self.runner.device.type == "cuda" if config.overlap is None else config.overlap
         self._depth = 2 if overlap else 1
         self._failed = False
-        self._in_flight: deque[tuple[StepPlan, Sampled | None]] = deque()
+        self._in_flight: deque[tuple[StepPlan, Sampled | None, HostCopy | None]] = deque()
 
     def submit(self, request: EngineRequest) -> None:
         """Takes a request in; its deltas come from the steps that follow.
@@ -90,11 +90,13 @@ class Engine:
         plan = self.scheduler.plan(time.monotonic())
         self._load_hidden(plan)
         if plan.rows or plan.admissions:
-            self._in_flight.append((plan, self._launch(plan)))
+            self._in_flight.append((plan, *self._launch(plan)))
         deltas = plan.ended
         if self._in_flight and (len(self._in_flight) >= self._depth or not plan.rows):
-            applied, sampled = self._in_flight.popleft()
+            applied, sampled, scores = self._in_flight.popleft()
             result = StepResult([]) if sampled is None else sampled.wait()
+            if scores is not None:
+                result = result._replace(scores=scores.wait()[0].tolist())
             deltas += self.scheduler.apply(applied, result)
         if self.config.check_invariants:
             self.check()
@@ -118,18 +120,19 @@ class Engine:
             except HiddenStatesLost as error:
                 self.scheduler.fail(plan, admission, error)
 
-    def _launch(self, plan: StepPlan) -> Sampled | None:
+    def _launch(self, plan: StepPlan) -> tuple[Sampled | None, HostCopy | None]:
         packet = Packet.of(plan)
         if self.group.size > 1:
             self.group.send_integers(packet.to_ints().tolist())
         self.sampler.start(plan.started)
-        logits = self.runner.execute(packet, self._hidden.__getitem__)
+        logits, logprobs = self.runner.execute(packet, self._hidden.__getitem__)
         self._hidden = {}
+        scores = None if logprobs is None else HostCopy(logprobs)
         if logits is None:
-            return None
+            return None, scores
         sampled = self.sampler.sample(logits, [row for row in plan.rows if row.samples])
         self.runner.finish(packet, sampled.choice)
-        return sampled
+        return sampled, scores
 
     def stats(self) -> EngineStats:
         return self.scheduler.stats()

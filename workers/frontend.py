@@ -11,29 +11,28 @@ import math
 import secrets
 import uuid
 from array import array
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
-from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, take_apart
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, singleton, take_apart
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.params import BeamSearchParams, Params, SamplingParams
 from tandem.workers.assembler import Assembler, PreparedRequest
-from tandem.workers.decoding import check_counts, check_ids, decoding_of
+from tandem.workers.decoding import check_counts, check_ids, decoding_of, scoring_of
 from tandem.workers.detokenizer import Vocabulary
 from tandem.workers.languages import Language, language, languages_of
 from tandem.workers.model_info import ModelInfo
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
+from tandem.workers.scoring import PreparedScore
+from tandem.workers.text_tokenizer import TextTokenizer, check_text
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 __all__ = ["Assembler", "Frontend", "ModelInfo", "PreparedRequest", "check_text", "sample_seed"]
-
-# No tokenizer in use averages this many characters a token, so a longer text is refused unread.
-_CHARS_PER_TOKEN: Final = 64
 
 
 class Frontend:
@@ -50,12 +49,7 @@ class Frontend:
         self.language_pair: tuple[str, str] | None = (source, target) if source and target else None
         self.max_encoder_tokens = min(limits.encoder_tokens, info.encoder_positions or limits.encoder_tokens)
         self.max_decoder_tokens = min(limits.decoder_tokens, info.decoder_positions or limits.decoder_tokens)
-        self._tokenizer = tokenizer
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        if self._backend is not None:
-            # Set once here: setting them for each call, as the wrapper does, is not thread-safe.
-            self._backend.no_truncation()
-            self._backend.no_padding()
+        self._tokenizer = TextTokenizer(tokenizer)
 
     @classmethod
     def load(
@@ -104,35 +98,19 @@ class Frontend:
         """
         self.check_model(model)
         request_id = self._request_id(request_id)
-        if type(priority) is not int or abs(priority) > self.limits.priority:
-            raise InvalidRequest(
-                f"must be an integer of magnitude at most {self.limits.priority}, got {priority!r}",
-                field="priority",
-            )
+        self._check_priority(priority)
         timeout_s = self._timeout_s(timeout_s)
         if params is None:
             params = BeamSearchParams() if self.info.defaults.beams else SamplingParams()
         check_counts(params, self.limits)
 
-        parts = take_apart(prompt)
-        encoder_part, decoder_part, names = _sides(prompt)
-        shown = _shown(encoder_part, names[0]), _shown(decoder_part, "decoder_prompt")
         source = language(self.languages, source_language, "source_language")
         target = language(self.languages, target_language, "target_language")
-        encoder_ids = self._prompt_ids(parts["encoder_text"], parts["encoder_ids"], *names, source)
-        if self.info.encoder_vocab_size is not None:
-            prefix = self._prefix(parts["decoder_text"], parts["decoder_ids"], target)
-            context = prefix[1:]
-        elif names[0] != "prompt":
-            raise InvalidRequest(f"{self.info.name!r} is decoder-only: give a single prompt", field=names[0])
-        else:
-            context = prefix = encoder_ids
-            encoder_ids, shown = [], (None, shown[0])
-        decoding = self._decoding(params, prefix)
-        if target and prefix[0] != target.token_id:
+        given = self._given(prompt, source, target)
+        decoding = self._decoding(params, given.prefix)
+        if target and given.prefix[0] != target.token_id:
             decoding = replace(decoding, forced_bos_id=target.token_id)
 
-        encoder = EncoderInput(key=self._encoder_key(encoder_ids), token_ids=tuple(encoder_ids))
         samples, seed = (params.n, params.seed) if isinstance(params, SamplingParams) else (1, 0)
         seed = secrets.randbits(63) if seed is None else seed
         # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may
@@ -141,21 +119,70 @@ class Frontend:
         return PreparedRequest(
             request_id=request_id,
             params=params,
-            encoder_prompt=shown[0],
-            encoder_prompt_token_ids=encoder_ids,
-            prompt=shown[1],
-            prompt_token_ids=prefix,
-            context_ids=context,
+            encoder_prompt=given.encoder_text,
+            encoder_prompt_token_ids=given.encoder_ids,
+            prompt=given.decoder_text,
+            prompt_token_ids=given.prefix,
+            context_ids=given.context,
             samples=[
                 EngineRequest(
                     request_id=f"{request_id}:{nonce}:{index}",
-                    encoder=encoder,
-                    prefix_ids=tuple(prefix),
+                    encoder=given.encoder,
+                    prefix_ids=tuple(given.prefix),
                     decoding=replace(decoding, seed=sample_seed(seed, index)),
                     priority=priority,
                     timeout_s=timeout_s,
                 )
                 for index in range(samples)
+            ],
+        )
+
+    def prepare_score(
+        self,
+        prompt: Prompt,
+        targets: Sequence[SingletonPrompt],
+        *,
+        model: str | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+    ) -> PreparedScore:
+        """Checks a request to score targets for a prompt.
+
+        A target that is text gets the special tokens that the tokenizer gives a label, such as EOS; for a
+        decoder-only model, where it goes on from the prompt, none. Token ids are taken as they are.
+
+        Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
+        """
+        self.check_model(model)
+        request_id = self._request_id(request_id)
+        self._check_priority(priority)
+        timeout_s = self._timeout_s(timeout_s)
+        if not 0 < len(targets) <= self.limits.targets:
+            raise InvalidRequest(f"1 to {self.limits.targets} targets, got {len(targets)}", field="targets")
+        given = self._given(prompt)
+        ids = [
+            self._target_ids(target, f"targets.{number}", len(given.prefix))
+            for number, target in enumerate(targets)
+        ]
+        nonce = secrets.token_hex(8)  # as in `prepare`
+        return PreparedScore(
+            request_id=request_id,
+            encoder_prompt=given.encoder_text,
+            encoder_prompt_token_ids=given.encoder_ids,
+            prompt=given.decoder_text,
+            prompt_token_ids=given.prefix,
+            targets=[
+                EngineRequest(
+                    request_id=f"{request_id}:{nonce}:{index}",
+                    encoder=given.encoder,
+                    prefix_ids=tuple(given.prefix),
+                    decoding=scoring_of(len(target)),
+                    target_ids=tuple(target),
+                    priority=priority,
+                    timeout_s=timeout_s,
+                )
+                for index, target in enumerate(ids)
             ],
         )
 
@@ -174,6 +201,24 @@ class Frontend:
 
     # -- the parts of a request
 
+    def _given(
+        self, prompt: Prompt, source: Language | None = None, target: Language | None = None
+    ) -> _Given:
+        parts = take_apart(prompt)
+        encoder_part, decoder_part, names = _sides(prompt)
+        shown = _shown(encoder_part, names[0]), _shown(decoder_part, "decoder_prompt")
+        encoder_ids = self._prompt_ids(parts["encoder_text"], parts["encoder_ids"], *names, source)
+        if self.info.encoder_vocab_size is not None:
+            prefix = self._prefix(parts["decoder_text"], parts["decoder_ids"], target)
+            context = prefix[1:]
+        elif names[0] != "prompt":
+            raise InvalidRequest(f"{self.info.name!r} is decoder-only: give a single prompt", field=names[0])
+        else:
+            context = prefix = encoder_ids
+            encoder_ids, shown = [], (None, shown[0])
+        encoder = EncoderInput(key=self._encoder_key(encoder_ids), token_ids=tuple(encoder_ids))
+        return _Given(encoder, encoder_ids, prefix, context, *shown)
+
     def _prompt_ids(
         self,
         text: str | None,
@@ -189,7 +234,7 @@ class Frontend:
         if ids is None:
             if not text:
                 raise InvalidRequest("must not be empty", field=name)
-            ids = self._encode(text, name, limit, special=source is None)
+            ids = self._tokenizer.encode(text, name, limit, special=source is None)
             ids = [*source.prefix, *ids, *source.suffix] if source else ids
         elif source:
             raise InvalidRequest("is for a prompt that is text", field="source_language")
@@ -206,7 +251,7 @@ class Frontend:
         """What the decoder starts from: the start token, unless it is there, and the decoder prompt."""
         name, limit = "decoder_prompt", self.max_decoder_tokens - 1  # one at least is to be generated
         if ids is None:
-            ids = self._encode(text, name, limit, special=False) if text else []
+            ids = self._tokenizer.encode(text, name, limit, special=False, target=True) if text else []
         else:
             name = "decoder_prompt.prompt_token_ids"
             if not ids:
@@ -225,21 +270,33 @@ class Frontend:
         check_ids(ids, name, self.info.vocab_size)
         return prefix
 
-    def _encode(self, text: str, name: str, limit: int, *, special: bool) -> list[int]:
-        check_text(text, name)
-        most = limit * _CHARS_PER_TOKEN
-        if len(text) > most:
+    def _target_ids(self, target: SingletonPrompt, name: str, start: int) -> list[int]:
+        """Of a target behind `start` tokens."""
+        limit = self.max_decoder_tokens - start
+        text, ids = singleton(target, name)
+        if ids is not None:
+            name += ".prompt_token_ids"
+        elif not text:
+            raise InvalidRequest("must not be empty", field=name)
+        elif self.languages:
+            raise InvalidRequest("must be token ids: a multilingual model's name the language", field=name)
+        else:
+            special = self.info.encoder_vocab_size is not None
+            ids = self._tokenizer.encode(text, name, limit, special=special, target=True)
+        if not ids:
+            raise InvalidRequest("has no tokens", field=name)
+        if len(ids) > limit:
             raise InvalidRequest(
-                f"has {len(text)} characters, of which {limit} tokens can hold at most {most}", field=name
+                f"has {len(ids)} tokens, after the {start} the decoder starts from the limit is {limit}",
+                field=name,
             )
-        if self._backend is not None:
-            return list(self._backend.encode(text, add_special_tokens=special).ids)
-        return list(self._tokenizer.encode(text, add_special_tokens=special, verbose=False))
+        check_ids(ids, name, self.info.vocab_size)
+        return ids
 
     def _decoding(self, params: Params, prefix: list[int]) -> Decoding:
         def encode(text: str, name: str) -> list[int]:
             limit = self.limits.bad_word_tokens
-            ids = self._encode(text, name, limit, special=False)
+            ids = self._tokenizer.encode(text, name, limit, special=False)
             if len(ids) > limit:
                 raise InvalidRequest(f"{text!r} has {len(ids)} tokens, the limit is {limit}", field=name)
             return ids
@@ -253,6 +310,13 @@ class Frontend:
         if not 0 < len(request_id) <= limit or not (request_id.isascii() and request_id.isprintable()):
             raise InvalidRequest(f"must be 1 to {limit} printable ASCII characters", field="request_id")
         return request_id
+
+    def _check_priority(self, priority: int) -> None:
+        if type(priority) is not int or abs(priority) > self.limits.priority:
+            raise InvalidRequest(
+                f"must be an integer of magnitude at most {self.limits.priority}, got {priority!r}",
+                field="priority",
+            )
 
     def _timeout_s(self, timeout_s: float | None) -> float | None:
         limit = self.limits.timeout_s
@@ -270,6 +334,18 @@ class Frontend:
         return digest.hexdigest()
 
 
+@dataclass(frozen=True, slots=True)
+class _Given:
+    """A prompt, read."""
+
+    encoder: EncoderInput
+    encoder_ids: list[int]
+    prefix: list[int]  # what the decoder starts from, start token included
+    context: list[int]  # the decoder prompt alone
+    encoder_text: str | None  # as given, where it was text
+    decoder_text: str | None
+
+
 def sample_seed(seed: int, index: int) -> int:
     """The seed of a request's sample. The first has the request's own, so that asking for more samples
     does not change it; the others' are BLAKE2b-64 of both numbers, little-endian, less its top bit."""
@@ -277,14 +353,6 @@ def sample_seed(seed: int, index: int) -> int:
         return seed
     digest = hashlib.blake2b(seed.to_bytes(8, "little") + index.to_bytes(4, "little"), digest_size=8)
     return int.from_bytes(digest.digest(), "little") >> 1
-
-
-def check_text(text: str, name: str) -> None:
-    """Raises InvalidRequest for text that UTF-8 cannot hold: JSON can smuggle in half of a character."""
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise InvalidRequest(f"lone surrogate at character {error.start}", field=name) from None
 
 
 def _sides(prompt: Prompt) -> tuple[SingletonPrompt, SingletonPrompt | None, tuple[str, str]]:

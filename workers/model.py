@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
+from typing import Final
 
 import torch
 
@@ -26,6 +27,10 @@ from tandem.workers.kv_pool import KVPool
 from tandem.workers.layers import HasWeights, Norm, Placement
 from tandem.workers.positions import rotary_table
 from tandem.workers.spec import ModelSpec, StackSpec
+
+# Rows of logits that scoring holds at a time: of a large vocabulary they take far more memory than all else
+# of a step.
+_SCORED_AT_ONCE: Final = 256
 
 
 @dataclass(slots=True)
@@ -53,6 +58,8 @@ class DecoderBatch:
     write_slots: torch.Tensor  # int64 [rows]: where each row's K and V go, page * page_size + offset
     attention: list[AttentionRows]  # cover all rows, in order
     sample_rows: torch.Tensor  # int64: the rows whose logits are wanted
+    score_rows: torch.Tensor  # int64: those behind which a token is scored
+    target_ids: torch.Tensor  # int64: these tokens
 
 
 class Stack:
@@ -183,8 +190,9 @@ class DecoderStack(Stack):
         for layer in range(self.spec.layers):
             pool.write(layer, kv[:, layer, 0], kv[:, layer, 1], write_slots)
 
-    def __call__(self, batch: DecoderBatch, pool: KVPool) -> torch.Tensor | None:
-        """Logits of the sampling rows, float32 [rows, vocabulary], on rank 0; None elsewhere."""
+    def __call__(self, batch: DecoderBatch, pool: KVPool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Logits of the sampling rows, float32 [rows, vocabulary], and log-probabilities of the targets,
+        float32 [targets]; both on rank 0 only and where there are any, else None."""
         x, residual = self.enter(batch.token_ids, batch.positions)
         rotation = self.rotation(batch.positions)
         for layer, (attention, feed_forward, norms) in enumerate(
@@ -203,7 +211,18 @@ class DecoderStack(Stack):
                 x, residual = self.join(out, residual, norms[-2])
                 out = feed_forward(x)
             x, residual = self.join(out, residual, norms[-1])
-        return self.head(x[batch.sample_rows]) if len(batch.sample_rows) else None
+        logits = self.head(x[batch.sample_rows]) if len(batch.sample_rows) else None
+        return logits, self._scores(x, batch) if len(batch.score_rows) else None
+
+    def _scores(self, x: torch.Tensor, batch: DecoderBatch) -> torch.Tensor | None:
+        scores = []
+        for rows, ids in zip(
+            batch.score_rows.split(_SCORED_AT_ONCE), batch.target_ids.split(_SCORED_AT_ONCE), strict=True
+        ):
+            logits = self.head(x[rows])
+            if logits is not None:
+                scores.append(logits.log_softmax(-1).gather(1, ids.unsqueeze(1)).squeeze(1))
+        return torch.cat(scores) if scores else None
 
     def _attend_self(self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool) -> torch.Tensor:
         bias, scale, parts = self.bias_tables[layer], self.spec.attention_scale, []

@@ -92,6 +92,9 @@ class EngineRequest:
     # count towards max_tokens and the seed's step. Set by the router when it moves a request. Beams, of
     # which nothing is delivered before the end, have none: they start anew.
     generated_ids: tuple[int, ...] = ()
+    # Scored instead of generated: the decoder is given them, as many as `max_tokens`, and the one delta has
+    # their log-probabilities.
+    target_ids: tuple[int, ...] = ()
     priority: int = 0  # higher is earlier; see scheduler.PRIORITY_S
     timeout_s: float | None = None  # from submission; then it ends with reason `deadline`
     waited_s: float = 0.0  # since its arrival, before it was submitted here: it keeps its place in the order
@@ -110,12 +113,12 @@ class Hypothesis(NamedTuple):
 class Delta:
     """What a sequence grew by in one step. Its last one has a `finish_reason` or an `error`.
 
-    Beams have a last one only.
+    Beams and what is scored have a last one only.
     """
 
     request_id: str
     token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids, where asked for
+    logprobs: list[TokenLogprobs] | None = None  # one for each of token_ids, or of the target's
     finish_reason: FinishReason | None = None
     stop_reason: int | None = None  # the request's own stop id that ended it
     error: TandemError | None = None

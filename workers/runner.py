@@ -61,8 +61,8 @@ class Runner:
         self._last_tokens = torch.zeros(slots, dtype=torch.int64, device=self.device)
 
     @torch.inference_mode()
-    def execute(self, packet: Packet, hidden: Hidden) -> torch.Tensor | None:
-        """Runs a step up to its logits: float32 [sampling rows, vocabulary] on rank 0, else None.
+    def execute(self, packet: Packet, hidden: Hidden) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+        """Runs a step up to its logits and scores, see `DecoderStack`.
 
         `finish` completes it. `hidden` gives the hidden states of admissions encoded elsewhere.
         """
@@ -71,7 +71,7 @@ class Runner:
             self._self_pages[slot, index] = page.int()
         if len(packet.admissions):
             self._admit(packet, hidden)
-        return self.decoder(self._batch(packet), self.pool) if len(packet.rows) else None
+        return self.decoder(self._batch(packet), self.pool) if len(packet.rows) else (None, None)
 
     @torch.inference_mode()
     def finish(self, packet: Packet, choice: torch.Tensor | None) -> torch.Tensor | None:
@@ -127,15 +127,19 @@ class Runner:
     def _batch(self, packet: Packet) -> DecoderBatch:
         """Lays the rows out for the forward: positions one after another, those of one-position rows
         first."""
-        slots, starts, counts, _, samples, kinds = packet.rows.T
+        slots, starts, counts, _, samples, kinds, targets = packet.rows.T
         beams = int((kinds == BEAM).sum())
         singles = int((counts == 1).sum()) - beams
         ends = np.cumsum(counts)
         row_of = np.repeat(np.arange(len(counts)), counts)
         positions = np.arange(ends[-1]) - (ends - counts)[row_of] + starts[row_of]
-        token_ids, row_slots, row_positions, sample_rows = self._send(
-            packet.row_tokens, slots[row_of], positions, ends[samples == 1] - 1
-        )
+        scored = packet.target_ids
+        if len(scored):
+            scored = np.flatnonzero(np.arange(ends[-1]) >= (ends - targets)[row_of])
+        token_ids, row_slots, row_positions, sample_rows, score_rows, target_ids = self._send(
+            packet.row_tokens, slots[row_of], positions, ends[samples == 1] - 1, scored,
+            packet.target_ids,
+        )  # fmt: skip
         if (packet.row_tokens == ON_DEVICE).any():
             token_ids = torch.where(token_ids == ON_DEVICE, self._last_tokens[row_slots], token_ids)
         pages = self._self_pages[row_slots, row_positions // self.page_size]
@@ -153,6 +157,8 @@ class Runner:
             write_slots=write_slots,
             attention=attention,
             sample_rows=sample_rows,
+            score_rows=score_rows,
+            target_ids=target_ids,
         )
 
     def _note_cells(
@@ -166,7 +172,7 @@ class Runner:
         self._beam_cells[slots[at], positions[at]] = cells[at].int()
 
     def _attention_rows(self, rows: Ints, start: int, *, beams: bool) -> AttentionRows:
-        slots, starts, counts, entries, _, _ = rows.T
+        slots, starts, counts, entries, _, _, _ = rows.T
         # Adjacent rows of one encoder input read its K/V together.
         first = np.flatnonzero(np.diff(entries, prepend=-1))
         cu_rows = np.concatenate([[0], np.cumsum(counts)])

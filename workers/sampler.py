@@ -18,9 +18,24 @@ from tandem.workers.slot_tables import Columns
 from tandem.workers.step_plan import Row, Sequence, StepResult
 
 
+class HostCopy:
+    """Tensors on their way to the host, perhaps still being computed. The copy starts at once and waits for
+    nothing that is launched later."""
+
+    def __init__(self, *parts: torch.Tensor) -> None:
+        self._parts = [part.to("cpu", non_blocking=True) for part in parts]
+        self._copied = torch.cuda.Event() if parts[0].is_cuda else None
+        if self._copied is not None:
+            self._copied.record()
+
+    def wait(self) -> list[torch.Tensor]:
+        if self._copied is not None:
+            self._copied.synchronize()
+        return self._parts
+
+
 class Sampled:
-    """The outcome of one step, perhaps still being computed. The copy to the host starts at once and waits
-    for nothing that is launched later."""
+    """The outcome of one step."""
 
     def __init__(
         self,
@@ -33,20 +48,14 @@ class Sampled:
         # What every rank has to know, int64: tokens, the beams' tokens, the slots of the beams' parents.
         self.choice = tokens if beams is None else torch.cat([tokens, beams.tokens, beams.parents])
         self._wants, self._beams = wants_logprobs, beams
-        parts = (tokens, logprobs, top_ids)
-        self._host = [None if part is None else part.to("cpu", non_blocking=True) for part in parts]
-        self._copied = torch.cuda.Event() if tokens.is_cuda else None
-        if self._copied is not None:
-            self._copied.record()
+        self._host = HostCopy(*(part for part in (tokens, logprobs, top_ids) if part is not None))
 
     def wait(self) -> StepResult:
-        if self._copied is not None:
-            self._copied.synchronize()
-        tokens, logprobs, top_ids = self._host
-        assert tokens is not None
+        tokens, *of_tokens = self._host.wait()
         beams = [] if self._beams is None else self._beams.found()
-        if logprobs is None or top_ids is None:
+        if not of_tokens:
             return StepResult(tokens.tolist(), None, beams)
+        logprobs, top_ids = of_tokens
         entries: list[TokenLogprobs | None] = []
         for token, k, values, ids in zip(
             tokens.tolist(), self._wants, logprobs.tolist(), top_ids.tolist(), strict=True

@@ -12,11 +12,11 @@ in order is preempted and recomputed later from its tokens.
 from __future__ import annotations
 
 import heapq
-from itertools import repeat
+from itertools import islice, repeat
 from typing import Literal
 
 from tandem.errors import InvalidRequest, TandemError
-from tandem.workers.deltas import beam_delta, finish_reason, token_delta
+from tandem.workers.deltas import beam_delta, finish_reason, score_delta, token_delta
 from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.step_plan import (
@@ -104,7 +104,7 @@ class Scheduler:
             arrived=now - request.waited_s,
             order=(now - request.waited_s - request.priority * PRIORITY_S, self._arrivals),
             deadline=None if request.timeout_s is None else now + request.timeout_s,
-            tokens=[*request.prefix_ids, *request.generated_ids],
+            tokens=[*request.prefix_ids, *request.generated_ids, *request.target_ids[:-1]],
             width=width,
         )
         self._sequences[request.request_id] = sequence
@@ -234,11 +234,12 @@ class Scheduler:
         """Returns how many positions are computed for it."""
         start = sequence.computed
         sequence.computed += count
-        samples = sequence.computed == sequence.known
+        complete = sequence.computed == sequence.known
         width = sequence.width if start >= len(sequence.request.prefix_ids) else 1
         token_ids = sequence.tokens[start : start + count] if width == 1 else []
-        plan.rows.append(Row(sequence, start, count, token_ids, samples, width))
-        if samples:
+        targets = sequence.targets(start, sequence.computed) if sequence.request.target_ids else ()
+        plan.rows.append(Row(sequence, start, count, token_ids, complete and not targets, width, targets))
+        if complete:
             sequence.in_flight += 1
         return count * width
 
@@ -263,11 +264,13 @@ class Scheduler:
         """Takes in what the plan's sampling rows gave."""
         deltas = []
         sampled = zip(result.tokens, result.logprobs or repeat(None), strict=False)
-        finished = iter(result.beams)
+        finished, scores = iter(result.beams), iter(result.scores)
         for row in plan.rows:
+            sequence = row.sequence
+            if row.target_ids:
+                deltas += self._apply_scores(row, list(islice(scores, len(row.target_ids))))
             if not row.samples:
                 continue
-            sequence = row.sequence
             sequence.in_flight -= 1
             if sequence.width > 1:
                 deltas += self._apply_beams(sequence, next(finished))
@@ -283,6 +286,20 @@ class Scheduler:
                 self._end(sequence, None)
         self._steps += 1
         return deltas
+
+    def _apply_scores(self, row: Row, logprobs: list[float]) -> list[Delta]:
+        sequence, stop = row.sequence, row.start + row.count
+        last = stop == len(sequence.tokens)
+        sequence.in_flight -= last
+        if sequence.state is State.ENDED:
+            return []
+        # By position: one that was preempted finds the same again.
+        at = stop - len(sequence.request.prefix_ids) + 1
+        sequence.target_logprobs[at - len(logprobs) : at] = logprobs
+        if not last:
+            return []
+        self._end(sequence, None)
+        return [score_delta(sequence)]
 
     def _apply_beams(self, sequence: Sequence, found: Found | None) -> list[Delta]:
         if sequence.state is not State.RUNNING:

@@ -43,7 +43,7 @@ class Sequence:
     arrived: float  # on the clock of `now`, like the next two
     order: tuple[float, int]
     deadline: float | None
-    tokens: list[int]  # prefix, then all generated tokens applied so far
+    tokens: list[int]  # prefix, then all generated tokens applied so far, or all of a target but its last
     state: State = State.WAITING
     computed: int = 0  # positions whose self K/V are in pages, or will be by the steps in flight
     queued_s: float | None = None  # from arrival to first admission
@@ -52,6 +52,7 @@ class Sequence:
     slots: list[int] = field(default_factory=list)  # `width` of them
     pages: list[int] = field(default_factory=list)  # of all beams' first positions, then of the next, …
     cross: CrossEntry | None = None
+    target_logprobs: list[float] = field(default_factory=list)  # of the target's tokens, so far
 
     @property
     def generated(self) -> int:
@@ -61,6 +62,11 @@ class Sequence:
     def known(self) -> int:
         """Positions whose token is decided, by the host or by a step in flight."""
         return len(self.tokens) + self.in_flight
+
+    def targets(self, start: int, stop: int) -> tuple[int, ...]:
+        """The tokens to be scored that follow these positions."""
+        first = len(self.request.prefix_ids) - 1
+        return self.request.target_ids[max(0, start - first) : max(0, stop - first)]
 
 
 @dataclass(slots=True)
@@ -81,6 +87,7 @@ class Row:
     token_ids: list[int]  # their tokens; empty where the one token is on the device only
     samples: bool  # the last position's logits give the next token
     width: int = 1  # beams that each compute this, their one, position; a prefix is computed by the first
+    target_ids: tuple[int, ...] = ()  # the tokens that follow the last positions, to be scored
 
 
 @dataclass(slots=True)
@@ -104,3 +111,4 @@ class StepResult(NamedTuple):
     tokens: list[int]  # one for each row without beams
     logprobs: list[TokenLogprobs | None] | None = None  # likewise, where any of them asked
     beams: Seq[Found | None] = ()  # one for each row of beams; None while they go on
+    scores: Seq[float] = ()  # log-probabilities of the rows' targets, one after another

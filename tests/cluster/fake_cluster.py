@@ -20,6 +20,7 @@ from tandem.cluster.engine_actor import EngineActor
 from tandem.cluster.handoff import BatchSummary, pack
 from tandem.cluster.router import Router
 from tandem.errors import HiddenStatesLost
+from tandem.outputs import TokenLogprobs
 from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest, EngineStats, Hypothesis
 
 D_MODEL = 4
@@ -57,6 +58,11 @@ def hypotheses(of: EngineRequest) -> list[Hypothesis]:
     """What a request's beams find."""
     ids = [_token(of, position) for position in range(of.decoding.max_tokens)]
     return [Hypothesis(ids, -0.5, "length", None), Hypothesis(ids[::-1], -0.75, "length", None)]
+
+
+def target_logprobs(of: EngineRequest) -> list[TokenLogprobs]:
+    """What the tokens of a request's target are given."""
+    return [TokenLogprobs(token_id, -0.5 * n, []) for n, token_id in enumerate(of.target_ids)]
 
 
 class FakeEngine:
@@ -117,7 +123,10 @@ class FakeEngine:
             last = self._done[request_id] >= row.decoding.max_tokens
             if last:
                 del self._rows[request_id]
-            if row.decoding.beams is None:
+            if row.target_ids:
+                if last:
+                    deltas.append(Delta(request_id, [], target_logprobs(row), finish_reason="length"))
+            elif row.decoding.beams is None:
                 reason = "length" if last else None
                 deltas.append(Delta(request_id, [_token(row, position)], finish_reason=reason))
             elif last:

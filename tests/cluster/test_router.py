@@ -7,7 +7,7 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from fake_cluster import FakeActor, FakeCluster, expected, hypotheses, request, task_error
+from fake_cluster import FakeActor, FakeCluster, expected, hypotheses, request, target_logprobs, task_error
 from ray.exceptions import ActorDiedError
 
 from tandem.errors import InternalError, InvalidRequest, Overloaded, Unavailable
@@ -99,6 +99,28 @@ async def test_beams_start_anew_on_another_engine() -> None:
         assert cluster.router.stats().resubmitted > 0
         assert not any(r.generated_ids for r in replica.engine.submitted)
         assert cluster.router.stats().generated_tokens == 8 * 2 * 60
+        await cluster.settled()
+
+
+async def test_scoring_starts_anew_on_another_engine() -> None:
+    """Likewise; what is scored counts as generated nowhere."""
+    async with FakeCluster(engines=2, step_s=0.005) as cluster:
+        requests = []
+        for i in range(8):
+            one = request(f"r{i}", tokens=60, ids=(i, 1))
+            how = replace(one.decoding, logprobs=0)
+            requests.append(replace(one, decoding=how, target_ids=tuple(range(60))))
+
+        async def collect(one: EngineRequest) -> list[Delta]:
+            return [delta async for delta in cluster.router.generate(one)]
+
+        tasks = [asyncio.create_task(collect(r)) for r in requests]
+        await asyncio.sleep(0.1)
+        cluster.kill(next(iter(cluster.decoders.replicas.values())))
+        for [delta], of in zip(await asyncio.gather(*tasks), requests, strict=True):
+            assert (delta.token_ids, delta.logprobs) == ([], target_logprobs(of))
+        assert cluster.router.stats().resubmitted > 0
+        assert cluster.router.stats().generated_tokens == 0
         await cluster.settled()
 
 

@@ -13,7 +13,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tandem import wire
+from tandem import score_wire, wire
 from tandem.client import AsyncClient, Client
 from tandem.errors import (
     DeadlineExceeded,
@@ -25,7 +25,7 @@ from tandem.errors import (
     Unavailable,
 )
 from tandem.inputs import Prompt, TokensPrompt
-from tandem.outputs import CompletionOutput, RequestOutput, TextDelta
+from tandem.outputs import CompletionOutput, RequestOutput, ScoreOutput, TargetScore, TextDelta
 from tandem.params import SamplingParams
 from tandem.rpc import add_inference_service, parse, set_error
 from tandem.v1 import inference_pb2 as pb
@@ -76,6 +76,11 @@ class Servicer(health_pb2_grpc.HealthServicer):
         except asyncio.CancelledError:
             self.cancelled.set()
             raise
+
+    async def Score(self, data: bytes, context: Any) -> pb.ScoreResponse:
+        request = self._read(pb.ScoreRequest, data, context)
+        scores = [TargetScore([7, 1], [-0.1 * n, -2.0], -0.1 * n - 2.0) for n in range(len(request.targets))]
+        return score_wire.score_response(ScoreOutput("r", None, [5, 1], None, [0], scores))
 
     async def Tokenize(self, data: bytes, context: Any) -> pb.TokenizeResponse:
         request = self._read(pb.TokenizeRequest, data, context)
@@ -194,6 +199,32 @@ def test_generate(ask: Ask, servicer: Servicer) -> None:
             timeout_ms=7000,
         )
     ]
+
+
+def test_score(ask: Ask, servicer: Servicer) -> None:
+    targets = ["eins", TokensPrompt(prompt_token_ids=[7, 1])]
+    output = ask("score", "one", targets, model="m", timeout=7, priority=2)
+    scores = [TargetScore([7, 1], [0.0, -2.0], -2.0), TargetScore([7, 1], [-0.1, -2.0], -2.1)]
+    assert output == ScoreOutput("r", "one", [], None, [0], scores)
+    ask("score", {"encoder_prompt": "one", "decoder_prompt": "ei"}, "ns")
+    assert servicer.requests == [
+        pb.ScoreRequest(
+            model="m",
+            encoder_prompt=pb.Prompt(text="one"),
+            targets=[pb.Prompt(text="eins"), pb.Prompt(token_ids=pb.TokenIds(ids=[7, 1]))],
+            priority=2,
+            timeout_ms=7000,
+        ),
+        pb.ScoreRequest(
+            encoder_prompt=pb.Prompt(text="one"),
+            decoder_prompt=pb.Prompt(text="ei"),
+            targets=[pb.Prompt(text="ns")],
+            timeout_ms=60_000,
+        ),
+    ]
+    with pytest.raises(InvalidRequest) as caught:
+        ask("score", "one", ["eins", 3])
+    assert caught.value.field == "targets.1"
 
 
 def test_a_prompt_of_ids_comes_back_in_the_output(ask: Ask) -> None:

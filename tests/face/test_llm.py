@@ -120,6 +120,32 @@ def test_logprobs(llm: LLM) -> None:
     assert sample.cumulative_logprob == pytest.approx(sum(entry.logprob for entry in sample.logprobs))
 
 
+def test_scores_are_the_logprobs_of_the_answer(llm: LLM) -> None:
+    """What the model says greedily is scored as it was when it was said, and is likelier than another's."""
+    sentences = [FRENCH + "I am tired.", FRENCH + "Where do you live?"]
+    answers = llm.generate(sentences, SamplingParams(temperature=0, max_tokens=32, logprobs=0))
+    texts = [text(answer) for answer in answers]
+    one, other = llm.score(sentences, [texts, texts[1]])
+    assert (one.encoder_prompt, one.prompt_token_ids, len(one.scores)) == (sentences[0], [0], 2)
+    for answer, scored in zip(answers, (one.scores[0], other.scores[0]), strict=True):
+        said = answer.outputs[0]
+        assert said.logprobs is not None
+        assert scored.token_ids == said.token_ids
+        assert scored.logprobs == pytest.approx([token.logprob for token in said.logprobs], abs=1e-4)
+        assert scored.cumulative_logprob == pytest.approx(said.cumulative_logprob, abs=1e-3)
+    assert one.scores[0].cumulative_logprob > one.scores[1].cumulative_logprob
+    start = {"prompt_token_ids": one.scores[0].token_ids[:2]}
+    rest = {"prompt_token_ids": one.scores[0].token_ids[2:]}
+    (behind,) = llm.score({"encoder_prompt": sentences[0], "decoder_prompt": start}, rest)
+    assert behind.scores[0].logprobs == pytest.approx(one.scores[0].logprobs[2:], abs=1e-4)
+    for bad, field in (([], "targets"), (["a", ""], "targets.1")):
+        with pytest.raises(InvalidRequest) as caught:
+            llm.score(sentences[0], bad)
+        assert caught.value.field == field
+    with pytest.raises(InvalidRequest, match="got 1 for 2 prompts"):
+        llm.score(sentences, ["a"])
+
+
 def test_threads_share_the_engine(llm: LLM) -> None:
     sentences = [FRENCH + f"I have {n} dogs." for n in range(12)]
     expected = [text(output) for output in llm.generate(sentences, GREEDY)]

@@ -19,6 +19,7 @@ from typing import Literal
 import pytest
 
 from tandem.errors import HiddenStatesLost, InvalidRequest
+from tandem.outputs import TokenLogprobs
 from tandem.workers.pages import PagePool
 from tandem.workers.request import BeamSearch, Decoding, Delta, EncoderInput, EngineRequest, Hypothesis
 from tandem.workers.scheduler import Scheduler
@@ -49,6 +50,7 @@ class Job:
     waited_s: float = 0.0  # before it came here
     at: int = 0  # the step before which it is submitted
     cancel_at: int | None = None  # the step before which it is cancelled
+    scored: bool = False  # the answer is given, max_tokens long, and scored
     width: int = 1  # beams; they find the answer, all the same one, at the step that ends it
 
     def token(self, count: int) -> int:
@@ -58,6 +60,8 @@ class Job:
 
     @property
     def answer(self) -> tuple[list[int], Reason]:
+        if self.scored:
+            return [self.token(count) for count in range(self.max_tokens)], "length"
         tokens: list[int] = []
         while True:
             tokens.append(self.token(len(tokens)))
@@ -69,6 +73,10 @@ class Job:
     @property
     def prefix_ids(self) -> tuple[int, ...]:
         return tuple(1000 * (self.number + 1) + 500 + i for i in range(self.prefix))
+
+    def logprob(self, count: int) -> float:
+        """Of the answer's token after `count`."""
+        return -float(1000 * self.number + count)
 
     def request(self) -> EngineRequest:
         return EngineRequest(
@@ -90,6 +98,7 @@ class Job:
                 beams=BeamSearch(self.width, 1, 1.0, early_stopping=False) if self.width > 1 else None,
             ),
             generated_ids=tuple(self.answer[0][: self.resumed]),
+            target_ids=tuple(self.answer[0]) if self.scored else (),
             priority=self.priority,
             timeout_s=self.timeout_s,
             waited_s=self.waited_s,
@@ -123,6 +132,11 @@ class Life:
     def row_width(self) -> int:
         """Beams that compute its next position."""
         return self.job.width if self.computed >= self.job.prefix else 1
+
+    def targets(self, start: int, stop: int) -> range:
+        """Which of the answer's tokens these positions score."""
+        first = self.job.prefix - 1
+        return range(max(0, start - first), max(0, stop - first) if self.job.scored else 0)
 
     def token_at(self, position: int) -> int:
         job = self.job
@@ -173,7 +187,7 @@ class Simulator:
         self.started: list[Life] = []  # in the order in which they first ran
         self.ended: list[Life] = []
         self.steps = self.arrivals = self.admitted = self.generated = self.encoded = 0
-        self.preemptions = self.restarts = 0
+        self.preemptions = self.restarts = self.rescored = 0
         # The device.
         self.cross: dict[str, list[int]] = {}  # pages by encoder key
         self.memory: dict[tuple[int, int], Cell] = {}  # page, offset → what was written there last
@@ -210,7 +224,7 @@ class Simulator:
             request,
             order=(now - job.waited_s - PRIORITY_S * job.priority, self.arrivals),
             deadline=None if job.timeout_s is None else now + job.timeout_s,
-            out=list(request.generated_ids),
+            out=list(request.generated_ids or request.target_ids[:-1]),
             steps_before=self.steps,
         )
         self.lives[job.name] = life
@@ -287,6 +301,7 @@ class Simulator:
                 self._compare_row(row, life, count)
         self.preemptions += len(running) - stay
         for life in running[stay:]:
+            self.rescored += len(life.targets(0, life.computed)) > 0
             self._stop_running(life)
             if life.job.width > 1:
                 life.out = []  # beams start anew
@@ -360,14 +375,17 @@ class Simulator:
         assert row.width == life.row_width
         ends_at = row.start + row.count
         assert ends_at <= life.known
-        assert row.samples == (ends_at == life.known)
+        complete = ends_at == life.known
+        assert row.samples == (complete and not life.job.scored)
+        targets = life.targets(row.start, ends_at)
+        assert row.target_ids == tuple(map(life.job.token, targets))
         on_host = [life.token_at(p) for p in range(row.start, ends_at) if p < life.known - life.in_flight]
         if row.width > 1:
             on_host = []  # beams' tokens are on the device only
         assert row.token_ids == on_host
         assert len(on_host) == count or (count == 1 and not on_host), "tokens neither here nor there"
         life.computed = ends_at
-        life.in_flight += row.samples
+        life.in_flight += complete
 
     def _compare_admissions(self, plan: StepPlan, new_keys: list[str]) -> None:
         assert [admission.entry.key for admission in plan.admissions] == new_keys
@@ -430,6 +448,7 @@ class Simulator:
             self._write(row, lives[id(row.sequence.request)])
         tokens: list[int] = []
         beams: list[list[tuple[list[int], float]] | None] = []
+        scores: list[float] = []
         sampling = []
         for row in plan.rows:
             life = lives[id(row.sequence.request)]
@@ -450,6 +469,9 @@ class Simulator:
             assert length == life.job.encoder_length
             for position in range(length):
                 assert self.memory[self._cell(pages, position)] == (life.request.encoder.key, position, 0)
+            scores += map(life.job.logprob, life.targets(row.start, end))
+            if life.job.scored and end == life.job.prefix + life.job.max_tokens - 1:
+                sampling.append(life)
             if row.samples:
                 sampling.append(life)
                 if life.job.width > 1:
@@ -457,7 +479,7 @@ class Simulator:
                 else:
                     self.last_tokens[row.sequence.slots[0]] = life.token_at(end)
                     tokens.append(life.token_at(end))
-        return plan, StepResult(tokens, None, beams), sampling
+        return plan, StepResult(tokens, None, beams, scores), sampling
 
     def _write(self, row: Row, life: Life) -> None:
         for slot in row.sequence.slots[: row.width]:
@@ -521,7 +543,7 @@ class Simulator:
                 continue
             if life.job.width > 1 and not life.running:
                 continue  # preempted meanwhile: it starts anew
-            self.generated += life.job.width
+            self.generated += 0 if life.job.scored else life.job.width
             life.out.append(life.job.token(len(life.out)))
             answer, reason = life.job.answer
             assert life.out == answer[: len(life.out)]
@@ -534,6 +556,12 @@ class Simulator:
                     self._end(life, delta, reason)
                 continue
             delta = next(deltas)
+            if life.job.scored:
+                logprobs = map(life.job.logprob, range(len(answer)))
+                target = [TokenLogprobs(*pair, []) for pair in zip(answer, logprobs, strict=True)]
+                assert (delta.request_id, delta.token_ids, delta.logprobs) == (life.job.name, [], target)
+                self._end(life, delta, reason)
+                continue
             assert (delta.request_id, delta.token_ids) == (life.job.name, life.out[-1:])
             if done:
                 self._end(life, delta, reason)

@@ -77,6 +77,57 @@ def test_a_decoder_only_model_is_given_one_prompt(checkpoint: Callable[..., Path
     assert caught.value.field == "max_tokens"
 
 
+def test_targets_are_tokenized_as_labels(frontend: Frontend) -> None:
+    ids = frontend.tokenize("the cat")
+    prepared = frontend.prepare_score(
+        "the cat", ["the cat", {"prompt_token_ids": [7]}], priority=3, timeout_s=5
+    )
+    first, second = prepared.targets
+    assert list(first.target_ids) == ids
+    assert ids[-1] == EOS
+    assert second.target_ids == (7,)
+    assert first.encoder == second.encoder
+    assert (first.prefix_ids, first.generated_ids, first.priority, first.timeout_s) == ((PAD,), (), 3, 5)
+    assert first.decoding.max_tokens == len(ids)
+    assert first.request_id != second.request_id
+
+
+def test_a_decoder_only_models_target_goes_on_from_its_prompt(checkpoint: Callable[..., Path]) -> None:
+    frontend = Frontend.load(checkpoint("gpt2"), "gpt2", LIMITS)
+    prepared = frontend.prepare_score("ba be", ["bi bo"])
+    [target] = prepared.targets
+    assert list(target.prefix_ids) == prepared.prompt_token_ids == frontend.tokenize("ba be")
+    assert list(target.target_ids) == frontend.tokenize("bi bo")[:-1], "no special tokens"
+    assert target.encoder.token_ids == ()
+
+
+@pytest.mark.parametrize(
+    ("targets", "field", "message"),
+    [
+        ([], "targets", "1 to 256 targets, got 0"),
+        (["a"] * 257, "targets", "1 to 256 targets, got 257"),
+        (["a", ""], "targets.1", "must not be empty"),
+        (["a", 3], "targets.1", "must be a str"),
+        (["\ud83d"], "targets.0", "lone surrogate"),
+        (["a" * 10_000], "targets.0", "has 10000 characters"),
+        ([{"prompt_token_ids": []}], "targets.0.prompt_token_ids", "has no tokens"),
+        ([{"prompt_token_ids": [VOCAB]}], "targets.0.prompt_token_ids", "is not in the vocabulary"),
+        ([{"prompt_token_ids": [5] * 9}], "targets.0.prompt_token_ids", None),
+        ([{"prompt_token_ids": [5] * 10}], "targets.0.prompt_token_ids",
+         "has 10 tokens, after the 1 the decoder starts from the limit is 9"),
+    ],
+)  # fmt: skip
+def test_bad_targets_are_refused_by_name(
+    frontend: Frontend, targets: list[Any], field: str, message: str | None
+) -> None:
+    if message is None:
+        frontend.prepare_score("the cat", targets)
+        return
+    with pytest.raises(InvalidRequest, match=message) as caught:
+        frontend.prepare_score("the cat", targets)
+    assert caught.value.field == field
+
+
 def test_ids_are_of_the_sides_own_vocabulary(checkpoint: Callable[..., Path]) -> None:
     """The encoder's has 128 words, the decoder's 117."""
     frontend = Frontend.load(checkpoint("marian-two-vocabularies"), "marian", LIMITS)
@@ -369,8 +420,8 @@ def test_over_long_text_is_refused_with_both_numbers(frontend: Frontend) -> None
 
 
 def test_absurdly_long_text_is_refused_unread(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontend, "_backend", None)
-    monkeypatch.setattr(frontend, "_tokenizer", None)  # touching either would fail
+    monkeypatch.setattr(frontend._tokenizer, "_backend", None)
+    monkeypatch.setattr(frontend._tokenizer, "_tokenizer", None)  # touching either would fail
     with pytest.raises(InvalidRequest, match="100000 characters"):
         frontend.prepare("x" * 100_000, GREEDY)
 

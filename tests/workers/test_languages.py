@@ -27,11 +27,14 @@ GREEDY = SamplingParams(max_tokens=4)
 LINES = ["the cat sat on the mat", "le chat est sur le tapis", "a b c d e f g", "die Katze sitzt dort"]
 
 
-def sentencepiece_model(folder: Path) -> Path:
+def sentencepiece_model(folder: Path, name: str = "source", size: int = 30, extra: str = "") -> Path:
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(LINES), model_prefix=str(folder / "pieces"), vocab_size=30, minloglevel=2
+        sentence_iterator=iter([*LINES, *[extra] * 50]),
+        model_prefix=str(folder / name),
+        vocab_size=size,
+        minloglevel=2,
     )
-    return folder / "pieces.model"
+    return folder / f"{name}.model"
 
 
 def pieces(model: Path, **special: int) -> dict[str, int]:
@@ -107,6 +110,9 @@ def test_languages(kind: str, source: str, target: str, starts: bool, tmp_path: 
     with pytest.raises(InvalidRequest, match="a prompt that is text") as caught:
         frontend.prepare({"prompt_token_ids": [5]}, GREEDY, source_language=source)
     assert caught.value.field == "source_language"
+    with pytest.raises(InvalidRequest, match="must be token ids") as caught:
+        frontend.prepare_score("the cat", ["le chat"])
+    assert caught.value.field == "targets.0"
 
 
 def test_a_model_of_one_pair(tmp_path: Path) -> None:
@@ -114,7 +120,11 @@ def test_a_model_of_one_pair(tmp_path: Path) -> None:
     spm = sentencepiece_model(tmp_path)
     (tmp_path / "vocab.json").write_text(json.dumps(pieces(spm, **{"<pad>": 0, "</s>": 1, "<unk>": 2})))
     made = MarianTokenizer(
-        str(spm), str(spm), str(tmp_path / "vocab.json"), source_lang="en", target_lang="fr"
+        str(spm),
+        str(sentencepiece_model(tmp_path, "target", 26, "chat")),
+        str(tmp_path / "vocab.json"),
+        source_lang="en",
+        target_lang="fr",
     )
     folder = make_checkpoint(tmp_path / "model", "marian")
     (folder / "tokenizer.json").unlink()
@@ -125,5 +135,9 @@ def test_a_model_of_one_pair(tmp_path: Path) -> None:
     assert frontend.tokenize("the cat") == ids
     assert ids[-1] == made.eos_token_id
     same_text(frontend, made)
+    expected = made(text_target="le chat").input_ids
+    prepared = frontend.prepare_score({"encoder_prompt": "the cat", "decoder_prompt": "le chat"}, ["le chat"])
+    assert list(prepared.targets[0].target_ids) == expected != frontend.tokenize("le chat")
+    assert prepared.prompt_token_ids[1:] == expected[:-1]
     with pytest.raises(InvalidRequest, match="no languages to choose from"):
         frontend.prepare("the cat", GREEDY, target_language="fr")

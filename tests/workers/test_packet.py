@@ -76,7 +76,7 @@ def test_a_first_step() -> None:
     for name, (start, count, entry) in {
         "a": (0, 1, 0), "b": (0, 1, 1), "c": (0, 3, 2), "d": (0, 1, 0),
     }.items():  # fmt: skip
-        assert by_row[name] == [rows[name].slots[0], start, count, entries[entry].index, 1, SINGLE]
+        assert by_row[name] == [rows[name].slots[0], start, count, entries[entry].index, 1, SINGLE, 0]
     assert packet.row_tokens.tolist() == [token for name in order for token in rows[name].tokens]
     assert {tuple(new) for new in packet.new_pages.tolist()} == {
         (sequence.slots[0], 0, sequence.pages[0]) for sequence in rows.values()
@@ -102,10 +102,10 @@ def test_beams_are_rows_of_one_request() -> None:
     plan = ours.plan(0.0)
     first = there_and_back(Packet.of(plan))
     slots = plan.rows[-1].sequence.slots
-    assert first.rows[1].tolist() == [slots[0], 0, 2, 0, 1, FIRST_BEAM]
+    assert first.rows[1].tolist() == [slots[0], 0, 2, 0, 1, FIRST_BEAM, 0]
     assert first.beam_slots.tolist() == slots
     second = there_and_back(Packet.of(ours.plan(0.0)))
-    assert second.rows[1:].tolist() == [[slot, 2, 1, 0, 1, BEAM] for slot in slots]
+    assert second.rows[1:].tolist() == [[slot, 2, 1, 0, 1, BEAM, 0] for slot in slots]
     assert second.row_tokens.tolist() == [ON_DEVICE] * 4
     assert second.beam_slots.tolist() == slots
 
@@ -115,16 +115,31 @@ def test_an_unfinished_prefill_does_not_sample() -> None:
     arrive(ours, Job("a", 0, key=0, encoder_length=2, prefix=20), (11, 1))
     plans = [there_and_back(Packet.of(ours.plan(0.0))) for _ in range(2)]
     assert [plan.rows[0, 1:].tolist() for plan in plans] == [
-        [0, 16, 0, 0, SINGLE],
-        [16, 4, 0, 1, SINGLE],
+        [0, 16, 0, 0, SINGLE, 0],
+        [16, 4, 0, 1, SINGLE, 0],
     ]
     assert [len(plan.new_pages) for plan in plans] == [4, 1]
+
+
+def test_targets_follow_the_last_positions_of_their_row() -> None:
+    """The prefix's last position is the first behind which there is one."""
+    ours = scheduler()
+    job = Job("a", 0, key=0, encoder_length=2, prefix=14, max_tokens=7, scored=True)
+    arrive(ours, job, (11, 1))
+    target = job.request().target_ids
+    packets = [there_and_back(Packet.of(ours.plan(0.0))) for _ in range(2)]
+    assert [packet.rows[0, 1:].tolist() for packet in packets] == [
+        [0, 16, 0, 0, SINGLE, 3],
+        [16, 4, 0, 0, SINGLE, 4],
+    ]
+    assert [tuple(packet.target_ids.tolist()) for packet in packets] == [target[:3], target[3:]]
+    assert packets[1].row_tokens.tolist() == list(target[2:6])
 
 
 def test_an_empty_step() -> None:
     empty = there_and_back(Packet.of(StepPlan()))
     assert [getattr(empty, part.name).shape for part in fields(Packet)] == [
-        (0, 4), (0,), (0,), (0, 3), (0, 6), (0,), (0,),
+        (0, 4), (0,), (0,), (0, 3), (0, 7), (0,), (0,), (0,),
     ]  # fmt: skip
 
 

@@ -316,7 +316,7 @@ def test_logprobs_are_the_models_own() -> None:
     ]
     sampler = Sampler(4, VOCAB, CPU)
     sampler.start(sequences)
-    tokens, entries, _ = sampler.sample(logits.clone(), rows(sequences)).wait()
+    tokens, entries, *_ = sampler.sample(logits.clone(), rows(sequences)).wait()
     assert entries is not None
     expected = logits.double().log_softmax(-1)
     assert entries[2] is None

@@ -65,6 +65,8 @@ def jobs(draw: st.DrawFn, lengths: list[int]) -> Job:
     )
     if (width := draw(st.sampled_from([1, 1, 1, 2, 3]))) > 1:  # their device bans stops before min_tokens
         return replace(job, width=width, min_tokens=0)
+    if draw(st.sampled_from([False, False, False, True])):
+        return replace(job, scored=True)
     return replace(job, resumed=draw(st.just(0) | small(0, len(job.answer[0]))))
 
 
@@ -149,10 +151,11 @@ def test_everything_holds_whatever_happens() -> None:
         seen["beams"] += any(life.job.width > 1 and life.reason in ("stop", "length") for life in ended)
         seen["beams preempted"] += simulator.restarts > 0
         seen["resumed"] += any(life.job.resumed for life in ended)
+        seen["scored"] += any(life.job.scored and life.reason == "length" for life in ended)
 
     under()
     for what in ("stop", "length", "cancelled", "deadline", "error", "preempted", "cross pages shared",
-                 "prefilled in chunks", "resumed", "beams", "beams preempted"):  # fmt: skip
+                 "prefilled in chunks", "resumed", "beams", "beams preempted", "scored"):  # fmt: skip
         # How many exactly depends on what else was imported: hypothesis draws constants from it.
         assert seen[what] >= 8, seen
 
@@ -202,6 +205,8 @@ def test_long_traffic(seed: int, depth: int) -> None:
             )  # fmt: skip
             if rng.random() < 0.2:
                 job = replace(job, width=rng.randint(2, 3), max_tokens=min(job.max_tokens, 9 * page_size))
+            elif rng.random() < 0.3:
+                job = replace(job, scored=True)
             else:
                 job = replace(job, resumed=rng.choice([0, 0, rng.randint(0, len(job.answer[0]))]))
             submitted += simulator.submit(job, now) is not None
@@ -213,6 +218,7 @@ def test_long_traffic(seed: int, depth: int) -> None:
         assert step < 20_000
     assert len(simulator.ended) == 500
     assert simulator.preemptions > 20
+    assert simulator.rescored > 0
 
 
 # -- fairness

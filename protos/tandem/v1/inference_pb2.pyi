@@ -324,6 +324,44 @@ class Usage(_message.Message):
     generated_tokens: int
     def __init__(self, encoder_tokens: _Optional[int] = ..., decoder_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
 
+class ScoreRequest(_message.Message):
+    __slots__ = ("request_id", "model", "encoder_prompt", "decoder_prompt", "targets", "priority", "timeout_ms")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    DECODER_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    TARGETS_FIELD_NUMBER: _ClassVar[int]
+    PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    model: str
+    encoder_prompt: Prompt
+    decoder_prompt: Prompt
+    targets: _containers.RepeatedCompositeFieldContainer[Prompt]
+    priority: int
+    timeout_ms: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., encoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ...) -> None: ...
+
+class ScoreResponse(_message.Message):
+    __slots__ = ("request_id", "prompt", "scores")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    SCORES_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    prompt: PromptInfo
+    scores: _containers.RepeatedCompositeFieldContainer[TargetScore]
+    def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Union[PromptInfo, _Mapping]] = ..., scores: _Optional[_Iterable[_Union[TargetScore, _Mapping]]] = ...) -> None: ...
+
+class TargetScore(_message.Message):
+    __slots__ = ("token_ids", "logprobs", "cumulative_logprob")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    CUMULATIVE_LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    cumulative_logprob: float
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., cumulative_logprob: _Optional[float] = ...) -> None: ...
+
 class TokenizeRequest(_message.Message):
     __slots__ = ("model", "text")
     MODEL_FIELD_NUMBER: _ClassVar[int]

@@ -55,6 +55,11 @@ class InferenceServiceStub:
                 request_serializer=tandem_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
                 _registered_method=True)
+        self.Score = channel.unary_unary(
+                '/tandem.v1.InferenceService/Score',
+                request_serializer=tandem_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/tandem.v1.InferenceService/Tokenize',
                 request_serializer=tandem_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -95,6 +100,13 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Score(self, request, context):
+        """Says how likely given targets are as answers to a prompt.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Turns text into the token ids the encoder would be given for it.
         """
@@ -121,6 +133,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.GenerateStream,
                     request_deserializer=tandem_dot_v1_dot_inference__pb2.GenerateStreamRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_inference__pb2.GenerateStreamResponse.SerializeToString,
+            ),
+            'Score': grpc.unary_unary_rpc_method_handler(
+                    servicer.Score,
+                    request_deserializer=tandem_dot_v1_dot_inference__pb2.ScoreRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_inference__pb2.ScoreResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -197,6 +214,33 @@ class InferenceService:
             '/tandem.v1.InferenceService/GenerateStream',
             tandem_dot_v1_dot_inference__pb2.GenerateStreamRequest.SerializeToString,
             tandem_dot_v1_dot_inference__pb2.GenerateStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Score(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.InferenceService/Score',
+            tandem_dot_v1_dot_inference__pb2.ScoreRequest.SerializeToString,
+            tandem_dot_v1_dot_inference__pb2.ScoreResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -161,8 +161,88 @@ async def test_bad_bytes_are_refused(api: Api) -> None:
         assert (status.name, said[: len(details)]) == (code, details)
 
 
+async def test_score(api: Api, router: FakeRouter, frontend: Frontend) -> None:
+    request = pb.ScoreRequest(
+        request_id="r1", model="tiny", encoder_prompt=text(), decoder_prompt=text("le"),
+        targets=[text(SENTENCE), pb.Prompt(token_ids=pb.TokenIds(ids=[7, 1]))], priority=3, timeout_ms=1500,
+    )  # fmt: skip
+    answer = await api.Score(request.SerializeToString(), Context())
+    assert answer.request_id == "r1"
+    first, second = answer.scores
+    assert list(first.token_ids) == frontend.tokenize(SENTENCE)
+    assert (
+        first.cumulative_logprob == sum(first.logprobs) == sum(-0.25 * n for n in range(len(first.logprobs)))
+    )
+    assert (list(second.token_ids), list(second.logprobs)) == ([7, 1], [0, -0.25])
+    assert answer.prompt.encoder_tokens == len(frontend.tokenize("the cat"))
+    assert list(answer.prompt.decoder_token_ids) == list(router.requests[0].prefix_ids)
+    assert len(answer.prompt.decoder_token_ids) > 1
+    assert {(r.priority, r.timeout_s) for r in router.requests} == {(3, 1.5)}
+    assert len({r.encoder.key for r in router.requests}) == 1
+    assert not router.live
+    assert not router.cancelled
+
+
+@pytest.mark.parametrize(
+    ("request_", "details"),
+    [
+        (pb.ScoreRequest(targets=[text()]), "encoder_prompt: is required"),
+        (pb.ScoreRequest(encoder_prompt=text(""), targets=[text()]), "encoder_prompt: must not be empty"),
+        (pb.ScoreRequest(encoder_prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[2**31])), targets=[text()]),
+         "encoder_prompt.token_ids: id 2147483648"),
+        (pb.ScoreRequest(encoder_prompt=text()), "targets: 1 to 256 targets, got 0"),
+        (pb.ScoreRequest(encoder_prompt=text(), targets=[text("a")] * 257), "targets: 1 to 256 targets"),
+        (pb.ScoreRequest(encoder_prompt=text(), targets=[text(), pb.Prompt()]), "targets.1: one of text and"),
+        (pb.ScoreRequest(encoder_prompt=text(), targets=[text(), text("")]), "targets.1: must not be empty"),
+        (pb.ScoreRequest(encoder_prompt=text(), targets=[text("a b c d " * 30)]), "targets.0: has"),
+        (pb.ScoreRequest(encoder_prompt=text(), targets=[pb.Prompt(token_ids=pb.TokenIds())]),
+         "targets.0.token_ids: has no tokens"),
+        (pb.ScoreRequest(encoder_prompt=text(), targets=[pb.Prompt(token_ids=pb.TokenIds(ids=[2**31]))]),
+         "targets.0.token_ids: id 2147483648"),
+        (pb.ScoreRequest(encoder_prompt=text(), targets=[text()], timeout_ms=0), "timeout_ms: "),
+        (pb.ScoreRequest(encoder_prompt=text(), targets=[text()], priority=99), "priority: "),
+    ],
+)  # fmt: skip
+async def test_a_bad_score_request_is_refused_by_name(
+    api: Api, router: FakeRouter, request_: pb.ScoreRequest, details: str
+) -> None:
+    context = Context()
+    code, said = await refused(api.Score(request_.SerializeToString(), context), context)
+    assert code is grpc.StatusCode.INVALID_ARGUMENT
+    assert said.startswith(details)
+    assert not router.requests
+
+
+async def test_what_ends_one_target_ends_the_call(api: Api, router: FakeRouter) -> None:
+    data = pb.ScoreRequest(encoder_prompt=text(), targets=[text(SENTENCE)] * 3).SerializeToString()
+    for error, expected in (
+        (Overloaded("full"), (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")),
+        (RuntimeError("secret"), (grpc.StatusCode.INTERNAL, "internal error, see the log")),
+    ):
+        router.fail(error)
+        context = Context()
+        assert await refused(api.Score(data, context), context) == expected
+    router.error, router.deadline_after = None, 0
+    context = Context()
+    code, _ = await refused(api.Score(data, context), context)
+    assert code is grpc.StatusCode.DEADLINE_EXCEEDED
+    assert not router.live
+
+
+async def test_a_score_that_is_cancelled_cancels_its_targets(api: Api, router: FakeRouter) -> None:
+    router.stall_after = 0
+    data = pb.ScoreRequest(encoder_prompt=text(), targets=[text(SENTENCE)] * 3).SerializeToString()
+    task = asyncio.create_task(api.Score(data, Context()))
+    while len(router.live) < 3:
+        await asyncio.sleep(0.01)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert (len(router.cancelled), router.live) == (3, set())
+
+
 @settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(data=st.binary(max_size=60), method=st.sampled_from(["Generate", "Tokenize", "ListModels"]))
+@given(data=st.binary(max_size=60), method=st.sampled_from(["Generate", "Score", "Tokenize"]))
 async def test_no_bytes_are_an_internal_error(api: Api, data: bytes, method: str) -> None:
     context = Context()
     try:

@@ -1,0 +1,142 @@
+"""What the two clients have in common: how they connect, and how a call becomes a request and its failure an
+error."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, cast
+
+import grpc
+from grpc_health.v1 import health_pb2
+
+from tandem import score_wire, wire
+from tandem.errors import InvalidRequest
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt
+from tandem.params import DecodingParams, Params
+from tandem.rpc import SERVICE, error_of
+from tandem.v1 import inference_pb2 as pb
+
+Metadata = Sequence[tuple[str, str | bytes]]
+
+_SERVICE_CONFIG = {
+    # A connection to every address the name resolves to, as of a headless Kubernetes service.
+    "loadBalancingConfig": [{"round_robin": {}}],
+    "methodConfig": [
+        {
+            "name": [{"service": SERVICE.full_name}],
+            # gRPC retries a call only while nothing of its answer has arrived. About three seconds in all,
+            # for a server that restarts or a replica that went away.
+            "retryPolicy": {
+                "maxAttempts": 5,
+                "initialBackoff": "0.1s",
+                "maxBackoff": "2s",
+                "backoffMultiplier": 3,
+                "retryableStatusCodes": ["UNAVAILABLE"],
+            },
+        }
+    ],
+}
+OPTIONS = [
+    ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
+    # Connections are tried again at the pace of calls; gRPC's own first pause, a second, would let most of
+    # a call's attempts fail unsent.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.max_reconnect_backoff_ms", 2000),
+    # An answer is as long as its request allowed: many samples with logprobs are megabytes.
+    ("grpc.max_receive_message_length", -1),
+]
+
+# The server ends a request at its timeout and sends what there is by then. The client waits this much
+# longer for it.
+GRACE_S = 1.0
+
+
+@contextmanager
+def typed_errors() -> Iterator[None]:
+    try:
+        yield
+    except grpc.RpcError as error:
+        raise error_of(error.code(), error.details()) from error
+
+
+class Settings:
+    """What the two clients have in common."""
+
+    def __init__(self, timeout: float, metadata: Metadata) -> None:
+        self._timeout = timeout
+        self._metadata = tuple(metadata)
+
+    def _generate_request(
+        self,
+        kind: type[wire.GenerateT],
+        prompt: Prompt,
+        params: Params | None,
+        decoder_prompt: SingletonPrompt | None,
+        model: str | None,
+        priority: int,
+        timeout: float | None,
+        request_id: str | None,
+    ) -> wire.GenerateT:
+        if decoder_prompt is not None:
+            encoder_prompt = cast(SingletonPrompt, prompt)  # `take_apart` refuses anything else
+            prompt = ExplicitEncoderDecoderPrompt(
+                encoder_prompt=encoder_prompt, decoder_prompt=decoder_prompt
+            )
+        return wire.generate_request(
+            kind,
+            prompt,
+            params,
+            model=model,
+            priority=priority,
+            timeout_s=self._seconds(timeout),
+            request_id=request_id,
+        )
+
+    def _score_request(
+        self,
+        prompt: Prompt,
+        targets: SingletonPrompt | Sequence[SingletonPrompt],
+        model: str | None,
+        priority: int,
+        timeout: float | None,
+        request_id: str | None,
+    ) -> pb.ScoreRequest:
+        return score_wire.score_request(
+            prompt,
+            targets,
+            model=model,
+            priority=priority,
+            timeout_s=self._seconds(timeout),
+            request_id=request_id,
+        )
+
+    def _seconds(self, timeout: float | None) -> float:
+        timeout = self._timeout if timeout is None else timeout
+        if timeout <= 0:
+            raise InvalidRequest(f"must be positive, got {timeout}", field="timeout")
+        return timeout
+
+    def _options(self, timeout: float | None, grace: float = 0.0) -> dict[str, Any]:
+        """The keyword arguments of a gRPC call."""
+        return {"timeout": self._seconds(timeout) + grace, "metadata": self._metadata}
+
+
+def each(params: Params | Sequence[Params] | None, count: int) -> Sequence[Params | None]:
+    if params is None or isinstance(params, DecodingParams):
+        return [params] * count
+    if len(params) != count:
+        raise InvalidRequest(f"one, or one for each of {count} prompts, got {len(params)}", field="params")
+    return params
+
+
+def positive(number: int, field: str) -> int:
+    if number < 1:
+        raise InvalidRequest(f"must be positive, got {number}", field=field)
+    return number
+
+
+def serving(response: health_pb2.HealthCheckResponse) -> bool:
+    serving: bool = response.status == health_pb2.HealthCheckResponse.SERVING
+    return serving
