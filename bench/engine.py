@@ -33,6 +33,10 @@ VOCABULARY = 32128
 EOS = 1
 
 
+# Before each measurement: threads of the system before spin for a while, waiting for more.
+PAUSE_S = 0.5
+
+
 @dataclass(frozen=True)
 class Workload:
     """Requests that are all there at the start."""
@@ -120,6 +124,11 @@ def ctranslate2_runner(folder: Path, compute_type: str) -> Run:
     return run
 
 
+def rotated(names: list[str], by: int) -> list[str]:
+    at = by % len(names)
+    return names[at:] + names[:at]
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--rounds", type=int, default=5)
@@ -146,7 +155,10 @@ def main() -> None:
             works = [Workload.make(concurrency, seed) for seed in range(args.rounds + 1)]
             seconds: dict[str, list[float]] = {system: [] for system in systems}
             for number, work in enumerate(works):
-                for system, run in systems.items():
+                # Each goes first in turn: whoever follows another finds its leavings in the caches.
+                for system in rotated(list(systems), number):
+                    run = systems[system]
+                    time.sleep(PAUSE_S)
                     start = time.perf_counter()
                     run(work)
                     if number:  # the first round warms up

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -17,6 +19,9 @@ settings.register_profile(
 settings.load_profile("tandem")
 
 
+VERDICT = pytest.StashKey[int]()
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The folder of a variant's tiny random checkpoint, made once for the same arguments, which are those
@@ -28,3 +33,18 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
         return make_checkpoint(tmp_path_factory.mktemp(variant), variant, **overrides)
 
     return make
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    session.config.stash[VERDICT] = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Ray's threads outlive `ray.shutdown()`, and now and then one crashes the process while the interpreter
+    is torn down around it. All has been said by then: the process ends here."""
+    if "ray" in sys.modules and VERDICT in config.stash:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(config.stash[VERDICT])
