@@ -35,11 +35,12 @@ EOS = 1
 
 # Before each measurement: threads of the system before spin for a while, waiting for more.
 PAUSE_S = 0.5
+ALONE = 5  # requests, where they come one after the other
 
 
 @dataclass(frozen=True)
 class Workload:
-    """Requests that are all there at the start."""
+    """Requests that are all there at the start, or come one after the other."""
 
     concurrency: int
     inputs: list[list[int]]
@@ -48,11 +49,17 @@ class Workload:
     @classmethod
     def make(cls, concurrency: int, seed: int) -> Workload:
         rng = random.Random(seed)
-        count = concurrency
+        count = max(concurrency, ALONE)
         inputs = [
             [rng.randrange(2, VOCABULARY) for _ in range(rng.randrange(10, 80))] + [EOS] for _ in range(count)
         ]
         return cls(concurrency, inputs, [rng.randrange(8, 65) for _ in range(count)])
+
+    def parts(self) -> list[Workload]:
+        """What is in work together."""
+        if self.concurrency > 1:
+            return [self]
+        return [Workload(1, [ids], [n]) for ids, n in zip(self.inputs, self.outputs, strict=True)]
 
 
 Run = Callable[[Workload], None]  # generates everything the workload asks for
@@ -160,7 +167,8 @@ def main() -> None:
                     run = systems[system]
                     time.sleep(PAUSE_S)
                     start = time.perf_counter()
-                    run(work)
+                    for part in work.parts():
+                        run(part)
                     if number:  # the first round warms up
                         seconds[system].append(time.perf_counter() - start)
             tokens = [sum(work.outputs) for work in works[1:]]
