@@ -107,21 +107,6 @@ def sampled(prompts: list[tuple[int, ...]]) -> list[EngineRequest]:
     ]
 
 
-def resumed(
-    requests: list[EngineRequest], answers: Answers, seed: int
-) -> tuple[list[EngineRequest], Answers]:
-    """As if each had been moved here after some of its tokens; and the rest of its answer."""
-    rng = random.Random(seed)
-    splits = [rng.randint(0, len(answer)) for answer in answers]
-    return (
-        [
-            replace(request, generated_ids=tuple(answer[:split]))
-            for request, answer, split in zip(requests, answers, splits, strict=True)
-        ],
-        [answer[split:] for answer, split in zip(answers, splits, strict=True)],
-    )
-
-
 @contextmanager
 def ranks_in_threads(config: EngineConfig) -> Iterator[tuple[Engine, list[Follower]]]:
     first, *others = ThreadGroup.ranks(config.tensor_parallel_size)

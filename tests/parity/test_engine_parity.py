@@ -5,13 +5,23 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any
+from dataclasses import replace
 
 import pytest
 import torch
 from models import EOS, PAD, T5_VARIANTS, decoding, load_reference
-from parity import LENGTHS, MAX_TOKENS, PROMPTS, Answers, Reference, greedy, ranks_in_threads, serve
+from parity import (
+    LENGTHS,
+    MAX_TOKENS,
+    PROMPTS,
+    Answers,
+    Kept,
+    Reference,
+    greedy,
+    ranks_in_threads,
+    sampled,
+    serve,
+)
 
 from tandem.workers.encoder import Encoder
 from tandem.workers.engine import Engine
@@ -22,22 +32,6 @@ from tandem.workers.request import Decoding, EngineRequest, EngineStats
 @pytest.fixture(params=T5_VARIANTS)
 def variant(request: pytest.FixtureRequest, reference: Callable[..., Reference]) -> Reference:
     return reference(request.param)
-
-
-def sampled(prompts: list[tuple[int, ...]]) -> list[EngineRequest]:
-    """Each with parameters of its own."""
-    kinds: list[dict[str, Any]] = [
-        {"temperature": 1.0},
-        {"temperature": 0.7, "top_k": 20},
-        {"temperature": 1.3, "top_p": 0.9},
-        {"temperature": 0.0},
-        {"temperature": 1.0, "min_p": 0.1, "repetition_penalty": 1.5},
-        {"temperature": 1.6, "top_k": 50, "top_p": 0.95, "min_tokens": 12},
-    ]
-    return [
-        replace(request, decoding=decoding(seed=1000 + number, **kinds[number % len(kinds)]))
-        for number, request in enumerate(greedy(prompts))
-    ]
 
 
 def resumed(
@@ -179,17 +173,6 @@ def test_samples_of_one_prompt_share_its_encoder_input(reference: Callable[..., 
 
 
 # -- tensor parallel
-
-
-@dataclass
-class Kept:
-    """Hidden states in this process."""
-
-    handle: int
-    states: torch.Tensor
-
-    def __call__(self) -> torch.Tensor:
-        return self.states
 
 
 def test_tensor_parallel(variant: Reference) -> None:
