@@ -12,9 +12,11 @@ from torch import Tensor
 
 from tandem.kernels import reference
 from tandem.kernels.groups import RowGroups
+from tandem.kernels.linear import Linear
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
 
 __all__ = [
+    "Linear",
     "RowGroups",
     "add_layer_norm",
     "add_rms_norm",

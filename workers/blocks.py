@@ -219,7 +219,7 @@ class Head:
             x = self.norm(self._act(self.transform(x)))
         if self.scale != 1.0:
             x = x * self.scale
-        return self.projection.logits(x, self.bias)
+        return self.projection.logits(x)
 
     def slots(self) -> Iterator[WeightSlot]:
         for part in (None if self.tied else self.projection, self.bias, self.transform, self.norm):
@@ -230,3 +230,4 @@ class Head:
         """Most models that may have a bias have one of zeros."""
         if self.bias is not None and not self.bias.weight.any():
             self.bias = None
+        self.projection.prepare_logits(self.bias, embeds=self.tied)

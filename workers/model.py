@@ -266,6 +266,7 @@ def load_encoder(checkpoint: Checkpoint, place: Placement) -> EncoderStack:
     encoder = EncoderStack(checkpoint.spec.encoder, place)
     checkpoint.load(encoder.slots())
     encoder.prepare(bidirectional=True)
+    place.pack()
     return encoder
 
 
@@ -274,4 +275,5 @@ def load_decoder(checkpoint: Checkpoint, place: Placement) -> DecoderStack:
     checkpoint.load(decoder.slots())
     decoder.prepare(bidirectional=False)
     decoder.head.prepare()
+    place.pack()
     return decoder
