@@ -2,10 +2,10 @@
 
     python bench/engine.py [--rounds 5] [--out bench/results/engine.json]
 
-A random T5-small shape (d_model 512, 6 + 6 layers, vocabulary 32,128), float32 unless it says int8,
-greedy, mixed input and output lengths. Each system is given the same requests. Tandem lets requests join
-and leave; a static batch (transformers, CTranslate2) runs until its longest answer is done. Systems take
-turns in every round; the figures are medians over rounds. CTranslate2 joins where it is installed.
+A random T5-small shape (d_model 512, 6 + 6 layers, vocabulary 32,128), greedy, mixed input and output
+lengths. Each system is given the same requests. Tandem lets requests join and leave; a static batch
+(transformers, CTranslate2) runs until its longest answer is done. Systems take turns in every round; the
+figures are medians over rounds. CTranslate2 joins where it is installed.
 """
 
 from __future__ import annotations
@@ -79,8 +79,8 @@ def make_model(folder: Path) -> None:
     ).save_pretrained(folder)
 
 
-def tandem_runner(folder: Path) -> Run:
-    llm = LLM(str(folder), dtype="float32", max_num_seqs=32)
+def tandem_runner(folder: Path, dtype: str) -> Run:
+    llm = LLM(str(folder), dtype=dtype, max_num_seqs=32)
 
     def run(work: Workload) -> None:
         outputs = llm.generate(
@@ -147,7 +147,8 @@ def main() -> None:
         folder = Path(name)
         make_model(folder)
         systems: dict[str, Run] = {
-            "tandem": tandem_runner(folder),
+            "tandem float32": tandem_runner(folder, "float32"),
+            "tandem bfloat16": tandem_runner(folder, "bfloat16"),
             "transformers": transformers_runner(folder),
         }
         try:

@@ -8,9 +8,10 @@ No module here is named like a function: importing it would replace the function
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from tandem.kernels import reference
+from tandem.kernels import cpu_ops, reference
 from tandem.kernels.groups import RowGroups
 from tandem.kernels.linear import Linear
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
@@ -40,6 +41,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         from tandem.kernels import triton_ops
 
         return triton_ops.rms_norm(x, weight, eps)
+    if cpu_ops.takes(x, weight):
+        return cpu_ops.add_rms_norm(x, None, weight, eps)[0]
     return reference.rms_norm(x, weight, eps)
 
 
@@ -49,6 +52,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         from tandem.kernels import triton_ops
 
         return triton_ops.add_rms_norm(x, residual, weight, eps)
+    if cpu_ops.takes(x, residual, weight):
+        return cpu_ops.add_rms_norm(x, residual, weight, eps)
     return reference.add_rms_norm(x, residual, weight, eps)
 
 
@@ -101,6 +106,8 @@ def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tens
         from tandem.kernels import triton_ops
 
         triton_ops.write_kv(k, v, k_pages, v_pages, slots)
+    elif cpu_ops.takes(k, v) and cpu_ops.takes_pages(k_pages):
+        cpu_ops.write_kv(k, v, k_pages, v_pages, slots)
     else:
         reference.write_kv(k, v, k_pages, v_pages, slots)
 
@@ -122,6 +129,10 @@ def paged_self_attention(
         return triton_ops.paged_self_attention(
             q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale
         )
+    if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages, groups):
+        return cpu_ops.paged_attention(
+            q, k_pages, v_pages, page_table, lengths, groups.cu_rows, bias_table, scale, causal=True
+        )
     return reference.paged_self_attention(q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale)
 
 
@@ -139,6 +150,11 @@ def paged_beam_attention(
         from tandem.kernels import triton_ops
 
         return triton_ops.paged_beam_attention(q, k_pages, v_pages, cells, lengths, bias_table, scale)
+    if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages):
+        cu_rows = torch.arange(len(q) + 1, dtype=torch.int32)
+        return cpu_ops.paged_attention(
+            q, k_pages, v_pages, cells, lengths, cu_rows, bias_table, scale, causal=True, by_cell=True
+        )
     return reference.paged_beam_attention(q, k_pages, v_pages, cells, lengths, bias_table, scale)
 
 
@@ -156,4 +172,8 @@ def paged_cross_attention(
         from tandem.kernels import triton_ops
 
         return triton_ops.paged_cross_attention(q, k_pages, v_pages, page_table, lengths, groups, scale)
+    if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages, groups):
+        return cpu_ops.paged_attention(
+            q, k_pages, v_pages, page_table, lengths, groups.cu_rows, None, scale, causal=False
+        )
     return reference.paged_cross_attention(q, k_pages, v_pages, page_table, lengths, groups, scale)

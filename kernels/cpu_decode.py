@@ -29,6 +29,11 @@ with warnings.catch_warnings():
     torch.sparse_csr_tensor([0, 1], [0], [0.0], size=(1, 1))
 
 
+def reads_in_place(pages: Tensor) -> bool:
+    """Whether `decode_attention` takes pages like these."""
+    return pages.device.type == "cpu" and pages.dtype == torch.float32
+
+
 @dataclass(frozen=True)
 class Rows:
     """Query rows and what each of them sees: all that is shared by the layers of a step.
@@ -107,19 +112,21 @@ def decode_attention(
     *,
     by_cell: bool = False,
 ) -> Tensor:
-    """q: float32 [N, H, D]; k_pages, v_pages: float32 [pages, H, P, D]; page_table: int32 [S, M];
-    bias_table: float32 [H, R + 1] or None, by distance from a row's last visible key. Returns [N, H, D].
+    """q: [N, H, D]; k_pages, v_pages: float32 [pages, H, P, D]; page_table: int32 [S, M];
+    bias_table: float32 [H, R + 1] or None, by distance from a row's last visible key. Returns [N, H, D] in
+    q's dtype.
 
     by_cell: the table names each key's place, page P + offset, instead of each page.
     """
     shape = (k_pages.shape[1], k_pages.shape[2])
     parts = _plan(rows, page_table, shape, by_cell)
+    dtype, q = q.dtype, q.float()
     if len(parts) == 1:
-        return _attend(q, k_pages, v_pages, parts[0], bias_table, scale)
+        return _attend(q, k_pages, v_pages, parts[0], bias_table, scale).to(dtype)
     out = torch.empty_like(q)
     for part in parts:
         out[part.rows] = _attend(q[part.rows], k_pages, v_pages, part, bias_table, scale)
-    return out
+    return out.to(dtype)
 
 
 def _attend(

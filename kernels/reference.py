@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tandem.kernels.cpu_decode import Rows, decode_attention
+from tandem.kernels.cpu_decode import Rows, decode_attention, reads_in_place
 from tandem.kernels.groups import RowGroups
 
 # Up to this many query rows of a sequence read K and V in place; from there on a dense copy pays.
@@ -182,7 +182,7 @@ def paged_beam_attention(
     cells: int32 [N, M], the place of each of a row's keys, page * P + offset; entries past its length are any
     valid place. Otherwise as paged_self_attention with one row a sequence. q: [N, H, D]; lengths: int32 [N].
     """
-    if q.dtype == k_pages.dtype == torch.float32 and q.device.type == "cpu":
+    if reads_in_place(k_pages):
         rows = Rows(list(range(q.shape[0])), lengths.tolist())
         return decode_attention(q, k_pages, v_pages, cells, rows, bias_table, scale, by_cell=True)
     size = k_pages.shape[2]
@@ -215,7 +215,7 @@ def _paged_attention(
     """Sequences of few rows together, the others (prefills) one by one."""
     bounds, keys = groups.cu_rows.tolist(), lengths.tolist()
     few, many = Rows([], []), []
-    small = FEW_ROWS if q.dtype == k_pages.dtype == torch.float32 and q.device.type == "cpu" else 0
+    small = FEW_ROWS if reads_in_place(k_pages) else 0
     few_index: list[int] = []
     for s, (start, end) in enumerate(pairwise(bounds)):
         if end - start > small:

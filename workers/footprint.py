@@ -54,7 +54,7 @@ class Footprint:
             free = torch.cuda.mem_get_info(device)[0] - encoder - decoder
             config = replace(config, kv_cache_gib=max(1, 0.8 * free) / GIB)
         stack = spec.decoder
-        kv = 2 * stack.layers * (stack.heads // ranks) * stack.head_dim * dtype.itemsize
+        kv = 2 * stack.layers * (stack.heads // ranks) * stack.head_dim * config.kv_dtype(device).itemsize
         return cls(
             device=device.type,
             dtype=str(dtype).removeprefix("torch."),
@@ -65,7 +65,7 @@ class Footprint:
             cross_kv_per_position=0 if spec.encoder is None else kv,
             hidden_states_per_position=0 if spec.encoder is None else spec.encoder.d_model * dtype.itemsize,
             page_size=config.positions_per_page(device),
-            pages=config.pages(stack, device, dtype),
+            pages=config.pages(stack, device),
         )
 
     @property

@@ -40,10 +40,10 @@ class Runner:
         stack = self.spec.decoder
         self.page_size = config.positions_per_page(self.device)
         # Rank 0 hands out page ids for all ranks, whose memory may differ.
-        self.num_pages = group.least(config.pages(stack, self.device, self.dtype))
+        self.num_pages = group.least(config.pages(stack, self.device))
         self.pool = KVPool(
             stack.layers, self.num_pages, stack.heads // group.size, self.page_size, stack.head_dim,
-            self.device, self.dtype,
+            self.device, config.kv_dtype(self.device),
         )  # fmt: skip
         slots = config.max_num_seqs
 

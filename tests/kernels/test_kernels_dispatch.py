@@ -11,7 +11,9 @@ from tandem.kernels import reference
 
 # PyTorch's own kernels serve these on every device.
 PLAIN = {"add_layer_norm", "layer_norm", "rotary"}
-OPS = sorted(set(kernels.__all__) - {"RowGroups", "relative_bias_table", "windowed_bias_table"} - PLAIN)
+OPS = sorted(
+    set(kernels.__all__) - {"Linear", "RowGroups", "relative_bias_table", "windowed_bias_table"} - PLAIN
+)
 
 
 def _parameters(function: object) -> list[str]:
