@@ -64,6 +64,7 @@ class ServeConfig:
     page_size: int | None = None  # positions
     num_pages: int | None = None
     check_invariants: bool = False
+    simulated_step_ms: float | None = None
 
     # The router, for each ingress replica
     encoder_cache_bytes: int = 256 * 2**20  # hidden states kept alive for reuse; 0: none
@@ -136,6 +137,7 @@ class ServeConfig:
             num_pages=self.num_pages,
             with_encoder=self.placement == "colocated",
             check_invariants=self.check_invariants,
+            simulated_step_ms=self.simulated_step_ms,
         )
 
     @property

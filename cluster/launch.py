@@ -171,6 +171,9 @@ def _serve_settings(config: ServeConfig) -> dict[str, str]:
         # Read before our own limit is looked at, and it bounds answers as well.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(4 * config.limits.message_bytes),
     }
+    if min(config.encoder_cpus, config.decoder_cpus) < 1:
+        # Workers that share cores: one whose threads spin while they wait takes the cores from the others.
+        settings["OMP_WAIT_POLICY"] = "passive"
     if config.ingress_mode == "direct":
         settings |= {
             "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",

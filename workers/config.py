@@ -36,6 +36,7 @@ class EngineConfig:
     with_encoder: bool = True  # False: hidden states come from outside, no encoder is loaded
     overlap: bool | None = None  # launch a step before the last one's tokens are read; None: on a GPU
     check_invariants: bool = False  # after every step
+    simulated_step_ms: float | None = None  # for measurements: a step computes nothing and takes this long
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel_size", "max_num_seqs", "max_batched_tokens", "max_encoder_tokens",

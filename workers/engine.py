@@ -17,6 +17,7 @@ from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.runner import Runner
 from tandem.workers.sampler import HostCopy, Sampled, Sampler
 from tandem.workers.scheduler import EndReason, Scheduler
+from tandem.workers.simulated import SimulatedRunner
 from tandem.workers.step_plan import StepPlan, StepResult
 
 
@@ -31,7 +32,8 @@ class Engine:
                 f"is {config.tensor_parallel_size}, but the group has {self.group.size} ranks",
                 field="tensor_parallel_size",
             )
-        self.runner = Runner(config, self.group)
+        kind = Runner if config.simulated_step_ms is None else SimulatedRunner
+        self.runner = kind(config, self.group)
         self.spec = self.runner.spec
         self.sampler = Sampler(config.max_num_seqs, self.spec.vocab_size, self.runner.device)
         self.scheduler = Scheduler(
