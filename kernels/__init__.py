@@ -13,9 +13,12 @@ from torch import Tensor
 from tandem.kernels import reference
 from tandem.kernels.groups import RowGroups
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
+from tandem.kernels.summaries import Blocks, Summaries
 
 __all__ = [
+    "Blocks",
     "RowGroups",
+    "Summaries",
     "add_layer_norm",
     "add_rms_norm",
     "encoder_attention",
@@ -84,13 +87,17 @@ def encoder_attention(
     max_length: int,
     bias_table: Tensor | None,
     scale: float,
+    windowed: bool = False,
+    summaries: Summaries | None = None,
 ) -> Tensor:
-    """Bidirectional attention within packed sequences, q, k, v [N, H, D], with a bias by distance."""
+    """Bidirectional attention within packed sequences, q, k, v [N, H, D], with a bias by distance, which
+    may hide what is far; and over keys that stand for blocks."""
+    inputs = q, k, v, cu_seqlens, max_length, bias_table, scale, windowed, summaries
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
-        return triton_ops.encoder_attention(q, k, v, cu_seqlens, max_length, bias_table, scale)
-    return reference.encoder_attention(q, k, v, cu_seqlens, max_length, bias_table, scale)
+        return triton_ops.encoder_attention(*inputs)
+    return reference.encoder_attention(*inputs)
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:

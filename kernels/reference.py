@@ -11,9 +11,12 @@ from torch.nn import functional as F
 
 from tandem.kernels.cpu_decode import Rows, decode_attention
 from tandem.kernels.groups import RowGroups
+from tandem.kernels.summaries import Summaries
 
 # Up to this many query rows of a sequence read K and V in place; from there on a dense copy pays.
 FEW_ROWS = 8
+# Of a windowed attention at a time: fewer do not pay for their operators.
+_FEWEST_QUERIES = 64
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -81,41 +84,74 @@ def encoder_attention(
     max_length: int,
     bias_table: Tensor | None,
     scale: float,
+    windowed: bool = False,
+    summaries: Summaries | None = None,
 ) -> Tensor:
     """``softmax(scale q k^T + bias) v`` within each sequence, every position seeing every other.
 
     q, k, v: [N, H, D], the sequences packed one after another; cu_seqlens: int32 [S + 1] of their borders;
     max_length: the longest; bias_table: float32 [H, 2R + 1] or None, the bias at
-    ``clamp(key - query, -R, R) + R``. Returns [N, H, D] in q's dtype.
+    ``clamp(key - query, -R, R) + R``. windowed: the table's ends hide the keys, so those R or more positions
+    away need not be read, and the cost is O(N R). summaries: more keys and values, of all the sequence's
+    positions. Returns [N, H, D] in q's dtype.
     """
-    bias = None if bias_table is None else _toeplitz(bias_table, max_length)
-    parts, start = [], 0
+    width, beyond, bias = max_length, 0, None  # queries at a time, and how far from them their keys lie
+    if bias_table is not None:
+        reach = bias_table.shape[1] // 2
+        if windowed and max_length > 2 * reach:
+            width, beyond = max(reach, _FEWEST_QUERIES), reach - 1
+        bias = _band(bias_table, min(width, max_length), beyond)
+    side = None if summaries is None else summaries.cu_seqlens.tolist()
+    parts, start, sequence = [], 0, 0
     # Neighbours of equal length run together; padding the others to one batch is slower than one by one.
     for length, run in groupby(b - a for a, b in pairwise(cu_seqlens.tolist())):
         count = len(list(run))
-        rows = slice(start, start + count * length)
-        start = rows.stop
-        if length:
-            shape = (count, length, *q.shape[1:])
-            mask = None if bias is None else bias[:, :length, :length]
-            parts.append(_sdpa(q[rows].view(shape), k[rows].view(shape), v[rows].view(shape), mask, scale))
+        rows, sequences = slice(start, start + count * length), slice(sequence, sequence + count)
+        start, sequence = rows.stop, sequences.stop
+        if not length:
+            continue
+        qs, ks, vs = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+        more = None
+        if summaries is not None and side is not None:
+            own = slice(side[sequences.start], side[sequences.stop])
+            more = [x[own].unflatten(0, (count, -1)).transpose(1, 2) for x in (summaries.k, summaries.v)]
+        out = []
+        for first in range(0, length, width):
+            queries = slice(first, min(first + width, length))
+            keys = slice(max(0, first - beyond), min(length, queries.stop + beyond))
+            mask = None
+            if bias is not None:
+                skipped = keys.start - (first - beyond)
+                mask = bias[:, : queries.stop - first, skipped : skipped + keys.stop - keys.start]
+            k_, v_ = ks[:, :, keys], vs[:, :, keys]
+            if summaries is not None and more is not None and more[0].shape[2]:
+                to_summaries = summaries.bias(torch.arange(queries.start, queries.stop), length)
+                if mask is None:
+                    mask = to_summaries.new_zeros(*to_summaries.shape[:2], k_.shape[2])
+                mask = torch.cat([mask, to_summaries], dim=-1)
+                k_, v_ = torch.cat([k_, more[0]], dim=2), torch.cat([v_, more[1]], dim=2)
+            out.append(_sdpa(qs[:, :, queries], k_, v_, mask, scale))
+        parts.append((out[0] if len(out) == 1 else torch.cat(out, dim=2)).transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """q, k, v: [S, T, H, D]; bias: float32 [H, T, T] or None; returns [S T, H, D]."""
+    """q: [S, H, n, D]; k, v: [S, H, T, D]; bias: float32 [H, n, T] or None; returns [S, H, n, D]."""
     mask = None if bias is None else bias.to(q.dtype)[None]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).flatten(0, 1)
+    return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
+
+
+def _band(table: Tensor, length: int, beyond: int) -> Tensor:
+    """[H, 2R + 1] by distance -> [H, length, length + 2 beyond], entry (i, j) at distance j - beyond - i."""
+    reach, width = table.shape[1] // 2, length + 2 * beyond
+    distance = torch.arange(1 - length - beyond, length + beyond, device=table.device).clamp_(-reach, reach)
+    # Row i of the matrix is the window that starts at length - 1 - i.
+    return table.index_select(1, distance + reach).unfold(1, width, 1).flip(1)
 
 
 def _toeplitz(table: Tensor, length: int) -> Tensor:
     """[H, 2R + 1] by distance -> [H, length, length], entry (i, j) at distance j - i."""
-    reach = table.shape[1] // 2
-    distance = torch.arange(1 - length, length, device=table.device).clamp_(-reach, reach)
-    # Row i of the matrix is the window that starts at length - 1 - i.
-    return table.index_select(1, distance + reach).unfold(1, length, 1).flip(1)
+    return _band(table, length, 0)
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:

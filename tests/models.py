@@ -79,8 +79,23 @@ T5_VARIANTS: dict[str, Variant] = {
     "umt5": Variant("UMT5", False, {**_GATED, "num_layers": 2, "num_decoder_layers": 3}, 1.8),
     "byt5": Variant("T5", False, {**_GATED, "vocab_size": 384}, 1.2, byte_tokenizer=True),
 }
-LONGT5_VARIANTS: dict[str, Variant] = {
+# Only their forward is another.
+T5_LIKE_VARIANTS: dict[str, Variant] = {
+    "ul2": Variant("T5", False, {**_T5, "feed_forward_proj": "gated-silu", "d_kv": 16}, 1.7),
     "longt5": Variant("LongT5", True, {**_GATED, "local_radius": 5}, 2.0),
+    "longt5-tglobal": Variant(
+        "LongT5",
+        False,
+        {
+            **_GATED,
+            "local_radius": 4,
+            "encoder_attention_type": "transient-global",
+            "global_block_size": 8,
+            "relative_attention_num_buckets": 16,
+            "relative_attention_max_distance": 12,
+        },
+        1.7,
+    ),
 }
 
 # Their special ids are not the published ones, but stand in the same relation to each other.
@@ -149,7 +164,7 @@ DECODER_VARIANTS: dict[str, Variant] = {
     "phi": Variant("Phi", False, _PHI, 1.2, head="ForCausalLM"),
 }
 
-VARIANTS = {**T5_VARIANTS, **LONGT5_VARIANTS, **BART_VARIANTS, **ENCODER_DECODER_VARIANTS, **DECODER_VARIANTS}
+VARIANTS = T5_VARIANTS | T5_LIKE_VARIANTS | BART_VARIANTS | ENCODER_DECODER_VARIANTS | DECODER_VARIANTS
 
 
 def make_checkpoint(

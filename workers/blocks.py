@@ -103,25 +103,36 @@ class SelfAttention:
             stack.head_dim, stack.bias,
         )  # fmt: skip
         self.o = RowParallel(f"{name}.o", width, stack.d_model, "heads", place, stack.head_dim, stack.bias)
-        self.bias = None
-        if has_table and stack.relative_bias is not None:
-            self.bias = HeadTable(f"{name}.bias", stack.relative_bias.buckets, stack.heads, place)
-        self.head_dim = stack.head_dim
+        self.bias = self.summary_bias = self.summary_norm = None
+        if stack.summary_block is not None:
+            self.summary_norm = norm(f"{name}.summary_norm", stack, place)
+        if has_table and (relative := stack.relative_bias) is not None:
+            self.bias = HeadTable(f"{name}.bias", relative.buckets, stack.heads, place)
+            if stack.summary_block is not None:
+                self.summary_bias = HeadTable(f"{name}.summary_bias", relative.buckets, stack.heads, place)
+        self.heads, self.head_dim = place.share(stack.heads, "heads"), stack.head_dim
 
     def project(
         self, x: torch.Tensor, rotation: Rotation | None = None
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """x [N, d_model] → q, k, v [N, heads, head_dim]."""
-        qkv = self.qkv(x).view(x.shape[0], 3, -1, self.head_dim)
+        qkv = self.qkv(x).view(x.shape[0], 3, self.heads, self.head_dim)
         if rotation is None:
             return qkv[:, 0], qkv[:, 1], qkv[:, 2]
         rotated = kernels.rotary(qkv[:, :2], *rotation)
         return rotated[:, 0], rotated[:, 1], qkv[:, 2]
 
+    def summarize(self, x: torch.Tensor, blocks: kernels.Blocks, table: torch.Tensor) -> kernels.Summaries:
+        """Keys and values of the blocks of x [N, d_model]; `table` is the bias by blocks."""
+        assert self.summary_norm is not None
+        _, k, v = self.project(self.summary_norm(blocks.sums(x)))
+        return kernels.Summaries(k, v, blocks.cu_seqlens, blocks.size, table)
+
     def slots(self) -> Iterator[WeightSlot]:
-        yield from chain(self.norm.slots(), self.qkv.slots(), self.o.slots())
-        if self.bias is not None:
-            yield from self.bias.slots()
+        parts = self.norm, self.qkv, self.o, self.bias, self.summary_bias, self.summary_norm
+        for part in parts:
+            if part is not None:
+                yield from part.slots()
 
 
 class CrossAttention:

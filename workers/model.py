@@ -24,9 +24,9 @@ from tandem.workers.blocks import (
 )
 from tandem.workers.checkpoint import Checkpoint, WeightSlot
 from tandem.workers.kv_pool import KVPool
-from tandem.workers.layers import HasWeights, Norm, Placement
+from tandem.workers.layers import HasWeights, HeadTable, Norm, Placement
 from tandem.workers.positions import rotary_table
-from tandem.workers.spec import ModelSpec, StackSpec
+from tandem.workers.spec import ModelSpec, StackSpec, Window
 
 # Rows of logits that scoring holds at a time: of a large vocabulary they take far more memory than all else
 # of a step.
@@ -111,18 +111,29 @@ class Stack:
     def prepare(self, *, bidirectional: bool) -> None:
         """Derives what does not change from the loaded weights."""
         self.embedding.prepare()
-        if (relative := self.spec.relative_bias) is None:
-            return
+        tables: dict[tuple[int, Window | None], torch.Tensor | None] = {}
         for layer, attention in enumerate(self.attentions):
-            if attention.bias is None:  # layers without weights of their own use layer 0's
-                self.bias_tables[layer] = self.bias_tables[0]
-            else:
-                table = kernels.relative_bias_table(
-                    attention.bias.weight, bidirectional, relative.max_distance
-                )
-                if relative.window is not None:
-                    table = kernels.windowed_bias_table(table, relative.window)
-                self.bias_tables[layer] = table
+            # Layers without weights of their own use layer 0's.
+            key = (0 if attention.bias is None else layer), self.spec.window(layer)
+            if key not in tables:
+                tables[key] = self._bias_table(*key, bidirectional)
+            self.bias_tables[layer] = tables[key]
+
+    def _bias_table(self, owner: int, window: Window | None, bidirectional: bool) -> torch.Tensor | None:
+        attention, table = self.attentions[owner], None
+        if attention.bias is not None:
+            table = self._by_distance(attention.bias, bidirectional)
+        if window is None:
+            return table
+        if table is None:
+            table = torch.zeros(attention.heads, 1, device=attention.qkv.weight.device)
+        return kernels.windowed_bias_table(table, window.before, window.after if bidirectional else None)
+
+    def _by_distance(self, buckets: HeadTable, bidirectional: bool) -> torch.Tensor:
+        assert self.spec.relative_bias is not None
+        return kernels.relative_bias_table(
+            buckets.weight, bidirectional, self.spec.relative_bias.max_distance
+        )
 
     def enter(
         self, token_ids: torch.Tensor, positions: torch.Tensor | None
@@ -148,16 +159,31 @@ class EncoderStack(Stack):
 
     def __init__(self, spec: StackSpec, place: Placement) -> None:
         super().__init__("encoder", spec, place, [])
+        self.summary_tables: list[torch.Tensor] = []
+
+    def prepare(self, *, bidirectional: bool) -> None:
+        super().prepare(bidirectional=bidirectional)
+        for attention in self.attentions if self.spec.summary_block is not None else []:
+            buckets = attention.summary_bias
+            self.summary_tables.append(
+                self.summary_tables[0] if buckets is None else self._by_distance(buckets, bidirectional)
+            )
 
     def __call__(self, token_ids: torch.Tensor, cu_seqlens: torch.Tensor, longest: int) -> torch.Tensor:
         """Packed inputs, unpadded: int64 [N], int32 [inputs + 1] → hidden states [N, d_model]."""
         positions = None if self.spec.positions is None else _positions(cu_seqlens, len(token_ids))
         x, residual = self.enter(token_ids, positions)
-        for attention, feed_forward, norms, bias in zip(
-            self.attentions, self.feed_forwards, self.norms_behind, self.bias_tables, strict=True
+        size, scale = self.spec.summary_block, self.spec.attention_scale
+        blocks = None if size is None else kernels.Blocks.of(cu_seqlens, size)
+        for layer, (attention, feed_forward, norms) in enumerate(
+            zip(self.attentions, self.feed_forwards, self.norms_behind, strict=True)
         ):
             q, k, v = attention.project(x)
-            mixed = kernels.encoder_attention(q, k, v, cu_seqlens, longest, bias, self.spec.attention_scale)
+            bias, windowed = self.bias_tables[layer], self.spec.window(layer) is not None
+            summaries = None
+            if blocks is not None:
+                summaries = attention.summarize(x, blocks, self.summary_tables[layer])
+            mixed = kernels.encoder_attention(q, k, v, cu_seqlens, longest, bias, scale, windowed, summaries)
             x, residual = self.join(attention.o(mixed.flatten(1)), residual, norms[0])
             x, residual = self.join(feed_forward(x), residual, norms[1])
         return x

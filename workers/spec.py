@@ -17,7 +17,14 @@ class RelativeBias:
     buckets: int
     max_distance: int  # positions; the bias is constant beyond
     per_layer: bool  # every layer has its own table, or layer 0's serves all
-    window: int | None = None  # positions: keys farther from the query, on either side, are not seen
+
+
+@dataclass(frozen=True)
+class Window:
+    """Self-attention that sees only what is near."""
+
+    before: int  # positions: how far back a key may lie
+    after: int  # and how far ahead; the decoder's is 0
 
 
 @dataclass(frozen=True)
@@ -61,7 +68,14 @@ class StackSpec:
     max_positions: int | None = None  # longest sequence; None: any length
     positions: PositionTable | None = None
     relative_bias: RelativeBias | None = None
+    windows: tuple[Window | None, ...] = ()  # each layer's; none at all: every layer sees everything
+    # Tokens of the input, each block of which is summed up in one more key that all see, whatever the window.
+    # Its bias is as relative_bias, with a table of its own, by blocks. Encoders only.
+    summary_block: int | None = None
     rotary: Rotary | None = None
+
+    def window(self, layer: int) -> Window | None:
+        return self.windows[layer] if self.windows else None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tandem.kernels import RowGroups
+from tandem.kernels import RowGroups, Summaries
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -139,10 +139,10 @@ class Packed:
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         return self.q, self.k, self.v, self.cu_seqlens, self.max_length
 
-    def expected(self, bias_table: Tensor | None, scale: float) -> Tensor:
+    def expected(self, bias_table: Tensor | None, scale: float, summaries: Summaries | None = None) -> Tensor:
         out = torch.zeros(self.q.shape, dtype=torch.float64)
         bounds = self.cu_seqlens.tolist()
-        for start, end in pairwise(bounds):
+        for sequence, (start, end) in enumerate(pairwise(bounds)):
             position = torch.arange(end - start)
             for row in range(start, end):
                 for h in range(self.q.shape[1]):
@@ -151,8 +151,28 @@ class Packed:
                         reach = bias_table.shape[1] // 2
                         bias = bias_table[h].cpu()[(position - (row - start)).clamp(-reach, reach) + reach]
                     keys, values = self.k[start:end, h].cpu(), self.v[start:end, h].cpu()
+                    if summaries is not None:
+                        first, last = summaries.cu_seqlens[sequence : sequence + 2].tolist()
+                        reach = summaries.bias_table.shape[1] // 2
+                        own = min((row - start) // summaries.block, last - first - 1)
+                        distance = (torch.arange(last - first) - own).clamp(-reach, reach)
+                        more = summaries.bias_table[h].cpu()[distance + reach]
+                        bias = more if bias is None else torch.cat([bias, more])
+                        keys = torch.cat([keys, summaries.k[first:last, h].cpu()])
+                        values = torch.cat([values, summaries.v[first:last, h].cpu()])
                     out[row, h] = naive_attention(self.q[row, h].cpu(), keys, values, bias, scale)
         return out
+
+
+def summarized(case: Packed, block: int) -> Summaries:
+    """Keys and values of the case's blocks, strided as its own."""
+    counts = case.cu_seqlens.diff() // block
+    cu_seqlens = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+    _, heads, dim = case.q.shape
+    device = case.q.device
+    gen = torch.Generator().manual_seed(2)
+    fused = torch.randn(int(cu_seqlens[-1]), 3, heads, dim, generator=gen).to(device, case.q.dtype)
+    return Summaries(fused[:, 1], fused[:, 2], cu_seqlens, block, bias_table(heads, 7, str(device)))
 
 
 def packed(

@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from kernel_cases import assert_close, bias_table, packed, paged, scattered
+from kernel_cases import assert_close, bias_table, packed, paged, scattered, summarized
 from transformers import PhiConfig, T5Config
 from transformers.activations import NewGELUActivation
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding, apply_rotary_pos_emb
@@ -252,3 +252,42 @@ def test_write_kv(tokens: int) -> None:
     kernels.write_kv(fused[:, 1], fused[:, 2], k_pages, v_pages, slots)
     assert torch.equal(k_pages, expected_k)
     assert torch.equal(v_pages, expected_v)
+
+
+# -- windows and blocks of the encoder
+
+
+@pytest.mark.parametrize("lengths", [(1, 3), (130, 130, 7, 0, 65), (300,)])
+def test_windowed_encoder_attention_reads_only_what_is_near(lengths: tuple[int, ...]) -> None:
+    """The table hides the rest: whether it is read makes no difference, even where it is not a number."""
+    case = packed(lengths, heads=3, dim=16)
+    table = kernels.windowed_bias_table(bias_table(3, 2 * 12 + 1), 9, 4)
+    out = kernels.encoder_attention(*case.inputs(), table, 0.7, windowed=True)
+    assert_close(out, case.expected(table, 0.7))
+    if lengths == (300,):
+        case.k[299] = case.v[299] = float("nan")
+        again = kernels.encoder_attention(*case.inputs(), table, 0.7, windowed=True)
+        assert torch.equal(again[:64], out[:64])
+
+
+@pytest.mark.parametrize("windowed", [True, False])
+def test_summaries_are_more_keys(windowed: bool) -> None:
+    """Sequences of two blocks, of none, of one and a bit, of many."""
+    lengths, block = (8, 3, 5, 150), 4
+    case = packed(lengths, heads=2, dim=16)
+    table = bias_table(2, 2 * 12 + 1)
+    if windowed:
+        table = kernels.windowed_bias_table(table, 6, 6)
+    summaries = summarized(case, block)
+    out = kernels.encoder_attention(*case.inputs(), table, 0.7, windowed, summaries)
+    assert_close(out, case.expected(table, 0.7, summaries))
+
+
+def test_blocks() -> None:
+    blocks = kernels.Blocks.of(torch.tensor([0, 8, 11, 11, 16], dtype=torch.int32), 4)
+    assert blocks.cu_seqlens.tolist() == [0, 2, 2, 2, 3]
+    x = torch.arange(32.0).view(16, 2)
+    expected = torch.stack([x[:4].sum(0), x[4:8].sum(0), x[11:].sum(0)])
+    assert torch.equal(blocks.sums(x), expected)
+    assert blocks.sums(x.bfloat16()).dtype == torch.bfloat16
+    assert kernels.Blocks.of(torch.tensor([0, 3], dtype=torch.int32), 4).sums(x[:3]).shape == (0, 2)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import TOLERANCE, assert_close, bias_table, packed, paged, scattered
+from kernel_cases import TOLERANCE, assert_close, bias_table, packed, paged, scattered, summarized
 
-from tandem.kernels import reference
+from tandem.kernels import reference, windowed_bias_table
 
 pytest.importorskip("triton")
 
@@ -66,6 +66,18 @@ def test_encoder_attention(
     assert out.dtype == dtype
     # Half precision rounds the bias too.
     assert_close(out, case.expected(table, 0.7), 2 * TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("windowed", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_encoder_attention_with_summaries(dtype: torch.dtype, windowed: bool, device: str) -> None:
+    case = packed((8, 3, 150), dtype=dtype, device=device)
+    table = bias_table(2, 25, device)
+    if windowed:
+        table = windowed_bias_table(table, 9, 6)
+    summaries = summarized(case, 4)
+    out = triton_ops.encoder_attention(*case.inputs(), table, 0.7, windowed, summaries)
+    assert_close(out, case.expected(table, 0.7, summaries), 2 * TOLERANCE[dtype])
 
 
 def test_encoder_attention_in_bfloat16(device: str) -> None:

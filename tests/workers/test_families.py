@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 
 from tandem.errors import ModelLoadError
 from tandem.workers.families import FAMILIES, Part, family_of, spec_of
-from tandem.workers.spec import Rotary
+from tandem.workers.spec import Rotary, Window
 
 # As published, without what nobody reads.
 T5_SMALL = {
@@ -33,6 +33,10 @@ FLAN_T5_BASE = {
 BYT5_SMALL = {
     **FLAN_T5_BASE, "d_model": 1472, "d_ff": 3584, "num_heads": 6, "num_decoder_layers": 4,
     "vocab_size": 384,
+}  # fmt: skip
+UL2 = {
+    **FLAN_T5_BASE, "d_model": 4096, "d_kv": 256, "d_ff": 16384, "num_heads": 16, "num_layers": 32,
+    "num_decoder_layers": 32, "feed_forward_proj": "gated-silu",
 }  # fmt: skip
 MT5_SMALL = {
     **FLAN_T5_BASE, "model_type": "mt5", "d_model": 512, "d_ff": 1024, "num_heads": 6, "num_layers": 8,
@@ -89,7 +93,9 @@ def hf_config(values: dict[str, Any]) -> PreTrainedConfig:
 
 
 @pytest.mark.parametrize(
-    "values", [T5_SMALL, FLAN_T5_BASE, BYT5_SMALL, MT5_SMALL, UMT5_SMALL], ids=lambda v: str(v["d_model"])
+    "values",
+    [T5_SMALL, FLAN_T5_BASE, UL2, BYT5_SMALL, MT5_SMALL, UMT5_SMALL],
+    ids=lambda v: f"{v['model_type']}-{v['d_model']}",
 )
 def test_published_configs(values: dict[str, Any]) -> None:
     spec, config = spec_of(values), hf_config(values)
@@ -198,8 +204,8 @@ def test_decoders_alone() -> None:
     [
         (
             LONG_T5,
-            {"encoder_attention_type": "transient-global"},
-            "only 'local'",
+            {"encoder_attention_type": "global"},
+            "there are local, transient-global",
             "encoder_attention_type",
         ),
         (PHI_2, {"num_key_value_heads": 8}, "must be num_attention_heads", "num_key_value_heads"),
@@ -264,8 +270,11 @@ def test_logits_are_scaled_where_the_output_was_tied(values: dict[str, Any], sca
 def test_longt5s_encoder_sees_a_window() -> None:
     spec = spec_of(LONG_T5)
     assert spec.encoder is not None
-    windows = [stack.relative_bias and stack.relative_bias.window for stack in (spec.encoder, spec.decoder)]
-    assert windows == [127, None]
+    assert spec.encoder.windows == (Window(127, 127),) * 12
+    assert (spec.decoder.windows, spec.encoder.summary_block) == ((), None)
+    spec = spec_of({**LONG_T5, "encoder_attention_type": "transient-global"})
+    assert spec.encoder is not None
+    assert (spec.encoder.summary_block, spec.decoder.summary_block) == (16, None)
 
 
 def test_what_a_config_leaves_out_is_t5s_default() -> None:
