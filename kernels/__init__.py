@@ -12,6 +12,7 @@ from torch import Tensor
 
 from tandem.kernels import reference
 from tandem.kernels.groups import RowGroups
+from tandem.kernels.reference import soft_capped
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
 from tandem.kernels.summaries import Blocks, Summaries
 
@@ -24,12 +25,14 @@ __all__ = [
     "encoder_attention",
     "gated_gelu",
     "layer_norm",
+    "merge_attention",
     "paged_beam_attention",
     "paged_cross_attention",
     "paged_self_attention",
     "relative_bias_table",
     "rms_norm",
     "rotary",
+    "soft_capped",
     "windowed_bias_table",
     "write_kv",
 ]
@@ -89,10 +92,11 @@ def encoder_attention(
     scale: float,
     windowed: bool = False,
     summaries: Summaries | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """Bidirectional attention within packed sequences, q, k, v [N, H, D], with a bias by distance, which
-    may hide what is far; and over keys that stand for blocks."""
-    inputs = q, k, v, cu_seqlens, max_length, bias_table, scale, windowed, summaries
+    """Bidirectional attention within packed sequences, q [N, H, D], k and v [N, G, D], with a bias by
+    distance, which may hide what is far; and over keys that stand for blocks."""
+    inputs = q, k, v, cu_seqlens, max_length, bias_table, scale, windowed, summaries, softcap
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
@@ -119,15 +123,16 @@ def paged_self_attention(
     groups: RowGroups,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the newest rows of each sequence over its paged keys."""
+    inputs = q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale, softcap, sums
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
-        return triton_ops.paged_self_attention(
-            q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale
-        )
-    return reference.paged_self_attention(q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale)
+        return triton_ops.paged_self_attention(*inputs)
+    return reference.paged_self_attention(*inputs)
 
 
 def paged_beam_attention(
@@ -138,13 +143,16 @@ def paged_beam_attention(
     lengths: Tensor,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Attention of each beam's newest row over its history, whose keys are anywhere in the pages."""
+    inputs = q, k_pages, v_pages, cells, lengths, bias_table, scale, softcap, sums
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
-        return triton_ops.paged_beam_attention(q, k_pages, v_pages, cells, lengths, bias_table, scale)
-    return reference.paged_beam_attention(q, k_pages, v_pages, cells, lengths, bias_table, scale)
+        return triton_ops.paged_beam_attention(*inputs)
+    return reference.paged_beam_attention(*inputs)
 
 
 def paged_cross_attention(
@@ -155,10 +163,18 @@ def paged_cross_attention(
     lengths: Tensor,
     groups: RowGroups,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Attention of every row of a sequence over all its paged keys."""
+    inputs = q, k_pages, v_pages, page_table, lengths, groups, scale, softcap, sums
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
-        return triton_ops.paged_cross_attention(q, k_pages, v_pages, page_table, lengths, groups, scale)
-    return reference.paged_cross_attention(q, k_pages, v_pages, page_table, lengths, groups, scale)
+        return triton_ops.paged_cross_attention(*inputs)
+    return reference.paged_cross_attention(*inputs)
+
+
+def merge_attention(one: Tensor, one_sums: Tensor, other: Tensor, other_sums: Tensor) -> Tensor:
+    """Two attentions [N, H, D] of the same queries as one over the keys of both, by their `sums` [N, H]."""
+    return reference.merge_attention(one, one_sums, other, other_sums)

@@ -11,6 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tandem.kernels.attention_paged import soft_capped
 from tandem.kernels.summaries import Summaries
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
@@ -69,6 +70,7 @@ def _tiles(
     scale,
     NEAR: tl.constexpr,
     LEFT: tl.constexpr,
+    CAP: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -84,7 +86,7 @@ def _tiles(
         k = tl.load(k_ptr + keys.to(tl.int64)[:, None] * k_stride + dims[None, :], mask=inside, other=0.0)
         if UPCAST:
             k = k.to(tl.float32)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = soft_capped(tl.dot(q, tl.trans(k), input_precision="ieee") * scale, CAP)
         if NEAR:
             tile = (start - row) // BLOCK_N + LEFT
             cell = (tile * BLOCK_M + tl.arange(0, BLOCK_M))[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[
@@ -122,6 +124,7 @@ def _summaries(
     count,
     scale,
     REACH: tl.constexpr,
+    CAP: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_N: tl.constexpr,
@@ -136,7 +139,7 @@ def _summaries(
         k = tl.load(k_ptr + keys.to(tl.int64)[:, None] * k_stride + dims[None, :], mask=inside, other=0.0)
         if UPCAST:
             k = k.to(tl.float32)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = soft_capped(tl.dot(q, tl.trans(k), input_precision="ieee") * scale, CAP)
         distance = keys[None, :] - own[:, None]
         distance = tl.minimum(tl.maximum(distance, -REACH), REACH) + REACH
         scores += tl.load(table_ptr + distance) * LOG2_E
@@ -180,6 +183,8 @@ def _encoder_attention_kernel(
     WINDOWED: tl.constexpr,
     SUMMARIZED: tl.constexpr,  # tokens that a summary stands for; 0: there are none
     SUMMARY_REACH: tl.constexpr,
+    CAP: tl.constexpr,
+    GROUP: tl.constexpr,  # heads of q that share one of k and v
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -200,8 +205,9 @@ def _encoder_attention_kernel(
     q = tl.load(q_ptr + tokens[:, None] * q_stride + head * DIM + dims[None, :], mask=inside, other=0.0)
     if UPCAST:
         q = q.to(tl.float32)
-    k_ptr += begin * k_stride + head * DIM
-    v_ptr += begin * v_stride + head * DIM
+    shared = head // GROUP * DIM
+    k_ptr += begin * k_stride + shared
+    v_ptr += begin * v_stride + shared
     scale *= LOG2_E
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -217,31 +223,31 @@ def _encoder_attention_kernel(
         if not WINDOWED:
             acc, total, top = _tiles(
                 acc, total, top, q, k_ptr, v_ptr, k_stride, v_stride, tiles_ptr, before, row, 0, left,
-                length, scale, False, LEFT, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
+                length, scale, False, LEFT, CAP, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
             )  # fmt: skip
         acc, total, top = _tiles(
             acc, total, top, q, k_ptr, v_ptr, k_stride, v_stride, tiles_ptr, 0.0, row, left, right,
-            length, scale, True, LEFT, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
+            length, scale, True, LEFT, CAP, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
         )  # fmt: skip
         if not WINDOWED:
             acc, total, top = _tiles(
                 acc, total, top, q, k_ptr, v_ptr, k_stride, v_stride, tiles_ptr, after, row, right, length,
-                length, scale, False, LEFT, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
+                length, scale, False, LEFT, CAP, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
             )  # fmt: skip
     else:
         acc, total, top = _tiles(
             acc, total, top, q, k_ptr, v_ptr, k_stride, v_stride, tiles_ptr, 0.0, row, 0, length,
-            length, scale, False, LEFT, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
+            length, scale, False, LEFT, CAP, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
         )  # fmt: skip
     if SUMMARIZED:
         skipped = tl.load(cu_summaries_ptr + tl.program_id(2)).to(tl.int64)
         count = (tl.load(cu_summaries_ptr + tl.program_id(2) + 1) - skipped).to(tl.int32)
         acc, total, top = _summaries(
-            acc, total, top, q, summary_k_ptr + skipped * summary_k_stride + head * DIM,
-            summary_v_ptr + skipped * summary_v_stride + head * DIM, summary_k_stride, summary_v_stride,
+            acc, total, top, q, summary_k_ptr + skipped * summary_k_stride + shared,
+            summary_v_ptr + skipped * summary_v_stride + shared, summary_k_stride, summary_v_stride,
             summary_table_ptr + head * (2 * SUMMARY_REACH + 1),
             tl.minimum(queries // SUMMARIZED, count - 1), count, scale,
-            SUMMARY_REACH, DIM, BLOCK_D, BLOCK_N, UPCAST,
+            SUMMARY_REACH, CAP, DIM, BLOCK_D, BLOCK_N, UPCAST,
         )  # fmt: skip
     acc = acc / total[:, None]
     out = out_ptr + (tokens[:, None] * HEADS + head) * DIM + dims[None, :]
@@ -258,6 +264,7 @@ def encoder_attention(
     scale: float,
     windowed: bool = False,
     summaries: Summaries | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     tokens, heads, dim = q.shape
     out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
@@ -316,6 +323,8 @@ def encoder_attention(
         WINDOWED=windowed,
         SUMMARIZED=0 if summaries is None else summaries.block,
         SUMMARY_REACH=0 if summaries is None else summaries.bias_table.shape[1] // 2,
+        CAP=softcap or 0.0,
+        GROUP=heads // k.shape[1],
         DIM=dim,
         BLOCK_D=block_d,
         BLOCK_M=block_m,

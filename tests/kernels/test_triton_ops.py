@@ -141,6 +141,31 @@ def test_beam_attention(
         )
 
 
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_encoder_attention_of_shared_keys(cap: float | None, device: str) -> None:
+    case = packed((8, 3, 150), heads=4, dim=32, device=device, group=2)
+    table = windowed_bias_table(bias_table(4, 25, device), 6, 6)
+    summaries = summarized(case, 4)
+    out = triton_ops.encoder_attention(*case.inputs(), table, 0.7, True, summaries, cap)
+    assert_close(out, case.expected(table, 0.7, summaries, cap))
+
+
+@pytest.mark.parametrize("rows", [[1, 1, 1], [1, 12, 3]])
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_paged_attention_of_shared_keys(cap: float | None, splits: int, rows: list[int], device: str) -> None:
+    """Over a sequence's own keys, over another's, and over both at once."""
+    own = paged([40, 33, 5], rows, heads=4, dim=32, device=device, group=2)
+    other = paged([7, 1, 130], rows, heads=4, dim=32, device=device, group=2, seed=1)
+    other.q = own.q
+    table, sums = bias_table(4, 19, device), torch.empty(2, sum(rows), 4, device=device)
+    one = attention_paged._launch(*own.inputs(), table, 0.7, cap, sums[0], causal=True, splits=splits)
+    assert_close(one, own.expected(table, 0.7, causal=True, cap=cap))
+    two = attention_paged._launch(*other.inputs(), None, 0.7, cap, sums[1], causal=False, splits=splits)
+    merged = reference.merge_attention(one, sums[0], two, sums[1])
+    assert_close(merged, own.expected(table, 0.7, causal=True, cap=cap, more=other))
+
+
 @pytest.mark.parametrize("rows", [[1, 1], [1, 3]])
 def test_paged_attention_in_bfloat16(rows: list[int], device: str) -> None:
     case = paged([33, 7], rows, dtype=torch.bfloat16, device=device)

@@ -6,7 +6,7 @@ To add a family, add an entry; CONTRIBUTING.md walks through it.
 from __future__ import annotations
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families import bart, encoder_decoder, gpt2, phi, t5
+from tandem.workers.families import bart, encoder_decoder, gpt2, phi, t5, t5gemma
 from tandem.workers.families.entry import Config, Family, Part, WeightNames, first_id
 from tandem.workers.spec import ModelSpec
 
@@ -19,6 +19,7 @@ FAMILIES: dict[str, Family] = {
     **encoder_decoder.FAMILIES,
     **gpt2.FAMILIES,
     **phi.FAMILIES,
+    **t5gemma.FAMILIES,
 }
 
 
