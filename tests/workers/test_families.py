@@ -364,6 +364,12 @@ def test_an_unknown_family_is_named_with_those_that_are_served(kind: str | None)
         spec_of({**T5_SMALL, "model_type": kind})
 
 
+@pytest.mark.parametrize("kind", ["prophetnet", "xlm-prophetnet"])
+def test_prophetnet_is_refused_with_the_reason(kind: str) -> None:
+    with pytest.raises(ModelLoadError, match=f"{kind!r} is not served: .*several streams at once"):
+        spec_of({"model_type": kind})
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_names_cover_a_checkpoint_exactly(variant: str, checkpoint: Callable[..., Path]) -> None:
     folder = checkpoint(variant)
