@@ -14,22 +14,28 @@ from torch import Tensor
 from tandem.kernels import cpu_ops, reference
 from tandem.kernels.groups import RowGroups
 from tandem.kernels.linear import Linear
+from tandem.kernels.reference import soft_capped
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
+from tandem.kernels.summaries import Blocks, Summaries
 
 __all__ = [
+    "Blocks",
     "Linear",
     "RowGroups",
+    "Summaries",
     "add_layer_norm",
     "add_rms_norm",
     "encoder_attention",
     "gated_gelu",
     "layer_norm",
+    "merge_attention",
     "paged_beam_attention",
     "paged_cross_attention",
     "paged_self_attention",
     "relative_bias_table",
     "rms_norm",
     "rotary",
+    "soft_capped",
     "windowed_bias_table",
     "write_kv",
 ]
@@ -91,13 +97,18 @@ def encoder_attention(
     max_length: int,
     bias_table: Tensor | None,
     scale: float,
+    windowed: bool = False,
+    summaries: Summaries | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """Bidirectional attention within packed sequences, q, k, v [N, H, D], with a bias by distance."""
+    """Bidirectional attention within packed sequences, q [N, H, D], k and v [N, G, D], with a bias by
+    distance, which may hide what is far; and over keys that stand for blocks."""
+    inputs = q, k, v, cu_seqlens, max_length, bias_table, scale, windowed, summaries, softcap
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
-        return triton_ops.encoder_attention(q, k, v, cu_seqlens, max_length, bias_table, scale)
-    return reference.encoder_attention(q, k, v, cu_seqlens, max_length, bias_table, scale)
+        return triton_ops.encoder_attention(*inputs)
+    return reference.encoder_attention(*inputs)
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
@@ -121,19 +132,21 @@ def paged_self_attention(
     groups: RowGroups,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the newest rows of each sequence over its paged keys."""
+    inputs = q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale, softcap, sums
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
-        return triton_ops.paged_self_attention(
-            q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale
-        )
+        return triton_ops.paged_self_attention(*inputs)
     if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages, groups):
         return cpu_ops.paged_attention(
-            q, k_pages, v_pages, page_table, lengths, groups.cu_rows, bias_table, scale, causal=True
-        )
-    return reference.paged_self_attention(q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale)
+            q, k_pages, v_pages, page_table, lengths, groups.cu_rows, bias_table, scale, softcap, sums,
+            causal=True,
+        )  # fmt: skip
+    return reference.paged_self_attention(*inputs)
 
 
 def paged_beam_attention(
@@ -144,18 +157,22 @@ def paged_beam_attention(
     lengths: Tensor,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Attention of each beam's newest row over its history, whose keys are anywhere in the pages."""
+    inputs = q, k_pages, v_pages, cells, lengths, bias_table, scale, softcap, sums
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
-        return triton_ops.paged_beam_attention(q, k_pages, v_pages, cells, lengths, bias_table, scale)
+        return triton_ops.paged_beam_attention(*inputs)
     if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages):
         cu_rows = torch.arange(len(q) + 1, dtype=torch.int32)
         return cpu_ops.paged_attention(
-            q, k_pages, v_pages, cells, lengths, cu_rows, bias_table, scale, causal=True, by_cell=True
-        )
-    return reference.paged_beam_attention(q, k_pages, v_pages, cells, lengths, bias_table, scale)
+            q, k_pages, v_pages, cells, lengths, cu_rows, bias_table, scale, softcap, sums, causal=True,
+            by_cell=True,
+        )  # fmt: skip
+    return reference.paged_beam_attention(*inputs)
 
 
 def paged_cross_attention(
@@ -166,14 +183,23 @@ def paged_cross_attention(
     lengths: Tensor,
     groups: RowGroups,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Attention of every row of a sequence over all its paged keys."""
+    inputs = q, k_pages, v_pages, page_table, lengths, groups, scale, softcap, sums
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
-        return triton_ops.paged_cross_attention(q, k_pages, v_pages, page_table, lengths, groups, scale)
+        return triton_ops.paged_cross_attention(*inputs)
     if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages, groups):
         return cpu_ops.paged_attention(
-            q, k_pages, v_pages, page_table, lengths, groups.cu_rows, None, scale, causal=False
-        )
-    return reference.paged_cross_attention(q, k_pages, v_pages, page_table, lengths, groups, scale)
+            q, k_pages, v_pages, page_table, lengths, groups.cu_rows, None, scale, softcap, sums,
+            causal=False,
+        )  # fmt: skip
+    return reference.paged_cross_attention(*inputs)
+
+
+def merge_attention(one: Tensor, one_sums: Tensor, other: Tensor, other_sums: Tensor) -> Tensor:
+    """Two attentions [N, H, D] of the same queries as one over the keys of both, by their `sums` [N, H]."""
+    return reference.merge_attention(one, one_sums, other, other_sums)

@@ -71,21 +71,22 @@ inline float exp_negative(float x) {
 struct Attention {
     const void* q;       // [N, H, D], rows q_stride apart, of T
     void* out;           // [N, H, D] of T
-    const float* k;      // [pages, H, P, D]
+    const float* k;      // [pages, G, P, D]: H / G heads of q share one
     const float* v;
     const int32_t* table;    // [S, table_stride]: pages, or places page P + offset where by_cell
     const int32_t* cu_rows;  // [S + 1]
     const int32_t* lengths;  // [S]: keys
     const float* bias;       // [H, reach + 1] by distance, or null
-    i64 sequences, heads, dim, page, q_stride, table_stride, reach;
-    float scale;
+    float* sums;             // [N, H]: the logarithm of the softmax's denominator, or null
+    i64 sequences, heads, shared, dim, page, q_stride, table_stride, reach;
+    float scale, softcap;    // scores become softcap tanh(score / softcap), 0: they do not
     bool causal, by_cell, half;
 };
 
-// Where a sequence's key t begins, for a head.
+// Where a sequence's key t begins, for a head of K and V.
 inline i64 place(const Attention& a, const int32_t* table, i64 head, i64 t) {
     i64 cell = a.by_cell ? table[t] : table[t / a.page] * a.page + t % a.page;
-    return ((cell / a.page * a.heads + head) * a.page + cell % a.page) * a.dim;
+    return ((cell / a.page * a.shared + head) * a.page + cell % a.page) * a.dim;
 }
 
 // Neighbours in memory from key t on: those of a page.
@@ -97,7 +98,7 @@ inline i64 run_length(const Attention& a, i64 t, i64 end) {
 // scratch: rows x length scores, rows x D queries, rows x D sums.
 EVERY_LEVEL void attend(const Attention& a, i64 sequence, i64 head, float* scratch) {
     const i64 first = a.cu_rows[sequence], rows = a.cu_rows[sequence + 1] - first;
-    const i64 length = a.lengths[sequence], dim = a.dim;
+    const i64 length = a.lengths[sequence], dim = a.dim, shared = head / (a.heads / a.shared);
     const int32_t* table = a.table + sequence * a.table_stride;
     float* scores = scratch;
     float* queries = scores + rows * length;
@@ -111,7 +112,7 @@ EVERY_LEVEL void attend(const Attention& a, i64 sequence, i64 head, float* scrat
         }
     }
     for (i64 t = 0; t < length;) {
-        const float* k = a.k + place(a, table, head, t);
+        const float* k = a.k + place(a, table, shared, t);
         const i64 run = run_length(a, t, length);
         for (i64 r = 0; r < rows; ++r) {
             const float* q = queries + r * dim;
@@ -129,6 +130,8 @@ EVERY_LEVEL void attend(const Attention& a, i64 sequence, i64 head, float* scrat
     for (i64 r = 0; r < rows; ++r) {
         const i64 visible = a.causal ? std::max<i64>(0, length - (rows - 1 - r)) : length;
         float* s = scores + r * length;
+        if (a.softcap > 0)
+            for (i64 t = 0; t < visible; ++t) s[t] = a.softcap * std::tanh(s[t] / a.softcap);
         if (a.bias != nullptr) {
             const float* bias = a.bias + head * (a.reach + 1);
             for (i64 t = 0; t < visible; ++t) s[t] += bias[std::min(visible - 1 - t, a.reach)];
@@ -139,6 +142,7 @@ EVERY_LEVEL void attend(const Attention& a, i64 sequence, i64 head, float* scrat
         float total = 0;
         if (most == -std::numeric_limits<float>::infinity()) {  // all it could see is masked by the bias
             std::fill(s, s + length, 0.0f);
+            if (a.sums != nullptr) a.sums[(first + r) * a.heads + head] = most;
             continue;
         }
 #pragma omp simd reduction(+ : total)
@@ -146,12 +150,13 @@ EVERY_LEVEL void attend(const Attention& a, i64 sequence, i64 head, float* scrat
             s[t] = s[t] == -std::numeric_limits<float>::infinity() ? 0.0f : exp_negative(s[t] - most);
             total += s[t];
         }
+        if (a.sums != nullptr) a.sums[(first + r) * a.heads + head] = most + std::log(total);
         const float inverse = 1.0f / total;
         for (i64 t = 0; t < visible; ++t) s[t] *= inverse;
         std::fill(s + visible, s + length, 0.0f);
     }
     for (i64 t = 0; t < length;) {
-        const float* v = a.v + place(a, table, head, t);
+        const float* v = a.v + place(a, table, shared, t);
         const i64 run = run_length(a, t, length);
         for (i64 r = 0; r < rows; ++r) {
             float* sum = sums + r * dim;
@@ -257,7 +262,7 @@ template <typename T>
 T* address(PyObject* x) { return reinterpret_cast<T*>(PyLong_AsSize_t(x)); }
 
 PyObject* py_attend(PyObject*, PyObject* const* args, Py_ssize_t count) {
-    if (count != 20) return PyErr_Format(PyExc_TypeError, "attend takes 20 arguments");
+    if (count != 23) return PyErr_Format(PyExc_TypeError, "attend takes 23 arguments");
     Attention a;
     a.q = address<void>(args[0]);
     a.out = address<void>(args[1]);
@@ -267,18 +272,16 @@ PyObject* py_attend(PyObject*, PyObject* const* args, Py_ssize_t count) {
     a.cu_rows = address<int32_t>(args[5]);
     a.lengths = address<int32_t>(args[6]);
     a.bias = address<float>(args[7]);
-    a.sequences = PyLong_AsLongLong(args[8]);
-    a.heads = PyLong_AsLongLong(args[9]);
-    a.dim = PyLong_AsLongLong(args[10]);
-    a.page = PyLong_AsLongLong(args[11]);
-    a.q_stride = PyLong_AsLongLong(args[12]);
-    a.table_stride = PyLong_AsLongLong(args[13]);
-    a.reach = PyLong_AsLongLong(args[14]);
-    a.scale = static_cast<float>(PyFloat_AsDouble(args[15]));
-    a.causal = PyObject_IsTrue(args[16]);
-    a.by_cell = PyObject_IsTrue(args[17]);
-    a.half = PyObject_IsTrue(args[18]);
-    const int threads = static_cast<int>(PyLong_AsLong(args[19]));
+    a.sums = address<float>(args[8]);
+    i64* const numbers[] = {&a.sequences, &a.heads, &a.shared, &a.dim, &a.page, &a.q_stride, &a.table_stride,
+                            &a.reach};
+    for (int i = 0; i < 8; ++i) *numbers[i] = PyLong_AsLongLong(args[9 + i]);
+    a.scale = static_cast<float>(PyFloat_AsDouble(args[17]));
+    a.softcap = static_cast<float>(PyFloat_AsDouble(args[18]));
+    a.causal = PyObject_IsTrue(args[19]);
+    a.by_cell = PyObject_IsTrue(args[20]);
+    a.half = PyObject_IsTrue(args[21]);
+    const int threads = static_cast<int>(PyLong_AsLong(args[22]));
     if (PyErr_Occurred()) return nullptr;
     Py_BEGIN_ALLOW_THREADS
     attend_all(a, threads);

@@ -74,6 +74,8 @@ def paged_attention(
     cu_rows: Tensor,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None,
+    sums: Tensor | None,
     *,
     causal: bool,
     by_cell: bool = False,
@@ -82,6 +84,7 @@ def paged_attention(
 
     cu_rows: int32 [S + 1]. by_cell: the table names each key's place, page P + offset, instead of each page.
     """
+    assert sums is None or sums.is_contiguous()
     q = _rows(q)
     _, heads, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype)
@@ -91,9 +94,10 @@ def paged_attention(
     _cpu.attend(
         q.data_ptr(), out.data_ptr(), k_pages.data_ptr(), v_pages.data_ptr(), page_table.data_ptr(),
         cu_rows.data_ptr(), lengths.data_ptr(), 0 if bias_table is None else bias_table.data_ptr(),
-        lengths.shape[0], heads, dim, k_pages.shape[2], q.stride(0), page_table.stride(0),
-        0 if bias_table is None else bias_table.shape[1] - 1, scale, causal, by_cell, _HALF[q.dtype],
-        torch.get_num_threads(),
+        0 if sums is None else sums.data_ptr(), lengths.shape[0], heads, k_pages.shape[1], dim,
+        k_pages.shape[2], q.stride(0), page_table.stride(0),
+        0 if bias_table is None else bias_table.shape[1] - 1, scale, softcap or 0.0, causal, by_cell,
+        _HALF[q.dtype], torch.get_num_threads(),
     )  # fmt: skip
     return out
 

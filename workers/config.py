@@ -93,7 +93,7 @@ class EngineConfig:
             return self.num_pages
         size = self.positions_per_page(device)
         most = self.max_num_seqs * (-(-self.max_encoder_length // size) + -(-self.max_decoder_length // size))
-        heads = stack.heads // self.tensor_parallel_size
+        heads = stack.shared_heads // self.tensor_parallel_size
         page_bytes = 2 * stack.layers * heads * size * stack.head_dim * self.kv_dtype(device).itemsize
         if self.kv_cache_gib is not None:
             room = int(self.kv_cache_gib * GIB)

@@ -54,7 +54,8 @@ class Footprint:
             free = torch.cuda.mem_get_info(device)[0] - encoder - decoder
             config = replace(config, kv_cache_gib=max(1, 0.8 * free) / GIB)
         stack = spec.decoder
-        kv = 2 * stack.layers * (stack.heads // ranks) * stack.head_dim * config.kv_dtype(device).itemsize
+        heads = stack.shared_heads // ranks
+        kv = 2 * stack.layers * heads * stack.head_dim * config.kv_dtype(device).itemsize
         return cls(
             device=device.type,
             dtype=str(dtype).removeprefix("torch."),

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
+from tandem.errors import InvalidRequest, ModelNotFound
 from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, singleton, take_apart
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.params import BeamSearchParams, Params, SamplingParams
@@ -27,7 +27,7 @@ from tandem.workers.languages import Language, language, languages_of
 from tandem.workers.model_info import ModelInfo
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
 from tandem.workers.scoring import PreparedScore
-from tandem.workers.text_tokenizer import TextTokenizer, check_text
+from tandem.workers.text_tokenizer import DECODER_TOKENIZER, TextTokenizer, check_text, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,17 +39,22 @@ class Frontend:
     """Checks, tokenizes and completes requests for one model."""
 
     def __init__(
-        self, info: ModelInfo, tokenizer: PreTrainedTokenizerBase, limits: Limits = DEFAULT_LIMITS
+        self,
+        info: ModelInfo,
+        tokenizer: PreTrainedTokenizerBase,
+        limits: Limits = DEFAULT_LIMITS,
+        target: PreTrainedTokenizerBase | None = None,
     ) -> None:
+        """target: the decoder's tokenizer, where it is another."""
         self.info, self.limits = info, limits
-        self.vocabulary = Vocabulary(tokenizer)
+        self.vocabulary = Vocabulary(tokenizer if target is None else target)
         self.languages = languages_of(tokenizer)
         # Marian's, which knows one pair.
         source, target = (getattr(tokenizer, f"{side}_lang", None) for side in ("source", "target"))
         self.language_pair: tuple[str, str] | None = (source, target) if source and target else None
         self.max_encoder_tokens = min(limits.encoder_tokens, info.encoder_positions or limits.encoder_tokens)
         self.max_decoder_tokens = min(limits.decoder_tokens, info.decoder_positions or limits.decoder_tokens)
-        self._tokenizer = TextTokenizer(tokenizer)
+        self._tokenizer = TextTokenizer(tokenizer, target)
 
     @classmethod
     def load(
@@ -63,19 +68,10 @@ class Frontend:
 
         overrides: decoding defaults that come before the model's own, under transformers' names.
         """
-        from transformers import AutoTokenizer
-
         folder = Path(folder)
         info = ModelInfo.read(folder, served_name, overrides)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ModelLoadError(f"{folder} has no tokenizer that can be read: {error}") from error
-        # Without its files transformers makes an empty tokenizer, and says nothing. (ByT5 needs none.)
-        files = set(tokenizer.vocab_files_names.values())
-        if files and not any((folder / name).is_file() for name in files):
-            raise ModelLoadError(f"{folder} has no tokenizer: none of {', '.join(sorted(files))}")
-        return cls(info, tokenizer, limits)
+        own = folder / DECODER_TOKENIZER
+        return cls(info, read_tokenizer(folder), limits, read_tokenizer(own) if own.is_dir() else None)
 
     def prepare(
         self,
@@ -296,7 +292,7 @@ class Frontend:
     def _decoding(self, params: Params, prefix: list[int]) -> Decoding:
         def encode(text: str, name: str) -> list[int]:
             limit = self.limits.bad_word_tokens
-            ids = self._tokenizer.encode(text, name, limit, special=False)
+            ids = self._tokenizer.encode(text, name, limit, special=False, target=True)
             if len(ids) > limit:
                 raise InvalidRequest(f"{text!r} has {len(ids)} tokens, the limit is {limit}", field=name)
             return ids

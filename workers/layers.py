@@ -58,23 +58,31 @@ class Norm:
     """RMSNorm or LayerNorm of the last dimension; the same on every rank."""
 
     def __init__(self, name: str, width: int, kind: NormKind, eps: float, place: Placement) -> None:
-        self.name, self.eps = name, eps
-        self.weight = place.empty(width)
+        self.name, self.eps, self.dtype = name, eps, place.dtype
+        self.plus = 1.0 if kind == "rms_plus_one" else 0.0
+        # One and a little, in half precision, would keep little of the little.
+        dtype = torch.float32 if self.plus else place.dtype
+        self.weight = torch.empty(width, device=place.device, dtype=dtype)
         self.bias = place.empty(width) if kind == "layer" else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.bias is None:
-            return kernels.rms_norm(x, self.weight, self.eps)
+            return kernels.rms_norm(x, self.weight, self.eps).to(self.dtype)
         return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def by_head(self, x: torch.Tensor) -> torch.Tensor:
+        """x [N, heads, width], each head for itself."""
+        return self(x.reshape(-1, x.shape[-1])).view(x.shape)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The norm of the sum, and the sum."""
         if self.bias is None:
-            return kernels.add_rms_norm(x, residual, self.weight, self.eps)
+            x, total = kernels.add_rms_norm(x, residual, self.weight, self.eps)
+            return x.to(self.dtype), total
         return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
 
     def slots(self) -> Iterator[WeightSlot]:
-        yield WeightSlot(self.name, self.weight, tuple(self.weight.shape))
+        yield WeightSlot(self.name, self.weight, tuple(self.weight.shape), plus=self.plus)
         if self.bias is not None:
             yield WeightSlot(f"{self.name}.bias", self.bias, tuple(self.bias.shape))
 

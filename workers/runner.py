@@ -42,7 +42,7 @@ class Runner:
         # Rank 0 hands out page ids for all ranks, whose memory may differ.
         self.num_pages = group.least(config.pages(stack, self.device))
         self.pool = KVPool(
-            stack.layers, self.num_pages, stack.heads // group.size, self.page_size, stack.head_dim,
+            stack.layers, self.num_pages, stack.shared_heads // group.size, self.page_size, stack.head_dim,
             self.device, config.kv_dtype(self.device),
         )  # fmt: skip
         slots = config.max_num_seqs

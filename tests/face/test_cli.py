@@ -26,7 +26,7 @@ def tandem(*arguments: str, stdin: str = "", code: int = 0) -> Result:
 
 def test_help_names_every_verb_and_teaches_by_example() -> None:
     shown = tandem("--help").stdout
-    for verb in ("serve", "show", "generate", "translate", "summarize", "demo"):
+    for verb in ("serve", "show", "generate", "translate", "summarize", "compose", "demo"):
         assert verb in shown
         assert f"tandem {verb}" in tandem(verb, "--help").stdout, verb
 
@@ -72,7 +72,9 @@ def test_show_of_a_machine_that_is_elsewhere() -> None:
         assert "kv_cache_gib: must be said" in tandem("show", "--device", "cuda", code=1).stderr
 
 
-@pytest.mark.parametrize("variant", ["t5", "umt5", "bart", "marian", "m2m-100", "bert2bert", "gpt2", "phi"])
+@pytest.mark.parametrize(
+    "variant", ["t5", "umt5", "bart", "marian", "m2m-100", "bert2bert", "gpt2", "phi", "t5gemma2"]
+)
 def test_show_counts_the_weights_the_engine_holds(checkpoint: Callable[..., Path], variant: str) -> None:
     folder = str(checkpoint(variant))
     runner = Engine(EngineConfig(model=folder, dtype="float32", device="cpu")).runner

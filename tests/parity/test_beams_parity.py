@@ -46,7 +46,9 @@ class Oracle:
         # transformers 5.23 takes every UMT5 for tied and scales its logits; the published ones are not tied.
         if family == "umt5":
             self._model.config.tie_word_embeddings = VARIANTS[family].tied
-        self.start: int = self._model.generation_config.decoder_start_token_id
+        defaults = self._model.generation_config
+        start = defaults.decoder_start_token_id
+        self.start: int = defaults.bos_token_id if start is None else start
         self._count = 0
 
     def case(
@@ -103,7 +105,7 @@ class Oracle:
         return answers, min(leads) > CLEAR
 
 
-@pytest.fixture(scope="module", params=["t5", "umt5", "bart", "marian-two-vocabularies"])
+@pytest.fixture(scope="module", params=["t5", "umt5", "bart", "marian-two-vocabularies", "t5gemma2"])
 def oracle(request: pytest.FixtureRequest, checkpoint: Callable[..., Path]) -> Oracle:
     return Oracle(checkpoint(request.param), request.param)
 
