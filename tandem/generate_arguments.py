@@ -1,8 +1,4 @@
-"""The arguments of transformers' `generate`, said in Tandem's parameters.
-
-They come from those who know transformers, and from checkpoints: `task_specific_params` of a config.json
-says in these names how a task is to be decoded.
-"""
+"""The arguments of transformers' `generate`, said in Tandem's parameters."""
 
 from __future__ import annotations
 
@@ -31,19 +27,6 @@ _BEAMS: Final = frozenset({"num_beams", "length_penalty", "early_stopping"})
 _LENGTHS: Final = frozenset({"max_length", "max_new_tokens", "min_length", "min_new_tokens"})
 # All of them, and `seed`, where transformers has a global one.
 ARGUMENTS: Final = _SAME | _SAMPLING | _BEAMS | _LENGTHS | {"do_sample", "num_return_sequences"}
-
-
-def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of all layers, later ones first in importance; None means "not said". A length in
-    new tokens and one in all tokens exclude each other: the later one stands."""
-    arguments: dict[str, Any] = {}
-    for layer in layers:
-        for bound in ("max", "min"):
-            if any(layer.get(name) is not None for name in (f"{bound}_length", f"{bound}_new_tokens")):
-                arguments.pop(f"{bound}_length", None)
-                arguments.pop(f"{bound}_new_tokens", None)
-        arguments |= {name: value for name, value in layer.items() if value is not None}
-    return arguments
 
 
 def to_params(arguments: Mapping[str, Any], prefix_length: int, *, beams: bool) -> Params:

@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, Unpack, cast
 
 from google.protobuf.message import Message
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import (
+    Chosen,
     ExplicitEncoderDecoderPrompt,
     Prompt,
     SingletonPrompt,
@@ -39,6 +40,7 @@ class GenerateArguments:
     params: dict[str, Any]  # those of `kind` that the request sets
     priority: int
     timeout_s: float | None
+    chosen: Chosen
 
 
 def arguments_of(request: pb.GenerateRequest | pb.GenerateStreamRequest) -> GenerateArguments:
@@ -58,7 +60,19 @@ def arguments_of(request: pb.GenerateRequest | pb.GenerateStreamRequest) -> Gene
         params=_params_of(request.beam_search_params if beams else request.sampling_params),
         priority=request.priority,
         timeout_s=request.timeout_ms / 1000 if request.HasField("timeout_ms") else None,
+        chosen=chosen_of(request),
     )
+
+
+def chosen_of(request: pb.GenerateRequest | pb.GenerateStreamRequest | pb.ScoreRequest) -> Chosen:
+    chosen = Chosen()
+    if request.HasField("source_language"):
+        chosen["source_language"] = request.source_language
+    if request.HasField("target_language"):
+        chosen["target_language"] = request.target_language
+    if request.HasField("task"):
+        chosen["task"] = request.task
+    return chosen
 
 
 def prompts_of(
@@ -129,6 +143,7 @@ def generate_request(
     priority: int = 0,
     timeout_s: float | None = None,
     request_id: str | None = None,
+    **chosen: Unpack[Chosen],
 ) -> GenerateT:
     """Raises `InvalidRequest`, naming the field, for what a message cannot hold."""
     parts = take_apart(prompt)
@@ -141,6 +156,7 @@ def generate_request(
         "beam_search_params": _params_fields(params) if isinstance(params, BeamSearchParams) else None,
         "priority": priority,
         "timeout_ms": timeout_s and math.ceil(timeout_s * 1000),
+        **chosen,
     }
     return make_message(kind, values)
 

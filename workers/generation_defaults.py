@@ -91,6 +91,19 @@ class GenerationDefaults:
         )
 
 
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings or arguments of all layers, under transformers' names, later ones first in importance; None is
+    "not said". A length in new tokens and one in all tokens exclude each other: the later one stands."""
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        for bound in ("max", "min"):
+            if any(layer.get(name) is not None for name in (f"{bound}_length", f"{bound}_new_tokens")):
+                settings.pop(f"{bound}_length", None)
+                settings.pop(f"{bound}_new_tokens", None)
+        settings |= {name: value for name, value in layer.items() if value is not None}
+    return settings
+
+
 # What a server may set in place of the model.
 _NAMES: Final = frozenset(
     [

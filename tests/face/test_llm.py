@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -66,6 +67,34 @@ def test_one_sampling_params_for_each_prompt(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="got 3 for 1 prompts") as caught:
         llm.generate("x", params)
     assert caught.value.field == "sampling_params"
+
+
+def test_task_and_languages_say_what_a_prefix_says(llm: LLM) -> None:
+    sentence = "I am tired."
+    french, german = llm.generate([FRENCH + sentence, "translate English to German: " + sentence], GREEDY)
+    named, other = llm.generate(
+        [sentence] * 2, GREEDY, source_language="en", target_language=["fr", "de"], use_tqdm=False
+    )
+    (by_task,) = llm.generate(sentence, GREEDY, task="translation_en_to_fr")
+    assert [text(output) for output in (named, other, by_task)] == [text(french), text(german), text(french)]
+    assert named.encoder_prompt == sentence
+    streamed = llm.stream(sentence, GREEDY, target_language="de")
+    assert "".join(delta.text for delta in streamed) == text(german)
+    (score,) = llm.score(sentence, text(french), task="translation_en_to_fr")
+    (same,) = llm.score(FRENCH + sentence, text(french))
+    assert score.scores == same.scores
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"task": "summarization"}, "task"),
+        ({"task": ["translation_en_to_fr"] * 2}, "task"),
+        ({"target_language": "xx"}, "target_language"),
+        ({"source_language": "en"}, "target_language"),
+        ({"source_language": "de", "target_language": "fr"}, "source_language"),
+        ({"target_language": "fr", "task": "translation_en_to_fr"}, "target_language"),
+    ]
+    for chosen, field in refused:
+        with pytest.raises(InvalidRequest, match=r"translation_en_to_fr|de, fr|: en$|task|got 2") as caught:
+            llm.generate(sentence, GREEDY, **chosen)
+        assert caught.value.field == field
 
 
 def test_a_stream_adds_up_to_the_answer(llm: LLM) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tandem import wire
+from tandem import score_wire, wire
 from tandem.errors import InvalidRequest
-from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, TextPrompt, TokensPrompt
+from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, TextPrompt, TokensPrompt
 from tandem.outputs import CompletionOutput, FinishReason, RequestOutput, TextDelta, TokenLogprobs
 from tandem.params import BeamSearchParams, SamplingParams
 from tandem.v1 import inference_pb2 as pb
@@ -50,7 +50,13 @@ def test_what_is_not_set_is_not_sent() -> None:
         params={},
         priority=0,
         timeout_s=None,
+        chosen={},
     )
+    chosen = Chosen(source_language="en", target_language="fr", task="t")
+    request = wire.generate_request(pb.GenerateStreamRequest, "x", **chosen)
+    assert wire.arguments_of(request).chosen == chosen
+    scored = score_wire.score_request("x", "y", **chosen)
+    assert score_wire.score_arguments_of(scored).chosen == chosen
 
 
 def test_what_is_set_arrives_as_it_is() -> None:

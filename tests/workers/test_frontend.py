@@ -288,6 +288,35 @@ def test_beam_search_has_the_models_own_defaults(tmp_path: Path) -> None:
     assert beams(tmp_path, own, num_beams=1) is None
 
 
+def test_a_tasks_defaults_come_before_the_models_and_behind_the_servers(tmp_path: Path) -> None:
+    tasks = {
+        "summarization": {"prefix": "the ", "max_length": 9, "num_beams": 3, "no_repeat_ngram_size": 2},
+        "translation_en_to_fr": {"min_length": 3},
+    }
+    generation = {"max_new_tokens": 30, "min_new_tokens": 2, "no_repeat_ngram_size": 4}
+    write_model(tmp_path, generation=generation, task_specific_params=tasks)
+    frontend = Frontend.load(tmp_path, "tiny", overrides={"no_repeat_ngram_size": 5})
+    prepared = frontend.prepare("cat", task="summarization")
+    [sample] = prepared.samples
+    assert (prepared.encoder_prompt, prepared.encoder_prompt_token_ids) == (
+        "cat",
+        frontend.tokenize("the cat"),
+    )
+    how = sample.decoding
+    assert how.beams is not None
+    assert (how.beams.num_beams, how.max_tokens, how.min_tokens, how.no_repeat_ngram_size) == (3, 8, 2, 5)
+    [sample] = frontend.prepare("cat", SamplingParams(max_tokens=20), task="summarization").samples
+    assert (sample.decoding.beams, sample.decoding.max_tokens) == (None, 20)
+    [sample] = frontend.prepare({"prompt_token_ids": [7, EOS]}, task="summarization").samples
+    assert (sample.encoder.token_ids, sample.decoding.max_tokens) == ((7, EOS), 8)
+    [sample] = frontend.prepare("cat", source_language="en", target_language="fr").samples
+    assert (sample.decoding.max_tokens, sample.decoding.min_tokens, sample.decoding.beams) == (30, 2, None)
+    with pytest.raises(InvalidRequest, match="it has summarization, translation_en_to_fr") as caught:
+        frontend.prepare("cat", task="x" * 1000)
+    assert caught.value.field == "task"
+    assert len(str(caught.value)) < 200
+
+
 def test_the_servers_own_defaults_come_between_request_and_model(tmp_path: Path) -> None:
     write_model(tmp_path, generation={"num_beams": 6, "no_repeat_ngram_size": 3, "max_new_tokens": 9})
     overrides = {"num_beams": 1, "no_repeat_ngram_size": 2, "do_sample": True, "temperature": 0.5}

@@ -77,6 +77,20 @@ async def test_decoder_prompts(http: httpx.AsyncClient, router: FakeRouter, fron
         assert {request.prefix_ids for request in router.requests} == {(0, *ids)}
 
 
+async def test_languages_and_task(http: httpx.AsyncClient, router: FakeRouter, frontend: Frontend) -> None:
+    prefixed = tuple(frontend.tokenize("translate English to French: the cat"))
+    for chosen in ({"source_language": "en", "target_language": "fr"}, {"task": "translation_en_to_fr"}):
+        response = await http.post("/v1/completions", json={"prompt": "the cat", **chosen})
+        assert response.is_success
+        assert router.requests[-1].encoder.token_ids == prefixed
+    for field in ("source_language", "target_language", "task"):
+        response = await http.post("/v1/completions", json={"prompt": "the cat", field: "xx"})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+        assert "'xx' is not" in response.json()["error"]["message"]
+        response = await http.post("/score", json={"prompt": "a", "targets": ["b"], field: "xx"})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+
+
 async def test_beams(http: httpx.AsyncClient, router: FakeRouter) -> None:
     """One of its own parameters makes it a beam search."""
     body = {"prompt": ["a", "b"], "num_beams": 4, "num_return_sequences": 2, "early_stopping": "never"}
