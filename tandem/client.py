@@ -70,10 +70,10 @@ class Client(Settings):
     ) -> RequestOutput:
         """Answers one prompt, of any kind of `tandem.inputs`.
 
-        `decoder_prompt` is the beginning of the answer, for a prompt that does not say it itself; source_language,
-        target_language and task may be `chosen`, see `LLM.generate`. A request whose `timeout` passes ends with
-        finish reason "deadline" and what it has generated. The output's `encoder_prompt_token_ids` are those
-        of the prompt; for text they are empty.
+        `decoder_prompt` is the beginning of the answer, for a prompt that does not say it itself. Languages
+        and task are as for `LLM.generate`. A request whose `timeout` passes ends with finish reason
+        "deadline" and what it has generated. The output's `encoder_prompt_token_ids` are those of the prompt;
+        for text they are empty.
         """
         request = self._generate_request(
             pb.GenerateRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id, **chosen

@@ -128,6 +128,12 @@ class SamplingParams(DecodingParams):
         le=CAP.logprobs,
         description="Log-probability of each token and of this many likeliest alternatives.",
     )
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=CAP.logprobs,
+        description="The same of what the decoder is given: its prompt, less the first token.",
+    )
 
     def __init__(self, **values: Any) -> None:
         stop = values.get("stop")
@@ -198,6 +204,7 @@ _NOT_WITH_BEAMS = {
     "n": "does not go with beam search: ask for num_return_sequences",
     "stop": "does not go with beam search: give stop_token_ids",
     "logprobs": "does not go with beam search, whose answers have a score",
+    "prompt_logprobs": "does not go with beam search: score the prompt as a target",
     "num_beam_groups": "diverse beam search is not supported",
     "diversity_penalty": "diverse beam search is not supported",
     "penalty_alpha": "contrastive search is not supported",

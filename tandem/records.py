@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tandem.errors import InvalidRequest, TandemError, status_of
 from tandem.inputs import Chosen, Prompt, take_apart
-from tandem.outputs import CompletionOutput, RequestOutput
+from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tandem.params import Params, params_of
 
 _PROMPTS: Final = ("prompt", "prompt_token_ids", "encoder_prompt")
@@ -89,7 +89,10 @@ def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:
 
 def answer(output: RequestOutput) -> dict[str, Any]:
     """The answer's part of a line."""
-    return {"outputs": [_sample(sample) for sample in output.outputs]}
+    values: dict[str, Any] = {"outputs": [_sample(sample) for sample in output.outputs]}
+    if output.prompt_logprobs is not None:
+        values["prompt_logprobs"] = [token and _token(token) for token in output.prompt_logprobs]
+    return values
 
 
 def _sample(sample: CompletionOutput) -> dict[str, Any]:
@@ -101,7 +104,14 @@ def _sample(sample: CompletionOutput) -> dict[str, Any]:
     if sample.score is not None:
         values["score"] = sample.score
     if sample.logprobs is not None:
-        values["logprobs"] = [asdict(position) for position in sample.logprobs]
+        values["logprobs"] = [_token(token) for token in sample.logprobs]
+    return values
+
+
+def _token(token: TokenLogprobs) -> dict[str, Any]:
+    values = asdict(token)
+    if token.rank is None:
+        del values["rank"]
     return values
 
 

@@ -78,6 +78,7 @@ def decoding_of(
         stop_ids=stop_ids,
         eos_ids=info.eos_ids,
         logprobs=sampling.logprobs,
+        prompt_logprobs=sampling.prompt_logprobs,
         beams=_beams(params, own) if isinstance(params, BeamSearchParams) else None,
     )
 
@@ -174,6 +175,7 @@ def check_counts(params: DecodingParams, limits: Limits) -> None:
         counts += [
             ("n", params.n, limits.n),
             ("logprobs", params.logprobs or 0, limits.logprobs),
+            ("prompt_logprobs", params.prompt_logprobs or 0, limits.logprobs),
             ("stop", len(params.stop), limits.stop_strings),
         ]
     for name, got, limit in counts:

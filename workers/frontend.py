@@ -108,6 +108,8 @@ class Frontend:
 
         samples, seed = (params.n, params.seed) if isinstance(params, SamplingParams) else (1, 0)
         seed = secrets.randbits(63) if seed is None else seed
+        # The samples' prompt is the same: the first says what there is to say of it.
+        others = replace(decoding, prompt_logprobs=None)
         # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may
         # arrive while the first try is still being cancelled.
         nonce = secrets.token_hex(8)
@@ -124,7 +126,7 @@ class Frontend:
                     request_id=f"{request_id}:{nonce}:{index}",
                     encoder=given.encoder,
                     prefix_ids=tuple(given.prefix),
-                    decoding=replace(decoding, seed=sample_seed(seed, index)),
+                    decoding=replace(others if index else decoding, seed=sample_seed(seed, index)),
                     priority=priority,
                     timeout_s=timeout_s,
                 )

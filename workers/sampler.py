@@ -12,6 +12,7 @@ import torch
 
 from tandem.outputs import TokenLogprobs
 from tandem.workers.beams import Beams, BeamStep
+from tandem.workers.model import TargetScores
 from tandem.workers.processors import Need, Processors
 from tandem.workers.request import Decoding
 from tandem.workers.slot_tables import Columns
@@ -32,6 +33,30 @@ class HostCopy:
         if self._copied is not None:
             self._copied.synchronize()
         return self._parts
+
+
+class Scored:
+    """The scores of a step's targets."""
+
+    def __init__(self, rows: Seq[Row], scores: TargetScores) -> None:
+        self._rows = rows
+        self._host = HostCopy(*(part for part in scores if part is not None))
+
+    def wait(self) -> list[TokenLogprobs]:
+        logprobs, *others = (part.tolist() for part in self._host.wait())
+        targets = (
+            (token_id, row.sequence.request.decoding.prompt_logprobs)
+            for row in self._rows
+            for token_id in row.target_ids
+        )
+        if not others:
+            return [TokenLogprobs(i, logprob, []) for (i, _), logprob in zip(targets, logprobs, strict=True)]
+        return [
+            TokenLogprobs(token_id, logprob, [])
+            if k is None
+            else TokenLogprobs(token_id, logprob, list(zip(ids[:k], top[:k], strict=True)), rank)
+            for (token_id, k), logprob, rank, top, ids in zip(targets, logprobs, *others, strict=True)
+        ]
 
 
 class Sampled:

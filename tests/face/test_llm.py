@@ -149,6 +149,29 @@ def test_logprobs(llm: LLM) -> None:
     assert sample.cumulative_logprob == pytest.approx(sum(entry.logprob for entry in sample.logprobs))
 
 
+def test_prompt_logprobs_are_the_scores_of_the_decoder_prompt(llm: LLM) -> None:
+    sentence = FRENCH + "I am tired."
+    prompt = {"encoder_prompt": sentence, "decoder_prompt": "Je suis"}
+    params = SamplingParams(temperature=1, n=3, seed=1, max_tokens=4, prompt_logprobs=2)
+    (output,) = llm.generate(prompt, params)
+    assert output.prompt_logprobs is not None
+    first, *others = output.prompt_logprobs
+    assert first is None
+    (score,) = llm.score(sentence, {"prompt_token_ids": output.prompt_token_ids[1:]})
+    assert [entry and entry.token_id for entry in others] == score.scores[0].token_ids
+    assert [entry and entry.logprob for entry in others] == pytest.approx(score.scores[0].logprobs, abs=1e-4)
+    for entry in others:
+        assert entry is not None
+        assert len(entry.top) == 2
+        assert (entry.rank == 1) == (entry.top[0][0] == entry.token_id)
+    deltas = list(llm.stream(prompt, params))
+    assert [delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs] == [output.prompt_logprobs]
+    (bare,) = llm.generate(sentence, SamplingParams(max_tokens=2, prompt_logprobs=0))
+    assert bare.prompt_logprobs == [None]
+    (silent,) = llm.generate(prompt, SamplingParams(max_tokens=2))
+    assert silent.prompt_logprobs is None
+
+
 def test_scores_are_the_logprobs_of_the_answer(llm: LLM) -> None:
     """What the model says greedily is scored as it was when it was said, and is likelier than another's."""
     sentences = [FRENCH + "I am tired.", FRENCH + "Where do you live?"]

@@ -74,6 +74,7 @@ def test_what_is_set_arrives_as_it_is() -> None:
         ignore_eos=False,
         repetition_penalty=1.1,
         logprobs=0,
+        prompt_logprobs=0,
         skip_special_tokens=False,
         typical_p=0.5,
         presence_penalty=-0.1,
@@ -219,6 +220,10 @@ def test_an_output_comes_back_whole() -> None:
     assert response.usage == pb.Usage(encoder_tokens=2, decoder_prompt_tokens=2, generated_tokens=5)
     assert response.prompt == pb.PromptInfo(encoder_tokens=2, decoder_token_ids=[0, 9])
     assert wire.output_of(request, pb.GenerateResponse.FromString(response.SerializeToString())) == output
+    for prompt in ([None], [None, TokenLogprobs(9, -0.5, [(8, -0.25)], 2)]):
+        output.prompt_logprobs = prompt
+        request.sampling_params.prompt_logprobs = 1
+        assert wire.output_of(request, wire.generate_response(output)) == output
 
 
 @pytest.mark.parametrize("reason", ["stop", "length", "cancelled", "deadline", None])
@@ -226,7 +231,7 @@ def test_a_delta_comes_back_whole(reason: FinishReason | None) -> None:
     delta = TextDelta(index=3, text="é", token_ids=[7, 1], logprobs=LOGPROBS, finish_reason=reason)
     event = pb.GenerateStreamResponse.FromString(wire.delta_event(delta).SerializeToString())
     assert wire.delta_of(event.delta) == delta
-    delta = replace(delta, score=-1.3)
+    delta = replace(delta, score=-1.3, prompt_logprobs=[None, TokenLogprobs(9, -0.5, [(8, -0.25)], 2)])
     assert wire.delta_of(wire.delta_event(delta).delta) == delta
 
 

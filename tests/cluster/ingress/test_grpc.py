@@ -69,13 +69,16 @@ async def refused(answer: Any, context: Context) -> tuple[grpc.StatusCode, str]:
 async def test_generate(api: Api, router: FakeRouter, frontend: Frontend) -> None:
     request = pb.GenerateRequest(
         request_id="r1", model="tiny", encoder_prompt=text(), decoder_prompt=text("le"),
-        sampling_params=pb.SamplingParams(n=2, logprobs=1, max_tokens=30), priority=3, timeout_ms=1500,
+        sampling_params=pb.SamplingParams(n=2, logprobs=1, prompt_logprobs=0, max_tokens=30), priority=3,
+        timeout_ms=1500,
     )  # fmt: skip
     answer = await api.Generate(request.SerializeToString(), Context())
     assert answer.request_id == "r1"
     assert [sample.text for sample in answer.outputs] == [" " + SENTENCE] * 2
     assert answer.usage.encoder_tokens == len(frontend.tokenize("the cat"))
     assert len(answer.outputs[0].logprobs) == len(answer.outputs[0].token_ids)
+    assert [entry.token_id for entry in answer.prompt.logprobs] == list(answer.prompt.decoder_token_ids)[1:]
+    assert {entry.rank for entry in answer.prompt.logprobs} == {7}
     assert (router.requests[0].priority, router.requests[0].timeout_s) == (3, 1.5)
 
 

@@ -150,6 +150,20 @@ async def test_logprobs_in_the_legacy_shape(http: httpx.AsyncClient) -> None:
     assert next(iter(logprobs["top_logprobs"][0].values())) == -0.25
 
 
+async def test_prompt_logprobs_in_vllms_shape(http: httpx.AsyncClient, frontend: Frontend) -> None:
+    [token_id] = frontend.tokenize("cat")[:1]
+    asked = {"decoder_prompt": [[0, token_id]], "n": 2, "prompt_logprobs": 1, "seed": 1}
+    whole = await choices(http, **asked)
+    for choice in whole:
+        first, entries = choice["prompt_logprobs"]
+        assert first is None
+        assert list(entries) == ["5", str(token_id)]
+        assert (entries["5"]["logprob"], entries["5"]["rank"]) == (-0.5, 1)
+        assert (entries[str(token_id)]["logprob"], entries[str(token_id)]["rank"]) == (-2.5, 7)
+        assert entries["5"]["decoded_token"]
+    assert all("prompt_logprobs" not in choice for choice in await choices(http))
+
+
 async def test_a_deadline_with_some_tokens_is_an_answer(http: httpx.AsyncClient, router: FakeRouter) -> None:
     router.deadline_after = 3
     [choice] = await choices(http)
@@ -285,6 +299,8 @@ async def test_one_failing_sample_cancels_the_others(http: httpx.AsyncClient, ro
         ({"timeout_s": 61}, "timeout_s"),
         ({"priority": 99}, "priority"),
         ({"logprobs": 21}, "logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "num_beams": 2}, "prompt_logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 64}, "max_tokens"),
         ({"seed": -1}, "seed"),
