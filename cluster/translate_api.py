@@ -90,9 +90,8 @@ async def _translate(
     prompts: list[Prompt] = list(texts)
     with _in_its_words():
         # A model whose own way is beam search translates best by it.
-        choice = tasks.choose(**told)
-        likeliest = BeamSearchParams() if choice.defaults.beams else SamplingParams(temperature=0)
-        requests = await call.prepare(prompts, likeliest, request_id=request_id, **told)
+        likeliest = BeamSearchParams if tasks.choose(**told).defaults.beams else SamplingParams
+        requests = await call.prepare(prompts, likeliest(temperature=0), request_id=request_id, **told)
         if alternatives:
             sampling = SamplingParams(n=alternatives, **_ALTERNATIVE)
             requests += await call.prepare(prompts, sampling, request_id=request_id, **told)

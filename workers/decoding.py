@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from tandem.errors import InvalidRequest
 from tandem.limits import Limits
@@ -15,7 +15,6 @@ from tandem.workers.request import BeamSearch, Decoding
 # Where neither request nor model says how much to generate.
 DEFAULT_MAX_TOKENS: Final = 256
 DEFAULT_NUM_BEAMS: Final = 4
-_GREEDY: Final[dict[str, Any]] = {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
 
 T = TypeVar("T")
 Encode = Callable[[str, str], list[int]]  # a text and the field it is from → ids, no special tokens
@@ -51,16 +50,14 @@ def decoding_of(
             check_ids([forced], field, info.vocab_size)
     stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else info.eos_ids)
     forced_eos = params.forced_eos_token_id
-    # Beam search does not sample: all of this is off.
-    sampling = params if isinstance(params, SamplingParams) else SamplingParams(**_GREEDY)
     return Decoding(
         max_tokens=max_tokens,
         min_tokens=_min_tokens(params, len(prefix), max_tokens, own),
-        temperature=_given(sampling.temperature, own.temperature),
-        top_k=max(0, _given(sampling.top_k, own.top_k)),
-        top_p=_given(sampling.top_p, own.top_p),
-        min_p=_given(sampling.min_p, own.min_p),
-        typical_p=_given(sampling.typical_p, own.typical_p),
+        temperature=_given(params.temperature, own.temperature),
+        top_k=max(0, _given(params.top_k, own.top_k)),
+        top_p=_given(params.top_p, own.top_p),
+        min_p=_given(params.min_p, own.min_p),
+        typical_p=_given(params.typical_p, own.typical_p),
         repetition_penalty=_given(params.repetition_penalty, own.repetition_penalty),
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
@@ -77,14 +74,14 @@ def decoding_of(
         seed=0,
         stop_ids=stop_ids,
         eos_ids=info.eos_ids,
-        logprobs=sampling.logprobs,
-        prompt_logprobs=sampling.prompt_logprobs,
+        logprobs=params.logprobs if isinstance(params, SamplingParams) else None,
+        prompt_logprobs=params.prompt_logprobs if isinstance(params, SamplingParams) else None,
         beams=_beams(params, own) if isinstance(params, BeamSearchParams) else None,
     )
 
 
 def _beams(params: BeamSearchParams, own: GenerationDefaults) -> BeamSearch | None:
-    """None: one beam, which transformers, too, decodes greedily."""
+    """None: one beam, which is no search in transformers, either."""
     default = own.num_beams if own.num_beams > 1 else DEFAULT_NUM_BEAMS
     num_beams = _given(params.num_beams, default)
     if params.num_return_sequences > num_beams:

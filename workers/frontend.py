@@ -106,8 +106,8 @@ class Frontend:
         given = self._given(prompt, choice)
         decoding = self._decoding(params, choice, given.prefix)
 
-        samples, seed = (params.n, params.seed) if isinstance(params, SamplingParams) else (1, 0)
-        seed = secrets.randbits(63) if seed is None else seed
+        samples = params.n if isinstance(params, SamplingParams) else 1
+        seed = secrets.randbits(63) if params.seed is None else params.seed
         # The samples' prompt is the same: the first says what there is to say of it.
         others = replace(decoding, prompt_logprobs=None)
         # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may

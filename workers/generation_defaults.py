@@ -42,8 +42,8 @@ class GenerationDefaults:
 
     @property
     def beams(self) -> bool:
-        """Whether the model's own way is beam search. (Not beam sampling, which Tandem does not have.)"""
-        return self.num_beams > 1 and self.temperature == 0
+        """Whether the model's own way is beam search, or beam sampling."""
+        return self.num_beams > 1
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> GenerationDefaults:

@@ -217,6 +217,7 @@ def test_arguments_of_generate_become_parameters() -> None:
         assert params(top_k=5) == SamplingParams()
     with pytest.warns(UserWarning, match="without num_beams: length_penalty"):
         assert params(length_penalty=2.0) == SamplingParams()
-    with pytest.raises(InvalidRequest) as caught:
-        params(num_beams=2, do_sample=True)
-    assert caught.value.field == "do_sample"
+    assert params(num_beams=2, do_sample=True, top_k=5) == BeamSearchParams(
+        num_beams=2, temperature=1.0, top_k=5
+    )
+    assert params(True, do_sample=False) == BeamSearchParams(temperature=0.0)

@@ -124,6 +124,12 @@ def test_beam_search_arrives_as_it_is(early_stopping: Any) -> None:
         suppress_tokens=[4],
         begin_suppress_tokens=[],
         skip_special_tokens=False,
+        temperature=0.8,
+        top_k=-1,
+        top_p=0.95,
+        min_p=0.0,
+        typical_p=0.5,
+        seed=0,
     )
     request = wire.generate_request(pb.GenerateStreamRequest, "x", params)
     arguments = wire.arguments_of(pb.GenerateStreamRequest.FromString(request.SerializeToString()))

@@ -340,7 +340,17 @@ def test_without_parameters_the_models_own_way_of_decoding_holds(tmp_path: Path)
         5, 1, 0.6, early_stopping=False
     )
     sampled = default({"num_beams": 5, "do_sample": True})
-    assert (sampled.beams, sampled.temperature) == (None, 1)
+    assert (sampled.beams, sampled.temperature) == (BeamSearch(5, 1, 1.0, early_stopping=False), 1)
+
+
+def test_beams_are_drawn_where_they_have_a_temperature(folder: Path) -> None:
+    frontend = Frontend.load(folder, "tiny", overrides={"top_p": 0.9})
+    [request] = frontend.prepare("a", BeamSearchParams(num_beams=3, temperature=0.5, top_k=7, seed=9)).samples
+    how = request.decoding
+    assert how.beams is not None
+    assert (how.temperature, how.top_k, how.top_p, how.seed) == (0.5, 7, 0.9, 9)
+    [request] = frontend.prepare("a", BeamSearchParams(num_beams=3)).samples
+    assert request.decoding.temperature == 0
 
 
 @pytest.mark.parametrize(
@@ -353,9 +363,10 @@ def test_without_parameters_the_models_own_way_of_decoding_holds(tmp_path: Path)
         ({"num_beams": 9}, "num_beams"),
         ({"early_stopping": "maybe"}, "early_stopping"),
         ({"length_penalty": math.nan}, "length_penalty"),
-        ({"temperature": 0.5}, "temperature"),
+        ({"temperature": -0.5}, "temperature"),
         ({"n": 2}, "n"),
         ({"logprobs": 1}, "logprobs"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"num_beam_groups": 2}, "num_beam_groups"),
         ({"penalty_alpha": 0.6}, "penalty_alpha"),
         ({"beams": 3}, "beams"),

@@ -104,6 +104,13 @@ async def test_beams(http: httpx.AsyncClient, router: FakeRouter) -> None:
     assert shown == found
 
 
+async def test_beam_sampling(http: httpx.AsyncClient, router: FakeRouter) -> None:
+    await choices(http, num_beams=2, temperature=0.7, top_k=5, seed=3)
+    how = router.requests[-1].decoding
+    assert how.beams is not None
+    assert (how.temperature, how.top_k, how.seed) == (0.7, 5, 3)
+
+
 async def test_samples_of_several_prompts_are_numbered_through(
     http: httpx.AsyncClient, router: FakeRouter
 ) -> None:
@@ -278,7 +285,7 @@ async def test_one_failing_sample_cancels_the_others(http: httpx.AsyncClient, ro
         ({"model": "other"}, "model"),
         ({"model": 3}, "model"),
         ({"best_of": 2}, "best_of"),
-        ({"num_beams": 4, "temperature": 0.5}, "temperature"),
+        ({"num_beams": 4, "temperature": -0.5}, "temperature"),
         ({"num_beams": 4, "stop": ["a"]}, "stop"),
         ({"num_beam_groups": 2}, "num_beam_groups"),
         ({"echo": True}, "echo"),
