@@ -45,6 +45,7 @@ class Flight:
         self.encodings = 0  # how often its hidden states vanished
         self._tokens: list[int] = []  # received and not taken
         self._logprobs: list[TokenLogprobs] = []
+        self._prompt_logprobs: list[TokenLogprobs] | None = None
         self._queued_s: float | None = None
         self._last: tuple[FinishReason | None, int | None, TandemError | None] | None = None
         self._hypotheses: list[Hypothesis] | None = None
@@ -66,6 +67,8 @@ class Flight:
         self._hypotheses = delta.hypotheses
         if delta.logprobs is not None:
             self._logprobs += delta.logprobs
+        if delta.prompt_logprobs is not None:
+            self._prompt_logprobs = delta.prompt_logprobs
         if isinstance(delta.error, HiddenStatesLost):
             self.hidden_lost = True
             self.encodings += 1
@@ -111,8 +114,9 @@ class Flight:
             error=error,
             queued_s=self._queued_s,
             hypotheses=self._hypotheses,
+            prompt_logprobs=self._prompt_logprobs,
         )
-        self._tokens, self._logprobs, self._queued_s = [], [], None
+        self._tokens, self._logprobs, self._queued_s, self._prompt_logprobs = [], [], None, None
         return delta
 
     def close(self) -> None:

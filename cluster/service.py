@@ -8,14 +8,14 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, Unpack
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.health import Health, Workers
 from tandem.cluster.metrics import Metrics, Observation
 from tandem.cluster.metrics import Protocol as WireProtocol
 from tandem.errors import DeadlineExceeded, InvalidRequest
-from tandem.inputs import Prompt, SingletonPrompt
+from tandem.inputs import Chosen, Prompt, SingletonPrompt
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params
 from tandem.wire import ServedModel
@@ -139,8 +139,7 @@ class Call:
         request_id: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
-        source_language: str | None = None,
-        target_language: str | None = None,
+        **chosen: Unpack[Chosen],
     ) -> list[PreparedRequest]:
         """Validates and tokenizes. Raises InvalidRequest, ModelNotFound: see `Frontend.prepare`."""
         frontend = self._service.frontend
@@ -157,8 +156,7 @@ class Call:
                             request_id=request_id,
                             priority=priority,
                             timeout_s=timeout_s,
-                            source_language=source_language,
-                            target_language=target_language,
+                            **chosen,
                         )
                     )
                 except InvalidRequest as error:
@@ -179,6 +177,7 @@ class Call:
         request_id: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        **chosen: Unpack[Chosen],
     ) -> PreparedScore:
         """Validates and tokenizes. Raises InvalidRequest, ModelNotFound: see `Frontend.prepare_score`."""
         frontend = self._service.frontend
@@ -190,6 +189,7 @@ class Call:
                 request_id=request_id,
                 priority=priority,
                 timeout_s=timeout_s,
+                **chosen,
             )
         )
         self._observation.request_id = prepared.request_id

@@ -16,7 +16,7 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final, Protocol
+from typing import IO, Any, Final, Protocol, Unpack
 
 from tqdm import tqdm
 
@@ -29,7 +29,7 @@ from tandem.errors import (
     RequestTooLarge,
     Unavailable,
 )
-from tandem.inputs import Prompt
+from tandem.inputs import Chosen, Prompt
 from tandem.limits import DEFAULT_LIMITS
 from tandem.outputs import RequestOutput
 from tandem.params import Params
@@ -54,10 +54,11 @@ class Server(Protocol):
         *,
         priority: int = 0,
         timeout: float | None = None,
+        **chosen: Unpack[Chosen],
     ) -> RequestOutput: ...
 
 
-_Ask = Callable[[Prompt, Params | None], Awaitable[RequestOutput]]
+_Ask = Callable[[Prompt, Params | None, Chosen], Awaitable[RequestOutput]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +93,7 @@ async def run(
 
     Args:
         source: a JSON object a line: a prompt (see `records.request`) and its decoding parameters.
-        defaults: decoding parameters for lines that do not set them.
+        defaults: decoding parameters, task and languages for lines that do not set them.
         beams: the model searches with beams where a line does not say how to decode.
         concurrency: requests at the server at a time.
         timeout_s: longest time an answer may take.
@@ -158,8 +159,8 @@ async def _answer(
 ) -> dict[str, Any]:
     identity = {"id": _identity(text, number)}
     try:
-        prompt, params = records.request(records.parse(text), defaults, beams=beams)
-        return identity | records.answer(await ask(prompt, params))
+        asked = records.request(records.parse(text), defaults, beams=beams)
+        return identity | records.answer(await ask(*asked))
     except (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError) as error:
         if error.field in ("timeout", "timeout_ms"):  # not the line's
             raise
@@ -167,14 +168,19 @@ async def _answer(
 
 
 async def _ask(
-    server: Server, timeout_s: float, patience_s: float, prompt: Prompt, params: Params | None
+    server: Server,
+    timeout_s: float,
+    patience_s: float,
+    prompt: Prompt,
+    params: Params | None,
+    chosen: Chosen,
 ) -> RequestOutput:
     """Tries again what is worth it: while the server is gone or full, and a few times where it fails."""
     loop = asyncio.get_running_loop()
     give_up, pause, attempts = loop.time() + patience_s, _FIRST_PAUSE_S, 0
     while True:
         try:
-            output = await server.generate(prompt, params, priority=_PRIORITY, timeout=timeout_s)
+            output = await server.generate(prompt, params, priority=_PRIORITY, timeout=timeout_s, **chosen)
             if all(sample.finish_reason != "deadline" for sample in output.outputs):
                 return output
             raise DeadlineExceeded(f"not finished after {timeout_s:g} s")

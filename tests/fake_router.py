@@ -81,6 +81,7 @@ class FakeRouter:
                     self._logprobs(request, ids[count]),
                     finish_reason=None if not last else "stop" if ids[count] == self.eos_id else "length",
                     queued_s=None if count else 0.25,
+                    prompt_logprobs=None if count else self._prompt_logprobs(request),
                 )
         finally:
             self.live.discard(request.request_id)
@@ -109,6 +110,12 @@ class FakeRouter:
             return None
         top = [(token_id, -0.25), (5, -2.0), (6, -3.0)]
         return [TokenLogprobs(token_id, -0.25, top[:count])]
+
+    def _prompt_logprobs(self, request: EngineRequest) -> list[TokenLogprobs] | None:
+        asked = request.decoding.prompt_logprobs
+        if asked is None:
+            return None
+        return [TokenLogprobs(token_id, -2.5, [(5, -0.5)][:asked], 7) for token_id in request.prefix_ids[1:]]
 
     async def ready(self) -> bool:
         return self.is_ready

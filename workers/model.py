@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
@@ -60,6 +60,16 @@ class DecoderBatch:
     sample_rows: torch.Tensor  # int64: the rows whose logits are wanted
     score_rows: torch.Tensor  # int64: those behind which a token is scored
     target_ids: torch.Tensor  # int64: these tokens
+    top: int  # likeliest tokens wanted beside them; below 0 not even their rank is
+
+
+class TargetScores(NamedTuple):
+    """Of T tokens, under the model's own distribution; ranks and top where `DecoderBatch.top` wants them."""
+
+    logprobs: torch.Tensor  # float32 [T]
+    ranks: torch.Tensor | None = None  # int64 [T]: 1 for the likeliest
+    top: torch.Tensor | None = None  # float32 [T, k]: the likeliest tokens' log-probabilities
+    top_ids: torch.Tensor | None = None  # int64 [T, k]
 
 
 class Stack:
@@ -226,9 +236,9 @@ class DecoderStack(Stack):
         for layer in range(self.spec.layers):
             pool.write(layer, kv[:, layer, 0], kv[:, layer, 1], write_slots)
 
-    def __call__(self, batch: DecoderBatch, pool: KVPool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Logits of the sampling rows, float32 [rows, vocabulary], and log-probabilities of the targets,
-        float32 [targets]; both on rank 0 only and where there are any, else None."""
+    def __call__(self, batch: DecoderBatch, pool: KVPool) -> tuple[torch.Tensor | None, TargetScores | None]:
+        """Logits of the sampling rows, float32 [rows, vocabulary], and the targets' scores; both on rank 0
+        only and where there are any, else None."""
         x, residual = self.enter(batch.token_ids, batch.positions)
         rotations = self.rotations(batch.positions, x.dtype)
         for layer, (attention, feed_forward, norms) in enumerate(
@@ -253,15 +263,20 @@ class DecoderStack(Stack):
         logits = self.head(x[batch.sample_rows]) if len(batch.sample_rows) else None
         return logits, self._scores(x, batch) if len(batch.score_rows) else None
 
-    def _scores(self, x: torch.Tensor, batch: DecoderBatch) -> torch.Tensor | None:
-        scores = []
+    def _scores(self, x: torch.Tensor, batch: DecoderBatch) -> TargetScores | None:
+        parts = []
         for rows, ids in zip(
             batch.score_rows.split(_SCORED_AT_ONCE), batch.target_ids.split(_SCORED_AT_ONCE), strict=True
         ):
             logits = self.head(x[rows])
             if logits is not None:
-                scores.append(logits.log_softmax(-1).gather(1, ids.unsqueeze(1)).squeeze(1))
-        return torch.cat(scores) if scores else None
+                logprobs = logits.log_softmax(-1)
+                own = logprobs.gather(1, ids.unsqueeze(1))
+                part = [own.squeeze(1)]
+                if batch.top >= 0:
+                    part += [(logprobs > own).sum(1) + 1, *logprobs.topk(batch.top, dim=1)]
+                parts.append(part)
+        return TargetScores(*map(torch.cat, zip(*parts, strict=True))) if parts else None
 
     def _attend_self(
         self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool, sums: torch.Tensor | None = None

@@ -16,6 +16,7 @@ from itertools import islice, repeat
 from typing import Literal
 
 from tandem.errors import InvalidRequest, TandemError
+from tandem.outputs import TokenLogprobs
 from tandem.workers.deltas import beam_delta, finish_reason, score_delta, token_delta
 from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest, EngineStats
@@ -237,8 +238,9 @@ class Scheduler:
         complete = sequence.computed == sequence.known
         width = sequence.width if start >= len(sequence.request.prefix_ids) else 1
         token_ids = sequence.tokens[start : start + count] if width == 1 else []
-        targets = sequence.targets(start, sequence.computed) if sequence.request.target_ids else ()
-        plan.rows.append(Row(sequence, start, count, token_ids, complete and not targets, width, targets))
+        targets = sequence.targets(start, sequence.computed)
+        samples = complete and not sequence.request.target_ids
+        plan.rows.append(Row(sequence, start, count, token_ids, samples, width, targets))
         if complete:
             sequence.in_flight += 1
         return count * width
@@ -287,16 +289,16 @@ class Scheduler:
         self._steps += 1
         return deltas
 
-    def _apply_scores(self, row: Row, logprobs: list[float]) -> list[Delta]:
-        sequence, stop = row.sequence, row.start + row.count
-        last = stop == len(sequence.tokens)
-        sequence.in_flight -= last
-        if sequence.state is State.ENDED:
-            return []
+    def _apply_scores(self, row: Row, scores: list[TokenLogprobs]) -> list[Delta]:
+        sequence = row.sequence
         # By position: one that was preempted finds the same again.
-        at = stop - len(sequence.request.prefix_ids) + 1
-        sequence.target_logprobs[at - len(logprobs) : at] = logprobs
-        if not last:
+        at = max(0, row.start - sequence.scored_from)
+        sequence.scores[at : at + len(scores)] = scores
+        if not sequence.request.target_ids:
+            return []  # the prompt's, which go with the first token
+        last = row.start + row.count == len(sequence.tokens)
+        sequence.in_flight -= last
+        if sequence.state is State.ENDED or not last:
             return []
         self._end(sequence, None)
         return [score_delta(sequence)]

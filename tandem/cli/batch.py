@@ -25,9 +25,9 @@ from tandem.cli.options import (
     Placement,
     PlacementOption,
     TensorParallelOption,
-    beams_by_default,
     err,
     errors_shown,
+    model_info,
     serve_config,
 )
 
@@ -126,7 +126,7 @@ def batch(
                 http_port=http_port,
                 grpc_port=grpc_port,
             )
-            beams = beams_by_default(model)
+            beams = model_info(model).defaults.beams
             err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
             with launch.serve(config, address=address) as cluster:
                 asyncio.run(answer(cluster.endpoints().grpc[0], beams))

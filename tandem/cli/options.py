@@ -16,6 +16,7 @@ from tandem.errors import TandemError
 
 if TYPE_CHECKING:
     from tandem.cluster.config import ServeConfig
+    from tandem.workers.model_info import ModelInfo
 
 err = Console(stderr=True)
 
@@ -100,12 +101,12 @@ AddressOption = Annotated[
 ]
 
 
-def beams_by_default(model: str) -> bool:
-    """Whether the model's own way of decoding is beam search."""
+def model_info(model: str) -> ModelInfo:
+    """What is known of a model without its tokenizer and its weights."""
     from tandem.workers.checkpoint import resolve
     from tandem.workers.model_info import ModelInfo
 
-    return ModelInfo.read(resolve(model), model).defaults.beams
+    return ModelInfo.read(resolve(model), model)
 
 
 def serve_config(*, encoders: str, decoders: str, placement: Placement, **fields: Any) -> ServeConfig:

@@ -69,7 +69,8 @@ async def test_a_killed_engine_leaves_no_gap_and_no_repeat() -> None:
     async with FakeCluster(engines=2, step_s=0.005) as cluster:
         requests = [request(f"r{i}", tokens=60, ids=(i, 1)) for i in range(10)]
         tasks = [asyncio.create_task(cluster.collect(r)) for r in requests]
-        await asyncio.sleep(0.1)
+        while cluster.router.stats().generated_tokens < 100:  # of 600
+            await asyncio.sleep(0.005)
         cluster.kill(next(iter(cluster.decoders.replicas.values())))
         assert await asyncio.gather(*tasks) == [(expected(r), "length") for r in requests]
         [replica] = cluster.decoders.replicas.values()

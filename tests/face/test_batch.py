@@ -8,7 +8,7 @@ import json
 from collections import Counter
 from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pytest
 
@@ -21,7 +21,7 @@ from tandem.errors import (
     TandemError,
     Unavailable,
 )
-from tandem.inputs import Prompt
+from tandem.inputs import Chosen, Prompt
 from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tandem.params import BeamSearchParams, Params, SamplingParams
 
@@ -35,6 +35,7 @@ class Server:
 
     def __init__(self, answer: Callable[[str], Awaitable[RequestOutput]] | None = None) -> None:
         self.asked: list[tuple[Prompt, Params | None, int]] = []
+        self.chosen: list[Chosen] = []
         self.running = self.most = 0
         self._answer = answer
 
@@ -45,8 +46,10 @@ class Server:
         *,
         priority: int = 0,
         timeout: float | None = None,
+        **chosen: Unpack[Chosen],
     ) -> RequestOutput:
         assert timeout
+        self.chosen.append(chosen)
         self.asked.append((prompt, params, priority))
         self.running += 1
         self.most = max(self.most, self.running)
@@ -110,6 +113,18 @@ def test_prompts_are_of_every_kind_and_parameters_the_lines_own_first(files: tup
         SamplingParams(max_tokens=5, temperature=0),
         *[SamplingParams(max_tokens=9, temperature=0)] * 3,
     ]
+
+
+def test_lines_say_task_and_languages(files: tuple[Path, Path]) -> None:
+    write(files[0], {"prompt": "a", "target_language": "fr"}, {"prompt": "b"}, {"prompt": "c", "task": 3})
+    server = Server()
+    run(files, server, defaults={"source_language": "en", "target_language": "de"})
+    assert server.chosen == [
+        {"source_language": "en", "target_language": "fr"},
+        {"source_language": "en", "target_language": "de"},
+    ]
+    assert [params for _, params, _ in server.asked] == [None, None]
+    assert read(files[1])[2]["error"]["param"] == "task"
 
 
 def test_a_line_without_parameters_is_left_to_the_model(files: tuple[Path, Path]) -> None:

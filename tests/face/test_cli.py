@@ -136,8 +136,7 @@ def test_progress_goes_to_stderr() -> None:
 def test_translate_knows_the_models_languages() -> None:
     assert tandem("translate", "--to", "de", "I am happy.").stdout.startswith("Ich bin")
     refused = tandem("translate", "--to", "xx", "I am happy.", code=1).stderr
-    assert "tgt_lang: the model declares no translation en to xx" in refused
-    assert "translation_en_to_fr" in refused
+    assert "target_language: 'xx' is not one of this model's languages: fr, de" in refused
 
 
 def test_translate_with_a_tokenizer_of_many_languages(tmp_path: Path) -> None:
@@ -146,12 +145,14 @@ def test_translate_with_a_tokenizer_of_many_languages(tmp_path: Path) -> None:
     (french, german) = (tandem(*arguments, "--to", to).stdout for to in ("fra_Latn", "deu_Latn"))
     assert json.loads(french)["prompt"] == "a b"
     assert french != german
-    assert "tgt_lang: 'fr' is not one of the" in tandem(*arguments, "--to", "fr", code=1).stderr
+    assert "target_language: 'fr' is not one of" in tandem(*arguments, "--to", "fr", code=1).stderr
+    generated = tandem("generate", *arguments[1:], "--to", "fra_Latn").stdout
+    assert generated == french, "languages are no matter of the command"
 
 
 def test_translate_with_a_model_of_unknown_languages(checkpoint: Callable[..., Path]) -> None:
     refused = tandem("translate", "--model", str(checkpoint("t5")), "ba", code=1).stderr
-    assert "does not say which languages it translates" in refused
+    assert "target_language: this model says nothing of languages" in refused
 
 
 def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
@@ -161,6 +162,10 @@ def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
         json.loads, tandem("summarize", "--model", folder, "--jsonl", "bi bo bu").stdout.splitlines()
     )
     assert line["prompt"] == "bi bo bu"
+    generated = tandem("generate", "--model", folder, "--task", "summarization", "--stream", "bi bo bu")
+    assert generated.stdout == line["outputs"][0]["text"] + "\n"
+    refused = tandem("generate", "--model", folder, "--task", "summarisation", "bi bo bu", code=1).stderr
+    assert "task: 'summarisation' is not a task of this model; it has summarization" in refused
     same = tandem("generate", "--model", folder, "-p", "min_tokens=4", "--max-tokens", "8", "ba be: bi bo bu")
     assert same.stdout == line["outputs"][0]["text"] + "\n"
     assert 5 - 1 <= line["outputs"][0]["tokens"] <= 9 - 1, "lengths count the start token"

@@ -12,7 +12,8 @@ from models import load_reference, make_checkpoint
 from multilingual import multilingual_checkpoint
 
 from tandem import LLM, BeamSearchParams, InvalidRequest, Pipeline, SamplingParams, pipeline
-from tandem.generate_arguments import merged, to_params
+from tandem.generate_arguments import to_params
+from tandem.workers.generation_defaults import merged
 
 TASK = {"prefix": "ba be: ", "max_length": 9, "min_length": 5}
 TEXTS = ["bi bo bu", "da de di do", "fa", "ga ge gi go gu ka"]
@@ -112,7 +113,7 @@ def test_languages_choose_the_prefix(llm: LLM) -> None:
         pipeline("text2text-generation", llm)("ma: bi bo")[0]["generated_text"]
         == named[0]["translation_text"]
     )
-    with pytest.raises(InvalidRequest, match="translation_en_to_fr") as caught:
+    with pytest.raises(InvalidRequest, match="not one of this model's languages: fr") as caught:
         pipeline("translation", llm)("bi bo", src_lang="en", tgt_lang="xx")
     assert caught.value.field == "tgt_lang"
 
@@ -216,6 +217,7 @@ def test_arguments_of_generate_become_parameters() -> None:
         assert params(top_k=5) == SamplingParams()
     with pytest.warns(UserWarning, match="without num_beams: length_penalty"):
         assert params(length_penalty=2.0) == SamplingParams()
-    with pytest.raises(InvalidRequest) as caught:
-        params(num_beams=2, do_sample=True)
-    assert caught.value.field == "do_sample"
+    assert params(num_beams=2, do_sample=True, top_k=5) == BeamSearchParams(
+        num_beams=2, temperature=1.0, top_k=5
+    )
+    assert params(True, do_sample=False) == BeamSearchParams(temperature=0.0)

@@ -67,6 +67,7 @@ def jobs(draw: st.DrawFn, lengths: list[int]) -> Job:
         return replace(job, width=width, min_tokens=0)
     if draw(st.sampled_from([False, False, False, True])):
         return replace(job, scored=True)
+    job = replace(job, prompted=draw(st.booleans()))
     return replace(job, resumed=draw(st.just(0) | small(0, len(job.answer[0]))))
 
 

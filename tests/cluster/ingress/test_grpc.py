@@ -12,9 +12,10 @@ from grpc_health.v1 import health_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tandem import score_wire, wire
 from tandem.cluster.grpc_api import GrpcApi
 from tandem.cluster.service import Service
-from tandem.errors import InternalError, Overloaded, TandemError, Unavailable
+from tandem.errors import InternalError, InvalidRequest, Overloaded, TandemError, Unavailable
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.frontend import Frontend
 from tandem.workers.request import BeamSearch
@@ -68,14 +69,39 @@ async def refused(answer: Any, context: Context) -> tuple[grpc.StatusCode, str]:
 async def test_generate(api: Api, router: FakeRouter, frontend: Frontend) -> None:
     request = pb.GenerateRequest(
         request_id="r1", model="tiny", encoder_prompt=text(), decoder_prompt=text("le"),
-        sampling_params=pb.SamplingParams(n=2, logprobs=1, max_tokens=30), priority=3, timeout_ms=1500,
+        sampling_params=pb.SamplingParams(n=2, logprobs=1, prompt_logprobs=0, max_tokens=30), priority=3,
+        timeout_ms=1500,
     )  # fmt: skip
     answer = await api.Generate(request.SerializeToString(), Context())
     assert answer.request_id == "r1"
     assert [sample.text for sample in answer.outputs] == [" " + SENTENCE] * 2
     assert answer.usage.encoder_tokens == len(frontend.tokenize("the cat"))
     assert len(answer.outputs[0].logprobs) == len(answer.outputs[0].token_ids)
+    assert [entry.token_id for entry in answer.prompt.logprobs] == list(answer.prompt.decoder_token_ids)[1:]
+    assert {entry.rank for entry in answer.prompt.logprobs} == {7}
     assert (router.requests[0].priority, router.requests[0].timeout_s) == (3, 1.5)
+
+
+async def test_languages_and_task_reach_the_validator(
+    api: Api, router: FakeRouter, frontend: Frontend
+) -> None:
+    prefixed = tuple(frontend.tokenize("translate English to French: the cat"))
+    for chosen in (
+        {"source_language": "en", "target_language": "fr"},
+        {"task": "translation_en_to_fr"},
+    ):
+        request = wire.generate_request(pb.GenerateRequest, "the cat", **chosen)  # type: ignore[arg-type]
+        await api.Generate(request.SerializeToString(), Context())
+        assert router.requests[-1].encoder.token_ids == prefixed
+        scored = score_wire.score_request("the cat", "le chat", **chosen)  # type: ignore[arg-type]
+        await api.Score(scored.SerializeToString(), Context())
+        assert router.requests[-1].encoder.token_ids == prefixed
+        assert router.requests[-1].target_ids
+    for chosen, field in (({"task": "x"}, "task"), ({"target_language": "xx"}, "target_language")):
+        request = wire.generate_request(pb.GenerateRequest, "the cat", **chosen)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest) as caught:
+            await api.Generate(request.SerializeToString(), Context())
+        assert caught.value.field == field
 
 
 async def test_generate_stream(api: Api, router: FakeRouter) -> None:
