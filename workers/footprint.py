@@ -47,7 +47,10 @@ class Footprint:
         # The engine's own layers, of tensors that have a size but no memory.
         place = Placement(torch.device("meta"), dtype, Group(size=ranks))
         encoder = 0 if spec.encoder is None else _bytes(EncoderStack(spec.encoder, place).slots())
-        decoder = _bytes(DecoderStack(spec, tied, place).slots())
+        layers = DecoderStack(spec, tied, place)
+        decoder = _bytes(layers.slots())
+        if tied and device.type == "cpu":  # the output projection is laid out anew beside the embedding
+            decoder += layers.embedding.tokens.weight.nbytes
         if device.type == "cuda" and config.num_pages is None and config.kv_cache_gib is None:
             if not torch.cuda.is_available():
                 raise InvalidRequest("must be said where there is no GPU to ask", field="kv_cache_gib")

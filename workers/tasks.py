@@ -146,4 +146,4 @@ class Tasks:
 
 
 def _listed(pairs: Iterable[Pair], at: Literal[0, 1]) -> str:
-    return ", ".join(dict.fromkeys(pair[at] for pair in pairs))
+    return ", ".join(sorted({pair[at] for pair in pairs}))

