@@ -117,12 +117,12 @@ class EngineClient:
         self._flush_soon()
 
     def release(self, flight: Flight) -> None:
-        """Forgets a flight; one that has not ended is cancelled on the engine."""
+        """Forgets a flight; where the engine has not said its end, it is cancelled there."""
         request_id = self._ids.get(flight)
         if request_id is None:
             return
         self._remove(request_id)
-        if self._outbox.pop(request_id, None) is None and not flight.ended:
+        if self._outbox.pop(request_id, None) is None:
             self._cancelled.append(request_id)
             self._flush_soon()
 

@@ -66,7 +66,7 @@ class Router:
     async def close(self) -> None:
         """Ends all requests with Unavailable and detaches."""
         self._closed = True
-        for flight in self._flights:
+        for flight in list(self._flights):
             flight.fail(Unavailable("the server shuts down"))
         if self._encoders is not None:
             await self._encoders.close()
@@ -86,7 +86,7 @@ class Router:
         if len(self._flights) >= limits.queued_requests:
             raise Overloaded(f"{limits.queued_requests} sequences are in work already; try again later")
         timeout_s = limits.timeout_s if request.timeout_s is None else request.timeout_s
-        flight = Flight(request, asyncio.get_running_loop().time() + timeout_s)
+        flight = Flight(request, asyncio.get_running_loop().time() + timeout_s, self._flights.discard)
         self._flights.add(flight)
         try:
             while True:
@@ -102,7 +102,6 @@ class Router:
                 if delta.last:
                     return
         finally:
-            self._flights.discard(flight)
             flight.close()
 
     async def ready(self) -> bool:

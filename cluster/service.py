@@ -32,6 +32,7 @@ _MESSAGES_PER_S: Final = 2000.0
 _LONGEST_GATHER_S: Final = 0.05  # and this is how long tokens wait for company at most
 _TOKENIZER_THREADS: Final = 2
 _UNSENT: Final = 16  # deltas of a call with several samples that may wait for a slow client
+_UNREAD_S: Final = 10.0  # beyond a call's deadline, for its client to read what there is
 
 
 class Router(Workers, Protocol):
@@ -119,16 +120,31 @@ class Service:
 
 
 class Call:
-    """One call of a client: one or more prompts, validated together and answered together."""
+    """One call of a client: one or more prompts, validated together and answered together.
+
+    The task that enters it is cancelled where it is still here some time after the call's deadline: its
+    answer is there by then, and nobody takes it.
+    """
 
     def __init__(self, service: Service, observation: Observation) -> None:
         self._service, self._observation = service, observation
+        self._limit: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Call:
+        self._task = asyncio.current_task()
         return self
 
     def __exit__(self, *raised: object) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
         self._observation.__exit__(*raised)  # type: ignore[arg-type]
+
+    def _prepared(self, request_id: str, timeout_s: float | None) -> None:
+        self._observation.request_id = request_id
+        if self._limit is None and self._task is not None:
+            longest_s = self._service.config.limits.timeout_s if timeout_s is None else timeout_s
+            loop = asyncio.get_running_loop()
+            self._limit = loop.call_later(longest_s + _UNREAD_S, self._task.cancel)
 
     async def prepare(
         self,
@@ -167,7 +183,7 @@ class Call:
             return prepared
 
         prepared = await self._service.in_thread(prepare)
-        self._observation.request_id = prepared[0].request_id
+        self._prepared(prepared[0].request_id, timeout_s)
         return prepared
 
     async def prepare_score(
@@ -192,7 +208,7 @@ class Call:
                 timeout_s=timeout_s,
             )
         )
-        self._observation.request_id = prepared.request_id
+        self._prepared(prepared.request_id, timeout_s)
         return prepared
 
     async def score(self, prepared: PreparedScore) -> ScoreOutput:

@@ -4,6 +4,8 @@ test_failover.py."""
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from dataclasses import replace
 
 import pytest
@@ -314,6 +316,31 @@ async def test_a_reader_that_stops_reading_holds_up_nobody_and_misses_nothing() 
         rest = [delta async for delta in stream]
         assert len(rest) == 1  # all that had gathered
         assert tokens + rest[0].token_ids == expected(slow)
+
+
+@pytest.mark.parametrize("timeout_s", [None, 0.1])
+async def test_nor_does_it_hold_anything_but_its_tokens(timeout_s: float | None) -> None:
+    async with FakeCluster(limits=Limits(queued_requests=2), encoder_cache_bytes=0) as cluster:
+        [replica] = cluster.decoders.replicas.values()
+        slow = [
+            request(f"r{i}", tokens=40 if timeout_s is None else 10_000, ids=(i, 1), timeout_s=timeout_s)
+            for i in range(2)
+        ]
+        streams = [cluster.router.generate(one) for one in slow]
+        firsts = [await anext(stream) for stream in streams]
+        await cluster.settled()  # nothing was read meanwhile
+        hidden = [weakref.ref(reference) for reference in cluster.encoders.references]
+        cluster.encoders.references.clear()
+        replica.engine.submitted.clear()
+        await asyncio.sleep(0)
+        gc.collect()
+        assert [reference() for reference in hidden] == [None, None]
+        assert await cluster.collect(request("new")) == (expected(request("new")), "length")
+        for one, first, stream in zip(slow, firsts, streams, strict=True):
+            [rest] = [delta async for delta in stream]
+            tokens = first.token_ids + rest.token_ids
+            assert tokens == expected(one)[: len(tokens)]
+            assert rest.finish_reason == ("length" if timeout_s is None else "deadline")
 
 
 async def test_more_requests_than_the_limit_are_refused() -> None:

@@ -208,6 +208,18 @@ async def test_a_client_that_does_not_read_holds_up_nobody(service: Service, rou
     assert not router.live
 
 
+async def test_a_client_that_never_reads_is_let_go_after_the_deadline(
+    service: Service, router: FakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandem.cluster.service._UNREAD_S", 0.05)
+    connection = Connection(service, {"prompt": "the cat", "stream": True, "timeout_s": 0.05})
+    connection.sent = asyncio.Queue(maxsize=2)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(connection.open(), 5)
+    assert not router.live
+    assert b'status="CANCELLED"' in service.metrics.text()
+
+
 # -- the small routes
 
 
