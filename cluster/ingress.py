@@ -42,6 +42,10 @@ class Ingress(GrpcApi):
         """Serve calls this once the constructor is done."""
         return build_app(self._service)
 
+    async def drain(self) -> None:
+        """Refuses new requests; returns when those that are here have ended. For `launch`."""
+        await self._router.drain()
+
     async def __del__(self) -> None:
         """Serve awaits this when the replica stops, after its requests have ended or their grace is over."""
         if hasattr(self, "_router"):  # else the constructor failed

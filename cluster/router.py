@@ -52,7 +52,7 @@ class Router:
             config.staged_encoder_tokens, config.replica_wait_s, lambda: self._engines.ready
         )
         self._flights: set[Flight] = set()
-        self._closed = False
+        self._accepting = True
         self._resubmitted = 0
         self._generated_tokens = 0
 
@@ -63,9 +63,15 @@ class Router:
             await self._encoders.start()
         await self._engines.start()
 
+    async def drain(self) -> None:
+        """Refuses new requests; returns when those that are here have ended."""
+        self._accepting = False
+        while self._flights:
+            await asyncio.sleep(0.05)
+
     async def close(self) -> None:
         """Ends all requests with Unavailable and detaches."""
-        self._closed = True
+        self._accepting = False
         for flight in list(self._flights):
             flight.fail(Unavailable("the server shuts down"))
         if self._encoders is not None:
@@ -80,7 +86,7 @@ class Router:
         is done; Unavailable where workers are missing for too long or keep failing; InvalidRequest where
         the engine refuses.
         """
-        if self._closed:
+        if not self._accepting:
             raise Unavailable("the server shuts down")
         limits = self._config.limits
         if len(self._flights) >= limits.queued_requests:
@@ -106,7 +112,8 @@ class Router:
 
     async def ready(self) -> bool:
         """Whether a request sent now would find an encoder and an engine."""
-        return self._engines.ready and (self._encoders is None or self._encoders.replicas > 0)
+        encoders = self._encoders is None or self._encoders.replicas > 0
+        return self._accepting and self._engines.ready and encoders
 
     def stats(self) -> RouterStats:
         encoders = self._encoders

@@ -44,6 +44,8 @@ class Door:
 
     async def __call__(self) -> None: ...
 
+    async def drain(self) -> None: ...
+
 
 def free_port() -> int:
     with socket.socket() as probe:

@@ -384,6 +384,23 @@ async def test_waiting_requests_go_to_an_engine_that_joins() -> None:
         assert len(joined.engine.submitted) == 4
 
 
+async def test_draining_ends_all_that_was_accepted_before_the_workers_stop() -> None:
+    async with FakeCluster(slots=2, step_s=0.005) as cluster:
+        [replica] = cluster.decoders.replicas.values()
+        requests = [request(f"r{i}", tokens=20, ids=(i, 1)) for i in range(10)]
+        tasks = [asyncio.create_task(cluster.collect(r)) for r in requests]
+        while cluster.router.stats().waiting < 6:
+            await asyncio.sleep(0.001)
+        draining = asyncio.create_task(cluster.router.drain())
+        await asyncio.sleep(0)
+        assert not await cluster.router.ready()
+        with pytest.raises(Unavailable, match="shuts down"):
+            await cluster.collect(request("late"))
+        await draining
+        await replica.actor.drain()
+        assert await asyncio.gather(*tasks) == [(expected(r), "length") for r in requests]
+
+
 async def test_closing_ends_every_request() -> None:
     async with FakeCluster(step_s=0.005) as cluster:
         tasks = [asyncio.create_task(cluster.collect(request(f"r{i}", tokens=10_000))) for i in range(4)]
