@@ -178,6 +178,7 @@ class FakeActor:
         self.actor = EngineActor(config, lambda _config, _rendezvous: engine)
         self.dead = asyncio.Event()
         self.silent = False  # it lives but its messages do not arrive
+        self.delays: dict[str, list[float]] = {}  # by method: how late the next calls get here, one each
 
     async def start(self) -> FakeActor:
         await self.actor.start("", [])
@@ -208,7 +209,12 @@ class FakeMethod:
         result = self._method(*args)
         if hasattr(result, "__anext__"):
             return self._stream(result)
-        return asyncio.ensure_future(self._or_die(result))
+        return asyncio.ensure_future(self._or_die(self._late(result)))
+
+    async def _late(self, call: Any) -> Any:
+        if delays := self._handle.delays.get(self._method.__name__):
+            await asyncio.sleep(delays.pop(0))
+        return await call
 
     async def _stream(self, items: AsyncIterator[object]) -> AsyncIterator[FakeReference]:
         while True:

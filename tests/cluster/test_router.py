@@ -12,6 +12,7 @@ import pytest
 from fake_cluster import FakeActor, FakeCluster, expected, hypotheses, request, target_logprobs, task_error
 from ray.exceptions import ActorDiedError
 
+from tandem.cluster.flight import Flight
 from tandem.errors import InternalError, InvalidRequest, Overloaded, Unavailable
 from tandem.limits import Limits
 from tandem.workers.request import BeamSearch, Delta, EngineRequest
@@ -261,6 +262,22 @@ async def test_cancelling_frees_the_engine() -> None:
             await task
         await cluster.settled()
         assert len(replica.engine.cancelled) == 2
+
+
+async def test_a_cancellation_does_not_overtake_its_request() -> None:
+    async with FakeCluster(disaggregated=False) as cluster:
+        [replica] = cluster.decoders.replicas.values()
+        [client] = cluster.router._engines.clients
+        flight = Flight(request("r", tokens=100_000), asyncio.get_running_loop().time() + 60)
+        replica.delays["submit"] = [0.1]
+        renewing = asyncio.create_task(client._exchange())  # it takes the request along, slowly
+        client.submit(flight)
+        await asyncio.sleep(0.01)
+        flight.close()
+        await renewing
+        async with asyncio.timeout(2):
+            while not replica.engine.cancelled:
+                await asyncio.sleep(0.01)
 
 
 async def test_cancelling_in_the_encoder_queue_takes_it_out() -> None:
