@@ -220,18 +220,17 @@ def _drain_ingress(timeout_s: float) -> None:
         return  # it serves nobody
     handle = ray_serve.get_deployment_handle(INGRESS, APPLICATION)
     learned = time.monotonic() + HANDLE_S
-    while True:
+    answers: list[Any] = []
+    while not answers:
         try:
             answers = handle.broadcast("drain").results(timeout_s=timeout_s, return_exceptions=True)
-            failed = [answer for answer in answers if isinstance(answer, Exception)]
-            break
         except (RayServeException, RayError, TimeoutError) as error:
-            failed = [error]
             if not isinstance(error, DeploymentUnavailableError) or time.monotonic() > learned:
-                break
+                answers = [error]
             time.sleep(POLL_S)
-    for error in failed:
-        logger.warning("an ingress replica stops without having drained: %r", error)
+    for answer in answers:
+        if isinstance(answer, Exception):
+            logger.warning("an ingress replica stops without having drained: %r", answer)
 
 
 def _status() -> ApplicationStatusOverview | None:
