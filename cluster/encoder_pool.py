@@ -50,9 +50,11 @@ class EncoderPool:
     """Drain after step: a batch leaves whenever a replica has room and takes what has arrived by then.
     Nothing waits while an encoder idles, and under load batches grow by themselves."""
 
-    def __init__(self, config: ServeConfig, handle: DeploymentHandle[Any], router_id: str) -> None:
+    def __init__(
+        self, config: ServeConfig, identity: str, handle: DeploymentHandle[Any], router_id: str
+    ) -> None:
         self._config, self._router_id = config, router_id
-        self._discovery = Discovery(handle, self._found, lambda: bool(self._replicas), self._listed)
+        self._discovery = Discovery(identity, handle, self._found, lambda: bool(self._replicas), self._listed)
         self._replicas: dict[str, _Replica] = {}
         self._former: set[str] = set()  # ids of those that ended: Serve may still list them for a moment
         self._cache = EncoderCache(config.encoder_cache_bytes)

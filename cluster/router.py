@@ -43,11 +43,18 @@ class Router:
     """Turns requests into streams of deltas. Lives in one event loop."""
 
     def __init__(
-        self, config: ServeConfig, encoder: DeploymentHandle[Any] | None, decoder: DeploymentHandle[Any]
+        self,
+        config: ServeConfig,
+        identity: str,
+        encoder: DeploymentHandle[Any] | None,
+        decoder: DeploymentHandle[Any],
     ) -> None:
+        """`identity` is that of the workers to be used: see `discovery.identity_of`."""
         self._config = config
-        self._encoders = EncoderPool(config, encoder, uuid.uuid4().hex[:8]) if encoder is not None else None
-        self._engines = EnginePool(decoder, config.replica_wait_s)
+        self._encoders = (
+            None if encoder is None else EncoderPool(config, identity, encoder, uuid.uuid4().hex[:8])
+        )
+        self._engines = EnginePool(identity, decoder, config.replica_wait_s)
         self._staging = Staging(
             config.staged_encoder_tokens, config.replica_wait_s, lambda: self._engines.ready
         )

@@ -25,6 +25,7 @@ from ray import serve
 from tandem.cluster import launch
 from tandem.cluster.app import application
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.discovery import identity_of
 from tandem.cluster.router import Router
 from tandem.workers.engine import Engine
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
@@ -105,6 +106,7 @@ def answers(config: ServeConfig, requests: list[EngineRequest]) -> list[list[int
 async def routing(config: ServeConfig, engines: int) -> AsyncIterator[Router]:
     router = Router(
         config,
+        identity_of(config),
         serve.get_deployment_handle("Encoder", launch.APPLICATION),
         serve.get_deployment_handle("Decoder", launch.APPLICATION),
     )

@@ -9,7 +9,16 @@ import weakref
 from dataclasses import replace
 
 import pytest
-from fake_cluster import FakeActor, FakeCluster, expected, hypotheses, request, target_logprobs, task_error
+from fake_cluster import (
+    FakeActor,
+    FakeCluster,
+    FakeEncoders,
+    expected,
+    hypotheses,
+    request,
+    target_logprobs,
+    task_error,
+)
 from ray.exceptions import ActorDiedError
 
 from tandem.cluster.flight import Flight
@@ -80,6 +89,26 @@ async def test_a_killed_engine_leaves_no_gap_and_no_repeat() -> None:
         assert moved
         assert cluster.router.stats().resubmitted == len(moved)
         await cluster.settled()
+
+
+async def test_workers_of_another_model_are_none() -> None:
+    """As there are in the middle of an update, which only changes the model."""
+    async with FakeCluster(step_s=0.005) as cluster:
+        [engine] = cluster.decoders.replicas.values()
+        other_encoder, other_engine = FakeEncoders(), await cluster.add_engine()
+        for replica in (*other_encoder.replicas.values(), other_engine):
+            replica.identity = "another model's"  # type: ignore[attr-defined]
+        cluster.encoders.replicas["other"] = next(iter(other_encoder.replicas.values()))
+        for pool in (cluster.router._encoders, cluster.router._engines):
+            pool._discovery.look_soon()  # type: ignore[union-attr]
+        requests = [request(f"r{i}", tokens=60, ids=(i, 1)) for i in range(20)]
+        tasks = [asyncio.create_task(cluster.collect(r)) for r in requests]
+        await asyncio.sleep(0.3)
+        cluster.kill(engine)
+        await cluster.add_engine()
+        assert await asyncio.gather(*tasks) == [(expected(r), "length") for r in requests]
+        assert not other_engine.engine.submitted
+        assert not other_encoder.batches
 
 
 async def test_beams_start_anew_on_another_engine() -> None:
