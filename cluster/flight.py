@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import itertools
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -65,6 +66,8 @@ class Flight:
         """Takes in what the current engine sent."""
         if self.ended:
             return
+        if not self._tokens:  # else the reader knows, or lets them gather
+            self._wake.set()
         self.received += delta.token_ids
         self._tokens += delta.token_ids
         if delta.queued_s is not None:
@@ -78,7 +81,6 @@ class Flight:
             self.displace()
         elif delta.error is not None or delta.finish_reason is not None:
             self._end(delta.finish_reason, delta.stop_reason, delta.error)
-        self._wake.set()
 
     def displace(self) -> None:
         """It has no engine any more."""
@@ -93,16 +95,22 @@ class Flight:
         """Ends it because its time is over, with the tokens it has got."""
         self._end("deadline", None, None)
 
-    async def take(self) -> Delta | None:
+    async def take(self, not_before: float = 0.0) -> Delta | None:
         """Everything received since the last call, as one delta; None where it first needs an engine.
 
-        Bounded in time by the deadline.
+        Unless it ends, tokens gather until `not_before`, in the event loop's time. Bounded in time by the
+        deadline.
         """
-        while not (self._tokens or self.ended):
+        loop = asyncio.get_running_loop()
+        while not self.ended:
+            if self._tokens and (self.place is None or loop.time() >= not_before):
+                break
             if self.place is None:
                 return None
             self._wake.clear()
-            await self._wake.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout_at(not_before if self._tokens else None):
+                    await self._wake.wait()
         finish_reason, stop_reason, error = self._last or (None, None, None)
         delta = Delta(
             request_id=self.request.request_id,

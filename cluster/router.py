@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,9 +85,12 @@ class Router:
             await self._encoders.close()
         await self._engines.close()
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]:
+    async def generate(
+        self, request: EngineRequest, gather_s: Callable[[], float] = lambda: 0.0
+    ) -> AsyncGenerator[Delta]:
         """The request's deltas: each has all tokens since the one before, however slowly they are read,
-        and the last has a `finish_reason`. The request's `timeout_s` counts from here.
+        and the last has a `finish_reason`. The request's `timeout_s` counts from here. Between one delta
+        and the next tokens gather for `gather_s()` seconds; the last comes at once.
 
         Close the generator or cancel its task to cancel the request. Raises Overloaded before anything
         is done; Unavailable where workers are missing for too long or keep failing; InvalidRequest where
@@ -101,14 +104,16 @@ class Router:
         timeout_s = limits.timeout_s if request.timeout_s is None else request.timeout_s
         flight = Flight(request, asyncio.get_running_loop().time() + timeout_s, self._flights.discard)
         self._flights.add(flight)
+        loop, taken_at = asyncio.get_running_loop(), 0.0
         try:
             while True:
-                delta = await flight.take()
+                delta = await flight.take(taken_at + gather_s() if taken_at else 0.0)
                 if delta is None:
                     await self._place(flight)
                     continue
                 if delta.error is not None:
                     raise delta.error
+                taken_at = loop.time()
                 self._generated_tokens += len(delta.token_ids)
                 self._generated_tokens += sum(len(found.token_ids) for found in delta.hypotheses or ())
                 yield delta

@@ -38,7 +38,9 @@ _UNREAD_S: Final = 10.0  # beyond a call's deadline, for its client to read what
 class Router(Workers, Protocol):
     """What the service needs of `cluster.router.Router`; tests have their own."""
 
-    def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]: ...
+    def generate(
+        self, request: EngineRequest, gather_s: Callable[[], float] = ...
+    ) -> AsyncGenerator[Delta]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,21 +104,19 @@ class Service:
     ) -> AsyncGenerator[Piece]:
         self._live += 1
         try:
-            async with aclosing(self._router.generate(sample)) as deltas:
+            async with aclosing(self._router.generate(sample, self._gather_s)) as deltas:
                 async for delta in deltas:
-                    taken = time.monotonic()
                     if delta.queued_s is not None:
                         self.metrics.queue.observe(delta.queued_s)
                     for piece in assembler.push(delta):
                         yield Piece(number, piece)
                     if delta.last or assembler.stopped(index):
                         return
-                    # What comes meanwhile gathers in the router and is the next delta.
-                    gather_s = min(_LONGEST_GATHER_S, self._live / _MESSAGES_PER_S)
-                    if (left_s := taken + gather_s - time.monotonic()) > 0:
-                        await asyncio.sleep(left_s)
         finally:
             self._live -= 1
+
+    def _gather_s(self) -> float:
+        return min(_LONGEST_GATHER_S, self._live / _MESSAGES_PER_S)
 
 
 class Call:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 
 from tandem.cluster.encoder_pool import EncoderCounters
 from tandem.cluster.messages import HandoffTotals
@@ -37,7 +37,10 @@ class FakeRouter:
         self.is_ready = True
         self.engines = {"engine-1": engine_stats()}
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]:
+    async def generate(
+        self, request: EngineRequest, gather_s: Callable[[], float] = lambda: 0.0
+    ) -> AsyncGenerator[Delta]:
+        del gather_s
         self.requests.append(request)
         self.live.add(request.request_id)
         ended = False

@@ -364,6 +364,33 @@ async def test_a_reader_that_stops_reading_holds_up_nobody_and_misses_nothing() 
         assert tokens + rest[0].token_ids == expected(slow)
 
 
+async def test_tokens_gather_as_long_as_asked_and_the_end_comes_at_once() -> None:
+    async with FakeCluster(step_s=0.002) as cluster, asyncio.timeout(5):
+        one = request("r", tokens=30)
+        first, last = [delta async for delta in cluster.router.generate(one, lambda: 3600.0)]
+        assert first.token_ids + last.token_ids == expected(one)
+        gather_s = iter([0.02] * 5)
+        some = [delta async for delta in cluster.router.generate(one, lambda: next(gather_s, 3600.0))]
+        assert 2 < len(some) <= 7
+        assert [t for delta in some for t in delta.token_ids] == expected(one)
+
+
+async def test_gathered_tokens_survive_the_loss_of_an_engine() -> None:
+    async with FakeCluster(engines=2, step_s=0.005) as cluster:
+        one = request("r", tokens=40)
+        stream = cluster.router.generate(one, lambda: 3600.0)
+        tokens = (await anext(stream)).token_ids
+        rest = asyncio.ensure_future(anext(stream))
+        [busy] = [a for a in cluster.decoders.replicas.values() if a.engine.submitted]
+        while busy.engine.stats().steps < 10:
+            await asyncio.sleep(0.002)
+        cluster.kill(busy)
+        tokens += (await rest).token_ids
+        async for delta in stream:
+            tokens += delta.token_ids
+        assert tokens == expected(one)
+
+
 @pytest.mark.parametrize("timeout_s", [None, 0.1])
 async def test_nor_does_it_hold_anything_but_its_tokens(timeout_s: float | None) -> None:
     async with FakeCluster(limits=Limits(queued_requests=2), encoder_cache_bytes=0) as cluster:

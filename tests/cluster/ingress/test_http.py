@@ -208,6 +208,15 @@ async def test_a_client_that_does_not_read_holds_up_nobody(service: Service, rou
     assert not router.live
 
 
+async def test_an_answer_that_is_there_waits_for_nothing(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandem.cluster.service._LONGEST_GATHER_S", 3600.0)
+    monkeypatch.setattr("tandem.cluster.service._MESSAGES_PER_S", 1e-6)
+    async with asyncio.timeout(5):
+        assert (await http.post("/v1/completions", json={"prompt": "the cat"})).status_code == 200
+
+
 async def test_a_client_that_never_reads_is_let_go_after_the_deadline(
     service: Service, router: FakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
