@@ -89,8 +89,9 @@ class EncoderPool:
         await self._background.close()
         self._cache.clear()
 
-    async def encode(self, encoder_input: EncoderInput) -> HiddenSlice:
-        """Where the hidden states of an input are. Holding the result keeps them alive.
+    async def encode(self, encoder_input: EncoderInput, order: tuple[float, int]) -> HiddenSlice:
+        """Where the hidden states of an input are. Holding the result keeps them alive. `order` is that of
+        the flight that waits for them.
 
         Raises Unavailable after the configured attempts or without any encoder, InvalidRequest where the
         encoder refuses the input.
@@ -102,11 +103,12 @@ class EncoderPool:
         job = self._jobs.get(key)
         if job is not None:
             self.counters.cache_hits += 1
+            job.order = min(job.order, order)
         elif self._closed:
             raise Unavailable("the router closes")
         else:
             self.counters.cache_misses += 1
-            job = EncodeJob(key, encoder_input.token_ids, asyncio.get_running_loop().create_future())
+            job = EncodeJob(key, encoder_input.token_ids, order, asyncio.get_running_loop().create_future())
             self._jobs[key] = job
             self._queue.put(job)
             self._send_what_fits()

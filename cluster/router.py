@@ -160,7 +160,7 @@ class Router:
                         self._encoders.forget(flight.hidden)
                         flight.hidden, flight.hidden_lost = None, False
                     if flight.hidden is None:
-                        flight.hidden = await self._encoders.encode(flight.request.encoder)
+                        flight.hidden = await self._encoders.encode(flight.request.encoder, flight.order)
                 await self._engines.submit(flight)
         except TimeoutError:
             flight.expire()

@@ -63,6 +63,22 @@ async def test_what_arrives_during_a_batch_goes_into_the_next() -> None:
         assert [len(batch) for batch in cluster.encoders.batches] == [1, 19]
 
 
+async def test_priority_decides_what_is_encoded_next() -> None:
+    """That of the most urgent request, where several wait for one input."""
+    async with FakeCluster(
+        encoder_batches_in_flight=1, max_encoder_tokens=8, max_batched_tokens=8, max_num_seqs=8
+    ) as cluster:
+        cluster.encoders.step_s = 0.02
+        requests = [request(f"r{i}", ids=(*range(i, i + 7), 1)) for i in range(6)]
+        requests += [
+            request("urgent", ids=(*range(50, 57), 1), priority=5),
+            request("r4#urgent", ids=requests[4].encoder.token_ids, priority=3),
+        ]
+        await asyncio.gather(*map(cluster.collect, requests))
+        order = [ids[0] for [ids] in cluster.encoders.batches]
+        assert order == [0, 50, 4, 1, 2, 3, 5]
+
+
 async def test_batches_keep_to_the_token_budget() -> None:
     async with FakeCluster(
         encoder_batches_in_flight=1, max_encoder_tokens=64, max_batched_tokens=64, max_num_seqs=8
