@@ -108,6 +108,7 @@ class Frontend:
         target = language(self.languages, target_language, "target_language")
         given = self._given(prompt, source, target)
         decoding = self._decoding(params, given.prefix)
+        self._check_answer(params.outputs, decoding)
         if target and given.prefix[0] != target.token_id:
             decoding = replace(decoding, forced_bos_id=target.token_id)
 
@@ -316,6 +317,15 @@ class Frontend:
             raise InvalidRequest(
                 f"must be an integer of magnitude at most {self.limits.priority}, got {priority!r}",
                 field="priority",
+            )
+
+    def _check_answer(self, outputs: int, decoding: Decoding) -> None:
+        each, limit = 1 + (decoding.logprobs or 0), self.limits.answer_values
+        if (values := outputs * decoding.max_tokens * each) > limit:
+            raise InvalidRequest(
+                f"{outputs} answers of {decoding.max_tokens} tokens with {each - 1} logprobs have {values} "
+                f"values, the limit is {limit}: lower max_tokens, n or logprobs",
+                field="max_tokens",
             )
 
     def _timeout_s(self, timeout_s: float | None) -> float | None:
