@@ -65,7 +65,7 @@ def routes(service: Service) -> APIRouter:
     async def completions(request: Request) -> Response:
         async with AsyncExitStack() as resources:
             call = resources.enter_context(service.call("http", "completions"))
-            body = _parse(await read_json(request, service.config.limits.message_bytes))
+            body = _parse(await read_json(request, service.config.limits))
             params = _params(body, beams=service.frontend.info.defaults.beams)
             prepared = await _prepare(service, call, request, body, params)
             shape = CompletionShape(service.model.id, service.frontend.vocabulary, prepared, params)

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,25 +86,43 @@ class Router:
             await self._encoders.close()
         await self._engines.close()
 
-    async def generate(
-        self, request: EngineRequest, gather_s: Callable[[], float] = lambda: 0.0
-    ) -> AsyncGenerator[Delta]:
-        """The request's deltas: each has all tokens since the one before, however slowly they are read,
-        and the last has a `finish_reason`. The request's `timeout_s` counts from here. Between one delta
-        and the next tokens gather for `gather_s()` seconds; the last comes at once.
-
-        Close the generator or cancel its task to cancel the request. Raises Overloaded before anything
-        is done; Unavailable where workers are missing for too long or keep failing; InvalidRequest where
-        the engine refuses.
-        """
+    def check_room(self, sequences: int = 1) -> None:
+        """Raises Overloaded where not so many more would be accepted now, Unavailable where none would."""
         if not self._accepting:
             raise Unavailable("the server shuts down")
-        limits = self._config.limits
-        if len(self._flights) >= limits.queued_requests:
-            raise Overloaded(f"{limits.queued_requests} sequences are in work already; try again later")
-        timeout_s = limits.timeout_s if request.timeout_s is None else request.timeout_s
-        flight = Flight(request, asyncio.get_running_loop().time() + timeout_s, self._flights.discard)
-        self._flights.add(flight)
+        limit, there = self._config.limits.queued_requests, len(self._flights)
+        if there + sequences > limit:
+            raise Overloaded(
+                f"{there} sequences are in work and {sequences} more exceed {limit}; try again later"
+            )
+
+    @contextmanager
+    def accept(self, requests: Sequence[EngineRequest]) -> Iterator[list[Flight]]:
+        """Accepts all of the requests, each for one call of `deltas`, or none. Their `timeout_s` counts from
+        here; on leaving, those that have not ended are cancelled. Raises as `check_room`."""
+        self.check_room(len(requests))
+        now = asyncio.get_running_loop().time()
+        flights = []
+        for request in requests:
+            timeout_s = self._config.limits.timeout_s if request.timeout_s is None else request.timeout_s
+            flights.append(Flight(request, now + timeout_s, self._flights.discard))
+        self._flights.update(flights)
+        try:
+            yield flights
+        finally:
+            for flight in flights:
+                flight.close()
+
+    async def deltas(
+        self, flight: Flight, gather_s: Callable[[], float] = lambda: 0.0
+    ) -> AsyncGenerator[Delta]:
+        """What has been accepted: each delta has all tokens since the one before, however slowly they are
+        read, and the last has a `finish_reason`. Between one and the next tokens gather for `gather_s()`
+        seconds; the last comes at once.
+
+        Close the generator or cancel its task to cancel the request. Raises Unavailable where workers are
+        missing for too long or keep failing; InvalidRequest where the engine refuses.
+        """
         loop, taken_at = asyncio.get_running_loop(), 0.0
         try:
             while True:
@@ -121,6 +140,13 @@ class Router:
                     return
         finally:
             flight.close()
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]:
+        """Accepts one request; its deltas."""
+        with self.accept([request]) as [flight]:
+            async with aclosing(self.deltas(flight)) as deltas:
+                async for delta in deltas:
+                    yield delta
 
     async def ready(self) -> bool:
         """Whether a request sent now would find an encoder and an engine."""

@@ -6,11 +6,12 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar
 
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.flight import Flight
 from tandem.cluster.health import Health, Workers
 from tandem.cluster.metrics import Metrics, Observation
 from tandem.cluster.metrics import Protocol as WireProtocol
@@ -38,9 +39,9 @@ _UNREAD_S: Final = 10.0  # beyond a call's deadline, for its client to read what
 class Router(Workers, Protocol):
     """What the service needs of `cluster.router.Router`; tests have their own."""
 
-    def generate(
-        self, request: EngineRequest, gather_s: Callable[[], float] = ...
-    ) -> AsyncGenerator[Delta]: ...
+    def check_room(self, sequences: int = 1) -> None: ...
+    def accept(self, requests: Sequence[EngineRequest]) -> AbstractContextManager[list[Flight]]: ...
+    def deltas(self, flight: Flight, gather_s: Callable[[], float] = ...) -> AsyncGenerator[Delta]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +75,10 @@ class Service:
         """Begins a client's call; use it in a `with` statement."""
         return Call(self, Observation(self.metrics, protocol, method))
 
+    def check_room(self) -> None:
+        """Raises Overloaded, Unavailable where no request would be accepted now."""
+        self._router.check_room()
+
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Runs tokenizer work, which would hold up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -82,29 +87,41 @@ class Service:
         self, prepared: Sequence[PreparedRequest], assemblers: Sequence[Assembler]
     ) -> AsyncGenerator[Piece]:
         """All samples of all prompts, side by side. Close it to cancel what has not ended."""
-        streams = [
-            self._sample(number, index, sample, assembler)
-            for number, (request, assembler) in enumerate(zip(prepared, assemblers, strict=True))
-            for index, sample in enumerate(request.samples)
-        ]
-        async with aclosing(streams[0] if len(streams) == 1 else _merge(streams)) as merged:
-            async for piece in merged:
-                yield piece
+        samples = [sample for request in prepared for sample in request.samples]
+        with self._router.accept(samples) as flights:
+            places = (
+                (number, index, assembler)
+                for number, (request, assembler) in enumerate(zip(prepared, assemblers, strict=True))
+                for index in range(len(request.samples))
+            )
+            streams = [self._sample(flight, *place) for flight, place in zip(flights, places, strict=True)]
+            async with aclosing(streams[0] if len(streams) == 1 else _merge(streams)) as merged:
+                async for piece in merged:
+                    yield piece
 
-    async def end(self, request: EngineRequest) -> Delta:
-        """The last delta of a request that delivers at its end only."""
-        async with aclosing(self._router.generate(request)) as deltas:
+    async def ends(self, requests: Sequence[EngineRequest]) -> list[Delta]:
+        """The last deltas of requests that deliver at their ends only. The first error ends them all."""
+        with self._router.accept(requests) as flights:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(self._end(flight)) for flight in flights]
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            return [task.result() for task in tasks]
+
+    async def _end(self, flight: Flight) -> Delta:
+        async with aclosing(self._router.deltas(flight)) as deltas:
             delta = await anext(deltas)
         if delta.queued_s is not None:
             self.metrics.queue.observe(delta.queued_s)
         return delta
 
     async def _sample(
-        self, number: int, index: int, sample: EngineRequest, assembler: Assembler
+        self, flight: Flight, number: int, index: int, assembler: Assembler
     ) -> AsyncGenerator[Piece]:
         self._live += 1
         try:
-            async with aclosing(self._router.generate(sample, self._gather_s)) as deltas:
+            async with aclosing(self._router.deltas(flight, self._gather_s)) as deltas:
                 async for delta in deltas:
                     if delta.queued_s is not None:
                         self.metrics.queue.observe(delta.queued_s)
@@ -158,7 +175,9 @@ class Call:
         source_language: str | None = None,
         target_language: str | None = None,
     ) -> list[PreparedRequest]:
-        """Validates and tokenizes. Raises InvalidRequest, ModelNotFound: see `Frontend.prepare`."""
+        """Validates and tokenizes, where there is room for the work. Raises InvalidRequest, ModelNotFound:
+        see `Frontend.prepare`; Overloaded, Unavailable."""
+        self._service.check_room()
         frontend = self._service.frontend
 
         def prepare() -> list[PreparedRequest]:
@@ -196,7 +215,8 @@ class Call:
         priority: int = 0,
         timeout_s: float | None = None,
     ) -> PreparedScore:
-        """Validates and tokenizes. Raises InvalidRequest, ModelNotFound: see `Frontend.prepare_score`."""
+        """Likewise: see `Frontend.prepare_score`."""
+        self._service.check_room()
         frontend = self._service.frontend
         prepared = await self._service.in_thread(
             lambda: frontend.prepare_score(
@@ -212,14 +232,9 @@ class Call:
         return prepared
 
     async def score(self, prepared: PreparedScore) -> ScoreOutput:
-        """All targets' scores. The first error ends them all."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._service.end(target)) for target in prepared.targets]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        """All targets' scores."""
+        ends = await self._service.ends(prepared.targets)
         self._observation.accepted(len(prepared.encoder_prompt_token_ids))
-        ends = (task.result() for task in tasks)
         return prepared.output({end.request_id: end for end in ends})
 
     async def tokenize(self, text: str, *, field: str, model: str | None = None) -> list[int]:

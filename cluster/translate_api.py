@@ -61,7 +61,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/translate")
     async def translate(request: Request) -> Response:
         with service.call("http", "translate") as call:
-            body = _parse(await read_json_or_form(request, limits.message_bytes))
+            body = _parse(await read_json_or_form(request, limits))
             if frontend.languages:
                 task = _Task(body.source, body.target, told=True)
             else:

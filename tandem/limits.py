@@ -10,6 +10,7 @@ class Limits:
     """Caps a server applies to what clients send. Set once, when the server starts."""
 
     message_bytes: int = 4 * 2**20  # one gRPC message or HTTP body
+    body_s: float = 30.0  # for an HTTP body to arrive
     prompts: int = 256  # prompts in one HTTP request
     n: int = 64  # samples of one prompt
     targets: int = 256  # to be scored for one prompt

@@ -4,6 +4,7 @@ test_failover.py."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import weakref
 from dataclasses import replace
@@ -317,10 +318,11 @@ async def test_a_cancellation_does_not_overtake_its_request() -> None:
         replica.delays["submit"] = [0.1]
         renewing = asyncio.create_task(client._exchange())  # it takes the request along, slowly
         client.submit(flight)
-        await asyncio.sleep(0.01)
+        while client._outbox:
+            await asyncio.sleep(0)
         flight.close()
         await renewing
-        async with asyncio.timeout(2):
+        async with asyncio.timeout(5):
             while not replica.engine.cancelled:
                 await asyncio.sleep(0.01)
 
@@ -383,18 +385,22 @@ async def test_a_reader_that_stops_reading_holds_up_nobody_and_misses_nothing() 
 async def test_tokens_gather_as_long_as_asked_and_the_end_comes_at_once() -> None:
     async with FakeCluster(step_s=0.002) as cluster, asyncio.timeout(5):
         one = request("r", tokens=30)
-        first, last = [delta async for delta in cluster.router.generate(one, lambda: 3600.0)]
+        with cluster.router.accept([one]) as [flight]:
+            first, last = [delta async for delta in cluster.router.deltas(flight, lambda: 3600.0)]
         assert first.token_ids + last.token_ids == expected(one)
-        gather_s = iter([0.02] * 5)
-        some = [delta async for delta in cluster.router.generate(one, lambda: next(gather_s, 3600.0))]
-        assert 2 < len(some) <= 7
+        gather_s = iter([0.01] * 2)
+        with cluster.router.accept([one]) as [flight]:
+            deltas = cluster.router.deltas(flight, lambda: next(gather_s, 3600.0))
+            some = [delta async for delta in deltas]
+        assert len(some) <= 4
         assert [t for delta in some for t in delta.token_ids] == expected(one)
 
 
 async def test_gathered_tokens_survive_the_loss_of_an_engine() -> None:
-    async with FakeCluster(engines=2, step_s=0.005) as cluster:
+    async with FakeCluster(engines=2, step_s=0.005) as cluster, contextlib.AsyncExitStack() as stack:
         one = request("r", tokens=40)
-        stream = cluster.router.generate(one, lambda: 3600.0)
+        [flight] = stack.enter_context(cluster.router.accept([one]))
+        stream = cluster.router.deltas(flight, lambda: 3600.0)
         tokens = (await anext(stream)).token_ids
         rest = asyncio.ensure_future(anext(stream))
         [busy] = [a for a in cluster.decoders.replicas.values() if a.engine.submitted]
@@ -441,6 +447,21 @@ async def test_more_requests_than_the_limit_are_refused() -> None:
         await streams[0].aclose()
         await anext(cluster.router.generate(request("now")))
         await streams[1].aclose()
+
+
+async def test_requests_that_belong_together_are_accepted_together_or_not_at_all() -> None:
+    async with FakeCluster(limits=Limits(queued_requests=3)) as cluster:
+        samples = [request(f"r#{i}", ids=(5, 1)) for i in range(4)]
+        cluster.router.check_room(3)
+        with pytest.raises(Overloaded, match="exceed 3"), cluster.router.accept(samples):
+            pass
+        assert cluster.router.stats().outstanding == 0
+        with cluster.router.accept(samples[:3]):
+            assert cluster.router.stats().outstanding == 3
+            with pytest.raises(Overloaded):
+                cluster.router.check_room()
+        assert cluster.router.stats().outstanding == 0  # nobody read them
+        assert not cluster.encoders.batches
 
 
 async def test_a_full_engine_gets_no_more_and_priority_decides_who_is_next() -> None:
