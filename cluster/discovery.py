@@ -72,7 +72,10 @@ class Discovery:
             except TimeoutError:
                 pass
             self._look_now.clear()
-            await self._look()
+            try:
+                await self._look()
+            except Exception:  # whatever it is: a router that no longer looks would never find a replacement
+                logger.exception("the replicas could not be listed")
 
     async def _look(self) -> None:
         try:
@@ -85,7 +88,12 @@ class Discovery:
             logger.warning("the replicas could not be listed: %r", error)
             return
         living = [answer for answer in answers if not isinstance(answer, BaseException)]
-        ours = {replica_id: actor for replica_id, actor, identity in living if identity == self._identity}
+        ours = {}
+        for answer in living:
+            match answer:
+                case [str(replica_id), actor, self._identity]:
+                    ours[replica_id] = actor
+                # Any other is of another model, or of a version that answers otherwise.
         for replica_id, actor in ours.items():
             self._found(replica_id, actor)
         if len(living) == len(answers):  # one that did not answer in time may be alive
