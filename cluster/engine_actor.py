@@ -11,7 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import socket
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -28,7 +27,7 @@ from tandem.cluster.messages import LEASE_S, HandoffTotals, StepMessage, Submiss
 from tandem.cluster.step_inbox import StepInbox
 from tandem.cluster.threads import use_cpus
 from tandem.errors import HiddenStatesLost, Unavailable
-from tandem.workers.distributed import Group
+from tandem.workers.distributed import Group, open_meeting
 from tandem.workers.engine import Engine
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 
@@ -77,9 +76,8 @@ class EngineActor:
 
     async def rendezvous(self) -> str:
         """Where the ranks of this group can meet: they share a node."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        where, self._meeting = open_meeting()
+        return where
 
     async def start(self, rendezvous: str, shards: list[Any]) -> None:
         """Loads the model and begins to accept. Returns when all ranks have met.

@@ -12,6 +12,13 @@ import torch.distributed as dist
 TIMEOUT = timedelta(minutes=30)
 
 
+def open_meeting() -> tuple[str, dist.Store]:
+    """Where the ranks of a group on this node can meet, for `Group.create`, and what holds the port: from
+    here on nothing else can take it. Rank 0's process keeps that for as long as it lives."""
+    store = dist.TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+    return f"tcp://127.0.0.1:{store.port}", store
+
+
 @dataclass(frozen=True)
 class Group:
     """Rank 0 decides and samples; the others follow. A group of one says nothing to anybody."""
