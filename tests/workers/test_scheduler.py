@@ -440,7 +440,7 @@ def test_ended_requests_are_kept_neither_until_their_deadline_nor_behind_one_tha
     simulator = engine(max_num_seqs=1, pages=600)
     for number, name in enumerate(("running", "waiting"), 1000):
         simulator.submit(Job(name, number, 0, encoder_length=2, max_tokens=1000), 0.0)
-    for number in range(500):
+    for number in range(200):
         simulator.submit(Job(str(number), number, 0, encoder_length=2, timeout_s=timeout_s), 0.0)
         simulator.cancel(str(number))
         simulator.step(0.0)
