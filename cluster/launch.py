@@ -17,12 +17,14 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
+from ray.exceptions import RayError
 from ray.serve._private.constants import SERVE_LOGGER_NAME
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from tandem.cluster.app import SUPERVISOR_CPUS, application, decided
+from tandem.cluster.app import INGRESS, SUPERVISOR_CPUS, application, decided
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.endpoints import Endpoints, read_endpoints, serving
 from tandem.errors import InvalidRequest, Unavailable
@@ -31,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 APPLICATION = "tandem"
 POLL_S = 0.1
+HANDLE_S = 5.0  # for a new handle to learn of the replicas
 # One replica in direct mode listens on the first port of its range, further ones on the next. Ray gives
 # its own workers ports from 10002 on.
 DIRECT_PORTS = 100
@@ -117,6 +120,7 @@ class RunningCluster:
         """Ends the application, if there is one, after its running requests."""
         if self._config is None:
             return
+        _drain_ingress(self._config.drain_timeout_s)
         ray_serve.delete(APPLICATION, _blocking=False)
         # Serve ends the replicas by force then; a moment more for it to notice.
         deadline = time.monotonic() + self._config.drain_timeout_s + 30
@@ -209,6 +213,27 @@ def _start_serve(config: ServeConfig) -> None:
             port=grpc_port, grpc_servicer_functions=GRPC_SERVICES, enable_reflection=False
         ),
     )
+
+
+def _drain_ingress(timeout_s: float) -> None:
+    """Has the ingress end its requests and refuse others, for as long as there are engines and encoders to
+    end them: Serve stops all deployments of an application at the same moment."""
+    status = _status()
+    if status is None or status.status not in (ApplicationStatus.RUNNING, ApplicationStatus.UNHEALTHY):
+        return  # it serves nobody
+    handle = ray_serve.get_deployment_handle(INGRESS, APPLICATION)
+    learned = time.monotonic() + HANDLE_S
+    answers: list[Any] = []
+    while not answers:
+        try:
+            answers = handle.broadcast("drain").results(timeout_s=timeout_s, return_exceptions=True)
+        except (RayServeException, RayError, TimeoutError) as error:
+            if not isinstance(error, DeploymentUnavailableError) or time.monotonic() > learned:
+                answers = [error]
+            time.sleep(POLL_S)
+    for answer in answers:
+        if isinstance(answer, Exception):
+            logger.warning("an ingress replica stops without having drained: %r", answer)
 
 
 def _status() -> ApplicationStatusOverview | None:

@@ -75,7 +75,7 @@ def routes(service: Service) -> APIRouter:
     async def completions(request: Request) -> Response:
         async with AsyncExitStack() as resources:
             call = resources.enter_context(service.call("http", "completions"))
-            body = _parse(await read_json(request, service.config.limits.message_bytes))
+            body = _parse(await read_json(request, service.config.limits))
             choice = service.frontend.tasks.choose(**body.chosen)
             params = _params(body, beams=choice.defaults.beams)
             prepared = await _prepare(service, call, request, body, params)

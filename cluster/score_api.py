@@ -43,7 +43,7 @@ def routes(service: Service) -> APIRouter:
         target its ids, their log-probabilities and the sum."""
         with service.call("http", "score") as call:
             try:
-                body = _Body.model_validate(await read_json(request, service.config.limits.message_bytes))
+                body = _Body.model_validate(await read_json(request, service.config.limits))
             except ValidationError as error:
                 raise invalid(error) from None
             work = _score(call, body, request.headers.get("x-request-id"))

@@ -50,7 +50,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/translate")
     async def translate(request: Request) -> Response:
         with service.call("http", "translate") as call:
-            body = _parse(await read_json_or_form(request, limits.message_bytes))
+            body = _parse(await read_json_or_form(request, limits))
             texts = [body.q] if isinstance(body.q, str) else body.q
             most = limits.prompts // (1 + body.alternatives)
             if not 0 < len(texts) <= most:

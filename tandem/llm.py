@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator, Mapping, Sequence
@@ -72,6 +73,7 @@ class LLM:
             encoder_tokens=config.max_encoder_length,
             decoder_tokens=config.max_decoder_length,
             n=DEFAULT_LIMITS.n,
+            answer_values=sys.maxsize,  # no answer is sent anywhere
             timeout_s=math.inf,
         )
         self._frontend = Frontend.load(folder, model, limits, override_generation_config)

@@ -7,9 +7,17 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 # A shard that dies is noticed by its supervisor long before; this ends a rank left alone.
 TIMEOUT = timedelta(minutes=30)
+
+
+def open_meeting() -> tuple[str, object]:
+    """Where the ranks of a group on this node can meet, for `Group.create`, and what holds the port: from
+    here on nothing else can take it. Rank 0's process keeps that for as long as it lives."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+    return f"tcp://127.0.0.1:{store.port}", store
 
 
 @dataclass(frozen=True)

@@ -101,6 +101,7 @@ class Frontend:
 
         given = self._given(prompt, choice)
         decoding = self._decoding(params, choice, given.prefix)
+        self._check_answer(params.outputs, decoding)
 
         samples = params.n if isinstance(params, SamplingParams) else 1
         seed = secrets.randbits(63) if params.seed is None else params.seed
@@ -321,6 +322,15 @@ class Frontend:
             raise InvalidRequest(
                 f"must be an integer of magnitude at most {self.limits.priority}, got {priority!r}",
                 field="priority",
+            )
+
+    def _check_answer(self, outputs: int, decoding: Decoding) -> None:
+        each, limit = 1 + (decoding.logprobs or 0), self.limits.answer_values
+        if (values := outputs * decoding.max_tokens * each) > limit:
+            raise InvalidRequest(
+                f"{outputs} answers of {decoding.max_tokens} tokens with {each - 1} logprobs have {values} "
+                f"values, the limit is {limit}: lower max_tokens, n or logprobs",
+                field="max_tokens",
             )
 
     def _timeout_s(self, timeout_s: float | None) -> float | None:

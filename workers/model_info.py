@@ -22,6 +22,10 @@ from tandem.workers.tasks import Task
 
 logger = logging.getLogger(__name__)
 
+# Of each weight file, evenly spread: 4 MiB in all, and the whole of a smaller file.
+_SAMPLES = 256
+_SAMPLE_BYTES = 2**14
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -79,7 +83,7 @@ class ModelInfo:
                 task: Task(said, GenerationDefaults.of(merged(*own, said, server)))
                 for task, said in _tasks(config).items()
             },
-            revision=_revision(folder),
+            revision=revision_of(folder),
         )
 
 
@@ -90,11 +94,17 @@ def _tasks(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {task: said for task, said in tasks.items() if isinstance(said, dict)}
 
 
-def _revision(folder: Path) -> str:
-    """The config and the names and sizes of the weight files, hashed: cheap, and equal on every node
-    that holds the same checkpoint, where times of modification are not."""
+def revision_of(folder: Path) -> str:
+    """The config and samples from all over the weights, hashed: cheap, equal on every node that holds the
+    same checkpoint, where times of modification are not, and another one for a model trained further, whose
+    shapes are the same."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
-        digest.update(f"\0{path.name}\0{path.stat().st_size}".encode())
+        size = path.stat().st_size
+        digest.update(f"\0{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            for start in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES)):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()

@@ -22,7 +22,7 @@ class HiddenStates(Protocol):
         """Unique among the engine's live encoder inputs; the same on every rank."""
 
     def __call__(self) -> torch.Tensor:
-        """[length, d_model], on any device. May be called again after a preemption.
+        """[length, d_model], on any device, at once: nothing is waited for. Called again after a preemption.
 
         Raises HiddenStatesLost where they are gone.
         """

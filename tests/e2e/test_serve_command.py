@@ -9,14 +9,21 @@ import sys
 import time
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
-from serving import free_port
+from serving import Stub, free_port, text_request
 
 from tandem import Client
 
 pytestmark = pytest.mark.ray
 READY_S = 240.0
+
+
+def waiting(http_port: int) -> float:
+    """Requests accepted that no engine has."""
+    lines = httpx.get(f"http://127.0.0.1:{http_port}/metrics", timeout=60).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("tandem_router_requests_waiting"))
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -28,7 +35,7 @@ def test_serves_behind_proxies_until_a_signal(tmp_path: Path, number: signal.Sig
             [
                 sys.executable, "-c", "from tandem.cli import app; app()", "serve", "quickstart",
                 "--ingress", "proxy", "--placement", "colocated", "--device", "cpu", "--name", "small",
-                "--http-port", str(http_port), "--grpc-port", str(grpc_port),
+                "--http-port", str(http_port), "--grpc-port", str(grpc_port), "--max-num-seqs", "2",
             ],
             stderr=stderr,
             env=os.environ | {"COLUMNS": "200"},
@@ -47,7 +54,13 @@ def test_serves_behind_proxies_until_a_signal(tmp_path: Path, number: signal.Sig
         body = {"q": "I am tired.", "source": "en", "target": "fr"}
         translated = httpx.post(f"http://127.0.0.1:{http_port}/translate", json=body, timeout=60)
         assert translated.json()["translatedText"] == answer.outputs[0].text
-        process.send_signal(number)
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+            request = text_request("translate English to French: I am tired.", max_tokens=40, ignore_eos=True)
+            calls = [Stub(channel).Generate.future(request, timeout=300) for _ in range(10)]
+            while waiting(http_port) < 4:  # the others are on the engine, or ready to follow
+                time.sleep(0.01)
+            process.send_signal(number)
+            assert [len(call.result().outputs[0].token_ids) for call in calls] == [40] * 10
         assert process.wait(120) == 0, log.read_text()
     finally:
         process.kill()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from tandem.workers.distributed import Group
+from tandem.workers.distributed import Group, open_meeting
 
 CPU = torch.device("cpu")
 
@@ -81,3 +82,11 @@ def test_columns_are_gathered_on_rank_0_in_order(answers: dict[int, dict[str, An
 def test_integers_arrive_as_they_were_sent(answers: dict[int, dict[str, Any]]) -> None:
     for rank in (1, 2):
         assert answers[rank]["received"] == [[7, -1, 2**62], [], list(range(5000))]
+
+
+def test_no_one_can_take_the_port_of_a_meeting() -> None:
+    where, _store = open_meeting()
+    port = int(where.rpartition(":")[2])
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    assert open_meeting()[0] != where

@@ -521,6 +521,20 @@ def test_parameters_are_checked_against_the_model_and_the_server(
     assert caught.value.field == field
 
 
+def test_an_answer_too_large_to_send_is_refused_before_it_is_generated(folder: Path) -> None:
+    frontend = Frontend.load(folder, "tiny", Limits(answer_values=60, decoder_tokens=20))
+    assert frontend.prepare("a", SamplingParams(n=3, max_tokens=5, logprobs=3))
+    assert frontend.prepare("a", SamplingParams(n=4, max_tokens=15))
+    for large in (
+        SamplingParams(n=3, max_tokens=5, logprobs=4),
+        SamplingParams(n=5, max_tokens=15),
+        BeamSearchParams(num_beams=5, num_return_sequences=5, max_tokens=15),
+    ):
+        with pytest.raises(InvalidRequest, match="the limit is 60") as caught:
+            frontend.prepare("a", large)
+        assert caught.value.field == "max_tokens"
+
+
 def test_another_model_is_not_found(frontend: Frontend) -> None:
     frontend.prepare("a", GREEDY, model="tiny")
     with pytest.raises(ModelNotFound) as caught:

@@ -429,15 +429,20 @@ def test_unknown_ids_are_not_cancelled_twice() -> None:
     assert [life.reason for life in simulator.ended] == ["cancelled"]
 
 
-def test_ended_requests_are_not_kept_until_their_deadline() -> None:
+@pytest.mark.parametrize("timeout_s", [1e6, None])
+def test_ended_requests_are_kept_neither_until_their_deadline_nor_behind_one_that_waits(
+    timeout_s: float | None,
+) -> None:
     def remembered() -> int:
         gc.collect()
         return sum(type(thing) is EngineRequest for thing in gc.get_objects())
 
     before = remembered()
-    simulator = engine()
-    for number in range(500):
-        simulator.submit(Job(str(number), number, 0, encoder_length=2, timeout_s=1e6), 0.0)
+    simulator = engine(max_num_seqs=1, pages=600)
+    for number, name in enumerate(("running", "waiting"), 1000):
+        simulator.submit(Job(name, number, 0, encoder_length=2, max_tokens=1000), 0.0)
+    for number in range(200):
+        simulator.submit(Job(str(number), number, 0, encoder_length=2, timeout_s=timeout_s), 0.0)
         simulator.cancel(str(number))
         simulator.step(0.0)
     simulator.ended.clear()
