@@ -17,6 +17,7 @@ from tandem.cli.options import (
     DtypeOption,
     EncodersOption,
     KvCacheOption,
+    LimitsOption,
     MaxNumSeqsOption,
     ModelArgument,
     OverridesOption,
@@ -62,6 +63,7 @@ def serve(
     max_num_seqs: MaxNumSeqsOption = 64,
     kv_cache_gib: KvCacheOption = None,
     default: OverridesOption = None,
+    limit: LimitsOption = None,
     address: AddressOption = None,
 ) -> None:
     """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish.
@@ -89,6 +91,7 @@ def serve(
             device=device,
             max_num_seqs=max_num_seqs,
             kv_cache_gib=kv_cache_gib,
+            limit=limit,
             served_model_name=name,
             host=host,
             http_port=http_port,
