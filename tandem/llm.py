@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Any, Self, cast
@@ -124,8 +124,10 @@ class LLM:
                     progress.update()
         return [assembler.output() for assembler in assemblers]
 
-    def stream(self, prompt: Prompt, sampling_params: Params | None = None) -> Iterator[TextDelta]:
-        """Answers one prompt piece by piece. Dropping the iterator cancels the request.
+    def stream(
+        self, prompt: Prompt, sampling_params: Params | None = None
+    ) -> Generator[TextDelta, None, None]:
+        """Answers one prompt piece by piece. Closing or dropping the iterator cancels the request.
 
         Raises InvalidRequest at the first step, naming the field.
         """
