@@ -52,7 +52,7 @@ class ServeConfig:
 
     # The front door
     ingress_mode: IngressMode = "direct"  # direct: the ingress replicas listen themselves
-    host: str = "127.0.0.1"  # HTTP binds to it; Serve's gRPC server always binds to all interfaces
+    host: str = "127.0.0.1"  # HTTP and gRPC bind to it
     http_port: int = 8000  # in direct mode the first of the replicas' ports
     grpc_port: int = 9000
 

@@ -22,6 +22,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.context import _get_global_client
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
+from tandem.cluster import grpc_address
 from tandem.cluster.app import SUPERVISOR_CPUS, application, decided
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.endpoints import Endpoints, read_endpoints, serving
@@ -152,9 +153,8 @@ def _start_ray(config: ServeConfig, address: str | None) -> None:
     for field in ("http_port", "grpc_port"):
         _refuse_used_port(config.host, getattr(config, field), field)
     with _environment(_serve_settings(config)):  # Ray's processes inherit it
-        # A server that only this machine may reach keeps Ray's own ports to it, too.
-        if config.host == "127.0.0.1":
-            quiet["_node_ip_address"] = config.host
+        # Ray's own ports are open to other machines, whatever address it is given, but unless RAY_AUTH_MODE
+        # says otherwise they ask for a token: `ray.init` makes one, for this user, where there is none.
         ray.init("local", include_dashboard=False, **quiet)
 
 
@@ -170,6 +170,7 @@ def _serve_settings(config: ServeConfig) -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         # Read before our own limit is looked at, and it bounds answers as well.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(4 * config.limits.message_bytes),
+        **grpc_address.settings(config.host),
     }
     if config.ingress_mode == "direct":
         settings |= {
