@@ -35,6 +35,11 @@ POLL_S = 0.1
 # One replica in direct mode listens on the first port of its range, further ones on the next. Ray gives
 # its own workers ports from 10002 on.
 DIRECT_PORTS = 100
+# What decides in direct mode whether and where the ingress replicas listen.
+_LISTENING = {
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS",
+    *(f"RAY_SERVE_DIRECT_INGRESS_{end}_{kind}_PORT" for end in ("MIN", "MAX") for kind in ("HTTP", "GRPC")),
+}
 GRPC_SERVICES = [
     "tandem.rpc.add_inference_service",
     "tandem.rpc.add_health_service",
@@ -45,7 +50,8 @@ GRPC_SERVICES = [
 def serve(config: ServeConfig, *, address: str | None = None) -> Iterator[RunningCluster]:
     """Everything, from nothing to a server that answers; on leaving, running requests end first.
 
-    `address` joins a Ray cluster that runs already. Raises ModelLoadError, InvalidRequest, Unavailable.
+    `address` joins a Ray cluster that runs already; its processes must have been started with what
+    `_serve_settings` says. Raises ModelLoadError, InvalidRequest, Unavailable.
     """
     with RunningCluster(config, address=address) as cluster:
         cluster.deploy(config)
@@ -68,6 +74,8 @@ class RunningCluster:
         if self._started_ray:
             _start_ray(config, address)
         try:
+            if address is not None and config.ingress_mode == "direct":
+                _refuse_other_ports(config, _listening_of_workers())
             self._started_serve = not _serve_runs()
             if self._started_serve:
                 _start_serve(config)
@@ -189,6 +197,22 @@ def _serve_settings(config: ServeConfig) -> dict[str, str]:
             settings[f"RAY_SERVE_DIRECT_INGRESS_MIN_{name}_PORT"] = str(first)
             settings[f"RAY_SERVE_DIRECT_INGRESS_MAX_{name}_PORT"] = str(end)
     return settings
+
+
+def _listening_of_workers() -> dict[str, str | None]:
+    """What a process of the cluster that is joined finds in its environment."""
+    read: Any = ray.remote(num_cpus=0)(lambda: {name: os.environ.get(name) for name in _LISTENING})
+    return dict(ray.get(read.remote()))
+
+
+def _refuse_other_ports(config: ServeConfig, theirs: Mapping[str, str | None]) -> None:
+    """The ingress replicas would not listen at all, or where nobody expects them."""
+    for name, value in _serve_settings(config).items():
+        if name in _LISTENING and theirs.get(name) != value:
+            raise InvalidRequest(
+                f"direct: the cluster's processes need {name}={value}, theirs is {theirs.get(name)}",
+                field="ingress_mode",
+            )
 
 
 def _serve_runs() -> bool:

@@ -137,6 +137,11 @@ def serve_config(
     )
 
 
+def ingress_mode(address: str | None) -> str:
+    """How a cluster listens where nobody said. One that is joined has to be prepared for `direct`."""
+    return "direct" if address is None else "proxy"
+
+
 def _replicas(text: str, option: str) -> tuple[int, int | None]:
     """`3` → (3, None); `1..4` → (1, 4)."""
     low, dots, high = text.partition("..")

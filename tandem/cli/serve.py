@@ -26,6 +26,7 @@ from tandem.cli.options import (
     TensorParallelOption,
     err,
     errors_shown,
+    ingress_mode,
     serve_config,
 )
 
@@ -48,12 +49,13 @@ def serve(
     encoders: EncodersOption = "1",
     decoders: DecodersOption = "1",
     ingress: Annotated[
-        IngressMode,
+        IngressMode | None,
         typer.Option(
             help="direct: the ingress replicas listen themselves, one hop less. proxy: Ray Serve's proxies, "
-            "on every node, as on Kubernetes."
+            "on every node, as on Kubernetes.",
+            show_default="direct; with --address proxy",
         ),
-    ] = IngressMode.direct,
+    ] = None,
     ingress_replicas: Annotated[
         int, typer.Option(help="Ingress replicas (tokenizer, router); in direct mode each has its own port.")
     ] = 1,
@@ -96,7 +98,7 @@ def serve(
             host=host,
             http_port=http_port,
             grpc_port=grpc_port,
-            ingress_mode=ingress.value,
+            ingress_mode=ingress.value if ingress else ingress_mode(address),
             ingress_replicas=ingress_replicas,
             override_generation_config=assignments(default or []),
         )
