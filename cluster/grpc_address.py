@@ -22,7 +22,7 @@ def bind_grpc() -> None:
     """Ray 2.60 binds gRPC to all interfaces, wherever HTTP is bound to."""
     host = os.environ[HOST]
 
-    def add(server: gRPCGenericServer, everywhere: str) -> None:
-        server.add_insecure_port(f"{host}:{everywhere.rpartition(':')[2]}")
+    def add(grpc_server: gRPCGenericServer, server_address: str) -> None:
+        grpc_server.add_insecure_port(f"{host}:{server_address.rpartition(':')[2]}")
 
     default_impl.add_grpc_address = add
