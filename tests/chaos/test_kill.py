@@ -12,6 +12,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 import grpc
@@ -142,37 +143,42 @@ def replicas(deployment: str) -> int:
 
 
 @pytest.fixture(scope="module")
-def endpoint(started: tuple[launch.RunningCluster, ServeConfig], request: pytest.FixtureRequest) -> str:
-    """Where decoders of a number and a tensor-parallel size are served."""
+def endpoint_of(started: tuple[launch.RunningCluster, ServeConfig]) -> Callable[[int, int], str]:
+    """Where so many decoders of a tensor-parallel size are served: still, if the last test asked for the
+    same."""
     cluster, first = started
-    decoders, tensor_parallel_size = request.param
-    config = make_config(
-        min_decoder_replicas=decoders,
-        tensor_parallel_size=tensor_parallel_size,
-        encoder_cache_bytes=0,  # every request needs the encoder
-        replica_wait_s=120.0,  # longer than a replacement takes to start
-    )
-    return cluster.deploy(on_ports_of(config, first)).grpc[0]
+
+    @lru_cache(maxsize=1)
+    def deploy(decoders: int, tensor_parallel_size: int) -> str:
+        config = make_config(
+            min_decoder_replicas=decoders,
+            tensor_parallel_size=tensor_parallel_size,
+            encoder_cache_bytes=0,  # every request needs the encoder
+            replica_wait_s=120.0,  # longer than a replacement takes to start
+        )
+        return cluster.deploy(on_ports_of(config, first)).grpc[0]
+
+    return deploy
 
 
-@pytest.mark.parametrize(
-    ("endpoint", "what", "actor_class", "deployment"),
-    [
-        ((2, 1), "an encoder replica", "ServeReplica:tandem:Encoder", "Encoder"),
-        ((2, 1), "a decoder's engine", "EngineActor", "Decoder"),
-        ((2, 1), "a decoder replica", "ServeReplica:tandem:Decoder", "Decoder"),
-        ((1, 2), "a tensor-parallel shard", "ShardActor", "Decoder"),
-    ],
-    indirect=["endpoint"],
-)
+CASES = {
+    # What is killed: the class of its actor, its deployment, how many decoders, tensor-parallel size.
+    "an encoder replica": ("ServeReplica:tandem:Encoder", "Encoder", 2, 1),
+    "a decoder's engine": ("EngineActor", "Decoder", 2, 1),
+    "a decoder replica": ("ServeReplica:tandem:Decoder", "Decoder", 2, 1),
+    "a tensor-parallel shard": ("ShardActor", "Decoder", 1, 2),
+}
+
+
+@pytest.mark.parametrize("what", list(CASES))
 def test_kill_under_load(
-    endpoint: str,
+    endpoint_of: Callable[[int, int], str],
     expected: dict[str, list[int]],
     what: str,
-    actor_class: str,
-    deployment: str,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
+    actor_class, deployment, *shape = CASES[what]
+    endpoint = endpoint_of(*shape)
     before, running = pids(actor_class), replicas(deployment)
     assert before, f"no actor of class {actor_class}"
     victim = min(before)
