@@ -60,9 +60,9 @@ def test_a_cancelled_unary_call_frees_its_pages(server: Server) -> None:
 
 
 @contextmanager
-def posted(server: Server, receive_buffer: int | None = None, **fields: Any) -> Iterator[socket.socket]:
-    """A connection over which a completion is asked for, and nothing read yet. `receive_buffer`: bytes that
-    the kernel takes for a client that does not read."""
+def posted(server: Server, *, small_buffers: bool = False, **fields: Any) -> Iterator[socket.socket]:
+    """A connection over which a completion is asked for, and nothing read yet. `small_buffers`: the kernel
+    takes 50 KiB for a client that does not read, instead of 2 MiB."""
     host, port = server.endpoints.http[0].split(":")
     body = json.dumps({"prompt": PROMPTS[0]} | ENDLESS | fields)
     head = (
@@ -70,8 +70,9 @@ def posted(server: Server, receive_buffer: int | None = None, **fields: Any) -> 
         f"Content-Length: {len(body)}\r\n\r\n"
     )
     with socket.socket() as connection:
-        if receive_buffer is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
+        if small_buffers:
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 2048)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_MAXSEG, 536)  # the server's depends on it
         connection.connect((host, int(port)))
         connection.sendall((head + body).encode())
         yield connection
@@ -107,8 +108,8 @@ def unsent(connection: socket.socket) -> int:
 
 
 def test_a_reader_that_stops_reading_does_not_stall_others(server: Server, expected: dict[str, str]) -> None:
-    large = {"stream": True, "n": 8, "logprobs": 20, "timeout_s": 15}
-    with posted(server, receive_buffer=2048, **large) as connection:
+    large = {"stream": True, "n": 8, "logprobs": 20, "timeout_s": 15}  # nearly a KiB for each token
+    with posted(server, small_buffers=True, **large) as connection:
         seen = (0, 0.0)
 
         def blocked() -> bool:
@@ -117,7 +118,7 @@ def test_a_reader_that_stops_reading_does_not_stall_others(server: Server, expec
             now = unsent(connection), gauge(server, "engine_generated_tokens_total")
             if now[0] != seen[0]:
                 seen = now
-            return now[0] > 0 and now[1] > seen[1] + 200
+            return now[0] > 0 and now[1] > seen[1] + 120
 
         eventually(blocked)
         assert gauge(server, "num_requests_running") == 8
