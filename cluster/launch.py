@@ -24,6 +24,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
+from tandem.cluster import grpc_address
 from tandem.cluster.app import INGRESS, SUPERVISOR_CPUS, application, decided
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.endpoints import Endpoints, read_endpoints, serving
@@ -37,6 +38,11 @@ HANDLE_S = 5.0  # for a new handle to learn of the replicas
 # One replica in direct mode listens on the first port of its range, further ones on the next. Ray gives
 # its own workers ports from 10002 on.
 DIRECT_PORTS = 100
+# What decides in direct mode whether and where the ingress replicas listen.
+_LISTENING = {
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS",
+    *(f"RAY_SERVE_DIRECT_INGRESS_{end}_{kind}_PORT" for end in ("MIN", "MAX") for kind in ("HTTP", "GRPC")),
+}
 GRPC_SERVICES = [
     "tandem.rpc.add_inference_service",
     "tandem.rpc.add_health_service",
@@ -47,7 +53,8 @@ GRPC_SERVICES = [
 def serve(config: ServeConfig, *, address: str | None = None) -> Iterator[RunningCluster]:
     """Everything, from nothing to a server that answers; on leaving, running requests end first.
 
-    `address` joins a Ray cluster that runs already. Raises ModelLoadError, InvalidRequest, Unavailable.
+    `address` joins a Ray cluster that runs already; its processes must have been started with what
+    `_serve_settings` says. Raises ModelLoadError, InvalidRequest, Unavailable.
     """
     with RunningCluster(config, address=address) as cluster:
         cluster.deploy(config)
@@ -70,6 +77,8 @@ class RunningCluster:
         if self._started_ray:
             _start_ray(config, address)
         try:
+            if address is not None and config.ingress_mode == "direct":
+                _refuse_other_ports(config, _listening_of_workers())
             self._started_serve = not _serve_runs()
             if self._started_serve:
                 _start_serve(config)
@@ -156,9 +165,8 @@ def _start_ray(config: ServeConfig, address: str | None) -> None:
     for field in ("http_port", "grpc_port"):
         _refuse_used_port(config.host, getattr(config, field), field)
     with _environment(_serve_settings(config)):  # Ray's processes inherit it
-        # A server that only this machine may reach keeps Ray's own ports to it, too.
-        if config.host == "127.0.0.1":
-            quiet["_node_ip_address"] = config.host
+        # Ray's own ports are open to other machines, whatever address it is given, but unless RAY_AUTH_MODE
+        # says otherwise they ask for a token: `ray.init` makes one, for this user, where there is none.
         ray.init("local", include_dashboard=False, **quiet)
 
 
@@ -174,6 +182,7 @@ def _serve_settings(config: ServeConfig) -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         # Read before our own limit is looked at, and it bounds answers as well.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(4 * config.limits.message_bytes),
+        **grpc_address.settings(config.host),
     }
     if min(config.encoder_cpus, config.decoder_cpus) < 1:
         # Workers that share cores: one whose threads spin while they wait takes the cores from the others.
@@ -195,6 +204,22 @@ def _serve_settings(config: ServeConfig) -> dict[str, str]:
             settings[f"RAY_SERVE_DIRECT_INGRESS_MIN_{name}_PORT"] = str(first)
             settings[f"RAY_SERVE_DIRECT_INGRESS_MAX_{name}_PORT"] = str(end)
     return settings
+
+
+def _listening_of_workers() -> dict[str, str | None]:
+    """What a process of the cluster that is joined finds in its environment."""
+    read: Any = ray.remote(num_cpus=0)(lambda: {name: os.environ.get(name) for name in _LISTENING})
+    return dict(ray.get(read.remote()))
+
+
+def _refuse_other_ports(config: ServeConfig, theirs: Mapping[str, str | None]) -> None:
+    """The ingress replicas would not listen at all, or where nobody expects them."""
+    for name, value in _serve_settings(config).items():
+        if name in _LISTENING and theirs.get(name) != value:
+            raise InvalidRequest(
+                f"direct: the cluster's processes need {name}={value}, theirs is {theirs.get(name)}",
+                field="ingress_mode",
+            )
 
 
 def _serve_runs() -> bool:

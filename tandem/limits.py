@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Caps a server applies to what clients send. Set once, when the server starts."""
+    """Caps a server applies to what clients send. Set once, when the server starts: `--limit n=4`."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # where it is read from a configuration
 
     message_bytes: int = 4 * 2**20  # one gRPC message or HTTP body
     body_s: float = 30.0  # for an HTTP body to arrive

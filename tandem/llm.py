@@ -6,7 +6,7 @@ import math
 import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
@@ -147,9 +147,9 @@ class LLM:
         prompt: Prompt,
         sampling_params: Params | None = None,
         **chosen: Unpack[Chosen],
-    ) -> Iterator[TextDelta]:
-        """Answers one prompt piece by piece; the arguments are those of `generate`. Dropping the iterator
-        cancels the request.
+    ) -> Generator[TextDelta, None, None]:
+        """Answers one prompt piece by piece; the arguments are those of `generate`. Closing or dropping the
+        iterator cancels the request.
 
         Raises InvalidRequest at the first step, naming the field.
         """

@@ -248,7 +248,7 @@ def make_checkpoint(
     tokenizer = (
         ByT5Tokenizer()
         if kind.byte_tokenizer
-        else word_tokenizer(model.get_input_embeddings().num_embeddings)
+        else word_tokenizer(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     )
     tokenizer.save_pretrained(folder)
     return folder

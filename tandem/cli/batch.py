@@ -27,6 +27,7 @@ from tandem.cli.options import (
     TensorParallelOption,
     err,
     errors_shown,
+    ingress_mode,
     model_info,
     serve_config,
 )
@@ -125,6 +126,7 @@ def batch(
                 kv_cache_gib=kv_cache_gib,
                 http_port=http_port,
                 grpc_port=grpc_port,
+                ingress_mode=ingress_mode(address),
             )
             beams = model_info(model).defaults.beams
             err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")

@@ -66,6 +66,15 @@ OverridesOption = Annotated[
         show_default=False,
     ),
 ]
+LimitsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="NAME=VALUE",
+        help="What clients may ask for at most, as often as you like: --limit n=4 --limit timeout_s=60",
+        show_default=False,
+    ),
+]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 TensorParallelOption = Annotated[
@@ -109,9 +118,12 @@ def model_info(model: str) -> ModelInfo:
     return ModelInfo.read(resolve(model), model)
 
 
-def serve_config(*, encoders: str, decoders: str, placement: Placement, **fields: Any) -> ServeConfig:
+def serve_config(
+    *, encoders: str, decoders: str, placement: Placement, limit: list[str] | None = None, **fields: Any
+) -> ServeConfig:
     """The configuration of a cluster, from its options and the other fields of `ServeConfig`."""
-    from tandem.cluster.config import ServeConfig
+    from tandem.cluster.config import ServeConfig, parse_args
+    from tandem.records import assignments
 
     min_encoders, max_encoders = _replicas(encoders, "--encoders")
     min_decoders, max_decoders = _replicas(decoders, "--decoders")
@@ -121,8 +133,14 @@ def serve_config(*, encoders: str, decoders: str, placement: Placement, **fields
         max_encoder_replicas=max_encoders,
         min_decoder_replicas=min_decoders,
         max_decoder_replicas=max_decoders,
+        limits=parse_args({"limits": assignments(limit or [])}).limits,
         **fields,
     )
+
+
+def ingress_mode(address: str | None) -> str:
+    """How a cluster listens where nobody said. One that is joined has to be prepared for `direct`."""
+    return "direct" if address is None else "proxy"
 
 
 def _replicas(text: str, option: str) -> tuple[int, int | None]:

@@ -17,6 +17,7 @@ from tandem.cli.options import (
     DtypeOption,
     EncodersOption,
     KvCacheOption,
+    LimitsOption,
     MaxNumSeqsOption,
     ModelArgument,
     OverridesOption,
@@ -25,6 +26,7 @@ from tandem.cli.options import (
     TensorParallelOption,
     err,
     errors_shown,
+    ingress_mode,
     serve_config,
 )
 
@@ -47,12 +49,13 @@ def serve(
     encoders: EncodersOption = "1",
     decoders: DecodersOption = "1",
     ingress: Annotated[
-        IngressMode,
+        IngressMode | None,
         typer.Option(
             help="direct: the ingress replicas listen themselves, one hop less. proxy: Ray Serve's proxies, "
-            "on every node, as on Kubernetes."
+            "on every node, as on Kubernetes.",
+            show_default="direct; with --address proxy",
         ),
-    ] = IngressMode.direct,
+    ] = None,
     ingress_replicas: Annotated[
         int, typer.Option(help="Ingress replicas (tokenizer, router); in direct mode each has its own port.")
     ] = 1,
@@ -62,6 +65,7 @@ def serve(
     max_num_seqs: MaxNumSeqsOption = 64,
     kv_cache_gib: KvCacheOption = None,
     default: OverridesOption = None,
+    limit: LimitsOption = None,
     address: AddressOption = None,
 ) -> None:
     """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish.
@@ -89,11 +93,12 @@ def serve(
             device=device,
             max_num_seqs=max_num_seqs,
             kv_cache_gib=kv_cache_gib,
+            limit=limit,
             served_model_name=name,
             host=host,
             http_port=http_port,
             grpc_port=grpc_port,
-            ingress_mode=ingress.value,
+            ingress_mode=ingress.value if ingress else ingress_mode(address),
             ingress_replicas=ingress_replicas,
             override_generation_config=assignments(default or []),
         )

@@ -20,7 +20,7 @@ from tandem.cluster.engine_actor import EngineActor
 from tandem.cluster.handoff import BatchSummary, pack
 from tandem.cluster.router import Router
 from tandem.errors import HiddenStatesLost
-from tandem.outputs import TokenLogprobs
+from tandem.outputs import FinishReason, TokenLogprobs
 from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest, EngineStats, Hypothesis
 
 D_MODEL = 4
@@ -128,7 +128,7 @@ class FakeEngine:
                 if last:
                     deltas.append(Delta(request_id, [], target_logprobs(row), finish_reason="length"))
             elif row.decoding.beams is None:
-                reason = "length" if last else None
+                reason: FinishReason | None = "length" if last else None
                 deltas.append(Delta(request_id, [_token(row, position)], finish_reason=reason))
             elif last:
                 deltas.append(Delta(request_id, [], finish_reason="length", hypotheses=hypotheses(row)))
@@ -391,7 +391,7 @@ class FakeCluster:
     async def collect(self, one: EngineRequest) -> tuple[list[int], str | None]:
         """The whole answer of a request, and how it ended; checks that it ends exactly once."""
         tokens: list[int] = []
-        ends = []
+        ends: list[str | None] = []
         async for delta in self.router.generate(one):
             assert delta.request_id == one.request_id
             assert not ends

@@ -61,7 +61,7 @@ def test_removing_gives_its_tokens_back() -> None:
 def test_every_job_is_taken_once_and_batches_keep_to_the_budget(lengths: list[int], budget: int) -> None:
     jobs = [job(length) for length in lengths]
     queue = queue_of(*jobs)
-    taken = []
+    taken: list[EncodeJob] = []
     while queue:
         oldest = min(set(jobs) - set(taken), key=lambda one: one.order)
         batch = queue.take(budget)

@@ -55,7 +55,7 @@ class Server:
         self.most = max(self.most, self.running)
         try:
             await asyncio.sleep(0)
-            text = str(prompt["prompt"] if isinstance(prompt, dict) and "prompt" in prompt else prompt)
+            text = str(prompt.get("prompt", prompt) if isinstance(prompt, dict) else prompt)
             return await self._answer(text) if self._answer else output(text.upper())
         finally:
             self.running -= 1

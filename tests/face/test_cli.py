@@ -190,6 +190,8 @@ def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
         (["generate", "-p", "top_p", "x"], "param: expected NAME=VALUE"),
         (["generate", "-p", "top_p=high", "x"], "top_p"),
         (["generate", "--model", "./no/such", "x"], "model: no folder"),
+        (["serve", "--limit", "samples=1"], "limits.samples: unknown parameter"),
+        (["serve", "--limit", "n=many"], "limits.n"),
     ],
 )
 def test_errors_name_their_field(arguments: list[str], message: str) -> None:

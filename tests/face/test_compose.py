@@ -35,7 +35,7 @@ _BERT: dict[str, Any] = {
 def part(folder: Path, model: PreTrainedModel, *, vocabulary: int = 60, **special: str) -> str:
     model.save_pretrained(folder)
     tokenizer = word_tokenizer(vocabulary)
-    tokenizer.add_special_tokens(special)
+    tokenizer.add_special_tokens(dict(special))
     tokenizer.save_pretrained(folder)
     return str(folder)
 

@@ -16,6 +16,7 @@ from tandem import (
     SamplingParams,
     zip_enc_dec_prompt_lists,
 )
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, TokensPrompt
 from tandem.outputs import RequestOutput
 
 FRENCH = "translate English to French: "
@@ -48,7 +49,7 @@ def test_kinds_of_prompt_mix_and_keep_their_order(llm: LLM) -> None:
     ids = llm.tokenize(sentence)
     whole, tokens = llm.generate([sentence, {"prompt_token_ids": ids}], GREEDY)
     assert text(whole) == text(tokens)
-    prompts = [
+    prompts: list[Prompt] = [
         {"prompt": sentence},
         {"encoder_prompt": sentence, "decoder_prompt": None},
         {"encoder_prompt": {"prompt_token_ids": ids}, "decoder_prompt": ""},
@@ -151,7 +152,7 @@ def test_logprobs(llm: LLM) -> None:
 
 def test_prompt_logprobs_are_the_scores_of_the_decoder_prompt(llm: LLM) -> None:
     sentence = FRENCH + "I am tired."
-    prompt = {"encoder_prompt": sentence, "decoder_prompt": "Je suis"}
+    prompt = ExplicitEncoderDecoderPrompt(encoder_prompt=sentence, decoder_prompt="Je suis")
     params = SamplingParams(temperature=1, n=3, seed=1, max_tokens=4, prompt_logprobs=2)
     (output,) = llm.generate(prompt, params)
     assert output.prompt_logprobs is not None
@@ -186,9 +187,10 @@ def test_scores_are_the_logprobs_of_the_answer(llm: LLM) -> None:
         assert scored.logprobs == pytest.approx([token.logprob for token in said.logprobs], abs=1e-4)
         assert scored.cumulative_logprob == pytest.approx(said.cumulative_logprob, abs=1e-3)
     assert one.scores[0].cumulative_logprob > one.scores[1].cumulative_logprob
-    start = {"prompt_token_ids": one.scores[0].token_ids[:2]}
-    rest = {"prompt_token_ids": one.scores[0].token_ids[2:]}
-    (behind,) = llm.score({"encoder_prompt": sentences[0], "decoder_prompt": start}, rest)
+    start = TokensPrompt(prompt_token_ids=one.scores[0].token_ids[:2])
+    rest = TokensPrompt(prompt_token_ids=one.scores[0].token_ids[2:])
+    begun = ExplicitEncoderDecoderPrompt(encoder_prompt=sentences[0], decoder_prompt=start)
+    (behind,) = llm.score(begun, rest)
     assert behind.scores[0].logprobs == pytest.approx(one.scores[0].logprobs[2:], abs=1e-4)
     for bad, field in (([], "targets"), (["a", ""], "targets.1")):
         with pytest.raises(InvalidRequest) as caught:

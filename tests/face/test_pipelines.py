@@ -13,6 +13,7 @@ from multilingual import multilingual_checkpoint
 
 from tandem import LLM, BeamSearchParams, InvalidRequest, Pipeline, SamplingParams, pipeline
 from tandem.generate_arguments import to_params
+from tandem.inputs import TokensPrompt
 from tandem.workers.generation_defaults import merged
 
 TASK = {"prefix": "ba be: ", "max_length": 9, "min_length": 5}
@@ -44,8 +45,7 @@ def reference(folder: Path, pipe: Pipeline, text: str, **arguments: Any) -> str:
     model = load_reference(folder)
     ids = torch.tensor([pipe.tokenizer(text)["input_ids"]])
     (out,) = model.generate(input_ids=ids, do_sample=False, use_cache=False, **arguments).tolist()
-    shown: str = pipe.tokenizer.decode(out, skip_special_tokens=True)
-    return shown
+    return str(pipe.tokenizer.decode(out, skip_special_tokens=True))
 
 
 def test_results_have_the_shape_of_transformers_4(summarizer: Pipeline, llm: LLM) -> None:
@@ -123,10 +123,10 @@ def test_a_tokenizer_of_many_languages_marks_both(tmp_path: Path) -> None:
     with pipeline("translation", str(folder), dtype="float32", max_length=9) as pipe:
         (record,) = pipe("a b", src_lang="eng_Latn", tgt_lang="fra_Latn")
         assert pipe(["a b"], src_lang="deu_Latn", tgt_lang="fra_Latn") != [record]
-        ids = pipe.tokenizer.convert_tokens_to_ids(["eng_Latn", "fra_Latn"])
-        prompt = {"prompt_token_ids": [ids[0], *pipe.llm.tokenize("a b")[1:]]}
+        ids: Any = pipe.tokenizer.convert_tokens_to_ids(["eng_Latn", "fra_Latn"])
+        prompt = TokensPrompt(prompt_token_ids=[ids[0], *pipe.llm.tokenize("a b")[1:]])
         params = SamplingParams(temperature=0, max_tokens=8, forced_bos_token_id=ids[1])
-        (output,) = pipe.llm.generate(prompt, params)  # type: ignore[arg-type]
+        (output,) = pipe.llm.generate(prompt, params)
         assert output.outputs[0].token_ids[0] == ids[1]
         assert record["translation_text"] == output.outputs[0].text
         for arguments, field in (

@@ -226,7 +226,8 @@ def test_an_output_comes_back_whole() -> None:
     assert response.usage == pb.Usage(encoder_tokens=2, decoder_prompt_tokens=2, generated_tokens=5)
     assert response.prompt == pb.PromptInfo(encoder_tokens=2, decoder_token_ids=[0, 9])
     assert wire.output_of(request, pb.GenerateResponse.FromString(response.SerializeToString())) == output
-    for prompt in ([None], [None, TokenLogprobs(9, -0.5, [(8, -0.25)], 2)]):
+    prompts: list[list[TokenLogprobs | None]] = [[None], [None, TokenLogprobs(9, -0.5, [(8, -0.25)], 2)]]
+    for prompt in prompts:
         output.prompt_logprobs = prompt
         request.sampling_params.prompt_logprobs = 1
         assert wire.output_of(request, wire.generate_response(output)) == output

@@ -312,7 +312,7 @@ async def test_an_unexpected_error_leaves_as_one_of_ours(api: Api, router: FakeR
 async def test_closing_a_stream_ends_it_on_the_engine(api: Api, router: FakeRouter, n: int) -> None:
     router.stall_after = 2
     request = pb.GenerateStreamRequest(encoder_prompt=text(), sampling_params=pb.SamplingParams(n=n))
-    stream = api.GenerateStream(request.SerializeToString(), Context())
+    stream: Any = api.GenerateStream(request.SerializeToString(), Context())
     await anext(stream)
     assert len(router.live) == n
     await stream.aclose()

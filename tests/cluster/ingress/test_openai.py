@@ -342,8 +342,12 @@ async def test_a_bad_request_id_is_refused(http: httpx.AsyncClient) -> None:
 # -- OpenAI's own client
 
 
+def client_of(http: Any) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url="http://tandem/v1", api_key="-", http_client=http, max_retries=2)
+
+
 async def test_openai_python(http: httpx.AsyncClient, router: FakeRouter) -> None:
-    client = openai.AsyncOpenAI(base_url="http://tandem/v1", api_key="-", http_client=http, max_retries=2)
+    client = client_of(http)
     assert [model.id async for model in client.models.list()] == ["tiny"]
     assert (await client.models.retrieve("tiny")).owned_by == "tandem"
     with pytest.raises(openai.NotFoundError):
@@ -367,7 +371,7 @@ async def test_openai_python(http: httpx.AsyncClient, router: FakeRouter) -> Non
 async def test_openai_python_tries_an_overloaded_server_again(
     http: httpx.AsyncClient, router: FakeRouter
 ) -> None:
-    client = openai.AsyncOpenAI(base_url="http://tandem/v1", api_key="-", http_client=http)
+    client = client_of(http)
     router.fail(Overloaded("full"))
 
     async def recover() -> None:
