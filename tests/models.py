@@ -2,7 +2,7 @@
 
 Their weights are scaled so that they behave like trained models where tests look: greedy outputs differ
 from prompt to prompt, some end by EOS within 24 tokens and others run on
-(`parity/test_engine_parity.py` holds them to it).
+(`parity/test_matrix.py` holds them to it).
 """
 
 from __future__ import annotations
@@ -326,11 +326,15 @@ def decoding(**options: Any) -> Decoding:
     return Decoding(**{**defaults, **options})
 
 
-def load_reference(folder: Path) -> Any:
-    """The checkpoint in transformers, float32, in eval mode."""
-    whole = json.loads((folder / "config.json").read_text()).get("is_encoder_decoder")
-    kind = AutoModelForSeq2SeqLM if whole else AutoModelForCausalLM
-    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The checkpoint in transformers, in eval mode."""
+    config = json.loads((folder / "config.json").read_text())
+    kind = AutoModelForSeq2SeqLM if config.get("is_encoder_decoder") else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype=dtype).eval()
+    if config["model_type"] == "umt5":
+        # transformers 5.23 takes every UMT5 for tied and scales its logits; the published ones are not tied.
+        model.config.tie_word_embeddings = config["tie_word_embeddings"]
+    return model
 
 
 @torch.no_grad()
