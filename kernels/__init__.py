@@ -2,8 +2,10 @@
 
 Each function runs its Triton kernel on CUDA tensors and its plain PyTorch twin on all others; the twin in
 reference.py says what it computes. Triton is imported on the first CUDA call, so machines without it work.
-cpu_decode.py is a second way on the CPU: reference.py takes it for the paged attention of steps with few
-rows, and spells out the same sum where it does not apply.
+
+The hot ops of decoding have more ways on the CPU: cpu_ops.py, compiled when Tandem is installed with a compiler
+at hand; without it cpu_decode.py, which reference.py takes for the paged attention of steps with few rows.
+linear.py holds the matrix products, whose weights are laid out for the CPU.
 
 No module here is named like a function: importing it would replace the function in this namespace.
 """
