@@ -20,6 +20,7 @@ from tandem.cluster.encoder import Encoder
 from tandem.workers.checkpoint import read_json, resolve
 from tandem.workers.families import spec_of
 
+INGRESS = "Ingress"  # the deployment's name
 SUPERVISOR_CPUS = 0.05  # it hardly ever does anything
 HEALTH_CHECK_PERIOD_S = 2.0  # how late Serve learns that an engine died; routers learn it at once
 HEALTH_CHECK_TIMEOUT_S = 20.0
@@ -49,7 +50,7 @@ def build(args: Mapping[str, Any]) -> Application:
 
 def application(config: ServeConfig, ingress: type[Any] | None = None) -> Application:
     """The deployments of one model, bound together. `ingress` is the class of the front door, called
-    with the configuration, the encoder's handle or None, and the decoder's handle."""
+    with the configuration, the encoder's handle or None, and the decoder's handle; it has `drain`."""
     if ingress is None:
         from tandem.cluster.ingress import Ingress
 
@@ -60,7 +61,7 @@ def application(config: ServeConfig, ingress: type[Any] | None = None) -> Applic
     # The router refuses what exceeds `queued_requests`, with a proper error; Serve's own limit is behind.
     deployment: Any = serve.deployment(
         ingress,
-        name="Ingress",
+        name=INGRESS,
         num_replicas=config.ingress_replicas,
         max_ongoing_requests=2 * config.limits.queued_requests,
         ray_actor_options={"num_cpus": config.ingress_cpus},

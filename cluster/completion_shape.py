@@ -31,6 +31,7 @@ class CompletionShape:
             "model": model,
         }
         self._n = params.outputs
+        self._vocabulary = vocabulary
         self._prompt_tokens = sum(
             len(one.encoder_prompt_token_ids) + len(one.context_ids) for one in prepared
         )
@@ -48,11 +49,11 @@ class CompletionShape:
                 self._completion_tokens += len(sample.token_ids)
                 index = number * self._n + sample.index
                 logprobs = self._logprobs[index].shape(sample.logprobs)
-                choices.append(
-                    _choice(
-                        index, sample.text, logprobs, sample.finish_reason, sample.stop_reason, sample.score
-                    )
+                choice = _choice(
+                    index, sample.text, logprobs, sample.finish_reason, sample.stop_reason, sample.score
                 )
+                self._add_prompt_logprobs(choice, output.prompt_logprobs)
+                choices.append(choice)
         return {**self._head, "choices": choices, "usage": self._usage()}
 
     def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
@@ -63,10 +64,30 @@ class CompletionShape:
             index = piece.prompt * self._n + delta.index
             logprobs = self._logprobs[index].shape(delta.logprobs)
             choice = _choice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason, delta.score)
+            self._add_prompt_logprobs(choice, delta.prompt_logprobs)
             yield {**self._head, "choices": [choice]}
 
     def usage_chunk(self) -> dict[str, Any]:
         return {**self._head, "choices": [], "usage": self._usage()}
+
+    def _add_prompt_logprobs(
+        self, choice: dict[str, Any], logprobs: Sequence[TokenLogprobs | None] | None
+    ) -> None:
+        """vLLM's extension: for each token of the decoder's prompt its own entry and the likeliest ones', by
+        id; null for the first."""
+        if logprobs is not None:
+            choice["prompt_logprobs"] = [token and self._prompt_entries(token) for token in logprobs]
+
+    def _prompt_entries(self, token: TokenLogprobs) -> dict[str, Any]:
+        likeliest = [(rank, *entry) for rank, entry in enumerate(token.top, 1)]
+        return {
+            str(token_id): {
+                "logprob": logprob,
+                "rank": rank,
+                "decoded_token": self._vocabulary.token_text(token_id, first=False),
+            }
+            for rank, token_id, logprob in [*likeliest, (token.rank, token.token_id, token.logprob)]
+        }
 
     def _usage(self) -> dict[str, int]:
         return {

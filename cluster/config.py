@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -52,7 +52,7 @@ class ServeConfig:
 
     # The front door
     ingress_mode: IngressMode = "direct"  # direct: the ingress replicas listen themselves
-    host: str = "127.0.0.1"  # HTTP binds to it; Serve's gRPC server always binds to all interfaces
+    host: str = "127.0.0.1"  # HTTP and gRPC bind to it
     http_port: int = 8000  # in direct mode the first of the replicas' ports
     grpc_port: int = 9000
 
@@ -64,6 +64,7 @@ class ServeConfig:
     page_size: int | None = None  # positions
     num_pages: int | None = None
     check_invariants: bool = False
+    simulated_step_ms: float | None = None
 
     # The router, for each ingress replica
     encoder_cache_bytes: int = 256 * 2**20  # hidden states kept alive for reuse; 0: none
@@ -136,6 +137,7 @@ class ServeConfig:
             num_pages=self.num_pages,
             with_encoder=self.placement == "colocated",
             check_invariants=self.check_invariants,
+            simulated_step_ms=self.simulated_step_ms,
         )
 
     @property
@@ -179,21 +181,18 @@ _POSITIVE = (
 )
 
 _ADAPTER = TypeAdapter(ServeConfig)
+_LIMITS = "limits."
 
 
 def parse_args(args: Mapping[str, Any]) -> ServeConfig:
-    """The configuration an application was given. `serve run` gives strings, a config file typed values.
+    """The configuration an application was given. `serve run` gives strings, a config file typed values;
+    in both, `limits.n: 4` is the same as `limits: {n: 4}`.
 
     Raises `InvalidRequest` for an unknown name, a wrong type or a value out of range.
     """
-    values = dict(args)
-    limits = values.get("limits")
-    if isinstance(limits, Mapping):  # pydantic ignores unknown keys of a dataclass without its config
-        unknown = sorted(set(limits) - {f.name for f in fields(Limits)})
-        if unknown:
-            raise InvalidRequest("unknown parameter", field=f"limits.{unknown[0]}")
+    values = _with_nested_limits(args)
     try:
-        if values and all(isinstance(value, str) for value in values.values()):
+        if _all_strings(values):
             return _ADAPTER.validate_strings(values)
         # As JSON: in Python mode `strict` would refuse a mapping where a dataclass is meant.
         return _ADAPTER.validate_json(json.dumps(values), strict=True)
@@ -202,7 +201,24 @@ def parse_args(args: Mapping[str, Any]) -> ServeConfig:
         if isinstance(own := first.get("ctx", {}).get("error"), InvalidRequest):  # from __post_init__
             raise own from None
         if first["type"] == "unexpected_keyword_argument":
-            raise InvalidRequest("unknown parameter", field=str(first["loc"][-1])) from None
+            raise InvalidRequest("unknown parameter", field=".".join(map(str, first["loc"]))) from None
         raise invalid(error) from None
     except TypeError as error:
         raise InvalidRequest(f"arguments must be plain values: {error}") from None
+
+
+def _with_nested_limits(args: Mapping[str, Any]) -> dict[str, Any]:
+    dotted = {name: value for name, value in args.items() if name.startswith(_LIMITS)}
+    values = {name: value for name, value in args.items() if name not in dotted}
+    if dotted:
+        nested = values.get("limits", {})
+        if not isinstance(nested, Mapping):
+            raise InvalidRequest(f"must be a mapping, got {type(nested).__name__}", field="limits")
+        values["limits"] = {**nested, **{name.removeprefix(_LIMITS): dotted[name] for name in dotted}}
+    return values
+
+
+def _all_strings(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return bool(value) and all(map(_all_strings, value.values()))
+    return isinstance(value, str)

@@ -12,6 +12,10 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
+from tandem.cluster.config import ServeConfig
+from tandem.cluster.handoff import SCHEMA
+from tandem.workers.checkpoint import resolve
+from tandem.workers.model_info import revision_of
 
 logger = logging.getLogger(__name__)
 
@@ -20,17 +24,29 @@ RETRY_S = 0.2  # after a loss, and while there is none
 TIMEOUT_S = 10.0
 
 
+def identity_of(config: ServeConfig) -> str:
+    """What a router must have in common with the workers it uses. While an application is updated there are
+    workers of the former model or version beside the new ones; mixing them would give wrong answers. Reads
+    some megabytes of the model's files.
+
+    Raises ModelLoadError.
+    """
+    return f"{SCHEMA}/{revision_of(resolve(config.model))}/{config.dtype}/{config.device}"
+
+
 class Discovery:
-    """Tells `found(replica id, actor)` of every replica at each look, and `listed(ids)` that these are
-    all. `enough` says whether there is anybody to work with meanwhile."""
+    """Tells `found(replica id, actor)` of every replica of this identity at each look, and `listed(ids)`
+    that these are all. `enough` says whether there is anybody to work with meanwhile."""
 
     def __init__(
         self,
+        identity: str,
         handle: DeploymentHandle[Any],
         found: Callable[[str, Any], None],
         enough: Callable[[], bool],
         listed: Callable[[set[str]], None] = lambda _: None,
     ) -> None:
+        self._identity = identity
         self._handle, self._found, self._listed, self._enough = handle, found, listed, enough
         self._look_now = asyncio.Event()
         self._background = Background()
@@ -56,7 +72,10 @@ class Discovery:
             except TimeoutError:
                 pass
             self._look_now.clear()
-            await self._look()
+            try:
+                await self._look()
+            except Exception:  # whatever it is: a router that no longer looks would never find a replacement
+                logger.exception("the replicas could not be listed")
 
     async def _look(self) -> None:
         try:
@@ -69,7 +88,13 @@ class Discovery:
             logger.warning("the replicas could not be listed: %r", error)
             return
         living = [answer for answer in answers if not isinstance(answer, BaseException)]
-        for replica_id, actor in living:
+        ours = {}
+        for answer in living:
+            match answer:
+                case [str(replica_id), actor, self._identity]:
+                    ours[replica_id] = actor
+                # Any other is of another model, or of a version that answers otherwise.
+        for replica_id, actor in ours.items():
             self._found(replica_id, actor)
         if len(living) == len(answers):  # one that did not answer in time may be alive
-            self._listed({replica_id for replica_id, _ in living})
+            self._listed(set(ours))

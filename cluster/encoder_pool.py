@@ -50,9 +50,11 @@ class EncoderPool:
     """Drain after step: a batch leaves whenever a replica has room and takes what has arrived by then.
     Nothing waits while an encoder idles, and under load batches grow by themselves."""
 
-    def __init__(self, config: ServeConfig, handle: DeploymentHandle[Any], router_id: str) -> None:
+    def __init__(
+        self, config: ServeConfig, identity: str, handle: DeploymentHandle[Any], router_id: str
+    ) -> None:
         self._config, self._router_id = config, router_id
-        self._discovery = Discovery(handle, self._found, lambda: bool(self._replicas), self._listed)
+        self._discovery = Discovery(identity, handle, self._found, lambda: bool(self._replicas), self._listed)
         self._replicas: dict[str, _Replica] = {}
         self._former: set[str] = set()  # ids of those that ended: Serve may still list them for a moment
         self._cache = EncoderCache(config.encoder_cache_bytes)
@@ -87,8 +89,9 @@ class EncoderPool:
         await self._background.close()
         self._cache.clear()
 
-    async def encode(self, encoder_input: EncoderInput) -> HiddenSlice:
-        """Where the hidden states of an input are. Holding the result keeps them alive.
+    async def encode(self, encoder_input: EncoderInput, order: tuple[float, int]) -> HiddenSlice:
+        """Where the hidden states of an input are. Holding the result keeps them alive. `order` is that of
+        the flight that waits for them.
 
         Raises Unavailable after the configured attempts or without any encoder, InvalidRequest where the
         encoder refuses the input.
@@ -100,11 +103,12 @@ class EncoderPool:
         job = self._jobs.get(key)
         if job is not None:
             self.counters.cache_hits += 1
+            job.order = min(job.order, order)
         elif self._closed:
             raise Unavailable("the router closes")
         else:
             self.counters.cache_misses += 1
-            job = EncodeJob(key, encoder_input.token_ids, asyncio.get_running_loop().create_future())
+            job = EncodeJob(key, encoder_input.token_ids, order, asyncio.get_running_loop().create_future())
             self._jobs[key] = job
             self._queue.put(job)
             self._send_what_fits()

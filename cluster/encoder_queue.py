@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from tandem.cluster.handoff import HiddenSlice
-
-_numbers = itertools.count()
 
 
 @dataclass(eq=False, slots=True)
@@ -17,44 +14,45 @@ class EncodeJob:
 
     key: str
     token_ids: tuple[int, ...]
+    order: tuple[float, int]  # the first in order of those who wait: see Flight
     done: asyncio.Future[HiddenSlice]
     waiters: int = 0
     attempts: int = 0
     alone: bool = False  # failed in a batch: the next try must not take others down with it
-    number: int = field(default_factory=lambda: next(_numbers))
 
 
 class EncoderQueue:
-    """Jobs in order of arrival; one that comes back keeps its place."""
+    """Jobs by priority and arrival; one that comes back keeps its place."""
 
     def __init__(self) -> None:
-        self._jobs: dict[int, EncodeJob] = {}  # by number
+        self._jobs: set[EncodeJob] = set()
         self.tokens = 0
 
     def __bool__(self) -> bool:
         return bool(self._jobs)
 
     def put(self, job: EncodeJob) -> None:
-        self._jobs[job.number] = job
+        self._jobs.add(job)
         self.tokens += len(job.token_ids)
 
     def remove(self, job: EncodeJob) -> bool:
         """Whether the job was still here."""
-        if self._jobs.pop(job.number, None) is None:
+        if job not in self._jobs:
             return False
+        self._jobs.remove(job)
         self.tokens -= len(job.token_ids)
         return True
 
     def take(self, budget_tokens: int) -> list[EncodeJob]:
-        """The next batch: the oldest job, and of the others those nearest to it in length, as far as the
-        budget goes. So kernels that work by length find few lengths, and nobody starves. A job beyond
+        """The next batch: the first job in order, and of the others those nearest to it in length, as far
+        as the budget goes. So kernels that work by length find few lengths, and nobody starves. A job beyond
         the budget goes by itself. Longest first."""
-        oldest = self._jobs[min(self._jobs)]
-        batch, left = [oldest], budget_tokens - len(oldest.token_ids)
-        if not oldest.alone:
-            length = len(oldest.token_ids)
-            others = (job for job in self._jobs.values() if job is not oldest and not job.alone)
-            for job in sorted(others, key=lambda job: (abs(len(job.token_ids) - length), job.number)):
+        first = min(self._jobs, key=lambda job: job.order)
+        batch, left = [first], budget_tokens - len(first.token_ids)
+        if not first.alone:
+            length = len(first.token_ids)
+            others = (job for job in self._jobs if job is not first and not job.alone)
+            for job in sorted(others, key=lambda job: (abs(len(job.token_ids) - length), job.order)):
                 if len(job.token_ids) > left:
                     break
                 batch.append(job)

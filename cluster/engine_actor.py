@@ -11,8 +11,6 @@ import contextlib
 import dataclasses
 import itertools
 import logging
-import os
-import socket
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -29,7 +27,7 @@ from tandem.cluster.messages import LEASE_S, HandoffTotals, StepMessage, Submiss
 from tandem.cluster.step_inbox import StepInbox
 from tandem.cluster.threads import use_cpus
 from tandem.errors import HiddenStatesLost, Unavailable
-from tandem.workers.distributed import Group
+from tandem.workers.distributed import Group, open_meeting
 from tandem.workers.engine import Engine
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 
@@ -46,7 +44,7 @@ class _Live:
 
     link: Link
     arriving: bool  # its hidden states are being fetched, the engine has not seen it yet
-    handle: int | None = None  # what the ranks call its hidden states
+    hidden: HiddenLoader | None = None  # its hidden states, since the engine has seen it
 
 
 def make_engine(config: ServeConfig, rendezvous: str) -> Engine:
@@ -63,8 +61,6 @@ class EngineActor:
     def __init__(
         self, config: ServeConfig, make: Callable[[ServeConfig, str], StepEngine] = make_engine
     ) -> None:
-        # The engine's thread may fetch again after a preemption; Ray takes that for the event loop's.
-        os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"
         self._config, self._make = config, make
         self._background = Background()
         self._shards: list[Any] = []
@@ -80,9 +76,8 @@ class EngineActor:
 
     async def rendezvous(self) -> str:
         """Where the ranks of this group can meet: they share a node."""
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            return f"tcp://127.0.0.1:{probe.getsockname()[1]}"
+        where, self._meeting = open_meeting()
+        return where
 
     async def start(self, rendezvous: str, shards: list[Any]) -> None:
         """Loads the model and begins to accept. Returns when all ranks have met.
@@ -207,8 +202,8 @@ class EngineActor:
             if live is None:  # cancelled meanwhile
                 self._unregister([handle])
                 continue
-            live.arriving, live.handle = False, handle
-            encoder = dataclasses.replace(request.encoder, hidden=HiddenLoader(handle, where, fetched))
+            live.arriving, live.hidden = False, HiddenLoader(handle, where, fetched)
+            encoder = dataclasses.replace(request.encoder, hidden=live.hidden)
             self._thread.submit(dataclasses.replace(request, encoder=encoder))
 
     def _deliver(self, deltas: list[Delta], stats: EngineStats) -> None:
@@ -221,8 +216,9 @@ class EngineActor:
             if delta.last:
                 del self._live[delta.request_id]
                 live.link.requests.discard(delta.request_id)
-                if live.handle is not None:
-                    handles.append(live.handle)
+                if live.hidden is not None:
+                    live.hidden.let_go()  # the engine may remember the request for a while
+                    handles.append(live.hidden.handle)
         self._unregister(handles)
 
     def _cancel(self, request_ids: Iterable[str]) -> None:

@@ -53,6 +53,9 @@ class EngineClient:
         self._outbox: dict[str, Submission] = {}
         self._cancelled: list[str] = []
         self._flushing = False
+        # One call at a time: the actor need not see two in the order they were sent, and a cancellation
+        # that overtakes its request is none.
+        self._exchanging = asyncio.Lock()
         self._accepting = False
         self._lost = False
         self._background = Background()
@@ -117,12 +120,12 @@ class EngineClient:
         self._flush_soon()
 
     def release(self, flight: Flight) -> None:
-        """Forgets a flight; one that has not ended is cancelled on the engine."""
+        """Forgets a flight; where the engine has not said its end, it is cancelled there."""
         request_id = self._ids.get(flight)
         if request_id is None:
             return
         self._remove(request_id)
-        if self._outbox.pop(request_id, None) is None and not flight.ended:
+        if self._outbox.pop(request_id, None) is None:
             self._cancelled.append(request_id)
             self._flush_soon()
 
@@ -166,21 +169,22 @@ class EngineClient:
             self._flushing = False
 
     async def _exchange(self) -> None:
-        outbox, self._outbox = self._outbox, {}
-        cancelled, self._cancelled = self._cancelled, []
-        try:
-            async with asyncio.timeout(SILENCE_S):
-                taken = await self._actor.submit.remote(self._link_id, list(outbox.values()), cancelled)
-        except (RayError, TimeoutError) as error:
-            if not self._lost:
-                logger.warning("engine %s does not take requests: %r", self.engine_id, error)
-            self._lost = True  # `run` sees it with the next message, or has ended
-            return
-        if not taken:
-            self._accepting = False
-            for request_id in outbox:
-                if request_id in self.flights:
-                    self._remove(request_id).displace()
+        async with self._exchanging:
+            outbox, self._outbox = self._outbox, {}
+            cancelled, self._cancelled = self._cancelled, []
+            try:
+                async with asyncio.timeout(SILENCE_S):
+                    taken = await self._actor.submit.remote(self._link_id, list(outbox.values()), cancelled)
+            except (RayError, TimeoutError) as error:
+                if not self._lost:
+                    logger.warning("engine %s does not take requests: %r", self.engine_id, error)
+                self._lost = True  # `run` sees it with the next message, or has ended
+                return
+            if not taken:
+                self._accepting = False
+                for request_id in outbox:
+                    if request_id in self.flights:
+                        self._remove(request_id).displace()
 
     async def _renew(self) -> None:
         # The first calls between two processes take ten times as long; these are nobody's.

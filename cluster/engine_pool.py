@@ -33,12 +33,12 @@ class _Waiter:
 class EnginePool:
     """One client for every engine that `describe` names, from discovery to loss."""
 
-    def __init__(self, handle: DeploymentHandle[Any], patience_s: float) -> None:
+    def __init__(self, identity: str, handle: DeploymentHandle[Any], patience_s: float) -> None:
         self._patience_s = patience_s
         self._clients: dict[str, EngineClient] = {}
         self._waiting: list[_Waiter] = []  # sorted
         self._links = Background()
-        self._discovery = Discovery(handle, self._found, lambda: self.ready)
+        self._discovery = Discovery(identity, handle, self._found, lambda: self.ready)
 
     @property
     def ready(self) -> bool:

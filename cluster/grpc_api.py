@@ -73,6 +73,7 @@ class GrpcApi:
                     request_id=arguments.request_id,
                     priority=arguments.priority,
                     timeout_s=arguments.timeout_s,
+                    **arguments.chosen,
                 )
             return score_wire.score_response(await call.score(prepared))
 
@@ -132,6 +133,7 @@ class GrpcApi:
                 request_id=arguments.request_id,
                 priority=arguments.priority,
                 timeout_s=arguments.timeout_s,
+                **arguments.chosen,
             )
         return prepared
 

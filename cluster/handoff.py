@@ -96,33 +96,29 @@ async def fetch(reference: ray.ObjectRef[PackedHidden]) -> torch.Tensor:
 
 
 class HiddenLoader:
-    """Reads one input's hidden states on a decoder rank: what `EncoderInput.hidden` is in a cluster.
+    """One input's hidden states on a decoder rank: what `EncoderInput.hidden` is in a cluster.
 
     `handle` names it among the ranks of a group: rank 0 sends it, the followers look up their own.
-    `fetched` is its whole batch, see `fetch`.
+    `fetched` is its whole batch, see `fetch`. It stays pinned in the node's store until `let_go`, because
+    after a preemption it is read again, where nothing may be waited for: a step that waits holds up every
+    request, and all ranks. It is small beside the pages made of it, which have K and V of every layer.
     """
 
-    __slots__ = ("_fetched", "_slice", "handle")
+    __slots__ = ("_rows", "handle")
 
     def __init__(self, handle: int, where: HiddenSlice, fetched: torch.Tensor) -> None:
         self.handle = handle
-        self._slice = where
-        self._fetched: torch.Tensor | None = fetched
+        self._rows: torch.Tensor | None = fetched[where.start : where.stop]
 
     def __call__(self) -> torch.Tensor:
-        """[length, d_model], read-only: to be dropped after use, it pins the object in the store. The
-        first call gives what was fetched before, later ones (after a preemption) fetch again.
+        """[length, d_model], read-only. Raises HiddenStatesLost after `let_go`."""
+        if self._rows is None:
+            raise HiddenStatesLost("read after its request has ended")
+        return self._rows
 
-        Raises HiddenStatesLost.
-        """
-        fetched, self._fetched = self._fetched, None
-        if fetched is not None:
-            return fetched[self._slice.start : self._slice.stop]
-        try:
-            packed = ray.get(self._slice.reference, timeout=FETCH_TIMEOUT_S)
-        except RayError as error:
-            raise lost(error) from None
-        return unpack(packed)[self._slice.start : self._slice.stop]
+    def let_go(self) -> None:
+        """To be called when the request has ended."""
+        self._rows = None
 
 
 def lost(error: BaseException) -> HiddenStatesLost:

@@ -37,7 +37,7 @@ def build_app(service: Service) -> FastAPI:
         """{"text" or "prompt": str, "model"?: str} → {"tokens": [int], "count": int, "max_model_len": int}:
         an encoder input, special tokens included."""
         with service.call("http", "tokenize") as call:
-            body = await read_json(request, service.config.limits.message_bytes)
+            body = await read_json(request, service.config.limits)
             model = body.pop("model", None)
             if model is not None and not isinstance(model, str):
                 raise InvalidRequest("must be a string", field="model")

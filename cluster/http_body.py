@@ -12,25 +12,27 @@ from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
-from tandem.errors import Cancelled, InvalidRequest, RequestTooLarge
+from tandem.errors import Cancelled, DeadlineExceeded, InvalidRequest, RequestTooLarge
+from tandem.limits import Limits
 
 T = TypeVar("T")
 
 
-async def read_json(request: Request, limit: int) -> dict[str, Any]:
-    """The body, a JSON object. Raises InvalidRequest, or RequestTooLarge beyond `limit` bytes."""
+async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
+    """The body, a JSON object. Raises InvalidRequest, RequestTooLarge beyond `limits.message_bytes`,
+    DeadlineExceeded beyond `limits.body_s`."""
     if _media_type(request) != "application/json":
         raise InvalidRequest("must be application/json", field="content-type")
-    return _object(await _read(request, limit))
+    return _object(await _read(request, limits))
 
 
-async def read_json_or_form(request: Request, limit: int) -> dict[str, Any]:
+async def read_json_or_form(request: Request, limits: Limits) -> dict[str, Any]:
     """The body, a JSON object or a URL-encoded form, whose repeated fields become lists."""
     media_type = _media_type(request)
     if media_type == "application/json":
-        return _object(await _read(request, limit))
+        return _object(await _read(request, limits))
     if media_type == "application/x-www-form-urlencoded":
-        return _form(await _read(request, limit))
+        return _form(await _read(request, limits))
     raise InvalidRequest(
         "must be application/json or application/x-www-form-urlencoded", field="content-type"
     )
@@ -60,17 +62,21 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _read(request: Request, limit: int) -> bytes:
-    """As much as is announced or sent, but never more than `limit` bytes."""
+async def _read(request: Request, limits: Limits) -> bytes:
+    """As much as is announced or sent, within the limits."""
+    limit = limits.message_bytes
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise RequestTooLarge(f"the body has {announced} bytes, the limit is {limit}")
     body = bytearray()
     try:
-        async for chunk in request.stream():
-            body += chunk
-            if len(body) > limit:
-                raise RequestTooLarge(f"the body has more than {limit} bytes")
+        async with asyncio.timeout(limits.body_s):
+            async for chunk in request.stream():
+                body += chunk
+                if len(body) > limit:
+                    raise RequestTooLarge(f"the body has more than {limit} bytes")
+    except TimeoutError:
+        raise DeadlineExceeded(f"the body has not arrived within {limits.body_s:g} s") from None
     except ClientDisconnect:
         raise Cancelled("the client has gone") from None
     return bytes(body)

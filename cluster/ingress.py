@@ -11,6 +11,7 @@ from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.direct_ingress import reuse_http_port
+from tandem.cluster.discovery import identity_of
 from tandem.cluster.grpc_api import GrpcApi
 from tandem.cluster.http_api import build_app
 from tandem.cluster.router import Router
@@ -33,7 +34,8 @@ class Ingress(GrpcApi):
         if config.ingress_mode == "direct":
             reuse_http_port()
         frontend = await asyncio.to_thread(_load, config)
-        self._router = Router(config, encoder, decoder)
+        identity = await asyncio.to_thread(identity_of, config)
+        self._router = Router(config, identity, encoder, decoder)
         await self._router.start()
         replica = serve.get_replica_context().replica_id.unique_id
         self._service = Service(config, frontend, self._router, replica)
@@ -41,6 +43,10 @@ class Ingress(GrpcApi):
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this once the constructor is done."""
         return build_app(self._service)
+
+    async def drain(self) -> None:
+        """Refuses new requests; returns when those that are here have ended. For `launch`."""
+        await self._router.drain()
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica stops, after its requests have ended or their grace is over."""

@@ -17,12 +17,15 @@ from typing import Any
 
 import ray
 from ray import serve as ray_serve
+from ray.exceptions import RayError
 from ray.serve._private.constants import SERVE_LOGGER_NAME
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from tandem.cluster.app import SUPERVISOR_CPUS, application, decided
+from tandem.cluster import grpc_address
+from tandem.cluster.app import INGRESS, SUPERVISOR_CPUS, application, decided
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.endpoints import Endpoints, read_endpoints, serving
 from tandem.errors import InvalidRequest, Unavailable
@@ -31,6 +34,7 @@ logger = logging.getLogger(__name__)
 
 APPLICATION = "tandem"
 POLL_S = 0.1
+HANDLE_S = 5.0  # for a new handle to learn of the replicas
 # One replica in direct mode listens on the first port of its range, further ones on the next. Ray gives
 # its own workers ports from 10002 on.
 DIRECT_PORTS = 100
@@ -38,6 +42,11 @@ _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's workers run at nice 15 otherwise, and anything else on the machine would go first.
     "RAY_worker_niceness": "0",
+}
+# What decides in direct mode whether and where the ingress replicas listen.
+_LISTENING = {
+    "RAY_SERVE_ENABLE_DIRECT_INGRESS",
+    *(f"RAY_SERVE_DIRECT_INGRESS_{end}_{kind}_PORT" for end in ("MIN", "MAX") for kind in ("HTTP", "GRPC")),
 }
 GRPC_SERVICES = [
     "tandem.rpc.add_inference_service",
@@ -49,7 +58,8 @@ GRPC_SERVICES = [
 def serve(config: ServeConfig, *, address: str | None = None) -> Iterator[RunningCluster]:
     """Everything, from nothing to a server that answers; on leaving, running requests end first.
 
-    `address` joins a Ray cluster that runs already. Raises ModelLoadError, InvalidRequest, Unavailable.
+    `address` joins a Ray cluster that runs already; its processes must have been started with what
+    `_serve_settings` says. Raises ModelLoadError, InvalidRequest, Unavailable.
     """
     with RunningCluster(config, address=address) as cluster:
         cluster.deploy(config)
@@ -72,6 +82,8 @@ class RunningCluster:
         if self._started_ray:
             _start_ray(config, address)
         try:
+            if address is not None and config.ingress_mode == "direct":
+                _refuse_other_ports(config, _listening_of_workers())
             self._started_serve = not _serve_runs()
             if self._started_serve:
                 _start_serve(config)
@@ -122,6 +134,7 @@ class RunningCluster:
         """Ends the application, if there is one, after its running requests."""
         if self._config is None:
             return
+        _drain_ingress(self._config.drain_timeout_s)
         ray_serve.delete(APPLICATION, _blocking=False)
         # Serve ends the replicas by force then; a moment more for it to notice.
         deadline = time.monotonic() + self._config.drain_timeout_s + 30
@@ -150,7 +163,7 @@ class RunningCluster:
 @contextlib.contextmanager
 def ray_alone(address: str | None = None) -> Iterator[None]:
     """Ray without Serve, for work that is done elsewhere: on this machine, or the cluster at `address`."""
-    _init_ray("127.0.0.1", address, _RAY_SETTINGS)
+    _init_ray(address, _RAY_SETTINGS)
     try:
         yield
     finally:
@@ -163,18 +176,17 @@ def _start_ray(config: ServeConfig, address: str | None) -> None:
     if address is None:
         for field in ("http_port", "grpc_port"):
             _refuse_used_port(config.host, getattr(config, field), field)
-    _init_ray(config.host, address, _serve_settings(config))
+    _init_ray(address, _serve_settings(config))
 
 
-def _init_ray(host: str, address: str | None, settings: Mapping[str, str]) -> None:
+def _init_ray(address: str | None, settings: Mapping[str, str]) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is not None:
         ray.init(address=address, **quiet)
         return
-    # A server that only this machine may reach keeps Ray's own ports to it, too.
-    if host == "127.0.0.1":
-        quiet["_node_ip_address"] = host
     with _environment(settings):  # Ray's processes inherit it
+        # Ray's own ports are open to other machines, whatever address it is given, but unless RAY_AUTH_MODE
+        # says otherwise they ask for a token: `ray.init` makes one, for this user, where there is none.
         ray.init("local", include_dashboard=False, **quiet)
 
 
@@ -188,7 +200,11 @@ def _serve_settings(config: ServeConfig) -> dict[str, str]:
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
         # Read before our own limit is looked at, and it bounds answers as well.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(4 * config.limits.message_bytes),
+        **grpc_address.settings(config.host),
     }
+    if min(config.encoder_cpus, config.decoder_cpus) < 1:
+        # Workers that share cores: one whose threads spin while they wait takes the cores from the others.
+        settings["OMP_WAIT_POLICY"] = "passive"
     if config.ingress_mode == "direct":
         settings |= {
             "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
@@ -208,6 +224,22 @@ def _serve_settings(config: ServeConfig) -> dict[str, str]:
     return settings
 
 
+def _listening_of_workers() -> dict[str, str | None]:
+    """What a process of the cluster that is joined finds in its environment."""
+    read: Any = ray.remote(num_cpus=0)(lambda: {name: os.environ.get(name) for name in _LISTENING})
+    return dict(ray.get(read.remote()))
+
+
+def _refuse_other_ports(config: ServeConfig, theirs: Mapping[str, str | None]) -> None:
+    """The ingress replicas would not listen at all, or where nobody expects them."""
+    for name, value in _serve_settings(config).items():
+        if name in _LISTENING and theirs.get(name) != value:
+            raise InvalidRequest(
+                f"direct: the cluster's processes need {name}={value}, theirs is {theirs.get(name)}",
+                field="ingress_mode",
+            )
+
+
 def _serve_runs() -> bool:
     return _get_global_client(raise_if_no_controller_running=False) is not None
 
@@ -224,6 +256,27 @@ def _start_serve(config: ServeConfig) -> None:
             port=grpc_port, grpc_servicer_functions=GRPC_SERVICES, enable_reflection=False
         ),
     )
+
+
+def _drain_ingress(timeout_s: float) -> None:
+    """Has the ingress end its requests and refuse others, for as long as there are engines and encoders to
+    end them: Serve stops all deployments of an application at the same moment."""
+    status = _status()
+    if status is None or status.status not in (ApplicationStatus.RUNNING, ApplicationStatus.UNHEALTHY):
+        return  # it serves nobody
+    handle = ray_serve.get_deployment_handle(INGRESS, APPLICATION)
+    learned = time.monotonic() + HANDLE_S
+    answers: list[Any] = []
+    while not answers:
+        try:
+            answers = handle.broadcast("drain").results(timeout_s=timeout_s, return_exceptions=True)
+        except (RayServeException, RayError, TimeoutError) as error:
+            if not isinstance(error, DeploymentUnavailableError) or time.monotonic() > learned:
+                answers = [error]
+            time.sleep(POLL_S)
+    for answer in answers:
+        if isinstance(answer, Exception):
+            logger.warning("an ingress replica stops without having drained: %r", answer)
 
 
 def _status() -> ApplicationStatusOverview | None:

@@ -36,6 +36,7 @@ class WireDelta(NamedTuple):
     error: TandemError | None
     queued_s: float | None
     hypotheses: list[Hypothesis] | None
+    prompt_logprobs: list[TokenLogprobs] | None
 
 
 class HandoffTotals(NamedTuple):
@@ -65,4 +66,5 @@ def to_wire(delta: Delta) -> tuple[object, ...]:
         delta.error,
         delta.queued_s,
         delta.hypotheses,
+        delta.prompt_logprobs,
     )

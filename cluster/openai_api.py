@@ -1,6 +1,7 @@
 """OpenAI's completions and models, for encoder-decoder models: `prompt` is the encoder's, and the extra
-field `decoder_prompt` begins the answer. Beside OpenAI's parameters, all of `SamplingParams` hold, or of
-`BeamSearchParams` where one of its own is given."""
+field `decoder_prompt` begins the answer, `source_language`, `target_language` and `task` choose what the
+model does. Beside OpenAI's parameters, all of `SamplingParams` hold, or of `BeamSearchParams` where one of
+its own is given."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from tandem.cluster.event_stream import EventStream
 from tandem.cluster.http_body import read_json, unless_disconnected
 from tandem.cluster.service import Call, Piece, Service
 from tandem.errors import InvalidRequest
-from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt
+from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt
 from tandem.params import Params, SamplingParams, invalid, params_of
 from tandem.workers.assembler import PreparedRequest
 
@@ -56,6 +57,15 @@ class _Body(BaseModel):
     user: str | None = None  # OpenAI's, for its monitoring of abuse; of no effect here
     priority: int = 0  # see Frontend.prepare
     timeout_s: float | None = None
+    source_language: str | None = None
+    target_language: str | None = None
+    task: str | None = None
+
+    @property
+    def chosen(self) -> Chosen:
+        return Chosen(
+            source_language=self.source_language, target_language=self.target_language, task=self.task
+        )
 
 
 def routes(service: Service) -> APIRouter:
@@ -65,8 +75,9 @@ def routes(service: Service) -> APIRouter:
     async def completions(request: Request) -> Response:
         async with AsyncExitStack() as resources:
             call = resources.enter_context(service.call("http", "completions"))
-            body = _parse(await read_json(request, service.config.limits.message_bytes))
-            params = _params(body, beams=service.frontend.info.defaults.beams)
+            body = _parse(await read_json(request, service.config.limits))
+            choice = service.frontend.tasks.choose(**body.chosen)
+            params = _params(body, beams=choice.defaults.beams)
             prepared = await _prepare(service, call, request, body, params)
             shape = CompletionShape(service.model.id, service.frontend.vocabulary, prepared, params)
             if not body.stream:
@@ -106,6 +117,7 @@ async def _prepare(
             request_id=request.headers.get("x-request-id"),
             priority=body.priority,
             timeout_s=body.timeout_s,
+            **body.chosen,
         )
     except InvalidRequest as error:
         raise InvalidRequest(error.message, field=_FIELDS.get(error.field or "", error.field)) from None

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,16 +44,23 @@ class Router:
     """Turns requests into streams of deltas. Lives in one event loop."""
 
     def __init__(
-        self, config: ServeConfig, encoder: DeploymentHandle[Any] | None, decoder: DeploymentHandle[Any]
+        self,
+        config: ServeConfig,
+        identity: str,
+        encoder: DeploymentHandle[Any] | None,
+        decoder: DeploymentHandle[Any],
     ) -> None:
+        """`identity` is that of the workers to be used: see `discovery.identity_of`."""
         self._config = config
-        self._encoders = EncoderPool(config, encoder, uuid.uuid4().hex[:8]) if encoder is not None else None
-        self._engines = EnginePool(decoder, config.replica_wait_s)
+        self._encoders = (
+            None if encoder is None else EncoderPool(config, identity, encoder, uuid.uuid4().hex[:8])
+        )
+        self._engines = EnginePool(identity, decoder, config.replica_wait_s)
         self._staging = Staging(
             config.staged_encoder_tokens, config.replica_wait_s, lambda: self._engines.ready
         )
         self._flights: set[Flight] = set()
-        self._closed = False
+        self._accepting = True
         self._resubmitted = 0
         self._generated_tokens = 0
 
@@ -63,51 +71,87 @@ class Router:
             await self._encoders.start()
         await self._engines.start()
 
+    async def drain(self) -> None:
+        """Refuses new requests; returns when those that are here have ended."""
+        self._accepting = False
+        while self._flights:
+            await asyncio.sleep(0.05)
+
     async def close(self) -> None:
         """Ends all requests with Unavailable and detaches."""
-        self._closed = True
-        for flight in self._flights:
+        self._accepting = False
+        for flight in list(self._flights):
             flight.fail(Unavailable("the server shuts down"))
         if self._encoders is not None:
             await self._encoders.close()
         await self._engines.close()
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]:
-        """The request's deltas: each has all tokens since the one before, however slowly they are read,
-        and the last has a `finish_reason`. The request's `timeout_s` counts from here.
-
-        Close the generator or cancel its task to cancel the request. Raises Overloaded before anything
-        is done; Unavailable where workers are missing for too long or keep failing; InvalidRequest where
-        the engine refuses.
-        """
-        if self._closed:
+    def check_room(self, sequences: int = 1) -> None:
+        """Raises Overloaded where not so many more would be accepted now, Unavailable where none would."""
+        if not self._accepting:
             raise Unavailable("the server shuts down")
-        limits = self._config.limits
-        if len(self._flights) >= limits.queued_requests:
-            raise Overloaded(f"{limits.queued_requests} sequences are in work already; try again later")
-        timeout_s = limits.timeout_s if request.timeout_s is None else request.timeout_s
-        flight = Flight(request, asyncio.get_running_loop().time() + timeout_s)
-        self._flights.add(flight)
+        limit, there = self._config.limits.queued_requests, len(self._flights)
+        if there + sequences > limit:
+            raise Overloaded(
+                f"{there} sequences are in work and {sequences} more exceed {limit}; try again later"
+            )
+
+    @contextmanager
+    def accept(self, requests: Sequence[EngineRequest]) -> Iterator[list[Flight]]:
+        """Accepts all of the requests, each for one call of `deltas`, or none. Their `timeout_s` counts from
+        here; on leaving, those that have not ended are cancelled. Raises as `check_room`."""
+        self.check_room(len(requests))
+        now = asyncio.get_running_loop().time()
+        flights = []
+        for request in requests:
+            timeout_s = self._config.limits.timeout_s if request.timeout_s is None else request.timeout_s
+            flights.append(Flight(request, now + timeout_s, self._flights.discard))
+        self._flights.update(flights)
+        try:
+            yield flights
+        finally:
+            for flight in flights:
+                flight.close()
+
+    async def deltas(
+        self, flight: Flight, gather_s: Callable[[], float] = lambda: 0.0
+    ) -> AsyncGenerator[Delta]:
+        """What has been accepted: each delta has all tokens since the one before, however slowly they are
+        read, and the last has a `finish_reason`. Between one and the next tokens gather for `gather_s()`
+        seconds; the last comes at once.
+
+        Close the generator or cancel its task to cancel the request. Raises Unavailable where workers are
+        missing for too long or keep failing; InvalidRequest where the engine refuses.
+        """
+        loop, taken_at = asyncio.get_running_loop(), 0.0
         try:
             while True:
-                delta = await flight.take()
+                delta = await flight.take(taken_at + gather_s() if taken_at else 0.0)
                 if delta is None:
                     await self._place(flight)
                     continue
                 if delta.error is not None:
                     raise delta.error
+                taken_at = loop.time()
                 self._generated_tokens += len(delta.token_ids)
                 self._generated_tokens += sum(len(found.token_ids) for found in delta.hypotheses or ())
                 yield delta
                 if delta.last:
                     return
         finally:
-            self._flights.discard(flight)
             flight.close()
+
+    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]:
+        """Accepts one request; its deltas."""
+        with self.accept([request]) as [flight]:
+            async with aclosing(self.deltas(flight)) as deltas:
+                async for delta in deltas:
+                    yield delta
 
     async def ready(self) -> bool:
         """Whether a request sent now would find an encoder and an engine."""
-        return self._engines.ready and (self._encoders is None or self._encoders.replicas > 0)
+        encoders = self._encoders is None or self._encoders.replicas > 0
+        return self._accepting and self._engines.ready and encoders
 
     def stats(self) -> RouterStats:
         encoders = self._encoders
@@ -142,7 +186,7 @@ class Router:
                         self._encoders.forget(flight.hidden)
                         flight.hidden, flight.hidden_lost = None, False
                     if flight.hidden is None:
-                        flight.hidden = await self._encoders.encode(flight.request.encoder)
+                        flight.hidden = await self._encoders.encode(flight.request.encoder, flight.order)
                 await self._engines.submit(flight)
         except TimeoutError:
             flight.expire()

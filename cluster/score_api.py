@@ -28,6 +28,9 @@ class _Body(BaseModel):
     model: str | None = None
     priority: int = 0  # see Frontend.prepare
     timeout_s: float | None = None
+    source_language: str | None = None
+    target_language: str | None = None
+    task: str | None = None
 
 
 def routes(service: Service) -> APIRouter:
@@ -36,10 +39,11 @@ def routes(service: Service) -> APIRouter:
     @router.post("/score")
     async def score(request: Request) -> Response:
         """{"prompt": text or ids, "targets": [text or ids], "decoder_prompt"?, "model"?, "priority"?,
-        "timeout_s"?} → for each target its ids, their log-probabilities and the sum."""
+        "timeout_s"?, "source_language"?, "target_language"?, "task"?} → for each
+        target its ids, their log-probabilities and the sum."""
         with service.call("http", "score") as call:
             try:
-                body = _Body.model_validate(await read_json(request, service.config.limits.message_bytes))
+                body = _Body.model_validate(await read_json(request, service.config.limits))
             except ValidationError as error:
                 raise invalid(error) from None
             work = _score(call, body, request.headers.get("x-request-id"))
@@ -63,6 +67,9 @@ async def _score(call: Call, body: _Body, request_id: str | None) -> ScoreOutput
             request_id=request_id,
             priority=body.priority,
             timeout_s=body.timeout_s,
+            source_language=body.source_language,
+            target_language=body.target_language,
+            task=body.task,
         )
     except InvalidRequest as error:
         ours = {"": "prompt", "encoder_prompt": "prompt", "request_id": "x-request-id"}

@@ -6,16 +6,17 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import aclosing
+from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar
+from typing import Final, Protocol, TypeVar, Unpack
 
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.flight import Flight
 from tandem.cluster.health import Health, Workers
 from tandem.cluster.metrics import Metrics, Observation
 from tandem.cluster.metrics import Protocol as WireProtocol
 from tandem.errors import DeadlineExceeded, InvalidRequest
-from tandem.inputs import Prompt, SingletonPrompt
+from tandem.inputs import Chosen, Prompt, SingletonPrompt
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params
 from tandem.wire import ServedModel
@@ -32,12 +33,15 @@ _MESSAGES_PER_S: Final = 2000.0
 _LONGEST_GATHER_S: Final = 0.05  # and this is how long tokens wait for company at most
 _TOKENIZER_THREADS: Final = 2
 _UNSENT: Final = 16  # deltas of a call with several samples that may wait for a slow client
+_UNREAD_S: Final = 10.0  # beyond a call's deadline, for its client to read what there is
 
 
 class Router(Workers, Protocol):
     """What the service needs of `cluster.router.Router`; tests have their own."""
 
-    def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]: ...
+    def check_room(self, sequences: int = 1) -> None: ...
+    def accept(self, requests: Sequence[EngineRequest]) -> AbstractContextManager[list[Flight]]: ...
+    def deltas(self, flight: Flight, gather_s: Callable[[], float] = ...) -> AsyncGenerator[Delta]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +75,10 @@ class Service:
         """Begins a client's call; use it in a `with` statement."""
         return Call(self, Observation(self.metrics, protocol, method))
 
+    def check_room(self) -> None:
+        """Raises Overloaded, Unavailable where no request would be accepted now."""
+        self._router.check_room()
+
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Runs tokenizer work, which would hold up the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -79,56 +87,81 @@ class Service:
         self, prepared: Sequence[PreparedRequest], assemblers: Sequence[Assembler]
     ) -> AsyncGenerator[Piece]:
         """All samples of all prompts, side by side. Close it to cancel what has not ended."""
-        streams = [
-            self._sample(number, index, sample, assembler)
-            for number, (request, assembler) in enumerate(zip(prepared, assemblers, strict=True))
-            for index, sample in enumerate(request.samples)
-        ]
-        async with aclosing(streams[0] if len(streams) == 1 else _merge(streams)) as merged:
-            async for piece in merged:
-                yield piece
+        samples = [sample for request in prepared for sample in request.samples]
+        with self._router.accept(samples) as flights:
+            places = (
+                (number, index, assembler)
+                for number, (request, assembler) in enumerate(zip(prepared, assemblers, strict=True))
+                for index in range(len(request.samples))
+            )
+            streams = [self._sample(flight, *place) for flight, place in zip(flights, places, strict=True)]
+            async with aclosing(streams[0] if len(streams) == 1 else _merge(streams)) as merged:
+                async for piece in merged:
+                    yield piece
 
-    async def end(self, request: EngineRequest) -> Delta:
-        """The last delta of a request that delivers at its end only."""
-        async with aclosing(self._router.generate(request)) as deltas:
+    async def ends(self, requests: Sequence[EngineRequest]) -> list[Delta]:
+        """The last deltas of requests that deliver at their ends only. The first error ends them all."""
+        with self._router.accept(requests) as flights:
+            try:
+                async with asyncio.TaskGroup() as group:
+                    tasks = [group.create_task(self._end(flight)) for flight in flights]
+            except BaseExceptionGroup as errors:
+                raise errors.exceptions[0] from None
+            return [task.result() for task in tasks]
+
+    async def _end(self, flight: Flight) -> Delta:
+        async with aclosing(self._router.deltas(flight)) as deltas:
             delta = await anext(deltas)
         if delta.queued_s is not None:
             self.metrics.queue.observe(delta.queued_s)
         return delta
 
     async def _sample(
-        self, number: int, index: int, sample: EngineRequest, assembler: Assembler
+        self, flight: Flight, number: int, index: int, assembler: Assembler
     ) -> AsyncGenerator[Piece]:
         self._live += 1
         try:
-            async with aclosing(self._router.generate(sample)) as deltas:
+            async with aclosing(self._router.deltas(flight, self._gather_s)) as deltas:
                 async for delta in deltas:
-                    taken = time.monotonic()
                     if delta.queued_s is not None:
                         self.metrics.queue.observe(delta.queued_s)
                     for piece in assembler.push(delta):
                         yield Piece(number, piece)
                     if delta.last or assembler.stopped(index):
                         return
-                    # What comes meanwhile gathers in the router and is the next delta.
-                    gather_s = min(_LONGEST_GATHER_S, self._live / _MESSAGES_PER_S)
-                    if (left_s := taken + gather_s - time.monotonic()) > 0:
-                        await asyncio.sleep(left_s)
         finally:
             self._live -= 1
 
+    def _gather_s(self) -> float:
+        return min(_LONGEST_GATHER_S, self._live / _MESSAGES_PER_S)
+
 
 class Call:
-    """One call of a client: one or more prompts, validated together and answered together."""
+    """One call of a client: one or more prompts, validated together and answered together.
+
+    The task that enters it is cancelled where it is still here some time after the call's deadline: its
+    answer is there by then, and nobody takes it.
+    """
 
     def __init__(self, service: Service, observation: Observation) -> None:
         self._service, self._observation = service, observation
+        self._limit: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Call:
+        self._task = asyncio.current_task()
         return self
 
     def __exit__(self, *raised: object) -> None:
+        if self._limit is not None:
+            self._limit.cancel()
         self._observation.__exit__(*raised)  # type: ignore[arg-type]
+
+    def _prepared(self, request_id: str, timeout_s: float | None) -> None:
+        self._observation.request_id = request_id
+        if self._limit is None and self._task is not None:
+            longest_s = self._service.config.limits.timeout_s if timeout_s is None else timeout_s
+            loop = asyncio.get_running_loop()
+            self._limit = loop.call_later(longest_s + _UNREAD_S, self._task.cancel)
 
     async def prepare(
         self,
@@ -139,10 +172,11 @@ class Call:
         request_id: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
-        source_language: str | None = None,
-        target_language: str | None = None,
+        **chosen: Unpack[Chosen],
     ) -> list[PreparedRequest]:
-        """Validates and tokenizes. Raises InvalidRequest, ModelNotFound: see `Frontend.prepare`."""
+        """Validates and tokenizes, where there is room for the work. Raises InvalidRequest, ModelNotFound:
+        see `Frontend.prepare`; Overloaded, Unavailable."""
+        self._service.check_room()
         frontend = self._service.frontend
 
         def prepare() -> list[PreparedRequest]:
@@ -157,8 +191,7 @@ class Call:
                             request_id=request_id,
                             priority=priority,
                             timeout_s=timeout_s,
-                            source_language=source_language,
-                            target_language=target_language,
+                            **chosen,
                         )
                     )
                 except InvalidRequest as error:
@@ -167,7 +200,7 @@ class Call:
             return prepared
 
         prepared = await self._service.in_thread(prepare)
-        self._observation.request_id = prepared[0].request_id
+        self._prepared(prepared[0].request_id, timeout_s)
         return prepared
 
     async def prepare_score(
@@ -179,8 +212,10 @@ class Call:
         request_id: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        **chosen: Unpack[Chosen],
     ) -> PreparedScore:
-        """Validates and tokenizes. Raises InvalidRequest, ModelNotFound: see `Frontend.prepare_score`."""
+        """Likewise: see `Frontend.prepare_score`."""
+        self._service.check_room()
         frontend = self._service.frontend
         prepared = await self._service.in_thread(
             lambda: frontend.prepare_score(
@@ -190,20 +225,16 @@ class Call:
                 request_id=request_id,
                 priority=priority,
                 timeout_s=timeout_s,
+                **chosen,
             )
         )
-        self._observation.request_id = prepared.request_id
+        self._prepared(prepared.request_id, timeout_s)
         return prepared
 
     async def score(self, prepared: PreparedScore) -> ScoreOutput:
-        """All targets' scores. The first error ends them all."""
-        try:
-            async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._service.end(target)) for target in prepared.targets]
-        except BaseExceptionGroup as errors:
-            raise errors.exceptions[0] from None
+        """All targets' scores."""
+        ends = await self._service.ends(prepared.targets)
         self._observation.accepted(len(prepared.encoder_prompt_token_ids))
-        ends = (task.result() for task in tasks)
         return prepared.output({end.request_id: end for end in ends})
 
     async def tokenize(self, text: str, *, field: str, model: str | None = None) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import threading
 from concurrent.futures import Future
 
@@ -18,7 +17,6 @@ class ShardActor:
     """An async actor; the follower is made and runs in a thread of its own."""
 
     def __init__(self, config: ServeConfig, rank: int) -> None:
-        os.environ["RAY_WARN_BLOCKING_GET_INSIDE_ASYNC"] = "0"  # see EngineActor
         self._config, self._rank = config, rank
         self._made: Future[None] = Future()
         self._ended: Future[None] = Future()

@@ -16,6 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.discovery import identity_of
 from tandem.errors import InternalError
 
 logger = logging.getLogger(__name__)
@@ -34,6 +35,7 @@ class Supervisor:
 
     def __init__(self, config: ServeConfig) -> None:
         self._config = config
+        self._identity = identity_of(config)
         self._id = uuid.uuid4().hex[:8]
         self._group: list[Any] = []
         self._progress: Any = None  # what the first actor said at the last health check
@@ -59,9 +61,10 @@ class Supervisor:
         ).remote(*args)
         self._group.append(actor)
 
-    async def describe(self) -> tuple[str, Any]:
-        """For routers: this replica's id, which a replacement does not share, and its first actor."""
-        return self._id, self._group[0]
+    async def describe(self) -> tuple[str, Any, str]:
+        """For routers: this replica's id, which a replacement does not share, its first actor, and what a
+        router must have in common with it."""
+        return self._id, self._group[0], self._identity
 
     async def check_health(self) -> None:
         """Serve's health check, of which the first is part of starting and may take its time.

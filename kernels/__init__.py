@@ -3,30 +3,43 @@
 Each function runs its Triton kernel on CUDA tensors and its plain PyTorch twin on all others; the twin in
 reference.py says what it computes. Triton is imported on the first CUDA call, so machines without it work.
 
+The hot ops of decoding have more ways on the CPU: cpu_ops.py, compiled when Tandem is installed with a compiler
+at hand; without it cpu_decode.py, which reference.py takes for the paged attention of steps with few rows.
+linear.py holds the matrix products, whose weights are laid out for the CPU.
+
 No module here is named like a function: importing it would replace the function in this namespace.
 """
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
-from tandem.kernels import reference
+from tandem.kernels import cpu_ops, reference
 from tandem.kernels.groups import RowGroups
+from tandem.kernels.linear import Linear
+from tandem.kernels.reference import soft_capped
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
+from tandem.kernels.summaries import Blocks, Summaries
 
 __all__ = [
+    "Blocks",
+    "Linear",
     "RowGroups",
+    "Summaries",
     "add_layer_norm",
     "add_rms_norm",
     "encoder_attention",
     "gated_gelu",
     "layer_norm",
+    "merge_attention",
     "paged_beam_attention",
     "paged_cross_attention",
     "paged_self_attention",
     "relative_bias_table",
     "rms_norm",
     "rotary",
+    "soft_capped",
     "windowed_bias_table",
     "write_kv",
 ]
@@ -38,6 +51,8 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         from tandem.kernels import triton_ops
 
         return triton_ops.rms_norm(x, weight, eps)
+    if cpu_ops.takes(x, weight):
+        return cpu_ops.add_rms_norm(x, None, weight, eps)[0]
     return reference.rms_norm(x, weight, eps)
 
 
@@ -47,6 +62,8 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
         from tandem.kernels import triton_ops
 
         return triton_ops.add_rms_norm(x, residual, weight, eps)
+    if cpu_ops.takes(x, residual, weight):
+        return cpu_ops.add_rms_norm(x, residual, weight, eps)
     return reference.add_rms_norm(x, residual, weight, eps)
 
 
@@ -84,13 +101,18 @@ def encoder_attention(
     max_length: int,
     bias_table: Tensor | None,
     scale: float,
+    windowed: bool = False,
+    summaries: Summaries | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
-    """Bidirectional attention within packed sequences, q, k, v [N, H, D], with a bias by distance."""
+    """Bidirectional attention within packed sequences, q [N, H, D], k and v [N, G, D], with a bias by
+    distance, which may hide what is far; and over keys that stand for blocks."""
+    inputs = q, k, v, cu_seqlens, max_length, bias_table, scale, windowed, summaries, softcap
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
-        return triton_ops.encoder_attention(q, k, v, cu_seqlens, max_length, bias_table, scale)
-    return reference.encoder_attention(q, k, v, cu_seqlens, max_length, bias_table, scale)
+        return triton_ops.encoder_attention(*inputs)
+    return reference.encoder_attention(*inputs)
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
@@ -99,6 +121,8 @@ def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tens
         from tandem.kernels import triton_ops
 
         triton_ops.write_kv(k, v, k_pages, v_pages, slots)
+    elif cpu_ops.takes(k, v) and cpu_ops.takes_pages(k_pages):
+        cpu_ops.write_kv(k, v, k_pages, v_pages, slots)
     else:
         reference.write_kv(k, v, k_pages, v_pages, slots)
 
@@ -112,15 +136,21 @@ def paged_self_attention(
     groups: RowGroups,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the newest rows of each sequence over its paged keys."""
+    inputs = q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale, softcap, sums
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
-        return triton_ops.paged_self_attention(
-            q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale
-        )
-    return reference.paged_self_attention(q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale)
+        return triton_ops.paged_self_attention(*inputs)
+    if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages, groups):
+        return cpu_ops.paged_attention(
+            q, k_pages, v_pages, page_table, lengths, groups.cu_rows, bias_table, scale, softcap, sums,
+            causal=True,
+        )  # fmt: skip
+    return reference.paged_self_attention(*inputs)
 
 
 def paged_beam_attention(
@@ -131,13 +161,22 @@ def paged_beam_attention(
     lengths: Tensor,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Attention of each beam's newest row over its history, whose keys are anywhere in the pages."""
+    inputs = q, k_pages, v_pages, cells, lengths, bias_table, scale, softcap, sums
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
-        return triton_ops.paged_beam_attention(q, k_pages, v_pages, cells, lengths, bias_table, scale)
-    return reference.paged_beam_attention(q, k_pages, v_pages, cells, lengths, bias_table, scale)
+        return triton_ops.paged_beam_attention(*inputs)
+    if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages):
+        cu_rows = torch.arange(len(q) + 1, dtype=torch.int32)
+        return cpu_ops.paged_attention(
+            q, k_pages, v_pages, cells, lengths, cu_rows, bias_table, scale, softcap, sums, causal=True,
+            by_cell=True,
+        )  # fmt: skip
+    return reference.paged_beam_attention(*inputs)
 
 
 def paged_cross_attention(
@@ -148,10 +187,23 @@ def paged_cross_attention(
     lengths: Tensor,
     groups: RowGroups,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Attention of every row of a sequence over all its paged keys."""
+    inputs = q, k_pages, v_pages, page_table, lengths, groups, scale, softcap, sums
     if q.is_cuda:
         from tandem.kernels import triton_ops
 
-        return triton_ops.paged_cross_attention(q, k_pages, v_pages, page_table, lengths, groups, scale)
-    return reference.paged_cross_attention(q, k_pages, v_pages, page_table, lengths, groups, scale)
+        return triton_ops.paged_cross_attention(*inputs)
+    if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages, groups):
+        return cpu_ops.paged_attention(
+            q, k_pages, v_pages, page_table, lengths, groups.cu_rows, None, scale, softcap, sums,
+            causal=False,
+        )  # fmt: skip
+    return reference.paged_cross_attention(*inputs)
+
+
+def merge_attention(one: Tensor, one_sums: Tensor, other: Tensor, other_sums: Tensor) -> Tensor:
+    """Two attentions [N, H, D] of the same queries as one over the keys of both, by their `sums` [N, H]."""
+    return reference.merge_attention(one, one_sums, other, other_sums)

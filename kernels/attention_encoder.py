@@ -11,6 +11,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from tandem.kernels.attention_paged import soft_capped
+from tandem.kernels.summaries import Summaries
+
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 # (block of queries, block of keys, warps, stages), by the bytes of an element and the padded head dim. The
@@ -67,6 +70,7 @@ def _tiles(
     scale,
     NEAR: tl.constexpr,
     LEFT: tl.constexpr,
+    CAP: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_M: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -82,7 +86,7 @@ def _tiles(
         k = tl.load(k_ptr + keys.to(tl.int64)[:, None] * k_stride + dims[None, :], mask=inside, other=0.0)
         if UPCAST:
             k = k.to(tl.float32)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * scale
+        scores = soft_capped(tl.dot(q, tl.trans(k), input_precision="ieee") * scale, CAP)
         if NEAR:
             tile = (start - row) // BLOCK_N + LEFT
             cell = (tile * BLOCK_M + tl.arange(0, BLOCK_M))[:, None] * BLOCK_N + tl.arange(0, BLOCK_N)[
@@ -106,6 +110,53 @@ def _tiles(
 
 
 @triton.jit
+def _summaries(
+    acc,
+    total,
+    top,
+    q,
+    k_ptr,
+    v_ptr,
+    k_stride,
+    v_stride,
+    table_ptr,
+    own,
+    count,
+    scale,
+    REACH: tl.constexpr,
+    CAP: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """Goes on with the online softmax over the keys of blocks, the bias gathered: they are few."""
+    dims = tl.arange(0, BLOCK_D)
+    for start in range(0, count, BLOCK_N):
+        keys = start + tl.arange(0, BLOCK_N)
+        live = keys < count
+        inside = live[:, None] & (dims < DIM)[None, :]
+        k = tl.load(k_ptr + keys.to(tl.int64)[:, None] * k_stride + dims[None, :], mask=inside, other=0.0)
+        if UPCAST:
+            k = k.to(tl.float32)
+        scores = soft_capped(tl.dot(q, tl.trans(k), input_precision="ieee") * scale, CAP)
+        distance = keys[None, :] - own[:, None]
+        distance = tl.minimum(tl.maximum(distance, -REACH), REACH) + REACH
+        scores += tl.load(table_ptr + distance) * LOG2_E
+        scores = tl.where(live[None, :], scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, axis=1))
+        weights = tl.exp2(scores - new_top[:, None])
+        shrink = tl.exp2(top - new_top)
+        v = tl.load(v_ptr + keys.to(tl.int64)[:, None] * v_stride + dims[None, :], mask=inside, other=0.0)
+        if UPCAST:
+            v = v.to(tl.float32)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        total = total * shrink + tl.sum(weights, axis=1)
+        top = new_top
+    return acc, total, top
+
+
+@triton.jit
 def _encoder_attention_kernel(
     q_ptr,
     k_ptr,
@@ -114,15 +165,26 @@ def _encoder_attention_kernel(
     cu_seqlens_ptr,
     table_ptr,
     tiles_ptr,
+    summary_k_ptr,
+    summary_v_ptr,
+    cu_summaries_ptr,
+    summary_table_ptr,
     q_stride,
     k_stride,
     v_stride,
+    summary_k_stride,
+    summary_v_stride,
     scale,
     HEADS: tl.constexpr,
     REACH: tl.constexpr,
     LEFT: tl.constexpr,
     TILES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    WINDOWED: tl.constexpr,
+    SUMMARIZED: tl.constexpr,  # tokens that a summary stands for; 0: there are none
+    SUMMARY_REACH: tl.constexpr,
+    CAP: tl.constexpr,
+    GROUP: tl.constexpr,  # heads of q that share one of k and v
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
     BLOCK_M: tl.constexpr,
@@ -143,8 +205,9 @@ def _encoder_attention_kernel(
     q = tl.load(q_ptr + tokens[:, None] * q_stride + head * DIM + dims[None, :], mask=inside, other=0.0)
     if UPCAST:
         q = q.to(tl.float32)
-    k_ptr += begin * k_stride + head * DIM
-    v_ptr += begin * v_stride + head * DIM
+    shared = head // GROUP * DIM
+    k_ptr += begin * k_stride + shared
+    v_ptr += begin * v_stride + shared
     scale *= LOG2_E
 
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
@@ -157,22 +220,34 @@ def _encoder_attention_kernel(
         right = tl.minimum(row + (TILES - LEFT) * BLOCK_N, tl.cdiv(length, BLOCK_N) * BLOCK_N)
         before = tl.load(table_ptr) * LOG2_E
         after = tl.load(table_ptr + 2 * REACH) * LOG2_E
-        acc, total, top = _tiles(
-            acc, total, top, q, k_ptr, v_ptr, k_stride, v_stride, tiles_ptr, before, row, 0, left,
-            length, scale, False, LEFT, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
-        )  # fmt: skip
+        if not WINDOWED:
+            acc, total, top = _tiles(
+                acc, total, top, q, k_ptr, v_ptr, k_stride, v_stride, tiles_ptr, before, row, 0, left,
+                length, scale, False, LEFT, CAP, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
+            )  # fmt: skip
         acc, total, top = _tiles(
             acc, total, top, q, k_ptr, v_ptr, k_stride, v_stride, tiles_ptr, 0.0, row, left, right,
-            length, scale, True, LEFT, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
+            length, scale, True, LEFT, CAP, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
         )  # fmt: skip
-        acc, total, top = _tiles(
-            acc, total, top, q, k_ptr, v_ptr, k_stride, v_stride, tiles_ptr, after, row, right, length,
-            length, scale, False, LEFT, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
-        )  # fmt: skip
+        if not WINDOWED:
+            acc, total, top = _tiles(
+                acc, total, top, q, k_ptr, v_ptr, k_stride, v_stride, tiles_ptr, after, row, right, length,
+                length, scale, False, LEFT, CAP, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
+            )  # fmt: skip
     else:
         acc, total, top = _tiles(
             acc, total, top, q, k_ptr, v_ptr, k_stride, v_stride, tiles_ptr, 0.0, row, 0, length,
-            length, scale, False, LEFT, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
+            length, scale, False, LEFT, CAP, DIM, BLOCK_M, BLOCK_D, BLOCK_N, UPCAST,
+        )  # fmt: skip
+    if SUMMARIZED:
+        skipped = tl.load(cu_summaries_ptr + tl.program_id(2)).to(tl.int64)
+        count = (tl.load(cu_summaries_ptr + tl.program_id(2) + 1) - skipped).to(tl.int32)
+        acc, total, top = _summaries(
+            acc, total, top, q, summary_k_ptr + skipped * summary_k_stride + shared,
+            summary_v_ptr + skipped * summary_v_stride + shared, summary_k_stride, summary_v_stride,
+            summary_table_ptr + head * (2 * SUMMARY_REACH + 1),
+            tl.minimum(queries // SUMMARIZED, count - 1), count, scale,
+            SUMMARY_REACH, CAP, DIM, BLOCK_D, BLOCK_N, UPCAST,
         )  # fmt: skip
     acc = acc / total[:, None]
     out = out_ptr + (tokens[:, None] * HEADS + head) * DIM + dims[None, :]
@@ -187,6 +262,9 @@ def encoder_attention(
     max_length: int,
     bias_table: Tensor | None,
     scale: float,
+    windowed: bool = False,
+    summaries: Summaries | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     tokens, heads, dim = q.shape
     out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
@@ -218,6 +296,9 @@ def encoder_attention(
             num_warps=4,
             enable_fp_fusion=True,
         )
+    more = [None] * 4 if summaries is None else [
+        summaries.k, summaries.v, summaries.cu_seqlens, summaries.bias_table
+    ]  # fmt: skip
     grid = (triton.cdiv(max_length, block_m), heads, cu_seqlens.shape[0] - 1)
     _encoder_attention_kernel[grid](
         q,
@@ -227,15 +308,23 @@ def encoder_attention(
         cu_seqlens,
         bias_table,
         bias_tiles,
+        *more,
         q.stride(0),
         k.stride(0),
         v.stride(0),
+        0 if summaries is None else summaries.k.stride(0),
+        0 if summaries is None else summaries.v.stride(0),
         scale,
         HEADS=heads,
         REACH=reach,
         LEFT=left,
         TILES=tiles,
         HAS_BIAS=bias_table is not None,
+        WINDOWED=windowed,
+        SUMMARIZED=0 if summaries is None else summaries.block,
+        SUMMARY_REACH=0 if summaries is None else summaries.bias_table.shape[1] // 2,
+        CAP=softcap or 0.0,
+        GROUP=heads // k.shape[1],
         DIM=dim,
         BLOCK_D=block_d,
         BLOCK_M=block_m,

@@ -7,7 +7,7 @@ the parts. Grids and strides depend on host numbers only and lengths are read on
 launch stays right when the lengths change.
 """
 
-from functools import cache
+import math
 
 import torch
 import triton
@@ -15,13 +15,11 @@ import triton.language as tl
 from torch import Tensor
 
 from tandem.kernels.groups import RowGroups
+from tandem.kernels.splits import choose_splits
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
-# Keys per tile, and the fewest keys that are worth a program of their own.
-BLOCK_N = 64
-MIN_SPLIT = 256
-MAX_SPLITS = 32
+BLOCK_N = 64  # keys per tile
 
 
 @triton.jit
@@ -65,6 +63,14 @@ def _cells(
 
 
 @triton.jit
+def soft_capped(scores, CAP: tl.constexpr):
+    """``CAP tanh(scores / CAP)``, of scores in powers of 2; 0: as they are."""
+    if CAP != 0.0:
+        scores = (2.0 * tl.sigmoid(scores * (2.0 / (CAP * LOG2_E))) - 1.0) * (CAP * LOG2_E)
+    return scores
+
+
+@triton.jit
 def _store(
     out_ptr,
     top_ptr,
@@ -77,10 +83,12 @@ def _store(
     valid,
     HEADS: tl.constexpr,
     SPLITS: tl.constexpr,
+    SUMS: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Rows [B] of one split: the answer itself when there is one split, else a part and its log-sum-exp."""
+    """Rows [B] of one split: the answer itself when there is one split, else a part and its log-sum-exp,
+    which SUMS asks for in either case."""
     dims = tl.arange(0, BLOCK_D)
     # No key was seen: the answer is zero.
     denominator = tl.where(total == 0.0, 1.0, total)
@@ -88,7 +96,7 @@ def _store(
     cell = (rows.to(tl.int64) * HEADS + head) * SPLITS + split
     inside = valid[:, None] & (dims < DIM)[None, :]
     tl.store(out_ptr + cell[:, None] * DIM + dims[None, :], acc.to(out_ptr.dtype.element_ty), mask=inside)
-    if SPLITS > 1:
+    if SPLITS > 1 or SUMS:
         tl.store(
             top_ptr + cell, tl.where(total == 0.0, float("-inf"), top + tl.log2(denominator)), mask=valid
         )
@@ -111,7 +119,10 @@ def _one_row_kernel(
     HEADS: tl.constexpr,
     REACH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    CAP: tl.constexpr,
+    GROUP: tl.constexpr,  # heads of q that share one of k and v
     SPLITS: tl.constexpr,
+    SUMS: tl.constexpr,
     PAGE: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -134,11 +145,13 @@ def _one_row_kernel(
     top = float("-inf")
     first, last = _span(visible, split, SPLITS, BLOCK_N)
     for start in range(first, last, BLOCK_N):
-        cells, keys, live = _cells(pages_ptr, start, last, head, HEADS, PAGE, DIM, BLOCK_N, BY_CELL)
+        cells, keys, live = _cells(
+            pages_ptr, start, last, head // GROUP, HEADS // GROUP, PAGE, DIM, BLOCK_N, BY_CELL
+        )
         offsets = cells[:, None] + dims[None, :]
         inside = live[:, None] & (dims < DIM)[None, :]
         k = tl.load(k_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
-        scores = tl.sum(k * q[None, :], axis=1)
+        scores = soft_capped(tl.sum(k * q[None, :], axis=1), CAP)
         if HAS_BIAS:
             distance = tl.minimum(visible - 1 - keys, REACH)
             scores += tl.load(bias_ptr + head * (REACH + 1) + distance, mask=live, other=0.0) * LOG2_E
@@ -152,7 +165,7 @@ def _one_row_kernel(
         top = new_top
     one = tl.arange(0, 1)
     _store(out_ptr, top_ptr, acc[None, :], total + tl.zeros([1], tl.float32), top + tl.zeros([1], tl.float32),
-           row + one, head, split, one == 0, HEADS, SPLITS, DIM, BLOCK_D)  # fmt: skip
+           row + one, head, split, one == 0, HEADS, SPLITS, SUMS, DIM, BLOCK_D)  # fmt: skip
 
 
 @triton.jit
@@ -173,8 +186,11 @@ def _row_block_kernel(
     HEADS: tl.constexpr,
     REACH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    CAP: tl.constexpr,
+    GROUP: tl.constexpr,
     CAUSAL: tl.constexpr,
     SPLITS: tl.constexpr,
+    SUMS: tl.constexpr,
     PAGE: tl.constexpr,
     DIM: tl.constexpr,
     BLOCK_D: tl.constexpr,
@@ -212,13 +228,15 @@ def _row_block_kernel(
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
     first, last = _span(visible, split, SPLITS, BLOCK_N)
     for start in range(first, last, BLOCK_N):
-        cells, keys, live = _cells(pages_ptr, start, last, head, HEADS, PAGE, DIM, BLOCK_N, False)
+        cells, keys, live = _cells(
+            pages_ptr, start, last, head // GROUP, HEADS // GROUP, PAGE, DIM, BLOCK_N, False
+        )
         offsets = cells[:, None] + dims[None, :]
         inside = live[:, None] & (dims < DIM)[None, :]
         k = tl.load(k_ptr + offsets, mask=inside, other=0.0)
         if UPCAST:
             k = k.to(tl.float32)
-        scores = tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E)
+        scores = soft_capped(tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E), CAP)
         seen = valid[:, None] & live[None, :]
         if CAUSAL:
             distance = queries[:, None] - keys[None, :]
@@ -238,13 +256,15 @@ def _row_block_kernel(
         acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
         total = total * shrink + tl.sum(weights, axis=1)
         top = new_top
-    _store(out_ptr, top_ptr, acc, total, top, begin + rows, head, split, valid, HEADS, SPLITS, DIM, BLOCK_D)
+    _store(out_ptr, top_ptr, acc, total, top, begin + rows, head, split, valid, HEADS, SPLITS, SUMS, DIM,
+           BLOCK_D)  # fmt: skip
 
 
 @triton.jit
 def _merge_kernel(
-    parts_ptr, tops_ptr, out_ptr, SPLITS: tl.constexpr, DIM: tl.constexpr, BLOCK_D: tl.constexpr
-):
+    parts_ptr, tops_ptr, out_ptr, sums_ptr, SPLITS: tl.constexpr, SUMS: tl.constexpr, DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
     """One row and head per program: the parts, weighted by their shares of the softmax's denominator."""
     cell = tl.program_id(0).to(tl.int64)
     splits = tl.arange(0, SPLITS)
@@ -260,6 +280,8 @@ def _merge_kernel(
     )
     out = tl.sum(parts * shares[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
     tl.store(out_ptr + cell * DIM + dims, out.to(out_ptr.dtype.element_ty), mask=dims < DIM)
+    if SUMS:
+        tl.store(sums_ptr + cell, top + tl.log2(total))
 
 
 def paged_self_attention(
@@ -271,8 +293,11 @@ def paged_self_attention(
     groups: RowGroups,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
-    return _launch(q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale, causal=True)
+    inputs = q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale
+    return _launch(*inputs, softcap, sums, causal=True)
 
 
 def paged_beam_attention(
@@ -283,10 +308,12 @@ def paged_beam_attention(
     lengths: Tensor,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     cu_rows = torch.arange(q.shape[0] + 1, dtype=torch.int32, device=q.device)
-    groups = RowGroups(cu_rows, 1)
-    return _launch(q, k_pages, v_pages, cells, lengths, groups, bias_table, scale, causal=True, by_cell=True)
+    inputs = q, k_pages, v_pages, cells, lengths, RowGroups(cu_rows, 1), bias_table, scale
+    return _launch(*inputs, softcap, sums, causal=True, by_cell=True)
 
 
 def paged_cross_attention(
@@ -297,8 +324,11 @@ def paged_cross_attention(
     lengths: Tensor,
     groups: RowGroups,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
-    return _launch(q, k_pages, v_pages, page_table, lengths, groups, None, scale, causal=False)
+    inputs = q, k_pages, v_pages, page_table, lengths, groups, None, scale
+    return _launch(*inputs, softcap, sums, causal=False)
 
 
 def _launch(
@@ -310,6 +340,9 @@ def _launch(
     groups: RowGroups,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
+    *,
     causal: bool,
     splits: int | None = None,
     by_cell: bool = False,
@@ -321,7 +354,8 @@ def _launch(
         return out
     assert q.stride()[1:] == (dim, 1)
     assert page_table.stride(1) == 1
-    assert k_pages.shape[1] == heads
+    assert heads % k_pages.shape[1] == 0
+    assert sums is None or sums.is_contiguous()
     assert all(pages.is_contiguous() for pages in (k_pages, v_pages))
     assert bias_table is None or (bias_table.is_contiguous() and bias_table.dtype == torch.float32)
     page = k_pages.shape[2]
@@ -332,8 +366,8 @@ def _launch(
     sequences = lengths.shape[0]
     if splits is None:
         capacity = page_table.shape[1] * (1 if by_cell else page)
-        splits = _choose_splits(q.device, rows, sequences, heads, capacity)
-    parts, tops = out, None
+        splits = choose_splits(q.device, rows, sequences, heads, capacity)
+    parts, tops = out, sums
     if splits > 1:
         parts = torch.empty((rows, heads, splits, dim), dtype=torch.float32, device=q.device)
         tops = torch.empty((rows, heads, splits), dtype=torch.float32, device=q.device)
@@ -343,6 +377,9 @@ def _launch(
         "HEADS": heads,
         "REACH": 0 if bias_table is None else bias_table.shape[1] - 1,
         "HAS_BIAS": bias_table is not None,
+        "CAP": softcap or 0.0,
+        "GROUP": heads // k_pages.shape[1],
+        "SUMS": sums is not None,
         "SPLITS": splits,
         "PAGE": page,
         "DIM": dim,
@@ -370,24 +407,9 @@ def _launch(
         )
     if splits > 1:
         _merge_kernel[(rows * heads,)](
-            parts, tops, out, SPLITS=splits, DIM=dim, BLOCK_D=block_d, num_warps=1, enable_fp_fusion=True
-        )
+            parts, tops, out, sums, SPLITS=splits, SUMS=sums is not None, DIM=dim, BLOCK_D=block_d,
+            num_warps=1, enable_fp_fusion=True,
+        )  # fmt: skip
+    if sums is not None:
+        sums.mul_(math.log(2.0))
     return out
-
-
-def _choose_splits(device: torch.device, rows: int, sequences: int, heads: int, capacity: int) -> int:
-    """Enough programs for two per multiprocessor. capacity: the most keys a page table's row can name."""
-    programs = max(rows, sequences) * heads
-    splits = 1
-    while (
-        splits < MAX_SPLITS
-        and programs * splits < 2 * _processors(device)
-        and capacity >= 2 * splits * MIN_SPLIT
-    ):
-        splits *= 2
-    return splits
-
-
-@cache
-def _processors(device: torch.device) -> int:
-    return torch.cuda.get_device_properties(device).multi_processor_count if device.type == "cuda" else 1

@@ -29,6 +29,11 @@ with warnings.catch_warnings():
     torch.sparse_csr_tensor([0, 1], [0], [0.0], size=(1, 1))
 
 
+def reads_in_place(pages: Tensor) -> bool:
+    """Whether `decode_attention` takes pages like these."""
+    return pages.device.type == "cpu" and pages.dtype == torch.float32
+
+
 @dataclass(frozen=True)
 class Rows:
     """Query rows and what each of them sees: all that is shared by the layers of a step.
@@ -46,7 +51,7 @@ class _Part:
     """Rows of similar lengths and the cells they see. n rows, H heads, padded to t cells each.
 
     rows: int64 [n], or None for all rows in order.
-    cells: int32 [H n t], cell (page H + head) P + offset of each key, ordered by head, row, position.
+    cells: int32 [H n t], cell (page G + shared head) P + offset of each key, ordered by head, row, position.
     starts: int32 [H n + 1], 0, t, 2t, ...
     distance: int32 [n, t], how far a key lies before the row's last visible one; negative on padding.
     padded: whether there is any padding.
@@ -85,7 +90,7 @@ class _Part:
 class _Plan:
     rows: Rows
     page_table: Tensor
-    shape: tuple[int, int]
+    shape: tuple[int, int, int]  # heads of the queries, heads and positions of a page
     by_cell: bool
     parts: list[_Part]
 
@@ -104,37 +109,55 @@ def decode_attention(
     rows: Rows,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
     *,
     by_cell: bool = False,
 ) -> Tensor:
-    """q: float32 [N, H, D]; k_pages, v_pages: float32 [pages, H, P, D]; page_table: int32 [S, M];
-    bias_table: float32 [H, R + 1] or None, by distance from a row's last visible key. Returns [N, H, D].
+    """q: [N, H, D]; k_pages, v_pages: float32 [pages, G, P, D], of which H / G heads of q share one;
+    page_table: int32 [S, M]; bias_table: float32 [H, R + 1] or None, by distance from a row's last visible
+    key. Returns [N, H, D] in q's dtype, and in `sums` [N, H] the logarithm of the softmax's denominator.
 
     by_cell: the table names each key's place, page P + offset, instead of each page.
     """
-    shape = (k_pages.shape[1], k_pages.shape[2])
+    shape = (q.shape[1], k_pages.shape[1], k_pages.shape[2])
     parts = _plan(rows, page_table, shape, by_cell)
+    dtype, q = q.dtype, q.float()
     if len(parts) == 1:
-        return _attend(q, k_pages, v_pages, parts[0], bias_table, scale)
+        out, logs = _attend(q, k_pages, v_pages, parts[0], bias_table, scale, softcap, sums is not None)
+        if sums is not None and logs is not None:
+            sums.copy_(logs)
+        return out.to(dtype)
     out = torch.empty_like(q)
     for part in parts:
-        out[part.rows] = _attend(q[part.rows], k_pages, v_pages, part, bias_table, scale)
-    return out
+        out[part.rows], logs = _attend(
+            q[part.rows], k_pages, v_pages, part, bias_table, scale, softcap, sums is not None
+        )
+        if sums is not None and logs is not None:
+            sums[part.rows] = logs
+    return out.to(dtype)
 
 
 def _attend(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, part: _Part, bias_table: Tensor | None, scale: float
-) -> Tensor:
+    q: Tensor, k_pages: Tensor, v_pages: Tensor, part: _Part, bias_table: Tensor | None, scale: float,
+    softcap: float | None, with_sums: bool,
+) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     n, heads, dim = q.shape
     keys = k_pages.view(-1, dim).t()
-    # The scores replace the bias in this tensor.
-    bias = part.bias(bias_table, heads).clone()
+    bias = part.bias(bias_table, heads)
+    # The scores replace the bias in this tensor; where they are capped it is added behind.
+    values = bias.clone() if softcap is None else torch.zeros_like(bias)
     size = (heads * n, keys.shape[1])
-    scores = torch.sparse_csr_tensor(part.starts, part.cells, bias, size=size, check_invariants=False)
+    scores = torch.sparse_csr_tensor(part.starts, part.cells, values, size=size, check_invariants=False)
     # Where the index has a cell: bias + scale (q . key).
     queries = q.transpose(0, 1).reshape(heads * n, dim)
     torch.sparse.sampled_addmm(scores, queries, keys, beta=1.0, alpha=scale, out=scores)
-    weights = scores.values().view(heads * n, -1).softmax(-1).view(-1)
+    values = scores.values()
+    if softcap is not None:
+        values.div_(softcap).tanh_().mul_(softcap).add_(bias)
+    rows = values.view(heads * n, -1)
+    logs = rows.logsumexp(-1).view(heads, n).t() if with_sums else None
+    weights = rows.softmax(-1).view(-1)
     out = F.embedding_bag(
         part.cells,
         v_pages.view(-1, dim),
@@ -144,10 +167,10 @@ def _attend(
         include_last_offset=True,
     )
     out = out.view(heads, n, dim).transpose(0, 1).contiguous()
-    return out if part.blind is None else out.masked_fill_(part.blind, 0.0)
+    return (out if part.blind is None else out.masked_fill_(part.blind, 0.0)), logs
 
 
-def _plan(rows: Rows, page_table: Tensor, shape: tuple[int, int], by_cell: bool) -> list[_Part]:
+def _plan(rows: Rows, page_table: Tensor, shape: tuple[int, int, int], by_cell: bool) -> list[_Part]:
     for plan in tuple(_recent):  # another thread may append meanwhile
         same = plan.rows == rows and plan.shape == shape and plan.by_cell == by_cell
         if same and torch.equal(plan.page_table, page_table):
@@ -170,24 +193,24 @@ def _split(rows: list[int], visible: list[int]) -> list[list[int]]:
 
 
 def _build(
-    selected: list[int], rows: Rows, page_table: Tensor, shape: tuple[int, int], by_cell: bool
+    selected: list[int], rows: Rows, page_table: Tensor, shape: tuple[int, int, int], by_cell: bool
 ) -> _Part:
-    heads, size = shape
+    heads, shared, size = shape
     page_table = page_table.to(torch.int32)
     sequences = [rows.sequences[r] for r in selected]
     lengths = [rows.visible[r] for r in selected]
     n, longest = len(selected), max(1, *lengths)
     if sequences != list(range(page_table.shape[0])):
         page_table = page_table[sequences]
-    head_offset, cell = _cells(heads, size)
+    head_offset, cell = _cells(*shape)
     visible = torch.tensor(lengths, dtype=torch.int32).unsqueeze(1)
     distance = visible - torch.arange(1, longest + 1, dtype=torch.int32)
     if by_cell:
         places = page_table[:, :longest]
-        cells = places // size * (heads * size) + places % size
+        cells = places // size * (shared * size) + places % size
     else:
         pages = page_table[:, : -(-longest // size)]
-        cells = ((pages * (heads * size)).unsqueeze(-1) + cell).view(n, -1)[:, :longest]
+        cells = ((pages * (shared * size)).unsqueeze(-1) + cell).view(n, -1)[:, :longest]
     padded = min(lengths) < longest
     if padded:
         cells = torch.where(distance < 0, cells[:, :1], cells)
@@ -202,7 +225,8 @@ def _build(
 
 
 @lru_cache(maxsize=16)
-def _cells(heads: int, size: int) -> tuple[Tensor, Tensor]:
-    """A page's cells: the offset of each head [H, 1, 1] and of each position [P]."""
-    head_offset = torch.arange(0, heads * size, size, dtype=torch.int32).view(heads, 1, 1)
-    return head_offset, torch.arange(size, dtype=torch.int32)
+def _cells(heads: int, shared: int, size: int) -> tuple[Tensor, Tensor]:
+    """A page's cells: the offset of what each of the queries' heads reads [H, 1, 1], and of each position
+    [P]."""
+    head_offset = torch.arange(heads, dtype=torch.int32) // (heads // shared) * size
+    return head_offset.view(heads, 1, 1), torch.arange(size, dtype=torch.int32)

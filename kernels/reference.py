@@ -9,11 +9,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tandem.kernels.cpu_decode import Rows, decode_attention
+from tandem.kernels.cpu_decode import Rows, decode_attention, reads_in_place
 from tandem.kernels.groups import RowGroups
+from tandem.kernels.summaries import Summaries
 
 # Up to this many query rows of a sequence read K and V in place; from there on a dense copy pays.
 FEW_ROWS = 8
+# Of a windowed attention at a time: fewer do not pay for their operators.
+_FEWEST_QUERIES = 64
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -81,41 +84,88 @@ def encoder_attention(
     max_length: int,
     bias_table: Tensor | None,
     scale: float,
+    windowed: bool = False,
+    summaries: Summaries | None = None,
+    softcap: float | None = None,
 ) -> Tensor:
     """``softmax(scale q k^T + bias) v`` within each sequence, every position seeing every other.
 
-    q, k, v: [N, H, D], the sequences packed one after another; cu_seqlens: int32 [S + 1] of their borders;
-    max_length: the longest; bias_table: float32 [H, 2R + 1] or None, the bias at
-    ``clamp(key - query, -R, R) + R``. Returns [N, H, D] in q's dtype.
+    q: [N, H, D]; k, v: [N, G, D], of which H / G heads of q share one, the sequences packed one after
+    another; cu_seqlens: int32 [S + 1] of their borders; max_length: the longest; bias_table: float32
+    [H, 2R + 1] or None, the bias at ``clamp(key - query, -R, R) + R``. windowed: the table's ends hide the
+    keys, so those R or more positions away need not be read, and the cost is O(N R). summaries: more keys
+    and values, which all positions of a sequence see. softcap: see `soft_capped`. Returns [N, H, D] in q's
+    dtype.
     """
-    bias = None if bias_table is None else _toeplitz(bias_table, max_length)
-    parts, start = [], 0
+    width, beyond, bias = max_length, 0, None  # queries at a time, and how far from them their keys lie
+    if bias_table is not None:
+        reach = bias_table.shape[1] // 2
+        if windowed and max_length > 2 * reach:
+            width, beyond = max(reach, _FEWEST_QUERIES), reach - 1
+        bias = _band(bias_table, min(width, max_length), beyond)
+    side = None if summaries is None else summaries.cu_seqlens.tolist()
+    parts, start, sequence = [], 0, 0
     # Neighbours of equal length run together; padding the others to one batch is slower than one by one.
     for length, run in groupby(b - a for a, b in pairwise(cu_seqlens.tolist())):
         count = len(list(run))
-        rows = slice(start, start + count * length)
-        start = rows.stop
-        if length:
-            shape = (count, length, *q.shape[1:])
-            mask = None if bias is None else bias[:, :length, :length]
-            parts.append(_sdpa(q[rows].view(shape), k[rows].view(shape), v[rows].view(shape), mask, scale))
+        rows, sequences = slice(start, start + count * length), slice(sequence, sequence + count)
+        start, sequence = rows.stop, sequences.stop
+        if not length:
+            continue
+        qs, ks, vs = (x[rows].unflatten(0, (count, length)).transpose(1, 2) for x in (q, k, v))
+        more = None
+        if summaries is not None and side is not None:
+            own = slice(side[sequences.start], side[sequences.stop])
+            more = [x[own].unflatten(0, (count, -1)).transpose(1, 2) for x in (summaries.k, summaries.v)]
+        out = []
+        for first in range(0, length, width):
+            queries = slice(first, min(first + width, length))
+            keys = slice(max(0, first - beyond), min(length, queries.stop + beyond))
+            mask = None
+            if bias is not None:
+                skipped = keys.start - (first - beyond)
+                mask = bias[:, : queries.stop - first, skipped : skipped + keys.stop - keys.start]
+            k_, v_ = ks[:, :, keys], vs[:, :, keys]
+            if summaries is not None and more is not None and more[0].shape[2]:
+                to_summaries = summaries.bias(torch.arange(queries.start, queries.stop), length)
+                if mask is None:
+                    mask = to_summaries.new_zeros(*to_summaries.shape[:2], k_.shape[2])
+                mask = torch.cat([mask, to_summaries], dim=-1)
+                k_, v_ = torch.cat([k_, more[0]], dim=2), torch.cat([v_, more[1]], dim=2)
+            out.append(_sdpa(qs[:, :, queries], k_, v_, mask, scale, softcap))
+        parts.append((out[0] if len(out) == 1 else torch.cat(out, dim=2)).transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """q, k, v: [S, T, H, D]; bias: float32 [H, T, T] or None; returns [S T, H, D]."""
-    mask = None if bias is None else bias.to(q.dtype)[None]
-    q, k, v = (x.transpose(1, 2) for x in (q, k, v))
-    out = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale)
-    return out.transpose(1, 2).flatten(0, 1)
+def soft_capped(scores: Tensor, cap: float | None) -> Tensor:
+    """``cap tanh(scores / cap)``, before the bias is added, as in Gemma 2 (2024); None: as they are."""
+    return scores if cap is None else (scores / cap).tanh_().mul_(cap)
+
+
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, cap: float | None) -> Tensor:
+    """q: [S, H, n, D]; k, v: [S, G, T, D]; bias: float32 [H, n, T] or None; returns [S, H, n, D]."""
+    if cap is None:
+        mask = None if bias is None else bias.to(q.dtype)[None]
+        shared = q.shape[1] != k.shape[1]
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=shared)
+    k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
+    scores = soft_capped(torch.matmul(q, k.transpose(2, 3)).float().mul_(scale), cap)
+    if bias is not None:
+        scores += bias
+    return torch.matmul(scores.softmax(-1).to(q.dtype), v)
+
+
+def _band(table: Tensor, length: int, beyond: int) -> Tensor:
+    """[H, 2R + 1] by distance -> [H, length, length + 2 beyond], entry (i, j) at distance j - beyond - i."""
+    reach, width = table.shape[1] // 2, length + 2 * beyond
+    distance = torch.arange(1 - length - beyond, length + beyond, device=table.device).clamp_(-reach, reach)
+    # Row i of the matrix is the window that starts at length - 1 - i.
+    return table.index_select(1, distance + reach).unfold(1, width, 1).flip(1)
 
 
 def _toeplitz(table: Tensor, length: int) -> Tensor:
     """[H, 2R + 1] by distance -> [H, length, length], entry (i, j) at distance j - i."""
-    reach = table.shape[1] // 2
-    distance = torch.arange(1 - length, length, device=table.device).clamp_(-reach, reach)
-    # Row i of the matrix is the window that starts at length - 1 - i.
-    return table.index_select(1, distance + reach).unfold(1, length, 1).flip(1)
+    return _band(table, length, 0)
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
@@ -143,16 +193,21 @@ def paged_self_attention(
     groups: RowGroups,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Causal attention of the newest rows of each sequence over its paged keys.
 
-    q: [N, H, D]; k_pages, v_pages: [pages, H, P, D]; page_table: int32 [S, M], entries past a sequence's
-    pages are any valid page; lengths: int32 [S], the keys of each sequence, those of these rows included.
-    Row r of the n rows of sequence s sees its first ``lengths[s] - n + r + 1`` keys. bias_table: float32
-    [H, R + 1] or None, the bias at ``min(query - key, R)``. Returns [N, H, D] in q's dtype; a row that sees
-    no key is zero.
+    q: [N, H, D]; k_pages, v_pages: [pages, G, P, D], of which H / G heads of q share one; page_table: int32
+    [S, M], entries past a sequence's pages are any valid page; lengths: int32 [S], the keys of each sequence,
+    those of these rows included. Row r of the n rows of sequence s sees its first
+    ``lengths[s] - n + r + 1`` keys. bias_table: float32 [H, R + 1] or None, the bias at
+    ``min(query - key, R)``. softcap: see `soft_capped`. sums: float32 [N, H], into which the logarithm of
+    the softmax's denominator goes, for `merge_attention`. Returns [N, H, D] in
+    q's dtype; a row that sees no key is zero.
     """
-    return _paged_attention(q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale, causal=True)
+    inputs = q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale
+    return _paged_attention(*inputs, softcap, sums, causal=True)
 
 
 def paged_cross_attention(
@@ -163,9 +218,12 @@ def paged_cross_attention(
     lengths: Tensor,
     groups: RowGroups,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Attention of every row of a sequence over all its paged keys; shapes as in paged_self_attention."""
-    return _paged_attention(q, k_pages, v_pages, page_table, lengths, groups, None, scale, causal=False)
+    inputs = q, k_pages, v_pages, page_table, lengths, groups, None, scale
+    return _paged_attention(*inputs, softcap, sums, causal=False)
 
 
 def paged_beam_attention(
@@ -176,28 +234,38 @@ def paged_beam_attention(
     lengths: Tensor,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None = None,
+    sums: Tensor | None = None,
 ) -> Tensor:
     """Attention of each beam's newest row over its history, which lies scattered over its ancestors' pages.
 
     cells: int32 [N, M], the place of each of a row's keys, page * P + offset; entries past its length are any
     valid place. Otherwise as paged_self_attention with one row a sequence. q: [N, H, D]; lengths: int32 [N].
     """
-    if q.dtype == k_pages.dtype == torch.float32 and q.device.type == "cpu":
+    if reads_in_place(k_pages):
         rows = Rows(list(range(q.shape[0])), lengths.tolist())
-        return decode_attention(q, k_pages, v_pages, cells, rows, bias_table, scale, by_cell=True)
+        return decode_attention(
+            q, k_pages, v_pages, cells, rows, bias_table, scale, softcap, sums, by_cell=True
+        )
     size = k_pages.shape[2]
     cells = cells[:, : int(lengths.max())].long()
     distance = lengths.unsqueeze(1) - 1 - torch.arange(cells.shape[1], device=q.device)
     hidden = distance < 0
     # [N, T, H, D]; what lies past the length may be NaN and must not take part.
     k, v = (
-        pool.transpose(1, 2)[cells // size, cells % size].float().masked_fill_(hidden[:, :, None, None], 0.0)
+        pool.transpose(1, 2)[cells // size, cells % size]
+        .float()
+        .masked_fill_(hidden[:, :, None, None], 0.0)
+        .repeat_interleave(q.shape[1] // pool.shape[1], dim=2)
         for pool in (k_pages, v_pages)
     )
-    scores = torch.einsum("nhd,nthd->nht", q.float(), k).mul_(scale)
+    scores = soft_capped(torch.einsum("nhd,nthd->nht", q.float(), k).mul_(scale), softcap)
     if bias_table is not None:
         scores += bias_table[:, distance.clamp(0, bias_table.shape[1] - 1)].transpose(0, 1)
-    weights = scores.masked_fill_(hidden.unsqueeze(1), -math.inf).softmax(-1)
+    scores.masked_fill_(hidden.unsqueeze(1), -math.inf)
+    if sums is not None:
+        torch.logsumexp(scores, -1, out=sums)
+    weights = scores.softmax(-1)
     return torch.einsum("nht,nthd->nhd", weights, v).to(q.dtype)
 
 
@@ -210,12 +278,14 @@ def _paged_attention(
     groups: RowGroups,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None,
+    sums: Tensor | None,
     causal: bool,
 ) -> Tensor:
     """Sequences of few rows together, the others (prefills) one by one."""
     bounds, keys = groups.cu_rows.tolist(), lengths.tolist()
     few, many = Rows([], []), []
-    small = FEW_ROWS if q.dtype == k_pages.dtype == torch.float32 and q.device.type == "cpu" else 0
+    small = FEW_ROWS if reads_in_place(k_pages) else 0
     few_index: list[int] = []
     for s, (start, end) in enumerate(pairwise(bounds)):
         if end - start > small:
@@ -226,16 +296,21 @@ def _paged_attention(
             few.sequences.append(s)
             few.visible.append(max(0, keys[s] - (end - 1 - row)) if causal else keys[s])
     if not many and any(few.visible):
-        return decode_attention(q, k_pages, v_pages, page_table, few, bias_table, scale)
+        return decode_attention(q, k_pages, v_pages, page_table, few, bias_table, scale, softcap, sums)
     out = torch.zeros_like(q)
     if any(few.visible):
-        part = q[few_index]
-        out[few_index] = decode_attention(part, k_pages, v_pages, page_table, few, bias_table, scale)
+        some = None if sums is None else sums[few_index]
+        out[few_index] = decode_attention(
+            q[few_index], k_pages, v_pages, page_table, few, bias_table, scale, softcap, some
+        )
+        if sums is not None and some is not None:
+            sums[few_index] = some
     for s in many:
         rows = slice(bounds[s], bounds[s + 1])
         out[rows] = _sequence_attention(
-            q[rows], k_pages, v_pages, page_table[s], keys[s], bias_table, scale, causal
-        )
+            q[rows], k_pages, v_pages, page_table[s], keys[s], bias_table, scale, softcap,
+            None if sums is None else sums[rows], causal,
+        )  # fmt: skip
     return out
 
 
@@ -247,23 +322,42 @@ def _sequence_attention(
     length: int,
     bias_table: Tensor | None,
     scale: float,
+    softcap: float | None,
+    sums: Tensor | None,
     causal: bool,
 ) -> Tensor:
     """The paged ops for one sequence. q: [n, H, D]; pages: int32 [M]; returns [n, H, D]."""
     n, size = q.shape[0], k_pages.shape[2]
     pages = pages[: -(-length // size)]
     # [m, H, P, D] -> [H, length, D]; what lies past the length may be NaN and must not take part.
-    k = k_pages.index_select(0, pages).transpose(0, 1).flatten(1, 2)[:, :length].float()
-    v = v_pages.index_select(0, pages).transpose(0, 1).flatten(1, 2)[:, :length].float()
-    scores = torch.matmul(q.transpose(0, 1).float(), k.transpose(1, 2)).mul_(scale)
+    k, v = (
+        pool.index_select(0, pages)
+        .transpose(0, 1)
+        .flatten(1, 2)[:, :length]
+        .float()
+        .repeat_interleave(q.shape[1] // pool.shape[1], dim=0)
+        for pool in (k_pages, v_pages)
+    )
+    scores = soft_capped(torch.matmul(q.transpose(0, 1).float(), k.transpose(1, 2)).mul_(scale), softcap)
     if causal:
         query = torch.arange(length - n, length, device=q.device)
         distance = query.unsqueeze(1) - torch.arange(length, device=q.device)
         if bias_table is not None:
             scores += bias_table[:, distance.clamp(0, bias_table.shape[1] - 1)]
         scores.masked_fill_(distance < 0, -math.inf)
+    if sums is not None:
+        sums.copy_(scores.logsumexp(-1).t())
     weights = scores.softmax(-1)
     if causal:
         # Rows before the first key: all their scores are -inf and the softmax is NaN.
         weights[:, : max(0, n - length)] = 0.0
     return torch.matmul(weights, v).transpose(0, 1).to(q.dtype)
+
+
+def merge_attention(one: Tensor, one_sums: Tensor, other: Tensor, other_sums: Tensor) -> Tensor:
+    """What one softmax over the keys of both attentions would have given.
+
+    one, other: [N, H, D]; their `sums`: float32 [N, H], not -inf in both. Returns [N, H, D].
+    """
+    share = torch.sigmoid(other_sums - one_sums).unsqueeze(-1)
+    return torch.lerp(one.float(), other.float(), share).to(one.dtype)

@@ -7,6 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+_HIDDEN = -1e10
+
 
 def relative_bias_table(weight: Tensor, bidirectional: bool, max_distance: int) -> Tensor:
     """The bias of every distance up to ``max_distance``, from which on all distances share a bucket.
@@ -37,13 +39,19 @@ def relative_bias_table(weight: Tensor, bidirectional: bool, max_distance: int) 
     return weight.float().index_select(0, bucket.to(weight.device)).t().contiguous()
 
 
-def windowed_bias_table(table: Tensor, window: int) -> Tensor:
-    """The same bias where keys farther than ``window`` positions from the query are not to be seen.
+def windowed_bias_table(table: Tensor, before: int, after: int | None) -> Tensor:
+    """The same bias where keys more than `before` positions before the query, or more than `after` behind
+    it, are not to be seen.
 
-    table: [H, 2R + 1], as of `relative_bias_table`, bidirectional. Returns [H, 2W + 1], W = window + 1, whose
-    ends, which serve all distances from W on, are -1e10 as in LongT5 (Guo et al., 2022): no exponential
-    survives it, and unlike -inf it keeps a row's running maximum finite.
+    table: [H, 2R + 1], as of `relative_bias_table`, bidirectional; returns [H, 2W + 1], W the larger of both
+    and one more, whose ends serve all distances from W on. after = None: table is [H, R + 1], of a causal
+    attention, and [H, before + 2] is returned. What is hidden has -1e10 as in LongT5 (Guo et al., 2022): no
+    exponential survives it, and unlike -inf it keeps a row's running maximum finite.
     """
-    reach = table.shape[1] // 2
-    distance = torch.arange(-window, window + 1, device=table.device).clamp_(-reach, reach)
-    return torch.nn.functional.pad(table[:, distance + reach], (1, 1), value=-1e10)
+    if after is None:
+        distance = torch.arange(before + 1, device=table.device).clamp_(max=table.shape[1] - 1)
+        return torch.nn.functional.pad(table[:, distance], (0, 1), value=_HIDDEN)
+    reach, width = table.shape[1] // 2, max(before, after) + 1
+    distance = torch.arange(-width, width + 1, device=table.device)
+    hidden = (distance < -before) | (distance > after)
+    return table[:, distance.clamp(-reach, reach) + reach].masked_fill_(hidden, _HIDDEN)

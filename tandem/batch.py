@@ -17,7 +17,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, Unpack
 
 import pyarrow as pa
 from tqdm import tqdm
@@ -31,7 +31,7 @@ from tandem.errors import (
     RequestTooLarge,
     Unavailable,
 )
-from tandem.inputs import Prompt
+from tandem.inputs import Chosen, Prompt
 from tandem.limits import DEFAULT_LIMITS
 from tandem.outputs import RequestOutput
 from tandem.params import Params
@@ -62,6 +62,7 @@ class Server(Protocol):
         *,
         priority: int = 0,
         timeout: float | None = None,
+        **chosen: Unpack[Chosen],
     ) -> RequestOutput: ...
 
 
@@ -120,20 +121,24 @@ class Answerer:
         identity = {"id": corpus.identity(text, number)}
         async with self._free:
             try:
-                prompt, params = records.request(records.parse(text), self._defaults, beams=self._beams)
-                return identity | records.answer(await self._ask(server, prompt, params))
+                asked = records.request(records.parse(text), self._defaults, beams=self._beams)
+                return identity | records.answer(await self._ask(server, *asked))
             except (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError) as error:
                 if error.field in ("timeout", "timeout_ms"):  # not the line's
                     raise
                 return identity | records.failure(error)
 
-    async def _ask(self, server: Server, prompt: Prompt, params: Params | None) -> RequestOutput:
+    async def _ask(
+        self, server: Server, prompt: Prompt, params: Params | None, chosen: Chosen
+    ) -> RequestOutput:
         """Tries again what is worth it: while the server is gone or full, and a few times where it fails."""
         loop = asyncio.get_running_loop()
         give_up, pause, attempts = loop.time() + self._patience_s, _FIRST_PAUSE_S, 0
         while True:
             try:
-                output = await server.generate(prompt, params, priority=_PRIORITY, timeout=self._timeout_s)
+                output = await server.generate(
+                    prompt, params, priority=_PRIORITY, timeout=self._timeout_s, **chosen
+                )
                 if all(sample.finish_reason != "deadline" for sample in output.outputs):
                     return output
                 raise DeadlineExceeded(f"not finished after {self._timeout_s:g} s")
@@ -171,9 +176,9 @@ def run(
     Args:
         source: a file, a folder or a pattern (see `corpus.files`): a JSON object a line, which is a prompt
             (see `records.request`) and its decoding parameters.
-        connect: makes a connection to the cluster, in an actor, which may be on any of Ray's machines.
+        connect: makes a connection to the cluster, in an actor on this machine.
         connections: how many of them.
-        defaults: decoding parameters for lines that do not set them.
+        defaults: decoding parameters, task and languages for lines that do not set them.
         beams: the model searches with beams where a line does not say how to decode.
         concurrency: requests at the cluster at a time.
         timeout_s: longest time an answer may take.
@@ -234,19 +239,20 @@ def on_ray(
     context.execution_no_progress_timeout_s = -1  # `_ask` has its own
     context.raise_original_map_exception = True
     calls = _AHEAD * -(-answerer["concurrency"] // _CHUNK)
-    # Files need not be the same on all machines. The actors' own selector, though it selects nothing, also
-    # keeps Ray Data from making one task of reading and answering.
-    here, anywhere = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}, dict[str, str]()
+    # Files need not be the same on all machines, nor need the cluster listen beyond this one. That the two
+    # selectors say it in different words keeps Ray Data from making one task of reading and answering.
+    node = ray.get_runtime_context().get_node_id()
+    reader, actors = {"ray.io/node-id": node}, {"ray.io/node-id": f"in({node})"}
     with DataContext.current(context):
         answers = (
             ray.data.from_items([0])
-            .map_batches(lambda _: read(), num_cpus=0, label_selector=here)
+            .map_batches(lambda _: read(), num_cpus=0, label_selector=reader)
             .map_batches(
                 Answerer,
                 fn_constructor_kwargs=answerer,
                 batch_format="pyarrow",
                 num_cpus=0,
-                label_selector=anywhere,
+                label_selector=actors,
                 compute=ActorPoolStrategy(size=connections, max_concurrent_calls_per_actor=calls),
             )
         )

@@ -6,7 +6,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from tandem import score_wire, wire
 from tandem.connection import GRACE_S, OPTIONS, Metadata, Settings, each, positive, serving, typed_errors
 from tandem.errors import DeadlineExceeded, Unavailable
-from tandem.inputs import Prompt, SingletonPrompt
+from tandem.inputs import Chosen, Prompt, SingletonPrompt
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params
 from tandem.v1 import inference_pb2 as pb
@@ -66,15 +66,17 @@ class Client(Settings):
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
+        **chosen: Unpack[Chosen],
     ) -> RequestOutput:
         """Answers one prompt, of any kind of `tandem.inputs`.
 
-        `decoder_prompt` is the beginning of the answer, for a prompt that does not say it itself. A
-        request whose `timeout` passes ends with finish reason "deadline" and what it has generated.
-        The output's `encoder_prompt_token_ids` are those of the prompt; for text they are empty.
+        `decoder_prompt` is the beginning of the answer, for a prompt that does not say it itself. Languages
+        and task are as for `LLM.generate`. A request whose `timeout` passes ends with finish reason
+        "deadline" and what it has generated. The output's `encoder_prompt_token_ids` are those of the prompt;
+        for text they are empty.
         """
         request = self._generate_request(
-            pb.GenerateRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id
+            pb.GenerateRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id, **chosen
         )
         with typed_errors():
             response = self._stub.Generate(request, **self._options(timeout, GRACE_S))
@@ -90,11 +92,14 @@ class Client(Settings):
         timeout: float | None = None,
         concurrency: int = 64,
         use_tqdm: bool = False,
+        **chosen: Unpack[Chosen],
     ) -> list[RequestOutput]:
         """Answers all prompts, in their order, `concurrency` of them at a time. `timeout` is each one's.
         An error ends the rest. `use_tqdm` shows a progress bar."""
         requests = [
-            self._generate_request(pb.GenerateRequest, prompt, one, None, model, priority, timeout, None)
+            self._generate_request(
+                pb.GenerateRequest, prompt, one, None, model, priority, timeout, None, **chosen
+            )
             for prompt, one in zip(prompts, each(params, len(prompts)), strict=True)
         ]
         free, failed = threading.Semaphore(positive(concurrency, "concurrency")), threading.Event()
@@ -134,13 +139,22 @@ class Client(Settings):
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
+        **chosen: Unpack[Chosen],
     ) -> Generator[TextDelta, None, None]:
         """Answers one prompt as the tokens are generated; the arguments are those of `generate`.
 
         Closing the iterator, as leaving a `for` loop over it does, cancels the request on the server.
         """
         request = self._generate_request(
-            pb.GenerateStreamRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id
+            pb.GenerateStreamRequest,
+            prompt,
+            params,
+            decoder_prompt,
+            model,
+            priority,
+            timeout,
+            request_id,
+            **chosen,
         )
         return self._deltas(request, self._options(timeout, GRACE_S))
 
@@ -165,13 +179,15 @@ class Client(Settings):
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
+        **chosen: Unpack[Chosen],
     ) -> ScoreOutput:
         """The log-likelihood of a target, or of each of a list, as answers to one prompt.
 
         A prompt that says a decoder prompt has the targets scored behind it. Text is tokenized as a label is,
-        token ids are taken as they are. Raises `DeadlineExceeded` where the `timeout` passes.
+        for a multilingual model in its `target_language`; token ids are taken as they are. Raises
+        `DeadlineExceeded` where the `timeout` passes.
         """
-        request = self._score_request(prompt, targets, model, priority, timeout, request_id)
+        request = self._score_request(prompt, targets, model, priority, timeout, request_id, **chosen)
         with typed_errors():
             return score_wire.scores_of(request, self._stub.Score(request, **self._options(timeout, GRACE_S)))
 
@@ -247,10 +263,11 @@ class AsyncClient(Settings):
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
+        **chosen: Unpack[Chosen],
     ) -> RequestOutput:
         """See `Client.generate`."""
         request = self._generate_request(
-            pb.GenerateRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id
+            pb.GenerateRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id, **chosen
         )
         with typed_errors():
             response = await self._stub.Generate(request, **self._options(timeout, GRACE_S))
@@ -265,13 +282,21 @@ class AsyncClient(Settings):
         priority: int = 0,
         timeout: float | None = None,
         concurrency: int = 64,
+        **chosen: Unpack[Chosen],
     ) -> list[RequestOutput]:
         """See `Client.generate_many`."""
         free = asyncio.Semaphore(positive(concurrency, "concurrency"))
 
         async def answer(prompt: Prompt, one: Params | None) -> RequestOutput:
             async with free:
-                return await self.generate(prompt, one, model=model, priority=priority, timeout=timeout)
+                return await self.generate(
+                    prompt,
+                    one,
+                    model=model,
+                    priority=priority,
+                    timeout=timeout,
+                    **chosen,
+                )
 
         pairs = zip(prompts, each(params, len(prompts)), strict=True)
         tasks = [asyncio.create_task(answer(prompt, one)) for prompt, one in pairs]
@@ -291,11 +316,20 @@ class AsyncClient(Settings):
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
+        **chosen: Unpack[Chosen],
     ) -> AsyncGenerator[TextDelta, None]:
         """See `Client.stream`. A loop that may be left early needs `contextlib.aclosing` around the
         iterator: Python closes an asynchronous one only some time later."""
         request = self._generate_request(
-            pb.GenerateStreamRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id
+            pb.GenerateStreamRequest,
+            prompt,
+            params,
+            decoder_prompt,
+            model,
+            priority,
+            timeout,
+            request_id,
+            **chosen,
         )
         return self._deltas(request, self._options(timeout, GRACE_S))
 
@@ -320,9 +354,10 @@ class AsyncClient(Settings):
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
+        **chosen: Unpack[Chosen],
     ) -> ScoreOutput:
         """See `Client.score`."""
-        request = self._score_request(prompt, targets, model, priority, timeout, request_id)
+        request = self._score_request(prompt, targets, model, priority, timeout, request_id, **chosen)
         with typed_errors():
             response = await self._stub.Score(request, **self._options(timeout, GRACE_S))
         return score_wire.scores_of(request, response)

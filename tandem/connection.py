@@ -6,14 +6,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, cast
+from typing import Any, Unpack, cast
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from tandem import score_wire, wire
 from tandem.errors import InvalidRequest
-from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt
+from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt
 from tandem.params import DecodingParams, Params
 from tandem.rpc import SERVICE, error_of
 from tandem.v1 import inference_pb2 as pb
@@ -78,6 +78,7 @@ class Settings:
         priority: int,
         timeout: float | None,
         request_id: str | None,
+        **chosen: Unpack[Chosen],
     ) -> wire.GenerateT:
         if decoder_prompt is not None:
             encoder_prompt = cast(SingletonPrompt, prompt)  # `take_apart` refuses anything else
@@ -92,6 +93,7 @@ class Settings:
             priority=priority,
             timeout_s=self._seconds(timeout),
             request_id=request_id,
+            **chosen,
         )
 
     def _score_request(
@@ -102,6 +104,7 @@ class Settings:
         priority: int,
         timeout: float | None,
         request_id: str | None,
+        **chosen: Unpack[Chosen],
     ) -> pb.ScoreRequest:
         return score_wire.score_request(
             prompt,
@@ -110,6 +113,7 @@ class Settings:
             priority=priority,
             timeout_s=self._seconds(timeout),
             request_id=request_id,
+            **chosen,
         )
 
     def _seconds(self, timeout: float | None) -> float:

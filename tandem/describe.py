@@ -46,7 +46,7 @@ def describe(
         "revision": info.revision,
         "spec": dataclasses.asdict(spec),
         "defaults": _defaults(folder, info, overrides or {}),
-        "tasks": dict(info.task_prefixes),
+        "tasks": {name: dict(task.settings) for name, task in info.tasks.items()},
         "memory": {
             **dataclasses.asdict(footprint),
             "kv_cache": footprint.kv_cache,

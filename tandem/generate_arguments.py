@@ -1,8 +1,4 @@
-"""The arguments of transformers' `generate`, said in Tandem's parameters.
-
-They come from those who know transformers, and from checkpoints: `task_specific_params` of a config.json
-says in these names how a task is to be decoded.
-"""
+"""The arguments of transformers' `generate`, said in Tandem's parameters."""
 
 from __future__ import annotations
 
@@ -33,19 +29,6 @@ _LENGTHS: Final = frozenset({"max_length", "max_new_tokens", "min_length", "min_
 ARGUMENTS: Final = _SAME | _SAMPLING | _BEAMS | _LENGTHS | {"do_sample", "num_return_sequences"}
 
 
-def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of all layers, later ones first in importance; None means "not said". A length in
-    new tokens and one in all tokens exclude each other: the later one stands."""
-    arguments: dict[str, Any] = {}
-    for layer in layers:
-        for bound in ("max", "min"):
-            if any(layer.get(name) is not None for name in (f"{bound}_length", f"{bound}_new_tokens")):
-                arguments.pop(f"{bound}_length", None)
-                arguments.pop(f"{bound}_new_tokens", None)
-        arguments |= {name: value for name, value in layer.items() if value is not None}
-    return arguments
-
-
 def to_params(arguments: Mapping[str, Any], prefix_length: int, *, beams: bool) -> Params:
     """Decoding parameters that mean the same.
 
@@ -59,22 +42,22 @@ def to_params(arguments: Mapping[str, Any], prefix_length: int, *, beams: bool) 
         raise InvalidRequest("unknown parameter", field=unknown[0])
     values = {name: arguments[name] for name in _SAME & arguments.keys()} | _lengths(arguments, prefix_length)
     samples, do_sample = arguments.get("num_return_sequences", 1), arguments.get("do_sample")
-    if arguments["num_beams"] != 1 if "num_beams" in arguments else beams:
-        if do_sample:
-            raise InvalidRequest("sampling beams is not served; set num_beams=1", field="do_sample")
+    if do_sample:
+        values |= {"temperature": 1.0} | {name: arguments[name] for name in _SAMPLING & arguments.keys()}
+    else:
         _warn_of(_SAMPLING, arguments, "do_sample=True")
+        values |= {} if do_sample is None else {"temperature": 0.0}
+    if arguments["num_beams"] != 1 if "num_beams" in arguments else beams:
         values |= {name: arguments[name] for name in _BEAMS & arguments.keys()}
         return BeamSearchParams(**values, num_return_sequences=samples)
     _warn_of(_BEAMS - {"num_beams"}, arguments, "num_beams")
     if do_sample:
-        sampling = {name: arguments[name] for name in _SAMPLING & arguments.keys()}
-        return SamplingParams(**values, **{"temperature": 1.0, **sampling}, n=samples)
+        return SamplingParams(**values, n=samples)
     if samples != 1:
         raise InvalidRequest(
             f"{samples} equal answers: set do_sample=True, or num_beams", field="num_return_sequences"
         )
-    _warn_of(_SAMPLING, arguments, "do_sample=True")
-    return SamplingParams(**values, **({} if do_sample is None else {"temperature": 0.0}))
+    return SamplingParams(**values)
 
 
 def _warn_of(names: Set[str], arguments: Mapping[str, Any], lack: str) -> None:

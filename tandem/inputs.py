@@ -34,6 +34,14 @@ class ExplicitEncoderDecoderPrompt(TypedDict):
 Prompt = SingletonPrompt | ExplicitEncoderDecoderPrompt
 
 
+class Chosen(TypedDict, total=False):
+    """What a request says of languages and task, as keyword arguments: see `LLM.generate`."""
+
+    source_language: str | None
+    target_language: str | None
+    task: str | None
+
+
 def zip_enc_dec_prompt_lists(
     encoder_prompts: Iterable[SingletonPrompt], decoder_prompts: Iterable[SingletonPrompt | None]
 ) -> list[ExplicitEncoderDecoderPrompt]:

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True)
 class Limits:
-    """Caps a server applies to what clients send. Set once, when the server starts."""
+    """Caps a server applies to what clients send. Set once, when the server starts: `--limit n=4`."""
+
+    __pydantic_config__: ClassVar = {"extra": "forbid"}  # where it is read from a configuration
 
     message_bytes: int = 4 * 2**20  # one gRPC message or HTTP body
+    body_s: float = 30.0  # for an HTTP body to arrive
     prompts: int = 256  # prompts in one HTTP request
     n: int = 64  # samples of one prompt
     targets: int = 256  # to be scored for one prompt
@@ -26,6 +30,9 @@ class Limits:
     ngram_size: int = 32  # tokens of an n-gram that is not to repeat
     num_beams: int = 32
     logprobs: int = 20  # alternatives for each token
+    # Of one prompt's answers: n x max_tokens x (1 + logprobs). One takes up to 16 bytes on the wire, and an
+    # answer that gRPC refuses to send, beyond 4 x message_bytes, would be generated for nothing.
+    answer_values: int = 2**20
     request_id_chars: int = 128
     timeout_s: float = 600.0  # longest and default time a request may take
     priority: int = 10  # greatest magnitude, either sign

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
+import sys
 import threading
 from collections import deque
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
-from typing import Any, Self, cast
+from typing import Any, Self, Unpack, cast
 
 from tqdm import tqdm
 
 from tandem.errors import InternalError, InvalidRequest, TandemError
-from tandem.inputs import Prompt, SingletonPrompt
+from tandem.inputs import Chosen, Prompt, SingletonPrompt
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import DecodingParams, Params
@@ -25,8 +26,11 @@ from tandem.workers.frontend import Frontend
 from tandem.workers.local_group import LocalGroup
 from tandem.workers.model_info import ModelInfo
 from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.tasks import Tasks
 
 _PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
+
+_OneOrEach = str | Sequence[str | None] | None
 
 
 class LLM:
@@ -69,6 +73,7 @@ class LLM:
             encoder_tokens=config.max_encoder_length,
             decoder_tokens=config.max_decoder_length,
             n=DEFAULT_LIMITS.n,
+            answer_values=sys.maxsize,  # no answer is sent anywhere
             timeout_s=math.inf,
         )
         self._frontend = Frontend.load(folder, model, limits, override_generation_config)
@@ -89,6 +94,9 @@ class LLM:
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params | Sequence[Params | None] | None = None,
         *,
+        source_language: _OneOrEach = None,
+        target_language: _OneOrEach = None,
+        task: _OneOrEach = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answers all prompts in one continuous batch, in their order.
@@ -96,15 +104,25 @@ class LLM:
         Args:
             prompts: one prompt or a list, of any mix of kinds (see `tandem.inputs`).
             sampling_params: `SamplingParams` or `BeamSearchParams`, one for all prompts or a list with one
-                for each; None: the model's own way of decoding.
+                for each; None: the model's own way of decoding, or the task's.
+            source_language, target_language: of a translation, as the model calls them: codes of its
+                tokenizer ("eng_Latn", "en_XX", "en") or of its translation tasks. One for all prompts or a
+                list with one for each.
+            task: one of those the model's config declares, such as "summarization", likewise: its text is put
+                before a prompt that is text, and its decoding defaults go before the model's.
             use_tqdm: show a progress bar for more than a few prompts.
 
         Raises InvalidRequest, naming the field, before anything is generated.
         """
         many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
         prepared = [
-            self._frontend.prepare(prompt, params)
-            for prompt, params in zip(many, _one_each(sampling_params, len(many)), strict=True)
+            self._frontend.prepare(prompt, params, **chosen)
+            for prompt, params, chosen in zip(
+                many,
+                _one_each(sampling_params, len(many)),
+                _chosen_each(len(many), source_language, target_language, task),
+                strict=True,
+            )
         ]
         assemblers = [self._frontend.assembler(request) for request in prepared]
         tokens = 0
@@ -124,12 +142,22 @@ class LLM:
                     progress.update()
         return [assembler.output() for assembler in assemblers]
 
-    def stream(self, prompt: Prompt, sampling_params: Params | None = None) -> Iterator[TextDelta]:
-        """Answers one prompt piece by piece. Dropping the iterator cancels the request.
+    def stream(
+        self,
+        prompt: Prompt,
+        sampling_params: Params | None = None,
+        **chosen: Unpack[Chosen],
+    ) -> Generator[TextDelta, None, None]:
+        """Answers one prompt piece by piece; the arguments are those of `generate`. Closing or dropping the
+        iterator cancels the request.
 
         Raises InvalidRequest at the first step, naming the field.
         """
-        prepared = self._frontend.prepare(prompt, sampling_params)
+        prepared = self._frontend.prepare(
+            prompt,
+            sampling_params,
+            **chosen,
+        )
         with closing(self._run([prepared], [self._frontend.assembler(prepared)])) as pieces:
             for _, piece in pieces:
                 yield piece
@@ -138,6 +166,10 @@ class LLM:
         self,
         prompts: Prompt | Sequence[Prompt],
         targets: SingletonPrompt | Sequence[SingletonPrompt | Sequence[SingletonPrompt]],
+        *,
+        source_language: _OneOrEach = None,
+        target_language: _OneOrEach = None,
+        task: _OneOrEach = None,
     ) -> list[ScoreOutput]:
         """The log-likelihood of given targets, of a decoder-only model behind its prompt.
 
@@ -145,6 +177,8 @@ class LLM:
             prompts: as `generate`'s. One that says a decoder prompt has its targets scored behind it.
             targets: for one prompt a target or a list; for a list of prompts a list, with a target or a list
                 of targets for each. Text is tokenized as a label is, token ids are taken as they are.
+            source_language, target_language, task: as `generate`'s. Targets that are text need the
+                target_language of a multilingual model.
 
         Targets of one prompt that run together share its encoder pass. Raises InvalidRequest, naming the
         field, before anything is scored.
@@ -156,9 +190,13 @@ class LLM:
             raise InvalidRequest(f"got {len(each)} for {len(many)} prompts", field="targets")
         prepared = [
             self._frontend.prepare_score(
-                prompt, cast(list[SingletonPrompt], [own] if isinstance(own, str | dict) else list(own))
+                prompt,
+                cast(list[SingletonPrompt], [own] if isinstance(own, str | dict) else list(own)),
+                **chosen,
             )
-            for prompt, own in zip(many, each, strict=True)
+            for prompt, own, chosen in zip(
+                many, each, _chosen_each(len(many), source_language, target_language, task), strict=True
+            )
         ]
         ends: dict[str, Delta] = {}
         with closing(self._deltas([target for one in prepared for target in one.targets])) as deltas:
@@ -170,6 +208,11 @@ class LLM:
     def info(self) -> ModelInfo:
         """What is known of the model."""
         return self._frontend.info
+
+    @property
+    def tasks(self) -> Tasks:
+        """What requests may name as task and languages."""
+        return self._frontend.tasks
 
     @property
     def max_encoder_tokens(self) -> int:
@@ -279,3 +322,18 @@ def _one_each(params: Params | Sequence[Params | None] | None, count: int) -> li
     if len(params) != count:
         raise InvalidRequest(f"got {len(params)} for {count} prompts", field="sampling_params")
     return list(params)
+
+
+def _chosen_each(count: int, source: _OneOrEach, target: _OneOrEach, task: _OneOrEach) -> list[Chosen]:
+    def each(values: _OneOrEach, field: str) -> list[str | None]:
+        if values is None or isinstance(values, str):
+            return [values] * count
+        if len(values) != count:
+            raise InvalidRequest(f"got {len(values)} for {count} prompts", field=field)
+        return list(values)
+
+    columns = each(source, "source_language"), each(target, "target_language"), each(task, "task")
+    return [
+        Chosen(source_language=one, target_language=other, task=what)
+        for one, other, what in zip(*columns, strict=True)
+    ]

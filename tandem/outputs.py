@@ -10,12 +10,13 @@ FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 
 @dataclass(frozen=True, slots=True)
 class TokenLogprobs:
-    """Natural-log probabilities at one generated position, under the model's own distribution
+    """Natural-log probabilities of a token, generated or the prompt's, under the model's own distribution
     (before temperature, penalties and truncation)."""
 
     token_id: int
     logprob: float
-    top: list[tuple[int, float]]  # likeliest token ids first; as many as `logprobs` asked for
+    top: list[tuple[int, float]]  # likeliest token ids first; as many as were asked for
+    rank: int | None = None  # of a prompt's token_id: 1 where it is the likeliest
 
 
 @dataclass(slots=True)
@@ -42,6 +43,8 @@ class RequestOutput:
     prompt: str | None  # the decoder prompt as given
     prompt_token_ids: list[int]  # what the decoder started from, start token included
     outputs: list[CompletionOutput] = field(default_factory=list)
+    # One for each of prompt_token_ids, given all before it, where they were asked for; None for the first.
+    prompt_logprobs: list[TokenLogprobs | None] | None = None
 
     @property
     def finished(self) -> bool:
@@ -81,3 +84,5 @@ class TextDelta:
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
     score: float | None = None  # of beam search, with `finish_reason`
+    # As `RequestOutput`'s: on the first sample's first delta, where they were asked for.
+    prompt_logprobs: list[TokenLogprobs | None] | None = None

@@ -70,6 +70,28 @@ class DecodingParams(BaseModel):
         None, max_length=CAP.suppress_tokens, description="Token ids that are not generated first."
     )
     skip_special_tokens: bool = Field(True, description="Leave special tokens out of the text.")
+    temperature: float | None = Field(
+        None,
+        ge=0,
+        le=100,
+        description="0 takes the likeliest; above, logits are divided by it and tokens are drawn.",
+    )
+    top_k: int | None = Field(None, ge=-1, le=_INT32_MAX, description="Keep the k likeliest; 0 or -1 is off.")
+    top_p: float | None = Field(
+        None, gt=0, le=1, description="Keep the smallest set of tokens with at least this probability."
+    )
+    min_p: float | None = Field(
+        None, ge=0, le=1, description="Drop tokens below this share of the likeliest token's probability."
+    )
+    typical_p: float | None = Field(
+        None, gt=0, le=1, description="Keep the tokens nearest the expected surprise, up to this probability."
+    )
+    seed: int | None = Field(
+        None,
+        ge=0,
+        lt=2**63,
+        description="The same seed gives the same samples, whatever else the server is doing.",
+    )
 
     def __init__(self, **values: Any) -> None:
         if isinstance(bias := values.get("logit_bias"), dict):  # JSON's keys are strings
@@ -100,25 +122,6 @@ class SamplingParams(DecodingParams):
     """
 
     n: int = Field(1, ge=1, le=CAP.n, description="Independent samples of each prompt.")
-    temperature: float | None = Field(
-        None, ge=0, le=100, description="0 is greedy; above, logits are divided by it."
-    )
-    top_k: int | None = Field(None, ge=-1, le=_INT32_MAX, description="Keep the k likeliest; 0 or -1 is off.")
-    top_p: float | None = Field(
-        None, gt=0, le=1, description="Keep the smallest set of tokens with at least this probability."
-    )
-    min_p: float | None = Field(
-        None, ge=0, le=1, description="Drop tokens below this share of the likeliest token's probability."
-    )
-    typical_p: float | None = Field(
-        None, gt=0, le=1, description="Keep the tokens nearest the expected surprise, up to this probability."
-    )
-    seed: int | None = Field(
-        None,
-        ge=0,
-        lt=2**63,
-        description="The same seed gives the same samples, whatever else the server is doing.",
-    )
     stop: list[Annotated[str, Field(min_length=1, max_length=CAP.stop_string_chars)]] = Field(
         [], max_length=CAP.stop_strings, description="Texts that end generation; not part of the output."
     )
@@ -127,6 +130,12 @@ class SamplingParams(DecodingParams):
         ge=0,
         le=CAP.logprobs,
         description="Log-probability of each token and of this many likeliest alternatives.",
+    )
+    prompt_logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=CAP.logprobs,
+        description="The same of what the decoder is given: its prompt, less the first token.",
     )
 
     def __init__(self, **values: Any) -> None:
@@ -146,14 +155,15 @@ class SamplingParams(DecodingParams):
 class BeamSearchParams(DecodingParams):
     """Beam search of one request, with transformers' semantics. None means the model's own default.
 
-    A stream delivers nothing before the end: until then the best beam may still change. Refusals are those of
-    `SamplingParams`.
+    With a temperature above 0 the beams' continuations are drawn, without replacement, each with its whole
+    beam's probability: transformers' beam sampling, `num_beams` with `do_sample`. A stream delivers nothing
+    before the end: until then the best beam may still change. Refusals are those of `SamplingParams`.
 
     Example: `BeamSearchParams(num_beams=4, num_return_sequences=4, length_penalty=0.6, max_tokens=64)`
     """
 
     num_beams: int | None = Field(
-        None, ge=1, le=CAP.num_beams, description="Beams kept at each step; 1 is greedy."
+        None, ge=1, le=CAP.num_beams, description="Beams kept at each step; 1 is no search."
     )
     num_return_sequences: int = Field(
         1, ge=1, le=CAP.num_beams, description="Answers to return, best first; at most num_beams."
@@ -192,12 +202,12 @@ class BeamSearchParams(DecodingParams):
 
 Params = SamplingParams | BeamSearchParams
 
-_SAMPLES = "does not go with beam search, which does not sample"
+_SAMPLING = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p", "seed"})
 _NOT_WITH_BEAMS = {
-    **dict.fromkeys(("temperature", "top_k", "top_p", "min_p", "typical_p", "seed"), _SAMPLES),
     "n": "does not go with beam search: ask for num_return_sequences",
     "stop": "does not go with beam search: give stop_token_ids",
     "logprobs": "does not go with beam search, whose answers have a score",
+    "prompt_logprobs": "does not go with beam search: score the prompt as a target",
     "num_beam_groups": "diverse beam search is not supported",
     "diversity_penalty": "diverse beam search is not supported",
     "penalty_alpha": "contrastive search is not supported",
@@ -206,9 +216,11 @@ _NOT_WITH_BEAMS = {
 
 def params_of(values: dict[str, Any], *, beams: bool) -> Params:
     """For protocols in which all parameters stand side by side: beam search where one of its own is among
-    them, or where the model's default is `beams` and nothing else is asked for."""
+    them, or where the model's default is `beams` and all that is asked for goes with it but says nothing of
+    sampling."""
     names = BeamSearchParams.model_fields.keys()
-    if values.keys() & (names - SamplingParams.model_fields.keys()) or (beams and values.keys() <= names):
+    own = names - SamplingParams.model_fields.keys()
+    if values.keys() & own or (beams and values.keys() <= names - _SAMPLING):
         return BeamSearchParams(**values)
     return SamplingParams(**values)
 

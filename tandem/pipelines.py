@@ -5,17 +5,17 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterable, Mapping
-from functools import cache, partial
 from types import TracebackType
 from typing import Any, Final, Self
 
 from tandem.errors import InvalidRequest
-from tandem.generate_arguments import ARGUMENTS, merged, to_params
-from tandem.inputs import Prompt
+from tandem.generate_arguments import ARGUMENTS, to_params
+from tandem.inputs import Chosen, Prompt, TokensPrompt
 from tandem.llm import LLM
 from tandem.outputs import RequestOutput
-from tandem.tasks import Task, load_tokenizer, tasks_of, translation
 from tandem.workers.checkpoint import QUICKSTART
+from tandem.workers.generation_defaults import merged
+from tandem.workers.tasks import Choice
 
 Record = dict[str, str]
 
@@ -78,11 +78,13 @@ class Pipeline:
     """Made by `pipeline`. `close` (or `with`) ends the worker processes of a model that it has loaded."""
 
     def __init__(self, task: str, key: str, llm: LLM, arguments: Mapping[str, Any], *, owned: bool) -> None:
+        from transformers import AutoTokenizer
+
         self.task, self.llm = task, llm
-        self.tokenizer = load_tokenizer(llm.folder)
+        self.tokenizer: Any = AutoTokenizer.from_pretrained(
+            llm.folder, local_files_only=True, trust_remote_code=False
+        )
         self._lock = threading.Lock()  # around the tokenizer, which remembers how it cut last
-        # Reading a tokenizer's languages takes as long as an answer.
-        self._translation = cache(partial(translation, llm.folder, lambda: self.tokenizer))
         self._key, self._arguments, self._owned = key, dict(arguments), owned
         encoder_decoder = llm.info.encoder_vocab_size is not None
         self._continues = task == "text-generation"
@@ -109,14 +111,18 @@ class Pipeline:
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         given = merged(self._arguments, arguments)
         call = {name: given.pop(name) for name in list(given) if name in _CALL}
-        task = self._task(call)
-        generate = merged(task.arguments, given)
+        said = self._said(call)
+        choice = self._chosen(said)
         prompts, params = [], []
         for text in texts:
-            prompt, counted = self._prompt(text, task, call)
+            prompt, counted = self._prompt(text, choice, call)
             prompts.append(prompt)
-            params.append(to_params(generate, counted, beams=self.llm.info.defaults.beams))
-        outputs = self.llm.generate(prompts, params, use_tqdm=False)
+            params.append(to_params(given, counted, beams=choice.defaults.beams))
+        if _truncates(call):  # what the source language and the task want to read is there
+            said = Chosen(
+                task=choice.task, target_language=said.get("target_language") if choice.target else None
+            )
+        outputs = self.llm.generate(prompts, params, **said, use_tqdm=False)
         results = [self._records(text, output, call) for text, output in zip(texts, outputs, strict=True)]
         if isinstance(inputs, str):
             return results[0]
@@ -136,28 +142,49 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _task(self, call: Mapping[str, Any]) -> Task:
-        """What the model wants for the task."""
+    def _said(self, call: Mapping[str, Any]) -> Chosen:
+        """Task or languages, as `LLM.generate` takes them."""
+        tasks = self.llm.tasks
         match = _TRANSLATION.fullmatch(self.task)
         source, target = (call.get("src_lang"), call.get("tgt_lang")) if match is None else match.groups()
-        if source is not None and target is not None:
-            return self._translation(source, target) or Task()
-        if self.task == "translation" and hasattr(self.tokenizer, "src_lang"):
+        if source is not None and target is not None and (tasks.languages or tasks.pairs):
+            return Chosen(source_language=source, target_language=target)
+        if self.task == "translation" and tasks.languages:
             raise InvalidRequest("this model needs src_lang and tgt_lang", field="src_lang")
-        return tasks_of(self.llm.folder).get(self.task, Task())
+        return Chosen(task=self.task if self.task in tasks else None)
 
-    def _prompt(self, text: str, task: Task, call: Mapping[str, Any]) -> tuple[Prompt, int]:
+    def _chosen(self, said: Chosen) -> Choice:
+        try:
+            return self.llm.tasks.choose(**said)
+        except InvalidRequest as error:
+            ours = {"source_language": "src_lang", "target_language": "tgt_lang"}
+            raise InvalidRequest(error.message, field=ours.get(str(error.field), error.field)) from None
+
+    def _prompt(self, text: str, choice: Choice, call: Mapping[str, Any]) -> tuple[Prompt, int]:
         """What is generated from, and how many tokens `max_length` counts before the first new one."""
         if not isinstance(text, str):
             raise InvalidRequest(f"must be str, got {type(text).__name__}", field="inputs")
-        limit = min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens)
-        most = limit if _truncates(call) else None
+        prompt: Prompt = text
+        most = min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens)
         with self._lock:
-            prompt = task.prompt(text, lambda: self.tokenizer, most)
+            if _truncates(call):
+                prompt = TokensPrompt(prompt_token_ids=self._cut(text, choice, most), prompt=text)
             if not self._continues:
                 return prompt, 1  # the decoder's start token
-            length = len(self.tokenizer(task.prefix + text)["input_ids"])
-            return prompt, length if most is None else min(length, most)
+            length = len(self.tokenizer(choice.prefix + text)["input_ids"])
+            return prompt, min(length, most) if _truncates(call) else length
+
+    def _cut(self, text: str, choice: Choice, most: int) -> list[int]:
+        """The first `most` tokens, special ones included."""
+        source = choice.source
+        before, behind = (source.prefix, source.suffix) if source else ((), ())
+        ids = self.tokenizer(
+            choice.prefix + text,
+            add_special_tokens=source is None,  # else they are these two
+            truncation=True,
+            max_length=most - len(before) - len(behind),
+        )["input_ids"]
+        return [*before, *ids, *behind]
 
     def _records(self, text: str, output: RequestOutput, call: Mapping[str, Any]) -> list[Record]:
         whole = self._continues and call.get("return_full_text", True)

@@ -8,12 +8,13 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from tandem.errors import InvalidRequest, TandemError, status_of
-from tandem.inputs import Prompt, take_apart
-from tandem.outputs import CompletionOutput, RequestOutput
+from tandem.inputs import Chosen, Prompt, take_apart
+from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tandem.params import Params, params_of
 
 _PROMPTS: Final = ("prompt", "prompt_token_ids", "encoder_prompt")
-_NOT_PARAMS: Final = frozenset({*_PROMPTS, "decoder_prompt", "id"})
+_CHOSEN: Final = ("source_language", "target_language", "task")
+_NOT_PARAMS: Final = frozenset({*_PROMPTS, *_CHOSEN, "decoder_prompt", "id"})
 
 
 def assignments(texts: Iterable[str]) -> dict[str, Any]:
@@ -49,18 +50,20 @@ def identity(values: Mapping[str, Any], default: int | None) -> int | str | None
 
 def request(
     values: Mapping[str, Any], defaults: Mapping[str, Any], *, beams: bool
-) -> tuple[Prompt, Params | None]:
-    """A line's prompt and decoding parameters, which go before the defaults.
+) -> tuple[Prompt, Params | None, Chosen]:
+    """A line's prompt, its decoding parameters, and what it says of task and languages; its own go before the
+    defaults.
 
     The prompt is `prompt` (text), `prompt_token_ids`, or `encoder_prompt` (of either kind, nested), the
-    first two with an optional `decoder_prompt` beside them. All else but `id` is a parameter. `beams`: the
-    model's own way of decoding is beam search.
+    first two with an optional `decoder_prompt` beside them. All else but `id`, `source_language`,
+    `target_language` and `task` is a parameter. `beams`: the model's own way of decoding is beam search.
 
     Raises InvalidRequest, naming the field.
     """
     if type(values.get("id", 0)) not in (int, str):
         raise InvalidRequest("must be an integer or a string", field="id")
-    params = {name: value for name, value in values.items() if name not in _NOT_PARAMS}
+    said = {**defaults, **values}
+    params = {name: value for name, value in said.items() if name not in _NOT_PARAMS}
     given = {name: values[name] for name in _PROMPTS if name in values}
     if len(given) != 1:
         raise InvalidRequest(f"exactly one of {', '.join(_PROMPTS)} must be there", field="prompt")
@@ -68,7 +71,11 @@ def request(
     if "encoder_prompt" in given or "decoder_prompt" in values:
         prompt = {"encoder_prompt": prompt, "decoder_prompt": values.get("decoder_prompt")}
     take_apart(prompt)
-    return prompt, parameters({**defaults, **params}, beams=beams)
+    chosen = {name: said[name] for name in _CHOSEN if said.get(name) is not None}
+    for name, value in chosen.items():
+        if not isinstance(value, str):
+            raise InvalidRequest(f"must be a str, got {type(value).__name__}", field=name)
+    return prompt, parameters(params, beams=beams), Chosen(**chosen)  # type: ignore[typeddict-item]
 
 
 def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:
@@ -76,12 +83,16 @@ def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:
 
     Raises InvalidRequest, naming the one at fault.
     """
-    return params_of(values, beams=beams) if values else None
+    given = {name: value for name, value in values.items() if name not in _CHOSEN}
+    return params_of(given, beams=beams) if given else None
 
 
 def answer(output: RequestOutput) -> dict[str, Any]:
     """The answer's part of a line."""
-    return {"outputs": [_sample(sample) for sample in output.outputs]}
+    values: dict[str, Any] = {"outputs": [_sample(sample) for sample in output.outputs]}
+    if output.prompt_logprobs is not None:
+        values["prompt_logprobs"] = [token and _token(token) for token in output.prompt_logprobs]
+    return values
 
 
 def _sample(sample: CompletionOutput) -> dict[str, Any]:
@@ -93,7 +104,14 @@ def _sample(sample: CompletionOutput) -> dict[str, Any]:
     if sample.score is not None:
         values["score"] = sample.score
     if sample.logprobs is not None:
-        values["logprobs"] = [asdict(position) for position in sample.logprobs]
+        values["logprobs"] = [_token(token) for token in sample.logprobs]
+    return values
+
+
+def _token(token: TokenLogprobs) -> dict[str, Any]:
+    values = asdict(token)
+    if token.rank is None:
+        del values["rank"]
     return values
 
 

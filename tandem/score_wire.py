@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Unpack
 
-from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, singleton, take_apart
+from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, singleton, take_apart
 from tandem.outputs import ScoreOutput, TargetScore
 from tandem.v1 import inference_pb2 as pb
-from tandem.wire import make_message, prompt_fields, prompt_of, prompts_of
+from tandem.wire import chosen_of, make_message, prompt_fields, prompt_of, prompts_of
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +23,7 @@ class ScoreArguments:
     targets: list[SingletonPrompt]
     priority: int
     timeout_s: float | None
+    chosen: Chosen
 
 
 def score_arguments_of(request: pb.ScoreRequest) -> ScoreArguments:
@@ -38,6 +39,7 @@ def score_arguments_of(request: pb.ScoreRequest) -> ScoreArguments:
         targets=[prompt_of(target, f"targets.{number}") for number, target in enumerate(request.targets)],
         priority=request.priority,
         timeout_s=request.timeout_ms / 1000 if request.HasField("timeout_ms") else None,
+        chosen=chosen_of(request),
     )
 
 
@@ -49,6 +51,7 @@ def score_request(
     priority: int = 0,
     timeout_s: float | None = None,
     request_id: str | None = None,
+    **chosen: Unpack[Chosen],
 ) -> pb.ScoreRequest:
     """Raises `InvalidRequest`, naming the field, for what a message cannot hold."""
     parts = take_apart(prompt)
@@ -63,6 +66,7 @@ def score_request(
         ],
         "priority": priority,
         "timeout_ms": timeout_s and math.ceil(timeout_s * 1000),
+        **chosen,
     }
     return make_message(pb.ScoreRequest, values)
 

@@ -6,12 +6,13 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any, Final, TypeVar, cast
+from typing import Any, Final, TypeVar, Unpack, cast
 
 from google.protobuf.message import Message
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import (
+    Chosen,
     ExplicitEncoderDecoderPrompt,
     Prompt,
     SingletonPrompt,
@@ -39,6 +40,7 @@ class GenerateArguments:
     params: dict[str, Any]  # those of `kind` that the request sets
     priority: int
     timeout_s: float | None
+    chosen: Chosen
 
 
 def arguments_of(request: pb.GenerateRequest | pb.GenerateStreamRequest) -> GenerateArguments:
@@ -58,7 +60,19 @@ def arguments_of(request: pb.GenerateRequest | pb.GenerateStreamRequest) -> Gene
         params=_params_of(request.beam_search_params if beams else request.sampling_params),
         priority=request.priority,
         timeout_s=request.timeout_ms / 1000 if request.HasField("timeout_ms") else None,
+        chosen=chosen_of(request),
     )
+
+
+def chosen_of(request: pb.GenerateRequest | pb.GenerateStreamRequest | pb.ScoreRequest) -> Chosen:
+    chosen = Chosen()
+    if request.HasField("source_language"):
+        chosen["source_language"] = request.source_language
+    if request.HasField("target_language"):
+        chosen["target_language"] = request.target_language
+    if request.HasField("task"):
+        chosen["task"] = request.task
+    return chosen
 
 
 def prompts_of(
@@ -129,6 +143,7 @@ def generate_request(
     priority: int = 0,
     timeout_s: float | None = None,
     request_id: str | None = None,
+    **chosen: Unpack[Chosen],
 ) -> GenerateT:
     """Raises `InvalidRequest`, naming the field, for what a message cannot hold."""
     parts = take_apart(prompt)
@@ -141,6 +156,7 @@ def generate_request(
         "beam_search_params": _params_fields(params) if isinstance(params, BeamSearchParams) else None,
         "priority": priority,
         "timeout_ms": timeout_s and math.ceil(timeout_s * 1000),
+        **chosen,
     }
     return make_message(kind, values)
 
@@ -175,7 +191,9 @@ def generate_response(output: RequestOutput) -> pb.GenerateResponse:
     return pb.GenerateResponse(
         request_id=output.request_id,
         prompt=pb.PromptInfo(
-            encoder_tokens=len(output.encoder_prompt_token_ids), decoder_token_ids=output.prompt_token_ids
+            encoder_tokens=len(output.encoder_prompt_token_ids),
+            decoder_token_ids=output.prompt_token_ids,
+            logprobs=_prompt_logprobs(output.prompt_logprobs),
         ),
         outputs=[
             pb.Completion(
@@ -213,7 +231,7 @@ def output_of(request: pb.GenerateRequest, response: pb.GenerateResponse) -> Req
                 token_ids=list(sample.token_ids),
                 finish_reason=_finish_reason(sample),
                 stop_reason=_stop_reason(sample),
-                logprobs=_logprobs_of(sample),
+                logprobs=_logprobs_of(sample.logprobs),
                 cumulative_logprob=(
                     sample.cumulative_logprob if sample.HasField("cumulative_logprob") else None
                 ),
@@ -221,6 +239,11 @@ def output_of(request: pb.GenerateRequest, response: pb.GenerateResponse) -> Req
             )
             for sample in response.outputs
         ],
+        prompt_logprobs=(
+            [None, *(_logprobs_of(response.prompt.logprobs) or ())]
+            if request.sampling_params.HasField("prompt_logprobs")
+            else None
+        ),
     )
 
 
@@ -242,6 +265,7 @@ def delta_event(delta: TextDelta) -> pb.GenerateStreamResponse:
             logprobs=_logprobs(delta.logprobs),
             finish=_finish(delta.finish_reason, delta.stop_reason),
             score=delta.score,
+            prompt_logprobs=_prompt_logprobs(delta.prompt_logprobs),
         )
     )
 
@@ -259,14 +283,16 @@ def finished_event(
 
 
 def delta_of(message: pb.CompletionDelta) -> TextDelta:
+    prompt = _logprobs_of(message.prompt_logprobs)
     return TextDelta(
         index=message.index,
         text=message.text,
         token_ids=list(message.token_ids),
-        logprobs=_logprobs_of(message),
+        logprobs=_logprobs_of(message.logprobs),
         finish_reason=_finish_reason(message),
         stop_reason=_stop_reason(message),
         score=_score(message),
+        prompt_logprobs=None if prompt is None else [None, *prompt],
     )
 
 
@@ -308,15 +334,26 @@ def _logprobs(logprobs: list[TokenLogprobs] | None) -> list[pb.TokenLogprobs] | 
             token_id=token.token_id,
             logprob=token.logprob,
             top=[pb.TopLogprob(token_id=token_id, logprob=logprob) for token_id, logprob in token.top],
+            rank=token.rank,
         )
         for token in logprobs
     ]
 
 
-def _logprobs_of(sample: pb.Completion | pb.CompletionDelta) -> list[TokenLogprobs] | None:
+def _prompt_logprobs(logprobs: list[TokenLogprobs | None] | None) -> list[pb.TokenLogprobs] | None:
+    """All but the first, which is None."""
+    return _logprobs([token for token in logprobs or () if token is not None])
+
+
+def _logprobs_of(logprobs: Iterable[pb.TokenLogprobs]) -> list[TokenLogprobs] | None:
     return [
-        TokenLogprobs(token.token_id, token.logprob, [(top.token_id, top.logprob) for top in token.top])
-        for token in sample.logprobs
+        TokenLogprobs(
+            token.token_id,
+            token.logprob,
+            [(top.token_id, top.logprob) for top in token.top],
+            token.rank if token.HasField("rank") else None,
+        )
+        for token in logprobs
     ] or None
 
 

@@ -22,6 +22,10 @@ settings.load_profile("tandem")
 VERDICT = pytest.StashKey[int]()
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--write-matrix", action="store_true", help="put the parity matrix into README.md")
+
+
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     """The folder of a variant's tiny random checkpoint, made once for the same arguments, which are those

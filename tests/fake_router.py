@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 from tandem.cluster.encoder_pool import EncoderCounters
 from tandem.cluster.messages import HandoffTotals
 from tandem.cluster.router import RouterStats
-from tandem.errors import TandemError
+from tandem.errors import Overloaded, TandemError
 from tandem.outputs import TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest, EngineStats, Hypothesis
 
@@ -35,9 +36,23 @@ class FakeRouter:
         self.error: tuple[int, Exception] | None = None  # after how many tokens
         self.deadline_after: int | None = None
         self.is_ready = True
+        self.full = False
+        self.gathers_s: list[float] = []  # what readers asked for
         self.engines = {"engine-1": engine_stats()}
 
-    async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]:
+    def check_room(self, sequences: int = 1) -> None:
+        del sequences
+        if self.full:
+            raise Overloaded("full")
+
+    @contextmanager
+    def accept(self, requests: Sequence[EngineRequest]) -> Iterator[list[EngineRequest]]:
+        self.check_room(len(requests))
+        yield list(requests)
+
+    async def deltas(
+        self, request: EngineRequest, gather_s: Callable[[], float] = lambda: 0.0
+    ) -> AsyncGenerator[Delta]:
         self.requests.append(request)
         self.live.add(request.request_id)
         ended = False
@@ -72,6 +87,7 @@ class FakeRouter:
                     await asyncio.Event().wait()
                 if count == len(ids):
                     break
+                self.gathers_s.append(gather_s())
                 await asyncio.sleep(self.delay_s)
                 last = count == len(ids) - 1
                 ended = last
@@ -81,6 +97,7 @@ class FakeRouter:
                     self._logprobs(request, ids[count]),
                     finish_reason=None if not last else "stop" if ids[count] == self.eos_id else "length",
                     queued_s=None if count else 0.25,
+                    prompt_logprobs=None if count else self._prompt_logprobs(request),
                 )
         finally:
             self.live.discard(request.request_id)
@@ -109,6 +126,12 @@ class FakeRouter:
             return None
         top = [(token_id, -0.25), (5, -2.0), (6, -3.0)]
         return [TokenLogprobs(token_id, -0.25, top[:count])]
+
+    def _prompt_logprobs(self, request: EngineRequest) -> list[TokenLogprobs] | None:
+        asked = request.decoding.prompt_logprobs
+        if asked is None:
+            return None
+        return [TokenLogprobs(token_id, -2.5, [(5, -0.5)][:asked], 7) for token_id in request.prefix_ids[1:]]
 
     async def ready(self) -> bool:
         return self.is_ready

@@ -2,7 +2,7 @@
 
 Their weights are scaled so that they behave like trained models where tests look: greedy outputs differ
 from prompt to prompt, some end by EOS within 24 tokens and others run on
-(`parity/test_engine_parity.py` holds them to it).
+(`parity/test_matrix.py` holds them to it).
 """
 
 from __future__ import annotations
@@ -79,8 +79,23 @@ T5_VARIANTS: dict[str, Variant] = {
     "umt5": Variant("UMT5", False, {**_GATED, "num_layers": 2, "num_decoder_layers": 3}, 1.8),
     "byt5": Variant("T5", False, {**_GATED, "vocab_size": 384}, 1.2, byte_tokenizer=True),
 }
-LONGT5_VARIANTS: dict[str, Variant] = {
+# Only their forward is another.
+T5_LIKE_VARIANTS: dict[str, Variant] = {
+    "ul2": Variant("T5", False, {**_T5, "feed_forward_proj": "gated-silu", "d_kv": 16}, 1.7),
     "longt5": Variant("LongT5", True, {**_GATED, "local_radius": 5}, 2.0),
+    "longt5-tglobal": Variant(
+        "LongT5",
+        False,
+        {
+            **_GATED,
+            "local_radius": 4,
+            "encoder_attention_type": "transient-global",
+            "global_block_size": 8,
+            "relative_attention_num_buckets": 16,
+            "relative_attention_max_distance": 12,
+        },
+        1.7,
+    ),
 }
 
 # Their special ids are not the published ones, but stand in the same relation to each other.
@@ -138,6 +153,54 @@ ENCODER_DECODER_VARIANTS: dict[str, Variant] = {
     "bert-generation": _together("BertGeneration", "BertGeneration", _BERT_DECODER, 2.6),
 }
 
+_GEMMA = {
+    "vocab_size": VOCAB, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 9,
+    "sliding_window": 6, "max_position_embeddings": 192, "bos_token_id": 3, "eos_token_id": EOS,
+    "pad_token_id": PAD,
+}  # fmt: skip
+_CAPPED = {**_GEMMA, "attn_logit_softcapping": 5.0, "final_logit_softcapping": 3.0}
+_GEMMA3 = {**_GEMMA, "layer_types": ["sliding_attention", "full_attention", "sliding_attention"]}
+_VISION = {"hidden_size": 8, "intermediate_size": 8, "num_hidden_layers": 1, "num_attention_heads": 1,
+           "image_size": 8, "patch_size": 4, "model_type": "siglip_vision_model"}  # fmt: skip
+_STRETCHED = {
+    "full_attention": {"rope_type": "linear", "factor": 8.0, "rope_theta": 1e6},
+    "sliding_attention": {"rope_type": "default", "rope_theta": 1e4},
+}
+T5GEMMA_VARIANTS: dict[str, Variant] = {
+    "t5gemma": Variant(
+        "T5Gemma",
+        True,
+        {
+            "encoder": _CAPPED,
+            "decoder": {**_CAPPED, "hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 8},
+        },
+        -1.7,
+    ),
+    "t5gemma2": Variant(
+        "T5Gemma2",
+        True,
+        {
+            "encoder": {
+                "text_config": {**_GEMMA3, "rope_parameters": _STRETCHED},
+                "vision_config": _VISION,
+                "mm_tokens_per_image": 4,
+                "image_token_index": VOCAB,
+                "eoi_token_index": VOCAB + 1,
+            },
+            "decoder": {
+                **_GEMMA3,
+                "num_hidden_layers": 2,
+                "num_attention_heads": 8,
+                "num_key_value_heads": 4,
+                "layer_types": ["full_attention", "sliding_attention"],
+            },
+            "image_token_index": VOCAB,
+        },
+        2.0,
+    ),
+}
+
 _ALONE = {**_GPT2, "n_positions": 192}
 _PHI = {
     "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48,
@@ -149,7 +212,14 @@ DECODER_VARIANTS: dict[str, Variant] = {
     "phi": Variant("Phi", False, _PHI, 1.2, head="ForCausalLM"),
 }
 
-VARIANTS = {**T5_VARIANTS, **LONGT5_VARIANTS, **BART_VARIANTS, **ENCODER_DECODER_VARIANTS, **DECODER_VARIANTS}
+VARIANTS = (
+    T5_VARIANTS
+    | T5_LIKE_VARIANTS
+    | T5GEMMA_VARIANTS
+    | BART_VARIANTS
+    | ENCODER_DECODER_VARIANTS
+    | DECODER_VARIANTS
+)
 
 
 def make_checkpoint(
@@ -178,7 +248,7 @@ def make_checkpoint(
     tokenizer = (
         ByT5Tokenizer()
         if kind.byte_tokenizer
-        else word_tokenizer(model.get_input_embeddings().num_embeddings)
+        else word_tokenizer(model.get_input_embeddings().num_embeddings)  # type: ignore[arg-type]
     )
     tokenizer.save_pretrained(folder)
     return folder
@@ -191,20 +261,24 @@ def _fill(model: PreTrainedModel, kind: Variant, seed: int) -> None:
     norms = [name for name, module in modules.items() if "Norm" in type(module).__name__]
     outside = re.compile(r"^(model\.)?encoder|embed|bias$")
     weighty = [name for name in norms if not outside.search(name)]
+    final = "model.decoder.norm.weight" if "Gemma" in kind.name else weighty[-1]
     with torch.no_grad():
         for name, weight in weights.items():
             module = modules[name]
             if "Sinusoidal" in type(module).__name__ or not weight.is_floating_point():
                 continue  # computed
             noise = torch.randn(weight.shape, generator=generator)
-            if kind.tied and name == weighty[-1]:
+            if kind.tied and name == final:
                 weight.copy_(noise)  # of both signs, else a token's own embedding says "the same again"
             elif name in norms and name.endswith("weight"):
                 weight.copy_(1 + 0.3 * noise)
             elif "relative_attention_bias" in name or isinstance(module, nn.Embedding):
-                weight.copy_(noise if getattr(module, "embed_scale", 1.0) == 1.0 else 0.25 * noise)
+                scaled = "Gemma" in kind.name or getattr(module, "embed_scale", 1.0) != 1.0
+                weight.copy_(0.25 * noise if scaled else noise)
             else:
                 weight.copy_(_scale(name, kind) * noise)
+            if name in norms and "Gemma" in kind.name:
+                weight -= 1  # as it is published
         output = model.get_output_embeddings().weight
         output[EOS] *= kind.eos_gain
         if not kind.name.endswith("T5"):
@@ -252,11 +326,15 @@ def decoding(**options: Any) -> Decoding:
     return Decoding(**{**defaults, **options})
 
 
-def load_reference(folder: Path) -> Any:
-    """The checkpoint in transformers, float32, in eval mode."""
-    whole = json.loads((folder / "config.json").read_text()).get("is_encoder_decoder")
-    kind = AutoModelForSeq2SeqLM if whole else AutoModelForCausalLM
-    return kind.from_pretrained(folder, dtype=torch.float32).eval()
+def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
+    """The checkpoint in transformers, in eval mode."""
+    config = json.loads((folder / "config.json").read_text())
+    kind = AutoModelForSeq2SeqLM if config.get("is_encoder_decoder") else AutoModelForCausalLM
+    model = kind.from_pretrained(folder, dtype=dtype).eval()
+    if config["model_type"] == "umt5":
+        # transformers 5.23 takes every UMT5 for tied and scales its logits; the published ones are not tied.
+        model.config.tie_word_embeddings = config["tie_word_embeddings"]
+    return model
 
 
 @torch.no_grad()

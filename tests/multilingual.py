@@ -13,7 +13,7 @@ _PIECES = ["<pad>", "</s>", "<unk>", "<s>", "\u2581", "a", "b", "c", *map(chr, r
 
 def multilingual_checkpoint(folder: Path) -> Path:
     """Knows NLLB's language codes, and texts of a, b and c."""
-    make_checkpoint(folder, "flan", vocab_size=1024)
+    make_checkpoint(folder, "flan", vocab_size=1024, decoder_start_token_id=1)
     tokenizer = NllbTokenizer(vocab={piece: i for i, piece in enumerate(_PIECES)}, merges=[])
     tokenizer.save_pretrained(folder)
     return folder

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import repeat
 
 from tandem.outputs import CompletionOutput, RequestOutput, TextDelta, TokenLogprobs
@@ -36,6 +36,7 @@ class Assembler:
     def __init__(self, vocabulary: Vocabulary, prepared: PreparedRequest) -> None:
         self._prepared = prepared
         self._by_index = [_Sample(index, vocabulary, prepared) for index in range(prepared.params.outputs)]
+        self._prompt_logprobs: list[TokenLogprobs | None] | None = None
         ids = [sample.request_id for sample in prepared.samples]
         self._samples = (
             {request_id: [sample] for request_id, sample in zip(ids, self._by_index, strict=True)}
@@ -54,6 +55,9 @@ class Assembler:
             if sample.output.finish_reason is None:
                 piece = sample.push(delta) if hypothesis is None else sample.take(delta, hypothesis)
                 pieces += [] if piece is None else [piece]
+        if delta.prompt_logprobs is not None:
+            self._prompt_logprobs = [None, *delta.prompt_logprobs]
+            pieces = [replace(piece, prompt_logprobs=self._prompt_logprobs) for piece in pieces]
         return pieces
 
     def stopped(self, index: int) -> bool:
@@ -74,6 +78,7 @@ class Assembler:
             prompt=prepared.prompt,
             prompt_token_ids=prepared.prompt_token_ids,
             outputs=[sample.output for sample in self._by_index],
+            prompt_logprobs=self._prompt_logprobs,
         )
 
 

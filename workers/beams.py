@@ -4,7 +4,8 @@ is finished. Rank 0 only.
 The semantics are those of transformers 5.23 (`GenerationMixin._beam_search`) with a batch of one, operation
 by operation: the processors see log-probabilities; of the W beams' continuations the best
 K = max(2, 1 + number of stop ids) W are candidates; only the first W of them may finish; the best W that do
-not end go on.
+not end go on. In beam sampling, where the temperature is above 0, the candidates are not the best ones but
+drawn, without replacement and in that order, by their beams' scores.
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from dataclasses import dataclass
 
 import torch
 
+from tandem.workers.noise import gumbel
 from tandem.workers.processors import Processors
 from tandem.workers.request import BeamSearch
 from tandem.workers.slot_tables import Columns, Lists, widened
 from tandem.workers.step_plan import Found, Row, Sequence
+from tandem.workers.warpers import Warpers
 
 _NEVER = -1e9  # transformers' score of what must not be chosen
 
@@ -83,11 +86,11 @@ class BeamStep:
 class Beams:
     """The state of every slot's beam. What is one for a request stands in its first slot."""
 
-    def __init__(self, slots: int, processors: Processors, device: torch.device) -> None:
+    def __init__(self, slots: int, processors: Processors, warpers: Warpers, device: torch.device) -> None:
         self.device = device
-        self._processors = processors
+        self._processors, self._warpers = processors, warpers
         self._floats = Columns(slots, ("running", "score", "penalty"), torch.float32, device)
-        self._ints = Columns(slots, ("length", "max_tokens", "prefix"), torch.int64, device)
+        self._ints = Columns(slots, ("length", "max_tokens", "prefix", "seed"), torch.int64, device)
         # finished: the slot holds an answer; open: a running beam may still improve on them.
         flags = ("finished", "open", "early", "never", "renormalize")
         self._flags = Columns(slots, flags, torch.bool, device)
@@ -107,7 +110,7 @@ class Beams:
             for beam in range(sequence.width):
                 # All but the first are the same beam once more.
                 floats.append((0.0 if beam == 0 else _NEVER, _NEVER, how.length_penalty))
-                ints.append((0, request.decoding.max_tokens, len(request.prefix_ids)))
+                ints.append((0, request.decoding.max_tokens, len(request.prefix_ids), request.decoding.seed))
                 flags.append((False, True, *_flags(how)))
         numbers = [slot for sequence in beams for slot in sequence.slots]
         slots = torch.tensor(numbers, device=self.device)
@@ -124,34 +127,38 @@ class Beams:
         slots = torch.tensor(numbers, device=self.device)
         need = self._processors.need_of(numbers)
         scores = self._processors(logits.log_softmax(-1), slots, need)
+        decodings = [row.sequence.request.decoding for row in rows]
+        if any(decoding.temperature > 0 for decoding in decodings):
+            warped = self._warpers.temperature[slots, None] > 0
+            scores = torch.where(warped, self._warpers(scores, slots, decodings), scores)
         if any(_how(row).renormalize for row in rows):
             again = self._flags["renormalize"][slots, None]
             scores = torch.where(again, scores.log_softmax(-1), scores)
 
-        by_shape: defaultdict[tuple[int, int], list[_Group]] = defaultdict(list)
+        alike: defaultdict[tuple[int, int, bool], list[_Group]] = defaultdict(list)
         at = place = longest = 0
         for number, row in enumerate(rows):
             own, width = row.sequence.slots, row.sequence.width
             first = row.width == 1
             here = [at] * width if first else list(range(at, at + width))
             group = _Group(number, own, here, [own[0]] * width if first else own, place)
-            stops = len(row.sequence.request.decoding.stop_ids)
-            by_shape[width, max(2, 1 + stops) * width].append(group)
+            candidates = max(2, 1 + len(decodings[number].stop_ids)) * width
+            alike[width, candidates, decodings[number].temperature > 0].append(group)
             at, place = at + row.width, place + width
             longest = max(longest, row.start + row.count + 1)
         step = BeamStep(rows, place, self.device)
         # The history may have grown for anybody.
         self._answers = widened(self._answers, self._processors.history.width, 0)
-        for (width, candidates), groups in by_shape.items():
-            self._advance(scores, groups, width, candidates, longest, step)
+        for (width, candidates, drawn), groups in alike.items():
+            self._advance(scores, groups, width, candidates, longest, step, drawn=drawn)
         step.to_host()
         return step
 
     def _advance(
         self, scores: torch.Tensor, groups: list[_Group], width: int, candidates: int, longest: int,
-        step: BeamStep,
+        step: BeamStep, *, drawn: bool,
     ) -> None:  # fmt: skip
-        """One step of G requests with W beams and K candidates each."""
+        """One step of G requests with W beams and K candidates each, which are drawn or the best."""
         numbers = [(g.slots, g.logits, g.source, range(g.place, g.place + width)) for g in groups]
         slots, at, source, places = torch.tensor(
             [[list(part) for part in one] for one in numbers], device=self.device
@@ -166,8 +173,13 @@ class Beams:
         early, is_open = of_request(self._flags["early"]), of_request(self._flags["open"])
 
         total = scores[at] + self._floats["running"][slots].unsqueeze(2)
-        top, ids = total.topk(min(candidates, total.shape[2]), dim=2)
-        top, best = top.flatten(1).topk(candidates, dim=1)
+        key = total
+        if drawn:
+            noise = gumbel(self._ints["seed"][first], self._processors.step[first], total[0].numel())
+            key = total + noise.view_as(total)
+        keys, ids = key.topk(min(candidates, total.shape[2]), dim=2)
+        best = keys.flatten(1).topk(candidates, dim=1).indices
+        top = total.gather(2, ids).flatten(1).gather(1, best)
         beam = best // ids.shape[2]
         token = ids.flatten(1).gather(1, best)
         parent = source.gather(1, beam)

@@ -92,51 +92,100 @@ class Embedding:
         return x
 
 
-class SelfAttention:
-    """Projections of self-attention; the attention itself is the stack's."""
-
-    def __init__(self, name: str, stack: StackSpec, has_table: bool, place: Placement) -> None:
-        width = stack.heads * stack.head_dim
-        self.norm = norm(f"{name}.norm", stack, place)
-        self.qkv = ColumnParallel(
-            [f"{name}.{part}" for part in "qkv"], [width] * 3, stack.d_model, "heads", place,
-            stack.head_dim, stack.bias,
-        )  # fmt: skip
-        self.o = RowParallel(f"{name}.o", width, stack.d_model, "heads", place, stack.head_dim, stack.bias)
-        self.bias = None
-        if has_table and stack.relative_bias is not None:
-            self.bias = HeadTable(f"{name}.bias", stack.relative_bias.buckets, stack.heads, place)
-        self.head_dim = stack.head_dim
-
-    def project(
-        self, x: torch.Tensor, rotation: Rotation | None = None
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """x [N, d_model] → q, k, v [N, heads, head_dim]."""
-        qkv = self.qkv(x).view(x.shape[0], 3, -1, self.head_dim)
-        if rotation is None:
-            return qkv[:, 0], qkv[:, 1], qkv[:, 2]
-        rotated = kernels.rotary(qkv[:, :2], *rotation)
-        return rotated[:, 0], rotated[:, 1], qkv[:, 2]
-
-    def slots(self) -> Iterator[WeightSlot]:
-        yield from chain(self.norm.slots(), self.qkv.slots(), self.o.slots())
-        if self.bias is not None:
-            yield from self.bias.slots()
+def output_norm(name: str, stack: StackSpec, place: Placement) -> Norm | None:
+    return norm(f"{name}.output_norm", stack, place) if stack.output_norm else None
 
 
-class CrossAttention:
-    """Query and output side; `CrossKV` projects keys and values, at admission."""
+def head_norm(name: str, stack: StackSpec, place: Placement) -> Norm | None:
+    return Norm(name, stack.head_dim, stack.norm, stack.norm_eps, place) if stack.qk_norm else None
+
+
+class Attention:
+    """The side of queries and of the output; the attention itself is the stack's."""
 
     def __init__(self, name: str, stack: StackSpec, place: Placement) -> None:
         width = stack.heads * stack.head_dim
         self.norm = norm(f"{name}.norm", stack, place)
+        self.q_norm = head_norm(f"{name}.q_norm", stack, place)
+        self.o = RowParallel(f"{name}.o", width, stack.d_model, "heads", place, stack.head_dim, stack.bias)
+        self.output_norm = output_norm(name, stack, place)
+        self.heads, self.head_dim = place.share(stack.heads, "heads"), stack.head_dim
+
+    def output(self, mixed: torch.Tensor) -> torch.Tensor:
+        """[N, heads, head_dim] → [N, d_model]."""
+        x = self.o(mixed.flatten(1))
+        return x if self.output_norm is None else self.output_norm(x)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        for part in (self.norm, self.q_norm, self.o, self.output_norm):
+            if part is not None:
+                yield from part.slots()
+
+
+class SelfAttention(Attention):
+    """Projections of self-attention."""
+
+    def __init__(self, name: str, stack: StackSpec, has_table: bool, place: Placement) -> None:
+        super().__init__(name, stack, place)
+        heads = stack.heads, stack.shared_heads, stack.shared_heads
+        self.qkv = ColumnParallel(
+            [f"{name}.{part}" for part in "qkv"], [count * stack.head_dim for count in heads], stack.d_model,
+            "heads", place, stack.head_dim, stack.bias,
+        )  # fmt: skip
+        self.k_norm = head_norm(f"{name}.k_norm", stack, place)
+        self.bias = self.summary_bias = self.summary_norm = None
+        if stack.summary_block is not None:
+            self.summary_norm = norm(f"{name}.summary_norm", stack, place)
+        if has_table and (relative := stack.relative_bias) is not None:
+            self.bias = HeadTable(f"{name}.bias", relative.buckets, stack.heads, place)
+            if stack.summary_block is not None:
+                self.summary_bias = HeadTable(f"{name}.summary_bias", relative.buckets, stack.heads, place)
+        self.shared = place.share(stack.shared_heads, "kv_heads")
+
+    def project(
+        self, x: torch.Tensor, rotation: Rotation | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """x [N, d_model] → q [N, heads, head_dim], k and v [N, shared heads, head_dim]."""
+        both = self.heads + self.shared
+        qkv = self.qkv(x).view(x.shape[0], both + self.shared, self.head_dim)
+        qk, v = qkv[:, :both], qkv[:, both:]
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = qk[:, : self.heads], qk[:, self.heads :]
+            qk = torch.cat([self.q_norm.by_head(q), self.k_norm.by_head(k)], dim=1)
+        if rotation is not None:
+            qk = kernels.rotary(qk, *rotation)
+        return qk[:, : self.heads], qk[:, self.heads :], v
+
+    def summarize(self, x: torch.Tensor, blocks: kernels.Blocks, table: torch.Tensor) -> kernels.Summaries:
+        """Keys and values of the blocks of x [N, d_model]; `table` is the bias by blocks."""
+        assert self.summary_norm is not None
+        _, k, v = self.project(self.summary_norm(blocks.sums(x)))
+        return kernels.Summaries(k, v, blocks.cu_seqlens, blocks.size, table)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        yield from super().slots()
+        for part in (self.qkv, self.k_norm, self.bias, self.summary_bias, self.summary_norm):
+            if part is not None:
+                yield from part.slots()
+
+
+class CrossAttention(Attention):
+    """`CrossKV` projects its keys and values, at admission."""
+
+    def __init__(self, name: str, stack: StackSpec, place: Placement) -> None:
+        super().__init__(name, stack, place)
+        width = stack.heads * stack.head_dim
         self.q = ColumnParallel(
             [f"{name}.q"], [width], stack.d_model, "heads", place, stack.head_dim, stack.bias
         )
-        self.o = RowParallel(f"{name}.o", width, stack.d_model, "heads", place, stack.head_dim, stack.bias)
+
+    def project(self, x: torch.Tensor) -> torch.Tensor:
+        """x [N, d_model] → q [N, heads, head_dim]."""
+        q = self.q(x).view(x.shape[0], self.heads, self.head_dim)
+        return q if self.q_norm is None else self.q_norm.by_head(q)
 
     def slots(self) -> Iterator[WeightSlot]:
-        return chain(self.norm.slots(), self.q.slots(), self.o.slots())
+        return chain(super().slots(), self.q.slots())
 
 
 class CrossKV:
@@ -148,24 +197,31 @@ class CrossKV:
         self.bridge = Replicated("bridge", encoder.d_model, stack.d_model, place) if spec.bridge else None
         self.kv = ColumnParallel(
             [f"{name}.{part}" for name in names for part in "kv"],
-            [stack.heads * stack.head_dim] * (2 * len(names)),
+            [stack.shared_heads * stack.head_dim] * (2 * len(names)),
             stack.d_model if spec.bridge else encoder.d_model,
-            "heads",
+            "kv_heads",
             place,
             stack.head_dim,
             stack.bias,
         )
+        norms = (head_norm(f"{name}.k_norm", stack, place) for name in names)
+        self.k_norms = [norm for norm in norms if norm is not None]
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[N, encoder's d_model] → [N, layers, 2, heads, head_dim]."""
+        """[N, encoder's d_model] → [N, layers, 2, shared heads, head_dim]."""
         if self.bridge is not None:
             hidden = self.bridge(hidden)
-        return self.kv(hidden).view(len(hidden), *self.shape)
+        kv = self.kv(hidden).view(len(hidden), *self.shape)
+        for layer, k_norm in enumerate(self.k_norms):
+            kv[:, layer, 0] = k_norm.by_head(kv[:, layer, 0])
+        return kv
 
     def slots(self) -> Iterator[WeightSlot]:
         yield from self.kv.slots()
         if self.bridge is not None:
             yield from self.bridge.slots()
+        for k_norm in self.k_norms:
+            yield from k_norm.slots()
 
 
 class FeedForward:
@@ -177,11 +233,16 @@ class FeedForward:
             bias=stack.bias,
         )  # fmt: skip
         self.down = RowParallel(f"{name}.down", stack.d_ff, stack.d_model, "d_ff", place, bias=stack.bias)
+        self.output_norm = output_norm(name, stack, place)
         self.gated, self.activation = stack.gated, stack.activation
         self._act = ACTIVATIONS[stack.activation]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.up(x)
+        """[N, d_model] → [N, d_model]."""
+        x = self._mix(self.up(x))
+        return x if self.output_norm is None else self.output_norm(x)
+
+    def _mix(self, x: torch.Tensor) -> torch.Tensor:
         if not self.gated:
             return self.down(self._act(x))
         if self.activation == "gelu_new":
@@ -190,9 +251,9 @@ class FeedForward:
         return self.down(self._act(gate) * linear)
 
     def slots(self) -> Iterator[WeightSlot]:
-        if self.norm is not None:
-            yield from self.norm.slots()
-        yield from chain(self.up.slots(), self.down.slots())
+        for part in (self.norm, self.up, self.down, self.output_norm):
+            if part is not None:
+                yield from part.slots()
 
 
 class Head:
@@ -200,7 +261,7 @@ class Head:
 
     def __init__(self, spec: ModelSpec, embedding: Vocabulary, tied: bool, place: Placement) -> None:
         stack = spec.decoder
-        self.scale, self.tied = spec.logit_scale, tied
+        self.scale, self.softcap, self.tied = spec.logit_scale, spec.logit_softcap, tied
         self.projection = (
             embedding if tied else Vocabulary("decoder.output", stack.vocab_size, stack.d_model, place)
         )
@@ -219,7 +280,8 @@ class Head:
             x = self.norm(self._act(self.transform(x)))
         if self.scale != 1.0:
             x = x * self.scale
-        return self.projection.logits(x, self.bias)
+        logits = self.projection.logits(x)
+        return logits if logits is None else kernels.soft_capped(logits, self.softcap)
 
     def slots(self) -> Iterator[WeightSlot]:
         for part in (None if self.tied else self.projection, self.bias, self.transform, self.norm):
@@ -230,3 +292,4 @@ class Head:
         """Most models that may have a bias have one of zeros."""
         if self.bias is not None and not self.bias.weight.any():
             self.bias = None
+        self.projection.prepare_logits(self.bias, embeds=self.tied)

@@ -76,6 +76,7 @@ class WeightSlot:
     shape: tuple[int, ...]  # of the whole weight in the checkpoint
     dim: int | None = None  # sharded along this dimension; None: every rank holds all of it
     start: int = 0  # first index of this rank's slice along `dim`
+    plus: float = 0.0  # what the checkpoint leaves out
 
 
 class Checkpoint:
@@ -156,6 +157,8 @@ class Checkpoint:
         values = stored[tuple(index)]
         values = values[0] if part.row else values
         slot.into.copy_(values.T if part.transposed and values.ndim == 2 else values)
+        if slot.plus:
+            slot.into.add_(slot.plus)
 
 
 def _weight_files(folder: Path) -> list[Path]:

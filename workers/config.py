@@ -36,6 +36,7 @@ class EngineConfig:
     with_encoder: bool = True  # False: hidden states come from outside, no encoder is loaded
     overlap: bool | None = None  # launch a step before the last one's tokens are read; None: on a GPU
     check_invariants: bool = False  # after every step
+    simulated_step_ms: float | None = None  # for measurements: a step computes nothing and takes this long
 
     def __post_init__(self) -> None:
         for name in ("tensor_parallel_size", "max_num_seqs", "max_batched_tokens", "max_encoder_tokens",
@@ -77,17 +78,23 @@ class EngineConfig:
             return torch.bfloat16 if device.type == "cuda" else torch.float32
         return torch.float32 if self.dtype == "float32" else torch.bfloat16
 
+    def kv_dtype(self, device: torch.device) -> torch.dtype:
+        """Of self- and cross-attention's K and V. On a CPU always float32, which attention reads in place:
+        PyTorch's sparse products know nothing else there, and to convert a history at every step costs more
+        than the memory it saves."""
+        return torch.float32 if device.type == "cpu" else self.torch_dtype(device)
+
     def positions_per_page(self, device: torch.device) -> int:
         return self.page_size or (64 if device.type == "cuda" else 32)
 
-    def pages(self, stack: StackSpec, device: torch.device, dtype: torch.dtype) -> int:
+    def pages(self, stack: StackSpec, device: torch.device) -> int:
         """Pages of the pool on each rank, whose size in bytes is set by the decoder stack."""
         if self.num_pages is not None:
             return self.num_pages
         size = self.positions_per_page(device)
         most = self.max_num_seqs * (-(-self.max_encoder_length // size) + -(-self.max_decoder_length // size))
-        heads = stack.heads // self.tensor_parallel_size
-        page_bytes = 2 * stack.layers * heads * size * stack.head_dim * dtype.itemsize
+        heads = stack.shared_heads // self.tensor_parallel_size
+        page_bytes = 2 * stack.layers * heads * size * stack.head_dim * self.kv_dtype(device).itemsize
         if self.kv_cache_gib is not None:
             room = int(self.kv_cache_gib * GIB)
         elif device.type == "cuda":

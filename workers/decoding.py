@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from tandem.errors import InvalidRequest
 from tandem.limits import Limits
@@ -15,7 +15,6 @@ from tandem.workers.request import BeamSearch, Decoding
 # Where neither request nor model says how much to generate.
 DEFAULT_MAX_TOKENS: Final = 256
 DEFAULT_NUM_BEAMS: Final = 4
-_GREEDY: Final[dict[str, Any]] = {"temperature": 0, "top_k": 0, "top_p": 1, "min_p": 0, "typical_p": 1}
 
 T = TypeVar("T")
 Encode = Callable[[str, str], list[int]]  # a text and the field it is from → ids, no special tokens
@@ -30,14 +29,20 @@ def scoring_of(tokens: int) -> Decoding:
 
 
 def decoding_of(
-    params: Params, prefix: Sequence[int], room: int, info: ModelInfo, encode: Encode
+    params: Params,
+    own: GenerationDefaults,
+    prefix: Sequence[int],
+    room: int,
+    info: ModelInfo,
+    encode: Encode,
 ) -> Decoding:
     """What `params` ask for, of a decoder that starts from `prefix` and has room for `room` tokens more.
 
+    `own` are the defaults of the model, or of the request's task.
+
     The seed is left 0: each sample has its own. Raises InvalidRequest, naming the field.
     """
-    own = info.defaults
-    max_tokens = _max_tokens(params, len(prefix), room, info)
+    max_tokens = _max_tokens(params, len(prefix), room, own)
     for field in ("stop_token_ids", "suppress_tokens", "begin_suppress_tokens", "logit_bias"):
         check_ids(getattr(params, field) or (), field, info.vocab_size)
     for field in ("forced_bos_token_id", "forced_eos_token_id"):
@@ -45,16 +50,14 @@ def decoding_of(
             check_ids([forced], field, info.vocab_size)
     stop_ids = frozenset(params.stop_token_ids) | (frozenset() if params.ignore_eos else info.eos_ids)
     forced_eos = params.forced_eos_token_id
-    # Beam search does not sample: all of this is off.
-    sampling = params if isinstance(params, SamplingParams) else SamplingParams(**_GREEDY)
     return Decoding(
         max_tokens=max_tokens,
-        min_tokens=_min_tokens(params, len(prefix), max_tokens, info),
-        temperature=_given(sampling.temperature, own.temperature),
-        top_k=max(0, _given(sampling.top_k, own.top_k)),
-        top_p=_given(sampling.top_p, own.top_p),
-        min_p=_given(sampling.min_p, own.min_p),
-        typical_p=_given(sampling.typical_p, own.typical_p),
+        min_tokens=_min_tokens(params, len(prefix), max_tokens, own),
+        temperature=_given(params.temperature, own.temperature),
+        top_k=max(0, _given(params.top_k, own.top_k)),
+        top_p=_given(params.top_p, own.top_p),
+        min_p=_given(params.min_p, own.min_p),
+        typical_p=_given(params.typical_p, own.typical_p),
         repetition_penalty=_given(params.repetition_penalty, own.repetition_penalty),
         presence_penalty=params.presence_penalty,
         frequency_penalty=params.frequency_penalty,
@@ -62,7 +65,7 @@ def decoding_of(
         encoder_no_repeat_ngram_size=_given(
             params.encoder_no_repeat_ngram_size, own.encoder_no_repeat_ngram_size
         ),
-        bad_words=_bad_words(params, stop_ids, info, encode),
+        bad_words=_bad_words(params, own, stop_ids, info.vocab_size, encode),
         logit_bias=tuple(params.logit_bias.items()),
         forced_bos_id=_given(params.forced_bos_token_id, own.forced_bos_id),
         forced_eos_ids=own.forced_eos_ids if forced_eos is None else (forced_eos,),
@@ -71,13 +74,14 @@ def decoding_of(
         seed=0,
         stop_ids=stop_ids,
         eos_ids=info.eos_ids,
-        logprobs=sampling.logprobs,
-        beams=_beams(params, info.defaults) if isinstance(params, BeamSearchParams) else None,
+        logprobs=params.logprobs if isinstance(params, SamplingParams) else None,
+        prompt_logprobs=params.prompt_logprobs if isinstance(params, SamplingParams) else None,
+        beams=_beams(params, own) if isinstance(params, BeamSearchParams) else None,
     )
 
 
 def _beams(params: BeamSearchParams, own: GenerationDefaults) -> BeamSearch | None:
-    """None: one beam, which transformers, too, decodes greedily."""
+    """None: one beam, which is no search in transformers, either."""
     default = own.num_beams if own.num_beams > 1 else DEFAULT_NUM_BEAMS
     num_beams = _given(params.num_beams, default)
     if params.num_return_sequences > num_beams:
@@ -96,9 +100,8 @@ def _beams(params: BeamSearchParams, own: GenerationDefaults) -> BeamSearch | No
     )
 
 
-def _max_tokens(params: DecodingParams, prefix: int, room: int, info: ModelInfo) -> int:
+def _max_tokens(params: DecodingParams, prefix: int, room: int, own: GenerationDefaults) -> int:
     """transformers' `max_length` counts what the decoder starts from, `max_new_tokens` does not."""
-    own = info.defaults
     if params.max_tokens is None:
         default = own.max_new_tokens or (own.max_length and own.max_length - prefix)
         return max(1, min(default or DEFAULT_MAX_TOKENS, room))
@@ -111,9 +114,8 @@ def _max_tokens(params: DecodingParams, prefix: int, room: int, info: ModelInfo)
     return params.max_tokens
 
 
-def _min_tokens(params: DecodingParams, prefix: int, max_tokens: int, info: ModelInfo) -> int:
+def _min_tokens(params: DecodingParams, prefix: int, max_tokens: int, own: GenerationDefaults) -> int:
     """Likewise `min_length` and `min_new_tokens`."""
-    own = info.defaults
     if "min_tokens" not in params.model_fields_set:
         return max(0, min(max(own.min_new_tokens, own.min_length - prefix), max_tokens))
     if params.min_tokens > max_tokens:
@@ -124,11 +126,15 @@ def _min_tokens(params: DecodingParams, prefix: int, max_tokens: int, info: Mode
 
 
 def _bad_words(
-    params: DecodingParams, stop_ids: frozenset[int], info: ModelInfo, encode: Encode
+    params: DecodingParams,
+    own: GenerationDefaults,
+    stop_ids: frozenset[int],
+    vocab_size: int,
+    encode: Encode,
 ) -> tuple[tuple[int, ...], ...]:
-    words = [tuple(word) for word in _given(params.bad_words_ids, info.defaults.bad_words_ids)]
+    words = [tuple(word) for word in _given(params.bad_words_ids, own.bad_words_ids)]
     for word in words:
-        check_ids(word, "bad_words_ids", info.vocab_size)
+        check_ids(word, "bad_words_ids", vocab_size)
     for text in params.bad_words:
         # As a word of its own and as the end of another, which many tokenizers tell apart.
         words += [tuple(encode(text, "bad_words")), tuple(encode(f" {text}", "bad_words"))]
@@ -166,6 +172,7 @@ def check_counts(params: DecodingParams, limits: Limits) -> None:
         counts += [
             ("n", params.n, limits.n),
             ("logprobs", params.logprobs or 0, limits.logprobs),
+            ("prompt_logprobs", params.prompt_logprobs or 0, limits.logprobs),
             ("stop", len(params.stop), limits.stop_strings),
         ]
     for name, got, limit in counts:

@@ -22,6 +22,7 @@ def finish_reason(sequence: Sequence) -> Reason | None:
 def token_delta(
     sequence: Sequence, tokens: list[int], reason: Reason | None, logprob: TokenLogprobs | None = None
 ) -> Delta:
+    wants_prompt = sequence.request.decoding.prompt_logprobs is not None
     return Delta(
         sequence.request.request_id,
         tokens,
@@ -29,15 +30,15 @@ def token_delta(
         finish_reason=reason,
         stop_reason=_stop_reason(sequence.request.decoding, sequence.tokens[-1], reason),
         queued_s=sequence.queued_s if sequence.generated == 1 else None,
+        prompt_logprobs=sequence.scores if sequence.generated == 1 and wants_prompt else None,
     )
 
 
 def score_delta(sequence: Sequence) -> Delta:
-    target = zip(sequence.request.target_ids, sequence.target_logprobs, strict=True)
     return Delta(
         sequence.request.request_id,
         [],
-        logprobs=[TokenLogprobs(token_id, logprob, []) for token_id, logprob in target],
+        logprobs=sequence.scores,
         finish_reason="length",
         queued_s=sequence.queued_s,
     )

@@ -7,9 +7,20 @@ from datetime import timedelta
 
 import torch
 import torch.distributed as dist
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+from torch.distributed.distributed_c10d import _set_pg_timeout
 
-# A shard that dies is noticed by its supervisor long before; this ends a rank left alone.
-TIMEOUT = timedelta(minutes=30)
+MEETING = timedelta(minutes=5)  # from the first rank at the meeting point to the last
+# Ranks wait for rank 0 as long as there is nothing to do. One that dies breaks its connections, which the
+# others notice at once; one that hangs is its supervisor's business.
+IDLE = timedelta(days=365)
+
+
+def open_meeting() -> tuple[str, object]:
+    """Where the ranks of a group on this node can meet, for `Group.create`, and what holds the port: from
+    here on nothing else can take it. Rank 0's process keeps that for as long as it lives."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
+    return f"tcp://127.0.0.1:{store.port}", store
 
 
 @dataclass(frozen=True)
@@ -23,13 +34,17 @@ class Group:
 
     @classmethod
     def create(cls, rank: int, size: int, init_method: str, device: torch.device) -> Group:
-        """Meets the other ranks at `init_method` (`tcp://host:port` or `file:///path`)."""
+        """Meets the other ranks at `init_method` (`tcp://host:port` or `file:///path`).
+
+        Raises torch.distributed.DistError if they do not come within `MEETING`.
+        """
         if size == 1:
             return cls()
         backend = "nccl" if device.type == "cuda" else "gloo"
-        dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=TIMEOUT)
+        dist.init_process_group(backend, init_method=init_method, rank=rank, world_size=size, timeout=MEETING)
         tensors = dist.group.WORLD
-        control = tensors if backend == "gloo" else dist.new_group(backend="gloo", timeout=TIMEOUT)
+        control = tensors if backend == "gloo" else dist.new_group(backend="gloo", timeout=MEETING)
+        _set_pg_timeout(IDLE, control)
         return cls(rank, size, tensors, control)
 
     def close(self) -> None:

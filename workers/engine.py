@@ -15,8 +15,9 @@ from tandem.workers.packet import CLOSE, Packet
 from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.runner import Runner
-from tandem.workers.sampler import HostCopy, Sampled, Sampler
+from tandem.workers.sampler import Sampled, Sampler, Scored
 from tandem.workers.scheduler import EndReason, Scheduler
+from tandem.workers.simulated import SimulatedRunner
 from tandem.workers.step_plan import StepPlan, StepResult
 
 
@@ -31,7 +32,8 @@ class Engine:
                 f"is {config.tensor_parallel_size}, but the group has {self.group.size} ranks",
                 field="tensor_parallel_size",
             )
-        self.runner = Runner(config, self.group)
+        kind = Runner if config.simulated_step_ms is None else SimulatedRunner
+        self.runner = kind(config, self.group)
         self.spec = self.runner.spec
         self.sampler = Sampler(config.max_num_seqs, self.spec.vocab_size, self.runner.device)
         self.scheduler = Scheduler(
@@ -43,7 +45,7 @@ class Engine:
         overlap = self.runner.device.type == "cuda" if config.overlap is None else config.overlap
         self._depth = 2 if overlap else 1
         self._failed = False
-        self._in_flight: deque[tuple[StepPlan, Sampled | None, HostCopy | None]] = deque()
+        self._in_flight: deque[tuple[StepPlan, Sampled | None, Scored | None]] = deque()
 
     def submit(self, request: EngineRequest) -> None:
         """Takes a request in; its deltas come from the steps that follow.
@@ -93,10 +95,10 @@ class Engine:
             self._in_flight.append((plan, *self._launch(plan)))
         deltas = plan.ended
         if self._in_flight and (len(self._in_flight) >= self._depth or not plan.rows):
-            applied, sampled, scores = self._in_flight.popleft()
+            applied, sampled, scored = self._in_flight.popleft()
             result = StepResult([]) if sampled is None else sampled.wait()
-            if scores is not None:
-                result = result._replace(scores=scores.wait()[0].tolist())
+            if scored is not None:
+                result = result._replace(scores=scored.wait())
             deltas += self.scheduler.apply(applied, result)
         if self.config.check_invariants:
             self.check()
@@ -120,19 +122,19 @@ class Engine:
             except HiddenStatesLost as error:
                 self.scheduler.fail(plan, admission, error)
 
-    def _launch(self, plan: StepPlan) -> tuple[Sampled | None, HostCopy | None]:
+    def _launch(self, plan: StepPlan) -> tuple[Sampled | None, Scored | None]:
         packet = Packet.of(plan)
         if self.group.size > 1:
             self.group.send_integers(packet.to_ints().tolist())
         self.sampler.start(plan.started)
-        logits, logprobs = self.runner.execute(packet, self._hidden.__getitem__)
+        logits, scores = self.runner.execute(packet, self._hidden.__getitem__)
         self._hidden = {}
-        scores = None if logprobs is None else HostCopy(logprobs)
+        scored = None if scores is None else Scored(plan.rows, scores)
         if logits is None:
-            return None, scores
+            return None, scored
         sampled = self.sampler.sample(logits, [row for row in plan.rows if row.samples])
         self.runner.finish(packet, sampled.choice)
-        return sampled, scores
+        return sampled, scored
 
     def stats(self) -> EngineStats:
         return self.scheduler.stats()

@@ -17,7 +17,7 @@ class Follower:
     def __init__(self, config: EngineConfig, group: Group) -> None:
         self.group = group
         self.runner = Runner(config, group)
-        self.steps = 0  # executed; progress, for health checks
+        self.steps = 0  # executed, never more than rank 0 has planned
         self._hidden: dict[int, HiddenStates] = {}
         self._lock = threading.Lock()
 

@@ -47,14 +47,18 @@ class Footprint:
         # The engine's own layers, of tensors that have a size but no memory.
         place = Placement(torch.device("meta"), dtype, Group(size=ranks))
         encoder = 0 if spec.encoder is None else _bytes(EncoderStack(spec.encoder, place).slots())
-        decoder = _bytes(DecoderStack(spec, tied, place).slots())
+        layers = DecoderStack(spec, tied, place)
+        decoder = _bytes(layers.slots())
+        if tied and device.type == "cpu":  # the output projection is laid out anew beside the embedding
+            decoder += layers.embedding.tokens.weight.nbytes
         if device.type == "cuda" and config.num_pages is None and config.kv_cache_gib is None:
             if not torch.cuda.is_available():
                 raise InvalidRequest("must be said where there is no GPU to ask", field="kv_cache_gib")
             free = torch.cuda.mem_get_info(device)[0] - encoder - decoder
             config = replace(config, kv_cache_gib=max(1, 0.8 * free) / GIB)
         stack = spec.decoder
-        kv = 2 * stack.layers * (stack.heads // ranks) * stack.head_dim * dtype.itemsize
+        heads = stack.shared_heads // ranks
+        kv = 2 * stack.layers * heads * stack.head_dim * config.kv_dtype(device).itemsize
         return cls(
             device=device.type,
             dtype=str(dtype).removeprefix("torch."),
@@ -65,7 +69,7 @@ class Footprint:
             cross_kv_per_position=0 if spec.encoder is None else kv,
             hidden_states_per_position=0 if spec.encoder is None else spec.encoder.d_model * dtype.itemsize,
             page_size=config.positions_per_page(device),
-            pages=config.pages(stack, device, dtype),
+            pages=config.pages(stack, device),
         )
 
     @property

@@ -14,20 +14,20 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
-from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
-from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, singleton, take_apart
+from tandem.errors import InvalidRequest, ModelNotFound
+from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, singleton, take_apart
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.params import BeamSearchParams, Params, SamplingParams
 from tandem.workers.assembler import Assembler, PreparedRequest
 from tandem.workers.decoding import check_counts, check_ids, decoding_of, scoring_of
 from tandem.workers.detokenizer import Vocabulary
-from tandem.workers.languages import Language, language, languages_of
 from tandem.workers.model_info import ModelInfo
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
 from tandem.workers.scoring import PreparedScore
-from tandem.workers.text_tokenizer import TextTokenizer, check_text
+from tandem.workers.tasks import Choice, Tasks
+from tandem.workers.text_tokenizer import DECODER_TOKENIZER, TextTokenizer, check_text, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -39,17 +39,19 @@ class Frontend:
     """Checks, tokenizes and completes requests for one model."""
 
     def __init__(
-        self, info: ModelInfo, tokenizer: PreTrainedTokenizerBase, limits: Limits = DEFAULT_LIMITS
+        self,
+        info: ModelInfo,
+        tokenizer: PreTrainedTokenizerBase,
+        limits: Limits = DEFAULT_LIMITS,
+        target: PreTrainedTokenizerBase | None = None,
     ) -> None:
+        """target: the decoder's tokenizer, where it is another."""
         self.info, self.limits = info, limits
-        self.vocabulary = Vocabulary(tokenizer)
-        self.languages = languages_of(tokenizer)
-        # Marian's, which knows one pair.
-        source, target = (getattr(tokenizer, f"{side}_lang", None) for side in ("source", "target"))
-        self.language_pair: tuple[str, str] | None = (source, target) if source and target else None
+        self.vocabulary = Vocabulary(tokenizer if target is None else target)
+        self.tasks = Tasks.of(info, tokenizer)
         self.max_encoder_tokens = min(limits.encoder_tokens, info.encoder_positions or limits.encoder_tokens)
         self.max_decoder_tokens = min(limits.decoder_tokens, info.decoder_positions or limits.decoder_tokens)
-        self._tokenizer = TextTokenizer(tokenizer)
+        self._tokenizer = TextTokenizer(tokenizer, target)
 
     @classmethod
     def load(
@@ -63,19 +65,10 @@ class Frontend:
 
         overrides: decoding defaults that come before the model's own, under transformers' names.
         """
-        from transformers import AutoTokenizer
-
         folder = Path(folder)
         info = ModelInfo.read(folder, served_name, overrides)
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-        except (OSError, ValueError) as error:
-            raise ModelLoadError(f"{folder} has no tokenizer that can be read: {error}") from error
-        # Without its files transformers makes an empty tokenizer, and says nothing. (ByT5 needs none.)
-        files = set(tokenizer.vocab_files_names.values())
-        if files and not any((folder / name).is_file() for name in files):
-            raise ModelLoadError(f"{folder} has no tokenizer: none of {', '.join(sorted(files))}")
-        return cls(info, tokenizer, limits)
+        own = folder / DECODER_TOKENIZER
+        return cls(info, read_tokenizer(folder), limits, read_tokenizer(own) if own.is_dir() else None)
 
     def prepare(
         self,
@@ -86,13 +79,14 @@ class Frontend:
         request_id: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
-        source_language: str | None = None,
-        target_language: str | None = None,
+        **chosen: Unpack[Chosen],
     ) -> PreparedRequest:
         """Checks everything there is to check about a request, and fills in every default. Without params
-        the model's own way of decoding holds.
+        the model's own way of decoding holds, or the task's.
 
-        The languages are those of a translation by a multilingual model, as codes of its tokenizer.
+        Chosen are one of the model's `task_specific_params`, or the languages of a translation: codes of its
+        tokenizer, or such as name a task. What the model wants to read for them is put before a text; token
+        ids are taken as they are.
 
         Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
         """
@@ -100,19 +94,19 @@ class Frontend:
         request_id = self._request_id(request_id)
         self._check_priority(priority)
         timeout_s = self._timeout_s(timeout_s)
+        choice = self.tasks.choose(**chosen)
         if params is None:
-            params = BeamSearchParams() if self.info.defaults.beams else SamplingParams()
+            params = BeamSearchParams() if choice.defaults.beams else SamplingParams()
         check_counts(params, self.limits)
 
-        source = language(self.languages, source_language, "source_language")
-        target = language(self.languages, target_language, "target_language")
-        given = self._given(prompt, source, target)
-        decoding = self._decoding(params, given.prefix)
-        if target and given.prefix[0] != target.token_id:
-            decoding = replace(decoding, forced_bos_id=target.token_id)
+        given = self._given(prompt, choice)
+        decoding = self._decoding(params, choice, given.prefix)
+        self._check_answer(params.outputs, decoding)
 
-        samples, seed = (params.n, params.seed) if isinstance(params, SamplingParams) else (1, 0)
-        seed = secrets.randbits(63) if seed is None else seed
+        samples = params.n if isinstance(params, SamplingParams) else 1
+        seed = secrets.randbits(63) if params.seed is None else params.seed
+        # The samples' prompt is the same: the first says what there is to say of it.
+        others = replace(decoding, prompt_logprobs=None)
         # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may
         # arrive while the first try is still being cancelled.
         nonce = secrets.token_hex(8)
@@ -129,7 +123,7 @@ class Frontend:
                     request_id=f"{request_id}:{nonce}:{index}",
                     encoder=given.encoder,
                     prefix_ids=tuple(given.prefix),
-                    decoding=replace(decoding, seed=sample_seed(seed, index)),
+                    decoding=replace(others if index else decoding, seed=sample_seed(seed, index)),
                     priority=priority,
                     timeout_s=timeout_s,
                 )
@@ -146,11 +140,13 @@ class Frontend:
         request_id: str | None = None,
         priority: int = 0,
         timeout_s: float | None = None,
+        **chosen: Unpack[Chosen],
     ) -> PreparedScore:
-        """Checks a request to score targets for a prompt.
+        """Checks a request to score targets for a prompt; task and languages are as for `prepare`.
 
-        A target that is text gets the special tokens that the tokenizer gives a label, such as EOS; for a
-        decoder-only model, where it goes on from the prompt, none. Token ids are taken as they are.
+        A target that is text gets the special tokens that the tokenizer gives a label, such as EOS and the
+        target language; for a decoder-only model, where it goes on from the prompt, none. Token ids are taken
+        as they are.
 
         Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
         """
@@ -160,9 +156,10 @@ class Frontend:
         timeout_s = self._timeout_s(timeout_s)
         if not 0 < len(targets) <= self.limits.targets:
             raise InvalidRequest(f"1 to {self.limits.targets} targets, got {len(targets)}", field="targets")
-        given = self._given(prompt)
+        choice = self.tasks.choose(**chosen)
+        given = self._given(prompt, choice)
         ids = [
-            self._target_ids(target, f"targets.{number}", len(given.prefix))
+            self._target_ids(target, f"targets.{number}", given, choice)
             for number, target in enumerate(targets)
         ]
         nonce = secrets.token_hex(8)  # as in `prepare`
@@ -188,7 +185,7 @@ class Frontend:
 
     def tokenize(self, text: str, *, field: str = "text") -> list[int]:
         """The ids a prompt's text becomes, special tokens included. Raises InvalidRequest."""
-        return self._prompt_ids(text, None, field, field)
+        return self._prompt_ids(text, None, field, field, self.tasks.choose())
 
     def assembler(self, prepared: PreparedRequest) -> Assembler:
         """What turns this request's deltas into its answer."""
@@ -201,15 +198,13 @@ class Frontend:
 
     # -- the parts of a request
 
-    def _given(
-        self, prompt: Prompt, source: Language | None = None, target: Language | None = None
-    ) -> _Given:
+    def _given(self, prompt: Prompt, choice: Choice) -> _Given:
         parts = take_apart(prompt)
         encoder_part, decoder_part, names = _sides(prompt)
         shown = _shown(encoder_part, names[0]), _shown(decoder_part, "decoder_prompt")
-        encoder_ids = self._prompt_ids(parts["encoder_text"], parts["encoder_ids"], *names, source)
+        encoder_ids = self._prompt_ids(parts["encoder_text"], parts["encoder_ids"], *names, choice)
         if self.info.encoder_vocab_size is not None:
-            prefix = self._prefix(parts["decoder_text"], parts["decoder_ids"], target)
+            prefix = self._prefix(parts["decoder_text"], parts["decoder_ids"], choice)
             context = prefix[1:]
         elif names[0] != "prompt":
             raise InvalidRequest(f"{self.info.name!r} is decoder-only: give a single prompt", field=names[0])
@@ -220,21 +215,16 @@ class Frontend:
         return _Given(encoder, encoder_ids, prefix, context, *shown)
 
     def _prompt_ids(
-        self,
-        text: str | None,
-        ids: list[int] | None,
-        name: str,
-        ids_name: str,
-        source: Language | None = None,
+        self, text: str | None, ids: list[int] | None, name: str, ids_name: str, choice: Choice
     ) -> list[int]:
         """Of the encoder's prompt, or of a decoder-only model's."""
-        size, limit = self.info.encoder_vocab_size, self.max_encoder_tokens
+        size, limit, source = self.info.encoder_vocab_size, self.max_encoder_tokens, choice.source
         if size is None:
             size, limit = self.info.vocab_size, self.max_decoder_tokens - 1  # one at least is to be generated
         if ids is None:
             if not text:
                 raise InvalidRequest("must not be empty", field=name)
-            ids = self._tokenizer.encode(text, name, limit, special=source is None)
+            ids = self._tokenizer.encode(choice.prefix + text, name, limit, special=source is None)
             ids = [*source.prefix, *ids, *source.suffix] if source else ids
         elif source:
             raise InvalidRequest("is for a prompt that is text", field="source_language")
@@ -247,21 +237,25 @@ class Frontend:
         check_ids(ids, name, size)
         return list(ids)
 
-    def _prefix(self, text: str | None, ids: list[int] | None, target: Language | None) -> list[int]:
+    def _prefix(self, text: str | None, ids: list[int] | None, choice: Choice) -> list[int]:
         """What the decoder starts from: the start token, unless it is there, and the decoder prompt."""
         name, limit = "decoder_prompt", self.max_decoder_tokens - 1  # one at least is to be generated
+        start, target = self.info.decoder_start_id, choice.target
+        assert start is not None
+        if target is not None and start not in self.info.eos_ids:
+            # mBART and PLBart start from the target language; the later families from EOS, and then comes the
+            # language: forced upon the first token, or before a decoder prompt.
+            start = target.token_id
         if ids is None:
             ids = self._tokenizer.encode(text, name, limit, special=False, target=True) if text else []
+            if target is not None and ids and start != target.token_id:
+                ids = [target.token_id, *ids]
         else:
             name = "decoder_prompt.prompt_token_ids"
             if not ids:
                 raise InvalidRequest("has no tokens; leave it out for none", field=name)
-        start = self.info.decoder_start_id
-        assert start is not None
-        if target and start not in self.info.eos_ids:
-            # mBART and PLBart start from the target language; the later families from EOS, and force the
-            # language upon the first token.
-            start = target.token_id
+            if target is not None:
+                raise InvalidRequest("is for a decoder prompt that is text", field="target_language")
         prefix = list(ids) if ids[:1] == [start] else [start, *ids]
         if len(prefix) > limit:
             raise InvalidRequest(
@@ -270,16 +264,21 @@ class Frontend:
         check_ids(ids, name, self.info.vocab_size)
         return prefix
 
-    def _target_ids(self, target: SingletonPrompt, name: str, start: int) -> list[int]:
-        """Of a target behind `start` tokens."""
+    def _target_ids(self, target: SingletonPrompt, name: str, given: _Given, choice: Choice) -> list[int]:
+        start = len(given.prefix)
         limit = self.max_decoder_tokens - start
         text, ids = singleton(target, name)
         if ids is not None:
             name += ".prompt_token_ids"
         elif not text:
             raise InvalidRequest("must not be empty", field=name)
-        elif self.languages:
-            raise InvalidRequest("must be token ids: a multilingual model's name the language", field=name)
+        elif choice.target is not None:
+            ids = self._tokenizer.encode(text, name, limit, special=False, target=True)
+            # A decoder prompt has the language already.
+            before = () if given.context else choice.target.label_prefix
+            ids = [*before, *ids, *choice.target.label_suffix]
+        elif self.tasks.languages:
+            raise InvalidRequest("is needed for a target that is text", field="target_language")
         else:
             special = self.info.encoder_vocab_size is not None
             ids = self._tokenizer.encode(text, name, limit, special=special, target=True)
@@ -293,15 +292,22 @@ class Frontend:
         check_ids(ids, name, self.info.vocab_size)
         return ids
 
-    def _decoding(self, params: Params, prefix: list[int]) -> Decoding:
+    def _decoding(self, params: Params, choice: Choice, prefix: list[int]) -> Decoding:
         def encode(text: str, name: str) -> list[int]:
             limit = self.limits.bad_word_tokens
-            ids = self._tokenizer.encode(text, name, limit, special=False)
+            ids = self._tokenizer.encode(text, name, limit, special=False, target=True)
             if len(ids) > limit:
                 raise InvalidRequest(f"{text!r} has {len(ids)} tokens, the limit is {limit}", field=name)
             return ids
 
-        return decoding_of(params, prefix, self.max_decoder_tokens - len(prefix), self.info, encode)
+        room = self.max_decoder_tokens - len(prefix)
+        decoding = decoding_of(params, choice.defaults, prefix, room, self.info, encode)
+        target = choice.target
+        if target is None or target.token_id in prefix[:2]:
+            return decoding
+        if params.forced_bos_token_id is not None:
+            raise InvalidRequest("does not go with target_language", field="forced_bos_token_id")
+        return replace(decoding, forced_bos_id=target.token_id)
 
     def _request_id(self, request_id: str | None) -> str:
         if request_id is None:
@@ -316,6 +322,15 @@ class Frontend:
             raise InvalidRequest(
                 f"must be an integer of magnitude at most {self.limits.priority}, got {priority!r}",
                 field="priority",
+            )
+
+    def _check_answer(self, outputs: int, decoding: Decoding) -> None:
+        each, limit = 1 + (decoding.logprobs or 0), self.limits.answer_values
+        if (values := outputs * decoding.max_tokens * each) > limit:
+            raise InvalidRequest(
+                f"{outputs} answers of {decoding.max_tokens} tokens with {each - 1} logprobs have {values} "
+                f"values, the limit is {limit}: lower max_tokens, n or logprobs",
+                field="max_tokens",
             )
 
     def _timeout_s(self, timeout_s: float | None) -> float | None:

@@ -42,8 +42,8 @@ class GenerationDefaults:
 
     @property
     def beams(self) -> bool:
-        """Whether the model's own way is beam search. (Not beam sampling, which Tandem does not have.)"""
-        return self.num_beams > 1 and self.temperature == 0
+        """Whether the model's own way is beam search, or beam sampling."""
+        return self.num_beams > 1
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> GenerationDefaults:
@@ -89,6 +89,19 @@ class GenerationDefaults:
             min_new_tokens=int(number("min_new_tokens", 0)),
             min_length=int(number("min_length", 0)),
         )
+
+
+def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings or arguments of all layers, under transformers' names, later ones first in importance; None is
+    "not said". A length in new tokens and one in all tokens exclude each other: the later one stands."""
+    settings: dict[str, Any] = {}
+    for layer in layers:
+        for bound in ("max", "min"):
+            if any(layer.get(name) is not None for name in (f"{bound}_length", f"{bound}_new_tokens")):
+                settings.pop(f"{bound}_length", None)
+                settings.pop(f"{bound}_new_tokens", None)
+        settings |= {name: value for name, value in layer.items() if value is not None}
+    return settings
 
 
 # What a server may set in place of the model.

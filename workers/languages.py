@@ -21,6 +21,8 @@ class Language:
     token_id: int  # the target's: what the decoder's text begins with
     prefix: tuple[int, ...]  # special tokens around a source text
     suffix: tuple[int, ...]
+    label_prefix: tuple[int, ...]  # and around a target text, as training labels have them
+    label_suffix: tuple[int, ...]
 
 
 def languages_of(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Language]:
@@ -40,7 +42,11 @@ def languages_of(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Language]:
     found = {}
     for code, token_id in codes.items():
         tokenizer.src_lang = code
-        found[code] = Language(token_id, tuple(tokenizer.prefix_tokens), tuple(tokenizer.suffix_tokens))
+        around = tuple(tokenizer.prefix_tokens), tuple(tokenizer.suffix_tokens)
+        tokenizer.set_tgt_lang_special_tokens(code)
+        found[code] = Language(
+            token_id, *around, tuple(tokenizer.prefix_tokens), tuple(tokenizer.suffix_tokens)
+        )
     tokenizer.src_lang = source
     return found
 
@@ -52,12 +58,10 @@ def language(languages: Mapping[str, Language], code: str | None, field: str) ->
     """
     if code is None:
         return None
-    if not languages:
-        raise InvalidRequest("this model's tokenizer has no languages to choose from", field=field)
     matching = [code] if code in languages else [c for c in languages if c.partition("_")[0] == code]
     if len(matching) != 1:
-        known = ", ".join(sorted(matching or languages)[:8])
+        known = sorted(matching or languages)
         raise InvalidRequest(
-            f"{code[:20]!r} is not one of the {len(languages)} languages: {known} …", field=field
+            f"{code[:20]!r} is not one of {len(known)} languages: {', '.join(known)}", field=field
         )
     return languages[matching[0]]

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 
 from tandem import kernels
 from tandem.errors import ModelLoadError
+from tandem.kernels import Linear
 from tandem.workers.checkpoint import WeightSlot
 from tandem.workers.distributed import Group
 from tandem.workers.spec import NormKind
@@ -26,8 +27,22 @@ class Placement:
     def __init__(self, device: torch.device, dtype: torch.dtype, group: Group) -> None:
         self.device, self.dtype, self.group = device, dtype, group
 
+        self._linears: list[Linear] = []
+
     def empty(self, *shape: int) -> torch.Tensor:
         return torch.empty(shape, device=self.device, dtype=self.dtype)
+
+    def linear(self, inputs: int, outputs: int, bias: bool) -> Linear:
+        """A projection whose weights are to be loaded."""
+        made = Linear(self.empty(outputs, inputs), self.empty(outputs) if bias else None)
+        self._linears.append(made)
+        return made
+
+    def pack(self) -> None:
+        """All weights are loaded: lets the projections made here lay theirs out as they like."""
+        for linear in self._linears:
+            linear.pack()
+        self._linears.clear()
 
     def share(self, total: int, what: str) -> int:
         """`total` split evenly over the ranks."""
@@ -43,23 +58,31 @@ class Norm:
     """RMSNorm or LayerNorm of the last dimension; the same on every rank."""
 
     def __init__(self, name: str, width: int, kind: NormKind, eps: float, place: Placement) -> None:
-        self.name, self.eps = name, eps
-        self.weight = place.empty(width)
+        self.name, self.eps, self.dtype = name, eps, place.dtype
+        self.plus = 1.0 if kind == "rms_plus_one" else 0.0
+        # One and a little, in half precision, would keep little of the little.
+        dtype = torch.float32 if self.plus else place.dtype
+        self.weight = torch.empty(width, device=place.device, dtype=dtype)
         self.bias = place.empty(width) if kind == "layer" else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.bias is None:
-            return kernels.rms_norm(x, self.weight, self.eps)
+            return kernels.rms_norm(x, self.weight, self.eps).to(self.dtype)
         return kernels.layer_norm(x, self.weight, self.bias, self.eps)
+
+    def by_head(self, x: torch.Tensor) -> torch.Tensor:
+        """x [N, heads, width], each head for itself."""
+        return self(x.reshape(-1, x.shape[-1])).view(x.shape)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """The norm of the sum, and the sum."""
         if self.bias is None:
-            return kernels.add_rms_norm(x, residual, self.weight, self.eps)
+            x, total = kernels.add_rms_norm(x, residual, self.weight, self.eps)
+            return x.to(self.dtype), total
         return kernels.add_layer_norm(x, residual, self.weight, self.bias, self.eps)
 
     def slots(self) -> Iterator[WeightSlot]:
-        yield WeightSlot(self.name, self.weight, tuple(self.weight.shape))
+        yield WeightSlot(self.name, self.weight, tuple(self.weight.shape), plus=self.plus)
         if self.bias is not None:
             yield WeightSlot(f"{self.name}.bias", self.bias, tuple(self.bias.shape))
 
@@ -68,15 +91,16 @@ class Replicated:
     """A projection with bias that every rank computes whole: [N, outputs]."""
 
     def __init__(self, name: str, inputs: int, outputs: int, place: Placement) -> None:
-        self.name = name
-        self.weight, self.bias = place.empty(outputs, inputs), place.empty(outputs)
+        self.name, self.inputs, self.outputs = name, inputs, outputs
+        self.linear = place.linear(inputs, outputs, bias=True)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return self.linear(x)
 
     def slots(self) -> Iterator[WeightSlot]:
-        yield WeightSlot(self.name, self.weight, tuple(self.weight.shape))
-        yield WeightSlot(f"{self.name}.bias", self.bias, tuple(self.bias.shape))
+        yield WeightSlot(self.name, self.linear.weight, (self.outputs, self.inputs))
+        if self.linear.bias is not None:
+            yield WeightSlot(f"{self.name}.bias", self.linear.bias, (self.outputs,))
 
 
 class ColumnParallel:
@@ -99,18 +123,17 @@ class ColumnParallel:
         self.names, self.widths, self.inputs = names, widths, inputs
         self.shares = [place.share(width // unit, what) * unit for width in widths]
         self.rank = place.group.rank
-        self.weight = place.empty(sum(self.shares), inputs)
-        self.bias = place.empty(sum(self.shares)) if bias else None
+        self.linear = place.linear(inputs, sum(self.shares), bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return F.linear(x, self.weight, self.bias)
+        return self.linear(x)
 
     def slots(self) -> Iterator[WeightSlot]:
-        parts = self.weight.split(self.shares)
+        parts = self.linear.weight.split(self.shares)
         for name, part, width, share in zip(self.names, parts, self.widths, self.shares, strict=True):
             yield WeightSlot(name, part, (width, self.inputs), dim=0, start=self.rank * share)
-        if self.bias is not None:
-            parts = self.bias.split(self.shares)
+        if self.linear.bias is not None:
+            parts = self.linear.bias.split(self.shares)
             for name, part, width, share in zip(self.names, parts, self.widths, self.shares, strict=True):
                 yield WeightSlot(f"{name}.bias", part, (width,), dim=0, start=self.rank * share)
 
@@ -129,20 +152,21 @@ class RowParallel:
         unit: int = 1,
         bias: bool = False,
     ) -> None:
-        self.name, self.inputs, self.group = name, inputs, place.group
-        self.weight = place.empty(outputs, place.share(inputs // unit, what) * unit)
-        self.bias = place.empty(outputs) if bias else None
+        self.name, self.inputs, self.outputs, self.group = name, inputs, outputs, place.group
+        self.share = place.share(inputs // unit, what) * unit
+        self.linear = place.linear(self.share, outputs, bias and place.group.size == 1)
+        self.bias = place.empty(outputs) if bias and place.group.size > 1 else None
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        if self.bias is None or self.group.size == 1:
-            return self.group.all_reduce(F.linear(x, self.weight, self.bias))
-        return self.group.all_reduce(F.linear(x, self.weight)) + self.bias
+        total = self.group.all_reduce(self.linear(x))
+        return total if self.bias is None else total + self.bias
 
     def slots(self) -> Iterator[WeightSlot]:
-        outputs, share = self.weight.shape
-        yield WeightSlot(self.name, self.weight, (outputs, self.inputs), dim=1, start=self.group.rank * share)
-        if self.bias is not None:
-            yield WeightSlot(f"{self.name}.bias", self.bias, (outputs,))
+        whole = (self.outputs, self.inputs)
+        yield WeightSlot(self.name, self.linear.weight, whole, dim=1, start=self.group.rank * self.share)
+        for bias in (self.linear.bias, self.bias):
+            if bias is not None:
+                yield WeightSlot(f"{self.name}.bias", bias, (self.outputs,))
 
 
 class HeadTable:
@@ -169,6 +193,7 @@ class Vocabulary:
         self.share = -(-size // place.group.size)
         self.start = place.group.rank * self.share
         self.weight = torch.zeros(self.share, width, device=place.device, dtype=place.dtype)
+        self._output: Linear | None = None
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [N] → [N, width]."""
@@ -179,9 +204,17 @@ class Vocabulary:
         rows = F.embedding(local.clamp(0, self.share - 1), self.weight)
         return self.group.all_reduce(rows * here.unsqueeze(1))
 
-    def logits(self, x: torch.Tensor, bias: VocabularyBias | None = None) -> torch.Tensor | None:
+    def prepare_logits(self, bias: VocabularyBias | None, *, embeds: bool) -> None:
+        """The weights are loaded and wanted as output projection; `embeds`: as embedding, too."""
+        self._output = Linear(self.weight, None if bias is None else bias.weight)
+        self._output.pack()
+        if not embeds:
+            self.weight = self.weight.new_empty(0, self.weight.shape[1])
+
+    def logits(self, x: torch.Tensor) -> torch.Tensor | None:
         """x [N, width] → float32 [N, size] on rank 0, None on the others."""
-        gathered = self.group.gather_columns(F.linear(x, self.weight, None if bias is None else bias.weight))
+        assert self._output is not None
+        gathered = self.group.gather_columns(self._output(x))
         return None if gathered is None else gathered[:, : self.size].float()
 
     def slots(self) -> Iterator[WeightSlot]:

@@ -7,38 +7,50 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from dataclasses import asdict
 from pathlib import Path
 
+from tandem.errors import InternalError
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.follower import Follower
 
 _EXIT_S = 30.0  # for a child to end by itself after the group is closed
+_POLL_S = 0.05
 
 
 class LocalGroup:
-    """Starts the children; `group` is rank 0's end."""
+    """Starts the children; `group` is rank 0's end. Raises InternalError where a child fails to start; it
+    says why on stderr."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.group = Group()
         self._folder = tempfile.TemporaryDirectory(prefix="tandem-group-")
-        meeting = f"file://{Path(self._folder.name) / 'meeting'}"
         # A fresh interpreter rather than multiprocessing: the caller's main module is not run again.
         self._children = [
             subprocess.Popen(
                 [sys.executable, "-m", "tandem.workers.local_group", json.dumps(asdict(config)), str(rank),
-                 meeting],
+                 self._folder.name],
                 stdin=subprocess.DEVNULL,
                 start_new_session=True,  # Ctrl-C is for rank 0, which ends the others
             )
             for rank in range(1, config.tensor_parallel_size)
         ]  # fmt: skip
         try:
-            self.group = Group.create(0, config.tensor_parallel_size, meeting, config.torch_device())
+            self._wait_for_children()
+            self.group = _meet(config, 0, self._folder.name)
         except BaseException:
             self.close(kill=True)
             raise
+
+    def _wait_for_children(self) -> None:
+        """Until each is at the meeting point: there rank 0 would wait for one that has died."""
+        for rank, child in enumerate(self._children, start=1):
+            while not _arrival(self._folder.name, rank).exists():
+                if child.poll() is not None:
+                    raise InternalError(f"rank {rank} ended with status {child.returncode} before it began")
+                time.sleep(_POLL_S)
 
     def close(self, *, kill: bool = False) -> None:
         """Waits for the children to end, as they do after the engine is closed; those that do not, or
@@ -55,9 +67,19 @@ class LocalGroup:
         self._folder.cleanup()
 
 
-def _run_child(config: EngineConfig, rank: int, meeting: str) -> None:
-    group = Group.create(rank, config.tensor_parallel_size, meeting, config.torch_device(rank))
-    Follower(config, group).run()
+def _arrival(folder: str, rank: int) -> Path:
+    """The file by which a child says that it is about to meet the others."""
+    return Path(folder) / f"rank-{rank}"
+
+
+def _meet(config: EngineConfig, rank: int, folder: str) -> Group:
+    meeting = f"file://{Path(folder) / 'meeting'}"
+    return Group.create(rank, config.tensor_parallel_size, meeting, config.torch_device(rank))
+
+
+def _run_child(config: EngineConfig, rank: int, folder: str) -> None:
+    _arrival(folder, rank).touch()
+    Follower(config, _meet(config, rank, folder)).run()
 
 
 if __name__ == "__main__":

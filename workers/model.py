@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 
@@ -24,9 +24,9 @@ from tandem.workers.blocks import (
 )
 from tandem.workers.checkpoint import Checkpoint, WeightSlot
 from tandem.workers.kv_pool import KVPool
-from tandem.workers.layers import HasWeights, Norm, Placement
-from tandem.workers.positions import rotary_table
-from tandem.workers.spec import ModelSpec, StackSpec
+from tandem.workers.layers import HasWeights, HeadTable, Norm, Placement
+from tandem.workers.positions import rotary_speeds
+from tandem.workers.spec import ModelSpec, Rotary, StackSpec, Window
 
 # Rows of logits that scoring holds at a time: of a large vocabulary they take far more memory than all else
 # of a step.
@@ -60,6 +60,16 @@ class DecoderBatch:
     sample_rows: torch.Tensor  # int64: the rows whose logits are wanted
     score_rows: torch.Tensor  # int64: those behind which a token is scored
     target_ids: torch.Tensor  # int64: these tokens
+    top: int  # likeliest tokens wanted beside them; below 0 not even their rank is
+
+
+class TargetScores(NamedTuple):
+    """Of T tokens, under the model's own distribution; ranks and top where `DecoderBatch.top` wants them."""
+
+    logprobs: torch.Tensor  # float32 [T]
+    ranks: torch.Tensor | None = None  # int64 [T]: 1 for the likeliest
+    top: torch.Tensor | None = None  # float32 [T, k]: the likeliest tokens' log-probabilities
+    top_ids: torch.Tensor | None = None  # int64 [T, k]
 
 
 class Stack:
@@ -80,11 +90,11 @@ class Stack:
         self.final_norm = None if stack.post_norm else norm(f"{side}.final_norm", stack, place)
         self.norms_behind = self._norms_behind()
         self.bias_tables: list[torch.Tensor | None] = [None] * stack.layers
-        self._angles = None
-        if stack.rotary is not None:
-            assert stack.max_positions is not None, "a table of angles has an end"
-            angles = rotary_table(stack.rotary, stack.max_positions)
-            self._angles = angles.to(place.device, place.dtype)
+        self._speeds = {
+            rotary: rotary_speeds(rotary).to(place.device)
+            for rotary in (stack.rotary, stack.window_rotary)
+            if rotary is not None
+        }
 
     def _norms_behind(self) -> list[list[Norm]]:
         """For each sublayer of each layer, the norm of the sum behind it: the next sublayer's where norms
@@ -111,18 +121,29 @@ class Stack:
     def prepare(self, *, bidirectional: bool) -> None:
         """Derives what does not change from the loaded weights."""
         self.embedding.prepare()
-        if (relative := self.spec.relative_bias) is None:
-            return
+        tables: dict[tuple[int, Window | None], torch.Tensor | None] = {}
         for layer, attention in enumerate(self.attentions):
-            if attention.bias is None:  # layers without weights of their own use layer 0's
-                self.bias_tables[layer] = self.bias_tables[0]
-            else:
-                table = kernels.relative_bias_table(
-                    attention.bias.weight, bidirectional, relative.max_distance
-                )
-                if relative.window is not None:
-                    table = kernels.windowed_bias_table(table, relative.window)
-                self.bias_tables[layer] = table
+            # Layers without weights of their own use layer 0's.
+            key = (0 if attention.bias is None else layer), self.spec.window(layer)
+            if key not in tables:
+                tables[key] = self._bias_table(*key, bidirectional)
+            self.bias_tables[layer] = tables[key]
+
+    def _bias_table(self, owner: int, window: Window | None, bidirectional: bool) -> torch.Tensor | None:
+        attention, table = self.attentions[owner], None
+        if attention.bias is not None:
+            table = self._by_distance(attention.bias, bidirectional)
+        if window is None:
+            return table
+        if table is None:
+            table = torch.zeros(attention.heads, 1, device=self.embedding.tokens.weight.device)
+        return kernels.windowed_bias_table(table, window.before, window.after if bidirectional else None)
+
+    def _by_distance(self, buckets: HeadTable, bidirectional: bool) -> torch.Tensor:
+        assert self.spec.relative_bias is not None
+        return kernels.relative_bias_table(
+            buckets.weight, bidirectional, self.spec.relative_bias.max_distance
+        )
 
     def enter(
         self, token_ids: torch.Tensor, positions: torch.Tensor | None
@@ -136,11 +157,15 @@ class Stack:
         x, total = norm.add(x, residual)
         return x, x if self.spec.post_norm else total
 
-    def rotation(self, positions: torch.Tensor) -> Rotation | None:
-        if self._angles is None:
-            return None
-        cosines, sines = self._angles[positions].unbind(1)
-        return cosines, sines
+    def rotations(self, positions: torch.Tensor | None, dtype: torch.dtype) -> list[Rotation | None]:
+        """Each layer's, of rows at these positions."""
+        spec, made = self.spec, dict[Rotary | None, Rotation]()
+        for rotary, speeds in self._speeds.items():
+            assert positions is not None
+            angles = positions.float().unsqueeze(1) * speeds
+            made[rotary] = angles.cos().to(dtype), angles.sin().to(dtype)
+        near = spec.rotary if spec.window_rotary is None else spec.window_rotary
+        return [made.get(near if spec.window(layer) else spec.rotary) for layer in range(spec.layers)]
 
 
 class EncoderStack(Stack):
@@ -148,17 +173,36 @@ class EncoderStack(Stack):
 
     def __init__(self, spec: StackSpec, place: Placement) -> None:
         super().__init__("encoder", spec, place, [])
+        self.summary_tables: list[torch.Tensor] = []
+
+    def prepare(self, *, bidirectional: bool) -> None:
+        super().prepare(bidirectional=bidirectional)
+        for attention in self.attentions if self.spec.summary_block is not None else []:
+            buckets = attention.summary_bias
+            self.summary_tables.append(
+                self.summary_tables[0] if buckets is None else self._by_distance(buckets, bidirectional)
+            )
 
     def __call__(self, token_ids: torch.Tensor, cu_seqlens: torch.Tensor, longest: int) -> torch.Tensor:
         """Packed inputs, unpadded: int64 [N], int32 [inputs + 1] → hidden states [N, d_model]."""
-        positions = None if self.spec.positions is None else _positions(cu_seqlens, len(token_ids))
+        spec, positions = self.spec, None
+        if spec.positions is not None or spec.rotary is not None:
+            positions = _positions(cu_seqlens, len(token_ids))
         x, residual = self.enter(token_ids, positions)
-        for attention, feed_forward, norms, bias in zip(
-            self.attentions, self.feed_forwards, self.norms_behind, self.bias_tables, strict=True
+        rotations, size = self.rotations(positions, x.dtype), spec.summary_block
+        blocks = None if size is None else kernels.Blocks.of(cu_seqlens, size)
+        for layer, (attention, feed_forward, norms) in enumerate(
+            zip(self.attentions, self.feed_forwards, self.norms_behind, strict=True)
         ):
-            q, k, v = attention.project(x)
-            mixed = kernels.encoder_attention(q, k, v, cu_seqlens, longest, bias, self.spec.attention_scale)
-            x, residual = self.join(attention.o(mixed.flatten(1)), residual, norms[0])
+            q, k, v = attention.project(x, rotations[layer])
+            summaries = None
+            if blocks is not None:
+                summaries = attention.summarize(x, blocks, self.summary_tables[layer])
+            mixed = kernels.encoder_attention(
+                q, k, v, cu_seqlens, longest, self.bias_tables[layer], spec.attention_scale,
+                spec.window(layer) is not None, summaries, spec.softcap,
+            )  # fmt: skip
+            x, residual = self.join(attention.output(mixed), residual, norms[0])
             x, residual = self.join(feed_forward(x), residual, norms[1])
         return x
 
@@ -169,7 +213,9 @@ class DecoderStack(Stack):
     def __init__(self, spec: ModelSpec, tied_output: bool, place: Placement) -> None:
         stack = spec.decoder
         names = [f"decoder.layers.{i}.cross_attention" for i in range(stack.layers)]
-        crosses = [] if spec.encoder is None else [CrossAttention(name, stack, place) for name in names]
+        crosses = [CrossAttention(name, stack, place) for name in names]
+        if spec.encoder is None or stack.merged:
+            crosses = []
         super().__init__("decoder", stack, place, crosses)
         self.head = Head(spec, self.embedding.tokens, tied_output, place)
         self.cross_kv = None if spec.encoder is None else CrossKV(names, spec.encoder, spec, place)
@@ -190,21 +236,24 @@ class DecoderStack(Stack):
         for layer in range(self.spec.layers):
             pool.write(layer, kv[:, layer, 0], kv[:, layer, 1], write_slots)
 
-    def __call__(self, batch: DecoderBatch, pool: KVPool) -> tuple[torch.Tensor | None, torch.Tensor | None]:
-        """Logits of the sampling rows, float32 [rows, vocabulary], and log-probabilities of the targets,
-        float32 [targets]; both on rank 0 only and where there are any, else None."""
+    def __call__(self, batch: DecoderBatch, pool: KVPool) -> tuple[torch.Tensor | None, TargetScores | None]:
+        """Logits of the sampling rows, float32 [rows, vocabulary], and the targets' scores; both on rank 0
+        only and where there are any, else None."""
         x, residual = self.enter(batch.token_ids, batch.positions)
-        rotation = self.rotation(batch.positions)
+        rotations = self.rotations(batch.positions, x.dtype)
         for layer, (attention, feed_forward, norms) in enumerate(
             zip(self.attentions, self.feed_forwards, self.norms_behind, strict=True)
         ):
-            q, k, v = attention.project(x, rotation)
+            q, k, v = attention.project(x, rotations[layer])
             pool.write(layer, k, v, batch.write_slots)
-            out = attention.o(self._attend_self(layer, q, batch, pool).flatten(1))
+            if self.spec.merged:
+                out = attention.output(self._attend_both(layer, q, batch, pool))
+            else:
+                out = attention.output(self._attend_self(layer, q, batch, pool))
             if self.crosses:
                 x, residual = self.join(out, residual, norms[0])
                 cross = self.crosses[layer]
-                out = cross.o(self._attend_cross(layer, cross.q(x).view_as(q), batch, pool).flatten(1))
+                out = cross.output(self._attend_cross(layer, cross.project(x), batch, pool))
             if self.spec.parallel:
                 out = out + feed_forward(x)
             else:
@@ -214,37 +263,57 @@ class DecoderStack(Stack):
         logits = self.head(x[batch.sample_rows]) if len(batch.sample_rows) else None
         return logits, self._scores(x, batch) if len(batch.score_rows) else None
 
-    def _scores(self, x: torch.Tensor, batch: DecoderBatch) -> torch.Tensor | None:
-        scores = []
+    def _scores(self, x: torch.Tensor, batch: DecoderBatch) -> TargetScores | None:
+        parts = []
         for rows, ids in zip(
             batch.score_rows.split(_SCORED_AT_ONCE), batch.target_ids.split(_SCORED_AT_ONCE), strict=True
         ):
             logits = self.head(x[rows])
             if logits is not None:
-                scores.append(logits.log_softmax(-1).gather(1, ids.unsqueeze(1)).squeeze(1))
-        return torch.cat(scores) if scores else None
+                logprobs = logits.log_softmax(-1)
+                own = logprobs.gather(1, ids.unsqueeze(1))
+                part = [own.squeeze(1)]
+                if batch.top >= 0:
+                    part += [(logprobs > own).sum(1) + 1, *logprobs.topk(batch.top, dim=1)]
+                parts.append(part)
+        return TargetScores(*map(torch.cat, zip(*parts, strict=True))) if parts else None
 
-    def _attend_self(self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool) -> torch.Tensor:
-        bias, scale, parts = self.bias_tables[layer], self.spec.attention_scale, []
+    def _attend_self(
+        self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool, sums: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        bias, scale, softcap, parts = (
+            self.bias_tables[layer],
+            self.spec.attention_scale,
+            self.spec.softcap,
+            [],
+        )
         for rows in batch.attention:
-            inputs = (q[rows.start : rows.stop], pool.k[layer], pool.v[layer], rows.self_pages,
-                      rows.self_lengths)  # fmt: skip
+            own = slice(rows.start, rows.stop)
+            inputs = q[own], pool.k[layer], pool.v[layer], rows.self_pages, rows.self_lengths
+            how = bias, scale, softcap, None if sums is None else sums[own]
             if rows.beams:
-                parts.append(kernels.paged_beam_attention(*inputs, bias, scale))
+                parts.append(kernels.paged_beam_attention(*inputs, *how))
             else:
-                parts.append(kernels.paged_self_attention(*inputs, rows.self_groups, bias, scale))
+                parts.append(kernels.paged_self_attention(*inputs, rows.self_groups, *how))
         return _in_order(parts)
 
-    def _attend_cross(self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool) -> torch.Tensor:
-        return _in_order(
-            [
-                kernels.paged_cross_attention(
-                    q[rows.start : rows.stop], pool.k[layer], pool.v[layer], rows.cross_pages,
-                    rows.cross_lengths, rows.cross_groups, self.spec.attention_scale,
-                )
-                for rows in batch.attention
-            ]
-        )  # fmt: skip
+    def _attend_cross(
+        self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool, sums: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        parts = []
+        for rows in batch.attention:
+            own = slice(rows.start, rows.stop)
+            inputs = q[own], pool.k[layer], pool.v[layer], rows.cross_pages, rows.cross_lengths
+            how = self.spec.attention_scale, self.spec.softcap, None if sums is None else sums[own]
+            parts.append(kernels.paged_cross_attention(*inputs, rows.cross_groups, *how))
+        return _in_order(parts)
+
+    def _attend_both(self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool) -> torch.Tensor:
+        """Over the keys of both at once."""
+        sums = torch.empty(2, *q.shape[:2], device=q.device)
+        own = self._attend_self(layer, q, batch, pool, sums[0])
+        cross = self._attend_cross(layer, q, batch, pool, sums[1])
+        return kernels.merge_attention(own, sums[0], cross, sums[1])
 
 
 def _positions(cu_seqlens: torch.Tensor, count: int) -> torch.Tensor:
@@ -266,6 +335,7 @@ def load_encoder(checkpoint: Checkpoint, place: Placement) -> EncoderStack:
     encoder = EncoderStack(checkpoint.spec.encoder, place)
     checkpoint.load(encoder.slots())
     encoder.prepare(bidirectional=True)
+    place.pack()
     return encoder
 
 
@@ -274,4 +344,5 @@ def load_decoder(checkpoint: Checkpoint, place: Placement) -> DecoderStack:
     checkpoint.load(decoder.slots())
     decoder.prepare(bidirectional=False)
     decoder.head.prepare()
+    place.pack()
     return decoder

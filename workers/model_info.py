@@ -11,9 +11,20 @@ from typing import Any
 
 from tandem.errors import ModelLoadError
 from tandem.workers.families import family_of, first_id, spec_of
-from tandem.workers.generation_defaults import GenerationDefaults, checked_overrides, ids_of, not_applied
+from tandem.workers.generation_defaults import (
+    GenerationDefaults,
+    checked_overrides,
+    ids_of,
+    merged,
+    not_applied,
+)
+from tandem.workers.tasks import Task
 
 logger = logging.getLogger(__name__)
+
+# Of each weight file, evenly spread: 4 MiB in all, and the whole of a smaller file.
+_SAMPLES = 256
+_SAMPLE_BYTES = 2**14
 
 
 @dataclass(frozen=True)
@@ -31,7 +42,7 @@ class ModelInfo:
     pad_id: int
     eos_ids: frozenset[int]
     defaults: GenerationDefaults
-    task_prefixes: Mapping[str, str]  # text before the input, by task: "translation_en_to_fr", …
+    tasks: Mapping[str, Task]  # by name
     revision: str  # changes with the model; part of every encoder key
 
     @classmethod
@@ -51,10 +62,10 @@ class ModelInfo:
             raise ModelLoadError(
                 "is in neither config.json nor generation_config.json", field="decoder_start_token_id"
             )
-        # A null in generation_config.json means "not set".
-        defaults = {} if generation else family_of(config).defaults
-        settings = {**defaults, **config, **{k: v for k, v in generation.items() if v is not None}}
-        settings |= checked_overrides(overrides or {})
+        # A null in config.json unsets a default of the family's; in generation_config.json it says nothing.
+        own = {**({} if generation else family_of(config).defaults), **config}, generation
+        server = checked_overrides(overrides or {})
+        settings = merged(*own, server)
         if ignored := not_applied(settings):
             logger.warning("%s: the model's own decoding defaults that are not applied: %s", name, ignored)
         return cls(
@@ -68,27 +79,32 @@ class ModelInfo:
             pad_id=spec.pad_id,
             eos_ids=frozenset(ids_of(generation.get("eos_token_id"), "eos_token_id") or spec.eos_ids),
             defaults=GenerationDefaults.of(settings),
-            task_prefixes=_task_prefixes(config),
-            revision=_revision(folder),
+            tasks={
+                task: Task(said, GenerationDefaults.of(merged(*own, said, server)))
+                for task, said in _tasks(config).items()
+            },
+            revision=revision_of(folder),
         )
 
 
-def _task_prefixes(config: Mapping[str, Any]) -> dict[str, str]:
+def _tasks(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     tasks = config.get("task_specific_params") or {}
     if not isinstance(tasks, dict):
         raise ModelLoadError("task_specific_params must be an object")
-    return {
-        task: settings["prefix"]
-        for task, settings in tasks.items()
-        if isinstance(settings, dict) and isinstance(settings.get("prefix"), str)
-    }
+    return {task: said for task, said in tasks.items() if isinstance(said, dict)}
 
 
-def _revision(folder: Path) -> str:
-    """The config and the names and sizes of the weight files, hashed: cheap, and equal on every node
-    that holds the same checkpoint, where times of modification are not."""
+def revision_of(folder: Path) -> str:
+    """The config and samples from all over the weights, hashed: cheap, equal on every node that holds the
+    same checkpoint, where times of modification are not, and another one for a model trained further, whose
+    shapes are the same."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update((folder / "config.json").read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
-        digest.update(f"\0{path.name}\0{path.stat().st_size}".encode())
+        size = path.stat().st_size
+        digest.update(f"\0{path.name}\0{size}\0".encode())
+        with path.open("rb") as file:
+            for start in range(0, size, max(_SAMPLE_BYTES, size // _SAMPLES)):
+                file.seek(start)
+                digest.update(file.read(_SAMPLE_BYTES))
     return digest.hexdigest()

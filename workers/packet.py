@@ -14,6 +14,7 @@ Ints = npt.NDArray[np.int64]
 CLOSE = [0]  # in place of a step: no more will come
 ENCODE_HERE = -1  # in place of a handle: the ranks encode the tokens themselves
 SINGLE, FIRST_BEAM, BEAM = range(3)  # kinds of row: FIRST_BEAM computes the prefix for all beams
+NO_TOP = -1  # the token's own log-probability alone
 _HEADER = 8
 
 
@@ -25,10 +26,12 @@ class Packet:
     admission_pages: Ints  # the admissions' pages, one after another
     admission_tokens: Ints  # the tokens of those to be encoded here
     new_pages: Ints  # [U, 3]: slot, index in its table, page
-    rows: Ints  # [R, 7]: slot, first position, count, cross entry, samples, kind, targets
+    rows: Ints  # [R, 6]: slot, first position, count, cross entry, samples, kind
     row_tokens: Ints  # the rows' tokens, ON_DEVICE where it is the slot's last sampled one
     beam_slots: Ints  # of all beams that get a token, those of a request together
-    target_ids: Ints  # the rows' targets: tokens that follow their last positions, to be scored
+    # [T, 3]: a position among the step's, the token behind it that is to be scored, how many likeliest ones
+    # are wanted beside it, or NO_TOP.
+    targets: Ints
 
     @classmethod
     def of(cls, plan: StepPlan) -> Packet:
@@ -46,34 +49,39 @@ class Packet:
         rows: list[tuple[int, ...]] = []
         tokens: list[int] = []
         beam_slots: list[int] = []
-        targets: list[int] = []
+        targets: list[tuple[int, int, int]] = []
+        position = 0
         for row in plan.rows:
             sequence = row.sequence
             entry_index = sequence.cross.index if sequence.cross else 0
             kind = SINGLE if sequence.width == 1 else FIRST_BEAM if row.width == 1 else BEAM
             for slot in sequence.slots[: row.width]:
-                scored = len(row.target_ids)
-                rows.append((slot, row.start, row.count, entry_index, row.samples, kind, scored))
+                rows.append((slot, row.start, row.count, entry_index, row.samples, kind))
                 tokens += row.token_ids or [ON_DEVICE]
-            targets += row.target_ids
+            if row.target_ids:
+                first = position + max(0, sequence.scored_from - row.start)
+                asked = sequence.request.decoding.prompt_logprobs
+                top = NO_TOP if asked is None else asked
+                targets += [(first + at, token_id, top) for at, token_id in enumerate(row.target_ids)]
+            position += row.count * row.width
             if kind != SINGLE and row.samples:
                 beam_slots += sequence.slots
         return cls(
-            _table(admissions, 4), _table(pages), _table(encoded), _table(plan.new_pages, 3), _table(rows, 7),
-            _table(tokens), _table(beam_slots), _table(targets),
+            _table(admissions, 4), _table(pages), _table(encoded), _table(plan.new_pages, 3), _table(rows, 6),
+            _table(tokens), _table(beam_slots), _table(targets, 3),
         )  # fmt: skip
 
     def to_ints(self) -> Ints:
         parts = (
             self.admissions, self.admission_pages, self.admission_tokens, self.new_pages, self.rows,
-            self.row_tokens, self.beam_slots, self.target_ids,
+            self.row_tokens, self.beam_slots, self.targets,
         )  # fmt: skip
         return np.concatenate([np.array([len(part) for part in parts]), *(part.ravel() for part in parts)])
 
     @classmethod
     def from_ints(cls, values: Ints) -> Packet:
         parts, at = [], _HEADER
-        for count, width in zip(values[:_HEADER], (4, 1, 1, 3, 7, 1, 1, 1), strict=True):
+        for count, width in zip(values[:_HEADER], (4, 1, 1, 3, 6, 1, 1, 3), strict=True):
             part = values[at : at + count * width]
             parts.append(part.reshape(-1, width) if width > 1 else part)
             at += count * width

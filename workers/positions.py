@@ -34,8 +34,8 @@ def sinusoidal_tensor2tensor(rows: int, width: int) -> torch.Tensor:
     return torch.nn.functional.pad(table, (0, width % 2))
 
 
-def rotary_table(rotary: Rotary, rows: int) -> torch.Tensor:
-    """float32 [rows, 2, dimensions / 2]: cosines and sines of each position's angles (Su et al., 2021)."""
+def rotary_speeds(rotary: Rotary) -> torch.Tensor:
+    """float32 [dimensions / 2]: by what angle each pair turns from one position to the next (Su et al.,
+    2021)."""
     speeds = 1.0 / rotary.base ** (torch.arange(0, rotary.dimensions, 2).float() / rotary.dimensions)
-    angles = torch.arange(rows).float()[:, None] * speeds
-    return torch.stack([angles.cos(), angles.sin()], dim=1)
+    return speeds / rotary.factor

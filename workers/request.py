@@ -22,7 +22,7 @@ class HiddenStates(Protocol):
         """Unique among the engine's live encoder inputs; the same on every rank."""
 
     def __call__(self) -> torch.Tensor:
-        """[length, d_model], on any device. May be called again after a preemption.
+        """[length, d_model], on any device, at once: nothing is waited for. Called again after a preemption.
 
         Raises HiddenStatesLost where they are gone.
         """
@@ -42,7 +42,7 @@ class EncoderInput:
 
 @dataclass(frozen=True, slots=True)
 class BeamSearch:
-    """How beams are searched, as transformers does: see `beams.py`."""
+    """How beams are searched, or drawn with a temperature above 0, as transformers does: see `beams.py`."""
 
     num_beams: int  # at least 2
     num_return_sequences: int  # at most num_beams
@@ -77,7 +77,8 @@ class Decoding:
     forced_eos_ids: tuple[int, ...] = ()  # the only tokens at max_tokens
     suppress_ids: tuple[int, ...] = ()  # never generated
     begin_suppress_ids: tuple[int, ...] = ()  # never generated first (second, where the first is forced)
-    beams: BeamSearch | None = None  # then neither sampling nor logprobs
+    beams: BeamSearch | None = None  # then no logprobs
+    prompt_logprobs: int | None = None  # alternatives beside the log-probability of each token of the prefix
 
 
 @dataclass(frozen=True, slots=True)
@@ -124,6 +125,8 @@ class Delta:
     error: TandemError | None = None
     queued_s: float | None = None  # from arrival until it joined the batch; on the first delta with a token
     hypotheses: list[Hypothesis] | None = None  # of beams that ended by themselves, best first
+    # Of the prefix from its second token on, where they were asked for: on the first delta with a token.
+    prompt_logprobs: list[TokenLogprobs] | None = None
 
     @property
     def last(self) -> bool:

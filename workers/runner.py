@@ -15,8 +15,15 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.kv_pool import KVPool
 from tandem.workers.layers import Placement
-from tandem.workers.model import AttentionRows, DecoderBatch, EncoderStack, load_decoder, load_encoder
-from tandem.workers.packet import BEAM, ENCODE_HERE, SINGLE, Ints, Packet
+from tandem.workers.model import (
+    AttentionRows,
+    DecoderBatch,
+    EncoderStack,
+    TargetScores,
+    load_decoder,
+    load_encoder,
+)
+from tandem.workers.packet import BEAM, ENCODE_HERE, NO_TOP, SINGLE, Ints, Packet
 from tandem.workers.step_plan import ON_DEVICE
 
 Hidden = Callable[[int], torch.Tensor]  # handle → hidden states [length, d_model], on any device
@@ -40,10 +47,10 @@ class Runner:
         stack = self.spec.decoder
         self.page_size = config.positions_per_page(self.device)
         # Rank 0 hands out page ids for all ranks, whose memory may differ.
-        self.num_pages = group.least(config.pages(stack, self.device, self.dtype))
+        self.num_pages = group.least(config.pages(stack, self.device))
         self.pool = KVPool(
-            stack.layers, self.num_pages, stack.heads // group.size, self.page_size, stack.head_dim,
-            self.device, self.dtype,
+            stack.layers, self.num_pages, stack.shared_heads // group.size, self.page_size, stack.head_dim,
+            self.device, config.kv_dtype(self.device),
         )  # fmt: skip
         slots = config.max_num_seqs
 
@@ -61,7 +68,7 @@ class Runner:
         self._last_tokens = torch.zeros(slots, dtype=torch.int64, device=self.device)
 
     @torch.inference_mode()
-    def execute(self, packet: Packet, hidden: Hidden) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    def execute(self, packet: Packet, hidden: Hidden) -> tuple[torch.Tensor | None, TargetScores | None]:
         """Runs a step up to its logits and scores, see `DecoderStack`.
 
         `finish` completes it. `hidden` gives the hidden states of admissions encoded elsewhere.
@@ -127,19 +134,16 @@ class Runner:
     def _batch(self, packet: Packet) -> DecoderBatch:
         """Lays the rows out for the forward: positions one after another, those of one-position rows
         first."""
-        slots, starts, counts, _, samples, kinds, targets = packet.rows.T
+        slots, starts, counts, _, samples, kinds = packet.rows.T
+        scored, targets, top = packet.targets.T
         beams = int((kinds == BEAM).sum())
         singles = int((counts == 1).sum()) - beams
         ends = np.cumsum(counts)
         row_of = np.repeat(np.arange(len(counts)), counts)
         positions = np.arange(ends[-1]) - (ends - counts)[row_of] + starts[row_of]
-        scored = packet.target_ids
-        if len(scored):
-            scored = np.flatnonzero(np.arange(ends[-1]) >= (ends - targets)[row_of])
         token_ids, row_slots, row_positions, sample_rows, score_rows, target_ids = self._send(
-            packet.row_tokens, slots[row_of], positions, ends[samples == 1] - 1, scored,
-            packet.target_ids,
-        )  # fmt: skip
+            packet.row_tokens, slots[row_of], positions, ends[samples == 1] - 1, scored, targets
+        )
         if (packet.row_tokens == ON_DEVICE).any():
             token_ids = torch.where(token_ids == ON_DEVICE, self._last_tokens[row_slots], token_ids)
         pages = self._self_pages[row_slots, row_positions // self.page_size]
@@ -159,6 +163,7 @@ class Runner:
             sample_rows=sample_rows,
             score_rows=score_rows,
             target_ids=target_ids,
+            top=int(top.max(initial=NO_TOP)),
         )
 
     def _note_cells(
@@ -172,7 +177,7 @@ class Runner:
         self._beam_cells[slots[at], positions[at]] = cells[at].int()
 
     def _attention_rows(self, rows: Ints, start: int, *, beams: bool) -> AttentionRows:
-        slots, starts, counts, entries, _, _, _ = rows.T
+        slots, starts, counts, entries, _, _ = rows.T
         # Adjacent rows of one encoder input read its K/V together.
         first = np.flatnonzero(np.diff(entries, prepend=-1))
         cu_rows = np.concatenate([[0], np.cumsum(counts)])

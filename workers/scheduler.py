@@ -11,14 +11,15 @@ in order is preempted and recomputed later from its tokens.
 
 from __future__ import annotations
 
-import heapq
 from itertools import islice, repeat
 from typing import Literal
 
 from tandem.errors import InvalidRequest, TandemError
+from tandem.outputs import TokenLogprobs
 from tandem.workers.deltas import beam_delta, finish_reason, score_delta, token_delta
 from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest, EngineStats
+from tandem.workers.sequence_heap import SequenceHeap
 from tandem.workers.step_plan import (
     ON_DEVICE,
     Admission,
@@ -32,8 +33,6 @@ from tandem.workers.step_plan import (
 )
 
 PRIORITY_S = 10.0
-_SPARE_DEADLINES = 64  # of ended sequences, kept until it pays to sweep them out
-
 
 EndReason = Literal["cancelled", "deadline"]
 
@@ -62,8 +61,8 @@ class Scheduler:
         self.max_batched_tokens = max_batched_tokens
         self.max_encoder_tokens = max_encoder_tokens
         self._sequences: dict[str, Sequence] = {}  # all that have not ended, by request id
-        self._waiting: list[tuple[tuple[float, int], Sequence]] = []  # heap; ended ones drop out at the top
-        self._deadlines: list[tuple[float, int, Sequence]] = []  # heap, likewise
+        self._waiting = SequenceHeap()  # by order
+        self._deadlines = SequenceHeap()  # by deadline
         self._running: list[Sequence] = []  # in order
         self._cross: dict[str, CrossEntry] = {}
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
@@ -111,13 +110,9 @@ class Scheduler:
         if request.generated_ids and (reason := finish_reason(sequence)):
             self._end(sequence, token_delta(sequence, [], reason))
             return
-        heapq.heappush(self._waiting, (sequence.order, sequence))
+        self._waiting.push(sequence.order, sequence)
         if sequence.deadline is not None:
-            heapq.heappush(self._deadlines, (sequence.deadline, self._arrivals, sequence))
-            if len(self._deadlines) > 2 * len(self._sequences) + _SPARE_DEADLINES:
-                # Most have ended: their deadlines, far off yet, would keep them in memory.
-                self._deadlines = [d for d in self._deadlines if d[2].state is not State.ENDED]
-                heapq.heapify(self._deadlines)
+            self._deadlines.push((sequence.deadline, self._arrivals), sequence)
 
     def cancel(self, request_id: str, reason: EndReason = "cancelled") -> None:
         """Ends a request; its last delta is in the next plan. Unknown ids have ended already."""
@@ -143,10 +138,8 @@ class Scheduler:
 
     def plan(self, now: float) -> StepPlan:
         """The next step; empty where nothing can run before a step in flight is applied."""
-        while self._deadlines and self._deadlines[0][0] <= now:
-            sequence = heapq.heappop(self._deadlines)[2]
-            if sequence.state is not State.ENDED:
-                self._end(sequence, Delta(sequence.request.request_id, [], finish_reason="deadline"))
+        while (late := self._deadlines.first()) is not None and late[0][0] <= now:
+            self._end(late[1], Delta(late[1].request.request_id, [], finish_reason="deadline"))
         plan = StepPlan()
         preemptions = self._preemptions
         budget = self._plan_running(plan)
@@ -191,8 +184,10 @@ class Scheduler:
         """Lets waiting sequences in, strictly in order, while slots, pages and tokens last."""
         encoder_tokens = 0
         while budget > 0:
-            sequence = self._first_waiting()
-            if sequence is None or sequence.width > len(self._free_slots):
+            if (first := self._waiting.first()) is None:
+                return
+            sequence = first[1]
+            if sequence.width > len(self._free_slots):
                 return
             if sequence.in_flight:
                 return  # a preempted one comes back only when all its tokens are known
@@ -217,7 +212,7 @@ class Scheduler:
                 encoder_tokens += length
                 self._encoded += length
             entry.readers += 1
-            heapq.heappop(self._waiting)
+            self._waiting.pop()
             sequence.state, sequence.cross = State.RUNNING, entry
             if sequence.queued_s is None:
                 sequence.queued_s = now - sequence.arrived
@@ -237,16 +232,12 @@ class Scheduler:
         complete = sequence.computed == sequence.known
         width = sequence.width if start >= len(sequence.request.prefix_ids) else 1
         token_ids = sequence.tokens[start : start + count] if width == 1 else []
-        targets = sequence.targets(start, sequence.computed) if sequence.request.target_ids else ()
-        plan.rows.append(Row(sequence, start, count, token_ids, complete and not targets, width, targets))
+        targets = sequence.targets(start, sequence.computed)
+        samples = complete and not sequence.request.target_ids
+        plan.rows.append(Row(sequence, start, count, token_ids, samples, width, targets))
         if complete:
             sequence.in_flight += 1
         return count * width
-
-    def _first_waiting(self) -> Sequence | None:
-        while self._waiting and self._waiting[0][1].state is State.ENDED:
-            heapq.heappop(self._waiting)
-        return self._waiting[0][1] if self._waiting else None
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to waiting, at its old place. It has no row in this plan: rows are made in order, and
@@ -255,7 +246,7 @@ class Scheduler:
         sequence.state = State.WAITING
         if sequence.width > 1:  # its tokens go with its slots: it starts anew, and finds the same
             sequence.tokens = list(sequence.request.prefix_ids)
-        heapq.heappush(self._waiting, (sequence.order, sequence))
+        self._waiting.push(sequence.order, sequence)
         self._preemptions += 1
 
     # -- apply
@@ -287,16 +278,16 @@ class Scheduler:
         self._steps += 1
         return deltas
 
-    def _apply_scores(self, row: Row, logprobs: list[float]) -> list[Delta]:
-        sequence, stop = row.sequence, row.start + row.count
-        last = stop == len(sequence.tokens)
-        sequence.in_flight -= last
-        if sequence.state is State.ENDED:
-            return []
+    def _apply_scores(self, row: Row, scores: list[TokenLogprobs]) -> list[Delta]:
+        sequence = row.sequence
         # By position: one that was preempted finds the same again.
-        at = stop - len(sequence.request.prefix_ids) + 1
-        sequence.target_logprobs[at - len(logprobs) : at] = logprobs
-        if not last:
+        at = max(0, row.start - sequence.scored_from)
+        sequence.scores[at : at + len(scores)] = scores
+        if not sequence.request.target_ids:
+            return []  # the prompt's, which go with the first token
+        last = row.start + row.count == len(sequence.tokens)
+        sequence.in_flight -= last
+        if sequence.state is State.ENDED or not last:
             return []
         self._end(sequence, None)
         return [score_delta(sequence)]
@@ -375,7 +366,7 @@ class Scheduler:
                 raise AssertionError(f"cross entry {entry.key} counts {entry.readers} readers, has {readers}")
         if self._running != sorted(self._running, key=lambda s: s.order):
             raise AssertionError("running sequences are out of order")
-        waiting = {id(s) for _, s in self._waiting if s.state is State.WAITING}
+        waiting = {id(s) for _, s in self._waiting.living()}
         for sequence in self._sequences.values():
             if sequence.state is State.ENDED:
                 raise AssertionError(f"{sequence.request.request_id} ended but is still known")

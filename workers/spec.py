@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["relu", "gelu", "gelu_new", "silu"]  # gelu is the exact one, gelu_new uses tanh
-NormKind = Literal["rms", "layer"]
+NormKind = Literal["rms", "rms_plus_one", "layer"]  # rms_plus_one: checkpoints hold its weight less one
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,14 @@ class RelativeBias:
     buckets: int
     max_distance: int  # positions; the bias is constant beyond
     per_layer: bool  # every layer has its own table, or layer 0's serves all
-    window: int | None = None  # positions: keys farther from the query, on either side, are not seen
+
+
+@dataclass(frozen=True)
+class Window:
+    """Self-attention that sees only what is near."""
+
+    before: int  # positions: how far back a key may lie
+    after: int  # and how far ahead; the decoder's is 0
 
 
 @dataclass(frozen=True)
@@ -34,6 +41,7 @@ class Rotary:
 
     dimensions: int  # of each head
     base: float
+    factor: float = 1.0  # by which positions are divided, to reach farther than was trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +52,7 @@ class StackSpec:
     layers: int
     d_model: int
     heads: int
+    kv_heads: int | None = None  # of keys and values, each shared by heads / kv_heads; None: as many
     head_dim: int
     d_ff: int
     activation: Activation
@@ -52,8 +61,14 @@ class StackSpec:
     norm: NormKind
     norm_eps: float
     post_norm: bool = False  # a sublayer's sum is normalized, not its input; there is no final norm then
+    output_norm: bool = False  # a sublayer's output is normalized before it joins the sum
+    qk_norm: bool = False  # each head's queries and keys are normalized, before rotary positions
     parallel: bool = False  # self-attention and feed-forward read the same norm's output
     attention_scale: float  # on the scores of self- and cross-attention
+    softcap: float | None = None  # of these scores, see kernels.reference.soft_capped
+    merged: bool = (
+        False  # decoders: one softmax over the keys of self- and cross-attention, no cross sublayer
+    )
     embedding_scale: float = 1.0
     # What is normalized before the first layer: nothing, tokens plus positions, or the tokens alone.
     embedding_norm: Literal["sum", "tokens"] | None = None
@@ -61,7 +76,20 @@ class StackSpec:
     max_positions: int | None = None  # longest sequence; None: any length
     positions: PositionTable | None = None
     relative_bias: RelativeBias | None = None
+    windows: tuple[Window | None, ...] = ()  # each layer's; none at all: every layer sees everything
+    # Tokens of the input, each block of which is summed up in one more key that all see, whatever the window.
+    # Its bias is as relative_bias, with a table of its own, by blocks. Encoders only.
+    summary_block: int | None = None
     rotary: Rotary | None = None
+    window_rotary: Rotary | None = None  # of layers with a window, where it is another
+
+    @property
+    def shared_heads(self) -> int:
+        """Heads of keys and values."""
+        return self.heads if self.kv_heads is None else self.kv_heads
+
+    def window(self, layer: int) -> Window | None:
+        return self.windows[layer] if self.windows else None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,6 +102,7 @@ class ModelSpec:
     bridge: bool = False  # encoder output is projected to the decoder's width
     output_transform: Activation | None = None  # before the logits: projection, activation, norm
     logit_scale: float = 1.0
+    logit_softcap: float | None = None
     output_bias: bool = False  # on the logits
     decoder_start_id: int | None  # None: config.json does not say, or the prompt is the start
     pad_id: int

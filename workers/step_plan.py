@@ -52,7 +52,7 @@ class Sequence:
     slots: list[int] = field(default_factory=list)  # `width` of them
     pages: list[int] = field(default_factory=list)  # of all beams' first positions, then of the next, …
     cross: CrossEntry | None = None
-    target_logprobs: list[float] = field(default_factory=list)  # of the target's tokens, so far
+    scores: list[TokenLogprobs] = field(default_factory=list)  # of the tokens to be scored, so far
 
     @property
     def generated(self) -> int:
@@ -63,10 +63,18 @@ class Sequence:
         """Positions whose token is decided, by the host or by a step in flight."""
         return len(self.tokens) + self.in_flight
 
+    @property
+    def scored_from(self) -> int:
+        """The position behind which the first token to be scored is, of a target or of the prefix."""
+        return len(self.request.prefix_ids) - 1 if self.request.target_ids else 0
+
     def targets(self, start: int, stop: int) -> tuple[int, ...]:
         """The tokens to be scored that follow these positions."""
-        first = len(self.request.prefix_ids) - 1
-        return self.request.target_ids[max(0, start - first) : max(0, stop - first)]
+        request, first = self.request, self.scored_from
+        ids = request.target_ids
+        if request.decoding.prompt_logprobs is not None and not self.generated:  # they are not delivered yet
+            ids = request.prefix_ids[1:]
+        return ids[max(0, start - first) : max(0, stop - first)]
 
 
 @dataclass(slots=True)
@@ -87,7 +95,8 @@ class Row:
     token_ids: list[int]  # their tokens; empty where the one token is on the device only
     samples: bool  # the last position's logits give the next token
     width: int = 1  # beams that each compute this, their one, position; a prefix is computed by the first
-    target_ids: tuple[int, ...] = ()  # the tokens that follow the last positions, to be scored
+    # Tokens to be scored, which follow the positions from the sequence's `scored_from` on.
+    target_ids: tuple[int, ...] = ()
 
 
 @dataclass(slots=True)
@@ -111,4 +120,4 @@ class StepResult(NamedTuple):
     tokens: list[int]  # one for each row without beams
     logprobs: list[TokenLogprobs | None] | None = None  # likewise, where any of them asked
     beams: Seq[Found | None] = ()  # one for each row of beams; None while they go on
-    scores: Seq[float] = ()  # log-probabilities of the rows' targets, one after another
+    scores: Seq[TokenLogprobs] = ()  # of the rows' targets, one after another

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING, Any, Final
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final, cast
 
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, ModelLoadError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -13,35 +14,58 @@ if TYPE_CHECKING:
 # No tokenizer in use averages this many characters a token, so a longer text is refused unread.
 _CHARS_PER_TOKEN: Final = 64
 
+# The subfolder of a model's folder with its decoder's tokenizer, where that is another than the encoder's.
+DECODER_TOKENIZER: Final = "decoder_tokenizer"
+
+
+def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder. Raises ModelLoadError where there is none."""
+    from transformers import AutoTokenizer
+
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise ModelLoadError(f"{folder} has no tokenizer that can be read: {error}") from error
+    # Without its files transformers makes an empty tokenizer, and says nothing. (ByT5 needs none.)
+    files = set(tokenizer.vocab_files_names.values())
+    if files and not any((folder / name).is_file() for name in files):
+        raise ModelLoadError(f"{folder} has no tokenizer: none of {', '.join(sorted(files))}")
+    return cast("PreTrainedTokenizerBase", tokenizer)
+
 
 class TextTokenizer:
     """transformers' tokenizer of a model, without what is not thread-safe in it."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None = None
+    ) -> None:
+        """target: the decoder's, where it is another."""
         self._tokenizer: Any = tokenizer
-        self._target_tokenizer: Any = tokenizer
-        if hasattr(tokenizer, "_switch_to_target_mode") and getattr(tokenizer, "target_lang", None):
+        self._target_tokenizer: Any = tokenizer if target is None else target
+        if target is None and getattr(tokenizer, "target_lang", None):
             # Marian's reads the two languages with two SentencePiece models; transformers switches between
             # them for each text.
             self._target_tokenizer = copy.deepcopy(tokenizer)
             self._target_tokenizer._switch_to_target_mode()
-        self._backend = getattr(tokenizer, "backend_tokenizer", None)
-        if self._backend is not None:
+        self._backends = [
+            getattr(one, "backend_tokenizer", None) for one in (self._tokenizer, self._target_tokenizer)
+        ]
+        for backend in filter(None, self._backends):
             # Set once here: setting them for each call, as the wrapper does, is not thread-safe.
-            self._backend.no_truncation()
-            self._backend.no_padding()
+            backend.no_truncation()
+            backend.no_padding()
 
     def encode(self, text: str, name: str, limit: int, *, special: bool, target: bool = False) -> list[int]:
         """`limit` is the number of tokens that the ids are allowed to have, which the caller checks.
-        special: with special tokens; target: in the decoder's language. Raises InvalidRequest for `name`."""
+        special: with special tokens; target: as the decoder reads. Raises InvalidRequest for `name`."""
         check_text(text, name)
         most = limit * _CHARS_PER_TOKEN
         if len(text) > most:
             raise InvalidRequest(
                 f"has {len(text)} characters, of which {limit} tokens can hold at most {most}", field=name
             )
-        if self._backend is not None:
-            return list(self._backend.encode(text, add_special_tokens=special).ids)
+        if (backend := self._backends[target]) is not None:
+            return list(backend.encode(text, add_special_tokens=special).ids)
         tokenizer = self._target_tokenizer if target else self._tokenizer
         return list(tokenizer.encode(text, add_special_tokens=special, verbose=False))
 

@@ -1,4 +1,5 @@
-"""Scores a quickstart model on the held-out part: greedy, through transformers and through Tandem.
+"""Scores a quickstart model on the held-out part: greedy, through transformers and through Tandem, which
+also computes in bfloat16.
 
     python examples/quickstart_model/evaluate.py --data FOLDER [--model FOLDER]
 
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -39,8 +41,8 @@ def with_transformers(model: Path, sources: list[str], batch: int = 64) -> list[
     return out
 
 
-def with_tandem(model: Path, sources: list[str]) -> list[str]:
-    with LLM(str(model), dtype="float32") as llm:
+def with_tandem(model: Path, sources: list[str], dtype: str) -> list[str]:
+    with LLM(str(model), dtype=dtype) as llm:
         outputs = llm.generate(list(sources), SamplingParams(temperature=0, max_tokens=MAX_TOKENS))
     return [output.outputs[0].text for output in outputs]
 
@@ -69,8 +71,13 @@ def main() -> None:
         for english, refs in sorted(references(test, language).items())
     ]
     result: dict[str, dict[str, dict[str, float]]] = {}
-    for engine, run in (("transformers", with_transformers), ("tandem", with_tandem)):
-        answers = run(args.model, [source for _, source, _ in items])
+    engines: dict[str, Callable[[list[str]], list[str]]] = {
+        "transformers": lambda sources: with_transformers(args.model, sources),
+        "tandem": lambda sources: with_tandem(args.model, sources, "float32"),
+        "tandem, bfloat16": lambda sources: with_tandem(args.model, sources, "bfloat16"),
+    }
+    for engine, run in engines.items():
+        answers = run([source for _, source, _ in items])
         result[engine] = {}
         for part in (*PREFIXES, "both"):
             chosen = [i for i, (language, _, _) in enumerate(items) if part in (language, "both")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tandem.cli import batch, demo, generate, serve, show
+from tandem.cli import batch, compose, demo, generate, serve, show
 
 app = typer.Typer(
     name="tandem",
@@ -22,6 +22,7 @@ for command in (
     generate.translate,
     generate.summarize,
     batch.batch,
+    compose.compose,
     demo.demo,
 ):
     app.command()(command)

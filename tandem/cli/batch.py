@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,9 +19,10 @@ from tandem.cli.options import (
     ParamsOption,
     Placement,
     PlacementOption,
-    beams_by_default,
     err,
     errors_shown,
+    ingress_mode,
+    model_info,
     with_cluster_options,
 )
 
@@ -95,11 +96,11 @@ def batch(
         from tandem import batch
         from tandem.cluster import launch
 
-        def answer(connect: Callable[[], AsyncClient], beams: bool) -> None:
+        def answer(target: str, beams: bool) -> None:
             done = batch.run(
                 source,
                 sink,
-                connect,
+                partial(_connect, target),
                 connections=cluster.ingress_replicas,
                 defaults=defaults,
                 beams=beams,
@@ -112,31 +113,29 @@ def batch(
         try:
             if server is not None:
                 with launch.ray_alone(cluster.address):
-                    answer(partial(_connect, server), beams=False)
+                    answer(server, beams=False)
                 return
             http_port, grpc_port = launch.free_ports("127.0.0.1", 2)
             config = cluster.config(
-                model=model, placement=placement, http_port=http_port, grpc_port=grpc_port
+                model=model,
+                placement=placement,
+                http_port=http_port,
+                grpc_port=grpc_port,
+                ingress_mode=ingress_mode(cluster.address),
             )
-            beams = beams_by_default(model)
+            beams = model_info(model).defaults.beams
             err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
-            with launch.serve(config, address=cluster.address):
-                answer(_connect, beams)
+            with launch.serve(config, address=cluster.address) as running:
+                answer("ipv4:" + ",".join(running.endpoints().grpc), beams)
         except KeyboardInterrupt:
             err.print(f"Interrupted. {sink} holds what is done; the same command goes on from there.")
             raise typer.Exit(130) from None
 
 
-def _connect(server: str | None = None) -> AsyncClient:
-    """To a server, or else to every ingress of this Ray cluster, seen from the machine this runs on."""
+def _connect(target: str) -> AsyncClient:
     from tandem.client import AsyncClient
 
-    if server is not None:
-        return AsyncClient(server)
-    from tandem.cluster.endpoints import read_endpoints
-    from tandem.cluster.launch import APPLICATION
-
-    return AsyncClient("ipv4:" + ",".join(read_endpoints(APPLICATION, "127.0.0.1").grpc))
+    return AsyncClient(target)
 
 
 @contextlib.contextmanager

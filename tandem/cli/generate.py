@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator
-from functools import cache, partial
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -17,17 +16,15 @@ from tandem.cli.options import (
     ModelOption,
     ParamsOption,
     ServerOption,
-    beams_by_default,
     err,
     errors_shown,
+    model_info,
 )
-from tandem.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from tandem.inputs import Prompt
+    from tandem.inputs import Chosen, Prompt
     from tandem.outputs import RequestOutput, TextDelta
     from tandem.params import Params
-    from tandem.tasks import Task
 
 _INPUTS = "lines of --file or of standard input"
 
@@ -43,14 +40,25 @@ def generate(
         float | None,
         typer.Option(help="0 is greedy; higher is more varied.", show_default="the model's, usually greedy"),
     ] = None,
+    task: Annotated[
+        str | None,
+        typer.Option(help="One that the model's config declares, such as summarization.", show_default=False),
+    ] = None,
+    source_language: Annotated[
+        str | None,
+        typer.Option("--from", help="Of a translation, as the model calls it.", show_default=False),
+    ] = None,
+    target_language: Annotated[
+        str | None, typer.Option("--to", help="Likewise the language to answer in.", show_default=False)
+    ] = None,
     param: ParamsOption = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show the text as it grows.")] = False,
     jsonl: JsonLinesOption = False,
 ) -> None:
     """Generate from each PROMPT; one answer a line, in order.
 
-    A prompt is what the encoder reads, task prefix included; with a decoder-only model, what is continued.
-    For whole corpora see tandem batch.
+    A prompt is what the encoder reads, task prefix included unless a --task or languages are named; with a
+    decoder-only model, what is continued. For whole corpora see tandem batch.
 
     [bold]Examples[/bold]
 
@@ -58,15 +66,18 @@ def generate(
       tandem generate --stream -p temperature=0.7 -p top_p=0.9 -p seed=1 < prompts.txt
       tandem generate --server localhost:9000 --file prompts.txt --jsonl > answers.jsonl
     """
+    from tandem.inputs import Chosen
+
     with errors_shown():
         if stream and jsonl:
             raise typer.BadParameter("streamed text is not JSON; leave one out", param_hint="--stream")
-        params = _params(model, server, param, max_tokens=max_tokens, temperature=temperature)
+        said = Chosen(task=task, source_language=source_language, target_language=target_language)
+        params = _params(model, server, param, said, max_tokens=max_tokens, temperature=temperature)
         texts = _texts(prompts, file)
         if stream:
-            _stream(texts, model, server, params)
+            _stream(texts, model, server, params, said)
         else:
-            _answer(texts, str, model, server, params, jsonl)
+            _answer(texts, model, server, params, said, jsonl)
 
 
 def translate(
@@ -95,19 +106,12 @@ def translate(
       tandem translate --from en --to fr --file book.en > book.fr
       tandem show MODEL                               which languages it has
     """
-    with errors_shown():
-        from tandem.tasks import load_tokenizer, translation
-        from tandem.workers.checkpoint import resolve
+    from tandem.inputs import Chosen
 
-        folder = resolve(model)
-        tokenizer = cache(partial(load_tokenizer, folder))
-        task = translation(folder, tokenizer, source, to)
-        if task is None:
-            raise InvalidRequest(f"{model} does not say which languages it translates", field="model")
-        params = _params(model, server, param, task, max_tokens=max_tokens)
-        _answer(
-            _texts(sentences, file), partial(task.prompt, tokenizer=tokenizer), model, server, params, jsonl
-        )
+    with errors_shown():
+        said = Chosen(source_language=source, target_language=to)
+        params = _params(model, server, param, said, max_tokens=max_tokens)
+        _answer(_texts(sentences, file), model, server, params, said, jsonl)
 
 
 def summarize(
@@ -132,33 +136,29 @@ def summarize(
       tandem summarize --model google-t5/t5-small --file documents.txt
       tandem summarize --model ./my-t5 --max-tokens 60 "$(tr '\\n' ' ' < article.txt)"
     """
-    with errors_shown():
-        from tandem.tasks import Task, tasks_of
-        from tandem.workers.checkpoint import resolve
+    from tandem.inputs import Chosen
 
-        task = tasks_of(resolve(model)).get("summarization", Task())
-        params = _params(model, server, param, task, max_tokens=max_tokens)
-        _answer(_texts(documents, file), task.prefix.__add__, model, server, params, jsonl)
+    with errors_shown():
+        said = Chosen(task="summarization" if "summarization" in model_info(model).tasks else None)
+        params = _params(model, server, param, said, max_tokens=max_tokens)
+        _answer(_texts(documents, file), model, server, params, said, jsonl)
 
 
 def _params(
-    model: str, server: str | None, param: list[str] | None, task: Task | None = None, **options: Any
+    model: str, server: str | None, param: list[str] | None, said: Chosen, **options: Any
 ) -> Params | None:
-    """The command line's parameters, before those of the task."""
-    from tandem.generate_arguments import to_params
-    from tandem.params import BeamSearchParams, SamplingParams
+    """The command line's parameters, which go before those of the task."""
     from tandem.records import assignments, parameters
 
     given = {name: value for name, value in options.items() if value is not None} | assignments(param or [])
     # What a server's model does by itself is only known where the model is named for its tasks.
-    beams = (server is None or task is not None) and beams_by_default(model)
-    if task is None or not task.arguments:
-        return parameters(given, beams=beams)
-    values = to_params(task.arguments, prefix_length=1, beams=beams).model_dump(exclude_unset=True)
-    for kind, other in ((SamplingParams, BeamSearchParams), (BeamSearchParams, SamplingParams)):
-        if given.keys() - other.model_fields.keys():  # not the task's way of decoding, maybe
-            values = {name: value for name, value in values.items() if name in kind.model_fields}
-    return parameters(values | given, beams=beams)
+    beams = False
+    if given and (server is None or any(said.values())):
+        info = model_info(model)
+        task = f"translation_{said.get('source_language')}_to_{said.get('target_language')}"
+        task = said.get("task") or task
+        beams = info.tasks.get(task, info).defaults.beams
+    return parameters(given, beams=beams)
 
 
 def _texts(arguments: list[str] | None, file: Path | None) -> list[str]:
@@ -178,18 +178,12 @@ def _texts(arguments: list[str] | None, file: Path | None) -> list[str]:
 
 
 def _answer(
-    texts: list[str],
-    prompt_of: Callable[[str], Prompt],
-    model: str,
-    server: str | None,
-    params: Params | None,
-    jsonl: bool,
+    texts: list[str], model: str, server: str | None, params: Params | None, said: Chosen, jsonl: bool
 ) -> None:
     """Prints the answers. A blank line has a blank one, so that the lines of both sides correspond."""
     from tandem.records import answer, line
 
-    prompts: list[Prompt] = [prompt_of(text) for text in texts if text.strip()]
-    outputs = iter(_outputs(prompts, model, server, params))
+    outputs = iter(_outputs([text for text in texts if text.strip()], model, server, params, said))
     for text in texts:
         if not text.strip():
             if not jsonl:
@@ -204,32 +198,33 @@ def _answer(
 
 
 def _outputs(
-    prompts: list[Prompt], model: str, server: str | None, params: Params | None
+    texts: list[str], model: str, server: str | None, params: Params | None, said: Chosen
 ) -> list[RequestOutput]:
+    prompts: list[Prompt] = list(texts)
     if server is not None:
         from tandem.client import Client
 
         with Client(server) as client:
-            return client.generate_many(prompts, params, use_tqdm=True)
+            return client.generate_many(prompts, params, **said, use_tqdm=True)
     from tandem.llm import LLM
 
     with LLM(model) as llm:
-        return llm.generate(prompts, params)
+        return llm.generate(prompts, params, **said)
 
 
-def _stream(texts: list[str], model: str, server: str | None, params: Params | None) -> None:
+def _stream(texts: list[str], model: str, server: str | None, params: Params | None, said: Chosen) -> None:
     if server is not None:
         from tandem.client import Client
 
         with Client(server) as client:
             for text in filter(str.strip, texts):
-                _show(client.stream(text, params))
+                _show(client.stream(text, params, **said))
         return
     from tandem.llm import LLM
 
     with LLM(model) as llm:
         for text in filter(str.strip, texts):
-            _show(llm.stream(text, params))
+            _show(llm.stream(text, params, **said))
 
 
 def _show(pieces: Iterator[TextDelta]) -> None:

@@ -19,6 +19,7 @@ from tandem.errors import TandemError
 
 if TYPE_CHECKING:
     from tandem.cluster.config import ServeConfig
+    from tandem.workers.model_info import ModelInfo
 
 err = Console(stderr=True)
 
@@ -68,6 +69,15 @@ OverridesOption = Annotated[
         show_default=False,
     ),
 ]
+LimitsOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--limit",
+        metavar="NAME=VALUE",
+        help="What clients may ask for at most, as often as you like: --limit n=4 --limit timeout_s=60",
+        show_default=False,
+    ),
+]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 TensorParallelOption = Annotated[
@@ -106,12 +116,12 @@ AddressOption = Annotated[
 ]
 
 
-def beams_by_default(model: str) -> bool:
-    """Whether the model's own way of decoding is beam search."""
+def model_info(model: str) -> ModelInfo:
+    """What is known of a model without its tokenizer and its weights."""
     from tandem.workers.checkpoint import resolve
     from tandem.workers.model_info import ModelInfo
 
-    return ModelInfo.read(resolve(model), model).defaults.beams
+    return ModelInfo.read(resolve(model), model)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,9 +138,10 @@ class ClusterOptions:
     kv_cache_gib: KvCacheOption = None
     address: AddressOption = None
 
-    def config(self, *, placement: Placement, **fields: Any) -> ServeConfig:
+    def config(self, *, placement: Placement, limit: list[str] | None = None, **fields: Any) -> ServeConfig:
         """The cluster's configuration, from these options and the other fields of `ServeConfig`."""
-        from tandem.cluster.config import ServeConfig
+        from tandem.cluster.config import ServeConfig, parse_args
+        from tandem.records import assignments
 
         min_encoders, max_encoders = _replicas(self.encoders, "--encoders")
         min_decoders, max_decoders = _replicas(self.decoders, "--decoders")
@@ -146,6 +157,7 @@ class ClusterOptions:
             device=self.device,  # type: ignore[arg-type]
             max_num_seqs=self.max_num_seqs,
             kv_cache_gib=self.kv_cache_gib,
+            limits=parse_args({"limits": assignments(limit or [])}).limits,
             **fields,
         )
 
@@ -164,6 +176,11 @@ def with_cluster_options(command: Callable[..., None]) -> Callable[..., None]:
     expanded.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
     expanded.__annotations__ = {argument.name: argument.annotation for argument in arguments}
     return expanded
+
+
+def ingress_mode(address: str | None) -> str:
+    """How a cluster listens where nobody said. One that is joined has to be prepared for `direct`."""
+    return "direct" if address is None else "proxy"
 
 
 def _replicas(text: str, option: str) -> tuple[int, int | None]:

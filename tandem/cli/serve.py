@@ -12,12 +12,14 @@ import typer
 
 from tandem.cli.options import (
     ClusterOptions,
+    LimitsOption,
     ModelArgument,
     OverridesOption,
     Placement,
     PlacementOption,
     err,
     errors_shown,
+    ingress_mode,
     with_cluster_options,
 )
 
@@ -39,13 +41,15 @@ def serve(
     grpc_port: Annotated[int, typer.Option(help="tandem.v1.InferenceService.")] = 9000,
     placement: PlacementOption = Placement.disaggregated,
     ingress: Annotated[
-        IngressMode,
+        IngressMode | None,
         typer.Option(
             help="direct: the ingress replicas listen themselves, one hop less. proxy: Ray Serve's proxies, "
-            "on every node, as on Kubernetes."
+            "on every node, as on Kubernetes.",
+            show_default="direct; with --address proxy",
         ),
-    ] = IngressMode.direct,
+    ] = None,
     default: OverridesOption = None,
+    limit: LimitsOption = None,
     cluster: ClusterOptions,
 ) -> None:
     """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish.
@@ -66,11 +70,12 @@ def serve(
         config = cluster.config(
             model=model,
             placement=placement,
+            limit=limit,
             served_model_name=name,
             host=host,
             http_port=http_port,
             grpc_port=grpc_port,
-            ingress_mode=ingress.value,
+            ingress_mode=ingress.value if ingress else ingress_mode(cluster.address),
             override_generation_config=assignments(default or []),
         )
         err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")

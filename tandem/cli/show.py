@@ -99,9 +99,10 @@ def _defaults(facts: dict[str, Any]) -> Table:
 
 
 def _tasks(facts: dict[str, Any]) -> Table:
-    table = _table("Tasks", "", "text before the input")
-    for name, prefix in facts["tasks"].items():
-        table.add_row(name, repr(prefix))
+    table = _table("Tasks", "", "text before the input", "decoding")
+    for name, task in facts["tasks"].items():
+        own = ", ".join(f"{key} {_value(value)}" for key, value in task.items() if key != "prefix")
+        table.add_row(name, repr(task.get("prefix", "")), own)
     return table
 
 

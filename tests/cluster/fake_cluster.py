@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
@@ -20,10 +20,11 @@ from tandem.cluster.engine_actor import EngineActor
 from tandem.cluster.handoff import BatchSummary, pack
 from tandem.cluster.router import Router
 from tandem.errors import HiddenStatesLost
-from tandem.outputs import TokenLogprobs
+from tandem.outputs import FinishReason, TokenLogprobs
 from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest, EngineStats, Hypothesis
 
 D_MODEL = 4
+IDENTITY = "the model's"
 
 
 def request(
@@ -127,7 +128,7 @@ class FakeEngine:
                 if last:
                     deltas.append(Delta(request_id, [], target_logprobs(row), finish_reason="length"))
             elif row.decoding.beams is None:
-                reason = "length" if last else None
+                reason: FinishReason | None = "length" if last else None
                 deltas.append(Delta(request_id, [_token(row, position)], finish_reason=reason))
             elif last:
                 deltas.append(Delta(request_id, [], finish_reason="length", hypotheses=hypotheses(row)))
@@ -177,7 +178,9 @@ class FakeActor:
         self.engine = engine
         self.actor = EngineActor(config, lambda _config, _rendezvous: engine)
         self.dead = asyncio.Event()
+        self.identity = IDENTITY
         self.silent = False  # it lives but its messages do not arrive
+        self.delays: dict[str, list[float]] = {}  # by method: how late the next calls get here, one each
 
     async def start(self) -> FakeActor:
         await self.actor.start("", [])
@@ -208,7 +211,12 @@ class FakeMethod:
         result = self._method(*args)
         if hasattr(result, "__anext__"):
             return self._stream(result)
-        return asyncio.ensure_future(self._or_die(result))
+        return asyncio.ensure_future(self._or_die(self._late(result)))
+
+    async def _late(self, call: Any) -> Any:
+        if delays := self._handle.delays.get(self._method.__name__):
+            await asyncio.sleep(delays.pop(0))
+        return await call
 
     async def _stream(self, items: AsyncIterator[object]) -> AsyncIterator[FakeReference]:
         while True:
@@ -232,8 +240,8 @@ class FakeMethod:
 
 
 class FakeBroadcast:
-    def __init__(self, answers: list[Any]) -> None:
-        self._answers = answers
+    def __init__(self, replicas: Mapping[str, Any]) -> None:
+        self._answers = [(name, actor, actor.identity) for name, actor in replicas.items()]
 
     async def results_async(self, *, timeout_s: float, return_exceptions: bool) -> list[Any]:
         del timeout_s
@@ -252,7 +260,7 @@ class FakeDecoders:
 
     def broadcast(self, method: str) -> FakeBroadcast:
         assert method == "describe"
-        return FakeBroadcast(list(self.replicas.items()))
+        return FakeBroadcast(self.replicas)
 
 
 class FakeEncoders:
@@ -277,7 +285,7 @@ class FakeEncoders:
 
     def broadcast(self, method: str) -> FakeBroadcast:
         assert method == "describe"
-        return FakeBroadcast(list(self.replicas.items()))
+        return FakeBroadcast(self.replicas)
 
     async def run(self, inputs: list[list[int]]) -> tuple[Any, BatchSummary]:
         self.running += 1
@@ -297,6 +305,7 @@ class FakeEncoder:
     """An actor handle to an encoder."""
 
     def __init__(self, encoders: FakeEncoders) -> None:
+        self.identity = IDENTITY
         self.encode = self
         self._encoders = encoders
 
@@ -340,7 +349,12 @@ class FakeCluster:
         self.config = ServeConfig(**{"replica_wait_s": 5.0, **config})
         self.encoders = FakeEncoders()
         self.decoders = FakeDecoders()
-        self.router = Router(self.config, self.encoders if disaggregated else None, self.decoders)  # type: ignore[arg-type]
+        self.router = Router(
+            self.config,
+            IDENTITY,
+            self.encoders if disaggregated else None,  # type: ignore[arg-type]
+            self.decoders,  # type: ignore[arg-type]
+        )
         self.disaggregated = disaggregated
         self._to_start, self._slots, self._step_s = engines, slots, step_s
         self._numbers = itertools.count()
@@ -377,7 +391,7 @@ class FakeCluster:
     async def collect(self, one: EngineRequest) -> tuple[list[int], str | None]:
         """The whole answer of a request, and how it ended; checks that it ends exactly once."""
         tokens: list[int] = []
-        ends = []
+        ends: list[str | None] = []
         async for delta in self.router.generate(one):
             assert delta.request_id == one.request_id
             assert not ends

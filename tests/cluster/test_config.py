@@ -22,6 +22,14 @@ def test_typed_values_from_a_file_are_taken_as_they_are() -> None:
     assert config.check_invariants
 
 
+@pytest.mark.parametrize(
+    "args", [{"limits.n": "4"}, {"limits.n": 4}, {"limits": {"n": 4}}, {"limits": {"n": 2}, "limits.n": 4}]
+)
+def test_limits_are_set_by_their_names(args: dict[str, Any]) -> None:
+    limits = parse_args({"model": "m", **args, "limits.timeout_s": "9" if "4" in args.values() else 9}).limits
+    assert (limits.n, limits.timeout_s) == (4, 9)
+
+
 def test_nothing_given_is_the_default() -> None:
     assert parse_args({}) == ServeConfig()
 
@@ -32,6 +40,9 @@ def test_nothing_given_is_the_default() -> None:
         ({"modell": "m"}, "modell"),
         ({"modell": 1}, "modell"),
         ({"limits": {"samples": 1}}, "limits.samples"),
+        ({"limits.samples": "1"}, "limits.samples"),
+        ({"limits.n": "many"}, "limits.n"),
+        ({"limits.n": 1, "limits": 2}, "limits"),
         ({"tensor_parallel_size": 1.5}, "tensor_parallel_size"),
         ({"tensor_parallel_size": "two"}, "tensor_parallel_size"),
         ({"tensor_parallel_size": 0}, "tensor_parallel_size"),

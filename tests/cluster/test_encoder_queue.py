@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.cluster.encoder_queue import EncodeJob, EncoderQueue
 
+_numbers = itertools.count()
 
-def job(length: int, *, alone: bool = False) -> EncodeJob:
+
+def job(length: int, *, alone: bool = False, earlier_s: float = 0.0) -> EncodeJob:
     loop = asyncio.new_event_loop()
     loop.close()
-    return EncodeJob("key", tuple(range(length)), asyncio.Future(loop=loop), alone=alone)
+    order = (-earlier_s, next(_numbers))
+    return EncodeJob("key", tuple(range(length)), order, asyncio.Future(loop=loop), alone=alone)
 
 
 def queue_of(*jobs: EncodeJob) -> EncoderQueue:
@@ -29,6 +33,13 @@ def test_the_oldest_goes_with_those_of_its_length() -> None:
     assert queue.take(40) == [near, nearer, oldest]
     assert queue.take(40) == [long]  # beyond the budget: by itself
     assert not queue
+
+
+def test_one_of_higher_priority_goes_first() -> None:
+    first, second, urgent = job(5), job(5), job(50, earlier_s=10.0)
+    queue = queue_of(first, second, urgent)
+    assert queue.take(50) == [urgent]
+    assert queue.take(50) == [first, second]
 
 
 def test_one_that_failed_in_a_batch_goes_alone_and_keeps_its_place() -> None:
@@ -50,12 +61,12 @@ def test_removing_gives_its_tokens_back() -> None:
 def test_every_job_is_taken_once_and_batches_keep_to_the_budget(lengths: list[int], budget: int) -> None:
     jobs = [job(length) for length in lengths]
     queue = queue_of(*jobs)
-    taken = []
+    taken: list[EncodeJob] = []
     while queue:
-        oldest = min(set(jobs) - set(taken), key=lambda one: one.number)
+        oldest = min(set(jobs) - set(taken), key=lambda one: one.order)
         batch = queue.take(budget)
         assert oldest in batch
         assert len(batch) == 1 or sum(len(one.token_ids) for one in batch) <= budget
         taken += batch
-    assert sorted(one.number for one in taken) == [one.number for one in jobs]
+    assert sorted(taken, key=lambda one: one.order) == jobs
     assert queue.tokens == 0

@@ -25,6 +25,7 @@ from ray import serve
 from tandem.cluster import launch
 from tandem.cluster.app import application
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.discovery import identity_of
 from tandem.cluster.router import Router
 from tandem.workers.engine import Engine
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
@@ -43,6 +44,8 @@ class Door:
         del config, encoder, decoder
 
     async def __call__(self) -> None: ...
+
+    async def drain(self) -> None: ...
 
 
 def free_port() -> int:
@@ -103,6 +106,7 @@ def answers(config: ServeConfig, requests: list[EngineRequest]) -> list[list[int
 async def routing(config: ServeConfig, engines: int) -> AsyncIterator[Router]:
     router = Router(
         config,
+        identity_of(config),
         serve.get_deployment_handle("Encoder", launch.APPLICATION),
         serve.get_deployment_handle("Decoder", launch.APPLICATION),
     )
@@ -214,7 +218,7 @@ async def test_hidden_states_outlive_the_encoder(
         encoders = router._encoders
         assert encoders is not None
         long = EncoderInput("long", (*(3 + i % 100 for i in range(2000)), EOS))
-        where = await encoders.encode(long)
+        where = await encoders.encode(long, (0.0, 0))
         assert encoders.cache_bytes > 200_000
         [encoder] = actors("EncoderActor")
         kill(encoder)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import socket
+from pathlib import Path
 
 import pytest
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.launch import RunningCluster, _environment, _serve_settings
+from tandem.cluster.launch import RunningCluster, _environment, _refuse_other_ports, _serve_settings
 from tandem.errors import InvalidRequest
 
 
@@ -29,6 +30,22 @@ def test_the_ranges_of_direct_ports_begin_where_asked_and_do_not_overlap(http: i
 def test_proxy_mode_leaves_direct_ingress_off() -> None:
     settings = _serve_settings(ServeConfig(ingress_mode="proxy"))
     assert not any("DIRECT" in name for name in settings)
+
+
+def test_a_cluster_that_is_joined_must_listen_where_it_is_asked_to() -> None:
+    settings = _serve_settings(ServeConfig())
+    _refuse_other_ports(ServeConfig(), settings)
+    for theirs in ({}, settings | {"RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": "40000"}):
+        with pytest.raises(InvalidRequest, match=r"need RAY_SERVE_.*DIRECT_INGRESS") as caught:
+            _refuse_other_ports(ServeConfig(), theirs)
+        assert caught.value.field == "ingress_mode"
+
+
+def test_the_manual_names_every_setting() -> None:
+    manual = (Path(__file__).parents[2] / "docs" / "run-a-cluster.md").read_text()
+    for name, value in _serve_settings(ServeConfig(host="0.0.0.0")).items():
+        assert f"`{name}`" in manual
+        assert f"`{value}`" in manual, name
 
 
 def test_a_used_port_is_refused_before_anything_starts() -> None:

@@ -7,11 +7,19 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from fake_cluster import FakeActor, FakeCluster, expected, hypotheses, request, target_logprobs, task_error
+from fake_cluster import (
+    FakeActor,
+    FakeCluster,
+    FakeEncoders,
+    expected,
+    hypotheses,
+    request,
+    target_logprobs,
+    task_error,
+)
 from ray.exceptions import ActorDiedError
 
-from tandem.errors import InternalError, InvalidRequest, Overloaded, Unavailable
-from tandem.limits import Limits
+from tandem.errors import InternalError, InvalidRequest, Unavailable
 from tandem.workers.request import BeamSearch, Delta, EngineRequest
 
 
@@ -51,6 +59,22 @@ async def test_what_arrives_during_a_batch_goes_into_the_next() -> None:
         assert [len(batch) for batch in cluster.encoders.batches] == [1, 19]
 
 
+async def test_priority_decides_what_is_encoded_next() -> None:
+    """That of the most urgent request, where several wait for one input."""
+    async with FakeCluster(
+        encoder_batches_in_flight=1, max_encoder_tokens=8, max_batched_tokens=8, max_num_seqs=8
+    ) as cluster:
+        cluster.encoders.step_s = 0.02
+        requests = [request(f"r{i}", ids=(*range(i, i + 7), 1)) for i in range(6)]
+        requests += [
+            request("urgent", ids=(*range(50, 57), 1), priority=5),
+            request("r4#urgent", ids=requests[4].encoder.token_ids, priority=3),
+        ]
+        await asyncio.gather(*map(cluster.collect, requests))
+        order = [ids[0] for [ids] in cluster.encoders.batches]
+        assert order == [0, 50, 4, 1, 2, 3, 5]
+
+
 async def test_batches_keep_to_the_token_budget() -> None:
     async with FakeCluster(
         encoder_batches_in_flight=1, max_encoder_tokens=64, max_batched_tokens=64, max_num_seqs=8
@@ -69,7 +93,8 @@ async def test_a_killed_engine_leaves_no_gap_and_no_repeat() -> None:
     async with FakeCluster(engines=2, step_s=0.005) as cluster:
         requests = [request(f"r{i}", tokens=60, ids=(i, 1)) for i in range(10)]
         tasks = [asyncio.create_task(cluster.collect(r)) for r in requests]
-        await asyncio.sleep(0.1)
+        while cluster.router.stats().generated_tokens < 100:  # of 600
+            await asyncio.sleep(0.005)
         cluster.kill(next(iter(cluster.decoders.replicas.values())))
         assert await asyncio.gather(*tasks) == [(expected(r), "length") for r in requests]
         [replica] = cluster.decoders.replicas.values()
@@ -77,6 +102,26 @@ async def test_a_killed_engine_leaves_no_gap_and_no_repeat() -> None:
         assert moved
         assert cluster.router.stats().resubmitted == len(moved)
         await cluster.settled()
+
+
+async def test_workers_of_another_model_are_none() -> None:
+    """As there are in the middle of an update, which only changes the model."""
+    async with FakeCluster(step_s=0.005) as cluster:
+        [engine] = cluster.decoders.replicas.values()
+        other_encoder, other_engine = FakeEncoders(), await cluster.add_engine()
+        for replica in (*other_encoder.replicas.values(), other_engine):
+            replica.identity = "another model's"  # type: ignore[attr-defined]
+        cluster.encoders.replicas["other"] = next(iter(other_encoder.replicas.values()))
+        for pool in (cluster.router._encoders, cluster.router._engines):
+            pool._discovery.look_soon()  # type: ignore[union-attr]
+        requests = [request(f"r{i}", tokens=60, ids=(i, 1)) for i in range(20)]
+        tasks = [asyncio.create_task(cluster.collect(r)) for r in requests]
+        await asyncio.sleep(0.3)
+        cluster.kill(engine)
+        await cluster.add_engine()
+        assert await asyncio.gather(*tasks) == [(expected(r), "length") for r in requests]
+        assert not other_engine.engine.submitted
+        assert not other_encoder.batches
 
 
 async def test_beams_start_anew_on_another_engine() -> None:
@@ -244,129 +289,6 @@ async def test_an_encoder_that_refuses_an_input_says_why() -> None:
         cluster.encoders.faults = [task_error(InvalidRequest("too long", field="prompt"))]
         with pytest.raises(InvalidRequest, match="prompt: too long"):
             await cluster.collect(request("r"))
-
-
-async def test_cancelling_frees_the_engine() -> None:
-    async with FakeCluster(step_s=0.005) as cluster:
-        [replica] = cluster.decoders.replicas.values()
-        stream = cluster.router.generate(request("closed", tokens=10_000))
-        await anext(stream)
-        await stream.aclose()
-        task = asyncio.create_task(cluster.collect(request("cancelled", tokens=10_000)))
-        await asyncio.sleep(0.05)
-        task.cancel()
-        with pytest.raises(asyncio.CancelledError):
-            await task
-        await cluster.settled()
-        assert len(replica.engine.cancelled) == 2
-
-
-async def test_cancelling_in_the_encoder_queue_takes_it_out() -> None:
-    async with FakeCluster(encoder_batches_in_flight=1) as cluster:
-        cluster.encoders.step_s = 0.1
-        first = asyncio.create_task(cluster.collect(request("first")))
-        await asyncio.sleep(0.01)
-        queued = asyncio.create_task(cluster.collect(request("queued", ids=(5, 5, 1))))
-        await asyncio.sleep(0.01)
-        assert cluster.router.stats().queued_encoder_tokens == 3
-        queued.cancel()
-        await asyncio.sleep(0)
-        assert cluster.router.stats().queued_encoder_tokens == 0
-        await first
-        assert len(cluster.encoders.batches) == 1
-
-
-async def test_the_deadline_keeps_what_there_is() -> None:
-    async with FakeCluster(step_s=0.005) as cluster:
-        slow = request("slow", tokens=10_000, timeout_s=0.2)
-        tokens, end = await cluster.collect(slow)
-        assert end == "deadline"
-        assert tokens == expected(slow)[: len(tokens)] != []
-        await cluster.settled()
-
-
-async def test_the_deadline_holds_where_the_engine_is_silent() -> None:
-    async with FakeCluster() as cluster:
-        [replica] = cluster.decoders.replicas.values()
-        replica.silent = True
-        async with asyncio.timeout(5):
-            assert await cluster.collect(request("r", timeout_s=0.1)) == ([], "deadline")
-
-
-async def test_the_deadline_holds_before_there_is_an_engine() -> None:
-    async with FakeCluster(engines=0) as cluster:
-        assert await cluster.collect(request("r", timeout_s=0.1)) == ([], "deadline")
-
-
-async def test_a_reader_that_stops_reading_holds_up_nobody_and_misses_nothing() -> None:
-    async with FakeCluster() as cluster:
-        slow = request("slow", tokens=200)
-        stream = cluster.router.generate(slow)
-        tokens = (await anext(stream)).token_ids
-        others = [request(f"r{i}", tokens=50, ids=(i, 1)) for i in range(5)]
-        assert await asyncio.gather(*map(cluster.collect, others)) == [
-            (expected(r), "length") for r in others
-        ]
-        [replica] = cluster.decoders.replicas.values()
-        while replica.engine.has_work:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
-        rest = [delta async for delta in stream]
-        assert len(rest) == 1  # all that had gathered
-        assert tokens + rest[0].token_ids == expected(slow)
-
-
-async def test_more_requests_than_the_limit_are_refused() -> None:
-    async with FakeCluster(limits=Limits(queued_requests=2)) as cluster:
-        streams = [cluster.router.generate(request(f"r{i}", tokens=10_000)) for i in range(3)]
-        await asyncio.gather(*(anext(stream) for stream in streams[:2]))
-        with pytest.raises(Overloaded):
-            await anext(streams[2])
-        await streams[0].aclose()
-        await anext(cluster.router.generate(request("now")))
-        await streams[1].aclose()
-
-
-async def test_a_full_engine_gets_no_more_and_priority_decides_who_is_next() -> None:
-    async with FakeCluster(slots=2, step_s=0.003) as cluster:
-        [replica] = cluster.decoders.replicas.values()
-        background = [
-            asyncio.create_task(cluster.collect(request(f"r{i}", tokens=20, ids=(i, 1)))) for i in range(12)
-        ]
-        while cluster.router.stats().waiting < 8:  # two batches' worth are on the engine
-            await asyncio.sleep(0.001)
-        urgent = asyncio.create_task(cluster.collect(request("urgent", ids=(99, 1), priority=5)))
-        await urgent
-        order = [r.encoder.token_ids[0] for r in replica.engine.submitted]
-        assert order.index(99) < 8
-        await asyncio.gather(*background)
-        assert cluster.router.stats().waiting == 0
-
-
-async def test_waiting_requests_go_to_an_engine_that_joins() -> None:
-    async with FakeCluster(slots=2, step_s=0.005) as cluster:
-        requests = [request(f"r{i}", tokens=150, ids=(i, 1)) for i in range(8)]
-        tasks = [asyncio.create_task(cluster.collect(r)) for r in requests]
-        while cluster.router.stats().waiting < 4:
-            await asyncio.sleep(0.001)
-        cluster.router._engines._discovery.look_soon()
-        joined = await cluster.add_engine()
-        while not joined.engine.submitted:
-            await asyncio.sleep(0.005)
-        assert await asyncio.gather(*tasks) == [(expected(r), "length") for r in requests]
-        assert len(joined.engine.submitted) == 4
-
-
-async def test_closing_ends_every_request() -> None:
-    async with FakeCluster(step_s=0.005) as cluster:
-        tasks = [asyncio.create_task(cluster.collect(request(f"r{i}", tokens=10_000))) for i in range(4)]
-        await asyncio.sleep(0.05)
-        await cluster.router.close()
-        outcomes = await asyncio.gather(*tasks, return_exceptions=True)
-        assert all(isinstance(outcome, Unavailable) for outcome in outcomes)
-        with pytest.raises(Unavailable):
-            await cluster.collect(request("late"))
-        await cluster.settled()
 
 
 async def test_an_engine_that_refuses_a_request_says_why() -> None:

@@ -30,7 +30,8 @@ async def enter(room: Staging, one: Flight, inside: list[Flight], leave: asyncio
 
 
 async def test_what_fits_goes_in_by_priority_and_arrival() -> None:
-    room, inside, leave = staging(10), [], asyncio.Event()
+    room, leave = staging(10), asyncio.Event()
+    inside: list[Flight] = []
     first, second, third = flight(6), flight(6), flight(3)
     urgent = flight(4, priority=5)
     tasks = []
@@ -49,7 +50,8 @@ async def test_what_fits_goes_in_by_priority_and_arrival() -> None:
 
 
 async def test_an_input_larger_than_all_the_room_goes_alone() -> None:
-    room, inside, leave = staging(10), [], asyncio.Event()
+    room, leave = staging(10), asyncio.Event()
+    inside: list[Flight] = []
     tasks = [asyncio.create_task(enter(room, flight(n), inside, leave)) for n in (30, 1)]
     await asyncio.sleep(0.01)
     assert len(inside) == 1
@@ -59,7 +61,8 @@ async def test_an_input_larger_than_all_the_room_goes_alone() -> None:
 
 
 async def test_who_gives_up_leaves_no_trace() -> None:
-    room, inside, leave = staging(10), [], asyncio.Event()
+    room, leave = staging(10), asyncio.Event()
+    inside: list[Flight] = []
     tasks = [asyncio.create_task(enter(room, flight(8), inside, leave)) for _ in range(3)]
     await asyncio.sleep(0.01)
     for number in (1, 0):  # one that waits, then the one inside

@@ -239,6 +239,25 @@ def test_probes_are_the_operators(cluster: Document) -> None:
         assert not {"livenessProbe", "readinessProbe"} & container(cluster, name).keys()
 
 
+def test_prometheus_is_sent_where_the_figures_are_and_let_in(cluster: Document) -> None:
+    ours, rays = documents("prometheus/pod-monitor.yaml")
+    everyone, _ = documents("network-policy.yaml")
+    (open_ports,) = (
+        {port["port"] for port in rule["ports"]}
+        for rule in everyone["spec"]["ingress"]
+        if any("prometheus" in str(source) for source in rule["from"])
+    )
+    for monitor, scraped in ((ours, ["ingress"]), (rays, ["head", *GROUPS])):
+        labels = monitor["spec"]["selector"]["matchLabels"].items()
+        pods = {name: group(cluster, name)["template"]["metadata"]["labels"] for name in ("head", *GROUPS)}
+        assert [name for name, pod in pods.items() if labels <= pod.items()] == scraped
+        (endpoint,) = monitor["spec"]["podMetricsEndpoints"]
+        for name in scraped:
+            ports = {port["name"]: port["containerPort"] for port in container(cluster, name)["ports"]}
+            assert ports[endpoint["port"]] in open_ports, name
+    assert ours["spec"]["podMetricsEndpoints"][0]["path"] == "/metrics"
+
+
 def test_budgets_and_policies_select_the_pods(cluster: Document) -> None:
     pods = [group(cluster, name)["template"]["metadata"]["labels"] for name in ("head", *GROUPS)]
 

@@ -15,7 +15,7 @@ from .conftest import Server
 pytestmark = pytest.mark.ray
 README = Path(__file__).parents[2] / "README.md"
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-# They start servers or test runs of their own; test_serve_command.py and CI run what they say.
+# They start servers or test runs of their own: test_serve_command.py, test_serve_run.py and CI run them.
 NOT_HERE = ("make ", "tandem serve", "serve run")
 
 
@@ -37,8 +37,12 @@ def at(server: Server, text: str) -> str:
 def test_python_examples(server: Server, tmp_path: Path) -> None:
     examples = [text for language, text in BLOCKS if language == "python"]
     assert len(examples) == 4, "LLM, pipeline, Client, openai"
-    for example in examples:
-        assert "Je suis" in run([sys.executable, "-"], at(server, example), tmp_path), example
+    # In one interpreter: to start one takes longer than to run them.
+    script = "\nprint('----')\n".join(examples)
+    for example, shown in zip(
+        examples, run([sys.executable, "-"], at(server, script), tmp_path).split("----\n"), strict=True
+    ):
+        assert "Je suis" in shown, example
 
 
 def test_shell_examples(server: Server, tmp_path: Path) -> None:

@@ -6,21 +6,29 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
+import grpc
 import httpx
 import pytest
-from serving import free_port
+from serving import Stub, free_port, text_request
 
-from tandem import Client
+from tandem import Client, InvalidRequest, SamplingParams
+from tandem.cli.serve import _wait_for_a_signal
 
 pytestmark = pytest.mark.ray
 READY_S = 240.0
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_serves_behind_proxies_until_a_signal(tmp_path: Path, number: signal.Signals) -> None:
+def waiting(http_port: int) -> float:
+    """Requests accepted that no engine has."""
+    lines = httpx.get(f"http://127.0.0.1:{http_port}/metrics", timeout=60).text.splitlines()
+    return sum(float(line.split()[-1]) for line in lines if line.startswith("tandem_router_requests_waiting"))
+
+
+def test_serves_behind_proxies_until_a_signal(tmp_path: Path) -> None:
     http_port, grpc_port = free_port(), free_port()
     log = tmp_path / "stderr"
     with log.open("wb") as stderr:
@@ -28,7 +36,8 @@ def test_serves_behind_proxies_until_a_signal(tmp_path: Path, number: signal.Sig
             [
                 sys.executable, "-c", "from tandem.cli import app; app()", "serve", "quickstart",
                 "--ingress", "proxy", "--placement", "colocated", "--device", "cpu", "--name", "small",
-                "--http-port", str(http_port), "--grpc-port", str(grpc_port),
+                "--http-port", str(http_port), "--grpc-port", str(grpc_port), "--host", "localhost",
+                "--limit", "n=2", "--max-num-seqs", "2",
             ],
             stderr=stderr,
             env=os.environ | {"COLUMNS": "200"},
@@ -39,16 +48,34 @@ def test_serves_behind_proxies_until_a_signal(tmp_path: Path, number: signal.Sig
             assert process.poll() is None, log.read_text()
             assert time.monotonic() < deadline, log.read_text()
             time.sleep(0.2)
-        assert f"127.0.0.1:{grpc_port}" in log.read_text()
+        assert f"localhost:{grpc_port}" in log.read_text()
         with Client(f"127.0.0.1:{grpc_port}") as client:
             assert client.health()
             answer = client.generate("translate English to French: I am tired.", model="small")
             assert answer.outputs[0].text.startswith("Je suis")
+            with pytest.raises(InvalidRequest, match="at most 2"):
+                client.generate("x", SamplingParams(n=3), model="small")
         body = {"q": "I am tired.", "source": "en", "target": "fr"}
         translated = httpx.post(f"http://127.0.0.1:{http_port}/translate", json=body, timeout=60)
         assert translated.json()["translatedText"] == answer.outputs[0].text
-        process.send_signal(number)
+        with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
+            request = text_request("translate English to French: I am tired.", max_tokens=40, ignore_eos=True)
+            calls = [Stub(channel).Generate.future(request, timeout=300) for _ in range(10)]
+            while waiting(http_port) < 4:  # the others are on the engine, or ready to follow
+                time.sleep(0.01)
+            process.send_signal(signal.SIGINT)
+            assert [len(call.result().outputs[0].token_ids) for call in calls] == [40] * 10
         assert process.wait(120) == 0, log.read_text()
     finally:
         process.kill()
         process.wait()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_either_signal_ends_the_wait_and_a_second_one_acts_as_usual(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    timer = threading.Timer(0.1, os.kill, (os.getpid(), number))
+    timer.start()
+    _wait_for_a_signal()
+    timer.join()
+    assert signal.getsignal(number) is before

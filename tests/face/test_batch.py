@@ -10,7 +10,7 @@ import sys
 from collections import Counter
 from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -27,7 +27,7 @@ from tandem.errors import (
     TandemError,
     Unavailable,
 )
-from tandem.inputs import Prompt
+from tandem.inputs import Chosen, Prompt
 from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tandem.params import BeamSearchParams, Params, SamplingParams
 
@@ -41,6 +41,7 @@ class Server:
 
     def __init__(self, answer: Callable[[str], Awaitable[RequestOutput]] | None = None) -> None:
         self.asked: list[tuple[Prompt, Params | None, int]] = []
+        self.chosen: list[Chosen] = []
         self.running = self.most = 0
         self._answer = answer
 
@@ -51,14 +52,16 @@ class Server:
         *,
         priority: int = 0,
         timeout: float | None = None,
+        **chosen: Unpack[Chosen],
     ) -> RequestOutput:
         assert timeout
+        self.chosen.append(chosen)
         self.asked.append((prompt, params, priority))
         self.running += 1
         self.most = max(self.most, self.running)
         try:
             await asyncio.sleep(0)
-            text = str(prompt["prompt"] if isinstance(prompt, dict) and "prompt" in prompt else prompt)
+            text = str(prompt.get("prompt", prompt) if isinstance(prompt, dict) else prompt)
             return await self._answer(text) if self._answer else output(text.upper())
         finally:
             self.running -= 1
@@ -126,6 +129,18 @@ def test_prompts_are_of_every_kind_and_parameters_the_lines_own_first(files: tup
         SamplingParams(max_tokens=5, temperature=0),
         *[SamplingParams(max_tokens=9, temperature=0)] * 3,
     ]
+
+
+def test_lines_say_task_and_languages(files: tuple[Path, Path]) -> None:
+    write(files[0], {"prompt": "a", "target_language": "fr"}, {"prompt": "b"}, {"prompt": "c", "task": 3})
+    server = Server()
+    run(files, server, defaults={"source_language": "en", "target_language": "de"})
+    assert server.chosen == [
+        {"source_language": "en", "target_language": "fr"},
+        {"source_language": "en", "target_language": "de"},
+    ]
+    assert [params for _, params, _ in server.asked] == [None, None]
+    assert read(files[1])[2]["error"]["param"] == "task"
 
 
 def test_a_line_without_parameters_is_left_to_the_model(files: tuple[Path, Path]) -> None:
@@ -340,6 +355,7 @@ class Capitals:
         *,
         priority: int = 0,  # noqa: ARG002
         timeout: float | None = None,  # noqa: ARG002
+        **chosen: Unpack[Chosen],  # noqa: ARG002
     ) -> RequestOutput:
         await asyncio.sleep(0.001 * (len(prompt["prompt"]) % 3))  # not answered in the order they came
         if prompt["prompt"] == "end":

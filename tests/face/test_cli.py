@@ -14,8 +14,10 @@ from multilingual import multilingual_checkpoint
 from typer.testing import CliRunner, Result
 
 from tandem.cli import app
-from tandem.workers.config import EngineConfig
-from tandem.workers.engine import Engine
+from tandem.workers.checkpoint import Checkpoint, read_json
+from tandem.workers.distributed import Group
+from tandem.workers.layers import Placement
+from tandem.workers.model import DecoderStack, EncoderStack
 
 
 def tandem(*arguments: str, stdin: str = "", code: int = 0) -> Result:
@@ -26,7 +28,7 @@ def tandem(*arguments: str, stdin: str = "", code: int = 0) -> Result:
 
 def test_help_names_every_verb_and_teaches_by_example() -> None:
     shown = tandem("--help").stdout
-    for verb in ("serve", "show", "generate", "translate", "summarize", "demo"):
+    for verb in ("serve", "show", "generate", "translate", "summarize", "compose", "demo"):
         assert verb in shown
         assert f"tandem {verb}" in tandem(verb, "--help").stdout, verb
 
@@ -61,7 +63,7 @@ def test_show_says_what_fits(checkpoint: Callable[..., Path]) -> None:
     assert memory["kv_cache"] == 2**29
     assert memory["fits"]["sequences"] == memory["pages"] // (512 // 32 + 128 // 32)
     halved = facts(str(checkpoint("flan")), "--dtype", "bfloat16", "--tp", "2", "--device", "cpu")["memory"]
-    assert halved["self_kv_per_position"] == 2 * 2 * (4 // 2) * 8 * 2
+    assert halved["self_kv_per_position"] == 2 * 2 * (4 // 2) * 8 * 4, "float32 still, on a CPU"
     assert halved["ranks"] == 2
 
 
@@ -72,14 +74,22 @@ def test_show_of_a_machine_that_is_elsewhere() -> None:
         assert "kv_cache_gib: must be said" in tandem("show", "--device", "cuda", code=1).stderr
 
 
-@pytest.mark.parametrize("variant", ["t5", "umt5", "bart", "marian", "m2m-100", "bert2bert", "gpt2", "phi"])
+@pytest.mark.parametrize(
+    "variant", ["t5", "umt5", "bart", "marian", "m2m-100", "bert2bert", "gpt2", "phi", "t5gemma2"]
+)
 def test_show_counts_the_weights_the_engine_holds(checkpoint: Callable[..., Path], variant: str) -> None:
     folder = str(checkpoint(variant))
-    runner = Engine(EngineConfig(model=folder, dtype="float32", device="cpu")).runner
     memory = facts(folder, "--dtype", "float32", "--device", "cpu")["memory"]
-    for stack, name in ((runner.encoder, "encoder_weights"), (runner.decoder, "decoder_weights")):
-        held = sum(slot.into.nbytes for slot in stack.slots()) if stack else 0
-        assert memory[name] == pytest.approx(held, rel=0.01), "a table of token types is folded into another"
+    opened = Checkpoint(Path(folder), read_json(Path(folder), "config.json"))
+    place = Placement(torch.device("cpu"), torch.float32, Group())
+    tied = opened.tied("decoder.output", "decoder.embedding")
+    decoder = DecoderStack(opened.spec, tied, place)
+    held = sum(slot.into.nbytes for slot in decoder.slots())
+    # A tied projection is laid out anew beside the embedding.
+    assert memory["decoder_weights"] == held + tied * decoder.embedding.tokens.weight.nbytes
+    if opened.spec.encoder is not None:
+        encoder = EncoderStack(opened.spec.encoder, place)
+        assert memory["encoder_weights"] == sum(slot.into.nbytes for slot in encoder.slots())
     assert "decoder weights" in tandem("show", folder).stdout
 
 
@@ -134,8 +144,7 @@ def test_progress_goes_to_stderr() -> None:
 def test_translate_knows_the_models_languages() -> None:
     assert tandem("translate", "--to", "de", "I am happy.").stdout.startswith("Ich bin")
     refused = tandem("translate", "--to", "xx", "I am happy.", code=1).stderr
-    assert "tgt_lang: the model declares no translation en to xx" in refused
-    assert "translation_en_to_fr" in refused
+    assert "target_language: 'xx' is not one of this model's languages: de, fr" in refused
 
 
 def test_translate_with_a_tokenizer_of_many_languages(tmp_path: Path) -> None:
@@ -144,12 +153,14 @@ def test_translate_with_a_tokenizer_of_many_languages(tmp_path: Path) -> None:
     (french, german) = (tandem(*arguments, "--to", to).stdout for to in ("fra_Latn", "deu_Latn"))
     assert json.loads(french)["prompt"] == "a b"
     assert french != german
-    assert "tgt_lang: 'fr' is not one of the" in tandem(*arguments, "--to", "fr", code=1).stderr
+    assert "target_language: 'fr' is not one of" in tandem(*arguments, "--to", "fr", code=1).stderr
+    generated = tandem("generate", *arguments[1:], "--to", "fra_Latn").stdout
+    assert generated == french, "languages are no matter of the command"
 
 
 def test_translate_with_a_model_of_unknown_languages(checkpoint: Callable[..., Path]) -> None:
     refused = tandem("translate", "--model", str(checkpoint("t5")), "ba", code=1).stderr
-    assert "does not say which languages it translates" in refused
+    assert "target_language: this model says nothing of languages" in refused
 
 
 def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
@@ -159,6 +170,10 @@ def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
         json.loads, tandem("summarize", "--model", folder, "--jsonl", "bi bo bu").stdout.splitlines()
     )
     assert line["prompt"] == "bi bo bu"
+    generated = tandem("generate", "--model", folder, "--task", "summarization", "--stream", "bi bo bu")
+    assert generated.stdout == line["outputs"][0]["text"] + "\n"
+    refused = tandem("generate", "--model", folder, "--task", "summarisation", "bi bo bu", code=1).stderr
+    assert "task: 'summarisation' is not a task of this model; it has summarization" in refused
     same = tandem("generate", "--model", folder, "-p", "min_tokens=4", "--max-tokens", "8", "ba be: bi bo bu")
     assert same.stdout == line["outputs"][0]["text"] + "\n"
     assert 5 - 1 <= line["outputs"][0]["tokens"] <= 9 - 1, "lengths count the start token"
@@ -175,6 +190,8 @@ def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
         (["generate", "-p", "top_p", "x"], "param: expected NAME=VALUE"),
         (["generate", "-p", "top_p=high", "x"], "top_p"),
         (["generate", "--model", "./no/such", "x"], "model: no folder"),
+        (["serve", "--limit", "samples=1"], "limits.samples: unknown parameter"),
+        (["serve", "--limit", "n=many"], "limits.n"),
     ],
 )
 def test_errors_name_their_field(arguments: list[str], message: str) -> None:

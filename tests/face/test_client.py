@@ -73,7 +73,9 @@ class Servicer(health_pb2_grpc.HealthServicer):
             yield wire.finished_event(2, 1, 3)
         except TandemError as error:
             set_error(context, error)
-        except asyncio.CancelledError:
+        except (asyncio.CancelledError, GeneratorExit):
+            # A call that is cancelled while a message is being written drops this generator, which waits at a
+            # `yield` then and is closed instead.
             self.cancelled.set()
             raise
 

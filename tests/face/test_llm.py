@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
@@ -15,6 +16,7 @@ from tandem import (
     SamplingParams,
     zip_enc_dec_prompt_lists,
 )
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, TokensPrompt
 from tandem.outputs import RequestOutput
 
 FRENCH = "translate English to French: "
@@ -47,7 +49,7 @@ def test_kinds_of_prompt_mix_and_keep_their_order(llm: LLM) -> None:
     ids = llm.tokenize(sentence)
     whole, tokens = llm.generate([sentence, {"prompt_token_ids": ids}], GREEDY)
     assert text(whole) == text(tokens)
-    prompts = [
+    prompts: list[Prompt] = [
         {"prompt": sentence},
         {"encoder_prompt": sentence, "decoder_prompt": None},
         {"encoder_prompt": {"prompt_token_ids": ids}, "decoder_prompt": ""},
@@ -66,6 +68,34 @@ def test_one_sampling_params_for_each_prompt(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="got 3 for 1 prompts") as caught:
         llm.generate("x", params)
     assert caught.value.field == "sampling_params"
+
+
+def test_task_and_languages_say_what_a_prefix_says(llm: LLM) -> None:
+    sentence = "I am tired."
+    french, german = llm.generate([FRENCH + sentence, "translate English to German: " + sentence], GREEDY)
+    named, other = llm.generate(
+        [sentence] * 2, GREEDY, source_language="en", target_language=["fr", "de"], use_tqdm=False
+    )
+    (by_task,) = llm.generate(sentence, GREEDY, task="translation_en_to_fr")
+    assert [text(output) for output in (named, other, by_task)] == [text(french), text(german), text(french)]
+    assert named.encoder_prompt == sentence
+    streamed = llm.stream(sentence, GREEDY, target_language="de")
+    assert "".join(delta.text for delta in streamed) == text(german)
+    (score,) = llm.score(sentence, text(french), task="translation_en_to_fr")
+    (same,) = llm.score(FRENCH + sentence, text(french))
+    assert score.scores == same.scores
+    refused: list[tuple[dict[str, Any], str]] = [
+        ({"task": "summarization"}, "task"),
+        ({"task": ["translation_en_to_fr"] * 2}, "task"),
+        ({"target_language": "xx"}, "target_language"),
+        ({"source_language": "en"}, "target_language"),
+        ({"source_language": "de", "target_language": "fr"}, "source_language"),
+        ({"target_language": "fr", "task": "translation_en_to_fr"}, "target_language"),
+    ]
+    for chosen, field in refused:
+        with pytest.raises(InvalidRequest, match=r"translation_en_to_fr|de, fr|: en$|task|got 2") as caught:
+            llm.generate(sentence, GREEDY, **chosen)
+        assert caught.value.field == field
 
 
 def test_a_stream_adds_up_to_the_answer(llm: LLM) -> None:
@@ -120,6 +150,29 @@ def test_logprobs(llm: LLM) -> None:
     assert sample.cumulative_logprob == pytest.approx(sum(entry.logprob for entry in sample.logprobs))
 
 
+def test_prompt_logprobs_are_the_scores_of_the_decoder_prompt(llm: LLM) -> None:
+    sentence = FRENCH + "I am tired."
+    prompt = ExplicitEncoderDecoderPrompt(encoder_prompt=sentence, decoder_prompt="Je suis")
+    params = SamplingParams(temperature=1, n=3, seed=1, max_tokens=4, prompt_logprobs=2)
+    (output,) = llm.generate(prompt, params)
+    assert output.prompt_logprobs is not None
+    first, *others = output.prompt_logprobs
+    assert first is None
+    (score,) = llm.score(sentence, {"prompt_token_ids": output.prompt_token_ids[1:]})
+    assert [entry and entry.token_id for entry in others] == score.scores[0].token_ids
+    assert [entry and entry.logprob for entry in others] == pytest.approx(score.scores[0].logprobs, abs=1e-4)
+    for entry in others:
+        assert entry is not None
+        assert len(entry.top) == 2
+        assert (entry.rank == 1) == (entry.top[0][0] == entry.token_id)
+    deltas = list(llm.stream(prompt, params))
+    assert [delta.prompt_logprobs for delta in deltas if delta.prompt_logprobs] == [output.prompt_logprobs]
+    (bare,) = llm.generate(sentence, SamplingParams(max_tokens=2, prompt_logprobs=0))
+    assert bare.prompt_logprobs == [None]
+    (silent,) = llm.generate(prompt, SamplingParams(max_tokens=2))
+    assert silent.prompt_logprobs is None
+
+
 def test_scores_are_the_logprobs_of_the_answer(llm: LLM) -> None:
     """What the model says greedily is scored as it was when it was said, and is likelier than another's."""
     sentences = [FRENCH + "I am tired.", FRENCH + "Where do you live?"]
@@ -134,9 +187,10 @@ def test_scores_are_the_logprobs_of_the_answer(llm: LLM) -> None:
         assert scored.logprobs == pytest.approx([token.logprob for token in said.logprobs], abs=1e-4)
         assert scored.cumulative_logprob == pytest.approx(said.cumulative_logprob, abs=1e-3)
     assert one.scores[0].cumulative_logprob > one.scores[1].cumulative_logprob
-    start = {"prompt_token_ids": one.scores[0].token_ids[:2]}
-    rest = {"prompt_token_ids": one.scores[0].token_ids[2:]}
-    (behind,) = llm.score({"encoder_prompt": sentences[0], "decoder_prompt": start}, rest)
+    start = TokensPrompt(prompt_token_ids=one.scores[0].token_ids[:2])
+    rest = TokensPrompt(prompt_token_ids=one.scores[0].token_ids[2:])
+    begun = ExplicitEncoderDecoderPrompt(encoder_prompt=sentences[0], decoder_prompt=start)
+    (behind,) = llm.score(begun, rest)
     assert behind.scores[0].logprobs == pytest.approx(one.scores[0].logprobs[2:], abs=1e-4)
     for bad, field in (([], "targets"), (["a", ""], "targets.1")):
         with pytest.raises(InvalidRequest) as caught:

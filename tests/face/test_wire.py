@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-from tandem import wire
+from tandem import score_wire, wire
 from tandem.errors import InvalidRequest
-from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, TextPrompt, TokensPrompt
+from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, TextPrompt, TokensPrompt
 from tandem.outputs import CompletionOutput, FinishReason, RequestOutput, TextDelta, TokenLogprobs
 from tandem.params import BeamSearchParams, SamplingParams
 from tandem.v1 import inference_pb2 as pb
@@ -50,7 +50,13 @@ def test_what_is_not_set_is_not_sent() -> None:
         params={},
         priority=0,
         timeout_s=None,
+        chosen={},
     )
+    chosen = Chosen(source_language="en", target_language="fr", task="t")
+    request = wire.generate_request(pb.GenerateStreamRequest, "x", **chosen)
+    assert wire.arguments_of(request).chosen == chosen
+    scored = score_wire.score_request("x", "y", **chosen)
+    assert score_wire.score_arguments_of(scored).chosen == chosen
 
 
 def test_what_is_set_arrives_as_it_is() -> None:
@@ -68,6 +74,7 @@ def test_what_is_set_arrives_as_it_is() -> None:
         ignore_eos=False,
         repetition_penalty=1.1,
         logprobs=0,
+        prompt_logprobs=0,
         skip_special_tokens=False,
         typical_p=0.5,
         presence_penalty=-0.1,
@@ -117,6 +124,12 @@ def test_beam_search_arrives_as_it_is(early_stopping: Any) -> None:
         suppress_tokens=[4],
         begin_suppress_tokens=[],
         skip_special_tokens=False,
+        temperature=0.8,
+        top_k=-1,
+        top_p=0.95,
+        min_p=0.0,
+        typical_p=0.5,
+        seed=0,
     )
     request = wire.generate_request(pb.GenerateStreamRequest, "x", params)
     arguments = wire.arguments_of(pb.GenerateStreamRequest.FromString(request.SerializeToString()))
@@ -213,6 +226,11 @@ def test_an_output_comes_back_whole() -> None:
     assert response.usage == pb.Usage(encoder_tokens=2, decoder_prompt_tokens=2, generated_tokens=5)
     assert response.prompt == pb.PromptInfo(encoder_tokens=2, decoder_token_ids=[0, 9])
     assert wire.output_of(request, pb.GenerateResponse.FromString(response.SerializeToString())) == output
+    prompts: list[list[TokenLogprobs | None]] = [[None], [None, TokenLogprobs(9, -0.5, [(8, -0.25)], 2)]]
+    for prompt in prompts:
+        output.prompt_logprobs = prompt
+        request.sampling_params.prompt_logprobs = 1
+        assert wire.output_of(request, wire.generate_response(output)) == output
 
 
 @pytest.mark.parametrize("reason", ["stop", "length", "cancelled", "deadline", None])
@@ -220,7 +238,7 @@ def test_a_delta_comes_back_whole(reason: FinishReason | None) -> None:
     delta = TextDelta(index=3, text="é", token_ids=[7, 1], logprobs=LOGPROBS, finish_reason=reason)
     event = pb.GenerateStreamResponse.FromString(wire.delta_event(delta).SerializeToString())
     assert wire.delta_of(event.delta) == delta
-    delta = replace(delta, score=-1.3)
+    delta = replace(delta, score=-1.3, prompt_logprobs=[None, TokenLogprobs(9, -0.5, [(8, -0.25)], 2)])
     assert wire.delta_of(wire.delta_event(delta).delta) == delta
 
 

@@ -9,16 +9,20 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tandem.kernels import RowGroups
+from tandem.kernels import RowGroups, Summaries
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
-def naive_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+def naive_attention(
+    q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, cap: float | None = None
+) -> Tensor:
     """One row of one head: q [D], k and v [T, D], bias [T]. No keys, no answer: zeros."""
     if k.shape[0] == 0:
         return torch.zeros_like(q, dtype=torch.float64)
     scores = scale * (k.double() @ q.double())
+    if cap is not None:
+        scores = cap * torch.tanh(scores / cap)
     if bias is not None:
         scores = scores + bias.double()
     weights = torch.exp(scores - scores.max())
@@ -44,8 +48,12 @@ class Paged:
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, RowGroups]:
         return self.q, self.k_pages, self.v_pages, self.page_table, self.lengths, self.groups
 
-    def expected(self, bias_table: Tensor | None, scale: float, causal: bool) -> Tensor:
-        """[N, H, D], float64."""
+    def expected(
+        self, bias_table: Tensor | None, scale: float, causal: bool, cap: float | None = None,
+        more: Paged | None = None,
+    ) -> Tensor:  # fmt: skip
+        """[N, H, D], float64. more: all keys of whose sequences are seen too, without a bias."""
+        group = self.q.shape[1] // self.k_pages.shape[1]
         out = torch.zeros(self.q.shape, dtype=torch.float64)
         bounds = self.groups.cu_rows.tolist()
         for s, length in enumerate(self.lengths.tolist()):
@@ -56,8 +64,13 @@ class Paged:
                     if bias_table is not None:
                         distance = torch.tensor([seen - 1 - t for t in range(seen)], dtype=torch.long)
                         bias = bias_table[h][distance.clamp(max=bias_table.shape[1] - 1)].cpu()
-                    keys, values = self.k[s][:seen, h].cpu(), self.v[s][:seen, h].cpu()
-                    out[row, h] = naive_attention(self.q[row, h].cpu(), keys, values, bias, scale)
+                    keys, values = self.k[s][:seen, h // group].cpu(), self.v[s][:seen, h // group].cpu()
+                    if more is not None:
+                        keys = torch.cat([keys, more.k[s][:, h // group].cpu()])
+                        values = torch.cat([values, more.v[s][:, h // group].cpu()])
+                        if bias is not None:
+                            bias = torch.cat([bias, bias.new_zeros(len(more.k[s]))])
+                    out[row, h] = naive_attention(self.q[row, h].cpu(), keys, values, bias, scale, cap)
         return out
 
 
@@ -70,7 +83,9 @@ def paged(
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
     seed: int = 0,
+    group: int = 1,
 ) -> Paged:
+    """group: heads of q that share one of k and v."""
     gen = torch.Generator().manual_seed(seed)
 
     def normal(*shape: int) -> Tensor:
@@ -81,14 +96,14 @@ def paged(
     pages = torch.randperm(sum(counts), generator=gen) + 1
     width = max(1, *counts) + 1
     page_table = torch.zeros(len(lengths), width, dtype=torch.int32)
-    k_pages = torch.full((sum(counts) + 1, heads, page, dim), float("nan"), dtype=dtype)
+    k_pages = torch.full((sum(counts) + 1, heads // group, page, dim), float("nan"), dtype=dtype)
     v_pages = k_pages.clone()
     keys, values, used = [], [], 0
     for s, length in enumerate(lengths):
         page_table[s, : counts[s]] = pages[used : used + counts[s]].to(torch.int32)
         used += counts[s]
-        keys.append(normal(length, heads, dim))
-        values.append(normal(length, heads, dim))
+        keys.append(normal(length, heads // group, dim))
+        values.append(normal(length, heads // group, dim))
         for t in range(length):
             k_pages[page_table[s, t // page], :, t % page] = keys[s][t]
             v_pages[page_table[s, t // page], :, t % page] = values[s][t]
@@ -139,10 +154,14 @@ class Packed:
     def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, int]:
         return self.q, self.k, self.v, self.cu_seqlens, self.max_length
 
-    def expected(self, bias_table: Tensor | None, scale: float) -> Tensor:
+    def expected(
+        self, bias_table: Tensor | None, scale: float, summaries: Summaries | None = None,
+        cap: float | None = None,
+    ) -> Tensor:  # fmt: skip
+        group = self.q.shape[1] // self.k.shape[1]
         out = torch.zeros(self.q.shape, dtype=torch.float64)
         bounds = self.cu_seqlens.tolist()
-        for start, end in pairwise(bounds):
+        for sequence, (start, end) in enumerate(pairwise(bounds)):
             position = torch.arange(end - start)
             for row in range(start, end):
                 for h in range(self.q.shape[1]):
@@ -150,9 +169,30 @@ class Packed:
                     if bias_table is not None:
                         reach = bias_table.shape[1] // 2
                         bias = bias_table[h].cpu()[(position - (row - start)).clamp(-reach, reach) + reach]
-                    keys, values = self.k[start:end, h].cpu(), self.v[start:end, h].cpu()
-                    out[row, h] = naive_attention(self.q[row, h].cpu(), keys, values, bias, scale)
+                    keys = self.k[start:end, h // group].cpu()
+                    values = self.v[start:end, h // group].cpu()
+                    if summaries is not None:
+                        first, last = summaries.cu_seqlens[sequence : sequence + 2].tolist()
+                        reach = summaries.bias_table.shape[1] // 2
+                        own = min((row - start) // summaries.block, last - first - 1)
+                        distance = (torch.arange(last - first) - own).clamp(-reach, reach)
+                        more = summaries.bias_table[h].cpu()[distance + reach]
+                        bias = more if bias is None else torch.cat([bias, more])
+                        keys = torch.cat([keys, summaries.k[first:last, h // group].cpu()])
+                        values = torch.cat([values, summaries.v[first:last, h // group].cpu()])
+                    out[row, h] = naive_attention(self.q[row, h].cpu(), keys, values, bias, scale, cap)
         return out
+
+
+def summarized(case: Packed, block: int) -> Summaries:
+    """Keys and values of the case's blocks, strided as its own."""
+    counts = case.cu_seqlens.diff() // block
+    cu_seqlens = torch.cat([counts.new_zeros(1), counts.cumsum(0)]).int()
+    heads, (_, shared, dim) = case.q.shape[1], case.k.shape
+    device = case.q.device
+    gen = torch.Generator().manual_seed(2)
+    fused = torch.randn(int(cu_seqlens[-1]), 3, shared, dim, generator=gen).to(device, case.q.dtype)
+    return Summaries(fused[:, 1], fused[:, 2], cu_seqlens, block, bias_table(heads, 7, str(device)))
 
 
 def packed(
@@ -161,12 +201,18 @@ def packed(
     dim: int = 64,
     dtype: torch.dtype = torch.float32,
     device: str = "cpu",
+    group: int = 1,
 ) -> Packed:
-    """q, k and v are slices of one fused projection, as a model makes them: their rows are strided."""
+    """q, k and v are slices of one fused projection, as a model makes them: their rows are strided.
+
+    group: heads of q that share one of k and v.
+    """
     gen = torch.Generator().manual_seed(0)
-    fused = (torch.randn(sum(lengths), 3, heads, dim, generator=gen) * 0.6).to(dtype).to(device)
+    shared = heads // group
+    fused = (torch.randn(sum(lengths), heads + 2 * shared, dim, generator=gen) * 0.6).to(dtype).to(device)
+    q, k, v = fused.split([heads, shared, shared], dim=1)
     cu_seqlens = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32).to(device)
-    return Packed(fused[:, 0], fused[:, 1], fused[:, 2], cu_seqlens, max(lengths))
+    return Packed(q, k, v, cu_seqlens, max(lengths))
 
 
 def bias_table(heads: int, entries: int, device: str = "cpu") -> Tensor:

@@ -24,12 +24,17 @@ pytestmark = pytest.mark.skipif(
 HOPPER = GPUTarget("cuda", 90, 32)
 
 STRIDES = dict.fromkeys(
-    ("x_stride", "residual_stride", "q_stride", "k_stride", "v_stride", "pages_stride"), "i32"
-)
+    ("x_stride", "residual_stride", "q_stride", "k_stride", "v_stride", "pages_stride", "summary_k_stride",
+     "summary_v_stride"), "i32"
+)  # fmt: skip
 BF16 = "*bf16"
 ATTENTION = {"q_ptr": BF16, "k_ptr": BF16, "v_ptr": BF16, "out_ptr": BF16, "scale": "fp32"}
 PAGED = {**ATTENTION, "pages_ptr": "*i32", "lengths_ptr": "*i32", "cu_rows_ptr": "*i32", "blocks": "i32"}
-PAGED_SIZES = {"HEADS": 8, "DIM": 64, "BLOCK_D": 64, "BLOCK_N": 64, "UPCAST": False}
+PAGED_SIZES = {"HEADS": 8, "DIM": 64, "BLOCK_D": 64, "BLOCK_N": 64, "UPCAST": False, "CAP": 0.0, "GROUP": 1,
+               "SUMS": False}  # fmt: skip
+GEMMA = {"CAP": 50.0, "GROUP": 2}
+SUMMARIES = ("summary_k_ptr", "summary_v_ptr", "cu_summaries_ptr", "summary_table_ptr")
+ALL_SEEN = {"WINDOWED": False, "SUMMARIZED": 0, "SUMMARY_REACH": 0, **dict.fromkeys(SUMMARIES)}
 
 CASES = {
     "rms_norm": (
@@ -59,13 +64,21 @@ CASES = {
     "encoder_attention": (
         attention_encoder._encoder_attention_kernel,
         {**ATTENTION, "cu_seqlens_ptr": "*i32", "table_ptr": "*fp32", "tiles_ptr": BF16},
-        {**PAGED_SIZES, "REACH": 128, "LEFT": 2, "TILES": 6, "HAS_BIAS": True, "BLOCK_M": 128},
+        {**PAGED_SIZES, "REACH": 128, "LEFT": 2, "TILES": 6, "HAS_BIAS": True, "BLOCK_M": 128, **ALL_SEEN},
+    ),
+    "encoder_attention, windowed, with summaries": (
+        attention_encoder._encoder_attention_kernel,
+        {**ATTENTION, "cu_seqlens_ptr": "*i32", "table_ptr": "*fp32", "tiles_ptr": BF16}
+        | {"summary_k_ptr": BF16, "summary_v_ptr": BF16, "cu_summaries_ptr": "*i32"}
+        | {"summary_table_ptr": "*fp32"},
+        {**PAGED_SIZES, "REACH": 128, "LEFT": 2, "TILES": 6, "HAS_BIAS": True, "BLOCK_M": 128}
+        | {"WINDOWED": True, "SUMMARIZED": 16, "SUMMARY_REACH": 128, **GEMMA},
     ),
     "encoder_attention without bias": (
         attention_encoder._encoder_attention_kernel,
         {**ATTENTION, "cu_seqlens_ptr": "*i32"},
         {**PAGED_SIZES, "table_ptr": None, "tiles_ptr": None, "REACH": 0, "LEFT": 0, "TILES": 0}
-        | {"HAS_BIAS": False, "BLOCK_M": 128},
+        | {"HAS_BIAS": False, "BLOCK_M": 128, **ALL_SEEN},
     ),
     "bias tiles": (
         attention_encoder._bias_tiles_kernel,
@@ -81,7 +94,7 @@ CASES = {
     "self attention of beams, split": (
         attention_paged._one_row_kernel,
         {**PAGED, "bias_ptr": "*fp32", "out_ptr": "*fp32", "top_ptr": "*fp32"},
-        {**PAGED_SIZES, "REACH": 128, "HAS_BIAS": True, "SPLITS": 4, "PAGE": 64, "BY_CELL": True},
+        {**PAGED_SIZES, "REACH": 128, "HAS_BIAS": True, "SPLITS": 4, "PAGE": 64, "BY_CELL": True, **GEMMA},
     ),
     "cross attention, one row, split": (
         attention_paged._one_row_kernel,
@@ -93,7 +106,7 @@ CASES = {
         attention_paged._row_block_kernel,
         {**PAGED, "bias_ptr": "*fp32"},
         {**PAGED_SIZES, "top_ptr": None, "REACH": 128, "HAS_BIAS": True, "CAUSAL": True, "SPLITS": 1}
-        | {"PAGE": 64, "BLOCK_M": 64},
+        | {"PAGE": 64, "BLOCK_M": 64, **GEMMA},
     ),
     "cross attention, several rows, split": (
         attention_paged._row_block_kernel,
@@ -103,8 +116,8 @@ CASES = {
     ),
     "merge": (
         attention_paged._merge_kernel,
-        {"parts_ptr": "*fp32", "tops_ptr": "*fp32", "out_ptr": BF16},
-        {"SPLITS": 4, "DIM": 64, "BLOCK_D": 64},
+        {"parts_ptr": "*fp32", "tops_ptr": "*fp32", "out_ptr": BF16, "sums_ptr": "*fp32"},
+        {"SPLITS": 4, "SUMS": True, "DIM": 64, "BLOCK_D": 64},
     ),
 }
 

@@ -10,8 +10,9 @@ from tandem import kernels
 from tandem.kernels import reference
 
 # PyTorch's own kernels serve these on every device.
-PLAIN = {"add_layer_norm", "layer_norm", "rotary"}
-OPS = sorted(set(kernels.__all__) - {"RowGroups", "relative_bias_table", "windowed_bias_table"} - PLAIN)
+PLAIN = {"add_layer_norm", "layer_norm", "merge_attention", "rotary", "soft_capped"}
+TABLES = {"relative_bias_table", "windowed_bias_table"}
+OPS = sorted({name for name in kernels.__all__ if name.islower()} - TABLES - PLAIN)
 
 
 def _parameters(function: object) -> list[str]:

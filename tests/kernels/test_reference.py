@@ -1,21 +1,31 @@
-"""The plain PyTorch ops against transformers and against row-by-row implementations."""
+"""The CPU's ops, plain and compiled, against transformers and against row-by-row implementations."""
 
 from __future__ import annotations
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from kernel_cases import assert_close, bias_table, packed, paged, scattered
+from kernel_cases import assert_close, bias_table, packed, paged, scattered, summarized
 from transformers import PhiConfig, T5Config
 from transformers.activations import NewGELUActivation
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
 from tandem import kernels
-from tandem.kernels import RowGroups, cpu_decode
+from tandem.kernels import RowGroups, cpu_decode, cpu_ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
+
+
+@pytest.fixture(autouse=True, params=["plain", "compiled"])
+def ops(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Every test here runs on both."""
+    if request.param == "plain":
+        monkeypatch.setattr(cpu_ops, "COMPILED", False)
+    elif not cpu_ops.COMPILED:
+        pytest.skip("there was no compiler when Tandem was installed")
+    return str(request.param)
 
 
 def test_layer_norm() -> None:
@@ -52,17 +62,19 @@ def test_rotary_is_gpt_neoxs() -> None:
 
 @pytest.mark.parametrize("weight_dtype", DTYPES)
 @pytest.mark.parametrize("dtype", DTYPES)
-def test_rms_norm_is_t5_layer_norm(dtype: torch.dtype, weight_dtype: torch.dtype) -> None:
+def test_rms_norm_is_t5_layer_norm(dtype: torch.dtype, weight_dtype: torch.dtype, ops: str) -> None:
     torch.manual_seed(0)
     norm = T5LayerNorm(72, eps=1e-5).to(weight_dtype).requires_grad_(False)
     norm.weight.uniform_(0.5, 2)
     x, residual = torch.randn(5, 72).to(dtype) * 3, torch.randn(5, 72).to(dtype)
     out = kernels.rms_norm(x, norm.weight, 1e-5)
     assert out.dtype == norm(x).dtype
-    assert torch.equal(out, norm(x))
+    # The compiled one sums in another order, which may tip a rounding.
+    tolerance = 0.0 if ops == "plain" else 2 * torch.finfo(out.dtype).eps
+    torch.testing.assert_close(out, norm(x), rtol=tolerance, atol=0.0)
     out, total = kernels.add_rms_norm(x, residual, norm.weight, 1e-5)
     assert torch.equal(total, residual + x)
-    assert torch.equal(out, norm(residual + x))
+    torch.testing.assert_close(out, norm(residual + x), rtol=tolerance, atol=0.0)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -126,7 +138,7 @@ def test_paged_attention(lengths: list[int], rows: list[int], page: int) -> None
     assert_close(out, case.expected(None, 0.8, causal=False))
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     shapes=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 12)), min_size=1, max_size=6),
     dim=st.sampled_from([32, 64, 128]),
@@ -252,3 +264,108 @@ def test_write_kv(tokens: int) -> None:
     kernels.write_kv(fused[:, 1], fused[:, 2], k_pages, v_pages, slots)
     assert torch.equal(k_pages, expected_k)
     assert torch.equal(v_pages, expected_v)
+
+
+@pytest.mark.parametrize("rows", [[1] * 40, [3, 16, 1]])
+def test_half_precision_over_float32_pages(rows: list[int]) -> None:
+    """As on a CPU, whose K and V are always float32; and large enough for threads."""
+    case = paged([60 + 5 * i for i in range(len(rows))], rows, heads=4, page=32)
+    case.q = case.q.bfloat16()
+    table = bias_table(4, 40)
+    out = kernels.paged_self_attention(*case.inputs(), table, 0.8)
+    assert out.dtype == torch.bfloat16
+    assert_close(out, case.expected(table, 0.8, causal=True))
+    assert_close(kernels.paged_cross_attention(*case.inputs(), 0.8), case.expected(None, 0.8, causal=False))
+
+
+def test_a_row_does_not_depend_on_its_batch() -> None:
+    case = paged([33, 70, 5, 64], [1, 1, 1, 1])
+    together = kernels.paged_cross_attention(*case.inputs(), 0.8)
+    for s in range(4):
+        alone = RowGroups(torch.tensor([0, 1], dtype=torch.int32), 1)
+        inputs = case.k_pages, case.v_pages, case.page_table[s : s + 1], case.lengths[s : s + 1], alone
+        out = kernels.paged_cross_attention(case.q[s : s + 1], *inputs, 0.8)
+        torch.testing.assert_close(out, together[s : s + 1], rtol=1e-6, atol=1e-6)
+
+
+# -- windows and blocks of the encoder
+
+
+@pytest.mark.parametrize("lengths", [(1, 3), (130, 130, 7, 0, 65), (300,)])
+def test_windowed_encoder_attention_reads_only_what_is_near(lengths: tuple[int, ...]) -> None:
+    """The table hides the rest: whether it is read makes no difference, even where it is not a number."""
+    case = packed(lengths, heads=3, dim=16)
+    table = kernels.windowed_bias_table(bias_table(3, 2 * 12 + 1), 9, 4)
+    out = kernels.encoder_attention(*case.inputs(), table, 0.7, windowed=True)
+    assert_close(out, case.expected(table, 0.7))
+    if lengths == (300,):
+        case.k[299] = case.v[299] = float("nan")
+        again = kernels.encoder_attention(*case.inputs(), table, 0.7, windowed=True)
+        assert torch.equal(again[:64], out[:64])
+
+
+@pytest.mark.parametrize("windowed", [True, False])
+def test_summaries_are_more_keys(windowed: bool) -> None:
+    """Sequences of two blocks, of none, of one and a bit, of many."""
+    lengths, block = (8, 3, 5, 150), 4
+    case = packed(lengths, heads=2, dim=16)
+    table = bias_table(2, 2 * 12 + 1)
+    if windowed:
+        table = kernels.windowed_bias_table(table, 6, 6)
+    summaries = summarized(case, block)
+    out = kernels.encoder_attention(*case.inputs(), table, 0.7, windowed, summaries)
+    assert_close(out, case.expected(table, 0.7, summaries))
+
+
+def test_blocks() -> None:
+    blocks = kernels.Blocks.of(torch.tensor([0, 8, 11, 11, 16], dtype=torch.int32), 4)
+    assert blocks.cu_seqlens.tolist() == [0, 2, 2, 2, 3]
+    x = torch.arange(32.0).view(16, 2)
+    expected = torch.stack([x[:4].sum(0), x[4:8].sum(0), x[11:].sum(0)])
+    assert torch.equal(blocks.sums(x), expected)
+    assert blocks.sums(x.bfloat16()).dtype == torch.bfloat16
+    assert kernels.Blocks.of(torch.tensor([0, 3], dtype=torch.int32), 4).sums(x[:3]).shape == (0, 2)
+
+
+# -- soft caps, heads that share keys, and two attentions as one
+
+
+@pytest.mark.parametrize("cap", [None, 0.5])
+@pytest.mark.parametrize("windowed", [True, False])
+def test_encoder_attention_of_shared_keys(windowed: bool, cap: float | None) -> None:
+    case = packed((8, 3, 150), heads=4, dim=16, group=2)
+    table = kernels.windowed_bias_table(bias_table(4, 25), 6, 6) if windowed else bias_table(4, 25)
+    summaries = summarized(case, 4)
+    out = kernels.encoder_attention(*case.inputs(), table, 0.7, windowed, summaries, cap)
+    assert_close(out, case.expected(table, 0.7, summaries, cap))
+
+
+@pytest.mark.parametrize("rows", [[1, 1, 1], [1, 12, 3]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_paged_attention_of_shared_keys(cap: float | None, dtype: torch.dtype, rows: list[int]) -> None:
+    """Over a sequence's own keys, over another's, and over both at once."""
+    own = paged([40, 33, 5], rows, heads=4, dim=32, dtype=dtype, group=2)
+    other = paged([7, 1, 300], rows, heads=4, dim=32, dtype=dtype, group=2, seed=1)
+    other.q = own.q
+    table, sums = bias_table(4, 19), torch.empty(2, sum(rows), 4)
+    one = kernels.paged_self_attention(*own.inputs(), table, 0.7, cap, sums[0])
+    assert_close(one, own.expected(table, 0.7, causal=True, cap=cap))
+    two = kernels.paged_cross_attention(*other.inputs(), 0.7, cap, sums[1])
+    assert_close(two, other.expected(None, 0.7, causal=False, cap=cap))
+    merged = kernels.merge_attention(one, sums[0], two, sums[1])
+    assert_close(merged, own.expected(table, 0.7, causal=True, cap=cap, more=other))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_beam_attention_of_shared_keys(dtype: torch.dtype) -> None:
+    lengths = [40, 40, 33]
+    case = paged(lengths, [1] * 3, heads=4, dim=32, dtype=dtype, group=2)
+    cells, table, sums = scattered(case, lengths), bias_table(4, 19), torch.empty(3, 4)
+    q, k_pages, v_pages, *_ = case.inputs()
+    out = kernels.paged_beam_attention(q, k_pages, v_pages, cells, case.lengths, table, 0.7, 0.5, sums)
+    assert_close(out, case.expected(table, 0.7, causal=True, cap=0.5))
+    # Of keys that are all zero the softmax's denominator is their number.
+    zeros = torch.zeros_like(k_pages)
+    kernels.paged_beam_attention(q, zeros, v_pages, cells, case.lengths, None, 0.7, 0.5, sums)
+    assert_close(sums.exp(), case.lengths.unsqueeze(1).expand(3, 4), 1e-5)

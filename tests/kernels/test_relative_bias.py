@@ -68,9 +68,11 @@ def test_a_distance_within_the_exact_buckets_is_refused(buckets: int, max_distan
 
 def test_a_windowed_table_hides_what_is_farther() -> None:
     table = torch.arange(7.0).repeat(2, 1)  # by distance from -3 to 3
-    narrow, wide = windowed_bias_table(table, 1), windowed_bias_table(table, 4)
+    narrow, wide = windowed_bias_table(table, 1, 1), windowed_bias_table(table, 4, 4)
     assert narrow[1].tolist() == [-1e10, 2, 3, 4, -1e10]
     assert wide[0].tolist() == [-1e10, 0, 0, 1, 2, 3, 4, 5, 6, 6, -1e10]
+    assert windowed_bias_table(table, 2, 0)[0].tolist() == [-1e10, 1, 2, 3, -1e10, -1e10, -1e10]
+    assert windowed_bias_table(table[:, :3], 3, None)[0].tolist() == [0, 1, 2, 2, -1e10]
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 9, 2, 4)
     out = kernels.encoder_attention(q, k, v, torch.tensor([0, 9], dtype=torch.int32), 9, narrow, 1.0)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from kernel_cases import TOLERANCE, assert_close, bias_table, packed, paged, scattered
+from kernel_cases import TOLERANCE, assert_close, bias_table, packed, paged, scattered, summarized
 
-from tandem.kernels import reference
+from tandem.kernels import reference, windowed_bias_table
 
 pytest.importorskip("triton")
 
@@ -68,6 +68,18 @@ def test_encoder_attention(
     assert_close(out, case.expected(table, 0.7), 2 * TOLERANCE[dtype])
 
 
+@pytest.mark.parametrize("windowed", [True, False])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_encoder_attention_with_summaries(dtype: torch.dtype, windowed: bool, device: str) -> None:
+    case = packed((8, 3, 150), dtype=dtype, device=device)
+    table = bias_table(2, 25, device)
+    if windowed:
+        table = windowed_bias_table(table, 9, 6)
+    summaries = summarized(case, 4)
+    out = triton_ops.encoder_attention(*case.inputs(), table, 0.7, windowed, summaries)
+    assert_close(out, case.expected(table, 0.7, summaries), 2 * TOLERANCE[dtype])
+
+
 def test_encoder_attention_in_bfloat16(device: str) -> None:
     case = packed((5, 80), dtype=torch.bfloat16, device=device)
     table = bias_table(2, 41, device)
@@ -127,6 +139,31 @@ def test_beam_attention(
         assert torch.equal(
             triton_ops.paged_beam_attention(q, k_pages, v_pages, cells, case.lengths, table, 0.8), out
         )
+
+
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_encoder_attention_of_shared_keys(cap: float | None, device: str) -> None:
+    case = packed((8, 3, 150), heads=4, dim=32, device=device, group=2)
+    table = windowed_bias_table(bias_table(4, 25, device), 6, 6)
+    summaries = summarized(case, 4)
+    out = triton_ops.encoder_attention(*case.inputs(), table, 0.7, True, summaries, cap)
+    assert_close(out, case.expected(table, 0.7, summaries, cap))
+
+
+@pytest.mark.parametrize("rows", [[1, 1, 1], [1, 12, 3]])
+@pytest.mark.parametrize("splits", [1, 2])
+@pytest.mark.parametrize("cap", [None, 0.5])
+def test_paged_attention_of_shared_keys(cap: float | None, splits: int, rows: list[int], device: str) -> None:
+    """Over a sequence's own keys, over another's, and over both at once."""
+    own = paged([40, 33, 5], rows, heads=4, dim=32, device=device, group=2)
+    other = paged([7, 1, 130], rows, heads=4, dim=32, device=device, group=2, seed=1)
+    other.q = own.q
+    table, sums = bias_table(4, 19, device), torch.empty(2, sum(rows), 4, device=device)
+    one = attention_paged._launch(*own.inputs(), table, 0.7, cap, sums[0], causal=True, splits=splits)
+    assert_close(one, own.expected(table, 0.7, causal=True, cap=cap))
+    two = attention_paged._launch(*other.inputs(), None, 0.7, cap, sums[1], causal=False, splits=splits)
+    merged = reference.merge_attention(one, sums[0], two, sums[1])
+    assert_close(merged, own.expected(table, 0.7, causal=True, cap=cap, more=other))
 
 
 @pytest.mark.parametrize("rows", [[1, 1], [1, 3]])

@@ -89,7 +89,7 @@ def score(engine: Engine, requests: list[EngineRequest]) -> Losses:
     return losses
 
 
-@pytest.fixture(params=VARIANTS)
+@pytest.fixture(scope="module", params=VARIANTS)
 def case(request: pytest.FixtureRequest, checkpoint: Callable[..., Path]) -> Case:
     return Case(checkpoint(request.param))
 

@@ -51,6 +51,7 @@ class Job:
     at: int = 0  # the step before which it is submitted
     cancel_at: int | None = None  # the step before which it is cancelled
     scored: bool = False  # the answer is given, max_tokens long, and scored
+    prompted: bool = False  # the prefix is scored, and delivered with the first token
     width: int = 1  # beams; they find the answer, all the same one, at the step that ends it
 
     def token(self, count: int) -> int:
@@ -74,9 +75,11 @@ class Job:
     def prefix_ids(self) -> tuple[int, ...]:
         return tuple(1000 * (self.number + 1) + 500 + i for i in range(self.prefix))
 
-    def logprob(self, count: int) -> float:
-        """Of the answer's token after `count`."""
-        return -float(1000 * self.number + count)
+    def score(self, position: int) -> TokenLogprobs:
+        """Of the token behind this one of the prefix or the answer."""
+        after = position + 1 - self.prefix
+        token = self.prefix_ids[position + 1] if after < 0 else self.token(after)
+        return TokenLogprobs(token, -float(1000 * self.number + position), [])
 
     def request(self) -> EngineRequest:
         return EngineRequest(
@@ -95,6 +98,7 @@ class Job:
                 stop_ids=self.stop_ids,
                 eos_ids=frozenset({EOS}),
                 logprobs=None,
+                prompt_logprobs=0 if self.prompted else None,
                 beams=BeamSearch(self.width, 1, 1.0, early_stopping=False) if self.width > 1 else None,
             ),
             generated_ids=tuple(self.answer[0][: self.resumed]),
@@ -133,10 +137,13 @@ class Life:
         """Beams that compute its next position."""
         return self.job.width if self.computed >= self.job.prefix else 1
 
-    def targets(self, start: int, stop: int) -> range:
-        """Which of the answer's tokens these positions score."""
-        first = self.job.prefix - 1
-        return range(max(0, start - first), max(0, stop - first) if self.job.scored else 0)
+    def targets(self, start: int, stop: int) -> list[TokenLogprobs]:
+        """What these positions score: the answer's tokens, or the prefix's unless they are delivered."""
+        end = self.job.prefix - 1
+        if self.job.scored:
+            return [self.job.score(position) for position in range(max(start, end), stop)]
+        wanted = self.job.prompted and not self.out
+        return [self.job.score(position) for position in range(start, min(stop, end) if wanted else 0)]
 
     def token_at(self, position: int) -> int:
         job = self.job
@@ -378,7 +385,7 @@ class Simulator:
         complete = ends_at == life.known
         assert row.samples == (complete and not life.job.scored)
         targets = life.targets(row.start, ends_at)
-        assert row.target_ids == tuple(map(life.job.token, targets))
+        assert row.target_ids == tuple(score.token_id for score in targets)
         on_host = [life.token_at(p) for p in range(row.start, ends_at) if p < life.known - life.in_flight]
         if row.width > 1:
             on_host = []  # beams' tokens are on the device only
@@ -448,7 +455,7 @@ class Simulator:
             self._write(row, lives[id(row.sequence.request)])
         tokens: list[int] = []
         beams: list[list[tuple[list[int], float]] | None] = []
-        scores: list[float] = []
+        scores: list[TokenLogprobs] = []
         sampling = []
         for row in plan.rows:
             life = lives[id(row.sequence.request)]
@@ -469,7 +476,7 @@ class Simulator:
             assert length == life.job.encoder_length
             for position in range(length):
                 assert self.memory[self._cell(pages, position)] == (life.request.encoder.key, position, 0)
-            scores += map(life.job.logprob, life.targets(row.start, end))
+            scores += life.targets(row.start, end)
             if life.job.scored and end == life.job.prefix + life.job.max_tokens - 1:
                 sampling.append(life)
             if row.samples:
@@ -557,12 +564,14 @@ class Simulator:
                 continue
             delta = next(deltas)
             if life.job.scored:
-                logprobs = map(life.job.logprob, range(len(answer)))
-                target = [TokenLogprobs(*pair, []) for pair in zip(answer, logprobs, strict=True)]
+                target = [life.job.score(life.job.prefix - 1 + at) for at in range(len(answer))]
                 assert (delta.request_id, delta.token_ids, delta.logprobs) == (life.job.name, [], target)
                 self._end(life, delta, reason)
                 continue
             assert (delta.request_id, delta.token_ids) == (life.job.name, life.out[-1:])
+            prompt = [life.job.score(position) for position in range(life.job.prefix - 1)]
+            first = life.job.prompted and len(life.out) == 1
+            assert delta.prompt_logprobs == (prompt if first else None)
             if done:
                 self._end(life, delta, reason)
             else:

@@ -1,4 +1,4 @@
-"""Beam search alone, on a model that is a table. Against transformers: parity/test_beams_parity.py."""
+"""Beam search alone, on a model that is a table. Against transformers: parity/test_matrix.py."""
 
 from __future__ import annotations
 

@@ -19,7 +19,7 @@ from tandem.workers.checkpoint import INDEX, Checkpoint, WeightSlot, read_json, 
 from tandem.workers.distributed import Group
 from tandem.workers.families import FAMILIES, Part, WeightNames
 from tandem.workers.layers import Placement
-from tandem.workers.model import DecoderStack, EncoderStack, load_decoder, load_encoder
+from tandem.workers.model import DecoderStack, EncoderStack, load_decoder
 
 CPU = torch.device("cpu")
 
@@ -28,15 +28,21 @@ def open_checkpoint(folder: Path) -> Checkpoint:
     return Checkpoint(folder, read_json(folder, "config.json"))
 
 
-def stacks(folder: Path, group: Group) -> tuple[EncoderStack, DecoderStack]:
-    opened, place = open_checkpoint(folder), Placement(CPU, torch.float32, group)
-    return load_encoder(opened, place), load_decoder(opened, place)
-
-
-def slots(folder: Path, group: Group | None = None) -> dict[str, WeightSlot]:
+def slots(
+    folder: Path, group: Group | None = None, dtype: torch.dtype = torch.float32
+) -> dict[str, WeightSlot]:
     """All loaded weights, by our names."""
-    encoder, decoder = stacks(folder, group or Group())
-    return {slot.name: slot for slot in (*encoder.slots(), *decoder.slots())}
+    opened, place = open_checkpoint(folder), Placement(CPU, dtype, group or Group())
+    assert opened.spec.encoder is not None
+    tied = opened.tied("decoder.output", "decoder.embedding")
+    parts = EncoderStack(opened.spec.encoder, place), DecoderStack(opened.spec, tied, place)
+    found = {slot.name: slot for part in parts for slot in part.slots()}
+    opened.load(found.values())
+    return found
+
+
+def decoder_of(folder: Path) -> DecoderStack:
+    return load_decoder(open_checkpoint(folder), Placement(CPU, torch.float32, Group()))
 
 
 @pytest.fixture
@@ -279,12 +285,12 @@ def test_parts_of_weights_in_another_layout(
 
 def test_a_bias_on_the_logits_may_be_missing(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", "bart")
-    decoder = stacks(folder, Group())[1]
+    decoder = decoder_of(folder)
     assert decoder.head.bias is not None
     bias = load_file(folder / "model.safetensors")["final_logits_bias"]
     assert torch.equal(decoder.head.bias.weight, bias[0])
     edit(folder, lambda weights: weights.pop("final_logits_bias"))
-    assert stacks(folder, Group())[1].head.bias is None
+    assert decoder_of(folder).head.bias is None
 
 
 def test_bart_saved_without_its_head_and_with_what_older_files_hold(tmp_path: Path) -> None:
@@ -346,11 +352,9 @@ def test_a_vocabulary_need_not_be_divisible(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", "flan", vocab_size=129)
     full = load_file(folder / "model.safetensors")["lm_head.weight"]
     groups = [Group(rank=rank, size=2) for rank in range(2)]
-    decoders = [stacks(folder, group)[1] for group in groups]
-    first, second = (decoder.head.projection.weight for decoder in decoders)
-    assert first.shape == second.shape == (65, 32)
-    assert torch.equal(torch.cat([first, second])[:129], full)
-    assert not second[64:].any()
+    first, second = (slots(folder, group)["decoder.output"].into for group in groups)
+    assert (len(first), len(second)) == (65, 64)
+    assert torch.equal(torch.cat([first, second]), full)
 
 
 @pytest.mark.parametrize("size", [3, 8])
@@ -360,12 +364,11 @@ def test_heads_that_cannot_be_split_are_refused(size: int, checkpoint: Callable[
 
 
 def test_weights_become_the_dtype_that_is_asked_for(folder: Path) -> None:
-    decoder = load_decoder(open_checkpoint(folder), Placement(CPU, torch.bfloat16, Group()))
+    loaded = slots(folder, dtype=torch.bfloat16)
     weights = load_file(folder / "model.safetensors")
-    assert torch.equal(decoder.head.projection.weight, weights["lm_head.weight"].bfloat16())
+    assert torch.equal(loaded["decoder.output"].into, weights["lm_head.weight"].bfloat16())
     # Added to float32 scores.
-    assert decoder.attentions[0].bias is not None
-    assert decoder.attentions[0].bias.weight.dtype == torch.float32
+    assert loaded["decoder.layers.0.self_attention.bias"].into.dtype == torch.float32
 
 
 @pytest.mark.parametrize(("variant", "ids"), [("t5", [3, 7, EOS]), ("byt5", [101, 100, 35, 101, 120, EOS])])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import sys
 from multiprocessing.queues import SimpleQueue
 from pathlib import Path
 from typing import Any
@@ -10,7 +12,10 @@ import pytest
 import torch
 import torch.multiprocessing as mp
 
-from tandem.workers.distributed import Group
+from tandem.errors import InternalError
+from tandem.workers.config import EngineConfig
+from tandem.workers.distributed import IDLE, Group, open_meeting
+from tandem.workers.local_group import LocalGroup
 
 CPU = torch.device("cpu")
 
@@ -45,7 +50,13 @@ def everything(group: Group) -> dict[str, Any]:
         "told": told.tolist(),
         "gathered": None if gathered is None else gathered.tolist(),
         "received": received,
+        "patience": backend_of(group).options._timeout,
     }
+
+
+def backend_of(group: Group) -> Any:
+    assert group.control is not None
+    return group.control._get_backend(CPU)
 
 
 def _rank(rank: int, size: int, meeting: str, answers: SimpleQueue[tuple[int, dict[str, Any]]]) -> None:
@@ -81,3 +92,22 @@ def test_columns_are_gathered_on_rank_0_in_order(answers: dict[int, dict[str, An
 def test_integers_arrive_as_they_were_sent(answers: dict[int, dict[str, Any]]) -> None:
     for rank in (1, 2):
         assert answers[rank]["received"] == [[7, -1, 2**62], [], list(range(5000))]
+
+
+def test_no_one_can_take_the_port_of_a_meeting() -> None:
+    where, _store = open_meeting()
+    port = int(where.rpartition(":")[2])
+    with socket.socket() as other, pytest.raises(OSError, match="in use"):
+        other.bind(("127.0.0.1", port))
+    assert open_meeting()[0] != where
+
+
+def test_an_idle_group_does_not_run_out_of_time(answers: dict[int, dict[str, Any]]) -> None:
+    assert [answers[rank]["patience"] for rank in range(3)] == [IDLE] * 3
+
+
+def test_a_child_that_fails_to_start_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", "false")
+    with pytest.raises(InternalError, match="rank 1 ended with status 1"):
+        LocalGroup(EngineConfig("somewhere", tensor_parallel_size=2))
+    assert not torch.distributed.is_initialized()

@@ -74,20 +74,20 @@ def test_page_size_by_device() -> None:
 
 def test_pages_are_what_the_sequences_can_use() -> None:
     config = EngineConfig("m", max_num_seqs=4, max_encoder_length=100, max_decoder_length=33)
-    assert config.pages(STACK, CPU, torch.float32) == 4 * (4 + 2)
+    assert config.pages(STACK, CPU) == 4 * (4 + 2)
 
 
 def test_pages_are_what_fits() -> None:
     room = 37 * PAGE_BYTES / 2**30
     config = EngineConfig("m", kv_cache_gib=room)
-    assert config.pages(STACK, CPU, torch.float32) == 37
-    assert config.pages(STACK, CPU, torch.bfloat16) == 2 * 37
-    assert replace(config, tensor_parallel_size=2).pages(STACK, CPU, torch.float32) == 2 * 37
-    assert replace(config, page_size=64).pages(STACK, CPU, torch.float32) == 37 // 2
-    assert replace(config, kv_cache_gib=room / 1e6).pages(STACK, CPU, torch.float32) == 1
-    assert replace(config, num_pages=5).pages(STACK, CPU, torch.float32) == 5
+    assert config.pages(STACK, CPU) == 37
+    assert replace(config, dtype="bfloat16").pages(STACK, CPU) == 37  # K and V stay float32 there
+    assert replace(config, tensor_parallel_size=2).pages(STACK, CPU) == 2 * 37
+    assert replace(config, page_size=64).pages(STACK, CPU) == 37 // 2
+    assert replace(config, kv_cache_gib=room / 1e6).pages(STACK, CPU) == 1
+    assert replace(config, num_pages=5).pages(STACK, CPU) == 5
 
 
 def test_a_cpu_engine_keeps_to_a_gibibyte() -> None:
     config = EngineConfig("m", max_num_seqs=10_000, max_batched_tokens=10_000)
-    assert config.pages(STACK, CPU, torch.float32) == 2**30 // PAGE_BYTES
+    assert config.pages(STACK, CPU) == 2**30 // PAGE_BYTES

@@ -16,7 +16,7 @@ from transformers.activations import ACT2FN
 
 from tandem.errors import ModelLoadError
 from tandem.workers.families import FAMILIES, Part, family_of, spec_of
-from tandem.workers.spec import Rotary
+from tandem.workers.spec import Rotary, Window
 
 # As published, without what nobody reads.
 T5_SMALL = {
@@ -33,6 +33,10 @@ FLAN_T5_BASE = {
 BYT5_SMALL = {
     **FLAN_T5_BASE, "d_model": 1472, "d_ff": 3584, "num_heads": 6, "num_decoder_layers": 4,
     "vocab_size": 384,
+}  # fmt: skip
+UL2 = {
+    **FLAN_T5_BASE, "d_model": 4096, "d_kv": 256, "d_ff": 16384, "num_heads": 16, "num_layers": 32,
+    "num_decoder_layers": 32, "feed_forward_proj": "gated-silu",
 }  # fmt: skip
 MT5_SMALL = {
     **FLAN_T5_BASE, "model_type": "mt5", "d_model": 512, "d_ff": 1024, "num_heads": 6, "num_layers": 8,
@@ -89,7 +93,9 @@ def hf_config(values: dict[str, Any]) -> PreTrainedConfig:
 
 
 @pytest.mark.parametrize(
-    "values", [T5_SMALL, FLAN_T5_BASE, BYT5_SMALL, MT5_SMALL, UMT5_SMALL], ids=lambda v: str(v["d_model"])
+    "values",
+    [T5_SMALL, FLAN_T5_BASE, UL2, BYT5_SMALL, MT5_SMALL, UMT5_SMALL],
+    ids=lambda v: f"{v['model_type']}-{v['d_model']}",
 )
 def test_published_configs(values: dict[str, Any]) -> None:
     spec, config = spec_of(values), hf_config(values)
@@ -193,14 +199,60 @@ def test_decoders_alone() -> None:
     assert spec_of({**PHI_2, "rope_parameters": new}).decoder.rotary == Rotary(dimensions=40, base=5e5)
 
 
+GEMMA_2B = {
+    "vocab_size": 256000, "hidden_size": 2304, "intermediate_size": 9216, "num_hidden_layers": 26,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256, "query_pre_attn_scalar": 256,
+    "hidden_activation": "gelu_pytorch_tanh", "sliding_window": 4096, "max_position_embeddings": 8192,
+    "rope_theta": 10000.0, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0,
+    "rms_norm_eps": 1e-6, "bos_token_id": 2, "eos_token_id": 1, "pad_token_id": 0,
+}  # fmt: skip
+T5GEMMA_2B = {"model_type": "t5gemma", "encoder": GEMMA_2B, "decoder": GEMMA_2B}
+GEMMA3_4B = {
+    **GEMMA_2B, "sliding_window": 1024, "rope_theta": 1e6, "rope_local_base_freq": 1e4,
+    "rope_scaling": {"rope_type": "linear", "factor": 8.0}, "attn_logit_softcapping": None,
+    "final_logit_softcapping": None, "max_position_embeddings": 131072, "sliding_window_pattern": 6,
+}  # fmt: skip
+T5GEMMA2_4B = {"model_type": "t5gemma2", "encoder": {"text_config": GEMMA3_4B}, "decoder": GEMMA3_4B}
+
+
+def test_t5gemma() -> None:
+    """As older files say it; those of transformers 5 are in the parity tests."""
+    spec = spec_of(T5GEMMA_2B)
+    assert (spec.decoder_start_id, spec.eos_ids, spec.pad_id, spec.logit_softcap) == (2, (1,), 0, 30.0)
+    assert spec.encoder is not None
+    for stack, window in ((spec.encoder, Window(4096, 4096)), (spec.decoder, Window(4095, 0))):
+        assert stack.windows == (window, None) * 13
+        assert (stack.heads, stack.shared_heads, stack.head_dim, stack.softcap) == (8, 4, 256, 50.0)
+        assert (stack.attention_scale, stack.embedding_scale) == (1 / 16, 48.0)
+        assert stack.rotary == Rotary(256, 10000.0)
+        assert not stack.merged
+
+    spec = spec_of(T5GEMMA2_4B)
+    assert spec.encoder is not None
+    for stack, window in ((spec.encoder, Window(511, 512)), (spec.decoder, Window(1023, 0))):
+        assert stack.windows[:7] == (*[window] * 5, None, window)
+        assert (stack.rotary, stack.window_rotary) == (Rotary(256, 1e6, factor=8.0), Rotary(256, 1e4))
+        assert stack.qk_norm
+    assert (spec.encoder.merged, spec.decoder.merged, spec.logit_softcap) == (False, True, None)
+
+
 @pytest.mark.parametrize(
     ("values", "changed", "complaint", "field"),
     [
         (
             LONG_T5,
-            {"encoder_attention_type": "transient-global"},
-            "only 'local'",
+            {"encoder_attention_type": "global"},
+            "there are local, transient-global",
             "encoder_attention_type",
+        ),
+        (T5GEMMA_2B, {"decoder": {**GEMMA_2B, "attention_bias": True}}, "not supported", "attention_bias"),
+        (T5GEMMA_2B, {"decoder": {**GEMMA_2B, "layer_types": ["full"]}}, "of 26 layers", "layer_types"),
+        (T5GEMMA2_4B, {"decoder": GEMMA_2B}, "not supported", "attn_logit_softcapping"),
+        (
+            T5GEMMA_2B,
+            {"decoder": {**GEMMA_2B, "rope_scaling": {"rope_type": "yarn"}}},
+            "'yarn' is not supported",
+            "rope_parameters",
         ),
         (PHI_2, {"num_key_value_heads": 8}, "must be num_attention_heads", "num_key_value_heads"),
         (PHI_2, {"qk_layernorm": True}, "not supported", "qk_layernorm"),
@@ -264,8 +316,11 @@ def test_logits_are_scaled_where_the_output_was_tied(values: dict[str, Any], sca
 def test_longt5s_encoder_sees_a_window() -> None:
     spec = spec_of(LONG_T5)
     assert spec.encoder is not None
-    windows = [stack.relative_bias and stack.relative_bias.window for stack in (spec.encoder, spec.decoder)]
-    assert windows == [127, None]
+    assert spec.encoder.windows == (Window(127, 127),) * 12
+    assert (spec.decoder.windows, spec.encoder.summary_block) == ((), None)
+    spec = spec_of({**LONG_T5, "encoder_attention_type": "transient-global"})
+    assert spec.encoder is not None
+    assert (spec.encoder.summary_block, spec.decoder.summary_block) == (16, None)
 
 
 def test_what_a_config_leaves_out_is_t5s_default() -> None:
@@ -303,8 +358,16 @@ def test_an_unknown_activation_is_named(projection: str) -> None:
 
 @pytest.mark.parametrize("kind", ["llama", None])
 def test_an_unknown_family_is_named_with_those_that_are_served(kind: str | None) -> None:
-    with pytest.raises(ModelLoadError, match=f"{kind!r} is not served; served are .*mt5, .*t5, umt5"):
+    with pytest.raises(
+        ModelLoadError, match=f"{kind!r} is not served; served are .*mt5, .*t5, t5gemma, t5gemma2, umt5"
+    ):
         spec_of({**T5_SMALL, "model_type": kind})
+
+
+@pytest.mark.parametrize("kind", ["prophetnet", "xlm-prophetnet"])
+def test_prophetnet_is_refused_with_the_reason(kind: str) -> None:
+    with pytest.raises(ModelLoadError, match=f"{kind!r} is not served: .*several streams at once"):
+        spec_of({"model_type": kind})
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -318,6 +381,7 @@ def test_names_cover_a_checkpoint_exactly(variant: str, checkpoint: Callable[...
     first = {next((name for name in theirs if name in stored), None) for theirs in plain}
     assert first <= stored
     assert values["model_type"] in FAMILIES
-    # What is left are embeddings that the stacks have of their own, computed positions, and a pooler.
-    left = ("shared", "embed_positions", "pooler")
+    # What is left are embeddings that the stacks have of their own, computed positions, a pooler, and what
+    # sees images.
+    left = ("shared", "embed_positions", "pooler", "vision_tower", "multi_modal", "eoi_embedding")
     assert all(any(part in name for part in left) for name in stored - first)

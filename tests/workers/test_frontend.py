@@ -288,6 +288,35 @@ def test_beam_search_has_the_models_own_defaults(tmp_path: Path) -> None:
     assert beams(tmp_path, own, num_beams=1) is None
 
 
+def test_a_tasks_defaults_come_before_the_models_and_behind_the_servers(tmp_path: Path) -> None:
+    tasks = {
+        "summarization": {"prefix": "the ", "max_length": 9, "num_beams": 3, "no_repeat_ngram_size": 2},
+        "translation_en_to_fr": {"min_length": 3},
+    }
+    generation = {"max_new_tokens": 30, "min_new_tokens": 2, "no_repeat_ngram_size": 4}
+    write_model(tmp_path, generation=generation, task_specific_params=tasks)
+    frontend = Frontend.load(tmp_path, "tiny", overrides={"no_repeat_ngram_size": 5})
+    prepared = frontend.prepare("cat", task="summarization")
+    [sample] = prepared.samples
+    assert (prepared.encoder_prompt, prepared.encoder_prompt_token_ids) == (
+        "cat",
+        frontend.tokenize("the cat"),
+    )
+    how = sample.decoding
+    assert how.beams is not None
+    assert (how.beams.num_beams, how.max_tokens, how.min_tokens, how.no_repeat_ngram_size) == (3, 8, 2, 5)
+    [sample] = frontend.prepare("cat", SamplingParams(max_tokens=20), task="summarization").samples
+    assert (sample.decoding.beams, sample.decoding.max_tokens) == (None, 20)
+    [sample] = frontend.prepare({"prompt_token_ids": [7, EOS]}, task="summarization").samples
+    assert (sample.encoder.token_ids, sample.decoding.max_tokens) == ((7, EOS), 8)
+    [sample] = frontend.prepare("cat", source_language="en", target_language="fr").samples
+    assert (sample.decoding.max_tokens, sample.decoding.min_tokens, sample.decoding.beams) == (30, 2, None)
+    with pytest.raises(InvalidRequest, match="it has summarization, translation_en_to_fr") as caught:
+        frontend.prepare("cat", task="x" * 1000)
+    assert caught.value.field == "task"
+    assert len(str(caught.value)) < 200
+
+
 def test_the_servers_own_defaults_come_between_request_and_model(tmp_path: Path) -> None:
     write_model(tmp_path, generation={"num_beams": 6, "no_repeat_ngram_size": 3, "max_new_tokens": 9})
     overrides = {"num_beams": 1, "no_repeat_ngram_size": 2, "do_sample": True, "temperature": 0.5}
@@ -311,7 +340,17 @@ def test_without_parameters_the_models_own_way_of_decoding_holds(tmp_path: Path)
         5, 1, 0.6, early_stopping=False
     )
     sampled = default({"num_beams": 5, "do_sample": True})
-    assert (sampled.beams, sampled.temperature) == (None, 1)
+    assert (sampled.beams, sampled.temperature) == (BeamSearch(5, 1, 1.0, early_stopping=False), 1)
+
+
+def test_beams_are_drawn_where_they_have_a_temperature(folder: Path) -> None:
+    frontend = Frontend.load(folder, "tiny", overrides={"top_p": 0.9})
+    [request] = frontend.prepare("a", BeamSearchParams(num_beams=3, temperature=0.5, top_k=7, seed=9)).samples
+    how = request.decoding
+    assert how.beams is not None
+    assert (how.temperature, how.top_k, how.top_p, how.seed) == (0.5, 7, 0.9, 9)
+    [request] = frontend.prepare("a", BeamSearchParams(num_beams=3)).samples
+    assert request.decoding.temperature == 0
 
 
 @pytest.mark.parametrize(
@@ -324,9 +363,10 @@ def test_without_parameters_the_models_own_way_of_decoding_holds(tmp_path: Path)
         ({"num_beams": 9}, "num_beams"),
         ({"early_stopping": "maybe"}, "early_stopping"),
         ({"length_penalty": math.nan}, "length_penalty"),
-        ({"temperature": 0.5}, "temperature"),
+        ({"temperature": -0.5}, "temperature"),
         ({"n": 2}, "n"),
         ({"logprobs": 1}, "logprobs"),
+        ({"prompt_logprobs": 1}, "prompt_logprobs"),
         ({"num_beam_groups": 2}, "num_beam_groups"),
         ({"penalty_alpha": 0.6}, "penalty_alpha"),
         ({"beams": 3}, "beams"),
@@ -420,7 +460,7 @@ def test_over_long_text_is_refused_with_both_numbers(frontend: Frontend) -> None
 
 
 def test_absurdly_long_text_is_refused_unread(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontend._tokenizer, "_backend", None)
+    monkeypatch.setattr(frontend._tokenizer, "_backends", None)
     monkeypatch.setattr(frontend._tokenizer, "_tokenizer", None)  # touching either would fail
     with pytest.raises(InvalidRequest, match="100000 characters"):
         frontend.prepare("x" * 100_000, GREEDY)
@@ -479,6 +519,20 @@ def test_parameters_are_checked_against_the_model_and_the_server(
     with pytest.raises(InvalidRequest) as caught:
         Frontend.load(folder, "tiny", limits).prepare("a", SamplingParams(**params))
     assert caught.value.field == field
+
+
+def test_an_answer_too_large_to_send_is_refused_before_it_is_generated(folder: Path) -> None:
+    frontend = Frontend.load(folder, "tiny", Limits(answer_values=60, decoder_tokens=20))
+    assert frontend.prepare("a", SamplingParams(n=3, max_tokens=5, logprobs=3))
+    assert frontend.prepare("a", SamplingParams(n=4, max_tokens=15))
+    for large in (
+        SamplingParams(n=3, max_tokens=5, logprobs=4),
+        SamplingParams(n=5, max_tokens=15),
+        BeamSearchParams(num_beams=5, num_return_sequences=5, max_tokens=15),
+    ):
+        with pytest.raises(InvalidRequest, match="the limit is 60") as caught:
+            frontend.prepare("a", large)
+        assert caught.value.field == "max_tokens"
 
 
 def test_another_model_is_not_found(frontend: Frontend) -> None:

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 import sentencepiece
-from models import make_checkpoint
+import torch
+from models import load_reference, make_checkpoint
 from transformers import (
     AutoTokenizer,
     M2M100Tokenizer,
@@ -19,6 +20,7 @@ from transformers import (
 )
 
 from tandem.errors import InvalidRequest
+from tandem.inputs import Chosen
 from tandem.params import SamplingParams
 from tandem.workers.detokenizer import Detokenizer
 from tandem.workers.frontend import Frontend
@@ -104,15 +106,52 @@ def test_languages(kind: str, source: str, target: str, starts: bool, tmp_path: 
             assert sample.decoding.forced_bos_id == target_id
 
     for field in ("source_language", "target_language"):
-        with pytest.raises(InvalidRequest, match=r"'xx' is not one of the \d+ languages") as caught:
+        with pytest.raises(InvalidRequest, match=r"'xx' is not one of \d+ languages: .*, ") as caught:
             frontend.prepare("the cat", GREEDY, **{field: "xx"})
         assert caught.value.field == field
     with pytest.raises(InvalidRequest, match="a prompt that is text") as caught:
         frontend.prepare({"prompt_token_ids": [5]}, GREEDY, source_language=source)
     assert caught.value.field == "source_language"
-    with pytest.raises(InvalidRequest, match="must be token ids") as caught:
-        frontend.prepare_score("the cat", ["le chat"])
-    assert caught.value.field == "targets.0"
+    with pytest.raises(InvalidRequest, match="a decoder prompt that is text") as caught:
+        frontend.prepare(
+            {"encoder_prompt": "a", "decoder_prompt": {"prompt_token_ids": [5]}},
+            GREEDY,
+            target_language=target,
+        )
+    assert caught.value.field == "target_language"
+    if not starts:
+        with pytest.raises(InvalidRequest, match="does not go with target_language") as caught:
+            frontend.prepare("the cat", SamplingParams(forced_bos_token_id=5), target_language=target)
+        assert caught.value.field == "forced_bos_token_id"
+
+
+@pytest.mark.parametrize("kind", ["mbart", "mbart-50", "nllb", "m2m-100"])
+def test_targets_are_tokenized_as_labels_in_their_language(kind: str, tmp_path: Path) -> None:
+    """And transformers' decoder inputs for these labels are what stands before and among them."""
+    tokenizer = make(kind, tmp_path)
+    frontend = Frontend.load(tmp_path / "model", kind)
+    model = load_reference(tmp_path / "model")
+    source, target = {"nllb": ("fra_Latn", "deu_Latn"), "m2m-100": ("fr", "de")}.get(kind, ("fr_XX", "de_DE"))
+    chosen = Chosen(source_language=source, target_language=target)
+    tokenizer.src_lang, tokenizer.tgt_lang = source, target
+    labels = tokenizer(text_target="le chat est").input_ids
+    inputs = [model.config.decoder_start_token_id, *labels[:-1]]
+    if kind.startswith("mbart"):
+        inputs = model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([labels]))[0].tolist()
+    prepared = frontend.prepare_score("the cat", ["le chat est"], **chosen)
+    [scored] = prepared.targets
+    assert list(scored.encoder.token_ids) == tokenizer("the cat").input_ids
+    assert list(scored.target_ids) == labels
+    assert [*scored.prefix_ids, *labels[:-1]] == inputs
+    # A target behind a decoder prompt goes on from it.
+    prompt = {"encoder_prompt": "the cat", "decoder_prompt": "le chat"}
+    [behind] = frontend.prepare_score(prompt, ["est"], **chosen).targets
+    assert [*behind.prefix_ids, *behind.target_ids[:-1]] == inputs
+    [sample] = frontend.prepare(prompt, GREEDY, **chosen).samples
+    assert sample.prefix_ids == behind.prefix_ids
+    with pytest.raises(InvalidRequest, match="is needed for a target that is text") as caught:
+        frontend.prepare_score("the cat", ["le chat"], source_language=source)
+    assert caught.value.field == "target_language"
 
 
 def test_a_model_of_one_pair(tmp_path: Path) -> None:
@@ -130,7 +169,7 @@ def test_a_model_of_one_pair(tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     made.save_pretrained(folder)
     frontend = Frontend.load(folder, "marian")
-    assert frontend.language_pair == ("en", "fr")
+    assert frontend.tasks.pairs == [("en", "fr", None)]
     ids = made("the cat").input_ids
     assert frontend.tokenize("the cat") == ids
     assert ids[-1] == made.eos_token_id
@@ -139,5 +178,9 @@ def test_a_model_of_one_pair(tmp_path: Path) -> None:
     prepared = frontend.prepare_score({"encoder_prompt": "the cat", "decoder_prompt": "le chat"}, ["le chat"])
     assert list(prepared.targets[0].target_ids) == expected != frontend.tokenize("le chat")
     assert prepared.prompt_token_ids[1:] == expected[:-1]
-    with pytest.raises(InvalidRequest, match="no languages to choose from"):
-        frontend.prepare("the cat", GREEDY, target_language="fr")
+    for chosen in ({"target_language": "fr"}, {"source_language": "en"}):
+        assert frontend.prepare("the cat", GREEDY, **chosen).encoder_prompt_token_ids == ids
+    for field in ("source_language", "target_language"):
+        with pytest.raises(InvalidRequest, match="'xx' is not one of this model's languages: ") as caught:
+            frontend.prepare("the cat", GREEDY, **{field: "xx"})
+        assert caught.value.field == field

@@ -133,6 +133,7 @@ def test_logits_are_float32_and_end_with_the_vocabulary() -> None:
     place = Placement(CPU, torch.bfloat16, Group())
     layer = Vocabulary("embedding", 13, 6, place)
     fill(layer, {"embedding": randn(13, 6)})
+    layer.prepare_logits(None, embeds=True)
     logits = layer.logits(randn(5, 6).bfloat16())
     assert logits is not None
     assert logits.dtype == torch.float32
@@ -147,7 +148,9 @@ def test_a_bias_on_the_logits_is_split_as_they_are(size: int) -> None:
         layer, added = Vocabulary("output", 13, 6, place), VocabularyBias("bias", 13, place)
         fill(layer, {"output": weight})
         fill(added, {"bias": bias})
-        part = layer.logits(x, added)
+        layer.prepare_logits(added, embeds=False)
+        assert not layer.weight.numel()
+        part = layer.logits(x)
         assert part is not None
         logits.append(part)
     close(torch.cat(logits, dim=-1)[:, :13], F.linear(x, weight, bias))

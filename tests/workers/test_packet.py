@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from simulator import EOS, Job, Simulator
 
-from tandem.workers.packet import BEAM, CLOSE, ENCODE_HERE, FIRST_BEAM, SINGLE, Packet
+from tandem.workers.packet import BEAM, CLOSE, ENCODE_HERE, FIRST_BEAM, NO_TOP, SINGLE, Packet
 from tandem.workers.pages import PagePool
 from tandem.workers.request import EncoderInput
 from tandem.workers.scheduler import Scheduler
@@ -76,7 +76,7 @@ def test_a_first_step() -> None:
     for name, (start, count, entry) in {
         "a": (0, 1, 0), "b": (0, 1, 1), "c": (0, 3, 2), "d": (0, 1, 0),
     }.items():  # fmt: skip
-        assert by_row[name] == [rows[name].slots[0], start, count, entries[entry].index, 1, SINGLE, 0]
+        assert by_row[name] == [rows[name].slots[0], start, count, entries[entry].index, 1, SINGLE]
     assert packet.row_tokens.tolist() == [token for name in order for token in rows[name].tokens]
     assert {tuple(new) for new in packet.new_pages.tolist()} == {
         (sequence.slots[0], 0, sequence.pages[0]) for sequence in rows.values()
@@ -102,10 +102,10 @@ def test_beams_are_rows_of_one_request() -> None:
     plan = ours.plan(0.0)
     first = there_and_back(Packet.of(plan))
     slots = plan.rows[-1].sequence.slots
-    assert first.rows[1].tolist() == [slots[0], 0, 2, 0, 1, FIRST_BEAM, 0]
+    assert first.rows[1].tolist() == [slots[0], 0, 2, 0, 1, FIRST_BEAM]
     assert first.beam_slots.tolist() == slots
     second = there_and_back(Packet.of(ours.plan(0.0)))
-    assert second.rows[1:].tolist() == [[slot, 2, 1, 0, 1, BEAM, 0] for slot in slots]
+    assert second.rows[1:].tolist() == [[slot, 2, 1, 0, 1, BEAM] for slot in slots]
     assert second.row_tokens.tolist() == [ON_DEVICE] * 4
     assert second.beam_slots.tolist() == slots
 
@@ -115,8 +115,8 @@ def test_an_unfinished_prefill_does_not_sample() -> None:
     arrive(ours, Job("a", 0, key=0, encoder_length=2, prefix=20), (11, 1))
     plans = [there_and_back(Packet.of(ours.plan(0.0))) for _ in range(2)]
     assert [plan.rows[0, 1:].tolist() for plan in plans] == [
-        [0, 16, 0, 0, SINGLE, 0],
-        [16, 4, 0, 1, SINGLE, 0],
+        [0, 16, 0, 0, SINGLE],
+        [16, 4, 0, 1, SINGLE],
     ]
     assert [len(plan.new_pages) for plan in plans] == [4, 1]
 
@@ -129,17 +129,31 @@ def test_targets_follow_the_last_positions_of_their_row() -> None:
     target = job.request().target_ids
     packets = [there_and_back(Packet.of(ours.plan(0.0))) for _ in range(2)]
     assert [packet.rows[0, 1:].tolist() for packet in packets] == [
-        [0, 16, 0, 0, SINGLE, 3],
-        [16, 4, 0, 0, SINGLE, 4],
+        [0, 16, 0, 0, SINGLE],
+        [16, 4, 0, 0, SINGLE],
     ]
-    assert [tuple(packet.target_ids.tolist()) for packet in packets] == [target[:3], target[3:]]
+    assert [packet.targets.tolist() for packet in packets] == [
+        [[13 + at, token, NO_TOP] for at, token in enumerate(target[:3])],
+        [[at, token, NO_TOP] for at, token in enumerate(target[3:])],
+    ]
     assert packets[1].row_tokens.tolist() == list(target[2:6])
+
+
+def test_a_prompts_tokens_are_scored_up_to_its_last() -> None:
+    """Behind another's position, and the last one samples."""
+    ours = scheduler()
+    arrive(ours, Job("a", 0, key=0, encoder_length=2), (11, 1))
+    job = Job("b", 1, key=0, encoder_length=2, prefix=4, prompted=True)
+    arrive(ours, job, (11, 1))
+    packet = there_and_back(Packet.of(ours.plan(0.0)))
+    assert packet.targets.tolist() == [[1 + at, token, 0] for at, token in enumerate(job.prefix_ids[1:])]
+    assert packet.rows[:, 4].tolist() == [1, 1]
 
 
 def test_an_empty_step() -> None:
     empty = there_and_back(Packet.of(StepPlan()))
     assert [getattr(empty, part.name).shape for part in fields(Packet)] == [
-        (0, 4), (0,), (0,), (0, 3), (0, 7), (0,), (0,), (0,),
+        (0, 4), (0,), (0,), (0, 3), (0, 6), (0,), (0,), (0, 3),
     ]  # fmt: skip
 
 
@@ -160,6 +174,7 @@ def test_every_step_of_busy_traffic_comes_back_the_same() -> None:
         job = Job(
             str(number), number, key=number % 7, encoder_length=1 + number % 7, prefix=1 + number % 5,
             max_tokens=1 + number % 11, stops=((number % 13, EOS),), width=1 + 2 * (number % 5 == 0),
+            prompted=number % 5 == 3,
         )  # fmt: skip
         simulator.submit(job, 0.0)
     while simulator.lives:

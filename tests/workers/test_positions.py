@@ -9,7 +9,7 @@ from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositio
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
-from tandem.workers.positions import rotary_table, sinusoidal, sinusoidal_tensor2tensor
+from tandem.workers.positions import rotary_speeds, sinusoidal, sinusoidal_tensor2tensor
 from tandem.workers.spec import Rotary
 
 
@@ -25,9 +25,8 @@ def test_sinusoidal_of_tensor2tensor_is_m2m100s(width: int) -> None:
     assert torch.equal(sinusoidal_tensor2tensor(1026, width), expected)
 
 
-def test_rotary_table_is_phis() -> None:
+def test_rotary_speeds_are_phis() -> None:
     config = PhiConfig(hidden_size=64, num_attention_heads=2, partial_rotary_factor=0.5)
-    cosines, sines = PhiRotaryEmbedding(config)(torch.ones(1), torch.arange(2048)[None])
-    table = rotary_table(Rotary(dimensions=16, base=10000.0), 2048)
-    assert torch.equal(table[:, 0], cosines[0, :, :8])
-    assert torch.equal(table[:, 1], sines[0, :, :8])
+    theirs = PhiRotaryEmbedding(config).inv_freq
+    assert torch.equal(rotary_speeds(Rotary(dimensions=16, base=10000.0)), theirs)
+    assert torch.equal(rotary_speeds(Rotary(dimensions=16, base=10000.0, factor=8.0)), theirs / 8)

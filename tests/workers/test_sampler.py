@@ -20,8 +20,9 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
+from tandem.workers.noise import gumbel, uniform
 from tandem.workers.request import EncoderInput, EngineRequest
-from tandem.workers.sampler import Sampler, uniform
+from tandem.workers.sampler import Sampler
 from tandem.workers.step_plan import Row, Sequence
 
 VOCAB = 96
@@ -103,6 +104,19 @@ def test_uniform_is_the_documented_hash() -> None:
     pairs = list(itertools.product([0, 1, 7, 2**31, 2**63 - 1], [0, 1, 2, 1000, 2**40]))
     seeds, steps = torch.tensor(pairs).T
     assert uniform(seeds, steps).tolist() == [noise(seed, step) for seed, step in pairs]
+
+
+def test_gumbel_noise_draws_without_replacement() -> None:
+    """Of three tokens the first and the second drawn, as often as their probabilities say."""
+    probs = torch.tensor([0.6, 0.3, 0.1])
+    seeds = torch.arange(20_000)
+    first, second = (probs.log() + gumbel(seeds, seeds % 7, 3)).topk(2).indices.T
+    for a in range(3):
+        for b in range(3):
+            expected = 0.0 if a == b else float(probs[a] * probs[b] / (1 - probs[a]))
+            assert float(((first == a) & (second == b)).double().mean()) == pytest.approx(expected, abs=0.012)
+    alone = gumbel(seeds[5:6], seeds[5:6] % 7, 9)
+    assert torch.equal(alone[:, :3], gumbel(seeds, seeds % 7, 3)[5:6]), "whatever the batch"
 
 
 @pytest.mark.parametrize("across", ["seeds", "steps", "both"])

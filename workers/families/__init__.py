@@ -6,7 +6,7 @@ To add a family, add an entry; CONTRIBUTING.md walks through it.
 from __future__ import annotations
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families import bart, encoder_decoder, gpt2, phi, t5
+from tandem.workers.families import bart, encoder_decoder, gpt2, phi, t5, t5gemma
 from tandem.workers.families.entry import Config, Family, Part, WeightNames, first_id
 from tandem.workers.spec import ModelSpec
 
@@ -19,13 +19,23 @@ FAMILIES: dict[str, Family] = {
     **encoder_decoder.FAMILIES,
     **gpt2.FAMILIES,
     **phi.FAMILIES,
+    **t5gemma.FAMILIES,
 }
+
+_NGRAM = (
+    "its decoder attends in several streams at once, one for each token ahead, with position biases worked "
+    "out from the hidden states: another forward than that of all served families"
+)
+# Known, and why they are not served.
+REFUSED = {"prophetnet": _NGRAM, "xlm-prophetnet": _NGRAM}
 
 
 def family_of(config: Config) -> Family:
-    """The table's entry for a config.json. Raises ModelLoadError, listing what is served."""
+    """The table's entry for a config.json. Raises ModelLoadError, saying why or listing what is served."""
     kind = config.get("model_type")
     family = FAMILIES.get(str(kind))
+    if family is None and (why := REFUSED.get(str(kind))):
+        raise ModelLoadError(f"model_type {kind!r} is not served: {why}", field="model")
     if family is None:
         raise ModelLoadError(
             f"model_type {kind!r} is not served; served are {', '.join(sorted(FAMILIES))}", field="model"

@@ -1,4 +1,4 @@
-"""T5: original, v1.1, Flan, ByT5; mT5; UMT5; LongT5 with local attention."""
+"""T5: original, v1.1, Flan, ByT5, UL2; mT5; UMT5; LongT5 with local or transient-global attention."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from tandem.errors import ModelLoadError
 from tandem.workers.families.entry import ACTIVATIONS, Config, Family, WeightNames, ids, sides, token_id
-from tandem.workers.spec import ModelSpec, RelativeBias, StackSpec
+from tandem.workers.spec import ModelSpec, RelativeBias, StackSpec, Window
 
 
 def _spec(
@@ -20,11 +20,17 @@ def _spec(
         if gate not in ("", "gated") or act is None:
             raise ModelLoadError(f"unsupported activation {projection!r}", field="feed_forward_proj")
 
-        kind = config.get("encoder_attention_type", "local")
-        if local and kind != "local":
-            raise ModelLoadError(f"{kind!r} is not supported, only 'local'", field="encoder_attention_type")
+        kind = config.get("encoder_attention_type", "local") if local else None
+        if kind not in (None, *_ATTENTIONS):
+            raise ModelLoadError(
+                f"{kind!r} is not supported; there are {', '.join(_ATTENTIONS)}",
+                field="encoder_attention_type",
+            )
+        radius = config.get("local_radius", 127)
+        windows = (Window(radius, radius),) * config["num_layers"] if local else ()
+        block = config.get("global_block_size", 16) if kind == "transient-global" else None
 
-        def stack(layers: int, window: int | None = None) -> StackSpec:
+        def stack(layers: int, windows: tuple[Window, ...] = (), block: int | None = None) -> StackSpec:
             return StackSpec(
                 vocab_size=config["vocab_size"],
                 layers=layers,
@@ -41,14 +47,15 @@ def _spec(
                     buckets=config.get("relative_attention_num_buckets", 32),
                     max_distance=config.get("relative_attention_max_distance", 128),
                     per_layer=bias_per_layer,
-                    window=window,
                 ),
+                windows=windows,
+                summary_block=block,
             )
 
         pad = token_id(config, "pad_token_id", 0)
         return ModelSpec(
             family=family,
-            encoder=stack(config["num_layers"], config.get("local_radius", 127) if local else None),
+            encoder=stack(config["num_layers"], windows, block),
             decoder=stack(config.get("num_decoder_layers") or config["num_layers"]),
             logit_scale=config["d_model"] ** -0.5 if scaled(config) else 1.0,
             decoder_start_id=token_id(config, "decoder_start_token_id", pad),
@@ -69,7 +76,9 @@ def _names(_: Config, spec: ModelSpec) -> WeightNames:
         names[f"{side}.final_norm"] = (f"{side}.final_layer_norm.weight",)
         relative = stack.relative_bias
         assert relative is not None
-        attention = "SelfAttention" if relative.window is None else "LocalSelfAttention"
+        attention = "LocalSelfAttention" if stack.windows else "SelfAttention"
+        if stack.summary_block is not None:
+            attention = "TransientGlobalSelfAttention"
         for i in range(stack.layers):
             ours, theirs = f"{side}.layers.{i}", f"{side}.block.{i}.layer"
             for part in "qkvo":
@@ -79,6 +88,14 @@ def _names(_: Config, spec: ModelSpec) -> WeightNames:
             if i == 0 or relative.per_layer:
                 names[f"{ours}.self_attention.bias"] = (
                     f"{theirs}.0.{attention}.relative_attention_bias.weight",
+                )
+                if stack.summary_block is not None:
+                    names[f"{ours}.self_attention.summary_bias"] = (
+                        f"{theirs}.0.{attention}.global_relative_attention_bias.weight",
+                    )
+            if stack.summary_block is not None:
+                names[f"{ours}.self_attention.summary_norm"] = (
+                    f"{theirs}.0.{attention}.global_input_layer_norm.weight",
                 )
             names[f"{ours}.self_attention.norm"] = (f"{theirs}.0.layer_norm.weight",)
             if side == "decoder":
@@ -95,6 +112,8 @@ def _names(_: Config, spec: ModelSpec) -> WeightNames:
                 )
     return names
 
+
+_ATTENTIONS = ("local", "transient-global")  # of LongT5's encoder
 
 # The original T5 checkpoints hold a bias table for cross-attention, which has none.
 _UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from pathlib import Path
+from typing import cast
 
 import httpx
 import pytest
@@ -13,7 +14,7 @@ from tiny_t5 import write_model
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.http_api import build_app
-from tandem.cluster.service import Service
+from tandem.cluster.service import Router, Service
 from tandem.limits import Limits
 from tandem.workers.frontend import Frontend
 
@@ -39,7 +40,8 @@ def router(frontend: Frontend) -> FakeRouter:
 @pytest.fixture
 def service(folder: Path, frontend: Frontend, router: FakeRouter) -> Service:
     config = replace(ServeConfig(model=str(folder)), served_model_name="tiny", limits=LIMITS)
-    return Service(config, frontend, router, "replica-1")
+    # Its flights are the requests themselves, which the service hands back unseen.
+    return Service(config, frontend, cast("Router", router), "replica-1")
 
 
 @pytest.fixture

@@ -12,9 +12,10 @@ from grpc_health.v1 import health_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from tandem import score_wire, wire
 from tandem.cluster.grpc_api import GrpcApi
 from tandem.cluster.service import Service
-from tandem.errors import InternalError, Overloaded, TandemError, Unavailable
+from tandem.errors import InternalError, InvalidRequest, Overloaded, TandemError, Unavailable
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.frontend import Frontend
 from tandem.workers.request import BeamSearch
@@ -68,14 +69,39 @@ async def refused(answer: Any, context: Context) -> tuple[grpc.StatusCode, str]:
 async def test_generate(api: Api, router: FakeRouter, frontend: Frontend) -> None:
     request = pb.GenerateRequest(
         request_id="r1", model="tiny", encoder_prompt=text(), decoder_prompt=text("le"),
-        sampling_params=pb.SamplingParams(n=2, logprobs=1, max_tokens=30), priority=3, timeout_ms=1500,
+        sampling_params=pb.SamplingParams(n=2, logprobs=1, prompt_logprobs=0, max_tokens=30), priority=3,
+        timeout_ms=1500,
     )  # fmt: skip
     answer = await api.Generate(request.SerializeToString(), Context())
     assert answer.request_id == "r1"
     assert [sample.text for sample in answer.outputs] == [" " + SENTENCE] * 2
     assert answer.usage.encoder_tokens == len(frontend.tokenize("the cat"))
     assert len(answer.outputs[0].logprobs) == len(answer.outputs[0].token_ids)
+    assert [entry.token_id for entry in answer.prompt.logprobs] == list(answer.prompt.decoder_token_ids)[1:]
+    assert {entry.rank for entry in answer.prompt.logprobs} == {7}
     assert (router.requests[0].priority, router.requests[0].timeout_s) == (3, 1.5)
+
+
+async def test_languages_and_task_reach_the_validator(
+    api: Api, router: FakeRouter, frontend: Frontend
+) -> None:
+    prefixed = tuple(frontend.tokenize("translate English to French: the cat"))
+    for chosen in (
+        {"source_language": "en", "target_language": "fr"},
+        {"task": "translation_en_to_fr"},
+    ):
+        request = wire.generate_request(pb.GenerateRequest, "the cat", **chosen)  # type: ignore[arg-type]
+        await api.Generate(request.SerializeToString(), Context())
+        assert router.requests[-1].encoder.token_ids == prefixed
+        scored = score_wire.score_request("the cat", "le chat", **chosen)  # type: ignore[arg-type]
+        await api.Score(scored.SerializeToString(), Context())
+        assert router.requests[-1].encoder.token_ids == prefixed
+        assert router.requests[-1].target_ids
+    for chosen, field in (({"task": "x"}, "task"), ({"target_language": "xx"}, "target_language")):
+        request = wire.generate_request(pb.GenerateRequest, "the cat", **chosen)  # type: ignore[arg-type]
+        with pytest.raises(InvalidRequest) as caught:
+            await api.Generate(request.SerializeToString(), Context())
+        assert caught.value.field == field
 
 
 async def test_generate_stream(api: Api, router: FakeRouter) -> None:
@@ -286,7 +312,7 @@ async def test_an_unexpected_error_leaves_as_one_of_ours(api: Api, router: FakeR
 async def test_closing_a_stream_ends_it_on_the_engine(api: Api, router: FakeRouter, n: int) -> None:
     router.stall_after = 2
     request = pb.GenerateStreamRequest(encoder_prompt=text(), sampling_params=pb.SamplingParams(n=n))
-    stream = api.GenerateStream(request.SerializeToString(), Context())
+    stream: Any = api.GenerateStream(request.SerializeToString(), Context())
     await anext(stream)
     assert len(router.live) == n
     await stream.aclose()
@@ -355,23 +381,11 @@ async def test_health_watch_tells_changes(
     await watch.aclose()  # type: ignore[attr-defined]
 
 
-async def test_many_streams_are_gathered_and_one_is_not(
-    api: Api, router: FakeRouter, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_many_streams_are_gathered_and_one_is_not(api: Api, router: FakeRouter) -> None:
     """The rate of messages is bounded; what comes between them is the router's to put together."""
-    pauses: list[float] = []
-    sleep = asyncio.sleep
-
-    async def watched(delay: float) -> None:
-        pauses.append(delay)
-        await sleep(0)
-
-    monkeypatch.setattr("tandem.cluster.service.asyncio.sleep", watched)
     data = pb.GenerateRequest(encoder_prompt=text()).SerializeToString()
     await api.Generate(data, Context())
-    assert max(pauses) <= 1 / 2000
-    pauses.clear()
-    router.delay_s = 0.0
+    assert max(router.gathers_s) <= 1 / 2000
+    router.gathers_s.clear()
     await asyncio.gather(*(api.Generate(data, Context()) for _ in range(200)))
-    # Less what the machine has spent since the last message; more than one stream alone may ever wait.
-    assert 1 / 2000 < max(pauses) <= 0.05
+    assert max(router.gathers_s) == 0.05

@@ -18,6 +18,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tandem.cluster.health import Health
 from tandem.cluster.http_api import build_app
 from tandem.cluster.service import Service
+from tandem.limits import Limits
 from tandem.workers.frontend import Frontend
 
 JSON = {"content-type": "application/json"}
@@ -206,6 +207,58 @@ async def test_a_client_that_does_not_read_holds_up_nobody(service: Service, rou
     connection.hang_up()
     await asyncio.wait_for(serving, 5)
     assert not router.live
+
+
+async def test_a_body_that_does_not_arrive_is_not_waited_for(service: Service) -> None:
+    service.config = replace(service.config, limits=Limits(body_s=0.05))
+    connection = Connection(service, {"prompt": "the cat"})
+    await connection._messages.get()
+    connection._messages.put_nowait({"type": "http.request", "body": b"{", "more_body": True})
+    await asyncio.wait_for(connection.open(), 5)
+    assert (await connection.sent.get())["status"] == 504
+    assert b"within 0.05 s" in (await connection.sent.get())["body"]
+
+
+@pytest.mark.parametrize(
+    ("path", "body"),
+    [
+        ("/v1/completions", {"prompt": "the cat"}),
+        ("/translate", {"q": "the cat", "source": "en", "target": "fr"}),
+        ("/score", {"prompt": "the cat", "targets": ["le chat"]}),
+    ],
+)
+async def test_a_full_server_does_not_tokenize(
+    http: httpx.AsyncClient,
+    service: Service,
+    router: FakeRouter,
+    monkeypatch: pytest.MonkeyPatch,
+    path: str,
+    body: dict[str, Any],
+) -> None:
+    router.full = True
+    monkeypatch.setattr(service, "in_thread", None)
+    assert (await http.post(path, json=body)).status_code == 429
+
+
+async def test_an_answer_that_is_there_waits_for_nothing(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandem.cluster.service._LONGEST_GATHER_S", 3600.0)
+    monkeypatch.setattr("tandem.cluster.service._MESSAGES_PER_S", 1e-6)
+    async with asyncio.timeout(5):
+        assert (await http.post("/v1/completions", json={"prompt": "the cat"})).status_code == 200
+
+
+async def test_a_client_that_never_reads_is_let_go_after_the_deadline(
+    service: Service, router: FakeRouter, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tandem.cluster.service._UNREAD_S", 0.05)
+    connection = Connection(service, {"prompt": "the cat", "stream": True, "timeout_s": 0.05})
+    connection.sent = asyncio.Queue(maxsize=2)
+    with pytest.raises(asyncio.CancelledError):
+        await asyncio.wait_for(connection.open(), 5)
+    assert not router.live
+    assert b'status="CANCELLED"' in service.metrics.text()
 
 
 # -- the small routes

@@ -77,6 +77,20 @@ async def test_decoder_prompts(http: httpx.AsyncClient, router: FakeRouter, fron
         assert {request.prefix_ids for request in router.requests} == {(0, *ids)}
 
 
+async def test_languages_and_task(http: httpx.AsyncClient, router: FakeRouter, frontend: Frontend) -> None:
+    prefixed = tuple(frontend.tokenize("translate English to French: the cat"))
+    for chosen in ({"source_language": "en", "target_language": "fr"}, {"task": "translation_en_to_fr"}):
+        response = await http.post("/v1/completions", json={"prompt": "the cat", **chosen})
+        assert response.is_success
+        assert router.requests[-1].encoder.token_ids == prefixed
+    for field in ("source_language", "target_language", "task"):
+        response = await http.post("/v1/completions", json={"prompt": "the cat", field: "xx"})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+        assert "'xx' is not" in response.json()["error"]["message"]
+        response = await http.post("/score", json={"prompt": "a", "targets": ["b"], field: "xx"})
+        assert (response.status_code, response.json()["error"]["param"]) == (400, field)
+
+
 async def test_beams(http: httpx.AsyncClient, router: FakeRouter) -> None:
     """One of its own parameters makes it a beam search."""
     body = {"prompt": ["a", "b"], "num_beams": 4, "num_return_sequences": 2, "early_stopping": "never"}
@@ -88,6 +102,13 @@ async def test_beams(http: httpx.AsyncClient, router: FakeRouter) -> None:
     assert done == "[DONE]"
     shown = sorted((one for event in streamed for one in event["choices"]), key=lambda one: one["index"])
     assert shown == found
+
+
+async def test_beam_sampling(http: httpx.AsyncClient, router: FakeRouter) -> None:
+    await choices(http, num_beams=2, temperature=0.7, top_k=5, seed=3)
+    how = router.requests[-1].decoding
+    assert how.beams is not None
+    assert (how.temperature, how.top_k, how.seed) == (0.7, 5, 3)
 
 
 async def test_samples_of_several_prompts_are_numbered_through(
@@ -134,6 +155,20 @@ async def test_logprobs_in_the_legacy_shape(http: httpx.AsyncClient) -> None:
         assert choice["text"].startswith(token if token != end else "", offset)
     assert all(token in top for token, top in zip(logprobs["tokens"], logprobs["top_logprobs"], strict=True))
     assert next(iter(logprobs["top_logprobs"][0].values())) == -0.25
+
+
+async def test_prompt_logprobs_in_vllms_shape(http: httpx.AsyncClient, frontend: Frontend) -> None:
+    [token_id] = frontend.tokenize("cat")[:1]
+    asked = {"decoder_prompt": [[0, token_id]], "n": 2, "prompt_logprobs": 1, "seed": 1}
+    whole = await choices(http, **asked)
+    for choice in whole:
+        first, entries = choice["prompt_logprobs"]
+        assert first is None
+        assert list(entries) == ["5", str(token_id)]
+        assert (entries["5"]["logprob"], entries["5"]["rank"]) == (-0.5, 1)
+        assert (entries[str(token_id)]["logprob"], entries[str(token_id)]["rank"]) == (-2.5, 7)
+        assert entries["5"]["decoded_token"]
+    assert all("prompt_logprobs" not in choice for choice in await choices(http))
 
 
 async def test_a_deadline_with_some_tokens_is_an_answer(http: httpx.AsyncClient, router: FakeRouter) -> None:
@@ -250,7 +285,7 @@ async def test_one_failing_sample_cancels_the_others(http: httpx.AsyncClient, ro
         ({"model": "other"}, "model"),
         ({"model": 3}, "model"),
         ({"best_of": 2}, "best_of"),
-        ({"num_beams": 4, "temperature": 0.5}, "temperature"),
+        ({"num_beams": 4, "temperature": -0.5}, "temperature"),
         ({"num_beams": 4, "stop": ["a"]}, "stop"),
         ({"num_beam_groups": 2}, "num_beam_groups"),
         ({"echo": True}, "echo"),
@@ -271,6 +306,8 @@ async def test_one_failing_sample_cancels_the_others(http: httpx.AsyncClient, ro
         ({"timeout_s": 61}, "timeout_s"),
         ({"priority": 99}, "priority"),
         ({"logprobs": 21}, "logprobs"),
+        ({"prompt_logprobs": 21}, "prompt_logprobs"),
+        ({"prompt_logprobs": 1, "num_beams": 2}, "prompt_logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 64}, "max_tokens"),
         ({"seed": -1}, "seed"),
@@ -305,8 +342,12 @@ async def test_a_bad_request_id_is_refused(http: httpx.AsyncClient) -> None:
 # -- OpenAI's own client
 
 
+def client_of(http: Any) -> openai.AsyncOpenAI:
+    return openai.AsyncOpenAI(base_url="http://tandem/v1", api_key="-", http_client=http, max_retries=2)
+
+
 async def test_openai_python(http: httpx.AsyncClient, router: FakeRouter) -> None:
-    client = openai.AsyncOpenAI(base_url="http://tandem/v1", api_key="-", http_client=http, max_retries=2)
+    client = client_of(http)
     assert [model.id async for model in client.models.list()] == ["tiny"]
     assert (await client.models.retrieve("tiny")).owned_by == "tandem"
     with pytest.raises(openai.NotFoundError):
@@ -330,7 +371,7 @@ async def test_openai_python(http: httpx.AsyncClient, router: FakeRouter) -> Non
 async def test_openai_python_tries_an_overloaded_server_again(
     http: httpx.AsyncClient, router: FakeRouter
 ) -> None:
-    client = openai.AsyncOpenAI(base_url="http://tandem/v1", api_key="-", http_client=http)
+    client = client_of(http)
     router.fail(Overloaded("full"))
 
     async def recover() -> None:

@@ -17,6 +17,8 @@ from tandem.cluster.http_api import build_app
 from tandem.cluster.service import Service
 from tandem.workers.frontend import Frontend
 from tandem.workers.languages import Language
+from tandem.workers.model_info import ModelInfo
+from tandem.workers.tasks import Task, Tasks
 
 SENTENCE = "le chat est sur le tapis"
 BODY = {"q": "the cat", "source": "en", "target": "fr"}
@@ -58,8 +60,8 @@ async def test_forms(http: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target": "es"}, "target: 'es' is not supported; there are de, fr"),
-        ({"source": "fr"}, "source: 'fr' is not supported; there are en"),
+        ({"target": "es"}, "target: 'es' is not one of this model's languages: fr, de"),
+        ({"source": "fr"}, "source: 'fr' is not one of this model's languages from which there is"),
         ({"q": ""}, "q: must not be empty"),
         ({"q": []}, "q: 1 to 8 texts, got 0"),
         ({"q": ["a"] * 9}, "q: 1 to 8 texts, got 9"),
@@ -98,24 +100,32 @@ async def test_languages(http: httpx.AsyncClient) -> None:
 
 
 def with_tasks(service: Service, prefixes: dict[str, str]) -> httpx.AsyncClient:
-    service.frontend.info = replace(service.frontend.info, task_prefixes=prefixes)
+    service.frontend.tasks = Tasks(with_prefixes(service, prefixes))
+    return client_of(service)
+
+
+def with_prefixes(service: Service, prefixes: dict[str, str]) -> ModelInfo:
+    info = service.frontend.info
+    return replace(info, tasks={name: Task({"prefix": p}, info.defaults) for name, p in prefixes.items()})
+
+
+def client_of(service: Service) -> httpx.AsyncClient:
     transport = httpx.ASGITransport(build_app(service))
     return httpx.AsyncClient(transport=transport, base_url="http://tandem")
 
 
 @pytest.fixture
 def own_info(service: Service) -> Iterator[Service]:
-    frontend = service.frontend
-    info, languages, pair = frontend.info, frontend.languages, frontend.language_pair
+    tasks = service.frontend.tasks
     yield service
-    frontend.info, frontend.languages, frontend.language_pair = info, languages, pair
+    service.frontend.tasks = tasks
 
 
 async def test_a_model_without_tasks_says_so(own_info: Service) -> None:
     async with with_tasks(own_info, {"summarization": "summarize: "}) as http:
         response = await http.post("/translate", json=BODY)
         assert response.status_code == 400
-        assert response.json() == {"error": "model 'tiny' declares no translation tasks"}
+        assert response.json() == {"error": "target: this model says nothing of languages"}
         assert (await http.get("/languages")).json() == []
 
 
@@ -123,16 +133,17 @@ async def test_auto_is_refused_where_it_would_be_a_guess(own_info: Service) -> N
     tasks = {"translation_en_to_fr": "a: ", "translation_de_to_fr": "b: ", "translation_de_to_en": "c: "}
     async with with_tasks(own_info, tasks) as http:
         refused = await http.post("/translate", json={**BODY, "source": "auto"})
-        assert refused.json()["error"].startswith("source: 'auto' could be any of de, en")
+        assert refused.json()["error"].startswith("source: is needed: one of en, de")
         assert (await http.post("/translate", json={**BODY, "source": "auto", "target": "en"})).is_success
 
 
 async def test_a_multilingual_model_is_told_the_languages(own_info: Service, router: FakeRouter) -> None:
-    own_info.frontend.languages = {
-        "en_XX": Language(50, prefix=(50,), suffix=(1,)),
-        "fr_XX": Language(51, prefix=(51,), suffix=(1,)),
+    languages = {
+        "en_XX": Language(50, (50,), (1,), (50,), (1,)),
+        "fr_XX": Language(51, (51,), (1,), (51,), (1,)),
     }
-    async with with_tasks(own_info, {}) as http:
+    own_info.frontend.tasks = Tasks(with_prefixes(own_info, {}), languages)
+    async with client_of(own_info) as http:
         assert (await http.post("/translate", json=BODY)).json() == {"translatedText": SENTENCE}
         sample = router.requests[-1]
         assert (sample.encoder.token_ids[0], sample.encoder.token_ids[-1]) == (50, 1)
@@ -141,7 +152,9 @@ async def test_a_multilingual_model_is_told_the_languages(own_info: Service, rou
         for field, code in (("source", "auto"), ("target", "de")):
             refused = await http.post("/translate", json={**BODY, field: code})
             assert refused.status_code == 400
-            assert refused.json()["error"].startswith(f"{field}: '{code}' is not one of the 2 languages")
+            assert refused.json()["error"].startswith(
+                f"{field}: '{code}' is not one of 2 languages: en_XX, fr_XX"
+            )
         known = ["en_XX", "fr_XX"]
         assert (await http.get("/languages")).json() == [
             {"code": code, "name": code, "targets": known} for code in known
@@ -149,8 +162,8 @@ async def test_a_multilingual_model_is_told_the_languages(own_info: Service, rou
 
 
 async def test_a_model_of_one_pair_needs_no_task(own_info: Service, router: FakeRouter) -> None:
-    own_info.frontend.language_pair = "en", "fr"
-    async with with_tasks(own_info, {}) as http:
+    own_info.frontend.tasks = Tasks(with_prefixes(own_info, {}), pair=("en", "fr"))
+    async with client_of(own_info) as http:
         assert (await http.post("/translate", json=BODY)).json() == {"translatedText": SENTENCE}
         expected = tuple(own_info.frontend.tokenize("the cat"))
         assert router.requests[-1].encoder.token_ids == expected

@@ -22,7 +22,9 @@ LINES = 150
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
     path = tmp_path / "in.jsonl"
-    lines = [{"prompt": PROMPTS[n % len(PROMPTS)], "id": f"line {n}"} for n in range(LINES)]
+    lines: list[dict[str, Any]] = [
+        {"prompt": PROMPTS[n % len(PROMPTS)], "id": f"line {n}"} for n in range(LINES)
+    ]
     lines[7] = {"prompt": "x", "id": "line 7", "top_q": 1}
     lines[8] = {"prompt_token_ids": [10**6], "id": "line 8"}
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -1,0 +1,154 @@
+"""Beam sampling. transformers draws from a generator's state, so answers can only be as likely as its own:
+where nothing is left to chance they are its beam search's, over many seeds they are distributed as its draws.
+"""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import EOS, decoding, load_reference
+from parity import ranks_in_threads
+
+from tandem.workers.config import EngineConfig
+from tandem.workers.engine import Engine
+from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest, Hypothesis
+
+Found = list[list[Hypothesis]]
+
+
+def config(folder: Path, **options: Any) -> EngineConfig:
+    sizes = {"max_num_seqs": 64, "page_size": 4, "max_encoder_length": 64, "max_decoder_length": 32}
+    return EngineConfig(
+        str(folder), dtype="float32", device="cpu", **{"check_invariants": True, **sizes, **options}
+    )
+
+
+def requests(start: int, count: int, **options: Any) -> list[EngineRequest]:
+    """Of different prompts, widths and seeds."""
+    rng = random.Random(7)
+    made = []
+    for number in range(count):
+        prompt = (*(rng.randrange(2, 100) for _ in range(rng.choice([2, 9, 30]))), EOS)
+        how = BeamSearch(2 + number % 3, 2, 1.0, early_stopping=bool(number % 2), renormalize=number % 4 == 3)
+        asked = decoding(**{"max_tokens": 12, "seed": number, **options, "beams": how})
+        made.append(EngineRequest(str(number), EncoderInput(str(prompt), prompt), (start,), asked))
+    return made
+
+
+def search(engine: Engine, asked: Sequence[EngineRequest]) -> Found:
+    found: dict[str, list[Hypothesis]] = {}
+    for request in asked:
+        engine.submit(request)
+    while engine.has_work:
+        for delta in engine.step():
+            assert delta.error is None
+            assert delta.hypotheses is not None
+            found[delta.request_id] = delta.hypotheses
+    assert engine.stats().free_pages == engine.stats().total_pages
+    return [found[request.request_id] for request in asked]
+
+
+def ids_of(found: Found) -> list[list[list[int]]]:
+    return [[hypothesis.token_ids for hypothesis in one] for one in found]
+
+
+@pytest.fixture(params=["t5", "bart"])
+def folder(request: pytest.FixtureRequest, checkpoint: Callable[..., Path]) -> Path:
+    return checkpoint(request.param)
+
+
+def start_of(folder: Path) -> int:
+    start: int = load_reference(folder).generation_config.decoder_start_token_id
+    return start
+
+
+def test_a_temperature_near_0_is_transformers_beam_search(folder: Path) -> None:
+    model, temperature = load_reference(folder), 1e-6
+    asked = requests(start_of(folder), 8, temperature=temperature)
+    asked = [
+        replace(r, decoding=replace(r.decoding, beams=replace(r.decoding.beams, renormalize=False)))  # type: ignore[type-var]
+        for r in asked
+    ]
+    drawn = search(Engine(config(folder)), asked)
+    for request, hypotheses in zip(asked, drawn, strict=True):
+        how = request.decoding.beams
+        assert how is not None
+        out = model.generate(
+            input_ids=torch.tensor([request.encoder.token_ids]),
+            decoder_input_ids=torch.tensor([request.prefix_ids]),
+            num_beams=how.num_beams,
+            num_return_sequences=how.num_return_sequences,
+            length_penalty=how.length_penalty,
+            early_stopping=how.early_stopping,
+            max_new_tokens=12,
+            do_sample=False,
+            use_cache=False,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+        for hypothesis, ids, score in zip(
+            hypotheses, out.sequences[:, 1:].tolist(), out.sequences_scores.tolist(), strict=True
+        ):
+            length = len(hypothesis.token_ids)
+            assert hypothesis.token_ids == ids[:length]
+            assert set(ids[length:]) <= {EOS}, "what transformers fills up with"
+            assert hypothesis.token_ids[-1] == EOS or length == 12
+            assert hypothesis.score * temperature == pytest.approx(score, rel=1e-3)
+
+
+def test_over_many_seeds_beams_are_distributed_as_transformers(folder: Path) -> None:
+    model, start, tries = load_reference(folder), start_of(folder), 2000
+    prompt = (17, 40, 9, EOS)
+    for kind in ({"temperature": 2.5, "top_k": 5}, {"temperature": 2.0, "top_p": 0.6}):
+        how = BeamSearch(2, 1, 1.0, early_stopping=False)
+        asked = [
+            EngineRequest(
+                str(seed), EncoderInput("", prompt), (start,),
+                decoding(max_tokens=3, seed=seed, beams=how, **kind),  # type: ignore[arg-type]
+            )
+            for seed in range(tries)
+        ]  # fmt: skip
+        ours = Counter(
+            tuple(one[0].token_ids) for one in search(Engine(config(folder, check_invariants=False)), asked)
+        )
+        torch.manual_seed(1)
+        out = model.generate(
+            input_ids=torch.tensor([prompt]).expand(tries, -1),
+            decoder_input_ids=torch.full((tries, 1), start),
+            num_beams=2, do_sample=True, max_new_tokens=3, early_stopping=False, length_penalty=1.0,
+            **{"top_k": 0, **kind},
+        )[:, 1:].tolist()  # fmt: skip
+        theirs = Counter(tuple(ids[: ids.index(EOS) + 1] if EOS in ids else ids) for ids in out)
+        assert len(theirs) > 8, "something is left to chance"
+        apart = sum(abs(ours[ids] - theirs[ids]) for ids in ours | theirs) / 2 / tries
+        # Two samples of one distribution over so many outcomes are about this far apart.
+        expected = sum((theirs[ids] / tries / torch.pi / tries) ** 0.5 for ids in theirs)
+        assert apart < 2 * expected + 0.02, (apart, expected)
+
+
+def test_a_draw_depends_on_nothing_but_its_request(folder: Path) -> None:
+    asked = requests(start_of(folder), 12, temperature=1.2, top_k=20, top_p=0.95, min_p=0.001, typical_p=0.99)
+    found = search(Engine(config(folder)), asked)
+    assert len({tuple(h.token_ids) for one in found for h in one}) > 16
+    assert search(Engine(config(folder)), asked) == found
+    others = [
+        replace(r, request_id=f"other {n}", decoding=replace(r.decoding, temperature=0.0))
+        for n, r in enumerate(asked)
+    ]
+    beside = search(Engine(config(folder, max_num_seqs=9, overlap=True)), [*others, *asked])
+    assert ids_of(beside[len(others) :]) == ids_of(found)
+    assert ids_of(beside[: len(others)]) == ids_of(search(Engine(config(folder)), others))
+    tight = Engine(config(folder, overlap=True, max_num_seqs=12, num_pages=40, max_batched_tokens=16))
+    assert ids_of(search(tight, asked)) == ids_of(found)
+    assert tight.stats().preemptions > 0
+    with ranks_in_threads(config(folder, tensor_parallel_size=2)) as (engine, _):
+        assert ids_of(search(engine, asked)) == ids_of(found)
+    seeds = [replace(r, decoding=replace(r.decoding, seed=100)) for r in asked]
+    assert ids_of(search(Engine(config(folder)), seeds)) != ids_of(found)
