@@ -3,9 +3,9 @@
 Each function runs its Triton kernel on CUDA tensors and its plain PyTorch twin on all others; the twin in
 reference.py says what it computes. Triton is imported on the first CUDA call, so machines without it work.
 
-The hot ops of decoding have more ways on the CPU: cpu_ops.py, compiled when Tandem is installed with a compiler
-at hand; without it cpu_decode.py, which reference.py takes for the paged attention of steps with few rows.
-linear.py holds the matrix products, whose weights are laid out for the CPU.
+The hot ops of decoding have more ways on the CPU: cpu_ops.py, compiled when Tandem is installed with a
+compiler at hand; without it cpu_decode.py, which reference.py takes for the paged attention of steps with few
+rows. linear.py holds the matrix products, whose weights are laid out for the CPU.
 
 No module here is named like a function: importing it would replace the function in this namespace.
 """

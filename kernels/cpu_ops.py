@@ -28,17 +28,19 @@ _FEW_ROWS: Final = 16
 def takes(*tensors: Tensor) -> bool:
     """Whether these activations and weights are on the CPU, and of one dtype that is known here."""
     dtype = tensors[0].dtype
-    return (
-        COMPILED
-        and dtype in _HALF
-        and all(tensor.dtype == dtype and tensor.device.type == "cpu" for tensor in tensors)
-    )
+    if not COMPILED or dtype not in _HALF:
+        return False
+    # A loop, for it is run a hundred times a step.
+    for tensor in tensors:  # noqa: SIM110
+        if not (tensor.is_cpu and tensor.dtype == dtype):
+            return False
+    return True
 
 
 def takes_pages(pages: Tensor, groups: RowGroups | None = None) -> bool:
     """Whether K or V in these pages are read and written here; `groups`: for these query rows."""
     few = groups is None or groups.max_rows <= _FEW_ROWS
-    return COMPILED and pages.device.type == "cpu" and pages.dtype == torch.float32 and few
+    return COMPILED and pages.is_cpu and pages.dtype == torch.float32 and few
 
 
 def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:

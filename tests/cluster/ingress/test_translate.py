@@ -60,7 +60,7 @@ async def test_forms(http: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target": "es"}, "target: 'es' is not one of this model's languages: fr, de"),
+        ({"target": "es"}, "target: 'es' is not one of this model's languages: de, fr"),
         ({"source": "fr"}, "source: 'fr' is not one of this model's languages from which there is"),
         ({"q": ""}, "q: must not be empty"),
         ({"q": []}, "q: 1 to 8 texts, got 0"),
@@ -133,7 +133,7 @@ async def test_auto_is_refused_where_it_would_be_a_guess(own_info: Service) -> N
     tasks = {"translation_en_to_fr": "a: ", "translation_de_to_fr": "b: ", "translation_de_to_en": "c: "}
     async with with_tasks(own_info, tasks) as http:
         refused = await http.post("/translate", json={**BODY, "source": "auto"})
-        assert refused.json()["error"].startswith("source: is needed: one of en, de")
+        assert refused.json()["error"].startswith("source: is needed: one of de, en")
         assert (await http.post("/translate", json={**BODY, "source": "auto", "target": "en"})).is_success
 
 
