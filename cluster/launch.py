@@ -38,6 +38,11 @@ HANDLE_S = 5.0  # for a new handle to learn of the replicas
 # One replica in direct mode listens on the first port of its range, further ones on the next. Ray gives
 # its own workers ports from 10002 on.
 DIRECT_PORTS = 100
+_RAY_SETTINGS = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # Ray's workers run at nice 15 otherwise, and anything else on the machine would go first.
+    "RAY_worker_niceness": "0",
+}
 # What decides in direct mode whether and where the ingress replicas listen.
 _LISTENING = {
     "RAY_SERVE_ENABLE_DIRECT_INGRESS",
@@ -155,16 +160,31 @@ class RunningCluster:
                 ray.shutdown()
 
 
+@contextlib.contextmanager
+def ray_alone(address: str | None = None) -> Iterator[None]:
+    """Ray without Serve, for work that is done elsewhere: on this machine, or the cluster at `address`."""
+    _init_ray(address, _RAY_SETTINGS)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
 def _start_ray(config: ServeConfig, address: str | None) -> None:
     """Starts Ray on this machine, or joins the cluster at `address`."""
-    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     logging.getLogger(SERVE_LOGGER_NAME).setLevel(logging.WARNING)
+    if address is None:
+        for field in ("http_port", "grpc_port"):
+            _refuse_used_port(config.host, getattr(config, field), field)
+    _init_ray(address, _serve_settings(config))
+
+
+def _init_ray(address: str | None, settings: Mapping[str, str]) -> None:
+    quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is not None:
         ray.init(address=address, **quiet)
         return
-    for field in ("http_port", "grpc_port"):
-        _refuse_used_port(config.host, getattr(config, field), field)
-    with _environment(_serve_settings(config)):  # Ray's processes inherit it
+    with _environment(settings):  # Ray's processes inherit it
         # Ray's own ports are open to other machines, whatever address it is given, but unless RAY_AUTH_MODE
         # says otherwise they ask for a token: `ray.init` makes one, for this user, where there is none.
         ray.init("local", include_dashboard=False, **quiet)
@@ -174,9 +194,7 @@ def _serve_settings(config: ServeConfig) -> dict[str, str]:
     """What Serve reads from the environment, in each of its processes. A cluster that is joined must
     have been started with the like."""
     settings = {
-        "RAY_USAGE_STATS_ENABLED": "0",
-        # Ray's workers run at nice 15 otherwise, and anything else on the machine would go first.
-        "RAY_worker_niceness": "0",
+        **_RAY_SETTINGS,
         # A replica whose group lost a rank cannot drain; what it held goes on elsewhere.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",

@@ -1,26 +1,28 @@
-"""Whole corpora: JSON lines in, JSON lines out, through a server, as often interrupted as it likes.
+"""Whole corpora: lines of requests in, lines of answers out, as often interrupted as it likes.
 
-The output has a line for each line of the input, in the same order. That order is also all there is to
-remember: what the output holds is done, and a run that finds it goes on behind it.
+A Ray Data pipeline: one task reads the lines, actors send them to the cluster's ingress and wait for the
+answers, and this process writes these in the input's order. Ray Data streams, so that a corpus may be
+larger than all memory, and replaces a reader or an actor that dies: the few chunks it was at are done
+again, and written once. The engines are the cluster's, where a request that loses its engine goes on.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import itertools
+import logging
 import os
-from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, Iterator, Mapping
-from contextlib import aclosing, contextmanager
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, Final, Protocol, Unpack
+from typing import Any, Final, Protocol, Unpack
 
+import pyarrow as pa
 from tqdm import tqdm
 
-from tandem import records
+from tandem import corpus, records
 from tandem.errors import (
     DeadlineExceeded,
     InternalError,
@@ -34,9 +36,15 @@ from tandem.limits import DEFAULT_LIMITS
 from tandem.outputs import RequestOutput
 from tandem.params import Params
 
-CONCURRENCY: Final = 256  # requests at the server at a time
-# Lines taken up, as a multiple of those, while the answer to the first of them is awaited.
-_AHEAD: Final = 8
+CONCURRENCY: Final = 256  # requests at the cluster at a time
+# Lines that are sent, answered and written together: what Ray does for each costs about as much as a
+# request, and an actor that dies has them done again.
+_CHUNK: Final = 16
+# Lines an actor holds, as a multiple of its requests, so that it never waits for the slowest of a chunk.
+_AHEAD: Final = 2
+# Lines read, and answers that are ready before those of an earlier line, take no more than this of the
+# object store, which also carries what encoders hand to decoders.
+_BUFFER_BYTES: Final = 256 * 2**20
 # A line whose answer keeps failing may be what makes it fail: it is given up, and the others go on.
 _ATTEMPTS: Final = 3
 _FIRST_PAUSE_S: Final = 0.2
@@ -58,9 +66,6 @@ class Server(Protocol):
     ) -> RequestOutput: ...
 
 
-_Ask = Callable[[Prompt, Params | None, Chosen], Awaitable[RequestOutput]]
-
-
 @dataclass(frozen=True, slots=True)
 class Summary:
     """What a run has done; lines of earlier runs are not counted."""
@@ -70,35 +75,116 @@ class Summary:
     tokens: int  # generated
 
 
-def remaining(source: Path, sink: Path) -> int:
-    """How many lines of `source` are not answered in `sink` yet. Raises InvalidRequest as `run` does."""
-    total = sum(1 for _ in _lines(source))
-    with _opened(source, sink) as out:
-        return total - _resume(source, out)
+class Answerer:
+    """Has lines answered: what an actor does.
+
+    Args:
+        connect: makes the connection to the cluster.
+        concurrency: requests sent ahead of their answers.
+    The others are those of `run`.
+    """
+
+    def __init__(
+        self,
+        *,
+        connect: Callable[[], Server],
+        concurrency: int,
+        defaults: Mapping[str, Any],
+        beams: bool,
+        timeout_s: float,
+        patience_s: float,
+    ) -> None:
+        self._connect, self._defaults, self._beams = connect, defaults, beams
+        self._timeout_s, self._patience_s = timeout_s, patience_s
+        self._server: Server | None = None
+        self._free = asyncio.Semaphore(concurrency)
+
+    async def __call__(self, chunk: pa.Table) -> pa.Table:
+        """A chunk is one row. `numbers` and `texts` of lines → `answers`, which are lines, too, and `tokens`
+        of each, null where it is an error."""
+        if self._server is None:  # it belongs to the event loop, which the constructor is not in
+            self._server = self._connect()
+        server = self._server
+        (numbers,), (texts,) = chunk["numbers"].to_pylist(), chunk["texts"].to_pylist()
+        answers = await asyncio.gather(
+            *(self._answer(server, number, text) for number, text in zip(numbers, texts, strict=True))
+        )
+        lines = "".join(map(records.line, answers)).encode()
+        return pa.table(
+            {
+                "answers": pa.array([lines], pa.large_binary()),
+                "tokens": pa.array([[_tokens(answer) for answer in answers]], pa.list_(pa.int64())),
+            }
+        )
+
+    async def _answer(self, server: Server, number: int, text: bytes) -> dict[str, Any]:
+        identity = {"id": corpus.identity(text, number)}
+        async with self._free:
+            try:
+                asked = records.request(records.parse(text), self._defaults, beams=self._beams)
+                return identity | records.answer(await self._ask(server, *asked))
+            except (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError) as error:
+                if error.field in ("timeout", "timeout_ms"):  # not the line's
+                    raise
+                return identity | records.failure(error)
+
+    async def _ask(
+        self, server: Server, prompt: Prompt, params: Params | None, chosen: Chosen
+    ) -> RequestOutput:
+        """Tries again what is worth it: while the server is gone or full, and a few times where it fails."""
+        loop = asyncio.get_running_loop()
+        give_up, pause, attempts = loop.time() + self._patience_s, _FIRST_PAUSE_S, 0
+        while True:
+            try:
+                output = await server.generate(
+                    prompt, params, priority=_PRIORITY, timeout=self._timeout_s, **chosen
+                )
+                if all(sample.finish_reason != "deadline" for sample in output.outputs):
+                    return output
+                raise DeadlineExceeded(f"not finished after {self._timeout_s:g} s")
+            except (Unavailable, Overloaded):
+                if loop.time() > give_up:
+                    raise
+            except (DeadlineExceeded, InternalError):
+                attempts += 1
+                if attempts == _ATTEMPTS:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, _LONGEST_PAUSE_S)
 
 
-async def run(
+# Lines, what has them answered, and how many of those → the answers, in order.
+Pipeline = Callable[[Callable[[], Iterator[pa.Table]], dict[str, Any], int], Generator[pa.Table, None, None]]
+
+
+def run(
     source: Path,
     sink: Path,
-    server: Server,
+    connect: Callable[[], Server],
     *,
+    connections: int = 1,
     defaults: Mapping[str, Any] | None = None,
     beams: bool = False,
     concurrency: int = CONCURRENCY,
     timeout_s: float = DEFAULT_LIMITS.timeout_s,
     patience_s: float = 600.0,
     use_tqdm: bool = True,
+    pipeline: Pipeline | None = None,
 ) -> Summary:
-    """Answers the lines of `source` that `sink` does not answer yet.
+    """Answers the lines of `source` that `sink` does not answer yet. Ray must run.
 
     Args:
-        source: a JSON object a line: a prompt (see `records.request`) and its decoding parameters.
+        source: a file, a folder or a pattern (see `corpus.files`): a JSON object a line, which is a prompt
+            (see `records.request`) and its decoding parameters.
+        connect: makes a connection to the cluster, in an actor on this machine.
+        connections: how many of them.
         defaults: decoding parameters, task and languages for lines that do not set them.
         beams: the model searches with beams where a line does not say how to decode.
-        concurrency: requests at the server at a time.
+        concurrency: requests at the cluster at a time.
         timeout_s: longest time an answer may take.
-        patience_s: how long a server may be gone or full before the run gives up.
+        patience_s: how long the cluster may be gone or full before the run gives up.
         use_tqdm: show a progress bar.
+        pipeline: None: `on_ray`.
 
     A line that is refused has its error in the output. Raises InvalidRequest for files that do not belong
     together, Unavailable where patience is over; another run goes on from there.
@@ -106,151 +192,88 @@ async def run(
     if concurrency < 1:
         raise InvalidRequest(f"must be at least 1, got {concurrency}", field="concurrency")
     records.parameters(dict(defaults or {}), beams=beams)  # else every line would be refused
-    total = sum(1 for _ in _lines(source))
-    with _opened(source, sink) as out:
-        done = _resume(source, out)
-        lines = itertools.islice(_lines(source), done, None)
+    total = sum(1 for _ in corpus.lines(source))
+    with corpus.answers(source, sink) as (out, done):
+        answerer = {
+            "connect": connect,
+            "concurrency": -(-concurrency // connections),
+            "defaults": dict(defaults or {}),
+            "beams": beams,
+            "timeout_s": timeout_s,
+            "patience_s": patience_s,
+        }
+        read = partial(_read, source.absolute(), done)
         answered = refused = tokens = 0
-        ask = partial(_ask, server, timeout_s, patience_s)
-        answer = partial(_answer, ask=ask, defaults=defaults or {}, beams=beams)
-        async with aclosing(_answers(lines, answer, concurrency)) as answers:
-            progress = tqdm(total=total, initial=done, desc="Answering", unit="line", disable=not use_tqdm)
-            async for record in answers:
-                out.write(records.line(record).encode())
+        progress = tqdm(total=total, initial=done, desc="Answering", unit="line", disable=not use_tqdm)
+        with closing(progress), closing((pipeline or on_ray)(read, answerer, connections)) as chunks:
+            for chunk in chunks:
+                (lines,), (counts,) = chunk["answers"].to_pylist(), chunk["tokens"].to_pylist()
+                out.write(lines)
                 out.flush()
-                if "error" in record:
-                    refused += 1
-                else:
-                    answered += 1
-                    tokens += sum(output["tokens"] for output in record["outputs"])
+                errors = counts.count(None)
+                answered, refused = answered + len(counts) - errors, refused + errors
+                tokens += sum(filter(None, counts))
                 progress.set_postfix(tokens=tokens, errors=refused, refresh=False)
-                progress.update()
-            progress.close()
+                progress.update(len(counts))
         os.fsync(out.fileno())
     return Summary(answered, refused, tokens)
 
 
-async def _answers(
-    lines: Iterator[tuple[int, bytes]],
-    answer: Callable[[int, bytes], Coroutine[Any, Any, dict[str, Any]]],
-    concurrency: int,
-) -> AsyncGenerator[dict[str, Any]]:
-    """The lines' answers, in their order."""
-    free = asyncio.Semaphore(concurrency)
-    ahead: deque[asyncio.Task[dict[str, Any]]] = deque()
-    try:
-        for number, text in lines:
-            await free.acquire()
-            task = asyncio.create_task(answer(number, text))
-            task.add_done_callback(lambda _: free.release())
-            ahead.append(task)
-            while ahead and (ahead[0].done() or len(ahead) == _AHEAD * concurrency):
-                yield await ahead.popleft()
-        while ahead:
-            yield await ahead.popleft()
-    finally:
-        for task in ahead:
-            task.cancel()
-        await asyncio.gather(*ahead, return_exceptions=True)
+def on_ray(
+    read: Callable[[], Iterator[pa.Table]], answerer: dict[str, Any], connections: int
+) -> Generator[pa.Table, None, None]:
+    """The pipeline on Ray Data. None of its tasks reserves a CPU: workers may have reserved them all, and
+    a task that waits for one would wait for ever."""
+    import ray
+    from ray.data import ActorPoolStrategy, DataContext, ExecutionResources
+    from ray.exceptions import RayTaskError
 
-
-async def _answer(
-    number: int, text: bytes, ask: _Ask, defaults: Mapping[str, Any], beams: bool
-) -> dict[str, Any]:
-    identity = {"id": _identity(text, number)}
-    try:
-        asked = records.request(records.parse(text), defaults, beams=beams)
-        return identity | records.answer(await ask(*asked))
-    except (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError) as error:
-        if error.field in ("timeout", "timeout_ms"):  # not the line's
-            raise
-        return identity | records.failure(error)
-
-
-async def _ask(
-    server: Server,
-    timeout_s: float,
-    patience_s: float,
-    prompt: Prompt,
-    params: Params | None,
-    chosen: Chosen,
-) -> RequestOutput:
-    """Tries again what is worth it: while the server is gone or full, and a few times where it fails."""
-    loop = asyncio.get_running_loop()
-    give_up, pause, attempts = loop.time() + patience_s, _FIRST_PAUSE_S, 0
-    while True:
-        try:
-            output = await server.generate(prompt, params, priority=_PRIORITY, timeout=timeout_s, **chosen)
-            if all(sample.finish_reason != "deadline" for sample in output.outputs):
-                return output
-            raise DeadlineExceeded(f"not finished after {timeout_s:g} s")
-        except (Unavailable, Overloaded):
-            if loop.time() > give_up:
-                raise
-        except (DeadlineExceeded, InternalError):
-            attempts += 1
-            if attempts == _ATTEMPTS:
-                raise
-        await asyncio.sleep(pause)
-        pause = min(2 * pause, _LONGEST_PAUSE_S)
-
-
-def _lines(source: Path) -> Iterator[tuple[int, bytes]]:
-    """The lines that hold something, with their numbers, from 1."""
-    try:
-        with source.open("rb") as file:
-            for number, text in enumerate(file, 1):
-                if text.strip():
-                    yield number, text
-    except OSError as error:
-        raise InvalidRequest(f"cannot be read: {error}", field="input") from None
-
-
-@contextmanager
-def _opened(source: Path, sink: Path) -> Iterator[IO[bytes]]:
-    """The output, which only one run may write."""
-    if sink.exists() and source.samefile(sink):
-        raise InvalidRequest("must not be the input", field="output")
-    try:
-        file = sink.open("ab+")
-    except OSError as error:
-        raise InvalidRequest(f"cannot be written: {error}", field="output") from None
-    with file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise InvalidRequest(f"another run writes {sink}", field="output") from None
-        yield file
-
-
-def _resume(source: Path, out: IO[bytes]) -> int:
-    """How many lines are answered. Takes away an answer that was being written when a run was killed.
-
-    Raises InvalidRequest where the answers are to other lines.
-    """
-    out.seek(0)
-    done = end = 0
-    last = b""
-    for text in out:
-        if text.endswith(b"\n"):
-            done, end, last = done + 1, end + len(text), text
-    out.truncate(end)
-    if not done:
-        return 0
-    answered = next(itertools.islice(_lines(source), done - 1, None), None)
-    if answered is None:
-        raise InvalidRequest(f"has {done} lines, more than the input", field="output")
-    number, text = answered
-    if _identity(last, None) != _identity(text, number):
-        raise InvalidRequest(
-            f"its line {done} does not answer line {number} of the input; remove it to start anew",
-            field="output",
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    context = DataContext()
+    context.enable_progress_bars = False
+    context.execution_options.preserve_order = True
+    context.execution_options.resource_limits = ExecutionResources.for_limits(
+        object_store_memory=_BUFFER_BYTES
+    )
+    context.target_max_block_size = 1  # byte: a chunk is a row, and each is passed on by itself
+    context.execution_no_progress_timeout_s = -1  # `_ask` has its own
+    context.raise_original_map_exception = True
+    calls = _AHEAD * -(-answerer["concurrency"] // _CHUNK)
+    # Files need not be the same on all machines, nor need the cluster listen beyond this one. That the two
+    # selectors say it in different words keeps Ray Data from making one task of reading and answering.
+    node = ray.get_runtime_context().get_node_id()
+    reader, actors = {"ray.io/node-id": node}, {"ray.io/node-id": f"in({node})"}
+    with DataContext.current(context):
+        answers = (
+            ray.data.from_items([0])
+            .map_batches(lambda _: read(), num_cpus=0, label_selector=reader)
+            .map_batches(
+                Answerer,
+                fn_constructor_kwargs=answerer,
+                batch_format="pyarrow",
+                num_cpus=0,
+                label_selector=actors,
+                compute=ActorPoolStrategy(size=connections, max_concurrent_calls_per_actor=calls),
+            )
         )
-    return done
+        try:
+            yield from answers.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0)
+        except RayTaskError as error:
+            raise error.cause from None
 
 
-def _identity(text: bytes, default: int | None) -> int | str | None:
-    try:
-        return records.identity(records.parse(text), default)
-    except InvalidRequest:
-        return default
+def _read(source: Path, done: int) -> Iterator[pa.Table]:
+    """The lines behind the first `done`, in chunks, with their numbers."""
+    lines = itertools.islice(corpus.lines(source), done, None)
+    while chunk := list(itertools.islice(lines, _CHUNK)):
+        numbers, texts = zip(*chunk, strict=True)
+        yield pa.table(
+            {
+                "numbers": pa.array([numbers], pa.list_(pa.int64())),
+                "texts": pa.array([texts], pa.list_(pa.large_binary())),
+            }
+        )
+
+
+def _tokens(answer: Mapping[str, Any]) -> int | None:
+    return sum(output["tokens"] for output in answer["outputs"]) if "outputs" in answer else None

@@ -2,39 +2,44 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
+import os
 import signal
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from tandem.cli.options import (
-    AddressOption,
-    DecodersOption,
-    DeviceOption,
-    DtypeOption,
-    EncodersOption,
-    KvCacheOption,
-    MaxNumSeqsOption,
+    ClusterOptions,
     MaxTokensOption,
     ModelOption,
     ParamsOption,
     Placement,
     PlacementOption,
-    TensorParallelOption,
     err,
     errors_shown,
     ingress_mode,
     model_info,
-    serve_config,
+    with_cluster_options,
 )
 
+if TYPE_CHECKING:
+    from tandem.client import AsyncClient
 
+
+@with_cluster_options
 def batch(
-    source: Annotated[Path, typer.Argument(metavar="IN.jsonl", help="Requests, a JSON object a line.")],
+    source: Annotated[
+        Path,
+        typer.Argument(
+            metavar="IN.jsonl",
+            help="Requests, a JSON object a line. A folder or a quoted pattern stands for its files, in "
+            "the order of their names. They may be compressed (.jsonl.gz) or Parquet.",
+        ),
+    ],
     sink: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Where the answers go.")],
     *,
     server: Annotated[
@@ -51,20 +56,14 @@ def batch(
     timeout: Annotated[float, typer.Option(help="Seconds an answer may take.")] = 600,
     model: ModelOption = "quickstart",
     placement: PlacementOption = Placement.colocated,
-    encoders: EncodersOption = "1",
-    decoders: DecodersOption = "1",
-    tensor_parallel_size: TensorParallelOption = 1,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    max_num_seqs: MaxNumSeqsOption = 64,
-    kv_cache_gib: KvCacheOption = None,
-    address: AddressOption = None,
+    cluster: ClusterOptions,
 ) -> None:
     """Answer every line of IN.jsonl in OUT.jsonl, in the same order.
 
     A cluster is started for it, or a running server does it (--server) and
-    lets everybody else go first. Workers that die are replaced; nothing is
-    lost. After an interruption run the same command again: it goes on.
+    lets everybody else go first. Ray Data streams the lines to it. Workers
+    that die are replaced; nothing is lost. After an interruption run the same
+    command again: it goes on.
 
     A line of IN.jsonl is a prompt and decoding parameters of its own:
 
@@ -81,8 +80,7 @@ def batch(
       tandem batch in.jsonl out.jsonl --server localhost:9000 -p temperature=0
     """
     with errors_shown(), _ends_at_sigterm():
-        from tandem.batch import remaining, run
-        from tandem.client import AsyncClient
+        from tandem.corpus import remaining
         from tandem.records import assignments, parameters
 
         given = {} if max_tokens is None else {"max_tokens": max_tokens}
@@ -93,48 +91,51 @@ def batch(
             err.print(f"Every line of {source} is answered in {sink}.", highlight=False)
             return
 
-        async def answer(target: str, beams: bool = False) -> None:
-            async with AsyncClient(target) as client:
-                done = await run(
-                    source,
-                    sink,
-                    client,
-                    defaults=defaults,
-                    beams=beams,
-                    concurrency=concurrency,
-                    timeout_s=timeout,
-                )
+        # Of an actor that can be restarted, as Ray Data's are, Ray says on stderr what may hinder it.
+        os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+        from tandem import batch
+        from tandem.cluster import launch
+
+        def answer(target: str, beams: bool) -> None:
+            done = batch.run(
+                source,
+                sink,
+                partial(_connect, target),
+                connections=cluster.ingress_replicas,
+                defaults=defaults,
+                beams=beams,
+                concurrency=concurrency,
+                timeout_s=timeout,
+            )
             errors = f", {done.refused} errors" if done.refused else ""
             err.print(f"{done.answered} answers, {done.tokens} tokens{errors}.", highlight=False)
 
         try:
             if server is not None:
-                asyncio.run(answer(server))
+                with launch.ray_alone(cluster.address):
+                    answer(server, beams=False)
                 return
-            from tandem.cluster import launch
-
             http_port, grpc_port = launch.free_ports("127.0.0.1", 2)
-            config = serve_config(
+            config = cluster.config(
                 model=model,
                 placement=placement,
-                encoders=encoders,
-                decoders=decoders,
-                tensor_parallel_size=tensor_parallel_size,
-                dtype=dtype,
-                device=device,
-                max_num_seqs=max_num_seqs,
-                kv_cache_gib=kv_cache_gib,
                 http_port=http_port,
                 grpc_port=grpc_port,
-                ingress_mode=ingress_mode(address),
+                ingress_mode=ingress_mode(cluster.address),
             )
             beams = model_info(model).defaults.beams
             err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
-            with launch.serve(config, address=address) as cluster:
-                asyncio.run(answer(cluster.endpoints().grpc[0], beams))
+            with launch.serve(config, address=cluster.address) as running:
+                answer("ipv4:" + ",".join(running.endpoints().grpc), beams)
         except KeyboardInterrupt:
             err.print(f"Interrupted. {sink} holds what is done; the same command goes on from there.")
             raise typer.Exit(130) from None
+
+
+def _connect(target: str) -> AsyncClient:
+    from tandem.client import AsyncClient
+
+    return AsyncClient(target)
 
 
 @contextlib.contextmanager

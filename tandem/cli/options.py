@@ -3,9 +3,12 @@ stdout."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import wraps
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -104,6 +107,9 @@ EncodersOption = Annotated[
     str, typer.Option(help="Encoder replicas: a number, or [bold]a..b[/bold] to scale automatically.")
 ]
 DecodersOption = Annotated[str, typer.Option(help="Decoder replicas: a number, or [bold]a..b[/bold].")]
+IngressReplicasOption = Annotated[
+    int, typer.Option(help="Ingress replicas (tokenizer, router); in direct mode each has its own port.")
+]
 AddressOption = Annotated[
     str | None,
     typer.Option(help="A running Ray cluster to join, or 'auto'.", show_default="start one here"),
@@ -118,24 +124,58 @@ def model_info(model: str) -> ModelInfo:
     return ModelInfo.read(resolve(model), model)
 
 
-def serve_config(
-    *, encoders: str, decoders: str, placement: Placement, limit: list[str] | None = None, **fields: Any
-) -> ServeConfig:
-    """The configuration of a cluster, from its options and the other fields of `ServeConfig`."""
-    from tandem.cluster.config import ServeConfig, parse_args
-    from tandem.records import assignments
+@dataclass(frozen=True, kw_only=True)
+class ClusterOptions:
+    """Of the commands that start a cluster: see `with_cluster_options`."""
 
-    min_encoders, max_encoders = _replicas(encoders, "--encoders")
-    min_decoders, max_decoders = _replicas(decoders, "--decoders")
-    return ServeConfig(
-        placement=placement.value,
-        min_encoder_replicas=min_encoders,
-        max_encoder_replicas=max_encoders,
-        min_decoder_replicas=min_decoders,
-        max_decoder_replicas=max_decoders,
-        limits=parse_args({"limits": assignments(limit or [])}).limits,
-        **fields,
-    )
+    encoders: EncodersOption = "1"
+    decoders: DecodersOption = "1"
+    ingress_replicas: IngressReplicasOption = 1
+    tensor_parallel_size: TensorParallelOption = 1
+    dtype: DtypeOption = "auto"
+    device: DeviceOption = "auto"
+    max_num_seqs: MaxNumSeqsOption = 64
+    kv_cache_gib: KvCacheOption = None
+    address: AddressOption = None
+
+    def config(self, *, placement: Placement, limit: list[str] | None = None, **fields: Any) -> ServeConfig:
+        """The cluster's configuration, from these options and the other fields of `ServeConfig`."""
+        from tandem.cluster.config import ServeConfig, parse_args
+        from tandem.records import assignments
+
+        min_encoders, max_encoders = _replicas(self.encoders, "--encoders")
+        min_decoders, max_decoders = _replicas(self.decoders, "--decoders")
+        return ServeConfig(
+            placement=placement.value,
+            min_encoder_replicas=min_encoders,
+            max_encoder_replicas=max_encoders,
+            min_decoder_replicas=min_decoders,
+            max_decoder_replicas=max_decoders,
+            ingress_replicas=self.ingress_replicas,
+            tensor_parallel_size=self.tensor_parallel_size,
+            dtype=self.dtype,  # type: ignore[arg-type]  # ServeConfig checks it
+            device=self.device,  # type: ignore[arg-type]
+            max_num_seqs=self.max_num_seqs,
+            kv_cache_gib=self.kv_cache_gib,
+            limits=parse_args({"limits": assignments(limit or [])}).limits,
+            **fields,
+        )
+
+
+def with_cluster_options(command: Callable[..., None]) -> Callable[..., None]:
+    """Gives a command an option for each field of its argument `cluster`, behind its own options. Typer
+    knows arguments of plain types only."""
+    options = inspect.signature(ClusterOptions, eval_str=True).parameters
+    own = inspect.signature(command, eval_str=True).parameters
+
+    @wraps(command)
+    def expanded(**values: Any) -> None:
+        command(cluster=ClusterOptions(**{name: values.pop(name) for name in options}), **values)
+
+    arguments = [*(own[name] for name in own if name != "cluster"), *options.values()]
+    expanded.__signature__ = inspect.Signature(arguments)  # type: ignore[attr-defined]
+    expanded.__annotations__ = {argument.name: argument.annotation for argument in arguments}
+    return expanded
 
 
 def ingress_mode(address: str | None) -> str:

@@ -11,23 +11,16 @@ from typing import Annotated
 import typer
 
 from tandem.cli.options import (
-    AddressOption,
-    DecodersOption,
-    DeviceOption,
-    DtypeOption,
-    EncodersOption,
-    KvCacheOption,
+    ClusterOptions,
     LimitsOption,
-    MaxNumSeqsOption,
     ModelArgument,
     OverridesOption,
     Placement,
     PlacementOption,
-    TensorParallelOption,
     err,
     errors_shown,
     ingress_mode,
-    serve_config,
+    with_cluster_options,
 )
 
 
@@ -36,6 +29,7 @@ class IngressMode(StrEnum):
     proxy = "proxy"
 
 
+@with_cluster_options
 def serve(
     model: ModelArgument = "quickstart",
     *,
@@ -46,8 +40,6 @@ def serve(
     http_port: Annotated[int, typer.Option(help="OpenAI- and LibreTranslate-compatible HTTP.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="tandem.v1.InferenceService.")] = 9000,
     placement: PlacementOption = Placement.disaggregated,
-    encoders: EncodersOption = "1",
-    decoders: DecodersOption = "1",
     ingress: Annotated[
         IngressMode | None,
         typer.Option(
@@ -56,17 +48,9 @@ def serve(
             show_default="direct; with --address proxy",
         ),
     ] = None,
-    ingress_replicas: Annotated[
-        int, typer.Option(help="Ingress replicas (tokenizer, router); in direct mode each has its own port.")
-    ] = 1,
-    tensor_parallel_size: TensorParallelOption = 1,
-    dtype: DtypeOption = "auto",
-    device: DeviceOption = "auto",
-    max_num_seqs: MaxNumSeqsOption = 64,
-    kv_cache_gib: KvCacheOption = None,
     default: OverridesOption = None,
     limit: LimitsOption = None,
-    address: AddressOption = None,
+    cluster: ClusterOptions,
 ) -> None:
     """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish.
 
@@ -83,28 +67,20 @@ def serve(
         from tandem.cluster import launch
         from tandem.records import assignments
 
-        config = serve_config(
+        config = cluster.config(
             model=model,
             placement=placement,
-            encoders=encoders,
-            decoders=decoders,
-            tensor_parallel_size=tensor_parallel_size,
-            dtype=dtype,
-            device=device,
-            max_num_seqs=max_num_seqs,
-            kv_cache_gib=kv_cache_gib,
             limit=limit,
             served_model_name=name,
             host=host,
             http_port=http_port,
             grpc_port=grpc_port,
-            ingress_mode=ingress.value if ingress else ingress_mode(address),
-            ingress_replicas=ingress_replicas,
+            ingress_mode=ingress.value if ingress else ingress_mode(cluster.address),
             override_generation_config=assignments(default or []),
         )
         err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
-        with launch.serve(config, address=address) as cluster:
-            endpoints = cluster.endpoints()
+        with launch.serve(config, address=cluster.address) as running:
+            endpoints = running.endpoints()
             err.print(f"[bold]{config.model_name}[/bold] is ready. Ctrl-C ends it.")
             err.print(f"  gRPC  {', '.join(endpoints.grpc)}   tandem.v1.InferenceService", highlight=False)
             http = ", ".join(f"http://{where}" for where in endpoints.http)

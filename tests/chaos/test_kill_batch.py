@@ -1,4 +1,5 @@
-"""A batch on a cluster of its own: an engine is killed under it, then the command with all its cluster."""
+"""A batch on a cluster of its own: an engine is killed under it, the actor that asks for answers, then the
+command with all its cluster."""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ from serving import pids
 from tandem import LLM, SamplingParams
 
 pytestmark = pytest.mark.ray
-PROMPTS = [f"translate English to French: I have {n} dogs and a cat." for n in range(240)]
+PROMPTS = [f"translate English to French: I have {n} dogs and a cat." for n in range(720)]
 # Long answers, so that the kill finds them half done.
 PARAMS = {"max_tokens": 24, "ignore_eos": True, "temperature": 0}
 
@@ -39,7 +40,7 @@ def birth(pid: int) -> str | None:
     return None if state == "Z" else others[18]
 
 
-def test_killed_engine_and_killed_driver(tmp_path: Path) -> None:
+def test_killed_workers_and_killed_driver(tmp_path: Path) -> None:
     source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text("".join(json.dumps({"prompt": prompt, **PARAMS}) + "\n" for prompt in PROMPTS))
     command = [
@@ -55,9 +56,11 @@ def test_killed_engine_and_killed_driver(tmp_path: Path) -> None:
         wait(lambda: process.poll() is not None or lines() > 0)
         engines = pids("EngineActor")
         assert len(engines) == 2, process.poll()
-        os.kill(min(engines), signal.SIGKILL)
-        at = lines()
-        wait(lambda: process.poll() is not None or lines() > at + 64)
+        (answerer,) = pids("MapWorker")
+        for victim in (min(engines), answerer):
+            at = lines()
+            os.kill(victim, signal.SIGKILL)
+            wait(lambda: process.poll() is not None or lines() > at + 64)  # noqa: B023
         assert process.poll() is None, process.communicate()
         started = pids("")
     finally:

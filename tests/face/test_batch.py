@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gzip
 import json
+import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Unpack
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
+import ray
 
-from tandem import batch
+from tandem import batch, corpus
+from tandem.cluster import launch
 from tandem.errors import (
     DeadlineExceeded,
     InternalError,
@@ -74,8 +80,18 @@ def read(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text().splitlines()]
 
 
-def run(files: tuple[Path, Path], server: Server, **options: Any) -> batch.Summary:
-    return asyncio.run(batch.run(*files, server, use_tqdm=False, **options))
+def in_process(
+    read: Callable[[], Iterator[pa.Table]], answerer: dict[str, Any], connections: int
+) -> Generator[pa.Table, None, None]:
+    assert connections == 1
+    answer = batch.Answerer(**answerer)
+    with asyncio.Runner() as runner:
+        for chunk in read():
+            yield runner.run(answer(chunk))
+
+
+def run(files: tuple[Path, Path], server: Server, *, use_tqdm: bool = False, **options: Any) -> batch.Summary:
+    return batch.run(*files, lambda: server, use_tqdm=use_tqdm, pipeline=in_process, **options)
 
 
 def test_every_line_is_answered_in_order(files: tuple[Path, Path]) -> None:
@@ -163,7 +179,10 @@ def test_a_bad_line_has_its_error_and_holds_nobody_up(files: tuple[Path, Path]) 
     assert good["outputs"][0]["text"] == "good"
 
 
-def test_an_interrupted_run_goes_on_where_it_was(files: tuple[Path, Path]) -> None:
+def test_an_interrupted_run_goes_on_where_it_was(
+    files: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(batch, "_CHUNK", 4)
     write(files[0], *[{"prompt": f"p{n}"} for n in range(20)])
 
     async def gone(text: str) -> RequestOutput:
@@ -241,32 +260,11 @@ def test_a_timeout_beyond_the_servers_ends_the_run(files: tuple[Path, Path]) -> 
     assert read(files[1]) == []
 
 
-def test_requests_at_the_server_and_lines_taken_up_are_bounded(files: tuple[Path, Path]) -> None:
-    taken: list[str] = []
-    first = asyncio.Event()
-
-    async def slow(text: str) -> RequestOutput:
-        taken.append(text)
-        if text == "0":
-            await first.wait()
-        elif len(taken) == 3 * batch._AHEAD:
-            asyncio.get_running_loop().call_later(0.05, first.set)
-        return output(text)
-
+def test_requests_at_the_server_are_bounded(files: tuple[Path, Path]) -> None:
     write(files[0], *[{"prompt": str(n)} for n in range(60)])
-    server = Server(slow)
-    before: list[int] = []
-
-    async def both() -> None:
-        task = asyncio.create_task(batch.run(*files, server, use_tqdm=False, concurrency=3))
-        await first.wait()
-        before.append(len(taken))
-        await task
-
-    asyncio.run(both())
+    server = Server()
+    run(files, server, concurrency=3)
     assert server.most == 3
-    assert before == [3 * batch._AHEAD], "no further while the first line is not answered"
-    assert [line["id"] for line in read(files[1])] == list(range(1, 61))
 
 
 def test_files_that_do_not_belong_together_are_refused(files: tuple[Path, Path]) -> None:
@@ -295,7 +293,7 @@ def test_defaults_that_no_line_could_use_are_refused_at_once(files: tuple[Path, 
     with pytest.raises(InvalidRequest) as caught:
         run(files, Server(), defaults={"top_q": 1})
     assert caught.value.field == "top_q"
-    assert batch.remaining(*files) == 1
+    assert corpus.remaining(*files) == 1
 
 
 def test_scores_and_logprobs_are_kept(files: tuple[Path, Path]) -> None:
@@ -314,7 +312,74 @@ def test_scores_and_logprobs_are_kept(files: tuple[Path, Path]) -> None:
 
 def test_progress_is_shown_on_stderr(files: tuple[Path, Path], capsys: pytest.CaptureFixture[str]) -> None:
     write(files[0], {"prompt": "a"}, {"prompt": "b"})
-    asyncio.run(batch.run(*files, Server()))
+    run(files, Server(), use_tqdm=True)
     shown = capsys.readouterr()
     assert "2/2" in shown.err
     assert shown.out == ""
+
+
+def test_a_folder_or_a_pattern_is_read_as_one_file(tmp_path: Path) -> None:
+    folder, sink = tmp_path / "in", tmp_path / "out.jsonl"
+    folder.mkdir()
+    write(folder / "b.jsonl", {"prompt": "c"}, {"prompt": "d", "id": "own"})
+    with gzip.open(folder / "a.jsonl.gz", "wt") as file:
+        file.write('{"prompt": "a"}\n\n{"prompt": "b"}\n')
+    (folder / "README").write_text("no requests")
+    rows = [{"prompt": "e", "max_tokens": 5}, {"prompt": "f", "top_k": 2}]
+    pq.write_table(
+        pa.Table.from_pylist(rows, pa.schema({"prompt": "string", "max_tokens": "int64", "top_k": "int64"})),
+        folder / "c.parquet",
+    )
+    server = Server()
+    run((folder, sink), server)
+    assert [(line["id"], line["outputs"][0]["text"]) for line in read(sink)] == [
+        (1, "A"), (3, "B"), (4, "C"), ("own", "D"), (6, "E"), (7, "F")
+    ]  # fmt: skip
+    params = [params for _, params, _ in server.asked]
+    assert params[4:] == [SamplingParams(max_tokens=5), SamplingParams(top_k=2)]
+    assert corpus.remaining(folder, sink) == 0
+    assert corpus.remaining(folder / "*.jsonl*", tmp_path / "other.jsonl") == 4
+    with pytest.raises(InvalidRequest, match=r"no \.jsonl"):
+        corpus.remaining(folder / "*.json", sink)
+    with pytest.raises(InvalidRequest, match="must not be the input"):
+        corpus.remaining(folder, folder / "b.jsonl")
+
+
+class Capitals:
+    """A server that can be sent to another process."""
+
+    async def generate(
+        self,
+        prompt: Any,
+        params: Params | None = None,  # noqa: ARG002
+        *,
+        priority: int = 0,  # noqa: ARG002
+        timeout: float | None = None,  # noqa: ARG002
+        **chosen: Unpack[Chosen],  # noqa: ARG002
+    ) -> RequestOutput:
+        await asyncio.sleep(0.001 * (len(prompt["prompt"]) % 3))  # not answered in the order they came
+        if prompt["prompt"] == "end":
+            raise InvalidRequest("beyond the server's", field="timeout_ms")
+        return output(prompt["prompt"].upper())
+
+
+@pytest.mark.ray
+def test_on_ray(files: tuple[Path, Path]) -> None:
+    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import it
+    write(files[0], *[{"prompt": "x" * (n % 7)} for n in range(500)], {"prompt": "end"})
+    with launch.ray_alone():
+        # No CPU is left: workers may have reserved them all.
+        @ray.remote(num_cpus=ray.available_resources()["CPU"])
+        class Worker:
+            pass
+
+        worker = Worker.remote()  # type: ignore[attr-defined]
+        ray.get(worker.__ray_ready__.remote())
+        with pytest.raises(InvalidRequest) as caught:
+            batch.run(*files, Capitals, connections=2, concurrency=20)
+        assert type(caught.value) is InvalidRequest
+        answers = read(files[1])
+        assert [line["id"] for line in answers] == list(range(1, len(answers) + 1))
+        write(files[0], *[{"prompt": "x" * (n % 7)} for n in range(500)])
+        assert batch.run(*files, Capitals, connections=2, concurrency=20).answered == 500 - len(answers)
+    assert [line["outputs"][0]["text"] for line in read(files[1])] == ["X" * (n % 7) for n in range(500)]
