@@ -1,5 +1,5 @@
-"""Whatever happens to a request, its tokens are the same, transformers' where it is greedy. With one family:
-what tells the others apart is in test_matrix.py."""
+"""Whatever happens to a request, its tokens are the same, transformers' where it is greedy. With every T5, or
+with one: what tells the other families apart is in test_matrix.py."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-from models import decoding
+from models import T5_VARIANTS, decoding
 from parity import (
     Answers,
     Kept,
@@ -30,6 +30,11 @@ def variant(reference: Callable[..., Reference]) -> Reference:
     return reference("umt5")
 
 
+@pytest.fixture(params=T5_VARIANTS)
+def t5(request: pytest.FixtureRequest, reference: Callable[..., Reference]) -> Reference:
+    return reference(request.param)
+
+
 def resumed(
     requests: list[EngineRequest], answers: Answers, seed: int
 ) -> tuple[list[EngineRequest], Answers]:
@@ -48,18 +53,24 @@ def resumed(
 # -- greedy, against transformers
 
 
-def test_continuous_batch(variant: Reference) -> None:
+def test_continuous_batch(t5: Reference) -> None:
     """64 requests through 16 slots: they join and leave at every step."""
-    engine = Engine(variant.config())
-    assert serve(engine, greedy(variant.prompts)) == variant.answers
+    engine = Engine(t5.config())
+    assert serve(engine, greedy(t5.prompts)) == t5.answers
     assert engine.stats().preemptions == 0
-    assert engine.stats().steps < sum(map(len, variant.answers)) / 8
+    assert engine.stats().steps < sum(map(len, t5.answers)) / 8
 
 
-def test_resumed_from_another_replica(variant: Reference) -> None:
+def test_preempted_and_recomputed(t5: Reference) -> None:
+    engine = Engine(t5.config(overlap=True, num_pages=60, page_size=4))
+    assert serve(engine, greedy(t5.prompts)) == t5.answers
+    assert engine.stats().preemptions > 0
+
+
+def test_resumed_from_another_replica(t5: Reference) -> None:
     """Decoder prefixes of all lengths, prefilled in chunks next to others' decoding."""
-    requests, rest = resumed(greedy(variant.prompts), variant.answers, seed=3)
-    config = variant.config(overlap=True, max_batched_tokens=20)
+    requests, rest = resumed(greedy(t5.prompts), t5.answers, seed=3)
+    config = t5.config(overlap=True, max_batched_tokens=20)
     assert serve(Engine(config), requests) == rest
 
 
