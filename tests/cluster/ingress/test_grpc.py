@@ -387,5 +387,12 @@ async def test_many_streams_are_gathered_and_one_is_not(api: Api, router: FakeRo
     await api.Generate(data, Context())
     assert max(router.gathers_s) <= 1 / 2000
     router.gathers_s.clear()
-    await asyncio.gather(*(api.Generate(data, Context()) for _ in range(200)))
+    router.stall_after = 1  # until they are all there
+    calls = [asyncio.create_task(api.Generate(data, Context())) for _ in range(200)]
+    async with asyncio.timeout(60):
+        while len(router.gathers_s) < len(calls):
+            await asyncio.sleep(0.01)
+    for call in calls:
+        call.cancel()
+    await asyncio.gather(*calls, return_exceptions=True)
     assert max(router.gathers_s) == 0.05
