@@ -25,6 +25,7 @@ import random
 import sys
 import tempfile
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -79,13 +80,13 @@ class Outcome:
         return self.tokens / self.seconds
 
 
-class System:
+class System(ABC):
     """Something that generates. `run` takes requests that are all there and says how long each answer is."""
 
     name: str
 
-    def run(self, requests: Sequence[Request], beams: int) -> list[int]:
-        raise NotImplementedError
+    @abstractmethod
+    def run(self, requests: Sequence[Request], beams: int) -> list[int]: ...
 
     def batches(self, requests: list[Request], size: int) -> Iterator[list[Request]]:
         for start in range(0, len(requests), size):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import uuid
+from abc import ABC, abstractmethod
 from typing import Any
 
 import ray
@@ -25,7 +26,7 @@ HEALTH_TIMEOUT_S = 10.0  # for the group's answers to one health check
 CALLS = 1000  # that one actor serves at a time; a link of a router is one
 
 
-class Supervisor:
+class Supervisor(ABC):
     """Starts a group, answers health from its progress, drains it, ends it.
 
     Every actor of the group has `watch`, which returns or raises when it will work no more, and
@@ -42,9 +43,9 @@ class Supervisor:
         self._background = Background()
         self._starting: asyncio.Task[None] | None = None
 
+    @abstractmethod
     async def _start(self) -> None:
         """Has the actors load their models. They are all spawned already."""
-        raise NotImplementedError
 
     def _spawn(self, kind: type, cpus: float, gpus: float, *args: object) -> None:
         """Adds an actor to the group, in the bundle of its number."""

@@ -11,7 +11,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tandem.kernels.attention_paged import soft_capped
+from tandem.kernels.attention_paged_kernels import soft_capped
 from tandem.kernels.summaries import Summaries
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)

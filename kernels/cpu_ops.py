@@ -59,6 +59,7 @@ def add_rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float)
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
     """As in `reference`, into float32 pages."""
+    assert slots.dtype == torch.int64
     k, v, slots = _rows(k), _rows(v), slots.contiguous()
     rows, heads, dim = k.shape
     _cpu.write_kv(
@@ -87,6 +88,7 @@ def paged_attention(
     cu_rows: int32 [S + 1]. by_cell: the table names each key's place, page P + offset, instead of each page.
     """
     assert sums is None or sums.is_contiguous()
+    assert page_table.dtype == lengths.dtype == cu_rows.dtype == torch.int32
     q = _rows(q)
     _, heads, dim = q.shape
     out = torch.empty(q.shape, dtype=q.dtype)

@@ -48,7 +48,7 @@ class Linear:
 
 def packs(weight: Tensor) -> bool:
     """Whether a weight like this is laid out anew."""
-    if weight.device.type != "cpu" or not torch.backends.mkldnn.is_available():
+    if weight.device.type != "cpu" or not hasattr(_ONEDNN, "_linear_pointwise"):  # PyTorch without oneDNN
         return False
     return weight.dtype == torch.float32 or (
         weight.dtype == torch.bfloat16 and _ONEDNN._is_mkldnn_bf16_supported()

@@ -44,8 +44,10 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidRequest(f"must be at least 1, got {value}", field=name)
-        if self.kv_cache_gib is not None and not self.kv_cache_gib > 0:
-            raise InvalidRequest(f"must be above 0, got {self.kv_cache_gib}", field="kv_cache_gib")
+        for name in ("kv_cache_gib", "simulated_step_ms"):
+            value = getattr(self, name)
+            if value is not None and not value > 0:
+                raise InvalidRequest(f"must be above 0, got {value}", field=name)
         for name, known in (("dtype", get_args(Dtype)), ("device", get_args(Device))):
             value = getattr(self, name)
             if value not in known:

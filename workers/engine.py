@@ -14,10 +14,9 @@ from tandem.workers.distributed import Group
 from tandem.workers.packet import CLOSE, Packet
 from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest, EngineStats
-from tandem.workers.runner import Runner
 from tandem.workers.sampler import Sampled, Sampler, Scored
 from tandem.workers.scheduler import EndReason, Scheduler
-from tandem.workers.simulated import SimulatedRunner
+from tandem.workers.simulated import make_runner
 from tandem.workers.step_plan import StepPlan, StepResult
 
 
@@ -32,8 +31,7 @@ class Engine:
                 f"is {config.tensor_parallel_size}, but the group has {self.group.size} ranks",
                 field="tensor_parallel_size",
             )
-        kind = Runner if config.simulated_step_ms is None else SimulatedRunner
-        self.runner = kind(config, self.group)
+        self.runner = make_runner(config, self.group)
         self.spec = self.runner.spec
         self.sampler = Sampler(config.max_num_seqs, self.spec.vocab_size, self.runner.device)
         self.scheduler = Scheduler(

@@ -8,7 +8,7 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.packet import CLOSE, Packet
 from tandem.workers.request import HiddenStates
-from tandem.workers.runner import Runner
+from tandem.workers.simulated import make_runner
 
 
 class Follower:
@@ -16,7 +16,7 @@ class Follower:
 
     def __init__(self, config: EngineConfig, group: Group) -> None:
         self.group = group
-        self.runner = Runner(config, group)
+        self.runner = make_runner(config, group)
         self.steps = 0  # executed, never more than rank 0 has planned
         self._hidden: dict[int, HiddenStates] = {}
         self._lock = threading.Lock()

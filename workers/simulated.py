@@ -6,6 +6,8 @@ import time
 
 import torch
 
+from tandem.workers.config import EngineConfig
+from tandem.workers.distributed import Group
 from tandem.workers.packet import Packet
 from tandem.workers.runner import Hidden, Runner
 
@@ -23,7 +25,14 @@ class SimulatedRunner(Runner):
         hidden: Hidden,  # noqa: ARG002
     ) -> tuple[torch.Tensor | None, None]:
         assert self.config.simulated_step_ms is not None
+        assert not len(packet.targets), "nothing is scored in a simulation"
         time.sleep(self.config.simulated_step_ms / 1000)
         sampling = int(packet.rows[:, 4].sum())
-        assert not len(packet.targets), "nothing is scored in a simulation"
-        return torch.zeros(sampling, self.spec.vocab_size) if sampling else None, None
+        if not sampling or self.group.rank > 0:
+            return None, None
+        return torch.zeros(sampling, self.spec.vocab_size, device=self.device), None
+
+
+def make_runner(config: EngineConfig, group: Group) -> Runner:
+    """The same kind on every rank."""
+    return (Runner if config.simulated_step_ms is None else SimulatedRunner)(config, group)

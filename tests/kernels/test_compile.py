@@ -14,7 +14,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tandem.kernels import activations, attention_encoder, attention_paged, kv_cache, norms
+from tandem.kernels import activations, attention_encoder, attention_paged_kernels, kv_cache, norms
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
@@ -86,36 +86,36 @@ CASES = {
         {"REACH": 128, "LEFT": 2, "TILES": 6, "BLOCK_M": 128, "BLOCK_N": 64},
     ),
     "self attention, one row": (
-        attention_paged._one_row_kernel,
+        attention_paged_kernels.one_row,
         {**PAGED, "bias_ptr": "*fp32"},
         {**PAGED_SIZES, "top_ptr": None, "REACH": 128, "HAS_BIAS": True, "SPLITS": 1, "PAGE": 64}
         | {"BY_CELL": False},
     ),
     "self attention of beams, split": (
-        attention_paged._one_row_kernel,
+        attention_paged_kernels.one_row,
         {**PAGED, "bias_ptr": "*fp32", "out_ptr": "*fp32", "top_ptr": "*fp32"},
         {**PAGED_SIZES, "REACH": 128, "HAS_BIAS": True, "SPLITS": 4, "PAGE": 64, "BY_CELL": True, **GEMMA},
     ),
     "cross attention, one row, split": (
-        attention_paged._one_row_kernel,
+        attention_paged_kernels.one_row,
         {**PAGED, "out_ptr": "*fp32", "top_ptr": "*fp32"},
         {**PAGED_SIZES, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "SPLITS": 4, "PAGE": 16}
         | {"BY_CELL": False},
     ),
     "self attention, several rows": (
-        attention_paged._row_block_kernel,
+        attention_paged_kernels.row_block,
         {**PAGED, "bias_ptr": "*fp32"},
         {**PAGED_SIZES, "top_ptr": None, "REACH": 128, "HAS_BIAS": True, "CAUSAL": True, "SPLITS": 1}
         | {"PAGE": 64, "BLOCK_M": 64, **GEMMA},
     ),
     "cross attention, several rows, split": (
-        attention_paged._row_block_kernel,
+        attention_paged_kernels.row_block,
         {**PAGED, "out_ptr": "*fp32", "top_ptr": "*fp32"},
         {**PAGED_SIZES, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "CAUSAL": False, "SPLITS": 4}
         | {"PAGE": 16, "BLOCK_M": 16},
     ),
     "merge": (
-        attention_paged._merge_kernel,
+        attention_paged_kernels.merge,
         {"parts_ptr": "*fp32", "tops_ptr": "*fp32", "out_ptr": BF16, "sums_ptr": "*fp32"},
         {"SPLITS": 4, "SUMS": True, "DIM": 64, "BLOCK_D": 64},
     ),
