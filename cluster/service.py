@@ -16,7 +16,7 @@ from tandem.cluster.health import Health, Workers
 from tandem.cluster.metrics import Metrics, Observation
 from tandem.cluster.metrics import Protocol as WireProtocol
 from tandem.errors import DeadlineExceeded, InvalidRequest
-from tandem.inputs import Chosen, Prompt, SingletonPrompt
+from tandem.inputs import Prompt, SingletonPrompt, Terms
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params
 from tandem.wire import ServedModel
@@ -167,12 +167,7 @@ class Call:
         self,
         prompts: Sequence[Prompt],
         params: Params | None,
-        *,
-        model: str | None = None,
-        request_id: str | None = None,
-        priority: int = 0,
-        timeout_s: float | None = None,
-        **chosen: Unpack[Chosen],
+        **terms: Unpack[Terms],
     ) -> list[PreparedRequest]:
         """Validates and tokenizes, where there is room for the work. Raises InvalidRequest, ModelNotFound:
         see `Frontend.prepare`; Overloaded, Unavailable."""
@@ -183,52 +178,27 @@ class Call:
             prepared: list[PreparedRequest] = []
             for number, prompt in enumerate(prompts):
                 try:
-                    prepared.append(
-                        frontend.prepare(
-                            prompt,
-                            params,
-                            model=model,
-                            request_id=request_id,
-                            priority=priority,
-                            timeout_s=timeout_s,
-                            **chosen,
-                        )
-                    )
+                    prepared.append(frontend.prepare(prompt, params, **terms))
                 except InvalidRequest as error:
                     where = f" (in prompt {number} of {len(prompts)})" if len(prompts) > 1 else ""
                     raise InvalidRequest(error.message + where, field=error.field) from None
             return prepared
 
         prepared = await self._service.in_thread(prepare)
-        self._prepared(prepared[0].request_id, timeout_s)
+        self._prepared(prepared[0].request_id, terms.get("timeout_s"))
         return prepared
 
     async def prepare_score(
         self,
         prompt: Prompt,
         targets: Sequence[SingletonPrompt],
-        *,
-        model: str | None = None,
-        request_id: str | None = None,
-        priority: int = 0,
-        timeout_s: float | None = None,
-        **chosen: Unpack[Chosen],
+        **terms: Unpack[Terms],
     ) -> PreparedScore:
         """Likewise: see `Frontend.prepare_score`."""
         self._service.check_room()
         frontend = self._service.frontend
-        prepared = await self._service.in_thread(
-            lambda: frontend.prepare_score(
-                prompt,
-                targets,
-                model=model,
-                request_id=request_id,
-                priority=priority,
-                timeout_s=timeout_s,
-                **chosen,
-            )
-        )
-        self._prepared(prepared.request_id, timeout_s)
+        prepared = await self._service.in_thread(lambda: frontend.prepare_score(prompt, targets, **terms))
+        self._prepared(prepared.request_id, terms.get("timeout_s"))
         return prepared
 
     async def score(self, prepared: PreparedScore) -> ScoreOutput:

@@ -42,6 +42,15 @@ class Chosen(TypedDict, total=False):
     task: str | None
 
 
+class Terms(Chosen, total=False):
+    """What a request says beside its prompt and its parameters, as keyword arguments."""
+
+    model: str | None
+    request_id: str | None
+    priority: int
+    timeout_s: float | None
+
+
 def zip_enc_dec_prompt_lists(
     encoder_prompts: Iterable[SingletonPrompt], decoder_prompts: Iterable[SingletonPrompt | None]
 ) -> list[ExplicitEncoderDecoderPrompt]:

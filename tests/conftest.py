@@ -18,12 +18,21 @@ settings.register_profile(
 )
 settings.load_profile("tandem")
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # another process tests beside us: threads would fight for the cores
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 VERDICT = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-matrix", action="store_true", help="put the parity matrix into README.md")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """With `--dist loadgroup`, what shares a costly fixture runs in one process: all of e2e/, or a file."""
+    for item in items:
+        shares = item.path.parent if item.path.parent.name == "e2e" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(shares.relative_to(item.config.rootpath))))
 
 
 @pytest.fixture(scope="session")

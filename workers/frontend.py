@@ -12,12 +12,20 @@ import secrets
 import uuid
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from tandem.errors import InvalidRequest, ModelNotFound
-from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, singleton, take_apart
+from tandem.inputs import (
+    Chosen,
+    ExplicitEncoderDecoderPrompt,
+    Prompt,
+    SingletonPrompt,
+    Terms,
+    singleton,
+    take_apart,
+)
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.params import BeamSearchParams, Params, SamplingParams
 from tandem.workers.assembler import Assembler, PreparedRequest
@@ -74,27 +82,19 @@ class Frontend:
         self,
         prompt: Prompt,
         params: Params | None = None,
-        *,
-        model: str | None = None,
-        request_id: str | None = None,
-        priority: int = 0,
-        timeout_s: float | None = None,
-        **chosen: Unpack[Chosen],
+        **terms: Unpack[Terms],
     ) -> PreparedRequest:
         """Checks everything there is to check about a request, and fills in every default. Without params
         the model's own way of decoding holds, or the task's.
 
-        Chosen are one of the model's `task_specific_params`, or the languages of a translation: codes of its
-        tokenizer, or such as name a task. What the model wants to read for them is put before a text; token
-        ids are taken as they are.
+        Terms may name one of the model's `task_specific_params`, or the languages of a translation: codes
+        of its tokenizer, or such as name a task. What the model wants to read for them is put before a text;
+        token ids are taken as they are.
 
         Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
         """
-        self.check_model(model)
-        request_id = self._request_id(request_id)
-        self._check_priority(priority)
-        timeout_s = self._timeout_s(timeout_s)
-        choice = self.tasks.choose(**chosen)
+        agreed = self._agree(**terms)
+        choice = agreed.choice
         if params is None:
             params = BeamSearchParams() if choice.defaults.beams else SamplingParams()
         check_counts(params, self.limits)
@@ -107,11 +107,8 @@ class Frontend:
         seed = secrets.randbits(63) if params.seed is None else params.seed
         # The samples' prompt is the same: the first says what there is to say of it.
         others = replace(decoding, prompt_logprobs=None)
-        # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may
-        # arrive while the first try is still being cancelled.
-        nonce = secrets.token_hex(8)
         return PreparedRequest(
-            request_id=request_id,
+            request_id=agreed.request_id,
             params=params,
             encoder_prompt=given.encoder_text,
             encoder_prompt_token_ids=given.encoder_ids,
@@ -120,12 +117,12 @@ class Frontend:
             context_ids=given.context,
             samples=[
                 EngineRequest(
-                    request_id=f"{request_id}:{nonce}:{index}",
+                    request_id=agreed.engine_id(index),
                     encoder=given.encoder,
                     prefix_ids=tuple(given.prefix),
                     decoding=replace(others if index else decoding, seed=sample_seed(seed, index)),
-                    priority=priority,
-                    timeout_s=timeout_s,
+                    priority=agreed.priority,
+                    timeout_s=agreed.timeout_s,
                 )
                 for index in range(samples)
             ],
@@ -135,14 +132,9 @@ class Frontend:
         self,
         prompt: Prompt,
         targets: Sequence[SingletonPrompt],
-        *,
-        model: str | None = None,
-        request_id: str | None = None,
-        priority: int = 0,
-        timeout_s: float | None = None,
-        **chosen: Unpack[Chosen],
+        **terms: Unpack[Terms],
     ) -> PreparedScore:
-        """Checks a request to score targets for a prompt; task and languages are as for `prepare`.
+        """Checks a request to score targets for a prompt; the terms are as for `prepare`.
 
         A target that is text gets the special tokens that the tokenizer gives a label, such as EOS and the
         target language; for a decoder-only model, where it goes on from the prompt, none. Token ids are taken
@@ -150,34 +142,30 @@ class Frontend:
 
         Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
         """
-        self.check_model(model)
-        request_id = self._request_id(request_id)
-        self._check_priority(priority)
-        timeout_s = self._timeout_s(timeout_s)
+        agreed = self._agree(**terms)
+        choice = agreed.choice
         if not 0 < len(targets) <= self.limits.targets:
             raise InvalidRequest(f"1 to {self.limits.targets} targets, got {len(targets)}", field="targets")
-        choice = self.tasks.choose(**chosen)
         given = self._given(prompt, choice)
         ids = [
             self._target_ids(target, f"targets.{number}", given, choice)
             for number, target in enumerate(targets)
         ]
-        nonce = secrets.token_hex(8)  # as in `prepare`
         return PreparedScore(
-            request_id=request_id,
+            request_id=agreed.request_id,
             encoder_prompt=given.encoder_text,
             encoder_prompt_token_ids=given.encoder_ids,
             prompt=given.decoder_text,
             prompt_token_ids=given.prefix,
             targets=[
                 EngineRequest(
-                    request_id=f"{request_id}:{nonce}:{index}",
+                    request_id=agreed.engine_id(index),
                     encoder=given.encoder,
                     prefix_ids=tuple(given.prefix),
                     decoding=scoring_of(len(target)),
                     target_ids=tuple(target),
-                    priority=priority,
-                    timeout_s=timeout_s,
+                    priority=agreed.priority,
+                    timeout_s=agreed.timeout_s,
                 )
                 for index, target in enumerate(ids)
             ],
@@ -197,6 +185,24 @@ class Frontend:
             raise ModelNotFound(f"no model {model[:80]!r}; this server has {self.info.name!r}", field="model")
 
     # -- the parts of a request
+
+    def _agree(
+        self,
+        *,
+        model: str | None = None,
+        request_id: str | None = None,
+        priority: int = 0,
+        timeout_s: float | None = None,
+        **chosen: Unpack[Chosen],
+    ) -> _Agreed:
+        self.check_model(model)
+        if type(priority) is not int or abs(priority) > self.limits.priority:
+            raise InvalidRequest(
+                f"must be an integer of magnitude at most {self.limits.priority}, got {priority!r}",
+                field="priority",
+            )
+        choice = self.tasks.choose(**chosen)
+        return _Agreed(self._request_id(request_id), priority, self._timeout_s(timeout_s), choice)
 
     def _given(self, prompt: Prompt, choice: Choice) -> _Given:
         parts = take_apart(prompt)
@@ -317,13 +323,6 @@ class Frontend:
             raise InvalidRequest(f"must be 1 to {limit} printable ASCII characters", field="request_id")
         return request_id
 
-    def _check_priority(self, priority: int) -> None:
-        if type(priority) is not int or abs(priority) > self.limits.priority:
-            raise InvalidRequest(
-                f"must be an integer of magnitude at most {self.limits.priority}, got {priority!r}",
-                field="priority",
-            )
-
     def _check_answer(self, outputs: int, decoding: Decoding) -> None:
         each, limit = 1 + (decoding.logprobs or 0), self.limits.answer_values
         if (values := outputs * decoding.max_tokens * each) > limit:
@@ -347,6 +346,22 @@ class Frontend:
         digest = hashlib.blake2b(self.info.revision.encode(), digest_size=16)
         digest.update(b"\0" + array("I", ids).tobytes())
         return digest.hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class _Agreed:
+    """A request's terms, checked and completed."""
+
+    request_id: str
+    priority: int
+    timeout_s: float | None
+    choice: Choice
+    # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may arrive
+    # while the first try is still being cancelled.
+    nonce: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def engine_id(self, index: int) -> str:
+        return f"{self.request_id}:{self.nonce}:{index}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from tandem.cluster.config import ServeConfig
     from tandem.workers.model_info import ModelInfo
 
-err = Console(stderr=True)
+err = Console(stderr=True, soft_wrap=True)  # whole lines, which logs and `grep` want
 
 ModelArgument = Annotated[
     str,

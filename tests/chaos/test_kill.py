@@ -124,13 +124,13 @@ def eventually(condition: Callable[[], bool], otherwise: str, within_s: float = 
         time.sleep(0.1)
 
 
-def report(what: str, load: Load, capsys: pytest.CaptureFixture[str]) -> None:
-    """Prints the counts, of a passing run too, and checks every request."""
+def report(what: str, load: Load, record: Callable[[str, object], None]) -> None:
+    """Has the counts printed at the end of the test run, see conftest.py, and checks every request."""
     kinds = Counter(error.code().name for error in load.errors)
-    with capsys.disabled():
-        print(
-            f"\n{what} killed: {load.right} right, {len(load.wrong)} wrong, errors: {dict(kinds) or 'none'}"
-        )
+    record(
+        "chaos",
+        f"{what} killed: {load.right} right, {len(load.wrong)} wrong, errors: {dict(kinds) or 'none'}",
+    )
     assert not load.wrong, load.wrong[:3]
     for error in load.errors:
         assert error.code() in TYPED, error
@@ -175,7 +175,7 @@ def test_kill_under_load(
     endpoint_of: Callable[[int, int], str],
     expected: dict[str, list[int]],
     what: str,
-    capsys: pytest.CaptureFixture[str],
+    record_property: Callable[[str, object], None],
 ) -> None:
     actor_class, deployment, *shape = CASES[what]
     endpoint = endpoint_of(*shape)
@@ -191,5 +191,5 @@ def test_kill_under_load(
         return victim not in now and len(now) >= len(before) and replicas(deployment) >= running
 
     load = under_load(endpoint, expected, kill, back)
-    report(what, load, capsys)
+    report(what, load, record_property)
     assert ray.is_initialized()

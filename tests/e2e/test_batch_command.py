@@ -1,4 +1,5 @@
-"""`tandem batch` against a running server: its answers, and being killed in the middle."""
+"""`tandem batch` against a running server: its answers, and Ctrl-C in the middle. That it survives being
+killed is in chaos/."""
 
 from __future__ import annotations
 
@@ -49,20 +50,20 @@ def check(sink: Path, expected: dict[str, str]) -> None:
             assert line["outputs"][0]["text"] == expected[PROMPTS[number % len(PROMPTS)]]
 
 
-def test_killed_and_run_again(server: Server, expected: dict[str, str], source: Path, tmp_path: Path) -> None:
+def test_interrupted_and_run_again(
+    server: Server, expected: dict[str, str], source: Path, tmp_path: Path
+) -> None:
     sink = tmp_path / "out.jsonl"
-    for number in (signal.SIGKILL, signal.SIGINT):
-        process = subprocess.Popen(command(source, sink, server), stderr=subprocess.PIPE, text=True)
-        before = sink.stat().st_size if sink.exists() else 0
-        deadline = time.monotonic() + 120
-        while not sink.exists() or sink.stat().st_size <= before:
-            assert time.monotonic() < deadline
-            assert process.poll() is None, process.communicate()
-            time.sleep(0.01)
-        process.send_signal(number)
-        _, shown = process.communicate(timeout=60)
-        assert process.returncode == (-number if number == signal.SIGKILL else 130), shown
-        assert 0 < sink.read_text().count("\n") < LINES
+    process = subprocess.Popen(command(source, sink, server), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not sink.exists() or not sink.stat().st_size:
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    _, shown = process.communicate(timeout=60)
+    assert process.returncode == 130, shown
+    assert 0 < sink.read_text().count("\n") < LINES
     assert "goes on from there" in shown
     done = subprocess.run(
         command(source, sink, server), stderr=subprocess.PIPE, text=True, check=True, timeout=300,

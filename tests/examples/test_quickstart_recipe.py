@@ -21,7 +21,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
         lines = [
             f"I see {n} {noun}s.\t{language} {n} {noun} {extra}."
             for noun in NOUNS
-            for n in range(30)
+            for n in range(25)
             for extra in "ab"
         ]
         (folder / f"tatoeba-en-{language}.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
