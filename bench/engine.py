@@ -122,9 +122,10 @@ class System(ABC):
 
 
 class Tandem(System):
-    def __init__(self, folder: Path, dtype: str) -> None:
-        self.name = f"tandem {dtype}"
-        self._llm = LLM(str(folder), dtype=dtype, max_num_seqs=BATCH)
+    def __init__(self, folder: Path, precision: str) -> None:
+        self.name = f"tandem {precision}"
+        how = {"quantization": precision} if precision == "int8" else {"dtype": precision}
+        self._llm = LLM(str(folder), **how, max_num_seqs=BATCH)
 
     def run(self, requests: Sequence[Request], beams: int) -> list[int]:
         outputs = self._llm.generate(
@@ -322,7 +323,8 @@ def main() -> None:
             ("quickstart", QUICKSTART, lambda count, rng: sentences(count, rng, tokenizer)),
         ):
             systems: list[System] = [
-                Tandem(folder, "float32"), Tandem(folder, "bfloat16"), Transformers(folder),
+                *(Tandem(folder, precision) for precision in ("float32", "bfloat16", "int8")),
+                Transformers(folder),
             ]  # fmt: skip
             try:
                 systems += [
@@ -338,7 +340,7 @@ def main() -> None:
 
 
 def _table(title: str, figures: dict[str, Any]) -> Table:
-    ours = ("tandem float32", "tandem bfloat16")
+    ours = ("tandem float32", "tandem bfloat16", "tandem int8")
     table = Table("load", "system", "tokens/s", "latency, ms", *(f"{name}/it" for name in ours), title=title)
     for load, by_system in figures.items():
         for system, values in by_system.items():

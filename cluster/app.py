@@ -95,6 +95,8 @@ def uses_gpus(config: ServeConfig) -> bool:
     """Whether the workers ask for GPUs. On `auto` the cluster decides by what it has at this moment."""
     if config.device != "auto":
         return config.device == "cuda"
+    if config.quantization is not None:
+        return False
     if ray.is_initialized():
         return bool(ray.cluster_resources().get("GPU", 0))  # type: ignore[no-untyped-call]
     return torch.cuda.is_available()  # `serve run` builds before it connects

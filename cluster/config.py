@@ -13,7 +13,7 @@ from tandem.errors import InvalidRequest
 from tandem.limits import Limits
 from tandem.params import invalid
 from tandem.workers.checkpoint import resolve
-from tandem.workers.config import Device, Dtype, EngineConfig
+from tandem.workers.config import Device, Dtype, EngineConfig, Quantization
 from tandem.workers.generation_defaults import checked_overrides
 
 Placement = Literal["disaggregated", "colocated"]
@@ -37,6 +37,7 @@ class ServeConfig:
     served_model_name: str | None = None  # what clients call it; None: `model`
     dtype: Dtype = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     device: Device = "auto"  # auto: GPUs if the cluster has any when the application is built
+    quantization: Quantization | None = None  # int8: of projections, on CPUs
     tensor_parallel_size: int = 1  # shards of one decoder replica
     # Decoding defaults that come before the model's `generation_config.json`, under its names.
     override_generation_config: dict[str, Any] = field(default_factory=dict)
@@ -126,6 +127,7 @@ class ServeConfig:
             model=folder or str(resolve(self.model)),
             dtype=self.dtype,
             device=self.device,
+            quantization=self.quantization,
             tensor_parallel_size=self.tensor_parallel_size,
             max_num_seqs=self.max_num_seqs,
             max_batched_tokens=self.max_batched_tokens,

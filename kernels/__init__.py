@@ -17,13 +17,14 @@ from torch import Tensor
 
 from tandem.kernels import cpu_ops, reference
 from tandem.kernels.groups import RowGroups
-from tandem.kernels.linear import Linear
+from tandem.kernels.linear import Int8Linear, Linear
 from tandem.kernels.reference import soft_capped
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
 from tandem.kernels.summaries import Blocks, Summaries
 
 __all__ = [
     "Blocks",
+    "Int8Linear",
     "Linear",
     "RowGroups",
     "Summaries",

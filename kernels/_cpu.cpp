@@ -14,13 +14,7 @@
 #include <limits>
 #include <vector>
 
-// Inner loops are compiled for each level of the instruction set and chosen when the module is loaded, so that a
-// wheel built on one machine runs on another.
-#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
-#define EVERY_LEVEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
-#else
-#define EVERY_LEVEL
-#endif
+#include "_cpu_int8.h"
 
 namespace {
 
@@ -323,6 +317,43 @@ PyObject* py_write_kv(PyObject*, PyObject* const* args, Py_ssize_t count) {
     Py_RETURN_NONE;
 }
 
+PyObject* py_int8_bytes(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (count != 2) return PyErr_Format(PyExc_TypeError, "int8_bytes takes 2 arguments");
+    const i64 outputs = PyLong_AsLongLong(args[0]), inputs = PyLong_AsLongLong(args[1]);
+    if (PyErr_Occurred()) return nullptr;
+    return PyLong_FromLongLong(int8_linear::packed_bytes(outputs, inputs));
+}
+
+PyObject* py_int8_pack(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (count != 6) return PyErr_Format(PyExc_TypeError, "int8_pack takes 6 arguments");
+    const float* weight = address<float>(args[0]);
+    uint8_t* packed = address<uint8_t>(args[1]);
+    float* scales = address<float>(args[2]);
+    const i64 outputs = PyLong_AsLongLong(args[3]), inputs = PyLong_AsLongLong(args[4]);
+    const int threads = static_cast<int>(PyLong_AsLong(args[5]));
+    if (PyErr_Occurred()) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    int8_linear::pack(weight, packed, scales, outputs, inputs, threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
+PyObject* py_int8_linear(PyObject*, PyObject* const* args, Py_ssize_t count) {
+    if (count != 10) return PyErr_Format(PyExc_TypeError, "int8_linear takes 10 arguments");
+    const float* x = address<float>(args[0]);
+    const uint8_t* packed = address<uint8_t>(args[1]);
+    const float *scales = address<float>(args[2]), *bias = address<float>(args[3]);
+    float* out = address<float>(args[4]);
+    i64 n[4];
+    for (int i = 0; i < 4; ++i) n[i] = PyLong_AsLongLong(args[5 + i]);  // rows, outputs, inputs, stride
+    const int threads = static_cast<int>(PyLong_AsLong(args[9]));
+    if (PyErr_Occurred()) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    int8_linear::apply(x, packed, scales, bias, out, n[0], n[1], n[2], n[3], threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
+}
+
 template <typename F>
 PyMethodDef method(const char* name, F* function) {
     // Through void*: the type of METH_FASTCALL is another than PyMethodDef's.
@@ -330,7 +361,13 @@ PyMethodDef method(const char* name, F* function) {
 }
 
 PyMethodDef methods[] = {
-    method("attend", py_attend), method("add_rms_norm", py_add_rms_norm), method("write_kv", py_write_kv), {},
+    method("attend", py_attend),
+    method("add_rms_norm", py_add_rms_norm),
+    method("write_kv", py_write_kv),
+    method("int8_bytes", py_int8_bytes),
+    method("int8_pack", py_int8_pack),
+    method("int8_linear", py_int8_linear),
+    {},
 };
 
 PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};

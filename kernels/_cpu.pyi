@@ -54,3 +54,18 @@ def write_kv(
     half: bool,
     /,
 ) -> None: ...
+def int8_bytes(outputs: int, inputs: int, /) -> int: ...
+def int8_pack(weight: int, packed: int, scales: int, outputs: int, inputs: int, threads: int, /) -> None: ...
+def int8_linear(
+    x: int,
+    packed: int,
+    scales: int,
+    bias: int,
+    out: int,
+    rows: int,
+    outputs: int,
+    inputs: int,
+    stride: int,
+    threads: int,
+    /,
+) -> None: ...

@@ -68,6 +68,33 @@ def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tens
     )  # fmt: skip
 
 
+def int8_pack(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [outputs, inputs], quantized by output: for `int8_linear`, bytes and scales [outputs]."""
+    assert weight.dtype == torch.float32
+    weight = weight.contiguous()
+    outputs, inputs = weight.shape
+    packed = torch.empty(_cpu.int8_bytes(outputs, inputs), dtype=torch.uint8)
+    scales = torch.empty(outputs)
+    threads = torch.get_num_threads()
+    _cpu.int8_pack(weight.data_ptr(), packed.data_ptr(), scales.data_ptr(), outputs, inputs, threads)
+    return packed, scales
+
+
+def int8_linear(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
+    """``quantize(x) @ quantized weight.T + bias``: float32 [N, inputs] -> [N, outputs]."""
+    assert x.dtype == torch.float32
+    if x.stride(1) != 1:
+        x = x.contiguous()
+    rows, inputs = x.shape
+    outputs = len(scales)
+    out = torch.empty(rows, outputs)
+    _cpu.int8_linear(
+        x.data_ptr(), packed.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr(),
+        out.data_ptr(), rows, outputs, inputs, x.stride(0), torch.get_num_threads(),
+    )  # fmt: skip
+    return out
+
+
 def paged_attention(
     q: Tensor,
     k_pages: Tensor,

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tandem.kernels import cpu_ops
+
 # What torch.compile's own CPU code calls.
 _ONEDNN: Final = torch.ops.mkldnn
 # Rows the layout is chosen for. oneDNN's choice for many rows is as fast for one row as its choice for one,
@@ -39,11 +41,55 @@ class Linear:
             self._packed = _ONEDNN._reorder_linear_weight(self.weight, _ROWS)
             self._weight = None
 
+    @property
+    def packed_bytes(self) -> int:
+        """What the weight takes when it is packed."""
+        return self.weight.nbytes
+
     def __call__(self, x: Tensor) -> Tensor:
         if self._packed is None:
             return F.linear(x, self.weight, self.bias)
         out: Tensor = _ONEDNN._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
+
+
+class Int8Linear(Linear):
+    """The same in 8-bit integers, on the CPU and in float32: `quantize(x) @ quantize(weight).T`.
+
+    The weight is quantized once, each output by itself, x at every call, each row by itself. The sums are
+    exact, so a row's result does not depend on the others.
+    """
+
+    def pack(self) -> None:
+        self._outputs = len(self.weight)
+        if cpu_ops.COMPILED:
+            self._packed, self._scales = cpu_ops.int8_pack(self.weight)
+        else:
+            self._packed, self._scales = quantize(self.weight)
+            self._packed = self._packed.t()
+        self._weight = None
+
+    @property
+    def packed_bytes(self) -> int:
+        return self.weight.numel() + 4 * self.weight.shape[0]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        assert self._packed is not None
+        if cpu_ops.COMPILED:
+            return cpu_ops.int8_linear(x, self._packed, self._scales, self.bias)
+        values, scales = quantize(x)
+        # oneDNN's product wants at least one of everything.
+        sums = torch._int_mm(values, self._packed) if len(x) else x.new_empty(0, self._outputs)
+        out = sums.float() * (scales.unsqueeze(1) * self._scales)
+        return out if self.bias is None else out + self.bias
+
+
+def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
+    """float32 [N, d] -> int8 [N, d] and float32 [N]: x is nearly their product, a row's largest magnitude
+    127."""
+    most = x.abs().amax(1) if x.numel() else x.new_zeros(len(x))
+    inverse = torch.where(most > 0, 127.0 / most, 0.0)
+    return (x * inverse.unsqueeze(1)).round().to(torch.int8), most / 127.0
 
 
 def packs(weight: Tensor) -> bool:

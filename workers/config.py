@@ -12,6 +12,7 @@ from tandem.workers.spec import StackSpec
 
 Dtype = Literal["auto", "float32", "bfloat16"]  # no float16: T5's activations overflow it
 Device = Literal["auto", "cpu", "cuda"]
+Quantization = Literal["int8"]
 
 GIB = 2**30
 
@@ -23,6 +24,7 @@ class EngineConfig:
     model: str  # a local folder, see checkpoint.resolve
     dtype: Dtype = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     device: Device = "auto"
+    quantization: Quantization | None = None  # int8: of projections, on a CPU and in float32; see Int8Linear
     tensor_parallel_size: int = 1
     max_num_seqs: int = 64  # sequences decoded at once
     max_batched_tokens: int = 2048  # decoder positions in one step
@@ -53,6 +55,16 @@ class EngineConfig:
             if value not in known:
                 hint = "; T5's activations overflow it" if value in ("half", "float16") else ""
                 raise InvalidRequest(f"must be one of {', '.join(known)}, got {value!r}{hint}", field=name)
+        if self.quantization is not None:
+            if self.quantization not in get_args(Quantization):
+                raise InvalidRequest(
+                    f"must be one of {', '.join(get_args(Quantization))}, got {self.quantization!r}",
+                    field="quantization",
+                )
+            if self.dtype == "bfloat16" or self.device == "cuda":
+                raise InvalidRequest(
+                    f"goes with float32 on a CPU, got {self.dtype} on {self.device}", field="quantization"
+                )
         if self.max_batched_tokens < self.max_num_seqs:
             raise InvalidRequest(
                 f"must be at least max_num_seqs = {self.max_num_seqs}, got {self.max_batched_tokens}",
@@ -71,7 +83,7 @@ class EngineConfig:
     def torch_device(self, rank: int = 0) -> torch.device:
         kind = self.device
         if kind == "auto":
-            kind = "cuda" if torch.cuda.is_available() else "cpu"
+            kind = "cuda" if torch.cuda.is_available() and self.quantization is None else "cpu"
         # Ray shows a shard its own GPU only; ranks spawned by LLM see them all.
         return torch.device(kind, rank % torch.cuda.device_count()) if kind == "cuda" else torch.device("cpu")
 

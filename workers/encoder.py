@@ -25,7 +25,8 @@ class Encoder:
         self.dtype = config.torch_dtype(self.device)
         checkpoint = Checkpoint(folder, read_json(folder, "config.json"))
         self.spec = checkpoint.spec
-        self._stack = load_encoder(checkpoint, Placement(self.device, self.dtype, Group()))
+        place = Placement(self.device, self.dtype, Group(), config.quantization)
+        self._stack = load_encoder(checkpoint, place)
 
     @property
     def d_model(self) -> int:

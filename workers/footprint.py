@@ -40,17 +40,22 @@ class Footprint:
         folder = Path(config.model)
         checkpoint = Checkpoint(folder, read_json(folder, "config.json"))
         spec, tied = checkpoint.spec, checkpoint.tied("decoder.output", "decoder.embedding")
-        auto = "cuda" if torch.cuda.is_available() else "cpu"
-        device = torch.device(auto if config.device == "auto" else config.device)  # need not be here
+        # The device need not be here.
+        device = config.torch_device() if config.device == "auto" else torch.device(config.device)
         dtype = config.torch_dtype(device)
         ranks = config.tensor_parallel_size
         # The engine's own layers, of tensors that have a size but no memory.
-        place = Placement(torch.device("meta"), dtype, Group(size=ranks))
-        encoder = 0 if spec.encoder is None else _bytes(EncoderStack(spec.encoder, place).slots())
+        meta = torch.device("meta")
+        encoder = 0
+        if spec.encoder is not None:
+            place = Placement(meta, dtype, Group(size=ranks), config.quantization)
+            encoder = _bytes(EncoderStack(spec.encoder, place).slots()) - place.saved()
+        place = Placement(meta, dtype, Group(size=ranks), config.quantization)
         layers = DecoderStack(spec, tied, place)
-        decoder = _bytes(layers.slots())
-        if tied and device.type == "cpu":  # the output projection is laid out anew beside the embedding
-            decoder += layers.embedding.tokens.weight.nbytes
+        decoder = _bytes(layers.slots()) - place.saved()
+        if device.type == "cpu":  # the output projection is laid out anew; a tied one, beside the embedding
+            output = layers.head.projection
+            decoder += output.packed_bytes - (0 if tied else output.weight.nbytes)
         if device.type == "cuda" and config.num_pages is None and config.kv_cache_gib is None:
             if not torch.cuda.is_available():
                 raise InvalidRequest("must be said where there is no GPU to ask", field="kv_cache_gib")

@@ -11,8 +11,9 @@ import torch.nn.functional as F
 
 from tandem import kernels
 from tandem.errors import ModelLoadError
-from tandem.kernels import Linear
+from tandem.kernels import Int8Linear, Linear
 from tandem.workers.checkpoint import WeightSlot
+from tandem.workers.config import Quantization
 from tandem.workers.distributed import Group
 from tandem.workers.spec import NormKind
 
@@ -24,9 +25,11 @@ class HasWeights(Protocol):
 class Placement:
     """Where and how a model's tensors are made."""
 
-    def __init__(self, device: torch.device, dtype: torch.dtype, group: Group) -> None:
+    def __init__(
+        self, device: torch.device, dtype: torch.dtype, group: Group, quantization: Quantization | None = None
+    ) -> None:
         self.device, self.dtype, self.group = device, dtype, group
-
+        self.linear_kind = Linear if quantization is None else Int8Linear
         self._linears: list[Linear] = []
 
     def empty(self, *shape: int) -> torch.Tensor:
@@ -34,7 +37,7 @@ class Placement:
 
     def linear(self, inputs: int, outputs: int, bias: bool) -> Linear:
         """A projection whose weights are to be loaded."""
-        made = Linear(self.empty(outputs, inputs), self.empty(outputs) if bias else None)
+        made = self.linear_kind(self.empty(outputs, inputs), self.empty(outputs) if bias else None)
         self._linears.append(made)
         return made
 
@@ -43,6 +46,10 @@ class Placement:
         for linear in self._linears:
             linear.pack()
         self._linears.clear()
+
+    def saved(self) -> int:
+        """Bytes that `pack` will save."""
+        return sum(linear.weight.nbytes - linear.packed_bytes for linear in self._linears)
 
     def share(self, total: int, what: str) -> int:
         """`total` split evenly over the ranks."""
@@ -193,6 +200,7 @@ class Vocabulary:
         self.share = -(-size // place.group.size)
         self.start = place.group.rank * self.share
         self.weight = torch.zeros(self.share, width, device=place.device, dtype=place.dtype)
+        self._linear_kind = place.linear_kind
         self._output: Linear | None = None
 
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
@@ -206,10 +214,15 @@ class Vocabulary:
 
     def prepare_logits(self, bias: VocabularyBias | None, *, embeds: bool) -> None:
         """The weights are loaded and wanted as output projection; `embeds`: as embedding, too."""
-        self._output = Linear(self.weight, None if bias is None else bias.weight)
+        self._output = self._linear_kind(self.weight, None if bias is None else bias.weight)
         self._output.pack()
         if not embeds:
             self.weight = self.weight.new_empty(0, self.weight.shape[1])
+
+    @property
+    def packed_bytes(self) -> int:
+        """Of the output projection that `prepare_logits` makes."""
+        return self._linear_kind(self.weight).packed_bytes
 
     def logits(self, x: torch.Tensor) -> torch.Tensor | None:
         """x [N, width] → float32 [N, size] on rank 0, None on the others."""

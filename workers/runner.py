@@ -37,7 +37,7 @@ class Runner:
         folder = Path(config.model)
         self.device = config.torch_device(group.rank)
         self.dtype = config.torch_dtype(self.device)
-        place = Placement(self.device, self.dtype, group)
+        place = Placement(self.device, self.dtype, group, config.quantization)
         checkpoint = Checkpoint(folder, read_json(folder, "config.json"))
         self.spec = checkpoint.spec
         encodes = config.with_encoder and self.spec.encoder is not None

@@ -1,5 +1,5 @@
 """Scores a quickstart model on the held-out part: greedy, through transformers and through Tandem, which
-also computes in bfloat16.
+also computes in bfloat16 and in 8-bit integers.
 
     python examples/quickstart_model/evaluate.py --data FOLDER [--model FOLDER]
 
@@ -41,8 +41,8 @@ def with_transformers(model: Path, sources: list[str], batch: int = 64) -> list[
     return out
 
 
-def with_tandem(model: Path, sources: list[str], dtype: str) -> list[str]:
-    with LLM(str(model), dtype=dtype) as llm:
+def with_tandem(model: Path, sources: list[str], **options: str) -> list[str]:
+    with LLM(str(model), **options) as llm:
         outputs = llm.generate(list(sources), SamplingParams(temperature=0, max_tokens=MAX_TOKENS))
     return [output.outputs[0].text for output in outputs]
 
@@ -73,8 +73,9 @@ def main() -> None:
     result: dict[str, dict[str, dict[str, float]]] = {}
     engines: dict[str, Callable[[list[str]], list[str]]] = {
         "transformers": lambda sources: with_transformers(args.model, sources),
-        "tandem": lambda sources: with_tandem(args.model, sources, "float32"),
-        "tandem, bfloat16": lambda sources: with_tandem(args.model, sources, "bfloat16"),
+        "tandem": lambda sources: with_tandem(args.model, sources, dtype="float32"),
+        "tandem, bfloat16": lambda sources: with_tandem(args.model, sources, dtype="bfloat16"),
+        "tandem, int8": lambda sources: with_tandem(args.model, sources, quantization="int8"),
     }
     for engine, run in engines.items():
         answers = run([source for _, source, _ in items])

@@ -79,6 +79,10 @@ LimitsOption = Annotated[
     ),
 ]
 DtypeOption = Annotated[str, typer.Option(help="auto, float32 or bfloat16.")]
+QuantizationOption = Annotated[
+    str | None,
+    typer.Option(help="int8: the projections' weights in 8 bits, on a CPU.", show_default="none"),
+]
 DeviceOption = Annotated[str, typer.Option(help="auto, cpu or cuda.")]
 TensorParallelOption = Annotated[
     int, typer.Option("--tensor-parallel-size", "--tp", help="GPUs (or processes) a decoder is split over.")
@@ -134,6 +138,7 @@ class ClusterOptions:
     tensor_parallel_size: TensorParallelOption = 1
     dtype: DtypeOption = "auto"
     device: DeviceOption = "auto"
+    quantization: QuantizationOption = None
     max_num_seqs: MaxNumSeqsOption = 64
     kv_cache_gib: KvCacheOption = None
     address: AddressOption = None
@@ -155,6 +160,7 @@ class ClusterOptions:
             tensor_parallel_size=self.tensor_parallel_size,
             dtype=self.dtype,  # type: ignore[arg-type]  # ServeConfig checks it
             device=self.device,  # type: ignore[arg-type]
+            quantization=self.quantization,  # type: ignore[arg-type]
             max_num_seqs=self.max_num_seqs,
             kv_cache_gib=self.kv_cache_gib,
             limits=parse_args({"limits": assignments(limit or [])}).limits,

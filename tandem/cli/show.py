@@ -16,6 +16,7 @@ from tandem.cli.options import (
     MaxNumSeqsOption,
     ModelArgument,
     OverridesOption,
+    QuantizationOption,
     TensorParallelOption,
     errors_shown,
 )
@@ -28,6 +29,7 @@ def show(
     *,
     dtype: DtypeOption = "auto",
     device: DeviceOption = "auto",
+    quantization: QuantizationOption = None,
     tensor_parallel_size: TensorParallelOption = 1,
     max_num_seqs: MaxNumSeqsOption = 64,
     kv_cache_gib: KvCacheOption = None,
@@ -56,6 +58,7 @@ def show(
             assignments(default or []),
             dtype=dtype,
             device=device,
+            quantization=quantization,
             tensor_parallel_size=tensor_parallel_size,
             max_num_seqs=max_num_seqs,
             kv_cache_gib=kv_cache_gib,

@@ -93,6 +93,20 @@ def test_show_counts_the_weights_the_engine_holds(checkpoint: Callable[..., Path
     assert "decoder weights" in tandem("show", folder).stdout
 
 
+def test_show_counts_8_bit_weights() -> None:
+    options = ["--dtype", "float32", "--device", "cpu"]
+    whole, quantized = (facts(*options, *more)["memory"] for more in ([], ["--quantization", "int8"]))
+    embedding = 4 * 4000 * 256
+    # A float32 embedding, and projections of a quarter of their size with their scales.
+    projections = whole["decoder_weights"] - embedding
+    assert embedding + projections / 4 < quantized["decoder_weights"] < embedding + projections / 4 * 1.05
+    assert quantized["encoder_weights"] < whole["encoder_weights"]
+    assert (
+        "quantization: goes with"
+        in tandem("show", "--quantization", "int8", "--dtype", "bfloat16", code=1).stderr
+    )
+
+
 def test_show_of_a_decoder_alone(checkpoint: Callable[..., Path]) -> None:
     shown = facts(str(checkpoint("gpt2")), "--input-tokens", "40", "--output-tokens", "24", "--device", "cpu")
     memory = shown["memory"]

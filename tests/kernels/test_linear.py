@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from tandem.kernels import Linear
+from tandem.kernels import Int8Linear, Linear, cpu_ops
+from tandem.kernels.linear import quantize
 
 DTYPES = [torch.float32, torch.bfloat16]
 
@@ -50,3 +53,56 @@ def test_the_weight_is_let_go() -> None:
     assert linear(torch.ones(1, 24)).abs().sum() > 0
     with pytest.raises(AssertionError, match="packed"):
         linear.pack()
+
+
+@pytest.fixture(params=["compiled", "PyTorch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Of 8-bit products. Without a compiler there is one only."""
+    if request.param == "PyTorch":
+        monkeypatch.setattr(cpu_ops, "COMPILED", False)
+    elif not cpu_ops.COMPILED:
+        pytest.skip("Tandem was installed without a compiler")
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize(
+    ("inputs", "outputs"), [(1, 1), (7, 5), (64, 96), (33, 200), (512, 129), (2048, 64), (5, 1000)]
+)
+def test_int8_is_the_exact_product_of_the_quantized(bias: bool, inputs: int, outputs: int) -> None:
+    torch.manual_seed(0)
+    weight, added = torch.randn(outputs, inputs), torch.randn(outputs)
+    weight[outputs // 2] = 0.0
+    linear = Int8Linear(weight.clone(), added if bias else None)
+    linear.pack()
+    values, scales = quantize(weight)
+    for rows in (0, 1, 2, 3, 4, 5, 6, 7, 13, 40):
+        x = torch.randn(rows, inputs) * 10 ** torch.randn(rows, 1)
+        x[rows // 2 :][:1] = 0.0
+        x_values, x_scales = quantize(x)
+        sums = x_values.double() @ values.double().T
+        wanted = sums * (x_scales.unsqueeze(1) * scales).double() + (added if bias else 0.0)
+        torch.testing.assert_close(linear(x).double(), wanted, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("way")
+def test_an_int8_row_does_not_depend_on_the_others() -> None:
+    torch.manual_seed(0)
+    linear = Int8Linear(torch.randn(100, 60), torch.randn(100))
+    linear.pack()
+    x = torch.randn(50, 120)[:, 60:]
+    together = linear(x)
+    for count in (1, 2, 5, 6, 7):
+        assert torch.equal(linear(x[:count]), together[:count])
+    assert torch.equal(linear(x[3:4].contiguous()), together[3:4])
+
+
+def test_quantized_is_near() -> None:
+    torch.manual_seed(0)
+    x = torch.randn(20, 64)
+    values, scales = quantize(x)
+    assert values.dtype == torch.int8
+    assert values.abs().amax(1).tolist() == [127] * 20
+    # Half a step.
+    assert ((values * scales.unsqueeze(1) - x).abs() <= scales.unsqueeze(1) * 0.5001).all()

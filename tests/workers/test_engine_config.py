@@ -91,3 +91,16 @@ def test_pages_are_what_fits() -> None:
 def test_a_cpu_engine_keeps_to_a_gibibyte() -> None:
     config = EngineConfig("m", max_num_seqs=10_000, max_batched_tokens=10_000)
     assert config.pages(STACK, CPU) == 2**30 // PAGE_BYTES
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"quantization": "int4"}, {"quantization": "int8", "dtype": "bfloat16"},
+     {"quantization": "int8", "device": "cuda"}],
+)  # fmt: skip
+def test_quantization_is_for_float32_on_a_cpu(options: dict[str, Any]) -> None:
+    with pytest.raises(InvalidRequest, match=r"int8|float32 on a CPU") as caught:
+        EngineConfig("m", **options)
+    assert caught.value.field == "quantization"
+    config = EngineConfig("m", quantization="int8")
+    assert (config.torch_device(), config.torch_dtype(CPU)) == (CPU, torch.float32)

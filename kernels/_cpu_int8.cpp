@@ -1,0 +1,208 @@
+// x @ weight.T in 8-bit integers: the weight quantized by output once, x by row at every call, both to -127..127
+// of their largest magnitude. Sums are of integers and exact, so the result of a row depends neither on the other
+// rows nor on the instructions at hand. `linear.py` says what is computed and has its twin.
+//
+// Packed, a weight's outputs lie in panels of 16, and in each, for every 4 inputs, 16 x 4 bytes: one register. The
+// bytes are the quantized weight + 128, for the instruction multiplies unsigned by signed; what that adds, 128
+// times the sum of x, is taken off again. Both sizes are filled up with zeros.
+
+#include "_cpu_int8.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+#include <memory>
+#include <vector>
+
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#define HAS_VNNI_PATH
+#define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")))
+#endif
+
+namespace int8_linear {
+namespace {
+
+using i64 = int64_t;
+
+constexpr i64 PANEL = 16;  // outputs
+constexpr i64 QUAD = 4;    // inputs
+constexpr i64 OFFSET = 128;
+// Below this many multiplications a second thread costs more than it gives.
+constexpr i64 WORTH_A_THREAD = 1 << 16;
+
+inline i64 up(i64 n, i64 to) { return (n + to - 1) / to * to; }
+
+// Quantizes n numbers; returns their scale. `sum`: of the integers.
+EVERY_LEVEL float quantize(const float* x, int8_t* to, i64 n, int32_t* sum) {
+    float most = 0;
+#pragma omp simd reduction(max : most)
+    for (i64 i = 0; i < n; ++i) most = std::max(most, std::fabs(x[i]));
+    const float inverse = most > 0 ? 127.0f / most : 0.0f;
+    int32_t total = 0;
+#pragma omp simd reduction(+ : total)
+    for (i64 i = 0; i < n; ++i) {
+        const int32_t q = static_cast<int32_t>(std::nearbyint(x[i] * inverse));
+        to[i] = static_cast<int8_t>(q);
+        total += q;
+    }
+    *sum = total;
+    return most / 127.0f;
+}
+
+// A call's x, quantized: rows of `width` bytes, their scales, and what the offset adds to each of their sums.
+struct Rows {
+    const int8_t* values;
+    const float* scales;
+    const int32_t* excess;
+    i64 width;
+};
+
+struct Out {
+    const float* scales;  // of the weight
+    const float* bias;
+    float* values;  // [rows, outputs]
+    i64 outputs;
+};
+
+// Panels first..last of the weight, all rows: without special instructions.
+void panels_plain(const Rows& x, i64 rows, const uint8_t* packed, const Out& out, i64 first, i64 last) {
+    for (i64 p = first; p < last; ++p) {
+        const uint8_t* panel = packed + p * PANEL * x.width;
+        const i64 width = std::min(PANEL, out.outputs - p * PANEL);
+        for (i64 r = 0; r < rows; ++r) {
+            int32_t sums[PANEL] = {};
+            const int8_t* row = x.values + r * x.width;
+            for (i64 k = 0; k < x.width; k += QUAD)
+                for (i64 o = 0; o < PANEL; ++o)
+                    for (i64 i = 0; i < QUAD; ++i)
+                        sums[o] += static_cast<int32_t>(panel[k * PANEL + o * QUAD + i]) * row[k + i];
+            for (i64 o = 0; o < width; ++o) {
+                const i64 n = p * PANEL + o;
+                const float value = static_cast<float>(sums[o] - x.excess[r]) * (x.scales[r] * out.scales[n]);
+                out.values[r * out.outputs + n] = out.bias == nullptr ? value : value + out.bias[n];
+            }
+        }
+    }
+}
+
+#ifdef HAS_VNNI_PATH
+
+// Adds to each of 16 sums the products of 4 weights and 4 inputs. Of the intrinsic GCC 12 makes several
+// instructions, which move sums about.
+VNNI inline void add_products(__m512i& sums, __m512i weights, __m512i inputs) {
+    asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(inputs));
+}
+
+// R rows by P panels, all of whose sums stay in registers: therefore each loop over them is one, which the compiler
+// unrolls before it decides where they live.
+template <int R, int P>
+VNNI inline void tile(const Rows& x, i64 row, const uint8_t* packed, const Out& out, i64 panel) {
+    __m512i sums[R * P];
+#pragma GCC unroll 64
+    for (int i = 0; i < R * P; ++i) sums[i] = _mm512_setzero_si512();
+    const int8_t* from = x.values + row * x.width;
+    const uint8_t* weights = packed + panel * PANEL * x.width;
+    for (i64 k = 0; k < x.width; k += QUAD) {
+#pragma GCC unroll 64
+        for (int i = 0; i < R * P; ++i) {
+            int32_t four;
+            std::memcpy(&four, from + i / P * x.width + k, sizeof four);
+            const __m512i w = _mm512_loadu_si512(weights + (i % P * x.width + k) * PANEL);
+            add_products(sums[i], w, _mm512_set1_epi32(four));
+        }
+    }
+#pragma GCC unroll 64
+    for (int i = 0; i < R * P; ++i) {
+        const i64 r = row + i / P, n = (panel + i % P) * PANEL;
+        const __mmask16 mask = static_cast<__mmask16>((1u << std::min(PANEL, out.outputs - n)) - 1);
+        const __m512i sum = _mm512_sub_epi32(sums[i], _mm512_set1_epi32(x.excess[r]));
+        const __m512 scale = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out.scales + n), _mm512_set1_ps(x.scales[r]));
+        const __m512 bias = out.bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, out.bias + n);
+        const __m512 value = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(mask, sum), scale, bias);
+        _mm512_mask_storeu_ps(out.values + r * out.outputs + n, mask, value);
+    }
+}
+
+template <int R, int P>
+VNNI void rows_of(const Rows& x, i64 row, const uint8_t* packed, const Out& out, i64 first, i64 last) {
+    i64 panel = first;
+    for (; panel + P <= last; panel += P) tile<R, P>(x, row, packed, out, panel);
+    for (; panel < last; ++panel) tile<R, 1>(x, row, packed, out, panel);
+}
+
+// One row waits for memory and wants many panels under way; several share what is read.
+VNNI void panels_vnni(const Rows& x, i64 rows, const uint8_t* packed, const Out& out, i64 first, i64 last) {
+    constexpr i64 TOGETHER = 4;  // panels that all rows pass by while they are in the cache
+    if (rows == 1) return rows_of<1, 8>(x, 0, packed, out, first, last);
+    for (i64 panel = first; panel < last; panel += TOGETHER) {
+        const i64 end = std::min(last, panel + TOGETHER);
+        i64 row = 0;
+        for (; row + 6 <= rows; row += 6) rows_of<6, 4>(x, row, packed, out, panel, end);
+        switch (rows - row) {
+            case 5: rows_of<5, 4>(x, row, packed, out, panel, end); break;
+            case 4: rows_of<4, 4>(x, row, packed, out, panel, end); break;
+            case 3: rows_of<3, 4>(x, row, packed, out, panel, end); break;
+            case 2: rows_of<2, 4>(x, row, packed, out, panel, end); break;
+            case 1: rows_of<1, 4>(x, row, packed, out, panel, end); break;
+            default: break;
+        }
+    }
+}
+
+const bool has_vnni = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512vnni");
+
+#endif
+
+void panels(const Rows& x, i64 rows, const uint8_t* packed, const Out& out, i64 first, i64 last) {
+#ifdef HAS_VNNI_PATH
+    if (has_vnni) return panels_vnni(x, rows, packed, out, first, last);
+#endif
+    panels_plain(x, rows, packed, out, first, last);
+}
+
+}  // namespace
+
+i64 packed_bytes(i64 outputs, i64 inputs) { return up(outputs, PANEL) * up(inputs, QUAD); }
+
+void pack(const float* weight, uint8_t* packed, float* scales, i64 outputs, i64 inputs, int threads) {
+    const i64 width = up(inputs, QUAD);
+    std::memset(packed, static_cast<int>(OFFSET), packed_bytes(outputs, inputs));
+#pragma omp parallel for num_threads(threads)
+    for (i64 n = 0; n < outputs; ++n) {
+        std::vector<int8_t> row(inputs);
+        int32_t sum;
+        scales[n] = quantize(weight + n * inputs, row.data(), inputs, &sum);
+        uint8_t* to = packed + n / PANEL * PANEL * width + n % PANEL * QUAD;
+        for (i64 k = 0; k < inputs; ++k)
+            to[k / QUAD * QUAD * PANEL + k % QUAD] = static_cast<uint8_t>(row[k] + OFFSET);
+    }
+}
+
+void apply(const float* x, const uint8_t* packed, const float* scales, const float* bias, float* out, i64 rows,
+           i64 outputs, i64 inputs, i64 stride, int threads) {
+    const i64 width = up(inputs, QUAD), count = up(outputs, PANEL) / PANEL;
+    const std::unique_ptr<int8_t[]> values(new int8_t[rows * width]);
+    const std::unique_ptr<float[]> row_scales(new float[rows]);
+    const std::unique_ptr<int32_t[]> excess(new int32_t[rows]);
+    const Rows quantized{values.get(), row_scales.get(), excess.get(), width};
+    const Out to{scales, bias, out, outputs};
+    if (rows * outputs * inputs < WORTH_A_THREAD) threads = 1;
+#pragma omp parallel num_threads(threads)
+    {
+#pragma omp for
+        for (i64 r = 0; r < rows; ++r) {
+            int8_t* row = values.get() + r * width;
+            int32_t sum;
+            row_scales[r] = quantize(x + r * stride, row, inputs, &sum);
+            std::memset(row + inputs, 0, width - inputs);
+            excess[r] = static_cast<int32_t>(OFFSET) * sum;
+        }
+#pragma omp for schedule(static)
+        for (i64 part = 0; part < threads; ++part)
+            panels(quantized, rows, packed, to, count * part / threads, count * (part + 1) / threads);
+    }
+}
+
+}  // namespace int8_linear
