@@ -29,7 +29,7 @@ constexpr i64 PANEL = 16;  // outputs
 constexpr i64 QUAD = 4;    // inputs
 constexpr i64 OFFSET = 128;
 // Below this many multiplications a second thread costs more than it gives.
-constexpr i64 WORTH_A_THREAD = 1 << 16;
+constexpr i64 WORTH_A_THREAD = 1 << 20;
 
 inline i64 up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 
