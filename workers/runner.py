@@ -30,6 +30,7 @@ from tandem.workers.model import (
     load_encoder,
 )
 from tandem.workers.packet import BEAM, ENCODE_HERE, FIRST_BEAM, SINGLE, Ints, Packet
+from tandem.workers.side_stream import SideStream
 from tandem.workers.step_graphs import StepGraphs
 from tandem.workers.step_plan import ON_DEVICE
 
@@ -50,6 +51,7 @@ class Runner:
         encodes = config.with_encoder and self.spec.encoder is not None
         self.encoder = load_encoder(checkpoint, place) if encodes else None
         self.decoder = load_decoder(checkpoint, place)
+        self._beside = SideStream(self.device)
 
         stack = self.spec.decoder
         self.page_size = config.positions_per_page(self.device)
@@ -128,7 +130,9 @@ class Runner:
         here = packet.admissions[:, 3] == ENCODE_HERE
         if here.any():
             assert self.encoder is not None, "this engine was told not to load the encoder"
-            states.append(encode_packed(self.encoder, packet.admission_tokens, packet.admissions[here, 1]))
+            inputs = self.encoder, packet.admission_tokens, packet.admissions[here, 1]
+            # K and V are not written there: who had the pages before may be read by the step under way.
+            states.append(self._beside(lambda: encode_packed(*inputs)))
             order += list(np.flatnonzero(here))
         for number in np.flatnonzero(~here):
             states.append(hidden(int(packet.admissions[number, 3])).to(self.device, self.dtype))
