@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+PEERS = ("torch", "triton", "transformers", "ray", "ctranslate2")
+
 
 def describe() -> dict[str, Any]:
     return {
@@ -23,7 +25,7 @@ def describe() -> dict[str, Any]:
         "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
-        "versions": {name: _version(name) for name in ("torch", "transformers", "ray", "ctranslate2")},
+        "versions": {name: _version(name) for name in PEERS} | {"cuda": torch.version.cuda},
         "commit": subprocess.run(
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
         ).stdout.strip(),

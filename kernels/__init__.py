@@ -77,6 +77,10 @@ def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The residual sum of x and residual [N, d] and its LayerNorm: ``(layer_norm(sum), sum)``."""
+    if x.is_cuda:
+        from tandem.kernels import triton_ops
+
+        return triton_ops.add_layer_norm(x, residual, weight, bias, eps)
     return reference.add_layer_norm(x, residual, weight, bias, eps)
 
 

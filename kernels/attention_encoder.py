@@ -4,6 +4,10 @@ The bias of a tile of scores depends only on where the tile lies relative to the
 number once the tile is further from the diagonal than the table reaches. So each call first lays out the few
 different tiles there are (a megabyte or so, which stays in the L2 cache), and the attention reads them like K
 and V. Gathering from the table inside the loop compiles to 4-byte copies through shared memory instead.
+
+``softmax(scale q k^T + bias) v``. Bound by arithmetic: 4 H D FLOPs for each pair of a query and a key, n^2
+pairs in a sequence of n tokens, or n W where a window covers W. Memory: q, k, v and the output once,
+2 (H + G) D b bytes a token of H heads, G of them in k and v, of D numbers of b bytes.
 """
 
 import torch

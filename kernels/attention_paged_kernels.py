@@ -4,7 +4,13 @@ Two kernels read K and V, one for groups of a single row (multiply and reduce: t
 and one for groups of several rows, which share every tile they read (``tl.dot``). Either may split the keys
 of a sequence among programs, when there are too few rows to fill the device; a third kernel then merges
 the parts. Grids and strides depend on host numbers only and lengths are read on the device, so a captured
-launch stays right when the lengths change.
+launch stays right when the lengths change; a split that got no keys ends at once.
+
+``softmax(scale q k^T + bias) v``. Bound by memory: K and V of each sequence once, 2 G D b bytes a key of G
+heads of D numbers of b bytes, and 4 more where the table is by cell; besides q and the output, 2 H D b bytes
+a row. A row takes 4 H D FLOPs for each key it sees, so R rows to a sequence are R H / G FLOPs a byte in half
+precision: far below what a device computes meanwhile, until the hundreds of rows of a prefill share each
+key. Splitting writes and reads 4 H D bytes more for each row and split that has keys.
 """
 
 import triton
@@ -79,13 +85,15 @@ def _store(
     BLOCK_D: tl.constexpr,
 ):
     """Rows [B] of one split: the answer itself when there is one split, else a part and its log-sum-exp,
-    which SUMS asks for in either case."""
+    which SUMS asks for in either case. Nobody reads the part of a split without keys."""
     dims = tl.arange(0, BLOCK_D)
     # No key was seen: the answer is zero.
     denominator = tl.where(total == 0.0, 1.0, total)
     acc = acc / denominator[:, None]
     cell = (rows.to(tl.int64) * HEADS + head) * SPLITS + split
     inside = valid[:, None] & (dims < DIM)[None, :]
+    if SPLITS > 1:
+        inside = inside & (total != 0.0)[:, None]
     tl.store(out_ptr + cell[:, None] * DIM + dims[None, :], acc.to(out_ptr.dtype.element_ty), mask=inside)
     if SPLITS > 1 or SUMS:
         tl.store(
@@ -266,7 +274,7 @@ def merge(
     total = tl.sum(shares, axis=0)
     parts = tl.load(
         parts_ptr + (cell * SPLITS + splits)[:, None] * DIM + dims[None, :],
-        mask=(dims < DIM)[None, :],
+        mask=(tops > float("-inf"))[:, None] & (dims < DIM)[None, :],
         other=0.0,
     )
     out = tl.sum(parts * shares[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)

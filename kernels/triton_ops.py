@@ -8,9 +8,10 @@ from tandem.kernels.attention_paged import (
     paged_self_attention,
 )
 from tandem.kernels.kv_cache import write_kv
-from tandem.kernels.norms import add_rms_norm, rms_norm
+from tandem.kernels.norms import add_layer_norm, add_rms_norm, rms_norm
 
 __all__ = [
+    "add_layer_norm",
     "add_rms_norm",
     "encoder_attention",
     "gated_gelu",

@@ -37,6 +37,8 @@ class EngineConfig:
     num_pages: int | None = None  # overrides kv_cache_gib
     with_encoder: bool = True  # False: hidden states come from outside, no encoder is loaded
     overlap: bool | None = None  # launch a step before the last one's tokens are read; None: on a GPU
+    # Launch decode steps as CUDA graphs; None: on a GPU that is alone. On a CPU they are padded likewise.
+    cuda_graphs: bool | None = None
     check_invariants: bool = False  # after every step
     simulated_step_ms: float | None = None  # for measurements: a step computes nothing and takes this long
 
@@ -70,6 +72,8 @@ class EngineConfig:
                 f"must be at least max_num_seqs = {self.max_num_seqs}, got {self.max_batched_tokens}",
                 field="max_batched_tokens",
             )
+        if self.cuda_graphs and self.tensor_parallel_size > 1:
+            raise InvalidRequest("takes a tensor_parallel_size of 1", field="cuda_graphs")
 
     @classmethod
     def of(cls, *, dtype: str = "auto", **options: Any) -> EngineConfig:
@@ -97,6 +101,11 @@ class EngineConfig:
         PyTorch's sparse products know nothing else there, and to convert a history at every step costs more
         than the memory it saves."""
         return torch.float32 if device.type == "cpu" else self.torch_dtype(device)
+
+    def uses_graphs(self, device: torch.device) -> bool:
+        if self.cuda_graphs is None:
+            return device.type == "cuda" and self.tensor_parallel_size == 1
+        return self.cuda_graphs
 
     def positions_per_page(self, device: torch.device) -> int:
         return self.page_size or (64 if device.type == "cuda" else 32)

@@ -49,6 +49,14 @@ class AttentionRows:
     beams: bool = False  # one row each, whose history lies in its ancestors' pages
 
 
+class Targets(NamedTuple):
+    """Tokens to be scored."""
+
+    rows: torch.Tensor  # int64: those they follow
+    ids: torch.Tensor  # int64
+    top: int  # likeliest tokens wanted beside them; below 0 not even their rank is
+
+
 @dataclass(slots=True)
 class DecoderBatch:
     """One mixed step: every row is one position of one sequence."""
@@ -57,14 +65,12 @@ class DecoderBatch:
     positions: torch.Tensor  # int64 [rows]: each row's in its sequence
     write_slots: torch.Tensor  # int64 [rows]: where each row's K and V go, page * page_size + offset
     attention: list[AttentionRows]  # cover all rows, in order
-    sample_rows: torch.Tensor  # int64: the rows whose logits are wanted
-    score_rows: torch.Tensor  # int64: those behind which a token is scored
-    target_ids: torch.Tensor  # int64: these tokens
-    top: int  # likeliest tokens wanted beside them; below 0 not even their rank is
+    sample_rows: torch.Tensor | None = None  # int64: the rows whose logits are wanted; None: all
+    targets: Targets | None = None
 
 
 class TargetScores(NamedTuple):
-    """Of T tokens, under the model's own distribution; ranks and top where `DecoderBatch.top` wants them."""
+    """Of T tokens, under the model's own distribution; ranks and top where `Targets.top` wants them."""
 
     logprobs: torch.Tensor  # float32 [T]
     ranks: torch.Tensor | None = None  # int64 [T]: 1 for the likeliest
@@ -260,21 +266,22 @@ class DecoderStack(Stack):
                 x, residual = self.join(out, residual, norms[-2])
                 out = feed_forward(x)
             x, residual = self.join(out, residual, norms[-1])
-        logits = self.head(x[batch.sample_rows]) if len(batch.sample_rows) else None
-        return logits, self._scores(x, batch) if len(batch.score_rows) else None
+        sampled = x if batch.sample_rows is None else x[batch.sample_rows]
+        scores = None if batch.targets is None else self._scores(x, batch.targets)
+        return self.head(sampled) if len(sampled) else None, scores
 
-    def _scores(self, x: torch.Tensor, batch: DecoderBatch) -> TargetScores | None:
+    def _scores(self, x: torch.Tensor, targets: Targets) -> TargetScores | None:
         parts = []
         for rows, ids in zip(
-            batch.score_rows.split(_SCORED_AT_ONCE), batch.target_ids.split(_SCORED_AT_ONCE), strict=True
+            targets.rows.split(_SCORED_AT_ONCE), targets.ids.split(_SCORED_AT_ONCE), strict=True
         ):
             logits = self.head(x[rows])
             if logits is not None:
                 logprobs = logits.log_softmax(-1)
                 own = logprobs.gather(1, ids.unsqueeze(1))
                 part = [own.squeeze(1)]
-                if batch.top >= 0:
-                    part += [(logprobs > own).sum(1) + 1, *logprobs.topk(batch.top, dim=1)]
+                if targets.top >= 0:
+                    part += [(logprobs > own).sum(1) + 1, *logprobs.topk(targets.top, dim=1)]
                 parts.append(part)
         return TargetScores(*map(torch.cat, zip(*parts, strict=True))) if parts else None
 

@@ -1,9 +1,14 @@
 """Executes steps on one rank. The decode state lives on the device, in slots: page tables, lengths of
-encoder inputs, the last token of each sequence. A step brings only what changed."""
+encoder inputs, the last token of each sequence. A step brings only what changed.
+
+The last slot, cross entry and page are no sequence's. Rows that fill up a batch use them: one position each,
+which sees itself and one position of an encoder input.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -19,11 +24,14 @@ from tandem.workers.model import (
     AttentionRows,
     DecoderBatch,
     EncoderStack,
+    Targets,
     TargetScores,
     load_decoder,
     load_encoder,
 )
-from tandem.workers.packet import BEAM, ENCODE_HERE, NO_TOP, SINGLE, Ints, Packet
+from tandem.workers.packet import BEAM, ENCODE_HERE, FIRST_BEAM, SINGLE, Ints, Packet
+from tandem.workers.side_stream import SideStream
+from tandem.workers.step_graphs import StepGraphs
 from tandem.workers.step_plan import ON_DEVICE
 
 Hidden = Callable[[int], torch.Tensor]  # handle → hidden states [length, d_model], on any device
@@ -43,29 +51,35 @@ class Runner:
         encodes = config.with_encoder and self.spec.encoder is not None
         self.encoder = load_encoder(checkpoint, place) if encodes else None
         self.decoder = load_decoder(checkpoint, place)
+        self._beside = SideStream(self.device)
 
         stack = self.spec.decoder
         self.page_size = config.positions_per_page(self.device)
         # Rank 0 hands out page ids for all ranks, whose memory may differ.
         self.num_pages = group.least(config.pages(stack, self.device))
         self.pool = KVPool(
-            stack.layers, self.num_pages, stack.shared_heads // group.size, self.page_size, stack.head_dim,
-            self.device, config.kv_dtype(self.device),
+            stack.layers, self.num_pages + 1, stack.shared_heads // group.size, self.page_size,
+            stack.head_dim, self.device, config.kv_dtype(self.device),
         )  # fmt: skip
         slots = config.max_num_seqs
 
         def table(positions: int) -> torch.Tensor:
             pages = min(-(-positions // self.page_size), self.num_pages)
-            return torch.zeros(slots, pages, dtype=torch.int32, device=self.device)
+            rows = torch.zeros(slots + 1, pages, dtype=torch.int32, device=self.device)
+            rows[slots] = self.num_pages
+            return rows
 
         self._self_pages = table(config.max_decoder_length)
         self._cross_pages = table(config.max_encoder_length)
-        self._cross_lengths = torch.zeros(slots, dtype=torch.int32, device=self.device)
+        self._cross_lengths = torch.ones(slots + 1, dtype=torch.int32, device=self.device)
         self._host_cross_lengths = np.zeros(slots, dtype=np.int64)  # the same: sizes launches without a sync
         # [slots, positions]: where a beam finds the K and V of its history, page * page_size + offset. To go
         # on from another beam's, this row is copied, K and V never. Made when the first beams come.
         self._beam_cells: torch.Tensor | None = None
-        self._last_tokens = torch.zeros(slots, dtype=torch.int64, device=self.device)
+        self._last_tokens = torch.zeros(slots + 1, dtype=torch.int64, device=self.device)
+        self._graphs: dict[int, StepGraphs] = {}  # by kind of row; for beams, made when the first ones come
+        if config.uses_graphs(self.device):
+            self._graphs[SINGLE] = self._captured(SINGLE)
 
     @torch.inference_mode()
     def execute(self, packet: Packet, hidden: Hidden) -> tuple[torch.Tensor | None, TargetScores | None]:
@@ -78,7 +92,16 @@ class Runner:
             self._self_pages[slot, index] = page.int()
         if len(packet.admissions):
             self._admit(packet, hidden)
-        return self.decoder(self._batch(packet), self.pool) if len(packet.rows) else (None, None)
+        if not len(packet.rows):
+            return None, None
+        kind = self._decoding(packet)
+        if kind is None:
+            return self.decoder(self._batch(packet), self.pool)
+        slots, positions, _, entries, _, _ = packet.rows.T
+        rows = np.stack([slots, positions, entries, packet.row_tokens])
+        if kind in self._graphs:
+            return self._graphs[kind](rows), None
+        return self._decode(torch.from_numpy(rows).to(self.device, non_blocking=True), kind), None
 
     @torch.inference_mode()
     def finish(self, packet: Packet, choice: torch.Tensor | None) -> torch.Tensor | None:
@@ -107,7 +130,9 @@ class Runner:
         here = packet.admissions[:, 3] == ENCODE_HERE
         if here.any():
             assert self.encoder is not None, "this engine was told not to load the encoder"
-            states.append(encode_packed(self.encoder, packet.admission_tokens, packet.admissions[here, 1]))
+            inputs = self.encoder, packet.admission_tokens, packet.admissions[here, 1]
+            # K and V are not written there: who had the pages before may be read by the step under way.
+            states.append(self._beside(lambda: encode_packed(*inputs)))
             order += list(np.flatnonzero(here))
         for number in np.flatnonzero(~here):
             states.append(hidden(int(packet.admissions[number, 3])).to(self.device, self.dtype))
@@ -130,6 +155,56 @@ class Runner:
         self._cross_lengths[entries] = lengths.int()
         self._host_cross_lengths[packet.admissions[:, 0]] = packet.admissions[:, 1]
         self.decoder.admit(states[0] if len(states) == 1 else torch.cat(states), slots, self.pool)
+
+    def _decoding(self, packet: Packet) -> int | None:
+        """The kind of all rows, where each is one position, behind which a token is wanted, and reads an
+        encoder input of its own.
+
+        In a graph they may share them: how many rows there are to an input would have to be known when it is
+        captured, and as such rows lie next to each other, what one reads the others find in the cache.
+        """
+        _, _, counts, entries, samples, kinds = packet.rows.T
+        kind = int(kinds[0])
+        alike = ((counts == 1) & (samples == 1) & (kinds == kind)).all()
+        if not alike or kind == FIRST_BEAM or len(packet.targets):
+            return None
+        apart = self._graphs or self.spec.encoder is None or (entries[1:] != entries[:-1]).all()
+        return kind if apart else None
+
+    def _captured(self, kind: int) -> StepGraphs:
+        last = self.config.max_num_seqs
+        return StepGraphs(partial(self._decode, kind=kind), [last, 0, last, 0], last, self.device)
+
+    @torch.inference_mode()
+    def _decode(self, rows: torch.Tensor, kind: int) -> torch.Tensor | None:
+        """Logits behind each of these rows, which are int64 [4, N]: slot, position, cross entry, token."""
+        slots, positions, entries, tokens = rows
+        history = self._self_pages
+        pages = history[slots, positions // self.page_size]
+        write_slots = pages.long() * self.page_size + positions % self.page_size
+        if kind == BEAM:
+            assert self._beam_cells is not None
+            history = self._beam_cells
+            history[slots, positions] = write_slots.int()
+        each = RowGroups(torch.arange(len(slots) + 1, dtype=torch.int32, device=self.device), 1)
+        attention = AttentionRows(
+            start=0,
+            stop=len(slots),
+            self_pages=history[slots],
+            self_lengths=(positions + 1).int(),
+            self_groups=each,
+            cross_pages=self._cross_pages[entries],
+            cross_lengths=self._cross_lengths[entries],
+            cross_groups=each,
+            beams=kind == BEAM,
+        )
+        batch = DecoderBatch(
+            token_ids=torch.where(tokens == ON_DEVICE, self._last_tokens[slots], tokens),
+            positions=positions,
+            write_slots=write_slots,
+            attention=[attention],
+        )
+        return self.decoder(batch, self.pool)[0]
 
     def _batch(self, packet: Packet) -> DecoderBatch:
         """Lays the rows out for the forward: positions one after another, those of one-position rows
@@ -161,9 +236,7 @@ class Runner:
             write_slots=write_slots,
             attention=attention,
             sample_rows=sample_rows,
-            score_rows=score_rows,
-            target_ids=target_ids,
-            top=int(top.max(initial=NO_TOP)),
+            targets=Targets(score_rows, target_ids, int(top.max())) if len(top) else None,
         )
 
     def _note_cells(
@@ -171,8 +244,10 @@ class Runner:
     ) -> None:
         """Remembers where the K and V of the beams' new positions go. All arguments are by position."""
         if self._beam_cells is None:
-            shape = (self.config.max_num_seqs, self.config.max_decoder_length)
+            shape = (self.config.max_num_seqs + 1, self.config.max_decoder_length)
             self._beam_cells = torch.zeros(shape, dtype=torch.int32, device=self.device)
+            if self._graphs:
+                self._graphs[BEAM] = self._captured(BEAM)
         (at,) = self._send(np.flatnonzero(kinds != SINGLE))
         self._beam_cells[slots[at], positions[at]] = cells[at].int()
 

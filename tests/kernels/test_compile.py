@@ -51,6 +51,15 @@ CASES = {
         },
         {"ADD": True, "BLOCK": 1024},
     ),
+    "add_layer_norm": (
+        norms._add_layer_norm_kernel,
+        {
+            **dict.fromkeys(("x_ptr", "residual_ptr", "weight_ptr", "bias_ptr", "out_ptr", "sum_ptr"), BF16),
+            "width": "i32",
+            "eps": "fp32",
+        },
+        {"BLOCK": 1024},
+    ),
     "gated_gelu": (
         activations._gated_gelu_kernel,
         {"x_ptr": BF16, "out_ptr": BF16, "width": "i32"},

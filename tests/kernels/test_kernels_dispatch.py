@@ -10,7 +10,7 @@ from tandem import kernels
 from tandem.kernels import reference
 
 # PyTorch's own kernels serve these on every device.
-PLAIN = {"add_layer_norm", "layer_norm", "merge_attention", "rotary", "soft_capped"}
+PLAIN = {"layer_norm", "merge_attention", "rotary", "soft_capped"}
 TABLES = {"relative_bias_table", "windowed_bias_table"}
 OPS = sorted({name for name in kernels.__all__ if name.islower()} - TABLES - PLAIN)
 

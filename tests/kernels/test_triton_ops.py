@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import pytest
 import torch
 from kernel_cases import TOLERANCE, assert_close, bias_table, packed, paged, scattered, summarized
@@ -29,6 +31,20 @@ def test_norms(dtype: torch.dtype, width: int, device: str) -> None:
         expected, expected_total = reference.add_rms_norm(x, residual, weight, 1e-6)
         assert_close(total, expected_total)
         assert_close(out, expected, TOLERANCE[dtype])
+
+
+@pytest.mark.parametrize("width", [1, 72, 512])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_add_layer_norm(dtype: torch.dtype, width: int, device: str) -> None:
+    torch.manual_seed(0)
+    # Far from zero, where the mean of the squares alone would lose the variance.
+    x, residual = ((torch.randn(3, 2 * width) + 4).to(dtype).to(device)[:, :width] for _ in range(2))
+    weight, bias = (torch.randn(width).to(dtype).to(device) for _ in range(2))
+    out, total = triton_ops.add_layer_norm(x, residual, weight, bias, 1e-5)
+    assert out.dtype == total.dtype == dtype
+    assert_close(total, x + residual)
+    # Of the sum as it was rounded, which the interpreter does differently.
+    assert_close(out, reference.layer_norm(total, weight, bias, 1e-5), TOLERANCE[dtype])
 
 
 @pytest.mark.parametrize("width", [1, 33, 1500])
@@ -98,6 +114,7 @@ CASES = [
     pytest.param([33, 70, 8], [0, 1, 2], 64, 64, id="a sequence without rows"),
     pytest.param([80, 16], [67, 1], 32, 16, id="a prefill among decode steps"),
     pytest.param([12, 3], [12, 5], 128, 16, id="more rows than keys"),
+    pytest.param([16, 32, 48], [1, 17, 16], 32, 16, id="as many rows as a block has, and one more"),
 ]
 
 
@@ -119,6 +136,17 @@ def test_paged_attention(
     assert_close(out, case.expected(table, 0.8, causal=True))
     out = attention_paged._launch(*case.inputs(), None, 0.8, causal=False, splits=splits)
     assert_close(out, case.expected(None, 0.8, causal=False))
+
+
+@pytest.mark.parametrize("rows", [[1, 1, 1], [1, 1, 2]])
+def test_splits_that_get_no_keys(rows: list[int], device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A long one among short ones, all split alike, as in a graph: nobody reads what is left there."""
+    case = paged([520, 1, 65], rows, dim=32, page=64, device=device)
+    table = bias_table(2, 19, device)
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "empty", partial(torch.full, fill_value=float("nan")))
+        out = attention_paged._launch(*case.inputs(), table, 0.8, causal=True, splits=8)
+    assert_close(out, case.expected(table, 0.8, causal=True))
 
 
 @pytest.mark.parametrize(("lengths", "page"), [([1, 1], 16), ([40, 40, 33], 16), ([3, 70, 64, 2], 64)])
@@ -185,6 +213,11 @@ def test_no_rows(device: str) -> None:
     )
     assert triton_ops.rms_norm(empty[:, 0], torch.ones(64, device=device), 1e-6).shape == (0, 64)
     assert triton_ops.gated_gelu(empty[:, 0]).shape == (0, 32)
+    ones = torch.ones(64, device=device)
+    for part in triton_ops.add_layer_norm(empty[:, 0], empty[:, 0], ones, ones, 1e-5):
+        assert part.shape == (0, 64)
+    for part in triton_ops.add_rms_norm(empty[:, 0], empty[:, 0], ones, 1e-6):
+        assert part.shape == (0, 64)
     triton_ops.write_kv(
         empty, empty, case.k_pages, case.v_pages, torch.empty(0, dtype=torch.int64, device=device)
     )

@@ -70,6 +70,19 @@ def test_beams_next_to_sequences(folder: Path, oracle: Oracle) -> None:
     assert_found(found, cases)
 
 
+def test_beams_padded_as_graphs_are(folder: Path, oracle: Oracle) -> None:
+    searches = [one for mode in MODES.values() for one in mode if one.beams and one.length < 40]
+    cases = [oracle.case(one) for one in searches[::2]]
+    engine = make_engine(folder, overlap=True, cuda_graphs=True, max_num_seqs=13)
+    for case in cases:
+        engine.submit(case.request)
+    found: dict[str, list[Hypothesis]] = {}
+    while engine.has_work:
+        for delta in engine.step():
+            found[delta.request_id] = delta.hypotheses or []
+    assert_found(found, cases)
+
+
 def test_beams_read_one_encoder_input(folder: Path, oracle: Oracle) -> None:
     """Four beams cost one pass of the encoder and one set of cross pages."""
     case = oracle.case(Asked(17, beams=beams()))

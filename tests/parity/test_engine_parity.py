@@ -67,6 +67,13 @@ def test_preempted_and_recomputed(t5: Reference) -> None:
     assert engine.stats().preemptions > 0
 
 
+def test_padded_as_graphs_are(t5: Reference) -> None:
+    """Batches of every size up to 13, some of them preempted."""
+    engine = Engine(t5.config(overlap=True, cuda_graphs=True, max_num_seqs=13, num_pages=60, page_size=4))
+    assert serve(engine, greedy(t5.prompts)) == t5.answers
+    assert engine.stats().preemptions > 0
+
+
 def test_resumed_from_another_replica(t5: Reference) -> None:
     """Decoder prefixes of all lengths, prefilled in chunks next to others' decoding."""
     requests, rest = resumed(greedy(t5.prompts), t5.answers, seed=3)
@@ -96,7 +103,7 @@ def test_seeded_samples(variant: Reference) -> None:
     alone = Engine(variant.config(max_num_seqs=1))
     assert serve(alone, requests[::3]) == answers[::3]
     shuffled = random.Random(1).sample(range(24), 24)
-    others = Engine(variant.config(overlap=True, max_num_seqs=5, max_batched_tokens=7))
+    others = Engine(variant.config(overlap=True, cuda_graphs=True, max_num_seqs=5, max_batched_tokens=7))
     assert serve(others, [requests[n] for n in shuffled]) == [answers[n] for n in shuffled]
     tight = Engine(variant.config(num_pages=60, page_size=4))
     assert serve(tight, requests) == answers

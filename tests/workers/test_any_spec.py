@@ -173,10 +173,10 @@ class Sequences:
             0, rows, self.own[chosen], torch.tensor([self.written[n] for n in chosen], dtype=torch.int32),
             groups, self.cross[chosen], self.cross_lengths[chosen], groups,
         )  # fmt: skip
-        none = torch.empty(0, dtype=torch.int64)
         positions = [torch.arange(s, s + c) for s, c in zip(starts, counts, strict=True)]
-        batch = DecoderBatch(torch.cat(list(parts.values())), torch.cat(positions), torch.cat(slots),
-                             [attention], torch.arange(rows), none, none, -1)  # fmt: skip
+        batch = DecoderBatch(
+            torch.cat(list(parts.values())), torch.cat(positions), torch.cat(slots), [attention]
+        )
         logits, _ = self.decoder(batch, self.pool)
         assert logits is not None
         return [logits[a:b] for a, b in pairwise(borders.tolist())]

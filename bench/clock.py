@@ -1,0 +1,88 @@
+"""How long work takes on a device, and what the device can do at all."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from statistics import median
+
+import torch
+
+Work = Callable[[], object]
+
+FLUSH_BYTES = 256 << 20  # more than any cache holds
+
+
+class Clock:
+    """Times work in seconds. On CUDA it is captured in a graph, so that launching it from Python does not
+    count, and begins with cold caches; elsewhere it is called."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self._cold = torch.empty(FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.int8, device=device)
+
+    def times(self, works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
+        """Of each, once a round, in turns."""
+        ready = {name: self._prepared(work) for name, work in works.items()}
+        found: dict[str, list[float]] = {name: [] for name in works}
+        for _ in range(rounds):
+            for name, once in ready.items():
+                found[name].append(once())
+        return found
+
+    def time(self, work: Work, rounds: int) -> list[float]:
+        return self.times({"": work}, rounds)[""]
+
+    def _prepared(self, work: Work) -> Callable[[], float]:
+        work()  # compiles kernels
+        if self.device.type != "cuda":
+            return lambda: wall(work)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            work()
+
+        def once() -> float:
+            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+            self._cold.zero_()  # meanwhile the host launches what follows
+            start.record()
+            graph.replay()
+            end.record()
+            end.synchronize()
+            return start.elapsed_time(end) / 1e3
+
+        once()
+        return once
+
+
+def wall(work: Work) -> float:
+    """Seconds until it is done, launching it included."""
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    start = time.perf_counter()
+    work()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """What a device was measured to do."""
+
+    bytes_per_s: float  # of a large copy, read and written
+    flops_per_s: float  # of a large product of matrices in bfloat16
+
+    @classmethod
+    def measured(cls, clock: Clock, *, large: bool) -> Roofline:
+        count, width = (1 << 30, 8192) if large else (1 << 20, 256)
+        source = torch.zeros(count, dtype=torch.int8, device=clock.device)
+        target = torch.empty_like(source)
+        one, other = torch.randn(2, width, width, dtype=torch.bfloat16, device=clock.device)
+        found = clock.times({"copy": lambda: target.copy_(source), "product": lambda: one @ other}, 10)
+        return cls(2 * count / median(found["copy"]), 2 * width**3 / median(found["product"]))
+
+    def bound_s(self, size: float, flops: float) -> float:
+        """The least time for so many bytes and FLOPs."""
+        return max(size / self.bytes_per_s, flops / self.flops_per_s)

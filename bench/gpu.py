@@ -1,0 +1,125 @@
+"""Tandem on a GPU: kernels against their twins and the device's roofline, decode steps, the encoder, and
+whole answers beside transformers'.
+
+    python bench/gpu.py [--quick] [--out bench/results/gpu.json]
+
+Needs torch, triton, transformers and this checkout, neither Ray nor an installation. `--quick` takes at most
+eight minutes. Everything is of random weights in bfloat16, in the shapes of Flan-T5-XL, BART-large-CNN and
+T5-small; whatever is compared takes turns, and figures are medians with their extremes. `--device cpu` runs
+tiny shapes through the same code, to see that it works.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import checkout  # noqa: F401
+import machine
+import torch
+from clock import Clock, Roofline
+from gpu_kernels import TINY, XL, cases
+from gpu_models import MODELS, TINY_MODELS, Bench, Budget
+
+QUICK_S = 300  # what begins before may take two minutes more
+FULL_S = 2400
+
+
+class Report:
+    """What was found so far, in a file after each part: a run that is cut short leaves what it has."""
+
+    def __init__(self, path: Path, budget: Budget) -> None:
+        self.path, self.budget, self.failed = path, budget, False
+        self.result: dict[str, Any] = {}
+
+    def part(self, into: dict[str, Any], name: str, work: Callable[[], Any]) -> None:
+        """What `work` finds. Where it fails, or no time was left for it, the report says so."""
+        if self.budget.over:
+            into[name] = {"skipped": "the time was over"}
+        else:
+            try:
+                into[name] = work()
+            except Exception as error:  # the other parts are worth having all the same
+                self.failed = True
+                into[name] = {"failed": f"{type(error).__name__}: {error}"}
+        print(name, *_lines(into[name]), sep="\n    ", flush=True)
+        machine.write(self.path, self.result)
+
+
+def _lines(found: Any) -> list[str]:
+    """What is worth reading while it runs; the file has it all."""
+    if isinstance(found, list):
+        return [line for part in found for line in _lines(part)]
+    if not isinstance(found, dict) or "failed" in found or "skipped" in found:
+        return [str(found)]
+    if "of_bound" in found:
+        rates = f"{found['gb_per_s']:.0f} GB/s, {found['tflop_per_s']:.1f} TFLOP/s"
+        share = f"{found['of_bound']:.0%} of its bound, the target being {found['target']}"
+        return [f"{found['us']['median']:.1f} us, {rates}: {share}"]
+    if "of_floor" in found:
+        told = ", ".join(
+            f"{found[f'ms, {how}']['median']:.2f} ms with {how}" for how in ("graphs", "no graphs")
+        )
+        return [f"batch {found['batch']}: {told}; {found['of_floor']} times its floor, the target being 2"]
+    if "of_peak" in found:
+        return [
+            f"{found['tokens_per_s']['median']:.0f} tokens/s, {found['of_peak']:.0%} of the device's FLOPs"
+        ]
+    loads = {load: systems for load, systems in found.items() if load in ("batch", "stream")}
+    return [
+        f"target: {found['target'] or 'none'}",
+        *(f"without {name}: {why}" for name, why in found["left_out"].items()),
+    ] + [
+        f"{load}, {name}: {rate['tokens_per_s']['median']:.0f} tokens/s, "
+        f"tandem {rate['tandem_over_this']['median']:.2f} times that"
+        for load, systems in loads.items()
+        for name, rate in systems.items()
+    ]
+
+
+def main(arguments: list[str] | None = None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="at most eight minutes")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
+    args = parser.parse_args(arguments)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        print("no CUDA device: torch sees none here. --device cpu runs tiny shapes", file=sys.stderr)
+        return 2
+    real = args.device == "cuda"
+    device, dtype = torch.device(args.device), torch.bfloat16 if real else torch.float32
+    rounds = (3 if args.quick else 7) if real else 1
+    report = Report(args.out, Budget(QUICK_S if args.quick else FULL_S))
+    result, clock = report.result, Clock(device)
+    result["machine"] = machine.describe()
+    roofline = Roofline.measured(clock, large=real)
+    result["roofline"] = {
+        "copy_gb_per_s": round(roofline.bytes_per_s / 1e9, 1),
+        "bfloat16_tflop_per_s": round(roofline.flops_per_s / 1e12, 2),
+    }
+    kernels: dict[str, Any] = result.setdefault("kernels", {})
+    for case in cases(XL if real else TINY, device, dtype):
+        report.part(
+            kernels, f"{case.op} {case.shape}", lambda c=case: c.measured(clock, roofline, 10 * rounds)
+        )
+    models = MODELS if real else TINY_MODELS
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(models[-1], Path(folder), device, torch.float32)
+        report.part(result, "answers in float32 that are transformers'", bench.agreement)
+    for model in models:
+        figures: dict[str, Any] = result.setdefault("models", {}).setdefault(model.name, {})
+        with tempfile.TemporaryDirectory() as folder:
+            bench = Bench(model, Path(folder), device, dtype)
+            report.part(figures, "decode", lambda b=bench: b.steps(rounds, roofline))
+            report.part(figures, "encoder", lambda b=bench: b.encoder(10 * rounds, roofline))
+            report.part(figures, "answers", lambda b=bench: b.answers(rounds, report.budget))
+    print(f"wrote {args.out}")
+    return int(report.failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

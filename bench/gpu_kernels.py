@@ -1,0 +1,177 @@
+"""The kernels against their twins in `kernels/reference.py`, and against the device's roofline."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Any
+
+import machine
+import torch
+from clock import Clock, Roofline
+from torch import Tensor
+
+from tandem import kernels
+from tandem.kernels import RowGroups, reference
+
+REACH = 128  # of T5's bias
+PAGE = 64  # positions
+# Of the largest entry: the twins round after each operator, the kernels once.
+TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
+
+Op = Callable[..., Any]
+
+
+@dataclass(frozen=True)
+class Shapes:
+    """Those of a model and of a batch of it."""
+
+    d_model: int
+    d_ff: int
+    heads: int
+    dim: int  # of a head
+    batch: int  # sequences decoded at once
+    source: int  # tokens of an encoder input
+    target: int  # positions of a decoder
+    packed: int  # tokens of the encoder's batch
+
+    @property
+    def inputs(self) -> int:
+        """Encoder inputs in the encoder's batch."""
+        return self.packed // self.source
+
+
+XL = Shapes(2048, 5120, 32, 64, batch=128, source=350, target=128, packed=32 * 350)
+TINY = Shapes(64, 96, 2, 32, batch=4, source=9, target=5, packed=18)
+
+
+@dataclass(frozen=True)
+class Case:
+    """An op on inputs of some shape. Its reads and writes are counted once each, see docs/kernels.md."""
+
+    op: str
+    shape: str
+    run: Callable[[Any], Any]  # given the module that has the op
+    size: float  # bytes
+    flops: float
+    target: str  # on an H200, an estimate
+
+    def measured(self, clock: Clock, roofline: Roofline, rounds: int) -> dict[str, Any]:
+        error = difference(self.run(kernels), self.run(reference))
+        seconds = clock.time(lambda: self.run(kernels), rounds)
+        typical, bound = median(seconds), roofline.bound_s(self.size, self.flops)
+        return {
+            "op": self.op,
+            "shape": self.shape,
+            "error": error,
+            "us": machine.spread([1e6 * value for value in seconds]),
+            "bound_us": round(1e6 * bound, 4),
+            "of_bound": round(bound / typical, 4),
+            "gb_per_s": round(self.size / typical / 1e9, 2),
+            "tflop_per_s": round(self.flops / typical / 1e12, 3),
+            "target": self.target,
+        }
+
+
+def difference(found: Any, expected: Any) -> float:
+    """The largest one, of the largest entry. Raises AssertionError where it is too large."""
+    if not isinstance(found, tuple):
+        found, expected = (found,), (expected,)
+    worst = 0.0
+    for one, other in zip(found, expected, strict=True):
+        error = (one.float() - other.float()).abs().max() / other.float().abs().max()
+        assert error <= TOLERANCE[one.dtype], f"off by {float(error):.2e} of the largest entry"
+        worst = max(worst, float(error))
+    return worst
+
+
+def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
+    """One after another: the inputs of one that is done are let go."""
+    torch.manual_seed(0)
+    s, b = shapes, dtype.itemsize
+
+    def random(*shape: int) -> Tensor:
+        return torch.randn(shape, device=device, dtype=dtype)
+
+    for rows in (s.batch, s.packed):
+        x, residual, weight, bias = (random(*shape) for shape in [(rows, s.d_model)] * 2 + [(s.d_model,)] * 2)
+        size, shape = 4 * rows * s.d_model * b, f"[{rows}, {s.d_model}]"
+        yield Case("add_rms_norm", shape, _call("add_rms_norm", x, residual, weight, 1e-6), size, 0, "85 %")
+        norm = _call("add_layer_norm", x, residual, weight, bias, 1e-5)
+        yield Case("add_layer_norm", shape, norm, size, 0, "85 %")
+        x = random(rows, 2 * s.d_ff)
+        size, shape = 3 * rows * s.d_ff * b, f"[{rows}, 2 * {s.d_ff}]"
+        yield Case("gated_gelu", shape, _call("gated_gelu", x), size, 0, "85 %")
+
+    table = torch.randn(s.heads, 2 * REACH + 1, device=device)
+    qkv = random(s.packed, 3, s.heads, s.dim).unbind(1)
+    cu_seqlens = _borders([s.source] * s.inputs, device)
+    flops = 4 * s.heads * s.dim * s.source**2 * s.inputs
+    shape = f"{s.inputs} inputs of {s.source}, {s.heads} heads of {s.dim}"
+    for title, bias_table in (("with bias", table), ("without bias", None)):
+        attend = _call("encoder_attention", *qkv, cu_seqlens, s.source, bias_table, s.dim**-0.5)
+        yield Case(
+            "encoder_attention", f"{shape}, {title}", attend, 4 * s.packed * s.heads * s.dim * b, flops,
+            "320 TFLOP/s",
+        )  # fmt: skip
+
+    causal = torch.randn(s.heads, REACH + 1, device=device)
+    for sequences, length in ((s.batch, s.target), (1, 8 * s.target)):
+        yield _paged(s, "paged_self_attention", sequences, 1, length, causal, device, dtype)
+    yield _paged(s, "paged_beam_attention", s.batch, 1, s.target, causal, device, dtype)
+    for sequences, rows in ((s.batch, 1), (s.batch // 4, 4)):
+        yield _paged(s, "paged_cross_attention", sequences, rows, s.source, None, device, dtype)
+    yield _written(s, device, dtype)
+
+
+def _call(name: str, *inputs: Any) -> Callable[[Any], Any]:
+    return lambda module: getattr(module, name)(*inputs)
+
+
+def _borders(lengths: Sequence[int], device: torch.device) -> Tensor:
+    return torch.tensor([0, *lengths], device=device).cumsum(0).int()
+
+
+def _paged(
+    s: Shapes, op: str, sequences: int, rows: int, length: int, bias: Tensor | None, device: torch.device,
+    dtype: torch.dtype,
+) -> Case:  # fmt: skip
+    """`rows` queries of each sequence, over pages that lie anywhere."""
+    pages = -(-length // PAGE)
+    # As the pool of an engine is, see EngineConfig.kv_dtype.
+    kv = torch.float32 if device.type == "cpu" else dtype
+    k, v = torch.randn(2, sequences * pages, s.heads, PAGE, s.dim, device=device, dtype=kv)
+    order = torch.randperm(sequences * pages, device=device).view(sequences, pages).int()
+    lengths = torch.full((sequences,), length, dtype=torch.int32, device=device)
+    q = torch.randn(sequences * rows, s.heads, s.dim, device=device, dtype=dtype)
+    inputs = [q, k, v, order, lengths]
+    numbers = length * sequences * 2 * s.heads * s.dim
+    size = numbers * kv.itemsize + 2 * q.nbytes
+    how = [] if op == "paged_cross_attention" else [bias]
+    if op == "paged_beam_attention":
+        inputs[3] = (
+            (order.unsqueeze(2) * PAGE + torch.arange(PAGE, device=device)).flatten(1)[:, :length].int()
+        )
+        size += 4 * length * sequences
+    else:
+        inputs.append(RowGroups(_borders([rows] * sequences, device), rows))
+    return Case(
+        op, f"{sequences} x {rows} rows over {length} keys, {s.heads} heads of {s.dim}",
+        _call(op, *inputs, *how, s.dim**-0.5), size, 2.0 * rows * numbers,
+        "80 %" if op == "paged_cross_attention" else "50 %",
+    )  # fmt: skip
+
+
+def _written(s: Shapes, device: torch.device, dtype: torch.dtype) -> Case:
+    rows = min(s.packed, s.batch * PAGE)
+    k, v = torch.randn(2, rows, s.heads, s.dim, device=device, dtype=dtype)
+    slots = torch.randperm(s.batch * PAGE, device=device)[:rows]
+    pools = torch.zeros(2, 2, s.batch, s.heads, PAGE, s.dim, device=device, dtype=dtype)
+
+    def write(module: Any) -> tuple[Tensor, ...]:
+        own = pools[int(module is reference)]
+        module.write_kv(k, v, *own, slots)
+        return tuple(own)
+
+    return Case("write_kv", f"[{rows}, {s.heads}, {s.dim}]", write, 4 * k.nbytes, 0, "85 %")

@@ -1,0 +1,317 @@
+"""Whole models of random weights: what a decode step takes, the encoder, and whole answers, ours and
+transformers'."""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import machine
+import numpy as np
+import torch
+from clock import Roofline, wall
+from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5ForConditionalGeneration
+
+from tandem.workers.config import Device, Dtype, EngineConfig
+from tandem.workers.engine import Engine
+from tandem.workers.footprint import Footprint
+from tandem.workers.request import Decoding, EncoderInput, EngineRequest
+from tandem.workers.runner import encode_packed
+
+Prompts = list[tuple[int, ...]]
+Answers = list[list[int]]
+Generate = Callable[[Prompts, int], Answers]
+
+FIRST_WORD = 10  # ids below may be special
+
+
+@dataclass(frozen=True)
+class Model:
+    """A shape, and what is asked of it."""
+
+    name: str
+    make: Callable[[], Any]  # transformers' model
+    start: int  # the decoder's first token
+    batch: int
+    source: tuple[int, int]  # tokens of an encoder input, from and to
+    target: int  # tokens to generate
+    goal: str = ""  # of whole answers, on an H200
+    batches: tuple[int, ...] = (1, 8, 32, 128)  # whose decode steps are timed
+
+
+def t5(**options: Any) -> Callable[[], Any]:
+    config = T5Config(**{"vocab_size": 32128, "decoder_start_token_id": 0, "eos_token_id": 1, **options})
+    return lambda: T5ForConditionalGeneration(config)
+
+
+def bart(**options: Any) -> Callable[[], Any]:
+    config = BartConfig(
+        **{"vocab_size": 50264, "decoder_start_token_id": 2, "forced_eos_token_id": None, **options}
+    )
+    return lambda: BartForConditionalGeneration(config)
+
+
+_XL = {
+    "d_model": 2048, "d_kv": 64, "d_ff": 5120, "num_layers": 24, "num_decoder_layers": 24, "num_heads": 32,
+    "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
+}  # fmt: skip
+MODELS = [
+    Model("flan-t5-xl", t5(**_XL), 0, 128, (260, 440), 128, "at most 1.0 s, so 16,400 tokens/s"),
+    Model("bart-large-cnn", bart(), 2, 128, (260, 440), 128, "47,000 tokens/s"),
+    Model("t5-small", t5(), 0, 128, (260, 440), 128),
+]
+_TINY_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 128}
+_TINY_BART = {
+    "d_model": 32, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 48, "vocab_size": 128,
+    "max_position_embeddings": 64,
+}  # fmt: skip
+TINY_MODELS = [
+    Model("tiny-t5", t5(**_TINY_T5), 0, 4, (5, 9), 6, batches=(1, 3)),
+    Model("tiny-bart", bart(**_TINY_BART), 2, 4, (5, 9), 6, batches=(1, 3)),
+]
+
+
+@dataclass
+class Budget:
+    """Seconds for all of it. What begins when they are over is left out and says so."""
+
+    seconds: float
+    _start: float = field(default_factory=time.monotonic)
+
+    @property
+    def over(self) -> bool:
+        return time.monotonic() - self._start > self.seconds
+
+
+class Bench:
+    """One model in a folder, on a device, here and in transformers."""
+
+    def __init__(self, model: Model, folder: Path, device: torch.device, dtype: torch.dtype) -> None:
+        self.model, self.folder, self.device, self.dtype = model, folder, device, dtype
+
+    @cached_property
+    def theirs(self) -> Any:
+        """transformers' model, saved for ours to load."""
+        torch.manual_seed(0)
+        torch.set_default_dtype(self.dtype)
+        try:
+            with self.device:
+                made = self.model.make().eval()
+        finally:
+            torch.set_default_dtype(torch.float32)
+        # Nothing ends by itself: all systems generate just what they are asked for.
+        made.generation_config.eos_token_id = None
+        made.save_pretrained(self.folder)
+        return made
+
+    def config(self, *, graphs: bool = True) -> EngineConfig:
+        size, most, longest = 64, self.model.batch, self.model.source[1]
+        positions = 2 * self.model.target + 64  # a step's time is taken when all have been let in
+        device: Device = "cuda" if self.device.type == "cuda" else "cpu"
+        dtype: Dtype = "bfloat16" if self.dtype == torch.bfloat16 else "float32"
+        return EngineConfig(
+            str(self.folder), device=device, dtype=dtype, max_num_seqs=most, max_encoder_length=longest,
+            max_decoder_length=positions, max_encoder_tokens=8192, page_size=size, cuda_graphs=graphs,
+            num_pages=most * (-(-longest // size) + -(-positions // size)),
+        )  # fmt: skip
+
+    @cached_property
+    def engine(self) -> Engine:
+        return self.new_engine()
+
+    def new_engine(self, *, graphs: bool = True) -> Engine:
+        assert self.theirs is not None  # it is in the folder
+        return Engine(self.config(graphs=graphs))
+
+    def prompts(self, count: int, seed: int) -> Prompts:
+        rng, size = random.Random(seed), self.theirs.config.vocab_size
+        return [
+            tuple(rng.randrange(FIRST_WORD, size) for _ in range(rng.randint(*self.model.source)))
+            for _ in range(count)
+        ]
+
+    # -- a decode step
+
+    def steps(self, rounds: int, roofline: Roofline) -> list[dict[str, Any]]:
+        """By batch size, with graphs and without, against the time of reading weights, K and V."""
+        engines = {"graphs": self.engine, "no graphs": self.new_engine(graphs=False)}
+        sizes = [size for size in self.model.batches if size <= self.model.batch]
+        found: dict[int, dict[str, list[float]]] = {size: {name: [] for name in engines} for size in sizes}
+        for number in range(rounds + 1):
+            for size in sizes:
+                for name, engine in engines.items():
+                    seconds = self._step(engine, size)
+                    if number:  # the first round warms up
+                        found[size][name].append(seconds)
+        figures = []
+        for size, by_engine in found.items():
+            floor = self._floor_bytes(size) / roofline.bytes_per_s
+            ratios = [
+                one / other for one, other in zip(by_engine["no graphs"], by_engine["graphs"], strict=True)
+            ]
+            figures.append(
+                {"batch": size}
+                | {f"ms, {name}": machine.spread([1e3 * one for one in s]) for name, s in by_engine.items()}
+                | {
+                    "floor_ms": round(1e3 * floor, 4),
+                    "of_floor": round(median(by_engine["graphs"]) / floor, 2),
+                    "target": "at most 2",
+                    "no_graphs_over_graphs": machine.spread(ratios),
+                }
+            )
+        return figures
+
+    def _step(self, engine: Engine, size: int) -> float:
+        """Seconds of a step in which so many sequences get a token each."""
+        count = self.model.target // 2
+        self._submit(engine, self.prompts(size, seed=size), [self.model.target + 32] * size)
+        while engine.stats().waiting:
+            engine.step()
+
+        def steps() -> None:
+            for _ in range(count):
+                engine.step()
+
+        seconds = wall(steps) / count
+        while engine.has_work:
+            engine.step()
+        return seconds
+
+    def _floor_bytes(self, size: int) -> float:
+        footprint = Footprint.of(self.config())
+        config, (low, high) = self.theirs.config, self.model.source
+        weights = footprint.decoder_weights
+        if not config.tie_word_embeddings:  # a row of the embedding for each sequence is next to nothing
+            weights -= config.vocab_size * config.d_model * self.dtype.itemsize
+        source, target = (low + high) / 2, self.model.target / 2
+        kv = source * footprint.cross_kv_per_position + target * footprint.self_kv_per_position
+        return weights + size * kv
+
+    # -- the encoder
+
+    def encoder(self, rounds: int, roofline: Roofline) -> dict[str, Any]:
+        encoder = self.engine.runner.encoder
+        assert encoder is not None
+        prompts = self.prompts(self.model.batch // 4, seed=1)
+        lengths = np.array([len(ids) for ids in prompts])
+        ids = np.concatenate([np.array(ids) for ids in prompts])
+
+        @torch.inference_mode()
+        def encode() -> torch.Tensor:
+            return encode_packed(encoder, ids, lengths)
+
+        encode()
+        seconds = [wall(encode) for _ in range(rounds)]
+        # A multiplication and an addition for each weight and token; attention's come on top.
+        flops = 2 * Footprint.of(self.config()).encoder_weights / self.dtype.itemsize * len(ids)
+        return {
+            "tokens": len(ids),
+            "tokens_per_s": machine.spread([len(ids) / value for value in seconds]),
+            "of_peak": round(flops / median(seconds) / roofline.flops_per_s, 4),
+        }
+
+    # -- whole answers
+
+    def answers(self, rounds: int, budget: Budget) -> dict[str, Any]:
+        """Of a batch that is all there, and of a stream of mixed lengths in batches as large."""
+        engine, theirs, left_out = self.engine, self._their_ways(), {}
+        for name, generate in list(theirs.items()):
+            try:
+                generate(self.prompts(self.model.batch, seed=0), self.model.target)
+            except Exception as error:  # whatever transformers cannot do, it does without
+                left_out[name] = f"{type(error).__name__}: {str(error)[:300]}"
+                del theirs[name]
+            if budget.over and len(theirs) > 1:
+                break
+        found: dict[str, dict[str, list[float]]] = {}
+        for number in range(rounds + 1):
+            for load, prompts, targets in self._loads(number):
+                runs = {"tandem": lambda p=prompts, t=targets: self._serve(engine, p, t)}
+                for name, generate in theirs.items():
+                    runs[f"transformers, {name}"] = lambda g=generate, p=prompts, t=targets: self._in_batches(
+                        g, p, t
+                    )
+                for name, run in runs.items():
+                    rate = sum(targets) / wall(run)
+                    if number:
+                        found.setdefault(load, {}).setdefault(name, []).append(rate)
+            if number and budget.over:
+                break
+        return {"left_out": left_out, "target": self.model.goal, **{
+            load: {
+                name: {
+                    "tokens_per_s": machine.spread(rates),
+                    "tandem_over_this": machine.spread(
+                        [ours / rate for ours, rate in zip(by_system["tandem"], rates, strict=True)]
+                    ),
+                }
+                for name, rates in by_system.items()
+            }
+            for load, by_system in found.items()
+        }}  # fmt: skip
+
+    def _loads(self, seed: int) -> list[tuple[str, Prompts, list[int]]]:
+        rng, most = random.Random(seed), self.model.target
+        batch, stream = self.prompts(self.model.batch, seed), self.prompts(2 * self.model.batch, seed)
+        mixed = [rng.randint(most // 8 + 1, most) for _ in stream]
+        shortened = [ids[: rng.randint(2, len(ids))] for ids in stream]
+        return [("batch", batch, [most] * len(batch)), ("stream", shortened, mixed)]
+
+    def _submit(self, engine: Engine, prompts: Prompts, targets: list[int]) -> None:
+        for number, (ids, target) in enumerate(zip(prompts, targets, strict=True)):
+            how = Decoding(
+                max_tokens=target, min_tokens=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0,
+                repetition_penalty=1.0, seed=0, stop_ids=frozenset(), eos_ids=frozenset(), logprobs=None,
+            )  # fmt: skip
+            encoder = EncoderInput(f"{number}", ids)
+            engine.submit(EngineRequest(str(number), encoder, (self.model.start,), how))
+
+    def _serve(self, engine: Engine, prompts: Prompts, targets: list[int]) -> Answers:
+        self._submit(engine, prompts, targets)
+        answers: Answers = [[] for _ in prompts]
+        while engine.has_work:
+            for delta in engine.step():
+                answers[int(delta.request_id)] += delta.token_ids
+        return answers
+
+    def _in_batches(self, generate: Generate, prompts: Prompts, targets: list[int]) -> None:
+        for start in range(0, len(prompts), self.model.batch):
+            some = slice(start, start + self.model.batch)
+            generate(prompts[some], max(targets[some]))
+
+    def _their_ways(self) -> dict[str, Generate]:
+        """On CUDA a static cache has transformers compile the step by itself."""
+        ways: dict[str, dict[str, Any]] = {"dynamic cache": {}}
+        if self.device.type == "cuda":
+            ways["static cache, compiled"] = {"cache_implementation": "static"}
+        return {name: lambda p, n, how=how: self._generate(p, n, **how) for name, how in ways.items()}
+
+    def _generate(self, prompts: Prompts, target: int, **how: Any) -> Answers:
+        # Padded to one length for all batches: another would be compiled anew.
+        longest = self.model.source[1]
+        ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in prompts], device=self.device)
+        mask = torch.tensor(
+            [[1] * len(ids) + [0] * (longest - len(ids)) for ids in prompts], device=self.device
+        )
+        out = self.theirs.generate(
+            ids, attention_mask=mask, do_sample=False, num_beams=1, max_new_tokens=target, **how,
+        )  # fmt: skip
+        answers: Answers = out[:, 1:].tolist()
+        return answers
+
+    # -- the check
+
+    def agreement(self) -> float:
+        """The share of answers that are transformers', token for token: all in float32, but for near ties."""
+        count = min(16, self.model.batch)
+        prompts = self.prompts(count, seed=2)
+        expected = self._generate(prompts, self.model.target)
+        found = self._serve(self.engine, prompts, [self.model.target] * count)
+        return sum(ours == theirs for ours, theirs in zip(found, expected, strict=True)) / count

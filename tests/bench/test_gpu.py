@@ -1,0 +1,74 @@
+"""bench/gpu.py on tiny shapes: a machine with a GPU is rare, and the script must work when there is one."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[2]
+SCRIPT = ROOT / "bench" / "gpu.py"
+
+
+def parts(value: Any) -> list[dict[str, Any]]:
+    """All objects in a result."""
+    if not isinstance(value, dict):
+        return [part for one in value for part in parts(one)] if isinstance(value, list) else []
+    return [value, *(part for one in value.values() for part in parts(one))]
+
+
+def test_every_part_works(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    run = subprocess.run(
+        [sys.executable, SCRIPT, "--device", "cpu", "--quick", "--out", out], capture_output=True, text=True
+    )
+    assert run.returncode == 0, run.stdout[-4000:] + run.stderr[-4000:]
+    result = json.loads(out.read_text())
+    assert not [part for part in parts(result) if part.keys() & {"failed", "skipped"} or part.get("left_out")]
+    assert {"torch", "triton", "transformers", "cuda"} <= set(result["machine"]["versions"])
+    assert {name.split()[0] for name in result["kernels"]} == {
+        "add_rms_norm", "add_layer_norm", "gated_gelu", "encoder_attention", "paged_self_attention",
+        "paged_beam_attention", "paged_cross_attention", "write_kv",
+    }  # fmt: skip
+    assert result["answers in float32 that are transformers'"] == 1.0
+    for figures in result["models"].values():
+        assert [step["batch"] for step in figures["decode"]] == [1, 3]
+        assert figures["encoder"]["tokens_per_s"]["median"] > 0
+        assert set(figures["answers"]["batch"]) == {"tandem", "transformers, dynamic cache"}
+        assert figures["answers"]["stream"]["tandem"]["tandem_over_this"]["median"] == 1.0
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_without_a_gpu_it_says_so() -> None:
+    run = subprocess.run([sys.executable, SCRIPT], capture_output=True, text=True)
+    assert run.returncode == 2
+    assert run.stderr.startswith("no CUDA device")
+    assert not run.stdout
+
+
+def test_a_checkout_needs_no_installation(tmp_path: Path) -> None:
+    """Nor Ray, nor what the cluster is made of."""
+    code = f"""
+import sys
+sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr(finder, "__module__", "")
+                 and "editable" not in getattr(finder, "__name__", "")]
+sys.modules |= dict.fromkeys(("ray", "grpc", "fastapi", "pydantic", "typer", "rich"))
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import checkout, gpu_models, gpu_kernels, tandem
+assert tandem.__file__.startswith(checkout.sys.path[0]), tandem.__file__
+"""
+    run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr
+
+
+def test_the_manual_has_every_kernel() -> None:
+    pytest.importorskip("triton")
+    from tandem.kernels import triton_ops
+
+    manual = (ROOT / "docs" / "kernels.md").read_text()
+    assert not [name for name in triton_ops.__all__ if f"| `{name}` |" not in manual]
