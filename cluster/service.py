@@ -29,8 +29,8 @@ T = TypeVar("T")
 
 # A message to a client costs about as much as decoding its tokens, so one replica sends about this many
 # per second: a lone stream gets every token by itself, many streams get theirs in groups.
-_MESSAGES_PER_S: Final = 2000.0
-_LONGEST_GATHER_S: Final = 0.05  # and this is how long tokens wait for company at most
+_MESSAGES_PER_S: Final = 1500.0
+_LONGEST_GATHER_S: Final = 0.1  # and this is how long tokens wait for company at most
 _TOKENIZER_THREADS: Final = 2
 _UNSENT: Final = 16  # deltas of a call with several samples that may wait for a slow client
 _UNREAD_S: Final = 10.0  # beyond a call's deadline, for its client to read what there is
