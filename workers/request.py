@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tandem.errors import TandemError
 from tandem.outputs import FinishReason, TokenLogprobs
-from tandem.params import EarlyStopping
 
 if TYPE_CHECKING:
     import torch
+
+    from tandem.params import EarlyStopping  # which needs pydantic; the engine does without
 
 
 class HiddenStates(Protocol):
