@@ -56,9 +56,7 @@ async def test_equal_inputs_are_encoded_once_and_share_an_engine() -> None:
 async def test_one_document_with_twenty_decoder_prompts_is_encoded_once() -> None:
     async with FakeCluster(engines=2, slots=32) as cluster:
         document = tuple(range(2, 40))
-        asked = [
-            replace(request(f"document#{i}", ids=document), prefix_ids=(0, i)) for i in range(20)
-        ]
+        asked = [replace(request(f"document#{i}", ids=document), prefix_ids=(0, i)) for i in range(20)]
         await asyncio.gather(*map(cluster.collect, asked))
         assert cluster.encoders.batches == [[list(document)]]
         counters = cluster.router.stats().encoder
