@@ -2,12 +2,12 @@
 
     python bench/roofline.py [--out bench/results/roofline.json]
 
-Steps of the random T5-small shape and of the bundled model with 1, 8 and 32 rows, in float32 and bfloat16.
-Every op is timed within the running engine, without what runs inside it, so the parts add up to the step;
-what no op claims is "rest": Python between them. An op has to read its weights, its keys and values and its
-activations, and has its floating-point operations to do: the larger of the two times is its floor. The rates
-are those of this machine, with the step's own number of threads: of reading as many bytes as the step reads,
-which caches may serve, and of large matrix products. Means over the faster half of the steps.
+Steps of the random T5-small shape and of the bundled model with 1, 8 and 32 rows, in each precision. Every op
+is timed within the running engine, without what runs inside it, so the parts add up to the step; what no op
+claims is "rest": Python between them. An op has to read its weights, its keys and values and its activations,
+and has its operations to do: the larger of the two times is its floor. The rates are those of this machine,
+with the step's own number of threads: of reading as many bytes as the step reads, which caches may serve, and
+of large matrix products. Means over the faster half of the steps.
 
 On a CPU only: on a GPU ops run behind the host's back.
 """
@@ -30,14 +30,18 @@ from rich.console import Console
 from rich.table import Table
 
 from tandem import kernels
-from tandem.kernels import Linear
+from tandem.kernels import Int8Linear, Linear
 from tandem.quickstart import PATH as QUICKSTART
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.packet import Packet
 
 ROWS = (1, 8, 32)
-DTYPES = ("float32", "bfloat16")
+PRECISIONS: dict[str, dict[str, str]] = {
+    "float32": {"dtype": "float32"},
+    "bfloat16": {"dtype": "bfloat16"},
+    "int8": {"quantization": "int8"},
+}
 INPUTS, OUTPUTS = 64, 64  # tokens of each sequence
 PRODUCT = 2048  # rows, inputs and outputs of the product that says what the machine can compute
 LEAST_BYTES = 2**22  # read to measure a rate: less is over too soon
@@ -95,10 +99,12 @@ class Clock:
 def watch(clock: Clock, engine: Engine) -> None:
     """Every op of a step of this engine."""
     decoder = engine.runner.decoder
-    products: dict[int, tuple[str, int, int, int]] = {}  # by id: name, inputs, outputs, bytes of a weight
+    products: dict[int, tuple[str, int, int]] = {}  # by id: name, inputs, outputs
+    number = engine.runner.dtype.itemsize
+    weight = number if engine.config.quantization is None else 1
 
     def product(name: str, linear: Linear, inputs: int, outputs: int) -> None:
-        products[id(linear)] = name, inputs, outputs, engine.runner.dtype.itemsize
+        products[id(linear)] = name, inputs, outputs
 
     spec = decoder.spec
     heads = spec.heads * spec.head_dim
@@ -118,8 +124,9 @@ def watch(clock: Clock, engine: Engine) -> None:
     product("logits", logits, spec.d_model, engine.spec.vocab_size)
 
     def multiply(linear: Linear, x: torch.Tensor) -> Work:
-        _, inputs, outputs, size = products[id(linear)]
-        return size * (inputs * outputs + len(x) * (inputs + outputs)), 2.0 * len(x) * inputs * outputs
+        _, inputs, outputs = products[id(linear)]
+        moved = weight * inputs * outputs + number * len(x) * (inputs + outputs)
+        return moved, 2.0 * len(x) * inputs * outputs
 
     def attend(
         q: torch.Tensor, k: torch.Tensor, _v: object, _t: object, lengths: torch.Tensor, *_: object
@@ -130,7 +137,7 @@ def watch(clock: Clock, engine: Engine) -> None:
     def norm(x: torch.Tensor, *_: object) -> Work:
         return 4.0 * x.nbytes, 0.0  # the output of a sublayer and the sum so far, and both of them anew
 
-    clock.watch(Linear, "__call__", lambda linear, _: products[id(linear)][0], multiply)
+    clock.watch(type(logits), "__call__", lambda linear, _: products[id(linear)][0], multiply)
     clock.watch(kernels, "paged_self_attention", "self-attention", attend)
     clock.watch(kernels, "paged_cross_attention", "cross-attention", attend)
     for name in ("rms_norm", "add_rms_norm"):
@@ -138,7 +145,7 @@ def watch(clock: Clock, engine: Engine) -> None:
     clock.watch(kernels, "write_kv", "K/V write", lambda k, v, *_: (2.0 * (k.nbytes + v.nbytes), 0.0))
     clock.watch(
         decoder.embedding.tokens, "embed", "embedding",
-        lambda ids: (2.0 * len(ids) * spec.d_model * engine.runner.dtype.itemsize, 0.0),
+        lambda ids: (2.0 * len(ids) * spec.d_model * number, 0.0),
     )  # fmt: skip
     clock.watch(engine.sampler, "sample", "sampling", lambda logits, _: (float(logits.nbytes), 0.0))
     clock.watch(engine.scheduler, "plan", "host: scheduling")
@@ -148,8 +155,9 @@ def watch(clock: Clock, engine: Engine) -> None:
     clock.watch(engine.runner, "finish", "host: packing")
 
 
-def measure(folder: Path, dtype: str, rows: int) -> dict[str, Any]:
-    config = EngineConfig.of(model=str(folder), dtype=dtype, max_num_seqs=rows, device="cpu")
+def measure(folder: Path, precision: str, rows: int) -> dict[str, Any]:
+    how = PRECISIONS[precision]
+    config = EngineConfig.of(model=str(folder), max_num_seqs=rows, device="cpu", **how)
     engine, frontend = Engine(config), steps.load(folder)
     clock = Clock()
     try:
@@ -171,10 +179,10 @@ def measure(folder: Path, dtype: str, rows: int) -> dict[str, Any]:
                 clock.step(step) if number else step()
     finally:
         clock.close()
-    return _report(clock.steps, dtype)
+    return _report(clock.steps, precision)
 
 
-def _report(timed: list[dict[str, list[float]]], dtype: str) -> dict[str, Any]:
+def _report(timed: list[dict[str, list[float]]], precision: str) -> dict[str, Any]:
     def seconds(step: dict[str, list[float]]) -> float:
         return sum(entry[0] for entry in step.values())
 
@@ -184,7 +192,7 @@ def _report(timed: list[dict[str, list[float]]], dtype: str) -> dict[str, Any]:
         for op in sorted(set().union(*fast))
     }
     whole, moved = mean(map(seconds, fast)), sum(values[2] for values in means.values())
-    read, computed = reading_rate(int(moved)), product_rate(dtype)
+    read, computed = reading_rate(int(moved)), product_rate(precision)
     ops = {}
     for op, (spent, calls, nbytes, operations) in means.items():
         floor = max(nbytes / read, operations / computed)
@@ -207,10 +215,10 @@ def reading_rate(nbytes: int) -> float:
     return matrix.nbytes / min(_best_s(matrix.sum), _best_s(lambda: torch.mv(matrix, vector)))
 
 
-def product_rate(dtype: str) -> float:
-    """Floating-point operations/s of a product with a packed weight."""
-    weight = torch.ones(PRODUCT, PRODUCT, dtype=getattr(torch, dtype))
-    linear, x = Linear(weight), torch.ones_like(weight)
+def product_rate(precision: str) -> float:
+    """Operations/s of a product with a packed weight."""
+    weight = torch.ones(PRODUCT, PRODUCT, dtype=getattr(torch, PRECISIONS[precision].get("dtype", "float32")))
+    linear, x = (Int8Linear if precision == "int8" else Linear)(weight), torch.ones_like(weight)
     linear.pack()
     return 2.0 * PRODUCT**3 / _best_s(lambda: linear(x))
 
@@ -239,16 +247,19 @@ def main() -> None:
         make_model(Path(name))
         for title, folder in (("random T5-small", Path(name)), ("quickstart", QUICKSTART)):
             models = result["models"][title] = {}
-            for dtype in DTYPES:
-                by_rows = models[dtype] = {str(rows): measure(folder, dtype, rows) for rows in ROWS}
-                console.print(_table(f"{title}, {dtype}", by_rows))
+            for precision in PRECISIONS:
+                by_rows = {str(rows): measure(folder, precision, rows) for rows in ROWS}
+                models[precision] = by_rows
+                console.print(_table(f"{title}, {precision}", by_rows))
     machine.write(args.out, result)
     console.print(f"wrote {args.out}")
 
 
 def _table(title: str, by_rows: dict[str, Any]) -> Table:
     """Of each op by rows: microseconds of a step, its share of it, how many times its floor that is."""
-    table = Table("µs, share, × floor", *(f"{rows} rows" for rows in by_rows), title=title)
+    table = Table(
+        "µs, share, × floor", *("1 row" if rows == "1" else f"{rows} rows" for rows in by_rows), title=title
+    )
 
     def cell(seconds: float, share: float, over: float | None) -> str:
         return f"{1e6 * seconds:.0f}  {100 * share:.0f} %" + (f"  {over:.1f}" if over else "")
