@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import random
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -157,7 +158,8 @@ class EncoderPool:
         most = self._config.encoder_batches_in_flight
         return min(
             (replica for replica in self._replicas.values() if replica.batches < most),
-            key=lambda replica: (replica.batches, replica.tokens),
+            # Of equals any: all routers know the replicas in much the same order.
+            key=lambda replica: (replica.batches, replica.tokens, random.random()),
             default=None,
         )
 

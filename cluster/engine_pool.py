@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import bisect
+import random
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +22,7 @@ FULL = 2.0
 # How much fuller an engine may be and still be preferred because it holds the same encoder input, whose
 # cross-attention pages are then shared.
 AFFINITY = 0.25
+CHOICES = 2  # engines, drawn at random, of which a request gets the better
 
 
 @dataclass(order=True, slots=True)
@@ -81,14 +83,14 @@ class EnginePool:
     # --- Within ---
 
     def _choose(self, flight: Flight) -> EngineClient | None:
+        """Of two engines that have room, and of those with the same encoder input, the least loaded. All
+        routers have much the same, somewhat old news of an engine that is not theirs: the least loaded of all
+        would get the requests of all of them at once."""
         key = flight.request.encoder.key
-        best, least = None, FULL
-        for client in self._clients.values():
-            if client.accepting:
-                load = client.load()
-                if load < FULL and load - AFFINITY * (key in client.keys) < least:
-                    best, least = client, load - AFFINITY * (key in client.keys)
-        return best
+        roomy = [client for client in self._clients.values() if client.accepting and client.load() < FULL]
+        some = random.sample(roomy, min(CHOICES, len(roomy)))
+        some += [client for client in roomy if key in client.keys]
+        return min(some, key=lambda client: client.load() - AFFINITY * (key in client.keys), default=None)
 
     def _grant(self) -> None:
         """Sends waiting requests as far as there is room."""

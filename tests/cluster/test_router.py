@@ -4,6 +4,7 @@ test_failover.py."""
 from __future__ import annotations
 
 import asyncio
+import random
 from dataclasses import replace
 
 import pytest
@@ -50,6 +51,25 @@ async def test_equal_inputs_are_encoded_once_and_share_an_engine() -> None:
         assert cluster.encoders.batches == [[[7, 7, 1]]]
         counters = cluster.router.stats().encoder
         assert (counters.cache_misses, counters.cache_hits) == (1, 4)
+
+
+async def test_one_document_with_twenty_decoder_prompts_is_encoded_once() -> None:
+    async with FakeCluster(engines=2, slots=32) as cluster:
+        document = tuple(range(2, 40))
+        asked = [replace(request(f"document#{i}", ids=document), prefix_ids=(0, i)) for i in range(20)]
+        await asyncio.gather(*map(cluster.collect, asked))
+        assert cluster.encoders.batches == [[list(document)]]
+        counters = cluster.router.stats().encoder
+        assert (counters.cache_misses, counters.cache_hits) == (1, 19)
+
+
+async def test_equal_engines_share_the_requests() -> None:
+    """Else the routers, which know them in the same order, would all take the first."""
+    random.seed(0)
+    async with FakeCluster(engines=4) as cluster:
+        for number in range(40):
+            await cluster.collect(request(f"r{number}", tokens=1, ids=(number, 1)))
+        assert all(replica.engine.submitted for replica in cluster.decoders.replicas.values())
 
 
 async def test_what_arrives_during_a_batch_goes_into_the_next() -> None:

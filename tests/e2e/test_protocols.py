@@ -43,6 +43,23 @@ def test_grpc_stream_with_plain_stubs(server: Server, expected: dict[str, str]) 
     assert events[-2].delta.finish.reason == pb.FINISH_REASON_STOP
 
 
+def test_twenty_questions_of_one_document_cost_one_pass_of_the_encoder(server: Server) -> None:
+    def encoded() -> dict[str, float]:
+        text = httpx.get(f"{server.http}/metrics").text
+        found = re.findall(r"^tandem_encoder_(\w+)_total{.*} (\S+)$", text, re.MULTILINE)
+        return {name: float(value) for name, value in found}
+
+    def ask(client: Client, number: int) -> int:
+        params = SamplingParams(max_tokens=8)
+        return len(client.generate("A document of its own.", params, decoder_prompt=f"{number}").outputs)
+
+    before = encoded()
+    with Client(server.grpc) as client, ThreadPoolExecutor(20) as threads:
+        assert sum(threads.map(lambda number: ask(client, number), range(20))) == 20
+    grown = {name: value - before[name] for name, value in encoded().items()}
+    assert (grown["batches"], grown["cache_misses"], grown["cache_hits"]) == (1, 1, 19)
+
+
 def test_grpc_health_models_and_tokenize(server: Server) -> None:
     with grpc.insecure_channel(server.grpc) as channel:
         health = health_pb2_grpc.HealthStub(channel)

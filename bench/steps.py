@@ -1,0 +1,48 @@
+"""Engines that are given a batch of equal requests, so that every step of it is of so many rows."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from tandem import SamplingParams
+from tandem.workers.assembler import PreparedRequest
+from tandem.workers.engine import Engine
+from tandem.workers.frontend import Frontend
+
+
+@dataclass(frozen=True)
+class Given:
+    """Hidden states that are simply there."""
+
+    handle: int
+    states: torch.Tensor
+
+    def __call__(self) -> torch.Tensor:
+        return self.states
+
+
+def batch(frontend: Frontend, rows: int, inputs: int, outputs: int) -> list[PreparedRequest]:
+    """Requests of so many encoder tokens that generate so many, greedily."""
+    params = SamplingParams(temperature=0, max_tokens=outputs, ignore_eos=True)
+    ids = [[random.randrange(3, 1000) for _ in range(inputs)] for _ in range(rows)]
+    return [frontend.prepare({"prompt_token_ids": one}, params) for one in ids]
+
+
+def submit(engine: Engine, prepared: list[PreparedRequest]) -> None:
+    """With hidden states where the engine has no encoder."""
+    for number, one in enumerate(prepared):
+        [request] = one.samples
+        if engine.runner.encoder is None:
+            assert engine.spec.encoder is not None
+            states = torch.zeros(len(request.encoder.token_ids), engine.spec.encoder.d_model)
+            encoder = replace(request.encoder, hidden=Given(number, states.to(engine.runner.dtype)))
+            request = replace(request, encoder=encoder)
+        engine.submit(request)
+
+
+def load(folder: Path) -> Frontend:
+    return Frontend.load(folder, "bench")
