@@ -51,9 +51,13 @@ types: .venv/.installed  ## Check types.
 protos: .venv/.installed  ## Generate the Python modules of protos/ anew.
 	$(BIN)/python scripts/generate_protos.py
 
-bench: .venv/.installed  ## Measure the engine against its peers, the cluster against the engine.
-	$(BIN)/python bench/engine.py
-	$(BIN)/python bench/cluster.py
+bench: .venv/.installed  ## Measure on this machine, in less than 20 minutes; one table of ratios.
+	$(BIN)/python bench/engine.py --rounds 2
+	$(BIN)/python bench/roofline.py
+	$(BIN)/python bench/cluster.py --rounds 2
+	$(BIN)/python bench/placement.py --rounds 2
+	$(BIN)/python bench/simulate.py
+	$(BIN)/python bench/summary.py
 
 clean:  ## Remove everything generated, but not the virtual environment.
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -41,7 +41,7 @@ from tandem.workers.sequence_heap import Key, SequenceHeap
 from tandem.workers.step_plan import Sequence
 
 SLOTS = 32
-REQUESTS = 160
+REQUESTS = 96
 LENGTHS = (16, 513)  # encoder tokens, evenly over their logarithms
 OUTPUTS = (8, 65)
 LOAD = 0.9
@@ -102,6 +102,8 @@ def serve(engine: Engine, prepared: list[PreparedRequest], arrivals: list[float]
     arrived = {one.samples[0].request_id: at for at, one in todo}
     waited, tokens, start = [], 0, time.perf_counter()
     while todo or engine.has_work:
+        if not engine.has_work:
+            time.sleep(max(0.0, todo[0][0] - (time.perf_counter() - start)))
         now = time.perf_counter() - start
         due = [one for at, one in todo if at <= now]
         todo = todo[len(due) :]

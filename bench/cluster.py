@@ -2,10 +2,10 @@
 
     python bench/cluster.py [--rounds 3] [--out bench/results/cluster.json]
 
-The bundled model; 32 and 128 clients, 32 tokens an answer (EOS ignored), greedy. Engine and cluster take
-turns in every round. On one machine clients, ingress, encoder and engine share the cores, which the figures
-include; therefore all of it once more with steps that compute nothing and take 10 ms, as on a GPU: what is
-measured then is the cost of serving.
+The bundled model; 32 and 128 clients, answers of 32 to 96 tokens (EOS ignored), greedy. The engine decodes as
+many at once as there are clients. Engine and cluster take turns in every round. On one machine clients,
+ingress, encoder and engine share the cores, which the figures include; therefore all of it once more with steps
+that compute nothing and take 10 ms, as on a GPU: what is measured then is the cost of serving.
 """
 
 from __future__ import annotations
@@ -13,8 +13,10 @@ from __future__ import annotations
 import argparse
 import asyncio
 import itertools
+import random
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -31,9 +33,8 @@ from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch, pack
 
 CLIENTS = (32, 128)
 REQUESTS_EACH = 4  # of a client, on average
-TOKENS = 32
+TOKENS = (32, 97)  # of an answer, evenly: else all clients would send at the same moments
 SIMULATED_STEP_MS = 10.0
-PARAMS = SamplingParams(temperature=0, max_tokens=TOKENS, ignore_eos=True)
 FIRST_TOKENS = 20  # requests, one after the other
 HANDOFF_SHAPES = ((32, 256), (512, 512), (512, 2048))  # tokens, d_model
 
@@ -41,36 +42,45 @@ HANDOFF_SHAPES = ((32, 256), (512, 512), (512, 2048))  # tokens, d_model
 _numbers = itertools.count()
 
 
-def prompts(count: int) -> list[str]:
+Request = tuple[str, SamplingParams]
+
+
+def requests(count: int) -> list[Request]:
     """No two alike, so that no encoder output is reused."""
-    return [
-        f"translate English to French: In {next(_numbers)} we had many dogs and cats." for _ in range(count)
-    ]
+    made = []
+    for number in itertools.islice(_numbers, count):
+        text = f"translate English to French: In {number} we had many dogs and cats."
+        tokens = random.Random(number).randrange(*TOKENS)
+        made.append((text, SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)))
+    return made
 
 
-async def rate(send: Callable[[str], Awaitable[int]], texts: list[str], clients: int) -> float:
-    """Tokens/s of so many clients that share the texts."""
-    queue = iter(texts)
+async def rate(send: Callable[[Request], Awaitable[int]], asked: list[Request], clients: int) -> float:
+    """Tokens/s of so many clients that share the requests."""
+    queue = iter(asked)
 
     async def client() -> int:
-        return sum([await send(text) for text in queue])
+        return sum([await send(request) for request in queue])
 
     start = time.perf_counter()
     tokens = sum(await asyncio.gather(*(client() for _ in range(clients))))
-    assert tokens == len(texts) * TOKENS
+    assert tokens == sum(params.max_tokens or 0 for _, params in asked)
     return tokens / (time.perf_counter() - start)
 
 
-async def measure(llm: LLM, address: str, rounds: int) -> dict[str, Any]:
-    def engine_alone(texts: list[str]) -> float:
+async def measure(llms: dict[int, LLM], address: str, rounds: int) -> dict[str, Any]:
+    """llms: by how many sequences they decode at once."""
+
+    def engine_alone(llm: LLM, asked: list[Request]) -> float:
+        texts, params = zip(*asked, strict=True)
         start = time.perf_counter()
-        outputs = llm.generate(list(texts), PARAMS, use_tqdm=False)
+        outputs = llm.generate(texts, params, use_tqdm=False)
         tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
         return tokens / (time.perf_counter() - start)
 
-    def engine_first(text: str) -> float:
+    def engine_first(request: Request) -> float:
         start = time.perf_counter()
-        stream = llm.stream(text, PARAMS)
+        stream = llms[max(llms)].stream(*request)
         next(stream)
         seconds = time.perf_counter() - start
         stream.close()  # type: ignore[attr-defined]
@@ -78,15 +88,15 @@ async def measure(llm: LLM, address: str, rounds: int) -> dict[str, Any]:
 
     async with AsyncClient(address) as client:
 
-        async def unary(text: str) -> int:
-            return len((await client.generate(text, PARAMS)).outputs[0].token_ids)
+        async def unary(request: Request) -> int:
+            return len((await client.generate(*request)).outputs[0].token_ids)
 
-        async def stream(text: str) -> int:
-            return sum([len(piece.token_ids) async for piece in client.stream(text, PARAMS)])
+        async def stream(request: Request) -> int:
+            return sum([len(piece.token_ids) async for piece in client.stream(*request)])
 
-        async def first(text: str) -> float:
+        async def first(request: Request) -> float:
             start = time.perf_counter()
-            pieces = client.stream(text, PARAMS)
+            pieces = client.stream(*request)
             await anext(pieces)
             seconds = time.perf_counter() - start
             await pieces.aclose()  # type: ignore[attr-defined]
@@ -98,9 +108,9 @@ async def measure(llm: LLM, address: str, rounds: int) -> dict[str, Any]:
             count = clients * REQUESTS_EACH
             for number in range(rounds + 1):
                 result = {
-                    "engine": engine_alone(prompts(count)),
-                    "unary": await rate(unary, prompts(count), clients),
-                    "streaming": await rate(stream, prompts(count), clients),
+                    "engine": engine_alone(llms[clients], requests(count)),
+                    "unary": await rate(unary, requests(count), clients),
+                    "streaming": await rate(stream, requests(count), clients),
                 }
                 if number:  # the first round warms up
                     for name, value in result.items():
@@ -114,9 +124,10 @@ async def measure(llm: LLM, address: str, rounds: int) -> dict[str, Any]:
             }
         # In turns, for the machine may be slower at one time than at another.
         firsts: dict[str, list[float]] = {"engine": [], "cluster": []}
-        for text in prompts(FIRST_TOKENS):
-            firsts["engine"].append(engine_first(text))
-            firsts["cluster"].append(await first(text + " Really."))
+        asked = requests(2 * FIRST_TOKENS)
+        for one, other in zip(asked[::2], asked[1::2], strict=True):
+            firsts["engine"].append(engine_first(one))
+            firsts["cluster"].append(await first(other))
     return {
         "concurrency": throughput,
         "first_token_s": {name: machine.spread(values) for name, values in firsts.items()},
@@ -158,9 +169,13 @@ def main() -> None:
     results: dict[str, Any] = {}
     table = Table("steps", "clients", "", "tokens/s", "over engine")
     for name, step_ms in (("simulated", SIMULATED_STEP_MS), ("real", None)):
-        options: dict[str, Any] = {"max_num_seqs": max(CLIENTS), "simulated_step_ms": step_ms}
-        with launch.serve(ServeConfig(**options)) as cluster, LLM(**options) as llm:
-            result = asyncio.run(measure(llm, cluster.endpoints().grpc[0], args.rounds))
+        config = ServeConfig(max_num_seqs=max(CLIENTS), simulated_step_ms=step_ms)
+        with launch.serve(config) as cluster, ExitStack() as engines:
+            llms = {
+                clients: engines.enter_context(LLM(max_num_seqs=clients, simulated_step_ms=step_ms))
+                for clients in CLIENTS
+            }
+            result = asyncio.run(measure(llms, cluster.endpoints().grpc[0], args.rounds))
             if step_ms is None:
                 results["handoff"] = handoff()
         results[name] = result

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +13,8 @@ from tandem import SamplingParams
 from tandem.workers.assembler import PreparedRequest
 from tandem.workers.engine import Engine
 from tandem.workers.frontend import Frontend
+
+_handles = itertools.count()
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,12 @@ def batch(frontend: Frontend, rows: int, inputs: int, outputs: int) -> list[Prep
 
 def submit(engine: Engine, prepared: list[PreparedRequest]) -> None:
     """With hidden states where the engine has no encoder."""
-    for number, one in enumerate(prepared):
+    for one in prepared:
         [request] = one.samples
         if engine.runner.encoder is None:
             assert engine.spec.encoder is not None
             states = torch.zeros(len(request.encoder.token_ids), engine.spec.encoder.d_model)
-            encoder = replace(request.encoder, hidden=Given(number, states.to(engine.runner.dtype)))
+            encoder = replace(request.encoder, hidden=Given(next(_handles), states.to(engine.runner.dtype)))
             request = replace(request, encoder=encoder)
         engine.submit(request)
 

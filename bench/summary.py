@@ -1,0 +1,275 @@
+"""The results as one table of ratios, and as the tables in the documentation.
+
+    python bench/summary.py [--write]
+
+`--write` puts the tables between their marks in README.md and docs/measurements.md, from which
+`tests/bench/test_summary.py` then takes them to be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path(__file__).parent / "results"
+
+Figures = Any  # what a results file holds
+Rows = Iterable[Iterable[str]]
+
+
+def load(name: str) -> Figures:
+    return json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def markdown(head: Iterable[str], rows: Rows) -> str:
+    head = list(head)
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def _number(value: float) -> str:
+    """Three digits that count."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.3g}"
+
+
+def _ms(seconds: float) -> str:
+    return _number(1e3 * seconds)
+
+
+def _percent(share: float) -> str:
+    return f"{100 * share:.0f} %"
+
+
+# -- the tables in the documentation
+
+SYSTEMS = {
+    "tandem float32": "Tandem float32",
+    "tandem bfloat16": "Tandem bfloat16",
+    "tandem int8": "Tandem int8",
+    "transformers": "transformers",
+    "ctranslate2 float32": "CTranslate2 float32",
+    "ctranslate2 int8": "CTranslate2 int8",
+}
+
+
+def engine() -> str:
+    models = load("engine")["models"]
+    there = [
+        name for name in SYSTEMS if all(name in by for loads in models.values() for by in loads.values())
+    ]
+    rows = [
+        [model, kind, *(f"{by_system[name]['tokens_per_s']['median']:.0f}" for name in there)]
+        for model, loads in models.items()
+        for kind, by_system in loads.items()
+    ]
+    return markdown(["model", "load", *(SYSTEMS[name] for name in there)], rows)
+
+
+def cluster() -> str:
+    figures = load("cluster")
+    rows = []
+    for steps, what in (("real", "the model's"), ("simulated", "10 ms, nothing computed")):
+        first = {name: _ms(values["median"]) for name, values in figures[steps]["first_token_s"].items()}
+        for clients, values in figures[steps]["concurrency"].items():
+            over = (_number(values["over_engine"][name]["median"]) for name in ("unary", "streaming"))
+            rows.append([what, clients, *over, first["engine"], first["cluster"]])
+    return markdown(
+        [
+            "steps",
+            "clients",
+            "of the engine's tokens/s",
+            "streaming",
+            "first token, engine, ms",
+            "cluster, ms",
+        ],
+        rows,
+    )
+
+
+def placement() -> str:
+    rows = []
+    for name, figures in load("placement")["workloads"].items():
+        both = [figures[placed] for placed in ("disaggregated", "colocated")]
+        rates = (_number(one["tokens_per_s"]["median"]) for one in both)
+        times = (f"{_ms(one['p50_s']['median'])}, {_ms(one['p95_s']['median'])}" for one in both)
+        rows.append([name, *rates, _number(figures["ratio"]["median"]), *times])
+    return markdown(
+        ["workload", "disaggregated, tokens/s", "colocated, tokens/s", "ratio",
+         "disaggregated, p50, p95, ms", "colocated, p50, p95, ms"], rows,
+    )  # fmt: skip
+
+
+def cache() -> str:
+    figures = load("placement")["encoder_cache"]
+    miss, hit = (figures[f"{name}_s"]["median"] for name in ("miss", "hit"))
+    return markdown(
+        ["questions of one document", "encoder passes", "hits", "new document, ms", "known document, ms"],
+        [[*(f"{figures[name]:.0f}" for name in ("questions", "batches", "cache_hits")), _ms(miss), _ms(hit)]],
+    )
+
+
+def handoff() -> str:
+    rows = [
+        [f"{row['tokens']} × {row['d_model']}", f"{row['bytes'] / 2**20:.2f}", _ms(row["seconds"]["median"])]
+        for row in load("cluster")["handoff"]
+    ]
+    return markdown(["tokens × d_model, float32", "MiB", "ms"], rows)
+
+
+def scaling() -> str:
+    return _simulated(load("simulate")["scaling"])
+
+
+def saturation() -> str:
+    return _simulated(load("simulate")["saturation"]["rows"])
+
+
+def choices() -> str:
+    rows = load("simulate")["choices"]
+    names = ("the least loaded of all", "the better of two")
+    return markdown(
+        ["engine", "tokens/s", "answered", "busiest encoder", "busiest engine", "first token p50, p99, ms"],
+        [
+            [names[row["by_chance"]], f"{row['tokens_per_s']:.0f}", _percent(row["answered"]),
+             _percent(row["busiest_encoder"]), _percent(row["busiest_decoder"]), _both(row, "first_token")]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def validation() -> str:
+    rows = []
+    for point in load("simulate")["validation"]:
+        for name, seconds in point["measured"].items():
+            rows.append(
+                [point["steps"], f"{point['requests_per_s']:.1f}", name.removesuffix("_s").replace("_", " "),
+                 _ms(seconds), _ms(point["simulated"][name]), f"{100 * point['deviation'][name]:+.0f} %"]
+            )  # fmt: skip
+    return markdown(["steps", "requests/s", "", "measured, ms", "simulated, ms", "deviation"], rows)
+
+
+def costs() -> str:
+    found = load("simulate")["costs"]
+    rows = [[name.replace("_", " "), _number(1e6 * seconds)] for name, seconds in found.items()]
+    return markdown(["cost", "µs"], rows)
+
+
+def _simulated(rows: list[Figures]) -> str:
+    names = ("answered", "router", "encoder", "decoder")
+    return markdown(
+        ["encoders", "decoders", "routers", "requests/s", "tokens/s", *names, "first token p50, p99, ms",
+         "whole p50, p99, ms"],
+        [
+            [*(str(row[name]) for name in ("encoders", "decoders", "routers")),
+             f"{row['requests_per_s']:.0f}",
+             f"{row['tokens_per_s']:.0f}", *(_percent(row[name]) for name in names),
+             _both(row, "first_token"), _both(row, "whole")]
+            for row in rows
+        ],
+    )  # fmt: skip
+
+
+def _both(row: Figures, name: str) -> str:
+    return f"{_ms(row[f'{name}_p50_s'])}, {_ms(row[f'{name}_p99_s'])}"
+
+
+def roofline() -> str:
+    """Of T5-small at the most rows, by precision: microseconds and how many times the floor."""
+    precisions = load("roofline")["models"]["random T5-small"]
+    steps = {precision: list(by_rows.values())[-1] for precision, by_rows in precisions.items()}
+
+    def cells(op: str) -> Iterator[str]:
+        for figures in steps.values():
+            entry = figures["ops"][op]
+            over = f"{entry['over_floor']:.1f}" if entry["over_floor"] else "–"
+            yield f"{1e6 * entry['seconds']:.0f} ({_percent(entry['share'])})"
+            yield over
+
+    rows = [[op, *cells(op)] for op in next(iter(steps.values()))["ops"]]
+    whole = (
+        cell
+        for figures in steps.values()
+        for cell in (f"{1e6 * figures['step_s']:.0f}", f"{figures['over_floor']:.1f}")
+    )
+    head = (cell for precision in steps for cell in (f"{precision}, µs", "× floor"))
+    return markdown(["op", *head], [*rows, ["step", *whole]])
+
+
+def admission() -> str:
+    rows = []
+    for kind, figures in load("admission")["loads"].items():
+        for order, values in figures.items():
+            ratios = (_spread(values[f"{name}_over_arrival"]) for name in ("tokens_per_s", "mean_s", "p99_s"))
+            rows.append([kind, order, *ratios])
+    return markdown(["load", "order", "tokens/s", "mean latency", "p99 latency"], rows)
+
+
+def _spread(values: Figures) -> str:
+    return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"
+
+
+DOCUMENTS: dict[Path, tuple[Callable[[], str], ...]] = {
+    ROOT / "README.md": (engine, cluster, placement),
+    ROOT / "docs" / "measurements.md": (
+        roofline, cache, handoff, costs, validation, saturation, scaling, choices, admission,
+    ),
+}  # fmt: skip
+
+
+def block(name: str) -> re.Pattern[str]:
+    return re.compile(f"(?<=<!-- figures: {name} -->\n).*?(?=\n<!-- /figures -->)", re.DOTALL)
+
+
+# -- the table of ratios
+
+PAIRS = (
+    ("tandem float32", "transformers"),
+    ("tandem float32", "ctranslate2 float32"),
+    ("tandem bfloat16", "transformers"),
+    ("tandem bfloat16", "ctranslate2 int8"),
+    ("tandem int8", "ctranslate2 int8"),
+)
+
+
+def ratios() -> Iterator[tuple[str, str, Figures]]:
+    for model, loads in load("engine")["models"].items():
+        for kind, by_system in loads.items():
+            for ours, theirs in PAIRS:
+                spread = by_system.get(theirs, {}).get("tandem_over_this", {}).get(ours)
+                if spread is not None:
+                    yield f"{model}, {kind}", f"{ours} / {theirs}", spread
+    figures = load("cluster")
+    for steps in ("real", "simulated"):
+        for clients, values in figures[steps]["concurrency"].items():
+            for how, spread in values["over_engine"].items():
+                yield f"{clients} clients, {steps} steps", f"cluster, {how} / engine", spread
+    for name, values in load("placement")["workloads"].items():
+        yield name, "disaggregated / colocated", values["ratio"]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--write", action="store_true")
+    args = parser.parse_args()
+    table = Table("load", "tokens/s", "median", "least", "most")
+    for kind, what, spread in ratios():
+        table.add_row(kind, what, *(f"{spread[name]:.2f}" for name in ("median", "min", "max")))
+    Console().print(table)
+    if args.write:
+        for path, made in DOCUMENTS.items():
+            text = path.read_text(encoding="utf-8")
+            for make in made:
+                text = block(make.__name__).sub(lambda _, make=make: make(), text)  # type: ignore[misc]
+            path.write_text(text, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
