@@ -4,8 +4,8 @@
 
 The bundled model; 32 and 128 clients, answers of 32 to 96 tokens (EOS ignored), greedy. The engine decodes as
 many at once as there are clients. Engine and cluster take turns in every round. On one machine clients,
-ingress, encoder and engine share the cores, which the figures include; therefore all of it once more with steps
-that compute nothing and take 10 ms, as on a GPU: what is measured then is the cost of serving.
+ingress, encoder and engine share the cores, which the figures include; therefore all of it once more with
+steps that compute nothing and take 10 ms, as on a GPU: what is measured then is the cost of serving.
 """
 
 from __future__ import annotations
