@@ -53,6 +53,7 @@ protos: .venv/.installed  ## Generate the Python modules of protos/ anew.
 
 bench: .venv/.installed  ## Measure the engine against its peers, the cluster against the engine.
 	$(BIN)/python bench/engine.py
+	$(BIN)/python bench/speculation.py
 	$(BIN)/python bench/cluster.py
 
 clean:  ## Remove everything generated, but not the virtual environment.
