@@ -64,6 +64,7 @@ class ServeConfig:
     kv_cache_gib: float | None = None
     page_size: int | None = None  # positions
     num_pages: int | None = None
+    draft_tokens: int | None = None  # guessed for a sequence in a step; 0: none
     check_invariants: bool = False
     simulated_step_ms: float | None = None
 
@@ -138,6 +139,7 @@ class ServeConfig:
             page_size=self.page_size,
             num_pages=self.num_pages,
             with_encoder=self.placement == "colocated",
+            draft_tokens=self.draft_tokens,
             check_invariants=self.check_invariants,
             simulated_step_ms=self.simulated_step_ms,
         )

@@ -35,6 +35,7 @@ class _Group:
     logits: list[int]  # each beam's row; all the first one's where the prefix was just computed
     source: list[int]  # the slot that each of those rows is of
     place: int  # of its first beam among the step's
+    step: int  # tokens generated before this one
 
 
 @dataclass(slots=True)
@@ -124,9 +125,10 @@ class Beams:
     def step(self, logits: torch.Tensor, rows: Seq[Row]) -> BeamStep:
         """logits float32 [sum of the rows' widths, vocabulary]."""
         numbers = [slot for row in rows for slot in row.sequence.slots[: row.width]]
-        slots = torch.tensor(numbers, device=self.device)
+        behind = [row.steps.start for row in rows for _ in range(row.width)]
+        slots, steps = torch.tensor([numbers, behind], device=self.device)
         need = self._processors.need_of(numbers)
-        scores = self._processors(logits.log_softmax(-1), slots, need)
+        scores = self._processors(logits.log_softmax(-1), slots, steps, need)
         decodings = [row.sequence.request.decoding for row in rows]
         if any(decoding.temperature > 0 for decoding in decodings):
             warped = self._warpers.temperature[slots, None] > 0
@@ -141,7 +143,8 @@ class Beams:
             own, width = row.sequence.slots, row.sequence.width
             first = row.width == 1
             here = [at] * width if first else list(range(at, at + width))
-            group = _Group(number, own, here, [own[0]] * width if first else own, place)
+            source = [own[0]] * width if first else own
+            group = _Group(number, own, here, source, place, row.steps.start)
             candidates = max(2, 1 + len(decodings[number].stop_ids)) * width
             alike[width, candidates, decodings[number].temperature > 0].append(group)
             at, place = at + row.width, place + width
@@ -159,8 +162,10 @@ class Beams:
         step: BeamStep, *, drawn: bool,
     ) -> None:  # fmt: skip
         """One step of G requests with W beams and K candidates each, which are drawn or the best."""
-        numbers = [(g.slots, g.logits, g.source, range(g.place, g.place + width)) for g in groups]
-        slots, at, source, places = torch.tensor(
+        numbers = [
+            (g.slots, g.logits, g.source, range(g.place, g.place + width), [g.step] * width) for g in groups
+        ]
+        slots, at, source, places, steps = torch.tensor(
             [[list(part) for part in one] for one in numbers], device=self.device
         ).unbind(1)
         first = slots[:, 0]
@@ -168,14 +173,14 @@ class Beams:
         def of_request(column: torch.Tensor) -> torch.Tensor:
             return column[first].unsqueeze(1)
 
-        length = of_request(self._processors.step) + 1  # of what this step makes
+        length = steps[:, :1] + 1  # of what this step makes
         max_tokens, penalty = of_request(self._ints["max_tokens"]), of_request(self._floats["penalty"])
         early, is_open = of_request(self._flags["early"]), of_request(self._flags["open"])
 
         total = scores[at] + self._floats["running"][slots].unsqueeze(2)
         key = total
         if drawn:
-            noise = gumbel(self._ints["seed"][first], self._processors.step[first], total[0].numel())
+            noise = gumbel(self._ints["seed"][first], steps[:, 0], total[0].numel())
             key = total + noise.view_as(total)
         keys, ids = key.topk(min(candidates, total.shape[2]), dim=2)
         best = keys.flatten(1).topk(candidates, dim=1).indices
@@ -224,7 +229,7 @@ class Beams:
         self._flags["open"][first] = is_open.squeeze(1)
         self._answers[slots, : answers.shape[2]] = answers
         self._processors.history[slots] = self._processors.history[parents]
-        self._processors.append(slots.flatten(), tokens.flatten(), history=True)
+        self._processors.append(slots.flatten(), steps.flatten(), tokens.flatten())
         step.tokens[places] = tokens
         step.parents[places] = parents
         step.finished.append(_Finished(groups, done.squeeze(1), score, lengths, answers[:, :, :longest]))

@@ -20,17 +20,19 @@ def finish_reason(sequence: Sequence) -> Reason | None:
 
 
 def token_delta(
-    sequence: Sequence, tokens: list[int], reason: Reason | None, logprob: TokenLogprobs | None = None
+    sequence: Sequence, tokens: list[int], reason: Reason | None, logprobs: list[TokenLogprobs] | None = None
 ) -> Delta:
+    """`tokens` are its last; `logprobs` theirs, or empty where they were not asked for."""
+    first = sequence.generated == len(tokens)
     wants_prompt = sequence.request.decoding.prompt_logprobs is not None
     return Delta(
         sequence.request.request_id,
         tokens,
-        logprobs=None if logprob is None else [logprob],
+        logprobs=logprobs or None,
         finish_reason=reason,
         stop_reason=_stop_reason(sequence.request.decoding, sequence.tokens[-1], reason),
-        queued_s=sequence.queued_s if sequence.generated == 1 else None,
-        prompt_logprobs=sequence.scores if sequence.generated == 1 and wants_prompt else None,
+        queued_s=sequence.queued_s if first else None,
+        prompt_logprobs=sequence.scores if first and wants_prompt else None,
     )
 
 

@@ -34,14 +34,16 @@ class Engine:
         self.runner = make_runner(config, self.group)
         self.spec = self.runner.spec
         self.sampler = Sampler(config.max_num_seqs, self.spec.vocab_size, self.runner.device)
+        overlap = self.runner.device.type == "cuda" if config.overlap is None else config.overlap
+        self._depth = 2 if overlap else 1
         self.scheduler = Scheduler(
             PagePool(self.runner.num_pages, self.runner.page_size),
             max_num_seqs=config.max_num_seqs,
             max_batched_tokens=config.max_batched_tokens,
             max_encoder_tokens=config.max_encoder_tokens,
+            draft_tokens=config.drafts(self.runner.device) if self.spec.copies else 0,
+            depth=self._depth,
         )
-        overlap = self.runner.device.type == "cuda" if config.overlap is None else config.overlap
-        self._depth = 2 if overlap else 1
         self._failed = False
         self._in_flight: deque[tuple[StepPlan, Sampled | None, Scored | None]] = deque()
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tandem.workers.step_plan import ON_DEVICE, StepPlan
+from tandem.workers.step_plan import StepPlan
 
 Ints = npt.NDArray[np.int64]
 
@@ -57,7 +57,7 @@ class Packet:
             kind = SINGLE if sequence.width == 1 else FIRST_BEAM if row.width == 1 else BEAM
             for slot in sequence.slots[: row.width]:
                 rows.append((slot, row.start, row.count, entry_index, row.samples, kind))
-                tokens += row.token_ids or [ON_DEVICE]
+                tokens += row.token_ids
             if row.target_ids:
                 first = position + max(0, sequence.scored_from - row.start)
                 asked = sequence.request.decoding.prompt_logprobs

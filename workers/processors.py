@@ -10,52 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
-from enum import Flag, auto
 from functools import reduce
 from itertools import chain
 from operator import or_
 
 import torch
 
+from tandem.workers.need import Need
 from tandem.workers.request import Decoding, EngineRequest
 from tandem.workers.slot_tables import Columns, History, Lists, marked
 from tandem.workers.step_plan import Sequence
-
-
-class Need(Flag):
-    """Processors that a request asks for."""
-
-    NOTHING = 0
-    LOGIT_BIAS = auto()
-    REPETITION = auto()
-    PRESENCE = auto()  # and frequency
-    NGRAM = auto()
-    ENCODER_NGRAM = auto()
-    BAD_WORDS = auto()
-    MIN_TOKENS = auto()
-    FORCED = auto()
-    SUPPRESS = auto()
-    HISTORY = REPETITION | PRESENCE | NGRAM | ENCODER_NGRAM | BAD_WORDS  # read the tokens so far
-
-    @classmethod
-    def of(cls, request: EngineRequest) -> Need:
-        decoding = request.decoding
-        asked = {
-            cls.LOGIT_BIAS: decoding.logit_bias,
-            cls.REPETITION: decoding.repetition_penalty != 1,
-            cls.PRESENCE: decoding.presence_penalty or decoding.frequency_penalty,
-            cls.NGRAM: decoding.no_repeat_ngram_size,
-            cls.ENCODER_NGRAM: decoding.encoder_no_repeat_ngram_size,
-            cls.BAD_WORDS: decoding.bad_words,
-            cls.MIN_TOKENS: decoding.min_tokens,
-            cls.FORCED: decoding.forced_eos_ids or decoding.forced_bos_id is not None,
-            cls.SUPPRESS: decoding.suppress_ids or decoding.begin_suppress_ids,
-        }
-        need = cls.NOTHING
-        for flag, wanted in asked.items():
-            if wanted:
-                need |= flag
-        return need
 
 
 class Processors:
@@ -66,13 +30,12 @@ class Processors:
         self.history = History(slots, device)
         self._ints = Columns(
             slots,
-            ("step", "prefix", "ngram", "encoder_ngram", "encoder", "min_tokens", "max_tokens", "forced_bos",
+            ("prefix", "ngram", "encoder_ngram", "encoder", "min_tokens", "max_tokens", "forced_bos",
              "begin"),
             torch.int64,
             device,
         )  # fmt: skip
         self._floats = Columns(slots, ("repetition", "presence", "frequency"), torch.float32, device)
-        self.step = self._ints["step"]  # tokens generated so far
         self._bias_ids = Lists(slots, device, fill=0)
         self._bias = Lists(slots, device, dtype=torch.float32, fill=0)
         self._encoder = Lists(slots, device)
@@ -127,7 +90,7 @@ class Processors:
         for length in {len(word) for word in decoding.bad_words}:
             words = [word for word in decoding.bad_words if len(word) == length]
             if length not in self._bad_words:
-                self._bad_words[length] = Lists(len(self.step), self.device)
+                self._bad_words[length] = Lists(len(self._need), self.device)
             self._bad_words[length].put(slots, list(chain.from_iterable(words)))
         for lists, values_ in (
             (self._stops, sorted(decoding.stop_ids) if Need.MIN_TOKENS in need else ()),
@@ -144,18 +107,20 @@ class Processors:
         positions = len(request.prefix_ids) + request.decoding.max_tokens
         self.history.start(sequence.slots, sequence.tokens, positions)
 
-    def append(self, slots: torch.Tensor, tokens: torch.Tensor, *, history: bool) -> None:
-        """Counts a token of each of these slots; with `history`, which any of them wants, writes it down."""
-        if history:
-            self.history.append(slots, self._ints["prefix"][slots] + self.step[slots], tokens)
-        self.step[slots] += 1
+    def append(self, slots: torch.Tensor, steps: torch.Tensor, tokens: torch.Tensor) -> None:
+        """Writes down a token of each of these slots, behind `steps` generated ones."""
+        self.history.append(slots, self._ints["prefix"][slots] + steps, tokens)
 
-    def __call__(self, scores: torch.Tensor, slots: torch.Tensor, need: Need) -> torch.Tensor:
+    def __call__(
+        self, scores: torch.Tensor, slots: torch.Tensor, steps: torch.Tensor, need: Need
+    ) -> torch.Tensor:
         """Logits or log-probabilities, float32 [R, vocabulary], of rows in these slots → the same, processed.
 
-        need: what any of the rows needs; a row that does not need it stays as it is.
+        steps: int64 [R], the tokens generated before each. need: what any of the rows needs; a row that does
+        not need it stays as it is.
         """
         column = {name: self._ints[name][slots, None] for name in self._ints.names} if need else {}
+        column["step"] = steps[:, None]
         if Need.LOGIT_BIAS in need:
             scores = scores.scatter_add(1, self._bias_ids[slots], self._bias[slots])
         if need & Need.HISTORY:
@@ -250,7 +215,6 @@ def _ints(sequence: Sequence) -> tuple[int, ...]:
     decoding: Decoding = request.decoding
     bos = decoding.forced_bos_id
     return (
-        sequence.generated,
         len(request.prefix_ids),
         decoding.no_repeat_ngram_size,
         decoding.encoder_no_repeat_ngram_size,

@@ -148,3 +148,5 @@ class EngineStats:
     generated_tokens: int
     encoded_tokens: int
     preemptions: int
+    drafted_tokens: int  # guessed, and computed
+    accepted_tokens: int  # of these, the ones that were right

@@ -106,10 +106,9 @@ class Runner:
     @torch.inference_mode()
     def finish(self, packet: Packet, choice: torch.Tensor | None) -> torch.Tensor | None:
         """Makes `Sampled.choice` known to all ranks. Rank 0 gives it."""
-        beams = packet.beam_slots
-        slots = np.concatenate(
-            [packet.rows[(packet.rows[:, 4] == 1) & (packet.rows[:, 5] == SINGLE), 0], beams]
-        )
+        beams, singles = packet.beam_slots, packet.rows[packet.rows[:, 5] == SINGLE]
+        # A slot that drafted stands here several times; its next row brings its token, whichever stays.
+        slots = np.concatenate([np.repeat(singles[:, 0], singles[:, 4]), beams])
         if not len(slots):
             return None
         if choice is None:
@@ -215,9 +214,11 @@ class Runner:
         singles = int((counts == 1).sum()) - beams
         ends = np.cumsum(counts)
         row_of = np.repeat(np.arange(len(counts)), counts)
-        positions = np.arange(ends[-1]) - (ends - counts)[row_of] + starts[row_of]
+        numbers = np.arange(ends[-1])
+        positions = numbers - (ends - counts)[row_of] + starts[row_of]
+        sampled = np.flatnonzero(numbers >= (ends - samples)[row_of])
         token_ids, row_slots, row_positions, sample_rows, score_rows, target_ids = self._send(
-            packet.row_tokens, slots[row_of], positions, ends[samples == 1] - 1, scored, targets
+            packet.row_tokens, slots[row_of], positions, sampled, scored, targets
         )
         if (packet.row_tokens == ON_DEVICE).any():
             token_ids = torch.where(token_ids == ON_DEVICE, self._last_tokens[row_slots], token_ids)

@@ -9,8 +9,9 @@ import torch
 from tandem.outputs import TokenLogprobs
 from tandem.workers.beams import Beams, BeamStep
 from tandem.workers.model import TargetScores
+from tandem.workers.need import Need
 from tandem.workers.noise import uniform
-from tandem.workers.processors import Need, Processors
+from tandem.workers.processors import Processors
 from tandem.workers.request import Decoding
 from tandem.workers.slot_tables import Columns
 from tandem.workers.step_plan import Row, Sequence, StepResult
@@ -62,10 +63,10 @@ class Sampled:
 
     def __init__(
         self,
-        tokens: torch.Tensor,  # int64 [rows without beams]
-        wants_logprobs: list[int | None],  # alternatives asked for, by row
-        logprobs: torch.Tensor | None = None,  # float32 [rows, 1 + k]: the token's, then the k likeliest
-        top_ids: torch.Tensor | None = None,  # int64 [rows, k]
+        tokens: torch.Tensor,  # int64 [sampled positions of rows without beams]
+        wants_logprobs: list[int | None],  # alternatives asked for, of each of them
+        logprobs: torch.Tensor | None = None,  # float32 [positions, 1 + k]: the token's, then the k likeliest
+        top_ids: torch.Tensor | None = None,  # int64 [positions, k]
         beams: BeamStep | None = None,
     ) -> None:
         # What every rank has to know, int64: tokens, the beams' tokens, the slots of the beams' parents.
@@ -116,49 +117,53 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, rows: Seq[Row]) -> Sampled:
-        """What follows in each of these rows. logits float32 [rows, vocabulary], consumed; of a row of beams
-        there is one for each.
+        """What follows the sampled positions of these rows, of beams the one of each. logits float32
+        [positions, vocabulary], consumed.
 
         In transformers' order: the processors, then temperature, top-k, top-p, min-p, typical-p.
         """
         beams = [row for row in rows if row.sequence.width > 1]
         if not beams:
-            return self._sample(logits, [row.sequence for row in rows], None)
-        of_beams = [row.sequence.width > 1 for row in rows for _ in range(row.width)]
+            return self._sample(logits, rows, None)
+        of_beams = [row.sequence.width > 1 for row in rows for _ in range(row.samples * row.width)]
         if all(of_beams):
             step = self._beams.step(logits, beams)
             return Sampled(step.tokens[:0], [], None, None, step)
         mask = torch.tensor(of_beams)
         at = mask.nonzero().squeeze(1).to(self.device), (~mask).nonzero().squeeze(1).to(self.device)
         step = self._beams.step(logits[at[0]], beams)
-        return self._sample(logits[at[1]], [row.sequence for row in rows if row.sequence.width == 1], step)
+        return self._sample(logits[at[1]], [row for row in rows if row.sequence.width == 1], step)
 
-    def _sample(self, logits: torch.Tensor, sequences: Seq[Sequence], beams: BeamStep | None) -> Sampled:
-        decodings = [s.request.decoding for s in sequences]
-        numbers = [s.slots[0] for s in sequences]
-        slots = torch.tensor(numbers, device=self.device)
+    def _sample(self, logits: torch.Tensor, rows: Seq[Row], beams: BeamStep | None) -> Sampled:
+        by_position = [(row.sequence, step) for row in rows for step in row.steps]
+        decodings = [sequence.request.decoding for sequence, _ in by_position]
+        numbers = [sequence.slots[0] for sequence, _ in by_position]
+        slots, steps = torch.tensor([numbers, [step for _, step in by_position]], device=self.device)
         wants = [d.logprobs for d in decodings]
         raw = logits.log_softmax(-1) if any(k is not None for k in wants) else None
         need = self._processors.need_of(numbers)
-        logits = self._processors(logits, slots, need)
+        logits = self._processors(logits, slots, steps, need)
         tokens = logits.argmax(-1)
         if any(d.temperature > 0 for d in decodings):
-            drawn = self._draw(logits, slots, decodings)
+            drawn = self._draw(logits, slots, steps, decodings)
             tokens = torch.where(self._warpers.temperature[slots] > 0, drawn, tokens)
-        self._processors.append(slots, tokens, history=bool(need & Need.HISTORY))
+        if need & Need.HISTORY:
+            self._processors.append(slots, steps, tokens)
         if raw is None:
             return Sampled(tokens, wants, beams=beams)
         top, top_ids = raw.topk(max(k or 0 for k in wants), dim=-1)
         own = raw.gather(1, tokens.unsqueeze(1))
         return Sampled(tokens, wants, torch.cat([own, top], dim=1), top_ids, beams)
 
-    def _draw(self, logits: torch.Tensor, slots: torch.Tensor, decodings: list[Decoding]) -> torch.Tensor:
+    def _draw(
+        self, logits: torch.Tensor, slots: torch.Tensor, steps: torch.Tensor, decodings: list[Decoding]
+    ) -> torch.Tensor:
         # Less the maximum, a small temperature overflows to -inf, which is no probability, not to NaN.
         logits = self._warpers(logits - logits.amax(-1, keepdim=True), slots, decodings)
         probs = logits.softmax(-1)
         # Inverse CDF in float64, over the vocabulary's own order.
         cdf = probs.double().cumsum(-1)
-        noise = uniform(self._ints["seed"][slots], self._processors.step[slots])
+        noise = uniform(self._ints["seed"][slots], steps)
         target = noise.unsqueeze(1) * cdf[:, -1:]
         chosen = torch.searchsorted(cdf, target, right=True).squeeze(1)
         # Rounding may put the target on the total itself: then the last token with any probability.

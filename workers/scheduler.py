@@ -7,6 +7,9 @@ step not applied yet is known to the device only, and the plan refers to it.
 Order: sequences are served by arrival, each level of priority counting as PRIORITY_S seconds of
 waiting. The order never changes, nothing overtakes, so nothing starves; when pages run out, the last
 in order is preempted and recomputed later from its tokens.
+
+When all that is planned, drafts take what is left, of the step's tokens and of pages that are held anyway.
+A sequence that drafted has no row until its step is applied.
 """
 
 from __future__ import annotations
@@ -17,6 +20,7 @@ from typing import Literal
 from tandem.errors import InvalidRequest, TandemError
 from tandem.outputs import TokenLogprobs
 from tandem.workers.deltas import beam_delta, finish_reason, score_delta, token_delta
+from tandem.workers.drafter import drafter_of
 from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.sequence_heap import SequenceHeap
@@ -47,12 +51,16 @@ class Scheduler:
         max_num_seqs: int,
         max_batched_tokens: int,
         max_encoder_tokens: int,
+        draft_tokens: int = 0,
+        depth: int = 1,
     ) -> None:
         """
         Args:
             max_num_seqs: sequences running at once (slots).
             max_batched_tokens: decoder positions computed in one step; at least max_num_seqs.
             max_encoder_tokens: encoder positions projected in one step; a single longer input goes alone.
+            draft_tokens: guessed for a sequence in one step, at most.
+            depth: steps that are planned before the first of them is applied, at most.
         """
         if max_batched_tokens < max_num_seqs:
             raise ValueError(f"max_batched_tokens {max_batched_tokens} < max_num_seqs {max_num_seqs}")
@@ -60,6 +68,8 @@ class Scheduler:
         self.max_num_seqs = max_num_seqs
         self.max_batched_tokens = max_batched_tokens
         self.max_encoder_tokens = max_encoder_tokens
+        self.draft_tokens = draft_tokens
+        self.depth = depth
         self._sequences: dict[str, Sequence] = {}  # all that have not ended, by request id
         self._waiting = SequenceHeap()  # by order
         self._deadlines = SequenceHeap()  # by deadline
@@ -73,6 +83,8 @@ class Scheduler:
         self._generated = 0
         self._encoded = 0
         self._preemptions = 0
+        self._drafted = 0
+        self._accepted = 0
 
     # -- requests come and go
 
@@ -144,7 +156,8 @@ class Scheduler:
         preemptions = self._preemptions
         budget = self._plan_running(plan)
         if self._preemptions == preemptions:  # else what would come in might drive out the next
-            self._admit(plan, budget, now)
+            budget = self._admit(plan, budget, now)
+        self._draft(plan, budget)
         plan.rows.sort(key=_row_order)
         plan.ended = self._take_ended()
         return plan
@@ -158,6 +171,8 @@ class Scheduler:
             behind -= sequence.width
             if sequence.state is not State.RUNNING:  # preempted for one before it
                 continue
+            if sequence.drafted:
+                continue  # the step in flight will say where it goes on
             if sequence.generated + sequence.in_flight >= sequence.request.decoding.max_tokens:
                 continue  # its last token is in flight
             count = min(sequence.known - sequence.computed, budget - behind)
@@ -180,28 +195,29 @@ class Scheduler:
             sequence.pages.append(page)
         return True
 
-    def _admit(self, plan: StepPlan, budget: int, now: float) -> None:
-        """Lets waiting sequences in, strictly in order, while slots, pages and tokens last."""
+    def _admit(self, plan: StepPlan, budget: int, now: float) -> int:
+        """Lets waiting sequences in, strictly in order, while slots, pages and tokens last; returns the
+        tokens left to the step."""
         encoder_tokens = 0
         while budget > 0:
             if (first := self._waiting.first()) is None:
-                return
+                break
             sequence = first[1]
             if sequence.width > len(self._free_slots):
-                return
+                break
             if sequence.in_flight:
-                return  # a preempted one comes back only when all its tokens are known
+                break  # a preempted one comes back only when all its tokens are known
             encoder = sequence.request.encoder
             entry = self._cross.get(encoder.key)
             length = len(encoder.token_ids)
             if entry is None and encoder_tokens and encoder_tokens + length > self.max_encoder_tokens:
-                return
+                break
             cross_pages = self.pool.pages_for(length) if entry is None else 0
             # Room for one more token, and for each running sequence to grow: fewer preemptions.
             self_pages = sequence.width * self.pool.pages_for(len(sequence.tokens) + 1)
             growth = self.max_num_seqs - len(self._free_slots)
             if cross_pages + self_pages + growth > self.pool.free:
-                return
+                break
             if entry is None:
                 pages = self.pool.take(cross_pages)
                 assert pages is not None
@@ -216,6 +232,8 @@ class Scheduler:
             sequence.state, sequence.cross = State.RUNNING, entry
             if sequence.queued_s is None:
                 sequence.queued_s = now - sequence.arrived
+                if self.draft_tokens:
+                    sequence.drafter = drafter_of(sequence.request, sequence.tokens)
             sequence.slots = [self._free_slots.pop() for _ in range(sequence.width)]
             sequence.computed = 0
             self._running.append(sequence)
@@ -224,6 +242,7 @@ class Scheduler:
             count = min(len(sequence.tokens), budget)
             self._reserve(sequence, count, plan)
             budget -= self._add_row(sequence, count, plan)
+        return budget
 
     def _add_row(self, sequence: Sequence, count: int, plan: StepPlan) -> int:
         """Returns how many positions are computed for it."""
@@ -231,13 +250,37 @@ class Scheduler:
         sequence.computed += count
         complete = sequence.computed == sequence.known
         width = sequence.width if start >= len(sequence.request.prefix_ids) else 1
-        token_ids = sequence.tokens[start : start + count] if width == 1 else []
+        token_ids = sequence.tokens[start : start + count] or [ON_DEVICE]
         targets = sequence.targets(start, sequence.computed)
-        samples = complete and not sequence.request.target_ids
+        samples = int(complete and not sequence.request.target_ids)
         plan.rows.append(Row(sequence, start, count, token_ids, samples, width, targets))
         if complete:
             sequence.in_flight += 1
         return count * width
+
+    def _draft(self, plan: StepPlan, budget: int) -> None:
+        """Lengthens rows by guesses at what follows them."""
+        rows = len(plan.rows)
+        for row in plan.rows:
+            sequence = row.sequence
+            if sequence.drafter is None or not row.samples:
+                continue
+            decoding = sequence.request.decoding
+            most = min(
+                self.draft_tokens,
+                budget,
+                len(sequence.pages) * self.pool.page_size - sequence.computed,
+                decoding.max_tokens - sequence.generated - sequence.in_flight,
+            )
+            draft = sequence.drafter.draft(
+                most, rows, behind=sequence.in_flight - 1, costs=self.depth - 1, stops=decoding.stop_ids
+            )
+            row.token_ids += draft
+            row.count += len(draft)
+            row.samples += len(draft)
+            sequence.drafted = len(draft)
+            self._drafted += len(draft)
+            budget -= len(draft)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to waiting, at its old place. It has no row in this plan: rows are made in order, and
@@ -266,17 +309,34 @@ class Scheduler:
             if sequence.width > 1:
                 deltas += self._apply_beams(sequence, next(finished))
                 continue
-            token, logprob = next(sampled)
-            if sequence.state is State.ENDED:
-                continue  # the step was under way when it ended
-            sequence.tokens.append(token)
-            self._generated += 1
-            reason = finish_reason(sequence)
-            deltas.append(token_delta(sequence, [token], reason, logprob))
-            if reason is not None:
-                self._end(sequence, None)
+            chosen = list(islice(sampled, row.samples))
+            sequence.drafted -= row.samples - 1
+            if sequence.state is not State.ENDED:  # else the step was under way when it ended
+                deltas.append(self._apply_tokens(row, chosen))
         self._steps += 1
         return deltas
+
+    def _apply_tokens(self, row: Row, chosen: list[tuple[int, TokenLogprobs | None]]) -> Delta:
+        """`chosen` are the tokens behind the row's sampled positions, right as long as the draft was."""
+        sequence = row.sequence
+        draft = row.token_ids[row.count - row.samples + 1 :]
+        new, logprobs = [], []
+        for (token, logprob), guess in zip(chosen, [*draft, None], strict=True):
+            sequence.tokens.append(token)
+            new.append(token)
+            logprobs.append(logprob)
+            if sequence.drafter is not None:
+                sequence.drafter.push(token)
+            reason = finish_reason(sequence)
+            if reason is not None or token != guess:
+                break
+        sequence.computed += len(new) - 1
+        self._generated += len(new)
+        self._accepted += len(new) - 1
+        delta = token_delta(sequence, new, reason, [one for one in logprobs if one is not None])
+        if reason is not None:
+            self._end(sequence, None)
+        return delta
 
     def _apply_scores(self, row: Row, scores: list[TokenLogprobs]) -> list[Delta]:
         sequence = row.sequence
@@ -348,6 +408,8 @@ class Scheduler:
             generated_tokens=self._generated,
             encoded_tokens=self._encoded,
             preemptions=self._preemptions,
+            drafted_tokens=self._drafted,
+            accepted_tokens=self._accepted,
         )
 
     def check(self) -> None:

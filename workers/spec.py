@@ -99,6 +99,7 @@ class ModelSpec:
     family: str
     encoder: StackSpec | None  # None: decoder-only, there is no cross-attention
     decoder: StackSpec
+    one_vocabulary: bool = True  # False: the decoder's ids stand for other tokens than the encoder's
     bridge: bool = False  # encoder output is projected to the decoder's width
     output_transform: Activation | None = None  # before the logits: projection, activation, norm
     logit_scale: float = 1.0
@@ -112,3 +113,11 @@ class ModelSpec:
     def vocab_size(self) -> int:
         """Of what is generated."""
         return self.decoder.vocab_size
+
+    @property
+    def copies(self) -> bool:
+        """Whether the source's ids are tokens that the decoder may repeat. (A decoder-only model's source is
+        its prompt.)"""
+        return self.encoder is None or (
+            self.one_vocabulary and self.encoder.vocab_size == self.decoder.vocab_size
+        )

@@ -9,6 +9,7 @@ from enum import Enum
 from typing import NamedTuple
 
 from tandem.outputs import TokenLogprobs
+from tandem.workers.drafter import Drafter
 from tandem.workers.request import Delta, EngineRequest
 
 ON_DEVICE = -1  # in place of a token that only the device knows
@@ -47,7 +48,9 @@ class Sequence:
     state: State = State.WAITING
     computed: int = 0  # positions whose self K/V are in pages, or will be by the steps in flight
     queued_s: float | None = None  # from arrival to first admission
-    in_flight: int = 0  # tokens sampled by steps not applied yet
+    in_flight: int = 0  # tokens sampled by steps not applied yet, without those behind drafted ones
+    drafter: Drafter | None = None
+    drafted: int = 0  # tokens drafted in a step not applied yet, of which so far nobody knows which are right
     width: int = 1  # beams
     slots: list[int] = field(default_factory=list)  # `width` of them
     pages: list[int] = field(default_factory=list)  # of all beams' first positions, then of the next, …
@@ -92,11 +95,17 @@ class Row:
     sequence: Sequence
     start: int  # first position
     count: int  # positions
-    token_ids: list[int]  # their tokens; empty where the one token is on the device only
-    samples: bool  # the last position's logits give the next token
+    token_ids: list[int]  # their tokens, or ON_DEVICE; of beams, which have one each, the same for all
+    samples: int  # so many of the last positions' logits give a token; of beams at most one
     width: int = 1  # beams that each compute this, their one, position; a prefix is computed by the first
     # Tokens to be scored, which follow the positions from the sequence's `scored_from` on.
     target_ids: tuple[int, ...] = ()
+
+    @property
+    def steps(self) -> range:
+        """For each sampled position, how many tokens are generated before the one it gives."""
+        behind = self.start + self.count - len(self.sequence.request.prefix_ids) + 1
+        return range(behind - self.samples, behind)
 
 
 @dataclass(slots=True)
@@ -117,7 +126,7 @@ Found = list[tuple[list[int], float]]  # by beams: generated ids and score, best
 class StepResult(NamedTuple):
     """What the sampling rows of a plan gave, in the plan's order."""
 
-    tokens: list[int]  # one for each row without beams
+    tokens: list[int]  # one for each sampled position of rows without beams
     logprobs: list[TokenLogprobs | None] | None = None  # likewise, where any of them asked
     beams: Seq[Found | None] = ()  # one for each row of beams; None while they go on
     scores: Seq[TokenLogprobs] = ()  # of the rows' targets, one after another

@@ -89,6 +89,14 @@ TensorParallelOption = Annotated[
 ]
 
 MaxNumSeqsOption = Annotated[int, typer.Option(help="Sequences a decoder generates at once.")]
+DraftTokensOption = Annotated[
+    int | None,
+    typer.Option(
+        min=0,
+        help="Tokens guessed from the input in a step where decoding is greedy; no answer changes. 0: none.",
+        show_default="7 on a CPU, none on a GPU",
+    ),
+]
 KvCacheOption = Annotated[
     float | None,
     typer.Option(help="K/V memory of each shard, in GiB.", show_default="as much as is useful and there"),
@@ -141,6 +149,7 @@ class ClusterOptions:
     quantization: QuantizationOption = None
     max_num_seqs: MaxNumSeqsOption = 64
     kv_cache_gib: KvCacheOption = None
+    draft_tokens: DraftTokensOption = None
     address: AddressOption = None
 
     def config(self, *, placement: Placement, limit: list[str] | None = None, **fields: Any) -> ServeConfig:
@@ -163,6 +172,7 @@ class ClusterOptions:
             quantization=self.quantization,  # type: ignore[arg-type]
             max_num_seqs=self.max_num_seqs,
             kv_cache_gib=self.kv_cache_gib,
+            draft_tokens=self.draft_tokens,
             limits=parse_args({"limits": assignments(limit or [])}).limits,
             **fields,
         )

@@ -137,7 +137,9 @@ class FakeEngine:
     def stats(self) -> EngineStats:
         rows = len(self._rows)
         running = min(rows, self.slots)
-        return EngineStats(running, rows - running, self.slots, 100 - running, 100, 0, self._steps, 0, 0, 0)
+        return EngineStats(
+            running, rows - running, self.slots, 100 - running, 100, 0, self._steps, 0, 0, 0, 0, 0
+        )
 
     def close(self) -> None:
         self.closed = True

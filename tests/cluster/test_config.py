@@ -52,6 +52,7 @@ def test_nothing_given_is_the_default() -> None:
         ({"http_port": 9000}, "grpc_port"),
         ({"http_port": 70000}, "http_port"),
         ({"max_num_seqs": 64, "max_batched_tokens": 32}, "max_batched_tokens"),
+        ({"draft_tokens": -1}, "draft_tokens"),
         ({"replica_wait_s": "nan"}, "replica_wait_s"),
         ({"look_back_s": 10}, "look_back_s"),
         ({"override_generation_config": {"beams": 4}}, "override_generation_config.beams"),
@@ -61,6 +62,10 @@ def test_faults_are_refused_by_name(args: dict[str, Any], field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         parse_args(args)
     assert caught.value.field == field
+
+
+def test_the_engine_drafts_as_told() -> None:
+    assert ServeConfig(draft_tokens=4).engine_config("folder").draft_tokens == 4
 
 
 def test_the_engine_gets_an_encoder_only_where_it_encodes_itself() -> None:

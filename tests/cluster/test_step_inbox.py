@@ -12,7 +12,7 @@ from tandem.cluster import step_inbox
 from tandem.cluster.step_inbox import StepInbox
 from tandem.workers.request import Delta, EngineStats
 
-STATS = EngineStats(0, 0, 1, 1, 1, 0, 0, 0, 0, 0)
+STATS = EngineStats(0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0)
 
 
 def step(number: int) -> list[Delta]:

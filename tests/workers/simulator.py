@@ -23,7 +23,7 @@ from tandem.outputs import TokenLogprobs
 from tandem.workers.pages import PagePool
 from tandem.workers.request import BeamSearch, Decoding, Delta, EncoderInput, EngineRequest, Hypothesis
 from tandem.workers.scheduler import Scheduler
-from tandem.workers.step_plan import Row, StepPlan, StepResult
+from tandem.workers.step_plan import ON_DEVICE, Row, StepPlan, StepResult
 
 EOS, OWN_STOP = 1, 2
 PRIORITY_S = 10.0  # seconds of waiting that one level of priority is worth
@@ -53,11 +53,20 @@ class Job:
     scored: bool = False  # the answer is given, max_tokens long, and scored
     prompted: bool = False  # the prefix is scored, and delivered with the first token
     width: int = 1  # beams; they find the answer, all the same one, at the step that ends it
+    copied: frozenset[int] = frozenset()  # after so many tokens the model says the encoder's
+    sampled: bool = False  # with a temperature
 
     def token(self, count: int) -> int:
         """What the model says after `count` tokens. It would go on after the end: steps that are made
         ahead compute a little further."""
-        return dict(self.stops).get(count, 1000 * (self.number + 1) + count)
+        own = 1000 * (self.number + 1) + count
+        said = self.source[count % len(self.source)] if count in self.copied else own
+        return dict(self.stops).get(count, said)
+
+    @property
+    def source(self) -> tuple[int, ...]:
+        """Its encoder input."""
+        return tuple(-100 * (self.key + 1) - i for i in range(self.encoder_length))
 
     @property
     def answer(self) -> tuple[list[int], Reason]:
@@ -84,12 +93,12 @@ class Job:
     def request(self) -> EngineRequest:
         return EngineRequest(
             self.name,
-            EncoderInput(f"key {self.key}", (7,) * self.encoder_length),
+            EncoderInput(f"key {self.key}", self.source),
             self.prefix_ids,
             Decoding(
                 max_tokens=self.max_tokens,
                 min_tokens=self.min_tokens,
-                temperature=0.0,
+                temperature=float(self.sampled),
                 top_k=0,
                 top_p=1.0,
                 min_p=0.0,
@@ -124,6 +133,7 @@ class Life:
     failed: bool = False
     computed: int = 0  # positions in its pages, once what is launched is done
     in_flight: int = 0  # sampled in steps that are not applied yet
+    drafts: bool = False  # in one of them
     pages: list[int] = field(default_factory=list)
     reason: Reason | None = None
     steps: int = 0  # from submission to the end
@@ -177,6 +187,7 @@ class Simulator:
         max_batched_tokens: int,
         max_encoder_tokens: int,
         depth: int = 1,
+        draft_tokens: int = 0,
         failing: Iterable[int] = (),
     ) -> None:
         """`failing`: which of the encoder inputs that are admitted, counted from 0, cannot be read."""
@@ -185,7 +196,10 @@ class Simulator:
             max_num_seqs=max_num_seqs,
             max_batched_tokens=max_batched_tokens,
             max_encoder_tokens=max_encoder_tokens,
+            draft_tokens=draft_tokens,
+            depth=depth,
         )
+        self.draft_tokens = draft_tokens
         self.total, self.page_size, self.depth = pages, page_size, depth
         self.max_num_seqs, self.max_batched_tokens = max_num_seqs, max_batched_tokens
         self.max_encoder_tokens = max_encoder_tokens
@@ -194,7 +208,8 @@ class Simulator:
         self.started: list[Life] = []  # in the order in which they first ran
         self.ended: list[Life] = []
         self.steps = self.arrivals = self.admitted = self.generated = self.encoded = 0
-        self.preemptions = self.restarts = self.rescored = 0
+        self.preemptions = self.restarts = self.rescored = self.drafted = self.accepted = 0
+        self.preempted_drafts = 0
         # The device.
         self.cross: dict[str, list[int]] = {}  # pages by encoder key
         self.memory: dict[tuple[int, int], Cell] = {}  # page, offset → what was written there last
@@ -295,7 +310,8 @@ class Simulator:
         for life in running:
             behind -= life.job.width
             last_is_in_flight = len(life.out) + life.in_flight == life.job.max_tokens
-            counts.append(0 if last_is_in_flight else min(life.known - life.computed, left - behind))
+            waits = life.drafts or last_is_in_flight
+            counts.append(0 if waits else min(life.known - life.computed, left - behind))
             left -= counts[-1] * life.row_width
         # Those go on that fit with what they get: as many as possible, the first in order.
         stay = max(k for k in range(len(running) + 1) if self._fits(running[:k], counts))
@@ -309,6 +325,7 @@ class Simulator:
         self.preemptions += len(running) - stay
         for life in running[stay:]:
             self.rescored += len(life.targets(0, life.computed)) > 0
+            self.preempted_drafts += life.drafts
             self._stop_running(life)
             if life.job.width > 1:
                 life.out = []  # beams start anew
@@ -326,13 +343,14 @@ class Simulator:
         for life in started:
             assert self._may_come_in(life, room), f"{life.job.name} came in"
             row = rows.pop(life.job.name)
-            self._compare_row(row, life, row.count)
+            count = len(life.out) + life.job.prefix if row.samples > 1 else row.count
+            self._compare_row(row, life, count)
             life.running = True
             if life not in self.started:
                 self.started.append(life)
             room.slots -= life.job.width
-            room.tokens -= row.count
-            room.pages -= life.job.width * self._pages_for(row.count)
+            room.tokens -= count
+            room.pages -= life.job.width * self._pages_for(count)
             key, length = life.request.encoder.key, life.job.encoder_length
             if key not in self.cross:
                 self.cross[key] = []
@@ -377,22 +395,36 @@ class Simulator:
 
     def _compare_row(self, row: Row, life: Life, count: int) -> None:
         assert row.sequence.request is life.request
-        assert (row.start, row.count) == (life.computed, count)
+        draft = row.count - count
+        assert (row.start, draft) == (life.computed, max(0, row.samples - 1))
         assert count >= 1
         assert row.width == life.row_width
-        ends_at = row.start + row.count
+        ends_at = row.start + count
         assert ends_at <= life.known
         complete = ends_at == life.known
-        assert row.samples == (complete and not life.job.scored)
+        assert row.samples - draft == (complete and not life.job.scored)
+        if draft:
+            self._compare_draft(row.token_ids[count:], life, ends_at)
         targets = life.targets(row.start, ends_at)
         assert row.target_ids == tuple(score.token_id for score in targets)
         on_host = [life.token_at(p) for p in range(row.start, ends_at) if p < life.known - life.in_flight]
         if row.width > 1:
             on_host = []  # beams' tokens are on the device only
-        assert row.token_ids == on_host
+        assert row.token_ids[:count] == (on_host or [ON_DEVICE])
         assert len(on_host) == count or (count == 1 and not on_host), "tokens neither here nor there"
         life.computed = ends_at
         life.in_flight += complete
+
+    def _compare_draft(self, draft: list[int], life: Life, ends_at: int) -> None:
+        """Nobody has less for it, and all of it can be right."""
+        assert len(draft) <= self.draft_tokens
+        assert not life.job.sampled
+        assert life.job.width == 1
+        assert self._pages_for(ends_at + len(draft)) == self._pages_for(ends_at), "takes a page"
+        assert ends_at + len(draft) < life.job.prefix + life.job.max_tokens, "beyond its end"
+        assert not set(draft) & life.job.stop_ids
+        life.drafts = True
+        self.drafted += len(draft)
 
     def _compare_admissions(self, plan: StepPlan, new_keys: list[str]) -> None:
         assert [admission.entry.key for admission in plan.admissions] == new_keys
@@ -468,7 +500,7 @@ class Simulator:
             else:
                 slot = row.sequence.slots[0]
                 table = [self.self_table[slot, i] for i in range(self._pages_for(end))]
-                for position in range(end):
+                for position in range(end - max(0, row.samples - 1)):
                     cell = self.memory[self._cell(table, position)]
                     assert cell == (life, position, life.token_at(position))
             assert row.sequence.cross is not None
@@ -484,9 +516,23 @@ class Simulator:
                 if life.job.width > 1:
                     beams.append(self._choose(row, life))
                 else:
-                    self.last_tokens[row.sequence.slots[0]] = life.token_at(end)
-                    tokens.append(life.token_at(end))
+                    said = self._say(row, life)
+                    self.last_tokens[row.sequence.slots[0]] = said[-1]
+                    tokens += said
         return plan, StepResult(tokens, None, beams, scores), sampling
+
+    @staticmethod
+    def _say(row: Row, life: Life) -> list[int]:
+        """What the model says behind each sampled position. Behind a wrong guess it agrees with the next."""
+        end = row.start + row.count
+        first = end - row.samples + 1
+        guesses = row.token_ids[row.count - row.samples + 1 :]
+        said, right = [life.token_at(first)], True
+        for position, guess in enumerate(guesses, first):
+            right &= guess == life.token_at(position)
+            follows = [*guesses, -1][position + 1 - first]
+            said.append(life.token_at(position + 1) if right else follows)
+        return said
 
     def _write(self, row: Row, life: Life) -> None:
         for slot in row.sequence.slots[: row.width]:
@@ -495,7 +541,8 @@ class Simulator:
             for position in range(row.start, row.start + row.count):
                 page = self.self_table[slot, position // self.page_size]
                 assert page in life.pages, "writes to a page it does not hold"
-                token = row.token_ids[position - row.start] if row.token_ids else self.last_tokens[slot]
+                token = row.token_ids[position - row.start]
+                token = self.last_tokens[slot] if token == ON_DEVICE else token
                 cell = page, position % self.page_size
                 self.memory[cell] = (life, position, token)
                 if life.job.width > 1:
@@ -544,15 +591,30 @@ class Simulator:
 
     def _apply(self, plan: StepPlan, result: StepResult, sampling: list[Life]) -> None:
         deltas = iter(self.scheduler.apply(plan, result))
+        guesses = {
+            row.sequence.request.request_id: row.token_ids[row.count - row.samples + 1 :]
+            for row in plan.rows
+            if row.samples
+        }
         for life in sampling:
             life.in_flight -= 1
+            draft = guesses.get(life.job.name, [])
+            if draft:
+                life.drafts = False
             if self.lives.get(life.job.name) is not life or life.cancelled:
                 continue
             if life.job.width > 1 and not life.running:
                 continue  # preempted meanwhile: it starts anew
             self.generated += 0 if life.job.scored else life.job.width
-            life.out.append(life.job.token(len(life.out)))
-            answer, reason = life.job.answer
+            before, (answer, reason) = len(life.out), life.job.answer
+            life.out.append(life.job.token(before))
+            for guess in draft:
+                if guess != life.out[-1] or len(life.out) == len(answer):
+                    break
+                life.out.append(life.job.token(len(life.out)))
+                life.computed += life.running
+                self.generated += 1
+                self.accepted += 1
             assert life.out == answer[: len(life.out)]
             done = len(life.out) == len(answer)
             if life.job.width > 1:
@@ -568,9 +630,9 @@ class Simulator:
                 assert (delta.request_id, delta.token_ids, delta.logprobs) == (life.job.name, [], target)
                 self._end(life, delta, reason)
                 continue
-            assert (delta.request_id, delta.token_ids) == (life.job.name, life.out[-1:])
+            assert (delta.request_id, delta.token_ids) == (life.job.name, life.out[before:])
             prompt = [life.job.score(position) for position in range(life.job.prefix - 1)]
-            first = life.job.prompted and len(life.out) == 1
+            first = life.job.prompted and not before
             assert delta.prompt_logprobs == (prompt if first else None)
             if done:
                 self._end(life, delta, reason)
@@ -584,7 +646,7 @@ class Simulator:
         assert (delta.error is not None) == (reason == "error")
         own_stop = reason == "stop" and life.out[-1] != EOS
         assert delta.stop_reason == (life.out[-1] if own_stop else None)
-        assert delta.token_ids in ([], life.out[-1:])
+        assert delta.token_ids == life.out[len(life.out) - len(delta.token_ids) :]
         life.reason, life.steps = reason, self.steps - life.steps_before
         self._stop_running(life)
         del self.lives[life.job.name]
@@ -614,6 +676,7 @@ class Simulator:
         assert stats.preemptions == self.preemptions
         assert stats.generated_tokens == self.generated
         assert stats.encoded_tokens == self.encoded
+        assert (stats.drafted_tokens, stats.accepted_tokens) == (self.drafted, self.accepted)
 
     def _pages_for(self, positions: int) -> int:
         return -(-positions // self.page_size)

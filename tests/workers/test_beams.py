@@ -66,7 +66,7 @@ class Searches:
         rows, logits = [], []
         for of, table in self.running:
             step = of.generated
-            rows.append(Row(of, step, 1, [], samples=True, width=of.width if step else 1))
+            rows.append(Row(of, step, 1, [], samples=1, width=of.width if step else 1))
             lasts = [self.last[slot] for slot in of.slots] if step else [START]
             logits += [table.logits[step, last] for last in lasts]
         sampled = self.sampler.sample(torch.stack(logits), rows)
@@ -159,5 +159,5 @@ def test_a_longer_history_of_another_sequence_does_no_harm() -> None:
     request = EngineRequest("long", EncoderInput("key", (1,)), (START,) * 50, asked)
     other = Sequence(request, 0.0, (0.0, 1), None, [START] * 50, slots=[3])
     searches.sampler.start([other])
-    searches.sampler.sample(torch.randn(1, VOCAB), [Row(other, 49, 1, [], samples=True)])
+    searches.sampler.sample(torch.randn(1, VOCAB), [Row(other, 49, 1, [], samples=1)])
     assert searches.run() == alone

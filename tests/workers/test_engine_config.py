@@ -72,6 +72,15 @@ def test_page_size_by_device() -> None:
     assert replace(config, page_size=4).positions_per_page(CPU) == 4
 
 
+def test_drafts_by_device() -> None:
+    assert EngineConfig("m").drafts(CPU) == 7
+    assert EngineConfig("m").drafts(torch.device("cuda")) == 0
+    assert EngineConfig("m", draft_tokens=3).drafts(torch.device("cuda")) == 3
+    with pytest.raises(InvalidRequest, match="must not be negative, got -1") as caught:
+        EngineConfig("m", draft_tokens=-1)
+    assert caught.value.field == "draft_tokens"
+
+
 def test_pages_are_what_the_sequences_can_use() -> None:
     config = EngineConfig("m", max_num_seqs=4, max_encoder_length=100, max_decoder_length=33)
     assert config.pages(STACK, CPU) == 4 * (4 + 2)

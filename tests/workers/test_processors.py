@@ -24,7 +24,8 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from tandem.workers.processors import Need, Processors
+from tandem.workers.need import Need
+from tandem.workers.processors import Processors
 from tandem.workers.request import EncoderInput, EngineRequest
 from tandem.workers.step_plan import Sequence
 
@@ -48,7 +49,11 @@ def process(scores: torch.Tensor, sequences: list[Sequence]) -> torch.Tensor:
     processors = Processors(max(s.slots[0] for s in sequences) + 1, VOCAB, CPU)
     processors.start(sequences)
     slots = [s.slots[0] for s in sequences]
-    return processors(scores.clone(), torch.tensor(slots), processors.need_of(slots))
+    return processors(scores.clone(), torch.tensor(slots), steps(sequences), processors.need_of(slots))
+
+
+def steps(sequences: list[Sequence]) -> torch.Tensor:
+    return torch.tensor([s.generated for s in sequences])
 
 
 def expected(scores: torch.Tensor, of: Sequence) -> torch.Tensor:
@@ -148,9 +153,7 @@ def test_nobody_pays_for_what_nobody_asked_for() -> None:
     processors.start(plain)
     assert processors.need_of([0, 1]) == Need.NOTHING
     scores = torch.randn(2, VOCAB)
-    assert processors(scores, torch.tensor([0, 1]), Need.NOTHING) is scores
-    processors.append(torch.tensor([0, 1]), torch.tensor([5, 6]), history=False)
-    assert processors.step.tolist() == [2, 1]
+    assert processors(scores, torch.tensor([0, 1]), steps(plain), Need.NOTHING) is scores
     assert processors.history[torch.tensor([0])].numel() == 0
 
 
@@ -167,7 +170,9 @@ def test_a_slot_keeps_nothing_of_its_last_sequence() -> None:
     for one in (demanding, modest):
         processors.start([one])
         scores = torch.randn(1, VOCAB)
-        got = processors(scores.clone(), torch.tensor([0]), everything)  # as next to a demanding one
+        got = processors(
+            scores.clone(), torch.tensor([0]), steps([one]), everything
+        )  # as next to a demanding one
         torch.testing.assert_close(got[0], expected(scores[0], one), rtol=1e-6, atol=1e-6)
 
 
@@ -180,8 +185,9 @@ def test_what_is_appended_is_history() -> None:
     slots = torch.tensor([0, 1])
     for token in (4, 5, 4, 6, 4, 5):
         scores = torch.randn(2, VOCAB)
-        got = processors(scores.clone(), slots, processors.need_of([0, 1]))
+        got = processors(scores.clone(), slots, steps([ours, long]), processors.need_of([0, 1]))
         torch.testing.assert_close(got[0], expected(scores[0], ours), rtol=1e-6, atol=1e-6)
         assert torch.equal(got[1], scores[1])
-        processors.append(slots, torch.tensor([token, token]), history=True)
+        processors.append(slots, steps([ours, long]), torch.tensor([token, token]))
         ours.tokens.append(token)
+        long.tokens.append(token)

@@ -47,7 +47,7 @@ def sample(logits: torch.Tensor, sequences: list[Sequence]) -> list[int]:
 
 
 def rows(sequences: list[Sequence]) -> list[Row]:
-    return [Row(s, len(s.tokens) - 1, 1, [], samples=True) for s in sequences]
+    return [Row(s, len(s.tokens) - 1, 1, [], samples=1) for s in sequences]
 
 
 def random_logits(rows: int, seed: int, spread: float = 3.0) -> torch.Tensor:

@@ -6,6 +6,7 @@ import gc
 import itertools
 import random
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -15,12 +16,21 @@ from hypothesis import strategies as st
 from simulator import EOS, OWN_STOP, PRIORITY_S, Job, Simulator
 
 from tandem.errors import InvalidRequest
+from tandem.workers import drafter
 from tandem.workers.pages import PagePool
 from tandem.workers.request import EngineRequest
 from tandem.workers.scheduler import Scheduler
 from tandem.workers.step_plan import StepResult
 
 ARRIVALS = 20  # steps during which requests come
+
+
+@pytest.fixture(autouse=True, scope="module")
+def confident() -> Iterator[None]:
+    """Drafters that expect guesses to be right, until they see otherwise: many drafts, many wrong ones."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(drafter, "CHANCES", (0.9, 0.95, 0.99))
+        yield
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,7 @@ class Scenario:
     max_batched_tokens: int
     max_encoder_tokens: int
     depth: int
+    draft_tokens: int
     failing: frozenset[int]
     seconds_a_step: float
     jobs: list[Job]
@@ -62,6 +73,8 @@ def jobs(draw: st.DrawFn, lengths: list[int]) -> Job:
         timeout_s=draw(st.none() | st.floats(0, 30)),
         at=draw(small(0, ARRIVALS)),
         cancel_at=draw(st.none() | st.none() | small(0, 2 * ARRIVALS)),
+        copied=frozenset(range(16)) - draw(st.frozensets(small(0, 15), max_size=4)),
+        sampled=draw(st.sampled_from([False, False, False, True])),
     )
     if (width := draw(st.sampled_from([1, 1, 1, 2, 3]))) > 1:  # their device bans stops before min_tokens
         return replace(job, width=width, min_tokens=0)
@@ -74,8 +87,8 @@ def jobs(draw: st.DrawFn, lengths: list[int]) -> Job:
 @st.composite
 def scenarios(draw: st.DrawFn) -> Scenario:
     max_num_seqs = draw(small(1, 6))
-    lengths = draw(st.lists(small(1, 8), min_size=1, max_size=4))  # of the encoder inputs
-    page_size = draw(small(1, 4))
+    lengths = draw(st.lists(small(1, 12), min_size=1, max_size=4))  # of the encoder inputs
+    page_size = draw(st.sampled_from([1, 2, 3, 4, 16]))
     all_jobs = [
         replace(job, number=number, name=str(number) if job.name == "its own" else job.name)
         for number, job in enumerate(draw(st.lists(jobs(lengths), min_size=1, max_size=14)))
@@ -90,6 +103,7 @@ def scenarios(draw: st.DrawFn) -> Scenario:
         max_batched_tokens=max_num_seqs + draw(small(0, 12)),
         max_encoder_tokens=draw(small(1, 24)),
         depth=draw(small(1, 3)),
+        draft_tokens=draw(st.sampled_from([0, 1, 3, 7])),
         failing=draw(st.frozensets(small(0, 10), max_size=2)),
         seconds_a_step=draw(st.sampled_from([0.0, 0.5, 4.0])),
         jobs=all_jobs,
@@ -105,6 +119,7 @@ def play(scenario: Scenario) -> Simulator:
         max_batched_tokens=scenario.max_batched_tokens,
         max_encoder_tokens=scenario.max_encoder_tokens,
         depth=scenario.depth,
+        draft_tokens=scenario.draft_tokens,
         failing=scenario.failing,
     )
     work = [job.prefix + 2 * job.max_tokens + scenario.depth + 2 for job in scenario.jobs]
@@ -152,11 +167,14 @@ def test_everything_holds_whatever_happens() -> None:
         seen["beams"] += any(life.job.width > 1 and life.reason in ("stop", "length") for life in ended)
         seen["beams preempted"] += simulator.restarts > 0
         seen["resumed"] += any(life.job.resumed for life in ended)
+        seen["drafts right"] += simulator.accepted > 0
+        seen["drafts wrong"] += simulator.drafted > simulator.accepted
         seen["scored"] += any(life.job.scored and life.reason == "length" for life in ended)
 
     under()
     for what in ("stop", "length", "cancelled", "deadline", "error", "preempted", "cross pages shared",
-                 "prefilled in chunks", "resumed", "beams", "beams preempted", "scored"):  # fmt: skip
+                 "prefilled in chunks", "resumed", "beams", "beams preempted", "scored", "drafts right",
+                 "drafts wrong"):  # fmt: skip
         # How many exactly depends on what else was imported: hypothesis draws constants from it.
         assert seen[what] >= 3, seen
 
@@ -164,10 +182,11 @@ def test_everything_holds_whatever_happens() -> None:
 @settings(max_examples=60)
 @given(scenarios(), small(1, 3))
 def test_answers_depend_on_nothing_but_the_request(scenario: Scenario, depth: int) -> None:
-    """The same traffic through a small and a large engine: what ends by itself ends the same."""
+    """The same traffic through a small and a large engine, which drafts nothing: what ends by itself ends the
+    same."""
     calm = [replace(job, name=str(job.number), timeout_s=None, cancel_at=None) for job in scenario.jobs]
     tight = replace(scenario, jobs=calm, failing=frozenset())
-    roomy = replace(tight, pages=500, depth=depth, max_batched_tokens=200, max_num_seqs=20)
+    roomy = replace(tight, pages=500, depth=depth, draft_tokens=0, max_batched_tokens=200, max_num_seqs=20)
     ends = [
         {life.job.number: (life.out, life.reason) for life in play(engine).ended} for engine in (tight, roomy)
     ]
@@ -175,22 +194,26 @@ def test_answers_depend_on_nothing_but_the_request(scenario: Scenario, depth: in
     assert {reason for _, reason in ends[1].values()} <= {"stop", "length"}
 
 
-@pytest.mark.parametrize(("seed", "depth"), [(0, 1), (1, 1), (2, 2), (3, 2), (4, 3), (5, 3)])
-def test_long_traffic(seed: int, depth: int) -> None:
+@pytest.mark.parametrize(
+    ("seed", "depth", "page_size"),
+    [(0, 1, 1), (1, 1, 2), (2, 2, 1), (3, 2, 2), (4, 3, 1), (5, 3, 2), (6, 1, 8), (7, 2, 8), (8, 3, 8)],
+)
+def test_long_traffic(seed: int, depth: int, page_size: int) -> None:
     """A busy engine, for longer than random scenarios last: half a thousand requests, of which the pages
     hold a few."""
     rng = random.Random(seed)
-    page_size = 1 + seed % 2
     simulator = Simulator(
-        pages=40,
+        pages=20 if page_size == 8 else 40,
         page_size=page_size,
         max_num_seqs=8,
         max_batched_tokens=rng.choice([8, 12, 40]),
         max_encoder_tokens=rng.choice([8, 20]),
         depth=depth,
+        draft_tokens=7,
         failing=rng.sample(range(300), 10),
     )
-    lengths = [rng.randint(1, 6) for _ in range(100)]
+    lengths = [rng.randint(1, 16 if page_size == 8 else 6) for _ in range(100)]
+    copies = random.Random(seed)
     submitted = 0
     for step in itertools.count():
         now = step / 10
@@ -203,6 +226,7 @@ def test_long_traffic(seed: int, depth: int) -> None:
                 stops=((rng.randint(0, 60), EOS),),
                 priority=rng.choice([0, 0, 0, 1]),
                 timeout_s=rng.choice([None, None, None, 5.0]),
+                copied=frozenset(count for count in range(60) if copies.random() < 0.97),
             )  # fmt: skip
             if rng.random() < 0.2:
                 job = replace(job, width=rng.randint(2, 3), max_tokens=min(job.max_tokens, 9 * page_size))
@@ -218,8 +242,13 @@ def test_long_traffic(seed: int, depth: int) -> None:
             break
         assert step < 20_000
     assert len(simulator.ended) == 500
-    assert simulator.preemptions > 20
-    assert simulator.rescored > 0
+    if page_size < 8:
+        assert simulator.preemptions > 20
+        assert simulator.rescored > 0
+    else:  # drafts take what a page has left
+        assert simulator.preemptions > 10
+        assert 20 < simulator.accepted < simulator.drafted
+        assert (simulator.preempted_drafts > 0) == (depth > 1)
 
 
 # -- fairness

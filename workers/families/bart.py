@@ -71,11 +71,13 @@ class _Kind:
 
         shared = config["vocab_size"]
         separate = not config.get("share_encoder_decoder_embeddings", True)
+        own = config.get("decoder_vocab_size") if separate else None
         start, bos = config.get("decoder_start_token_id", self.start), token_id(config, "bos_token_id", 0)
         return ModelSpec(
             family=self.family,
             encoder=stack("encoder", shared),
-            decoder=stack("decoder", (separate and config.get("decoder_vocab_size")) or shared),
+            decoder=stack("decoder", own or shared),
+            one_vocabulary=own is None,
             output_bias=self.output_bias,
             decoder_start_id=bos if start is None else start,
             pad_id=pad,

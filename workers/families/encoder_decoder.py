@@ -158,6 +158,7 @@ def _spec(config: Config) -> ModelSpec:
         family="encoder-decoder",
         encoder=stacks[0],
         decoder=stacks[1],
+        one_vocabulary=encoder["model_type"] == decoder["model_type"],
         bridge=stacks[0].d_model != stacks[1].d_model,
         output_transform=decoder_half.transform(decoder),
         output_bias="decoder.output.bias" in decoder_half.head,

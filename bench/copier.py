@@ -1,0 +1,68 @@
+"""A model made by hand that copies its input, at any size: what speculation gives depends on how much is
+copied, and here that is known.
+
+An mBART all of whose sublayers add nothing, but for the first cross-attention: it finds the input's token at
+the output's own position, and says what that token stands for. A right token stands for itself, a wrong one
+for a right one. So the right tokens of an input are copied and the others replaced. A step takes as long as
+that of any model of its size.
+"""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import torch
+from transformers import MBartConfig, MBartForConditionalGeneration
+
+PAD, EOS = 1, 2  # as in the published ones
+FIRST = 4  # token that is no special one
+SHARP = 8.0  # of attention's queries
+LOUD = 8.0  # what is copied, beside what was there before
+
+
+def make_copier(folder: Path, *, seed: int = 0, vocab_size: int = 32128, **config: int) -> None:
+    """Writes the checkpoint; without a tokenizer. `config` is mBART's."""
+    model = MBartForConditionalGeneration(
+        MBartConfig(
+            vocab_size=vocab_size, pad_token_id=PAD, bos_token_id=0, eos_token_id=EOS,
+            decoder_start_token_id=EOS, forced_eos_token_id=None, scale_embedding=False, **config,
+        )
+    )  # fmt: skip
+    generator = torch.Generator().manual_seed(seed)
+    width = model.config.d_model // 3  # of what a token is, what it stands for, and where it is
+
+    def code(count: int) -> torch.Tensor:
+        return torch.randint(2, (count, width), generator=generator) * 2.0 - 1
+
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            weight.fill_(float("norm" in name and name.endswith("weight")))
+        tokens = model.get_input_embeddings().weight
+        tokens[:, :width] = code(vocab_size)
+        meant = [stands_for(token, vocab_size) for token in range(vocab_size)]
+        tokens[:, width : 2 * width] = tokens[meant, :width]
+        places = model.model.encoder.embed_positions.weight
+        places[:, 2 * width : 3 * width] = code(len(places))
+        model.model.decoder.embed_positions.weight.copy_(places)
+        finds = model.model.decoder.layers[0].encoder_attn
+        for row in range(model.config.d_model):
+            finds.q_proj.weight[row, 2 * width + row % width] = SHARP
+            finds.k_proj.weight[row, 2 * width + row % width] = 1
+        for row in range(width):
+            finds.v_proj.weight[row, width + row] = 1
+            finds.out_proj.weight[row, row] = LOUD
+    model.generation_config.forced_eos_token_id = None
+    model.save_pretrained(folder)
+
+
+def stands_for(token: int, vocab_size: int) -> int:
+    """The first half of the vocabulary is right, the second wrong."""
+    half = (vocab_size - FIRST) // 2
+    return token - half if token >= FIRST + half else token
+
+
+def source(length: int, wrong: float, vocab_size: int, rng: random.Random) -> list[int]:
+    """An input of so many tokens and EOS, this share of them wrong."""
+    half = (vocab_size - FIRST) // 2
+    return [FIRST + rng.randrange(half) + half * (rng.random() < wrong) for _ in range(length)] + [EOS]

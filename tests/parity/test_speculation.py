@@ -1,0 +1,269 @@
+"""What is drafted from the source changes no answer: greedy ones stay transformers', token for token, however
+many guesses are right. With a model that copies, and with eager guessing about those that do not."""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from models import EOS as MODELS_EOS
+from models import decoding, load_reference
+from parity import Answers, Reference, greedy, ranks_in_threads, serve
+
+from tandem.workers import drafter
+from tandem.workers.config import EngineConfig
+from tandem.workers.engine import Engine
+from tandem.workers.request import Delta, EncoderInput, EngineRequest
+
+sys.path.append(str(Path(__file__).parents[2] / "bench"))
+
+from copier import EOS, FIRST, make_copier, source, stands_for
+
+VOCAB = 132
+MAX_TOKENS = 40
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("copier")
+    make_copier(
+        path, vocab_size=VOCAB, d_model=96, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64,
+    )  # fmt: skip
+    return path
+
+
+@pytest.fixture(scope="module")
+def prompts() -> list[tuple[int, ...]]:
+    """From all copied to nothing; the longest answers are cut."""
+    rng = random.Random(5)
+    return [
+        tuple(source(rng.randint(1, 55), rng.choice((0.0, 0.05, 0.2, 1.0)), VOCAB, rng)) for _ in range(32)
+    ]
+
+
+@pytest.fixture(scope="module")
+def answers(folder: Path, prompts: list[tuple[int, ...]]) -> Answers:
+    model = load_reference(folder)
+    # One by one: padding would be another source.
+    found = [reference_answer(model, prompt) for prompt in prompts]
+    copied = [[stands_for(token, VOCAB) for token in prompt][:MAX_TOKENS] for prompt in prompts]
+    same = sum(ours == theirs for ours, theirs in zip(found, copied, strict=True))
+    assert same > 0.8 * len(prompts), "it hardly copies"
+    return found
+
+
+def reference_answer(model: Any, prompt: tuple[int, ...], **options: Any) -> list[int]:
+    out = model.generate(
+        torch.tensor([prompt]), max_new_tokens=MAX_TOKENS, do_sample=False, num_beams=1, **options
+    )
+    ids: list[int] = out[0, 1:].tolist()
+    return ids
+
+
+def config(folder: Path, **options: Any) -> EngineConfig:
+    sizes = {"max_num_seqs": 8, "page_size": 16, "max_encoder_length": 60, "max_decoder_length": 60}
+    return EngineConfig(
+        str(folder), dtype="float32", device="cpu", check_invariants=True, **{**sizes, **options}
+    )
+
+
+def requests(prompts: list[tuple[int, ...]], **options: Any) -> list[EngineRequest]:
+    ends = {"stop_ids": frozenset({EOS}), "eos_ids": frozenset({EOS})}
+    how = decoding(**{"max_tokens": MAX_TOKENS, **ends, **options})
+    return [
+        EngineRequest(str(number), EncoderInput(str(ids), ids), (EOS,), how)
+        for number, ids in enumerate(prompts)
+    ]
+
+
+def deltas(engine: Engine, request: EngineRequest) -> list[Delta]:
+    engine.submit(request)
+    found = []
+    while engine.has_work:
+        found += engine.step()
+    return found
+
+
+def tokens(found: list[Delta]) -> list[int]:
+    return [token for delta in found for token in delta.token_ids]
+
+
+WAYS: dict[str, dict[str, Any]] = {
+    "alone": {"max_num_seqs": 1},
+    "together": {},
+    "launched ahead": {"overlap": True},
+    "preempted": {"num_pages": 14, "page_size": 8},
+    "preempted, launched ahead": {"num_pages": 14, "page_size": 8, "overlap": True},
+    "few tokens a step": {"max_batched_tokens": 9},
+    "small pages": {"page_size": 3},
+}
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_answers_are_transformers(
+    way: str, folder: Path, prompts: list[tuple[int, ...]], answers: Answers
+) -> None:
+    engine = Engine(config(folder, **WAYS[way]))
+    assert serve(engine, requests(prompts)) == answers
+    stats = engine.stats()
+    assert 0 < stats.accepted_tokens < stats.drafted_tokens
+    assert stats.generated_tokens == sum(map(len, answers))
+    assert (stats.preemptions > 0) == ("preempted" in way)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_tensor_parallel(
+    overlap: bool, folder: Path, prompts: list[tuple[int, ...]], answers: Answers
+) -> None:
+    with ranks_in_threads(config(folder, tensor_parallel_size=2, overlap=overlap)) as (engine, _):
+        assert serve(engine, requests(prompts)) == answers
+        assert engine.stats().accepted_tokens > 0
+
+
+def test_what_is_copied_takes_few_steps(folder: Path) -> None:
+    prompt = tuple(source(40, 0.0, VOCAB, random.Random(1)))
+    steps = []
+    for draft_tokens in (0, 7):
+        engine = Engine(config(folder, draft_tokens=draft_tokens))
+        found = deltas(engine, requests([prompt])[0])
+        steps.append(engine.stats().steps)
+        assert max(len(delta.token_ids) for delta in found) == 1 + draft_tokens
+    assert steps[0] == MAX_TOKENS
+    assert steps[1] < MAX_TOKENS / 3
+
+
+def test_resumed_from_another_replica(folder: Path, prompts: list[tuple[int, ...]], answers: Answers) -> None:
+    splits = [random.Random(number).randint(0, len(answer)) for number, answer in enumerate(answers)]
+    moved = [
+        replace(request, generated_ids=tuple(answer[:split]))
+        for request, answer, split in zip(requests(prompts), answers, splits, strict=True)
+    ]
+    engine = Engine(config(folder))
+    assert serve(engine, moved) == [answer[split:] for answer, split in zip(answers, splits, strict=True)]
+    assert engine.stats().accepted_tokens > 0
+
+
+# -- an end inside a draft is the end
+
+
+@pytest.mark.parametrize("max_tokens", range(1, 20))
+def test_the_limit_inside_a_draft(max_tokens: int, folder: Path) -> None:
+    prompt = tuple(source(30, 0.0, VOCAB, random.Random(2)))
+    found = deltas(Engine(config(folder)), requests([prompt], max_tokens=max_tokens)[0])
+    assert tokens(found) == list(prompt[:max_tokens])
+    assert [delta.finish_reason for delta in found] == [None] * (len(found) - 1) + ["length"]
+
+
+@pytest.mark.parametrize("at", range(16))
+def test_a_stop_id_inside_a_draft(at: int, folder: Path) -> None:
+    prompt = (*random.Random(3).sample(range(FIRST, VOCAB // 2), 20), EOS)
+    stop = prompt[at]
+    found = deltas(Engine(config(folder)), requests([prompt], stop_ids=frozenset({EOS, stop}))[0])
+    assert tokens(found) == list(prompt[: at + 1])
+    assert (found[-1].finish_reason, found[-1].stop_reason) == ("stop", stop)
+    assert [delta.last for delta in found] == [False] * (len(found) - 1) + [True]
+
+
+@pytest.mark.parametrize("min_tokens", [5, 19, 21, 30])
+def test_least_tokens(min_tokens: int, folder: Path) -> None:
+    prompt = tuple(source(20, 0.0, VOCAB, random.Random(4)))
+    model = load_reference(folder)
+    engine = Engine(config(folder))
+    found = tokens(deltas(engine, requests([prompt], min_tokens=min_tokens)[0]))
+    assert found == reference_answer(model, prompt, min_new_tokens=min_tokens)
+    assert engine.stats().accepted_tokens > 0
+
+
+def test_what_depends_on_the_position_alone_is_drafted(folder: Path) -> None:
+    """Forced, suppressed and biased tokens; the stop id ignored."""
+    prompt = tuple(source(25, 0.0, VOCAB, random.Random(6)))
+    asked: dict[str, Any] = {
+        "forced_bos_id": 9, "forced_eos_ids": (11,), "suppress_ids": (prompt[5],), "max_tokens": 24,
+        "begin_suppress_ids": (prompt[1], prompt[8]), "logit_bias": ((prompt[9], -900.0),),
+        "stop_ids": frozenset(),
+    }  # fmt: skip
+    answers = []
+    for draft_tokens in (0, 7):
+        engine = Engine(config(folder, draft_tokens=draft_tokens))
+        answers.append(tokens(deltas(engine, requests([prompt], **asked)[0])))
+        assert (engine.stats().accepted_tokens > 0) == (draft_tokens > 0)
+    assert answers[0] == answers[1]
+    assert (answers[0][0], answers[0][-1]) == (9, 11)
+
+
+def test_log_probabilities_come_with_drafted_tokens(folder: Path) -> None:
+    prompt = tuple(source(25, 0.1, VOCAB, random.Random(7)))
+    request = requests([prompt], logprobs=3, prompt_logprobs=2)[0]
+    request = replace(request, prefix_ids=(EOS, *prompt[1:4]))
+    with_drafts, without = (
+        deltas(Engine(config(folder, draft_tokens=draft_tokens)), request) for draft_tokens in (7, 0)
+    )
+    assert len(with_drafts) < len(without)
+    ours, theirs = ([one for d in found for one in d.logprobs or []] for found in (with_drafts, without))
+    assert [one.token_id for one in ours] == [one.token_id for one in theirs] == tokens(with_drafts)
+    for one, other in zip(ours, theirs, strict=True):
+        assert one.logprob == pytest.approx(other.logprob, abs=1e-4)
+        assert [i for i, _ in one.top] == [i for i, _ in other.top]
+    for found in (with_drafts, without):
+        assert [delta.prompt_logprobs is not None for delta in found] == [True] + [False] * (len(found) - 1)
+        assert [delta.queued_s is not None for delta in found] == [True] + [False] * (len(found) - 1)
+
+
+@pytest.mark.parametrize(
+    "asked",
+    [{"temperature": 0.8}, {"repetition_penalty": 1.2}, {"no_repeat_ngram_size": 3},
+     {"presence_penalty": 0.1}, {"encoder_no_repeat_ngram_size": 9}, {"bad_words": ((5, 6),)}],
+)  # fmt: skip
+def test_what_cannot_be_verified_is_not_drafted(asked: dict[str, Any], folder: Path) -> None:
+    prompt = tuple(source(25, 0.0, VOCAB, random.Random(8)))
+    engine = Engine(config(folder))
+    deltas(engine, requests([prompt], **asked)[0])
+    assert engine.stats().drafted_tokens == 0
+
+
+# -- other models, eagerly
+
+
+@pytest.fixture
+def eager(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Drafts wherever there is anything to guess, right or wrong."""
+    monkeypatch.setattr(drafter, "CHANCES", (1.0, 1.0, 1.0))
+    monkeypatch.setattr(drafter, "RATE", 0.0)
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("variant", ["t5", "umt5", "bart", "t5gemma2", "bert2bert", "gpt2"])
+@pytest.mark.parametrize("overlap", [False, True])
+def test_random_models(variant: str, overlap: bool, reference: Callable[..., Reference]) -> None:
+    """Decoder-only ones copy their prompt."""
+    known = reference(variant, 32)
+    engine = Engine(known.config(overlap=overlap, num_pages=90))
+    asked = greedy(known.prompts, known.start)
+    assert serve(engine, asked) == known.answers
+    stats = engine.stats()
+    assert stats.drafted_tokens > 50
+    assert stats.drafted_tokens > stats.accepted_tokens
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize(
+    ("variant", "options"),
+    [("marian-two-vocabularies", {"decoder_vocab_size": 128}), ("bert2gpt2", {})],
+)
+def test_what_has_two_vocabularies_copies_nothing(
+    variant: str, options: dict[str, Any], checkpoint: Callable[..., Path]
+) -> None:
+    """Though they are of one size."""
+    path = checkpoint(variant, **options)
+    engine = Engine(config(path))
+    assert not engine.spec.copies
+    prompt = (*range(3, 50), MODELS_EOS)
+    deltas(engine, replace(requests([prompt])[0], prefix_ids=(0,)))
+    assert engine.stats().drafted_tokens == 0
