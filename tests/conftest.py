@@ -48,6 +48,32 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
     return make
 
 
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    """Prints what tests recorded, passing ones too: what clients saw of every kill, and the parity matrix of
+    what was run; where that is all of it, and all is exact, README can have it. Here, for the process that
+    prints is none of those that run tests."""
+    reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
+    recorded = [entry for report in reports for entry in report.user_properties]
+    if kills := [value for name, value in recorded if name == "chaos"]:
+        terminalreporter.section("chaos, what clients saw")
+        for line in kills:
+            terminalreporter.write_line(line)
+    counts: dict[tuple[str, str], tuple[int, int]] = {}
+    for family, mode, exact, total in (value for name, value in recorded if name == "parity"):
+        before = counts.get((family, mode), (0, 0))
+        counts[family, mode] = before[0] + exact, before[1] + total
+    if not counts:
+        return
+    import matrix
+
+    terminalreporter.section("parity with transformers, exact/total")
+    terminalreporter.write_line(matrix.table(counts))
+    if config.getoption("--write-matrix"):
+        if counts != matrix.complete():
+            raise pytest.UsageError("README.md keeps its matrix: not all of it was run and is exact")
+        matrix.write_readme(counts)
+
+
 @pytest.hookimpl(trylast=True)
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     session.config.stash[VERDICT] = int(exitstatus)

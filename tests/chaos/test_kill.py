@@ -125,7 +125,7 @@ def eventually(condition: Callable[[], bool], otherwise: str, within_s: float = 
 
 
 def report(what: str, load: Load, record: Callable[[str, object], None]) -> None:
-    """Has the counts printed at the end of the test run, see conftest.py, and checks every request."""
+    """Has the counts printed at the end of the test run, see ../conftest.py, and checks every request."""
     kinds = Counter(error.code().name for error in load.errors)
     record(
         "chaos",

@@ -273,12 +273,14 @@ def test_steps_count_on_and_a_resumed_sequence_takes_up_the_count() -> None:
     tokens = []
     for logits in steps:
         tokens += sampler.sample(logits[None].clone(), rows([whole])).wait()[0]
+        whole.tokens.append(tokens[-1])
     for split in range(1, 8):
         rest = sequence(2, generated=tuple(tokens[:split]), **options)
         sampler.start([rest])  # in the same sampler: one moved here next to the others
         resumed = []
         for logits in steps[split:]:
             resumed += sampler.sample(logits[None].clone(), rows([rest])).wait()[0]
+            rest.tokens.append(resumed[-1])
         assert resumed == tokens[split:]
 
 
@@ -296,6 +298,8 @@ def test_penalties_follow_what_is_generated() -> None:
         got = sampler.sample(base.clone(), rows([ours, neighbour])).wait()[0]
         assert got == [expected, int(base[1].argmax())]
         tokens.append(got[0])
+        for one, token in zip((ours, neighbour), got, strict=True):
+            one.tokens.append(token)
     assert len(set(tokens)) == len(tokens)
     assert not {2, 3} & set(tokens[2:5])
     assert tokens[5] in (2, 3)
