@@ -7,18 +7,15 @@ from several threads at once, and tokenize in the caller's thread.
 from __future__ import annotations
 
 import hashlib
-import math
 import secrets
-import uuid
 from array import array
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from tandem.errors import InvalidRequest, ModelNotFound
 from tandem.inputs import (
-    Chosen,
     ExplicitEncoderDecoderPrompt,
     Prompt,
     SingletonPrompt,
@@ -35,6 +32,7 @@ from tandem.workers.model_info import ModelInfo
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
 from tandem.workers.scoring import PreparedScore
 from tandem.workers.tasks import Choice, Tasks
+from tandem.workers.terms import agree
 from tandem.workers.text_tokenizer import DECODER_TOKENIZER, TextTokenizer, check_text, read_tokenizer
 
 if TYPE_CHECKING:
@@ -93,7 +91,8 @@ class Frontend:
 
         Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
         """
-        agreed = self._agree(**terms)
+        self.check_model(terms.get("model"))
+        agreed = agree(self.limits, self.tasks, **terms)
         choice = agreed.choice
         if params is None:
             params = BeamSearchParams() if choice.defaults.beams else SamplingParams()
@@ -142,7 +141,8 @@ class Frontend:
 
         Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
         """
-        agreed = self._agree(**terms)
+        self.check_model(terms.get("model"))
+        agreed = agree(self.limits, self.tasks, **terms)
         choice = agreed.choice
         if not 0 < len(targets) <= self.limits.targets:
             raise InvalidRequest(f"1 to {self.limits.targets} targets, got {len(targets)}", field="targets")
@@ -185,24 +185,6 @@ class Frontend:
             raise ModelNotFound(f"no model {model[:80]!r}; this server has {self.info.name!r}", field="model")
 
     # -- the parts of a request
-
-    def _agree(
-        self,
-        *,
-        model: str | None = None,
-        request_id: str | None = None,
-        priority: int = 0,
-        timeout_s: float | None = None,
-        **chosen: Unpack[Chosen],
-    ) -> _Agreed:
-        self.check_model(model)
-        if type(priority) is not int or abs(priority) > self.limits.priority:
-            raise InvalidRequest(
-                f"must be an integer of magnitude at most {self.limits.priority}, got {priority!r}",
-                field="priority",
-            )
-        choice = self.tasks.choose(**chosen)
-        return _Agreed(self._request_id(request_id), priority, self._timeout_s(timeout_s), choice)
 
     def _given(self, prompt: Prompt, choice: Choice) -> _Given:
         parts = take_apart(prompt)
@@ -315,14 +297,6 @@ class Frontend:
             raise InvalidRequest("does not go with target_language", field="forced_bos_token_id")
         return replace(decoding, forced_bos_id=target.token_id)
 
-    def _request_id(self, request_id: str | None) -> str:
-        if request_id is None:
-            return uuid.uuid4().hex
-        limit = self.limits.request_id_chars
-        if not 0 < len(request_id) <= limit or not (request_id.isascii() and request_id.isprintable()):
-            raise InvalidRequest(f"must be 1 to {limit} printable ASCII characters", field="request_id")
-        return request_id
-
     def _check_answer(self, outputs: int, decoding: Decoding) -> None:
         each, limit = 1 + (decoding.logprobs or 0), self.limits.answer_values
         if (values := outputs * decoding.max_tokens * each) > limit:
@@ -332,36 +306,10 @@ class Frontend:
                 field="max_tokens",
             )
 
-    def _timeout_s(self, timeout_s: float | None) -> float | None:
-        limit = self.limits.timeout_s
-        if timeout_s is None:
-            return limit if math.isfinite(limit) else None  # infinite: offline use
-        if not 0 < timeout_s <= limit:  # also false for NaN
-            raise InvalidRequest(
-                f"must be above 0 and at most {limit:g} s, got {timeout_s}", field="timeout_s"
-            )
-        return timeout_s
-
     def _encoder_key(self, ids: list[int]) -> str:
         digest = hashlib.blake2b(self.info.revision.encode(), digest_size=16)
         digest.update(b"\0" + array("I", ids).tobytes())
         return digest.hexdigest()
-
-
-@dataclass(frozen=True, slots=True)
-class _Agreed:
-    """A request's terms, checked and completed."""
-
-    request_id: str
-    priority: int
-    timeout_s: float | None
-    choice: Choice
-    # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may arrive
-    # while the first try is still being cancelled.
-    nonce: str = field(default_factory=lambda: secrets.token_hex(8))
-
-    def engine_id(self, index: int) -> str:
-        return f"{self.request_id}:{self.nonce}:{index}"
 
 
 @dataclass(frozen=True, slots=True)

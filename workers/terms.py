@@ -1,0 +1,66 @@
+"""What a request says beside its prompt and its parameters, checked and completed."""
+
+from __future__ import annotations
+
+import math
+import secrets
+import uuid
+from dataclasses import dataclass, field
+from typing import Unpack
+
+from tandem.errors import InvalidRequest
+from tandem.inputs import Chosen
+from tandem.limits import Limits
+from tandem.workers.tasks import Choice, Tasks
+
+
+@dataclass(frozen=True, slots=True)
+class Agreed:
+    """See `tandem.inputs.Terms`."""
+
+    request_id: str
+    priority: int
+    timeout_s: float | None
+    choice: Choice
+    # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may arrive
+    # while the first try is still being cancelled.
+    nonce: str = field(default_factory=lambda: secrets.token_hex(8))
+
+    def engine_id(self, index: int) -> str:
+        return f"{self.request_id}:{self.nonce}:{index}"
+
+
+def agree(
+    limits: Limits,
+    tasks: Tasks,
+    *,
+    model: str | None = None,  # noqa: ARG001  # whose limits and tasks these are
+    request_id: str | None = None,
+    priority: int = 0,
+    timeout_s: float | None = None,
+    **chosen: Unpack[Chosen],
+) -> Agreed:
+    """Raises InvalidRequest, naming the field and the limit."""
+    if type(priority) is not int or abs(priority) > limits.priority:
+        raise InvalidRequest(
+            f"must be an integer of magnitude at most {limits.priority}, got {priority!r}", field="priority"
+        )
+    choice = tasks.choose(**chosen)
+    return Agreed(_request_id(request_id, limits), priority, _timeout_s(timeout_s, limits.timeout_s), choice)
+
+
+def _request_id(request_id: str | None, limits: Limits) -> str:
+    if request_id is None:
+        return uuid.uuid4().hex
+    limit = limits.request_id_chars
+    if not 0 < len(request_id) <= limit or not (request_id.isascii() and request_id.isprintable()):
+        raise InvalidRequest(f"must be 1 to {limit} printable ASCII characters", field="request_id")
+    return request_id
+
+
+def _timeout_s(timeout_s: float | None, limit: float) -> float | None:
+    if timeout_s is None:
+        return limit if math.isfinite(limit) else None  # infinite: offline use
+    if not 0 < timeout_s <= limit:  # also false for NaN
+        raise InvalidRequest(f"must be above 0 and at most {limit:g} s, got {timeout_s}", field="timeout_s")
+    return timeout_s
