@@ -19,15 +19,16 @@ from typing import Literal
 
 from tandem.errors import InvalidRequest, TandemError
 from tandem.outputs import TokenLogprobs
+from tandem.workers.cross_entries import CrossEntries
 from tandem.workers.deltas import beam_delta, finish_reason, score_delta, token_delta
 from tandem.workers.drafter import drafter_of
+from tandem.workers.drafting import lengthen
 from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.sequence_heap import SequenceHeap
 from tandem.workers.step_plan import (
     ON_DEVICE,
     Admission,
-    CrossEntry,
     Found,
     Row,
     Sequence,
@@ -74,9 +75,8 @@ class Scheduler:
         self._waiting = SequenceHeap()  # by order
         self._deadlines = SequenceHeap()  # by deadline
         self._running: list[Sequence] = []  # in order
-        self._cross: dict[str, CrossEntry] = {}
+        self._cross = CrossEntries(pool, max_num_seqs)
         self._free_slots = list(range(max_num_seqs - 1, -1, -1))
-        self._free_entries = list(range(max_num_seqs - 1, -1, -1))
         self._ended: list[Delta] = []
         self._arrivals = 0
         self._steps = 0
@@ -157,7 +157,7 @@ class Scheduler:
         budget = self._plan_running(plan)
         if self._preemptions == preemptions:  # else what would come in might drive out the next
             budget = self._admit(plan, budget, now)
-        self._draft(plan, budget)
+        self._drafted += lengthen(plan, budget, self.draft_tokens, self.pool.page_size, self.depth)
         plan.rows.sort(key=_row_order)
         plan.ended = self._take_ended()
         return plan
@@ -219,10 +219,7 @@ class Scheduler:
             if cross_pages + self_pages + growth > self.pool.free:
                 break
             if entry is None:
-                pages = self.pool.take(cross_pages)
-                assert pages is not None
-                entry = CrossEntry(self._free_entries.pop(), encoder.key, pages, length)
-                self._cross[encoder.key] = entry
+                entry = self._cross.make(encoder.key, length)
                 if length:
                     plan.admissions.append(Admission(entry, sequence.request))
                 encoder_tokens += length
@@ -257,30 +254,6 @@ class Scheduler:
         if complete:
             sequence.in_flight += 1
         return count * width
-
-    def _draft(self, plan: StepPlan, budget: int) -> None:
-        """Lengthens rows by guesses at what follows them."""
-        rows = len(plan.rows)
-        for row in plan.rows:
-            sequence = row.sequence
-            if sequence.drafter is None or not row.samples:
-                continue
-            decoding = sequence.request.decoding
-            most = min(
-                self.draft_tokens,
-                budget,
-                len(sequence.pages) * self.pool.page_size - sequence.computed,
-                decoding.max_tokens - sequence.generated - sequence.in_flight,
-            )
-            draft = sequence.drafter.draft(
-                most, rows, behind=sequence.in_flight - 1, costs=self.depth - 1, stops=decoding.stop_ids
-            )
-            row.token_ids += draft
-            row.count += len(draft)
-            row.samples += len(draft)
-            sequence.drafted = len(draft)
-            self._drafted += len(draft)
-            budget -= len(draft)
 
     def _preempt(self, sequence: Sequence) -> None:
         """Back to waiting, at its old place. It has no row in this plan: rows are made in order, and
@@ -381,13 +354,8 @@ class Scheduler:
         sequence.slots = []
         self.pool.give_back(sequence.pages)
         sequence.pages = []
-        entry = sequence.cross
-        assert entry is not None
-        entry.readers -= 1
-        if entry.readers == 0:
-            self.pool.give_back(entry.pages)
-            self._free_entries.append(entry.index)
-            del self._cross[entry.key]
+        assert sequence.cross is not None
+        self._cross.release(sequence.cross)
         sequence.cross = None
 
     def _take_ended(self) -> list[Delta]:
@@ -403,7 +371,7 @@ class Scheduler:
             max_running=self.max_num_seqs,
             free_pages=self.pool.free,
             total_pages=self.pool.total,
-            cross_pages=sum(len(entry.pages) for entry in self._cross.values()),
+            cross_pages=len(self._cross.pages),
             steps=self._steps,
             generated_tokens=self._generated,
             encoded_tokens=self._encoded,
@@ -415,17 +383,11 @@ class Scheduler:
     def check(self) -> None:
         """Raises AssertionError where an invariant does not hold. Cheap enough for production."""
         held = [page for s in self._running for page in s.pages]
-        self.pool.check(held + [page for entry in self._cross.values() for page in entry.pages])
+        self.pool.check(held + self._cross.pages)
+        self._cross.check(s.cross for s in self._running)
         slots = [slot for s in self._running for slot in s.slots]
         if sorted(slots + self._free_slots) != list(range(self.max_num_seqs)):
             raise AssertionError(f"slots {slots} and free {self._free_slots} do not make up all")
-        entries = [entry.index for entry in self._cross.values()]
-        if sorted(entries + self._free_entries) != list(range(self.max_num_seqs)):
-            raise AssertionError(f"cross entries {entries} and free {self._free_entries} do not make up all")
-        for entry in self._cross.values():
-            readers = sum(s.cross is entry for s in self._running)
-            if readers != entry.readers or readers == 0:
-                raise AssertionError(f"cross entry {entry.key} counts {entry.readers} readers, has {readers}")
         if self._running != sorted(self._running, key=lambda s: s.order):
             raise AssertionError("running sequences are out of order")
         waiting = {id(s) for _, s in self._waiting.living()}

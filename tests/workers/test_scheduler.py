@@ -165,17 +165,15 @@ def test_everything_holds_whatever_happens() -> None:
             life.job.prefix > scenario.max_batched_tokens - scenario.max_num_seqs + 1 for life in ended
         )
         seen["beams"] += any(life.job.width > 1 and life.reason in ("stop", "length") for life in ended)
-        seen["beams preempted"] += simulator.restarts > 0
         seen["resumed"] += any(life.job.resumed for life in ended)
         seen["drafts right"] += simulator.accepted > 0
-        seen["drafts wrong"] += simulator.drafted > simulator.accepted
         seen["scored"] += any(life.job.scored and life.reason == "length" for life in ended)
 
     under()
     for what in ("stop", "length", "cancelled", "deadline", "error", "preempted", "cross pages shared",
-                 "prefilled in chunks", "resumed", "beams", "beams preempted", "scored", "drafts right",
-                 "drafts wrong"):  # fmt: skip
-        # How many exactly depends on what else was imported: hypothesis draws constants from it.
+                 "prefilled in chunks", "resumed", "beams", "scored", "drafts right"):  # fmt: skip
+        # How many exactly depends on what else was imported: hypothesis draws constants from it. What is
+        # rare here, `test_long_traffic` is sure to meet.
         assert seen[what] >= 3, seen
 
 
@@ -245,6 +243,7 @@ def test_long_traffic(seed: int, depth: int, page_size: int) -> None:
     if page_size < 8:
         assert simulator.preemptions > 20
         assert simulator.rescored > 0
+        assert simulator.restarts > 0
     else:  # drafts take what a page has left
         assert simulator.preemptions > 10
         assert 20 < simulator.accepted < simulator.drafted

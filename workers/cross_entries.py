@@ -1,0 +1,51 @@
+"""The encoder inputs that running sequences read: whose cross-attention pages there are, and for how long."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from tandem.workers.pages import PagePool
+from tandem.workers.step_plan import CrossEntry
+
+
+class CrossEntries:
+    """By the inputs' keys. An entry lives as long as it has readers."""
+
+    def __init__(self, pool: PagePool, most: int) -> None:
+        self._pool, self._most = pool, most
+        self._entries: dict[str, CrossEntry] = {}
+        self._free = list(range(most - 1, -1, -1))  # indices
+
+    def get(self, key: str) -> CrossEntry | None:
+        return self._entries.get(key)
+
+    def make(self, key: str, length: int) -> CrossEntry:
+        """Of an input of this length, without readers yet; the pool must have the pages."""
+        pages = self._pool.take(self._pool.pages_for(length))
+        assert pages is not None
+        entry = self._entries[key] = CrossEntry(self._free.pop(), key, pages, length)
+        return entry
+
+    def release(self, entry: CrossEntry) -> None:
+        """One reader less; with the last one the pages go back."""
+        entry.readers -= 1
+        if entry.readers == 0:
+            self._pool.give_back(entry.pages)
+            self._free.append(entry.index)
+            del self._entries[entry.key]
+
+    @property
+    def pages(self) -> list[int]:
+        """Of all entries."""
+        return [page for entry in self._entries.values() for page in entry.pages]
+
+    def check(self, read: Iterable[CrossEntry | None]) -> None:
+        """Raises AssertionError unless the entries have just these readers: `read` has one's entry each."""
+        indices = [entry.index for entry in self._entries.values()]
+        if sorted(indices + self._free) != list(range(self._most)):
+            raise AssertionError(f"cross entries {indices} and free {self._free} do not make up all")
+        read = list(read)
+        for entry in self._entries.values():
+            readers = sum(one is entry for one in read)
+            if readers != entry.readers or readers == 0:
+                raise AssertionError(f"cross entry {entry.key} counts {entry.readers} readers, has {readers}")
