@@ -1,4 +1,4 @@
-"""The engine against its peers: tokens/s and latency, in one process and in turns.
+"""The engine against its peers: tokens/s and latency, in turns.
 
     python bench/engine.py [--rounds 5] [--out bench/results/engine.json]
 
@@ -14,13 +14,14 @@ mixed lengths, which ends where it ends. Loads:
                 others serve as servers around them do: whatever waits is the next batch, at most 32
     beam 4      16 requests at once, four beams
 
-Systems take turns in every round, and each goes first in turn; figures are medians over rounds with their
-extremes. CTranslate2 joins where it is installed.
+Each system has a process of its own, with all cores. They take turns in every round, and each goes first in
+turn; figures are medians over rounds with their extremes. CTranslate2 joins where it is installed.
 """
 
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import random
 import sys
 import tempfile
@@ -28,10 +29,14 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import partial
+from importlib.util import find_spec
+from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean
-from typing import Any
+from typing import Any, TypeVar
 
 import machine
 import torch
@@ -48,7 +53,7 @@ EOS = 1
 BATCH = 32  # of the systems that have static batches, and sequences at once of Tandem's
 
 # Before each measurement: threads of the system before spin for a while, waiting for more.
-PAUSE_S = 0.5
+PAUSE_S = 0.3
 
 
 @dataclass(frozen=True)
@@ -57,6 +62,7 @@ class Request:
     tokens: int | None  # to generate; None: until the model ends
 
 
+T = TypeVar("T")
 Make = Callable[[int, random.Random], list[Request]]
 
 
@@ -82,8 +88,6 @@ class Outcome:
 
 class System(ABC):
     """Something that generates. `run` takes requests that are all there and says how long each answer is."""
-
-    name: str
 
     @abstractmethod
     def run(self, requests: Sequence[Request], beams: int) -> list[int]: ...
@@ -123,7 +127,6 @@ class System(ABC):
 
 class Tandem(System):
     def __init__(self, folder: Path, precision: str) -> None:
-        self.name = f"tandem {precision}"
         how = {"quantization": precision} if precision == "int8" else {"dtype": precision}
         self._llm = LLM(str(folder), **how, max_num_seqs=BATCH)
 
@@ -163,8 +166,6 @@ class Tandem(System):
 
 
 class Transformers(System):
-    name = "transformers"
-
     def __init__(self, folder: Path) -> None:
         self._model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
 
@@ -186,7 +187,6 @@ class CTranslate2(System):
     def __init__(self, folder: Path, work: Path, compute_type: str) -> None:
         import ctranslate2
 
-        self.name = f"ctranslate2 {compute_type}"
         converted = work / f"ctranslate2-{compute_type}"
         quantization = None if compute_type == "float32" else compute_type
         ctranslate2.converters.TransformersConverter(str(folder)).convert(
@@ -212,6 +212,47 @@ class CTranslate2(System):
 
     def batches(self, requests: list[Request], size: int) -> Iterator[list[Request]]:
         return super().batches(sorted(requests, key=lambda r: (r.tokens or 0, len(r.ids))), size)
+
+
+class Process:
+    """A system in a process of its own: its threads and its memory are nobody else's."""
+
+    def __init__(self, name: str, make: Callable[[], System]) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=_answer, args=(theirs, make), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def do(self, load: Load) -> Outcome:
+        self._ours.send(load)
+        outcome: Outcome = self._ours.recv()
+        return outcome
+
+    def close(self) -> None:
+        self._ours.close()
+        self._process.join()
+
+
+def _answer(connection: Connection, make: Callable[[], System]) -> None:
+    system = make()
+    with suppress(EOFError):  # that is the end
+        while True:
+            connection.send(system.do(connection.recv()))
+
+
+def systems(folder: Path, work: Path) -> list[Process]:
+    """Tandem's float32 first."""
+    made: dict[str, Callable[[], System]] = {
+        f"tandem {precision}": partial(Tandem, folder, precision)
+        for precision in ("float32", "bfloat16", "int8")
+    }
+    made["transformers"] = partial(Transformers, folder)
+    if find_spec("ctranslate2") is not None:
+        for compute_type in ("float32", "int8"):
+            made[f"ctranslate2 {compute_type}"] = partial(CTranslate2, folder, work, compute_type)
+    return [Process(name, make) for name, make in made.items()]
 
 
 def make_model(folder: Path) -> None:
@@ -263,12 +304,12 @@ def loads(make: Make, seed: int) -> list[Load]:
     ]
 
 
-def rotated(systems: list[System], by: int) -> list[System]:
+def rotated(systems: list[T], by: int) -> list[T]:
     at = by % len(systems)
     return systems[at:] + systems[:at]
 
 
-def measure(systems: list[System], rounds: int, make: Make) -> dict[str, Any]:
+def measure(systems: list[Process], rounds: int, make: Make) -> dict[str, Any]:
     outcomes: dict[str, dict[str, list[Outcome]]] = {}
     per_second = 1.0  # requests of the stream that Tandem answers
     for number in range(rounds + 1):
@@ -322,18 +363,10 @@ def main() -> None:
             ("random T5-small", random_model, random_requests),
             ("quickstart", QUICKSTART, lambda count, rng: sentences(count, rng, tokenizer)),
         ):
-            systems: list[System] = [
-                *(Tandem(folder, precision) for precision in ("float32", "bfloat16", "int8")),
-                Transformers(folder),
-            ]  # fmt: skip
-            try:
-                systems += [
-                    CTranslate2(folder, Path(name) / title, compute_type)
-                    for compute_type in ("float32", "int8")
-                ]
-            except ImportError:
-                console.print("CTranslate2 is not installed: left out")
-            result["models"][title] = figures = measure(systems, args.rounds, make)
+            made = systems(folder, Path(name) / title)
+            result["models"][title] = figures = measure(made, args.rounds, make)
+            for system in made:
+                system.close()
             console.print(_table(title, figures))
     machine.write(args.out, result)
     console.print(f"wrote {args.out}")

@@ -194,13 +194,11 @@ def roofline() -> str:
             yield over
 
     rows = [[op, *cells(op)] for op in next(iter(steps.values()))["ops"]]
-    whole = (
-        cell
-        for figures in steps.values()
-        for cell in (f"{1e6 * figures['step_s']:.0f}", f"{figures['over_floor']:.1f}")
-    )
+    for name, key in (("step, op by op", "step_s"), ("step, recorded", "recorded_s")):
+        whole = ((figures[key], figures[key] / figures["floor_s"]) for figures in steps.values())
+        rows.append([name, *(cell for s, over in whole for cell in (f"{1e6 * s:.0f}", f"{over:.1f}"))])
     head = (cell for precision in steps for cell in (f"{precision}, µs", "× floor"))
-    return markdown(["op", *head], [*rows, ["step", *whole]])
+    return markdown(["op", *head], rows)
 
 
 def admission() -> str:

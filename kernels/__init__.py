@@ -12,26 +12,36 @@ No module here is named like a function: importing it would replace the function
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from tandem.kernels import cpu_ops, reference
+from tandem.kernels.cpu_program import CPUProgram, NotRecordable
+from tandem.kernels.decode_rows import DecodeRows, DecodeTables, lay_out
 from tandem.kernels.groups import RowGroups
 from tandem.kernels.linear import Int8Linear, Linear
-from tandem.kernels.reference import soft_capped
+from tandem.kernels.reference import ACTIVATIONS, soft_capped
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
 from tandem.kernels.summaries import Blocks, Summaries
 
 __all__ = [
+    "ACTIVATIONS",
     "Blocks",
+    "CPUProgram",
+    "DecodeRows",
+    "DecodeTables",
     "Int8Linear",
     "Linear",
+    "NotRecordable",
     "RowGroups",
     "Summaries",
+    "activate",
     "add_layer_norm",
     "add_rms_norm",
+    "argmax",
+    "embed",
     "encoder_attention",
     "gated_gelu",
+    "lay_out",
     "layer_norm",
     "merge_attention",
     "paged_beam_attention",
@@ -40,6 +50,7 @@ __all__ = [
     "relative_bias_table",
     "rms_norm",
     "rotary",
+    "scale",
     "soft_capped",
     "windowed_bias_table",
     "write_kv",
@@ -53,7 +64,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
         return triton_ops.rms_norm(x, weight, eps)
     if cpu_ops.takes(x, weight):
-        return cpu_ops.add_rms_norm(x, None, weight, eps)[0]
+        return cpu_ops.add_norm(x, None, weight, None, eps)[0]
     return reference.rms_norm(x, weight, eps)
 
 
@@ -64,12 +75,14 @@ def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tup
 
         return triton_ops.add_rms_norm(x, residual, weight, eps)
     if cpu_ops.takes(x, residual, weight):
-        return cpu_ops.add_rms_norm(x, residual, weight, eps)
+        return cpu_ops.add_norm(x, residual, weight, None, eps)
     return reference.add_rms_norm(x, residual, weight, eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """LayerNorm of rows [N, d] with weight and bias [d]. PyTorch's own kernel is fused on CUDA too."""
+    if cpu_ops.takes(x, weight, bias):
+        return cpu_ops.add_norm(x, None, weight, bias, eps)[0]
     return reference.layer_norm(x, weight, bias, eps)
 
 
@@ -81,12 +94,42 @@ def add_layer_norm(
         from tandem.kernels import triton_ops
 
         return triton_ops.add_layer_norm(x, residual, weight, bias, eps)
+    if cpu_ops.takes(x, residual, weight, bias):
+        return cpu_ops.add_norm(x, residual, weight, bias, eps)
     return reference.add_layer_norm(x, residual, weight, bias, eps)
 
 
 def rotary(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
     """Rotate the leading dimensions of heads x [N, ..., H, D] by each row's angles [N, h]."""
     return reference.rotary(x, cosines, sines)
+
+
+def activate(x: Tensor, activation: str, *, gated: bool = False) -> Tensor:
+    """One of ACTIVATIONS of x [N, F], or where gated of the first half of [N, 2F], times the other half."""
+    if cpu_ops.takes_floats(x):
+        return cpu_ops.activate(x, activation, gated=gated)
+    if gated and activation == "gelu_new":
+        return gated_gelu(x)
+    return reference.activate(x, activation, gated=gated)
+
+
+def embed(ids: Tensor, table: Tensor, onto: Tensor | None = None) -> Tensor:
+    """Rows of a table [., d] by id, int64 [N], added to `onto` [N, d]."""
+    if cpu_ops.takes_floats(table) and (onto is None or cpu_ops.takes_floats(onto)):
+        return cpu_ops.embed(ids, table, onto)
+    return reference.embed(ids, table, onto)
+
+
+def argmax(x: Tensor) -> Tensor:
+    """The place of each row's largest number, the first of several: [N, d] -> int64 [N]."""
+    return cpu_ops.argmax(x) if cpu_ops.takes_floats(x) else reference.argmax(x)
+
+
+def scale(x: Tensor, factor: float) -> Tensor:
+    """``x * factor``, of rows [N, d]."""
+    if factor == 1.0:
+        return x
+    return cpu_ops.scale(x, factor) if cpu_ops.takes_floats(x) else x * factor
 
 
 def gated_gelu(x: Tensor) -> Tensor:
@@ -176,9 +219,9 @@ def paged_beam_attention(
 
         return triton_ops.paged_beam_attention(*inputs)
     if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages):
-        cu_rows = torch.arange(len(q) + 1, dtype=torch.int32)
+        each = RowGroups.each(len(q), q.device)
         return cpu_ops.paged_attention(
-            q, k_pages, v_pages, cells, lengths, cu_rows, bias_table, scale, softcap, sums, causal=True,
+            q, k_pages, v_pages, cells, lengths, each.cu_rows, bias_table, scale, softcap, sums, causal=True,
             by_cell=True,
         )  # fmt: skip
     return reference.paged_beam_attention(*inputs)

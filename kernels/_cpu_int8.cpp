@@ -6,7 +6,7 @@
 // bytes are the quantized weight + 128, for the instruction multiplies unsigned by signed; what that adds, 128
 // times the sum of x, is taken off again. Both sizes are filled up with zeros.
 
-#include "_cpu_int8.h"
+#include "_cpu.h"
 
 #include <algorithm>
 #include <cmath>
@@ -14,16 +14,13 @@
 #include <memory>
 #include <vector>
 
-#if defined(__x86_64__) && defined(__GNUC__)
+#ifdef HAS_AVX512_PATH
 #include <immintrin.h>
-#define HAS_VNNI_PATH
 #define VNNI __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")))
 #endif
 
 namespace int8_linear {
 namespace {
-
-using i64 = int64_t;
 
 constexpr i64 PANEL = 16;  // outputs
 constexpr i64 QUAD = 4;    // inputs
@@ -86,7 +83,7 @@ void panels_plain(const Rows& x, i64 rows, const uint8_t* packed, const Out& out
     }
 }
 
-#ifdef HAS_VNNI_PATH
+#ifdef HAS_AVX512_PATH
 
 // Adds to each of 16 sums the products of 4 weights and 4 inputs. Of the intrinsic GCC 12 makes several
 // instructions, which move sums about.
@@ -150,13 +147,12 @@ VNNI void panels_vnni(const Rows& x, i64 rows, const uint8_t* packed, const Out&
     }
 }
 
-const bool has_vnni = __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512vnni");
+const bool has_vnni = has_avx512() && __builtin_cpu_supports("avx512vnni");
 
 #endif
 
 void panels(const Rows& x, i64 rows, const uint8_t* packed, const Out& out, i64 first, i64 last) {
-#ifdef HAS_VNNI_PATH
+#ifdef HAS_AVX512_PATH
     if (has_vnni) return panels_vnni(x, rows, packed, out, first, last);
 #endif
     panels_plain(x, rows, packed, out, first, last);
@@ -180,28 +176,27 @@ void pack(const float* weight, uint8_t* packed, float* scales, i64 outputs, i64 
     }
 }
 
-void apply(const float* x, const uint8_t* packed, const float* scales, const float* bias, float* out, i64 rows,
-           i64 outputs, i64 inputs, i64 stride, int threads) {
-    const i64 width = up(inputs, QUAD), count = up(outputs, PANEL) / PANEL;
+void apply(const Linear& op, i64 rows) {
+    const i64 width = up(op.inputs, QUAD), count = up(op.outputs, PANEL) / PANEL;
     const std::unique_ptr<int8_t[]> values(new int8_t[rows * width]);
-    const std::unique_ptr<float[]> row_scales(new float[rows]);
+    const std::unique_ptr<float[]> scales(new float[rows]);
     const std::unique_ptr<int32_t[]> excess(new int32_t[rows]);
-    const Rows quantized{values.get(), row_scales.get(), excess.get(), width};
-    const Out to{scales, bias, out, outputs};
-    if (rows * outputs * inputs < WORTH_A_THREAD) threads = 1;
+    const Rows quantized{values.get(), scales.get(), excess.get(), width};
+    const Out to{op.scales, op.bias, op.out, op.outputs};
+    const int threads = rows * op.outputs * op.inputs < WORTH_A_THREAD ? 1 : op.threads;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
         for (i64 r = 0; r < rows; ++r) {
             int8_t* row = values.get() + r * width;
             int32_t sum;
-            row_scales[r] = quantize(x + r * stride, row, inputs, &sum);
-            std::memset(row + inputs, 0, width - inputs);
+            scales[r] = quantize(op.x + r * op.stride, row, op.inputs, &sum);
+            std::memset(row + op.inputs, 0, width - op.inputs);
             excess[r] = static_cast<int32_t>(OFFSET) * sum;
         }
 #pragma omp for schedule(static)
         for (i64 part = 0; part < threads; ++part)
-            panels(quantized, rows, packed, to, count * part / threads, count * (part + 1) / threads);
+            panels(quantized, rows, op.packed, to, count * part / threads, count * (part + 1) / threads);
     }
 }
 

@@ -42,8 +42,8 @@ def paged_beam_attention(
     softcap: float | None = None,
     sums: Tensor | None = None,
 ) -> Tensor:
-    cu_rows = torch.arange(q.shape[0] + 1, dtype=torch.int32, device=q.device)
-    inputs = q, k_pages, v_pages, cells, lengths, RowGroups(cu_rows, 1), bias_table, scale
+    each = RowGroups.each(q.shape[0], q.device)
+    inputs = q, k_pages, v_pages, cells, lengths, each, bias_table, scale
     return _launch(*inputs, softcap, sums, causal=True, by_cell=True)
 
 

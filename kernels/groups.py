@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
+import torch
 from torch import Tensor
 
 
@@ -20,3 +22,13 @@ class RowGroups:
 
     cu_rows: Tensor
     max_rows: int
+
+    @classmethod
+    def each(cls, rows: int, device: torch.device) -> RowGroups:
+        """So many sequences of one row."""
+        return cls(_numbers(max(10, rows.bit_length()), device)[: rows + 1], 1)
+
+
+@lru_cache(maxsize=64)
+def _numbers(bits: int, device: torch.device) -> Tensor:
+    return torch.arange(2**bits + 1, dtype=torch.int32, device=device)

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
+from functools import partial
 from itertools import groupby, pairwise
+from typing import Final
 
 import torch
 from torch import Tensor
@@ -61,6 +64,34 @@ def gated_gelu(x: Tensor) -> Tensor:
     """
     gate, linear = x.chunk(2, dim=-1)
     return F.gelu(gate, approximate="tanh").mul_(linear)
+
+
+ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "gelu_new": partial(F.gelu, approximate="tanh"),
+    "silu": F.silu,
+}
+
+
+def activate(x: Tensor, activation: str, *, gated: bool) -> Tensor:
+    """One of ACTIVATIONS of x [N, F]; where gated, ``activation(gate) * linear`` for ``x = [gate | linear]``,
+    [N, 2F]."""
+    if not gated:
+        return ACTIVATIONS[activation](x)
+    gate, linear = x.chunk(2, dim=-1)
+    return ACTIVATIONS[activation](gate) * linear
+
+
+def embed(ids: Tensor, table: Tensor, onto: Tensor | None = None) -> Tensor:
+    """Rows of the table [., d] by id, int64 [N], added to `onto` [N, d]."""
+    rows = F.embedding(ids, table)
+    return rows if onto is None else onto + rows
+
+
+def argmax(x: Tensor) -> Tensor:
+    """The place of each row's largest number, the first of several: [N, d] -> int64 [N]."""
+    return x.argmax(-1)
 
 
 def rotary(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from functools import partial
+from collections.abc import Iterator, Sequence
 from itertools import chain
-from typing import Final
 
 import torch
-import torch.nn.functional as F
 
 from tandem import kernels
 from tandem.workers import positions
@@ -23,16 +20,9 @@ from tandem.workers.layers import (
     Vocabulary,
     VocabularyBias,
 )
-from tandem.workers.spec import Activation, ModelSpec, StackSpec
+from tandem.workers.spec import ModelSpec, StackSpec
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the rows' angles, [N, dimensions / 2]
-
-ACTIVATIONS: Final[dict[Activation, Callable[[torch.Tensor], torch.Tensor]]] = {
-    "relu": F.relu,
-    "gelu": F.gelu,
-    "gelu_new": partial(F.gelu, approximate="tanh"),
-    "silu": F.silu,
-}
 
 
 def norm(name: str, stack: StackSpec, place: Placement) -> Norm:
@@ -79,14 +69,12 @@ class Embedding:
 
     def __call__(self, token_ids: torch.Tensor, rows: torch.Tensor | None) -> torch.Tensor:
         """int64 [N] each, `rows` being the tokens' positions → [N, d_model]."""
-        x = self.tokens.embed(token_ids)
-        if self.spec.embedding_scale != 1.0:
-            x = x * self.spec.embedding_scale
+        x = kernels.scale(self.tokens.embed(token_ids), self.spec.embedding_scale)
         if self.norm is not None and self.spec.embedding_norm == "tokens":
             x = self.norm(x)
         if self.positions is not None:
             assert rows is not None
-            x = x + F.embedding(rows, self.positions)
+            x = kernels.embed(rows, self.positions, onto=x)
         if self.norm is not None and self.spec.embedding_norm == "sum":
             x = self.norm(x)
         return x
@@ -235,20 +223,11 @@ class FeedForward:
         self.down = RowParallel(f"{name}.down", stack.d_ff, stack.d_model, "d_ff", place, bias=stack.bias)
         self.output_norm = output_norm(name, stack, place)
         self.gated, self.activation = stack.gated, stack.activation
-        self._act = ACTIVATIONS[stack.activation]
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[N, d_model] → [N, d_model]."""
-        x = self._mix(self.up(x))
+        x = self.down(kernels.activate(self.up(x), self.activation, gated=self.gated))
         return x if self.output_norm is None else self.output_norm(x)
-
-    def _mix(self, x: torch.Tensor) -> torch.Tensor:
-        if not self.gated:
-            return self.down(self._act(x))
-        if self.activation == "gelu_new":
-            return self.down(kernels.gated_gelu(x))
-        gate, linear = x.chunk(2, dim=-1)
-        return self.down(self._act(gate) * linear)
 
     def slots(self) -> Iterator[WeightSlot]:
         for part in (self.norm, self.up, self.down, self.output_norm):
@@ -272,15 +251,13 @@ class Head:
         if spec.output_transform is not None:
             self.transform = Replicated("decoder.transform", stack.d_model, stack.d_model, place)
             self.norm = norm("decoder.transform_norm", stack, place)
-            self._act = ACTIVATIONS[spec.output_transform]
+            self._activation = spec.output_transform
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor | None:
         """[N, d_model] → float32 [N, vocabulary] on rank 0, None elsewhere."""
         if self.transform is not None and self.norm is not None:
-            x = self.norm(self._act(self.transform(x)))
-        if self.scale != 1.0:
-            x = x * self.scale
-        logits = self.projection.logits(x)
+            x = self.norm(kernels.activate(self.transform(x), self._activation))
+        logits = self.projection.logits(kernels.scale(x, self.scale))
         return logits if logits is None else kernels.soft_capped(logits, self.softcap)
 
     def slots(self) -> Iterator[WeightSlot]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from typing import Protocol
 
 import torch
-import torch.nn.functional as F
 
 from tandem import kernels
 from tandem.errors import ModelLoadError
@@ -206,10 +205,10 @@ class Vocabulary:
     def embed(self, ids: torch.Tensor) -> torch.Tensor:
         """ids [N] → [N, width]."""
         if self.group.size == 1:
-            return F.embedding(ids, self.weight)
+            return kernels.embed(ids, self.weight)
         local = ids - self.start
         here = (local >= 0) & (local < self.share)
-        rows = F.embedding(local.clamp(0, self.share - 1), self.weight)
+        rows = kernels.embed(local.clamp(0, self.share - 1), self.weight)
         return self.group.all_reduce(rows * here.unsqueeze(1))
 
     def prepare_logits(self, bias: VocabularyBias | None, *, embeds: bool) -> None:

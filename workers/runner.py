@@ -7,6 +7,7 @@ which sees itself and one position of an encoder input.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -14,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tandem.kernels import RowGroups
+from tandem import kernels
+from tandem.kernels import DecodeTables, RowGroups
 from tandem.workers.checkpoint import Checkpoint, read_json
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
@@ -33,6 +35,8 @@ from tandem.workers.packet import BEAM, ENCODE_HERE, FIRST_BEAM, SINGLE, Ints, P
 from tandem.workers.side_stream import SideStream
 from tandem.workers.step_graphs import StepGraphs
 from tandem.workers.step_plan import ON_DEVICE
+
+_LOG = logging.getLogger(__name__)
 
 Hidden = Callable[[int], torch.Tensor]  # handle → hidden states [length, d_model], on any device
 
@@ -69,17 +73,17 @@ class Runner:
             rows[slots] = self.num_pages
             return rows
 
-        self._self_pages = table(config.max_decoder_length)
-        self._cross_pages = table(config.max_encoder_length)
-        self._cross_lengths = torch.ones(slots + 1, dtype=torch.int32, device=self.device)
+        self._tables = DecodeTables(
+            page_size=self.page_size,
+            self_pages=table(config.max_decoder_length),
+            last_tokens=torch.zeros(slots + 1, dtype=torch.int64, device=self.device),
+            cross_pages=table(config.max_encoder_length),
+            cross_lengths=torch.ones(slots + 1, dtype=torch.int32, device=self.device),
+        )
         self._host_cross_lengths = np.zeros(slots, dtype=np.int64)  # the same: sizes launches without a sync
-        # [slots, positions]: where a beam finds the K and V of its history, page * page_size + offset. To go
-        # on from another beam's, this row is copied, K and V never. Made when the first beams come.
-        self._beam_cells: torch.Tensor | None = None
-        self._last_tokens = torch.zeros(slots + 1, dtype=torch.int64, device=self.device)
-        self._graphs: dict[int, StepGraphs] = {}  # by kind of row; for beams, made when the first ones come
-        if config.uses_graphs(self.device):
-            self._graphs[SINGLE] = self._captured(SINGLE)
+        # Decode steps that are launched at once, by kind of row; for beams, made when the first ones come.
+        self._steps: dict[int, Callable[[Ints], torch.Tensor | None]] = {}
+        self._make_step(SINGLE)
 
     @torch.inference_mode()
     def execute(self, packet: Packet, hidden: Hidden) -> tuple[torch.Tensor | None, TargetScores | None]:
@@ -89,7 +93,7 @@ class Runner:
         """
         if len(packet.new_pages):
             slot, index, page = self._send(*packet.new_pages.T)
-            self._self_pages[slot, index] = page.int()
+            self._tables.self_pages[slot, index] = page.int()
         if len(packet.admissions):
             self._admit(packet, hidden)
         if not len(packet.rows):
@@ -99,8 +103,8 @@ class Runner:
             return self.decoder(self._batch(packet), self.pool)
         slots, positions, _, entries, _, _ = packet.rows.T
         rows = np.stack([slots, positions, entries, packet.row_tokens])
-        if kind in self._graphs:
-            return self._graphs[kind](rows), None
+        if kind in self._steps:
+            return self._steps[kind](rows), None
         return self._decode(torch.from_numpy(rows).to(self.device, non_blocking=True), kind), None
 
     @torch.inference_mode()
@@ -115,12 +119,12 @@ class Runner:
             choice = torch.empty(len(slots) + len(beams), dtype=torch.int64, device=self.device)
         self.group.broadcast(choice)
         to = self._send(slots)[0]
-        self._last_tokens[to] = choice[: len(slots)]
+        self._tables.last_tokens[to] = choice[: len(slots)]
         if len(beams):
-            assert self._beam_cells is not None
+            assert self._tables.beam_cells is not None
             parents, to = choice[len(slots) :], to[len(slots) - len(beams) :]
             longest = int((packet.rows[:, 1] + packet.rows[:, 2]).max())
-            self._beam_cells[to, :longest] = self._beam_cells[parents, :longest]
+            self._tables.beam_cells[to, :longest] = self._tables.beam_cells[parents, :longest]
         return choice
 
     def _admit(self, packet: Packet, hidden: Hidden) -> None:
@@ -150,8 +154,8 @@ class Runner:
             *map(np.concatenate, (write_slots, table_rows, table_columns, table_pages)),
             *packet.admissions[:, :2].T,
         )
-        self._cross_pages[row, column] = page.int()
-        self._cross_lengths[entries] = lengths.int()
+        self._tables.cross_pages[row, column] = page.int()
+        self._tables.cross_lengths[entries] = lengths.int()
         self._host_cross_lengths[packet.admissions[:, 0]] = packet.admissions[:, 1]
         self.decoder.admit(states[0] if len(states) == 1 else torch.cat(states), slots, self.pool)
 
@@ -159,48 +163,49 @@ class Runner:
         """The kind of all rows, where each is one position, behind which a token is wanted, and reads an
         encoder input of its own.
 
-        In a graph they may share them: how many rows there are to an input would have to be known when it is
-        captured, and as such rows lie next to each other, what one reads the others find in the cache.
+        Where steps are launched at once they may share them: how many rows there are to an input would have
+        to be known beforehand, and as such rows lie next to each other, what one reads the others find in the
+        cache.
         """
         _, _, counts, entries, samples, kinds = packet.rows.T
         kind = int(kinds[0])
         alike = ((counts == 1) & (samples == 1) & (kinds == kind)).all()
         if not alike or kind == FIRST_BEAM or len(packet.targets):
             return None
-        apart = self._graphs or self.spec.encoder is None or (entries[1:] != entries[:-1]).all()
+        apart = self._steps or self.spec.encoder is None or (entries[1:] != entries[:-1]).all()
         return kind if apart else None
 
-    def _captured(self, kind: int) -> StepGraphs:
-        last = self.config.max_num_seqs
-        return StepGraphs(partial(self._decode, kind=kind), [last, 0, last, 0], last, self.device)
+    def _make_step(self, kind: int) -> None:
+        """`_decode` of this kind of rows as one launch, where there is a way."""
+        forward, last = partial(self._decode, kind=kind), self.config.max_num_seqs
+        if self.config.uses_graphs(self.device):
+            self._steps[kind] = StepGraphs(forward, [last, 0, last, 0], last, self.device)
+        elif kernels.cpu_ops.COMPILED and self.device.type == "cpu" and self.group.size == 1:
+            try:
+                self._steps[kind] = kernels.CPUProgram(forward, 4, last)
+            except kernels.NotRecordable as operator:
+                _LOG.debug("decode steps go op by op: %s is PyTorch's", operator)
 
     @torch.inference_mode()
     def _decode(self, rows: torch.Tensor, kind: int) -> torch.Tensor | None:
         """Logits behind each of these rows, which are int64 [4, N]: slot, position, cross entry, token."""
-        slots, positions, entries, tokens = rows
-        history = self._self_pages
-        pages = history[slots, positions // self.page_size]
-        write_slots = pages.long() * self.page_size + positions % self.page_size
-        if kind == BEAM:
-            assert self._beam_cells is not None
-            history = self._beam_cells
-            history[slots, positions] = write_slots.int()
-        each = RowGroups(torch.arange(len(slots) + 1, dtype=torch.int32, device=self.device), 1)
+        placed = kernels.lay_out(rows, self._tables, beams=kind == BEAM)
+        each = RowGroups.each(rows.shape[1], self.device)
         attention = AttentionRows(
             start=0,
-            stop=len(slots),
-            self_pages=history[slots],
-            self_lengths=(positions + 1).int(),
+            stop=rows.shape[1],
+            self_pages=placed.history,
+            self_lengths=placed.lengths,
             self_groups=each,
-            cross_pages=self._cross_pages[entries],
-            cross_lengths=self._cross_lengths[entries],
+            cross_pages=placed.cross_pages,
+            cross_lengths=placed.cross_lengths,
             cross_groups=each,
             beams=kind == BEAM,
         )
         batch = DecoderBatch(
-            token_ids=torch.where(tokens == ON_DEVICE, self._last_tokens[slots], tokens),
-            positions=positions,
-            write_slots=write_slots,
+            token_ids=placed.token_ids,
+            positions=rows[1],
+            write_slots=placed.write_slots,
             attention=[attention],
         )
         return self.decoder(batch, self.pool)[0]
@@ -221,8 +226,8 @@ class Runner:
             packet.row_tokens, slots[row_of], positions, sampled, scored, targets
         )
         if (packet.row_tokens == ON_DEVICE).any():
-            token_ids = torch.where(token_ids == ON_DEVICE, self._last_tokens[row_slots], token_ids)
-        pages = self._self_pages[row_slots, row_positions // self.page_size]
+            token_ids = torch.where(token_ids == ON_DEVICE, self._tables.last_tokens[row_slots], token_ids)
+        pages = self._tables.self_pages[row_slots, row_positions // self.page_size]
         write_slots = pages.long() * self.page_size + row_positions % self.page_size
         if (kinds != SINGLE).any():
             self._note_cells(kinds[row_of], row_slots, row_positions, write_slots)
@@ -244,13 +249,12 @@ class Runner:
         self, kinds: Ints, slots: torch.Tensor, positions: torch.Tensor, cells: torch.Tensor
     ) -> None:
         """Remembers where the K and V of the beams' new positions go. All arguments are by position."""
-        if self._beam_cells is None:
+        if self._tables.beam_cells is None:
             shape = (self.config.max_num_seqs + 1, self.config.max_decoder_length)
-            self._beam_cells = torch.zeros(shape, dtype=torch.int32, device=self.device)
-            if self._graphs:
-                self._graphs[BEAM] = self._captured(BEAM)
+            self._tables.beam_cells = torch.zeros(shape, dtype=torch.int32, device=self.device)
+            self._make_step(BEAM)
         (at,) = self._send(np.flatnonzero(kinds != SINGLE))
-        self._beam_cells[slots[at], positions[at]] = cells[at].int()
+        self._tables.beam_cells[slots[at], positions[at]] = cells[at].int()
 
     def _attention_rows(self, rows: Ints, start: int, *, beams: bool) -> AttentionRows:
         slots, starts, counts, entries, _, _ = rows.T
@@ -263,18 +267,18 @@ class Runner:
         )
         longest, longest_cross = int((starts + counts).max()), int(self._host_cross_lengths[entries].max())
         if beams:
-            assert self._beam_cells is not None
-            history = self._beam_cells[slots_, :longest]
+            assert self._tables.beam_cells is not None
+            history = self._tables.beam_cells[slots_, :longest]
         else:
-            history = self._self_pages[slots_, : self._pages(longest)]
+            history = self._tables.self_pages[slots_, : self._pages(longest)]
         return AttentionRows(
             start=start,
             stop=start + int(cu_rows[-1]),
             self_pages=history,
             self_lengths=lengths.int(),
             self_groups=RowGroups(cu_rows_.int(), int(counts.max())),
-            cross_pages=self._cross_pages[groups, : self._pages(longest_cross)],
-            cross_lengths=self._cross_lengths[groups],
+            cross_pages=self._tables.cross_pages[groups, : self._pages(longest_cross)],
+            cross_lengths=self._tables.cross_lengths[groups],
             cross_groups=RowGroups(cu_cross_.int(), int(np.diff(cu_cross).max())),
             beams=beams,
         )

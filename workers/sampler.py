@@ -6,6 +6,7 @@ from collections.abc import Sequence as Seq
 
 import torch
 
+from tandem import kernels
 from tandem.outputs import TokenLogprobs
 from tandem.workers.beams import Beams, BeamStep
 from tandem.workers.model import TargetScores
@@ -143,7 +144,7 @@ class Sampler:
         raw = logits.log_softmax(-1) if any(k is not None for k in wants) else None
         need = self._processors.need_of(numbers)
         logits = self._processors(logits, slots, steps, need)
-        tokens = logits.argmax(-1)
+        tokens = kernels.argmax(logits)
         if any(d.temperature > 0 for d in decodings):
             drawn = self._draw(logits, slots, steps, decodings)
             tokens = torch.where(self._warpers.temperature[slots] > 0, drawn, tokens)

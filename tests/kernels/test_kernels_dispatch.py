@@ -9,8 +9,11 @@ import pytest
 from tandem import kernels
 from tandem.kernels import reference
 
-# PyTorch's own kernels serve these on every device.
-PLAIN = {"layer_norm", "merge_attention", "rotary", "soft_capped"}
+# PyTorch's own kernels serve these on GPUs.
+PLAIN = {
+    "activate", "argmax", "embed", "lay_out", "layer_norm", "merge_attention", "rotary", "scale",
+    "soft_capped",
+}  # fmt: skip
 TABLES = {"relative_bias_table", "windowed_bias_table"}
 OPS = sorted({name for name in kernels.__all__ if name.islower()} - TABLES - PLAIN)
 

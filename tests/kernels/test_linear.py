@@ -25,12 +25,23 @@ def packed(dtype: torch.dtype, inputs: int, outputs: int, bias: bool) -> tuple[L
     ).double()
 
 
+@pytest.fixture(params=["compiled", "PyTorch"])
+def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    """Of products. Without a compiler there is one only."""
+    if request.param == "PyTorch":
+        monkeypatch.setattr(cpu_ops, "COMPILED", False)
+    elif not cpu_ops.COMPILED:
+        pytest.skip("Tandem was installed without a compiler")
+    return request.param  # type: ignore[no-any-return]
+
+
+@pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (7, 5), (64, 96), (33, 200)])
 def test_equals_the_product(dtype: torch.dtype, bias: bool, inputs: int, outputs: int) -> None:
     linear, expected = packed(dtype, inputs, outputs, bias)
-    for rows in (0, 1, 3, 40, 300):
+    for rows in (0, 1, 2, 3, 4, 5, 6, 40, 300):
         x = torch.randn(rows, inputs).to(dtype)
         out = linear(x)
         assert out.dtype == dtype
@@ -55,16 +66,6 @@ def test_the_weight_is_let_go() -> None:
         linear.pack()
 
 
-@pytest.fixture(params=["compiled", "PyTorch"])
-def way(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    """Of 8-bit products. Without a compiler there is one only."""
-    if request.param == "PyTorch":
-        monkeypatch.setattr(cpu_ops, "COMPILED", False)
-    elif not cpu_ops.COMPILED:
-        pytest.skip("Tandem was installed without a compiler")
-    return request.param  # type: ignore[no-any-return]
-
-
 @pytest.mark.usefixtures("way")
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize(
@@ -87,9 +88,10 @@ def test_int8_is_the_exact_product_of_the_quantized(bias: bool, inputs: int, out
 
 
 @pytest.mark.usefixtures("way")
-def test_an_int8_row_does_not_depend_on_the_others() -> None:
+@pytest.mark.parametrize("kind", [Linear, Int8Linear])
+def test_a_row_does_not_depend_on_the_others(kind: type[Linear]) -> None:
     torch.manual_seed(0)
-    linear = Int8Linear(torch.randn(100, 60), torch.randn(100))
+    linear = kind(torch.randn(100, 60), torch.randn(100))
     linear.pack()
     x = torch.randn(50, 120)[:, 60:]
     together = linear(x)

@@ -8,7 +8,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from kernel_cases import assert_close, bias_table, packed, paged, scattered, summarized
 from transformers import PhiConfig, T5Config
-from transformers.activations import NewGELUActivation
+from transformers.activations import ACT2FN, NewGELUActivation
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding, apply_rotary_pos_emb
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
@@ -87,6 +87,38 @@ def test_gated_gelu_is_new_gelu_times_the_linear_half(dtype: torch.dtype) -> Non
     out = kernels.gated_gelu(x)
     assert out.dtype == dtype
     assert_close(out, expected, {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype])
+
+
+@pytest.mark.parametrize("gated", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "gelu", "gelu_new", "silu"])
+def test_activations_are_transformers(activation: str, gated: bool) -> None:
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(7, 36) * 3, torch.full((1, 36), 50.0), torch.full((1, 36), -50.0)])
+    x[0, :3] = torch.tensor([0.0, 1e-30, -1e-30])
+    expected = ACT2FN[activation](x)
+    if gated:
+        expected = expected[:, :18] * x[:, 18:]
+    torch.testing.assert_close(kernels.activate(x, activation, gated=gated), expected, rtol=2e-6, atol=3e-6)
+    x[1, 1] = float("nan")
+    assert kernels.activate(x, activation, gated=gated)[1, 1].isnan()
+
+
+def test_argmax_is_the_first_of_several() -> None:
+    torch.manual_seed(0)
+    x = torch.randint(0, 50, (40, 3000)).float()
+    out = kernels.argmax(x[:, 5:])
+    assert torch.equal(out, (x[:, 5:] == 49).int().argmax(-1))
+    assert kernels.argmax(torch.full((2, 7), -torch.inf)).tolist() == [0, 0]
+    assert kernels.argmax(torch.empty(0, 7)).tolist() == []
+
+
+def test_embedding_and_scale() -> None:
+    torch.manual_seed(0)
+    table, onto, ids = torch.randn(9, 5), torch.randn(4, 5), torch.tensor([3, 0, 8, 3])
+    assert torch.equal(kernels.embed(ids, table), table[ids])
+    assert torch.equal(kernels.embed(ids, table, onto), onto + table[ids])
+    assert torch.equal(kernels.scale(onto, 0.3), onto * 0.3)
+    assert kernels.scale(onto, 1.0) is onto
 
 
 @pytest.mark.parametrize("biased", [True, False])

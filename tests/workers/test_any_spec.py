@@ -14,8 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem.kernels import RowGroups
-from tandem.workers.blocks import ACTIVATIONS
+from tandem.kernels import ACTIVATIONS, RowGroups
 from tandem.workers.distributed import Group
 from tandem.workers.kv_pool import KVPool
 from tandem.workers.layers import Placement

@@ -10,7 +10,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tandem.workers.blocks import ACTIVATIONS, CrossKV, Embedding, FeedForward, Head
+from tandem.kernels import ACTIVATIONS
+from tandem.workers.blocks import CrossKV, Embedding, FeedForward, Head
 from tandem.workers.checkpoint import WeightSlot
 from tandem.workers.distributed import Group
 from tandem.workers.layers import Placement, Vocabulary

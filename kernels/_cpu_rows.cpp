@@ -1,0 +1,203 @@
+// Ops on rows by themselves, bound by memory: norms, activations, and what goes into and comes out of tables.
+
+#include "_cpu.h"
+
+#include <limits>
+
+namespace rows {
+namespace {
+
+// Below this many numbers a second thread costs more than it gives.
+constexpr i64 WORTH_A_THREAD = 1 << 16;
+
+// x + residual, in T, and its RMS norm: of one row.
+template <typename T>
+inline void add_rms_norm_row(const T* x, const T* residual, const T* weight, T* out, T* sum, i64 d, float eps) {
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (i64 i = 0; i < d; ++i) {
+        float total = load(x + i);
+        if (residual != nullptr) {
+            store(sum + i, total + load(residual + i));
+            total = load(sum + i);
+        }
+        squares += total * total;
+    }
+    const T* from = residual == nullptr ? x : sum;
+    const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(d) + eps);
+#pragma omp simd
+    for (i64 i = 0; i < d; ++i) {
+        T normed;  // rounded before it is weighted, as T5LayerNorm does
+        store(&normed, load(from + i) * inverse);
+        store(out + i, load(&normed) * load(weight + i));
+    }
+}
+
+// The same, and LayerNorm.
+template <typename T>
+inline void add_layer_norm_row(const T* x, const T* residual, const T* weight, const T* bias, T* out, T* sum, i64 d,
+                               float eps) {
+    float total = 0;
+#pragma omp simd reduction(+ : total)
+    for (i64 i = 0; i < d; ++i) {
+        float value = load(x + i);
+        if (residual != nullptr) {
+            store(sum + i, value + load(residual + i));
+            value = load(sum + i);
+        }
+        total += value;
+    }
+    const T* from = residual == nullptr ? x : sum;
+    const float mean = total / static_cast<float>(d);
+    float squares = 0;
+#pragma omp simd reduction(+ : squares)
+    for (i64 i = 0; i < d; ++i) squares += (load(from + i) - mean) * (load(from + i) - mean);
+    const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(d) + eps);
+#pragma omp simd
+    for (i64 i = 0; i < d; ++i)
+        store(out + i, (load(from + i) - mean) * inverse * load(weight + i) + load(bias + i));
+}
+
+template <typename T>
+inline void norm_row(const Norm& op, i64 row) {
+    const i64 at = row * op.width;
+    const T *x = static_cast<const T*>(op.x) + at, *weight = static_cast<const T*>(op.weight);
+    const T* residual = op.residual == nullptr ? nullptr : static_cast<const T*>(op.residual) + at;
+    T *out = static_cast<T*>(op.out) + at, *sum = residual == nullptr ? nullptr : static_cast<T*>(op.sum) + at;
+    if (op.bias == nullptr) add_rms_norm_row(x, residual, weight, out, sum, op.width, op.eps);
+    else add_layer_norm_row(x, residual, weight, static_cast<const T*>(op.bias), out, sum, op.width, op.eps);
+}
+
+EVERY_LEVEL void norm_float(const Norm& op, i64 row) { norm_row<float>(op, row); }
+EVERY_LEVEL void norm_half(const Norm& op, i64 row) { norm_row<uint16_t>(op, row); }
+
+template <typename T>
+void scatter(const Scatter& op, int part, i64 n) {
+    const i64 heads = op.heads, dim = op.dim, page = op.page;
+    for (i64 i = 0; i < n; ++i) {
+        float* to = op.pages[part] + (op.slots[i] / page * heads * page + op.slots[i] % page) * dim;
+        const T* row = static_cast<const T*>(op.from[part]) + i * op.strides[part];
+        for (i64 h = 0; h < heads; ++h)
+            for (i64 d = 0; d < dim; ++d) to[h * page * dim + d] = load(row + h * dim + d);
+    }
+}
+
+// 1 / (1 + e^-x)
+inline float sigmoid(float x) {
+    const float e = exp_negative(-std::fabs(x));
+    return (x >= 0 ? 1.0f : e) / (1.0f + e);
+}
+
+// Abramowitz and Stegun 7.1.26, to 1.5e-7, as PyTorch's own on the CPU.
+inline float erf(float x) {
+    const float size = std::fabs(x), t = 1.0f / (1.0f + 0.3275911f * size);
+    const float p = ((((1.061405429f * t - 1.453152027f) * t + 1.421413741f) * t - 0.284496736f) * t + 0.254829592f) * t;
+    return std::copysign(1.0f - p * exp_negative(-size * size), x);
+}
+
+inline float activated(float x, int kind) {
+    switch (kind) {
+        case RELU: return x > 0 || x != x ? x : 0.0f;
+        case GELU: return 0.5f * x * (1.0f + erf(x * 0.70710678118654752f));
+        case GELU_TANH: return x * sigmoid(1.5957691216057308f * (x + 0.044715f * x * x * x));
+        default: return x * sigmoid(x);
+    }
+}
+
+template <int KIND>
+inline void activate(const float* x, const float* factor, float* out, i64 n) {
+    if (factor == nullptr) {
+#pragma omp simd
+        for (i64 i = 0; i < n; ++i) out[i] = activated(x[i], KIND);
+    } else {
+#pragma omp simd
+        for (i64 i = 0; i < n; ++i) out[i] = activated(x[i], KIND) * factor[i];
+    }
+}
+
+EVERY_LEVEL void activate_row(int kind, const float* x, const float* factor, float* out, i64 n) {
+    switch (kind) {
+        case RELU: return activate<RELU>(x, factor, out, n);
+        case GELU: return activate<GELU>(x, factor, out, n);
+        case GELU_TANH: return activate<GELU_TANH>(x, factor, out, n);
+        default: return activate<SILU>(x, factor, out, n);
+    }
+}
+
+EVERY_LEVEL i64 largest(const float* x, i64 n) {
+    float most = -std::numeric_limits<float>::infinity();
+#pragma omp simd reduction(max : most)
+    for (i64 i = 0; i < n; ++i) most = std::max(most, x[i]);
+    const float* found = std::find(x, x + n, most);
+    return found == x + n ? 0 : found - x;
+}
+
+}  // namespace
+
+void apply(const Norm& op, i64 rows) {
+#pragma omp parallel for num_threads(rows * op.width < WORTH_A_THREAD ? 1 : op.threads)
+    for (i64 r = 0; r < rows; ++r) {
+        if (op.half) norm_half(op, r);
+        else norm_float(op, r);
+    }
+}
+
+void apply(const Scatter& op, i64 rows) {
+    for (int part = 0; part < 2; ++part) {
+        if (op.half) scatter<uint16_t>(op, part, rows);
+        else scatter<float>(op, part, rows);
+    }
+}
+
+void apply(const Embed& op, i64 rows) {
+    for (i64 r = 0; r < rows; ++r) {
+        const float* from = op.table + op.ids[r] * op.width;
+        const float* onto = op.onto == nullptr ? nullptr : op.onto + r * op.width;
+        float* out = op.out + r * op.width;
+        for (i64 i = 0; i < op.width; ++i) out[i] = onto == nullptr ? from[i] : onto[i] + from[i];
+    }
+}
+
+void apply(const Activate& op, i64 rows) {
+    const i64 from = op.gated ? 2 * op.width : op.width;
+#pragma omp parallel for num_threads(rows * op.width < WORTH_A_THREAD / 4 ? 1 : op.threads)
+    for (i64 r = 0; r < rows; ++r) {
+        const float* x = op.x + r * from;
+        activate_row(op.kind, x, op.gated ? x + op.width : nullptr, op.out + r * op.width, op.width);
+    }
+}
+
+void apply(const Scale& op, i64 rows) {
+    for (i64 i = 0; i < rows * op.width; ++i) op.out[i] = op.x[i] * op.factor;
+}
+
+void apply(const Largest& op, i64 rows) {
+#pragma omp parallel for num_threads(rows * op.width < WORTH_A_THREAD ? 1 : op.threads)
+    for (i64 r = 0; r < rows; ++r) op.out[r] = largest(op.x + r * op.stride, op.width);
+}
+
+void apply(const Layout& op, i64 rows) {
+    const i64 *slots = op.rows, *positions = slots + op.stride, *entries = positions + op.stride;
+    const i64* tokens = entries + op.stride;
+    for (i64 r = 0; r < rows; ++r) {
+        const i64 slot = slots[r], position = positions[r], entry = entries[r];
+        const int32_t* pages = op.self_pages + slot * op.self_width;
+        const i64 cell = static_cast<i64>(pages[position / op.page]) * op.page + position % op.page;
+        op.token_ids[r] = tokens[r] < 0 ? op.last_tokens[slot] : tokens[r];
+        op.write_slots[r] = cell;
+        op.lengths[r] = static_cast<int32_t>(position) + 1;
+        if (op.cells == nullptr) {
+            std::copy_n(pages, position / op.page + 1, op.history + r * op.self_width);
+        } else {
+            int32_t* cells = op.cells + slot * op.cells_width;
+            cells[position] = static_cast<int32_t>(cell);
+            std::copy_n(cells, position + 1, op.history + r * op.cells_width);
+        }
+        const int32_t length = op.cross_lengths[entry];
+        op.crossed[r] = length;
+        std::copy_n(op.cross_pages + entry * op.cross_width, (length + op.page - 1) / op.page,
+                    op.cross + r * op.cross_width);
+    }
+}
+
+}  // namespace rows

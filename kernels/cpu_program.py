@@ -1,0 +1,84 @@
+"""Steps on the CPU as one call: the calls of `cpu_ops` that they make, recorded once."""
+
+from __future__ import annotations
+
+import weakref
+from collections import defaultdict
+from collections.abc import Callable
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from tandem.kernels import cpu_ops
+from tandem.kernels.groups import RowGroups
+
+_LINE: Final = 64  # bytes of cache
+
+
+class NotRecordable(Exception):
+    """A step needs an operator that is PyTorch's."""
+
+
+class CPUProgram:
+    """`forward` of int64 [fields, rows] -> [rows, outputs], for any number of rows up to `most`.
+
+    It is called once, to be recorded, and computes nothing then. Whatever differs from step to step must be
+    in its rows, or in tensors that live on; every op must be of as many rows as there are. Operators of
+    PyTorch would be missing from the program: NotRecordable is raised at the first that is not just a view.
+    """
+
+    def __init__(self, forward: Callable[[Tensor], Tensor | None], fields: int, most: int) -> None:
+        self._rows = torch.zeros(fields, most, dtype=torch.int64)
+        self._host: npt.NDArray[np.int64] = self._rows.numpy()
+        self._buffers = _Buffers()
+        RowGroups.each(most, self._rows.device)  # is kept: PyTorch must not make it in between
+        cpu_ops.record(most)
+        try:
+            with cpu_ops.allocating(self._buffers.take), _OnlyViews():  # type: ignore[no-untyped-call]
+                self._out = forward(self._rows)
+        finally:
+            self._program = cpu_ops.recorded()
+
+    def __call__(self, rows: npt.NDArray[np.int64]) -> Tensor | None:
+        """`forward` of these rows; the next call overwrites it."""
+        count = rows.shape[1]
+        self._host[:, :count] = rows
+        cpu_ops.run(self._program, count)
+        return None if self._out is None else self._out[:count]
+
+
+class _OnlyViews(TorchDispatchMode):
+    def __torch_dispatch__(
+        self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if not func.is_view:
+            raise NotRecordable(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+class _Buffers:
+    """A program's memory, which it owns. A result takes that of an earlier one whose tensors are gone."""
+
+    def __init__(self) -> None:
+        self._all: list[npt.NDArray[np.uint8]] = []
+        self._free: defaultdict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
+
+    def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+        size = max(1, int(np.prod(shape))) * dtype.itemsize
+        free = self._free[size]
+        if free:
+            buffer = free.pop()
+        else:
+            memory = np.zeros(size + _LINE, dtype=np.uint8)
+            start = -memory.ctypes.data % _LINE
+            buffer = memory[start : start + size]
+            self._all.append(buffer)
+        lent = buffer[:]  # lives as long as a tensor looks at it
+        weakref.finalize(lent, free.append, buffer).atexit = False
+        made = torch.from_numpy(lent).view(dtype)
+        return made[: int(np.prod(shape))].view(shape)
