@@ -43,6 +43,7 @@ class EngineClient:
         self.engine_id = engine_id
         self.stats: EngineStats | None = None
         self.handoff = HandoffTotals()
+        self.messages = 0  # counter: those that told of requests
         self.flights: dict[str, Flight] = {}  # by the id of their placement
         self.keys: Counter[str] = Counter()  # their encoder inputs
         self._actor = actor
@@ -132,6 +133,7 @@ class EngineClient:
     # --- Within ---
 
     def _receive(self, message: StepMessage) -> None:
+        self.messages += bool(message.deltas)
         for wire in message.deltas:
             delta = WireDelta._make(wire)
             if (flight := self.flights.get(delta.request_id)) is None:

@@ -172,6 +172,7 @@ class _RouterCollector(Collector):
         }
         counters = {
             "engine_steps": "Steps applied.",
+            "engine_messages": "What it told this router about requests, a message for a step or several.",
             "engine_generated_tokens": "Tokens generated.",
             "engine_encoded_tokens": "Encoder tokens of the inputs it has admitted.",
             "engine_drafted_tokens": "Tokens guessed from encoder inputs, and computed.",
@@ -196,6 +197,7 @@ class _RouterCollector(Collector):
                 "kv_cache_usage": 1 - engine.free_pages / engine.total_pages,
                 "cross_kv_pages": engine.cross_pages,
                 "engine_steps": engine.steps,
+                "engine_messages": stats.messages[engine_id],
                 "engine_generated_tokens": engine.generated_tokens,
                 "engine_encoded_tokens": engine.encoded_tokens,
                 "engine_drafted_tokens": engine.drafted_tokens,

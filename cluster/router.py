@@ -31,6 +31,7 @@ class RouterStats:
     encoder_replicas: int  # 0 where decoders encode by themselves
     engines: dict[str, EngineStats]  # by engine id: those that accept requests
     handoffs: dict[str, HandoffTotals]  # likewise
+    messages: dict[str, int]  # likewise; counters: step messages to this router that told of requests
     outstanding: int  # sequences accepted and not ended
     waiting: int  # of these, those that wait for room on an engine, encoded or not
     queued_encoder_tokens: int
@@ -160,6 +161,7 @@ class Router:
             encoder_replicas=encoders.replicas if encoders else 0,
             engines={c.engine_id: c.stats for c in engines if c.stats},
             handoffs={c.engine_id: c.handoff for c in engines},
+            messages={c.engine_id: c.messages for c in engines},
             outstanding=len(self._flights),
             waiting=self._staging.waiting + self._engines.waiting,
             queued_encoder_tokens=encoders.queued_tokens if encoders else 0,

@@ -141,6 +141,7 @@ class FakeRouter:
         return RouterStats(
             encoder_replicas=1, engines=self.engines,
             handoffs=dict.fromkeys(self.engines, HandoffTotals(4, 4096, 0.5)),
+            messages=dict.fromkeys(self.engines, 6),
             outstanding=len(self.live), waiting=0,
             queued_encoder_tokens=3, encoder=EncoderCounters(batches=2, batch_tokens=40),
             encoder_cache_bytes=1024, resubmitted=0, generated_tokens=0,

@@ -72,6 +72,16 @@ async def test_equal_engines_share_the_requests() -> None:
         assert all(replica.engine.submitted for replica in cluster.decoders.replicas.values())
 
 
+async def test_an_engine_sends_messages_by_the_step_not_by_the_token() -> None:
+    async with FakeCluster(slots=16, step_s=0.01) as cluster:
+        await asyncio.gather(*(cluster.collect(request(f"r{i}", tokens=50)) for i in range(16)))
+        stats = cluster.router.stats()
+        [engine], [messages] = stats.engines.values(), stats.messages.values()
+        assert stats.generated_tokens == 16 * 50
+        assert 0 < messages <= engine.steps
+        assert stats.generated_tokens > 4 * messages
+
+
 async def test_what_arrives_during_a_batch_goes_into_the_next() -> None:
     async with FakeCluster(encoder_batches_in_flight=1) as cluster:
         cluster.encoders.step_s = 0.05

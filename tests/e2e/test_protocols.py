@@ -60,6 +60,26 @@ def test_twenty_questions_of_one_document_cost_one_pass_of_the_encoder(server: S
     assert (grown["batches"], grown["cache_misses"], grown["cache_hits"]) == (1, 1, 19)
 
 
+def test_engines_send_messages_by_the_step_not_by_the_token(server: Server) -> None:
+    def counted() -> dict[str, float]:
+        text = httpx.get(f"{server.http}/metrics").text
+        names = "engine_steps|engine_messages|generation_tokens"
+        found = re.findall(rf"^tandem_({names})_total{{.*}} (\S+)$", text, re.MULTILINE)
+        return {name: float(value) for name, value in found}
+
+    def stream(prompt: str) -> int:
+        request = text_stream(prompt, max_tokens=100, ignore_eos=True)
+        return sum(len(e.delta.token_ids) for e in server.stub.GenerateStream(request, timeout=120))
+
+    before = counted()
+    with ThreadPoolExecutor(24) as threads:
+        assert sum(threads.map(stream, PROMPTS[:24])) == 24 * 100
+    grown = {name: value - before[name] for name, value in counted().items()}
+    assert grown["generation_tokens"] == 24 * 100
+    assert 0 < grown["engine_messages"] <= grown["engine_steps"]
+    assert grown["generation_tokens"] > 4 * grown["engine_messages"]
+
+
 def test_grpc_health_models_and_tokenize(server: Server) -> None:
     with grpc.insecure_channel(server.grpc) as channel:
         health = health_pb2_grpc.HealthStub(channel)
