@@ -134,7 +134,8 @@ class Runner:
             states.append(self._beside(lambda: encode_packed(*inputs)))
             order += list(np.flatnonzero(here))
         for number in np.flatnonzero(~here):
-            states.append(hidden(int(packet.admissions[number, 3])).to(self.device, self.dtype))
+            found = hidden(int(packet.admissions[number, 3]))
+            states.append(found.to(self.device, self.dtype, non_blocking=True))
             order.append(number)
         starts = np.cumsum(packet.admissions[:, 2]) - packet.admissions[:, 2]
         offsets = np.arange(self.page_size)
@@ -293,6 +294,5 @@ def encode_packed(encoder: EncoderStack, token_ids: Ints, lengths: Ints) -> torc
     """Packed inputs, one after another → packed hidden states [sum(lengths), d_model]."""
     device = encoder.embedding.tokens.weight.device
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return encoder(
-        torch.from_numpy(token_ids).to(device), torch.from_numpy(cu_seqlens).to(device), int(lengths.max())
-    )
+    ids, borders = (torch.from_numpy(one).to(device, non_blocking=True) for one in (token_ids, cu_seqlens))
+    return encoder(ids, borders, int(lengths.max()))
