@@ -12,6 +12,7 @@ import torch
 Work = Callable[[], object]
 
 FLUSH_BYTES = 256 << 20  # more than any cache holds
+BUSY = 100  # times that much is written while the host launches: milliseconds
 
 
 class Clock:
@@ -33,6 +34,27 @@ class Clock:
 
     def time(self, work: Work, rounds: int) -> list[float]:
         return self.times({"": work}, rounds)[""]
+
+    def launched(self, work: Work, rounds: int) -> list[tuple[float, float]]:
+        """The host's seconds until it has launched `work`, and the device's, for what no graph can hold. The
+        device is kept busy until all is launched: a host that waits for it takes longer than that."""
+        return [self._launched(work) for _ in range(rounds)]
+
+    def _launched(self, work: Work) -> tuple[float, float]:
+        if self.device.type != "cuda":
+            seconds = wall(work)
+            return seconds, seconds
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize()
+        for _ in range(BUSY):
+            self._cold.zero_()
+        start.record()
+        began = time.perf_counter()
+        work()
+        host = time.perf_counter() - began
+        end.record()
+        end.synchronize()
+        return host, start.elapsed_time(end) / 1e3
 
     def _prepared(self, work: Work) -> Callable[[], float]:
         work()  # compiles kernels

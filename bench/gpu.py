@@ -1,5 +1,5 @@
-"""Tandem on a GPU: kernels against their twins and the device's roofline, decode steps, the encoder, and
-whole answers beside transformers'.
+"""Tandem on a GPU: kernels against their twins and the device's roofline, sampler and beams against a CPU's,
+decode steps, the encoder, and whole answers beside transformers'.
 
     python bench/gpu.py [--quick] [--out bench/results/gpu.json]
 
@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import checkout  # noqa: F401
+import gpu_sampling
 import machine
 import torch
 from clock import Clock, Roofline
@@ -56,6 +57,10 @@ def _lines(found: Any) -> list[str]:
         return [line for part in found for line in _lines(part)]
     if not isinstance(found, dict) or "failed" in found or "skipped" in found:
         return [str(found)]
+    if "host_us" in found:
+        times = f"{found['us']['median']:.0f} us, {found['host_us']['median']:.0f} us of the host"
+        share = f"{found['of_bound']:.1%} of its bound, the target being {found['target'] or 'none'}"
+        return [f"batch {found['batch']}: {times}; {share}"]
     if "of_bound" in found:
         rates = f"{found['gb_per_s']:.0f} GB/s, {found['tflop_per_s']:.1f} TFLOP/s"
         share = f"{found['of_bound']:.0%} of its bound, the target being {found['target']}"
@@ -105,6 +110,13 @@ def main(arguments: list[str] | None = None) -> int:
     for case in cases(XL if real else TINY, device, dtype):
         report.part(
             kernels, f"{case.op} {case.shape}", lambda c=case: c.measured(clock, roofline, 10 * rounds)
+        )
+    sampling: dict[str, Any] = result.setdefault("sampling", {})
+    for choice in gpu_sampling.cases(*((32128, (1, 8, 32, 128)) if real else (96, (1, 8)))):
+        report.part(
+            sampling,
+            f"{choice.name}, {choice.rows} rows",
+            lambda c=choice: c.measured(clock, roofline, 10 * rounds),
         )
     models = MODELS if real else TINY_MODELS
     with tempfile.TemporaryDirectory() as folder:

@@ -171,15 +171,19 @@ class Bench:
     def _step(self, engine: Engine, size: int) -> float:
         """Seconds of a step in which so many sequences get a token each."""
         count = self.model.target // 2
-        self._submit(engine, self.prompts(size, seed=size), [self.model.target + 32] * size)
-        while engine.stats().waiting:
-            engine.step()
+        self._submit(engine, self.prompts(size, seed=size), [2 * self.model.target] * size)
+        begun: set[str] = set()
+        while len(begun) < size:
+            begun |= {delta.request_id for delta in engine.step()}
 
         def steps() -> None:
             for _ in range(count):
                 engine.step()
 
         seconds = wall(steps) / count
+        assert engine.stats().running == size, "some ended meanwhile"
+        for number in range(size):
+            engine.cancel(str(number))
         while engine.has_work:
             engine.step()
         return seconds

@@ -21,6 +21,7 @@ from tandem.workers.processors import Processors
 from tandem.workers.request import BeamSearch
 from tandem.workers.slot_tables import Columns, Lists, widened
 from tandem.workers.step_plan import Found, Row, Sequence
+from tandem.workers.to_device import to_device
 from tandem.workers.warpers import Warpers
 
 _NEVER = -1e9  # transformers' score of what must not be chosen
@@ -114,7 +115,7 @@ class Beams:
                 ints.append((0, request.decoding.max_tokens, len(request.prefix_ids), request.decoding.seed))
                 flags.append((False, True, *_flags(how)))
         numbers = [slot for sequence in beams for slot in sequence.slots]
-        slots = torch.tensor(numbers, device=self.device)
+        slots = to_device(numbers, self.device)
         self._floats.put(slots, floats)
         self._ints.put(slots, ints)
         self._flags.put(slots, flags)
@@ -126,7 +127,7 @@ class Beams:
         """logits float32 [sum of the rows' widths, vocabulary]."""
         numbers = [slot for row in rows for slot in row.sequence.slots[: row.width]]
         behind = [row.steps.start for row in rows for _ in range(row.width)]
-        slots, steps = torch.tensor([numbers, behind], device=self.device)
+        slots, steps = to_device([numbers, behind], self.device)
         need = self._processors.need_of(numbers)
         scores = self._processors(logits.log_softmax(-1), slots, steps, need)
         decodings = [row.sequence.request.decoding for row in rows]
@@ -165,8 +166,8 @@ class Beams:
         numbers = [
             (g.slots, g.logits, g.source, range(g.place, g.place + width), [g.step] * width) for g in groups
         ]
-        slots, at, source, places, steps = torch.tensor(
-            [[list(part) for part in one] for one in numbers], device=self.device
+        slots, at, source, places, steps = to_device(
+            [[list(part) for part in one] for one in numbers], self.device
         ).unbind(1)
         first = slots[:, 0]
 

@@ -43,6 +43,7 @@ class Engine:
             max_encoder_tokens=config.max_encoder_tokens,
             draft_tokens=config.drafts(self.runner.device) if self.spec.copies else 0,
             depth=self._depth,
+            encode_beside=config.encodes_beside(self.runner.device),
         )
         self._failed = False
         self._in_flight: deque[tuple[StepPlan, Sampled | None, Scored | None]] = deque()
@@ -89,7 +90,7 @@ class Engine:
         return deltas
 
     def _step(self) -> list[Delta]:
-        plan = self.scheduler.plan(time.monotonic())
+        plan = self.scheduler.plan(time.monotonic(), encoded=self.runner.encoded)
         self._load_hidden(plan)
         if plan.rows or plan.admissions:
             self._in_flight.append((plan, *self._launch(plan)))
@@ -130,10 +131,11 @@ class Engine:
         logits, scores = self.runner.execute(packet, self._hidden.__getitem__)
         self._hidden = {}
         scored = None if scores is None else Scored(plan.rows, scores)
-        if logits is None:
-            return None, scored
-        sampled = self.sampler.sample(logits, [row for row in plan.rows if row.samples])
-        self.runner.finish(packet, sampled.choice)
+        sampled = None
+        if logits is not None:
+            sampled = self.sampler.sample(logits, [row for row in plan.rows if row.samples])
+            self.runner.finish(packet, sampled.choice)
+        self.runner.encode_beside(packet)
         return sampled, scored
 
     def stats(self) -> EngineStats:

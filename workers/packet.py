@@ -7,22 +7,23 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tandem.workers.step_plan import StepPlan
+from tandem.workers.step_plan import Admission, StepPlan
 
 Ints = npt.NDArray[np.int64]
 
 CLOSE = [0]  # in place of a step: no more will come
-ENCODE_HERE = -1  # in place of a handle: the ranks encode the tokens themselves
+# In place of a handle: the ranks encode the tokens themselves, in this step or beside earlier ones.
+ENCODE_HERE, ENCODED_BESIDE = -1, -2
 SINGLE, FIRST_BEAM, BEAM = range(3)  # kinds of row: FIRST_BEAM computes the prefix for all beams
 NO_TOP = -1  # the token's own log-probability alone
-_HEADER = 8
+_HEADER = 10
 
 
 @dataclass(slots=True)
 class Packet:
     """One step's tables, one row an item."""
 
-    admissions: Ints  # [A, 4]: cross entry, length, pages, handle or ENCODE_HERE
+    admissions: Ints  # [A, 4]: cross entry, length, pages, handle or ENCODE_HERE or ENCODED_BESIDE
     admission_pages: Ints  # the admissions' pages, one after another
     admission_tokens: Ints  # the tokens of those to be encoded here
     new_pages: Ints  # [U, 3]: slot, index in its table, page
@@ -32,20 +33,23 @@ class Packet:
     # [T, 3]: a position among the step's, the token behind it that is to be scored, how many likeliest ones
     # are wanted beside it, or NO_TOP.
     targets: Ints
+    beside: Ints  # [B, 2]: cross entry and length of inputs to be encoded beside this step and the next ones
+    beside_tokens: Ints  # theirs, one after another
 
     @classmethod
     def of(cls, plan: StepPlan) -> Packet:
         admissions: list[tuple[int, ...]] = []
         pages: list[int] = []
         encoded: list[int] = []
-        # By length: the encoder runs neighbours of equal length together.
-        for admission in sorted(plan.admissions, key=lambda admission: admission.entry.length):
+        for admission in _by_length(plan.admissions):
             entry, encoder = admission.entry, admission.request.encoder
-            handle = ENCODE_HERE if encoder.hidden is None else encoder.hidden.handle
+            here = ENCODED_BESIDE if admission.beside else ENCODE_HERE
+            handle = here if encoder.hidden is None else encoder.hidden.handle
             admissions.append((entry.index, entry.length, len(entry.pages), handle))
             pages += entry.pages
             if handle == ENCODE_HERE:
                 encoded += encoder.token_ids
+        beside = _by_length(plan.beside)
         rows: list[tuple[int, ...]] = []
         tokens: list[int] = []
         beam_slots: list[int] = []
@@ -69,23 +73,30 @@ class Packet:
         return cls(
             _table(admissions, 4), _table(pages), _table(encoded), _table(plan.new_pages, 3), _table(rows, 6),
             _table(tokens), _table(beam_slots), _table(targets, 3),
+            _table([(one.entry.index, one.entry.length) for one in beside], 2),
+            _table([token_id for one in beside for token_id in one.request.encoder.token_ids]),
         )  # fmt: skip
 
     def to_ints(self) -> Ints:
         parts = (
             self.admissions, self.admission_pages, self.admission_tokens, self.new_pages, self.rows,
-            self.row_tokens, self.beam_slots, self.targets,
+            self.row_tokens, self.beam_slots, self.targets, self.beside, self.beside_tokens,
         )  # fmt: skip
         return np.concatenate([np.array([len(part) for part in parts]), *(part.ravel() for part in parts)])
 
     @classmethod
     def from_ints(cls, values: Ints) -> Packet:
         parts, at = [], _HEADER
-        for count, width in zip(values[:_HEADER], (4, 1, 1, 3, 6, 1, 1, 3), strict=True):
+        for count, width in zip(values[:_HEADER], (4, 1, 1, 3, 6, 1, 1, 3, 2, 1), strict=True):
             part = values[at : at + count * width]
             parts.append(part.reshape(-1, width) if width > 1 else part)
             at += count * width
         return cls(*parts)
+
+
+def _by_length(admissions: list[Admission]) -> list[Admission]:
+    """The encoder runs neighbours of equal length together."""
+    return sorted(admissions, key=lambda admission: admission.entry.length)
 
 
 def _table(items: object, width: int = 1) -> Ints:

@@ -20,6 +20,7 @@ from tandem.workers.need import Need
 from tandem.workers.request import Decoding, EngineRequest
 from tandem.workers.slot_tables import Columns, History, Lists, marked
 from tandem.workers.step_plan import Sequence
+from tandem.workers.to_device import to_device
 
 
 class Processors:
@@ -59,7 +60,7 @@ class Processors:
             decoding = sequence.request.decoding
             penalties = (decoding.repetition_penalty, decoding.presence_penalty, decoding.frequency_penalty)
             floats += [penalties] * len(sequence.slots)
-        slots = torch.tensor([slot for s in sequences for slot in s.slots], device=self.device)
+        slots = to_device([slot for s in sequences for slot in s.slots], self.device)
         self._ints.put(slots, ints)
         self._floats.put(slots, floats)
         for lists in (self._bias_ids, self._bias, self._encoder, self._stops, self._forced_eos,

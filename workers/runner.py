@@ -31,8 +31,8 @@ from tandem.workers.model import (
     load_decoder,
     load_encoder,
 )
-from tandem.workers.packet import BEAM, ENCODE_HERE, FIRST_BEAM, SINGLE, Ints, Packet
-from tandem.workers.side_stream import SideStream
+from tandem.workers.packet import BEAM, ENCODE_HERE, ENCODED_BESIDE, FIRST_BEAM, SINGLE, Ints, Packet
+from tandem.workers.side_stream import SideStream, Work
 from tandem.workers.step_graphs import StepGraphs
 from tandem.workers.step_plan import ON_DEVICE
 
@@ -55,7 +55,9 @@ class Runner:
         encodes = config.with_encoder and self.spec.encoder is not None
         self.encoder = load_encoder(checkpoint, place) if encodes else None
         self.decoder = load_decoder(checkpoint, place)
-        self._beside = SideStream(self.device)
+        self._side = SideStream(self.device)
+        self._encoding: Work | None = None  # inputs encoded beside the steps
+        self._encoding_parts: dict[int, slice] = {}  # cross entry → its rows in their hidden states
 
         stack = self.spec.decoder
         self.page_size = config.positions_per_page(self.device)
@@ -127,6 +129,26 @@ class Runner:
             self._tables.beam_cells[to, :longest] = self._tables.beam_cells[parents, :longest]
         return choice
 
+    @property
+    def encoded(self) -> bool:
+        """Whether what `encode_beside` began is done."""
+        return self._encoding is None or self._encoding.done
+
+    @torch.inference_mode()
+    def encode_beside(self, packet: Packet) -> None:
+        """Begins to encode what later steps admit. To be called when all else of the step is launched: the
+        device is at it while the host launches this."""
+        if not len(packet.beside):
+            return
+        assert self.encoder is not None, "this engine was told not to load the encoder"
+        encoder, (entries, lengths) = self.encoder, packet.beside.T
+        self._encoding = self._side.begin(lambda: encode_packed(encoder, packet.beside_tokens, lengths))
+        ends = np.cumsum(lengths)
+        self._encoding_parts = {
+            int(entry): slice(end - length, end)
+            for entry, length, end in zip(entries, lengths, ends, strict=True)
+        }
+
     def _admit(self, packet: Packet, hidden: Hidden) -> None:
         """Computes the cross-attention K/V of new encoder inputs into their pages."""
         states, order = [], []
@@ -135,10 +157,17 @@ class Runner:
             assert self.encoder is not None, "this engine was told not to load the encoder"
             inputs = self.encoder, packet.admission_tokens, packet.admissions[here, 1]
             # K and V are not written there: who had the pages before may be read by the step under way.
-            states.append(self._beside(lambda: encode_packed(*inputs)))
+            states.append(self._side.begin(lambda: encode_packed(*inputs)).wait())
             order += list(np.flatnonzero(here))
-        for number in np.flatnonzero(~here):
-            states.append(hidden(int(packet.admissions[number, 3])).to(self.device, self.dtype))
+        beside = packet.admissions[:, 3] == ENCODED_BESIDE
+        if beside.any():
+            assert self._encoding is not None
+            encoded, self._encoding = self._encoding.wait(), None
+            states += [encoded[self._encoding_parts[entry]] for entry in packet.admissions[beside, 0]]
+            order += list(np.flatnonzero(beside))
+        for number in np.flatnonzero(~here & ~beside):
+            found = hidden(int(packet.admissions[number, 3]))
+            states.append(found.to(self.device, self.dtype, non_blocking=True))
             order.append(number)
         starts = np.cumsum(packet.admissions[:, 2]) - packet.admissions[:, 2]
         offsets = np.arange(self.page_size)
@@ -297,6 +326,5 @@ def encode_packed(encoder: EncoderStack, token_ids: Ints, lengths: Ints) -> torc
     """Packed inputs, one after another → packed hidden states [sum(lengths), d_model]."""
     device = encoder.embedding.tokens.weight.device
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    return encoder(
-        torch.from_numpy(token_ids).to(device), torch.from_numpy(cu_seqlens).to(device), int(lengths.max())
-    )
+    ids, borders = (torch.from_numpy(one).to(device, non_blocking=True) for one in (token_ids, cu_seqlens))
+    return encoder(ids, borders, int(lengths.max()))

@@ -16,6 +16,7 @@ from tandem.workers.processors import Processors
 from tandem.workers.request import Decoding
 from tandem.workers.slot_tables import Columns
 from tandem.workers.step_plan import Row, Sequence, StepResult
+from tandem.workers.to_device import to_device
 from tandem.workers.warpers import Warpers
 
 
@@ -113,7 +114,7 @@ class Sampler:
         self._beams.start(sequences)
         single = [sequence for sequence in sequences if sequence.width == 1]
         if single:
-            slots = torch.tensor([sequence.slots[0] for sequence in single], device=self.device)
+            slots = to_device([sequence.slots[0] for sequence in single], self.device)
             self._ints.put(slots, [(sequence.request.decoding.seed,) for sequence in single])
 
     @torch.inference_mode()
@@ -130,8 +131,10 @@ class Sampler:
         if all(of_beams):
             step = self._beams.step(logits, beams)
             return Sampled(step.tokens[:0], [], None, None, step)
-        mask = torch.tensor(of_beams)
-        at = mask.nonzero().squeeze(1).to(self.device), (~mask).nonzero().squeeze(1).to(self.device)
+        at = [
+            to_device([place for place, one in enumerate(of_beams) if one == wanted], self.device)
+            for wanted in (True, False)
+        ]
         step = self._beams.step(logits[at[0]], beams)
         return self._sample(logits[at[1]], [row for row in rows if row.sequence.width == 1], step)
 
@@ -139,7 +142,7 @@ class Sampler:
         by_position = [(row.sequence, step) for row in rows for step in row.steps]
         decodings = [sequence.request.decoding for sequence, _ in by_position]
         numbers = [sequence.slots[0] for sequence, _ in by_position]
-        slots, steps = torch.tensor([numbers, [step for _, step in by_position]], device=self.device)
+        slots, steps = to_device([numbers, [step for _, step in by_position]], self.device)
         wants = [d.logprobs for d in decodings]
         raw = logits.log_softmax(-1) if any(k is not None for k in wants) else None
         need = self._processors.need_of(numbers)

@@ -8,6 +8,9 @@ Order: sequences are served by arrival, each level of priority counting as PRIOR
 waiting. The order never changes, nothing overtakes, so nothing starves; when pages run out, the last
 in order is preempted and recomputed later from its tokens.
 
+While others decode, an engine that encodes by itself may do so beside the steps: what comes in gets its slot,
+and its first row when its encoder input is done. Meanwhile inputs gather, for the next batch.
+
 When all that is planned, drafts take what is left, of the step's tokens and of pages that are held anyway.
 A sequence that drafted has no row until its step is applied.
 """
@@ -19,13 +22,12 @@ from typing import Literal
 
 from tandem.errors import InvalidRequest, TandemError
 from tandem.outputs import TokenLogprobs
-from tandem.workers.cross_entries import CrossEntries
+from tandem.workers.books import Books
 from tandem.workers.deltas import beam_delta, finish_reason, score_delta, token_delta
 from tandem.workers.drafter import drafter_of
 from tandem.workers.drafting import lengthen
 from tandem.workers.pages import PagePool
-from tandem.workers.request import Delta, EngineRequest, EngineStats
-from tandem.workers.sequence_heap import SequenceHeap
+from tandem.workers.request import Delta, EngineRequest
 from tandem.workers.step_plan import (
     ON_DEVICE,
     Admission,
@@ -38,11 +40,12 @@ from tandem.workers.step_plan import (
 )
 
 PRIORITY_S = 10.0
+BESIDE_STEPS = 16  # that go on without those who wait for their encoder inputs, at most; then a step waits
 
 EndReason = Literal["cancelled", "deadline"]
 
 
-class Scheduler:
+class Scheduler(Books):
     """See the module's docstring. Not thread-safe: one thread calls everything."""
 
     def __init__(
@@ -54,6 +57,7 @@ class Scheduler:
         max_encoder_tokens: int,
         draft_tokens: int = 0,
         depth: int = 1,
+        encode_beside: bool = False,
     ) -> None:
         """
         Args:
@@ -62,29 +66,18 @@ class Scheduler:
             max_encoder_tokens: encoder positions projected in one step; a single longer input goes alone.
             draft_tokens: guessed for a sequence in one step, at most.
             depth: steps that are planned before the first of them is applied, at most.
+            encode_beside: the engine encodes beside its steps what it encodes by itself.
         """
         if max_batched_tokens < max_num_seqs:
             raise ValueError(f"max_batched_tokens {max_batched_tokens} < max_num_seqs {max_num_seqs}")
-        self.pool = pool
-        self.max_num_seqs = max_num_seqs
+        super().__init__(pool, max_num_seqs)
         self.max_batched_tokens = max_batched_tokens
         self.max_encoder_tokens = max_encoder_tokens
         self.draft_tokens = draft_tokens
         self.depth = depth
-        self._sequences: dict[str, Sequence] = {}  # all that have not ended, by request id
-        self._waiting = SequenceHeap()  # by order
-        self._deadlines = SequenceHeap()  # by deadline
-        self._running: list[Sequence] = []  # in order
-        self._cross = CrossEntries(pool, max_num_seqs)
-        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
-        self._ended: list[Delta] = []
-        self._arrivals = 0
-        self._steps = 0
-        self._generated = 0
-        self._encoded = 0
-        self._preemptions = 0
-        self._drafted = 0
-        self._accepted = 0
+        self.encode_beside = encode_beside
+        self._encoding: list[Admission] = []  # beside the steps, one batch at a time
+        self._encoding_steps = 0  # planned meanwhile
 
     # -- requests come and go
 
@@ -142,25 +135,39 @@ class Scheduler:
             self._end(sequence, Delta(sequence.request.request_id, [], error=error))
         plan.ended += self._take_ended()
 
-    @property
-    def has_work(self) -> bool:
-        return bool(self._sequences or self._ended)
-
     # -- decide
 
-    def plan(self, now: float) -> StepPlan:
-        """The next step; empty where nothing can run before a step in flight is applied."""
+    def plan(self, now: float, *, encoded: bool = True) -> StepPlan:
+        """The next step; empty where nothing can run before a step in flight is applied.
+
+        encoded: whether the encoder inputs are done that earlier plans began with.
+        """
         while (late := self._deadlines.first()) is not None and late[0][0] <= now:
             self._end(late[1], Delta(late[1].request.request_id, [], finish_reason="deadline"))
         plan = StepPlan()
         preemptions = self._preemptions
+        self._encoding_steps += 1
+        if encoded or self._encoding_steps > BESIDE_STEPS:
+            self._join(plan)
         budget = self._plan_running(plan)
+        if self._encoding and not plan.rows:  # nobody decodes meanwhile
+            self._join(plan)
+            budget = self._plan_running(plan)
+        # Without those whose readers were preempted just now.
+        plan.admissions = [admission for admission in plan.admissions if admission.entry.readers]
         if self._preemptions == preemptions:  # else what would come in might drive out the next
             budget = self._admit(plan, budget, now)
         self._drafted += lengthen(plan, budget, self.draft_tokens, self.pool.page_size, self.depth)
         plan.rows.sort(key=_row_order)
         plan.ended = self._take_ended()
         return plan
+
+    def _join(self, plan: StepPlan) -> None:
+        """From this step on, what was encoded beside the ones before is read."""
+        for admission in self._encoding:
+            admission.entry.encoded = True
+        plan.admissions += self._encoding
+        self._encoding = []
 
     def _plan_running(self, plan: StepPlan) -> int:
         """A row for every running sequence that can go on; returns the tokens left to the step."""
@@ -173,6 +180,9 @@ class Scheduler:
                 continue
             if sequence.drafted:
                 continue  # the step in flight will say where it goes on
+            assert sequence.cross is not None
+            if not sequence.cross.encoded:
+                continue
             if sequence.generated + sequence.in_flight >= sequence.request.decoding.max_tokens:
                 continue  # its last token is in flight
             count = min(sequence.known - sequence.computed, budget - behind)
@@ -199,6 +209,7 @@ class Scheduler:
         """Lets waiting sequences in, strictly in order, while slots, pages and tokens last; returns the
         tokens left to the step."""
         encoder_tokens = 0
+        beside = self.encode_beside and bool(plan.rows)
         while budget > 0:
             if (first := self._waiting.first()) is None:
                 break
@@ -212,6 +223,8 @@ class Scheduler:
             length = len(encoder.token_ids)
             if entry is None and encoder_tokens and encoder_tokens + length > self.max_encoder_tokens:
                 break
+            if entry is None and encoder.hidden is None and self._encoding:
+                break  # it goes in the next batch, with what else comes until then
             cross_pages = self.pool.pages_for(length) if entry is None else 0
             # Room for one more token, and for each running sequence to grow: fewer preemptions.
             self_pages = sequence.width * self.pool.pages_for(len(sequence.tokens) + 1)
@@ -220,7 +233,10 @@ class Scheduler:
                 break
             if entry is None:
                 entry = self._cross.make(encoder.key, length)
-                if length:
+                entry.encoded = not (beside and length and encoder.hidden is None)
+                if not entry.encoded:
+                    plan.beside.append(Admission(entry, sequence.request, beside=True))
+                elif length:
                     plan.admissions.append(Admission(entry, sequence.request))
                 encoder_tokens += length
                 self._encoded += length
@@ -236,9 +252,12 @@ class Scheduler:
             self._running.append(sequence)
             self._running.sort(key=lambda s: s.order)
             plan.started.append(sequence)
-            count = min(len(sequence.tokens), budget)
-            self._reserve(sequence, count, plan)
-            budget -= self._add_row(sequence, count, plan)
+            if entry.encoded:
+                count = min(len(sequence.tokens), budget)
+                self._reserve(sequence, count, plan)
+                budget -= self._add_row(sequence, count, plan)
+        if plan.beside:
+            self._encoding, self._encoding_steps = list(plan.beside), 0
         return budget
 
     def _add_row(self, sequence: Sequence, count: int, plan: StepPlan) -> int:
@@ -254,16 +273,6 @@ class Scheduler:
         if complete:
             sequence.in_flight += 1
         return count * width
-
-    def _preempt(self, sequence: Sequence) -> None:
-        """Back to waiting, at its old place. It has no row in this plan: rows are made in order, and
-        the last in order is preempted."""
-        self._release(sequence)
-        sequence.state = State.WAITING
-        if sequence.width > 1:  # its tokens go with its slots: it starts anew, and finds the same
-            sequence.tokens = list(sequence.request.prefix_ids)
-        self._waiting.push(sequence.order, sequence)
-        self._preemptions += 1
 
     # -- apply
 
@@ -334,76 +343,6 @@ class Scheduler:
             return []
         self._end(sequence, None)
         return [beam_delta(sequence, found)]
-
-    # -- the end of a sequence
-
-    def _end(self, sequence: Sequence, delta: Delta | None) -> None:
-        """Frees what it holds. `delta` is its last where none comes from `apply`."""
-        if sequence.state is State.RUNNING:
-            self._release(sequence)
-        sequence.state = State.ENDED
-        del self._sequences[sequence.request.request_id]
-        if delta is not None:
-            self._ended.append(delta)
-
-    def _release(self, sequence: Sequence) -> None:
-        """Slot and pages go back. Steps in flight may still write there: the device works in order,
-        so whoever gets them next writes later."""
-        self._running.remove(sequence)
-        self._free_slots += sequence.slots
-        sequence.slots = []
-        self.pool.give_back(sequence.pages)
-        sequence.pages = []
-        assert sequence.cross is not None
-        self._cross.release(sequence.cross)
-        sequence.cross = None
-
-    def _take_ended(self) -> list[Delta]:
-        ended, self._ended = self._ended, []
-        return ended
-
-    # -- observation
-
-    def stats(self) -> EngineStats:
-        return EngineStats(
-            running=self.max_num_seqs - len(self._free_slots),
-            waiting=len(self._sequences) - len(self._running),
-            max_running=self.max_num_seqs,
-            free_pages=self.pool.free,
-            total_pages=self.pool.total,
-            cross_pages=len(self._cross.pages),
-            steps=self._steps,
-            generated_tokens=self._generated,
-            encoded_tokens=self._encoded,
-            preemptions=self._preemptions,
-            drafted_tokens=self._drafted,
-            accepted_tokens=self._accepted,
-        )
-
-    def check(self) -> None:
-        """Raises AssertionError where an invariant does not hold. Cheap enough for production."""
-        held = [page for s in self._running for page in s.pages]
-        self.pool.check(held + self._cross.pages)
-        self._cross.check(s.cross for s in self._running)
-        slots = [slot for s in self._running for slot in s.slots]
-        if sorted(slots + self._free_slots) != list(range(self.max_num_seqs)):
-            raise AssertionError(f"slots {slots} and free {self._free_slots} do not make up all")
-        if self._running != sorted(self._running, key=lambda s: s.order):
-            raise AssertionError("running sequences are out of order")
-        waiting = {id(s) for _, s in self._waiting.living()}
-        for sequence in self._sequences.values():
-            if sequence.state is State.ENDED:
-                raise AssertionError(f"{sequence.request.request_id} ended but is still known")
-            if (sequence.state is State.WAITING) != (id(sequence) in waiting):
-                raise AssertionError(
-                    f"{sequence.request.request_id} is {sequence.state} but queued otherwise"
-                )
-            if sequence.state is State.RUNNING and (
-                len(sequence.pages) != sequence.width * self.pool.pages_for(sequence.computed)
-                or len(sequence.slots) != sequence.width
-                or sequence.computed > sequence.known
-            ):
-                raise AssertionError(f"{sequence.request.request_id} holds the wrong number of pages")
 
 
 def _row_order(row: Row) -> tuple[int, int]:

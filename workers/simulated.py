@@ -32,6 +32,9 @@ class SimulatedRunner(Runner):
             return None, None
         return torch.zeros(sampling, self.spec.vocab_size, device=self.device), None
 
+    def encode_beside(self, packet: Packet) -> None:
+        """Nothing: it is done at once."""
+
 
 def make_runner(config: EngineConfig, group: Group) -> Runner:
     """The same kind on every rank."""

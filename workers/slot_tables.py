@@ -6,6 +6,8 @@ from collections.abc import Sequence as Seq
 
 import torch
 
+from tandem.workers.to_device import to_device
+
 
 class Columns:
     """Named numbers of every slot. One copy to the device sets them all."""
@@ -17,7 +19,7 @@ class Columns:
 
     def put(self, slots: torch.Tensor, values: Seq[Seq[float]]) -> None:
         """values [len(slots)][len(names)]; slots int64, distinct."""
-        table = torch.tensor(values, dtype=self._table.dtype, device=self._table.device)
+        table = to_device(values, self._table.device, self._table.dtype)
         self._table[:, slots] = table.T
 
     def __getitem__(self, name: str) -> torch.Tensor:
@@ -41,8 +43,8 @@ class Lists:
     def put(self, slots: Seq[int], values: Seq[float]) -> None:
         """The same list for these slots, which are clear."""
         self._table = widened(self._table, len(values), self._fill)
-        row = torch.tensor(values, dtype=self._table.dtype)
-        self._table[list(slots), : len(values)] = row.to(self._table.device)
+        device = self._table.device
+        self._table[to_device(slots, device), : len(values)] = to_device(values, device, self._table.dtype)
 
     def __getitem__(self, slots: torch.Tensor) -> torch.Tensor:
         """[len(slots), width]."""
@@ -62,7 +64,8 @@ class History:
     def start(self, slots: Seq[int], tokens: Seq[int], positions: int) -> None:
         """These slots begin with `tokens` and may grow to `positions`."""
         self._table = widened(self._table, positions, 0)
-        self._table[list(slots), : len(tokens)] = torch.tensor(tokens, device=self._table.device)
+        device = self._table.device
+        self._table[to_device(slots, device), : len(tokens)] = to_device(tokens, device)
 
     def append(self, slots: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor) -> None:
         """One token each, behind `lengths`. A slot nobody asked for may be longer than the table: what is

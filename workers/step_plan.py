@@ -30,6 +30,7 @@ class CrossEntry:
     pages: list[int]
     length: int  # encoder positions
     readers: int = 0  # running sequences
+    encoded: bool = True  # False while its input is encoded beside steps: its readers have no rows yet
 
 
 @dataclass(slots=True, eq=False)
@@ -86,6 +87,7 @@ class Admission:
 
     entry: CrossEntry
     request: EngineRequest  # the first reader: says where the hidden states come from
+    beside: bool = False  # from what was encoded beside earlier steps
 
 
 @dataclass(slots=True)
@@ -115,6 +117,8 @@ class StepPlan:
 
     rows: list[Row] = field(default_factory=list)
     admissions: list[Admission] = field(default_factory=list)
+    # Encoder inputs whose encoding begins beside this step: a later one admits them.
+    beside: list[Admission] = field(default_factory=list)
     started: list[Sequence] = field(default_factory=list)  # got a slot: the sampler reads their parameters
     new_pages: list[tuple[int, int, int]] = field(default_factory=list)  # slot, index in its table, page
     ended: list[Delta] = field(default_factory=list)  # ended without a token: cancelled, deadline

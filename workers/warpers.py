@@ -13,6 +13,7 @@ import torch
 from tandem.workers.request import Decoding
 from tandem.workers.slot_tables import Columns
 from tandem.workers.step_plan import Sequence
+from tandem.workers.to_device import to_device
 
 
 class Warpers:
@@ -33,7 +34,7 @@ class Warpers:
             top_k = max(d.top_k, keep) if d.top_k > 0 else self.vocab_size
             floats += [(d.temperature, d.top_p, d.min_p, d.typical_p)] * len(sequence.slots)
             ints += [(top_k, keep)] * len(sequence.slots)
-        slots = torch.tensor([slot for s in sequences for slot in s.slots], device=self.device)
+        slots = to_device([slot for s in sequences for slot in s.slots], self.device)
         self._floats.put(slots, floats)
         self._ints.put(slots, ints)
 

@@ -5,11 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu_sampling
 import pytest
 import torch
+from clock import Clock, Roofline
+
+from tandem.workers.sampler import Sampled, Sampler
+from tandem.workers.step_plan import Row
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu.py"
@@ -35,12 +41,33 @@ def test_every_part_works(tmp_path: Path) -> None:
         "add_rms_norm", "add_layer_norm", "gated_gelu", "encoder_attention", "paged_self_attention",
         "paged_beam_attention", "paged_cross_attention", "write_kv",
     }  # fmt: skip
+    assert {(name.rsplit(", ", 1)[0], case["batch"]) for name, case in result["sampling"].items()} == {
+        ("greedy", 1), ("greedy", 8), ("top-k, top-p, penalties", 1), ("top-k, top-p, penalties", 8),
+        ("4 beams", 8),
+    }  # fmt: skip
+    assert {case["agreement"] for case in result["sampling"].values()} == {1.0}
     assert result["answers in float32 that are transformers'"] == 1.0
     for figures in result["models"].values():
         assert [step["batch"] for step in figures["decode"]] == [1, 3]
         assert figures["encoder"]["tokens_per_s"]["median"] > 0
         assert set(figures["answers"]["batch"]) == {"tandem", "transformers, dynamic cache"}
         assert figures["answers"]["stream"]["tandem"]["tandem_over_this"]["median"] == 1.0
+
+
+@pytest.mark.parametrize("name", ["greedy", "top-k, top-p, penalties", "4 beams"])
+def test_a_device_that_chooses_otherwise_is_found(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock(torch.device("cpu"))
+    [case] = (case for case in gpu_sampling.cases(96, (8,)) if case.name == name)
+    case.measured(clock, Roofline(1e9, 1e9), 1)
+    samplers = iter([Reversed, Sampler])  # the device's, then the CPU's
+    monkeypatch.setattr(gpu_sampling, "Sampler", lambda *how: next(samplers)(*how))
+    with pytest.raises(AssertionError, match="of the choices are those of a CPU"):
+        case.measured(clock, Roofline(1e9, 1e9), 1)
+
+
+class Reversed(Sampler):
+    def sample(self, logits: torch.Tensor, rows: Sequence[Row]) -> Sampled:
+        return super().sample(logits.flip(1), rows)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -3,9 +3,11 @@ with one: what tells the other families apart is in test_matrix.py."""
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from models import T5_VARIANTS, decoding
@@ -23,6 +25,7 @@ from tandem.workers.encoder import Encoder
 from tandem.workers.engine import Engine
 from tandem.workers.local_group import LocalGroup
 from tandem.workers.request import Decoding, EngineRequest, EngineStats
+from tandem.workers.side_stream import Work
 
 
 @pytest.fixture
@@ -79,6 +82,49 @@ def test_resumed_from_another_replica(t5: Reference) -> None:
     requests, rest = resumed(greedy(t5.prompts), t5.answers, seed=3)
     config = t5.config(overlap=True, max_batched_tokens=20)
     assert serve(Engine(config), requests) == rest
+
+
+# -- encoder inputs beside the steps
+
+
+@pytest.fixture
+def slow(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
+    """Encoder inputs take two more steps, every fourth batch far too many; what was said."""
+    said: list[bool] = []
+    times = itertools.cycle([*[False, False, True] * 3, *[False] * 40])
+
+    def done(_: Work) -> bool:
+        said.append(next(times))
+        return said[-1]
+
+    monkeypatch.setattr(Work, "done", property(done))
+    return said
+
+
+WAYS: list[dict[str, Any]] = [
+    {},
+    {"overlap": True, "cuda_graphs": True, "max_num_seqs": 13},
+    {"overlap": True, "num_pages": 60, "page_size": 4},
+    {"max_encoder_tokens": 20, "max_batched_tokens": 20},
+]
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_encoded_beside_the_steps(way: dict[str, Any], t5: Reference, slow: list[bool]) -> None:
+    engine = Engine(t5.config(encode_beside=True, **way))
+    assert serve(engine, greedy(t5.prompts)) == t5.answers
+    assert slow.count(True) > 3
+    assert slow.count(False) > 3
+    assert (engine.stats().preemptions > 0) == ("num_pages" in way)
+
+
+def test_ranks_encode_beside_the_steps(variant: Reference, slow: list[bool]) -> None:
+    """Rank 0 says when all read what each has encoded."""
+    config = variant.config(tensor_parallel_size=2, overlap=True, num_pages=60, page_size=4)
+    with ranks_in_threads(replace(config, encode_beside=True)) as (engine, _):
+        assert serve(engine, greedy(variant.prompts[:24])) == variant.answers[:24]
+        assert engine.stats().preemptions > 0
+    assert slow.count(True) > 1
 
 
 def test_packed_is_as_alone(variant: Reference) -> None:

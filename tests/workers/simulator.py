@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
@@ -27,6 +27,7 @@ from tandem.workers.step_plan import ON_DEVICE, Row, StepPlan, StepResult
 
 EOS, OWN_STOP = 1, 2
 PRIORITY_S = 10.0  # seconds of waiting that one level of priority is worth
+BESIDE_STEPS = 16  # that may go on without those whose input is encoded beside them
 Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 
@@ -189,8 +190,10 @@ class Simulator:
         depth: int = 1,
         draft_tokens: int = 0,
         failing: Iterable[int] = (),
+        beside: Sequence[int] = (),
     ) -> None:
-        """`failing`: which of the encoder inputs that are admitted, counted from 0, cannot be read."""
+        """`failing`: which of the encoder inputs that are admitted, counted from 0, cannot be read. `beside`:
+        steps that batches of encoder inputs take beside decoding, in turn; none: there is no such thing."""
         self.scheduler = Scheduler(
             PagePool(pages, page_size),
             max_num_seqs=max_num_seqs,
@@ -198,19 +201,25 @@ class Simulator:
             max_encoder_tokens=max_encoder_tokens,
             draft_tokens=draft_tokens,
             depth=depth,
+            encode_beside=bool(beside),
         )
         self.draft_tokens = draft_tokens
         self.total, self.page_size, self.depth = pages, page_size, depth
         self.max_num_seqs, self.max_batched_tokens = max_num_seqs, max_batched_tokens
         self.max_encoder_tokens = max_encoder_tokens
         self.failing = set(failing)
+        self.beside = beside
         self.lives: dict[str, Life] = {}  # all that have no last delta yet
         self.started: list[Life] = []  # in the order in which they first ran
         self.ended: list[Life] = []
         self.steps = self.arrivals = self.admitted = self.generated = self.encoded = 0
         self.preemptions = self.restarts = self.rescored = self.drafted = self.accepted = 0
         self.preempted_drafts = 0
+        self.batches = self.batch_inputs = self.overdue = self.abandoned = 0
         # The device.
+        self.encoding: list[str] = []  # keys of the batch that is encoded beside the steps
+        self.encoding_steps = 0  # planned since it began
+        self.states: dict[int, str] = {}  # entry → key, whose hidden states are there
         self.cross: dict[str, list[int]] = {}  # pages by encoder key
         self.memory: dict[tuple[int, int], Cell] = {}  # page, offset → what was written there last
         self.self_table: dict[tuple[int, int], int] = {}  # slot, index → page
@@ -275,8 +284,14 @@ class Simulator:
         due = [life for life in self.lives.values() if self._ended_already(life)]
         for life in late:
             self._stop_running(life)
-        plan = self.scheduler.plan(now)
-        self._compare_running(plan, {id(life) for life in late + due})
+        self.encoding_steps += 1
+        done = not self.encoding or self.encoding_steps > self.beside[self.batches % len(self.beside)]
+        plan = self.scheduler.plan(now, encoded=done)
+        joined: list[str] = []
+        if done or self.encoding_steps > BESIDE_STEPS:
+            self.overdue += not done
+            joined, self.encoding = self.encoding, []
+        self._compare_running(plan, {id(life) for life in late + due}, joined)
         self._compare_layout(plan)
         self._compare_books()
 
@@ -297,24 +312,20 @@ class Simulator:
         self._compare_books()
         assert self.scheduler.has_work == bool(self.lives)
 
-    def _compare_running(self, plan: StepPlan, gone: set[int]) -> None:
-        """Who goes on, who makes room, who comes in."""
+    def _compare_running(self, plan: StepPlan, gone: set[int], joined: list[str]) -> None:
+        """Who goes on, who makes room, who comes in. joined: inputs that are done now."""
         alive = [life for life in self.lives.values() if id(life) not in gone]
         running = sorted((life for life in alive if life.running), key=lambda life: life.order)
         rows = {row.sequence.request.request_id: row for row in plan.rows}
         assert len(rows) == len(plan.rows), "two rows for one sequence"
 
-        # In order, each gets the tokens it lacks, while there is one left for each one behind it.
-        counts, left = [], self.max_batched_tokens
-        behind = sum(life.job.width for life in running)
-        for life in running:
-            behind -= life.job.width
-            last_is_in_flight = len(life.out) + life.in_flight == life.job.max_tokens
-            waits = life.drafts or last_is_in_flight
-            counts.append(0 if waits else min(life.known - life.computed, left - behind))
-            left -= counts[-1] * life.row_width
-        # Those go on that fit with what they get: as many as possible, the first in order.
-        stay = max(k for k in range(len(running) + 1) if self._fits(running[:k], counts))
+        counts, stay = self._share(running)
+        before = len(running)
+        if self.encoding and not any(counts[:stay]):  # nobody decodes: a step may as well wait for them
+            self._make_room(running[stay:])
+            del running[stay:]
+            joined, self.encoding = self.encoding, []
+            counts, stay = self._share(running)
         left_to_waiting = self.max_batched_tokens
         for life, count in zip(running[:stay], counts, strict=False):
             left_to_waiting -= count * life.row_width
@@ -322,14 +333,10 @@ class Simulator:
             assert (row is None) == (count == 0), f"{life.job.name} has no row, or one too many"
             if row is not None:
                 self._compare_row(row, life, count)
-        self.preemptions += len(running) - stay
-        for life in running[stay:]:
-            self.rescored += len(life.targets(0, life.computed)) > 0
-            self.preempted_drafts += life.drafts
-            self._stop_running(life)
-            if life.job.width > 1:
-                life.out = []  # beams start anew
-                self.restarts += 1
+        self._make_room(running[stay:])
+        decoding = any(counts[:stay])
+        self.abandoned += sum(key not in self.cross for key in joined)
+        joined = [key for key in joined if key in self.cross]
 
         started = [self.lives[s.request.request_id] for s in plan.started]
         waiting = sorted((life for life in alive if not life.running), key=lambda life: life.order)
@@ -340,18 +347,23 @@ class Simulator:
             pages=self.total - sum(map(self._pages_for, self._positions(running[:stay]))),
             encoder_tokens=None,
         )
+        under_way = list(self.encoding)
         for life in started:
-            assert self._may_come_in(life, room), f"{life.job.name} came in"
-            row = rows.pop(life.job.name)
-            count = len(life.out) + life.job.prefix if row.samples > 1 else row.count
-            self._compare_row(row, life, count)
+            assert self._may_come_in(life, room, under_way), f"{life.job.name} came in"
+            key, length = life.request.encoder.key, life.job.encoder_length
+            if key not in self.cross and decoding and self.beside:
+                self.encoding.append(key)
+            count = 0
+            if key not in self.encoding:
+                row = rows.pop(life.job.name)
+                count = len(life.out) + life.job.prefix if row.samples > 1 else row.count
+                self._compare_row(row, life, count)
             life.running = True
             if life not in self.started:
                 self.started.append(life)
             room.slots -= life.job.width
             room.tokens -= count
             room.pages -= life.job.width * self._pages_for(count)
-            key, length = life.request.encoder.key, life.job.encoder_length
             if key not in self.cross:
                 self.cross[key] = []
                 room.new_keys.append(key)
@@ -361,14 +373,41 @@ class Simulator:
                 )
                 room.encoder_tokens -= length
         assert not rows, "rows of sequences that do not run"
-        if stay == len(running) and len(started) < len(waiting):
-            assert not self._may_come_in(waiting[len(started)], room), "kept out without a reason"
-        self._compare_admissions(plan, room.new_keys)
+        if stay == before and len(started) < len(waiting):
+            next_one = waiting[len(started)]
+            assert not self._may_come_in(next_one, room, under_way), "kept out without a reason"
+        begun = [key for key in room.new_keys if key in self.encoding]
+        assert not begun or begun == room.new_keys == self.encoding, "one batch at a time"
+        self._compare_admissions(plan, joined, [] if begun else room.new_keys, begun)
         self._take_new_pages(plan)
 
-    def _may_come_in(self, life: Life, room: _Room) -> bool:
+    def _share(self, running: list[Life]) -> tuple[list[int], int]:
+        """How many positions each computes, and how many of them can stay."""
+        # In order, each gets the tokens it lacks, while there is one left for each one behind it.
+        counts, left = [], self.max_batched_tokens
+        behind = sum(life.job.width for life in running)
+        for life in running:
+            behind -= life.job.width
+            last_is_in_flight = len(life.out) + life.in_flight == life.job.max_tokens
+            waits = life.drafts or last_is_in_flight or life.request.encoder.key in self.encoding
+            counts.append(0 if waits else min(life.known - life.computed, left - behind))
+            left -= counts[-1] * life.row_width
+        # Those go on that fit with what they get: as many as possible, the first in order.
+        return counts, max(k for k in range(len(running) + 1) if self._fits(running[:k], counts))
+
+    def _make_room(self, lives: list[Life]) -> None:
+        self.preemptions += len(lives)
+        for life in lives:
+            self.rescored += len(life.targets(0, life.computed)) > 0
+            self.preempted_drafts += life.drafts
+            self._stop_running(life)
+            if life.job.width > 1:
+                life.out = []  # beams start anew
+                self.restarts += 1
+
+    def _may_come_in(self, life: Life, room: _Room, under_way: list[str]) -> bool:
         """A slot, a token of the step, pages up to its next token and one for each that runs to grow by,
-        and, after the first encoder input of a step, room for another."""
+        and, for an encoder input, no batch of them under way and room in the step's."""
         new = life.request.encoder.key not in self.cross
         length = life.job.encoder_length
         pages = life.job.width * self._pages_for(life.known + 1) + (self._pages_for(length) if new else 0)
@@ -378,6 +417,7 @@ class Simulator:
             and room.tokens > 0
             and room.pages >= pages + self.max_num_seqs - room.slots
             and not (new and room.encoder_tokens is not None and length > room.encoder_tokens)
+            and not (new and under_way)
         )
 
     def _positions(self, lives: list[Life]) -> list[int]:
@@ -426,11 +466,20 @@ class Simulator:
         life.drafts = True
         self.drafted += len(draft)
 
-    def _compare_admissions(self, plan: StepPlan, new_keys: list[str]) -> None:
-        assert [admission.entry.key for admission in plan.admissions] == new_keys
-        lengths = [admission.entry.length for admission in plan.admissions]
-        assert sum(lengths) <= self.max_encoder_tokens or len(lengths) == 1
-        for admission in plan.admissions:
+    def _compare_admissions(
+        self, plan: StepPlan, joined: list[str], at_once: list[str], begun: list[str]
+    ) -> None:
+        assert [admission.entry.key for admission in plan.admissions] == joined + at_once
+        assert [admission.entry.key for admission in plan.beside] == begun
+        assert all(admission.entry.encoded for admission in plan.admissions)
+        new = [admission for admission in plan.admissions if not admission.beside] + plan.beside
+        assert [admission.entry.key for admission in new] == at_once + begun
+        lengths = [admission.entry.length for admission in new]
+        assert sum(lengths) <= self.max_encoder_tokens or len(lengths) <= 1
+        if begun:
+            self.encoding_steps = 0
+            self.batches, self.batch_inputs = self.batches + 1, self.batch_inputs + len(begun)
+        for admission in new:
             entry = admission.entry
             assert admission.request.encoder.key == entry.key
             assert entry.length == len(admission.request.encoder.token_ids)
@@ -477,8 +526,12 @@ class Simulator:
         lives = {id(life.request): life for life in self.lives.values()}
         for slot, index, page in plan.new_pages:
             self.self_table[slot, index] = page
+        for admission in plan.beside:
+            self.states[admission.entry.index] = admission.entry.key
         for admission in plan.admissions:
             entry = admission.entry
+            if admission.beside:
+                assert self.states.pop(entry.index) == entry.key
             assert entry.pages == self.cross[entry.key]
             self.cross_table[entry.index] = (list(entry.pages), entry.length)
             for position in range(entry.length):

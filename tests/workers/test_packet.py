@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from simulator import EOS, Job, Simulator
 
-from tandem.workers.packet import BEAM, CLOSE, ENCODE_HERE, FIRST_BEAM, NO_TOP, SINGLE, Packet
+from tandem.workers.packet import BEAM, CLOSE, ENCODE_HERE, ENCODED_BESIDE, FIRST_BEAM, NO_TOP, SINGLE, Packet
 from tandem.workers.pages import PagePool
 from tandem.workers.request import EncoderInput
 from tandem.workers.scheduler import Scheduler
@@ -25,8 +27,8 @@ class Elsewhere:
         raise AssertionError("packets do not read them")
 
 
-def scheduler() -> Scheduler:
-    return Scheduler(PagePool(32, 4), max_num_seqs=4, max_batched_tokens=16, max_encoder_tokens=64)
+def scheduler(**options: Any) -> Scheduler:
+    return Scheduler(PagePool(32, 4), max_num_seqs=4, max_batched_tokens=16, max_encoder_tokens=64, **options)
 
 
 def arrive(to: Scheduler, job: Job, token_ids: tuple[int, ...], handle: int | None = None) -> None:
@@ -153,11 +155,32 @@ def test_a_prompts_tokens_are_scored_up_to_its_last() -> None:
 def test_an_empty_step() -> None:
     empty = there_and_back(Packet.of(StepPlan()))
     assert [getattr(empty, part.name).shape for part in fields(Packet)] == [
-        (0, 4), (0,), (0,), (0, 3), (0, 6), (0,), (0,), (0, 3),
+        (0, 4), (0,), (0,), (0, 3), (0, 6), (0,), (0,), (0, 3), (0, 2), (0,),
     ]  # fmt: skip
 
 
-def test_every_step_of_busy_traffic_comes_back_the_same() -> None:
+def test_inputs_encoded_beside_steps() -> None:
+    """They begin with one step, shortest first, and are admitted by another: without the one that was
+    cancelled meanwhile."""
+    ours = scheduler(encode_beside=True)
+    arrive(ours, Job("a", 0, key=0, encoder_length=1, max_tokens=9), (1,))
+    packets = [there_and_back(Packet.of(ours.plan(0.0)))]
+    arrive(ours, Job("b", 1, key=1, encoder_length=5), (11, 12, 13, 14, 1))
+    arrive(ours, Job("c", 2, key=2, encoder_length=2), (21, 1), handle=77)
+    arrive(ours, Job("d", 3, key=3, encoder_length=3), (31, 32, 1))
+    packets += [there_and_back(Packet.of(ours.plan(0.0, encoded=encoded))) for encoded in (True, False)]
+    ours.cancel("b")
+    packets.append(there_and_back(Packet.of(ours.plan(0.0))))
+    assert [packet.admissions.tolist() for packet in packets] == [
+        [[0, 1, 1, ENCODE_HERE]], [[2, 2, 1, 77]], [], [[3, 3, 1, ENCODED_BESIDE]],
+    ]  # fmt: skip
+    assert [packet.beside.tolist() for packet in packets] == [[], [[3, 3], [1, 5]], [], []]
+    assert packets[1].beside_tokens.tolist() == [31, 32, 1, 11, 12, 13, 14, 1]
+    assert [len(packet.rows) for packet in packets] == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("beside", [(), (1,)])
+def test_every_step_of_busy_traffic_comes_back_the_same(beside: tuple[int, ...]) -> None:
     plans = []
 
     class Listener(Simulator):
@@ -168,8 +191,9 @@ def test_every_step_of_busy_traffic_comes_back_the_same() -> None:
             return super()._execute(plan)
 
     simulator = Listener(
-        pages=30, page_size=2, max_num_seqs=4, max_batched_tokens=9, max_encoder_tokens=12, depth=2
-    )
+        pages=30, page_size=2, max_num_seqs=4, max_batched_tokens=9, max_encoder_tokens=12, depth=2,
+        beside=beside,
+    )  # fmt: skip
     for number in range(40):
         job = Job(
             str(number), number, key=number % 7, encoder_length=1 + number % 7, prefix=1 + number % 5,

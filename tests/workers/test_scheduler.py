@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulator import EOS, OWN_STOP, PRIORITY_S, Job, Simulator
+from simulator import BESIDE_STEPS, EOS, OWN_STOP, PRIORITY_S, Job, Simulator
 
 from tandem.errors import InvalidRequest
 from tandem.workers import drafter
@@ -47,6 +47,7 @@ class Scenario:
     failing: frozenset[int]
     seconds_a_step: float
     jobs: list[Job]
+    beside: tuple[int, ...] = ()
 
 
 small = st.integers
@@ -121,11 +122,14 @@ def play(scenario: Scenario) -> Simulator:
         depth=scenario.depth,
         draft_tokens=scenario.draft_tokens,
         failing=scenario.failing,
+        beside=scenario.beside,
     )
     work = [job.prefix + 2 * job.max_tokens + scenario.depth + 2 for job in scenario.jobs]
     # Whoever is first in order moves on at every step; it can only be displaced by a new arrival or wait
     # for the one that runs in its place.
     bound = ARRIVALS + 1 + 2 * sum(work) + len(work) * max(work)
+    if scenario.beside:  # once for the batch before, once for its own, and again when it was preempted
+        bound *= 1 + 2 * BESIDE_STEPS
     submitted = 0
     for step in itertools.count():
         now = step * scenario.seconds_a_step
@@ -177,6 +181,22 @@ def test_everything_holds_whatever_happens() -> None:
         assert seen[what] >= 3, seen
 
 
+def test_everything_holds_while_inputs_are_encoded() -> None:
+    seen: Counter[str] = Counter()
+
+    @settings(max_examples=150)
+    @given(scenarios(), st.sampled_from([(1,), (2,), (3, 1), (99, 2)]))
+    def under(scenario: Scenario, beside: tuple[int, ...]) -> None:
+        simulator = play(replace(scenario, beside=beside))
+        for life in simulator.ended:
+            if life.reason in ("stop", "length"):
+                assert (life.out, life.reason) == life.job.answer
+        seen["beside"] += simulator.batches > 0
+
+    under()
+    assert seen["beside"] >= 3, seen
+
+
 @settings(max_examples=60)
 @given(scenarios(), small(1, 3))
 def test_answers_depend_on_nothing_but_the_request(scenario: Scenario, depth: int) -> None:
@@ -193,10 +213,14 @@ def test_answers_depend_on_nothing_but_the_request(scenario: Scenario, depth: in
 
 
 @pytest.mark.parametrize(
-    ("seed", "depth", "page_size"),
-    [(0, 1, 1), (1, 1, 2), (2, 2, 1), (3, 2, 2), (4, 3, 1), (5, 3, 2), (6, 1, 8), (7, 2, 8), (8, 3, 8)],
+    ("seed", "depth", "page_size", "beside"),
+    [
+        *((0, 1, 1, ()), (1, 1, 2, ()), (2, 2, 1, ()), (3, 2, 2, ()), (4, 3, 1, ()), (5, 3, 2, ())),
+        *((6, 1, 8, ()), (7, 2, 8, ()), (8, 3, 8, ())),
+        *((9, 1, 2, (1,)), (10, 2, 2, (3, 1, 99)), (11, 3, 1, (2, 6))),
+    ],
 )
-def test_long_traffic(seed: int, depth: int, page_size: int) -> None:
+def test_long_traffic(seed: int, depth: int, page_size: int, beside: tuple[int, ...]) -> None:
     """A busy engine, for longer than random scenarios last: half a thousand requests, of which the pages
     hold a few."""
     rng = random.Random(seed)
@@ -209,6 +233,7 @@ def test_long_traffic(seed: int, depth: int, page_size: int) -> None:
         depth=depth,
         draft_tokens=7,
         failing=rng.sample(range(300), 10),
+        beside=beside,
     )
     lengths = [rng.randint(1, 16 if page_size == 8 else 6) for _ in range(100)]
     copies = random.Random(seed)
@@ -248,6 +273,52 @@ def test_long_traffic(seed: int, depth: int, page_size: int) -> None:
         assert simulator.preemptions > 10
         assert 20 < simulator.accepted < simulator.drafted
         assert (simulator.preempted_drafts > 0) == (depth > 1)
+    if beside:
+        assert simulator.batch_inputs > 1.1 * simulator.batches > 50
+        assert simulator.abandoned > 0
+        assert (simulator.overdue > 0) == (99 in beside)
+
+
+# -- encoder inputs beside the steps
+
+
+def test_inputs_gather_while_others_are_encoded() -> None:
+    """Two more steps for a batch: what comes meanwhile makes the next."""
+    ours = engine(pages=64, max_num_seqs=8, beside=(2,))
+    for step in range(8):
+        ours.submit(Job(str(step), step, key=step, encoder_length=2, max_tokens=12, at=step), step)
+        ours.step(step)
+        waits = [name for name, life in ours.lives.items() if life.running and not life.computed]
+        # The first was encoded in its step: nobody decoded, it would have waited anyway.
+        assert waits == [[], ["1"], ["1"], ["1"], ["2", "3", "4"], ["2", "3", "4"], ["2", "3", "4"],
+                         ["5", "6", "7"]][step]  # fmt: skip
+    assert (ours.batches, ours.batch_inputs) == (3, 7)
+
+
+def test_a_step_waits_for_inputs_where_nobody_decodes() -> None:
+    ours = engine(beside=(99,))
+    ours.submit(Job("first", 0, key=0, encoder_length=2, max_tokens=3), 0.0)
+    ours.step(0.0)
+    ours.submit(Job("second", 1, key=1, encoder_length=2, max_tokens=3), 0.0)
+    ours.step(0.0)
+    ours.step(0.0)
+    assert [life.job.name for life in ours.ended] == ["first"]
+    assert ours.lives["second"].computed == 0
+    ours.step(0.0)
+    assert ours.lives["second"].computed == 1
+
+
+def test_nobody_waits_longer_than_so_many_steps() -> None:
+    ours = engine(pages=64, beside=(99,))
+    ours.submit(Job("first", 0, key=0, encoder_length=2, max_tokens=40), 0.0)
+    ours.step(0.0)
+    ours.submit(Job("second", 1, key=1, encoder_length=2), 0.0)
+    for _ in range(1 + BESIDE_STEPS):
+        assert not ours.lives["second"].computed
+        ours.step(0.0)
+    ours.step(0.0)
+    assert ours.lives["second"].computed
+    assert ours.overdue == 1
 
 
 # -- fairness
