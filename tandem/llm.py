@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections import deque
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
@@ -13,7 +12,7 @@ from typing import Any, Self, Unpack, cast
 
 from tqdm import tqdm
 
-from tandem.errors import InternalError, InvalidRequest, TandemError
+from tandem.errors import InvalidRequest
 from tandem.inputs import Chosen, Prompt, SingletonPrompt
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
@@ -25,7 +24,8 @@ from tandem.workers.engine import Engine
 from tandem.workers.frontend import Frontend
 from tandem.workers.local_group import LocalGroup
 from tandem.workers.model_info import ModelInfo
-from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.request import Delta
+from tandem.workers.shared_engine import SharedEngine
 from tandem.workers.tasks import Tasks
 
 _PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
@@ -78,12 +78,9 @@ class LLM:
         )
         self._frontend = Frontend.load(folder, model, limits, override_generation_config)
         self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
-        self._lock = threading.Lock()  # around the engine
-        self._inboxes: dict[str, deque[Delta]] = {}  # of live engine requests, by their id
-        self._failure: TandemError | None = None  # why nothing works any more
-        self._closed = False
+        self._closing, self._closed = threading.Lock(), False
         try:
-            self._engine = Engine(config, self._ranks.group if self._ranks else None)
+            self._engine = SharedEngine(Engine(config, self._ranks.group if self._ranks else None))
         except BaseException:
             if self._ranks:
                 self._ranks.close(kill=True)
@@ -199,7 +196,7 @@ class LLM:
             )
         ]
         ends: dict[str, Delta] = {}
-        with closing(self._deltas([target for one in prepared for target in one.targets])) as deltas:
+        with closing(self._engine.deltas([target for one in prepared for target in one.targets])) as deltas:
             for delta in deltas:
                 ends[delta.request_id] = delta
         return [one.output(ends) for one in prepared]
@@ -225,18 +222,15 @@ class LLM:
 
     def close(self) -> None:
         """Ends the worker processes. Calls under way fail; closing twice does no harm."""
-        with self._lock:
+        with self._closing:
             if self._closed:
                 return
-            self._closed = True
-            broken = self._failure is not None
-            self._failure = InvalidRequest("this LLM is closed")
+            self._closed, sound = True, False
             try:
-                if not broken:
-                    self._engine.close()
+                sound = self._engine.close(InvalidRequest("this LLM is closed"))
             finally:
                 if self._ranks:
-                    self._ranks.close(kill=broken)
+                    self._ranks.close(kill=not sound)
 
     def __enter__(self) -> Self:
         return self
@@ -249,71 +243,21 @@ class LLM:
     def _run(
         self, prepared: Sequence[PreparedRequest], assemblers: Sequence[Assembler]
     ) -> Generator[tuple[int, TextDelta]]:
-        """Yields what each of these requests grew by, with its number; otherwise as `_deltas`."""
+        """Yields what each of these requests grew by, with its number; otherwise as `SharedEngine.deltas`."""
         where = {
             sample.request_id: (number, index)
             for number, request in enumerate(prepared)
             for index, sample in enumerate(request.samples)
         }
         samples = [sample for request in prepared for sample in request.samples]
-        with closing(self._deltas(samples)) as deltas:
+        with closing(self._engine.deltas(samples)) as deltas:
             for delta in deltas:
                 number, index = where[delta.request_id]
                 pieces = assemblers[number].push(delta)
                 if not delta.last and assemblers[number].stopped(index):
-                    with self._lock:
-                        self._engine.cancel(delta.request_id)
+                    self._engine.cancel(delta.request_id)
                 for piece in pieces:
                     yield number, piece
-
-    def _deltas(self, requests: Sequence[EngineRequest]) -> Generator[Delta]:
-        """Drives the engine until all these requests have ended. What has not ended when the caller turns
-        away is cancelled."""
-        inbox: deque[Delta] = deque()
-        live: set[str] = set()
-        try:
-            with self._lock:
-                self._check_usable()
-                for request in requests:
-                    self._engine.submit(request)
-                    self._inboxes[request.request_id] = inbox
-                    live.add(request.request_id)
-            while live:
-                delta = self._next(inbox)
-                if delta.last:
-                    live.discard(delta.request_id)
-                yield delta
-        finally:
-            with self._lock:
-                for request_id in live:
-                    self._engine.cancel(request_id)
-                    self._inboxes.pop(request_id, None)
-
-    def _next(self, inbox: deque[Delta]) -> Delta:
-        """The next delta of a call, stepping the engine, for all calls, while there is none."""
-        while not inbox:
-            with self._lock:
-                if inbox:  # another thread's step has brought it
-                    break
-                self._check_usable()
-                try:
-                    deltas = self._engine.step()
-                except BaseException as error:  # Ctrl-C too: the ranks may be out of step
-                    self._failure = InternalError(f"the engine failed: {error!r}")
-                    raise
-                for delta in deltas:
-                    listener = (
-                        self._inboxes.pop(delta.request_id, None)
-                        if delta.last
-                        else self._inboxes.get(delta.request_id)
-                    )
-                    if listener is not None:  # else its call has turned away
-                        listener.append(delta)
-        return inbox.popleft()
-
-    def _check_usable(self) -> None:
-        if self._failure is not None:
-            raise self._failure
 
 
 def _one_each(params: Params | Sequence[Params | None] | None, count: int) -> list[Params | None]:

@@ -113,15 +113,15 @@ def test_a_dropped_stream_frees_its_pages(llm: LLM) -> None:
     next(stream)
     stream.close()
     llm.generate(FRENCH + "Hi.", GREEDY)  # its steps carry the cancellation out
-    stats = llm._engine.stats()
+    stats = llm._engine.engine.stats()
     assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)
 
 
 def test_samples_are_reproducible_and_share_their_encoder_input(llm: LLM) -> None:
     params = SamplingParams(n=4, temperature=1.0, top_p=0.95, seed=7, max_tokens=16)
-    before = llm._engine.stats().encoded_tokens
+    before = llm._engine.engine.stats().encoded_tokens
     (first,) = llm.generate(FRENCH + "I am happy today.", params)
-    assert llm._engine.stats().encoded_tokens - before == len(first.encoder_prompt_token_ids)
+    assert llm._engine.engine.stats().encoded_tokens - before == len(first.encoder_prompt_token_ids)
     crowd = llm.generate(
         [FRENCH + "I am happy today.", *[FRENCH + f"I have {n} dogs." for n in range(9)]],
         [params, *[SamplingParams(temperature=1.0, max_tokens=16)] * 9],
@@ -273,10 +273,10 @@ def test_more_beams_than_the_engine_decodes_at_once_are_refused() -> None:
 
 
 def test_nothing_runs_where_one_prompt_is_bad(llm: LLM) -> None:
-    before = llm._engine.stats().steps
+    before = llm._engine.engine.stats().steps
     with pytest.raises(InvalidRequest):
         llm.generate([FRENCH + "Hi.", ""])
-    assert llm._engine.stats().steps == before
+    assert llm._engine.engine.stats().steps == before
 
 
 def test_a_request_that_can_never_fit_is_refused_and_the_rest_let_go() -> None:
@@ -285,7 +285,7 @@ def test_a_request_that_can_never_fit_is_refused_and_the_rest_let_go() -> None:
             llm.generate(
                 [FRENCH + "Hi.", FRENCH + "Hi."], [GREEDY.model_copy(update={"max_tokens": 4}), GREEDY]
             )
-        stats = llm._engine.stats()
+        stats = llm._engine.engine.stats()
         assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, 4)
 
 
