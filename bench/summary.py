@@ -63,10 +63,14 @@ SYSTEMS = {
 def engine() -> str:
     models = load("engine")["models"]
     there = [
-        name for name in SYSTEMS if all(name in by for loads in models.values() for by in loads.values())
+        name for name in SYSTEMS if any(name in by for loads in models.values() for by in loads.values())
     ]
+
+    def cell(of: Figures | None) -> str:
+        return "–" if of is None else f"{of['tokens_per_s']['median']:.0f}"
+
     rows = [
-        [model, kind, *(f"{by_system[name]['tokens_per_s']['median']:.0f}" for name in there)]
+        [model, kind, *(cell(by_system.get(name)) for name in there)]
         for model, loads in models.items()
         for kind, by_system in loads.items()
     ]
@@ -231,8 +235,8 @@ def block(name: str) -> re.Pattern[str]:
 PAIRS = (
     ("tandem float32", "transformers"),
     ("tandem float32", "ctranslate2 float32"),
-    ("tandem bfloat16", "transformers"),
-    ("tandem bfloat16", "ctranslate2 int8"),
+    ("tandem int8", "transformers"),
+    ("tandem int8", "ctranslate2 float32"),
     ("tandem int8", "ctranslate2 int8"),
 )
 

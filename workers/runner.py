@@ -84,6 +84,10 @@ class Runner:
         )
         self._host_cross_lengths = np.zeros(slots, dtype=np.int64)  # the same: sizes launches without a sync
         # Decode steps that are launched at once, by kind of row; for beams, made when the first ones come.
+        # Rows of padding cost a graph their time, a program nothing: only there is room for drafts.
+        self._most = slots
+        if self.device.type == "cpu" and not config.uses_graphs(self.device):
+            self._most = min(slots * (1 + config.drafts(self.device)), config.max_batched_tokens)
         self._steps: dict[int, Callable[[Ints], torch.Tensor | None]] = {}
         self._make_step(SINGLE)
 
@@ -103,8 +107,9 @@ class Runner:
         kind = self._decoding(packet)
         if kind is None:
             return self.decoder(self._batch(packet), self.pool)
-        slots, positions, _, entries, _, _ = packet.rows.T
-        rows = np.stack([slots, positions, entries, packet.row_tokens])
+        slots, starts, counts, entries, _, _ = packet.rows.T
+        row_of, positions = _positions(starts, counts)
+        rows = np.stack([slots[row_of], positions, entries[row_of], packet.row_tokens])
         if kind in self._steps:
             return self._steps[kind](rows), None
         return self._decode(torch.from_numpy(rows).to(self.device, non_blocking=True), kind), None
@@ -189,29 +194,32 @@ class Runner:
         self.decoder.admit(states[0] if len(states) == 1 else torch.cat(states), slots, self.pool)
 
     def _decoding(self, packet: Packet) -> int | None:
-        """The kind of all rows, where each is one position, behind which a token is wanted, and reads an
-        encoder input of its own.
+        """The kind of all rows, where behind each of their positions a token is wanted: each position, of a
+        draft as well, then is a row by itself.
 
-        Where steps are launched at once they may share them: how many rows there are to an input would have
-        to be known beforehand, and as such rows lie next to each other, what one reads the others find in the
-        cache.
+        Unless steps are launched at once, only of rows of one position that read an encoder input of their
+        own: others read K and V together. Launched at once they cannot, for how many do would have to be
+        known beforehand; but as such rows lie next to each other, what one reads is in the cache for others.
         """
         _, _, counts, entries, samples, kinds = packet.rows.T
         kind = int(kinds[0])
-        alike = ((counts == 1) & (samples == 1) & (kinds == kind)).all()
+        alike = ((counts == samples) & (kinds == kind)).all()
         if not alike or kind == FIRST_BEAM or len(packet.targets):
             return None
-        apart = self._steps or self.spec.encoder is None or (entries[1:] != entries[:-1]).all()
-        return kind if apart else None
+        if kind in self._steps:
+            return kind if counts.sum() <= self._most else None
+        apart = self.spec.encoder is None or (entries[1:] != entries[:-1]).all()
+        return kind if apart and (counts == 1).all() else None
 
     def _make_step(self, kind: int) -> None:
         """`_decode` of this kind of rows as one launch, where there is a way."""
-        forward, last = partial(self._decode, kind=kind), self.config.max_num_seqs
+        forward = partial(self._decode, kind=kind)
         if self.config.uses_graphs(self.device):
-            self._steps[kind] = StepGraphs(forward, [last, 0, last, 0], last, self.device)
+            last = self.config.max_num_seqs
+            self._steps[kind] = StepGraphs(forward, [last, 0, last, 0], self._most, self.device)
         elif kernels.cpu_ops.COMPILED and self.device.type == "cpu" and self.group.size == 1:
             try:
-                self._steps[kind] = kernels.CPUProgram(forward, 4, last)
+                self._steps[kind] = kernels.CPUProgram(forward, 4, self._most)
             except kernels.NotRecordable as operator:
                 _LOG.debug("decode steps go op by op: %s is PyTorch's", operator)
 
@@ -246,10 +254,8 @@ class Runner:
         scored, targets, top = packet.targets.T
         beams = int((kinds == BEAM).sum())
         singles = int((counts == 1).sum()) - beams
-        ends = np.cumsum(counts)
-        row_of = np.repeat(np.arange(len(counts)), counts)
-        numbers = np.arange(ends[-1])
-        positions = numbers - (ends - counts)[row_of] + starts[row_of]
+        row_of, positions = _positions(starts, counts)
+        ends, numbers = np.cumsum(counts), np.arange(len(positions))
         sampled = np.flatnonzero(numbers >= (ends - samples)[row_of])
         token_ids, row_slots, row_positions, sample_rows, score_rows, target_ids = self._send(
             packet.row_tokens, slots[row_of], positions, sampled, scored, targets
@@ -320,6 +326,12 @@ class Runner:
         together = torch.from_numpy(np.concatenate(arrays)).to(self.device, non_blocking=True)
         parts: Sequence[torch.Tensor] = together.split([len(array) for array in arrays])
         return parts
+
+
+def _positions(starts: Ints, counts: Ints) -> tuple[Ints, Ints]:
+    """Of so many positions from each start on: the number of its row, and the position, of each."""
+    row_of = np.repeat(np.arange(len(counts)), counts)
+    return row_of, np.arange(len(row_of)) - (np.cumsum(counts) - counts - starts)[row_of]
 
 
 def encode_packed(encoder: EncoderStack, token_ids: Ints, lengths: Ints) -> torch.Tensor:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from models import EOS, PAD, decoding
 
 from tandem.kernels import CPUProgram, cpu_ops
+from tandem.workers import drafter
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
-from tandem.workers.packet import BEAM, SINGLE
+from tandem.workers.packet import BEAM, SINGLE, Ints
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
 
 pytestmark = pytest.mark.skipif(not cpu_ops.AVX512, reason="the C++ extension, or AVX-512, is not there")
@@ -21,8 +23,10 @@ Checkpoint = Callable[..., Path]
 
 
 def make_engine(folder: Path, **options: object) -> Engine:
-    sizes = {"max_num_seqs": 6, "page_size": 4, "num_pages": 80, "max_encoder_length": 40}
-    return Engine(EngineConfig.of(model=str(folder), device="cpu", draft_tokens=0, **{**sizes, **options}))
+    sizes = {
+        "max_num_seqs": 6, "page_size": 4, "num_pages": 80, "max_encoder_length": 40, "draft_tokens": 0,
+    }  # fmt: skip
+    return Engine(EngineConfig.of(model=str(folder), device="cpu", **{**sizes, **options}))
 
 
 def answers(engine: Engine, beams: int) -> dict[str, list[int]]:
@@ -65,3 +69,18 @@ def test_a_model_of_other_ops_goes_op_by_op(checkpoint: Checkpoint, caplog: pyte
 
 def test_half_precision_goes_op_by_op(checkpoint: Checkpoint) -> None:
     assert not make_engine(checkpoint("t5"), dtype="bfloat16").runner._steps
+
+
+def test_drafts_are_rows_of_a_recorded_step(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(drafter, "CHANCES", (0.9, 0.95, 0.99))
+    recorded, plain = (make_engine(checkpoint("t5"), draft_tokens=number) for number in (7, 0))
+    most, run = [], recorded.runner._steps[SINGLE]
+
+    def watched(rows: Ints) -> Any:
+        most.append(rows.shape[1])
+        return run(rows)
+
+    recorded.runner._steps[SINGLE] = watched
+    assert answers(recorded, 1) == answers(plain, 1)
+    assert max(most) > recorded.config.max_num_seqs
+    assert recorded.stats().drafted_tokens > 0
