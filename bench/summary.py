@@ -205,6 +205,17 @@ def roofline() -> str:
     return markdown(["op", *head], rows)
 
 
+def speculation() -> str:
+    rows = []
+    for model, loads in load("speculation")["models"].items():
+        for kind, by_count in loads.items():
+            ratios = (_spread(values["ratio"]) for values in by_count.values())
+            alone = by_count["1"]
+            right = f"{_percent(alone['accepted_per_drafted']['median'])}"
+            rows.append([model, kind, *ratios, right if alone["drafted_per_token"]["median"] else "–"])
+    return markdown(["model", "input", "1 request", "8", "32", "drafts right, of 1"], rows)
+
+
 def admission() -> str:
     rows = []
     for kind, figures in load("admission")["loads"].items():
@@ -219,7 +230,7 @@ def _spread(values: Figures) -> str:
 
 
 DOCUMENTS: dict[Path, tuple[Callable[[], str], ...]] = {
-    ROOT / "README.md": (engine, cluster, placement),
+    ROOT / "README.md": (engine, speculation, cluster, placement),
     ROOT / "docs" / "measurements.md": (
         roofline, cache, handoff, costs, validation, saturation, scaling, choices, admission,
     ),

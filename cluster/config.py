@@ -145,6 +145,12 @@ class ServeConfig:
         )
 
     @property
+    def workers_at_once(self) -> int:
+        """That compute at the same time for a cluster of one decoder: its shards in step, and an encoder
+        beside them."""
+        return self.tensor_parallel_size * (2 if self.placement == "disaggregated" else 1)
+
+    @property
     def model_name(self) -> str:
         """What clients call the model."""
         return self.served_model_name or self.model

@@ -32,7 +32,7 @@ class PackedEncoder(Protocol):
 
 
 def make_encoder(config: ServeConfig) -> PackedEncoder:
-    use_cpus(config.encoder_cpus)
+    use_cpus(config.encoder_cpus, config.workers_at_once)
     return Encoder(config.engine_config())
 
 

@@ -51,7 +51,7 @@ def make_engine(config: ServeConfig, rendezvous: str) -> Engine:
     """Rank 0's engine; returns when all ranks have met."""
     engine_config = config.engine_config()
     size = engine_config.tensor_parallel_size
-    use_cpus(config.decoder_cpus, size)
+    use_cpus(config.decoder_cpus, config.workers_at_once)
     return Engine(engine_config, Group.create(0, size, rendezvous, engine_config.torch_device()))
 
 

@@ -33,7 +33,7 @@ class ShardActor:
         try:
             config = self._config.engine_config()
             size = config.tensor_parallel_size
-            use_cpus(self._config.decoder_cpus, size)
+            use_cpus(self._config.decoder_cpus, self._config.workers_at_once)
             group = Group.create(self._rank, size, rendezvous, config.torch_device(self._rank))
             self._follower = Follower(config, group)
         except BaseException as error:
