@@ -54,6 +54,7 @@ protos: .venv/.installed  ## Generate the Python modules of protos/ anew.
 bench: .venv/.installed  ## Measure on this machine, in less than 20 minutes; one table of ratios.
 	$(BIN)/python bench/engine.py --rounds 2
 	$(BIN)/python bench/roofline.py
+	$(BIN)/python bench/speculation.py --rounds 2
 	$(BIN)/python bench/cluster.py --rounds 2
 	$(BIN)/python bench/placement.py --rounds 2
 	$(BIN)/python bench/simulate.py
