@@ -39,29 +39,33 @@ class Drafter:
         for size in range(1, LONGEST + 1):
             ngrams = zip(*(source[start:] for start in range(size)), strict=False)
             self._after.update(zip(ngrams, range(size, len(source)), strict=False))
+        self._followed = frozenset(source[:-1])  # tokens with something behind them
         self._end = tuple(tokens[-LONGEST:])
-        self._next = self._run = 0
+        # The last `run` tokens stand in the source, before the one at `_next`; 0: nothing is known to follow.
+        self._next = self.run = 0
         self._find()
 
     def push(self, token: int) -> None:
         """The sequence grew by this one."""
         self._end = (*self._end, token)[-LONGEST:]
-        if self._run:
+        if self.run:
             right = self._source[self._next] == token
-            level = min(self._run, LONGEST) - 1
+            level = min(self.run, LONGEST) - 1
             self._chances[level] += RATE * (right - self._chances[level])
             self._next += 1
             if right and self._next < len(self._source):
-                self._run += 1
+                self.run += 1
                 return
         self._find()
 
     def _find(self) -> None:
         """Where the longest end of the sequence stands in the source."""
-        self._run = 0
+        self.run = 0
+        if not self._end or self._end[-1] not in self._followed:  # most tokens, where nothing is copied
+            return
         for size in range(len(self._end), 0, -1):
             if (at := self._after.get(self._end[-size:])) is not None:
-                self._next, self._run = at, size
+                self._next, self.run = at, size
                 return
 
     def draft(self, most: int, rows: int, *, behind: int, costs: int, stops: Collection[int]) -> list[int]:
@@ -73,9 +77,9 @@ class Drafter:
         least = max(LEAST, rows / (rows + STEP_ROWS))
         draft: list[int] = []
         chance, gain = 1.0, 0.0
-        guesses = self._source[self._next : self._next + behind + most] if self._run else ()
+        guesses = self._source[self._next : self._next + behind + most] if self.run else ()
         for number, token in enumerate(guesses):
-            chance *= self._chances[min(self._run + number, LONGEST) - 1]
+            chance *= self._chances[min(self.run + number, LONGEST) - 1]
             if chance < least or token in stops:
                 break
             if number >= behind:

@@ -17,7 +17,7 @@ def lengthen(plan: StepPlan, budget: int, most: int, page_size: int, depth: int)
     rows, drafted = len(plan.rows), 0
     for row in plan.rows:
         sequence = row.sequence
-        if sequence.drafter is None or not row.samples:
+        if sequence.drafter is None or not sequence.drafter.run or not row.samples:
             continue
         decoding = sequence.request.decoding
         room = min(
