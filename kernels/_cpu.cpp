@@ -201,30 +201,49 @@ PyObject* py_lay_out(PyObject*, PyObject* const* values, Py_ssize_t count) {
 
 PyObject* py_has_avx512(PyObject*, PyObject* const*, Py_ssize_t) { return PyBool_FromLong(has_avx512()); }
 
-PyObject* py_float_size(PyObject*, PyObject* const* values, Py_ssize_t count) {
+// ---- products
+
+template <i64 (*SIZE)(i64 outputs, i64 inputs)>
+PyObject* py_size(PyObject*, PyObject* const* values, Py_ssize_t count) {
     Arguments args(values, count);
     const i64 outputs = args.integer(), inputs = args.integer();
-    return args.complete() ? PyLong_FromLongLong(float_linear::packed_floats(outputs, inputs)) : nullptr;
+    return args.complete() ? PyLong_FromLongLong(SIZE(outputs, inputs)) : nullptr;
+}
+
+// With the arguments that every weight has.
+template <typename F>
+PyObject* pack(Arguments& args, const F& packing) {
+    const i64 outputs = args.integer(), inputs = args.integer();
+    const int threads = args.small();
+    if (!args.complete()) return nullptr;
+    Py_BEGIN_ALLOW_THREADS
+    packing(outputs, inputs, threads);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
 PyObject* py_float_pack(PyObject*, PyObject* const* values, Py_ssize_t count) {
     Arguments args(values, count);
     const float* weight = args.address<float>();
     float* packed = args.address<float>();
-    const i64 outputs = args.integer(), inputs = args.integer();
-    const int threads = args.small();
-    if (!args.complete()) return nullptr;
-    Py_BEGIN_ALLOW_THREADS
-    float_linear::pack(weight, packed, outputs, inputs, threads);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    return pack(args, [=](i64 outputs, i64 inputs, int threads) {
+        float_linear::pack(weight, packed, outputs, inputs, threads);
+    });
 }
 
-PyObject* py_float_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
+PyObject* py_int8_pack(PyObject*, PyObject* const* values, Py_ssize_t count) {
     Arguments args(values, count);
-    float_linear::Linear op;
-    op.x = args.address<float>();
-    op.packed = args.address<float>();
+    const float* weight = args.address<float>();
+    uint8_t* packed = args.address<uint8_t>();
+    float* scales = args.address<float>();
+    return pack(args, [=](i64 outputs, i64 inputs, int threads) {
+        int8_linear::pack(weight, packed, scales, outputs, inputs, threads);
+    });
+}
+
+// With the arguments that every product has behind its weight.
+template <typename Linear>
+PyObject* multiply(Arguments& args, Linear& op) {
     op.bias = args.address<float>();
     op.out = args.address<float>();
     const i64 rows = args.integer();
@@ -233,24 +252,12 @@ PyObject* py_float_linear(PyObject*, PyObject* const* values, Py_ssize_t count) 
     return perform(args, op, rows);
 }
 
-PyObject* py_int8_size(PyObject*, PyObject* const* values, Py_ssize_t count) {
+PyObject* py_float_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
     Arguments args(values, count);
-    const i64 outputs = args.integer(), inputs = args.integer();
-    return args.complete() ? PyLong_FromLongLong(int8_linear::packed_bytes(outputs, inputs)) : nullptr;
-}
-
-PyObject* py_int8_pack(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
-    const float* weight = args.address<float>();
-    uint8_t* packed = args.address<uint8_t>();
-    float* scales = args.address<float>();
-    const i64 outputs = args.integer(), inputs = args.integer();
-    const int threads = args.small();
-    if (!args.complete()) return nullptr;
-    Py_BEGIN_ALLOW_THREADS
-    int8_linear::pack(weight, packed, scales, outputs, inputs, threads);
-    Py_END_ALLOW_THREADS
-    Py_RETURN_NONE;
+    float_linear::Linear op;
+    op.x = args.address<float>();
+    op.packed = args.address<float>();
+    return multiply(args, op);
 }
 
 PyObject* py_int8_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
@@ -259,12 +266,7 @@ PyObject* py_int8_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
     op.x = args.address<float>();
     op.packed = args.address<uint8_t>();
     op.scales = args.address<float>();
-    op.bias = args.address<float>();
-    op.out = args.address<float>();
-    const i64 rows = args.integer();
-    for (i64* number : {&op.outputs, &op.inputs, &op.stride}) *number = args.integer();
-    op.threads = args.small();
-    return perform(args, op, rows);
+    return multiply(args, op);
 }
 
 // ---- programs
@@ -316,10 +318,10 @@ PyMethodDef methods[] = {
     method("argmax", py_argmax),
     method("lay_out", py_lay_out),
     method("has_avx512", py_has_avx512),
-    method("float_size", py_float_size),
+    method("float_size", py_size<float_linear::packed_floats>),
     method("float_pack", py_float_pack),
     method("float_linear", py_float_linear),
-    method("int8_size", py_int8_size),
+    method("int8_size", py_size<int8_linear::packed_bytes>),
     method("int8_pack", py_int8_pack),
     method("int8_linear", py_int8_linear),
     method("record", py_record),

@@ -10,62 +10,51 @@ namespace {
 // Below this many numbers a second thread costs more than it gives.
 constexpr i64 WORTH_A_THREAD = 1 << 16;
 
-// x + residual, in T, and its RMS norm: of one row.
+// x + residual, which is stored to sum, or x where there is no residual: of one row.
 template <typename T>
-inline void add_rms_norm_row(const T* x, const T* residual, const T* weight, T* out, T* sum, i64 d, float eps) {
+inline const T* add_row(const T* x, const T* residual, T* sum, i64 d) {
+    if (residual == nullptr) return x;
+#pragma omp simd
+    for (i64 i = 0; i < d; ++i) store(sum + i, load(x + i) + load(residual + i));
+    return sum;
+}
+
+template <typename T>
+inline void rms_norm_row(const T* x, const T* weight, T* out, i64 d, float eps) {
     float squares = 0;
 #pragma omp simd reduction(+ : squares)
-    for (i64 i = 0; i < d; ++i) {
-        float total = load(x + i);
-        if (residual != nullptr) {
-            store(sum + i, total + load(residual + i));
-            total = load(sum + i);
-        }
-        squares += total * total;
-    }
-    const T* from = residual == nullptr ? x : sum;
+    for (i64 i = 0; i < d; ++i) squares += load(x + i) * load(x + i);
     const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(d) + eps);
 #pragma omp simd
     for (i64 i = 0; i < d; ++i) {
         T normed;  // rounded before it is weighted, as T5LayerNorm does
-        store(&normed, load(from + i) * inverse);
+        store(&normed, load(x + i) * inverse);
         store(out + i, load(&normed) * load(weight + i));
     }
 }
 
-// The same, and LayerNorm.
 template <typename T>
-inline void add_layer_norm_row(const T* x, const T* residual, const T* weight, const T* bias, T* out, T* sum, i64 d,
-                               float eps) {
-    float total = 0;
+inline void layer_norm_row(const T* x, const T* weight, const T* bias, T* out, i64 d, float eps) {
+    float total = 0, squares = 0;
 #pragma omp simd reduction(+ : total)
-    for (i64 i = 0; i < d; ++i) {
-        float value = load(x + i);
-        if (residual != nullptr) {
-            store(sum + i, value + load(residual + i));
-            value = load(sum + i);
-        }
-        total += value;
-    }
-    const T* from = residual == nullptr ? x : sum;
+    for (i64 i = 0; i < d; ++i) total += load(x + i);
     const float mean = total / static_cast<float>(d);
-    float squares = 0;
 #pragma omp simd reduction(+ : squares)
-    for (i64 i = 0; i < d; ++i) squares += (load(from + i) - mean) * (load(from + i) - mean);
+    for (i64 i = 0; i < d; ++i) squares += (load(x + i) - mean) * (load(x + i) - mean);
     const float inverse = 1.0f / std::sqrt(squares / static_cast<float>(d) + eps);
 #pragma omp simd
-    for (i64 i = 0; i < d; ++i)
-        store(out + i, (load(from + i) - mean) * inverse * load(weight + i) + load(bias + i));
+    for (i64 i = 0; i < d; ++i) store(out + i, (load(x + i) - mean) * inverse * load(weight + i) + load(bias + i));
 }
 
 template <typename T>
 inline void norm_row(const Norm& op, i64 row) {
     const i64 at = row * op.width;
-    const T *x = static_cast<const T*>(op.x) + at, *weight = static_cast<const T*>(op.weight);
+    const T *weight = static_cast<const T*>(op.weight), *bias = static_cast<const T*>(op.bias);
     const T* residual = op.residual == nullptr ? nullptr : static_cast<const T*>(op.residual) + at;
-    T *out = static_cast<T*>(op.out) + at, *sum = residual == nullptr ? nullptr : static_cast<T*>(op.sum) + at;
-    if (op.bias == nullptr) add_rms_norm_row(x, residual, weight, out, sum, op.width, op.eps);
-    else add_layer_norm_row(x, residual, weight, static_cast<const T*>(op.bias), out, sum, op.width, op.eps);
+    const T* x = add_row(static_cast<const T*>(op.x) + at, residual, static_cast<T*>(op.sum) + at, op.width);
+    T* out = static_cast<T*>(op.out) + at;
+    if (bias == nullptr) rms_norm_row(x, weight, out, op.width, op.eps);
+    else layer_norm_row(x, weight, bias, out, op.width, op.eps);
 }
 
 EVERY_LEVEL void norm_float(const Norm& op, i64 row) { norm_row<float>(op, row); }

@@ -1,4 +1,4 @@
-"""The CPU's hot ops in one pass each: launchers of `_cpu.cpp`, which is compiled when Tandem is installed.
+"""The CPU's hot ops in one pass each: launchers of the C++ extension, compiled when Tandem is installed.
 
 Where no compiler was there, or for tensors it does not take, the plain twins in `reference` do the same.
 """
@@ -29,8 +29,6 @@ else:
 _HALF: Final = {torch.float32: False, torch.bfloat16: True}
 # Up to this many query rows of a sequence attend here; from there on dense products pay.
 _FEW_ROWS: Final = 16
-
-
 # In the order of `_cpu.h`.
 _ACTIVATIONS: Final = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
 
@@ -96,7 +94,7 @@ def takes(*tensors: Tensor) -> bool:
 
 def takes_floats(*tensors: Tensor) -> bool:
     """Whether these are float32, on the CPU, and the extension is there."""
-    return COMPILED and all(tensor.is_cpu and tensor.dtype == torch.float32 for tensor in tensors)
+    return tensors[0].dtype == torch.float32 and takes(*tensors)
 
 
 def takes_pages(pages: Tensor, groups: RowGroups | None = None) -> bool:

@@ -21,26 +21,32 @@ _LINE: Final = 64  # bytes of cache
 
 
 class NotRecordable(Exception):
-    """A step needs an operator that is PyTorch's."""
+    """Why a step cannot be one call."""
 
 
 class CPUProgram:
     """`forward` of int64 [fields, rows] -> [rows, outputs], for any number of rows up to `most`.
 
     It is called once, to be recorded, and computes nothing then. Whatever differs from step to step must be
-    in its rows, or in tensors that live on; every op must be of as many rows as there are. Operators of
-    PyTorch would be missing from the program: NotRecordable is raised at the first that is not just a view.
+    in its rows, or in tensors that live on; the number of threads is what it is then. Raises NotRecordable
+    at the first operator of PyTorch's that is not just a view, for it would be missing from the program, or
+    op of another number of rows than there are.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor | None], fields: int, most: int) -> None:
+        if not cpu_ops.COMPILED:
+            raise NotRecordable("the C++ extension is not there")
         self._rows = torch.zeros(fields, most, dtype=torch.int64)
         self._host: npt.NDArray[np.int64] = self._rows.numpy()
         self._buffers = _Buffers()
-        RowGroups.each(most, self._rows.device)  # is kept: PyTorch must not make it in between
+        # Made before, for it is PyTorch's; and kept, for ops read it.
+        self._each = RowGroups.each(most, self._rows.device)
         cpu_ops.record(most)
         try:
             with cpu_ops.allocating(self._buffers.take), _OnlyViews():  # type: ignore[no-untyped-call]
                 self._out = forward(self._rows)
+        except ValueError as error:
+            raise NotRecordable(str(error)) from error
         finally:
             self._program = cpu_ops.recorded()
 
@@ -57,15 +63,14 @@ class _OnlyViews(TorchDispatchMode):
         self, func: OpOverload, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         if not func.is_view:
-            raise NotRecordable(str(func))
+            raise NotRecordable(f"{func} is PyTorch's")
         return func(*args, **(kwargs or {}))
 
 
 class _Buffers:
-    """A program's memory, which it owns. A result takes that of an earlier one whose tensors are gone."""
+    """A program's memory. A result takes that of an earlier one whose tensors are gone."""
 
     def __init__(self) -> None:
-        self._all: list[npt.NDArray[np.uint8]] = []
         self._free: defaultdict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -77,7 +82,6 @@ class _Buffers:
             memory = np.zeros(size + _LINE, dtype=np.uint8)
             start = -memory.ctypes.data % _LINE
             buffer = memory[start : start + size]
-            self._all.append(buffer)
         lent = buffer[:]  # lives as long as a tensor looks at it
         weakref.finalize(lent, free.append, buffer).atexit = False
         made = torch.from_numpy(lent).view(dtype)

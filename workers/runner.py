@@ -217,11 +217,11 @@ class Runner:
         if self.config.uses_graphs(self.device):
             last = self.config.max_num_seqs
             self._steps[kind] = StepGraphs(forward, [last, 0, last, 0], self._most, self.device)
-        elif kernels.cpu_ops.COMPILED and self.device.type == "cpu" and self.group.size == 1:
+        elif self.device.type == "cpu" and self.group.size == 1:
             try:
                 self._steps[kind] = kernels.CPUProgram(forward, 4, self._most)
-            except kernels.NotRecordable as operator:
-                _LOG.debug("decode steps go op by op: %s is PyTorch's", operator)
+            except kernels.NotRecordable as reason:
+                _LOG.debug("decode steps go op by op: %s", reason)
 
     @torch.inference_mode()
     def _decode(self, rows: torch.Tensor, kind: int) -> torch.Tensor | None:

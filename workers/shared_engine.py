@@ -97,22 +97,25 @@ class SharedEngine:
             with self._engine_lock:
                 self._check_usable()
                 deltas = self.engine.step()
-        except BaseException as error:  # Ctrl-C too: the ranks may be out of step
+            with self._lock:
+                self._deliver(deltas)
+        except BaseException as error:  # Ctrl-C too: the ranks may be out of step, deltas lost
             self._fail(InternalError(f"the engine failed: {error!r}"))
             raise
-        with self._lock:
-            self._stepping = False
-            for delta in deltas:
-                call = self._calls.get(delta.request_id)
-                if call is None:  # it has turned away
-                    continue
-                if delta.last:
-                    del self._calls[delta.request_id]
-                call.inbox.append(delta)
-            for call in [call for call in self._asleep if call.inbox]:
-                self._asleep.remove(call)
-                call.wake.set()
-            self._wake_one()  # all that got something may be busy with it
+
+    def _deliver(self, deltas: Sequence[Delta]) -> None:
+        self._stepping = False
+        for delta in deltas:
+            call = self._calls.get(delta.request_id)
+            if call is None:  # it has turned away
+                continue
+            if delta.last:
+                del self._calls[delta.request_id]
+            call.inbox.append(delta)
+        for call in [call for call in self._asleep if call.inbox]:
+            self._asleep.remove(call)
+            call.wake.set()
+        self._wake_one()  # all that got something may be busy with it
 
     def _wake_one(self) -> None:
         if self._asleep and not self._stepping:

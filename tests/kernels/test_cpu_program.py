@@ -81,7 +81,7 @@ def test_an_operator_of_pytorch_is_refused_by_name() -> None:
 
 def test_ops_of_other_numbers_of_rows_are_refused() -> None:
     x = torch.ones(MOST + 1, 4)
-    with pytest.raises(ValueError, match=f"of {MOST} rows has an op of {MOST + 1}"):
+    with pytest.raises(NotRecordable, match=f"of {MOST} rows has an op of {MOST + 1}"):
         CPUProgram(lambda _: kernels.scale(x, 2.0), 1, MOST)
 
 
@@ -89,3 +89,11 @@ def test_more_rows_than_recorded_are_refused(forward: Callable[[Tensor], Tensor]
     program = CPUProgram(forward, 2, 3)
     with pytest.raises(ValueError, match="broadcast"):
         program(np.zeros((2, 4), dtype=np.int64))
+
+
+def test_without_the_extension_nothing_is_recorded(
+    forward: Callable[[Tensor], Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_ops, "COMPILED", False)
+    with pytest.raises(NotRecordable, match="not there"):
+        CPUProgram(forward, 2, MOST)
