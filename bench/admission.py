@@ -16,7 +16,6 @@ turns in every round, and each goes first in turn; ratios are of the same round.
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 import time
@@ -161,10 +160,7 @@ def _figures(by_order: dict[str, list[dict[str, float]]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "admission.json")
-    args = parser.parse_args()
+    args = machine.parser(__doc__, "admission", rounds=3).parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as name:
         make_model(Path(name))

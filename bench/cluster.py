@@ -10,14 +10,12 @@ steps that compute nothing and take 10 ms, as on a GPU: what is measured then is
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import itertools
 import random
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
 import machine
@@ -161,10 +159,7 @@ def handoff() -> list[dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "cluster.json")
-    args = parser.parse_args()
+    args = machine.parser(__doc__, "cluster", rounds=3).parse_args()
     console = Console()
     results: dict[str, Any] = {}
     table = Table("steps", "clients", "", "tokens/s", "over engine")

@@ -21,7 +21,6 @@ transformers stays away from arrivals and beams.
 
 from __future__ import annotations
 
-import argparse
 import multiprocessing
 import random
 import sys
@@ -355,10 +354,7 @@ def _figures(by_system: dict[str, list[Outcome]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "engine.json")
-    args = parser.parse_args()
+    args = machine.parser(__doc__, "engine", rounds=5).parse_args()
     console = Console()
     result: dict[str, Any] = {"machine": machine.describe(), "rounds": args.rounds, "models": {}}
     with tempfile.TemporaryDirectory() as name:

@@ -11,7 +11,6 @@ extremes. `--device cpu` runs tiny shapes through the same code, to see that it 
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from collections.abc import Callable
@@ -87,10 +86,9 @@ def _lines(found: Any) -> list[str]:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = machine.parser(__doc__, "gpu")
     parser.add_argument("--quick", action="store_true", help="begin nothing after five minutes")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "gpu.json")
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
         print("no CUDA device: torch sees none here. --device cpu runs tiny shapes", file=sys.stderr)

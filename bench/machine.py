@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import platform
@@ -30,6 +31,15 @@ def describe() -> dict[str, Any]:
             ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
         ).stdout.strip(),
     }
+
+
+def parser(doc: str | None, results: str, rounds: int | None = None) -> argparse.ArgumentParser:
+    """For a script of this docstring that writes `results`.json, after so many rounds by default."""
+    made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
+    if rounds is not None:
+        made.add_argument("--rounds", type=int, default=rounds)
+    made.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / f"{results}.json")
+    return made
 
 
 def spread(values: list[float]) -> dict[str, float]:

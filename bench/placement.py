@@ -17,11 +17,9 @@ asked before, one after the other.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import random
 import time
-from pathlib import Path
 from typing import Any
 
 import machine
@@ -106,10 +104,7 @@ async def cache(endpoints: Endpoints) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "placement.json")
-    args = parser.parse_args()
+    args = machine.parser(__doc__, "placement", rounds=3).parse_args()
     console = Console()
     configs: dict[str, ServeConfig] = {
         name: traffic.one_core_each(max_num_seqs=CLIENTS, **options) for name, options in PLACEMENTS.items()

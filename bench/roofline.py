@@ -17,7 +17,6 @@ On a CPU only: on a GPU ops run behind the host's back.
 
 from __future__ import annotations
 
-import argparse
 import tempfile
 import time
 from collections.abc import Callable
@@ -244,9 +243,7 @@ def _best_s(run: Callable[[], object], runs: int = 9) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "roofline.json")
-    args = parser.parse_args()
+    args = machine.parser(__doc__, "roofline").parse_args()
     console = Console()
     result: dict[str, Any] = {
         "machine": machine.describe(),

@@ -11,7 +11,6 @@ you have written for other machines, and measures nothing.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
 import math
@@ -292,9 +291,8 @@ def _row(shape: Shape, costs: Costs, rate: float, count: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = machine.parser(__doc__, "simulate")
     parser.add_argument("--costs", type=Path)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "simulate.json")
     args = parser.parse_args()
     console = Console(width=120)
     if args.costs is None:

@@ -15,7 +15,6 @@ with their extremes.
 
 from __future__ import annotations
 
-import argparse
 import random
 import tempfile
 import time
@@ -158,10 +157,7 @@ def total(parts: list[Outcome]) -> Outcome:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "speculation.json")
-    args = parser.parse_args()
+    args = machine.parser(__doc__, "speculation", rounds=5).parse_args()
     console = Console()
     tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
 
