@@ -13,7 +13,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import BatchSummary, PackedHidden, pack
 from tandem.cluster.threads import use_cpus
 from tandem.errors import Unavailable
-from tandem.workers.encoder import Encoder
+from tandem.workers.simulated import make_encoder
 
 QUEUE_REPORT_S = 10.0  # how long a router's last report of its queue counts
 
@@ -31,9 +31,9 @@ class PackedEncoder(Protocol):
     def encode(self, inputs: list[list[int]]) -> torch.Tensor: ...
 
 
-def make_encoder(config: ServeConfig) -> PackedEncoder:
+def load(config: ServeConfig) -> PackedEncoder:
     use_cpus(config.encoder_cpus, config.workers_at_once)
-    return Encoder(config.engine_config())
+    return make_encoder(config.engine_config())
 
 
 class EncoderActor:
@@ -52,7 +52,7 @@ class EncoderActor:
     async def start(self) -> None:
         """Loads the model. Raises ModelLoadError."""
         loop = asyncio.get_running_loop()
-        self._encoder = await loop.run_in_executor(self._thread, make_encoder, self._config)
+        self._encoder = await loop.run_in_executor(self._thread, load, self._config)
 
     async def encode(
         self, inputs: list[list[int]], router_id: str, queued_tokens: int

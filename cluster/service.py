@@ -31,6 +31,7 @@ T = TypeVar("T")
 # per second: a lone stream gets every token by itself, many streams get theirs in groups.
 _MESSAGES_PER_S: Final = 1500.0
 _LONGEST_GATHER_S: Final = 0.1  # and this is how long tokens wait for company at most
+_WHOLE_GATHER_S: Final = 1.0  # or where only the whole answer is read: the metrics are this much behind
 _TOKENIZER_THREADS: Final = 2
 _UNSENT: Final = 16  # deltas of a call with several samples that may wait for a slow client
 _UNREAD_S: Final = 10.0  # beyond a call's deadline, for its client to read what there is
@@ -84,13 +85,17 @@ class Service:
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def pieces(
-        self, prepared: Sequence[PreparedRequest], assemblers: Sequence[Assembler]
+        self,
+        prepared: Sequence[PreparedRequest],
+        assemblers: Sequence[Assembler],
+        gather_s: Callable[[], float],
     ) -> AsyncGenerator[Piece]:
-        """All samples of all prompts, side by side. Close it to cancel what has not ended."""
+        """All samples of all prompts, side by side, with at least `gather_s()` seconds between two pieces of
+        one. Close it to cancel what has not ended."""
         samples = [sample for request in prepared for sample in request.samples]
         with self._router.accept(samples) as flights:
             places = (
-                (number, index, assembler)
+                (number, index, assembler, gather_s)
                 for number, (request, assembler) in enumerate(zip(prepared, assemblers, strict=True))
                 for index in range(len(request.samples))
             )
@@ -117,11 +122,16 @@ class Service:
         return delta
 
     async def _sample(
-        self, flight: Flight, number: int, index: int, assembler: Assembler
+        self,
+        flight: Flight,
+        number: int,
+        index: int,
+        assembler: Assembler,
+        gather_s: Callable[[], float],
     ) -> AsyncGenerator[Piece]:
         self._live += 1
         try:
-            async with aclosing(self._router.deltas(flight, self._gather_s)) as deltas:
+            async with aclosing(self._router.deltas(flight, gather_s)) as deltas:
                 async for delta in deltas:
                     if delta.queued_s is not None:
                         self.metrics.queue.observe(delta.queued_s)
@@ -132,7 +142,8 @@ class Service:
         finally:
             self._live -= 1
 
-    def _gather_s(self) -> float:
+    def gather_s(self) -> float:
+        """How long the tokens of a stream are put together now, before they are sent."""
         return min(_LONGEST_GATHER_S, self._live / _MESSAGES_PER_S)
 
 
@@ -220,23 +231,31 @@ class Call:
         finish reason `deadline` and they stand.
         """
         frontend = self._service.frontend
-        async with aclosing(self._run(prepared, [frontend.assembler(one) for one in prepared])) as pieces:
+        assemblers = [frontend.assembler(one) for one in prepared]
+        async with aclosing(self._run(prepared, assemblers, self._service.gather_s)) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def generate(self, prepared: Sequence[PreparedRequest]) -> list[RequestOutput]:
         """The prompts' whole answers; otherwise as `stream`."""
-        assemblers = [self._service.frontend.assembler(one) for one in prepared]
-        async with aclosing(self._run(prepared, assemblers)) as pieces:
+        service = self._service
+        assemblers = [service.frontend.assembler(one) for one in prepared]
+        # Stop strings are found by looking at the text: the engine goes on until they are.
+        watched = any(assembler.watches for assembler in assemblers)
+        gather_s = service.gather_s if watched else lambda: _WHOLE_GATHER_S
+        async with aclosing(self._run(prepared, assemblers, gather_s)) as pieces:
             async for _ in pieces:
                 pass
         return [assembler.output() for assembler in assemblers]
 
     async def _run(
-        self, prepared: Sequence[PreparedRequest], assemblers: Sequence[Assembler]
+        self,
+        prepared: Sequence[PreparedRequest],
+        assemblers: Sequence[Assembler],
+        gather_s: Callable[[], float],
     ) -> AsyncGenerator[Piece]:
         empty = True
-        async with aclosing(self._service.pieces(prepared, assemblers)) as pieces:
+        async with aclosing(self._service.pieces(prepared, assemblers, gather_s)) as pieces:
             async for piece in pieces:
                 delta = piece.delta
                 if empty:

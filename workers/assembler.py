@@ -65,6 +65,11 @@ class Assembler:
         return self._by_index[index].stops.matched is not None
 
     @property
+    def watches(self) -> bool:
+        """Whether there are stop strings to look for."""
+        return self._by_index[0].watches
+
+    @property
     def finished(self) -> bool:
         return all(sample.output.finish_reason is not None for sample in self._by_index)
 
@@ -87,7 +92,7 @@ class _Sample:
         params = prepared.params
         stop = params.stop if isinstance(params, SamplingParams) else []
         self.stops = StopStrings(stop)
-        self._watched = bool(stop)
+        self.watches = bool(stop)
         # Stop strings count, like EOS, only from the token after these.
         self._min_tokens = prepared.samples[0].decoding.min_tokens
         self._detokenizer = Detokenizer(
@@ -127,7 +132,7 @@ class _Sample:
 
     def _read(self, ids: list[int]) -> tuple[list[int], str]:
         """The ids up to the one that completed a stop string, and the text that has become final."""
-        if not self._watched:
+        if not self.watches:
             return ids, self._detokenizer.push(ids)
         text, seen = "", len(self.output.token_ids)
         for count, token_id in enumerate(ids, 1):

@@ -46,7 +46,8 @@ class Processors:
         self._begin_suppress = Lists(slots, device)
         self._bad_words: dict[int, Lists] = {}  # by their length, one word after another
         self._longest_ngram = 0  # there ever was
-        self._need = [0] * slots  # a `Need` as an integer, many of which are quickly put together
+        # A `Need` as an integer, many of which are quickly put together; before a slot is first used, all.
+        self._need = [~0] * slots
 
     def need_of(self, slots: Iterable[int]) -> Need:
         """What the sequences in these slots need together."""
@@ -54,6 +55,15 @@ class Processors:
 
     def start(self, sequences: Seq[Sequence]) -> None:
         """Takes in the parameters of sequences that got slots."""
+        # Those of a request that needs nothing do nothing, whatever they are: the last such one's may stay.
+        needs = [Need.of(sequence.request).value for sequence in sequences]
+        sequences = [
+            sequence
+            for sequence, need in zip(sequences, needs, strict=True)
+            if need or sequence.width > 1 or self._need[sequence.slots[0]]
+        ]
+        if not sequences:
+            return
         ints, floats = [], []
         for sequence in sequences:
             ints += [_ints(sequence)] * len(sequence.slots)

@@ -112,10 +112,10 @@ class Sampler:
         self._processors.start(sequences)
         self._warpers.start(sequences)
         self._beams.start(sequences)
-        single = [sequence for sequence in sequences if sequence.width == 1]
-        if single:
-            slots = to_device([sequence.slots[0] for sequence in single], self.device)
-            self._ints.put(slots, [(sequence.request.decoding.seed,) for sequence in single])
+        drawn = [s for s in sequences if s.width == 1 and s.request.decoding.temperature > 0]
+        if drawn:
+            slots = to_device([sequence.slots[0] for sequence in drawn], self.device)
+            self._ints.put(slots, [(sequence.request.decoding.seed,) for sequence in drawn])
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, rows: Seq[Row]) -> Sampled:

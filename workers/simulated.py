@@ -1,13 +1,15 @@
-"""A runner that computes nothing, to measure what is around it."""
+"""A runner and an encoder that compute nothing, to measure what is around them."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 
 import torch
 
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
+from tandem.workers.encoder import Encoder
 from tandem.workers.packet import Packet
 from tandem.workers.runner import Hidden, Runner
 
@@ -34,6 +36,17 @@ class SimulatedRunner(Runner):
 
     def encode_beside(self, packet: Packet) -> None:
         """Nothing: it is done at once."""
+
+
+class SimulatedEncoder(Encoder):
+    """Encodes in no time, as `SimulatedRunner` does where the engine encodes by itself."""
+
+    def encode(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
+        return torch.zeros(sum(map(len, inputs)), self.d_model, dtype=self.dtype, device=self.device)
+
+
+def make_encoder(config: EngineConfig) -> Encoder:
+    return (Encoder if config.simulated_step_ms is None else SimulatedEncoder)(config)
 
 
 def make_runner(config: EngineConfig, group: Group) -> Runner:

@@ -24,9 +24,18 @@ class Warpers:
         self._floats = Columns(slots, ("temperature", "top_p", "min_p", "typical_p"), torch.float32, device)
         self._ints = Columns(slots, ("top_k", "keep"), torch.int64, device)
         self.temperature = self._floats["temperature"]  # of each slot
+        self._greedy = [False] * slots  # holds the parameters of a request that takes the likeliest tokens
 
     def start(self, sequences: Seq[Sequence]) -> None:
         """Takes in the parameters of sequences that got slots."""
+        # Beside their temperature those of greedy ones mean nothing: the last such one's may stay.
+        sequences = [
+            sequence
+            for sequence in sequences
+            if sequence.request.decoding.temperature or not all(self._greedy[slot] for slot in sequence.slots)
+        ]
+        if not sequences:
+            return
         floats, ints = [], []
         for sequence in sequences:
             d = sequence.request.decoding
@@ -34,6 +43,8 @@ class Warpers:
             top_k = max(d.top_k, keep) if d.top_k > 0 else self.vocab_size
             floats += [(d.temperature, d.top_p, d.min_p, d.typical_p)] * len(sequence.slots)
             ints += [(top_k, keep)] * len(sequence.slots)
+            for slot in sequence.slots:
+                self._greedy[slot] = d.temperature == 0
         slots = to_device([slot for s in sequences for slot in s.slots], self.device)
         self._floats.put(slots, floats)
         self._ints.put(slots, ints)

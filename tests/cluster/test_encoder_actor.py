@@ -34,7 +34,7 @@ class SlowEncoder:
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> SlowEncoder:
     encoder = SlowEncoder()
-    monkeypatch.setattr(encoder_actor, "make_encoder", lambda _: encoder)
+    monkeypatch.setattr(encoder_actor, "load", lambda _: encoder)
     return encoder
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
+from random import Random
 from typing import Any
 
 import pytest
@@ -349,4 +350,37 @@ def test_logprobs_are_the_models_own() -> None:
 
 
 def test_no_logprobs_unless_asked_for() -> None:
-    assert Sampler(1, VOCAB, CPU).sample(random_logits(1, seed=2), rows([sequence(0)])).wait()[1] is None
+    sampler, asked = Sampler(1, VOCAB, CPU), [sequence(0)]
+    sampler.start(asked)
+    assert sampler.sample(random_logits(1, seed=2), rows(asked)).wait()[1] is None
+
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"temperature": 0.7, "top_k": 5, "seed": 3},
+    {"temperature": 1.3, "top_p": 0.6, "seed": 4},
+    {"repetition_penalty": 5.0},
+    {"presence_penalty": 9.0},
+    {"no_repeat_ngram_size": 2},
+    {"min_tokens": 9, "stop_ids": frozenset(range(VOCAB // 2))},
+    {"suppress_ids": tuple(range(0, VOCAB, 2))},
+    {"temperature": 0.4, "logit_bias": ((7, 50.0),), "seed": 5},
+]
+
+
+def test_who_had_a_slot_before_leaves_no_trace() -> None:
+    """Parameters that do nothing are not written: what is there may be another request's that do nothing."""
+    random = Random(0)
+    slots = 4
+    used = Sampler(slots, VOCAB, CPU)
+    for turn in range(60):
+        several = [
+            sequence(slot, prefix=(0, 5, 6), generated=(7, 5), **random.choice(KINDS))
+            for slot in range(slots)
+        ]
+        used.start(several)
+        logits = random_logits(slots, turn)
+        fresh = Sampler(slots, VOCAB, CPU)
+        fresh.start(several)
+        expected = fresh.sample(logits.clone(), rows(several)).wait()
+        assert used.sample(logits.clone(), rows(several)).wait() == expected

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tandem import LLM, InvalidRequest, SamplingParams
+from tandem.workers.config import EngineConfig
+from tandem.workers.encoder import Encoder
+from tandem.workers.simulated import make_encoder
 
 
 def test_as_many_tokens_as_asked_for(checkpoint: Callable[..., Path]) -> None:
@@ -20,6 +24,16 @@ def test_as_many_tokens_as_asked_for(checkpoint: Callable[..., Path]) -> None:
             use_tqdm=False,
         )
     assert [len(output.outputs[0].token_ids) for output in outputs] == asked
+
+
+def test_an_encoder_gives_as_many_hidden_states_as_a_real_one(checkpoint: Callable[..., Path]) -> None:
+    config = EngineConfig.of(model=str(checkpoint("flan")), dtype="float32", device="cpu")
+    simulated = make_encoder(dataclasses.replace(config, simulated_step_ms=0.1))
+    real, inputs = make_encoder(config), [[5, 6, 1], [7, 1]]
+    assert type(real) is Encoder
+    assert simulated.encode(inputs).shape == real.encode(inputs).shape
+    assert not simulated.encode(inputs).any()
+    assert real.encode(inputs).any()
 
 
 @pytest.mark.parametrize("step_ms", [0.0, -1.0])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from tandem import score_wire, wire
 from tandem.cluster.grpc_api import GrpcApi
-from tandem.cluster.service import _LONGEST_GATHER_S, _MESSAGES_PER_S, Service
+from tandem.cluster.service import _LONGEST_GATHER_S, _MESSAGES_PER_S, _WHOLE_GATHER_S, Service
 from tandem.errors import InternalError, InvalidRequest, Overloaded, TandemError, Unavailable
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.frontend import Frontend
@@ -383,12 +383,17 @@ async def test_health_watch_tells_changes(
 
 async def test_many_streams_are_gathered_and_one_is_not(api: Api, router: FakeRouter) -> None:
     """The rate of messages is bounded; what comes between them is the router's to put together."""
-    data = pb.GenerateRequest(encoder_prompt=text()).SerializeToString()
-    await api.Generate(data, Context())
+    data = pb.GenerateStreamRequest(encoder_prompt=text()).SerializeToString()
+
+    async def stream() -> None:
+        async for _ in api.GenerateStream(data, Context()):
+            pass
+
+    await stream()
     assert max(router.gathers_s) <= 1 / _MESSAGES_PER_S
     router.gathers_s.clear()
     router.stall_after = 1  # until they are all there
-    calls = [asyncio.create_task(api.Generate(data, Context())) for _ in range(200)]
+    calls = [asyncio.create_task(stream()) for _ in range(200)]
     async with asyncio.timeout(60):
         while len(router.gathers_s) < len(calls):
             await asyncio.sleep(0.01)
@@ -396,3 +401,12 @@ async def test_many_streams_are_gathered_and_one_is_not(api: Api, router: FakeRo
         call.cancel()
     await asyncio.gather(*calls, return_exceptions=True)
     assert max(router.gathers_s) == _LONGEST_GATHER_S
+
+
+@pytest.mark.parametrize(("stop", "gather_s"), [([], _WHOLE_GATHER_S), (["never said"], 1 / _MESSAGES_PER_S)])
+async def test_a_whole_answer_is_read_seldom_unless_a_stop_string_may_end_it(
+    api: Api, router: FakeRouter, stop: list[str], gather_s: float
+) -> None:
+    message = pb.GenerateRequest(encoder_prompt=text(), sampling_params=pb.SamplingParams(stop=stop))
+    await api.Generate(message.SerializeToString(), Context())
+    assert max(router.gathers_s) == gather_s
