@@ -29,10 +29,13 @@ T = TypeVar("T")
 
 # A message to a client costs about as much as decoding its tokens, so one replica sends about this many
 # per second: a lone stream gets every token by itself, many streams get theirs in groups.
-_MESSAGES_PER_S: Final = 1500.0
+_MESSAGES_PER_S: Final = 1000.0
 _LONGEST_GATHER_S: Final = 0.1  # and this is how long tokens wait for company at most
 _WHOLE_GATHER_S: Final = 1.0  # or where only the whole answer is read: the metrics are this much behind
 _TOKENIZER_THREADS: Final = 2
+# Longer text is tokenized in a thread. What is shorter takes less than half a millisecond, and to have it done
+# elsewhere about as much.
+_SHORT: Final = 1024  # characters
 _UNSENT: Final = 16  # deltas of a call with several samples that may wait for a slow client
 _UNREAD_S: Final = 10.0  # beyond a call's deadline, for its client to read what there is
 
@@ -80,8 +83,10 @@ class Service:
         """Raises Overloaded, Unavailable where no request would be accepted now."""
         self._router.check_room()
 
-    async def in_thread(self, work: Callable[[], T]) -> T:
-        """Runs tokenizer work, which would hold up the event loop."""
+    async def tokenizing(self, work: Callable[[], T], *prompts: object) -> T:
+        """Runs work on these texts, in a thread where it would hold up the event loop."""
+        if sum(map(_length, prompts)) <= _SHORT:
+            return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
     async def pieces(
@@ -195,7 +200,7 @@ class Call:
                     raise InvalidRequest(error.message + where, field=error.field) from None
             return prepared
 
-        prepared = await self._service.in_thread(prepare)
+        prepared = await self._service.tokenizing(prepare, prompts)
         self._prepared(prepared[0].request_id, terms.get("timeout_s"))
         return prepared
 
@@ -208,7 +213,9 @@ class Call:
         """Likewise: see `Frontend.prepare_score`."""
         self._service.check_room()
         frontend = self._service.frontend
-        prepared = await self._service.in_thread(lambda: frontend.prepare_score(prompt, targets, **terms))
+        prepared = await self._service.tokenizing(
+            lambda: frontend.prepare_score(prompt, targets, **terms), prompt, targets
+        )
         self._prepared(prepared.request_id, terms.get("timeout_s"))
         return prepared
 
@@ -222,7 +229,7 @@ class Call:
         """The encoder's ids for a text."""
         frontend = self._service.frontend
         frontend.check_model(model)
-        return await self._service.in_thread(lambda: frontend.tokenize(text, field=field))
+        return await self._service.tokenizing(lambda: frontend.tokenize(text, field=field), text)
 
     async def stream(self, prepared: Sequence[PreparedRequest]) -> AsyncGenerator[Piece]:
         """What the prompts' answers grow by. Close it to cancel the rest.
@@ -267,6 +274,19 @@ class Call:
                     empty = False
                 self._observation.grew(piece.prompt, delta.index, len(delta.token_ids))
                 yield piece
+
+
+def _length(prompt: object) -> int:
+    """Characters and token ids in prompts of any kind."""
+    if isinstance(prompt, dict):
+        return sum(map(_length, prompt.values()))
+    if isinstance(prompt, Sequence) and len(prompt):
+        return (
+            len(prompt)
+            if isinstance(prompt, str) or isinstance(prompt[0], int)
+            else sum(map(_length, prompt))
+        )
+    return 0
 
 
 async def _merge(streams: Sequence[AsyncGenerator[Piece]]) -> AsyncGenerator[Piece]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
 from typing import Any
@@ -236,8 +237,23 @@ async def test_a_full_server_does_not_tokenize(
     body: dict[str, Any],
 ) -> None:
     router.full = True
-    monkeypatch.setattr(service, "in_thread", None)
+    monkeypatch.setattr(service, "tokenizing", None)
     assert (await http.post(path, json=body)).status_code == 429
+
+
+@pytest.mark.parametrize(("cats", "thread"), [(10, "MainThread"), (1000, "tokenizer_0")])
+async def test_long_text_is_tokenized_beside_the_event_loop(
+    http: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch, cats: int, thread: str
+) -> None:
+    tokenize, threads = service.frontend.tokenize, []
+
+    def noted(text: str, **options: Any) -> list[int]:
+        threads.append(threading.current_thread().name)
+        return tokenize(text, **options)
+
+    monkeypatch.setattr(service.frontend, "tokenize", noted)
+    await http.post("/tokenize", json={"text": "the cat " * cats})
+    assert threads == [thread]
 
 
 async def test_an_answer_that_is_there_waits_for_nothing(
