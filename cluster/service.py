@@ -33,8 +33,8 @@ _MESSAGES_PER_S: Final = 1000.0
 _LONGEST_GATHER_S: Final = 0.1  # and this is how long tokens wait for company at most
 _WHOLE_GATHER_S: Final = 1.0  # or where only the whole answer is read: the metrics are this much behind
 _TOKENIZER_THREADS: Final = 2
-# Longer text is tokenized in a thread. What is shorter takes less than half a millisecond, and to have it done
-# elsewhere about as much.
+# Longer text is tokenized in a thread. What is shorter takes less than half a millisecond, and having it done
+# elsewhere takes as much.
 _SHORT: Final = 1024  # characters
 _UNSENT: Final = 16  # deltas of a call with several samples that may wait for a slow client
 _UNREAD_S: Final = 10.0  # beyond a call's deadline, for its client to read what there is
