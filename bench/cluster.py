@@ -2,10 +2,12 @@
 
     python bench/cluster.py [--rounds 3] [--out bench/results/cluster.json]
 
-The bundled model; 32 and 128 clients, answers of 32 to 96 tokens (EOS ignored), greedy. The engine decodes as
-many at once as there are clients. Engine and cluster take turns in every round. On one machine clients,
-ingress, encoder and engine share the cores, which the figures include; therefore all of it once more with
-steps that compute nothing and take 10 ms, as on a GPU: what is measured then is the cost of serving.
+The bundled model; 32 and 128 clients, greedy, EOS ignored. The engine is `LLM`, which tokenizes and
+detokenizes, too, and decodes as many at once as there are clients. Engine and cluster take turns. On one
+machine clients, ingress, encoder and engine share the cores, which the figures include; therefore all of it
+once more with encoder passes that take no time and steps that compute nothing for 10 ms, as on a GPU: what is
+measured then is the cost of serving, with answers of 64 to 192 tokens and, to see what a request costs however
+short it is, of 32 to 96.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ import asyncio
 import itertools
 import random
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from contextlib import ExitStack
 from typing import Any
 
@@ -26,14 +28,17 @@ from rich.table import Table
 
 from tandem import LLM, AsyncClient, SamplingParams
 from tandem.cluster import launch
-from tandem.cluster.config import ServeConfig
+from tandem.cluster.config import Placement, ServeConfig
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch, pack
 
 CLIENTS = (32, 128)
-REQUESTS_EACH = 4  # of a client, on average
-TOKENS = (32, 97)  # of an answer, evenly: else all clients would send at the same moments
+TOKENS_EACH = 384  # of a client, about
+# Of an answer, evenly: were they equal, all clients would send at the same moments.
+ANSWERS = {"long": (64, 192), "short": (32, 96)}
 SIMULATED_STEP_MS = 10.0
-FIRST_TOKENS = 20  # requests, one after the other
+FIRST_TOKENS = 50  # requests, one after the other
+WARM_UP = 10  # before them
+PLACEMENTS: tuple[Placement, ...] = ("disaggregated", "colocated")
 HANDOFF_SHAPES = ((32, 256), (512, 512), (512, 2048))  # tokens, d_model
 
 
@@ -43,12 +48,12 @@ _numbers = itertools.count()
 Request = tuple[str, SamplingParams]
 
 
-def requests(count: int) -> list[Request]:
+def requests(count: int, answers: str = "long") -> list[Request]:
     """No two alike, so that no encoder output is reused."""
-    made = []
+    made, (shortest, longest) = [], ANSWERS[answers]
     for number in itertools.islice(_numbers, count):
         text = f"translate English to French: In {number} we had many dogs and cats."
-        tokens = random.Random(number).randrange(*TOKENS)
+        tokens = random.Random(number).randint(shortest, longest)
         made.append((text, SamplingParams(temperature=0, max_tokens=tokens, ignore_eos=True)))
     return made
 
@@ -66,8 +71,10 @@ async def rate(send: Callable[[Request], Awaitable[int]], asked: list[Request], 
     return tokens / (time.perf_counter() - start)
 
 
-async def measure(llms: dict[int, LLM], address: str, rounds: int) -> dict[str, Any]:
-    """llms: by how many sequences they decode at once."""
+async def throughput(
+    llms: dict[int, LLM], address: str, rounds: int, kinds: Iterable[str]
+) -> dict[str, dict[int, Any]]:
+    """Tokens/s with these kinds of answers. llms: by how many sequences they decode at once."""
 
     def engine_alone(llm: LLM, asked: list[Request]) -> float:
         texts, params = zip(*asked, strict=True)
@@ -75,14 +82,6 @@ async def measure(llms: dict[int, LLM], address: str, rounds: int) -> dict[str, 
         outputs = llm.generate(texts, params, use_tqdm=False)
         tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
         return tokens / (time.perf_counter() - start)
-
-    def engine_first(request: Request) -> float:
-        start = time.perf_counter()
-        stream = llms[max(llms)].stream(*request)
-        next(stream)
-        seconds = time.perf_counter() - start
-        stream.close()  # type: ignore[attr-defined]
-        return seconds
 
     async with AsyncClient(address) as client:
 
@@ -92,6 +91,46 @@ async def measure(llms: dict[int, LLM], address: str, rounds: int) -> dict[str, 
         async def stream(request: Request) -> int:
             return sum([len(piece.token_ids) async for piece in client.stream(*request)])
 
+        async def compared(clients: int, answers: str) -> dict[str, Any]:
+            rates: dict[str, list[float]] = {"engine": [], "unary": [], "streaming": []}
+            for number in range(rounds + 1):
+                # The first round warms up.
+                count = clients * TOKENS_EACH * 2 // sum(ANSWERS[answers]) if number else clients
+                result = {
+                    "engine": engine_alone(llms[clients], requests(count, answers)),
+                    "unary": await rate(unary, requests(count, answers), clients),
+                    "streaming": await rate(stream, requests(count, answers), clients),
+                }
+                if number:
+                    for name, value in result.items():
+                        rates[name].append(value)
+            return {
+                "tokens_per_s": {name: machine.spread(values) for name, values in rates.items()},
+                "over_engine": {
+                    name: machine.spread([c / e for c, e in zip(rates[name], rates["engine"], strict=True)])
+                    for name in ("unary", "streaming")
+                },
+            }
+
+        return {
+            answers: {clients: await compared(clients, answers) for clients in CLIENTS} for answers in kinds
+        }
+
+
+async def first_tokens(llm: LLM, address: str) -> dict[str, Any]:
+    """Seconds of one request at a time, and what the cluster adds. Engine and cluster take turns, for the
+    machine may be slower at one time than at another."""
+
+    def engine_first(request: Request) -> float:
+        start = time.perf_counter()
+        stream = llm.stream(*request)
+        next(stream)
+        seconds = time.perf_counter() - start
+        stream.close()  # type: ignore[attr-defined]
+        return seconds
+
+    async with AsyncClient(address) as client:
+
         async def first(request: Request) -> float:
             start = time.perf_counter()
             pieces = client.stream(*request)
@@ -100,35 +139,13 @@ async def measure(llms: dict[int, LLM], address: str, rounds: int) -> dict[str, 
             await pieces.aclose()  # type: ignore[attr-defined]
             return seconds
 
-        throughput = {}
-        for clients in CLIENTS:
-            rates: dict[str, list[float]] = {"engine": [], "unary": [], "streaming": []}
-            count = clients * REQUESTS_EACH
-            for number in range(rounds + 1):
-                result = {
-                    "engine": engine_alone(llms[clients], requests(count)),
-                    "unary": await rate(unary, requests(count), clients),
-                    "streaming": await rate(stream, requests(count), clients),
-                }
-                if number:  # the first round warms up
-                    for name, value in result.items():
-                        rates[name].append(value)
-            throughput[clients] = {
-                "tokens_per_s": {name: machine.spread(values) for name, values in rates.items()},
-                "over_engine": {
-                    name: machine.spread([c / e for c, e in zip(rates[name], rates["engine"], strict=True)])
-                    for name in ("unary", "streaming")
-                },
-            }
-        # In turns, for the machine may be slower at one time than at another.
-        firsts: dict[str, list[float]] = {"engine": [], "cluster": []}
-        asked = requests(2 * FIRST_TOKENS)
-        for one, other in zip(asked[::2], asked[1::2], strict=True):
-            firsts["engine"].append(engine_first(one))
-            firsts["cluster"].append(await first(other))
+        asked = requests(2 * (WARM_UP + FIRST_TOKENS))
+        pairs = zip(asked[::2], asked[1::2], strict=True)
+        both = [(engine_first(one), await first(other)) for one, other in pairs][WARM_UP:]
     return {
-        "concurrency": throughput,
-        "first_token_s": {name: machine.spread(values) for name, values in firsts.items()},
+        "engine": machine.spread([engine for engine, _ in both]),
+        "cluster": machine.spread([cluster for _, cluster in both]),
+        "added": machine.spread([cluster - engine for engine, cluster in both]),
     }
 
 
@@ -162,38 +179,51 @@ def main() -> None:
     args = machine.parser(__doc__, "cluster", rounds=3).parse_args()
     console = Console()
     results: dict[str, Any] = {}
-    table = Table("steps", "clients", "", "tokens/s", "over engine")
-    for name, step_ms in (("simulated", SIMULATED_STEP_MS), ("real", None)):
-        config = ServeConfig(max_num_seqs=max(CLIENTS), simulated_step_ms=step_ms)
-        with launch.serve(config) as cluster, ExitStack() as engines:
+    table = Table("steps", "answers", "clients", "", "tokens/s", "over engine")
+    waits = Table("steps", "placement", "first token, engine, ms", "cluster, ms", "added, ms")
+    for name, step_ms, kinds in (("simulated", SIMULATED_STEP_MS, tuple(ANSWERS)), ("real", None, ("long",))):
+        concurrency: dict[str, Any] = {}
+        firsts: dict[str, Any] = {}
+        with ExitStack() as engines:
             llms = {
                 clients: engines.enter_context(LLM(max_num_seqs=clients, simulated_step_ms=step_ms))
                 for clients in CLIENTS
             }
-            result = asyncio.run(measure(llms, cluster.endpoints().grpc[0], args.rounds))
-            if step_ms is None:
-                results["handoff"] = handoff()
-        results[name] = result
-        for clients, figures in result["concurrency"].items():
+            for placement in PLACEMENTS:
+                config = ServeConfig(
+                    max_num_seqs=max(CLIENTS), simulated_step_ms=step_ms, placement=placement
+                )
+                with launch.serve(config) as cluster:
+                    address = cluster.endpoints().grpc[0]
+                    firsts[placement] = asyncio.run(first_tokens(llms[min(llms)], address))
+                    if placement == "disaggregated":
+                        concurrency = asyncio.run(throughput(llms, address, args.rounds, kinds))
+                        results.setdefault("handoff", handoff())
+                medians = (f"{1e3 * values['median']:.1f}" for values in firsts[placement].values())
+                waits.add_row(name, placement, *medians)
+        results[name] = {"concurrency": concurrency, "first_token_s": firsts}
+        for answers, clients in itertools.product(kinds, CLIENTS):
+            figures = concurrency[answers][clients]
             for system, values in figures["tokens_per_s"].items():
                 over = figures["over_engine"].get(system)
                 table.add_row(
                     name,
+                    answers,
                     str(clients),
                     system,
                     f"{values['median']:.0f}",
                     f"{over['median']:.2f}" if over else "",
                 )
     console.print(table)
-    for name in ("simulated", "real"):
-        for system, values in results[name]["first_token_s"].items():
-            console.print(f"first token, {name} steps, {system}: {1e3 * values['median']:.1f} ms")
+    console.print(waits)
     for row in results["handoff"]:
         console.print(
             f"hand-off of {row['tokens']} x {row['d_model']} float32, {row['bytes'] / 2**20:.2f} MiB: "
             f"{1e3 * row['seconds']['median']:.1f} ms"
         )
-    machine.write(args.out, {"machine": machine.describe(), "rounds": args.rounds} | results)
+    machine.write(
+        args.out, {"machine": machine.describe(), "rounds": args.rounds, "answers": ANSWERS} | results
+    )
     console.print(f"wrote {args.out}")
 
 

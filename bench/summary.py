@@ -77,25 +77,29 @@ def engine() -> str:
     return markdown(["model", "load", *(SYSTEMS[name] for name in there)], rows)
 
 
+STEPS = {"simulated": "10 ms, nothing computed", "real": "the model's"}
+
+
 def cluster() -> str:
-    figures = load("cluster")
-    rows = []
-    for steps, what in (("real", "the model's"), ("simulated", "10 ms, nothing computed")):
-        first = {name: _ms(values["median"]) for name, values in figures[steps]["first_token_s"].items()}
-        for clients, values in figures[steps]["concurrency"].items():
-            over = (_number(values["over_engine"][name]["median"]) for name in ("unary", "streaming"))
-            rows.append([what, clients, *over, first["engine"], first["cluster"]])
+    figures, rows = load("cluster"), []
+    for steps, what in STEPS.items():
+        for answers, by_clients in figures[steps]["concurrency"].items():
+            shortest, longest = figures["answers"][answers]
+            for clients, values in by_clients.items():
+                over = (_spread(values["over_engine"][name]) for name in ("unary", "streaming"))
+                rows.append([what, f"{shortest} to {longest}", clients, *over])
     return markdown(
-        [
-            "steps",
-            "clients",
-            "of the engine's tokens/s",
-            "streaming",
-            "first token, engine, ms",
-            "cluster, ms",
-        ],
-        rows,
+        ["steps", "tokens of an answer", "clients", "of the engine's tokens/s", "streaming"], rows
     )
+
+
+def first_token() -> str:
+    rows = [
+        [what, placement, *(_ms(values[name]["median"]) for name in ("engine", "cluster", "added"))]
+        for steps, what in STEPS.items()
+        for placement, values in load("cluster")[steps]["first_token_s"].items()
+    ]
+    return markdown(["steps", "placement", "first token, engine, ms", "cluster, ms", "added, ms"], rows)
 
 
 def placement() -> str:
@@ -230,7 +234,7 @@ def _spread(values: Figures) -> str:
 
 
 DOCUMENTS: dict[Path, tuple[Callable[[], str], ...]] = {
-    ROOT / "README.md": (engine, speculation, cluster, placement),
+    ROOT / "README.md": (engine, speculation, cluster, first_token, placement),
     ROOT / "docs" / "measurements.md": (
         roofline, cache, handoff, costs, validation, saturation, scaling, choices, admission,
     ),
@@ -261,9 +265,11 @@ def ratios() -> Iterator[tuple[str, str, Figures]]:
                     yield f"{model}, {kind}", f"{ours} / {theirs}", spread
     figures = load("cluster")
     for steps in ("real", "simulated"):
-        for clients, values in figures[steps]["concurrency"].items():
-            for how, spread in values["over_engine"].items():
-                yield f"{clients} clients, {steps} steps", f"cluster, {how} / engine", spread
+        for answers, by_clients in figures[steps]["concurrency"].items():
+            for clients, values in by_clients.items():
+                for how, spread in values["over_engine"].items():
+                    what = f"{clients} clients, {steps} steps, {answers} answers"
+                    yield what, f"cluster, {how} / engine", spread
     for name, values in load("placement")["workloads"].items():
         yield name, "disaggregated / colocated", values["ratio"]
 

@@ -11,7 +11,7 @@ from tandem.workers.request import Delta, EngineStats
 
 # Steps are delivered at once unless others were, so short a while before.
 GATHER_S_PER_REQUEST = 0.0003
-LONGEST_GATHER_S = 0.01
+LONGEST_GATHER_S = 0.02
 
 
 class StepInbox:
