@@ -6,8 +6,8 @@ The bundled model; 32 and 128 clients, greedy, EOS ignored. The engine is `LLM`,
 detokenizes, too, and decodes as many at once as there are clients. Engine and cluster take turns. On one
 machine clients, ingress, encoder and engine share the cores, which the figures include; therefore all of it
 once more with encoder passes that take no time and steps that compute nothing for 10 ms, as on a GPU: what is
-measured then is the cost of serving, with answers of 64 to 192 tokens and, to see what a request costs however
-short it is, of 32 to 96.
+measured then is the cost of serving, with answers of 64 to 192 tokens and, to see what a request costs
+however short it is, of 32 to 96.
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ with their extremes.
 
 from __future__ import annotations
 
+import itertools
 import random
 import tempfile
 import time
@@ -25,7 +26,7 @@ from typing import Any
 
 import machine
 from copier import EOS, make_copier, source
-from engine import PAUSE_S, Request, rotated, sentences
+from engine import Request, rotated, sentences
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
@@ -42,6 +43,7 @@ SIZE = {
     "max_position_embeddings": 256,
 }  # fmt: skip
 AT_ONCE = (1, 8, 32)
+ROUND_S = 1.0  # of each of the two, at least
 Make = Callable[[int, random.Random], list[list[int]]]  # how many → inputs
 
 
@@ -125,15 +127,18 @@ def measure(contenders: list[Contender], rounds: int, make: Make) -> dict[str, A
     for at_once in AT_ONCE:
         found: list[dict[bool, Outcome]] = []
         for number in range(rounds + 1):
-            inputs = make(max(4, at_once), random.Random(number))
-            outcomes = {}
-            for contender in rotated(contenders, number):
-                time.sleep(PAUSE_S)
-                batches = [inputs] if at_once > 1 else [[one] for one in inputs]
-                outcomes[contender.drafts] = total([contender.run(batch) for batch in batches])
-            assert outcomes[True].answers == outcomes[False].answers
+            parts: dict[bool, list[Outcome]] = {True: [], False: []}
+            rng = random.Random(number)
+            # The contenders alternate by the batch, for the machine is slower at one moment than at another.
+            for turn in itertools.count():
+                inputs = make(at_once, rng)
+                for contender in rotated(contenders, turn):
+                    parts[contender.drafts].append(contender.run(inputs))
+                assert parts[True][-1].answers == parts[False][-1].answers
+                if all(sum(part.seconds for part in of_one) > ROUND_S for of_one in parts.values()):
+                    break
             if number:  # the first round warms up
-                found.append(outcomes)
+                found.append({drafts: total(of_one) for drafts, of_one in parts.items()})
         figures[str(at_once)] = {
             "tokens_per_s": {
                 "without": machine.spread([one[False].tokens / one[False].seconds for one in found]),
