@@ -154,6 +154,8 @@ class RunningCluster:
         try:
             self.undeploy()
         finally:
+            if self._started_ray:
+                _stop_printing_errors()
             if self._started_serve:
                 ray_serve.shutdown()  # type: ignore[no-untyped-call]
             if self._started_ray:
@@ -312,6 +314,15 @@ def _refuse_what_does_not_fit(config: ServeConfig) -> None:
                 f"decoder_{resource.lower()}s), or placement=colocated",
                 field="placement",
             )
+
+
+def _stop_printing_errors() -> None:
+    """Ray's, in this process, as `ray.shutdown` does a little later. Serve's end fails the calls that its
+    parts wait for, and Ray would print them."""
+    worker = ray._private.worker.global_worker
+    worker.threads_stopped.set()
+    if hasattr(worker, "gcs_error_subscriber"):  # else it could not connect
+        worker.gcs_error_subscriber.close()
 
 
 def _refuse_used_port(host: str, port: int, field: str) -> None:

@@ -30,8 +30,8 @@ def waiting(http_port: int) -> float:
 
 def test_serves_behind_proxies_until_a_signal(tmp_path: Path) -> None:
     http_port, grpc_port = free_port(), free_port()
-    log = tmp_path / "stderr"
-    with log.open("wb") as stderr:
+    log, out = tmp_path / "stderr", tmp_path / "stdout"
+    with log.open("wb") as stderr, out.open("wb") as stdout:
         process = subprocess.Popen(
             [
                 sys.executable, "-c", "from tandem.cli import app; app()", "serve", "quickstart",
@@ -39,6 +39,7 @@ def test_serves_behind_proxies_until_a_signal(tmp_path: Path) -> None:
                 "--http-port", str(http_port), "--grpc-port", str(grpc_port), "--host", "localhost",
                 "--limit", "n=2", "--max-num-seqs", "2",
             ],
+            stdout=stdout,
             stderr=stderr,
             env=os.environ | {"COLUMNS": "200"},
         )  # fmt: skip
@@ -66,6 +67,7 @@ def test_serves_behind_proxies_until_a_signal(tmp_path: Path) -> None:
             process.send_signal(signal.SIGINT)
             assert [len(call.result().outputs[0].token_ids) for call in calls] == [40] * 10
         assert process.wait(120) == 0, log.read_text()
+        assert out.read_text() == ""  # Ray prints there what fails
     finally:
         process.kill()
         process.wait()
