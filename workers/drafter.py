@@ -35,19 +35,18 @@ class Drafter:
         """tokens: of the sequence, so far."""
         self._source = source
         self._chances = list(CHANCES)
-        self._after: dict[tuple[int, ...], int] = {}  # n-gram → the position behind it, the last if several
-        for size in range(1, LONGEST + 1):
-            ngrams = zip(*(source[start:] for start in range(size)), strict=False)
-            self._after.update(zip(ngrams, range(size, len(source)), strict=False))
         self._followed = frozenset(source[:-1])  # tokens with something behind them
-        self._end = tuple(tokens[-LONGEST:])
+        # N-gram → the position behind it, the last if several. Made when the first of those tokens comes.
+        self._after: dict[tuple[int, ...], int] = {}
+        self._tokens = list(tokens)
         # The last `run` tokens stand in the source, before the one at `_next`; 0: nothing is known to follow.
         self._next = self.run = 0
-        self._find()
+        if self._tokens and self._tokens[-1] in self._followed:
+            self._find()
 
     def push(self, token: int) -> None:
         """The sequence grew by this one."""
-        self._end = (*self._end, token)[-LONGEST:]
+        self._tokens.append(token)
         if self.run:
             right = self._source[self._next] == token
             level = min(self.run, LONGEST) - 1
@@ -56,17 +55,24 @@ class Drafter:
             if right and self._next < len(self._source):
                 self.run += 1
                 return
-        self._find()
+            self.run = 0
+        if token in self._followed:  # most are not, where nothing is copied
+            self._find()
 
     def _find(self) -> None:
         """Where the longest end of the sequence stands in the source."""
-        self.run = 0
-        if not self._end or self._end[-1] not in self._followed:  # most tokens, where nothing is copied
-            return
-        for size in range(len(self._end), 0, -1):
-            if (at := self._after.get(self._end[-size:])) is not None:
+        if not self._after:
+            self._index()
+        end = tuple(self._tokens[-LONGEST:])
+        for size in range(len(end), 0, -1):
+            if (at := self._after.get(end[-size:])) is not None:
                 self._next, self.run = at, size
                 return
+
+    def _index(self) -> None:
+        for size in range(1, LONGEST + 1):
+            ngrams = zip(*(self._source[start:] for start in range(size)), strict=False)
+            self._after.update(zip(ngrams, range(size, len(self._source)), strict=False))
 
     def draft(self, most: int, rows: int, *, behind: int, costs: int, stops: Collection[int]) -> list[int]:
         """Up to `most` tokens, all of which will probably follow; none of `stops`, behind which nothing does.
