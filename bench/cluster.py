@@ -38,6 +38,7 @@ ANSWERS = {"long": (64, 192), "short": (32, 96)}
 SIMULATED_STEP_MS = 10.0
 FIRST_TOKENS = 50  # requests, one after the other
 WARM_UP = 10  # before them
+QUIET_S = 0.02  # after each, for the cluster to be done with it
 PLACEMENTS: tuple[Placement, ...] = ("disaggregated", "colocated")
 HANDOFF_SHAPES = ((32, 256), (512, 512), (512, 2048))  # tokens, d_model
 
@@ -136,12 +137,15 @@ async def first_tokens(llm: LLM, address: str) -> dict[str, Any]:
             pieces = client.stream(*request)
             await anext(pieces)
             seconds = time.perf_counter() - start
-            await pieces.aclose()  # type: ignore[attr-defined]
+            assert [piece async for piece in pieces] == []
+            await asyncio.sleep(QUIET_S)
             return seconds
 
-        asked = requests(2 * (WARM_UP + FIRST_TOKENS))
+        # Of one token: nothing is left to do when it is there, while the other has its turn.
+        one = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
+        asked = [(text, one) for text, _ in requests(2 * (WARM_UP + FIRST_TOKENS))]
         pairs = zip(asked[::2], asked[1::2], strict=True)
-        both = [(engine_first(one), await first(other)) for one, other in pairs][WARM_UP:]
+        both = [(engine_first(ours), await first(other)) for ours, other in pairs][WARM_UP:]
     return {
         "engine": machine.spread([engine for engine, _ in both]),
         "cluster": machine.spread([cluster for _, cluster in both]),
@@ -197,8 +201,9 @@ def main() -> None:
                     address = cluster.endpoints().grpc[0]
                     firsts[placement] = asyncio.run(first_tokens(llms[min(llms)], address))
                     if placement == "disaggregated":
+                        if step_ms is None:  # once, before there is any load
+                            results["handoff"] = handoff()
                         concurrency = asyncio.run(throughput(llms, address, args.rounds, kinds))
-                        results.setdefault("handoff", handoff())
                 medians = (f"{1e3 * values['median']:.1f}" for values in firsts[placement].values())
                 waits.add_row(name, placement, *medians)
         results[name] = {"concurrency": concurrency, "first_token_s": firsts}

@@ -43,7 +43,7 @@ MEASURED = Traffic((10, 80), (8, 65))  # what costs are measured with, and the c
 TRAFFIC = Traffic((10, 80), (64, 257))  # what is simulated: as much for four decoders as for an encoder
 SLOTS = 32
 ROWS = (1, 4, 8, 16, 32)
-# Long enough for every step to be a message of its own: see `StepInbox`, `Service._gather_s`.
+# As long as steps gather at most: each is a message of its own, see `StepInbox`.
 SIMULATED_STEP_MS = 20.0
 # clients, requests, tokens, streaming: what the router's costs are fitted to.
 PROBES = (

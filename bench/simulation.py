@@ -225,14 +225,13 @@ class Simulation:
         self._send(self.router[number])
 
     def _send(self, router: int) -> None:
-        """Drain after step: whatever waits leaves for an encoder without a batch, a full batch for others."""
+        """Drain after step: whatever waits leaves as soon as a replica has room."""
         queue = self._to_encode[router]
         while queue:
             batches = self._in_flight[router]
             equal = self.random.random(len(batches)) if self.shape.by_chance else 0.0
             encoder = int(np.argmin(batches + equal))
-            full = sum(int(self.inputs[number]) for number in queue) >= MAX_ENCODER_TOKENS
-            if self._in_flight[router, encoder] >= (BATCHES_IN_FLIGHT if full else 1):
+            if self._in_flight[router, encoder] == BATCHES_IN_FLIGHT:
                 return
             batch = [queue.popleft()]
             tokens = self.inputs[batch[0]]

@@ -94,11 +94,12 @@ def cluster() -> str:
 
 
 def first_token() -> str:
-    rows = [
-        [what, placement, *(_ms(values[name]["median"]) for name in ("engine", "cluster", "added"))]
-        for steps, what in STEPS.items()
-        for placement, values in load("cluster")[steps]["first_token_s"].items()
-    ]
+    rows = []
+    for steps, what in STEPS.items():
+        for placement, values in load("cluster")[steps]["first_token_s"].items():
+            least, most = _ms(values["added"]["min"]), _ms(values["added"]["max"])
+            engine, cluster, added = (_ms(values[name]["median"]) for name in ("engine", "cluster", "added"))
+            rows.append([what, placement, engine, cluster, f"{added} ({least} to {most})"])
     return markdown(["steps", "placement", "first token, engine, ms", "cluster, ms", "added, ms"], rows)
 
 
@@ -209,14 +210,20 @@ def roofline() -> str:
     return markdown(["op", *head], rows)
 
 
+FEW = 0.01  # drafts for a token; of fewer it means nothing how many are right
+
+
 def speculation() -> str:
     rows = []
     for model, loads in load("speculation")["models"].items():
         for kind, by_count in loads.items():
             ratios = (_spread(values["ratio"]) for values in by_count.values())
             alone = by_count["1"]
-            right = f"{_percent(alone['accepted_per_drafted']['median'])}"
-            rows.append([model, kind, *ratios, right if alone["drafted_per_token"]["median"] else "–"])
+            right, drafted = (
+                _percent(alone["accepted_per_drafted"]["median"]),
+                alone["drafted_per_token"]["median"],
+            )
+            rows.append([model, kind, *ratios, right if drafted > FEW else "–"])
     return markdown(["model", "input", "1 request", "8", "32", "drafts right, of 1"], rows)
 
 

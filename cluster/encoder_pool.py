@@ -48,9 +48,8 @@ class _Replica:
 
 
 class EncoderPool:
-    """Drain after step: a batch leaves for an encoder that has none, and takes what has arrived by then.
-    Behind a running one only a full batch is sent, for another may grow meanwhile. So nothing waits while an
-    encoder idles, none idles while there is a full batch, and under load batches grow by themselves."""
+    """Drain after step: a batch leaves whenever a replica has room and takes what has arrived by then.
+    Nothing waits while an encoder idles, and under load batches grow by themselves."""
 
     def __init__(
         self, config: ServeConfig, identity: str, handle: DeploymentHandle[Any], router_id: str
@@ -156,8 +155,7 @@ class EncoderPool:
             replica.tokens += sum(len(job.token_ids) for job in batch)
 
     def _roomiest(self) -> _Replica | None:
-        full = self._queue.tokens >= self._config.max_encoder_tokens
-        most = self._config.encoder_batches_in_flight if full else 1
+        most = self._config.encoder_batches_in_flight
         return min(
             (replica for replica in self._replicas.values() if replica.batches < most),
             # Of equals any: all routers know the replicas in much the same order.

@@ -319,9 +319,9 @@ def _refuse_what_does_not_fit(config: ServeConfig) -> None:
 def _stop_printing_errors() -> None:
     """Ray's, in this process, as `ray.shutdown` does a little later. Serve's end fails the calls that its
     parts wait for, and Ray would print them."""
-    worker = ray._private.worker.global_worker
-    worker.threads_stopped.set()
-    if hasattr(worker, "gcs_error_subscriber"):  # else it could not connect
+    worker: Any = ray._private.worker.global_worker
+    with contextlib.suppress(Exception):  # whatever it is: what follows must end Serve and Ray
+        worker.threads_stopped.set()
         worker.gcs_error_subscriber.close()
 
 

@@ -53,7 +53,9 @@ class Metrics:
             _LATENCY,
         )
         self.between_tokens = histogram(
-            "inter_token_latency_seconds", "From one token of a sample to its next.", _TOKEN
+            "inter_token_latency_seconds",
+            "From one token of a sample to its next; unless streamed, the mean over up to a second.",
+            _TOKEN,
         )
         self.whole_request = histogram(
             "e2e_request_latency_seconds",

@@ -33,8 +33,8 @@ _MESSAGES_PER_S: Final = 1000.0
 _LONGEST_GATHER_S: Final = 0.1  # and this is how long tokens wait for company at most
 _WHOLE_GATHER_S: Final = 1.0  # or where only the whole answer is read: the metrics are this much behind
 _TOKENIZER_THREADS: Final = 2
-# Longer text is tokenized in a thread. What is shorter takes less than half a millisecond, and having it done
-# elsewhere takes as much.
+# Longer text is tokenized in a thread, and more than one. What is shorter takes less than half a millisecond,
+# and having it done elsewhere takes as much.
 _SHORT: Final = 1024  # characters
 _UNSENT: Final = 16  # deltas of a call with several samples that may wait for a slow client
 _UNREAD_S: Final = 10.0  # beyond a call's deadline, for its client to read what there is
@@ -66,7 +66,7 @@ class Service:
         self.started = int(time.time())  # seconds since 1970
         self._router = router
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
-        self._live = 0  # sequences being generated
+        self._live = 0  # sequences being generated that are read as they grow
 
     @property
     def model(self) -> ServedModel:
@@ -83,9 +83,10 @@ class Service:
         """Raises Overloaded, Unavailable where no request would be accepted now."""
         self._router.check_room()
 
-    async def tokenizing(self, work: Callable[[], T], *prompts: object) -> T:
-        """Runs work on these texts, in a thread where it would hold up the event loop."""
-        if sum(map(_length, prompts)) <= _SHORT:
+    async def tokenizing(self, work: Callable[[], T], prompt: object, several: object = False) -> T:
+        """Runs work on a prompt, in a thread where it would hold up the event loop. several: there are more
+        texts."""
+        if not several and _length(prompt) <= _SHORT:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
@@ -93,14 +94,15 @@ class Service:
         self,
         prepared: Sequence[PreparedRequest],
         assemblers: Sequence[Assembler],
-        gather_s: Callable[[], float],
+        *,
+        whole: bool,
     ) -> AsyncGenerator[Piece]:
-        """All samples of all prompts, side by side, with at least `gather_s()` seconds between two pieces of
-        one. Close it to cancel what has not ended."""
+        """All samples of all prompts, side by side; `whole`: nobody reads them before their ends. Close it to
+        cancel what has not ended."""
         samples = [sample for request in prepared for sample in request.samples]
         with self._router.accept(samples) as flights:
             places = (
-                (number, index, assembler, gather_s)
+                (number, index, assembler, whole)
                 for number, (request, assembler) in enumerate(zip(prepared, assemblers, strict=True))
                 for index in range(len(request.samples))
             )
@@ -132,9 +134,10 @@ class Service:
         number: int,
         index: int,
         assembler: Assembler,
-        gather_s: Callable[[], float],
+        whole: bool,
     ) -> AsyncGenerator[Piece]:
-        self._live += 1
+        gather_s = (lambda: _WHOLE_GATHER_S) if whole else self._gather_s
+        self._live += not whole
         try:
             async with aclosing(self._router.deltas(flight, gather_s)) as deltas:
                 async for delta in deltas:
@@ -145,10 +148,9 @@ class Service:
                     if delta.last or assembler.stopped(index):
                         return
         finally:
-            self._live -= 1
+            self._live -= not whole
 
-    def gather_s(self) -> float:
-        """How long the tokens of a stream are put together now, before they are sent."""
+    def _gather_s(self) -> float:
         return min(_LONGEST_GATHER_S, self._live / _MESSAGES_PER_S)
 
 
@@ -200,7 +202,8 @@ class Call:
                     raise InvalidRequest(error.message + where, field=error.field) from None
             return prepared
 
-        prepared = await self._service.tokenizing(prepare, prompts)
+        several = len(prompts) > 1 or (params is not None and params.bad_words)
+        prepared = await self._service.tokenizing(prepare, prompts, several)
         self._prepared(prepared[0].request_id, terms.get("timeout_s"))
         return prepared
 
@@ -214,7 +217,7 @@ class Call:
         self._service.check_room()
         frontend = self._service.frontend
         prepared = await self._service.tokenizing(
-            lambda: frontend.prepare_score(prompt, targets, **terms), prompt, targets
+            lambda: frontend.prepare_score(prompt, targets, **terms), [prompt, *targets], len(targets) > 1
         )
         self._prepared(prepared.request_id, terms.get("timeout_s"))
         return prepared
@@ -239,18 +242,16 @@ class Call:
         """
         frontend = self._service.frontend
         assemblers = [frontend.assembler(one) for one in prepared]
-        async with aclosing(self._run(prepared, assemblers, self._service.gather_s)) as pieces:
+        async with aclosing(self._run(prepared, assemblers, whole=False)) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def generate(self, prepared: Sequence[PreparedRequest]) -> list[RequestOutput]:
         """The prompts' whole answers; otherwise as `stream`."""
-        service = self._service
-        assemblers = [service.frontend.assembler(one) for one in prepared]
+        assemblers = [self._service.frontend.assembler(one) for one in prepared]
         # Stop strings are found by looking at the text: the engine goes on until they are.
-        watched = any(assembler.watches for assembler in assemblers)
-        gather_s = service.gather_s if watched else lambda: _WHOLE_GATHER_S
-        async with aclosing(self._run(prepared, assemblers, gather_s)) as pieces:
+        whole = not any(assembler.watches for assembler in assemblers)
+        async with aclosing(self._run(prepared, assemblers, whole=whole)) as pieces:
             async for _ in pieces:
                 pass
         return [assembler.output() for assembler in assemblers]
@@ -259,10 +260,11 @@ class Call:
         self,
         prepared: Sequence[PreparedRequest],
         assemblers: Sequence[Assembler],
-        gather_s: Callable[[], float],
+        *,
+        whole: bool,
     ) -> AsyncGenerator[Piece]:
         empty = True
-        async with aclosing(self._service.pieces(prepared, assemblers, gather_s)) as pieces:
+        async with aclosing(self._service.pieces(prepared, assemblers, whole=whole)) as pieces:
             async for piece in pieces:
                 delta = piece.delta
                 if empty:

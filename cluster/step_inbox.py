@@ -18,7 +18,7 @@ class StepInbox:
     """Each time the two threads meet costs the engine up to as much as a small step: while one waits for
     the interpreter's lock, every operation of the other that lets go of it has to wake it up. So under
     load the event loop looks in now and then instead of after every step: the more requests there are,
-    the less a few milliseconds matter to each, and the dearer is a message.
+    the less some milliseconds matter to each, and the dearer is a message.
     """
 
     def __init__(

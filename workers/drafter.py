@@ -29,7 +29,7 @@ STEP_ROWS: Final = 10
 
 
 class Drafter:
-    """The guesses of one sequence. Every operation takes constant time, but the first, for the source."""
+    """The guesses of one sequence. Every operation takes constant time, but for one that reads the source."""
 
     def __init__(self, source: Seq[int], tokens: Seq[int]) -> None:
         """tokens: of the sequence, so far."""

@@ -56,11 +56,11 @@ class Processors:
     def start(self, sequences: Seq[Sequence]) -> None:
         """Takes in the parameters of sequences that got slots."""
         # Those of a request that needs nothing do nothing, whatever they are: the last such one's may stay.
-        needs = [Need.of(sequence.request).value for sequence in sequences]
+        needs = {id(sequence): Need.of(sequence.request) for sequence in sequences}
         sequences = [
             sequence
-            for sequence, need in zip(sequences, needs, strict=True)
-            if need or sequence.width > 1 or self._need[sequence.slots[0]]
+            for sequence in sequences
+            if needs[id(sequence)] or sequence.width > 1 or self._need[sequence.slots[0]]
         ]
         if not sequences:
             return
@@ -77,7 +77,7 @@ class Processors:
                       self._suppress, self._begin_suppress, *self._bad_words.values()):  # fmt: skip
             lists.clear(slots)
         for sequence in sequences:
-            need = Need.of(sequence.request)
+            need = needs[id(sequence)]
             for slot in sequence.slots:
                 self._need[slot] = need.value
             if need:

@@ -89,20 +89,6 @@ async def test_what_arrives_during_a_batch_goes_into_the_next() -> None:
         assert [len(batch) for batch in cluster.encoders.batches] == [1, 19]
 
 
-async def test_behind_a_running_batch_only_a_full_one_is_sent() -> None:
-    async with FakeCluster(max_encoder_tokens=8, max_batched_tokens=8, max_num_seqs=8) as cluster:
-        cluster.encoders.step_s = 0.5
-        asked = iter([request(f"r{i}", ids=(i, i, 1)) for i in range(4)])
-        tasks = []
-        for waiting, batches in ((0, [1]), (3, [1]), (6, [1]), (3, [1, 2])):  # 9 tokens make one of 6
-            tasks.append(asyncio.create_task(cluster.collect(next(asked))))
-            while cluster.router.stats().queued_encoder_tokens != waiting or not cluster.encoders.batches:
-                await asyncio.sleep(0.001)
-            assert [len(batch) for batch in cluster.encoders.batches] == batches
-        await asyncio.gather(*tasks)
-        assert [len(batch) for batch in cluster.encoders.batches] == [1, 2, 1]
-
-
 async def test_priority_decides_what_is_encoded_next() -> None:
     """That of the most urgent request, where several wait for one input."""
     async with FakeCluster(

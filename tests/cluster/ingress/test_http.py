@@ -20,6 +20,7 @@ from tandem.cluster.health import Health
 from tandem.cluster.http_api import build_app
 from tandem.cluster.service import Service
 from tandem.limits import Limits
+from tandem.workers.assembler import PreparedRequest
 from tandem.workers.frontend import Frontend
 
 JSON = {"content-type": "application/json"}
@@ -241,19 +242,32 @@ async def test_a_full_server_does_not_tokenize(
     assert (await http.post(path, json=body)).status_code == 429
 
 
-@pytest.mark.parametrize(("cats", "thread"), [(10, "MainThread"), (1000, "tokenizer_0")])
-async def test_long_text_is_tokenized_beside_the_event_loop(
-    http: httpx.AsyncClient, service: Service, monkeypatch: pytest.MonkeyPatch, cats: int, thread: str
+@pytest.mark.parametrize(
+    ("body", "status", "thread"),
+    [
+        ({"prompt": "the cat"}, 200, "MainThread"),
+        ({"prompt": "the cat " * 200}, 400, "tokenizer_0"),  # longer than the limit, as is found out there
+        ({"prompt": ["a", "b"]}, 200, "tokenizer_0"),
+        ({"prompt": "the cat", "bad_words": ["dog"]}, 200, "tokenizer_0"),
+    ],
+)
+async def test_much_is_tokenized_beside_the_event_loop(
+    http: httpx.AsyncClient,
+    service: Service,
+    monkeypatch: pytest.MonkeyPatch,
+    body: dict[str, Any],
+    status: int,
+    thread: str,
 ) -> None:
-    tokenize, threads = service.frontend.tokenize, []
+    prepare, threads = service.frontend.prepare, set()
 
-    def noted(text: str, **options: Any) -> list[int]:
-        threads.append(threading.current_thread().name)
-        return tokenize(text, **options)
+    def noted(*args: Any, **options: Any) -> PreparedRequest:
+        threads.add(threading.current_thread().name)
+        return prepare(*args, **options)
 
-    monkeypatch.setattr(service.frontend, "tokenize", noted)
-    await http.post("/tokenize", json={"text": "the cat " * cats})
-    assert threads == [thread]
+    monkeypatch.setattr(service.frontend, "prepare", noted)
+    assert (await http.post("/v1/completions", json=body)).status_code == status
+    assert threads == {thread}
 
 
 async def test_an_answer_that_is_there_waits_for_nothing(
