@@ -22,7 +22,7 @@ from transformers import (
 )
 
 from tandem.workers.noise import gumbel, uniform
-from tandem.workers.request import EncoderInput, EngineRequest
+from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
 from tandem.workers.sampler import Sampler
 from tandem.workers.step_plan import Row, Sequence
 
@@ -384,3 +384,18 @@ def test_who_had_a_slot_before_leaves_no_trace() -> None:
         fresh.start(several)
         expected = fresh.sample(logits.clone(), rows(several)).wait()
         assert used.sample(logits.clone(), rows(several)).wait() == expected
+
+
+@torch.inference_mode()
+def test_beams_know_their_prefix_whoever_had_their_slots() -> None:
+    """A request that needs nothing may leave its parameters to the next such; beams read where they began."""
+    sampler = Sampler(2, VOCAB, CPU)
+    sampler.start([sequence(0), sequence(1)])
+    how = decoding(beams=BeamSearch(2, 1, 1.0, early_stopping=False))
+    request = EngineRequest("beams", EncoderInput("key", (1,)), (0, 5, 6), how)
+    beams = Sequence(
+        request, arrived=0.0, order=(0.0, 2), deadline=None, tokens=[0, 5, 6], width=2, slots=[0, 1]
+    )
+    sampler.start([beams])
+    sampler._processors.append(torch.tensor([0, 1]), torch.tensor([0, 0]), torch.tensor([8, 9]))
+    assert sampler._processors.history[torch.tensor([0, 1])][:, :4].tolist() == [[0, 5, 6, 8], [0, 5, 6, 9]]
