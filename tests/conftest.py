@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from functools import cache
@@ -20,6 +21,10 @@ settings.load_profile("tandem")
 
 if "PYTEST_XDIST_WORKER" in os.environ:  # another process tests beside us: threads would fight for the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# A shell's background job has it ignored, and so would every process that a test starts and interrupts.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 VERDICT = pytest.StashKey[int]()
 
