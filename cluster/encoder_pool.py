@@ -19,7 +19,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.discovery import Discovery
 from tandem.cluster.encoder_cache import EncoderCache
 from tandem.cluster.encoder_queue import EncodeJob, EncoderQueue
-from tandem.cluster.handoff import BatchSummary, HiddenSlice, PackedHidden
+from tandem.cluster.handoff import INLINE_BYTES, BatchSummary, HiddenSlice, PackedHidden
 from tandem.cluster.patience import patiently
 from tandem.errors import InvalidRequest, TandemError, Unavailable
 from tandem.workers.request import EncoderInput
@@ -173,10 +173,10 @@ class EncoderPool:
             self.counters.batches += 1
             self.counters.batch_tokens += summary["tokens"]
             self.counters.seconds += time.monotonic() - started
-            slices, start = {}, 0
+            slices, start, inline = {}, 0, summary["nbytes"] <= INLINE_BYTES
             for job in batch:
                 stop = start + len(job.token_ids)
-                slices[job.key] = HiddenSlice(reference, start, stop)
+                slices[job.key] = HiddenSlice(reference, start, stop, inline)
                 start = stop
             self._cache.add(slices, summary["nbytes"])
             for job in batch:

@@ -21,7 +21,7 @@ import ray
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.engine_thread import EngineThread, StepEngine
-from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch
+from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch, inlined
 from tandem.cluster.link import Link
 from tandem.cluster.messages import LEASE_S, HandoffTotals, StepMessage, Submission, to_wire
 from tandem.cluster.step_inbox import StepInbox
@@ -143,8 +143,14 @@ class EngineActor:
         finally:
             self._end(link)
 
-    async def submit(self, link_id: str, submissions: list[Submission], cancelled: list[str]) -> bool:
-        """Takes requests in and cancels others; also renews the lease.
+    async def submit(
+        self,
+        link_id: str,
+        submissions: list[Submission],
+        cancelled: list[str],
+        *values: PackedHidden,
+    ) -> bool:
+        """Takes requests in and cancels others; also renews the lease. `values` are those of `inlined`.
 
         False: draining or an unknown link, none of the submissions was taken.
         """
@@ -165,8 +171,9 @@ class EngineActor:
                 self._thread.submit(request)
             else:
                 arrivals[hidden.reference].append((request, hidden))
+        at_hand = dict(zip(inlined(hidden for _, hidden in submissions), values, strict=True))
         for reference, group in arrivals.items():
-            self._background.start(self._admit(reference, group), "admit")
+            self._background.start(self._admit(reference, group, at_hand.get(reference)), "admit")
         return True
 
     async def detach(self, link_id: str) -> None:
@@ -176,14 +183,17 @@ class EngineActor:
 
     # --- Within ---
 
-    async def _admit(self, reference: ray.ObjectRef[PackedHidden], group: list[_Arrival]) -> None:
-        """Submits requests to the engine once every rank has their hidden states at hand."""
+    async def _admit(
+        self, reference: ray.ObjectRef[PackedHidden], group: list[_Arrival], packed: PackedHidden | None
+    ) -> None:
+        """Submits requests to the engine once every rank has their hidden states at hand. `packed`: they came
+        along."""
         slices = {next(self._next_handle): arrival for arrival in group}
         registrations = {handle: where for handle, (_, where) in slices.items()}
         started = time.monotonic()
         try:
             fetched, *_ = await asyncio.gather(
-                fetch(reference), *(shard.register.remote(registrations) for shard in self._shards)
+                fetch(reference, packed), *(shard.register.remote(registrations) for shard in self._shards)
             )
         except Exception as error:
             if not isinstance(error, HiddenStatesLost):  # whatever it is, no request may wait for ever

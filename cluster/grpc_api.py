@@ -48,19 +48,25 @@ class GrpcApi:
         with self._call("GenerateStream", grpc_context) as call:
             prepared = await self._prepare(call, pb.GenerateStreamRequest, request)
             encoder_tokens = len(prepared.encoder_prompt_token_ids)
-            generated, started = 0, False
+            # Not before the first piece: gRPC tries a call that finds no worker again only as long as nothing
+            # has come back.
+            started: pb.Started | None = wire.started(
+                prepared.request_id, encoder_tokens, prepared.prompt_token_ids
+            )
+            generated, unfinished = 0, prepared.params.outputs
             async with aclosing(call.stream([prepared])) as pieces:
                 async for piece in pieces:
-                    if not started:
-                        # Not before the first piece: gRPC tries a call that finds no worker again only
-                        # as long as nothing has come back.
-                        started = True
-                        yield wire.started_event(
-                            prepared.request_id, encoder_tokens, prepared.prompt_token_ids
+                    delta, usage = piece.delta, None
+                    generated += len(delta.token_ids)
+                    unfinished -= delta.finish_reason is not None
+                    if not unfinished:
+                        usage = pb.Usage(
+                            encoder_tokens=encoder_tokens,
+                            decoder_prompt_tokens=len(prepared.prompt_token_ids),
+                            generated_tokens=generated,
                         )
-                    generated += len(piece.delta.token_ids)
-                    yield wire.delta_event(piece.delta)
-            yield wire.finished_event(encoder_tokens, len(prepared.prompt_token_ids), generated)
+                    yield wire.stream_response(delta, started, usage)
+                    started = None
 
     async def Score(self, request: bytes, grpc_context: Any) -> pb.ScoreResponse:
         with self._call("Score", grpc_context) as call:

@@ -200,6 +200,9 @@ def _serve_settings(config: ServeConfig) -> dict[str, str]:
         # A replica whose group lost a rank cannot drain; what it held goes on elsewhere.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+        # Nothing of ours blocks a replica's event loop, so it needs no second one, with a thread to cross to
+        # for every request and every part of an answer.
+        "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # Read before our own limit is looked at, and it bounds answers as well.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(4 * config.limits.message_bytes),
         **grpc_address.settings(config.host),

@@ -40,7 +40,8 @@ class WireDelta(NamedTuple):
 
 
 class HandoffTotals(NamedTuple):
-    """Hidden states that an engine has read from its node's object store. These only grow."""
+    """Hidden states that an engine has read from its node's object store, or got with a call. These only
+    grow."""
 
     reads: int = 0  # one reads what a batch of the encoder holds for this engine at once
     nbytes: int = 0

@@ -164,9 +164,8 @@ class Client(Settings):
         call = self._stub.GenerateStream(request, **options)
         try:
             with typed_errors():
-                for event in call:
-                    if event.HasField("delta"):
-                        yield wire.delta_of(event.delta)
+                for message in call:
+                    yield wire.delta_of(message.delta)
         finally:
             call.cancel()
 
@@ -339,9 +338,8 @@ class AsyncClient(Settings):
         call = self._stub.GenerateStream(request, **options)
         try:
             with typed_errors():
-                async for event in call:
-                    if event.HasField("delta"):
-                        yield wire.delta_of(event.delta)
+                async for message in call:
+                    yield wire.delta_of(message.delta)
         finally:
             call.cancel()
 

@@ -247,17 +247,18 @@ def output_of(request: pb.GenerateRequest, response: pb.GenerateResponse) -> Req
     )
 
 
-def started_event(
-    request_id: str, encoder_tokens: int, decoder_token_ids: Sequence[int]
-) -> pb.GenerateStreamResponse:
-    """The first message of a stream."""
+def started(request_id: str, encoder_tokens: int, decoder_token_ids: Sequence[int]) -> pb.Started:
+    """What the first message of a stream has beside its delta."""
     prompt = pb.PromptInfo(encoder_tokens=encoder_tokens, decoder_token_ids=decoder_token_ids)
-    return pb.GenerateStreamResponse(started=pb.Started(request_id=request_id, prompt=prompt))
+    return pb.Started(request_id=request_id, prompt=prompt)
 
 
-def delta_event(delta: TextDelta) -> pb.GenerateStreamResponse:
-    """A message in the middle of a stream."""
+def stream_response(
+    delta: TextDelta, started: pb.Started | None = None, usage: pb.Usage | None = None
+) -> pb.GenerateStreamResponse:
+    """A message of a stream. `started` is the first one's, `usage` the last one's."""
     return pb.GenerateStreamResponse(
+        started=started,
         delta=pb.CompletionDelta(
             index=delta.index,
             text=delta.text,
@@ -266,20 +267,9 @@ def delta_event(delta: TextDelta) -> pb.GenerateStreamResponse:
             finish=_finish(delta.finish_reason, delta.stop_reason),
             score=delta.score,
             prompt_logprobs=_prompt_logprobs(delta.prompt_logprobs),
-        )
+        ),
+        usage=usage,
     )
-
-
-def finished_event(
-    encoder_tokens: int, decoder_prompt_tokens: int, generated_tokens: int
-) -> pb.GenerateStreamResponse:
-    """The last message of a stream."""
-    usage = pb.Usage(
-        encoder_tokens=encoder_tokens,
-        decoder_prompt_tokens=decoder_prompt_tokens,
-        generated_tokens=generated_tokens,
-    )
-    return pb.GenerateStreamResponse(finished=pb.Finished(usage=usage))
 
 
 def delta_of(message: pb.CompletionDelta) -> TextDelta:

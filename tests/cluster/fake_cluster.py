@@ -17,7 +17,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.engine_actor import EngineActor
-from tandem.cluster.handoff import BatchSummary, pack
+from tandem.cluster.handoff import INLINE_BYTES, BatchSummary, pack
 from tandem.cluster.router import Router
 from tandem.errors import HiddenStatesLost
 from tandem.outputs import FinishReason, TokenLogprobs
@@ -154,6 +154,7 @@ class FakeReference:
 
     def __init__(self, value: object) -> None:
         self._value = value
+        self.reads = 0
 
     def arrive(self, value: object) -> None:
         self._value = value
@@ -161,7 +162,13 @@ class FakeReference:
     def lose(self) -> None:
         self._value = ObjectLostError("0" * 56, None, "")
 
+    def inline(self) -> object:
+        """As an argument of a call: what is kept with its owner is there, whatever happens to stores."""
+        assert not isinstance(self._value, BaseException)
+        return self._value
+
     def future(self) -> Future[Any]:
+        self.reads += 1
         future: Future[Any] = Future()
         if isinstance(self._value, BaseException):
             future.set_exception(self._value)
@@ -210,7 +217,7 @@ class FakeMethod:
         return self
 
     def remote(self, *args: Any) -> Any:
-        result = self._method(*args)
+        result = self._method(*(arg.inline() if isinstance(arg, FakeReference) else arg for arg in args))
         if hasattr(result, "__anext__"):
             return self._stream(result)
         return asyncio.ensure_future(self._or_die(self._late(result)))
@@ -270,6 +277,7 @@ class FakeEncoders:
 
     def __init__(self, replicas: int = 1, step_s: float = 0.0) -> None:
         self.step_s = step_s
+        self.large = False  # batches are, so that references alone are handed on
         self.batches: list[list[list[int]]] = []
         self.references: list[FakeReference] = []
         self.faults: list[BaseException] = []
@@ -298,7 +306,8 @@ class FakeEncoders:
             if any(self.poison in ids for ids in inputs):
                 raise task_error(ValueError("poison"))
             hidden = torch.cat([encode(ids) for ids in inputs])
-            return pack(hidden), BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=0.0)
+            nbytes = INLINE_BYTES + 1 if self.large else hidden.nbytes
+            return pack(hidden), BatchSummary(tokens=len(hidden), nbytes=nbytes, seconds=0.0)
         finally:
             self.running -= 1
 

@@ -12,6 +12,7 @@ from fake_cluster import (
     FakeActor,
     FakeCluster,
     FakeEncoders,
+    encode,
     expected,
     hypotheses,
     request,
@@ -257,8 +258,25 @@ async def test_a_draining_engine_finishes_its_own_and_gets_no_more() -> None:
         assert cluster.router.stats().resubmitted == 0
 
 
+@pytest.mark.parametrize("large", [False, True])
+async def test_small_hidden_states_go_along_in_the_call(large: bool) -> None:
+    async with FakeCluster() as cluster:
+        cluster.encoders.large = large
+        first = [request(f"r{number}", ids=(number, 1)) for number in range(4)]
+        again = [request(f"s{number}", ids=(number, 1)) for number in range(4)]
+        for asked in (first, again):
+            answers = await asyncio.gather(*map(cluster.collect, asked))
+            assert answers == [(expected(one), "length") for one in asked]
+        reads = [reference.reads for reference in cluster.encoders.references]
+        assert all(count > 0 for count in reads) if large else not any(reads)
+        [handoff] = cluster.router.stats().handoffs.values()
+        assert handoff.reads >= len(reads)
+        assert handoff.nbytes == 2 * sum(encode(one.encoder.token_ids).nbytes for one in first)
+
+
 async def test_lost_hidden_states_are_encoded_again() -> None:
     async with FakeCluster() as cluster:
+        cluster.encoders.large = True
         await cluster.collect(request("r", ids=(5, 1)))
         cluster.encoders.references[0].lose()  # the cache still has it
         again = request("r#again", ids=(5, 1))
@@ -268,6 +286,7 @@ async def test_lost_hidden_states_are_encoded_again() -> None:
 
 async def test_hidden_states_that_keep_vanishing_end_with_unavailable() -> None:
     async with FakeCluster(encoder_attempts=2) as cluster:
+        cluster.encoders.large = True
         await cluster.collect(request("r"))
 
         async def lose_all() -> None:

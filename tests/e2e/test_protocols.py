@@ -34,13 +34,14 @@ def test_grpc_unary_with_plain_stubs(server: Server, expected: dict[str, str]) -
 
 
 def test_grpc_stream_with_plain_stubs(server: Server, expected: dict[str, str]) -> None:
-    events = list(server.stub.GenerateStream(text_stream(PROMPT, max_tokens=32), timeout=60))
-    kinds = [event.WhichOneof("event") for event in events]
-    assert kinds[0] == "started"
-    assert kinds[-1] == "finished"
-    assert set(kinds[1:-1]) == {"delta"}
-    assert "".join(event.delta.text for event in events[1:-1]) == expected[PROMPT]
-    assert events[-2].delta.finish.reason == pb.FINISH_REASON_STOP
+    messages = list(server.stub.GenerateStream(text_stream(PROMPT, max_tokens=32), timeout=60))
+    count = len(messages)
+    assert [message.HasField("started") for message in messages] == [True] + [False] * (count - 1)
+    assert [message.HasField("usage") for message in messages] == [False] * (count - 1) + [True]
+    assert "".join(message.delta.text for message in messages) == expected[PROMPT]
+    assert messages[-1].delta.finish.reason == pb.FINISH_REASON_STOP
+    generated = sum(len(message.delta.token_ids) for message in messages)
+    assert messages[-1].usage.generated_tokens == generated > 1
 
 
 def test_twenty_questions_of_one_document_cost_one_pass_of_the_encoder(server: Server) -> None:

@@ -67,10 +67,8 @@ class Servicer(health_pb2_grpc.HealthServicer):
     async def GenerateStream(self, data: bytes, context: Any) -> AsyncIterator[pb.GenerateStreamResponse]:
         request = self._read(pb.GenerateStreamRequest, data, context)
         try:
-            yield wire.started_event("r", 2, [0])
             async for delta in self.stream(request):
-                yield wire.delta_event(delta)
-            yield wire.finished_event(2, 1, 3)
+                yield wire.stream_response(delta)
         except TandemError as error:
             set_error(context, error)
         except (asyncio.CancelledError, GeneratorExit):

@@ -236,10 +236,20 @@ def test_an_output_comes_back_whole() -> None:
 @pytest.mark.parametrize("reason", ["stop", "length", "cancelled", "deadline", None])
 def test_a_delta_comes_back_whole(reason: FinishReason | None) -> None:
     delta = TextDelta(index=3, text="é", token_ids=[7, 1], logprobs=LOGPROBS, finish_reason=reason)
-    event = pb.GenerateStreamResponse.FromString(wire.delta_event(delta).SerializeToString())
-    assert wire.delta_of(event.delta) == delta
+    message = pb.GenerateStreamResponse.FromString(wire.stream_response(delta).SerializeToString())
+    assert wire.delta_of(message.delta) == delta
+    assert not message.HasField("started")
+    assert not message.HasField("usage")
     delta = replace(delta, score=-1.3, prompt_logprobs=[None, TokenLogprobs(9, -0.5, [(8, -0.25)], 2)])
-    assert wire.delta_of(wire.delta_event(delta).delta) == delta
+    assert wire.delta_of(wire.stream_response(delta).delta) == delta
+
+
+def test_the_ends_of_a_stream() -> None:
+    delta = TextDelta(index=0, text="é", token_ids=[7], finish_reason="stop")
+    message = wire.stream_response(delta, wire.started("r1", 5, [0, 9]), pb.Usage(generated_tokens=1))
+    assert message.started.request_id == "r1"
+    assert message.started.prompt == pb.PromptInfo(encoder_tokens=5, decoder_token_ids=[0, 9])
+    assert message.usage.generated_tokens == 1
 
 
 def test_models_come_back_whole() -> None:
