@@ -98,12 +98,12 @@ async def fetch(reference: ray.ObjectRef[PackedHidden], packed: PackedHidden | N
 
     Raises HiddenStatesLost where it cannot be had.
     """
-    if packed is None:
-        try:
-            packed = await asyncio.wait_for(asyncio.wrap_future(reference.future()), FETCH_TIMEOUT_S)
-        except (RayError, TimeoutError) as error:
-            raise lost(error) from None
-    return unpack(packed)
+    if packed is not None:
+        return unpack(packed)
+    try:
+        return unpack(await asyncio.wait_for(asyncio.wrap_future(reference.future()), FETCH_TIMEOUT_S))
+    except (RayError, TimeoutError) as error:
+        raise lost(error) from None
 
 
 class HiddenLoader:
