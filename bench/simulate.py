@@ -212,7 +212,9 @@ def measure() -> tuple[Costs, list[dict[str, Any]]]:
         for ms, decoder in decoders.items():
             endpoints = cluster.deploy(replace(config, simulated_step_ms=ms))
             router = router or asyncio.run(router_costs(endpoints))
-            costs = Costs(**router, **encoder, **decoder, transport=0.0)
+            # The encoder of simulated steps computes nothing.
+            of_encoder = dict.fromkeys(encoder, 0.0) if ms else encoder
+            costs = Costs(**router, **of_encoder, **decoder, transport=0.0)
             alone = Simulation(Shape(1, 1, 1, SLOTS), costs, Traffic((45, 46), (1, 2)), 0.1, 9).run()
             lone_s = asyncio.run(lone_request_s(endpoints))
             costs = replace(costs, transport=max(0.0, lone_s - float(np.median(alone.end - alone.arrived))))
