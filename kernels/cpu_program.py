@@ -18,6 +18,7 @@ from tandem.kernels import cpu_ops
 from tandem.kernels.groups import RowGroups
 
 _LINE: Final = 64  # bytes of cache
+_PAGE: Final = 4096  # bytes; what lies a multiple of them apart competes for the same lines of cache
 
 
 class NotRecordable(Exception):
@@ -72,6 +73,7 @@ class _Buffers:
 
     def __init__(self) -> None:
         self._free: defaultdict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
+        self._offset = 0  # of the next one in its page: large ones would all begin at the same
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         size = max(1, int(np.prod(shape))) * dtype.itemsize
@@ -79,8 +81,9 @@ class _Buffers:
         if free:
             buffer = free.pop()
         else:
-            memory = np.zeros(size + _LINE, dtype=np.uint8)
-            start = -memory.ctypes.data % _LINE
+            memory = np.zeros(size + _PAGE, dtype=np.uint8)
+            start = (self._offset - memory.ctypes.data) % _PAGE
+            self._offset = (self._offset + 11 * _LINE) % _PAGE
             buffer = memory[start : start + size]
         lent = buffer[:]  # lives as long as a tensor looks at it
         weakref.finalize(lent, free.append, buffer).atexit = False

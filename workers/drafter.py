@@ -35,13 +35,14 @@ class Drafter:
         """tokens: of the sequence, so far."""
         self._source = source
         self._chances = list(CHANCES)
-        self._followed = frozenset(source[:-1])  # tokens with something behind them
-        # N-gram → the position behind it, the last if several. Made when the first of those tokens comes.
-        self._after: dict[tuple[int, ...], int] = {}
+        # Token → the position behind it, the last if several; only where something is behind it.
+        self._after = dict(zip(source, range(1, len(source)), strict=False))
+        # The like for longer n-grams, made when two such tokens come in a row.
+        self._longer: list[dict[tuple[int, ...], int]] = []
         self._tokens = list(tokens)
         # The last `run` tokens stand in the source, before the one at `_next`; 0: nothing is known to follow.
         self._next = self.run = 0
-        if self._tokens and self._tokens[-1] in self._followed:
+        if self._tokens and self._tokens[-1] in self._after:
             self._find()
 
     def push(self, token: int) -> None:
@@ -56,23 +57,27 @@ class Drafter:
                 self.run += 1
                 return
             self.run = 0
-        if token in self._followed:  # most are not, where nothing is copied
+        if token in self._after:  # most are not, where nothing is copied
             self._find()
 
     def _find(self) -> None:
-        """Where the longest end of the sequence stands in the source."""
-        if not self._after:
+        """Where the longest end of the sequence stands in the source; its last token does."""
+        self._next, self.run = self._after[self._tokens[-1]], 1
+        if len(self._tokens) < 2 or self._tokens[-2] not in self._after:
+            return
+        if not self._longer:
             self._index()
-        end = tuple(self._tokens[-LONGEST:])
-        for size in range(len(end), 0, -1):
-            if (at := self._after.get(end[-size:])) is not None:
-                self._next, self.run = at, size
+        for size, after in enumerate(self._longer, 2):
+            at = after.get(tuple(self._tokens[-size:]))
+            if at is None:
                 return
+            self._next, self.run = at, size
 
     def _index(self) -> None:
-        for size in range(1, LONGEST + 1):
-            ngrams = zip(*(self._source[start:] for start in range(size)), strict=False)
-            self._after.update(zip(ngrams, range(size, len(self._source)), strict=False))
+        source = self._source
+        for size in range(2, LONGEST + 1):
+            ngrams = zip(*(source[start:] for start in range(size)), strict=False)
+            self._longer.append(dict(zip(ngrams, range(size, len(source)), strict=False)))
 
     def draft(self, most: int, rows: int, *, behind: int, costs: int, stops: Collection[int]) -> list[int]:
         """Up to `most` tokens, all of which will probably follow; none of `stops`, behind which nothing does.

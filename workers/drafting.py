@@ -17,7 +17,8 @@ def lengthen(plan: StepPlan, budget: int, most: int, page_size: int, depth: int)
     rows, drafted = len(plan.rows), 0
     for row in plan.rows:
         sequence = row.sequence
-        if sequence.drafter is None or not sequence.drafter.run or not row.samples:
+        drafter = sequence.drafter
+        if drafter is None or not drafter.run or not row.samples:
             continue
         decoding = sequence.request.decoding
         room = min(
@@ -26,7 +27,7 @@ def lengthen(plan: StepPlan, budget: int, most: int, page_size: int, depth: int)
             len(sequence.pages) * page_size - sequence.computed,
             decoding.max_tokens - sequence.generated - sequence.in_flight,
         )
-        draft = sequence.drafter.draft(
+        draft = drafter.draft(
             room, rows, behind=sequence.in_flight - 1, costs=depth - 1, stops=decoding.stop_ids
         )
         row.token_ids += draft

@@ -303,12 +303,13 @@ class Scheduler(Books):
         sequence = row.sequence
         draft = row.token_ids[row.count - row.samples + 1 :]
         new, logprobs = [], []
+        drafter = sequence.drafter
         for (token, logprob), guess in zip(chosen, [*draft, None], strict=True):
             sequence.tokens.append(token)
             new.append(token)
             logprobs.append(logprob)
-            if sequence.drafter is not None:
-                sequence.drafter.push(token)
+            if drafter is not None:
+                drafter.push(token)
             reason = finish_reason(sequence)
             if reason is not None or token != guess:
                 break
