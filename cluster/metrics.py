@@ -180,7 +180,7 @@ class _RouterCollector(Collector):
             "engine_drafted_tokens": "Tokens guessed from encoder inputs, and computed.",
             "engine_accepted_tokens": "Of these, the ones that were right.",
             "preemptions": "Sequences taken out of the batch for want of pages.",
-            "handoff_reads": "Batches of hidden states read from the object store.",
+            "handoff_reads": "Batches of hidden states taken in, from the object store or with a call.",
             "handoff_bytes": "Bytes in them, of this engine's inputs.",
             "handoff_seconds": "From asking for them until all ranks had them.",
         }
