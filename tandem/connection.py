@@ -130,6 +130,11 @@ class Settings:
 def each(params: Params | Sequence[Params] | None, count: int) -> Sequence[Params | None]:
     if params is None or isinstance(params, DecodingParams):
         return [params] * count
+    if not isinstance(params, Sequence):
+        kind = type(params).__name__  # type: ignore[unreachable]  # not every caller checks types
+        raise InvalidRequest(
+            f"must be SamplingParams, BeamSearchParams or a list, not {kind}", field="params"
+        )
     if len(params) != count:
         raise InvalidRequest(f"one, or one for each of {count} prompts, got {len(params)}", field="params")
     return params

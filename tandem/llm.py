@@ -263,6 +263,11 @@ class LLM:
 def _one_each(params: Params | Sequence[Params | None] | None, count: int) -> list[Params | None]:
     if params is None or isinstance(params, DecodingParams):
         return [params] * count
+    if not isinstance(params, Sequence):
+        kind = type(params).__name__  # type: ignore[unreachable]  # not every caller checks types
+        raise InvalidRequest(
+            f"must be SamplingParams, BeamSearchParams or a list, not {kind}", field="sampling_params"
+        )
     if len(params) != count:
         raise InvalidRequest(f"got {len(params)} for {count} prompts", field="sampling_params")
     return list(params)

@@ -95,6 +95,8 @@ class EngineConfig:
         kind = self.device
         if kind == "auto":
             kind = "cuda" if torch.cuda.is_available() and self.quantization is None else "cpu"
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise InvalidRequest("cuda: there is no GPU here that torch can use", field="device")
         # Ray shows a shard its own GPU only; ranks spawned by LLM see them all.
         return torch.device(kind, rank % torch.cuda.device_count()) if kind == "cuda" else torch.device("cpu")
 

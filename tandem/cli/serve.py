@@ -36,7 +36,7 @@ def serve(
     name: Annotated[
         str | None, typer.Option(help="What clients call the model.", show_default="MODEL")
     ] = None,
-    host: Annotated[str, typer.Option(help="Address HTTP binds to.")] = "127.0.0.1",
+    host: Annotated[str, typer.Option(help="Address that HTTP and gRPC bind to.")] = "127.0.0.1",
     http_port: Annotated[int, typer.Option(help="OpenAI- and LibreTranslate-compatible HTTP.")] = 8000,
     grpc_port: Annotated[int, typer.Option(help="tandem.v1.InferenceService.")] = 9000,
     placement: PlacementOption = Placement.disaggregated,

@@ -254,6 +254,8 @@ def test_generate_many_answers_in_order_and_bounded(ask: Ask, servicer: Servicer
         str(i): i for i in range(20)
     }
     assert most == 3
+    with pytest.raises(InvalidRequest, match=r"must be SamplingParams.* not dict"):
+        ask("generate_many", prompts, {"temperature": 0})
 
 
 def test_generate_many_shows_progress_where_asked(server: Server, capsys: pytest.CaptureFixture[str]) -> None:

@@ -68,6 +68,9 @@ def test_one_sampling_params_for_each_prompt(llm: LLM) -> None:
     with pytest.raises(InvalidRequest, match="got 3 for 1 prompts") as caught:
         llm.generate("x", params)
     assert caught.value.field == "sampling_params"
+    with pytest.raises(InvalidRequest, match=r"must be SamplingParams.* not dict") as caught:
+        llm.generate("x", {"temperature": 0})  # type: ignore[arg-type]
+    assert caught.value.field == "sampling_params"
 
 
 def test_task_and_languages_say_what_a_prefix_says(llm: LLM) -> None:

@@ -75,6 +75,14 @@ def test_dtype_by_device() -> None:
     assert replace(config, device="cpu").torch_device(rank=3) == CPU
 
 
+def test_a_gpu_is_asked_for_only_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert EngineConfig("m").torch_device() == CPU
+    with pytest.raises(InvalidRequest, match="no GPU") as caught:
+        EngineConfig("m", device="cuda").torch_device()
+    assert caught.value.field == "device"
+
+
 def test_page_size_by_device() -> None:
     config = EngineConfig("m")
     assert config.positions_per_page(CPU) == 32

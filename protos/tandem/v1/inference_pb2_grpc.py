@@ -93,7 +93,8 @@ class InferenceServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GenerateStream(self, request, context):
-        """Answers as tokens are generated: one `started`, then deltas, then one `finished`.
+        """Answers as tokens are generated: every message has a delta, the first also `started`, the last also
+        `usage`. One message may be both. Deltas of several samples come as they are made, each with its index.
         Cancelling the call ends the request on the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
