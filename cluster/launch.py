@@ -253,7 +253,10 @@ def _start_serve(config: ServeConfig) -> None:
     direct = config.ingress_mode == "direct"
     # In direct mode Serve still starts a proxy on the head node. Its ports must be others than the
     # replicas': gRPC would share one silently.
-    http_port, grpc_port = free_ports(config.host, 2) if direct else (config.http_port, config.grpc_port)
+    http_port, grpc_port = config.http_port, config.grpc_port
+    theirs = {first + n for first in (http_port, grpc_port) for n in range(DIRECT_PORTS)}
+    while direct and theirs & {http_port, grpc_port}:
+        http_port, grpc_port = free_ports(config.host, 2)
     ray_serve.start(
         proxy_location=ProxyLocation.HeadOnly if direct else ProxyLocation.EveryNode,
         http_options=HTTPOptions(host=config.host, port=http_port),
