@@ -251,12 +251,7 @@ def _serve_runs() -> bool:
 
 def _start_serve(config: ServeConfig) -> None:
     direct = config.ingress_mode == "direct"
-    # In direct mode Serve still starts a proxy on the head node. Its ports must be others than the
-    # replicas': gRPC would share one silently.
-    http_port, grpc_port = config.http_port, config.grpc_port
-    theirs = {first + n for first in (http_port, grpc_port) for n in range(DIRECT_PORTS)}
-    while direct and theirs & {http_port, grpc_port}:
-        http_port, grpc_port = free_ports(config.host, 2)
+    http_port, grpc_port = _proxy_ports(config)
     ray_serve.start(
         proxy_location=ProxyLocation.HeadOnly if direct else ProxyLocation.EveryNode,
         http_options=HTTPOptions(host=config.host, port=http_port),
@@ -264,6 +259,19 @@ def _start_serve(config: ServeConfig) -> None:
             port=grpc_port, grpc_servicer_functions=GRPC_SERVICES, enable_reflection=False
         ),
     )
+
+
+def _proxy_ports(config: ServeConfig) -> tuple[int, int]:
+    """Where Serve's own proxies listen, HTTP and gRPC. In direct mode there still is one, on the head node.
+    It keeps out of the replicas' ranges: gRPC would share a port silently, and either could get a call."""
+    wanted = config.http_port, config.grpc_port
+    if config.ingress_mode != "direct":
+        return wanted
+    replicas = {first + n for first in wanted for n in range(DIRECT_PORTS)}
+    while True:
+        http_port, grpc_port = free_ports(config.host, 2)
+        if not replicas & {http_port, grpc_port}:
+            return http_port, grpc_port
 
 
 def _drain_ingress(timeout_s: float) -> None:

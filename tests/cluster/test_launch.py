@@ -8,8 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from tandem.cluster import launch
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.launch import RunningCluster, _environment, _refuse_other_ports, _serve_settings
+from tandem.cluster.launch import (
+    DIRECT_PORTS,
+    RunningCluster,
+    _environment,
+    _proxy_ports,
+    _refuse_other_ports,
+    _serve_settings,
+)
 from tandem.errors import InvalidRequest
 
 
@@ -25,6 +33,14 @@ def test_the_ranges_of_direct_ports_begin_where_asked_and_do_not_overlap(http: i
     assert (http_ports[0], grpc_ports[0]) == (http, grpc)
     assert not set(http_ports) & set(grpc_ports)
     assert max(*http_ports, *grpc_ports) <= 65535
+
+
+def test_the_proxy_keeps_out_of_the_ranges_of_direct_ports(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [[8000, 20000], [20000, 9000 + DIRECT_PORTS - 1], [20000, 9000 + DIRECT_PORTS]]
+    monkeypatch.setattr(launch, "free_ports", lambda *_: free.pop(0))
+    assert _proxy_ports(ServeConfig(http_port=8000, grpc_port=9000)) == (20000, 9000 + DIRECT_PORTS)
+    assert not free
+    assert _proxy_ports(ServeConfig(ingress_mode="proxy", http_port=1, grpc_port=2)) == (1, 2)
 
 
 def test_proxy_mode_leaves_direct_ingress_off() -> None:
