@@ -61,6 +61,7 @@ def serve(config: ServeConfig, *, address: str | None = None) -> Iterator[Runnin
     `address` joins a Ray cluster that runs already; its processes must have been started with what
     `_serve_settings` says. Raises ModelLoadError, InvalidRequest, Unavailable.
     """
+    decided(config)  # a wrong model fails before Ray starts
     with RunningCluster(config, address=address) as cluster:
         cluster.deploy(config)
         yield cluster

@@ -22,6 +22,7 @@ from tandem.errors import (
     Overloaded,
     RequestTooLarge,
     TandemError,
+    Unavailable,
     status_of,
 )
 from tandem.v1.inference_pb2 import DESCRIPTOR
@@ -137,6 +138,8 @@ def set_error(context: Any, error: BaseException) -> None:
 
 
 _KIND = {status.grpc: kind for kind, status in reversed(STATUS.items())}  # the first of a status wins
+# gRPC's words where it has no connection: "...; last error: UNKNOWN: ipv4:127.0.0.1:9000: ...".
+_NO_CONNECTION = re.compile(r"[a-z ]+; last error: (?:[A-Z_]+: )?(.+)", re.DOTALL)
 _FIELD = re.compile(r"([a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*): (.+)", re.DOTALL)
 
 
@@ -148,5 +151,7 @@ def error_of(code: grpc.StatusCode, details: str | None) -> TandemError:
     if code.name not in _KIND:
         return TandemError(f"{code.name}: {text}")
     kind = _KIND[code.name]
+    if kind is Unavailable and (nowhere := _NO_CONNECTION.fullmatch(text)):
+        return Unavailable(f"no server answers: {nowhere[1]}")
     named = _FIELD.fullmatch(text) if kind in (InvalidRequest, ModelNotFound) else None
     return kind(named[2], field=named[1]) if named else kind(text)

@@ -139,7 +139,10 @@ def summarize(
     from tandem.inputs import Chosen
 
     with errors_shown():
-        said = Chosen(task="summarization" if "summarization" in model_info(model).tasks else None)
+        known = "summarization" in (tasks := model_info(model).tasks)
+        if tasks and not known:
+            err.print(f"{model} has no summarization task, only {', '.join(tasks)}.", style="dim")
+        said = Chosen(task="summarization" if known else None)
         params = _params(model, server, param, said, max_tokens=max_tokens)
         _answer(_texts(documents, file), model, server, params, said, jsonl)
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from tandem.errors import TandemError
+from tandem.errors import InvalidRequest, TandemError
 
 if TYPE_CHECKING:
     from tandem.cluster.config import ServeConfig
@@ -136,6 +136,19 @@ def model_info(model: str) -> ModelInfo:
     return ModelInfo.read(resolve(model), model)
 
 
+# Options that are not called as the field of `ServeConfig` that they set.
+_OPTIONS = {
+    "min_encoder_replicas": "encoders",
+    "max_encoder_replicas": "encoders",
+    "min_decoder_replicas": "decoders",
+    "max_decoder_replicas": "decoders",
+    "served_model_name": "name",
+    "ingress_mode": "ingress",
+    "limits": "limit",
+    "override_generation_config": "default",
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
     """Of the commands that start a cluster: see `with_cluster_options`."""
@@ -153,29 +166,35 @@ class ClusterOptions:
     address: AddressOption = None
 
     def config(self, *, placement: Placement, limit: list[str] | None = None, **fields: Any) -> ServeConfig:
-        """The cluster's configuration, from these options and the other fields of `ServeConfig`."""
+        """The cluster's configuration, from these options and the other fields of `ServeConfig`.
+
+        Raises InvalidRequest, whose field is the option's name.
+        """
         from tandem.cluster.config import ServeConfig, parse_args
         from tandem.records import assignments
 
         min_encoders, max_encoders = _replicas(self.encoders, "--encoders")
         min_decoders, max_decoders = _replicas(self.decoders, "--decoders")
-        return ServeConfig(
-            placement=placement.value,
-            min_encoder_replicas=min_encoders,
-            max_encoder_replicas=max_encoders,
-            min_decoder_replicas=min_decoders,
-            max_decoder_replicas=max_decoders,
-            ingress_replicas=self.ingress_replicas,
-            tensor_parallel_size=self.tensor_parallel_size,
-            dtype=self.dtype,  # type: ignore[arg-type]  # ServeConfig checks it
-            device=self.device,  # type: ignore[arg-type]
-            quantization=self.quantization,  # type: ignore[arg-type]
-            max_num_seqs=self.max_num_seqs,
-            kv_cache_gib=self.kv_cache_gib,
-            draft_tokens=self.draft_tokens,
-            limits=parse_args({"limits": assignments(limit or [])}).limits,
-            **fields,
-        )
+        try:
+            return ServeConfig(
+                placement=placement.value,
+                min_encoder_replicas=min_encoders,
+                max_encoder_replicas=max_encoders,
+                min_decoder_replicas=min_decoders,
+                max_decoder_replicas=max_decoders,
+                ingress_replicas=self.ingress_replicas,
+                tensor_parallel_size=self.tensor_parallel_size,
+                dtype=self.dtype,  # type: ignore[arg-type]  # ServeConfig checks it
+                device=self.device,  # type: ignore[arg-type]
+                quantization=self.quantization,  # type: ignore[arg-type]
+                max_num_seqs=self.max_num_seqs,
+                kv_cache_gib=self.kv_cache_gib,
+                draft_tokens=self.draft_tokens,
+                limits=parse_args({"limits": assignments(limit or [])}).limits,
+                **fields,
+            )
+        except InvalidRequest as error:
+            raise InvalidRequest(error.message, field=_option(error.field)) from None
 
 
 def with_cluster_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -197,6 +216,14 @@ def with_cluster_options(command: Callable[..., None]) -> Callable[..., None]:
 def ingress_mode(address: str | None) -> str:
     """How a cluster listens where nobody said. One that is joined has to be prepared for `direct`."""
     return "direct" if address is None else "proxy"
+
+
+def _option(field: str | None) -> str | None:
+    """The option that sets a field of `ServeConfig`; what it is given, where it is given names."""
+    if field is None:
+        return None
+    field, _, name = field.partition(".")
+    return f"--{_OPTIONS.get(field, field).replace('_', '-')} {name}".rstrip()
 
 
 def _replicas(text: str, option: str) -> tuple[int, int | None]:

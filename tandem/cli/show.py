@@ -81,7 +81,9 @@ def _stacks(facts: dict[str, Any]) -> Table:
     stacks = {side: _flat(facts["spec"][side]) for side in ("encoder", "decoder") if facts["spec"][side]}
     table = _table(f"{facts['model']}: {facts['family']}", "", *stacks)
     for name in dict.fromkeys(name for stack in stacks.values() for name in stack):
-        table.add_row(name, *(_value(stack.get(name)) for stack in stacks.values()))
+        values = [stack.get(name) for stack in stacks.values()]
+        if any(value not in (None, (), []) for value in values):
+            table.add_row(name, *map(_value, values))
     return table
 
 
@@ -140,7 +142,7 @@ def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _value(value: Any) -> str:
-    if value is None:
+    if value is None or value in ((), []):
         return "–"
     if isinstance(value, bool):
         return "yes" if value else "no"

@@ -204,8 +204,13 @@ def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
         (["generate", "-p", "top_p", "x"], "param: expected NAME=VALUE"),
         (["generate", "-p", "top_p=high", "x"], "top_p"),
         (["generate", "--model", "./no/such", "x"], "model: no folder"),
-        (["serve", "--limit", "samples=1"], "limits.samples: unknown parameter"),
-        (["serve", "--limit", "n=many"], "limits.n"),
+        (["serve", "--limit", "samples=1"], "--limit samples: unknown parameter"),
+        (["serve", "--limit", "n=many"], "--limit n: "),
+        (["serve", "--default", "top_q=1"], "--default top_q: unknown parameter"),
+        (["serve", "--decoders", "0"], "--decoders: must be positive"),
+        (["serve", "--tp", "0"], "--tensor-parallel-size: must be positive"),
+        (["serve", "./no/such"], "model: no folder"),
+        (["generate", "--server", "127.0.0.1:1", "x"], "no server answers: ipv4:127.0.0.1:1: "),
     ],
 )
 def test_errors_name_their_field(arguments: list[str], message: str) -> None:
@@ -219,6 +224,11 @@ def test_a_batch_that_cannot_or_need_not_run_starts_nothing(tmp_path: Path) -> N
     assert "top_q: unknown" in tandem("batch", str(source), str(sink), "-p", "top_q=1", code=1).stderr
     sink.write_text('{"id": 1}\n')
     assert "Every line" in tandem("batch", str(source), str(sink)).stderr
+
+
+def test_summarize_says_what_a_model_has_instead() -> None:
+    result = tandem("summarize", "--model", "quickstart", "--max-tokens", "2", "A house.")
+    assert "quickstart has no summarization task, only translation_en_to_" in result.stderr
 
 
 def test_usage_errors(tmp_path: Path) -> None:

@@ -114,6 +114,17 @@ def test_every_error_has_a_status_that_comes_back_as_ours() -> None:
     assert not isinstance(error_of(grpc.StatusCode.UNAVAILABLE, "gone"), HiddenStatesLost)
 
 
+@pytest.mark.parametrize(
+    "words", ["failed to connect to all addresses", "connections to all backends failing"]
+)
+def test_no_connection_is_said_in_plain_words(words: str) -> None:
+    error = error_of(
+        grpc.StatusCode.UNAVAILABLE, f"{words}; last error: UNKNOWN: ipv4:10.0.0.1:9000: refused"
+    )
+    assert isinstance(error, Unavailable)
+    assert str(error) == "no server answers: ipv4:10.0.0.1:9000: refused"
+
+
 def test_an_error_that_is_not_ours_keeps_its_text_to_itself() -> None:
     context = Context()
     set_error(context, KeyError("secret"))
