@@ -7,6 +7,7 @@ import contextlib
 import logging
 import random
 import time
+from collections.abc import AsyncGenerator, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,8 +19,8 @@ from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.discovery import Discovery
 from tandem.cluster.encoder_cache import EncoderCache
-from tandem.cluster.encoder_queue import EncodeJob, EncoderQueue
-from tandem.cluster.handoff import INLINE_BYTES, BatchSummary, HiddenSlice, PackedHidden
+from tandem.cluster.encoder_queue import EncodeJob, EncoderQueue, Sent
+from tandem.cluster.handoff import BatchSummary, HiddenSlice, PackedHidden
 from tandem.cluster.patience import patiently
 from tandem.errors import InvalidRequest, TandemError, Unavailable
 from tandem.workers.request import EncoderInput
@@ -90,9 +91,12 @@ class EncoderPool:
         await self._background.close()
         self._cache.clear()
 
-    async def encode(self, encoder_input: EncoderInput, order: tuple[float, int]) -> HiddenSlice:
-        """Where the hidden states of an input are. Holding the result keeps them alive. `order` is that of
-        the flight that waits for them.
+    async def encode(
+        self, encoder_input: EncoderInput, order: tuple[float, int]
+    ) -> AsyncGenerator[HiddenSlice]:
+        """Where the hidden states of an input will be, as soon as an encoder is asked for them: a decoder can
+        be told meanwhile. Where that fails, where they will be instead. Ends when they are there. Holding
+        a slice keeps them alive. `order` is that of the flight that waits for them.
 
         Raises Unavailable after the configured attempts or without any encoder, InvalidRequest where the
         encoder refuses the input.
@@ -100,7 +104,8 @@ class EncoderPool:
         key = encoder_input.key
         if (where := self._cache.get(key)) is not None:
             self.counters.cache_hits += 1
-            return where
+            yield where
+            return
         job = self._jobs.get(key)
         if job is not None:
             self.counters.cache_hits += 1
@@ -109,15 +114,19 @@ class EncoderPool:
             raise Unavailable("the router closes")
         else:
             self.counters.cache_misses += 1
-            job = EncodeJob(key, encoder_input.token_ids, order, asyncio.get_running_loop().create_future())
-            self._jobs[key] = job
+            job = self._jobs[key] = EncodeJob(key, encoder_input.token_ids, order)
             self._queue.put(job)
             self._send_what_fits()
         job.waiters += 1
         try:
-            return await patiently(
-                job.done, self._config.replica_wait_s, lambda: bool(self._replicas), "there is no encoder"
-            )
+            encoded = False
+            while not encoded:
+                sent = await patiently(
+                    job.sent, self._config.replica_wait_s, lambda: bool(self._replicas), "there is no encoder"
+                )
+                yield sent.hidden
+                await asyncio.wait([sent.encoded])
+                encoded = sent.encoded.result()
         finally:
             job.waiters -= 1
             if not job.waiters and self._queue.remove(job):  # nobody wants it any more
@@ -145,7 +154,7 @@ class EncoderPool:
         """The first calls between two processes take ten times as long; these are nobody's."""
         with contextlib.suppress(RayError, TimeoutError):
             for _ in range(2):
-                await self._call(replica, [[0]])
+                await self._call(replica, [[0]])[1]
 
     def _send_what_fits(self) -> None:
         while self._queue and not self._closed and (replica := self._roomiest()) is not None:
@@ -165,36 +174,47 @@ class EncoderPool:
 
     async def _send(self, batch: list[EncodeJob], replica: _Replica) -> None:
         started = time.monotonic()
+        encoded = asyncio.get_running_loop().create_future()
         try:
-            reference, summary = await self._call(replica, [list(job.token_ids) for job in batch])
+            reference, summary = self._call(replica, [list(job.token_ids) for job in batch])
+            slices, start = {}, 0
+            for job in batch:
+                stop = start + len(job.token_ids)
+                slices[job.key] = HiddenSlice(reference, start, stop)
+                job.sent.set_result(Sent(slices[job.key], encoded))
+                start = stop
+            said = await summary
         except Exception as error:
             self._retry(batch, replica, error)
         else:
             self.counters.batches += 1
-            self.counters.batch_tokens += summary["tokens"]
+            self.counters.batch_tokens += said["tokens"]
             self.counters.seconds += time.monotonic() - started
-            slices, start, inline = {}, 0, summary["nbytes"] <= INLINE_BYTES
+            self._cache.add(slices, said["nbytes"])
             for job in batch:
-                stop = start + len(job.token_ids)
-                slices[job.key] = HiddenSlice(reference, start, stop, inline)
-                start = stop
-            self._cache.add(slices, summary["nbytes"])
-            for job in batch:
-                self._end(job, slices[job.key])
+                self._jobs.pop(job.key, None)  # no more where the router closes
+            encoded.set_result(True)
         finally:
+            if not encoded.done():
+                encoded.set_result(False)
             replica.batches -= 1
             replica.tokens -= sum(len(job.token_ids) for job in batch)
             self._send_what_fits()
 
-    async def _call(
+    def _call(
         self, replica: _Replica, inputs: list[list[int]]
-    ) -> tuple[ray.ObjectRef[PackedHidden], BatchSummary]:
+    ) -> tuple[ray.ObjectRef[PackedHidden], Coroutine[Any, Any, BatchSummary]]:
         """Has one batch encoded; see `EncoderActor.encode` for the two objects."""
         encode = replica.actor.encode.options(num_returns=2)
         reference, summary = encode.remote(inputs, self._router_id, self._queue.tokens)
-        # An encoder that hangs is found by its health check; this is only so that no wait is endless.
-        async with asyncio.timeout(self._config.limits.timeout_s):
-            return reference, await summary
+
+        async def answer() -> BatchSummary:
+            # An encoder that hangs is found by its health check; this is only so that no wait is endless.
+            async with asyncio.timeout(self._config.limits.timeout_s):
+                said: BatchSummary = await summary
+                return said
+
+        return reference, answer()
 
     def _retry(self, batch: list[EncodeJob], replica: _Replica, error: Exception) -> None:
         logger.warning("encoder %s: a batch of %d failed: %r", replica.encoder_id, len(batch), error)
@@ -219,14 +239,9 @@ class EncoderPool:
                 del self._jobs[job.key]
             elif not self._closed:
                 self.counters.retries += 1
+                job.again()
                 self._queue.put(job)
 
-    def _end(self, job: EncodeJob, result: HiddenSlice | TandemError) -> None:
+    def _end(self, job: EncodeJob, error: TandemError) -> None:
         self._jobs.pop(job.key, None)
-        if job.done.done():
-            return
-        if isinstance(result, HiddenSlice):
-            job.done.set_result(result)
-        else:
-            job.done.set_exception(result)
-            job.done.exception()  # seen: perhaps nobody waits any more
+        job.fail(error)

@@ -3,9 +3,22 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from tandem.cluster.handoff import HiddenSlice
+from tandem.errors import TandemError
+
+
+class Sent(NamedTuple):
+    """One try at an input."""
+
+    hidden: HiddenSlice  # where its hidden states will be
+    encoded: asyncio.Future[bool]  # whether they are: False where the try has failed
+
+
+def _future() -> asyncio.Future[Sent]:
+    return asyncio.get_running_loop().create_future()
 
 
 @dataclass(eq=False, slots=True)
@@ -15,10 +28,21 @@ class EncodeJob:
     key: str
     token_ids: tuple[int, ...]
     order: tuple[float, int]  # the first in order of those who wait: see Flight
-    done: asyncio.Future[HiddenSlice]
+    sent: asyncio.Future[Sent] = field(default_factory=_future)  # the last try, or what the job ended with
     waiters: int = 0
     attempts: int = 0
     alone: bool = False  # failed in a batch: the next try must not take others down with it
+
+    def again(self) -> None:
+        """What was sent has failed: `sent` is the next try."""
+        if self.sent.done():
+            self.sent = _future()
+
+    def fail(self, error: TandemError) -> None:
+        """There is no next try."""
+        self.again()
+        self.sent.set_exception(error)
+        self.sent.exception()  # seen: perhaps nobody waits any more
 
 
 class EncoderQueue:

@@ -21,7 +21,7 @@ import ray
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.engine_thread import EngineThread, StepEngine
-from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch, inlined
+from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch
 from tandem.cluster.link import Link
 from tandem.cluster.messages import LEASE_S, HandoffTotals, StepMessage, Submission, to_wire
 from tandem.cluster.step_inbox import StepInbox
@@ -148,9 +148,8 @@ class EngineActor:
         link_id: str,
         submissions: list[Submission],
         cancelled: list[str],
-        *values: PackedHidden,
     ) -> bool:
-        """Takes requests in and cancels others; also renews the lease. `values` are those of `inlined`.
+        """Takes requests in and cancels others; also renews the lease.
 
         False: draining or an unknown link, none of the submissions was taken.
         """
@@ -171,9 +170,8 @@ class EngineActor:
                 self._thread.submit(request)
             else:
                 arrivals[hidden.reference].append((request, hidden))
-        at_hand = dict(zip(inlined(hidden for _, hidden in submissions), values, strict=True))
         for reference, group in arrivals.items():
-            self._background.start(self._admit(reference, group, at_hand.get(reference)), "admit")
+            self._background.start(self._admit(reference, group), "admit")
         return True
 
     async def detach(self, link_id: str) -> None:
@@ -183,17 +181,16 @@ class EngineActor:
 
     # --- Within ---
 
-    async def _admit(
-        self, reference: ray.ObjectRef[PackedHidden], group: list[_Arrival], packed: PackedHidden | None
-    ) -> None:
-        """Submits requests to the engine once every rank has their hidden states at hand. `packed`: they came
-        along."""
+    async def _admit(self, reference: ray.ObjectRef[PackedHidden], group: list[_Arrival]) -> None:
+        """Submits requests to the engine once every rank has their hidden states at hand. An encoder may
+        still be at work on them; whoever gives up or runs out of time meanwhile cancels."""
         slices = {next(self._next_handle): arrival for arrival in group}
         registrations = {handle: where for handle, (_, where) in slices.items()}
         started = time.monotonic()
         try:
             fetched, *_ = await asyncio.gather(
-                fetch(reference, packed), *(shard.register.remote(registrations) for shard in self._shards)
+                fetch(reference, self._config.limits.timeout_s),
+                *(shard.register.remote(registrations) for shard in self._shards),
             )
         except Exception as error:
             if not isinstance(error, HiddenStatesLost):  # whatever it is, no request may wait for ever
@@ -202,10 +199,11 @@ class EngineActor:
             self._unregister(list(slices))
             self._deliver([Delta(request.request_id, [], error=lost) for request, _ in group], self._stats)
             return
+        waited_s = time.monotonic() - started
         self._handoff = HandoffTotals(
             self._handoff.reads + 1,
             self._handoff.nbytes + sum(fetched[w.start : w.stop].nbytes for w in registrations.values()),
-            self._handoff.seconds + time.monotonic() - started,
+            self._handoff.seconds + waited_s,
         )
         for handle, (request, where) in slices.items():
             live = self._live.get(request.request_id)
@@ -213,8 +211,15 @@ class EngineActor:
                 self._unregister([handle])
                 continue
             live.arriving, live.hidden = False, HiddenLoader(handle, where, fetched)
-            encoder = dataclasses.replace(request.encoder, hidden=live.hidden)
-            self._thread.submit(dataclasses.replace(request, encoder=encoder))
+            left_s = None if request.timeout_s is None else max(0.0, request.timeout_s - waited_s)
+            self._thread.submit(
+                dataclasses.replace(
+                    request,
+                    encoder=dataclasses.replace(request.encoder, hidden=live.hidden),
+                    timeout_s=left_s,
+                    waited_s=request.waited_s + waited_s,
+                )
+            )
 
     def _deliver(self, deltas: list[Delta], stats: EngineStats) -> None:
         self._stats = stats

@@ -17,7 +17,6 @@ from ray.exceptions import RayError
 
 from tandem.cluster.background import Background
 from tandem.cluster.flight import Flight
-from tandem.cluster.handoff import inlined
 from tandem.cluster.messages import (
     LEASE_S,
     SILENCE_S,
@@ -175,11 +174,9 @@ class EngineClient:
         async with self._exchanging:
             outbox, self._outbox = self._outbox, {}
             cancelled, self._cancelled = self._cancelled, []
-            submissions = list(outbox.values())
-            values = inlined(submission.hidden for submission in submissions)
             try:
                 async with asyncio.timeout(SILENCE_S):
-                    taken = await self._actor.submit.remote(self._link_id, submissions, cancelled, *values)
+                    taken = await self._actor.submit.remote(self._link_id, list(outbox.values()), cancelled)
             except (RayError, TimeoutError) as error:
                 if not self._lost:
                     logger.warning("engine %s does not take requests: %r", self.engine_id, error)

@@ -80,13 +80,12 @@ class Flight:
             self._prompt_logprobs = delta.prompt_logprobs
         if isinstance(delta.error, HiddenStatesLost):
             self.hidden_lost = True
-            self.encodings += 1
             self.displace()
         elif delta.error is not None or delta.finish_reason is not None:
             self._end(delta.finish_reason, delta.stop_reason, delta.error)
 
     def displace(self) -> None:
-        """It has no engine any more."""
+        """Its engine has it no more."""
         self.place = None
         self._wake.set()
 
@@ -145,8 +144,12 @@ class Flight:
         self._on_end(self)
         self._wake.set()
 
-    def _let_go(self) -> None:
+    def withdraw(self) -> None:
+        """Takes it off its engine, if it is on one."""
         if self.place is not None:
             self.place.release(self)
             self.place = None
+
+    def _let_go(self) -> None:
+        self.withdraw()
         self.hidden = None

@@ -1,16 +1,15 @@
 """The one way tensors travel between workers: an encoder's output, by reference, to the decoders.
 
 An encoder *returns* the packed hidden states of a batch, so the router that asked owns them and they
-outlive the encoder's process. The router hands on references with a row range; every rank of a decoder
-reads the object from its own node's store, without a copy. What is small Ray keeps in the process of its
-owner, and puts it into a call that has the reference as an argument: then rank 0 need not ask for it.
+outlive the encoder's process. The router hands on references with a row range, as soon as an encoder has
+the input; every rank of a decoder waits for the object and reads it from its own node's store, without a
+copy. (What is small Ray keeps with its owner, and sends it along when it is there.)
 """
 
 from __future__ import annotations
 
 import asyncio
 import warnings
-from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, TypedDict
 
@@ -23,8 +22,6 @@ from ray.exceptions import RayError, RayTaskError
 from tandem.errors import HiddenStatesLost
 
 SCHEMA: Final = 1  # of PackedHidden; the two ends may run different versions during an update
-FETCH_TIMEOUT_S: Final = 30.0  # from another node's store; beyond it the object counts as lost
-INLINE_BYTES: Final = 65536  # of a batch's hidden states; Ray keeps results below 100 KiB with their owner
 
 # NumPy has no bfloat16, so it travels as the 16-bit integers with the same bits.
 _CARRIERS: Final = {torch.bfloat16: torch.uint16, torch.float32: torch.float32}
@@ -62,7 +59,6 @@ class HiddenSlice:
     reference: ray.ObjectRef[PackedHidden]
     start: int
     stop: int
-    inline: bool = False  # the batch has at most INLINE_BYTES
 
 
 def pack(hidden: torch.Tensor) -> PackedHidden:
@@ -86,22 +82,14 @@ def unpack(packed: PackedHidden) -> torch.Tensor:
     return torch.from_numpy(packed["rows"]).view(_DTYPES[packed["dtype"]])
 
 
-def inlined(slices: Iterable[HiddenSlice | None]) -> list[ray.ObjectRef[PackedHidden]]:
-    """The references, each once and in order, whose values go along with a call that hands the slices on."""
-    return list({where.reference: None for where in slices if where is not None and where.inline})
+async def fetch(reference: ray.ObjectRef[PackedHidden], timeout_s: float) -> torch.Tensor:
+    """A batch's hidden states [tokens, d_model], in this node's store: awaited in the event loop, so that
+    the engine's thread need not wait. The tensor pins the object there.
 
-
-async def fetch(reference: ray.ObjectRef[PackedHidden], packed: PackedHidden | None = None) -> torch.Tensor:
-    """A batch's hidden states [tokens, d_model], in this node's store: fetched in the event loop, so that
-    the engine's thread need not wait. The tensor pins the object there. `packed`: its value, where it came
-    along.
-
-    Raises HiddenStatesLost where it cannot be had.
+    Raises HiddenStatesLost where it cannot be had, or not within `timeout_s`.
     """
-    if packed is not None:
-        return unpack(packed)
     try:
-        return unpack(await asyncio.wait_for(asyncio.wrap_future(reference.future()), FETCH_TIMEOUT_S))
+        return unpack(await asyncio.wait_for(asyncio.wrap_future(reference.future()), timeout_s))
     except (RayError, TimeoutError) as error:
         raise lost(error) from None
 

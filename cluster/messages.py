@@ -40,12 +40,11 @@ class WireDelta(NamedTuple):
 
 
 class HandoffTotals(NamedTuple):
-    """Hidden states that an engine has read from its node's object store, or got with a call. These only
-    grow."""
+    """Hidden states that an engine has read from its node's object store. These only grow."""
 
     reads: int = 0  # one reads what a batch of the encoder holds for this engine at once
     nbytes: int = 0
-    seconds: float = 0.0  # from asking until all ranks have them
+    seconds: float = 0.0  # until all ranks have them, what is left of their encoding included
 
 
 class StepMessage(NamedTuple):

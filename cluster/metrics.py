@@ -180,9 +180,9 @@ class _RouterCollector(Collector):
             "engine_drafted_tokens": "Tokens guessed from encoder inputs, and computed.",
             "engine_accepted_tokens": "Of these, the ones that were right.",
             "preemptions": "Sequences taken out of the batch for want of pages.",
-            "handoff_reads": "Batches of hidden states taken in, from the object store or with a call.",
+            "handoff_reads": "Batches of hidden states read from the node's object store.",
             "handoff_bytes": "Bytes in them, of this engine's inputs.",
-            "handoff_seconds": "From asking for them until all ranks had them.",
+            "handoff_seconds": "From hearing of them until all ranks had them: the rest of their encoding, too.",
         }
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {
             name: GaugeMetricFamily(f"tandem_{name}", text, labels=labels) for name, text in gauges.items()

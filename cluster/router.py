@@ -174,21 +174,27 @@ class Router:
     async def _place(self, flight: Flight) -> None:
         """Has the input encoded and the request sent to an engine; again, where it was placed before.
         Leaves a flight that is over its time ended."""
+        if flight.hidden is not None and flight.hidden_lost and self._encoders is not None:
+            self._encoders.forget(flight.hidden)
+            flight.hidden, flight.hidden_lost = None, False
+            flight.encodings += 1
         if flight.losses >= MAX_LOSSES:
             # Not Unavailable, which clients try again.
             raise InternalError(f"{flight.losses} decoders died while they worked on this request")
         if flight.encodings >= self._config.encoder_attempts:
             raise Unavailable(f"the encoder's output was lost {flight.encodings} times")
-        if flight.losses or flight.encodings:
-            self._resubmitted += 1
+        self._resubmitted += bool(flight.losses or flight.encodings)
         try:
             async with asyncio.timeout_at(flight.deadline), self._staging.room(flight):
-                if self._encoders is not None:
-                    if flight.hidden is not None and flight.hidden_lost:
-                        self._encoders.forget(flight.hidden)
-                        flight.hidden, flight.hidden_lost = None, False
-                    if flight.hidden is None:
-                        flight.hidden = await self._encoders.encode(flight.request.encoder, flight.order)
-                await self._engines.submit(flight)
+                if self._encoders is None or flight.hidden is not None:
+                    await self._engines.submit(flight)
+                    return
+                # An engine hears of the request while its input is encoded, of another try if that fails.
+                encoder_input = flight.request.encoder
+                async with aclosing(self._encoders.encode(encoder_input, flight.order)) as tries:
+                    async for hidden in tries:
+                        flight.withdraw()
+                        flight.hidden, flight.hidden_lost = hidden, False
+                        await self._engines.submit(flight)
         except TimeoutError:
             flight.expire()

@@ -54,14 +54,14 @@ class ShardActor:
         """Whether this process answers at all; a step that hangs shows at rank 0."""
 
     async def register(self, slices: dict[int, HiddenSlice]) -> None:
-        """Makes hidden states known to this rank, by handle. Returns when they are on this node.
+        """Makes hidden states of one batch known to this rank, by handle. Returns when they are on this node.
 
         Raises HiddenStatesLost.
         """
-        references = list({where.reference for where in slices.values()})
-        fetched = dict(zip(references, await asyncio.gather(*map(fetch, references)), strict=True))
+        [reference] = {where.reference for where in slices.values()}
+        fetched = await fetch(reference, self._config.limits.timeout_s)
         for handle, where in slices.items():
-            self._follower.register(HiddenLoader(handle, where, fetched[where.reference]))
+            self._follower.register(HiddenLoader(handle, where, fetched))
 
     async def unregister(self, handles: list[int]) -> None:
         for handle in handles:

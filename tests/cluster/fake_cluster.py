@@ -17,7 +17,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.engine_actor import EngineActor
-from tandem.cluster.handoff import INLINE_BYTES, BatchSummary, pack
+from tandem.cluster.handoff import BatchSummary, pack
 from tandem.cluster.router import Router
 from tandem.errors import HiddenStatesLost
 from tandem.outputs import FinishReason, TokenLogprobs
@@ -150,31 +150,41 @@ def encode(token_ids: tuple[int, ...] | list[int]) -> torch.Tensor:
 
 
 class FakeReference:
-    """An ObjectRef whose value, or error, is there."""
+    """An ObjectRef."""
 
-    def __init__(self, value: object) -> None:
-        self._value = value
-        self.reads = 0
+    def __init__(self) -> None:
+        self._arrived: Future[Any] = Future()
+
+    @classmethod
+    def to(cls, value: object) -> FakeReference:
+        reference = cls()
+        reference.arrive(value)
+        return reference
 
     def arrive(self, value: object) -> None:
-        self._value = value
+        if isinstance(value, BaseException):
+            self._arrived.set_exception(value)
+        else:
+            self._arrived.set_result(value)
 
     def lose(self) -> None:
-        self._value = ObjectLostError("0" * 56, None, "")
-
-    def inline(self) -> object:
-        """As an argument of a call: what is kept with its owner is there, whatever happens to stores."""
-        assert not isinstance(self._value, BaseException)
-        return self._value
+        if self._arrived.done():
+            self._arrived = Future()
+        self.arrive(ObjectLostError("0" * 56, None, ""))
 
     def future(self) -> Future[Any]:
-        self.reads += 1
-        future: Future[Any] = Future()
-        if isinstance(self._value, BaseException):
-            future.set_exception(self._value)
-        else:
-            future.set_result(self._value)
-        return future
+        mine: Future[Any] = Future()  # a reader that gives up cancels its own
+
+        def tell(arrived: Future[Any]) -> None:
+            if mine.cancelled():
+                return
+            if error := arrived.exception():
+                mine.set_exception(error)
+            else:
+                mine.set_result(arrived.result())
+
+        self._arrived.add_done_callback(tell)
+        return mine
 
     def __await__(self) -> Any:
         return asyncio.wrap_future(self.future()).__await__()
@@ -217,7 +227,7 @@ class FakeMethod:
         return self
 
     def remote(self, *args: Any) -> Any:
-        result = self._method(*(arg.inline() if isinstance(arg, FakeReference) else arg for arg in args))
+        result = self._method(*args)
         if hasattr(result, "__anext__"):
             return self._stream(result)
         return asyncio.ensure_future(self._or_die(self._late(result)))
@@ -235,7 +245,7 @@ class FakeMethod:
                 return
             if self._handle.silent:
                 await asyncio.sleep(3600)
-            yield FakeReference(item)
+            yield FakeReference.to(item)
 
     async def _or_die(self, work: Any) -> Any:
         dead = asyncio.ensure_future(self._handle.dead.wait())
@@ -277,10 +287,10 @@ class FakeEncoders:
 
     def __init__(self, replicas: int = 1, step_s: float = 0.0) -> None:
         self.step_s = step_s
-        self.large = False  # batches are, so that references alone are handed on
         self.batches: list[list[list[int]]] = []
         self.references: list[FakeReference] = []
         self.faults: list[BaseException] = []
+        self.losing = False  # what they have encoded vanishes
         self.poison: int | None = None  # a token no encoder survives
         self.running = 0
         self._numbers = itertools.count()
@@ -306,8 +316,7 @@ class FakeEncoders:
             if any(self.poison in ids for ids in inputs):
                 raise task_error(ValueError("poison"))
             hidden = torch.cat([encode(ids) for ids in inputs])
-            nbytes = INLINE_BYTES + 1 if self.large else hidden.nbytes
-            return pack(hidden), BatchSummary(tokens=len(hidden), nbytes=nbytes, seconds=0.0)
+            return pack(hidden), BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=0.0)
         finally:
             self.running -= 1
 
@@ -328,12 +337,19 @@ class FakeEncoder:
         assert router_id
         assert queued_tokens >= 0
         self._encoders.batches.append(inputs)
-        reference = FakeReference(None)
+        reference = FakeReference()
         self._encoders.references.append(reference)
 
         async def answer() -> BatchSummary:
-            packed, summary = await self._encoders.run(inputs)
-            reference.arrive(packed)
+            try:
+                packed, summary = await self._encoders.run(inputs)
+            except BaseException as error:
+                reference.arrive(error)
+                raise
+            if self._encoders.losing:
+                reference.lose()
+            else:
+                reference.arrive(packed)
             return summary
 
         return reference, asyncio.ensure_future(answer())
@@ -418,6 +434,6 @@ class FakeCluster:
             while (
                 self.router.stats().outstanding
                 or self.encoders.running
-                or any(a.engine.has_work for a in self._all if not a.dead.is_set())
+                or any(a.engine.has_work or a.actor._live for a in self._all if not a.dead.is_set())
             ):
                 await asyncio.sleep(0.002)

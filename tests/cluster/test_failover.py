@@ -218,7 +218,7 @@ async def test_hidden_states_outlive_the_encoder(
         encoders = router._encoders
         assert encoders is not None
         long = EncoderInput("long", (*(3 + i % 100 for i in range(2000)), EOS))
-        where = await encoders.encode(long, (0.0, 0))
+        [where] = [where async for where in encoders.encode(long, (0.0, 0))]
         assert encoders.cache_bytes > 200_000
         [encoder] = actors("EncoderActor")
         kill(encoder)

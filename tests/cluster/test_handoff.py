@@ -14,7 +14,7 @@ import torch
 from ray.exceptions import ActorDiedError, ObjectLostError, OwnerDiedError
 
 from tandem.cluster import handoff
-from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch, inlined, pack, unpack
+from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch, pack, unpack
 from tandem.errors import HiddenStatesLost
 
 
@@ -73,29 +73,15 @@ def test_another_version_counts_as_lost() -> None:
 )
 async def test_every_loss_is_the_same_error(error: Exception) -> None:
     with pytest.raises(HiddenStatesLost, match=type(error).__name__):
-        await fetch(Reference(error))  # type: ignore[arg-type]
+        await fetch(Reference(error), timeout_s=5)  # type: ignore[arg-type]
 
 
 async def test_what_never_arrives_counts_as_lost(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handoff, "FETCH_TIMEOUT_S", 0.05)
     reference = Reference(None)
     monkeypatch.setattr(reference, "future", Future)
     async with asyncio.timeout(5):
         with pytest.raises(HiddenStatesLost):
-            await fetch(reference)  # type: ignore[arg-type]
-
-
-async def test_a_value_that_came_along_is_not_fetched() -> None:
-    hidden = torch.randn(4, 3)
-    assert torch.equal(await fetch(Reference(OSError()), pack(hidden)), hidden)  # type: ignore[arg-type]
-    with pytest.raises(HiddenStatesLost, match="schema"):
-        await fetch(Reference(None), pack(hidden) | {"schema": 0})  # type: ignore[arg-type, operator]
-
-
-def test_what_goes_along_goes_once_and_in_order() -> None:
-    a, b, large = object(), object(), object()
-    slices: Any = [HiddenSlice(reference, 0, 1, reference is not large) for reference in (b, large, a, b)]  # type: ignore[arg-type]
-    assert inlined([None, *slices]) == [b, a]
+            await fetch(reference, timeout_s=0.05)  # type: ignore[arg-type]
 
 
 async def test_a_loader_has_its_rows_until_the_request_ends_and_waits_for_nothing(
@@ -104,7 +90,7 @@ async def test_a_loader_has_its_rows_until_the_request_ends_and_waits_for_nothin
     monkeypatch.setattr("ray.get", None)
     hidden = torch.arange(12.0).reshape(6, 2)
     reference: Any = Reference(pack(hidden))
-    fetched = await fetch(reference)
+    fetched = await fetch(reference, timeout_s=5)
     loader = HiddenLoader(9, HiddenSlice(reference, 2, 5), fetched)
     assert loader.handle == 9
     assert torch.equal(loader(), hidden[2:5])

@@ -258,25 +258,82 @@ async def test_a_draining_engine_finishes_its_own_and_gets_no_more() -> None:
         assert cluster.router.stats().resubmitted == 0
 
 
-@pytest.mark.parametrize("large", [False, True])
-async def test_small_hidden_states_go_along_in_the_call(large: bool) -> None:
+async def test_an_engine_hears_of_a_request_while_its_input_is_encoded() -> None:
     async with FakeCluster() as cluster:
-        cluster.encoders.large = large
-        first = [request(f"r{number}", ids=(number, 1)) for number in range(4)]
-        again = [request(f"s{number}", ids=(number, 1)) for number in range(4)]
-        for asked in (first, again):
-            answers = await asyncio.gather(*map(cluster.collect, asked))
-            assert answers == [(expected(one), "length") for one in asked]
-        reads = [reference.reads for reference in cluster.encoders.references]
-        assert all(count > 0 for count in reads) if large else not any(reads)
+        cluster.encoders.step_s = 0.2
+        [replica] = cluster.decoders.replicas.values()
+        task = asyncio.create_task(cluster.collect(request("r")))
+        async with asyncio.timeout(5):
+            while not replica.actor._live:
+                await asyncio.sleep(0.001)
+        assert cluster.encoders.running
+        assert not replica.engine.submitted
+        assert await task == (expected(request("r")), "length")
+        [submitted] = replica.engine.submitted
+        assert submitted.waited_s >= 0.2
         [handoff] = cluster.router.stats().handoffs.values()
-        assert handoff.reads >= len(reads)
-        assert handoff.nbytes == 2 * sum(encode(one.encoder.token_ids).nbytes for one in first)
+        assert handoff.reads == 1
+        assert handoff.nbytes == encode(request("r").encoder.token_ids).nbytes
+
+
+@pytest.mark.parametrize("step_s", [0.0, 0.05])
+async def test_an_engine_that_waits_for_a_failed_encoder_hears_of_the_next_try(step_s: float) -> None:
+    async with FakeCluster(engines=2, encoder_batches_in_flight=1) as cluster:
+        cluster.encoders.step_s = step_s
+        cluster.encoders.faults = [task_error(RuntimeError("oops")), task_error(Unavailable("draining"))]
+        cluster.encoders.replace()
+        requests = [request(f"r{i}", ids=(i, 1)) for i in range(8)]
+        answers = await asyncio.gather(*map(cluster.collect, requests))
+        assert answers == [(expected(r), "length") for r in requests]
+        assert cluster.router.stats().encoder.retries >= 2
+        assert cluster.router.stats().resubmitted == 0, "no engine had begun with it"
+        await cluster.settled()
+
+
+async def test_an_engine_that_dies_while_the_encoder_works_costs_no_second_encoding() -> None:
+    async with FakeCluster() as cluster:
+        cluster.encoders.step_s = 0.2
+        [replica] = cluster.decoders.replicas.values()
+        task = asyncio.create_task(cluster.collect(request("r")))
+        while not replica.actor._live:
+            await asyncio.sleep(0.001)
+        await cluster.add_engine()
+        cluster.kill(replica)
+        assert await task == (expected(request("r")), "length")
+        assert len(cluster.encoders.batches) == 1
+
+
+async def test_what_is_cancelled_or_late_while_it_is_encoded_never_gets_to_the_engine() -> None:
+    async with FakeCluster() as cluster:
+        cluster.encoders.step_s = 0.3
+        [replica] = cluster.decoders.replicas.values()
+        cancelled = asyncio.create_task(cluster.collect(request("r")))
+        late = asyncio.create_task(cluster.collect(request("late", timeout_s=0.1)))
+        while len(replica.actor._live) < 2:
+            await asyncio.sleep(0.001)
+        cancelled.cancel()
+        assert await late == ([], "deadline")
+        async with asyncio.timeout(5):
+            while replica.actor._live:
+                await asyncio.sleep(0.001)
+        assert cluster.encoders.running
+        await cluster.settled()
+        assert not replica.engine.submitted
+
+
+async def test_a_router_that_closes_while_an_encoder_works_says_so() -> None:
+    async with FakeCluster() as cluster:
+        cluster.encoders.step_s = 5.0
+        task = asyncio.create_task(cluster.collect(request("r")))
+        while not cluster.encoders.running:
+            await asyncio.sleep(0.001)
+        await cluster.router.close()
+        with pytest.raises(Unavailable):
+            await asyncio.wait_for(task, 1)
 
 
 async def test_lost_hidden_states_are_encoded_again() -> None:
     async with FakeCluster() as cluster:
-        cluster.encoders.large = True
         await cluster.collect(request("r", ids=(5, 1)))
         cluster.encoders.references[0].lose()  # the cache still has it
         again = request("r#again", ids=(5, 1))
@@ -286,19 +343,10 @@ async def test_lost_hidden_states_are_encoded_again() -> None:
 
 async def test_hidden_states_that_keep_vanishing_end_with_unavailable() -> None:
     async with FakeCluster(encoder_attempts=2) as cluster:
-        cluster.encoders.large = True
-        await cluster.collect(request("r"))
-
-        async def lose_all() -> None:
-            while True:
-                for reference in cluster.encoders.references:
-                    reference.lose()
-                await asyncio.sleep(0)
-
-        loser = asyncio.create_task(lose_all())
+        cluster.encoders.losing = True
         with pytest.raises(Unavailable, match="lost 2 times"):
-            await cluster.collect(request("r#again"))
-        loser.cancel()
+            await cluster.collect(request("r"))
+        assert len(cluster.encoders.batches) == 2
 
 
 async def test_a_dead_encoder_is_replaced_by_another_try() -> None:
