@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from tandem.cluster import openai_api, score_api, translate_api
@@ -17,9 +18,16 @@ def build_app(service: Service) -> FastAPI:
     """The ASGI application. It has no documentation pages: they load scripts from elsewhere."""
     app = FastAPI(title="Tandem", openapi_url=None, docs_url=None, redoc_url=None)
     add_error_handlers(app)
-    app.include_router(openai_api.routes(service))
-    app.include_router(translate_api.routes(service))
-    app.include_router(score_api.routes(service))
+    apis = [api.routes(service) for api in (openai_api, translate_api, score_api)]
+    for api in apis:
+        app.include_router(api)
+
+    @app.get("/")
+    async def endpoints() -> Response:
+        """What a browser is shown."""
+        routes = [route for api in (*apis, app) for route in api.routes if isinstance(route, APIRoute)]
+        asked = [f"{method} {route.path}" for route in routes for method in sorted(route.methods or ())]
+        return JSONResponse({"model": service.model.id, "endpoints": list(dict.fromkeys(asked))})
 
     @app.get("/health")
     async def health() -> Response:

@@ -182,7 +182,7 @@ class _RouterCollector(Collector):
             "preemptions": "Sequences taken out of the batch for want of pages.",
             "handoff_reads": "Batches of hidden states read from the node's object store.",
             "handoff_bytes": "Bytes in them, of this engine's inputs.",
-            "handoff_seconds": "From hearing of them until all ranks had them: the rest of their encoding, too.",
+            "handoff_seconds": "Until all ranks had them, the rest of their encoding included.",
         }
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {
             name: GaugeMetricFamily(f"tandem_{name}", text, labels=labels) for name, text in gauges.items()

@@ -320,6 +320,12 @@ async def test_tokenize_refuses_by_name(http: httpx.AsyncClient, body: Any, para
     assert error(response)["param"] == param
 
 
+async def test_the_root_says_what_there_is(http: httpx.AsyncClient) -> None:
+    said = (await http.get("/")).json()
+    assert said["model"] == "tiny"
+    assert {"POST /v1/completions", "POST /translate", "POST /score", "GET /health"} < set(said["endpoints"])
+
+
 async def test_health_is_that_of_the_workers(http: httpx.AsyncClient, router: FakeRouter) -> None:
     assert (await http.get("/health")).status_code == 200
     router.is_ready = False
