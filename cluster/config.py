@@ -71,7 +71,7 @@ class ServeConfig:
     # The router, for each ingress replica
     encoder_cache_bytes: int = 256 * 2**20  # hidden states kept alive for reuse; 0: none
     encoder_batches_in_flight: int = 2  # for each encoder replica: one running, one waiting behind it
-    staged_encoder_tokens: int = 2**17  # encoded, or being encoded, for requests that no engine has yet
+    staged_encoder_tokens: int = 2**17  # being encoded, or encoded for requests that no engine has yet
     encoder_attempts: int = 3  # tries to encode one input before the request fails
     replica_wait_s: float = 60.0  # longest wait for an engine or encoder before Unavailable
     limits: Limits = field(default_factory=Limits)

@@ -73,18 +73,18 @@ class EncoderActor:
         self._waiting[number] = sum(map(len, inputs))
         try:
             loop = asyncio.get_running_loop()
-            packed, seconds = await loop.run_in_executor(self._thread, self._forward, inputs)
+            return await loop.run_in_executor(self._thread, self._forward, inputs)
         finally:
             del self._waiting[number]
             self._progress_at = time.monotonic()
-        rows = packed["rows"]
-        return packed, BatchSummary(tokens=len(rows), nbytes=rows.nbytes, seconds=seconds)
 
-    def _forward(self, inputs: list[list[int]]) -> tuple[PackedHidden, float]:
+    def _forward(self, inputs: list[list[int]]) -> tuple[PackedHidden, BatchSummary]:
         started = time.monotonic()
         with torch.inference_mode():
-            packed = pack(self._encoder.encode(inputs))
-        return packed, time.monotonic() - started
+            hidden = self._encoder.encode(inputs)
+            packed = pack(hidden)
+        seconds = time.monotonic() - started
+        return packed, BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=seconds)
 
     async def watch(self) -> None:
         """Returns never: only this process's end ends an encoder."""

@@ -7,7 +7,7 @@ import contextlib
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Coroutine
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
 
@@ -130,7 +130,7 @@ class EncoderPool:
         finally:
             job.waiters -= 1
             if not job.waiters and self._queue.remove(job):  # nobody wants it any more
-                del self._jobs[key]
+                self._jobs.pop(key, None)  # no longer there where the router closes
 
     def forget(self, where: HiddenSlice) -> None:
         """The object was lost: the next `encode` makes another."""
@@ -154,7 +154,8 @@ class EncoderPool:
         """The first calls between two processes take ten times as long; these are nobody's."""
         with contextlib.suppress(RayError, TimeoutError):
             for _ in range(2):
-                await self._call(replica, [[0]])[1]
+                _, said = self._call(replica, [[0]])
+                await self._answer(said)
 
     def _send_what_fits(self) -> None:
         while self._queue and not self._closed and (replica := self._roomiest()) is not None:
@@ -174,25 +175,26 @@ class EncoderPool:
 
     async def _send(self, batch: list[EncodeJob], replica: _Replica) -> None:
         started = time.monotonic()
+        # False only where every job of the batch has another try, or has ended.
         encoded = asyncio.get_running_loop().create_future()
         try:
-            reference, summary = self._call(replica, [list(job.token_ids) for job in batch])
+            reference, said = self._call(replica, [list(job.token_ids) for job in batch])
             slices, start = {}, 0
             for job in batch:
                 stop = start + len(job.token_ids)
                 slices[job.key] = HiddenSlice(reference, start, stop)
                 job.sent.set_result(Sent(slices[job.key], encoded))
                 start = stop
-            said = await summary
+            summary = await self._answer(said)
+            self.counters.batches += 1
+            self.counters.batch_tokens += summary["tokens"]
+            self.counters.seconds += time.monotonic() - started
+            self._cache.add(slices, summary["nbytes"])
         except Exception as error:
             self._retry(batch, replica, error)
         else:
-            self.counters.batches += 1
-            self.counters.batch_tokens += said["tokens"]
-            self.counters.seconds += time.monotonic() - started
-            self._cache.add(slices, said["nbytes"])
             for job in batch:
-                self._jobs.pop(job.key, None)  # no more where the router closes
+                del self._jobs[job.key]
             encoded.set_result(True)
         finally:
             if not encoded.done():
@@ -203,18 +205,16 @@ class EncoderPool:
 
     def _call(
         self, replica: _Replica, inputs: list[list[int]]
-    ) -> tuple[ray.ObjectRef[PackedHidden], Coroutine[Any, Any, BatchSummary]]:
+    ) -> tuple[ray.ObjectRef[PackedHidden], ray.ObjectRef[BatchSummary]]:
         """Has one batch encoded; see `EncoderActor.encode` for the two objects."""
         encode = replica.actor.encode.options(num_returns=2)
-        reference, summary = encode.remote(inputs, self._router_id, self._queue.tokens)
+        hidden, said = encode.remote(inputs, self._router_id, self._queue.tokens)
+        return hidden, said
 
-        async def answer() -> BatchSummary:
-            # An encoder that hangs is found by its health check; this is only so that no wait is endless.
-            async with asyncio.timeout(self._config.limits.timeout_s):
-                said: BatchSummary = await summary
-                return said
-
-        return reference, answer()
+    async def _answer(self, said: ray.ObjectRef[BatchSummary]) -> BatchSummary:
+        # An encoder that hangs is found by its health check; this is only so that no wait is endless.
+        async with asyncio.timeout(self._config.limits.timeout_s):
+            return await said
 
     def _retry(self, batch: list[EncodeJob], replica: _Replica, error: Exception) -> None:
         logger.warning("encoder %s: a batch of %d failed: %r", replica.encoder_id, len(batch), error)
@@ -230,6 +230,7 @@ class EncoderPool:
                 self._former.add(replica.encoder_id)
             self._discovery.look_soon()
         for job in batch:
+            job.again()
             job.attempts += not draining
             # One that raised met something in this batch; one that died perhaps, too, the second time.
             job.alone = job.alone or not ended or job.attempts > 1
@@ -239,7 +240,6 @@ class EncoderPool:
                 del self._jobs[job.key]
             elif not self._closed:
                 self.counters.retries += 1
-                job.again()
                 self._queue.put(job)
 
     def _end(self, job: EncodeJob, error: TandemError) -> None:

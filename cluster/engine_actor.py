@@ -23,7 +23,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.engine_thread import EngineThread, StepEngine
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch
 from tandem.cluster.link import Link
-from tandem.cluster.messages import LEASE_S, HandoffTotals, StepMessage, Submission, to_wire
+from tandem.cluster.messages import LEASE_S, HandoffTotals, Submission, packed_delta, packed_message
 from tandem.cluster.step_inbox import StepInbox
 from tandem.cluster.threads import use_cpus
 from tandem.errors import HiddenStatesLost, Unavailable
@@ -43,7 +43,7 @@ class _Live:
     """A request between its submission and its last delta."""
 
     link: Link
-    arriving: bool  # its hidden states are being fetched, the engine has not seen it yet
+    arriving: bool  # its hidden states are being encoded or fetched, the engine has not seen it yet
     hidden: HiddenLoader | None = None  # its hidden states, since the engine has seen it
 
 
@@ -114,8 +114,12 @@ class EngineActor:
         return self._stats
 
     async def drain(self) -> None:
-        """Refuses new requests, returns when the running ones have ended, and closes the engine."""
+        """Refuses new requests and those that it still waits for, returns when the running ones have ended,
+        and closes the engine."""
         self._accepting = False
+        refused = Unavailable("the engine drains")
+        arriving = [request_id for request_id, live in self._live.items() if live.arriving]
+        self._deliver([Delta(request_id, [], error=refused) for request_id in arriving], self._stats)
         for link in self._links.values():
             link.wake()
         while self._live and self._failure is None:
@@ -133,13 +137,14 @@ class EngineActor:
 
     # --- For the routers ---
 
-    async def attach(self, link_id: str) -> AsyncIterator[StepMessage]:
-        """Opens a link. The first message comes at once: from then on the link can submit."""
+    async def attach(self, link_id: str) -> AsyncIterator[list[object]]:
+        """Opens a link. The messages are packed, see `read_message`. The first comes at once: from then on
+        the link can submit."""
         link = self._links[link_id] = Link()
         try:
-            yield StepMessage(self._accepting, self._stats, self._handoff, [])
+            yield packed_message(self._accepting, self._stats, self._handoff, [])
             while (deltas := await link.take()) is not None:
-                yield StepMessage(self._accepting, self._stats, self._handoff, deltas)
+                yield packed_message(self._accepting, self._stats, self._handoff, deltas)
         finally:
             self._end(link)
 
@@ -184,25 +189,23 @@ class EngineActor:
     async def _admit(self, reference: ray.ObjectRef[PackedHidden], group: list[_Arrival]) -> None:
         """Submits requests to the engine once every rank has their hidden states at hand. An encoder may
         still be at work on them; whoever gives up or runs out of time meanwhile cancels."""
-        slices = {next(self._next_handle): arrival for arrival in group}
-        registrations = {handle: where for handle, (_, where) in slices.items()}
         started = time.monotonic()
         try:
-            fetched, *_ = await asyncio.gather(
-                fetch(reference, self._config.limits.timeout_s),
-                *(shard.register.remote(registrations) for shard in self._shards),
-            )
+            fetched = await fetch(reference)
+            slices = {
+                next(self._next_handle): arrival for arrival in group if arrival[0].request_id in self._live
+            }
+            await self._register({handle: where for handle, (_, where) in slices.items()})
         except Exception as error:
             if not isinstance(error, HiddenStatesLost):  # whatever it is, no request may wait for ever
                 logger.exception("hidden states of %d requests were not taken in", len(group))
             lost = HiddenStatesLost(str(error))
-            self._unregister(list(slices))
             self._deliver([Delta(request.request_id, [], error=lost) for request, _ in group], self._stats)
             return
         waited_s = time.monotonic() - started
         self._handoff = HandoffTotals(
             self._handoff.reads + 1,
-            self._handoff.nbytes + sum(fetched[w.start : w.stop].nbytes for w in registrations.values()),
+            self._handoff.nbytes + sum(fetched[w.start : w.stop].nbytes for _, w in slices.values()),
             self._handoff.seconds + waited_s,
         )
         for handle, (request, where) in slices.items():
@@ -221,13 +224,23 @@ class EngineActor:
                 )
             )
 
+    async def _register(self, registrations: dict[int, HiddenSlice]) -> None:
+        """Makes hidden states known to the other ranks, or to none of them."""
+        if not registrations:
+            return
+        calls = [shard.register.remote(registrations) for shard in self._shards]
+        for result in await asyncio.gather(*calls, return_exceptions=True):
+            if isinstance(result, BaseException):
+                self._unregister(list(registrations))
+                raise result
+
     def _deliver(self, deltas: list[Delta], stats: EngineStats) -> None:
         self._stats = stats
         handles = []
         for delta in deltas:
             if (live := self._live.get(delta.request_id)) is None:
                 continue
-            live.link.push(to_wire(delta))
+            live.link.push(packed_delta(delta))
             if delta.last:
                 del self._live[delta.request_id]
                 live.link.requests.discard(delta.request_id)

@@ -23,7 +23,7 @@ from tandem.cluster.messages import (
     HandoffTotals,
     StepMessage,
     Submission,
-    WireDelta,
+    read_message,
 )
 from tandem.workers.request import EngineStats
 
@@ -81,12 +81,12 @@ class EngineClient:
         try:
             stream = self._actor.attach.options(num_returns="streaming").remote(self._link_id)
             async with asyncio.timeout(SILENCE_S):
-                self._receive(await (await anext(stream)))
+                self._receive(read_message(await (await anext(stream))))
             self._background.start(self._renew(), "renew the lease")
             while not self._lost:
                 async with asyncio.timeout(SILENCE_S):
                     message = await (await anext(stream))
-                self._receive(message)
+                self._receive(read_message(message))
         except StopAsyncIteration:
             pass  # drained
         except (RayError, TimeoutError) as error:
@@ -134,8 +134,7 @@ class EngineClient:
 
     def _receive(self, message: StepMessage) -> None:
         self.messages += bool(message.deltas)
-        for wire in message.deltas:
-            delta = WireDelta._make(wire)
+        for delta in message.deltas:
             if (flight := self.flights.get(delta.request_id)) is None:
                 continue
             if delta.finish_reason is not None or delta.error is not None:

@@ -17,7 +17,8 @@ from tandem.cluster.flight import Flight
 from tandem.cluster.patience import patiently
 
 # Work sent to one engine, in batches' worth (see `EngineClient.load`): one that runs and one ready to
-# follow. More waits here, where an engine that joins or gets free can still take it.
+# follow. More waits here, where an engine that joins or gets free can still take it. Requests whose inputs
+# are being encoded have half of it at most: see `announce`.
 FULL = 2.0
 # How much fuller an engine may be and still be preferred because it holds the same encoder input, whose
 # cross-attention pages are then shared.
@@ -80,14 +81,22 @@ class EnginePool:
             if not granted.done():
                 del self._waiting[bisect.bisect_left(self._waiting, waiter)]
 
+    def announce(self, flight: Flight) -> bool:
+        """Sends a request whose input is still being encoded to the best engine that could begin at once, and
+        says whether there is one. What room there is behind is for those that are ready."""
+        if self._waiting or (client := self._choose(flight, FULL / 2)) is None:
+            return False
+        client.submit(flight)
+        return True
+
     # --- Within ---
 
-    def _choose(self, flight: Flight) -> EngineClient | None:
-        """Of two engines that have room, and of those with the same encoder input, the least loaded. All
-        routers have much the same, somewhat old news of an engine that is not theirs: the least loaded of all
-        would get the requests of all of them at once."""
+    def _choose(self, flight: Flight, busy: float = FULL) -> EngineClient | None:
+        """Of two engines that are less than `busy`, and of those with the same encoder input, the least
+        loaded. All routers have much the same, somewhat old news of an engine that is not theirs: the least
+        loaded of all would get the requests of all of them at once."""
         key = flight.request.encoder.key
-        roomy = [client for client in self._clients.values() if client.accepting and client.load() < FULL]
+        roomy = [client for client in self._clients.values() if client.accepting and client.load() < busy]
         some = random.sample(roomy, min(CHOICES, len(roomy)))
         some += [client for client in roomy if key in client.keys]
         return min(some, key=lambda client: client.load() - AFFINITY * (key in client.keys), default=None)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from tandem.cluster.handoff import HiddenSlice
 from tandem.cluster.messages import WireDelta
-from tandem.errors import HiddenStatesLost, TandemError
+from tandem.errors import HiddenStatesLost, TandemError, Unavailable
 from tandem.outputs import FinishReason, TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest, Hypothesis
 from tandem.workers.scheduler import PRIORITY_S
@@ -81,13 +81,21 @@ class Flight:
         if isinstance(delta.error, HiddenStatesLost):
             self.hidden_lost = True
             self.displace()
+        elif isinstance(delta.error, Unavailable):  # that engine is
+            self.displace()
         elif delta.error is not None or delta.finish_reason is not None:
             self._end(delta.finish_reason, delta.stop_reason, delta.error)
 
     def displace(self) -> None:
-        """Its engine has it no more."""
+        """Its engine no longer has it."""
         self.place = None
         self._wake.set()
+
+    def withdraw(self) -> None:
+        """Takes it off its engine, if it is on one."""
+        if self.place is not None:
+            self.place.release(self)
+            self.place = None
 
     def fail(self, error: TandemError) -> None:
         """Ends it with an error, unless it has ended."""
@@ -143,12 +151,6 @@ class Flight:
         self._let_go()
         self._on_end(self)
         self._wake.set()
-
-    def withdraw(self) -> None:
-        """Takes it off its engine, if it is on one."""
-        if self.place is not None:
-            self.place.release(self)
-            self.place = None
 
     def _let_go(self) -> None:
         self.withdraw()

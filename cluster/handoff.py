@@ -2,8 +2,8 @@
 
 An encoder *returns* the packed hidden states of a batch, so the router that asked owns them and they
 outlive the encoder's process. The router hands on references with a row range, as soon as an encoder has
-the input; every rank of a decoder waits for the object and reads it from its own node's store, without a
-copy. (What is small Ray keeps with its owner, and sends it along when it is there.)
+been asked where a decoder could begin at once; every rank of a decoder reads the object from its own
+node's store, without a copy. (What is small Ray keeps with its owner, and sends when it is there.)
 """
 
 from __future__ import annotations
@@ -21,11 +21,14 @@ from ray.exceptions import RayError, RayTaskError
 
 from tandem.errors import HiddenStatesLost
 
-SCHEMA: Final = 1  # of PackedHidden; the two ends may run different versions during an update
+# Of PackedHidden and of what messages.py has; the two ends may run different versions during an update.
+SCHEMA: Final = 2
+SMALL_BYTES: Final = 65536  # of a batch; Ray keeps results below 100 KiB with their owner
+TRANSFER_S: Final = 30.0  # from another node's store, at least; beyond twice as much it counts as lost
 
 # NumPy has no bfloat16, so it travels as the 16-bit integers with the same bits.
 _CARRIERS: Final = {torch.bfloat16: torch.uint16, torch.float32: torch.float32}
-_DTYPES: Final = {"bfloat16": torch.bfloat16, "float32": torch.float32}
+_DTYPES: Final = {"bfloat16": (torch.bfloat16, np.uint16), "float32": (torch.float32, np.float32)}
 
 # The store's memory is read-only, which torch cannot express: it warns, once in a process. We never
 # write to it, so have the warning done with here, before any thread runs.
@@ -40,7 +43,9 @@ class PackedHidden(TypedDict):
 
     schema: int
     dtype: str  # of the hidden states: float32, or bfloat16 (`rows` are then uint16)
-    rows: npt.NDArray[Any]  # [tokens, d_model]
+    width: int  # d_model
+    # [tokens, d_model], or at most SMALL_BYTES of it as bytes: pickling an array takes longer than they do.
+    rows: npt.NDArray[Any] | bytes
 
 
 class BatchSummary(TypedDict):
@@ -64,9 +69,12 @@ class HiddenSlice:
 def pack(hidden: torch.Tensor) -> PackedHidden:
     """[tokens, d_model] on any device, float32 or bfloat16."""
     host = hidden.detach().to("cpu").contiguous()
-    carrier = _CARRIERS[host.dtype]
+    rows = host.view(_CARRIERS[host.dtype]).numpy()
     return PackedHidden(
-        schema=SCHEMA, dtype=str(host.dtype).removeprefix("torch."), rows=host.view(carrier).numpy()
+        schema=SCHEMA,
+        dtype=str(host.dtype).removeprefix("torch."),
+        width=rows.shape[1],
+        rows=rows.tobytes() if rows.nbytes <= SMALL_BYTES else rows,
     )
 
 
@@ -79,19 +87,37 @@ def unpack(packed: PackedHidden) -> torch.Tensor:
         raise HiddenStatesLost(
             f"the encoder sends schema {packed['schema']}, this decoder reads {SCHEMA}: mid-update"
         )
-    return torch.from_numpy(packed["rows"]).view(_DTYPES[packed["dtype"]])
+    dtype, carrier = _DTYPES[packed["dtype"]]
+    rows = packed["rows"]
+    if isinstance(rows, bytes):
+        rows = np.frombuffer(rows, carrier).reshape(-1, packed["width"])
+    return torch.from_numpy(rows).view(dtype)
 
 
-async def fetch(reference: ray.ObjectRef[PackedHidden], timeout_s: float) -> torch.Tensor:
+async def fetch(reference: ray.ObjectRef[PackedHidden]) -> torch.Tensor:
     """A batch's hidden states [tokens, d_model], in this node's store: awaited in the event loop, so that
-    the engine's thread need not wait. The tensor pins the object there.
+    the engine's thread need not wait. The tensor pins the object there. However long an encoder takes is
+    waited for; what it is done with has to arrive.
 
-    Raises HiddenStatesLost where it cannot be had, or not within `timeout_s`.
+    Raises HiddenStatesLost where it cannot be had.
     """
+    arriving = asyncio.wrap_future(reference.future())
     try:
-        return unpack(await asyncio.wait_for(asyncio.wrap_future(reference.future()), timeout_s))
-    except (RayError, TimeoutError) as error:
+        made = False
+        while not (await asyncio.wait([arriving], timeout=TRANSFER_S))[0]:
+            if made:
+                raise lost(TimeoutError())
+            made = is_made(reference)
+        return unpack(arriving.result())
+    except RayError as error:
         raise lost(error) from None
+    finally:
+        arriving.cancel()
+
+
+def is_made(reference: ray.ObjectRef[PackedHidden]) -> bool:
+    """Whether the object is anywhere, as far as is known here. Returns at once."""
+    return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
 
 
 class HiddenLoader:

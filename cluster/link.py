@@ -18,12 +18,12 @@ class Link:
     def __init__(self) -> None:
         self.requests: set[str] = set()  # live on the engine
         self.closed = False
-        self._deltas: list[tuple[object, ...]] = []
+        self._deltas: list[list[object]] = []
         self._wake = asyncio.Event()
         self._renewed_at = time.monotonic()
 
-    def push(self, delta: tuple[object, ...]) -> None:
-        """Adds a wire delta to the next message."""
+    def push(self, delta: list[object]) -> None:
+        """Adds a packed delta to the next message."""
         if not self.closed:
             self._deltas.append(delta)
             self._wake.set()
@@ -32,7 +32,7 @@ class Link:
         """Sends a message now, with whatever there is."""
         self._wake.set()
 
-    async def take(self) -> list[tuple[object, ...]] | None:
+    async def take(self) -> list[list[object]] | None:
         """The next message's deltas, empty for a heartbeat; None after the last message."""
         if self.closed and not self._deltas:
             return None

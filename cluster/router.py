@@ -186,15 +186,17 @@ class Router:
         self._resubmitted += bool(flight.losses or flight.encodings)
         try:
             async with asyncio.timeout_at(flight.deadline), self._staging.room(flight):
-                if self._encoders is None or flight.hidden is not None:
+                announced = False
+                if self._encoders is not None and flight.hidden is None:
+                    encoder_input = flight.request.encoder
+                    async with aclosing(self._encoders.encode(encoder_input, flight.order)) as tries:
+                        async for hidden in tries:
+                            flight.withdraw()
+                            if flight.ended:
+                                return
+                            flight.hidden, flight.hidden_lost = hidden, False
+                            announced = self._engines.announce(flight)
+                if not announced:
                     await self._engines.submit(flight)
-                    return
-                # An engine hears of the request while its input is encoded, of another try if that fails.
-                encoder_input = flight.request.encoder
-                async with aclosing(self._encoders.encode(encoder_input, flight.order)) as tries:
-                    async for hidden in tries:
-                        flight.withdraw()
-                        flight.hidden, flight.hidden_lost = hidden, False
-                        await self._engines.submit(flight)
         except TimeoutError:
             flight.expire()

@@ -59,7 +59,7 @@ class ShardActor:
         Raises HiddenStatesLost.
         """
         [reference] = {where.reference for where in slices.values()}
-        fetched = await fetch(reference, self._config.limits.timeout_s)
+        fetched = await fetch(reference)
         for handle, where in slices.items():
             self._follower.register(HiddenLoader(handle, where, fetched))
 

@@ -1,4 +1,4 @@
-"""How much may be encoded ahead of the engines: what is encoded has to be kept until one takes it."""
+"""How much may be encoded ahead of the engines: what is encoded has to be kept until one has room."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ class _Waiter:
 
 
 class Staging:
-    """Room for `tokens` encoder tokens between the start of their encoding and an engine's taking them.
+    """Room for `tokens` encoder tokens, from the start of their encoding until it has ended and an engine
+    has got their request.
 
     Without it, a burst on a cluster whose engines are full would fill the object store with hidden
     states that nobody can use yet. An input larger than all the room goes alone.

@@ -134,8 +134,7 @@ class Delta:
         return self.finish_reason is not None or self.error is not None
 
 
-@dataclass(frozen=True, slots=True)
-class EngineStats:
+class EngineStats(NamedTuple):
     """A snapshot for load balancing and metrics. Counters only grow."""
 
     running: int  # sequences in the batch, every beam of a search by itself

@@ -26,6 +26,7 @@ from tandem.cluster import launch
 from tandem.cluster.app import application
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.discovery import identity_of
+from tandem.cluster.handoff import is_made
 from tandem.cluster.router import Router
 from tandem.workers.engine import Engine
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
@@ -223,8 +224,26 @@ async def test_hidden_states_outlive_the_encoder(
         [encoder] = actors("EncoderActor")
         kill(encoder)
         packed = await where.reference
+        assert not isinstance(packed["rows"], bytes)
         assert packed["rows"].shape == (2001, 32)
         assert await collect(router, requests[0]) == answers[0]
+
+
+@pytest.mark.usefixtures("cluster")
+@pytest.mark.parametrize("size", [10, 1_000_000])
+def test_whoever_borrows_a_reference_knows_when_it_is_made(size: int) -> None:
+    @ray.remote(num_cpus=0)
+    def make() -> bytes:
+        time.sleep(1.0)
+        return bytes(size)
+
+    @ray.remote(num_cpus=0)
+    def watch(borrowed: list[ray.ObjectRef[bytes]]) -> tuple[bool, bool]:
+        before = is_made(borrowed[0])  # type: ignore[arg-type]
+        time.sleep(2.0)
+        return before, is_made(borrowed[0])  # type: ignore[arg-type]
+
+    assert ray.get(watch.remote([make.remote()])) == (False, True)
 
 
 @pytest.mark.usefixtures("cluster")

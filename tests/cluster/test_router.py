@@ -322,14 +322,60 @@ async def test_what_is_cancelled_or_late_while_it_is_encoded_never_gets_to_the_e
 
 
 async def test_a_router_that_closes_while_an_encoder_works_says_so() -> None:
-    async with FakeCluster() as cluster:
+    async with FakeCluster(encoder_batches_in_flight=1) as cluster:
         cluster.encoders.step_s = 5.0
-        task = asyncio.create_task(cluster.collect(request("r")))
+        sent = asyncio.create_task(cluster.collect(request("sent", ids=(1, 1))))
         while not cluster.encoders.running:
             await asyncio.sleep(0.001)
+        queued = asyncio.create_task(cluster.collect(request("queued", ids=(2, 1))))
+        await asyncio.sleep(0.01)
         await cluster.router.close()
-        with pytest.raises(Unavailable):
-            await asyncio.wait_for(task, 1)
+        for task in (sent, queued):
+            with pytest.raises(Unavailable):
+                await asyncio.wait_for(task, 1)
+
+
+async def test_what_is_being_encoded_does_not_fill_an_idle_engine() -> None:
+    """Else an encoder that hangs would hold up everybody, and not only its own."""
+    async with FakeCluster(slots=2) as cluster:
+        hot = request("hot", ids=(9, 1))
+        await cluster.collect(hot)
+        cluster.encoders.step_s = 5.0
+        waiting = [asyncio.create_task(cluster.collect(request(f"r{i}", ids=(i, 1)))) for i in range(12)]
+        while sum(map(len, cluster.encoders.batches)) < 13:
+            await asyncio.sleep(0.001)
+        async with asyncio.timeout(1):
+            assert await cluster.collect(request("hot#2", ids=(9, 1))) == (expected(hot), "length")
+        for task in waiting:
+            task.cancel()
+        await asyncio.wait(waiting)
+
+
+async def test_an_engine_that_drains_does_not_wait_for_encoders() -> None:
+    async with FakeCluster() as cluster:
+        cluster.encoders.step_s = 0.5
+        [(name, replica)] = cluster.decoders.replicas.items()
+        task = asyncio.create_task(cluster.collect(request("r")))
+        while not replica.actor._live:
+            await asyncio.sleep(0.001)
+        await cluster.add_engine()
+        del cluster.decoders.replicas[name]
+        await asyncio.wait_for(replica.actor.drain(), 5)
+        assert cluster.encoders.running
+        assert await task == (expected(request("r")), "length")
+        assert not replica.engine.submitted
+
+
+async def test_an_encoder_that_answers_nonsense_is_asked_so_many_times() -> None:
+    async with FakeCluster() as cluster:
+
+        async def nonsense(inputs: list[list[int]]) -> tuple[object, dict[str, int]]:
+            return None, {"tokens": len(inputs)}
+
+        cluster.encoders.run = nonsense  # type: ignore[assignment,method-assign]
+        with pytest.raises(Unavailable, match="3 tries"):
+            await cluster.collect(request("r"))
+        assert len(cluster.encoders.batches) == 3
 
 
 async def test_lost_hidden_states_are_encoded_again() -> None:

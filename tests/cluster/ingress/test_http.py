@@ -347,7 +347,7 @@ async def test_an_engine_with_work_and_no_step_is_stuck(router: FakeRouter) -> N
     assert await health.problem() is None
     now = 120.0
     assert "a, b" in str(await health.problem())
-    router.engines["a"] = replace(router.engines["a"], steps=6)
+    router.engines["a"] = router.engines["a"]._replace(steps=6)
     assert await health.problem() is None
 
 
