@@ -190,12 +190,12 @@ class Router:
                 if self._encoders is not None and flight.hidden is None:
                     encoder_input = flight.request.encoder
                     async with aclosing(self._encoders.encode(encoder_input, flight.order)) as tries:
-                        async for hidden in tries:
+                        async for hidden in tries:  # one, unless it fails
                             flight.withdraw()
                             if flight.ended:
                                 return
                             flight.hidden, flight.hidden_lost = hidden, False
-                            announced = self._engines.announce(flight)
+                            announced = self._engines.announce(flight)  # and go on once it is encoded
                 if not announced:
                     await self._engines.submit(flight)
         except TimeoutError:
