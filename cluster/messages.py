@@ -48,8 +48,7 @@ class HandoffTotals(NamedTuple):
 
 class StepMessage(NamedTuple):
     """What an engine tells one router: after a step, or as a heartbeat. It travels as lists of plain values,
-    which Ray packs without pickle in a tenth of the time, and there is a delta for every running sequence and
-    step."""
+    which Ray packs without pickle: there is a delta for every running sequence and step."""
 
     accepting: bool  # False: draining, submissions are refused
     stats: EngineStats
