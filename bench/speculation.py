@@ -61,8 +61,8 @@ class Outcome:
 
 
 class Contender:
-    def __init__(self, folder: Path, start: int, eos: int, draft_tokens: int | None) -> None:
-        self.start, self.eos, self.drafts = start, eos, draft_tokens is None
+    def __init__(self, folder: Path, start: int, eos: int, draft_tokens: int) -> None:
+        self.start, self.eos, self.drafts = start, eos, draft_tokens > 0
         self._engine = Engine(
             EngineConfig(
                 str(folder), dtype="float32", device="cpu", max_num_seqs=max(AT_ONCE),
@@ -189,7 +189,9 @@ def main() -> None:
             ),
         ]
         for title, folder, start, eos, loads in models:
-            contenders = [Contender(folder, start, eos, draft_tokens) for draft_tokens in (None, 0)]
+            contenders = [
+                Contender(folder, start, eos, draft_tokens) for draft_tokens in (EngineConfig.draft_tokens, 0)
+            ]
             figures = {load: measure(contenders, args.rounds, make) for load, make in loads.items()}
             result["models"][title] = figures
             console.print(_table(title, figures))

@@ -64,7 +64,7 @@ class ServeConfig:
     kv_cache_gib: float | None = None
     page_size: int | None = None  # positions
     num_pages: int | None = None
-    draft_tokens: int | None = None  # guessed for a sequence in a step; 0: none
+    draft_tokens: int = 7  # guessed for a sequence in a step; 0: none
     check_invariants: bool = False
     simulated_step_ms: float | None = None
 

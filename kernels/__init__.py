@@ -14,9 +14,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tandem.kernels import cpu_ops, reference
+from tandem.kernels import cpu_ops, decode_rows, reference
 from tandem.kernels.cpu_program import CPUProgram, NotRecordable
-from tandem.kernels.decode_rows import DecodeRows, DecodeTables, lay_out
+from tandem.kernels.decode_rows import DecodeRows, DecodeTables
 from tandem.kernels.groups import RowGroups
 from tandem.kernels.linear import Int8Linear, Linear
 from tandem.kernels.reference import ACTIVATIONS, soft_capped
@@ -40,6 +40,7 @@ __all__ = [
     "argmax",
     "embed",
     "encoder_attention",
+    "follow_source",
     "gated_gelu",
     "lay_out",
     "layer_norm",
@@ -161,6 +162,24 @@ def encoder_attention(
 
         return triton_ops.encoder_attention(*inputs)
     return reference.encoder_attention(*inputs)
+
+
+def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
+    """What the rows [4, N] of a decode step read and write."""
+    if cpu_ops.COMPILED and not rows.is_cuda:
+        return DecodeRows(*cpu_ops.lay_out(rows, tables, beams=beams))
+    return decode_rows.lay_out(rows, tables, beams=beams)
+
+
+def follow_source(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
+    """Moves sequences [4, R] on by what the model said, int64 [samples], and guesses what may follow."""
+    if tokens.is_cuda:
+        from tandem.kernels import triton_ops
+
+        return triton_ops.follow_source(tokens, rows, sequences)
+    if cpu_ops.COMPILED:
+        return cpu_ops.follow_source(tokens, rows, sequences)
+    return decode_rows.follow_source(tokens, rows, sequences)
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:

@@ -186,17 +186,30 @@ PyObject* py_lay_out(PyObject*, PyObject* const* values, Py_ssize_t count) {
     Arguments args(values, count);
     rows::Layout op;
     op.rows = args.address<i64>();
-    op.last_tokens = args.address<i64>();
+    op.sequences = args.address<i64>();
     op.self_pages = args.address<int32_t>();
     op.cells = args.address<int32_t>();
     op.cross_pages = args.address<int32_t>();
     op.cross_lengths = args.address<int32_t>();
-    for (i64** out : {&op.token_ids, &op.write_slots}) *out = args.address<i64>();
+    for (i64** out : {&op.token_ids, &op.positions, &op.write_slots}) *out = args.address<i64>();
     for (int32_t** out : {&op.history, &op.lengths, &op.cross, &op.crossed}) *out = args.address<int32_t>();
     const i64 rows = args.integer();
-    for (i64* number : {&op.stride, &op.self_width, &op.cells_width, &op.cross_width, &op.page})
+    for (i64* number :
+         {&op.stride, &op.sequences_width, &op.self_width, &op.cells_width, &op.cross_width, &op.page})
         *number = args.integer();
     return perform(args, op, rows);
+}
+
+PyObject* py_follow_source(PyObject*, PyObject* const* values, Py_ssize_t count) {
+    Arguments args(values, count);
+    rows::Follow op;
+    op.tokens = args.address<i64>();
+    op.rows = args.address<i64>();
+    op.sequences = args.address<i64>();
+    op.out = args.address<i64>();
+    op.stride = args.integer();
+    op.width = args.integer();
+    return perform(args, op, op.stride);
 }
 
 PyObject* py_has_avx512(PyObject*, PyObject* const*, Py_ssize_t) { return PyBool_FromLong(has_avx512()); }
@@ -317,6 +330,7 @@ PyMethodDef methods[] = {
     method("scale", py_scale),
     method("argmax", py_argmax),
     method("lay_out", py_lay_out),
+    method("follow_source", py_follow_source),
     method("has_avx512", py_has_avx512),
     method("float_size", py_size<float_linear::packed_floats>),
     method("float_pack", py_float_pack),

@@ -162,21 +162,35 @@ struct Largest {
 
 void apply(const Largest& op, i64 rows);
 
+// Columns of the table of sequences, as in decode_rows.py.
+enum Column { LAST, BEFORE, EARLIER, POSITION, RUN, PLACE, LENGTH, SOURCE };
+
 // What rows of decode steps, of one position each, read and write.
 struct Layout {
-    const i64* rows;  // [4, stride]: slot, position, cross entry, token, which below 0 is the slot's last
-    const i64* last_tokens;        // [slots]
+    const i64* rows;               // [4, stride]: slot, position, cross entry, token
+    const i64* sequences;          // [slots, sequences_width]
     const int32_t* self_pages;     // [slots, self_width]
     int32_t* cells;                // [slots, cells_width]: of beams, else null
     const int32_t* cross_pages;    // [entries, cross_width]
     const int32_t* cross_lengths;  // [entries]
-    i64 *token_ids, *write_slots;  // [rows], likewise below
+    i64 *token_ids, *positions, *write_slots;  // [rows], likewise below
     int32_t *history, *lengths;    // history: the slots' pages or cells, as far as they are used
     int32_t *cross, *crossed;      // cross: the entries' pages, likewise
-    i64 stride, self_width, cells_width, cross_width, page;
+    i64 stride, sequences_width, self_width, cells_width, cross_width, page;
 };
 
 void apply(const Layout& op, i64 rows);
+
+// Sequences go on by what the model said, and in their sources.
+struct Follow {
+    const i64* tokens;  // [samples]
+    const i64* rows;    // [4, stride]: slot, position of the token before the first sample, samples, those before
+    i64* sequences;     // [slots, width]
+    i64* out;           // [rows, 3]: guesses that were right, run, tokens left in the source
+    i64 stride, width;
+};
+
+void apply(const Follow& op, i64 rows);
 
 }  // namespace rows
 

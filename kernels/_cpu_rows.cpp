@@ -3,6 +3,8 @@
 #include "_cpu.h"
 
 #include <limits>
+#include <tuple>
+#include <utility>
 
 namespace rows {
 namespace {
@@ -169,10 +171,15 @@ void apply(const Layout& op, i64 rows) {
     const i64 *slots = op.rows, *positions = slots + op.stride, *entries = positions + op.stride;
     const i64* tokens = entries + op.stride;
     for (i64 r = 0; r < rows; ++r) {
-        const i64 slot = slots[r], position = positions[r], entry = entries[r];
+        const i64 slot = slots[r], entry = entries[r], ahead = -1 - tokens[r];
+        const i64* sequence = op.sequences + slot * op.sequences_width;
+        const i64 position = positions[r] < 0 ? sequence[POSITION] - 1 - positions[r] : positions[r];
+        const i64 place = sequence[PLACE] + ahead - 1;
+        const bool guessed = ahead > 0 && sequence[RUN] > 0 && place < sequence[LENGTH];
+        op.token_ids[r] = ahead < 0 ? tokens[r] : sequence[guessed ? SOURCE + place : LAST];
+        op.positions[r] = position;
         const int32_t* pages = op.self_pages + slot * op.self_width;
         const i64 cell = static_cast<i64>(pages[position / op.page]) * op.page + position % op.page;
-        op.token_ids[r] = tokens[r] < 0 ? op.last_tokens[slot] : tokens[r];
         op.write_slots[r] = cell;
         op.lengths[r] = static_cast<int32_t>(position) + 1;
         if (op.cells == nullptr) {
@@ -186,6 +193,55 @@ void apply(const Layout& op, i64 rows) {
         op.crossed[r] = length;
         std::copy_n(op.cross_pages + entry * op.cross_width, (length + op.page - 1) / op.page,
                     op.cross + r * op.cross_width);
+    }
+}
+
+namespace {
+
+// The last place of a source's tokens behind the longest end of the sequence that stands there, of at most three
+// tokens, and how many; 0: none.
+std::pair<i64, i64> find_end(const i64* source, i64 length, const i64* ends) {
+    i64 place = 0, run = 0;
+    for (i64 at = length - 2; at >= run && run < 3; --at) {
+        i64 matched = 0;
+        while (matched < 3 && matched <= at && source[at - matched] == ends[matched]) ++matched;
+        if (matched > run) {
+            run = matched;
+            place = at + 1;
+        }
+    }
+    return {place, run};
+}
+
+}  // namespace
+
+void apply(const Follow& op, i64 rows) {
+    for (i64 r = 0; r < rows; ++r) {
+        i64* sequence = op.sequences + op.rows[r] * op.width;
+        const i64 start = op.rows[op.stride + r], samples = op.rows[2 * op.stride + r];
+        const i64* said = op.tokens + op.rows[3 * op.stride + r];
+        const i64 length = sequence[LENGTH], *source = sequence + SOURCE;
+        i64 place = sequence[PLACE], run = sequence[RUN], right = 0;
+        if (run > 0)
+            while (right < samples && place + right < length && said[right] == source[place + right]) ++right;
+        const i64 after = std::min(right + 1, samples);
+        for (i64 i = 0; i < after; ++i) {
+            std::copy_backward(sequence + LAST, sequence + EARLIER, sequence + EARLIER + 1);
+            sequence[LAST] = said[i];
+        }
+        sequence[POSITION] = (start < 0 ? sequence[POSITION] : start) + after;
+        if (right == samples && place + right < length) {
+            place += right;
+            run += right;
+        } else {
+            std::tie(place, run) = find_end(source, length, sequence + LAST);
+        }
+        sequence[RUN] = run;
+        sequence[PLACE] = place;
+        i64* out = op.out + 3 * r;
+        out[0] = right;
+        out[1] = run;
+        out[2] = run > 0 ? length - place : 0;
     }
 }
 

@@ -164,10 +164,12 @@ def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> tuple[Tensor,
     """See `decode_rows.lay_out`."""
     assert rows.dtype == torch.int64
     assert rows.is_contiguous()
+    assert tables.sequences.is_contiguous()
     count, cells = rows.shape[1], tables.beam_cells if beams else None
     self_width, cross_width = tables.self_pages.shape[1], tables.cross_pages.shape[1]
     cells_width = 0 if cells is None else cells.shape[1]
     outs = (
+        _empty((count,), torch.int64),
         _empty((count,), torch.int64),
         _empty((count,), torch.int64),
         _zeros((count, cells_width or self_width), torch.int32),
@@ -176,12 +178,23 @@ def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> tuple[Tensor,
         _empty((count,), torch.int32),
     )
     _cpu.lay_out(
-        rows.data_ptr(), tables.last_tokens.data_ptr(), tables.self_pages.data_ptr(),
+        rows.data_ptr(), tables.sequences.data_ptr(), tables.self_pages.data_ptr(),
         0 if cells is None else cells.data_ptr(), tables.cross_pages.data_ptr(),
         tables.cross_lengths.data_ptr(), *(out.data_ptr() for out in outs), count, count,
-        self_width, cells_width, cross_width, tables.page_size,
+        tables.sequences.shape[1], self_width, cells_width, cross_width, tables.page_size,
     )  # fmt: skip
     return outs
+
+
+def follow_source(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
+    """See `decode_rows.follow_source`."""
+    assert tokens.dtype == rows.dtype == sequences.dtype == torch.int64
+    tokens, rows = tokens.contiguous(), rows.contiguous()
+    assert sequences.is_contiguous()
+    count, width = rows.shape[1], sequences.shape[1]
+    out = _empty((count, 3), torch.int64)
+    _cpu.follow_source(tokens.data_ptr(), rows.data_ptr(), sequences.data_ptr(), out.data_ptr(), count, width)
+    return out
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:

@@ -9,11 +9,13 @@ from tandem.kernels.attention_paged import (
 )
 from tandem.kernels.kv_cache import write_kv
 from tandem.kernels.norms import add_layer_norm, add_rms_norm, rms_norm
+from tandem.kernels.source_copy import follow_source
 
 __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "encoder_attention",
+    "follow_source",
     "gated_gelu",
     "paged_beam_attention",
     "paged_cross_attention",

@@ -66,6 +66,17 @@ class Books:
         self._cross.release(sequence.cross)
         sequence.cross = None
 
+    def _need(self, sequence: Sequence, more: int = 0) -> int:
+        """Pages for the positions it may have come to, and some more."""
+        return sequence.width * self.pool.pages_for(sequence.computed + sequence.drafted + more)
+
+    def _trim(self, sequence: Sequence) -> None:
+        """Gives the pages back that it would only have needed if more guesses had been right. A step in
+        flight writes to none of them: where it may write is where the sequence may have come to."""
+        need = self._need(sequence)
+        self.pool.give_back(sequence.pages[need:])
+        del sequence.pages[need:]
+
     def _take_ended(self) -> list[Delta]:
         ended, self._ended = self._ended, []
         return ended
@@ -107,7 +118,7 @@ class Books:
                     f"{sequence.request.request_id} is {sequence.state} but queued otherwise"
                 )
             if sequence.state is State.RUNNING and (
-                len(sequence.pages) != sequence.width * self.pool.pages_for(sequence.computed)
+                len(sequence.pages) != self._need(sequence)
                 or len(sequence.slots) != sequence.width
                 or sequence.computed > sequence.known
             ):

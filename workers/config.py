@@ -36,8 +36,9 @@ class EngineConfig:
     page_size: int | None = None  # positions in a page; None: 32 on a CPU, 64 on a GPU
     num_pages: int | None = None  # overrides kv_cache_gib
     with_encoder: bool = True  # False: hidden states come from outside, no encoder is loaded
-    draft_tokens: int | None = None  # guessed from the encoder input for a greedy sequence and step, at most;
-    # 0: none. None: 7 on a CPU, none on a GPU
+    # Guessed from the encoder input for a greedy sequence and step, at most; 0: none. With the known one 7
+    # make 8 rows, which tile a page.
+    draft_tokens: int = 7
     overlap: bool | None = None  # launch a step before the last one's tokens are read; None: on a GPU
     # Encode inputs over the time of several steps of others; None: on a GPU that is alone. The collectives of
     # ranks have one order, their steps would wait all the same.
@@ -53,7 +54,7 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidRequest(f"must be at least 1, got {value}", field=name)
-        if self.draft_tokens is not None and self.draft_tokens < 0:
+        if self.draft_tokens < 0:
             raise InvalidRequest(f"must not be negative, got {self.draft_tokens}", field="draft_tokens")
         for name in ("kv_cache_gib", "simulated_step_ms"):
             value = getattr(self, name)
@@ -123,11 +124,6 @@ class EngineConfig:
 
     def positions_per_page(self, device: torch.device) -> int:
         return self.page_size or (64 if device.type == "cuda" else 32)
-
-    def drafts(self, device: torch.device) -> int:
-        """Tokens guessed for a sequence in one step. With the known one 7 make 8 rows, which tile a page."""
-        default = 7 if device.type == "cpu" else 0
-        return default if self.draft_tokens is None else self.draft_tokens
 
     def pages(self, stack: StackSpec, device: torch.device) -> int:
         """Pages of the pool on each rank, whose size in bytes is set by the decoder stack."""

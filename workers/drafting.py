@@ -2,37 +2,35 @@
 
 from __future__ import annotations
 
-from tandem.workers.step_plan import StepPlan
+from tandem.workers.step_plan import ON_DEVICE, StepPlan
 
 
-def lengthen(plan: StepPlan, budget: int, most: int, page_size: int, depth: int) -> int:
+def lengthen(plan: StepPlan, budget: int, most: int, page_size: int, step_rows: int) -> int:
     """Lengthens rows by guesses at what follows them; returns how many.
 
     Args:
         budget: tokens left to the step; a sequence's draft fits into the pages it holds anyway.
         most: guesses for a sequence.
         page_size: positions in a page.
-        depth: steps that are planned before the first of them is applied, at most.
+        step_rows: a step takes as long as its rows and this many more.
     """
-    rows, drafted = len(plan.rows), 0
+    # The chance that pays for another row.
+    least, drafted = len(plan.rows) / (len(plan.rows) + step_rows) if plan.rows else 0, 0
     for row in plan.rows:
         sequence = row.sequence
         drafter = sequence.drafter
-        if drafter is None or not drafter.run or not row.samples:
+        if drafter is None or not row.samples:
             continue
-        decoding = sequence.request.decoding
         room = min(
             most,
             budget - drafted,
-            len(sequence.pages) * page_size - sequence.computed,
-            decoding.max_tokens - sequence.generated - sequence.in_flight,
+            len(sequence.pages) * page_size - sequence.computed - sequence.drafted,
+            sequence.request.decoding.max_tokens - sequence.generated - sequence.in_flight - sequence.drafted,
         )
-        draft = drafter.draft(
-            room, rows, behind=sequence.in_flight - 1, costs=depth - 1, stops=decoding.stop_ids
-        )
-        row.token_ids += draft
-        row.count += len(draft)
-        row.samples += len(draft)
-        sequence.drafted = len(draft)
-        drafted += len(draft)
+        count = drafter.draft(room, least, behind=sequence.in_flight - 1 + sequence.drafted)
+        row.token_ids += [ON_DEVICE - number for number in range(1, count + 1)]
+        row.count += count
+        row.samples += count
+        sequence.drafted += count
+        drafted += count
     return drafted

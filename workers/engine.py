@@ -11,10 +11,11 @@ import torch
 from tandem.errors import HiddenStatesLost, InternalError, InvalidRequest
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
+from tandem.workers.drafter import STEP_ROWS
 from tandem.workers.packet import CLOSE, Packet
 from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest, EngineStats
-from tandem.workers.sampler import Sampled, Sampler, Scored
+from tandem.workers.sampler import HostCopy, Sampled, Sampler, Scored
 from tandem.workers.scheduler import EndReason, Scheduler
 from tandem.workers.simulated import make_runner
 from tandem.workers.step_plan import StepPlan, StepResult
@@ -41,8 +42,8 @@ class Engine:
             max_num_seqs=config.max_num_seqs,
             max_batched_tokens=config.max_batched_tokens,
             max_encoder_tokens=config.max_encoder_tokens,
-            draft_tokens=config.drafts(self.runner.device) if self.spec.copies else 0,
-            depth=self._depth,
+            draft_tokens=self.runner.draft_tokens,
+            step_rows=STEP_ROWS[self.runner.device.type],
             encode_beside=config.encodes_beside(self.runner.device),
         )
         self._failed = False
@@ -92,7 +93,7 @@ class Engine:
     def _step(self) -> list[Delta]:
         plan = self.scheduler.plan(time.monotonic(), encoded=self.runner.encoded)
         self._load_hidden(plan)
-        if plan.rows or plan.admissions:
+        if plan.rows or plan.admissions or plan.beside:
             self._in_flight.append((plan, *self._launch(plan)))
         deltas = plan.ended
         if self._in_flight and (len(self._in_flight) >= self._depth or not plan.rows):
@@ -133,8 +134,10 @@ class Engine:
         scored = None if scores is None else Scored(plan.rows, scores)
         sampled = None
         if logits is not None:
-            sampled = self.sampler.sample(logits, [row for row in plan.rows if row.samples])
-            self.runner.finish(packet, sampled.choice)
+            sampling = [row for row in plan.rows if row.samples]
+            sampled = self.sampler.sample(logits, sampling, self.runner.positions)
+            seen = self.runner.finish(packet, sampled.choice)
+            sampled.seen = None if seen is None else HostCopy(seen)
         self.runner.encode_beside(packet)
         return sampled, scored
 

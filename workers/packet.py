@@ -16,7 +16,7 @@ CLOSE = [0]  # in place of a step: no more will come
 ENCODE_HERE, ENCODED_BESIDE = -1, -2
 SINGLE, FIRST_BEAM, BEAM = range(3)  # kinds of row: FIRST_BEAM computes the prefix for all beams
 NO_TOP = -1  # the token's own log-probability alone
-_HEADER = 10
+_WIDTHS = (4, 1, 1, 3, 7, 1, 1, 3, 2, 1, 5, 1)  # of the tables, in order
 
 
 @dataclass(slots=True)
@@ -27,14 +27,17 @@ class Packet:
     admission_pages: Ints  # the admissions' pages, one after another
     admission_tokens: Ints  # the tokens of those to be encoded here
     new_pages: Ints  # [U, 3]: slot, index in its table, page
-    rows: Ints  # [R, 6]: slot, first position, count, cross entry, samples, kind
-    row_tokens: Ints  # the rows' tokens, ON_DEVICE where it is the slot's last sampled one
+    # [R, 7]: slot, first position, count, cross entry, samples, kind, and how much later it may begin.
+    rows: Ints
+    row_tokens: Ints  # the rows' tokens; ON_DEVICE is the slot's last sampled one, below it are guesses
     beam_slots: Ints  # of all beams that get a token, those of a request together
     # [T, 3]: a position among the step's, the token behind it that is to be scored, how many likeliest ones
     # are wanted beside it, or NO_TOP.
     targets: Ints
     beside: Ints  # [B, 2]: cross entry and length of inputs to be encoded beside this step and the next ones
     beside_tokens: Ints  # theirs, one after another
+    sources: Ints  # [S, 5]: slot, tokens of its source, and of its decoder the last three; -1: fewer
+    source_tokens: Ints  # the sources, one after another
 
     @classmethod
     def of(cls, plan: StepPlan) -> Packet:
@@ -60,7 +63,7 @@ class Packet:
             entry_index = sequence.cross.index if sequence.cross else 0
             kind = SINGLE if sequence.width == 1 else FIRST_BEAM if row.width == 1 else BEAM
             for slot in sequence.slots[: row.width]:
-                rows.append((slot, row.start, row.count, entry_index, row.samples, kind))
+                rows.append((slot, row.start, row.count, entry_index, row.samples, kind, row.uncertain))
                 tokens += row.token_ids
             if row.target_ids:
                 first = position + max(0, sequence.scored_from - row.start)
@@ -70,24 +73,34 @@ class Packet:
             position += row.count * row.width
             if kind != SINGLE and row.samples:
                 beam_slots += sequence.slots
+        sources: list[tuple[int, ...]] = []
+        source_tokens: list[int] = []
+        for sequence in plan.started:
+            if sequence.drafter is not None:
+                source = sequence.drafter.source
+                ends = (*sequence.tokens[:-4:-1], -1, -1)[:3]
+                sources.append((sequence.slots[0], len(source), *ends))
+                source_tokens += source
         return cls(
-            _table(admissions, 4), _table(pages), _table(encoded), _table(plan.new_pages, 3), _table(rows, 6),
+            _table(admissions, 4), _table(pages), _table(encoded), _table(plan.new_pages, 3), _table(rows, 7),
             _table(tokens), _table(beam_slots), _table(targets, 3),
             _table([(one.entry.index, one.entry.length) for one in beside], 2),
             _table([token_id for one in beside for token_id in one.request.encoder.token_ids]),
+            _table(sources, 5), _table(source_tokens),
         )  # fmt: skip
 
     def to_ints(self) -> Ints:
         parts = (
             self.admissions, self.admission_pages, self.admission_tokens, self.new_pages, self.rows,
-            self.row_tokens, self.beam_slots, self.targets, self.beside, self.beside_tokens,
+            self.row_tokens, self.beam_slots, self.targets, self.beside, self.beside_tokens, self.sources,
+            self.source_tokens,
         )  # fmt: skip
         return np.concatenate([np.array([len(part) for part in parts]), *(part.ravel() for part in parts)])
 
     @classmethod
     def from_ints(cls, values: Ints) -> Packet:
-        parts, at = [], _HEADER
-        for count, width in zip(values[:_HEADER], (4, 1, 1, 3, 6, 1, 1, 3, 2, 1), strict=True):
+        parts, at = [], len(_WIDTHS)
+        for count, width in zip(values[:at], _WIDTHS, strict=True):
             part = values[at : at + count * width]
             parts.append(part.reshape(-1, width) if width > 1 else part)
             at += count * width

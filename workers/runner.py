@@ -1,5 +1,5 @@
 """Executes steps on one rank. The decode state lives on the device, in slots: page tables, lengths of
-encoder inputs, the last token of each sequence. A step brings only what changed.
+encoder inputs, where each sequence is and what it said last, its source. A step brings only what changed.
 
 The last slot, cross entry and page are no sequence's. Rows that fill up a batch use them: one position each,
 which sees itself and one position of an encoder input.
@@ -17,6 +17,7 @@ import torch
 
 from tandem import kernels
 from tandem.kernels import DecodeTables, RowGroups
+from tandem.kernels.decode_rows import BEFORE, EARLIER, LAST, LENGTH, POSITION, RUN, SOURCE, resolve
 from tandem.workers.checkpoint import Checkpoint, read_json
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
@@ -68,6 +69,9 @@ class Runner:
             stack.head_dim, self.device, config.kv_dtype(self.device),
         )  # fmt: skip
         slots = config.max_num_seqs
+        self.draft_tokens = config.draft_tokens if self.spec.copies else 0
+        longest = config.max_encoder_length if self.spec.encoder else config.max_decoder_length
+        source = longest if self.draft_tokens else 0
 
         def table(positions: int) -> torch.Tensor:
             pages = min(-(-positions // self.page_size), self.num_pages)
@@ -78,16 +82,12 @@ class Runner:
         self._tables = DecodeTables(
             page_size=self.page_size,
             self_pages=table(config.max_decoder_length),
-            last_tokens=torch.zeros(slots + 1, dtype=torch.int64, device=self.device),
+            sequences=torch.zeros(slots + 1, SOURCE + source, dtype=torch.int64, device=self.device),
             cross_pages=table(config.max_encoder_length),
             cross_lengths=torch.ones(slots + 1, dtype=torch.int32, device=self.device),
         )
         self._host_cross_lengths = np.zeros(slots, dtype=np.int64)  # the same: sizes launches without a sync
         # Decode steps that are launched at once, by kind of row; for beams, made when the first ones come.
-        # Rows of padding cost a graph their time, a program nothing: only there is room for drafts.
-        self._most = slots
-        if self.device.type == "cpu" and not config.uses_graphs(self.device):
-            self._most = min(slots * (1 + config.drafts(self.device)), config.max_batched_tokens)
         self._steps: dict[int, Callable[[Ints], torch.Tensor | None]] = {}
         self._make_step(SINGLE)
 
@@ -100,6 +100,8 @@ class Runner:
         if len(packet.new_pages):
             slot, index, page = self._send(*packet.new_pages.T)
             self._tables.self_pages[slot, index] = page.int()
+        if len(packet.sources):
+            self._take_sources(packet)
         if len(packet.admissions):
             self._admit(packet, hidden)
         if not len(packet.rows):
@@ -107,8 +109,8 @@ class Runner:
         kind = self._decoding(packet)
         if kind is None:
             return self.decoder(self._batch(packet), self.pool)
-        slots, starts, counts, entries, _, _ = packet.rows.T
-        row_of, positions = _positions(starts, counts)
+        slots, _, _, entries, *_ = packet.rows.T
+        row_of, positions = _positions(packet.rows)
         rows = np.stack([slots[row_of], positions, entries[row_of], packet.row_tokens])
         if kind in self._steps:
             return self._steps[kind](rows), None
@@ -116,23 +118,39 @@ class Runner:
 
     @torch.inference_mode()
     def finish(self, packet: Packet, choice: torch.Tensor | None) -> torch.Tensor | None:
-        """Makes `Sampled.choice` known to all ranks. Rank 0 gives it."""
-        beams, singles = packet.beam_slots, packet.rows[packet.rows[:, 5] == SINGLE]
-        # A slot that drafted stands here several times; its next row brings its token, whichever stays.
-        slots = np.concatenate([np.repeat(singles[:, 0], singles[:, 4]), beams])
-        if not len(slots):
+        """Makes `Sampled.choice` known to all ranks, and moves the sequences on by it. Rank 0 gives it.
+
+        Returns what `Seen` has of each sequence without beams; None where there are none, or nobody drafts.
+        """
+        sampling = packet.rows[(packet.rows[:, 5] == SINGLE) & (packet.rows[:, 4] > 0)]
+        slots, starts, counts, _, samples, _, uncertain = sampling.T
+        singles, beams = int(samples.sum()), packet.beam_slots
+        if not singles + len(beams):
             return None
         if choice is None:
-            choice = torch.empty(len(slots) + len(beams), dtype=torch.int64, device=self.device)
+            choice = torch.empty(singles + 2 * len(beams), dtype=torch.int64, device=self.device)
         self.group.broadcast(choice)
-        to = self._send(slots)[0]
-        self._tables.last_tokens[to] = choice[: len(slots)]
+        sequences, seen = self._tables.sequences, None
+        if singles and self.draft_tokens:
+            starts = np.where(uncertain > 0, -1, starts + counts - samples)
+            moves = np.stack([slots, starts, samples, np.cumsum(samples) - samples])
+            to = torch.from_numpy(moves).to(self.device, non_blocking=True)
+            seen = kernels.follow_source(choice[:singles], to, sequences)
+        elif singles:
+            sequences[self._send(slots)[0], LAST] = choice[:singles]
         if len(beams):
             assert self._tables.beam_cells is not None
-            parents, to = choice[len(slots) :], to[len(slots) - len(beams) :]
+            (to,) = self._send(beams)
+            tokens, parents = choice[singles:].chunk(2)
+            sequences[to, LAST] = tokens
             longest = int((packet.rows[:, 1] + packet.rows[:, 2]).max())
             self._tables.beam_cells[to, :longest] = self._tables.beam_cells[parents, :longest]
-        return choice
+        return seen
+
+    @property
+    def positions(self) -> torch.Tensor:
+        """int64 [slots + 1]: of each sequence's last token, if it drafts, on the device."""
+        return self._tables.sequences[:, POSITION]
 
     @property
     def encoded(self) -> bool:
@@ -153,6 +171,18 @@ class Runner:
             int(entry): slice(end - length, end)
             for entry, length, end in zip(entries, lengths, ends, strict=True)
         }
+
+    def _take_sources(self, packet: Packet) -> None:
+        """What new sequences may copy, and the end of what they have said."""
+        slots, lengths, last, before, earlier = packet.sources.T
+        table = self._tables.sequences.view(-1)
+        starts = slots * self._tables.sequences.shape[1]
+        columns = np.array([LAST, BEFORE, EARLIER, RUN, LENGTH])
+        state = np.stack([last, before, earlier, 0 * slots, lengths], axis=1)
+        _, at = _ranges(starts + SOURCE, lengths)
+        cells = np.concatenate([(starts[:, None] + columns).ravel(), at])
+        to, values = self._send(cells, np.concatenate([state.ravel(), packet.source_tokens]))
+        table[to] = values
 
     def _admit(self, packet: Packet, hidden: Hidden) -> None:
         """Computes the cross-attention K/V of new encoder inputs into their pages."""
@@ -201,25 +231,30 @@ class Runner:
         own: others read K and V together. Launched at once they cannot, for how many do would have to be
         known beforehand; but as such rows lie next to each other, what one reads is in the cache for others.
         """
-        _, _, counts, entries, samples, kinds = packet.rows.T
+        _, _, counts, entries, samples, kinds, _ = packet.rows.T
         kind = int(kinds[0])
         alike = ((counts == samples) & (kinds == kind)).all()
         if not alike or kind == FIRST_BEAM or len(packet.targets):
             return None
         if kind in self._steps:
-            return kind if counts.sum() <= self._most else None
+            return kind if counts.sum() <= self._most(kind) else None
         apart = self.spec.encoder is None or (entries[1:] != entries[:-1]).all()
         return kind if apart and (counts == 1).all() else None
 
+    def _most(self, kind: int) -> int:
+        """Rows of a step that is launched at once: a draft's are rows, too."""
+        a_sequence = 1 + (self.draft_tokens if kind == SINGLE else 0)
+        return min(self.config.max_num_seqs * a_sequence, self.config.max_batched_tokens)
+
     def _make_step(self, kind: int) -> None:
         """`_decode` of this kind of rows as one launch, where there is a way."""
-        forward = partial(self._decode, kind=kind)
+        forward, most = partial(self._decode, kind=kind), self._most(kind)
         if self.config.uses_graphs(self.device):
             last = self.config.max_num_seqs
-            self._steps[kind] = StepGraphs(forward, [last, 0, last, 0], self._most, self.device)
+            self._steps[kind] = StepGraphs(forward, [last, 0, last, 0], most, self.device)
         elif self.device.type == "cpu" and self.group.size == 1:
             try:
-                self._steps[kind] = kernels.CPUProgram(forward, 4, self._most)
+                self._steps[kind] = kernels.CPUProgram(forward, 4, most)
             except kernels.NotRecordable as reason:
                 _LOG.debug("decode steps go op by op: %s", reason)
 
@@ -241,7 +276,7 @@ class Runner:
         )
         batch = DecoderBatch(
             token_ids=placed.token_ids,
-            positions=rows[1],
+            positions=placed.positions,
             write_slots=placed.write_slots,
             attention=[attention],
         )
@@ -250,18 +285,19 @@ class Runner:
     def _batch(self, packet: Packet) -> DecoderBatch:
         """Lays the rows out for the forward: positions one after another, those of one-position rows
         first."""
-        slots, starts, counts, _, samples, kinds = packet.rows.T
+        slots, _, counts, _, samples, kinds, _ = packet.rows.T
         scored, targets, top = packet.targets.T
         beams = int((kinds == BEAM).sum())
         singles = int((counts == 1).sum()) - beams
-        row_of, positions = _positions(starts, counts)
+        row_of, positions = _positions(packet.rows)
         ends, numbers = np.cumsum(counts), np.arange(len(positions))
         sampled = np.flatnonzero(numbers >= (ends - samples)[row_of])
         token_ids, row_slots, row_positions, sample_rows, score_rows, target_ids = self._send(
             packet.row_tokens, slots[row_of], positions, sampled, scored, targets
         )
-        if (packet.row_tokens == ON_DEVICE).any():
-            token_ids = torch.where(token_ids == ON_DEVICE, self._tables.last_tokens[row_slots], token_ids)
+        if (packet.row_tokens <= ON_DEVICE).any():
+            sequences = self._tables.sequences
+            token_ids, row_positions = resolve(row_slots, row_positions, token_ids, sequences)
         pages = self._tables.self_pages[row_slots, row_positions // self.page_size]
         write_slots = pages.long() * self.page_size + row_positions % self.page_size
         if (kinds != SINGLE).any():
@@ -292,7 +328,7 @@ class Runner:
         self._tables.beam_cells[slots[at], positions[at]] = cells[at].int()
 
     def _attention_rows(self, rows: Ints, start: int, *, beams: bool) -> AttentionRows:
-        slots, starts, counts, entries, _, _ = rows.T
+        slots, starts, counts, entries, _, _, uncertain = rows.T
         # Adjacent rows of one encoder input read its K/V together.
         first = np.flatnonzero(np.diff(entries, prepend=-1))
         cu_rows = np.concatenate([[0], np.cumsum(counts)])
@@ -300,7 +336,11 @@ class Runner:
         slots_, lengths, cu_rows_, groups, cu_cross_ = self._send(
             slots, starts + counts, cu_rows, entries[first], cu_cross
         )
-        longest, longest_cross = int((starts + counts).max()), int(self._host_cross_lengths[entries].max())
+        if uncertain.any():
+            moved, starts_ = self._send(uncertain, starts)
+            lengths += torch.where(moved > 0, self.positions[slots_] - starts_, 0)
+        longest = int((starts + counts + uncertain).max())
+        longest_cross = int(self._host_cross_lengths[entries].max())
         if beams:
             assert self._tables.beam_cells is not None
             history = self._tables.beam_cells[slots_, :longest]
@@ -328,10 +368,19 @@ class Runner:
         return parts
 
 
-def _positions(starts: Ints, counts: Ints) -> tuple[Ints, Ints]:
-    """Of so many positions from each start on: the number of its row, and the position, of each."""
-    row_of = np.repeat(np.arange(len(counts)), counts)
-    return row_of, np.arange(len(row_of)) - (np.cumsum(counts) - counts - starts)[row_of]
+def _positions(rows: Ints) -> tuple[Ints, Ints]:
+    """Of all positions of a packet's rows: the number of the row, and the position; where the device alone
+    knows it, how far behind the sequence's own, as `kernels.lay_out` takes it."""
+    _, starts, counts, _, _, _, uncertain = rows.T
+    row_of, positions = _ranges(starts, counts)
+    ahead = starts[row_of] - positions - 1
+    return row_of, np.where(uncertain[row_of] > 0, ahead, positions)
+
+
+def _ranges(starts: Ints, counts: Ints) -> tuple[Ints, Ints]:
+    """Of so many numbers from each start on: which start it is, and the number, of each."""
+    of = np.repeat(np.arange(len(counts)), counts)
+    return of, np.arange(len(of)) - (np.cumsum(counts) - counts - starts)[of]
 
 
 def encode_packed(encoder: EncoderStack, token_ids: Ints, lengths: Ints) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from tandem import kernels
 from tandem.outputs import TokenLogprobs
 from tandem.workers.beams import Beams, BeamStep
+from tandem.workers.drafter import Seen
 from tandem.workers.model import TargetScores
 from tandem.workers.need import Need
 from tandem.workers.noise import uniform
@@ -75,8 +76,14 @@ class Sampled:
         self.choice = tokens if beams is None else torch.cat([tokens, beams.tokens, beams.parents])
         self._wants, self._beams = wants_logprobs, beams
         self._host = HostCopy(*(part for part in (tokens, logprobs, top_ids) if part is not None))
+        # Of each sequence without beams, int64 [sequences, 3], see `Runner.finish`; None: nobody drafts.
+        self.seen: HostCopy | None = None
 
     def wait(self) -> StepResult:
+        seen = [] if self.seen is None else [Seen(*of) for of in self.seen.wait()[0].tolist()]
+        return self._without_seen()._replace(seen=seen)
+
+    def _without_seen(self) -> StepResult:
         tokens, *of_tokens = self._host.wait()
         beams = [] if self._beams is None else self._beams.found()
         if not of_tokens:
@@ -118,15 +125,15 @@ class Sampler:
             self._ints.put(slots, [(sequence.request.decoding.seed,) for sequence in drawn])
 
     @torch.inference_mode()
-    def sample(self, logits: torch.Tensor, rows: Seq[Row]) -> Sampled:
+    def sample(self, logits: torch.Tensor, rows: Seq[Row], positions: torch.Tensor | None = None) -> Sampled:
         """What follows the sampled positions of these rows, of beams the one of each. logits float32
-        [positions, vocabulary], consumed.
+        [positions, vocabulary], consumed. positions: `Runner.positions`, which uncertain rows need.
 
         In transformers' order: the processors, then temperature, top-k, top-p, min-p, typical-p.
         """
         beams = [row for row in rows if row.sequence.width > 1]
         if not beams:
-            return self._sample(logits, rows, None)
+            return self._sample(logits, rows, positions, None)
         of_beams = [row.sequence.width > 1 for row in rows for _ in range(row.samples * row.width)]
         if all(of_beams):
             step = self._beams.step(logits, beams)
@@ -136,13 +143,20 @@ class Sampler:
             for wanted in (True, False)
         ]
         step = self._beams.step(logits[at[0]], beams)
-        return self._sample(logits[at[1]], [row for row in rows if row.sequence.width == 1], step)
+        singles = [row for row in rows if row.sequence.width == 1]
+        return self._sample(logits[at[1]], singles, positions, step)
 
-    def _sample(self, logits: torch.Tensor, rows: Seq[Row], beams: BeamStep | None) -> Sampled:
-        by_position = [(row.sequence, step) for row in rows for step in row.steps]
-        decodings = [sequence.request.decoding for sequence, _ in by_position]
-        numbers = [sequence.slots[0] for sequence, _ in by_position]
+    def _sample(
+        self, logits: torch.Tensor, rows: Seq[Row], positions: torch.Tensor | None, beams: BeamStep | None
+    ) -> Sampled:
+        by_position = [(row, step) for row in rows for step in row.steps]
+        decodings = [row.sequence.request.decoding for row, _ in by_position]
+        numbers = [row.sequence.slots[0] for row, _ in by_position]
         slots, steps = to_device([numbers, [step for _, step in by_position]], self.device)
+        if any(row.uncertain for row in rows):
+            assert positions is not None
+            starts = to_device([row.start if row.uncertain else -1 for row, _ in by_position], self.device)
+            steps += torch.where(starts < 0, 0, positions[slots] - starts)
         wants = [d.logprobs for d in decodings]
         raw = logits.log_softmax(-1) if any(k is not None for k in wants) else None
         need = self._processors.need_of(numbers)

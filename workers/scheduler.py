@@ -12,7 +12,8 @@ While others decode, an engine that encodes by itself may do so beside the steps
 and its first row when its encoder input is done. Meanwhile inputs gather, for the next batch.
 
 When all that is planned, drafts take what is left, of the step's tokens and of pages that are held anyway.
-A sequence that drafted has no row until its step is applied.
+Where a sequence that drafted goes on is known to the device only until its step is applied; plans made ahead
+know the first and the last position it may be at.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from tandem.errors import InvalidRequest, TandemError
 from tandem.outputs import TokenLogprobs
 from tandem.workers.books import Books
 from tandem.workers.deltas import beam_delta, finish_reason, score_delta, token_delta
-from tandem.workers.drafter import drafter_of
+from tandem.workers.drafter import STEP_ROWS, Seen, drafter_of
 from tandem.workers.drafting import lengthen
 from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest
@@ -56,7 +57,7 @@ class Scheduler(Books):
         max_batched_tokens: int,
         max_encoder_tokens: int,
         draft_tokens: int = 0,
-        depth: int = 1,
+        step_rows: int = STEP_ROWS["cpu"],
         encode_beside: bool = False,
     ) -> None:
         """
@@ -65,7 +66,7 @@ class Scheduler(Books):
             max_batched_tokens: decoder positions computed in one step; at least max_num_seqs.
             max_encoder_tokens: encoder positions projected in one step; a single longer input goes alone.
             draft_tokens: guessed for a sequence in one step, at most.
-            depth: steps that are planned before the first of them is applied, at most.
+            step_rows: a step takes as long as its rows and this many more.
             encode_beside: the engine encodes beside its steps what it encodes by itself.
         """
         if max_batched_tokens < max_num_seqs:
@@ -74,7 +75,7 @@ class Scheduler(Books):
         self.max_batched_tokens = max_batched_tokens
         self.max_encoder_tokens = max_encoder_tokens
         self.draft_tokens = draft_tokens
-        self.depth = depth
+        self.step_rows = step_rows
         self.encode_beside = encode_beside
         self._encoding: list[Admission] = []  # beside the steps, one batch at a time
         self._encoding_steps = 0  # planned meanwhile
@@ -157,7 +158,7 @@ class Scheduler(Books):
         plan.admissions = [admission for admission in plan.admissions if admission.entry.readers]
         if self._preemptions == preemptions:  # else what would come in might drive out the next
             budget = self._admit(plan, budget, now)
-        self._drafted += lengthen(plan, budget, self.draft_tokens, self.pool.page_size, self.depth)
+        self._drafted += lengthen(plan, budget, self.draft_tokens, self.pool.page_size, self.step_rows)
         plan.rows.sort(key=_row_order)
         plan.ended = self._take_ended()
         return plan
@@ -178,13 +179,12 @@ class Scheduler(Books):
             behind -= sequence.width
             if sequence.state is not State.RUNNING:  # preempted for one before it
                 continue
-            if sequence.drafted:
-                continue  # the step in flight will say where it goes on
             assert sequence.cross is not None
             if not sequence.cross.encoded:
                 continue
-            if sequence.generated + sequence.in_flight >= sequence.request.decoding.max_tokens:
-                continue  # its last token is in flight
+            ahead = sequence.in_flight + sequence.drafted
+            if sequence.generated + ahead >= sequence.request.decoding.max_tokens:
+                continue  # its last token may be in flight
             count = min(sequence.known - sequence.computed, budget - behind)
             if self._reserve(sequence, count, plan):
                 budget -= self._add_row(sequence, count, plan)
@@ -193,7 +193,7 @@ class Scheduler(Books):
     def _reserve(self, sequence: Sequence, count: int, plan: StepPlan) -> bool:
         """Pages for `count` more positions, preempting the last in order while there are too few."""
         width = sequence.width
-        need = width * self.pool.pages_for(sequence.computed + count) - len(sequence.pages)
+        need = self._need(sequence, count) - len(sequence.pages)
         while (pages := self.pool.take(need)) is None:
             victim = self._running[-1]
             self._preempt(victim)
@@ -246,7 +246,7 @@ class Scheduler(Books):
             if sequence.queued_s is None:
                 sequence.queued_s = now - sequence.arrived
                 if self.draft_tokens:
-                    sequence.drafter = drafter_of(sequence.request, sequence.tokens)
+                    sequence.drafter = drafter_of(sequence.request)
             sequence.slots = [self._free_slots.pop() for _ in range(sequence.width)]
             sequence.computed = 0
             self._running.append(sequence)
@@ -269,7 +269,8 @@ class Scheduler(Books):
         token_ids = sequence.tokens[start : start + count] or [ON_DEVICE]
         targets = sequence.targets(start, sequence.computed)
         samples = int(complete and not sequence.request.target_ids)
-        plan.rows.append(Row(sequence, start, count, token_ids, samples, width, targets))
+        row = Row(sequence, start, count, token_ids, samples, width, targets, sequence.drafted)
+        plan.rows.append(row)
         if complete:
             sequence.in_flight += 1
         return count * width
@@ -280,7 +281,7 @@ class Scheduler(Books):
         """Takes in what the plan's sampling rows gave."""
         deltas = []
         sampled = zip(result.tokens, result.logprobs or repeat(None), strict=False)
-        finished, scores = iter(result.beams), iter(result.scores)
+        finished, scores, seen = iter(result.beams), iter(result.scores), iter(result.seen)
         for row in plan.rows:
             sequence = row.sequence
             if row.target_ids:
@@ -291,29 +292,31 @@ class Scheduler(Books):
             if sequence.width > 1:
                 deltas += self._apply_beams(sequence, next(finished))
                 continue
-            chosen = list(islice(sampled, row.samples))
+            chosen, saw = list(islice(sampled, row.samples)), next(seen, None)
             sequence.drafted -= row.samples - 1
             if sequence.state is not State.ENDED:  # else the step was under way when it ended
-                deltas.append(self._apply_tokens(row, chosen))
+                deltas.append(self._apply_tokens(row, chosen, saw))
         self._steps += 1
         return deltas
 
-    def _apply_tokens(self, row: Row, chosen: list[tuple[int, TokenLogprobs | None]]) -> Delta:
-        """`chosen` are the tokens behind the row's sampled positions, right as long as the draft was."""
+    def _apply_tokens(
+        self, row: Row, chosen: list[tuple[int, TokenLogprobs | None]], seen: Seen | None
+    ) -> Delta:
+        """`chosen` are the tokens behind the row's sampled positions, right as long as the guesses were."""
         sequence = row.sequence
-        draft = row.token_ids[row.count - row.samples + 1 :]
+        if sequence.drafter is not None and seen is not None:
+            sequence.drafter.see(seen, row.samples)
         new, logprobs = [], []
-        drafter = sequence.drafter
-        for (token, logprob), guess in zip(chosen, [*draft, None], strict=True):
+        for token, logprob in chosen[: 1 if seen is None else seen.right + 1]:
             sequence.tokens.append(token)
             new.append(token)
             logprobs.append(logprob)
-            if drafter is not None:
-                drafter.push(token)
             reason = finish_reason(sequence)
-            if reason is not None or token != guess:
+            if reason is not None:
                 break
         sequence.computed += len(new) - 1
+        if len(new) < row.samples:
+            self._trim(sequence)
         self._generated += len(new)
         self._accepted += len(new) - 1
         delta = token_delta(sequence, new, reason, [one for one in logprobs if one is not None])

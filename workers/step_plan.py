@@ -9,10 +9,11 @@ from enum import Enum
 from typing import NamedTuple
 
 from tandem.outputs import TokenLogprobs
-from tandem.workers.drafter import Drafter
+from tandem.workers.drafter import Drafter, Seen
 from tandem.workers.request import Delta, EngineRequest
 
-ON_DEVICE = -1  # in place of a token that only the device knows
+# In place of a token that only the device knows, a sequence's last one; below it are guesses at what follows.
+ON_DEVICE = -1
 
 
 class State(Enum):
@@ -47,11 +48,11 @@ class Sequence:
     deadline: float | None
     tokens: list[int]  # prefix, then all generated tokens applied so far, or all of a target but its last
     state: State = State.WAITING
-    computed: int = 0  # positions whose self K/V are in pages, or will be by the steps in flight
+    computed: int = 0  # positions whose self K/V are in pages, or will be by the steps in flight, at least
     queued_s: float | None = None  # from arrival to first admission
-    in_flight: int = 0  # tokens sampled by steps not applied yet, without those behind drafted ones
+    in_flight: int = 0  # tokens sampled by steps not applied yet, without those behind guesses
     drafter: Drafter | None = None
-    drafted: int = 0  # tokens drafted in a step not applied yet, of which so far nobody knows which are right
+    drafted: int = 0  # guesses in steps not applied yet: only the device knows how many are right
     width: int = 1  # beams
     slots: list[int] = field(default_factory=list)  # `width` of them
     pages: list[int] = field(default_factory=list)  # of all beams' first positions, then of the next, …
@@ -95,17 +96,20 @@ class Row:
     """Consecutive positions of one sequence, computed in this step."""
 
     sequence: Sequence
-    start: int  # first position
+    start: int  # first position, at least
     count: int  # positions
-    token_ids: list[int]  # their tokens, or ON_DEVICE; of beams, which have one each, the same for all
+    token_ids: list[
+        int
+    ]  # their tokens, or ON_DEVICE and below; of beams, which have one each, the same for all
     samples: int  # so many of the last positions' logits give a token; of beams at most one
     width: int = 1  # beams that each compute this, their one, position; a prefix is computed by the first
     # Tokens to be scored, which follow the positions from the sequence's `scored_from` on.
     target_ids: tuple[int, ...] = ()
+    uncertain: int = 0  # so many positions later at most, as many as guesses in flight are right
 
     @property
     def steps(self) -> range:
-        """For each sampled position, how many tokens are generated before the one it gives."""
+        """For each sampled position, how many tokens are generated before the one it gives, at least."""
         behind = self.start + self.count - len(self.sequence.request.prefix_ids) + 1
         return range(behind - self.samples, behind)
 
@@ -134,3 +138,4 @@ class StepResult(NamedTuple):
     logprobs: list[TokenLogprobs | None] | None = None  # likewise, where any of them asked
     beams: Seq[Found | None] = ()  # one for each row of beams; None while they go on
     scores: Seq[TokenLogprobs] = ()  # of the rows' targets, one after another
+    seen: Seq[Seen] = ()  # of each sequence without beams that tokens were sampled for; none if nobody drafts

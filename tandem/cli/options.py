@@ -90,11 +90,10 @@ TensorParallelOption = Annotated[
 
 MaxNumSeqsOption = Annotated[int, typer.Option(help="Sequences a decoder generates at once.")]
 DraftTokensOption = Annotated[
-    int | None,
+    int,
     typer.Option(
         min=0,
         help="Tokens guessed from the input in a step where decoding is greedy; no answer changes. 0: none.",
-        show_default="7 on a CPU, none on a GPU",
     ),
 ]
 KvCacheOption = Annotated[
@@ -162,7 +161,7 @@ class ClusterOptions:
     quantization: QuantizationOption = None
     max_num_seqs: MaxNumSeqsOption = 64
     kv_cache_gib: KvCacheOption = None
-    draft_tokens: DraftTokensOption = None
+    draft_tokens: DraftTokensOption = 7
     address: AddressOption = None
 
     def config(self, *, placement: Placement, limit: list[str] | None = None, **fields: Any) -> ServeConfig:

@@ -14,7 +14,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tandem.kernels import activations, attention_encoder, attention_paged_kernels, kv_cache, norms
+from tandem.kernels import (
+    activations,
+    attention_encoder,
+    attention_paged_kernels,
+    decode_rows,
+    kv_cache,
+    norms,
+    source_copy,
+)
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
@@ -25,7 +33,7 @@ HOPPER = GPUTarget("cuda", 90, 32)
 
 STRIDES = dict.fromkeys(
     ("x_stride", "residual_stride", "q_stride", "k_stride", "v_stride", "pages_stride", "summary_k_stride",
-     "summary_v_stride"), "i32"
+     "summary_v_stride", "stride"), "i32"
 )  # fmt: skip
 BF16 = "*bf16"
 ATTENTION = {"q_ptr": BF16, "k_ptr": BF16, "v_ptr": BF16, "out_ptr": BF16, "scale": "fp32"}
@@ -69,6 +77,11 @@ CASES = {
         kv_cache._write_kv_kernel,
         {**dict.fromkeys(("k_ptr", "v_ptr", "k_pages_ptr", "v_pages_ptr"), BF16), "slots_ptr": "*i64"},
         {"HEADS": 6, "PAGE": 16, "DIM": 64, "BLOCK": 512},
+    ),
+    "follow_source": (
+        source_copy._follow_source_kernel,
+        {**dict.fromkeys(("tokens_ptr", "rows_ptr", "sequences_ptr", "out_ptr"), "*i64"), "width": "i32"},
+        {name: getattr(decode_rows, name) for name in source_copy.COLUMNS} | {"BLOCK": 1024},
     ),
     "encoder_attention": (
         attention_encoder._encoder_attention_kernel,

@@ -8,11 +8,11 @@ import pytest
 import torch
 from kernel_cases import TOLERANCE, assert_close, bias_table, packed, paged, scattered, summarized
 
-from tandem.kernels import reference, windowed_bias_table
+from tandem.kernels import decode_rows, reference, windowed_bias_table
 
 pytest.importorskip("triton")
 
-from tandem.kernels import attention_paged, triton_ops
+from tandem.kernels import attention_paged, source_copy, triton_ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -204,6 +204,41 @@ def test_paged_attention_in_bfloat16(rows: list[int], device: str) -> None:
     assert_close(out, case.expected(None, 0.8, causal=False))
 
 
+@pytest.mark.parametrize("block", [4, 1024])
+def test_follow_source(block: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sequences that say what follows in their sources, or anything; sources of all lengths up to two blocks
+    and more."""
+    monkeypatch.setattr(source_copy, "_BLOCK", block)
+    torch.manual_seed(0)
+    lengths = torch.tensor([0, 1, 2, 3, 4, 5, 6, 8, 9, 12])
+    state = torch.randint(0, 3, (len(lengths), decode_rows.SOURCE + 12))
+    state[:, decode_rows.POSITION : decode_rows.LENGTH] = 0
+    state[:, decode_rows.LENGTH] = lengths
+    ours, theirs = state.to(device), state.clone()
+    copied = 0
+    for step in range(12):
+        slots = torch.randperm(len(lengths))[: 1 + step % len(lengths)]
+        samples = torch.randint(1, 5, slots.shape)
+        firsts = samples.cumsum(0) - samples
+        starts = torch.where(slots % 3 == 0, 40 + step, -1)
+        tokens = torch.randint(0, 3, (int(samples.sum()),))
+        for slot, first, count in zip(slots.tolist(), firsts.tolist(), samples.tolist(), strict=True):
+            run, place, length = theirs[slot, decode_rows.RUN : decode_rows.SOURCE].tolist()
+            if run and step % 4:
+                right = min(count, length - place, 1 + step % 5)
+                source = theirs[slot, decode_rows.SOURCE + place :]
+                tokens[first : first + right] = source[:right]
+        rows = torch.stack([slots, starts, samples, firsts])
+        seen = decode_rows.follow_source(tokens, rows, theirs)
+        copied += int(seen[:, 0].sum())
+        found = triton_ops.follow_source(tokens.to(device), rows.to(device), ours)
+        assert torch.equal(found.cpu(), seen)
+        known = theirs[:, decode_rows.RUN] > 0
+        assert torch.equal(ours.cpu()[known], theirs[known])
+        assert torch.equal(ours.cpu()[:, : decode_rows.PLACE], theirs[:, : decode_rows.PLACE])
+    assert copied > 20
+
+
 def test_no_rows(device: str) -> None:
     case = paged([5], [1], device=device)
     empty = case.q[:0]
@@ -218,6 +253,8 @@ def test_no_rows(device: str) -> None:
         assert part.shape == (0, 64)
     for part in triton_ops.add_rms_norm(empty[:, 0], empty[:, 0], ones, 1e-6):
         assert part.shape == (0, 64)
+    nothing = torch.empty(4, 0, dtype=torch.int64, device=device)
+    assert triton_ops.follow_source(nothing[0], nothing, nothing.T).shape == (0, 3)
     triton_ops.write_kv(
         empty, empty, case.k_pages, case.v_pages, torch.empty(0, dtype=torch.int64, device=device)
     )

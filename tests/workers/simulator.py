@@ -11,19 +11,24 @@ from __future__ import annotations
 
 import random
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
+from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Literal
 
 import pytest
+import torch
 
 from tandem.errors import HiddenStatesLost, InvalidRequest
+from tandem.kernels import follow_source
+from tandem.kernels.decode_rows import LAST, LENGTH, POSITION, SOURCE, resolve
 from tandem.outputs import TokenLogprobs
+from tandem.workers.drafter import Seen
 from tandem.workers.pages import PagePool
 from tandem.workers.request import BeamSearch, Decoding, Delta, EncoderInput, EngineRequest, Hypothesis
 from tandem.workers.scheduler import Scheduler
-from tandem.workers.step_plan import ON_DEVICE, Row, StepPlan, StepResult
+from tandem.workers.step_plan import ON_DEVICE, Row, Sequence, StepPlan, StepResult
 
 EOS, OWN_STOP = 1, 2
 PRIORITY_S = 10.0  # seconds of waiting that one level of priority is worth
@@ -132,9 +137,9 @@ class Life:
     running: bool = False
     cancelled: bool = False
     failed: bool = False
-    computed: int = 0  # positions in its pages, once what is launched is done
+    computed: int = 0  # positions in its pages, once what is launched is done, if no guess in it is right
     in_flight: int = 0  # sampled in steps that are not applied yet
-    drafts: bool = False  # in one of them
+    drafted: int = 0  # guesses in them
     pages: list[int] = field(default_factory=list)
     reason: Reason | None = None
     steps: int = 0  # from submission to the end
@@ -173,7 +178,7 @@ class _Room:
 
 
 Cell = tuple[object, int, int]  # whose, position, token
-Launched = tuple[StepPlan, StepResult, list[Life]]
+Launched = tuple[StepPlan, StepResult, list[tuple[Life, list[int]]]]  # who gets tokens, and their guesses
 
 
 class Simulator:
@@ -190,7 +195,7 @@ class Simulator:
         depth: int = 1,
         draft_tokens: int = 0,
         failing: Iterable[int] = (),
-        beside: Sequence[int] = (),
+        beside: Seq[int] = (),
     ) -> None:
         """`failing`: which of the encoder inputs that are admitted, counted from 0, cannot be read. `beside`:
         steps that batches of encoder inputs take beside decoding, in turn; none: there is no such thing."""
@@ -200,7 +205,6 @@ class Simulator:
             max_batched_tokens=max_batched_tokens,
             max_encoder_tokens=max_encoder_tokens,
             draft_tokens=draft_tokens,
-            depth=depth,
             encode_beside=bool(beside),
         )
         self.draft_tokens = draft_tokens
@@ -214,7 +218,8 @@ class Simulator:
         self.ended: list[Life] = []
         self.steps = self.arrivals = self.admitted = self.generated = self.encoded = 0
         self.preemptions = self.restarts = self.rescored = self.drafted = self.accepted = 0
-        self.preempted_drafts = 0
+        self.preempted_drafts = self.unseen_drafts = 0
+        self.moved = 0  # rows that began later than the scheduler knew
         self.batches = self.batch_inputs = self.overdue = self.abandoned = 0
         # The device.
         self.encoding: list[str] = []  # keys of the batch that is encoded beside the steps
@@ -224,7 +229,7 @@ class Simulator:
         self.memory: dict[tuple[int, int], Cell] = {}  # page, offset → what was written there last
         self.self_table: dict[tuple[int, int], int] = {}  # slot, index → page
         self.cross_table: dict[int, tuple[list[int], int]] = {}  # entry → pages, length
-        self.last_tokens: dict[int, int] = {}  # slot → token
+        self.sequences = torch.zeros(max_num_seqs, SOURCE + 20, dtype=torch.int64)  # see decode_rows.py
         self.histories: dict[int, list[tuple[tuple[int, int], int]]] = {}  # a beam's slot → cells, tokens
         self.launched: deque[Launched] = deque()
 
@@ -304,7 +309,7 @@ class Simulator:
             self._end(life, deltas[life.job.name], "cancelled" if life.cancelled else life.job.answer[1])
 
         self._fail(plan)
-        if plan.rows or plan.admissions:
+        if plan.rows or plan.admissions or plan.beside:
             self.launched.append(self._execute(plan))
         if self.launched and (len(self.launched) >= self.depth or not plan.rows):
             self._apply(*self.launched.popleft())
@@ -388,8 +393,8 @@ class Simulator:
         behind = sum(life.job.width for life in running)
         for life in running:
             behind -= life.job.width
-            last_is_in_flight = len(life.out) + life.in_flight == life.job.max_tokens
-            waits = life.drafts or last_is_in_flight or life.request.encoder.key in self.encoding
+            last_is_in_flight = len(life.out) + life.in_flight + life.drafted >= life.job.max_tokens
+            waits = last_is_in_flight or life.request.encoder.key in self.encoding
             counts.append(0 if waits else min(life.known - life.computed, left - behind))
             left -= counts[-1] * life.row_width
         # Those go on that fit with what they get: as many as possible, the first in order.
@@ -399,7 +404,7 @@ class Simulator:
         self.preemptions += len(lives)
         for life in lives:
             self.rescored += len(life.targets(0, life.computed)) > 0
-            self.preempted_drafts += life.drafts
+            self.preempted_drafts += life.drafted > 0
             self._stop_running(life)
             if life.job.width > 1:
                 life.out = []  # beams start anew
@@ -423,20 +428,21 @@ class Simulator:
     def _positions(self, lives: list[Life]) -> list[int]:
         """How many positions each page table of these covers, their own and their encoder inputs'."""
         cross = {life.request.encoder.key: life.job.encoder_length for life in lives}
-        own = [life.computed for life in lives for _ in range(life.job.width)]
+        own = [life.computed + life.drafted for life in lives for _ in range(life.job.width)]
         return own + list(cross.values())
 
     def _fits(self, lives: list[Life], counts: list[int]) -> bool:
-        growth = sum(
-            life.job.width * (self._pages_for(life.computed + count) - self._pages_for(life.computed))
-            for life, count in zip(lives, counts, strict=False)
-        )
+        growth = 0
+        for life, count in zip(lives, counts, strict=False):
+            before = life.computed + life.drafted
+            growth += life.job.width * (self._pages_for(before + count) - self._pages_for(before))
         return growth + sum(map(self._pages_for, self._positions(lives))) <= self.total
 
     def _compare_row(self, row: Row, life: Life, count: int) -> None:
         assert row.sequence.request is life.request
         draft = row.count - count
-        assert (row.start, draft) == (life.computed, max(0, row.samples - 1))
+        assert (row.start, row.uncertain) == (life.computed, life.drafted)
+        assert draft == max(0, row.samples - 1)
         assert count >= 1
         assert row.width == life.row_width
         ends_at = row.start + count
@@ -444,7 +450,8 @@ class Simulator:
         complete = ends_at == life.known
         assert row.samples - draft == (complete and not life.job.scored)
         if draft:
-            self._compare_draft(row.token_ids[count:], life, ends_at)
+            assert row.token_ids[count:] == [ON_DEVICE - number for number in range(1, draft + 1)]
+            self._compare_draft(draft, life, ends_at + life.drafted)
         targets = life.targets(row.start, ends_at)
         assert row.target_ids == tuple(score.token_id for score in targets)
         on_host = [life.token_at(p) for p in range(row.start, ends_at) if p < life.known - life.in_flight]
@@ -455,16 +462,16 @@ class Simulator:
         life.computed = ends_at
         life.in_flight += complete
 
-    def _compare_draft(self, draft: list[int], life: Life, ends_at: int) -> None:
+    def _compare_draft(self, draft: int, life: Life, ends_at: int) -> None:
         """Nobody has less for it, and all of it can be right."""
-        assert len(draft) <= self.draft_tokens
+        assert draft <= self.draft_tokens
         assert not life.job.sampled
         assert life.job.width == 1
-        assert self._pages_for(ends_at + len(draft)) == self._pages_for(ends_at), "takes a page"
-        assert ends_at + len(draft) < life.job.prefix + life.job.max_tokens, "beyond its end"
-        assert not set(draft) & life.job.stop_ids
-        life.drafts = True
-        self.drafted += len(draft)
+        assert self._pages_for(ends_at + draft) == self._pages_for(ends_at), "takes a page"
+        assert ends_at + draft < life.job.prefix + life.job.max_tokens, "beyond its end"
+        self.unseen_drafts += life.drafted > 0
+        life.drafted += draft
+        self.drafted += draft
 
     def _compare_admissions(
         self, plan: StepPlan, joined: list[str], at_once: list[str], begun: list[str]
@@ -499,7 +506,7 @@ class Simulator:
             assert (index, beam) == divmod(len(life.pages), life.job.width)
             self._take_pages(life.pages, [page])
         for life in self.lives.values():
-            pages = self._pages_for(life.computed if life.running else 0)
+            pages = self._pages_for(life.computed + life.drafted if life.running else 0)
             assert len(life.pages) == life.job.width * pages
 
     def _take_pages(self, into: list[int], pages: list[int]) -> None:
@@ -526,6 +533,9 @@ class Simulator:
         lives = {id(life.request): life for life in self.lives.values()}
         for slot, index, page in plan.new_pages:
             self.self_table[slot, index] = page
+        for sequence in plan.started:
+            if sequence.drafter is not None:
+                self._take_source(sequence)
         for admission in plan.beside:
             self.states[admission.entry.index] = admission.entry.key
         for admission in plan.admissions:
@@ -536,15 +546,19 @@ class Simulator:
             self.cross_table[entry.index] = (list(entry.pages), entry.length)
             for position in range(entry.length):
                 self.memory[self._cell(entry.pages, position)] = (entry.key, position, 0)
-        for row in plan.rows:
-            self._write(row, lives[id(row.sequence.request)])
+        starts = [self._start(row) for row in plan.rows]
+        guesses = []
+        for row, start in zip(plan.rows, starts, strict=True):
+            written = self._write(row, start, lives[id(row.sequence.request)])
+            guesses.append(written[row.count - row.samples + 1 :])
         tokens: list[int] = []
+        moves: list[list[int]] = []
         beams: list[list[tuple[list[int], float]] | None] = []
         scores: list[TokenLogprobs] = []
-        sampling = []
-        for row in plan.rows:
+        sampling: list[tuple[Life, list[int]]] = []
+        for row, start, drafted in zip(plan.rows, starts, guesses, strict=True):
             life = lives[id(row.sequence.request)]
-            end = row.start + row.count
+            end = start + row.count
             if life.job.width > 1:
                 for slot in row.sequence.slots[: row.width]:
                     assert len(self.histories[slot]) == end
@@ -563,23 +577,46 @@ class Simulator:
                 assert self.memory[self._cell(pages, position)] == (life.request.encoder.key, position, 0)
             scores += life.targets(row.start, end)
             if life.job.scored and end == life.job.prefix + life.job.max_tokens - 1:
-                sampling.append(life)
+                sampling.append((life, []))
             if row.samples:
-                sampling.append(life)
+                sampling.append((life, drafted))
                 if life.job.width > 1:
                     beams.append(self._choose(row, life))
                 else:
-                    said = self._say(row, life)
-                    self.last_tokens[row.sequence.slots[0]] = said[-1]
+                    said = self._say(end - row.samples + 1, drafted, life)
+                    moves.append([row.sequence.slots[0], end - row.samples, len(said), len(tokens)])
                     tokens += said
-        return plan, StepResult(tokens, None, beams, scores), sampling
+        return plan, StepResult(tokens, None, beams, scores, self._follow(tokens, moves)), sampling
+
+    def _take_source(self, sequence: Sequence) -> None:
+        assert sequence.drafter is not None
+        state, source = self.sequences[sequence.slots[0]], sequence.drafter.source
+        state[:] = 0
+        state[LAST] = sequence.tokens[-1]
+        state[LENGTH] = len(source)
+        state[SOURCE : SOURCE + len(source)] = torch.tensor(source)
+
+    def _start(self, row: Row) -> int:
+        """The row's first position."""
+        if not row.uncertain:
+            return row.start
+        start = int(self.sequences[row.sequence.slots[0], POSITION])
+        assert row.start <= start <= row.start + row.uncertain
+        self.moved += start > row.start
+        return start
+
+    def _follow(self, tokens: list[int], moves: list[list[int]]) -> list[Seen]:
+        if not self.draft_tokens:
+            for slot, _, _, first in moves:
+                self.sequences[slot, LAST] = tokens[first]
+        if not self.draft_tokens or not moves:
+            return []
+        found = follow_source(torch.tensor(tokens), torch.tensor(moves).T.contiguous(), self.sequences)
+        return [Seen(*of) for of in found.tolist()]
 
     @staticmethod
-    def _say(row: Row, life: Life) -> list[int]:
+    def _say(first: int, guesses: list[int], life: Life) -> list[int]:
         """What the model says behind each sampled position. Behind a wrong guess it agrees with the next."""
-        end = row.start + row.count
-        first = end - row.samples + 1
-        guesses = row.token_ids[row.count - row.samples + 1 :]
         said, right = [life.token_at(first)], True
         for position, guess in enumerate(guesses, first):
             right &= guess == life.token_at(position)
@@ -587,19 +624,25 @@ class Simulator:
             said.append(life.token_at(position + 1) if right else follows)
         return said
 
-    def _write(self, row: Row, life: Life) -> None:
+    def _write(self, row: Row, start: int, life: Life) -> list[int]:
+        """Returns the row's tokens, of beams the last one's."""
+        written: list[int] = []
         for slot in row.sequence.slots[: row.width]:
-            if row.start == 0:
+            if start == 0:
                 self.histories[slot] = []
-            for position in range(row.start, row.start + row.count):
+            written = []
+            for position, token in enumerate(row.token_ids, start):
                 page = self.self_table[slot, position // self.page_size]
                 assert page in life.pages, "writes to a page it does not hold"
-                token = row.token_ids[position - row.start]
-                token = self.last_tokens[slot] if token == ON_DEVICE else token
+                if ON_DEVICE - self.draft_tokens <= token <= ON_DEVICE:
+                    of = torch.tensor([slot]), torch.tensor([position]), torch.tensor([token])
+                    token = int(resolve(*of, self.sequences)[0])
                 cell = page, position % self.page_size
                 self.memory[cell] = (life, position, token)
+                written.append(token)
                 if life.job.width > 1:
                     self.histories[slot].append((cell, token))
+        return written
 
     def _choose(self, row: Row, life: Life) -> list[tuple[list[int], float]] | None:
         """Every beam goes on from any other's history, with a token of its own."""
@@ -608,7 +651,7 @@ class Simulator:
         histories = [list(self.histories[parent]) for parent in parents]
         for beam, (slot, history) in enumerate(zip(slots, histories, strict=True)):
             self.histories[slot] = history
-            self.last_tokens[slot] = 100 * life.job.token(count) + beam
+            self.sequences[slot, LAST] = 100 * life.job.token(count) + beam
         answer = life.job.answer[0]
         return [(answer, -1.5)] if count + 1 == len(answer) else None
 
@@ -642,18 +685,11 @@ class Simulator:
             assert not left & ends.keys()
             self._compare_books()
 
-    def _apply(self, plan: StepPlan, result: StepResult, sampling: list[Life]) -> None:
+    def _apply(self, plan: StepPlan, result: StepResult, sampling: list[tuple[Life, list[int]]]) -> None:
         deltas = iter(self.scheduler.apply(plan, result))
-        guesses = {
-            row.sequence.request.request_id: row.token_ids[row.count - row.samples + 1 :]
-            for row in plan.rows
-            if row.samples
-        }
-        for life in sampling:
+        for life, draft in sampling:
             life.in_flight -= 1
-            draft = guesses.get(life.job.name, [])
-            if draft:
-                life.drafts = False
+            life.drafted -= len(draft)
             if self.lives.get(life.job.name) is not life or life.cancelled:
                 continue
             if life.job.width > 1 and not life.running:
@@ -669,6 +705,8 @@ class Simulator:
                 self.generated += 1
                 self.accepted += 1
             assert life.out == answer[: len(life.out)]
+            # Those for guesses that were wrong are free again.
+            del life.pages[life.job.width * self._pages_for(life.computed + life.drafted) :]
             done = len(life.out) == len(answer)
             if life.job.width > 1:
                 if done:

@@ -90,10 +90,8 @@ def test_page_size_by_device() -> None:
     assert replace(config, page_size=4).positions_per_page(CPU) == 4
 
 
-def test_drafts_by_device() -> None:
-    assert EngineConfig("m").drafts(CPU) == 7
-    assert EngineConfig("m").drafts(torch.device("cuda")) == 0
-    assert EngineConfig("m", draft_tokens=3).drafts(torch.device("cuda")) == 3
+def test_drafts() -> None:
+    assert EngineConfig("m", draft_tokens=0).draft_tokens == 0
     with pytest.raises(InvalidRequest, match="must not be negative, got -1") as caught:
         EngineConfig("m", draft_tokens=-1)
     assert caught.value.field == "draft_tokens"

@@ -10,6 +10,7 @@ import pytest
 import torch
 from simulator import EOS, Job, Simulator
 
+from tandem.workers.drafter import Seen
 from tandem.workers.packet import BEAM, CLOSE, ENCODE_HERE, ENCODED_BESIDE, FIRST_BEAM, NO_TOP, SINGLE, Packet
 from tandem.workers.pages import PagePool
 from tandem.workers.request import EncoderInput
@@ -78,7 +79,7 @@ def test_a_first_step() -> None:
     for name, (start, count, entry) in {
         "a": (0, 1, 0), "b": (0, 1, 1), "c": (0, 3, 2), "d": (0, 1, 0),
     }.items():  # fmt: skip
-        assert by_row[name] == [rows[name].slots[0], start, count, entries[entry].index, 1, SINGLE]
+        assert by_row[name] == [rows[name].slots[0], start, count, entries[entry].index, 1, SINGLE, 0]
     assert packet.row_tokens.tolist() == [token for name in order for token in rows[name].tokens]
     assert {tuple(new) for new in packet.new_pages.tolist()} == {
         (sequence.slots[0], 0, sequence.pages[0]) for sequence in rows.values()
@@ -96,6 +97,30 @@ def test_a_token_that_only_the_device_knows() -> None:
     ours.apply(first, StepResult([99]))
 
 
+def test_guesses_are_rows_whose_tokens_only_the_device_knows() -> None:
+    """And so is where the row behind them begins, until their step is applied."""
+    ours = scheduler(draft_tokens=3)
+    source = tuple(range(20, 30))
+    arrive(ours, Job("a", 0, key=0, encoder_length=10, prefix=2, max_tokens=30), source)
+    arrive(ours, Job("b", 1, key=1, encoder_length=1, max_tokens=30, sampled=True), (9,))
+    first = ours.plan(0.0)
+    packet = there_and_back(Packet.of(first))
+    copier = next(row.sequence for row in first.rows if row.count == 2)
+    # Who draws has nothing to copy.
+    assert packet.sources.tolist() == [[copier.slots[0], 10, *copier.tokens[::-1], -1]]
+    assert packet.source_tokens.tolist() == list(source)
+    ours.apply(first, StepResult([99, 21], seen=[Seen(0, 0, 0), Seen(0, 3, 8)]))
+
+    packet = there_and_back(Packet.of(ours.plan(0.0)))
+    assert len(packet.sources) == 0
+    assert copier.cross is not None
+    assert packet.rows[-1].tolist() == [copier.slots[0], 2, 2, copier.cross.index, 2, SINGLE, 0]
+    assert packet.row_tokens[-2:].tolist() == [21, ON_DEVICE - 1]
+    packet = there_and_back(Packet.of(ours.plan(0.0)))
+    assert packet.rows[-1].tolist() == [copier.slots[0], 3, 2, copier.cross.index, 2, SINGLE, 1]
+    assert packet.row_tokens[-2:].tolist() == [ON_DEVICE, ON_DEVICE - 1]
+
+
 def test_beams_are_rows_of_one_request() -> None:
     """The first computes the prefix; from then on each has a row, and reads the same encoder input."""
     ours = scheduler()
@@ -104,10 +129,10 @@ def test_beams_are_rows_of_one_request() -> None:
     plan = ours.plan(0.0)
     first = there_and_back(Packet.of(plan))
     slots = plan.rows[-1].sequence.slots
-    assert first.rows[1].tolist() == [slots[0], 0, 2, 0, 1, FIRST_BEAM]
+    assert first.rows[1].tolist() == [slots[0], 0, 2, 0, 1, FIRST_BEAM, 0]
     assert first.beam_slots.tolist() == slots
     second = there_and_back(Packet.of(ours.plan(0.0)))
-    assert second.rows[1:].tolist() == [[slot, 2, 1, 0, 1, BEAM] for slot in slots]
+    assert second.rows[1:].tolist() == [[slot, 2, 1, 0, 1, BEAM, 0] for slot in slots]
     assert second.row_tokens.tolist() == [ON_DEVICE] * 4
     assert second.beam_slots.tolist() == slots
 
@@ -117,8 +142,8 @@ def test_an_unfinished_prefill_does_not_sample() -> None:
     arrive(ours, Job("a", 0, key=0, encoder_length=2, prefix=20), (11, 1))
     plans = [there_and_back(Packet.of(ours.plan(0.0))) for _ in range(2)]
     assert [plan.rows[0, 1:].tolist() for plan in plans] == [
-        [0, 16, 0, 0, SINGLE],
-        [16, 4, 0, 1, SINGLE],
+        [0, 16, 0, 0, SINGLE, 0],
+        [16, 4, 0, 1, SINGLE, 0],
     ]
     assert [len(plan.new_pages) for plan in plans] == [4, 1]
 
@@ -131,8 +156,8 @@ def test_targets_follow_the_last_positions_of_their_row() -> None:
     target = job.request().target_ids
     packets = [there_and_back(Packet.of(ours.plan(0.0))) for _ in range(2)]
     assert [packet.rows[0, 1:].tolist() for packet in packets] == [
-        [0, 16, 0, 0, SINGLE],
-        [16, 4, 0, 0, SINGLE],
+        [0, 16, 0, 0, SINGLE, 0],
+        [16, 4, 0, 0, SINGLE, 0],
     ]
     assert [packet.targets.tolist() for packet in packets] == [
         [[13 + at, token, NO_TOP] for at, token in enumerate(target[:3])],
@@ -155,7 +180,7 @@ def test_a_prompts_tokens_are_scored_up_to_its_last() -> None:
 def test_an_empty_step() -> None:
     empty = there_and_back(Packet.of(StepPlan()))
     assert [getattr(empty, part.name).shape for part in fields(Packet)] == [
-        (0, 4), (0,), (0,), (0, 3), (0, 6), (0,), (0,), (0, 3), (0, 2), (0,),
+        (0, 4), (0,), (0,), (0, 3), (0, 7), (0,), (0,), (0, 3), (0, 2), (0,), (0, 5), (0,),
     ]  # fmt: skip
 
 

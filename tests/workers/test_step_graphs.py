@@ -238,9 +238,10 @@ def test_a_graph_knows_nothing_of_the_step_it_was_captured_in(
     engine, plain = Engine(config), Engine(replace(config, cuda_graphs=False))
     for number, asked in enumerate((requests(14), searches(9)), 1):
         assert answers(engine, asked) == answers(plain, asked)
-        # Those of beams are captured when the first ones come.
-        assert [len(one.rows[0]) for one in traced] == number * [6, 4, 2, 1]
-    assert all(one.replays for one in traced[:-1])  # there is no step of one beam
+        # Those of beams, which draft nothing, are captured when the first ones come.
+        sizes = [48, 32, 16, 8, 4, 2, 1, 6, 4, 2, 1][: 7 if number == 1 else 11]
+        assert [len(one.rows[0]) for one in traced] == sizes
+    assert all(one.replays for one in traced[3:-1])  # there is no step of one beam
 
 
 @pytest.mark.parametrize(
@@ -254,5 +255,5 @@ def test_a_decoder_layer_is_thirteen_kernels(
     for count in (2, 3):
         folder = str(checkpoint(variant, **{layers: count}))
         Runner(EngineConfig(folder, device="cpu", max_num_seqs=1, cuda_graphs=True), Group())
-    two, three = traced
+    two, three = (one for one in traced if one.rows.shape[1] == 1)
     assert three.kernels() - two.kernels() == 13

@@ -118,9 +118,9 @@ def test_steps_wait_for_nothing(
             start(self, sequences)
         watches.append(watch)
 
-    def watched_sample(self: Sampler, logits: Tensor, rows: Sequence[Row]) -> Sampled:
+    def watched_sample(self: Sampler, logits: Tensor, rows: Sequence[Row], positions: Tensor) -> Sampled:
         with Watch(reads=True) as watch:
-            sampled = sample(self, logits, rows)
+            sampled = sample(self, logits, rows, positions)
         watches.append(watch)
         return sampled
 
