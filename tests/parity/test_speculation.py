@@ -14,10 +14,12 @@ import pytest
 import torch
 from models import EOS as MODELS_EOS
 from models import decoding, load_reference
-from parity import Answers, Reference, greedy, ranks_in_threads, serve
+from parity import Answers, Kept, Reference, greedy, ranks_in_threads, serve
 
+from tandem.kernels import cpu_ops
 from tandem.workers import drafter
 from tandem.workers.config import EngineConfig
+from tandem.workers.encoder import Encoder
 from tandem.workers.engine import Engine
 from tandem.workers.request import Delta, EncoderInput, EngineRequest
 
@@ -99,6 +101,7 @@ WAYS: dict[str, dict[str, Any]] = {
     "alone": {"max_num_seqs": 1},
     "together": {},
     "launched ahead": {"overlap": True},
+    "in graphs": {"overlap": True, "cuda_graphs": True},
     "preempted": {"num_pages": 14, "page_size": 8},
     "preempted, launched ahead": {"num_pages": 14, "page_size": 8, "overlap": True},
     "few tokens a step": {"max_batched_tokens": 9},
@@ -118,7 +121,20 @@ def test_answers_are_transformers(
     assert (stats.preemptions > 0) == ("preempted" in way)
 
 
-@pytest.mark.parametrize("overlap", [False, True])
+def test_without_the_extension(
+    folder: Path, prompts: list[tuple[int, ...]], answers: Answers, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu_ops, "COMPILED", False)
+    engine = Engine(config(folder, overlap=True))
+    assert serve(engine, requests(prompts)) == answers
+    assert engine.stats().accepted_tokens > 0
+
+
+@pytest.fixture(params=[False, True], ids=["one by one", "launched ahead"])
+def overlap(request: pytest.FixtureRequest) -> bool:
+    return bool(request.param)
+
+
 def test_tensor_parallel(
     overlap: bool, folder: Path, prompts: list[tuple[int, ...]], answers: Answers
 ) -> None:
@@ -127,11 +143,11 @@ def test_tensor_parallel(
         assert engine.stats().accepted_tokens > 0
 
 
-def test_what_is_copied_takes_few_steps(folder: Path) -> None:
+def test_what_is_copied_takes_few_steps(overlap: bool, folder: Path) -> None:
     prompt = tuple(source(40, 0.0, VOCAB, random.Random(1)))
     steps = []
     for draft_tokens in (0, 7):
-        engine = Engine(config(folder, draft_tokens=draft_tokens))
+        engine = Engine(config(folder, draft_tokens=draft_tokens, overlap=overlap))
         found = deltas(engine, requests([prompt])[0])
         steps.append(engine.stats().steps)
         assert max(len(delta.token_ids) for delta in found) == 1 + draft_tokens
@@ -139,13 +155,15 @@ def test_what_is_copied_takes_few_steps(folder: Path) -> None:
     assert steps[1] < MAX_TOKENS / 3
 
 
-def test_resumed_from_another_replica(folder: Path, prompts: list[tuple[int, ...]], answers: Answers) -> None:
+def test_resumed_from_another_replica(
+    overlap: bool, folder: Path, prompts: list[tuple[int, ...]], answers: Answers
+) -> None:
     splits = [random.Random(number).randint(0, len(answer)) for number, answer in enumerate(answers)]
     moved = [
         replace(request, generated_ids=tuple(answer[:split]))
         for request, answer, split in zip(requests(prompts), answers, splits, strict=True)
     ]
-    engine = Engine(config(folder))
+    engine = Engine(config(folder, overlap=overlap))
     assert serve(engine, moved) == [answer[split:] for answer, split in zip(answers, splits, strict=True)]
     assert engine.stats().accepted_tokens > 0
 
@@ -154,34 +172,35 @@ def test_resumed_from_another_replica(folder: Path, prompts: list[tuple[int, ...
 
 
 @pytest.mark.parametrize("max_tokens", range(1, 20))
-def test_the_limit_inside_a_draft(max_tokens: int, folder: Path) -> None:
+def test_the_limit_inside_a_draft(max_tokens: int, overlap: bool, folder: Path) -> None:
     prompt = tuple(source(30, 0.0, VOCAB, random.Random(2)))
-    found = deltas(Engine(config(folder)), requests([prompt], max_tokens=max_tokens)[0])
+    found = deltas(Engine(config(folder, overlap=overlap)), requests([prompt], max_tokens=max_tokens)[0])
     assert tokens(found) == list(prompt[:max_tokens])
     assert [delta.finish_reason for delta in found] == [None] * (len(found) - 1) + ["length"]
 
 
 @pytest.mark.parametrize("at", range(16))
-def test_a_stop_id_inside_a_draft(at: int, folder: Path) -> None:
+def test_a_stop_id_inside_a_draft(at: int, overlap: bool, folder: Path) -> None:
     prompt = (*random.Random(3).sample(range(FIRST, VOCAB // 2), 20), EOS)
     stop = prompt[at]
-    found = deltas(Engine(config(folder)), requests([prompt], stop_ids=frozenset({EOS, stop}))[0])
+    engine = Engine(config(folder, overlap=overlap))
+    found = deltas(engine, requests([prompt], stop_ids=frozenset({EOS, stop}))[0])
     assert tokens(found) == list(prompt[: at + 1])
     assert (found[-1].finish_reason, found[-1].stop_reason) == ("stop", stop)
     assert [delta.last for delta in found] == [False] * (len(found) - 1) + [True]
 
 
 @pytest.mark.parametrize("min_tokens", [5, 19, 21, 30])
-def test_least_tokens(min_tokens: int, folder: Path) -> None:
+def test_least_tokens(min_tokens: int, overlap: bool, folder: Path) -> None:
     prompt = tuple(source(20, 0.0, VOCAB, random.Random(4)))
     model = load_reference(folder)
-    engine = Engine(config(folder))
+    engine = Engine(config(folder, overlap=overlap))
     found = tokens(deltas(engine, requests([prompt], min_tokens=min_tokens)[0]))
     assert found == reference_answer(model, prompt, min_new_tokens=min_tokens)
     assert engine.stats().accepted_tokens > 0
 
 
-def test_what_depends_on_the_position_alone_is_drafted(folder: Path) -> None:
+def test_what_depends_on_the_position_alone_is_drafted(overlap: bool, folder: Path) -> None:
     """Forced, suppressed and biased tokens; the stop id ignored."""
     prompt = tuple(source(25, 0.0, VOCAB, random.Random(6)))
     asked: dict[str, Any] = {
@@ -191,19 +210,20 @@ def test_what_depends_on_the_position_alone_is_drafted(folder: Path) -> None:
     }  # fmt: skip
     answers = []
     for draft_tokens in (0, 7):
-        engine = Engine(config(folder, draft_tokens=draft_tokens))
+        engine = Engine(config(folder, draft_tokens=draft_tokens, overlap=overlap))
         answers.append(tokens(deltas(engine, requests([prompt], **asked)[0])))
         assert (engine.stats().accepted_tokens > 0) == (draft_tokens > 0)
     assert answers[0] == answers[1]
     assert (answers[0][0], answers[0][-1]) == (9, 11)
 
 
-def test_log_probabilities_come_with_drafted_tokens(folder: Path) -> None:
+def test_log_probabilities_come_with_drafted_tokens(overlap: bool, folder: Path) -> None:
     prompt = tuple(source(25, 0.1, VOCAB, random.Random(7)))
     request = requests([prompt], logprobs=3, prompt_logprobs=2)[0]
     request = replace(request, prefix_ids=(EOS, *prompt[1:4]))
     with_drafts, without = (
-        deltas(Engine(config(folder, draft_tokens=draft_tokens)), request) for draft_tokens in (7, 0)
+        deltas(Engine(config(folder, draft_tokens=draft_tokens, overlap=overlap)), request)
+        for draft_tokens in (7, 0)
     )
     assert len(with_drafts) < len(without)
     ours, theirs = ([one for d in found for one in d.logprobs or []] for found in (with_drafts, without))
@@ -239,8 +259,7 @@ def eager(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("eager")
-@pytest.mark.parametrize("variant", ["t5", "umt5", "bart", "t5gemma2", "bert2bert", "gpt2"])
-@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize("variant", ["t5", "umt5", "bart", "t5gemma2", "bert2bert", "gpt2", "phi"])
 def test_random_models(variant: str, overlap: bool, reference: Callable[..., Reference]) -> None:
     """Decoder-only ones copy their prompt."""
     known = reference(variant, 32)
@@ -250,6 +269,38 @@ def test_random_models(variant: str, overlap: bool, reference: Callable[..., Ref
     stats = engine.stats()
     assert stats.drafted_tokens > 50
     assert stats.drafted_tokens > stats.accepted_tokens
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("variant", ["t5", "bart", "t5gemma2"])
+@pytest.mark.parametrize("draft_tokens", [1, 7])
+def test_random_models_whose_source_is_their_answer(
+    variant: str, draft_tokens: int, overlap: bool, reference: Callable[..., Reference]
+) -> None:
+    """Most guesses are right, so what is attended to depends on where the device says that rows are. Some go
+    on from tokens they had: their prefill is in one step with others' guesses."""
+    known = reference(variant, 32)
+    rng = random.Random(8)
+    encoder = Encoder(known.config())
+    asked = []
+    for number, (request, answer) in enumerate(
+        zip(greedy(known.prompts, known.start), known.answers, strict=True)
+    ):
+        prompt = request.encoder.token_ids
+        said = [token if rng.random() < 0.95 else 3 for token in answer]
+        # The encoder's output is the prompt's, whatever its tokens are said to be.
+        copied = (*said, *prompt)[: len(prompt)]
+        hidden = Kept(number, encoder.encode([prompt]))
+        encoder_input = EncoderInput(str(prompt), copied, hidden)
+        had = tuple(answer[: number % 3 * 4])
+        asked.append(replace(request, encoder=encoder_input, generated_ids=had))
+    engine = Engine(known.config(overlap=overlap, draft_tokens=draft_tokens, max_num_seqs=5))
+    expected = [
+        answer[len(request.generated_ids) :] for request, answer in zip(asked, known.answers, strict=True)
+    ]
+    assert serve(engine, asked) == expected
+    stats = engine.stats()
+    assert 50 < stats.accepted_tokens < stats.drafted_tokens
 
 
 @pytest.mark.usefixtures("eager")
