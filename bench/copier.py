@@ -20,6 +20,18 @@ FIRST = 4  # token that is no special one
 SHARP = 8.0  # of attention's queries
 LOUD = 8.0  # what is copied, beside what was there before
 
+# Of T5-small's size, and the smallest that still finds its tokens.
+T5_SMALL = {
+    "vocab_size": 32128, "d_model": 512, "encoder_layers": 6, "decoder_layers": 6,
+    "encoder_attention_heads": 8, "decoder_attention_heads": 8, "encoder_ffn_dim": 2048,
+    "decoder_ffn_dim": 2048, "max_position_embeddings": 256,
+}  # fmt: skip
+TINY = {
+    "vocab_size": 132, "d_model": 96, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32,
+    "max_position_embeddings": 256,
+}  # fmt: skip
+
 
 def make_copier(folder: Path, *, seed: int = 0, vocab_size: int = 32128, **config: int) -> None:
     """Writes the checkpoint; without a tokenizer. `config` is mBART's."""

@@ -1,5 +1,5 @@
 """Tandem on a GPU: kernels against their twins and the device's roofline, sampler and beams against a CPU's,
-decode steps, the encoder, and whole answers beside transformers'.
+decode steps, the encoder, drafts, and whole answers beside transformers'.
 
     python bench/gpu.py [--quick] [--out bench/results/gpu.json]
 
@@ -13,20 +13,24 @@ from __future__ import annotations
 
 import sys
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import checkout  # noqa: F401
+import copier
 import gpu_sampling
 import machine
 import torch
 from clock import Clock, Roofline
+from drafts import contenders, copies, measure
 from gpu_kernels import TINY, XL, cases
 from gpu_models import MODELS, TINY_MODELS, Bench, Budget
 
 QUICK_S = 300  # what begins before may take two minutes more
 FULL_S = 2400
+DRAFTS_S = 0.2  # of a round of drafts, with and without each
 
 
 class Report:
@@ -64,6 +68,12 @@ def _lines(found: Any) -> list[str]:
         rates = f"{found['gb_per_s']:.0f} GB/s, {found['tflop_per_s']:.1f} TFLOP/s"
         share = f"{found['of_bound']:.0%} of its bound, the target being {found['target']}"
         return [f"{found['us']['median']:.1f} us, {rates}: {share}"]
+    if "steps_ratio" in found:
+        ratio, right = found["ratio"]["median"], found["accepted_per_drafted"]["median"]
+        rate = found["tokens_per_s"]["with"]["median"]
+        return [
+            f"{rate:.0f} tokens/s, {ratio:.2f} times those without drafts, of which {right:.0%} are right"
+        ]
     if "of_floor" in found:
         told = ", ".join(
             f"{found[f'ms, {how}']['median']:.2f} ms with {how}" for how in ("graphs", "no graphs")
@@ -83,6 +93,22 @@ def _lines(found: Any) -> list[str]:
         for load, systems in loads.items()
         for name, rate in systems.items()
     ]
+
+
+def draft_cases(
+    folder: Path, device: torch.device, dtype: torch.dtype, rounds: int
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """A model that copies what it is given, as said in `copier.py`."""
+    real = device.type == "cuda"
+    size = copier.T5_SMALL if real else copier.TINY
+    copier.make_copier(folder, **size)
+    longest, round_s, counts = (120, DRAFTS_S, (1, 8, 32, 128)) if real else (30, 0.0, (1, 2))
+    options = {"device": device.type, "dtype": str(dtype).removeprefix("torch."), "max_num_seqs": counts[-1]}
+    both = contenders(folder, copier.EOS, copier.EOS, **options)
+    for title, wrong in (("copies all", 0.0), ("copies 4 of 5", 0.2), ("copies nothing", 1.0)):
+        make = copies(wrong, size["vocab_size"], longest)
+        for count in counts:
+            yield f"{title}, {count} at once", partial(measure, both, count, rounds, make, round_s)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -116,6 +142,9 @@ def main(arguments: list[str] | None = None) -> int:
             f"{choice.name}, {choice.rows} rows",
             lambda c=choice: c.measured(clock, roofline, 10 * rounds),
         )
+    with tempfile.TemporaryDirectory() as folder:
+        for name, work in draft_cases(Path(folder), device, dtype, rounds):
+            report.part(result.setdefault("drafts", {}), name, work)
     models = MODELS if real else TINY_MODELS
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(models[-1], Path(folder), device, torch.float32)

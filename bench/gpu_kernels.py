@@ -13,7 +13,7 @@ from clock import Clock, Roofline
 from torch import Tensor
 
 from tandem import kernels
-from tandem.kernels import RowGroups, reference
+from tandem.kernels import RowGroups, decode_rows, reference
 
 REACH = 128  # of T5's bias
 PAGE = 64  # positions
@@ -123,6 +123,7 @@ def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[
     for sequences, rows in ((s.batch, 1), (s.batch // 4, 4)):
         yield _paged(s, "paged_cross_attention", sequences, rows, s.source, None, device, dtype)
     yield _written(s, device, dtype)
+    yield _followed(s, device)
 
 
 def _call(name: str, *inputs: Any) -> Callable[[Any], Any]:
@@ -175,3 +176,22 @@ def _written(s: Shapes, device: torch.device, dtype: torch.dtype) -> Case:
         return tuple(own)
 
     return Case("write_kv", f"[{rows}, {s.heads}, {s.dim}]", write, 4 * k.nbytes, 0, "85 %")
+
+
+def _followed(s: Shapes, device: torch.device) -> Case:
+    """Each sequence says what its source is full of, and goes on behind the last of it."""
+    width = decode_rows.SOURCE + s.source
+    sequences = torch.zeros(2, s.batch, width, dtype=torch.int64, device=device)
+    sequences[:, :, decode_rows.LENGTH] = s.source
+    slots = torch.arange(s.batch, device=device)
+    rows = torch.stack([slots, slots * 0 - 1, slots * 0 + 1, slots])
+    said = slots * 0
+
+    def follow(module: Any) -> Tensor:
+        # The twin is beside the table.
+        op = decode_rows if module is reference else module
+        seen: Tensor = op.follow_source(said, rows, sequences[int(module is reference)])
+        return seen.float()
+
+    shape = f"{s.batch} sequences, sources of {s.source}"
+    return Case("follow_source", shape, follow, 8 * s.batch * width, 0, "its launch")

@@ -119,6 +119,7 @@ class Bench:
         return EngineConfig(
             str(self.folder), device=device, dtype=dtype, max_num_seqs=most, max_encoder_length=longest,
             max_decoder_length=positions, max_encoder_tokens=8192, page_size=size, cuda_graphs=graphs,
+            draft_tokens=0,  # a step gives each sequence a token
             num_pages=most * (-(-longest // size) + -(-positions // size)),
         )  # fmt: skip
 

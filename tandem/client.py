@@ -13,11 +13,11 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tqdm import tqdm
 
 from tandem import score_wire, wire
-from tandem.connection import GRACE_S, OPTIONS, Metadata, Settings, each, positive, serving, typed_errors
+from tandem.connection import GRACE_S, OPTIONS, Metadata, Settings, positive, serving, typed_errors
 from tandem.errors import DeadlineExceeded, Unavailable
 from tandem.inputs import Chosen, Prompt, SingletonPrompt
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
-from tandem.params import Params
+from tandem.params import Params, for_each
 from tandem.v1 import inference_pb2 as pb
 from tandem.v1.inference_pb2_grpc import InferenceServiceStub
 from tandem.wire import ServedModel
@@ -100,7 +100,7 @@ class Client(Settings):
             self._generate_request(
                 pb.GenerateRequest, prompt, one, None, model, priority, timeout, None, **chosen
             )
-            for prompt, one in zip(prompts, each(params, len(prompts)), strict=True)
+            for prompt, one in zip(prompts, for_each(params, len(prompts), "params"), strict=True)
         ]
         free, failed = threading.Semaphore(positive(concurrency, "concurrency")), threading.Event()
 
@@ -297,7 +297,7 @@ class AsyncClient(Settings):
                     **chosen,
                 )
 
-        pairs = zip(prompts, each(params, len(prompts)), strict=True)
+        pairs = zip(prompts, for_each(params, len(prompts), "params"), strict=True)
         tasks = [asyncio.create_task(answer(prompt, one)) for prompt, one in pairs]
         try:
             return await asyncio.gather(*tasks)

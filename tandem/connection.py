@@ -14,7 +14,7 @@ from grpc_health.v1 import health_pb2
 from tandem import score_wire, wire
 from tandem.errors import InvalidRequest
 from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt
-from tandem.params import DecodingParams, Params
+from tandem.params import Params
 from tandem.rpc import SERVICE, error_of
 from tandem.v1 import inference_pb2 as pb
 
@@ -125,19 +125,6 @@ class Settings:
     def _options(self, timeout: float | None, grace: float = 0.0) -> dict[str, Any]:
         """The keyword arguments of a gRPC call."""
         return {"timeout": self._seconds(timeout) + grace, "metadata": self._metadata}
-
-
-def each(params: Params | Sequence[Params] | None, count: int) -> Sequence[Params | None]:
-    if params is None or isinstance(params, DecodingParams):
-        return [params] * count
-    if not isinstance(params, Sequence):
-        kind = type(params).__name__  # type: ignore[unreachable]  # not every caller checks types
-        raise InvalidRequest(
-            f"must be SamplingParams, BeamSearchParams or a list, not {kind}", field="params"
-        )
-    if len(params) != count:
-        raise InvalidRequest(f"one, or one for each of {count} prompts, got {len(params)}", field="params")
-    return params
 
 
 def positive(number: int, field: str) -> int:

@@ -16,7 +16,7 @@ from tandem.errors import InvalidRequest
 from tandem.inputs import Chosen, Prompt, SingletonPrompt
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
-from tandem.params import DecodingParams, Params
+from tandem.params import Params, for_each
 from tandem.workers.assembler import Assembler, PreparedRequest
 from tandem.workers.checkpoint import QUICKSTART, resolve
 from tandem.workers.config import EngineConfig
@@ -116,7 +116,7 @@ class LLM:
             self._frontend.prepare(prompt, params, **chosen)
             for prompt, params, chosen in zip(
                 many,
-                _one_each(sampling_params, len(many)),
+                for_each(sampling_params, len(many), "sampling_params"),
                 _chosen_each(len(many), source_language, target_language, task),
                 strict=True,
             )
@@ -258,19 +258,6 @@ class LLM:
                     self._engine.cancel(delta.request_id)
                 for piece in pieces:
                     yield number, piece
-
-
-def _one_each(params: Params | Sequence[Params | None] | None, count: int) -> list[Params | None]:
-    if params is None or isinstance(params, DecodingParams):
-        return [params] * count
-    if not isinstance(params, Sequence):
-        kind = type(params).__name__  # type: ignore[unreachable]  # not every caller checks types
-        raise InvalidRequest(
-            f"must be SamplingParams, BeamSearchParams or a list, not {kind}", field="sampling_params"
-        )
-    if len(params) != count:
-        raise InvalidRequest(f"got {len(params)} for {count} prompts", field="sampling_params")
-    return list(params)
 
 
 def _chosen_each(count: int, source: _OneOrEach, target: _OneOrEach, task: _OneOrEach) -> list[Chosen]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
@@ -246,3 +247,19 @@ def _integer(key: object) -> object:
 def _short(value: object) -> str:
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def for_each(
+    params: Params | Sequence[Params | None] | None, prompts: int, field: str
+) -> Sequence[Params | None]:
+    """One for each of so many prompts; alone they are for all. Raises InvalidRequest, naming the field."""
+    if params is None or isinstance(params, DecodingParams):
+        return [params] * prompts
+    if not isinstance(params, Sequence):
+        kind = type(params).__name__  # type: ignore[unreachable]  # not every caller checks types
+        raise InvalidRequest(f"must be SamplingParams, BeamSearchParams or a list, not {kind}", field=field)
+    if len(params) != prompts:
+        raise InvalidRequest(
+            f"one, or one for each prompt: got {len(params)} for {prompts} prompts", field=field
+        )
+    return params

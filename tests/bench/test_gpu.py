@@ -39,13 +39,15 @@ def test_every_part_works(tmp_path: Path) -> None:
     assert {"torch", "triton", "transformers", "cuda"} <= set(result["machine"]["versions"])
     assert {name.split()[0] for name in result["kernels"]} == {
         "add_rms_norm", "add_layer_norm", "gated_gelu", "encoder_attention", "paged_self_attention",
-        "paged_beam_attention", "paged_cross_attention", "write_kv",
+        "paged_beam_attention", "paged_cross_attention", "write_kv", "follow_source",
     }  # fmt: skip
     assert {(name.rsplit(", ", 1)[0], case["batch"]) for name, case in result["sampling"].items()} == {
         ("greedy", 1), ("greedy", 8), ("top-k, top-p, penalties", 1), ("top-k, top-p, penalties", 8),
         ("4 beams", 8),
     }  # fmt: skip
     assert {case["agreement"] for case in result["sampling"].values()} == {1.0}
+    assert len(result["drafts"]) == 6
+    assert result["drafts"]["copies all, 2 at once"]["accepted_per_drafted"]["median"] > 0.9
     assert result["answers in float32 that are transformers'"] == 1.0
     for figures in result["models"].values():
         assert [step["batch"] for step in figures["decode"]] == [1, 3]

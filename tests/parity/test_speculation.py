@@ -25,19 +25,16 @@ from tandem.workers.request import Delta, EncoderInput, EngineRequest
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 
-from copier import EOS, FIRST, make_copier, source, stands_for
+from copier import EOS, FIRST, TINY, make_copier, source, stands_for
 
-VOCAB = 132
+VOCAB = TINY["vocab_size"]
 MAX_TOKENS = 40
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("copier")
-    make_copier(
-        path, vocab_size=VOCAB, d_model=96, encoder_layers=2, decoder_layers=2, encoder_attention_heads=2,
-        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=64,
-    )  # fmt: skip
+    make_copier(path, **TINY)
     return path
 
 
