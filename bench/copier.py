@@ -1,10 +1,11 @@
-"""A model made by hand that copies its input, at any size: what speculation gives depends on how much is
-copied, and here that is known.
+"""A model made by hand that copies its input or an extract of it, at any size: what speculation gives depends
+on how much is copied, and here that is known.
 
 An mBART all of whose sublayers add nothing, but for the first cross-attention: it finds the input's token at
 the output's own position, and says what that token stands for. A right token stands for itself, a wrong one
-for a right one. So the right tokens of an input are copied and the others replaced. A step takes as long as
-that of any model of its size.
+for a right one. So the right tokens of an input are copied and the others replaced. Where it extracts, the
+output's positions are those of every other span of the input. A step takes as long as that of any model of
+its size.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from transformers import MBartConfig, MBartForConditionalGeneration
 
 PAD, EOS = 1, 2  # as in the published ones
 FIRST = 4  # token that is no special one
+OFFSET = 2  # of mBART's positions
 SHARP = 8.0  # of attention's queries
 LOUD = 8.0  # what is copied, beside what was there before
 
@@ -33,8 +35,11 @@ TINY = {
 }  # fmt: skip
 
 
-def make_copier(folder: Path, *, seed: int = 0, vocab_size: int = 32128, **config: int) -> None:
-    """Writes the checkpoint; without a tokenizer. `config` is mBART's."""
+def make_copier(
+    folder: Path, *, seed: int = 0, span: int | None = None, vocab_size: int = 32128, **config: int
+) -> None:
+    """Writes the checkpoint; without a tokenizer. `config` is mBART's. span: so many tokens are copied and as
+    many left out, in turns; None: all are copied."""
     model = MBartForConditionalGeneration(
         MBartConfig(
             vocab_size=vocab_size, pad_token_id=PAD, bos_token_id=0, eos_token_id=EOS,
@@ -57,6 +62,13 @@ def make_copier(folder: Path, *, seed: int = 0, vocab_size: int = 32128, **confi
         places = model.model.encoder.embed_positions.weight
         places[:, 2 * width : 3 * width] = code(len(places))
         model.model.decoder.embed_positions.weight.copy_(places)
+        if span is not None:
+            asked = places[OFFSET:, 2 * width : 3 * width].clone()
+            places[:, 2 * width : 3 * width] = code(len(places))  # nobody asks for most of them
+            for at in range(len(asked)):
+                turn, place = divmod(at, 2 * span)
+                if place < span:
+                    places[OFFSET + at, 2 * width : 3 * width] = asked[turn * span + place]
         finds = model.model.decoder.layers[0].encoder_attn
         for row in range(model.config.d_model):
             finds.q_proj.weight[row, 2 * width + row % width] = SHARP

@@ -86,6 +86,13 @@ def copies(wrong: float, vocab_size: int, longest: int = 120) -> Make:
     ]
 
 
+def extracts(span: int, vocab_size: int, turns: tuple[int, int]) -> Make:
+    """Inputs of the copier of such a span, which it copies half of, in so many pieces."""
+    return lambda count, rng: [
+        source(2 * span * rng.randint(*turns), 0.0, vocab_size, rng) for _ in range(count)
+    ]
+
+
 def measure(both: list[Contender], at_once: int, rounds: int, make: Make, round_s: float) -> dict[str, Any]:
     """With so many requests at once. round_s: of a round, for each of the two, at least."""
     found: list[dict[bool, Outcome]] = []

@@ -123,6 +123,7 @@ def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[
     for sequences, rows in ((s.batch, 1), (s.batch // 4, 4)):
         yield _paged(s, "paged_cross_attention", sequences, rows, s.source, None, device, dtype)
     yield _written(s, device, dtype)
+    yield _laid_out(s, device)
     yield _followed(s, device)
 
 
@@ -178,20 +179,44 @@ def _written(s: Shapes, device: torch.device, dtype: torch.dtype) -> Case:
     return Case("write_kv", f"[{rows}, {s.heads}, {s.dim}]", write, 4 * k.nbytes, 0, "85 %")
 
 
+def _sequences(s: Shapes, device: torch.device) -> Tensor:
+    """As many as are decoded, of sources that are all alike."""
+    width = decode_rows.SOURCE + s.source
+    sequences = torch.zeros(s.batch, width, dtype=torch.int64, device=device)
+    sequences[:, decode_rows.LENGTH] = s.source
+    return sequences
+
+
+def _laid_out(s: Shapes, device: torch.device) -> Case:
+    own, cross = (-(-length // PAGE) for length in (s.target, s.source))
+    self_pages, cross_pages = (
+        torch.randint(0, s.batch, (s.batch, pages), dtype=torch.int32, device=device)
+        for pages in (own, cross)
+    )
+    lengths = torch.full((s.batch,), s.source, dtype=torch.int32, device=device)
+    tables = decode_rows.DecodeTables(PAGE, self_pages, _sequences(s, device), cross_pages, lengths)
+    slots = torch.arange(s.batch, device=device)
+    rows = torch.stack([slots, slots * 0 + s.target - 1, slots, slots * 0 - 1])
+
+    def lay_out(module: Any) -> tuple[Tensor, ...]:
+        # The twin is beside the table.
+        placed = (decode_rows if module is reference else module).lay_out(rows, tables, beams=False)
+        return placed.write_slots.float(), placed.lengths.float(), placed.cross_lengths.float()
+
+    shape = f"{s.batch} rows of {own} and {cross} pages"
+    return Case("lay_out", shape, lay_out, 8 * s.batch * (own + cross), 0, "its launch")
+
+
 def _followed(s: Shapes, device: torch.device) -> Case:
     """Each sequence says what its source is full of, and goes on behind the last of it."""
-    width = decode_rows.SOURCE + s.source
-    sequences = torch.zeros(2, s.batch, width, dtype=torch.int64, device=device)
-    sequences[:, :, decode_rows.LENGTH] = s.source
+    states = _sequences(s, device), _sequences(s, device)
     slots = torch.arange(s.batch, device=device)
     rows = torch.stack([slots, slots * 0 - 1, slots * 0 + 1, slots])
-    said = slots * 0
 
     def follow(module: Any) -> Tensor:
-        # The twin is beside the table.
-        op = decode_rows if module is reference else module
-        seen: Tensor = op.follow_source(said, rows, sequences[int(module is reference)])
+        op, state = (decode_rows, states[0]) if module is reference else (module, states[1])
+        seen: Tensor = op.follow_source(slots * 0, rows, state)
         return seen.float()
 
     shape = f"{s.batch} sequences, sources of {s.source}"
-    return Case("follow_source", shape, follow, 8 * s.batch * width, 0, "its launch")
+    return Case("follow_source", shape, follow, states[0].nbytes, 0, "its launch")

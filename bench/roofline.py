@@ -150,7 +150,7 @@ def watch(clock: Clock, engine: Engine) -> None:
         decoder.embedding.tokens, "embed", "embedding",
         lambda ids: (2.0 * len(ids) * spec.d_model * number, 0.0),
     )  # fmt: skip
-    clock.watch(engine.sampler, "sample", "sampling", lambda logits, _: (float(logits.nbytes), 0.0))
+    clock.watch(engine.sampler, "sample", "sampling", lambda logits, *_: (float(logits.nbytes), 0.0))
     clock.watch(engine.scheduler, "plan", "host: scheduling")
     clock.watch(engine.scheduler, "apply", "host: scheduling")
     clock.watch(Packet, "of", "host: packing")

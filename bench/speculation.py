@@ -2,10 +2,11 @@
 
     python bench/speculation.py [--rounds 5] [--out bench/results/speculation.json]
 
-One engine that drafts, one that does not, in one process and in turns; float32. Two models:
+One engine that drafts, one that does not, in one process and in turns; float32. Three models:
 
     copier      of T5-small's size, made by hand so that how much it copies is known: `copier.py`. Inputs of
                 40 to 120 tokens of which it copies all, all but one in twenty or in five, and none
+    extractor   the like, which copies twelve tokens and leaves out twelve, in turns
     quickstart  the bundled translation model, on sentences full of names and numbers, which translations
                 keep, and on plain ones
 
@@ -22,7 +23,7 @@ from typing import Any
 
 import machine
 from copier import EOS, T5_SMALL, make_copier
-from drafts import Make, contenders, copies, measure
+from drafts import Make, contenders, copies, extracts, measure
 from engine import Request, sentences
 from rich.console import Console
 from rich.table import Table
@@ -31,6 +32,7 @@ from transformers import AutoTokenizer
 from tandem.quickstart import PATH as QUICKSTART
 
 AT_ONCE = (1, 8, 32)
+SPAN = 12  # tokens that are extracted, and left out, at a time
 ROUND_S = 1.0
 
 
@@ -70,16 +72,19 @@ def main() -> None:
     result: dict[str, Any] = {"machine": machine.describe(), "rounds": args.rounds, "models": {}}
     with tempfile.TemporaryDirectory() as name:
         made = Path(name)
-        make_copier(made, **T5_SMALL)
+        make_copier(made / "copier", **T5_SMALL)
+        make_copier(made / "extractor", span=SPAN, **T5_SMALL)
+        words = T5_SMALL["vocab_size"]
         copied = {"copies all": 0.0, "copies 19 of 20": 0.05, "copies 4 of 5": 0.2, "copies nothing": 1.0}
         models: list[tuple[str, Path, int, int, dict[str, Make]]] = [
             (
                 "copier",
-                made,
+                made / "copier",
                 EOS,
                 EOS,
-                {title: copies(wrong, T5_SMALL["vocab_size"]) for title, wrong in copied.items()},
+                {title: copies(wrong, words) for title, wrong in copied.items()},
             ),
+            ("extractor", made / "extractor", EOS, EOS, {"extracts half": extracts(SPAN, words, (2, 10))}),
             (
                 "quickstart",
                 QUICKSTART,

@@ -166,7 +166,11 @@ def encoder_attention(
 
 def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
     """What the rows [4, N] of a decode step read and write."""
-    if cpu_ops.COMPILED and not rows.is_cuda:
+    if rows.is_cuda:
+        from tandem.kernels import triton_ops
+
+        return triton_ops.lay_out(rows, tables, beams=beams)
+    if cpu_ops.COMPILED:
         return DecodeRows(*cpu_ops.lay_out(rows, tables, beams=beams))
     return decode_rows.lay_out(rows, tables, beams=beams)
 

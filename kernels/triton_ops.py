@@ -9,7 +9,7 @@ from tandem.kernels.attention_paged import (
 )
 from tandem.kernels.kv_cache import write_kv
 from tandem.kernels.norms import add_layer_norm, add_rms_norm, rms_norm
-from tandem.kernels.source_copy import follow_source
+from tandem.kernels.sequences import follow_source, lay_out
 
 __all__ = [
     "add_layer_norm",
@@ -17,6 +17,7 @@ __all__ = [
     "encoder_attention",
     "follow_source",
     "gated_gelu",
+    "lay_out",
     "paged_beam_attention",
     "paged_cross_attention",
     "paged_self_attention",

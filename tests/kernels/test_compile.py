@@ -21,7 +21,7 @@ from tandem.kernels import (
     decode_rows,
     kv_cache,
     norms,
-    source_copy,
+    sequences,
 )
 
 pytestmark = pytest.mark.skipif(
@@ -43,6 +43,17 @@ PAGED_SIZES = {"HEADS": 8, "DIM": 64, "BLOCK_D": 64, "BLOCK_N": 64, "UPCAST": Fa
 GEMMA = {"CAP": 50.0, "GROUP": 2}
 SUMMARIES = ("summary_k_ptr", "summary_v_ptr", "cu_summaries_ptr", "summary_table_ptr")
 ALL_SEEN = {"WINDOWED": False, "SUMMARIZED": 0, "SUMMARY_REACH": 0, **dict.fromkeys(SUMMARIES)}
+LAY_OUT = {
+    **dict.fromkeys(
+        ("rows_ptr", "sequences_ptr", "token_ids_ptr", "positions_ptr", "write_slots_ptr"), "*i64"
+    ),
+    **dict.fromkeys(
+        ("self_pages_ptr", "cells_ptr", "cross_pages_ptr", "cross_lengths_ptr", "history_ptr", "lengths_ptr",
+         "cross_ptr", "crossed_ptr"), "*i32"
+    ),
+    **dict.fromkeys(("width", "self_width", "cells_width", "cross_width"), "i32"),
+}  # fmt: skip
+COLUMNS = {name: getattr(decode_rows, name) for name in sequences.COLUMNS} | {"BLOCK": 1024}
 
 CASES = {
     "rms_norm": (
@@ -78,10 +89,16 @@ CASES = {
         {**dict.fromkeys(("k_ptr", "v_ptr", "k_pages_ptr", "v_pages_ptr"), BF16), "slots_ptr": "*i64"},
         {"HEADS": 6, "PAGE": 16, "DIM": 64, "BLOCK": 512},
     ),
+    "lay_out": (
+        sequences._lay_out_kernel,
+        LAY_OUT,
+        {**COLUMNS, "PAGE": 64, "BEAMS": False, "cells_ptr": None},
+    ),
+    "lay_out of beams": (sequences._lay_out_kernel, LAY_OUT, {**COLUMNS, "PAGE": 64, "BEAMS": True}),
     "follow_source": (
-        source_copy._follow_source_kernel,
+        sequences._follow_source_kernel,
         {**dict.fromkeys(("tokens_ptr", "rows_ptr", "sequences_ptr", "out_ptr"), "*i64"), "width": "i32"},
-        {name: getattr(decode_rows, name) for name in source_copy.COLUMNS} | {"BLOCK": 1024},
+        COLUMNS,
     ),
     "encoder_attention": (
         attention_encoder._encoder_attention_kernel,

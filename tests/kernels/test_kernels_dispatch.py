@@ -11,8 +11,7 @@ from tandem.kernels import decode_rows, reference
 
 # PyTorch's own kernels serve these on GPUs.
 PLAIN = {
-    "activate", "argmax", "embed", "lay_out", "layer_norm", "merge_attention", "rotary", "scale",
-    "soft_capped",
+    "activate", "argmax", "embed", "layer_norm", "merge_attention", "rotary", "scale", "soft_capped",
 }  # fmt: skip
 TABLES = {"relative_bias_table", "windowed_bias_table"}
 OPS = sorted({name for name in kernels.__all__ if name.islower()} - TABLES - PLAIN)
@@ -30,7 +29,7 @@ def test_an_op_has_the_same_parameters_everywhere(name: str) -> None:
 
     # Importing the launchers must not have put a module in the place of a function either.
     expected = _parameters(getattr(kernels, name))
-    twin = getattr(decode_rows if name == "follow_source" else reference, name)
+    twin = getattr(decode_rows if name in ("follow_source", "lay_out") else reference, name)
     assert _parameters(twin) == expected
     assert _parameters(getattr(triton_ops, name)) == expected
     assert set(OPS) == set(triton_ops.__all__)

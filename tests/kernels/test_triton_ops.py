@@ -12,7 +12,7 @@ from tandem.kernels import decode_rows, reference, windowed_bias_table
 
 pytest.importorskip("triton")
 
-from tandem.kernels import attention_paged, source_copy, triton_ops
+from tandem.kernels import attention_paged, sequences, triton_ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 
@@ -204,11 +204,56 @@ def test_paged_attention_in_bfloat16(rows: list[int], device: str) -> None:
     assert_close(out, case.expected(None, 0.8, causal=False))
 
 
+@pytest.mark.parametrize("beams", [False, True])
+def test_lay_out(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows that the host knows, and rows that the device does; tables of several blocks."""
+    monkeypatch.setattr(sequences, "_BLOCK", 16)
+    torch.manual_seed(0)
+    slots, pages, page = 7, 70, 4
+
+    def tables(state: torch.Tensor, device: str) -> decode_rows.DecodeTables:
+        rng = torch.Generator().manual_seed(1)
+        numbers = [torch.randint(0, 90, shape, generator=rng, dtype=torch.int32) for shape in (
+            (slots, pages), (slots, pages), (slots,), (slots, pages * page))]  # fmt: skip
+        self_pages, cross_pages, cross_lengths, cells = (one.to(device) for one in numbers)
+        return decode_rows.DecodeTables(
+            page,
+            self_pages,
+            state.to(device, copy=True),
+            cross_pages,
+            cross_lengths,
+            cells if beams else None,
+        )
+
+    state = torch.randint(0, 1000, (slots, decode_rows.SOURCE + 9))
+    for column, below in (("POSITION", pages * page - 8), ("RUN", 3), ("PLACE", 9), ("LENGTH", 10)):
+        state[:, getattr(decode_rows, column)] %= below
+    ours, theirs = tables(state, device), tables(state, "cpu")
+    for count in (1, 5, 20):
+        which = torch.randperm(slots)[:count] if beams else torch.randint(0, slots, (count,))
+        rows = torch.stack(
+            [
+                which,
+                *(
+                    torch.randint(low, high, which.shape)
+                    for low, high in ((-8, pages * page), (0, slots), (-8, 50))
+                ),
+            ]
+        )
+        expected = decode_rows.lay_out(rows, theirs, beams=beams)
+        found = triton_ops.lay_out(rows.to(device), ours, beams=beams)
+        for name, one, other in zip(expected._fields, found, expected, strict=True):
+            assert one.dtype == other.dtype
+            assert torch.equal(one.cpu(), other), name
+    if beams:
+        assert torch.equal(ours.beam_cells.cpu(), theirs.beam_cells)
+
+
 @pytest.mark.parametrize("block", [4, 1024])
 def test_follow_source(block: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences that say what follows in their sources, or anything; sources of all lengths up to two blocks
     and more."""
-    monkeypatch.setattr(source_copy, "_BLOCK", block)
+    monkeypatch.setattr(sequences, "_BLOCK", block)
     torch.manual_seed(0)
     lengths = torch.tensor([0, 1, 2, 3, 4, 5, 6, 8, 9, 12])
     state = torch.randint(0, 3, (len(lengths), decode_rows.SOURCE + 12))

@@ -152,6 +152,18 @@ def test_what_is_copied_takes_few_steps(overlap: bool, folder: Path) -> None:
     assert steps[1] < MAX_TOKENS / 3
 
 
+def test_extracts(overlap: bool, tmp_path: Path) -> None:
+    """Behind a piece comes what is not known to follow, and soon what is."""
+    make_copier(tmp_path, span=8, **TINY)
+    rng = random.Random(9)
+    asked = [source(16 * turns, 0.0, VOCAB, rng) for turns in (1, 2, 3)]
+    kept = [[*ids[:8], *ids[16:24], *ids[32:40]][: len(ids) // 2] for ids in asked]
+    expected = [[*ids, EOS] for ids in kept]
+    engine = Engine(config(tmp_path, overlap=overlap))
+    assert serve(engine, requests([tuple(ids) for ids in asked])) == expected
+    assert engine.stats().accepted_tokens > 10
+
+
 def test_resumed_from_another_replica(
     overlap: bool, folder: Path, prompts: list[tuple[int, ...]], answers: Answers
 ) -> None:
