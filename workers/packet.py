@@ -16,7 +16,8 @@ CLOSE = [0]  # in place of a step: no more will come
 ENCODE_HERE, ENCODED_BESIDE = -1, -2
 SINGLE, FIRST_BEAM, BEAM = range(3)  # kinds of row: FIRST_BEAM computes the prefix for all beams
 NO_TOP = -1  # the token's own log-probability alone
-_WIDTHS = (4, 1, 1, 3, 7, 1, 1, 3, 2, 1, 5, 1)  # of the tables, in order
+_NOWHERE = (0, 0, 0)  # nothing is known to follow, from the position on
+_WIDTHS = (4, 1, 1, 3, 7, 1, 1, 3, 2, 1, 2, 1)  # of the tables, in order
 
 
 @dataclass(slots=True)
@@ -36,8 +37,8 @@ class Packet:
     targets: Ints
     beside: Ints  # [B, 2]: cross entry and length of inputs to be encoded beside this step and the next ones
     beside_tokens: Ints  # theirs, one after another
-    sources: Ints  # [S, 5]: slot, tokens of its source, and of its decoder the last three; -1: fewer
-    source_tokens: Ints  # the sources, one after another
+    sources: Ints  # [S, 2]: slot, and how many columns of `DecodeTables.sequences` are set, from the first on
+    source_columns: Ints  # what they are set to, one after another
 
     @classmethod
     def of(cls, plan: StepPlan) -> Packet:
@@ -74,26 +75,27 @@ class Packet:
             if kind != SINGLE and row.samples:
                 beam_slots += sequence.slots
         sources: list[tuple[int, ...]] = []
-        source_tokens: list[int] = []
+        source_columns: list[int] = []
         for sequence in plan.started:
             if sequence.drafter is not None:
                 source = sequence.drafter.source
                 ends = (*sequence.tokens[:-4:-1], -1, -1)[:3]
-                sources.append((sequence.slots[0], len(source), *ends))
-                source_tokens += source
+                columns = (*ends, *_NOWHERE, len(source), *source)
+                sources.append((sequence.slots[0], len(columns)))
+                source_columns += columns
         return cls(
             _table(admissions, 4), _table(pages), _table(encoded), _table(plan.new_pages, 3), _table(rows, 7),
             _table(tokens), _table(beam_slots), _table(targets, 3),
             _table([(one.entry.index, one.entry.length) for one in beside], 2),
             _table([token_id for one in beside for token_id in one.request.encoder.token_ids]),
-            _table(sources, 5), _table(source_tokens),
+            _table(sources, 2), _table(source_columns),
         )  # fmt: skip
 
     def to_ints(self) -> Ints:
         parts = (
             self.admissions, self.admission_pages, self.admission_tokens, self.new_pages, self.rows,
             self.row_tokens, self.beam_slots, self.targets, self.beside, self.beside_tokens, self.sources,
-            self.source_tokens,
+            self.source_columns,
         )  # fmt: skip
         return np.concatenate([np.array([len(part) for part in parts]), *(part.ravel() for part in parts)])
 

@@ -17,7 +17,7 @@ import torch
 
 from tandem import kernels
 from tandem.kernels import DecodeTables, RowGroups
-from tandem.kernels.decode_rows import BEFORE, EARLIER, LAST, LENGTH, POSITION, RUN, SOURCE, resolve
+from tandem.kernels.decode_rows import LAST, POSITION, SOURCE, resolve
 from tandem.workers.checkpoint import Checkpoint, read_json
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
@@ -174,15 +174,10 @@ class Runner:
 
     def _take_sources(self, packet: Packet) -> None:
         """What new sequences may copy, and the end of what they have said."""
-        slots, lengths, last, before, earlier = packet.sources.T
-        table = self._tables.sequences.view(-1)
-        starts = slots * self._tables.sequences.shape[1]
-        columns = np.array([LAST, BEFORE, EARLIER, RUN, LENGTH])
-        state = np.stack([last, before, earlier, 0 * slots, lengths], axis=1)
-        _, at = _ranges(starts + SOURCE, lengths)
-        cells = np.concatenate([(starts[:, None] + columns).ravel(), at])
-        to, values = self._send(cells, np.concatenate([state.ravel(), packet.source_tokens]))
-        table[to] = values
+        slots, columns = packet.sources.T
+        _, cells = _ranges(slots * self._tables.sequences.shape[1], columns)
+        to, values = self._send(cells, packet.source_columns)
+        self._tables.sequences.view(-1)[to] = values
 
     def _admit(self, packet: Packet, hidden: Hidden) -> None:
         """Computes the cross-attention K/V of new encoder inputs into their pages."""

@@ -245,8 +245,8 @@ class Scheduler(Books):
             sequence.state, sequence.cross = State.RUNNING, entry
             if sequence.queued_s is None:
                 sequence.queued_s = now - sequence.arrived
-                if self.draft_tokens:
-                    sequence.drafter = drafter_of(sequence.request)
+            if self.draft_tokens:  # anew where it was preempted: so does the device begin
+                sequence.drafter = drafter_of(sequence.request)
             sequence.slots = [self._free_slots.pop() for _ in range(sequence.width)]
             sequence.computed = 0
             self._running.append(sequence)

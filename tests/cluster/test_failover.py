@@ -231,19 +231,24 @@ async def test_hidden_states_outlive_the_encoder(
 
 @pytest.mark.usefixtures("cluster")
 @pytest.mark.parametrize("size", [10, 1_000_000])
-def test_whoever_borrows_a_reference_knows_when_it_is_made(size: int) -> None:
+def test_whoever_borrows_a_reference_knows_when_it_is_made(size: int, tmp_path: Path) -> None:
+    asked = tmp_path / "asked"
+
     @ray.remote(num_cpus=0)
     def make() -> bytes:
-        time.sleep(1.0)
+        while not asked.exists():
+            time.sleep(0.02)
         return bytes(size)
 
     @ray.remote(num_cpus=0)
-    def watch(borrowed: list[ray.ObjectRef[bytes]]) -> tuple[bool, bool]:
+    def watch(borrowed: list[ray.ObjectRef[bytes]]) -> bool:
         before = is_made(borrowed[0])  # type: ignore[arg-type]
-        time.sleep(2.0)
-        return before, is_made(borrowed[0])  # type: ignore[arg-type]
+        asked.touch()
+        while not is_made(borrowed[0]):  # type: ignore[arg-type]
+            time.sleep(0.02)
+        return before
 
-    assert ray.get(watch.remote([make.remote()])) == (False, True)
+    assert not ray.get(watch.remote([make.remote()]), timeout=60)
 
 
 @pytest.mark.usefixtures("cluster")

@@ -22,7 +22,7 @@ import torch
 
 from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.kernels import follow_source
-from tandem.kernels.decode_rows import LAST, LENGTH, POSITION, SOURCE, resolve
+from tandem.kernels.decode_rows import LAST, LENGTH, POSITION, RUN, SOURCE, resolve
 from tandem.outputs import TokenLogprobs
 from tandem.workers.drafter import Seen
 from tandem.workers.pages import PagePool
@@ -549,6 +549,8 @@ class Simulator:
         starts = [self._start(row) for row in plan.rows]
         guesses = []
         for row, start in zip(plan.rows, starts, strict=True):
+            if row.samples > 1 and self.depth == 1:  # else the host may not have heard yet
+                assert self.sequences[row.sequence.slots[0], RUN] > 0, "there is nothing to guess"
             written = self._write(row, start, lives[id(row.sequence.request)])
             guesses.append(written[row.count - row.samples + 1 :])
         tokens: list[int] = []

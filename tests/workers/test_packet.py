@@ -10,6 +10,7 @@ import pytest
 import torch
 from simulator import EOS, Job, Simulator
 
+from tandem.kernels.decode_rows import EARLIER, LENGTH, RUN, SOURCE
 from tandem.workers.drafter import Seen
 from tandem.workers.packet import BEAM, CLOSE, ENCODE_HERE, ENCODED_BESIDE, FIRST_BEAM, NO_TOP, SINGLE, Packet
 from tandem.workers.pages import PagePool
@@ -107,8 +108,10 @@ def test_guesses_are_rows_whose_tokens_only_the_device_knows() -> None:
     packet = there_and_back(Packet.of(first))
     copier = next(row.sequence for row in first.rows if row.count == 2)
     # Who draws has nothing to copy.
-    assert packet.sources.tolist() == [[copier.slots[0], 10, *copier.tokens[::-1], -1]]
-    assert packet.source_tokens.tolist() == list(source)
+    assert packet.sources.tolist() == [[copier.slots[0], SOURCE + 10]]
+    columns = packet.source_columns.tolist()
+    assert columns[: EARLIER + 1] == [*copier.tokens[::-1], -1]
+    assert (columns[RUN], columns[LENGTH], columns[SOURCE:]) == (0, 10, list(source))
     ours.apply(first, StepResult([99, 21], seen=[Seen(0, 0, 0), Seen(0, 3, 8)]))
 
     packet = there_and_back(Packet.of(ours.plan(0.0)))
@@ -180,7 +183,7 @@ def test_a_prompts_tokens_are_scored_up_to_its_last() -> None:
 def test_an_empty_step() -> None:
     empty = there_and_back(Packet.of(StepPlan()))
     assert [getattr(empty, part.name).shape for part in fields(Packet)] == [
-        (0, 4), (0,), (0,), (0, 3), (0, 7), (0,), (0,), (0, 3), (0, 2), (0,), (0, 5), (0,),
+        (0, 4), (0,), (0,), (0, 3), (0, 7), (0,), (0,), (0, 3), (0, 2), (0,), (0, 2), (0,),
     ]  # fmt: skip
 
 
