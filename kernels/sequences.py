@@ -27,7 +27,7 @@ def _copy_row(to_ptr, from_ptr, row, at_row, width, special, value, BLOCK: tl.co
         tl.store(to_ptr + at_row * width + at, tl.where(at == special, value, entries), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride"])
 def _lay_out_kernel(
     rows_ptr,
     sequences_ptr,
@@ -92,16 +92,18 @@ def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
     history = tables.self_pages if cells is None else cells
     read = [tables.sequences, tables.self_pages, cells, tables.cross_pages, tables.cross_lengths]
     assert all(one.is_contiguous() for one in read if one is not None)
-    ids, positions, write_slots = torch.empty(3, count, dtype=torch.int64, device=device)
-    lengths, crossed = torch.empty(2, count, dtype=torch.int32, device=device)
+
+    def made(dtype: torch.dtype, *shape: int) -> Tensor:
+        return torch.empty(count, *shape, dtype=dtype, device=device)
+
     placed = DecodeRows(
-        ids,
-        positions,
-        write_slots,
-        history.new_empty(count, history.shape[1]),
-        lengths,
-        tables.cross_pages.new_empty(count, tables.cross_pages.shape[1]),
-        crossed,
+        token_ids=made(torch.int64),
+        positions=made(torch.int64),
+        write_slots=made(torch.int64),
+        history=made(torch.int32, history.shape[1]),
+        lengths=made(torch.int32),
+        cross_pages=made(torch.int32, tables.cross_pages.shape[1]),
+        cross_lengths=made(torch.int32),
     )
     if count:
         _lay_out_kernel[(count,)](
@@ -122,7 +124,7 @@ def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
     return placed
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["stride"])
 def _follow_source_kernel(
     tokens_ptr,
     rows_ptr,
@@ -182,6 +184,7 @@ def _follow_source_kernel(
     run = tl.where(found, best // width, run)
     place = tl.where(found, best % width + 1, place)
 
+    tl.debug_barrier()  # all threads have read what one of them writes now
     tl.store(sequence + LAST, last)
     tl.store(sequence + BEFORE, before)
     tl.store(sequence + EARLIER, earlier)

@@ -54,8 +54,8 @@ class EngineConfig:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise InvalidRequest(f"must be at least 1, got {value}", field=name)
-        if self.draft_tokens < 0:
-            raise InvalidRequest(f"must not be negative, got {self.draft_tokens}", field="draft_tokens")
+        if not isinstance(self.draft_tokens, int) or self.draft_tokens < 0:
+            raise InvalidRequest(f"must be a number from 0 on, got {self.draft_tokens}", field="draft_tokens")
         for name in ("kv_cache_gib", "simulated_step_ms"):
             value = getattr(self, name)
             if value is not None and not value > 0:

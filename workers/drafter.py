@@ -71,13 +71,13 @@ class Drafter:
         return min(self._run + number, len(CHANCES)) - 1
 
 
-def drafter_of(request: EngineRequest) -> Drafter | None:
-    """None where its tokens cannot be verified several at once: where each is not just the likeliest one, or
-    depends on those before it by more than the model."""
+def drafter_of(request: EngineRequest) -> Drafter:
+    """Of no source where its tokens cannot be verified several at once: where each is not just the likeliest
+    one, or depends on those before it by more than the model."""
     decoding = request.decoding
     greedy = decoding.temperature == 0 and decoding.beams is None and not request.target_ids
     if not greedy or Need.of(request) & Need.HISTORY:
-        return None
+        return Drafter(())
     # Without an encoder the prompt is what can be copied.
     source = request.encoder.token_ids or request.prefix_ids
     # Behind the token that ends both there is nothing to guess.

@@ -39,6 +39,8 @@ from tandem.workers.step_plan import ON_DEVICE
 
 _LOG = logging.getLogger(__name__)
 
+GRAPH_ROWS = 256  # of more, drafts among them, a step takes longer than to launch it kernel by kernel
+
 Hidden = Callable[[int], torch.Tensor]  # handle → hidden states [length, d_model], on any device
 
 
@@ -238,8 +240,9 @@ class Runner:
 
     def _most(self, kind: int) -> int:
         """Rows of a step that is launched at once: a draft's are rows, too."""
-        a_sequence = 1 + (self.draft_tokens if kind == SINGLE else 0)
-        return min(self.config.max_num_seqs * a_sequence, self.config.max_batched_tokens)
+        slots, guesses = self.config.max_num_seqs, self.draft_tokens if kind == SINGLE else 0
+        most = min(slots * (1 + guesses), self.config.max_batched_tokens)
+        return min(most, max(slots, GRAPH_ROWS)) if self.config.uses_graphs(self.device) else most
 
     def _make_step(self, kind: int) -> None:
         """`_decode` of this kind of rows as one launch, where there is a way."""

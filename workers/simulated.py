@@ -18,7 +18,7 @@ class SimulatedRunner(Runner):
     """Every step takes `simulated_step_ms`, whatever is in it, and every token is likely alike.
 
     Scheduling, sampling, pages and hand-off are the real ones, and no time of theirs is taken off. It
-    generates; it cannot score.
+    generates; it cannot score, and copies nothing.
     """
 
     def execute(

@@ -4,6 +4,7 @@ kernel."""
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import numpy as np
 import torch
@@ -27,9 +28,15 @@ class StepGraphs:
         self._padding = np.array(padding, dtype=np.int64)[:, None]
         self._steps: dict[int, tuple[torch.Tensor, Replay]] = {}
         pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
-        for size in reversed(sizes_up_to(most)):  # the largest first: its memory serves the others, too
-            rows = torch.from_numpy(self._padding.repeat(size, axis=1)).to(device)
-            self._steps[size] = rows, capture(forward, rows, pool)
+        inputs = {
+            size: torch.from_numpy(self._padding.repeat(size, axis=1)).to(device)
+            for size in reversed(sizes_up_to(most))  # the largest first: its memory serves the others, too
+        }
+        largest = forward(inputs[most])
+        # One for all: a graph's own results would stay where they are as long as the graph does.
+        results = None if largest is None else torch.empty_like(largest)
+        for size, rows in inputs.items():
+            self._steps[size] = rows, capture(partial(_into, results, forward), rows, pool)
 
     def __call__(self, rows: Ints) -> torch.Tensor | None:
         """`forward` of these rows; the next call overwrites it."""
@@ -40,6 +47,13 @@ class StepGraphs:
         inputs.copy_(torch.from_numpy(padded), non_blocking=True)
         out = replay()
         return None if out is None else out[:count]
+
+
+def _into(results: torch.Tensor | None, forward: Forward, rows: torch.Tensor) -> torch.Tensor | None:
+    out = forward(rows)
+    if results is None or out is None:
+        return None
+    return results[: len(out)].copy_(out)
 
 
 def sizes_up_to(most: int) -> list[int]:

@@ -51,7 +51,7 @@ class Sequence:
     computed: int = 0  # positions whose self K/V are in pages, or will be by the steps in flight, at least
     queued_s: float | None = None  # from arrival to first admission
     in_flight: int = 0  # tokens sampled by steps not applied yet, without those behind guesses
-    drafter: Drafter | None = None
+    drafter: Drafter | None = None  # None: this engine drafts nothing
     drafted: int = 0  # guesses in steps not applied yet: only the device knows how many are right
     width: int = 1  # beams
     slots: list[int] = field(default_factory=list)  # `width` of them

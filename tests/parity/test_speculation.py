@@ -10,10 +10,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import parity
 import pytest
 import torch
 from models import EOS as MODELS_EOS
-from models import decoding, load_reference
+from models import decoding, load_reference, reference_greedy
 from parity import Answers, Kept, Reference, greedy, ranks_in_threads, serve
 
 from tandem.kernels import cpu_ops
@@ -310,6 +311,25 @@ def test_random_models_whose_source_is_their_answer(
     assert serve(engine, asked) == expected
     stats = engine.stats()
     assert 50 < stats.accepted_tokens < stats.drafted_tokens
+
+
+@pytest.mark.usefixtures("eager")
+@pytest.mark.parametrize("variant", ["gpt2", "phi"])
+def test_a_decoder_that_repeats_its_prompt(
+    variant: str, overlap: bool, reference: Callable[..., Reference]
+) -> None:
+    """Small ones soon go round in circles; their prompts do so already."""
+    known = reference(variant, 32)
+    model = load_reference(known.folder)
+    prompts = [(*prompt[:9], *answer) for prompt, answer in zip(known.prompts, known.answers, strict=True)]
+    more, _ = reference_greedy(model, prompts, parity.MAX_TOKENS)
+    circles = [(*ids, *tokens) for ids, tokens in zip(prompts, more, strict=True)]
+    answers, leads = reference_greedy(model, circles, parity.MAX_TOKENS)
+    clear = [number for number, lead in enumerate(leads) if lead > parity.CLEAR]
+    assert len(clear) > 20
+    engine = Engine(known.config(overlap=overlap, max_num_seqs=5))
+    assert serve(engine, greedy([circles[n] for n in clear], known.start)) == [answers[n] for n in clear]
+    assert engine.stats().accepted_tokens > 20
 
 
 @pytest.mark.usefixtures("eager")

@@ -92,9 +92,10 @@ def test_page_size_by_device() -> None:
 
 def test_drafts() -> None:
     assert EngineConfig("m", draft_tokens=0).draft_tokens == 0
-    with pytest.raises(InvalidRequest, match="must not be negative, got -1") as caught:
-        EngineConfig("m", draft_tokens=-1)
-    assert caught.value.field == "draft_tokens"
+    for wrong in (-1, None):
+        with pytest.raises(InvalidRequest, match=f"must be a number from 0 on, got {wrong}") as caught:
+            EngineConfig.of(model="m", draft_tokens=wrong)
+        assert caught.value.field == "draft_tokens"
 
 
 def test_pages_are_what_the_sequences_can_use() -> None:

@@ -107,9 +107,11 @@ def test_guesses_are_rows_whose_tokens_only_the_device_knows() -> None:
     first = ours.plan(0.0)
     packet = there_and_back(Packet.of(first))
     copier = next(row.sequence for row in first.rows if row.count == 2)
-    # Who draws has nothing to copy.
-    assert packet.sources.tolist() == [[copier.slots[0], SOURCE + 10]]
+    other = next(row.sequence for row in first.rows if row.count == 1)
+    assert packet.sources.tolist() == [[copier.slots[0], SOURCE + 10], [other.slots[0], SOURCE]]
     columns = packet.source_columns.tolist()
+    *columns, last, _, _, _, _, _, length = columns
+    assert (last, length) == (other.tokens[-1], 0)  # who draws has nothing to copy
     assert columns[: EARLIER + 1] == [*copier.tokens[::-1], -1]
     assert (columns[RUN], columns[LENGTH], columns[SOURCE:]) == (0, 10, list(source))
     ours.apply(first, StepResult([99, 21], seen=[Seen(0, 0, 0), Seen(0, 3, 8)]))

@@ -44,7 +44,7 @@ def test_sizes(most: int, sizes: list[int]) -> None:
 
 
 def test_rows_are_padded_to_the_next_size() -> None:
-    seen = []
+    seen, places = [], set()
 
     def forward(rows: Tensor) -> Tensor:
         seen.append(rows.tolist())
@@ -61,6 +61,8 @@ def test_rows_are_padded_to_the_next_size() -> None:
         ]
         assert out is not None
         assert out.tolist() == (rows.T * 10).tolist()
+        places.add(out.data_ptr())
+    assert len(places) == 1, "the graphs share the memory of their results"
 
 
 @pytest.fixture
