@@ -72,7 +72,8 @@ class Runner:
         )  # fmt: skip
         slots = config.max_num_seqs
         self.draft_tokens = config.draft_tokens if self.spec.copies else 0
-        longest = config.max_encoder_length if self.spec.encoder else config.max_decoder_length
+        # An encoder input, or the decoder's prompt where there is none.
+        longest = max(config.max_encoder_length, config.max_decoder_length)
         source = longest if self.draft_tokens else 0
 
         def table(positions: int) -> torch.Tensor:
