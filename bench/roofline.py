@@ -154,7 +154,7 @@ def watch(clock: Clock, engine: Engine) -> None:
     clock.watch(engine.scheduler, "plan", "host: scheduling")
     clock.watch(engine.scheduler, "apply", "host: scheduling")
     clock.watch(Packet, "of", "host: packing")
-    clock.watch(engine.runner, "_batch", "host: packing")
+    clock.watch(engine.runner.state, "batch", "host: packing")
     clock.watch(kernels, "lay_out", "host: packing")
     clock.watch(engine.runner, "finish", "host: packing")
 

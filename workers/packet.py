@@ -91,6 +91,17 @@ class Packet:
             _table(sources, 2), _table(source_columns),
         )  # fmt: skip
 
+    @property
+    def sampling(self) -> Ints:
+        """Of the rows those without beams that give tokens."""
+        rows: Ints = self.rows[(self.rows[:, 5] == SINGLE) & (self.rows[:, 4] > 0)]
+        return rows
+
+    @property
+    def choices(self) -> int:
+        """Numbers in `Sampled.choice`: a token for each sample, and of a beam its parent as well."""
+        return int(self.sampling[:, 4].sum()) + 2 * len(self.beam_slots)
+
     def to_ints(self) -> Ints:
         parts = (
             self.admissions, self.admission_pages, self.admission_tokens, self.new_pages, self.rows,
