@@ -14,7 +14,7 @@ from __future__ import annotations
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ import gpu_sampling
 import machine
 import torch
 from clock import Clock, Roofline
-from drafts import contenders, copies, measure
+from drafts import Contender, contenders, copies, measure
 from gpu_kernels import TINY, XL, cases
 from gpu_models import MODELS, TINY_MODELS, Bench, Budget
 
@@ -101,14 +101,21 @@ def draft_cases(
     """A model that copies what it is given, as said in `copier.py`."""
     real = device.type == "cuda"
     size = copier.T5_SMALL if real else copier.TINY
-    copier.make_copier(folder, **size)
     longest, round_s, counts = (120, DRAFTS_S, (1, 8, 32, 128)) if real else (30, 0.0, (1, 2))
     options = {"device": device.type, "dtype": str(dtype).removeprefix("torch."), "max_num_seqs": counts[-1]}
-    both = contenders(folder, copier.EOS, copier.EOS, **options)
+
+    @cache
+    def both() -> list[Contender]:
+        copier.make_copier(folder, **size)
+        return contenders(folder, copier.EOS, copier.EOS, **options)
+
     for title, wrong in (("copies all", 0.0), ("copies 4 of 5", 0.2), ("copies nothing", 1.0)):
         make = copies(wrong, size["vocab_size"], longest)
         for count in counts:
-            yield f"{title}, {count} at once", partial(measure, both, count, rounds, make, round_s)
+            yield (
+                f"{title}, {count} at once",
+                lambda c=count, m=make: measure(both(), c, rounds, m, round_s),
+            )
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -142,9 +149,6 @@ def main(arguments: list[str] | None = None) -> int:
             f"{choice.name}, {choice.rows} rows",
             lambda c=choice: c.measured(clock, roofline, 10 * rounds),
         )
-    with tempfile.TemporaryDirectory() as folder:
-        for name, work in draft_cases(Path(folder), device, dtype, rounds):
-            report.part(result.setdefault("drafts", {}), name, work)
     models = MODELS if real else TINY_MODELS
     with tempfile.TemporaryDirectory() as folder:
         bench = Bench(models[-1], Path(folder), device, torch.float32)
@@ -156,6 +160,9 @@ def main(arguments: list[str] | None = None) -> int:
             report.part(figures, "decode", lambda b=bench: b.steps(rounds, roofline))
             report.part(figures, "encoder", lambda b=bench: b.encoder(10 * rounds, roofline))
             report.part(figures, "answers", lambda b=bench: b.answers(rounds, report.budget))
+    with tempfile.TemporaryDirectory() as folder:
+        for name, work in draft_cases(Path(folder), device, dtype, rounds):
+            report.part(result.setdefault("drafts", {}), name, work)
     print(f"wrote {args.out}")
     return int(report.failed)
 
