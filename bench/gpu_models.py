@@ -20,7 +20,7 @@ from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5F
 
 from tandem.workers.config import Device, Dtype, EngineConfig
 from tandem.workers.engine import Engine
-from tandem.workers.footprint import Footprint
+from tandem.workers.models.footprint import Footprint
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
 from tandem.workers.runner import encode_packed
 

@@ -17,8 +17,8 @@ from tandem.cluster.autoscaling import decoder_autoscaling, encoder_autoscaling
 from tandem.cluster.config import ServeConfig, parse_args
 from tandem.cluster.decoder import Decoder
 from tandem.cluster.encoder import Encoder
-from tandem.workers.checkpoint import read_json, resolve
-from tandem.workers.families import spec_of
+from tandem.workers.models.checkpoint import read_json, resolve
+from tandem.workers.models.families import spec_of
 
 INGRESS = "Ingress"  # the deployment's name
 SUPERVISOR_CPUS = 0.05  # it hardly ever does anything

@@ -12,9 +12,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from tandem.errors import InvalidRequest
 from tandem.limits import Limits
 from tandem.params import invalid
-from tandem.workers.checkpoint import resolve
 from tandem.workers.config import Device, Dtype, EngineConfig, Quantization
 from tandem.workers.generation_defaults import checked_overrides
+from tandem.workers.models.checkpoint import resolve
 
 Placement = Literal["disaggregated", "colocated"]
 IngressMode = Literal["direct", "proxy"]

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import InvalidRequest, ModelLoadError
-from tandem.workers.checkpoint import Checkpoint, read_json, resolve
-from tandem.workers.families import spec_of
+from tandem.workers.models.checkpoint import Checkpoint, read_json, resolve
+from tandem.workers.models.families import spec_of
 from tandem.workers.text_tokenizer import DECODER_TOKENIZER, read_tokenizer
 
 

@@ -8,7 +8,7 @@ from typing import Any, Literal, cast, get_args
 import torch
 
 from tandem.errors import InvalidRequest
-from tandem.workers.spec import StackSpec
+from tandem.workers.models.spec import StackSpec
 
 Dtype = Literal["auto", "float32", "bfloat16"]  # no float16: T5's activations overflow it
 Device = Literal["auto", "cpu", "cuda"]

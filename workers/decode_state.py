@@ -12,7 +12,7 @@ from tandem import kernels
 from tandem.kernels import DecodeTables, RowGroups
 from tandem.kernels.decode_rows import LAST, POSITION, SOURCE, resolve
 from tandem.workers.config import EngineConfig
-from tandem.workers.model import AttentionRows, DecoderBatch, Targets
+from tandem.workers.models.stacks import AttentionRows, DecoderBatch, Targets
 from tandem.workers.packet import BEAM, SINGLE, Ints, Packet
 from tandem.workers.step_plan import ON_DEVICE
 

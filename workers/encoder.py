@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from tandem.workers.checkpoint import Checkpoint, read_json
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.layers import Placement
-from tandem.workers.model import load_encoder
+from tandem.workers.models.checkpoint import Checkpoint, read_json
+from tandem.workers.models.layers import Placement
+from tandem.workers.models.stacks import load_encoder
 from tandem.workers.runner import encode_packed
 
 

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families import family_of, first_id, spec_of
 from tandem.workers.generation_defaults import (
     GenerationDefaults,
     checked_overrides,
@@ -18,6 +17,7 @@ from tandem.workers.generation_defaults import (
     merged,
     not_applied,
 )
+from tandem.workers.models.families import family_of, first_id, spec_of
 from tandem.workers.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -52,7 +52,7 @@ class ModelInfo:
         Raises ModelLoadError for a model Tandem cannot serve and for a malformed file, InvalidRequest for an
         override of an unknown name.
         """
-        from tandem.workers.checkpoint import read_json  # brings torch
+        from tandem.workers.models.checkpoint import read_json  # brings torch
 
         config, generation = read_json(folder, "config.json"), read_json(folder, "generation_config.json")
         spec = spec_of(config)

@@ -11,13 +11,13 @@ import numpy as np
 import torch
 
 from tandem import kernels
-from tandem.workers.checkpoint import Checkpoint, read_json
 from tandem.workers.config import EngineConfig
 from tandem.workers.decode_state import DecodeState
 from tandem.workers.distributed import Group
-from tandem.workers.kv_pool import KVPool
-from tandem.workers.layers import Placement
-from tandem.workers.model import EncoderStack, TargetScores, load_decoder, load_encoder
+from tandem.workers.models.checkpoint import Checkpoint, read_json
+from tandem.workers.models.kv_pool import KVPool
+from tandem.workers.models.layers import Placement
+from tandem.workers.models.stacks import EncoderStack, TargetScores, load_decoder, load_encoder
 from tandem.workers.packet import BEAM, ENCODE_HERE, ENCODED_BESIDE, FIRST_BEAM, SINGLE, Ints, Packet
 from tandem.workers.side_stream import SideStream, Work
 from tandem.workers.step_graphs import StepGraphs

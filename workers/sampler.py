@@ -10,7 +10,7 @@ from tandem import kernels
 from tandem.outputs import TokenLogprobs
 from tandem.workers.beams import Beams, BeamStep
 from tandem.workers.drafter import Seen
-from tandem.workers.model import TargetScores
+from tandem.workers.models.stacks import TargetScores
 from tandem.workers.need import Need
 from tandem.workers.noise import uniform
 from tandem.workers.processors import Processors

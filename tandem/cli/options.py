@@ -129,8 +129,8 @@ AddressOption = Annotated[
 
 def model_info(model: str) -> ModelInfo:
     """What is known of a model without its tokenizer and its weights."""
-    from tandem.workers.checkpoint import resolve
     from tandem.workers.model_info import ModelInfo
+    from tandem.workers.models.checkpoint import resolve
 
     return ModelInfo.read(resolve(model), model)
 

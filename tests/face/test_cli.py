@@ -14,10 +14,10 @@ from multilingual import multilingual_checkpoint
 from typer.testing import CliRunner, Result
 
 from tandem.cli import app
-from tandem.workers.checkpoint import Checkpoint, read_json
 from tandem.workers.distributed import Group
-from tandem.workers.layers import Placement
-from tandem.workers.model import DecoderStack, EncoderStack
+from tandem.workers.models.checkpoint import Checkpoint, read_json
+from tandem.workers.models.layers import Placement
+from tandem.workers.models.stacks import DecoderStack, EncoderStack
 
 
 def tandem(*arguments: str, stdin: str = "", code: int = 0) -> Result:

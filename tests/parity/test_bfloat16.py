@@ -13,11 +13,11 @@ import pytest
 import torch
 from models import VARIANTS, load_reference
 
-from tandem.workers.checkpoint import read_json
 from tandem.workers.config import EngineConfig
 from tandem.workers.decoding import scoring_of
 from tandem.workers.engine import Engine
-from tandem.workers.families import spec_of
+from tandem.workers.models.checkpoint import read_json
+from tandem.workers.models.families import spec_of
 from tandem.workers.request import EncoderInput, EngineRequest
 
 LENGTHS = (3, 15, 40)  # of prompts

@@ -16,10 +16,10 @@ from hypothesis import strategies as st
 
 from tandem.kernels import ACTIVATIONS, RowGroups
 from tandem.workers.distributed import Group
-from tandem.workers.kv_pool import KVPool
-from tandem.workers.layers import Placement
-from tandem.workers.model import AttentionRows, DecoderBatch, DecoderStack, EncoderStack
-from tandem.workers.spec import ModelSpec, PositionTable, RelativeBias, Rotary, StackSpec, Window
+from tandem.workers.models.kv_pool import KVPool
+from tandem.workers.models.layers import Placement
+from tandem.workers.models.spec import ModelSpec, PositionTable, RelativeBias, Rotary, StackSpec, Window
+from tandem.workers.models.stacks import AttentionRows, DecoderBatch, DecoderStack, EncoderStack
 
 PLACE = Placement(torch.device("cpu"), torch.float32, Group())
 PAGE, LONGEST, VOCAB = 4, 24, 13

@@ -11,12 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from tandem.kernels import ACTIVATIONS
-from tandem.workers.blocks import CrossKV, Embedding, FeedForward, Head
-from tandem.workers.checkpoint import WeightSlot
 from tandem.workers.distributed import Group
-from tandem.workers.layers import Placement, Vocabulary
-from tandem.workers.model import DecoderStack, EncoderStack
-from tandem.workers.spec import Activation, ModelSpec, PositionTable, StackSpec
+from tandem.workers.models.checkpoint import WeightSlot
+from tandem.workers.models.layers import Placement, Vocabulary
+from tandem.workers.models.spec import Activation, ModelSpec, PositionTable, StackSpec
+from tandem.workers.models.stacks import DecoderStack, EncoderStack
+from tandem.workers.models.sublayers import CrossKV, Embedding, FeedForward, Head
 
 PLACE = Placement(torch.device("cpu"), torch.float32, Group())
 STACK = StackSpec(

@@ -15,11 +15,11 @@ from transformers import AutoTokenizer
 
 from tandem import quickstart
 from tandem.errors import ModelLoadError
-from tandem.workers.checkpoint import INDEX, Checkpoint, WeightSlot, read_json, resolve
 from tandem.workers.distributed import Group
-from tandem.workers.families import FAMILIES, Part, WeightNames
-from tandem.workers.layers import Placement
-from tandem.workers.model import DecoderStack, EncoderStack, load_decoder
+from tandem.workers.models.checkpoint import INDEX, Checkpoint, WeightSlot, read_json, resolve
+from tandem.workers.models.families import FAMILIES, Part, WeightNames
+from tandem.workers.models.layers import Placement
+from tandem.workers.models.stacks import DecoderStack, EncoderStack, load_decoder
 
 CPU = torch.device("cpu")
 

@@ -10,7 +10,7 @@ import torch
 
 from tandem.errors import InvalidRequest
 from tandem.workers.config import EngineConfig
-from tandem.workers.spec import RelativeBias, StackSpec
+from tandem.workers.models.spec import RelativeBias, StackSpec
 
 CPU = torch.device("cpu")
 STACK = StackSpec(

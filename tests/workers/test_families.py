@@ -15,8 +15,8 @@ from transformers import AutoConfig, MT5Config, PreTrainedConfig, T5Config, UMT5
 from transformers.activations import ACT2FN
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families import FAMILIES, Part, family_of, spec_of
-from tandem.workers.spec import Rotary, Window
+from tandem.workers.models.families import FAMILIES, Part, family_of, spec_of
+from tandem.workers.models.spec import Rotary, Window
 
 # As published, without what nobody reads.
 T5_SMALL = {

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 
 from tandem.errors import ModelLoadError
-from tandem.workers.checkpoint import WeightSlot
 from tandem.workers.distributed import Group
-from tandem.workers.layers import (
+from tandem.workers.models.checkpoint import WeightSlot
+from tandem.workers.models.layers import (
     ColumnParallel,
     HeadTable,
     Norm,
@@ -23,7 +23,7 @@ from tandem.workers.layers import (
     Vocabulary,
     VocabularyBias,
 )
-from tandem.workers.spec import NormKind
+from tandem.workers.models.spec import NormKind
 
 CPU = torch.device("cpu")
 SIZES = [1, 2, 4]

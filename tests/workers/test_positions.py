@@ -9,8 +9,8 @@ from transformers.models.m2m_100.modeling_m2m_100 import M2M100SinusoidalPositio
 from transformers.models.marian.modeling_marian import MarianSinusoidalPositionalEmbedding
 from transformers.models.phi.modeling_phi import PhiRotaryEmbedding
 
-from tandem.workers.positions import rotary_speeds, sinusoidal, sinusoidal_tensor2tensor
-from tandem.workers.spec import Rotary
+from tandem.workers.models.positions import rotary_speeds, sinusoidal, sinusoidal_tensor2tensor
+from tandem.workers.models.spec import Rotary
 
 
 @pytest.mark.parametrize("width", [32, 33])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families.entry import (
+from tandem.workers.models.families.entry import (
     Config,
     Family,
     Part,
@@ -15,7 +15,7 @@ from tandem.workers.families.entry import (
     ids,
     token_id,
 )
-from tandem.workers.spec import ModelSpec, PositionTable, StackSpec
+from tandem.workers.models.spec import ModelSpec, PositionTable, StackSpec
 
 # Buffers of older files: the causal mask.
 UNUSED = ("*.attn.bias", "*.attn.masked_bias", "*.crossattention.bias", "*.crossattention.masked_bias")

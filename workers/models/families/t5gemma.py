@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families.entry import (
+from tandem.workers.models.families.entry import (
     Config,
     Family,
     WeightNames,
@@ -15,7 +15,7 @@ from tandem.workers.families.entry import (
     ids,
     sides,
 )
-from tandem.workers.spec import ModelSpec, Rotary, StackSpec, Window
+from tandem.workers.models.spec import ModelSpec, Rotary, StackSpec, Window
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 

@@ -5,8 +5,16 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families.entry import ACTIVATIONS, Config, Family, WeightNames, ids, sides, token_id
-from tandem.workers.spec import ModelSpec, RelativeBias, StackSpec, Window
+from tandem.workers.models.families.entry import (
+    ACTIVATIONS,
+    Config,
+    Family,
+    WeightNames,
+    ids,
+    sides,
+    token_id,
+)
+from tandem.workers.models.spec import ModelSpec, RelativeBias, StackSpec, Window
 
 
 def _spec(

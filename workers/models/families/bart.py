@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from tandem.workers.families.entry import (
+from tandem.workers.models.families.entry import (
     Config,
     Family,
     Part,
@@ -21,7 +21,7 @@ from tandem.workers.families.entry import (
     sides,
     token_id,
 )
-from tandem.workers.spec import Activation, ModelSpec, PositionTable, StackSpec
+from tandem.workers.models.spec import Activation, ModelSpec, PositionTable, StackSpec
 
 
 @dataclass(frozen=True)

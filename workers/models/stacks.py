@@ -12,7 +12,12 @@ import torch
 from tandem import kernels
 from tandem.errors import ModelLoadError
 from tandem.kernels import RowGroups
-from tandem.workers.blocks import (
+from tandem.workers.models.checkpoint import Checkpoint, WeightSlot
+from tandem.workers.models.kv_pool import KVPool
+from tandem.workers.models.layers import HasWeights, HeadTable, Norm, Placement
+from tandem.workers.models.positions import rotary_speeds
+from tandem.workers.models.spec import ModelSpec, Rotary, StackSpec, Window
+from tandem.workers.models.sublayers import (
     CrossAttention,
     CrossKV,
     Embedding,
@@ -22,11 +27,6 @@ from tandem.workers.blocks import (
     SelfAttention,
     norm,
 )
-from tandem.workers.checkpoint import Checkpoint, WeightSlot
-from tandem.workers.kv_pool import KVPool
-from tandem.workers.layers import HasWeights, HeadTable, Norm, Placement
-from tandem.workers.positions import rotary_speeds
-from tandem.workers.spec import ModelSpec, Rotary, StackSpec, Window
 
 # Rows of logits that scoring holds at a time: of a large vocabulary they take far more memory than all else
 # of a step.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families.entry import (
+from tandem.workers.models.families.entry import (
     Config,
     Family,
     WeightNames,
@@ -15,7 +15,7 @@ from tandem.workers.families.entry import (
     ids,
     token_id,
 )
-from tandem.workers.spec import ModelSpec, Rotary, StackSpec
+from tandem.workers.models.spec import ModelSpec, Rotary, StackSpec
 
 
 def _spec(config: Config) -> ModelSpec:

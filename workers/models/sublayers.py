@@ -8,9 +8,9 @@ from itertools import chain
 import torch
 
 from tandem import kernels
-from tandem.workers import positions
-from tandem.workers.checkpoint import WeightSlot
-from tandem.workers.layers import (
+from tandem.workers.models import positions
+from tandem.workers.models.checkpoint import WeightSlot
+from tandem.workers.models.layers import (
     ColumnParallel,
     HeadTable,
     Norm,
@@ -20,7 +20,7 @@ from tandem.workers.layers import (
     Vocabulary,
     VocabularyBias,
 )
-from tandem.workers.spec import ModelSpec, StackSpec
+from tandem.workers.models.spec import ModelSpec, StackSpec
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the rows' angles, [N, dimensions / 2]
 

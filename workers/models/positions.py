@@ -6,7 +6,7 @@ import math
 
 import torch
 
-from tandem.workers.spec import Rotary
+from tandem.workers.models.spec import Rotary
 
 
 def sinusoidal(rows: int, width: int) -> torch.Tensor:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families import gpt2
-from tandem.workers.families.entry import (
+from tandem.workers.models.families import gpt2
+from tandem.workers.models.families.entry import (
     Config,
     Family,
     WeightNames,
@@ -21,7 +21,7 @@ from tandem.workers.families.entry import (
     sides,
     token_id,
 )
-from tandem.workers.spec import Activation, ModelSpec, PositionTable, StackSpec
+from tandem.workers.models.spec import Activation, ModelSpec, PositionTable, StackSpec
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,9 @@ To add a family, add an entry; CONTRIBUTING.md walks through it.
 from __future__ import annotations
 
 from tandem.errors import ModelLoadError
-from tandem.workers.families import bart, encoder_decoder, gpt2, phi, t5, t5gemma
-from tandem.workers.families.entry import Config, Family, Part, WeightNames, first_id
-from tandem.workers.spec import ModelSpec
+from tandem.workers.models.families import bart, encoder_decoder, gpt2, phi, t5, t5gemma
+from tandem.workers.models.families.entry import Config, Family, Part, WeightNames, first_id
+from tandem.workers.models.spec import ModelSpec
 
 __all__ = ["FAMILIES", "Config", "Family", "Part", "WeightNames", "family_of", "first_id", "spec_of"]
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final
 
 from tandem.errors import ModelLoadError
-from tandem.workers.spec import Activation, ModelSpec, StackSpec
+from tandem.workers.models.spec import Activation, ModelSpec, StackSpec
 
 Config = Mapping[str, Any]  # config.json
 

@@ -11,10 +11,10 @@ import torch
 from tandem import kernels
 from tandem.errors import ModelLoadError
 from tandem.kernels import Int8Linear, Linear
-from tandem.workers.checkpoint import WeightSlot
 from tandem.workers.config import Quantization
 from tandem.workers.distributed import Group
-from tandem.workers.spec import NormKind
+from tandem.workers.models.checkpoint import WeightSlot
+from tandem.workers.models.spec import NormKind
 
 
 class HasWeights(Protocol):

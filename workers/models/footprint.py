@@ -9,11 +9,11 @@ from pathlib import Path
 import torch
 
 from tandem.errors import InvalidRequest
-from tandem.workers.checkpoint import Checkpoint, WeightSlot, read_json
 from tandem.workers.config import GIB, EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.layers import Placement
-from tandem.workers.model import DecoderStack, EncoderStack
+from tandem.workers.models.checkpoint import Checkpoint, WeightSlot, read_json
+from tandem.workers.models.layers import Placement
+from tandem.workers.models.stacks import DecoderStack, EncoderStack
 
 
 @dataclass(frozen=True)

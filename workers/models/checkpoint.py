@@ -14,7 +14,7 @@ from safetensors import safe_open
 
 from tandem import quickstart
 from tandem.errors import ModelLoadError
-from tandem.workers.families import Config, Part, family_of, spec_of
+from tandem.workers.models.families import Config, Part, family_of, spec_of
 
 # What is fetched from a hub: never pickles, never code.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
