@@ -35,9 +35,9 @@ from tandem.workers.assembler import PreparedRequest
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.frontend import Frontend
-from tandem.workers.scheduler import Scheduler
-from tandem.workers.sequence_heap import Key, SequenceHeap
-from tandem.workers.step_plan import Sequence
+from tandem.workers.scheduling.plan import Sequence
+from tandem.workers.scheduling.scheduler import Scheduler
+from tandem.workers.scheduling.sequence_heap import Key, SequenceHeap
 
 SLOTS = 32
 REQUESTS = 96

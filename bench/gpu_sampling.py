@@ -14,7 +14,7 @@ from clock import Clock, Roofline
 
 from tandem.workers.request import BeamSearch, Decoding, EncoderInput, EngineRequest
 from tandem.workers.sampler import Sampled, Sampler
-from tandem.workers.step_plan import Row, Sequence
+from tandem.workers.scheduling.plan import Row, Sequence
 
 STEPS = 8  # whose choices are compared
 MAX_TOKENS = 128

@@ -12,7 +12,7 @@ from typing import Protocol
 
 from tandem.errors import InternalError, TandemError
 from tandem.workers.request import Delta, EngineRequest, EngineStats
-from tandem.workers.scheduler import EndReason
+from tandem.workers.scheduling.scheduler import EndReason
 
 logger = logging.getLogger(__name__)
 

@@ -13,7 +13,7 @@ from tandem.cluster.messages import WireDelta
 from tandem.errors import HiddenStatesLost, TandemError, Unavailable
 from tandem.outputs import FinishReason, TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest, Hypothesis
-from tandem.workers.scheduler import PRIORITY_S
+from tandem.workers.scheduling.scheduler import PRIORITY_S
 
 if TYPE_CHECKING:
     from tandem.cluster.engine_client import EngineClient

@@ -19,8 +19,8 @@ import torch
 from tandem.workers.noise import gumbel
 from tandem.workers.processors import Processors
 from tandem.workers.request import BeamSearch
+from tandem.workers.scheduling.plan import Found, Row, Sequence
 from tandem.workers.slot_tables import Columns, Lists, widened
-from tandem.workers.step_plan import Found, Row, Sequence
 from tandem.workers.to_device import to_device
 from tandem.workers.warpers import Warpers
 

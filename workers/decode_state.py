@@ -14,7 +14,7 @@ from tandem.kernels.decode_rows import LAST, POSITION, SOURCE, resolve
 from tandem.workers.config import EngineConfig
 from tandem.workers.models.stacks import AttentionRows, DecoderBatch, Targets
 from tandem.workers.packet import BEAM, SINGLE, Ints, Packet
-from tandem.workers.step_plan import ON_DEVICE
+from tandem.workers.scheduling.plan import ON_DEVICE
 
 
 class DecodeState:

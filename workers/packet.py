@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from tandem.workers.step_plan import Admission, StepPlan
+from tandem.workers.scheduling.plan import Admission, StepPlan
 
 Ints = npt.NDArray[np.int64]
 

@@ -16,10 +16,10 @@ from operator import or_
 
 import torch
 
-from tandem.workers.need import Need
 from tandem.workers.request import Decoding, EngineRequest
+from tandem.workers.scheduling.plan import Sequence
+from tandem.workers.scheduling.processor_flags import Need
 from tandem.workers.slot_tables import Columns, History, Lists, marked
-from tandem.workers.step_plan import Sequence
 from tandem.workers.to_device import to_device
 
 

@@ -9,14 +9,14 @@ import torch
 from tandem import kernels
 from tandem.outputs import TokenLogprobs
 from tandem.workers.beams import Beams, BeamStep
-from tandem.workers.drafter import Seen
 from tandem.workers.models.stacks import TargetScores
-from tandem.workers.need import Need
 from tandem.workers.noise import uniform
 from tandem.workers.processors import Processors
 from tandem.workers.request import Decoding
+from tandem.workers.scheduling.drafter import Seen
+from tandem.workers.scheduling.plan import Row, Sequence, StepResult
+from tandem.workers.scheduling.processor_flags import Need
 from tandem.workers.slot_tables import Columns
-from tandem.workers.step_plan import Row, Sequence, StepResult
 from tandem.workers.to_device import to_device
 from tandem.workers.warpers import Warpers
 

@@ -11,8 +11,8 @@ from collections.abc import Sequence as Seq
 import torch
 
 from tandem.workers.request import Decoding
+from tandem.workers.scheduling.plan import Sequence
 from tandem.workers.slot_tables import Columns
-from tandem.workers.step_plan import Sequence
 from tandem.workers.to_device import to_device
 
 

@@ -15,7 +15,7 @@ import torch
 from clock import Clock, Roofline
 
 from tandem.workers.sampler import Sampled, Sampler
-from tandem.workers.step_plan import Row
+from tandem.workers.scheduling.plan import Row
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "bench" / "gpu.py"

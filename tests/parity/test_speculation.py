@@ -18,11 +18,11 @@ from models import decoding, load_reference, reference_greedy
 from parity import Answers, Kept, Reference, greedy, ranks_in_threads, serve
 
 from tandem.kernels import cpu_ops
-from tandem.workers import drafter
 from tandem.workers.config import EngineConfig
 from tandem.workers.encoder import Encoder
 from tandem.workers.engine import Engine
 from tandem.workers.request import Delta, EncoderInput, EngineRequest
+from tandem.workers.scheduling import drafter
 
 sys.path.append(str(Path(__file__).parents[2] / "bench"))
 

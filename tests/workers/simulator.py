@@ -24,11 +24,11 @@ from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.kernels import follow_source
 from tandem.kernels.decode_rows import LAST, LENGTH, POSITION, RUN, SOURCE, resolve
 from tandem.outputs import TokenLogprobs
-from tandem.workers.drafter import Seen
-from tandem.workers.pages import PagePool
 from tandem.workers.request import BeamSearch, Decoding, Delta, EncoderInput, EngineRequest, Hypothesis
-from tandem.workers.scheduler import Scheduler
-from tandem.workers.step_plan import ON_DEVICE, Row, Sequence, StepPlan, StepResult
+from tandem.workers.scheduling.drafter import Seen
+from tandem.workers.scheduling.pages import PagePool
+from tandem.workers.scheduling.plan import ON_DEVICE, Row, Sequence, StepPlan, StepResult
+from tandem.workers.scheduling.scheduler import Scheduler
 
 EOS, OWN_STOP = 1, 2
 PRIORITY_S = 10.0  # seconds of waiting that one level of priority is worth

@@ -11,7 +11,7 @@ from models import decoding
 
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
 from tandem.workers.sampler import Sampler
-from tandem.workers.step_plan import Row, Sequence, StepResult
+from tandem.workers.scheduling.plan import Row, Sequence, StepResult
 
 VOCAB, EOS, START = 5, 1, 0
 CPU = torch.device("cpu")

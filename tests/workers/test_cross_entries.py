@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from tandem.workers.cross_entries import CrossEntries
-from tandem.workers.pages import PagePool
+from tandem.workers.scheduling.cross_entries import CrossEntries
+from tandem.workers.scheduling.pages import PagePool
 
 
 @pytest.fixture

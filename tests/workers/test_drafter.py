@@ -10,10 +10,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import decoding
 
-from tandem.workers import drafter
-from tandem.workers.drafter import Drafter, Seen, drafter_of
-from tandem.workers.need import Need
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
+from tandem.workers.scheduling import drafter
+from tandem.workers.scheduling.drafter import Drafter, Seen, drafter_of
+from tandem.workers.scheduling.processor_flags import Need
 
 TEXT = (10, 11, 12, 13, 14, 15, 16, 17, 18, 19)
 

@@ -11,12 +11,12 @@ import torch
 from simulator import EOS, Job, Simulator
 
 from tandem.kernels.decode_rows import EARLIER, LENGTH, RUN, SOURCE
-from tandem.workers.drafter import Seen
 from tandem.workers.packet import BEAM, CLOSE, ENCODE_HERE, ENCODED_BESIDE, FIRST_BEAM, NO_TOP, SINGLE, Packet
-from tandem.workers.pages import PagePool
 from tandem.workers.request import EncoderInput
-from tandem.workers.scheduler import Scheduler
-from tandem.workers.step_plan import ON_DEVICE, StepPlan, StepResult
+from tandem.workers.scheduling.drafter import Seen
+from tandem.workers.scheduling.pages import PagePool
+from tandem.workers.scheduling.plan import ON_DEVICE, StepPlan, StepResult
+from tandem.workers.scheduling.scheduler import Scheduler
 
 
 @dataclass

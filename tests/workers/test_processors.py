@@ -24,10 +24,10 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from tandem.workers.need import Need
 from tandem.workers.processors import Processors
 from tandem.workers.request import EncoderInput, EngineRequest
-from tandem.workers.step_plan import Sequence
+from tandem.workers.scheduling.plan import Sequence
+from tandem.workers.scheduling.processor_flags import Need
 
 VOCAB = 24
 EOS = 1

@@ -11,11 +11,11 @@ import pytest
 from models import EOS, PAD, decoding
 
 from tandem.kernels import CPUProgram, cpu_ops
-from tandem.workers import drafter
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.packet import BEAM, SINGLE, Ints
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
+from tandem.workers.scheduling import drafter
 
 pytestmark = pytest.mark.skipif(not cpu_ops.AVX512, reason="the C++ extension, or AVX-512, is not there")
 

@@ -24,7 +24,7 @@ from transformers import (
 from tandem.workers.noise import gumbel, uniform
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
 from tandem.workers.sampler import Sampler
-from tandem.workers.step_plan import Row, Sequence
+from tandem.workers.scheduling.plan import Row, Sequence
 
 VOCAB = 96
 CPU = torch.device("cpu")

@@ -16,11 +16,11 @@ from hypothesis import strategies as st
 from simulator import BESIDE_STEPS, EOS, OWN_STOP, PRIORITY_S, Job, Simulator
 
 from tandem.errors import InvalidRequest
-from tandem.workers import drafter
-from tandem.workers.pages import PagePool
 from tandem.workers.request import EngineRequest
-from tandem.workers.scheduler import Scheduler
-from tandem.workers.step_plan import StepResult
+from tandem.workers.scheduling import drafter
+from tandem.workers.scheduling.pages import PagePool
+from tandem.workers.scheduling.plan import StepResult
+from tandem.workers.scheduling.scheduler import Scheduler
 
 ARRIVALS = 20  # steps during which requests come
 

@@ -6,7 +6,7 @@ from typing import Literal
 
 from tandem.outputs import TokenLogprobs
 from tandem.workers.request import Decoding, Delta, Hypothesis
-from tandem.workers.step_plan import Found, Sequence
+from tandem.workers.scheduling.plan import Found, Sequence
 
 Reason = Literal["stop", "length"]
 

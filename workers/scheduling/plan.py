@@ -9,8 +9,8 @@ from enum import Enum
 from typing import NamedTuple
 
 from tandem.outputs import TokenLogprobs
-from tandem.workers.drafter import Drafter, Seen
 from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.scheduling.drafter import Drafter, Seen
 
 # In place of a token that only the device knows, a sequence's last one; below it are guesses at what follows.
 ON_DEVICE = -1

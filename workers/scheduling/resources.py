@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from tandem.workers.cross_entries import CrossEntries
-from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineStats
-from tandem.workers.sequence_heap import SequenceHeap
-from tandem.workers.step_plan import Sequence, State
+from tandem.workers.scheduling.cross_entries import CrossEntries
+from tandem.workers.scheduling.pages import PagePool
+from tandem.workers.scheduling.plan import Sequence, State
+from tandem.workers.scheduling.sequence_heap import SequenceHeap
 
 
 class Books:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from tandem.workers.step_plan import ON_DEVICE, StepPlan
+from tandem.workers.scheduling.plan import ON_DEVICE, StepPlan
 
 
 def lengthen(plan: StepPlan, budget: int, most: int, page_size: int, step_rows: int) -> int:

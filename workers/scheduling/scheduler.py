@@ -23,13 +23,12 @@ from typing import Literal
 
 from tandem.errors import InvalidRequest, TandemError
 from tandem.outputs import TokenLogprobs
-from tandem.workers.books import Books
-from tandem.workers.deltas import beam_delta, finish_reason, score_delta, token_delta
-from tandem.workers.drafter import STEP_ROWS, Seen, drafter_of
-from tandem.workers.drafting import lengthen
-from tandem.workers.pages import PagePool
 from tandem.workers.request import Delta, EngineRequest
-from tandem.workers.step_plan import (
+from tandem.workers.scheduling.deltas import beam_delta, finish_reason, score_delta, token_delta
+from tandem.workers.scheduling.drafter import STEP_ROWS, Seen, drafter_of
+from tandem.workers.scheduling.drafting import lengthen
+from tandem.workers.scheduling.pages import PagePool
+from tandem.workers.scheduling.plan import (
     ON_DEVICE,
     Admission,
     Found,
@@ -39,6 +38,7 @@ from tandem.workers.step_plan import (
     StepPlan,
     StepResult,
 )
+from tandem.workers.scheduling.resources import Books
 
 PRIORITY_S = 10.0
 BESIDE_STEPS = 16  # that go on without those who wait for their encoder inputs, at most; then a step waits

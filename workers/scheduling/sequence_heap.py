@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 
-from tandem.workers.step_plan import Sequence, State
+from tandem.workers.scheduling.plan import Sequence, State
 
 _SPARE = 64  # ended ones that stay until it pays to sweep them out
 

@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from typing import Final, NamedTuple
 
-from tandem.workers.need import Need
 from tandem.workers.request import EngineRequest
+from tandem.workers.scheduling.processor_flags import Need
 
 # A guess's chance to be right, by how many tokens before it stand in the source too, from one up: to begin
 # with. Experience replaces it, and costs nothing: a guess is seen to be right or wrong whether it was drafted

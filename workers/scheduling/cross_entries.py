@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from tandem.workers.pages import PagePool
-from tandem.workers.step_plan import CrossEntry
+from tandem.workers.scheduling.pages import PagePool
+from tandem.workers.scheduling.plan import CrossEntry
 
 
 class CrossEntries:
