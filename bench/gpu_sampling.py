@@ -13,7 +13,7 @@ import torch
 from clock import Clock, Roofline
 
 from tandem.workers.request import BeamSearch, Decoding, EncoderInput, EngineRequest
-from tandem.workers.sampler import Sampled, Sampler
+from tandem.workers.sampling.sampler import Sampled, Sampler
 from tandem.workers.scheduling.plan import Row, Sequence
 
 STEPS = 8  # whose choices are compared

@@ -13,7 +13,7 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.packet import CLOSE, Packet
 from tandem.workers.request import Delta, EngineRequest, EngineStats
-from tandem.workers.sampler import HostCopy, Sampled, Sampler, Scored
+from tandem.workers.sampling.sampler import HostCopy, Sampled, Sampler, Scored
 from tandem.workers.scheduling.drafter import STEP_ROWS
 from tandem.workers.scheduling.pages import PagePool
 from tandem.workers.scheduling.plan import StepPlan, StepResult

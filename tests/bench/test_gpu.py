@@ -14,7 +14,7 @@ import pytest
 import torch
 from clock import Clock, Roofline
 
-from tandem.workers.sampler import Sampled, Sampler
+from tandem.workers.sampling.sampler import Sampled, Sampler
 from tandem.workers.scheduling.plan import Row
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import torch
 from models import decoding
 
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
-from tandem.workers.sampler import Sampler
+from tandem.workers.sampling.sampler import Sampler
 from tandem.workers.scheduling.plan import Row, Sequence, StepResult
 
 VOCAB, EOS, START = 5, 1, 0

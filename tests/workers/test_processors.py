@@ -24,8 +24,8 @@ from transformers import (
     SuppressTokensLogitsProcessor,
 )
 
-from tandem.workers.processors import Processors
 from tandem.workers.request import EncoderInput, EngineRequest
+from tandem.workers.sampling.processors import Processors
 from tandem.workers.scheduling.plan import Sequence
 from tandem.workers.scheduling.processor_flags import Need
 

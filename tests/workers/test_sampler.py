@@ -21,9 +21,9 @@ from transformers import (
     TypicalLogitsWarper,
 )
 
-from tandem.workers.noise import gumbel, uniform
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
-from tandem.workers.sampler import Sampler
+from tandem.workers.sampling.noise import gumbel, uniform
+from tandem.workers.sampling.sampler import Sampler
 from tandem.workers.scheduling.plan import Row, Sequence
 
 VOCAB = 96
@@ -222,7 +222,8 @@ def test_greedy_takes_the_likeliest_after_the_processors() -> None:
 def test_extreme_noise_never_draws_what_is_ruled_out(u: float, monkeypatch: pytest.MonkeyPatch) -> None:
     """The first and the last tokens are ruled out; rounding must not reach them."""
     monkeypatch.setattr(
-        "tandem.workers.sampler.uniform", lambda seed, _: torch.full(seed.shape, u, dtype=torch.float64)
+        "tandem.workers.sampling.sampler.uniform",
+        lambda seed, _: torch.full(seed.shape, u, dtype=torch.float64),
     )
     edges = frozenset({0, 1, 2, VOCAB - 2, VOCAB - 1})
     logits = random_logits(50, seed=8, spread=0.01)

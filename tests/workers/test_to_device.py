@@ -16,10 +16,10 @@ from torch.overrides import TorchFunctionMode
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
-from tandem.workers.sampler import Sampled, Sampler
+from tandem.workers.sampling.sampler import Sampled, Sampler
+from tandem.workers.sampling.to_device import to_device
 from tandem.workers.scheduling.plan import Row
 from tandem.workers.scheduling.plan import Sequence as EngineSequence
-from tandem.workers.to_device import to_device
 
 READ = (Tensor.item, Tensor.tolist, Tensor.nonzero, Tensor.__bool__, Tensor.__int__, Tensor.__float__)
 INDEX = (Tensor.__getitem__, Tensor.__setitem__)

@@ -8,17 +8,17 @@ import torch
 
 from tandem import kernels
 from tandem.outputs import TokenLogprobs
-from tandem.workers.beams import Beams, BeamStep
 from tandem.workers.models.stacks import TargetScores
-from tandem.workers.noise import uniform
-from tandem.workers.processors import Processors
 from tandem.workers.request import Decoding
+from tandem.workers.sampling.beams import Beams, BeamStep
+from tandem.workers.sampling.noise import uniform
+from tandem.workers.sampling.processors import Processors
+from tandem.workers.sampling.slot_tables import Columns
+from tandem.workers.sampling.to_device import to_device
+from tandem.workers.sampling.warpers import Warpers
 from tandem.workers.scheduling.drafter import Seen
 from tandem.workers.scheduling.plan import Row, Sequence, StepResult
 from tandem.workers.scheduling.processor_flags import Need
-from tandem.workers.slot_tables import Columns
-from tandem.workers.to_device import to_device
-from tandem.workers.warpers import Warpers
 
 
 class HostCopy:

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import torch
 
-from tandem.workers.noise import gumbel
-from tandem.workers.processors import Processors
 from tandem.workers.request import BeamSearch
+from tandem.workers.sampling.noise import gumbel
+from tandem.workers.sampling.processors import Processors
+from tandem.workers.sampling.slot_tables import Columns, Lists, widened
+from tandem.workers.sampling.to_device import to_device
+from tandem.workers.sampling.warpers import Warpers
 from tandem.workers.scheduling.plan import Found, Row, Sequence
-from tandem.workers.slot_tables import Columns, Lists, widened
-from tandem.workers.to_device import to_device
-from tandem.workers.warpers import Warpers
 
 _NEVER = -1e9  # transformers' score of what must not be chosen
 

@@ -11,9 +11,9 @@ from collections.abc import Sequence as Seq
 import torch
 
 from tandem.workers.request import Decoding
+from tandem.workers.sampling.slot_tables import Columns
+from tandem.workers.sampling.to_device import to_device
 from tandem.workers.scheduling.plan import Sequence
-from tandem.workers.slot_tables import Columns
-from tandem.workers.to_device import to_device
 
 
 class Warpers:

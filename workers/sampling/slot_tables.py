@@ -6,7 +6,7 @@ from collections.abc import Sequence as Seq
 
 import torch
 
-from tandem.workers.to_device import to_device
+from tandem.workers.sampling.to_device import to_device
 
 
 class Columns:

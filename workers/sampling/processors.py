@@ -17,10 +17,10 @@ from operator import or_
 import torch
 
 from tandem.workers.request import Decoding, EngineRequest
+from tandem.workers.sampling.slot_tables import Columns, History, Lists, marked
+from tandem.workers.sampling.to_device import to_device
 from tandem.workers.scheduling.plan import Sequence
 from tandem.workers.scheduling.processor_flags import Need
-from tandem.workers.slot_tables import Columns, History, Lists, marked
-from tandem.workers.to_device import to_device
 
 
 class Processors:
