@@ -37,7 +37,7 @@ from tandem.kernels import Int8Linear, Linear
 from tandem.quickstart import PATH as QUICKSTART
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
-from tandem.workers.packet import Packet
+from tandem.workers.execution.packet import Packet
 
 ROWS = (1, 8, 32)
 PRECISIONS: dict[str, dict[str, str]] = {

@@ -36,8 +36,8 @@ from tandem.cluster.endpoints import Endpoints
 from tandem.cluster.handoff import pack
 from tandem.quickstart import PATH as QUICKSTART
 from tandem.workers.config import EngineConfig
-from tandem.workers.encoder import Encoder
 from tandem.workers.engine import Engine
+from tandem.workers.execution.encoder import Encoder
 
 MEASURED = Traffic((10, 80), (8, 65))  # what costs are measured with, and the comparison
 TRAFFIC = Traffic((10, 80), (64, 257))  # what is simulated: as much for four decoders as for an encoder

@@ -13,7 +13,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import BatchSummary, PackedHidden, pack
 from tandem.cluster.threads import use_cpus
 from tandem.errors import Unavailable
-from tandem.workers.simulated import make_encoder
+from tandem.workers.execution.simulated import make_encoder
 
 QUEUE_REPORT_S = 10.0  # how long a router's last report of its queue counts
 

@@ -11,14 +11,14 @@ import torch
 from tandem.errors import HiddenStatesLost, InternalError, InvalidRequest
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.packet import CLOSE, Packet
+from tandem.workers.execution.packet import CLOSE, Packet
+from tandem.workers.execution.simulated import make_runner
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.sampling.sampler import HostCopy, Sampled, Sampler, Scored
 from tandem.workers.scheduling.drafter import STEP_ROWS
 from tandem.workers.scheduling.pages import PagePool
 from tandem.workers.scheduling.plan import StepPlan, StepResult
 from tandem.workers.scheduling.scheduler import EndReason, Scheduler
-from tandem.workers.simulated import make_runner
 
 
 class Engine:

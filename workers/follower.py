@@ -6,9 +6,9 @@ import threading
 
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.packet import CLOSE, Packet
+from tandem.workers.execution.packet import CLOSE, Packet
+from tandem.workers.execution.simulated import make_runner
 from tandem.workers.request import HiddenStates
-from tandem.workers.simulated import make_runner
 
 
 class Follower:

@@ -21,11 +21,11 @@ from parity import (
     serve,
 )
 
-from tandem.workers.encoder import Encoder
 from tandem.workers.engine import Engine
+from tandem.workers.execution.encoder import Encoder
+from tandem.workers.execution.side_stream import Work
 from tandem.workers.local_group import LocalGroup
 from tandem.workers.request import Decoding, EngineRequest, EngineStats
-from tandem.workers.side_stream import Work
 
 
 @pytest.fixture

@@ -19,8 +19,8 @@ from parity import Answers, Kept, Reference, greedy, ranks_in_threads, serve
 
 from tandem.kernels import cpu_ops
 from tandem.workers.config import EngineConfig
-from tandem.workers.encoder import Encoder
 from tandem.workers.engine import Engine
+from tandem.workers.execution.encoder import Encoder
 from tandem.workers.request import Delta, EncoderInput, EngineRequest
 from tandem.workers.scheduling import drafter
 

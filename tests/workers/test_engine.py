@@ -14,8 +14,8 @@ from models import EOS, PAD, VOCAB, decoding, load_reference
 from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.encoder import Encoder
 from tandem.workers.engine import Engine
+from tandem.workers.execution.encoder import Encoder
 from tandem.workers.request import Delta, EncoderInput, EngineRequest, HiddenStates
 
 PROMPTS = [(5, 9, 30, EOS), (77, 6, EOS), (12, 13, 14, 15, 16, 17, 18, EOS), (101, EOS)]

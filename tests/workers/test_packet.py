@@ -11,7 +11,16 @@ import torch
 from simulator import EOS, Job, Simulator
 
 from tandem.kernels.decode_rows import EARLIER, LENGTH, RUN, SOURCE
-from tandem.workers.packet import BEAM, CLOSE, ENCODE_HERE, ENCODED_BESIDE, FIRST_BEAM, NO_TOP, SINGLE, Packet
+from tandem.workers.execution.packet import (
+    BEAM,
+    CLOSE,
+    ENCODE_HERE,
+    ENCODED_BESIDE,
+    FIRST_BEAM,
+    NO_TOP,
+    SINGLE,
+    Packet,
+)
 from tandem.workers.request import EncoderInput
 from tandem.workers.scheduling.drafter import Seen
 from tandem.workers.scheduling.pages import PagePool

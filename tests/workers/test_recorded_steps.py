@@ -13,7 +13,7 @@ from models import EOS, PAD, decoding
 from tandem.kernels import CPUProgram, cpu_ops
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
-from tandem.workers.packet import BEAM, SINGLE, Ints
+from tandem.workers.execution.packet import BEAM, SINGLE, Ints
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
 from tandem.workers.scheduling import drafter
 
@@ -61,7 +61,7 @@ def test_tokens_are_those_of_op_by_op(variant: str, quantization: str | None, ch
 
 
 def test_a_model_of_other_ops_goes_op_by_op(checkpoint: Checkpoint, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.DEBUG, logger="tandem.workers.runner"):
+    with caplog.at_level(logging.DEBUG, logger="tandem.workers.execution.runner"):
         engine = make_engine(checkpoint("phi"))
     assert not engine.runner._steps
     assert "op by op" in caplog.text

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from tandem.workers.side_stream import SideStream
+from tandem.workers.execution.side_stream import SideStream
 
 
 def test_without_cuda_work_is_done_as_it_comes() -> None:

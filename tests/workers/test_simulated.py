@@ -10,8 +10,8 @@ import pytest
 
 from tandem import LLM, InvalidRequest, SamplingParams
 from tandem.workers.config import EngineConfig
-from tandem.workers.encoder import Encoder
-from tandem.workers.simulated import make_encoder
+from tandem.workers.execution.encoder import Encoder
+from tandem.workers.execution.simulated import make_encoder
 
 
 def test_as_many_tokens_as_asked_for(checkpoint: Callable[..., Path]) -> None:

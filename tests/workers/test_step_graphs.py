@@ -21,13 +21,13 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from tandem import kernels
 from tandem.errors import InvalidRequest
 from tandem.kernels import RowGroups, cpu_ops, reference
-from tandem.workers import step_graphs
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.engine import Engine
+from tandem.workers.execution import step_graphs
+from tandem.workers.execution.runner import Runner
+from tandem.workers.execution.step_graphs import StepGraphs, sizes_up_to
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
-from tandem.workers.runner import Runner
-from tandem.workers.step_graphs import StepGraphs, sizes_up_to
 
 CPU = torch.device("cpu")
 

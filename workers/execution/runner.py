@@ -12,15 +12,23 @@ import torch
 
 from tandem import kernels
 from tandem.workers.config import EngineConfig
-from tandem.workers.decode_state import DecodeState
 from tandem.workers.distributed import Group
+from tandem.workers.execution.decode_state import DecodeState
+from tandem.workers.execution.packet import (
+    BEAM,
+    ENCODE_HERE,
+    ENCODED_BESIDE,
+    FIRST_BEAM,
+    SINGLE,
+    Ints,
+    Packet,
+)
+from tandem.workers.execution.side_stream import SideStream, Work
+from tandem.workers.execution.step_graphs import StepGraphs
 from tandem.workers.models.checkpoint import Checkpoint, read_json
 from tandem.workers.models.kv_pool import KVPool
 from tandem.workers.models.layers import Placement
 from tandem.workers.models.stacks import EncoderStack, TargetScores, load_decoder, load_encoder
-from tandem.workers.packet import BEAM, ENCODE_HERE, ENCODED_BESIDE, FIRST_BEAM, SINGLE, Ints, Packet
-from tandem.workers.side_stream import SideStream, Work
-from tandem.workers.step_graphs import StepGraphs
 
 _LOG = logging.getLogger(__name__)
 

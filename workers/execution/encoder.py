@@ -10,10 +10,10 @@ import torch
 
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
+from tandem.workers.execution.runner import encode_packed
 from tandem.workers.models.checkpoint import Checkpoint, read_json
 from tandem.workers.models.layers import Placement
 from tandem.workers.models.stacks import load_encoder
-from tandem.workers.runner import encode_packed
 
 
 class Encoder:

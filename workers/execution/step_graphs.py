@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 import torch
 
-from tandem.workers.packet import Ints
+from tandem.workers.execution.packet import Ints
 
 Replay = Callable[[], torch.Tensor | None]
 Forward = Callable[[torch.Tensor], torch.Tensor | None]

@@ -9,9 +9,9 @@ import torch
 
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.encoder import Encoder
-from tandem.workers.packet import Packet
-from tandem.workers.runner import Hidden, Runner
+from tandem.workers.execution.encoder import Encoder
+from tandem.workers.execution.packet import Packet
+from tandem.workers.execution.runner import Hidden, Runner
 
 
 class SimulatedRunner(Runner):
