@@ -31,10 +31,10 @@ from engine import make_model
 from rich.console import Console
 from rich.table import Table
 
-from tandem.workers.assembler import PreparedRequest
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
-from tandem.workers.frontend import Frontend
+from tandem.workers.requests.output_processor import PreparedRequest
+from tandem.workers.requests.request_builder import Frontend
 from tandem.workers.scheduling.plan import Sequence
 from tandem.workers.scheduling.scheduler import Scheduler
 from tandem.workers.scheduling.sequence_heap import Key, SequenceHeap

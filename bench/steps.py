@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 
 from tandem import SamplingParams
-from tandem.workers.assembler import PreparedRequest
 from tandem.workers.engine import Engine
-from tandem.workers.frontend import Frontend
+from tandem.workers.requests.output_processor import PreparedRequest
+from tandem.workers.requests.request_builder import Frontend
 
 _handles = itertools.count()
 

@@ -9,8 +9,8 @@ from typing import Any
 from tandem.cluster.service import Piece
 from tandem.outputs import RequestOutput, TokenLogprobs
 from tandem.params import Params
-from tandem.workers.assembler import PreparedRequest
-from tandem.workers.detokenizer import Vocabulary
+from tandem.workers.requests.detokenizer import Vocabulary
+from tandem.workers.requests.output_processor import PreparedRequest
 
 
 class CompletionShape:

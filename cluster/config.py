@@ -13,8 +13,8 @@ from tandem.errors import InvalidRequest
 from tandem.limits import Limits
 from tandem.params import invalid
 from tandem.workers.config import Device, Dtype, EngineConfig, Quantization
-from tandem.workers.generation_defaults import checked_overrides
 from tandem.workers.models.checkpoint import resolve
+from tandem.workers.requests.defaults import checked_overrides
 
 Placement = Literal["disaggregated", "colocated"]
 IngressMode = Literal["direct", "proxy"]

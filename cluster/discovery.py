@@ -14,8 +14,8 @@ from ray.serve.handle import DeploymentHandle
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import SCHEMA
-from tandem.workers.model_info import revision_of
 from tandem.workers.models.checkpoint import resolve
+from tandem.workers.requests.model_info import revision_of
 
 logger = logging.getLogger(__name__)
 

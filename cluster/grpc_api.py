@@ -18,7 +18,7 @@ from tandem.cluster.service import Call, Service
 from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemError
 from tandem.rpc import SERVICE, MessageT, parse, set_error
 from tandem.v1 import inference_pb2 as pb
-from tandem.workers.assembler import PreparedRequest
+from tandem.workers.requests.output_processor import PreparedRequest
 
 # What the validator calls things, in this protocol's words.
 _FIELDS: Final = {

@@ -16,8 +16,8 @@ from tandem.cluster.grpc_api import GrpcApi
 from tandem.cluster.http_api import build_app
 from tandem.cluster.router import Router
 from tandem.cluster.service import Service
-from tandem.workers.frontend import Frontend
 from tandem.workers.models.checkpoint import resolve
+from tandem.workers.requests.request_builder import Frontend
 
 
 @serve.ingress()

@@ -20,7 +20,7 @@ from tandem.cluster.service import Call, Piece, Service
 from tandem.errors import InvalidRequest
 from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt
 from tandem.params import Params, SamplingParams, invalid, params_of
-from tandem.workers.assembler import PreparedRequest
+from tandem.workers.requests.output_processor import PreparedRequest
 
 # OpenAI's parameters that we do not have, with the value that asks for nothing.
 _UNSUPPORTED: Final[dict[str, object]] = {

@@ -20,10 +20,10 @@ from tandem.inputs import Prompt, SingletonPrompt, Terms
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params
 from tandem.wire import ServedModel
-from tandem.workers.assembler import Assembler, PreparedRequest
-from tandem.workers.frontend import Frontend
 from tandem.workers.request import Delta, EngineRequest
-from tandem.workers.scoring import PreparedScore
+from tandem.workers.requests.output_processor import Assembler, PreparedRequest
+from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.scoring import PreparedScore
 
 T = TypeVar("T")
 

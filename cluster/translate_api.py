@@ -19,7 +19,7 @@ from tandem.errors import InvalidRequest
 from tandem.inputs import Chosen, Prompt
 from tandem.limits import DEFAULT_LIMITS
 from tandem.params import BeamSearchParams, SamplingParams, invalid
-from tandem.workers.tasks import Tasks
+from tandem.workers.requests.tasks import Tasks
 
 _PREFIX: Final = re.compile(r"translate (\w+) to (\w+):", re.IGNORECASE)
 

@@ -9,7 +9,7 @@ from typing import Any
 from tandem.errors import InvalidRequest, ModelLoadError
 from tandem.workers.models.checkpoint import Checkpoint, read_json, resolve
 from tandem.workers.models.families import spec_of
-from tandem.workers.text_tokenizer import DECODER_TOKENIZER, read_tokenizer
+from tandem.workers.requests.tokenizer import DECODER_TOKENIZER, read_tokenizer
 
 
 @dataclass(frozen=True)

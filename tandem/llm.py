@@ -17,16 +17,16 @@ from tandem.inputs import Chosen, Prompt, SingletonPrompt
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params, for_each
-from tandem.workers.assembler import Assembler, PreparedRequest
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
-from tandem.workers.frontend import Frontend
 from tandem.workers.local_group import LocalGroup
-from tandem.workers.model_info import ModelInfo
 from tandem.workers.models.checkpoint import QUICKSTART, resolve
 from tandem.workers.request import Delta
+from tandem.workers.requests.model_info import ModelInfo
+from tandem.workers.requests.output_processor import Assembler, PreparedRequest
+from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.tasks import Tasks
 from tandem.workers.shared_engine import SharedEngine
-from tandem.workers.tasks import Tasks
 
 _PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
 

@@ -13,9 +13,9 @@ from tandem.generate_arguments import ARGUMENTS, to_params
 from tandem.inputs import Chosen, Prompt, TokensPrompt
 from tandem.llm import LLM
 from tandem.outputs import RequestOutput
-from tandem.workers.generation_defaults import merged
 from tandem.workers.models.checkpoint import QUICKSTART
-from tandem.workers.tasks import Choice
+from tandem.workers.requests.defaults import merged
+from tandem.workers.requests.tasks import Choice
 
 Record = dict[str, str]
 

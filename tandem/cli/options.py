@@ -19,7 +19,7 @@ from tandem.errors import InvalidRequest, TandemError
 
 if TYPE_CHECKING:
     from tandem.cluster.config import ServeConfig
-    from tandem.workers.model_info import ModelInfo
+    from tandem.workers.requests.model_info import ModelInfo
 
 err = Console(stderr=True, soft_wrap=True)  # whole lines, which logs and `grep` want
 
@@ -129,8 +129,8 @@ AddressOption = Annotated[
 
 def model_info(model: str) -> ModelInfo:
     """What is known of a model without its tokenizer and its weights."""
-    from tandem.workers.model_info import ModelInfo
     from tandem.workers.models.checkpoint import resolve
+    from tandem.workers.requests.model_info import ModelInfo
 
     return ModelInfo.read(resolve(model), model)
 

@@ -14,11 +14,11 @@ import torch
 from models import VARIANTS, load_reference
 
 from tandem.workers.config import EngineConfig
-from tandem.workers.decoding import scoring_of
 from tandem.workers.engine import Engine
 from tandem.workers.models.checkpoint import read_json
 from tandem.workers.models.families import spec_of
 from tandem.workers.request import EncoderInput, EngineRequest
+from tandem.workers.requests.decoding import scoring_of
 
 LENGTHS = (3, 15, 40)  # of prompts
 EACH = 32  # prompts of each length

@@ -15,10 +15,10 @@ from parity import Kept, ranks_in_threads, sampled, serve
 
 from tandem.errors import HiddenStatesLost
 from tandem.workers.config import EngineConfig
-from tandem.workers.decoding import scoring_of
 from tandem.workers.engine import Engine
 from tandem.workers.execution.encoder import Encoder
 from tandem.workers.request import EncoderInput, EngineRequest
+from tandem.workers.requests.decoding import scoring_of
 
 VARIANTS = ["t5", "bart", "mbart", "bert2bert", "gpt2", "phi"]
 Losses = dict[str, float]

@@ -12,8 +12,8 @@ from tiny_t5 import EOS, write_model
 from tandem.errors import Unavailable
 from tandem.outputs import TextDelta, TokenLogprobs
 from tandem.params import BeamSearchParams, SamplingParams
-from tandem.workers.frontend import Assembler, Frontend, PreparedRequest
 from tandem.workers.request import Delta, Hypothesis
+from tandem.workers.requests.request_builder import Assembler, Frontend, PreparedRequest
 
 SENTENCE = "le chat est sur le tapis"
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import ByT5Tokenizer, PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
-from tandem.workers.detokenizer import Detokenizer, StopStrings, Vocabulary
+from tandem.workers.requests.detokenizer import Detokenizer, StopStrings, Vocabulary
 
 CORPUS = [
     "translate English to French: I'm here, don't we know?",

@@ -20,8 +20,8 @@ from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
 from tandem.inputs import Prompt
 from tandem.limits import Limits
 from tandem.params import BeamSearchParams, SamplingParams
-from tandem.workers.frontend import Frontend, ModelInfo, sample_seed
 from tandem.workers.request import BeamSearch, Decoding
+from tandem.workers.requests.request_builder import Frontend, ModelInfo, sample_seed
 
 LIMITS = Limits(encoder_tokens=12, decoder_tokens=10, timeout_s=60)
 GREEDY = SamplingParams(max_tokens=4)

@@ -22,8 +22,8 @@ from transformers import (
 from tandem.errors import InvalidRequest
 from tandem.inputs import Chosen
 from tandem.params import SamplingParams
-from tandem.workers.detokenizer import Detokenizer
-from tandem.workers.frontend import Frontend
+from tandem.workers.requests.detokenizer import Detokenizer
+from tandem.workers.requests.request_builder import Frontend
 
 GREEDY = SamplingParams(max_tokens=4)
 LINES = ["the cat sat on the mat", "le chat est sur le tapis", "a b c d e f g", "die Katze sitzt dort"]

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tandem.workers import model_info
-from tandem.workers.model_info import revision_of
+from tandem.workers.requests import model_info
+from tandem.workers.requests.model_info import revision_of
 
 
 @pytest.mark.parametrize("samples", [256, 16])  # all of this small file, and 16 places in it

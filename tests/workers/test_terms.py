@@ -9,8 +9,8 @@ import pytest
 
 from tandem.errors import InvalidRequest
 from tandem.limits import Limits
-from tandem.workers.tasks import Tasks
-from tandem.workers.terms import Agreed, agree
+from tandem.workers.requests.options import Agreed, agree
+from tandem.workers.requests.tasks import Tasks
 
 
 class AnyChoice(Tasks):

@@ -16,7 +16,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.http_api import build_app
 from tandem.cluster.service import Router, Service
 from tandem.limits import Limits
-from tandem.workers.frontend import Frontend
+from tandem.workers.requests.request_builder import Frontend
 
 ANSWER = "le chat est sur le tapis"
 LIMITS = Limits(message_bytes=20_000, encoder_tokens=64, decoder_tokens=64, prompts=8, timeout_s=60)

@@ -17,8 +17,8 @@ from tandem.cluster.grpc_api import GrpcApi
 from tandem.cluster.service import _LONGEST_GATHER_S, _MESSAGES_PER_S, _WHOLE_GATHER_S, Service
 from tandem.errors import InternalError, InvalidRequest, Overloaded, TandemError, Unavailable
 from tandem.v1 import inference_pb2 as pb
-from tandem.workers.frontend import Frontend
 from tandem.workers.request import BeamSearch
+from tandem.workers.requests.request_builder import Frontend
 
 SENTENCE = "le chat est sur le tapis"
 

@@ -20,8 +20,8 @@ from tandem.cluster.health import Health
 from tandem.cluster.http_api import build_app
 from tandem.cluster.service import Service
 from tandem.limits import Limits
-from tandem.workers.assembler import PreparedRequest
-from tandem.workers.frontend import Frontend
+from tandem.workers.requests.output_processor import PreparedRequest
+from tandem.workers.requests.request_builder import Frontend
 
 JSON = {"content-type": "application/json"}
 

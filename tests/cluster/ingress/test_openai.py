@@ -13,8 +13,8 @@ from fake_router import FakeRouter
 
 from tandem.cluster.service import Service
 from tandem.errors import InternalError, Overloaded, Unavailable
-from tandem.workers.frontend import Frontend
 from tandem.workers.request import BeamSearch
+from tandem.workers.requests.request_builder import Frontend
 
 SENTENCE = "le chat est sur le tapis"
 

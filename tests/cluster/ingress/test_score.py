@@ -9,7 +9,7 @@ import pytest
 from fake_router import FakeRouter
 
 from tandem.errors import Unavailable
-from tandem.workers.frontend import Frontend
+from tandem.workers.requests.request_builder import Frontend
 
 SENTENCE = "le chat est sur le tapis"
 

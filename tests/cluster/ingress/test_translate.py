@@ -15,10 +15,10 @@ from libretranslatepy import LibreTranslateAPI
 
 from tandem.cluster.http_api import build_app
 from tandem.cluster.service import Service
-from tandem.workers.frontend import Frontend
-from tandem.workers.languages import Language
-from tandem.workers.model_info import ModelInfo
-from tandem.workers.tasks import Task, Tasks
+from tandem.workers.requests.languages import Language
+from tandem.workers.requests.model_info import ModelInfo
+from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.tasks import Task, Tasks
 
 SENTENCE = "le chat est sur le tapis"
 BODY = {"q": "the cat", "source": "en", "target": "fr"}

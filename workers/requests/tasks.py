@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from tandem.errors import InvalidRequest
-from tandem.workers.generation_defaults import GenerationDefaults
-from tandem.workers.languages import Language, language, languages_of
+from tandem.workers.requests.defaults import GenerationDefaults
+from tandem.workers.requests.languages import Language, language, languages_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tandem.workers.model_info import ModelInfo
+    from tandem.workers.requests.model_info import ModelInfo
 
 _TRANSLATION: Final = re.compile(
     r"translation_([A-Za-z]{2,3}(?:[-_]\w+)?)_to_([A-Za-z]{2,3}(?:[-_]\w+)?)", re.ASCII

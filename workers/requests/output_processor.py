@@ -7,8 +7,8 @@ from itertools import repeat
 
 from tandem.outputs import CompletionOutput, RequestOutput, TextDelta, TokenLogprobs
 from tandem.params import Params, SamplingParams
-from tandem.workers.detokenizer import Detokenizer, StopStrings, Vocabulary
 from tandem.workers.request import Delta, EngineRequest, Hypothesis
+from tandem.workers.requests.detokenizer import Detokenizer, StopStrings, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,15 +25,15 @@ from tandem.inputs import (
 )
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.params import BeamSearchParams, Params, SamplingParams
-from tandem.workers.assembler import Assembler, PreparedRequest
-from tandem.workers.decoding import check_counts, check_ids, decoding_of, scoring_of
-from tandem.workers.detokenizer import Vocabulary
-from tandem.workers.model_info import ModelInfo
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
-from tandem.workers.scoring import PreparedScore
-from tandem.workers.tasks import Choice, Tasks
-from tandem.workers.terms import agree
-from tandem.workers.text_tokenizer import DECODER_TOKENIZER, TextTokenizer, check_text, read_tokenizer
+from tandem.workers.requests.decoding import check_counts, check_ids, decoding_of, scoring_of
+from tandem.workers.requests.detokenizer import Vocabulary
+from tandem.workers.requests.model_info import ModelInfo
+from tandem.workers.requests.options import agree
+from tandem.workers.requests.output_processor import Assembler, PreparedRequest
+from tandem.workers.requests.scoring import PreparedScore
+from tandem.workers.requests.tasks import Choice, Tasks
+from tandem.workers.requests.tokenizer import DECODER_TOKENIZER, TextTokenizer, check_text, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -8,9 +8,9 @@ from typing import Final, TypeVar
 from tandem.errors import InvalidRequest
 from tandem.limits import Limits
 from tandem.params import BeamSearchParams, DecodingParams, Params, SamplingParams
-from tandem.workers.generation_defaults import GenerationDefaults
-from tandem.workers.model_info import ModelInfo
 from tandem.workers.request import BeamSearch, Decoding
+from tandem.workers.requests.defaults import GenerationDefaults
+from tandem.workers.requests.model_info import ModelInfo
 
 # Where neither request nor model says how much to generate.
 DEFAULT_MAX_TOKENS: Final = 256

@@ -10,15 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import ModelLoadError
-from tandem.workers.generation_defaults import (
+from tandem.workers.models.families import family_of, first_id, spec_of
+from tandem.workers.requests.defaults import (
     GenerationDefaults,
     checked_overrides,
     ids_of,
     merged,
     not_applied,
 )
-from tandem.workers.models.families import family_of, first_id, spec_of
-from tandem.workers.tasks import Task
+from tandem.workers.requests.tasks import Task
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from typing import Unpack
 from tandem.errors import InvalidRequest
 from tandem.inputs import Chosen
 from tandem.limits import Limits
-from tandem.workers.tasks import Choice, Tasks
+from tandem.workers.requests.tasks import Choice, Tasks
 
 
 @dataclass(frozen=True, slots=True)
