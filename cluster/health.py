@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 from typing import Protocol
 
-from tandem.cluster.router import RouterStats
+from tandem.cluster.router.router import RouterStats
 
 
 class Workers(Protocol):

@@ -11,10 +11,10 @@ from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.direct_ingress import reuse_http_port
-from tandem.cluster.discovery import identity_of
 from tandem.cluster.grpc_api import GrpcApi
 from tandem.cluster.http_api import build_app
-from tandem.cluster.router import Router
+from tandem.cluster.router.discovery import identity_of
+from tandem.cluster.router.router import Router
 from tandem.cluster.service import Service
 from tandem.workers.models.checkpoint import resolve
 from tandem.workers.requests.request_builder import Frontend

@@ -17,7 +17,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from tandem.cluster.router import RouterStats
+from tandem.cluster.router.router import RouterStats
 from tandem.errors import TandemError, status_of
 
 logger = logging.getLogger(__name__)

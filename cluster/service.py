@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, Unpack
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.flight import Flight
 from tandem.cluster.health import Health, Workers
 from tandem.cluster.metrics import Metrics, Observation
 from tandem.cluster.metrics import Protocol as WireProtocol
+from tandem.cluster.router.routed_request import Flight
 from tandem.errors import DeadlineExceeded, InvalidRequest
 from tandem.inputs import Prompt, SingletonPrompt, Terms
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta

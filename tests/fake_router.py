@@ -7,9 +7,9 @@ import zlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
-from tandem.cluster.encoder_pool import EncoderCounters
 from tandem.cluster.messages import HandoffTotals
-from tandem.cluster.router import RouterStats
+from tandem.cluster.router.encoder_pool import EncoderCounters
+from tandem.cluster.router.router import RouterStats
 from tandem.errors import Overloaded, TandemError
 from tandem.outputs import TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest, EngineStats, Hypothesis

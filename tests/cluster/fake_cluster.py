@@ -18,7 +18,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.engine_actor import EngineActor
 from tandem.cluster.handoff import BatchSummary, pack
-from tandem.cluster.router import Router
+from tandem.cluster.router.router import Router
 from tandem.errors import HiddenStatesLost
 from tandem.outputs import FinishReason, TokenLogprobs
 from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest, EngineStats, Hypothesis

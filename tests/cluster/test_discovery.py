@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 from ray.exceptions import RayError
 
-from tandem.cluster import discovery
-from tandem.cluster.discovery import Discovery
+from tandem.cluster.router import discovery
+from tandem.cluster.router.discovery import Discovery
 
 
 class Handle:

@@ -7,8 +7,8 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.cluster.encoder_cache import EncoderCache
 from tandem.cluster.handoff import HiddenSlice
+from tandem.cluster.router.encoder_cache import EncoderCache
 
 
 def batch(reference: Any, *keys: str) -> dict[str, HiddenSlice]:

@@ -8,7 +8,7 @@ import itertools
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.cluster.encoder_queue import EncodeJob, EncoderQueue
+from tandem.cluster.router.encoder_queue import EncodeJob, EncoderQueue
 
 _numbers = itertools.count()
 

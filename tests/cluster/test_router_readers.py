@@ -15,7 +15,7 @@ from fake_cluster import (
     request,
 )
 
-from tandem.cluster.flight import Flight
+from tandem.cluster.router.routed_request import Flight
 from tandem.errors import Overloaded, Unavailable
 from tandem.limits import Limits
 

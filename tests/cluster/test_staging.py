@@ -6,8 +6,8 @@ from contextlib import suppress
 import pytest
 from fake_cluster import FakeCluster, request
 
-from tandem.cluster.flight import Flight
-from tandem.cluster.staging import Staging
+from tandem.cluster.router.routed_request import Flight
+from tandem.cluster.router.staging import Staging
 from tandem.errors import Unavailable
 
 

@@ -17,11 +17,11 @@ from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.discovery import Discovery
-from tandem.cluster.encoder_cache import EncoderCache
-from tandem.cluster.encoder_queue import EncodeJob, EncoderQueue, Sent
 from tandem.cluster.handoff import BatchSummary, HiddenSlice, PackedHidden
-from tandem.cluster.patience import patiently
+from tandem.cluster.router.discovery import Discovery
+from tandem.cluster.router.encoder_cache import EncoderCache
+from tandem.cluster.router.encoder_queue import EncodeJob, EncoderQueue, Sent
+from tandem.cluster.router.patience import patiently
 from tandem.errors import InvalidRequest, TandemError, Unavailable
 from tandem.workers.request import EncoderInput
 

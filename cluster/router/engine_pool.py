@@ -11,10 +11,10 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
-from tandem.cluster.discovery import Discovery
-from tandem.cluster.engine_client import EngineClient
-from tandem.cluster.flight import Flight
-from tandem.cluster.patience import patiently
+from tandem.cluster.router.discovery import Discovery
+from tandem.cluster.router.engine_link import EngineClient
+from tandem.cluster.router.patience import patiently
+from tandem.cluster.router.routed_request import Flight
 
 # Work sent to one engine, in batches' worth (see `EngineClient.load`): one that runs and one ready to
 # follow. More waits here, where an engine that joins or gets free can still take it. Requests whose inputs

@@ -12,11 +12,11 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.encoder_pool import EncoderCounters, EncoderPool
-from tandem.cluster.engine_pool import EnginePool
-from tandem.cluster.flight import Flight
 from tandem.cluster.messages import HandoffTotals
-from tandem.cluster.staging import Staging
+from tandem.cluster.router.encoder_pool import EncoderCounters, EncoderPool
+from tandem.cluster.router.engine_pool import EnginePool
+from tandem.cluster.router.routed_request import Flight
+from tandem.cluster.router.staging import Staging
 from tandem.errors import InternalError, Overloaded, Unavailable
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 

@@ -16,7 +16,7 @@ from tandem.workers.request import Delta, EngineRequest, Hypothesis
 from tandem.workers.scheduling.scheduler import PRIORITY_S
 
 if TYPE_CHECKING:
-    from tandem.cluster.engine_client import EngineClient
+    from tandem.cluster.router.engine_link import EngineClient
 
 # The engine ends a late request itself and says how far it got; this is how long we wait for that.
 DEADLINE_GRACE_S = 2.0

@@ -8,8 +8,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from tandem.cluster.flight import Flight
-from tandem.cluster.patience import patiently
+from tandem.cluster.router.patience import patiently
+from tandem.cluster.router.routed_request import Flight
 
 
 @dataclass(order=True, slots=True)

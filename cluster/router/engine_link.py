@@ -16,7 +16,6 @@ from typing import Any
 from ray.exceptions import RayError
 
 from tandem.cluster.background import Background
-from tandem.cluster.flight import Flight
 from tandem.cluster.messages import (
     LEASE_S,
     SILENCE_S,
@@ -25,6 +24,7 @@ from tandem.cluster.messages import (
     Submission,
     read_message,
 )
+from tandem.cluster.router.routed_request import Flight
 from tandem.workers.request import EngineStats
 
 logger = logging.getLogger(__name__)
