@@ -13,10 +13,10 @@ from ray import serve
 from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
-from tandem.cluster.autoscaling import decoder_autoscaling, encoder_autoscaling
 from tandem.cluster.config import ServeConfig, parse_args
-from tandem.cluster.decoder import Decoder
-from tandem.cluster.encoder import Encoder
+from tandem.cluster.replicas.autoscaling import decoder_autoscaling, encoder_autoscaling
+from tandem.cluster.replicas.decoder import Decoder
+from tandem.cluster.replicas.encoder import Encoder
 from tandem.workers.models.checkpoint import read_json, resolve
 from tandem.workers.models.families import spec_of
 

@@ -1,5 +1,5 @@
 """A tensor-parallel group on this machine, without a cluster: rank 0 in this process, a child process
-for each other rank. In a cluster the ranks are actors, see cluster/decoder.py."""
+for each other rank. In a cluster the ranks are actors, see cluster/replicas/decoder.py."""
 
 from __future__ import annotations
 

@@ -16,8 +16,8 @@ from ray.serve._private.common import DeploymentID
 from ray.serve.exceptions import DeploymentUnavailableError
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.engine_actor import EngineActor
 from tandem.cluster.handoff import BatchSummary, pack
+from tandem.cluster.replicas.engine_actor import EngineActor
 from tandem.cluster.router.router import Router
 from tandem.errors import HiddenStatesLost
 from tandem.outputs import FinishReason, TokenLogprobs

@@ -8,13 +8,13 @@ from typing import Any
 import pytest
 from ray.serve.config import AutoscalingConfig
 
-from tandem.cluster.autoscaling import (
+from tandem.cluster.config import ServeConfig
+from tandem.cluster.replicas.autoscaling import (
     DecoderPolicy,
     EncoderPolicy,
     decoder_autoscaling,
     encoder_autoscaling,
 )
-from tandem.cluster.config import ServeConfig
 
 
 def context(replicas: int, **metrics: list[float]) -> Any:

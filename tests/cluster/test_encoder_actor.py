@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from tandem.cluster import encoder_actor
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.encoder_actor import EncoderActor, EncoderLoad
 from tandem.cluster.handoff import unpack
+from tandem.cluster.replicas import encoder_actor
+from tandem.cluster.replicas.encoder_actor import EncoderActor, EncoderLoad
 from tandem.errors import Unavailable
 
 

@@ -477,8 +477,8 @@ async def test_a_stalled_engine_fails_its_health() -> None:
 async def test_a_router_that_vanishes_loses_its_requests_after_the_lease(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tandem.cluster.link.LEASE_S", 0.3)
-    monkeypatch.setattr("tandem.cluster.engine_actor.LEASE_S", 0.3)
+    monkeypatch.setattr("tandem.cluster.replicas.router_link.LEASE_S", 0.3)
+    monkeypatch.setattr("tandem.cluster.replicas.engine_actor.LEASE_S", 0.3)
     async with FakeCluster(step_s=0.005) as cluster:
         replica: FakeActor = next(iter(cluster.decoders.replicas.values()))
         stream = replica.actor.attach("vanishing")

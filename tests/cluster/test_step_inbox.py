@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from tandem.cluster import step_inbox
-from tandem.cluster.step_inbox import StepInbox
+from tandem.cluster.replicas import step_inbox
+from tandem.cluster.replicas.step_inbox import StepInbox
 from tandem.workers.request import Delta, EngineStats
 
 STATS = EngineStats(0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0)

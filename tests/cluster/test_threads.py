@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.threads import use_cpus
+from tandem.cluster.replicas.threads import use_cpus
 
 
 @pytest.mark.parametrize(

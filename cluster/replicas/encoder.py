@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.encoder_actor import EncoderActor, EncoderLoad
-from tandem.cluster.supervisor import Supervisor
+from tandem.cluster.replicas.encoder_actor import EncoderActor, EncoderLoad
+from tandem.cluster.replicas.supervisor import Supervisor
 
 
 class Encoder(Supervisor):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.engine_actor import EngineActor
-from tandem.cluster.shard_actor import ShardActor
-from tandem.cluster.supervisor import Supervisor
+from tandem.cluster.replicas.engine_actor import EngineActor
+from tandem.cluster.replicas.shard_actor import ShardActor
+from tandem.cluster.replicas.supervisor import Supervisor
 from tandem.workers.request import EngineStats
 
 

@@ -20,12 +20,12 @@ import ray
 
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.engine_thread import EngineThread, StepEngine
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch
-from tandem.cluster.link import Link
 from tandem.cluster.messages import LEASE_S, HandoffTotals, Submission, packed_delta, packed_message
-from tandem.cluster.step_inbox import StepInbox
-from tandem.cluster.threads import use_cpus
+from tandem.cluster.replicas.engine_thread import EngineThread, StepEngine
+from tandem.cluster.replicas.router_link import Link
+from tandem.cluster.replicas.step_inbox import StepInbox
+from tandem.cluster.replicas.threads import use_cpus
 from tandem.errors import HiddenStatesLost, Unavailable
 from tandem.workers.distributed import Group, open_meeting
 from tandem.workers.engine import Engine

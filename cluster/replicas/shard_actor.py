@@ -8,7 +8,7 @@ from concurrent.futures import Future
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch
-from tandem.cluster.threads import use_cpus
+from tandem.cluster.replicas.threads import use_cpus
 from tandem.workers.distributed import Group
 from tandem.workers.follower import Follower
 

@@ -11,7 +11,7 @@ import torch
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import BatchSummary, PackedHidden, pack
-from tandem.cluster.threads import use_cpus
+from tandem.cluster.replicas.threads import use_cpus
 from tandem.errors import Unavailable
 from tandem.workers.execution.simulated import make_encoder
 
