@@ -23,10 +23,10 @@ import numpy as np
 import numpy.typing as npt
 
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.ingress.service import _LONGEST_GATHER_S, _MESSAGES_PER_S
 from tandem.cluster.messages import HEARTBEAT_S
 from tandem.cluster.replicas.step_inbox import GATHER_S_PER_REQUEST, LONGEST_GATHER_S
 from tandem.cluster.router.engine_pool import FULL
-from tandem.cluster.service import _LONGEST_GATHER_S, _MESSAGES_PER_S
 
 Floats = npt.NDArray[np.float64]
 Ints = npt.NDArray[np.int64]

@@ -52,7 +52,7 @@ def application(config: ServeConfig, ingress: type[Any] | None = None) -> Applic
     """The deployments of one model, bound together. `ingress` is the class of the front door, called
     with the configuration, the encoder's handle or None, and the decoder's handle; it has `drain`."""
     if ingress is None:
-        from tandem.cluster.ingress import Ingress
+        from tandem.cluster.ingress.ingress import Ingress
 
         ingress = Ingress
     config = decided(config)

@@ -13,8 +13,8 @@ from fake_router import FakeRouter
 from tiny_t5 import write_model
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.http_api import build_app
-from tandem.cluster.service import Router, Service
+from tandem.cluster.ingress.http.app import build_app
+from tandem.cluster.ingress.service import Router, Service
 from tandem.limits import Limits
 from tandem.workers.requests.request_builder import Frontend
 

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from tandem import score_wire, wire
-from tandem.cluster.grpc_api import GrpcApi
-from tandem.cluster.service import _LONGEST_GATHER_S, _MESSAGES_PER_S, _WHOLE_GATHER_S, Service
+from tandem.cluster.ingress.grpc_api import GrpcApi
+from tandem.cluster.ingress.service import _LONGEST_GATHER_S, _MESSAGES_PER_S, _WHOLE_GATHER_S, Service
 from tandem.errors import InternalError, InvalidRequest, Overloaded, TandemError, Unavailable
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.request import BeamSearch
@@ -371,7 +371,7 @@ async def test_health(api: Api, router: FakeRouter) -> None:
 async def test_health_watch_tells_changes(
     api: Api, router: FakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem.cluster.grpc_api._WATCH_S", 0.01)
+    monkeypatch.setattr("tandem.cluster.ingress.grpc_api._WATCH_S", 0.01)
     watch = api.Watch(b"", Context())
     assert (await anext(watch)).status == health_pb2.HealthCheckResponse.SERVING
     change = asyncio.ensure_future(anext(watch))  # type: ignore[arg-type]

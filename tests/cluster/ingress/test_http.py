@@ -16,9 +16,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from prometheus_client.parser import text_string_to_metric_families
 
-from tandem.cluster.health import Health
-from tandem.cluster.http_api import build_app
-from tandem.cluster.service import Service
+from tandem.cluster.ingress.health import Health
+from tandem.cluster.ingress.http.app import build_app
+from tandem.cluster.ingress.service import Service
 from tandem.limits import Limits
 from tandem.workers.requests.output_processor import PreparedRequest
 from tandem.workers.requests.request_builder import Frontend
@@ -273,8 +273,8 @@ async def test_much_is_tokenized_beside_the_event_loop(
 async def test_an_answer_that_is_there_waits_for_nothing(
     http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem.cluster.service._LONGEST_GATHER_S", 3600.0)
-    monkeypatch.setattr("tandem.cluster.service._MESSAGES_PER_S", 1e-6)
+    monkeypatch.setattr("tandem.cluster.ingress.service._LONGEST_GATHER_S", 3600.0)
+    monkeypatch.setattr("tandem.cluster.ingress.service._MESSAGES_PER_S", 1e-6)
     async with asyncio.timeout(5):
         assert (await http.post("/v1/completions", json={"prompt": "the cat"})).status_code == 200
 
@@ -282,7 +282,7 @@ async def test_an_answer_that_is_there_waits_for_nothing(
 async def test_a_client_that_never_reads_is_let_go_after_the_deadline(
     service: Service, router: FakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem.cluster.service._UNREAD_S", 0.05)
+    monkeypatch.setattr("tandem.cluster.ingress.service._UNREAD_S", 0.05)
     connection = Connection(service, {"prompt": "the cat", "stream": True, "timeout_s": 0.05})
     connection.sent = asyncio.Queue(maxsize=2)
     with pytest.raises(asyncio.CancelledError):

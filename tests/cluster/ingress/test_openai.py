@@ -11,7 +11,7 @@ import openai
 import pytest
 from fake_router import FakeRouter
 
-from tandem.cluster.service import Service
+from tandem.cluster.ingress.service import Service
 from tandem.errors import InternalError, Overloaded, Unavailable
 from tandem.workers.request import BeamSearch
 from tandem.workers.requests.request_builder import Frontend

@@ -13,8 +13,8 @@ import uvicorn
 from fake_router import FakeRouter
 from libretranslatepy import LibreTranslateAPI
 
-from tandem.cluster.http_api import build_app
-from tandem.cluster.service import Service
+from tandem.cluster.ingress.http.app import build_app
+from tandem.cluster.ingress.service import Service
 from tandem.workers.requests.languages import Language
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.request_builder import Frontend

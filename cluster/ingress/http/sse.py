@@ -9,8 +9,8 @@ from fastapi import Response
 from pydantic_core import to_json
 from starlette.types import Receive, Scope, Send
 
-from tandem.cluster.http_body import unless_disconnected
-from tandem.cluster.http_errors import error_body
+from tandem.cluster.ingress.http.body import unless_disconnected
+from tandem.cluster.ingress.http.errors import error_body
 
 
 class EventStream(Response):

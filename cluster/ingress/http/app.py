@@ -7,10 +7,12 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from tandem.cluster import openai_api, score_api, translate_api
-from tandem.cluster.http_body import read_json, unless_disconnected
-from tandem.cluster.http_errors import add_error_handlers
-from tandem.cluster.service import Service
+from tandem.cluster.ingress.http import openai as openai_api
+from tandem.cluster.ingress.http import score as score_api
+from tandem.cluster.ingress.http import translate as translate_api
+from tandem.cluster.ingress.http.body import read_json, unless_disconnected
+from tandem.cluster.ingress.http.errors import add_error_handlers
+from tandem.cluster.ingress.service import Service
 from tandem.errors import InvalidRequest
 
 

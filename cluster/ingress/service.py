@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from typing import Final, Protocol, TypeVar, Unpack
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.health import Health, Workers
-from tandem.cluster.metrics import Metrics, Observation
-from tandem.cluster.metrics import Protocol as WireProtocol
+from tandem.cluster.ingress.health import Health, Workers
+from tandem.cluster.ingress.metrics import Metrics, Observation
+from tandem.cluster.ingress.metrics import Protocol as WireProtocol
 from tandem.cluster.router.routed_request import Flight
 from tandem.errors import DeadlineExceeded, InvalidRequest
 from tandem.inputs import Prompt, SingletonPrompt, Terms

@@ -9,8 +9,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tandem.cluster.http_body import read_json, unless_disconnected
-from tandem.cluster.service import Call, Service
+from tandem.cluster.ingress.http.body import read_json, unless_disconnected
+from tandem.cluster.ingress.service import Call, Service
 from tandem.errors import InvalidRequest
 from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt
 from tandem.outputs import ScoreOutput

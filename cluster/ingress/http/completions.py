@@ -6,7 +6,7 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from tandem.cluster.service import Piece
+from tandem.cluster.ingress.service import Piece
 from tandem.outputs import RequestOutput, TokenLogprobs
 from tandem.params import Params
 from tandem.workers.requests.detokenizer import Vocabulary

@@ -13,8 +13,8 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from tandem.cluster.http_body import read_json_or_form, unless_disconnected
-from tandem.cluster.service import Call, Service
+from tandem.cluster.ingress.http.body import read_json_or_form, unless_disconnected
+from tandem.cluster.ingress.service import Call, Service
 from tandem.errors import InvalidRequest
 from tandem.inputs import Chosen, Prompt
 from tandem.limits import DEFAULT_LIMITS

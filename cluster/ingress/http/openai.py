@@ -13,10 +13,10 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tandem.cluster.completion_shape import CompletionShape
-from tandem.cluster.event_stream import EventStream
-from tandem.cluster.http_body import read_json, unless_disconnected
-from tandem.cluster.service import Call, Piece, Service
+from tandem.cluster.ingress.http.body import read_json, unless_disconnected
+from tandem.cluster.ingress.http.completions import CompletionShape
+from tandem.cluster.ingress.http.sse import EventStream
+from tandem.cluster.ingress.service import Call, Piece, Service
 from tandem.errors import InvalidRequest
 from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt
 from tandem.params import Params, SamplingParams, invalid, params_of

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 from grpc_health.v1 import health_pb2
 
 from tandem import score_wire, wire
-from tandem.cluster.service import Call, Service
+from tandem.cluster.ingress.service import Call, Service
 from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemError
 from tandem.rpc import SERVICE, MessageT, parse, set_error
 from tandem.v1 import inference_pb2 as pb
