@@ -24,10 +24,10 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from tandem.cluster import grpc_address
 from tandem.cluster.app import INGRESS, SUPERVISOR_CPUS, application, decided
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.endpoints import Endpoints, read_endpoints, serving
+from tandem.cluster.serve_compat import grpc_address
+from tandem.cluster.serve_compat.endpoints import Endpoints, read_endpoints, serving
 from tandem.errors import InvalidRequest, Unavailable
 
 logger = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ import pytest
 from ray.serve._private import http_util
 from ray.serve.config import HTTPOptions
 
-from tandem.cluster.direct_ingress import reuse_http_port
+from tandem.cluster.serve_compat.direct_ingress import reuse_http_port
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from ray.serve._private.grpc_util import start_grpc_server
 from ray.serve.config import HTTPOptions, gRPCOptions
 from serving import free_port
 
-from tandem.cluster import grpc_address
+from tandem.cluster.serve_compat import grpc_address
 
 
 async def answers(host: str) -> bool:

@@ -10,7 +10,7 @@ from ray.serve._private.grpc_util import gRPCGenericServer
 HOST = "TANDEM_GRPC_HOST"  # the address, in the environment of Serve's processes
 # Serve calls this in each process that is to listen, before it does: a proxy, and in direct mode an ingress
 # replica.
-CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "tandem.cluster.grpc_address.bind_grpc"}
+CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "tandem.cluster.serve_compat.grpc_address.bind_grpc"}
 
 
 def settings(host: str) -> dict[str, str]:
