@@ -14,8 +14,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from tandem.kernels import cpu_ops, decode_rows, reference
-from tandem.kernels.cpu_program import CPUProgram, NotRecordable
+from tandem.kernels import decode_rows, reference
+from tandem.kernels.cpu import ops as cpu_ops
+from tandem.kernels.cpu.program import CPUProgram, NotRecordable
 from tandem.kernels.decode_rows import DecodeRows, DecodeTables
 from tandem.kernels.groups import RowGroups
 from tandem.kernels.linear import Int8Linear, Linear
@@ -61,7 +62,7 @@ __all__ = [
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm of rows [N, d] with weight [d], as in T5."""
     if x.is_cuda:
-        from tandem.kernels import triton_ops
+        from tandem.kernels.triton import ops as triton_ops
 
         return triton_ops.rms_norm(x, weight, eps)
     if cpu_ops.takes(x, weight):
@@ -72,7 +73,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The residual sum of x and residual [N, d] and its RMS norm: ``(rms_norm(sum), sum)``."""
     if x.is_cuda:
-        from tandem.kernels import triton_ops
+        from tandem.kernels.triton import ops as triton_ops
 
         return triton_ops.add_rms_norm(x, residual, weight, eps)
     if cpu_ops.takes(x, residual, weight):
@@ -92,7 +93,7 @@ def add_layer_norm(
 ) -> tuple[Tensor, Tensor]:
     """The residual sum of x and residual [N, d] and its LayerNorm: ``(layer_norm(sum), sum)``."""
     if x.is_cuda:
-        from tandem.kernels import triton_ops
+        from tandem.kernels.triton import ops as triton_ops
 
         return triton_ops.add_layer_norm(x, residual, weight, bias, eps)
     if cpu_ops.takes(x, residual, weight, bias):
@@ -136,7 +137,7 @@ def scale(x: Tensor, factor: float) -> Tensor:
 def gated_gelu(x: Tensor) -> Tensor:
     """[N, 2F] = [gate | linear] -> ``gelu_tanh(gate) * linear`` [N, F]."""
     if x.is_cuda:
-        from tandem.kernels import triton_ops
+        from tandem.kernels.triton import ops as triton_ops
 
         return triton_ops.gated_gelu(x)
     return reference.gated_gelu(x)
@@ -158,7 +159,7 @@ def encoder_attention(
     distance, which may hide what is far; and over keys that stand for blocks."""
     inputs = q, k, v, cu_seqlens, max_length, bias_table, scale, windowed, summaries, softcap
     if q.is_cuda:
-        from tandem.kernels import triton_ops
+        from tandem.kernels.triton import ops as triton_ops
 
         return triton_ops.encoder_attention(*inputs)
     return reference.encoder_attention(*inputs)
@@ -167,7 +168,7 @@ def encoder_attention(
 def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
     """What the rows [4, N] of a decode step read and write."""
     if rows.is_cuda:
-        from tandem.kernels import triton_ops
+        from tandem.kernels.triton import ops as triton_ops
 
         return triton_ops.lay_out(rows, tables, beams=beams)
     if cpu_ops.COMPILED:
@@ -178,7 +179,7 @@ def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
 def follow_source(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
     """Moves sequences [4, R] on by what the model said, int64 [samples], and guesses what may follow."""
     if tokens.is_cuda:
-        from tandem.kernels import triton_ops
+        from tandem.kernels.triton import ops as triton_ops
 
         return triton_ops.follow_source(tokens, rows, sequences)
     if cpu_ops.COMPILED:
@@ -189,7 +190,7 @@ def follow_source(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
     """Store k, v [N, H, D] in pages [pages, H, P, D] at slots [N] = page * P + offset."""
     if k.is_cuda:
-        from tandem.kernels import triton_ops
+        from tandem.kernels.triton import ops as triton_ops
 
         triton_ops.write_kv(k, v, k_pages, v_pages, slots)
     elif cpu_ops.takes(k, v) and cpu_ops.takes_pages(k_pages):
@@ -213,7 +214,7 @@ def paged_self_attention(
     """Causal attention of the newest rows of each sequence over its paged keys."""
     inputs = q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale, softcap, sums
     if q.is_cuda:
-        from tandem.kernels import triton_ops
+        from tandem.kernels.triton import ops as triton_ops
 
         return triton_ops.paged_self_attention(*inputs)
     if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages, groups):
@@ -238,7 +239,7 @@ def paged_beam_attention(
     """Attention of each beam's newest row over its history, whose keys are anywhere in the pages."""
     inputs = q, k_pages, v_pages, cells, lengths, bias_table, scale, softcap, sums
     if q.is_cuda:
-        from tandem.kernels import triton_ops
+        from tandem.kernels.triton import ops as triton_ops
 
         return triton_ops.paged_beam_attention(*inputs)
     if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages):
@@ -264,7 +265,7 @@ def paged_cross_attention(
     """Attention of every row of a sequence over all its paged keys."""
     inputs = q, k_pages, v_pages, page_table, lengths, groups, scale, softcap, sums
     if q.is_cuda:
-        from tandem.kernels import triton_ops
+        from tandem.kernels.triton import ops as triton_ops
 
         return triton_ops.paged_cross_attention(*inputs)
     if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages, groups):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tandem.kernels import cpu_ops
+from tandem.kernels.cpu import ops as cpu_ops
 
 # What torch.compile's own CPU code calls.
 _ONEDNN: Final = torch.ops.mkldnn

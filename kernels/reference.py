@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tandem.kernels.cpu_decode import Rows, decode_attention, reads_in_place
+from tandem.kernels.cpu.decode import Rows, decode_attention, reads_in_place
 from tandem.kernels.groups import RowGroups
 from tandem.kernels.summaries import Summaries
 

@@ -14,15 +14,9 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tandem.kernels import (
-    activations,
-    attention_encoder,
-    attention_paged_kernels,
-    decode_rows,
-    kv_cache,
-    norms,
-    sequences,
-)
+from tandem.kernels import decode_rows
+from tandem.kernels.triton import activations, attention_encoder, attention_paged_kernels, kv_cache, norms
+from tandem.kernels.triton import decode_rows as sequences
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from tandem import kernels
-from tandem.kernels import CPUProgram, Linear, NotRecordable, cpu_ops
+from tandem.kernels import CPUProgram, Linear, NotRecordable
+from tandem.kernels.cpu import ops as cpu_ops
 
 pytestmark = pytest.mark.skipif(not cpu_ops.AVX512, reason="the C++ extension, or AVX-512, is not there")
 

@@ -7,7 +7,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.kernels import DecodeTables, cpu_ops, decode_rows, follow_source, lay_out
+from tandem.kernels import DecodeTables, decode_rows, follow_source, lay_out
+from tandem.kernels.cpu import ops as cpu_ops
 from tandem.kernels.decode_rows import LAST, LENGTH, PLACE, POSITION, RUN, SOURCE
 
 SLOTS, PAGE, PAGES, LONGEST_SOURCE = 5, 4, 6, 9

@@ -8,7 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tandem.kernels import Int8Linear, Linear, cpu_ops
+from tandem.kernels import Int8Linear, Linear
+from tandem.kernels.cpu import ops as cpu_ops
 from tandem.kernels.linear import quantize
 
 DTYPES = [torch.float32, torch.bfloat16]

@@ -13,7 +13,9 @@ from transformers.models.phi.modeling_phi import PhiRotaryEmbedding, apply_rotar
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
 from tandem import kernels
-from tandem.kernels import RowGroups, cpu_decode, cpu_ops
+from tandem.kernels import RowGroups
+from tandem.kernels.cpu import decode as cpu_decode
+from tandem.kernels.cpu import ops as cpu_ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -12,7 +12,9 @@ from tandem.kernels import decode_rows, reference, windowed_bias_table
 
 pytest.importorskip("triton")
 
-from tandem.kernels import attention_paged, sequences, triton_ops
+from tandem.kernels.triton import attention_paged
+from tandem.kernels.triton import decode_rows as sequences
+from tandem.kernels.triton import ops as triton_ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
 

@@ -17,7 +17,7 @@ from models import EOS as MODELS_EOS
 from models import decoding, load_reference, reference_greedy
 from parity import Answers, Kept, Reference, greedy, ranks_in_threads, serve
 
-from tandem.kernels import cpu_ops
+from tandem.kernels.cpu import ops as cpu_ops
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.execution.encoder import Encoder

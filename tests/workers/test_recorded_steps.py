@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 from models import EOS, PAD, decoding
 
-from tandem.kernels import CPUProgram, cpu_ops
+from tandem.kernels import CPUProgram
+from tandem.kernels.cpu import ops as cpu_ops
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.execution.packet import BEAM, SINGLE, Ints

@@ -20,7 +20,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tandem import kernels
 from tandem.errors import InvalidRequest
-from tandem.kernels import RowGroups, cpu_ops, reference
+from tandem.kernels import RowGroups, reference
+from tandem.kernels.cpu import ops as cpu_ops
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.engine import Engine

@@ -8,9 +8,9 @@ import torch
 import triton
 from torch import Tensor
 
-from tandem.kernels import attention_paged_kernels as kernels
 from tandem.kernels.groups import RowGroups
-from tandem.kernels.splits import choose_splits
+from tandem.kernels.triton import attention_paged_kernels as kernels
+from tandem.kernels.triton.splits import choose_splits
 
 BLOCK_N = 64  # keys per tile
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from tandem.kernels import cpu_ops
+from tandem.kernels.cpu import ops as cpu_ops
 from tandem.kernels.groups import RowGroups
 
 _LINE: Final = 64  # bytes of cache

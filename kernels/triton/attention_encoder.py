@@ -15,8 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tandem.kernels.attention_paged_kernels import soft_capped
 from tandem.kernels.summaries import Summaries
+from tandem.kernels.triton.attention_paged_kernels import soft_capped
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 

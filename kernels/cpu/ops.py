@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from tandem.kernels.decode_rows import DecodeTables
 
 try:
-    from tandem.kernels import _cpu
+    from tandem.kernels.cpu import _cpu
 except ImportError:
     COMPILED = AVX512 = False
 else:

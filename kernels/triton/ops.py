@@ -1,15 +1,15 @@
 """The launchers of the Triton kernels, under the names of the ops. Importing this needs triton."""
 
-from tandem.kernels.activations import gated_gelu
-from tandem.kernels.attention_encoder import encoder_attention
-from tandem.kernels.attention_paged import (
+from tandem.kernels.triton.activations import gated_gelu
+from tandem.kernels.triton.attention_encoder import encoder_attention
+from tandem.kernels.triton.attention_paged import (
     paged_beam_attention,
     paged_cross_attention,
     paged_self_attention,
 )
-from tandem.kernels.kv_cache import write_kv
-from tandem.kernels.norms import add_layer_norm, add_rms_norm, rms_norm
-from tandem.kernels.sequences import follow_source, lay_out
+from tandem.kernels.triton.decode_rows import follow_source, lay_out
+from tandem.kernels.triton.kv_cache import write_kv
+from tandem.kernels.triton.norms import add_layer_norm, add_rms_norm, rms_norm
 
 __all__ = [
     "add_layer_norm",
