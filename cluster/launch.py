@@ -49,8 +49,8 @@ _LISTENING = {
     *(f"RAY_SERVE_DIRECT_INGRESS_{end}_{kind}_PORT" for end in ("MIN", "MAX") for kind in ("HTTP", "GRPC")),
 }
 GRPC_SERVICES = [
-    "tandem.rpc.add_inference_service",
-    "tandem.rpc.add_health_service",
+    "tandem.protocol.rpc.add_inference_service",
+    "tandem.protocol.rpc.add_health_service",
 ]
 
 

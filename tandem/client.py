@@ -12,15 +12,15 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tqdm import tqdm
 
-from tandem import score_wire, wire
 from tandem.connection import GRACE_S, OPTIONS, Metadata, Settings, positive, serving, typed_errors
 from tandem.errors import DeadlineExceeded, Unavailable
 from tandem.inputs import Chosen, Prompt, SingletonPrompt
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params, for_each
+from tandem.protocol import score_wire, wire
+from tandem.protocol.wire import ServedModel
 from tandem.v1 import inference_pb2 as pb
 from tandem.v1.inference_pb2_grpc import InferenceServiceStub
-from tandem.wire import ServedModel
 
 
 class Client(Settings):

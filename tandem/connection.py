@@ -11,11 +11,11 @@ from typing import Any, Unpack, cast
 import grpc
 from grpc_health.v1 import health_pb2
 
-from tandem import score_wire, wire
 from tandem.errors import InvalidRequest
 from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt
 from tandem.params import Params
-from tandem.rpc import SERVICE, error_of
+from tandem.protocol import score_wire, wire
+from tandem.protocol.rpc import SERVICE, error_of
 from tandem.v1 import inference_pb2 as pb
 
 Metadata = Sequence[tuple[str, str | bytes]]

@@ -13,10 +13,10 @@ from typing import Any, Final, TypeVar
 
 from grpc_health.v1 import health_pb2
 
-from tandem import score_wire, wire
 from tandem.cluster.ingress.service import Call, Service
 from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemError
-from tandem.rpc import SERVICE, MessageT, parse, set_error
+from tandem.protocol import score_wire, wire
+from tandem.protocol.rpc import SERVICE, MessageT, parse, set_error
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.requests.output_processor import PreparedRequest
 

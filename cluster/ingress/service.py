@@ -19,7 +19,7 @@ from tandem.errors import DeadlineExceeded, InvalidRequest
 from tandem.inputs import Prompt, SingletonPrompt, Terms
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params
-from tandem.wire import ServedModel
+from tandem.protocol.wire import ServedModel
 from tandem.workers.request import Delta, EngineRequest
 from tandem.workers.requests.output_processor import Assembler, PreparedRequest
 from tandem.workers.requests.request_builder import Frontend

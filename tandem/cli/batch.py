@@ -80,8 +80,8 @@ def batch(
       tandem batch in.jsonl out.jsonl --server localhost:9000 -p temperature=0
     """
     with errors_shown(), _ends_at_sigterm():
-        from tandem.corpus import remaining
-        from tandem.records import assignments, parameters
+        from tandem.batch.corpus import remaining
+        from tandem.batch.records import assignments, parameters
 
         given = {} if max_tokens is None else {"max_tokens": max_tokens}
         defaults = given | assignments(param or [])
@@ -93,7 +93,7 @@ def batch(
 
         # Of an actor that can be restarted, as Ray Data's are, Ray says on stderr what may hinder it.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        from tandem import batch
+        from tandem.batch import run as batch
         from tandem.cluster import launch
 
         def answer(target: str, beams: bool) -> None:

@@ -151,7 +151,7 @@ def _params(
     model: str, server: str | None, param: list[str] | None, said: Chosen, **options: Any
 ) -> Params | None:
     """The command line's parameters, which go before those of the task."""
-    from tandem.records import assignments, parameters
+    from tandem.batch.records import assignments, parameters
 
     given = {name: value for name, value in options.items() if value is not None} | assignments(param or [])
     # What a server's model does by itself is only known where the model is named for its tasks.
@@ -184,7 +184,7 @@ def _answer(
     texts: list[str], model: str, server: str | None, params: Params | None, said: Chosen, jsonl: bool
 ) -> None:
     """Prints the answers. A blank line has a blank one, so that the lines of both sides correspond."""
-    from tandem.records import answer, line
+    from tandem.batch.records import answer, line
 
     outputs = iter(_outputs([text for text in texts if text.strip()], model, server, params, said))
     for text in texts:

@@ -169,8 +169,8 @@ class ClusterOptions:
 
         Raises InvalidRequest, whose field is the option's name.
         """
+        from tandem.batch.records import assignments
         from tandem.cluster.config import ServeConfig, parse_args
-        from tandem.records import assignments
 
         min_encoders, max_encoders = _replicas(self.encoders, "--encoders")
         min_decoders, max_decoders = _replicas(self.decoders, "--decoders")

@@ -64,8 +64,8 @@ def serve(
              -d '{"prompt": "translate English to French: Good morning."}'
     """
     with errors_shown():
+        from tandem.batch.records import assignments
         from tandem.cluster import launch
-        from tandem.records import assignments
 
         config = cluster.config(
             model=model,

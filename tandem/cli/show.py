@@ -49,8 +49,8 @@ def show(
       tandem show ./my-t5 --json | jq .memory
     """
     with errors_shown():
+        from tandem.batch.records import assignments
         from tandem.describe import describe
-        from tandem.records import assignments
 
         facts = describe(
             model,

@@ -26,7 +26,7 @@ from tandem import LLM, SamplingParams
 from tandem.cluster import launch
 from tandem.cluster.config import ServeConfig
 from tandem.errors import STATUS
-from tandem.rpc import error_of
+from tandem.protocol.rpc import error_of
 
 pytestmark = pytest.mark.ray
 CLIENTS = 16

@@ -17,7 +17,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
-from tandem import batch, corpus
+from tandem.batch import corpus
+from tandem.batch import run as batch
 from tandem.cluster import launch
 from tandem.errors import (
     DeadlineExceeded,

@@ -13,7 +13,6 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from tandem import score_wire, wire
 from tandem.client import AsyncClient, Client
 from tandem.errors import (
     DeadlineExceeded,
@@ -27,7 +26,8 @@ from tandem.errors import (
 from tandem.inputs import Prompt, TokensPrompt
 from tandem.outputs import CompletionOutput, RequestOutput, ScoreOutput, TargetScore, TextDelta
 from tandem.params import SamplingParams
-from tandem.rpc import add_inference_service, parse, set_error
+from tandem.protocol import score_wire, wire
+from tandem.protocol.rpc import add_inference_service, parse, set_error
 from tandem.v1 import inference_pb2 as pb
 
 WAIT_S = 20.0  # for what must happen; a test that passes does not wait

@@ -18,7 +18,7 @@ from tandem.errors import (
     TandemError,
     Unavailable,
 )
-from tandem.rpc import error_of, parse, set_error
+from tandem.protocol.rpc import error_of, parse, set_error
 from tandem.v1 import inference_pb2 as pb
 
 LIMIT = 1000  # bytes

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from tandem import score_wire, wire
 from tandem.errors import InvalidRequest
 from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, TextPrompt, TokensPrompt
 from tandem.outputs import CompletionOutput, FinishReason, RequestOutput, TextDelta, TokenLogprobs
 from tandem.params import BeamSearchParams, SamplingParams
+from tandem.protocol import score_wire, wire
 from tandem.v1 import inference_pb2 as pb
 
 

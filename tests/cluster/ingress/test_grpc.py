@@ -12,10 +12,10 @@ from grpc_health.v1 import health_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from tandem import score_wire, wire
 from tandem.cluster.ingress.grpc_api import GrpcApi
 from tandem.cluster.ingress.service import _LONGEST_GATHER_S, _MESSAGES_PER_S, _WHOLE_GATHER_S, Service
 from tandem.errors import InternalError, InvalidRequest, Overloaded, TandemError, Unavailable
+from tandem.protocol import score_wire, wire
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.request import BeamSearch
 from tandem.workers.requests.request_builder import Frontend

@@ -9,8 +9,8 @@ from typing import Any, Unpack
 
 from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, singleton, take_apart
 from tandem.outputs import ScoreOutput, TargetScore
+from tandem.protocol.wire import chosen_of, make_message, prompt_fields, prompt_of, prompts_of
 from tandem.v1 import inference_pb2 as pb
-from tandem.wire import chosen_of, make_message, prompt_fields, prompt_of, prompts_of
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from tandem import records
+from tandem.batch import records
 from tandem.errors import InvalidRequest
 
 _COMPRESSIONS: Final = (".gz", ".bz2", ".zst", ".lz4")

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol, Unpack
 import pyarrow as pa
 from tqdm import tqdm
 
-from tandem import corpus, records
+from tandem.batch import corpus, records
 from tandem.errors import (
     DeadlineExceeded,
     InternalError,
