@@ -22,8 +22,8 @@ FLAGS = ["--strict", "--untyped-calls-exclude=torch", "--untyped-calls-exclude=s
 
 # The other tests hold our tensors against transformers' modules, which are hardly typed.
 TESTS = ["chaos", "cluster", "deploy", "e2e", "examples", "face", "protos"]
-# Folders of pytest's: each is on the import path.
-TEST_PATH = ["tests", "tests/cluster"]
+# On the path of the tests, as pyproject.toml tells pytest.
+TEST_PATH = ["tests/support"]
 # Fakes and the stubs of gRPC are typed as far as it helps.
 TEST_FLAGS = [
     "--explicit-package-bases",

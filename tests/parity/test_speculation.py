@@ -4,7 +4,6 @@ many guesses are right. With a model that copies, and with eager guessing about 
 from __future__ import annotations
 
 import random
-import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import parity
 import pytest
 import torch
+from copier import EOS, FIRST, TINY, make_copier, source, stands_for
 from models import EOS as MODELS_EOS
 from models import decoding, load_reference, reference_greedy
 from parity import Answers, Kept, Reference, greedy, ranks_in_threads, serve
@@ -23,10 +23,6 @@ from tandem.workers.engine import Engine
 from tandem.workers.execution.encoder import Encoder
 from tandem.workers.request import Delta, EncoderInput, EngineRequest
 from tandem.workers.scheduling import drafter
-
-sys.path.append(str(Path(__file__).parents[2] / "bench"))
-
-from copier import EOS, FIRST, TINY, make_copier, source, stands_for
 
 VOCAB = TINY["vocab_size"]
 MAX_TOKENS = 40

@@ -16,7 +16,7 @@ from models import DECODER_VARIANTS, EOS, VARIANTS
 
 from tandem.workers.request import BeamSearch
 
-README = Path(__file__).parents[1] / "README.md"
+README = Path(__file__).parents[2] / "README.md"
 RANKS = (1, 2)  # tensor-parallel sizes
 LENGTHS = (1, 2, 3, 7, 16, 33, 90, 149)  # tokens of a prompt, before EOS
 

@@ -15,7 +15,7 @@ import torch
 )
 def test_the_triton_kernels_under_the_interpreter() -> None:
     pytest.importorskip("triton")
-    tests = Path(__file__).with_name("test_triton_ops.py")
+    tests = Path(__file__).with_name("test_ops.py")
     run = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tests)],
         env={**os.environ, "TRITON_INTERPRET": "1", "OMP_NUM_THREADS": "1"},

@@ -20,7 +20,7 @@ from tandem.kernels.triton import decode_rows as sequences
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
-    reason="test_triton_ops.py compiles them, or nothing can",
+    reason="test_ops.py compiles them, or nothing can",
 )
 
 HOPPER = GPUTarget("cuda", 90, 32)
