@@ -34,7 +34,7 @@ from rich.table import Table
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.requests.output_processor import PreparedRequest
-from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.scheduling.plan import Sequence
 from tandem.workers.scheduling.scheduler import Scheduler
 from tandem.workers.scheduling.sequence_heap import Key, SequenceHeap
@@ -87,10 +87,10 @@ ORDERS: dict[str, Callable[[Scheduler], SequenceHeap]] = {
 }
 
 
-def requests(frontend: Frontend, rng: random.Random) -> list[PreparedRequest]:
+def requests(request_builder: RequestBuilder, rng: random.Random) -> list[PreparedRequest]:
     low, high = np.log(LENGTHS)
     return [
-        steps.batch(frontend, 1, int(np.exp(rng.uniform(low, high))), rng.randrange(*OUTPUTS))[0]
+        steps.batch(request_builder, 1, int(np.exp(rng.uniform(low, high))), rng.randrange(*OUTPUTS))[0]
         for _ in range(REQUESTS)
     ]
 
@@ -124,13 +124,13 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     config = EngineConfig.of(
         model=str(folder), dtype="float32", device="cpu", with_encoder=False, max_num_seqs=SLOTS
     )
-    engine, frontend = Engine(config), steps.load(folder)
+    engine, request_builder = Engine(config), steps.load(folder)
     found: dict[str, dict[str, list[dict[str, float]]]] = {
         load: {order: [] for order in ORDERS} for load in ("at once", "arrivals")
     }
     for number in range(rounds + 1):
         rng = random.Random(number)
-        prepared, rate = requests(frontend, rng), 0.0
+        prepared, rate = requests(request_builder, rng), 0.0
         gaps = [rng.expovariate(1.0) for _ in prepared]
         names = list(ORDERS)
         for load, by_order in found.items():

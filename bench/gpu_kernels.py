@@ -198,13 +198,13 @@ def _laid_out(s: Shapes, device: torch.device) -> Case:
     slots = torch.arange(s.batch, device=device)
     rows = torch.stack([slots, slots * 0 + s.target - 1, slots, slots * 0 - 1])
 
-    def lay_out(module: Any) -> tuple[Tensor, ...]:
+    def gather_rows(module: Any) -> tuple[Tensor, ...]:
         # The twin is beside the table.
-        placed = (decode_rows if module is reference else module).lay_out(rows, tables, beams=False)
+        placed = (decode_rows if module is reference else module).gather_rows(rows, tables, beams=False)
         return placed.write_slots.float(), placed.lengths.float(), placed.cross_lengths.float()
 
     shape = f"{s.batch} rows of {own} and {cross} pages"
-    return Case("lay_out", shape, lay_out, 8 * s.batch * (own + cross), 0, "its launch")
+    return Case("gather_rows", shape, gather_rows, 8 * s.batch * (own + cross), 0, "its launch")
 
 
 def _followed(s: Shapes, device: torch.device) -> Case:
@@ -215,8 +215,8 @@ def _followed(s: Shapes, device: torch.device) -> Case:
 
     def follow(module: Any) -> Tensor:
         op, state = (decode_rows, states[0]) if module is reference else (module, states[1])
-        seen: Tensor = op.follow_source(slots * 0, rows, state)
+        seen: Tensor = op.match_prompt_tokens(slots * 0, rows, state)
         return seen.float()
 
     shape = f"{s.batch} sequences, sources of {s.source}"
-    return Case("follow_source", shape, follow, states[0].nbytes, 0, "its launch")
+    return Case("match_prompt_tokens", shape, follow, states[0].nbytes, 0, "its launch")

@@ -155,30 +155,32 @@ def watch(clock: Clock, engine: Engine) -> None:
     clock.watch(engine.scheduler, "apply", "host: scheduling")
     clock.watch(Packet, "of", "host: packing")
     clock.watch(engine.runner.state, "batch", "host: packing")
-    clock.watch(kernels, "lay_out", "host: packing")
+    clock.watch(kernels, "gather_rows", "host: packing")
     clock.watch(engine.runner, "finish", "host: packing")
 
 
 def measure(folder: Path, precision: str, rows: int) -> dict[str, Any]:
     how = PRECISIONS[precision]
     config = EngineConfig.of(model=str(folder), max_num_seqs=rows, device="cpu", **how)
-    engine, frontend = Engine(config), steps.load(folder)
+    engine, request_builder = Engine(config), steps.load(folder)
     clock, whole = Clock(), Clock()
     try:
         for number in range(3):  # the first warms up
-            prepared = steps.batch(frontend, rows, INPUTS, OUTPUTS)
-            assemblers = {one.samples[0].request_id: frontend.assembler(one) for one in prepared}
+            prepared = steps.batch(request_builder, rows, INPUTS, OUTPUTS)
+            output_processors = {
+                one.samples[0].request_id: request_builder.output_processor(one) for one in prepared
+            }
             steps.submit(engine, prepared)
             engine.step()  # admits them
             if number == 2:
                 engine.runner._steps.clear()
                 watch(clock, engine)
-                for assembler in assemblers.values():
-                    clock.watch(assembler, "push", "host: detokenizing")
+                for output_processor in output_processors.values():
+                    clock.watch(output_processor, "push", "host: detokenizing")
 
-            def step(assemblers: dict[str, Any] = assemblers) -> None:
+            def step(output_processors: dict[str, Any] = output_processors) -> None:
                 for delta in engine.step():
-                    assemblers[delta.request_id].push(delta)
+                    output_processors[delta.request_id].push(delta)
 
             while engine.has_work:
                 (step, partial(whole.step, step), partial(clock.step, step))[number]()

@@ -85,11 +85,11 @@ def decoder_costs(**options: Any) -> dict[str, float]:
     config = EngineConfig.of(
         model=str(QUICKSTART), dtype="float32", with_encoder=False, max_num_seqs=SLOTS, **options
     )
-    engine, frontend, length = Engine(config), steps.load(QUICKSTART), round(MEASURED.mean_input)
+    engine, request_builder, length = Engine(config), steps.load(QUICKSTART), round(MEASURED.mean_input)
     seconds, admissions = [], []
     for rows in ROWS:
         for _ in range(2):  # the first warms up
-            steps.submit(engine, steps.batch(frontend, rows, length, round(MEASURED.mean_output)))
+            steps.submit(engine, steps.batch(request_builder, rows, length, round(MEASURED.mean_output)))
             times = []
             while engine.has_work:
                 start = time.perf_counter()

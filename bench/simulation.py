@@ -3,7 +3,7 @@
 Discrete events over what a step, a request or a message costs, which `simulate.py` measures. The policies are
 the cluster's own: a router does one thing after another; encoder inputs leave in batches as soon as a replica
 has room (`EncoderPool`); a request goes to the one of two engines that looks less loaded to its router, from
-what they last told it (`EnginePool`, `EngineClient.load`); an engine admits in order of arrival and steps its
+what they last told it (`EnginePool`, `EngineLink.load`); an engine admits in order of arrival and steps its
 whole batch; each step is one message to every router that has a row in it.
 
 Every replica has its own machine here: nobody shares a core. There is no failure, no preemption and no reuse

@@ -12,7 +12,7 @@ import torch
 from tandem import SamplingParams
 from tandem.workers.engine import Engine
 from tandem.workers.requests.output_processor import PreparedRequest
-from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.request_builder import RequestBuilder
 
 _handles = itertools.count()
 
@@ -28,11 +28,11 @@ class Given:
         return self.states
 
 
-def batch(frontend: Frontend, rows: int, inputs: int, outputs: int) -> list[PreparedRequest]:
+def batch(request_builder: RequestBuilder, rows: int, inputs: int, outputs: int) -> list[PreparedRequest]:
     """Requests of so many encoder tokens that generate so many, greedily."""
     params = SamplingParams(temperature=0, max_tokens=outputs, ignore_eos=True)
     ids = [[random.randrange(3, 1000) for _ in range(inputs)] for _ in range(rows)]
-    return [frontend.prepare({"prompt_token_ids": one}, params) for one in ids]
+    return [request_builder.prepare({"prompt_token_ids": one}, params) for one in ids]
 
 
 def submit(engine: Engine, prepared: list[PreparedRequest]) -> None:
@@ -47,5 +47,5 @@ def submit(engine: Engine, prepared: list[PreparedRequest]) -> None:
         engine.submit(request)
 
 
-def load(folder: Path) -> Frontend:
-    return Frontend.load(folder, "bench")
+def load(folder: Path) -> RequestBuilder:
+    return RequestBuilder.load(folder, "bench")

@@ -55,8 +55,8 @@ def application(config: ServeConfig, ingress: type[Any] | None = None) -> Applic
         from tandem.cluster.ingress.ingress import Ingress
 
         ingress = Ingress
-    config = decided(config)
-    worker = _of_workers(config)
+    config = resolve_auto(config)
+    worker = worker_config(config)
     encoder = None if config.placement == "colocated" else _encoder(config, worker)
     # The router refuses what exceeds `queued_requests`, with a proper error; Serve's own limit is behind.
     deployment: Any = serve.deployment(
@@ -71,7 +71,7 @@ def application(config: ServeConfig, ingress: type[Any] | None = None) -> Applic
     return bound
 
 
-def decided(config: ServeConfig) -> ServeConfig:
+def resolve_auto(config: ServeConfig) -> ServeConfig:
     """With what `auto` and the model decide: the device, and no encoders for a decoder-only model.
 
     Raises ModelLoadError where there is no such model here.
@@ -84,7 +84,7 @@ def decided(config: ServeConfig) -> ServeConfig:
     )
 
 
-def _of_workers(config: ServeConfig) -> ServeConfig:
+def worker_config(config: ServeConfig) -> ServeConfig:
     """What the replicas are given: without that which only concerns how many there are. Serve restarts
     replicas whose arguments change, and a change of scale is to drain some or add some."""
     default = ServeConfig()

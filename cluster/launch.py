@@ -24,7 +24,7 @@ from ray.serve.context import _get_global_client
 from ray.serve.exceptions import DeploymentUnavailableError, RayServeException
 from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 
-from tandem.cluster.app import INGRESS, SUPERVISOR_CPUS, application, decided
+from tandem.cluster.app import INGRESS, SUPERVISOR_CPUS, application, resolve_auto
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.serve_compat import grpc_address
 from tandem.cluster.serve_compat.endpoints import Endpoints, read_endpoints, serving
@@ -61,7 +61,7 @@ def serve(config: ServeConfig, *, address: str | None = None) -> Iterator[Runnin
     `address` joins a Ray cluster that runs already; its processes must have been started with what
     `_serve_settings` says. Raises ModelLoadError, InvalidRequest, Unavailable.
     """
-    decided(config)  # a wrong model fails before Ray starts
+    resolve_auto(config)  # a wrong model fails before Ray starts
     with RunningCluster(config, address=address) as cluster:
         cluster.deploy(config)
         yield cluster
@@ -110,7 +110,7 @@ class RunningCluster:
         not become healthy, with what Serve says about it.
         """
         self.undeploy()
-        config = decided(config)  # a wrong model fails here and now, not three times in a replica
+        config = resolve_auto(config)  # a wrong model fails here and now, not three times in a replica
         if self._is_this_machine:
             _refuse_what_does_not_fit(config)
         self._config = config

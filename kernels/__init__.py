@@ -41,10 +41,10 @@ __all__ = [
     "argmax",
     "embed",
     "encoder_attention",
-    "follow_source",
     "gated_gelu",
-    "lay_out",
+    "gather_rows",
     "layer_norm",
+    "match_prompt_tokens",
     "merge_attention",
     "paged_beam_attention",
     "paged_cross_attention",
@@ -165,26 +165,26 @@ def encoder_attention(
     return reference.encoder_attention(*inputs)
 
 
-def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
+def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
     """What the rows [4, N] of a decode step read and write."""
     if rows.is_cuda:
         from tandem.kernels.triton import ops as triton_ops
 
-        return triton_ops.lay_out(rows, tables, beams=beams)
+        return triton_ops.gather_rows(rows, tables, beams=beams)
     if cpu_ops.COMPILED:
-        return DecodeRows(*cpu_ops.lay_out(rows, tables, beams=beams))
-    return decode_rows.lay_out(rows, tables, beams=beams)
+        return DecodeRows(*cpu_ops.gather_rows(rows, tables, beams=beams))
+    return decode_rows.gather_rows(rows, tables, beams=beams)
 
 
-def follow_source(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
+def match_prompt_tokens(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
     """Moves sequences [4, R] on by what the model said, int64 [samples], and guesses what may follow."""
     if tokens.is_cuda:
         from tandem.kernels.triton import ops as triton_ops
 
-        return triton_ops.follow_source(tokens, rows, sequences)
+        return triton_ops.match_prompt_tokens(tokens, rows, sequences)
     if cpu_ops.COMPILED:
-        return cpu_ops.follow_source(tokens, rows, sequences)
-    return decode_rows.follow_source(tokens, rows, sequences)
+        return cpu_ops.match_prompt_tokens(tokens, rows, sequences)
+    return decode_rows.match_prompt_tokens(tokens, rows, sequences)
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:

@@ -46,7 +46,7 @@ class DecodeRows(NamedTuple):
     cross_lengths: Tensor  # int32 [N]
 
 
-def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
+def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
     """rows: int64 [4, N]: slot, position, cross entry, token; see `resolve`. Beams note where their position
     goes."""
     slots, positions, entries, tokens = rows
@@ -87,7 +87,7 @@ def resolve(slots: Tensor, positions: Tensor, tokens: Tensor, sequences: Tensor)
     return torch.where(tokens < 0, own, tokens), positions
 
 
-def follow_source(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
+def match_prompt_tokens(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
     """Moves sequences on by the tokens that the model said, and finds out what may follow.
 
     A sequence's samples are what the model says behind its last token and behind each guess of this step.

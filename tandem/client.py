@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from tandem.connection import GRACE_S, OPTIONS, Metadata, Settings, positive, serving, typed_errors
 from tandem.errors import DeadlineExceeded, Unavailable
-from tandem.inputs import Chosen, Prompt, SingletonPrompt
+from tandem.inputs import Prompt, SingletonPrompt, TaskOptions
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params, for_each
 from tandem.protocol import score_wire, wire
@@ -66,7 +66,7 @@ class Client(Settings):
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> RequestOutput:
         """Answers one prompt, of any kind of `tandem.inputs`.
 
@@ -92,7 +92,7 @@ class Client(Settings):
         timeout: float | None = None,
         concurrency: int = 64,
         use_tqdm: bool = False,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> list[RequestOutput]:
         """Answers all prompts, in their order, `concurrency` of them at a time. `timeout` is each one's.
         An error ends the rest. `use_tqdm` shows a progress bar."""
@@ -139,7 +139,7 @@ class Client(Settings):
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> Generator[TextDelta, None, None]:
         """Answers one prompt as the tokens are generated; the arguments are those of `generate`.
 
@@ -178,7 +178,7 @@ class Client(Settings):
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> ScoreOutput:
         """The log-likelihood of a target, or of each of a list, as answers to one prompt.
 
@@ -262,7 +262,7 @@ class AsyncClient(Settings):
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> RequestOutput:
         """See `Client.generate`."""
         request = self._generate_request(
@@ -281,7 +281,7 @@ class AsyncClient(Settings):
         priority: int = 0,
         timeout: float | None = None,
         concurrency: int = 64,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> list[RequestOutput]:
         """See `Client.generate_many`."""
         free = asyncio.Semaphore(positive(concurrency, "concurrency"))
@@ -315,7 +315,7 @@ class AsyncClient(Settings):
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> AsyncGenerator[TextDelta, None]:
         """See `Client.stream`. A loop that may be left early needs `contextlib.aclosing` around the
         iterator: Python closes an asynchronous one only some time later."""
@@ -352,7 +352,7 @@ class AsyncClient(Settings):
         priority: int = 0,
         timeout: float | None = None,
         request_id: str | None = None,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> ScoreOutput:
         """See `Client.score`."""
         request = self._score_request(prompt, targets, model, priority, timeout, request_id, **chosen)

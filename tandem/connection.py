@@ -12,7 +12,7 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from tandem.errors import InvalidRequest
-from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TaskOptions
 from tandem.params import Params
 from tandem.protocol import score_wire, wire
 from tandem.protocol.rpc import SERVICE, error_of
@@ -78,10 +78,10 @@ class Settings:
         priority: int,
         timeout: float | None,
         request_id: str | None,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> wire.GenerateT:
         if decoder_prompt is not None:
-            encoder_prompt = cast(SingletonPrompt, prompt)  # `take_apart` refuses anything else
+            encoder_prompt = cast(SingletonPrompt, prompt)  # `split_prompt` refuses anything else
             prompt = ExplicitEncoderDecoderPrompt(
                 encoder_prompt=encoder_prompt, decoder_prompt=decoder_prompt
             )
@@ -104,7 +104,7 @@ class Settings:
         priority: int,
         timeout: float | None,
         request_id: str | None,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> pb.ScoreRequest:
         return score_wire.score_request(
             prompt,

@@ -34,7 +34,7 @@ class ExplicitEncoderDecoderPrompt(TypedDict):
 Prompt = SingletonPrompt | ExplicitEncoderDecoderPrompt
 
 
-class Chosen(TypedDict, total=False):
+class TaskOptions(TypedDict, total=False):
     """What a request says of languages and task, as keyword arguments: see `LLM.generate`."""
 
     source_language: str | None
@@ -42,7 +42,7 @@ class Chosen(TypedDict, total=False):
     task: str | None
 
 
-class Terms(Chosen, total=False):
+class RequestOptions(TaskOptions, total=False):
     """What a request says beside its prompt and its parameters, as keyword arguments."""
 
     model: str | None
@@ -76,7 +76,7 @@ class Parts(TypedDict):
     decoder_ids: list[int] | None
 
 
-def take_apart(prompt: Prompt) -> Parts:
+def split_prompt(prompt: Prompt) -> Parts:
     """Sorts out which kind of prompt this is. Raises `InvalidRequest` for anything else."""
     if isinstance(prompt, dict) and "encoder_prompt" in prompt:
         unknown = set(prompt) - {"encoder_prompt", "decoder_prompt"}

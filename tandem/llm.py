@@ -13,7 +13,7 @@ from typing import Any, Self, Unpack, cast
 from tqdm import tqdm
 
 from tandem.errors import InvalidRequest
-from tandem.inputs import Chosen, Prompt, SingletonPrompt
+from tandem.inputs import Prompt, SingletonPrompt, TaskOptions
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params, for_each
@@ -23,8 +23,8 @@ from tandem.workers.local_group import LocalGroup
 from tandem.workers.models.checkpoint import QUICKSTART, resolve
 from tandem.workers.request import Delta
 from tandem.workers.requests.model_info import ModelInfo
-from tandem.workers.requests.output_processor import Assembler, PreparedRequest
-from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
+from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.requests.tasks import Tasks
 from tandem.workers.shared_engine import SharedEngine
 
@@ -76,7 +76,7 @@ class LLM:
             answer_values=sys.maxsize,  # no answer is sent anywhere
             timeout_s=math.inf,
         )
-        self._frontend = Frontend.load(folder, model, limits, override_generation_config)
+        self._frontend = RequestBuilder.load(folder, model, limits, override_generation_config)
         self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
         self._closing, self._closed = threading.Lock(), False
         try:
@@ -121,7 +121,7 @@ class LLM:
                 strict=True,
             )
         ]
-        assemblers = [self._frontend.assembler(request) for request in prepared]
+        output_processors = [self._frontend.output_processor(request) for request in prepared]
         tokens = 0
         with (
             tqdm(
@@ -130,20 +130,20 @@ class LLM:
                 unit="prompt",
                 disable=not use_tqdm or len(many) < _PROGRESS_FROM,
             ) as progress,
-            closing(self._run(prepared, assemblers)) as pieces,
+            closing(self._run(prepared, output_processors)) as pieces,
         ):
             for number, piece in pieces:
                 tokens += len(piece.token_ids)
-                if assemblers[number].finished:
+                if output_processors[number].finished:
                     progress.set_postfix(tokens=tokens, refresh=False)
                     progress.update()
-        return [assembler.output() for assembler in assemblers]
+        return [output_processor.output() for output_processor in output_processors]
 
     def stream(
         self,
         prompt: Prompt,
         sampling_params: Params | None = None,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> Generator[TextDelta, None, None]:
         """Answers one prompt piece by piece; the arguments are those of `generate`. Closing or dropping the
         iterator cancels the request.
@@ -155,7 +155,7 @@ class LLM:
             sampling_params,
             **chosen,
         )
-        with closing(self._run([prepared], [self._frontend.assembler(prepared)])) as pieces:
+        with closing(self._run([prepared], [self._frontend.output_processor(prepared)])) as pieces:
             for _, piece in pieces:
                 yield piece
 
@@ -241,7 +241,7 @@ class LLM:
         self.close()
 
     def _run(
-        self, prepared: Sequence[PreparedRequest], assemblers: Sequence[Assembler]
+        self, prepared: Sequence[PreparedRequest], output_processors: Sequence[OutputProcessor]
     ) -> Generator[tuple[int, TextDelta]]:
         """Yields what each of these requests grew by, with its number; otherwise as `SharedEngine.deltas`."""
         where = {
@@ -253,14 +253,14 @@ class LLM:
         with closing(self._engine.deltas(samples)) as deltas:
             for delta in deltas:
                 number, index = where[delta.request_id]
-                pieces = assemblers[number].push(delta)
-                if not delta.last and assemblers[number].stopped(index):
+                pieces = output_processors[number].push(delta)
+                if not delta.last and output_processors[number].stopped(index):
                     self._engine.cancel(delta.request_id)
                 for piece in pieces:
                     yield number, piece
 
 
-def _chosen_each(count: int, source: _OneOrEach, target: _OneOrEach, task: _OneOrEach) -> list[Chosen]:
+def _chosen_each(count: int, source: _OneOrEach, target: _OneOrEach, task: _OneOrEach) -> list[TaskOptions]:
     def each(values: _OneOrEach, field: str) -> list[str | None]:
         if values is None or isinstance(values, str):
             return [values] * count
@@ -270,6 +270,6 @@ def _chosen_each(count: int, source: _OneOrEach, target: _OneOrEach, task: _OneO
 
     columns = each(source, "source_language"), each(target, "target_language"), each(task, "task")
     return [
-        Chosen(source_language=one, target_language=other, task=what)
+        TaskOptions(source_language=one, target_language=other, task=what)
         for one, other, what in zip(*columns, strict=True)
     ]

@@ -10,12 +10,12 @@ from typing import Any, Final, Self
 
 from tandem.errors import InvalidRequest
 from tandem.generate_arguments import ARGUMENTS, to_params
-from tandem.inputs import Chosen, Prompt, TokensPrompt
+from tandem.inputs import Prompt, TaskOptions, TokensPrompt
 from tandem.llm import LLM
 from tandem.outputs import RequestOutput
 from tandem.workers.models.checkpoint import QUICKSTART
 from tandem.workers.requests.defaults import merged
-from tandem.workers.requests.tasks import Choice
+from tandem.workers.requests.tasks import ResolvedTask
 
 Record = dict[str, str]
 
@@ -119,7 +119,7 @@ class Pipeline:
             prompts.append(prompt)
             params.append(to_params(given, counted, beams=choice.defaults.beams))
         if _truncates(call):  # what the source language and the task want to read is there
-            said = Chosen(
+            said = TaskOptions(
                 task=choice.task, target_language=said.get("target_language") if choice.target else None
             )
         outputs = self.llm.generate(prompts, params, **said, use_tqdm=False)
@@ -142,25 +142,25 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _said(self, call: Mapping[str, Any]) -> Chosen:
+    def _said(self, call: Mapping[str, Any]) -> TaskOptions:
         """Task or languages, as `LLM.generate` takes them."""
         tasks = self.llm.tasks
         match = _TRANSLATION.fullmatch(self.task)
         source, target = (call.get("src_lang"), call.get("tgt_lang")) if match is None else match.groups()
         if source is not None and target is not None and (tasks.languages or tasks.pairs):
-            return Chosen(source_language=source, target_language=target)
+            return TaskOptions(source_language=source, target_language=target)
         if self.task == "translation" and tasks.languages:
             raise InvalidRequest("this model needs src_lang and tgt_lang", field="src_lang")
-        return Chosen(task=self.task if self.task in tasks else None)
+        return TaskOptions(task=self.task if self.task in tasks else None)
 
-    def _chosen(self, said: Chosen) -> Choice:
+    def _chosen(self, said: TaskOptions) -> ResolvedTask:
         try:
-            return self.llm.tasks.choose(**said)
+            return self.llm.tasks.resolve(**said)
         except InvalidRequest as error:
             ours = {"source_language": "src_lang", "target_language": "tgt_lang"}
             raise InvalidRequest(error.message, field=ours.get(str(error.field), error.field)) from None
 
-    def _prompt(self, text: str, choice: Choice, call: Mapping[str, Any]) -> tuple[Prompt, int]:
+    def _prompt(self, text: str, choice: ResolvedTask, call: Mapping[str, Any]) -> tuple[Prompt, int]:
         """What is generated from, and how many tokens `max_length` counts before the first new one."""
         if not isinstance(text, str):
             raise InvalidRequest(f"must be str, got {type(text).__name__}", field="inputs")
@@ -174,7 +174,7 @@ class Pipeline:
             length = len(self.tokenizer(choice.prefix + text)["input_ids"])
             return prompt, min(length, most) if _truncates(call) else length
 
-    def _cut(self, text: str, choice: Choice, most: int) -> list[int]:
+    def _cut(self, text: str, choice: ResolvedTask, most: int) -> list[int]:
         """The first `most` tokens, special ones included."""
         source = choice.source
         before, behind = (source.prefix, source.suffix) if source else ((), ())

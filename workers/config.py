@@ -42,7 +42,7 @@ class EngineConfig:
     overlap: bool | None = None  # launch a step before the last one's tokens are read; None: on a GPU
     # Encode inputs over the time of several steps of others; None: on a GPU that is alone. The collectives of
     # ranks have one order, their steps would wait all the same.
-    encode_beside: bool | None = None
+    async_encode: bool | None = None
     # Launch decode steps as CUDA graphs; None: on a GPU that is alone. On a CPU they are padded likewise.
     cuda_graphs: bool | None = None
     check_invariants: bool = False  # after every step
@@ -117,10 +117,10 @@ class EngineConfig:
             return device.type == "cuda" and self.tensor_parallel_size == 1
         return self.cuda_graphs
 
-    def encodes_beside(self, device: torch.device) -> bool:
-        if self.encode_beside is None:
+    def encodes_async(self, device: torch.device) -> bool:
+        if self.async_encode is None:
             return self.with_encoder and device.type == "cuda" and self.tensor_parallel_size == 1
-        return self.with_encoder and self.encode_beside
+        return self.with_encoder and self.async_encode
 
     def positions_per_page(self, device: torch.device) -> int:
         return self.page_size or (64 if device.type == "cuda" else 32)

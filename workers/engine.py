@@ -44,7 +44,7 @@ class Engine:
             max_encoder_tokens=config.max_encoder_tokens,
             draft_tokens=self.runner.draft_tokens,
             step_rows=STEP_ROWS[self.runner.device.type],
-            encode_beside=config.encodes_beside(self.runner.device),
+            async_encode=config.encodes_async(self.runner.device),
         )
         self._failed = False
         self._in_flight: deque[tuple[StepPlan, Sampled | None, Scored | None]] = deque()
@@ -93,7 +93,7 @@ class Engine:
     def _step(self) -> list[Delta]:
         plan = self.scheduler.plan(time.monotonic(), encoded=self.runner.encoded)
         self._load_hidden(plan)
-        if plan.rows or plan.admissions or plan.beside:
+        if plan.rows or plan.admissions or plan.overlapped:
             self._in_flight.append((plan, *self._launch(plan)))
         deltas = plan.ended
         if self._in_flight and (len(self._in_flight) >= self._depth or not plan.rows):
@@ -138,7 +138,7 @@ class Engine:
             sampled = self.sampler.sample(logits, sampling, self.runner.positions)
             seen = self.runner.finish(packet, sampled.choice)
             sampled.seen = None if seen is None else HostCopy(seen)
-        self.runner.encode_beside(packet)
+        self.runner.encode_async(packet)
         return sampled, scored
 
     def stats(self) -> EngineStats:

@@ -38,6 +38,6 @@ class Follower:
             packet = Packet.from_ints(values.numpy())
             self.runner.execute(packet, lambda handle: self._hidden[handle]())
             self.runner.finish(packet, None)
-            self.runner.encode_beside(packet)
+            self.runner.encode_async(packet)
             self.steps += 1
         self.group.close()

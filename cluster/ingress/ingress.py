@@ -17,7 +17,7 @@ from tandem.cluster.router.discovery import identity_of
 from tandem.cluster.router.router import Router
 from tandem.cluster.serve_compat.direct_ingress import reuse_http_port
 from tandem.workers.models.checkpoint import resolve
-from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.request_builder import RequestBuilder
 
 
 @serve.ingress()
@@ -33,12 +33,12 @@ class Ingress(GrpcApi):
     ) -> None:
         if config.ingress_mode == "direct":
             reuse_http_port()
-        frontend = await asyncio.to_thread(_load, config)
+        request_builder = await asyncio.to_thread(_load, config)
         identity = await asyncio.to_thread(identity_of, config)
         self._router = Router(config, identity, encoder, decoder)
         await self._router.start()
         replica = serve.get_replica_context().replica_id.unique_id
-        self._service = Service(config, frontend, self._router, replica)
+        self._service = Service(config, request_builder, self._router, replica)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this once the constructor is done."""
@@ -54,7 +54,7 @@ class Ingress(GrpcApi):
             await self._router.close()
 
 
-def _load(config: ServeConfig) -> Frontend:
-    return Frontend.load(
+def _load(config: ServeConfig) -> RequestBuilder:
+    return RequestBuilder.load(
         resolve(config.model), config.model_name, config.limits, config.override_generation_config
     )

@@ -14,15 +14,15 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.ingress.health import Health, Workers
 from tandem.cluster.ingress.metrics import Metrics, Observation
 from tandem.cluster.ingress.metrics import Protocol as WireProtocol
-from tandem.cluster.router.routed_request import Flight
+from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.errors import DeadlineExceeded, InvalidRequest
-from tandem.inputs import Prompt, SingletonPrompt, Terms
+from tandem.inputs import Prompt, RequestOptions, SingletonPrompt
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params
 from tandem.protocol.wire import ServedModel
 from tandem.workers.request import Delta, EngineRequest
-from tandem.workers.requests.output_processor import Assembler, PreparedRequest
-from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
+from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.requests.scoring import PreparedScore
 
 T = TypeVar("T")
@@ -44,8 +44,8 @@ class Router(Workers, Protocol):
     """What the service needs of `cluster.router.Router`; tests have their own."""
 
     def check_room(self, sequences: int = 1) -> None: ...
-    def accept(self, requests: Sequence[EngineRequest]) -> AbstractContextManager[list[Flight]]: ...
-    def deltas(self, flight: Flight, gather_s: Callable[[], float] = ...) -> AsyncGenerator[Delta]: ...
+    def accept(self, requests: Sequence[EngineRequest]) -> AbstractContextManager[list[RoutedRequest]]: ...
+    def deltas(self, routed: RoutedRequest, gather_s: Callable[[], float] = ...) -> AsyncGenerator[Delta]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +59,12 @@ class Piece:
 class Service:
     """One model, served through one router."""
 
-    def __init__(self, config: ServeConfig, frontend: Frontend, router: Router, replica: str) -> None:
-        self.config, self.frontend = config, frontend
+    def __init__(
+        self, config: ServeConfig, request_builder: RequestBuilder, router: Router, replica: str
+    ) -> None:
+        self.config, self.request_builder = config, request_builder
         self.health = Health(router, config.stall_timeout_s)
-        self.metrics = Metrics(frontend.info.name, replica, router.stats)
+        self.metrics = Metrics(request_builder.info.name, replica, router.stats)
         self.started = int(time.time())  # seconds since 1970
         self._router = router
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
@@ -70,7 +72,7 @@ class Service:
 
     @property
     def model(self) -> ServedModel:
-        front = self.frontend
+        front = self.request_builder
         return ServedModel(
             front.info.name, front.info.family, front.max_encoder_tokens, front.max_decoder_tokens
         )
@@ -93,36 +95,40 @@ class Service:
     async def pieces(
         self,
         prepared: Sequence[PreparedRequest],
-        assemblers: Sequence[Assembler],
+        output_processors: Sequence[OutputProcessor],
         *,
         whole: bool,
     ) -> AsyncGenerator[Piece]:
         """All samples of all prompts, side by side; `whole`: nobody reads them before their ends. Close it to
         cancel what has not ended."""
         samples = [sample for request in prepared for sample in request.samples]
-        with self._router.accept(samples) as flights:
+        with self._router.accept(samples) as routed_requests:
             places = (
-                (number, index, assembler, whole)
-                for number, (request, assembler) in enumerate(zip(prepared, assemblers, strict=True))
+                (number, index, output_processor, whole)
+                for number, (request, output_processor) in enumerate(
+                    zip(prepared, output_processors, strict=True)
+                )
                 for index in range(len(request.samples))
             )
-            streams = [self._sample(flight, *place) for flight, place in zip(flights, places, strict=True)]
+            streams = [
+                self._sample(routed, *place) for routed, place in zip(routed_requests, places, strict=True)
+            ]
             async with aclosing(streams[0] if len(streams) == 1 else _merge(streams)) as merged:
                 async for piece in merged:
                     yield piece
 
     async def ends(self, requests: Sequence[EngineRequest]) -> list[Delta]:
         """The last deltas of requests that deliver at their ends only. The first error ends them all."""
-        with self._router.accept(requests) as flights:
+        with self._router.accept(requests) as routed_requests:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._end(flight)) for flight in flights]
+                    tasks = [group.create_task(self._end(routed)) for routed in routed_requests]
             except BaseExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             return [task.result() for task in tasks]
 
-    async def _end(self, flight: Flight) -> Delta:
-        async with aclosing(self._router.deltas(flight)) as deltas:
+    async def _end(self, routed: RoutedRequest) -> Delta:
+        async with aclosing(self._router.deltas(routed)) as deltas:
             delta = await anext(deltas)
         if delta.queued_s is not None:
             self.metrics.queue.observe(delta.queued_s)
@@ -130,22 +136,22 @@ class Service:
 
     async def _sample(
         self,
-        flight: Flight,
+        routed: RoutedRequest,
         number: int,
         index: int,
-        assembler: Assembler,
+        output_processor: OutputProcessor,
         whole: bool,
     ) -> AsyncGenerator[Piece]:
         gather_s = (lambda: _WHOLE_GATHER_S) if whole else self._gather_s
         self._live += not whole
         try:
-            async with aclosing(self._router.deltas(flight, gather_s)) as deltas:
+            async with aclosing(self._router.deltas(routed, gather_s)) as deltas:
                 async for delta in deltas:
                     if delta.queued_s is not None:
                         self.metrics.queue.observe(delta.queued_s)
-                    for piece in assembler.push(delta):
+                    for piece in output_processor.push(delta):
                         yield Piece(number, piece)
-                    if delta.last or assembler.stopped(index):
+                    if delta.last or output_processor.stopped(index):
                         return
         finally:
             self._live -= not whole
@@ -185,18 +191,18 @@ class Call:
         self,
         prompts: Sequence[Prompt],
         params: Params | None,
-        **terms: Unpack[Terms],
+        **options: Unpack[RequestOptions],
     ) -> list[PreparedRequest]:
         """Validates and tokenizes, where there is room for the work. Raises InvalidRequest, ModelNotFound:
-        see `Frontend.prepare`; Overloaded, Unavailable."""
+        see `RequestBuilder.prepare`; Overloaded, Unavailable."""
         self._service.check_room()
-        frontend = self._service.frontend
+        request_builder = self._service.request_builder
 
         def prepare() -> list[PreparedRequest]:
             prepared: list[PreparedRequest] = []
             for number, prompt in enumerate(prompts):
                 try:
-                    prepared.append(frontend.prepare(prompt, params, **terms))
+                    prepared.append(request_builder.prepare(prompt, params, **options))
                 except InvalidRequest as error:
                     where = f" (in prompt {number} of {len(prompts)})" if len(prompts) > 1 else ""
                     raise InvalidRequest(error.message + where, field=error.field) from None
@@ -204,22 +210,24 @@ class Call:
 
         several = len(prompts) > 1 or (params is not None and params.bad_words)
         prepared = await self._service.tokenizing(prepare, prompts, several)
-        self._prepared(prepared[0].request_id, terms.get("timeout_s"))
+        self._prepared(prepared[0].request_id, options.get("timeout_s"))
         return prepared
 
     async def prepare_score(
         self,
         prompt: Prompt,
         targets: Sequence[SingletonPrompt],
-        **terms: Unpack[Terms],
+        **options: Unpack[RequestOptions],
     ) -> PreparedScore:
-        """Likewise: see `Frontend.prepare_score`."""
+        """Likewise: see `RequestBuilder.prepare_score`."""
         self._service.check_room()
-        frontend = self._service.frontend
+        request_builder = self._service.request_builder
         prepared = await self._service.tokenizing(
-            lambda: frontend.prepare_score(prompt, targets, **terms), [prompt, *targets], len(targets) > 1
+            lambda: request_builder.prepare_score(prompt, targets, **options),
+            [prompt, *targets],
+            len(targets) > 1,
         )
-        self._prepared(prepared.request_id, terms.get("timeout_s"))
+        self._prepared(prepared.request_id, options.get("timeout_s"))
         return prepared
 
     async def score(self, prepared: PreparedScore) -> ScoreOutput:
@@ -230,9 +238,9 @@ class Call:
 
     async def tokenize(self, text: str, *, field: str, model: str | None = None) -> list[int]:
         """The encoder's ids for a text."""
-        frontend = self._service.frontend
-        frontend.check_model(model)
-        return await self._service.tokenizing(lambda: frontend.tokenize(text, field=field), text)
+        request_builder = self._service.request_builder
+        request_builder.check_model(model)
+        return await self._service.tokenizing(lambda: request_builder.tokenize(text, field=field), text)
 
     async def stream(self, prepared: Sequence[PreparedRequest]) -> AsyncGenerator[Piece]:
         """What the prompts' answers grow by. Close it to cancel the rest.
@@ -240,31 +248,31 @@ class Call:
         Raises DeadlineExceeded if the time is over before there is any token; with some, it ends with
         finish reason `deadline` and they stand.
         """
-        frontend = self._service.frontend
-        assemblers = [frontend.assembler(one) for one in prepared]
-        async with aclosing(self._run(prepared, assemblers, whole=False)) as pieces:
+        request_builder = self._service.request_builder
+        output_processors = [request_builder.output_processor(one) for one in prepared]
+        async with aclosing(self._run(prepared, output_processors, whole=False)) as pieces:
             async for piece in pieces:
                 yield piece
 
     async def generate(self, prepared: Sequence[PreparedRequest]) -> list[RequestOutput]:
         """The prompts' whole answers; otherwise as `stream`."""
-        assemblers = [self._service.frontend.assembler(one) for one in prepared]
+        output_processors = [self._service.request_builder.output_processor(one) for one in prepared]
         # Stop strings are found by looking at the text: the engine goes on until they are.
-        whole = not any(assembler.watches for assembler in assemblers)
-        async with aclosing(self._run(prepared, assemblers, whole=whole)) as pieces:
+        whole = not any(output_processor.watches for output_processor in output_processors)
+        async with aclosing(self._run(prepared, output_processors, whole=whole)) as pieces:
             async for _ in pieces:
                 pass
-        return [assembler.output() for assembler in assemblers]
+        return [output_processor.output() for output_processor in output_processors]
 
     async def _run(
         self,
         prepared: Sequence[PreparedRequest],
-        assemblers: Sequence[Assembler],
+        output_processors: Sequence[OutputProcessor],
         *,
         whole: bool,
     ) -> AsyncGenerator[Piece]:
         empty = True
-        async with aclosing(self._service.pieces(prepared, assemblers, whole=whole)) as pieces:
+        async with aclosing(self._service.pieces(prepared, output_processors, whole=whole)) as pieces:
             async for piece in pieces:
                 delta = piece.delta
                 if empty:

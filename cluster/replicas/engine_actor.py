@@ -23,7 +23,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch
 from tandem.cluster.messages import LEASE_S, HandoffTotals, Submission, packed_delta, packed_message
 from tandem.cluster.replicas.engine_thread import EngineThread, StepEngine
-from tandem.cluster.replicas.router_link import Link
+from tandem.cluster.replicas.router_link import RouterLink
 from tandem.cluster.replicas.step_inbox import StepInbox
 from tandem.cluster.replicas.threads import use_cpus
 from tandem.errors import HiddenStatesLost, Unavailable
@@ -42,7 +42,7 @@ _Arrival = tuple[EngineRequest, HiddenSlice]
 class _Live:
     """A request between its submission and its last delta."""
 
-    link: Link
+    link: RouterLink
     arriving: bool  # its hidden states are being encoded or fetched, the engine has not seen it yet
     hidden: HiddenLoader | None = None  # its hidden states, since the engine has seen it
 
@@ -64,7 +64,7 @@ class EngineActor:
         self._config, self._make = config, make
         self._background = Background()
         self._shards: list[Any] = []
-        self._links: dict[str, Link] = {}
+        self._links: dict[str, RouterLink] = {}
         self._live: dict[str, _Live] = {}  # every request taken in and not ended
         self._next_handle = itertools.count()
         self._handoff = HandoffTotals()
@@ -140,7 +140,7 @@ class EngineActor:
     async def attach(self, link_id: str) -> AsyncIterator[list[object]]:
         """Opens a link. The messages are packed, see `read_message`. The first comes at once: from then on
         the link can submit."""
-        link = self._links[link_id] = Link()
+        link = self._links[link_id] = RouterLink()
         try:
             yield packed_message(self._accepting, self._stats, self._handoff, [])
             while (deltas := await link.take()) is not None:
@@ -148,7 +148,7 @@ class EngineActor:
         finally:
             self._end(link)
 
-    async def submit(
+    async def exchange(
         self,
         link_id: str,
         submissions: list[Submission],
@@ -265,7 +265,7 @@ class EngineActor:
             for shard in self._shards:
                 shard.unregister.remote(handles)
 
-    def _end(self, link: Link) -> None:
+    def _end(self, link: RouterLink) -> None:
         link.close()
         self._cancel(list(link.requests))
 

@@ -8,7 +8,7 @@ import time
 from tandem.cluster.messages import HEARTBEAT_S, LEASE_S
 
 
-class Link:
+class RouterLink:
     """Lives in the engine actor's event loop.
 
     What waits to be sent to a slow router is bounded by the tokens its own requests may generate, and

@@ -21,7 +21,7 @@ from tandem.cluster.handoff import BatchSummary, HiddenSlice, PackedHidden
 from tandem.cluster.router.discovery import Discovery
 from tandem.cluster.router.encoder_cache import EncoderCache
 from tandem.cluster.router.encoder_queue import EncodeJob, EncoderQueue, Sent
-from tandem.cluster.router.patience import patiently
+from tandem.cluster.router.waiting import wait_for_worker
 from tandem.errors import InvalidRequest, TandemError, Unavailable
 from tandem.workers.request import EncoderInput
 
@@ -96,7 +96,7 @@ class EncoderPool:
     ) -> AsyncGenerator[HiddenSlice]:
         """Where the hidden states of an input will be, as soon as an encoder is asked for them: a decoder can
         be told meanwhile. Where that fails, where they will be instead. Ends when they are there. Holding
-        a slice keeps them alive. `order` is that of the flight that waits for them.
+        a slice keeps them alive. `order` is that of the routed that waits for them.
 
         Raises Unavailable after the configured attempts or without any encoder, InvalidRequest where the
         encoder refuses the input.
@@ -121,7 +121,7 @@ class EncoderPool:
         try:
             encoded = False
             while not encoded:
-                sent = await patiently(
+                sent = await wait_for_worker(
                     job.sent, self._config.replica_wait_s, lambda: bool(self._replicas), "there is no encoder"
                 )
                 yield sent.hidden

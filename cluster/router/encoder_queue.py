@@ -27,7 +27,7 @@ class EncodeJob:
 
     key: str
     token_ids: tuple[int, ...]
-    order: tuple[float, int]  # the first in order of those who wait: see Flight
+    order: tuple[float, int]  # the first in order of those who wait: see RoutedRequest
     sent: asyncio.Future[Sent] = field(default_factory=_future)  # the last try, or what the job ended with
     waiters: int = 0
     attempts: int = 0

@@ -24,7 +24,7 @@ from tandem.cluster.messages import (
     Submission,
     read_message,
 )
-from tandem.cluster.router.routed_request import Flight
+from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.workers.request import EngineStats
 
 logger = logging.getLogger(__name__)
@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 DETACH_TIMEOUT_S = 1.0
 
 
-class EngineClient:
+class EngineLink:
     """Requests go out in batches: whatever has gathered while the last batch was acknowledged.
 
     Every placement of a request has an id of its own, so that what a former engine or a former link
@@ -44,13 +44,13 @@ class EngineClient:
         self.stats: EngineStats | None = None
         self.handoff = HandoffTotals()
         self.messages = 0  # counter: those that told of requests
-        self.flights: dict[str, Flight] = {}  # by the id of their placement
+        self.routed_requests: dict[str, RoutedRequest] = {}  # by the id of their placement
         self.keys: Counter[str] = Counter()  # their encoder inputs
         self._actor = actor
         self._on_change = on_change  # it may accept now, or has room, or is lost
         self._link_id = uuid.uuid4().hex[:12]
         self._numbers = itertools.count()
-        self._ids: dict[Flight, str] = {}
+        self._ids: dict[RoutedRequest, str] = {}
         self._outbox: dict[str, Submission] = {}
         self._cancelled: list[str] = []
         self._flushing = False
@@ -71,13 +71,13 @@ class EngineClient:
         stats = self.stats
         if stats is None:  # not attached yet
             return math.inf
-        sequences = max(stats.running + stats.waiting + len(self._outbox), len(self.flights))
+        sequences = max(stats.running + stats.waiting + len(self._outbox), len(self.routed_requests))
         pages = 1 - stats.free_pages / stats.total_pages
         return max(sequences / stats.max_running, pages)
 
     async def run(self) -> None:
         """Attaches and receives until the engine has drained, is lost, or this task is cancelled. On
-        return all flights are displaced."""
+        return all routed_requests are displaced."""
         try:
             stream = self._actor.attach.options(num_returns="streaming").remote(self._link_id)
             async with asyncio.timeout(SILENCE_S):
@@ -93,9 +93,9 @@ class EngineClient:
             logger.warning("engine %s is lost: %r", self.engine_id, error)
         finally:
             self._accepting, self._lost = False, True
-            for flight in self._take_all():
-                flight.losses += 1
-                flight.displace()
+            for routed in self._take_all():
+                routed.losses += 1
+                routed.displace()
             self._on_change()
             await self._background.close()
             # It may be alive and only out of reach, or this router closes. Else the lease runs out.
@@ -103,26 +103,26 @@ class EngineClient:
                 async with asyncio.timeout(DETACH_TIMEOUT_S):
                     await self._actor.detach.remote(self._link_id)
 
-    def submit(self, flight: Flight) -> None:
+    def submit(self, routed: RoutedRequest) -> None:
         request_id = f"{self._link_id}.{next(self._numbers)}"
         now = asyncio.get_running_loop().time()
         request = dataclasses.replace(
-            flight.request,
+            routed.request,
             request_id=request_id,
-            generated_ids=(*flight.request.generated_ids, *flight.received),
-            timeout_s=max(0.0, flight.deadline - now),
-            waited_s=now - flight.arrived_at,
+            generated_ids=(*routed.request.generated_ids, *routed.received),
+            timeout_s=max(0.0, routed.deadline - now),
+            waited_s=now - routed.arrived_at,
         )
-        flight.place = self
-        self._ids[flight] = request_id
-        self.flights[request_id] = flight
+        routed.place = self
+        self._ids[routed] = request_id
+        self.routed_requests[request_id] = routed
         self.keys[request.encoder.key] += 1
-        self._outbox[request_id] = Submission(request, flight.hidden)
+        self._outbox[request_id] = Submission(request, routed.hidden)
         self._flush_soon()
 
-    def release(self, flight: Flight) -> None:
-        """Forgets a flight; where the engine has not said its end, it is cancelled there."""
-        request_id = self._ids.get(flight)
+    def release(self, routed: RoutedRequest) -> None:
+        """Forgets a routed; where the engine has not said its end, it is cancelled there."""
+        request_id = self._ids.get(routed)
         if request_id is None:
             return
         self._remove(request_id)
@@ -135,27 +135,27 @@ class EngineClient:
     def _receive(self, message: StepMessage) -> None:
         self.messages += bool(message.deltas)
         for delta in message.deltas:
-            if (flight := self.flights.get(delta.request_id)) is None:
+            if (routed := self.routed_requests.get(delta.request_id)) is None:
                 continue
             if delta.finish_reason is not None or delta.error is not None:
                 self._remove(delta.request_id)
-            flight.deliver(delta)
+            routed.deliver(delta)
         self.stats, self.handoff = message.stats, message.handoff
         self._accepting = message.accepting
         self._on_change()
 
-    def _remove(self, request_id: str) -> Flight:
-        flight = self.flights.pop(request_id)
-        del self._ids[flight]
-        key = flight.request.encoder.key
+    def _remove(self, request_id: str) -> RoutedRequest:
+        routed = self.routed_requests.pop(request_id)
+        del self._ids[routed]
+        key = routed.request.encoder.key
         self.keys[key] -= 1
         if not self.keys[key]:
             del self.keys[key]
-        return flight
+        return routed
 
-    def _take_all(self) -> list[Flight]:
+    def _take_all(self) -> list[RoutedRequest]:
         self._outbox.clear()
-        return [self._remove(request_id) for request_id in list(self.flights)]
+        return [self._remove(request_id) for request_id in list(self.routed_requests)]
 
     def _flush_soon(self) -> None:
         if not self._flushing and not self._lost:
@@ -175,7 +175,7 @@ class EngineClient:
             cancelled, self._cancelled = self._cancelled, []
             try:
                 async with asyncio.timeout(SILENCE_S):
-                    taken = await self._actor.submit.remote(self._link_id, list(outbox.values()), cancelled)
+                    taken = await self._actor.exchange.remote(self._link_id, list(outbox.values()), cancelled)
             except (RayError, TimeoutError) as error:
                 if not self._lost:
                     logger.warning("engine %s does not take requests: %r", self.engine_id, error)
@@ -184,7 +184,7 @@ class EngineClient:
             if not taken:
                 self._accepting = False
                 for request_id in outbox:
-                    if request_id in self.flights:
+                    if request_id in self.routed_requests:
                         self._remove(request_id).displace()
 
     async def _renew(self) -> None:

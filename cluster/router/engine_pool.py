@@ -12,11 +12,11 @@ from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
 from tandem.cluster.router.discovery import Discovery
-from tandem.cluster.router.engine_link import EngineClient
-from tandem.cluster.router.patience import patiently
-from tandem.cluster.router.routed_request import Flight
+from tandem.cluster.router.engine_link import EngineLink
+from tandem.cluster.router.routed_request import RoutedRequest
+from tandem.cluster.router.waiting import wait_for_worker
 
-# Work sent to one engine, in batches' worth (see `EngineClient.load`): one that runs and one ready to
+# Work sent to one engine, in batches' worth (see `EngineLink.load`): one that runs and one ready to
 # follow. More waits here, where an engine that joins or gets free can still take it. Requests whose inputs
 # are being encoded have half of it at most: see `announce`.
 FULL = 2.0
@@ -28,8 +28,8 @@ CHOICES = 2  # engines, drawn at random, of which a request gets the better
 
 @dataclass(order=True, slots=True)
 class _Waiter:
-    order: tuple[float, int]  # the flight's
-    flight: Flight = field(compare=False)
+    order: tuple[float, int]  # the routed's
+    routed: RoutedRequest = field(compare=False)
     granted: asyncio.Future[None] = field(compare=False)
 
 
@@ -38,7 +38,7 @@ class EnginePool:
 
     def __init__(self, identity: str, handle: DeploymentHandle[Any], patience_s: float) -> None:
         self._patience_s = patience_s
-        self._clients: dict[str, EngineClient] = {}
+        self._clients: dict[str, EngineLink] = {}
         self._waiting: list[_Waiter] = []  # sorted
         self._links = Background()
         self._discovery = Discovery(identity, handle, self._found, lambda: self.ready)
@@ -48,7 +48,7 @@ class EnginePool:
         return any(client.accepting for client in self._clients.values())
 
     @property
-    def clients(self) -> list[EngineClient]:
+    def clients(self) -> list[EngineLink]:
         return list(self._clients.values())
 
     @property
@@ -63,39 +63,41 @@ class EnginePool:
         await self._discovery.close()
         await self._links.close()
 
-    async def submit(self, flight: Flight) -> None:
+    async def submit(self, routed: RoutedRequest) -> None:
         """Sends a request to the best engine, by priority and arrival where all are full.
 
         Raises Unavailable where there is still no engine after `patience_s`.
         """
-        if not self._waiting and (client := self._choose(flight)) is not None:
-            client.submit(flight)
+        if not self._waiting and (client := self._choose(routed)) is not None:
+            client.submit(routed)
             return
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(flight.order, flight, granted)
+        waiter = _Waiter(routed.order, routed, granted)
         bisect.insort(self._waiting, waiter)
         self._grant()
         try:
-            await patiently(granted, self._patience_s, lambda: self.ready, "no decoder accepts requests")
+            await wait_for_worker(
+                granted, self._patience_s, lambda: self.ready, "no decoder accepts requests"
+            )
         finally:
             if not granted.done():
                 del self._waiting[bisect.bisect_left(self._waiting, waiter)]
 
-    def announce(self, flight: Flight) -> bool:
+    def announce(self, routed: RoutedRequest) -> bool:
         """Sends a request whose input is still being encoded to the best engine that could begin at once, and
         says whether there is one. What room there is behind is for those that are ready."""
-        if self._waiting or (client := self._choose(flight, FULL / 2)) is None:
+        if self._waiting or (client := self._choose(routed, FULL / 2)) is None:
             return False
-        client.submit(flight)
+        client.submit(routed)
         return True
 
     # --- Within ---
 
-    def _choose(self, flight: Flight, busy: float = FULL) -> EngineClient | None:
+    def _choose(self, routed: RoutedRequest, busy: float = FULL) -> EngineLink | None:
         """Of two engines that are less than `busy`, and of those with the same encoder input, the least
         loaded. All routers have much the same, somewhat old news of an engine that is not theirs: the least
         loaded of all would get the requests of all of them at once."""
-        key = flight.request.encoder.key
+        key = routed.request.encoder.key
         roomy = [client for client in self._clients.values() if client.accepting and client.load() < busy]
         some = random.sample(roomy, min(CHOICES, len(roomy)))
         some += [client for client in roomy if key in client.keys]
@@ -104,20 +106,20 @@ class EnginePool:
     def _grant(self) -> None:
         """Sends waiting requests as far as there is room."""
         while self._waiting:
-            client = self._choose(self._waiting[0].flight)
+            client = self._choose(self._waiting[0].routed)
             if client is None:
                 return
             waiter = self._waiting.pop(0)
-            client.submit(waiter.flight)  # here and now, so that the next one sees the load
+            client.submit(waiter.routed)  # here and now, so that the next one sees the load
             waiter.granted.set_result(None)
 
     def _found(self, engine_id: str, actor: Any) -> None:
         if engine_id not in self._clients:
-            client = EngineClient(engine_id, actor, self._grant)
+            client = EngineLink(engine_id, actor, self._grant)
             self._clients[engine_id] = client
             self._links.start(self._follow(client), f"engine {engine_id}")
 
-    async def _follow(self, client: EngineClient) -> None:
+    async def _follow(self, client: EngineLink) -> None:
         try:
             await client.run()
         finally:

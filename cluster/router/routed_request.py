@@ -16,7 +16,7 @@ from tandem.workers.request import Delta, EngineRequest, Hypothesis
 from tandem.workers.scheduling.scheduler import PRIORITY_S
 
 if TYPE_CHECKING:
-    from tandem.cluster.router.engine_link import EngineClient
+    from tandem.cluster.router.engine_link import EngineLink
 
 # The engine ends a late request itself and says how far it got; this is how long we wait for that.
 DEADLINE_GRACE_S = 2.0
@@ -24,7 +24,7 @@ DEADLINE_GRACE_S = 2.0
 _numbers = itertools.count()
 
 
-class Flight:
+class RoutedRequest:
     """Lives in the router's event loop, from acceptance to the one terminal answer.
 
     Engines come and go under it: `displace` takes it off one, the router puts it onto another, and its
@@ -35,7 +35,10 @@ class Flight:
     """
 
     def __init__(
-        self, request: EngineRequest, deadline: float, on_end: Callable[[Flight], object] = lambda _: None
+        self,
+        request: EngineRequest,
+        deadline: float,
+        on_end: Callable[[RoutedRequest], object] = lambda _: None,
     ) -> None:
         """`on_end` is called once, when it ends, however it does."""
         self.request = request
@@ -46,7 +49,7 @@ class Flight:
         self.order = (self.arrived_at - request.priority * PRIORITY_S, next(_numbers))
         self.hidden: HiddenSlice | None = None  # kept until it ends: a replacement engine reads it again
         self.hidden_lost = False  # the engine could not read them
-        self.place: EngineClient | None = None  # the engine that has it, or will
+        self.place: EngineLink | None = None  # the engine that has it, or will
         self.received: list[int] = []  # tokens of all engines so far
         self.losses = 0  # engines that died under it
         self.encodings = 0  # how often its hidden states vanished

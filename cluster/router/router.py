@@ -15,7 +15,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.messages import HandoffTotals
 from tandem.cluster.router.encoder_pool import EncoderCounters, EncoderPool
 from tandem.cluster.router.engine_pool import EnginePool
-from tandem.cluster.router.routed_request import Flight
+from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.cluster.router.staging import Staging
 from tandem.errors import InternalError, Overloaded, Unavailable
 from tandem.workers.request import Delta, EngineRequest, EngineStats
@@ -60,7 +60,7 @@ class Router:
         self._staging = Staging(
             config.staged_encoder_tokens, config.replica_wait_s, lambda: self._engines.ready
         )
-        self._flights: set[Flight] = set()
+        self._flights: set[RoutedRequest] = set()
         self._accepting = True
         self._resubmitted = 0
         self._generated_tokens = 0
@@ -81,8 +81,8 @@ class Router:
     async def close(self) -> None:
         """Ends all requests with Unavailable and detaches."""
         self._accepting = False
-        for flight in list(self._flights):
-            flight.fail(Unavailable("the server shuts down"))
+        for routed in list(self._flights):
+            routed.fail(Unavailable("the server shuts down"))
         if self._encoders is not None:
             await self._encoders.close()
         await self._engines.close()
@@ -98,24 +98,24 @@ class Router:
             )
 
     @contextmanager
-    def accept(self, requests: Sequence[EngineRequest]) -> Iterator[list[Flight]]:
+    def accept(self, requests: Sequence[EngineRequest]) -> Iterator[list[RoutedRequest]]:
         """Accepts all of the requests, each for one call of `deltas`, or none. Their `timeout_s` counts from
         here; on leaving, those that have not ended are cancelled. Raises as `check_room`."""
         self.check_room(len(requests))
         now = asyncio.get_running_loop().time()
-        flights = []
+        routed_requests = []
         for request in requests:
             timeout_s = self._config.limits.timeout_s if request.timeout_s is None else request.timeout_s
-            flights.append(Flight(request, now + timeout_s, self._flights.discard))
-        self._flights.update(flights)
+            routed_requests.append(RoutedRequest(request, now + timeout_s, self._flights.discard))
+        self._flights.update(routed_requests)
         try:
-            yield flights
+            yield routed_requests
         finally:
-            for flight in flights:
-                flight.close()
+            for routed in routed_requests:
+                routed.close()
 
     async def deltas(
-        self, flight: Flight, gather_s: Callable[[], float] = lambda: 0.0
+        self, routed: RoutedRequest, gather_s: Callable[[], float] = lambda: 0.0
     ) -> AsyncGenerator[Delta]:
         """What has been accepted: each delta has all tokens since the one before, however slowly they are
         read, and the last has a `finish_reason`. Between one and the next tokens gather for `gather_s()`
@@ -127,9 +127,9 @@ class Router:
         loop, taken_at = asyncio.get_running_loop(), 0.0
         try:
             while True:
-                delta = await flight.take(taken_at + gather_s() if taken_at else 0.0)
+                delta = await routed.take(taken_at + gather_s() if taken_at else 0.0)
                 if delta is None:
-                    await self._place(flight)
+                    await self._place(routed)
                     continue
                 if delta.error is not None:
                     raise delta.error
@@ -140,12 +140,12 @@ class Router:
                 if delta.last:
                     return
         finally:
-            flight.close()
+            routed.close()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]:
         """Accepts one request; its deltas."""
-        with self.accept([request]) as [flight]:
-            async with aclosing(self.deltas(flight)) as deltas:
+        with self.accept([request]) as [routed]:
+            async with aclosing(self.deltas(routed)) as deltas:
                 async for delta in deltas:
                     yield delta
 
@@ -171,32 +171,32 @@ class Router:
             generated_tokens=self._generated_tokens,
         )
 
-    async def _place(self, flight: Flight) -> None:
+    async def _place(self, routed: RoutedRequest) -> None:
         """Has the input encoded and the request sent to an engine; again, where it was placed before.
-        Leaves a flight that is over its time ended."""
-        if flight.hidden is not None and flight.hidden_lost and self._encoders is not None:
-            self._encoders.forget(flight.hidden)
-            flight.hidden, flight.hidden_lost = None, False
-            flight.encodings += 1
-        if flight.losses >= MAX_LOSSES:
+        Leaves a routed that is over its time ended."""
+        if routed.hidden is not None and routed.hidden_lost and self._encoders is not None:
+            self._encoders.forget(routed.hidden)
+            routed.hidden, routed.hidden_lost = None, False
+            routed.encodings += 1
+        if routed.losses >= MAX_LOSSES:
             # Not Unavailable, which clients try again.
-            raise InternalError(f"{flight.losses} decoders died while they worked on this request")
-        if flight.encodings >= self._config.encoder_attempts:
-            raise Unavailable(f"the encoder's output was lost {flight.encodings} times")
-        self._resubmitted += bool(flight.losses or flight.encodings)
+            raise InternalError(f"{routed.losses} decoders died while they worked on this request")
+        if routed.encodings >= self._config.encoder_attempts:
+            raise Unavailable(f"the encoder's output was lost {routed.encodings} times")
+        self._resubmitted += bool(routed.losses or routed.encodings)
         try:
-            async with asyncio.timeout_at(flight.deadline), self._staging.room(flight):
+            async with asyncio.timeout_at(routed.deadline), self._staging.room(routed):
                 announced = False
-                if self._encoders is not None and flight.hidden is None:
-                    encoder_input = flight.request.encoder
-                    async with aclosing(self._encoders.encode(encoder_input, flight.order)) as tries:
+                if self._encoders is not None and routed.hidden is None:
+                    encoder_input = routed.request.encoder
+                    async with aclosing(self._encoders.encode(encoder_input, routed.order)) as tries:
                         async for hidden in tries:  # one, unless it fails
-                            flight.withdraw()
-                            if flight.ended:
+                            routed.withdraw()
+                            if routed.ended:
                                 return
-                            flight.hidden, flight.hidden_lost = hidden, False
-                            announced = self._engines.announce(flight)  # and go on once it is encoded
+                            routed.hidden, routed.hidden_lost = hidden, False
+                            announced = self._engines.announce(routed)  # and go on once it is encoded
                 if not announced:
-                    await self._engines.submit(flight)
+                    await self._engines.submit(routed)
         except TimeoutError:
-            flight.expire()
+            routed.expire()

@@ -8,13 +8,13 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
-from tandem.cluster.router.patience import patiently
-from tandem.cluster.router.routed_request import Flight
+from tandem.cluster.router.routed_request import RoutedRequest
+from tandem.cluster.router.waiting import wait_for_worker
 
 
 @dataclass(order=True, slots=True)
 class _Waiter:
-    order: tuple[float, int]  # the flight's
+    order: tuple[float, int]  # the routed's
     tokens: int = field(compare=False)
     granted: asyncio.Future[None] = field(compare=False)
 
@@ -38,18 +38,18 @@ class Staging:
         return len(self._waiting)
 
     @asynccontextmanager
-    async def room(self, flight: Flight) -> AsyncIterator[None]:
-        """Room for a flight's input while the block runs, by priority and arrival.
+    async def room(self, routed: RoutedRequest) -> AsyncIterator[None]:
+        """Room for a routed's input while the block runs, by priority and arrival.
 
         Raises Unavailable where there is none after `patience_s`, and no engine.
         """
-        tokens = len(flight.request.encoder.token_ids)
+        tokens = len(routed.request.encoder.token_ids)
         granted: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        waiter = _Waiter(flight.order, tokens, granted)
+        waiter = _Waiter(routed.order, tokens, granted)
         bisect.insort(self._waiting, waiter)
         self._grant()
         try:
-            await patiently(granted, self._patience_s, self._possible, "no decoder accepts requests")
+            await wait_for_worker(granted, self._patience_s, self._possible, "no decoder accepts requests")
             yield
         finally:
             if granted.done():

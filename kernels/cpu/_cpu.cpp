@@ -182,7 +182,7 @@ PyObject* py_argmax(PyObject*, PyObject* const* values, Py_ssize_t count) {
     return perform(args, op, rows);
 }
 
-PyObject* py_lay_out(PyObject*, PyObject* const* values, Py_ssize_t count) {
+PyObject* py_gather_rows(PyObject*, PyObject* const* values, Py_ssize_t count) {
     Arguments args(values, count);
     rows::Layout op;
     op.rows = args.address<i64>();
@@ -200,7 +200,7 @@ PyObject* py_lay_out(PyObject*, PyObject* const* values, Py_ssize_t count) {
     return perform(args, op, rows);
 }
 
-PyObject* py_follow_source(PyObject*, PyObject* const* values, Py_ssize_t count) {
+PyObject* py_match_prompt_tokens(PyObject*, PyObject* const* values, Py_ssize_t count) {
     Arguments args(values, count);
     rows::Follow op;
     op.tokens = args.address<i64>();
@@ -329,8 +329,8 @@ PyMethodDef methods[] = {
     method("activate", py_activate),
     method("scale", py_scale),
     method("argmax", py_argmax),
-    method("lay_out", py_lay_out),
-    method("follow_source", py_follow_source),
+    method("gather_rows", py_gather_rows),
+    method("match_prompt_tokens", py_match_prompt_tokens),
     method("has_avx512", py_has_avx512),
     method("float_size", py_size<float_linear::packed_floats>),
     method("float_pack", py_float_pack),

@@ -160,8 +160,8 @@ def embed(ids: Tensor, table: Tensor, onto: Tensor | None) -> Tensor:
     return out
 
 
-def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> tuple[Tensor, ...]:
-    """See `decode_rows.lay_out`."""
+def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> tuple[Tensor, ...]:
+    """See `decode_rows.gather_rows`."""
     assert rows.dtype == torch.int64
     assert rows.is_contiguous()
     assert tables.sequences.is_contiguous()
@@ -177,7 +177,7 @@ def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> tuple[Tensor,
         _zeros((count, cross_width), torch.int32),
         _empty((count,), torch.int32),
     )
-    _cpu.lay_out(
+    _cpu.gather_rows(
         rows.data_ptr(), tables.sequences.data_ptr(), tables.self_pages.data_ptr(),
         0 if cells is None else cells.data_ptr(), tables.cross_pages.data_ptr(),
         tables.cross_lengths.data_ptr(), *(out.data_ptr() for out in outs), count, count,
@@ -186,14 +186,16 @@ def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> tuple[Tensor,
     return outs
 
 
-def follow_source(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
-    """See `decode_rows.follow_source`."""
+def match_prompt_tokens(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
+    """See `decode_rows.match_prompt_tokens`."""
     assert tokens.dtype == rows.dtype == sequences.dtype == torch.int64
     tokens, rows = tokens.contiguous(), rows.contiguous()
     assert sequences.is_contiguous()
     count, width = rows.shape[1], sequences.shape[1]
     out = _empty((count, 3), torch.int64)
-    _cpu.follow_source(tokens.data_ptr(), rows.data_ptr(), sequences.data_ptr(), out.data_ptr(), count, width)
+    _cpu.match_prompt_tokens(
+        tokens.data_ptr(), rows.data_ptr(), sequences.data_ptr(), out.data_ptr(), count, width
+    )
     return out
 
 

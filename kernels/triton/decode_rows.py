@@ -1,8 +1,8 @@
 """What the rows of a decode step read and write, and how sequences go on behind it: `decode_rows.py` says
 what is computed.
 
-Both are bound by their launch. Of N rows `lay_out` copies tables of M entries of 4 bytes, 8 N M bytes;
-`follow_source` reads sources of n tokens of 8 bytes, 8 N n bytes.
+Both are bound by their launch. Of N rows `gather_rows` copies tables of M entries of 4 bytes, 8 N M bytes;
+`match_prompt_tokens` reads sources of n tokens of 8 bytes, 8 N n bytes.
 """
 
 import torch
@@ -28,7 +28,7 @@ def _copy_row(to_ptr, from_ptr, row, at_row, width, special, value, BLOCK: tl.co
 
 
 @triton.jit(do_not_specialize=["stride"])
-def _lay_out_kernel(
+def _gather_rows_kernel(
     rows_ptr,
     sequences_ptr,
     self_pages_ptr,
@@ -85,7 +85,7 @@ def _lay_out_kernel(
     _copy_row(cross_ptr, cross_pages_ptr, entry, row, cross_width, -1, 0, BLOCK)
 
 
-def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
+def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
     assert rows.is_contiguous()
     count, device = rows.shape[1], rows.device
     cells = tables.beam_cells if beams else None
@@ -106,7 +106,7 @@ def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
         cross_lengths=made(torch.int32),
     )
     if count:
-        _lay_out_kernel[(count,)](
+        _gather_rows_kernel[(count,)](
             rows,
             *read,
             *placed,
@@ -125,7 +125,7 @@ def lay_out(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
 
 
 @triton.jit(do_not_specialize=["stride"])
-def _follow_source_kernel(
+def _match_prompt_tokens_kernel(
     tokens_ptr,
     rows_ptr,
     sequences_ptr,
@@ -197,12 +197,12 @@ def _follow_source_kernel(
     tl.store(out + 2, tl.where(run > 0, length - place, 0))
 
 
-def follow_source(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
+def match_prompt_tokens(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
     count = rows.shape[1]
     out = torch.empty(count, 3, dtype=torch.int64, device=tokens.device)
     if count:
         assert all(one.is_contiguous() for one in (tokens, rows, sequences))
-        _follow_source_kernel[(count,)](
+        _match_prompt_tokens_kernel[(count,)](
             tokens,
             rows,
             sequences,

@@ -7,7 +7,7 @@ from tandem.kernels.triton.attention_paged import (
     paged_cross_attention,
     paged_self_attention,
 )
-from tandem.kernels.triton.decode_rows import follow_source, lay_out
+from tandem.kernels.triton.decode_rows import gather_rows, match_prompt_tokens
 from tandem.kernels.triton.kv_cache import write_kv
 from tandem.kernels.triton.norms import add_layer_norm, add_rms_norm, rms_norm
 
@@ -15,9 +15,9 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "encoder_attention",
-    "follow_source",
     "gated_gelu",
-    "lay_out",
+    "gather_rows",
+    "match_prompt_tokens",
     "paged_beam_attention",
     "paged_cross_attention",
     "paged_self_attention",

@@ -8,7 +8,7 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from tandem.errors import InvalidRequest, TandemError, status_of
-from tandem.inputs import Chosen, Prompt, take_apart
+from tandem.inputs import Prompt, TaskOptions, split_prompt
 from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tandem.params import Params, params_of
 
@@ -50,7 +50,7 @@ def identity(values: Mapping[str, Any], default: int | None) -> int | str | None
 
 def request(
     values: Mapping[str, Any], defaults: Mapping[str, Any], *, beams: bool
-) -> tuple[Prompt, Params | None, Chosen]:
+) -> tuple[Prompt, Params | None, TaskOptions]:
     """A line's prompt, its decoding parameters, and what it says of task and languages; its own go before the
     defaults.
 
@@ -70,12 +70,12 @@ def request(
     prompt: Any = given.get("encoder_prompt", given)
     if "encoder_prompt" in given or "decoder_prompt" in values:
         prompt = {"encoder_prompt": prompt, "decoder_prompt": values.get("decoder_prompt")}
-    take_apart(prompt)
+    split_prompt(prompt)
     chosen = {name: said[name] for name in _CHOSEN if said.get(name) is not None}
     for name, value in chosen.items():
         if not isinstance(value, str):
             raise InvalidRequest(f"must be a str, got {type(value).__name__}", field=name)
-    return prompt, parameters(params, beams=beams), Chosen(**chosen)  # type: ignore[typeddict-item]
+    return prompt, parameters(params, beams=beams), TaskOptions(**chosen)  # type: ignore[typeddict-item]
 
 
 def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:

@@ -31,7 +31,7 @@ from tandem.errors import (
     RequestTooLarge,
     Unavailable,
 )
-from tandem.inputs import Chosen, Prompt
+from tandem.inputs import Prompt, TaskOptions
 from tandem.limits import DEFAULT_LIMITS
 from tandem.outputs import RequestOutput
 from tandem.params import Params
@@ -62,7 +62,7 @@ class Server(Protocol):
         *,
         priority: int = 0,
         timeout: float | None = None,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> RequestOutput: ...
 
 
@@ -129,7 +129,7 @@ class Answerer:
                 return identity | records.failure(error)
 
     async def _ask(
-        self, server: Server, prompt: Prompt, params: Params | None, chosen: Chosen
+        self, server: Server, prompt: Prompt, params: Params | None, chosen: TaskOptions
     ) -> RequestOutput:
         """Tries again what is worth it: while the server is gone or full, and a few times where it fails."""
         loop = asyncio.get_running_loop()

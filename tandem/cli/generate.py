@@ -22,7 +22,7 @@ from tandem.cli.options import (
 )
 
 if TYPE_CHECKING:
-    from tandem.inputs import Chosen, Prompt
+    from tandem.inputs import Prompt, TaskOptions
     from tandem.outputs import RequestOutput, TextDelta
     from tandem.params import Params
 
@@ -66,12 +66,12 @@ def generate(
       tandem generate --stream -p temperature=0.7 -p top_p=0.9 -p seed=1 < prompts.txt
       tandem generate --server localhost:9000 --file prompts.txt --jsonl > answers.jsonl
     """
-    from tandem.inputs import Chosen
+    from tandem.inputs import TaskOptions
 
     with errors_shown():
         if stream and jsonl:
             raise typer.BadParameter("streamed text is not JSON; leave one out", param_hint="--stream")
-        said = Chosen(task=task, source_language=source_language, target_language=target_language)
+        said = TaskOptions(task=task, source_language=source_language, target_language=target_language)
         params = _params(model, server, param, said, max_tokens=max_tokens, temperature=temperature)
         texts = _texts(prompts, file)
         if stream:
@@ -106,10 +106,10 @@ def translate(
       tandem translate --from en --to fr --file book.en > book.fr
       tandem show MODEL                               which languages it has
     """
-    from tandem.inputs import Chosen
+    from tandem.inputs import TaskOptions
 
     with errors_shown():
-        said = Chosen(source_language=source, target_language=to)
+        said = TaskOptions(source_language=source, target_language=to)
         params = _params(model, server, param, said, max_tokens=max_tokens)
         _answer(_texts(sentences, file), model, server, params, said, jsonl)
 
@@ -136,19 +136,19 @@ def summarize(
       tandem summarize --model google-t5/t5-small --file documents.txt
       tandem summarize --model ./my-t5 --max-tokens 60 "$(tr '\\n' ' ' < article.txt)"
     """
-    from tandem.inputs import Chosen
+    from tandem.inputs import TaskOptions
 
     with errors_shown():
         known = "summarization" in (tasks := model_info(model).tasks)
         if tasks and not known:
             err.print(f"{model} has no summarization task, only {', '.join(tasks)}.", style="dim")
-        said = Chosen(task="summarization" if known else None)
+        said = TaskOptions(task="summarization" if known else None)
         params = _params(model, server, param, said, max_tokens=max_tokens)
         _answer(_texts(documents, file), model, server, params, said, jsonl)
 
 
 def _params(
-    model: str, server: str | None, param: list[str] | None, said: Chosen, **options: Any
+    model: str, server: str | None, param: list[str] | None, said: TaskOptions, **options: Any
 ) -> Params | None:
     """The command line's parameters, which go before those of the task."""
     from tandem.batch.records import assignments, parameters
@@ -181,7 +181,7 @@ def _texts(arguments: list[str] | None, file: Path | None) -> list[str]:
 
 
 def _answer(
-    texts: list[str], model: str, server: str | None, params: Params | None, said: Chosen, jsonl: bool
+    texts: list[str], model: str, server: str | None, params: Params | None, said: TaskOptions, jsonl: bool
 ) -> None:
     """Prints the answers. A blank line has a blank one, so that the lines of both sides correspond."""
     from tandem.batch.records import answer, line
@@ -201,7 +201,7 @@ def _answer(
 
 
 def _outputs(
-    texts: list[str], model: str, server: str | None, params: Params | None, said: Chosen
+    texts: list[str], model: str, server: str | None, params: Params | None, said: TaskOptions
 ) -> list[RequestOutput]:
     prompts: list[Prompt] = list(texts)
     if server is not None:
@@ -215,7 +215,9 @@ def _outputs(
         return llm.generate(prompts, params, **said)
 
 
-def _stream(texts: list[str], model: str, server: str | None, params: Params | None, said: Chosen) -> None:
+def _stream(
+    texts: list[str], model: str, server: str | None, params: Params | None, said: TaskOptions
+) -> None:
     if server is not None:
         from tandem.client import Client
 

@@ -7,7 +7,14 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, Unpack
 
-from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, singleton, take_apart
+from tandem.inputs import (
+    ExplicitEncoderDecoderPrompt,
+    Prompt,
+    SingletonPrompt,
+    TaskOptions,
+    singleton,
+    split_prompt,
+)
 from tandem.outputs import ScoreOutput, TargetScore
 from tandem.protocol.wire import chosen_of, make_message, prompt_fields, prompt_of, prompts_of
 from tandem.v1 import inference_pb2 as pb
@@ -23,7 +30,7 @@ class ScoreArguments:
     targets: list[SingletonPrompt]
     priority: int
     timeout_s: float | None
-    chosen: Chosen
+    chosen: TaskOptions
 
 
 def score_arguments_of(request: pb.ScoreRequest) -> ScoreArguments:
@@ -51,10 +58,10 @@ def score_request(
     priority: int = 0,
     timeout_s: float | None = None,
     request_id: str | None = None,
-    **chosen: Unpack[Chosen],
+    **chosen: Unpack[TaskOptions],
 ) -> pb.ScoreRequest:
     """Raises `InvalidRequest`, naming the field, for what a message cannot hold."""
-    parts = take_apart(prompt)
+    parts = split_prompt(prompt)
     many = [targets] if isinstance(targets, str | dict) else targets
     values: dict[str, Any] = {
         "request_id": request_id,

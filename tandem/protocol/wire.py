@@ -12,12 +12,12 @@ from google.protobuf.message import Message
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import (
-    Chosen,
     ExplicitEncoderDecoderPrompt,
     Prompt,
     SingletonPrompt,
+    TaskOptions,
     TokensPrompt,
-    take_apart,
+    split_prompt,
 )
 from tandem.outputs import CompletionOutput, FinishReason, RequestOutput, TextDelta, TokenLogprobs
 from tandem.params import BeamSearchParams, EarlyStopping, Params, SamplingParams
@@ -40,7 +40,7 @@ class GenerateArguments:
     params: dict[str, Any]  # those of `kind` that the request sets
     priority: int
     timeout_s: float | None
-    chosen: Chosen
+    chosen: TaskOptions
 
 
 def arguments_of(request: pb.GenerateRequest | pb.GenerateStreamRequest) -> GenerateArguments:
@@ -64,8 +64,8 @@ def arguments_of(request: pb.GenerateRequest | pb.GenerateStreamRequest) -> Gene
     )
 
 
-def chosen_of(request: pb.GenerateRequest | pb.GenerateStreamRequest | pb.ScoreRequest) -> Chosen:
-    chosen = Chosen()
+def chosen_of(request: pb.GenerateRequest | pb.GenerateStreamRequest | pb.ScoreRequest) -> TaskOptions:
+    chosen = TaskOptions()
     if request.HasField("source_language"):
         chosen["source_language"] = request.source_language
     if request.HasField("target_language"):
@@ -143,10 +143,10 @@ def generate_request(
     priority: int = 0,
     timeout_s: float | None = None,
     request_id: str | None = None,
-    **chosen: Unpack[Chosen],
+    **chosen: Unpack[TaskOptions],
 ) -> GenerateT:
     """Raises `InvalidRequest`, naming the field, for what a message cannot hold."""
-    parts = take_apart(prompt)
+    parts = split_prompt(prompt)
     values: dict[str, Any] = {
         "request_id": request_id,
         "model": model,

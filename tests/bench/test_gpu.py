@@ -39,8 +39,8 @@ def test_every_part_works(tmp_path: Path) -> None:
     assert {"torch", "triton", "transformers", "cuda"} <= set(result["machine"]["versions"])
     assert {name.split()[0] for name in result["kernels"]} == {
         "add_rms_norm", "add_layer_norm", "gated_gelu", "encoder_attention", "paged_self_attention",
-        "paged_beam_attention", "paged_cross_attention", "write_kv", "lay_out",
-        "follow_source",
+        "paged_beam_attention", "paged_cross_attention", "write_kv", "gather_rows",
+        "match_prompt_tokens",
     }  # fmt: skip
     assert {(name.rsplit(", ", 1)[0], case["batch"]) for name, case in result["sampling"].items()} == {
         ("greedy", 1), ("greedy", 8), ("top-k, top-p, penalties", 1), ("top-k, top-p, penalties", 8),

@@ -28,7 +28,7 @@ from tandem.errors import (
     TandemError,
     Unavailable,
 )
-from tandem.inputs import Chosen, Prompt
+from tandem.inputs import Prompt, TaskOptions
 from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tandem.params import BeamSearchParams, Params, SamplingParams
 
@@ -42,7 +42,7 @@ class Server:
 
     def __init__(self, answer: Callable[[str], Awaitable[RequestOutput]] | None = None) -> None:
         self.asked: list[tuple[Prompt, Params | None, int]] = []
-        self.chosen: list[Chosen] = []
+        self.chosen: list[TaskOptions] = []
         self.running = self.most = 0
         self._answer = answer
 
@@ -53,7 +53,7 @@ class Server:
         *,
         priority: int = 0,
         timeout: float | None = None,
-        **chosen: Unpack[Chosen],
+        **chosen: Unpack[TaskOptions],
     ) -> RequestOutput:
         assert timeout
         self.chosen.append(chosen)
@@ -356,7 +356,7 @@ class Capitals:
         *,
         priority: int = 0,  # noqa: ARG002
         timeout: float | None = None,  # noqa: ARG002
-        **chosen: Unpack[Chosen],  # noqa: ARG002
+        **chosen: Unpack[TaskOptions],  # noqa: ARG002
     ) -> RequestOutput:
         await asyncio.sleep(0.001 * (len(prompt["prompt"]) % 3))  # not answered in the order they came
         if prompt["prompt"] == "end":

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from tandem.errors import InvalidRequest
-from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, TextPrompt, TokensPrompt
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, TaskOptions, TextPrompt, TokensPrompt
 from tandem.outputs import CompletionOutput, FinishReason, RequestOutput, TextDelta, TokenLogprobs
 from tandem.params import BeamSearchParams, SamplingParams
 from tandem.protocol import score_wire, wire
@@ -52,7 +52,7 @@ def test_what_is_not_set_is_not_sent() -> None:
         timeout_s=None,
         chosen={},
     )
-    chosen = Chosen(source_language="en", target_language="fr", task="t")
+    chosen = TaskOptions(source_language="en", target_language="fr", task="t")
     request = wire.generate_request(pb.GenerateStreamRequest, "x", **chosen)
     assert wire.arguments_of(request).chosen == chosen
     scored = score_wire.score_request("x", "y", **chosen)

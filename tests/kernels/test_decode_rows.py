@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tandem.kernels import DecodeTables, decode_rows, follow_source, lay_out
+from tandem.kernels import DecodeTables, decode_rows, gather_rows, match_prompt_tokens
 from tandem.kernels.cpu import ops as cpu_ops
 from tandem.kernels.decode_rows import LAST, LENGTH, PLACE, POSITION, RUN, SOURCE
 
@@ -36,7 +36,7 @@ def tables(seed: int, beams: bool) -> DecodeTables:
 def test_a_row() -> None:
     given_tables = tables(0, beams=False)
     rows = torch.tensor([[3], [9], [2], [-1]])
-    placed = lay_out(rows, given_tables, beams=False)
+    placed = gather_rows(rows, given_tables, beams=False)
     assert placed.token_ids.tolist() == [given_tables.sequences[3, LAST]]
     assert placed.positions.tolist() == [9]
     assert placed.write_slots.tolist() == [given_tables.self_pages[3, 2] * PAGE + 1]
@@ -44,14 +44,14 @@ def test_a_row() -> None:
     assert torch.equal(placed.history[0, :3], given_tables.self_pages[3, :3])
     assert placed.cross_lengths.tolist() == [given_tables.cross_lengths[2]]
     rows[3] = 77
-    assert lay_out(rows, given_tables, beams=False).token_ids.tolist() == [77]
+    assert gather_rows(rows, given_tables, beams=False).token_ids.tolist() == [77]
 
 
 def test_the_device_knows_where_a_sequence_goes_on() -> None:
     given_tables = tables(0, beams=False)
     given_tables.sequences[3, [POSITION, RUN, PLACE, LENGTH]] = torch.tensor([7, 2, 4, 6])
     rows = torch.tensor([[3, 3, 3, 3], [-1, -2, -3, -4], [0, 0, 0, 0], [-1, -2, -3, -4]])
-    placed = lay_out(rows, given_tables, beams=False)
+    placed = gather_rows(rows, given_tables, beams=False)
     assert placed.positions.tolist() == [7, 8, 9, 10]
     assert placed.lengths.tolist() == [8, 9, 10, 11]
     sequence = given_tables.sequences[3].tolist()
@@ -60,14 +60,14 @@ def test_the_device_knows_where_a_sequence_goes_on() -> None:
         sequence[LAST], sequence[SOURCE + 4], sequence[SOURCE + 5], sequence[LAST]
     ]  # fmt: skip
     given_tables.sequences[3, RUN] = 0
-    assert lay_out(rows, given_tables, beams=False).token_ids.tolist() == [sequence[LAST]] * 4
+    assert gather_rows(rows, given_tables, beams=False).token_ids.tolist() == [sequence[LAST]] * 4
 
 
 def test_a_beam_notes_where_its_position_goes() -> None:
     given_tables = tables(0, beams=True)
     assert given_tables.beam_cells is not None
     before = given_tables.beam_cells.clone()
-    placed = lay_out(torch.tensor([[1], [6], [0], [5]]), given_tables, beams=True)
+    placed = gather_rows(torch.tensor([[1], [6], [0], [5]]), given_tables, beams=True)
     assert torch.equal(placed.history[0, :6], before[1, :6])
     assert placed.history[0, 6] == given_tables.beam_cells[1, 6] == placed.write_slots[0]
     before[1, 6] = placed.write_slots[0]
@@ -92,10 +92,10 @@ def test_compiled_and_plain_are_the_same(
 ) -> None:
     rows = torch.tensor(listed, dtype=torch.int64).reshape(-1, 4).t().contiguous()
     used = [tables(seed, beams) for _ in range(2)]
-    compiled = lay_out(rows, used[0], beams=beams)
+    compiled = gather_rows(rows, used[0], beams=beams)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_ops, "COMPILED", False)
-        plain = lay_out(rows, used[1], beams=beams)
+        plain = gather_rows(rows, used[1], beams=beams)
     for name in ("token_ids", "positions", "write_slots", "lengths", "cross_lengths"):
         assert torch.equal(getattr(compiled, name), getattr(plain, name)), name
     for row in range(len(listed)):
@@ -125,7 +125,7 @@ def sequence(source: list[int], said: list[int] = []) -> torch.Tensor:  # noqa: 
 
 
 def follow(state: torch.Tensor, said: list[int]) -> list[int]:
-    seen: list[list[int]] = follow_source(
+    seen: list[list[int]] = match_prompt_tokens(
         torch.tensor(said), torch.tensor([[0], [-1], [len(said)], [0]]), state
     ).tolist()
     return seen[0]
@@ -189,7 +189,7 @@ def test_what_is_seen() -> None:
 
 def test_a_position_that_is_known_counts() -> None:
     state = sequence([1, 2, 3])
-    follow_source(torch.tensor([1]), torch.tensor([[0], [40], [1], [0]]), state)
+    match_prompt_tokens(torch.tensor([1]), torch.tensor([[0], [40], [1], [0]]), state)
     assert int(state[0, POSITION]) == 41
 
 
@@ -210,8 +210,8 @@ def test_sequences_go_on_the_same_everywhere(data: st.DataObject) -> None:
             ends.append(ends[-1] + len(one))
         rows = torch.tensor([slots, [-1] * len(slots), [len(one) for one in said], ends[:-1]])
         flat = torch.tensor([one for of_slot in said for one in of_slot])
-        seen = follow_source(flat, rows, states)
-        assert torch.equal(decode_rows.follow_source(flat, rows, plain), seen)
+        seen = match_prompt_tokens(flat, rows, states)
+        assert torch.equal(decode_rows.match_prompt_tokens(flat, rows, plain), seen)
         for slot, one, (right, run, left) in zip(slots, said, seen.tolist(), strict=True):
             expected = followed[slot]
             hits = 0

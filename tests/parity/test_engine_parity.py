@@ -111,7 +111,7 @@ WAYS: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("way", WAYS)
 def test_encoded_beside_the_steps(way: dict[str, Any], t5: Reference, slow: list[bool]) -> None:
-    engine = Engine(t5.config(encode_beside=True, **way))
+    engine = Engine(t5.config(async_encode=True, **way))
     assert serve(engine, greedy(t5.prompts)) == t5.answers
     assert slow.count(True) > 3
     assert slow.count(False) > 3
@@ -121,7 +121,7 @@ def test_encoded_beside_the_steps(way: dict[str, Any], t5: Reference, slow: list
 def test_ranks_encode_beside_the_steps(variant: Reference, slow: list[bool]) -> None:
     """Rank 0 says when all read what each has encoded."""
     config = variant.config(tensor_parallel_size=2, overlap=True, num_pages=60, page_size=4)
-    with ranks_in_threads(replace(config, encode_beside=True)) as (engine, _):
+    with ranks_in_threads(replace(config, async_encode=True)) as (engine, _):
         assert serve(engine, greedy(variant.prompts[:24])) == variant.answers[:24]
         assert engine.stats().preemptions > 0
     assert slow.count(True) > 1

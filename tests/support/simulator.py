@@ -21,18 +21,18 @@ import pytest
 import torch
 
 from tandem.errors import HiddenStatesLost, InvalidRequest
-from tandem.kernels import follow_source
+from tandem.kernels import match_prompt_tokens
 from tandem.kernels.decode_rows import LAST, LENGTH, POSITION, RUN, SOURCE, resolve
 from tandem.outputs import TokenLogprobs
 from tandem.workers.request import BeamSearch, Decoding, Delta, EncoderInput, EngineRequest, Hypothesis
-from tandem.workers.scheduling.drafter import Seen
+from tandem.workers.scheduling.drafter import DraftOutcome
 from tandem.workers.scheduling.pages import PagePool
 from tandem.workers.scheduling.plan import ON_DEVICE, Row, Sequence, StepPlan, StepResult
 from tandem.workers.scheduling.scheduler import Scheduler
 
 EOS, OWN_STOP = 1, 2
 PRIORITY_S = 10.0  # seconds of waiting that one level of priority is worth
-BESIDE_STEPS = 16  # that may go on without those whose input is encoded beside them
+MAX_OVERLAP_STEPS = 16  # that may go on without those whose input is encoded beside them
 Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 
@@ -195,24 +195,26 @@ class Simulator:
         depth: int = 1,
         draft_tokens: int = 0,
         failing: Iterable[int] = (),
-        beside: Seq[int] = (),
+        overlapped: Seq[int] = (),
     ) -> None:
-        """`failing`: which of the encoder inputs that are admitted, counted from 0, cannot be read. `beside`:
-        steps that batches of encoder inputs take beside decoding, in turn; none: there is no such thing."""
+        """`failing`: which admitted encoder inputs, counted from 0, cannot be read.
+        `overlapped`: how many steps each batch of encoder inputs takes while others decode, in turn; empty:
+        inputs are encoded within steps.
+        """
         self.scheduler = Scheduler(
             PagePool(pages, page_size),
             max_num_seqs=max_num_seqs,
             max_batched_tokens=max_batched_tokens,
             max_encoder_tokens=max_encoder_tokens,
             draft_tokens=draft_tokens,
-            encode_beside=bool(beside),
+            async_encode=bool(overlapped),
         )
         self.draft_tokens = draft_tokens
         self.total, self.page_size, self.depth = pages, page_size, depth
         self.max_num_seqs, self.max_batched_tokens = max_num_seqs, max_batched_tokens
         self.max_encoder_tokens = max_encoder_tokens
         self.failing = set(failing)
-        self.beside = beside
+        self.overlapped = overlapped
         self.lives: dict[str, Life] = {}  # all that have no last delta yet
         self.started: list[Life] = []  # in the order in which they first ran
         self.ended: list[Life] = []
@@ -290,10 +292,10 @@ class Simulator:
         for life in late:
             self._stop_running(life)
         self.encoding_steps += 1
-        done = not self.encoding or self.encoding_steps > self.beside[self.batches % len(self.beside)]
+        done = not self.encoding or self.encoding_steps > self.overlapped[self.batches % len(self.overlapped)]
         plan = self.scheduler.plan(now, encoded=done)
         joined: list[str] = []
-        if done or self.encoding_steps > BESIDE_STEPS:
+        if done or self.encoding_steps > MAX_OVERLAP_STEPS:
             self.overdue += not done
             joined, self.encoding = self.encoding, []
         self._compare_running(plan, {id(life) for life in late + due}, joined)
@@ -309,7 +311,7 @@ class Simulator:
             self._end(life, deltas[life.job.name], "cancelled" if life.cancelled else life.job.answer[1])
 
         self._fail(plan)
-        if plan.rows or plan.admissions or plan.beside:
+        if plan.rows or plan.admissions or plan.overlapped:
             self.launched.append(self._execute(plan))
         if self.launched and (len(self.launched) >= self.depth or not plan.rows):
             self._apply(*self.launched.popleft())
@@ -356,7 +358,7 @@ class Simulator:
         for life in started:
             assert self._may_come_in(life, room, under_way), f"{life.job.name} came in"
             key, length = life.request.encoder.key, life.job.encoder_length
-            if key not in self.cross and decoding and self.beside:
+            if key not in self.cross and decoding and self.overlapped:
                 self.encoding.append(key)
             count = 0
             if key not in self.encoding:
@@ -477,9 +479,9 @@ class Simulator:
         self, plan: StepPlan, joined: list[str], at_once: list[str], begun: list[str]
     ) -> None:
         assert [admission.entry.key for admission in plan.admissions] == joined + at_once
-        assert [admission.entry.key for admission in plan.beside] == begun
+        assert [admission.entry.key for admission in plan.overlapped] == begun
         assert all(admission.entry.encoded for admission in plan.admissions)
-        new = [admission for admission in plan.admissions if not admission.beside] + plan.beside
+        new = [admission for admission in plan.admissions if not admission.overlapped] + plan.overlapped
         assert [admission.entry.key for admission in new] == at_once + begun
         lengths = [admission.entry.length for admission in new]
         assert sum(lengths) <= self.max_encoder_tokens or len(lengths) <= 1
@@ -536,11 +538,11 @@ class Simulator:
         for sequence in plan.started:
             if sequence.drafter is not None:
                 self._take_source(sequence)
-        for admission in plan.beside:
+        for admission in plan.overlapped:
             self.states[admission.entry.index] = admission.entry.key
         for admission in plan.admissions:
             entry = admission.entry
-            if admission.beside:
+            if admission.overlapped:
                 assert self.states.pop(entry.index) == entry.key
             assert entry.pages == self.cross[entry.key]
             self.cross_table[entry.index] = (list(entry.pages), entry.length)
@@ -607,14 +609,14 @@ class Simulator:
         self.moved += start > row.start
         return start
 
-    def _follow(self, tokens: list[int], moves: list[list[int]]) -> list[Seen]:
+    def _follow(self, tokens: list[int], moves: list[list[int]]) -> list[DraftOutcome]:
         if not self.draft_tokens:
             for slot, _, _, first in moves:
                 self.sequences[slot, LAST] = tokens[first]
         if not self.draft_tokens or not moves:
             return []
-        found = follow_source(torch.tensor(tokens), torch.tensor(moves).T.contiguous(), self.sequences)
-        return [Seen(*of) for of in found.tolist()]
+        found = match_prompt_tokens(torch.tensor(tokens), torch.tensor(moves).T.contiguous(), self.sequences)
+        return [DraftOutcome(*of) for of in found.tolist()]
 
     @staticmethod
     def _say(first: int, guesses: list[int], life: Life) -> list[int]:

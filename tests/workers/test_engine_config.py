@@ -58,12 +58,12 @@ def test_dtypes_that_are_not_served_are_refused(dtype: str, hint: bool) -> None:
 
 def test_who_encodes_beside_its_steps() -> None:
     cuda, alone = torch.device("cuda"), EngineConfig("m")
-    assert alone.encodes_beside(cuda)
-    assert not alone.encodes_beside(CPU)
-    assert not replace(alone, tensor_parallel_size=2).encodes_beside(cuda)
-    assert not replace(alone, with_encoder=False).encodes_beside(cuda)
-    assert not replace(alone, encode_beside=False).encodes_beside(cuda)
-    assert replace(alone, encode_beside=True).encodes_beside(CPU)
+    assert alone.encodes_async(cuda)
+    assert not alone.encodes_async(CPU)
+    assert not replace(alone, tensor_parallel_size=2).encodes_async(cuda)
+    assert not replace(alone, with_encoder=False).encodes_async(cuda)
+    assert not replace(alone, async_encode=False).encodes_async(cuda)
+    assert replace(alone, async_encode=True).encodes_async(CPU)
 
 
 def test_dtype_by_device() -> None:

@@ -21,14 +21,14 @@ class DecodeState:
     """`Runner`'s. What a step brings, where its rows read and write, and how it leaves the sequences."""
 
     def __init__(
-        self, config: EngineConfig, device: torch.device, page_size: int, pages: int, *, copies: bool
+        self, config: EngineConfig, device: torch.device, page_size: int, pages: int, *, drafts: bool
     ) -> None:
-        """pages: of the pool, whose next one is nobody's. copies: sequences draft from their sources."""
+        """pages: of the pool, whose next one is nobody's. drafts: sequences draft from their sources."""
         self.device, self.page_size = device, page_size
-        self._slots, self._copies = config.max_num_seqs, copies
+        self._slots, self._drafts = config.max_num_seqs, drafts
         self._longest = config.max_decoder_length
         # An encoder input, or the decoder's prompt where there is none.
-        source = max(config.max_encoder_length, config.max_decoder_length) if copies else 0
+        source = max(config.max_encoder_length, config.max_decoder_length) if drafts else 0
 
         def table(positions: int) -> torch.Tensor:
             rows = torch.zeros(
@@ -97,14 +97,14 @@ class DecodeState:
     # -- where its rows read and write
 
     def rows(self, packet: Packet) -> Ints:
-        """[4, N], a position each: slot, position, cross entry, token, as `kernels.lay_out` takes them."""
+        """[4, N]: slot, position, cross entry and token of each position, for `kernels.gather_rows`."""
         slots, _, _, entries, *_ = packet.rows.T
         row_of, positions = _positions(packet.rows)
         return np.stack([slots[row_of], positions, entries[row_of], packet.row_tokens])
 
-    def lay_out(self, rows: torch.Tensor, *, beams: bool) -> DecoderBatch:
+    def gather_rows(self, rows: torch.Tensor, *, beams: bool) -> DecoderBatch:
         """The forward's input of such rows, each of which gives a token."""
-        placed = kernels.lay_out(rows, self.tables, beams=beams)
+        placed = kernels.gather_rows(rows, self.tables, beams=beams)
         each = RowGroups.each(rows.shape[1], self.device)
         attention = AttentionRows(
             start=0,
@@ -194,16 +194,16 @@ class DecodeState:
 
     # -- how it leaves the sequences
 
-    def move_on(self, packet: Packet, choice: torch.Tensor) -> torch.Tensor | None:
+    def advance(self, packet: Packet, choice: torch.Tensor) -> torch.Tensor | None:
         """By `Sampled.choice`. Returns what `Runner.finish` does."""
         slots, starts, counts, _, samples, _, uncertain = packet.sampling.T
         singles, beams = int(samples.sum()), packet.beam_slots
         sequences, seen = self.tables.sequences, None
-        if singles and self._copies:
+        if singles and self._drafts:
             starts = np.where(uncertain > 0, -1, starts + counts - samples)
             moves = np.stack([slots, starts, samples, np.cumsum(samples) - samples])
             to = torch.from_numpy(moves).to(self.device, non_blocking=True)
-            seen = kernels.follow_source(choice[:singles], to, sequences)
+            seen = kernels.match_prompt_tokens(choice[:singles], to, sequences)
         elif singles:
             sequences[self._send(slots)[0], LAST] = choice[:singles]
         if len(beams):
@@ -227,7 +227,7 @@ class DecodeState:
 
 def _positions(rows: Ints) -> tuple[Ints, Ints]:
     """Of all positions of a packet's rows: the number of the row, and the position; where the device alone
-    knows it, how far behind the sequence's own, as `kernels.lay_out` takes it."""
+    knows it, how far behind the sequence's own, as `kernels.gather_rows` takes it."""
     _, starts, counts, _, _, _, uncertain = rows.T
     row_of, positions = _ranges(starts, counts)
     ahead = starts[row_of] - positions - 1

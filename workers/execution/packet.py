@@ -13,7 +13,7 @@ Ints = npt.NDArray[np.int64]
 
 CLOSE = [0]  # in place of a step: no more will come
 # In place of a handle: the ranks encode the tokens themselves, in this step or beside earlier ones.
-ENCODE_HERE, ENCODED_BESIDE = -1, -2
+ENCODE_HERE, ENCODED_ASYNC = -1, -2
 SINGLE, FIRST_BEAM, BEAM = range(3)  # kinds of row: FIRST_BEAM computes the prefix for all beams
 NO_TOP = -1  # the token's own log-probability alone
 _NOWHERE = (0, 0, 0)  # nothing is known to follow, from the position on
@@ -24,7 +24,7 @@ _WIDTHS = (4, 1, 1, 3, 7, 1, 1, 3, 2, 1, 2, 1)  # of the tables, in order
 class Packet:
     """One step's tables, one row an item."""
 
-    admissions: Ints  # [A, 4]: cross entry, length, pages, handle or ENCODE_HERE or ENCODED_BESIDE
+    admissions: Ints  # [A, 4]: cross entry, length, pages, handle or ENCODE_HERE or ENCODED_ASYNC
     admission_pages: Ints  # the admissions' pages, one after another
     admission_tokens: Ints  # the tokens of those to be encoded here
     new_pages: Ints  # [U, 3]: slot, index in its table, page
@@ -35,8 +35,10 @@ class Packet:
     # [T, 3]: a position among the step's, the token behind it that is to be scored, how many likeliest ones
     # are wanted beside it, or NO_TOP.
     targets: Ints
-    beside: Ints  # [B, 2]: cross entry and length of inputs to be encoded beside this step and the next ones
-    beside_tokens: Ints  # theirs, one after another
+    overlapped: (
+        Ints  # [B, 2]: cross entry and length of inputs to be encoded beside this step and the next ones
+    )
+    overlapped_tokens: Ints  # theirs, one after another
     sources: Ints  # [S, 2]: slot, and how many columns of `DecodeTables.sequences` are set, from the first on
     source_columns: Ints  # what they are set to, one after another
 
@@ -47,13 +49,13 @@ class Packet:
         encoded: list[int] = []
         for admission in _by_length(plan.admissions):
             entry, encoder = admission.entry, admission.request.encoder
-            here = ENCODED_BESIDE if admission.beside else ENCODE_HERE
+            here = ENCODED_ASYNC if admission.overlapped else ENCODE_HERE
             handle = here if encoder.hidden is None else encoder.hidden.handle
             admissions.append((entry.index, entry.length, len(entry.pages), handle))
             pages += entry.pages
             if handle == ENCODE_HERE:
                 encoded += encoder.token_ids
-        beside = _by_length(plan.beside)
+        overlapped = _by_length(plan.overlapped)
         rows: list[tuple[int, ...]] = []
         tokens: list[int] = []
         beam_slots: list[int] = []
@@ -86,8 +88,8 @@ class Packet:
         return cls(
             _table(admissions, 4), _table(pages), _table(encoded), _table(plan.new_pages, 3), _table(rows, 7),
             _table(tokens), _table(beam_slots), _table(targets, 3),
-            _table([(one.entry.index, one.entry.length) for one in beside], 2),
-            _table([token_id for one in beside for token_id in one.request.encoder.token_ids]),
+            _table([(one.entry.index, one.entry.length) for one in overlapped], 2),
+            _table([token_id for one in overlapped for token_id in one.request.encoder.token_ids]),
             _table(sources, 2), _table(source_columns),
         )  # fmt: skip
 
@@ -105,8 +107,8 @@ class Packet:
     def to_ints(self) -> Ints:
         parts = (
             self.admissions, self.admission_pages, self.admission_tokens, self.new_pages, self.rows,
-            self.row_tokens, self.beam_slots, self.targets, self.beside, self.beside_tokens, self.sources,
-            self.source_columns,
+            self.row_tokens, self.beam_slots, self.targets, self.overlapped, self.overlapped_tokens,
+            self.sources, self.source_columns,
         )  # fmt: skip
         return np.concatenate([np.array([len(part) for part in parts]), *(part.ravel() for part in parts)])
 

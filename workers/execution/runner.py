@@ -17,7 +17,7 @@ from tandem.workers.execution.decode_state import DecodeState
 from tandem.workers.execution.packet import (
     BEAM,
     ENCODE_HERE,
-    ENCODED_BESIDE,
+    ENCODED_ASYNC,
     FIRST_BEAM,
     SINGLE,
     Ints,
@@ -67,9 +67,9 @@ class Runner:
             stack.layers, self.num_pages + 1, stack.shared_heads // group.size, self.page_size,
             stack.head_dim, self.device, config.kv_dtype(self.device),
         )  # fmt: skip
-        self.draft_tokens = config.draft_tokens if self.spec.copies else 0
+        self.draft_tokens = config.draft_tokens if self.spec.drafts_from_source else 0
         self.state = DecodeState(
-            config, self.device, self.page_size, self.num_pages, copies=self.draft_tokens > 0
+            config, self.device, self.page_size, self.num_pages, drafts=self.draft_tokens > 0
         )
         # Decode steps that are launched at once, by kind of row; for beams, made when the first ones come.
         self._steps: dict[int, Callable[[Ints], torch.Tensor | None]] = {}
@@ -101,7 +101,7 @@ class Runner:
     def finish(self, packet: Packet, choice: torch.Tensor | None) -> torch.Tensor | None:
         """Makes `Sampled.choice` known to all ranks, and moves the sequences on by it. Rank 0 gives it.
 
-        Returns what `Seen` has of each sequence without beams; None where there are none, or nobody drafts.
+        Returns the numbers of a `DraftOutcome` for each sequence without beams; None without drafts.
         """
         count = packet.choices if choice is None else len(choice)
         if not count:
@@ -109,7 +109,7 @@ class Runner:
         if choice is None:
             choice = torch.empty(count, dtype=torch.int64, device=self.device)
         self.group.broadcast(choice)
-        return self.state.move_on(packet, choice)
+        return self.state.advance(packet, choice)
 
     @property
     def positions(self) -> torch.Tensor:
@@ -118,18 +118,18 @@ class Runner:
 
     @property
     def encoded(self) -> bool:
-        """Whether what `encode_beside` began is done."""
+        """Whether what `encode_async` began is done."""
         return self._encoding is None or self._encoding.done
 
     @torch.inference_mode()
-    def encode_beside(self, packet: Packet) -> None:
+    def encode_async(self, packet: Packet) -> None:
         """Begins to encode what later steps admit. To be called when all else of the step is launched: the
         device is at it while the host launches this."""
-        if not len(packet.beside):
+        if not len(packet.overlapped):
             return
         assert self.encoder is not None, "this engine was told not to load the encoder"
-        encoder, (entries, lengths) = self.encoder, packet.beside.T
-        self._encoding = self._side.begin(lambda: encode_packed(encoder, packet.beside_tokens, lengths))
+        encoder, (entries, lengths) = self.encoder, packet.overlapped.T
+        self._encoding = self._side.begin(lambda: encode_packed(encoder, packet.overlapped_tokens, lengths))
         ends = np.cumsum(lengths)
         self._encoding_parts = {
             int(entry): slice(end - length, end)
@@ -147,13 +147,13 @@ class Runner:
             # K and V are not written there: who had the pages before may be read by the step under way.
             states.append(self._side.begin(lambda: encode_packed(*inputs)).wait())
             order += np.flatnonzero(here).tolist()
-        beside = packet.admissions[:, 3] == ENCODED_BESIDE
-        if beside.any():
+        overlapped = packet.admissions[:, 3] == ENCODED_ASYNC
+        if overlapped.any():
             assert self._encoding is not None
             encoded, self._encoding = self._encoding.wait(), None
-            states += [encoded[self._encoding_parts[entry]] for entry in packet.admissions[beside, 0]]
-            order += np.flatnonzero(beside).tolist()
-        for number in np.flatnonzero(~here & ~beside).tolist():
+            states += [encoded[self._encoding_parts[entry]] for entry in packet.admissions[overlapped, 0]]
+            order += np.flatnonzero(overlapped).tolist()
+        for number in np.flatnonzero(~here & ~overlapped).tolist():
             found = hidden(int(packet.admissions[number, 3]))
             states.append(found.to(self.device, self.dtype, non_blocking=True))
             order.append(number)
@@ -199,7 +199,7 @@ class Runner:
     @torch.inference_mode()
     def _decode(self, rows: torch.Tensor, kind: int) -> torch.Tensor | None:
         """Logits behind each of these rows, see `DecodeState.rows`."""
-        return self.decoder(self.state.lay_out(rows, beams=kind == BEAM), self.pool)[0]
+        return self.decoder(self.state.gather_rows(rows, beams=kind == BEAM), self.pool)[0]
 
 
 def encode_packed(encoder: EncoderStack, token_ids: Ints, lengths: Ints) -> torch.Tensor:

@@ -34,7 +34,7 @@ class SimulatedRunner(Runner):
             return None, None
         return torch.zeros(sampling, self.spec.vocab_size, device=self.device), None
 
-    def encode_beside(self, packet: Packet) -> None:
+    def encode_async(self, packet: Packet) -> None:
         """Nothing: it is done at once."""
 
 

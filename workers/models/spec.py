@@ -63,10 +63,10 @@ class StackSpec:
     post_norm: bool = False  # a sublayer's sum is normalized, not its input; there is no final norm then
     output_norm: bool = False  # a sublayer's output is normalized before it joins the sum
     qk_norm: bool = False  # each head's queries and keys are normalized, before rotary positions
-    parallel: bool = False  # self-attention and feed-forward read the same norm's output
+    parallel_residual: bool = False  # self-attention and feed-forward read the same norm's output
     attention_scale: float  # on the scores of self- and cross-attention
     softcap: float | None = None  # of these scores, see kernels.reference.soft_capped
-    merged: bool = (
+    merged_attention: bool = (
         False  # decoders: one softmax over the keys of self- and cross-attention, no cross sublayer
     )
     embedding_scale: float = 1.0
@@ -100,7 +100,7 @@ class ModelSpec:
     encoder: StackSpec | None  # None: decoder-only, there is no cross-attention
     decoder: StackSpec
     one_vocabulary: bool = True  # False: the decoder's ids stand for other tokens than the encoder's
-    bridge: bool = False  # encoder output is projected to the decoder's width
+    enc_to_dec_proj: bool = False  # encoder output is projected to the decoder's width
     output_transform: Activation | None = None  # before the logits: projection, activation, norm
     logit_scale: float = 1.0
     logit_softcap: float | None = None
@@ -115,7 +115,7 @@ class ModelSpec:
         return self.decoder.vocab_size
 
     @property
-    def copies(self) -> bool:
+    def drafts_from_source(self) -> bool:
         """Whether the source's ids are tokens that the decoder may repeat. (A decoder-only model's source is
         its prompt.)"""
         return self.encoder is None or (

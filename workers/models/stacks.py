@@ -220,7 +220,7 @@ class DecoderStack(Stack):
         stack = spec.decoder
         names = [f"decoder.layers.{i}.cross_attention" for i in range(stack.layers)]
         crosses = [CrossAttention(name, stack, place) for name in names]
-        if spec.encoder is None or stack.merged:
+        if spec.encoder is None or stack.merged_attention:
             crosses = []
         super().__init__("decoder", stack, place, crosses)
         self.head = Head(spec, self.embedding.tokens, tied_output, place)
@@ -252,7 +252,7 @@ class DecoderStack(Stack):
         ):
             q, k, v = attention.project(x, rotations[layer])
             pool.write(layer, k, v, batch.write_slots)
-            if self.spec.merged:
+            if self.spec.merged_attention:
                 out = attention.output(self._attend_both(layer, q, batch, pool))
             else:
                 out = attention.output(self._attend_self(layer, q, batch, pool))
@@ -260,7 +260,7 @@ class DecoderStack(Stack):
                 x, residual = self.join(out, residual, norms[0])
                 cross = self.crosses[layer]
                 out = cross.output(self._attend_cross(layer, cross.project(x), batch, pool))
-            if self.spec.parallel:
+            if self.spec.parallel_residual:
                 out = out + feed_forward(x)
             else:
                 x, residual = self.join(out, residual, norms[-2])

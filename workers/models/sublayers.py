@@ -182,11 +182,15 @@ class CrossKV:
     def __init__(self, names: Sequence[str], encoder: StackSpec, spec: ModelSpec, place: Placement) -> None:
         stack = spec.decoder
         self.shape = (len(names), 2, -1, stack.head_dim)
-        self.bridge = Replicated("bridge", encoder.d_model, stack.d_model, place) if spec.bridge else None
+        self.enc_to_dec_proj = (
+            Replicated("enc_to_dec_proj", encoder.d_model, stack.d_model, place)
+            if spec.enc_to_dec_proj
+            else None
+        )
         self.kv = ColumnParallel(
             [f"{name}.{part}" for name in names for part in "kv"],
             [stack.shared_heads * stack.head_dim] * (2 * len(names)),
-            stack.d_model if spec.bridge else encoder.d_model,
+            stack.d_model if spec.enc_to_dec_proj else encoder.d_model,
             "kv_heads",
             place,
             stack.head_dim,
@@ -197,8 +201,8 @@ class CrossKV:
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, encoder's d_model] → [N, layers, 2, shared heads, head_dim]."""
-        if self.bridge is not None:
-            hidden = self.bridge(hidden)
+        if self.enc_to_dec_proj is not None:
+            hidden = self.enc_to_dec_proj(hidden)
         kv = self.kv(hidden).view(len(hidden), *self.shape)
         for layer, k_norm in enumerate(self.k_norms):
             kv[:, layer, 0] = k_norm.by_head(kv[:, layer, 0])
@@ -206,8 +210,8 @@ class CrossKV:
 
     def slots(self) -> Iterator[WeightSlot]:
         yield from self.kv.slots()
-        if self.bridge is not None:
-            yield from self.bridge.slots()
+        if self.enc_to_dec_proj is not None:
+            yield from self.enc_to_dec_proj.slots()
         for k_norm in self.k_norms:
             yield from k_norm.slots()
 
@@ -215,7 +219,7 @@ class CrossKV:
 class FeedForward:
     def __init__(self, name: str, stack: StackSpec, place: Placement) -> None:
         parts = ["gate", "up"] if stack.gated else ["up"]
-        self.norm = None if stack.parallel else norm(f"{name}.norm", stack, place)
+        self.norm = None if stack.parallel_residual else norm(f"{name}.norm", stack, place)
         self.up = ColumnParallel(
             [f"{name}.{part}" for part in parts], [stack.d_ff] * len(parts), stack.d_model, "d_ff", place,
             bias=stack.bias,

@@ -9,19 +9,19 @@ from dataclasses import dataclass, field
 from typing import Unpack
 
 from tandem.errors import InvalidRequest
-from tandem.inputs import Chosen
+from tandem.inputs import TaskOptions
 from tandem.limits import Limits
-from tandem.workers.requests.tasks import Choice, Tasks
+from tandem.workers.requests.tasks import ResolvedTask, Tasks
 
 
 @dataclass(frozen=True, slots=True)
-class Agreed:
-    """See `tandem.inputs.Terms`."""
+class CheckedOptions:
+    """See `tandem.inputs.RequestOptions`."""
 
     request_id: str
     priority: int
     timeout_s: float | None
-    choice: Choice
+    task: ResolvedTask
     # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may arrive
     # while the first try is still being cancelled.
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -30,7 +30,7 @@ class Agreed:
         return f"{self.request_id}:{self.nonce}:{index}"
 
 
-def agree(
+def check_options(
     limits: Limits,
     tasks: Tasks,
     *,
@@ -38,15 +38,17 @@ def agree(
     request_id: str | None = None,
     priority: int = 0,
     timeout_s: float | None = None,
-    **chosen: Unpack[Chosen],
-) -> Agreed:
+    **chosen: Unpack[TaskOptions],
+) -> CheckedOptions:
     """Raises InvalidRequest, naming the field and the limit."""
     if type(priority) is not int or abs(priority) > limits.priority:
         raise InvalidRequest(
             f"must be an integer of magnitude at most {limits.priority}, got {priority!r}", field="priority"
         )
-    choice = tasks.choose(**chosen)
-    return Agreed(_request_id(request_id, limits), priority, _timeout_s(timeout_s, limits.timeout_s), choice)
+    task = tasks.resolve(**chosen)
+    return CheckedOptions(
+        _request_id(request_id, limits), priority, _timeout_s(timeout_s, limits.timeout_s), task
+    )
 
 
 def _request_id(request_id: str | None, limits: Limits) -> str:

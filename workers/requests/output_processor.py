@@ -26,7 +26,7 @@ class PreparedRequest:
     samples: list[EngineRequest] = field(repr=False)  # one for all beams
 
 
-class Assembler:
+class OutputProcessor:
     """Turns a request's deltas, of all its samples and in any order between them, into its answer.
 
     A stop string ends a sample here, not in the engine: after each `push`, ask `stopped(index)` and

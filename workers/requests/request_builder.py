@@ -18,10 +18,10 @@ from tandem.errors import InvalidRequest, ModelNotFound
 from tandem.inputs import (
     ExplicitEncoderDecoderPrompt,
     Prompt,
+    RequestOptions,
     SingletonPrompt,
-    Terms,
     singleton,
-    take_apart,
+    split_prompt,
 )
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.params import BeamSearchParams, Params, SamplingParams
@@ -29,19 +29,19 @@ from tandem.workers.request import Decoding, EncoderInput, EngineRequest
 from tandem.workers.requests.decoding import check_counts, check_ids, decoding_of, scoring_of
 from tandem.workers.requests.detokenizer import Vocabulary
 from tandem.workers.requests.model_info import ModelInfo
-from tandem.workers.requests.options import agree
-from tandem.workers.requests.output_processor import Assembler, PreparedRequest
+from tandem.workers.requests.options import check_options
+from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.scoring import PreparedScore
-from tandem.workers.requests.tasks import Choice, Tasks
+from tandem.workers.requests.tasks import ResolvedTask, Tasks
 from tandem.workers.requests.tokenizer import DECODER_TOKENIZER, TextTokenizer, check_text, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Assembler", "Frontend", "ModelInfo", "PreparedRequest", "check_text", "sample_seed"]
+__all__ = ["ModelInfo", "OutputProcessor", "PreparedRequest", "RequestBuilder", "check_text", "sample_seed"]
 
 
-class Frontend:
+class RequestBuilder:
     """Checks, tokenizes and completes requests for one model."""
 
     def __init__(
@@ -66,7 +66,7 @@ class Frontend:
         served_name: str,
         limits: Limits = DEFAULT_LIMITS,
         overrides: Mapping[str, Any] | None = None,
-    ) -> Frontend:
+    ) -> RequestBuilder:
         """Reads a model's folder, all but its weights. Raises ModelLoadError.
 
         overrides: decoding defaults that come before the model's own, under transformers' names.
@@ -80,26 +80,26 @@ class Frontend:
         self,
         prompt: Prompt,
         params: Params | None = None,
-        **terms: Unpack[Terms],
+        **options: Unpack[RequestOptions],
     ) -> PreparedRequest:
         """Checks everything there is to check about a request, and fills in every default. Without params
         the model's own way of decoding holds, or the task's.
 
-        Terms may name one of the model's `task_specific_params`, or the languages of a translation: codes
-        of its tokenizer, or such as name a task. What the model wants to read for them is put before a text;
+        The options may name one of the model's `task_specific_params`, or the languages of a translation:
+        codes of its tokenizer, or such as name a task. What the model wants to read for them is put before a text;
         token ids are taken as they are.
 
         Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
         """
-        self.check_model(terms.get("model"))
-        agreed = agree(self.limits, self.tasks, **terms)
-        choice = agreed.choice
+        self.check_model(options.get("model"))
+        checked = check_options(self.limits, self.tasks, **options)
+        task = checked.task
         if params is None:
-            params = BeamSearchParams() if choice.defaults.beams else SamplingParams()
+            params = BeamSearchParams() if task.defaults.beams else SamplingParams()
         check_counts(params, self.limits)
 
-        given = self._given(prompt, choice)
-        decoding = self._decoding(params, choice, given.prefix)
+        given = self._parse(prompt, task)
+        decoding = self._decoding(params, task, given.prefix)
         self._check_answer(params.outputs, decoding)
 
         samples = params.n if isinstance(params, SamplingParams) else 1
@@ -107,7 +107,7 @@ class Frontend:
         # The samples' prompt is the same: the first says what there is to say of it.
         others = replace(decoding, prompt_logprobs=None)
         return PreparedRequest(
-            request_id=agreed.request_id,
+            request_id=checked.request_id,
             params=params,
             encoder_prompt=given.encoder_text,
             encoder_prompt_token_ids=given.encoder_ids,
@@ -116,12 +116,12 @@ class Frontend:
             context_ids=given.context,
             samples=[
                 EngineRequest(
-                    request_id=agreed.engine_id(index),
+                    request_id=checked.engine_id(index),
                     encoder=given.encoder,
                     prefix_ids=tuple(given.prefix),
                     decoding=replace(others if index else decoding, seed=sample_seed(seed, index)),
-                    priority=agreed.priority,
-                    timeout_s=agreed.timeout_s,
+                    priority=checked.priority,
+                    timeout_s=checked.timeout_s,
                 )
                 for index in range(samples)
             ],
@@ -131,9 +131,9 @@ class Frontend:
         self,
         prompt: Prompt,
         targets: Sequence[SingletonPrompt],
-        **terms: Unpack[Terms],
+        **options: Unpack[RequestOptions],
     ) -> PreparedScore:
-        """Checks a request to score targets for a prompt; the terms are as for `prepare`.
+        """Checks a request to score targets for a prompt; the options are as for `prepare`.
 
         A target that is text gets the special tokens that the tokenizer gives a label, such as EOS and the
         target language; for a decoder-only model, where it goes on from the prompt, none. Token ids are taken
@@ -141,31 +141,31 @@ class Frontend:
 
         Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
         """
-        self.check_model(terms.get("model"))
-        agreed = agree(self.limits, self.tasks, **terms)
-        choice = agreed.choice
+        self.check_model(options.get("model"))
+        checked = check_options(self.limits, self.tasks, **options)
+        task = checked.task
         if not 0 < len(targets) <= self.limits.targets:
             raise InvalidRequest(f"1 to {self.limits.targets} targets, got {len(targets)}", field="targets")
-        given = self._given(prompt, choice)
+        given = self._parse(prompt, task)
         ids = [
-            self._target_ids(target, f"targets.{number}", given, choice)
+            self._target_ids(target, f"targets.{number}", given, task)
             for number, target in enumerate(targets)
         ]
         return PreparedScore(
-            request_id=agreed.request_id,
+            request_id=checked.request_id,
             encoder_prompt=given.encoder_text,
             encoder_prompt_token_ids=given.encoder_ids,
             prompt=given.decoder_text,
             prompt_token_ids=given.prefix,
             targets=[
                 EngineRequest(
-                    request_id=agreed.engine_id(index),
+                    request_id=checked.engine_id(index),
                     encoder=given.encoder,
                     prefix_ids=tuple(given.prefix),
                     decoding=scoring_of(len(target)),
                     target_ids=tuple(target),
-                    priority=agreed.priority,
-                    timeout_s=agreed.timeout_s,
+                    priority=checked.priority,
+                    timeout_s=checked.timeout_s,
                 )
                 for index, target in enumerate(ids)
             ],
@@ -173,11 +173,11 @@ class Frontend:
 
     def tokenize(self, text: str, *, field: str = "text") -> list[int]:
         """The ids a prompt's text becomes, special tokens included. Raises InvalidRequest."""
-        return self._prompt_ids(text, None, field, field, self.tasks.choose())
+        return self._prompt_ids(text, None, field, field, self.tasks.resolve())
 
-    def assembler(self, prepared: PreparedRequest) -> Assembler:
+    def output_processor(self, prepared: PreparedRequest) -> OutputProcessor:
         """What turns this request's deltas into its answer."""
-        return Assembler(self.vocabulary, prepared)
+        return OutputProcessor(self.vocabulary, prepared)
 
     def check_model(self, model: str | None) -> None:
         """Raises ModelNotFound unless this is the model served; None and "" mean the only one."""
@@ -186,13 +186,13 @@ class Frontend:
 
     # -- the parts of a request
 
-    def _given(self, prompt: Prompt, choice: Choice) -> _Given:
-        parts = take_apart(prompt)
+    def _parse(self, prompt: Prompt, task: ResolvedTask) -> ParsedPrompt:
+        parts = split_prompt(prompt)
         encoder_part, decoder_part, names = _sides(prompt)
         shown = _shown(encoder_part, names[0]), _shown(decoder_part, "decoder_prompt")
-        encoder_ids = self._prompt_ids(parts["encoder_text"], parts["encoder_ids"], *names, choice)
+        encoder_ids = self._prompt_ids(parts["encoder_text"], parts["encoder_ids"], *names, task)
         if self.info.encoder_vocab_size is not None:
-            prefix = self._prefix(parts["decoder_text"], parts["decoder_ids"], choice)
+            prefix = self._prefix(parts["decoder_text"], parts["decoder_ids"], task)
             context = prefix[1:]
         elif names[0] != "prompt":
             raise InvalidRequest(f"{self.info.name!r} is decoder-only: give a single prompt", field=names[0])
@@ -200,19 +200,19 @@ class Frontend:
             context = prefix = encoder_ids
             encoder_ids, shown = [], (None, shown[0])
         encoder = EncoderInput(key=self._encoder_key(encoder_ids), token_ids=tuple(encoder_ids))
-        return _Given(encoder, encoder_ids, prefix, context, *shown)
+        return ParsedPrompt(encoder, encoder_ids, prefix, context, *shown)
 
     def _prompt_ids(
-        self, text: str | None, ids: list[int] | None, name: str, ids_name: str, choice: Choice
+        self, text: str | None, ids: list[int] | None, name: str, ids_name: str, task: ResolvedTask
     ) -> list[int]:
         """Of the encoder's prompt, or of a decoder-only model's."""
-        size, limit, source = self.info.encoder_vocab_size, self.max_encoder_tokens, choice.source
+        size, limit, source = self.info.encoder_vocab_size, self.max_encoder_tokens, task.source
         if size is None:
             size, limit = self.info.vocab_size, self.max_decoder_tokens - 1  # one at least is to be generated
         if ids is None:
             if not text:
                 raise InvalidRequest("must not be empty", field=name)
-            ids = self._tokenizer.encode(choice.prefix + text, name, limit, special=source is None)
+            ids = self._tokenizer.encode(task.prefix + text, name, limit, special=source is None)
             ids = [*source.prefix, *ids, *source.suffix] if source else ids
         elif source:
             raise InvalidRequest("is for a prompt that is text", field="source_language")
@@ -225,10 +225,10 @@ class Frontend:
         check_ids(ids, name, size)
         return list(ids)
 
-    def _prefix(self, text: str | None, ids: list[int] | None, choice: Choice) -> list[int]:
+    def _prefix(self, text: str | None, ids: list[int] | None, task: ResolvedTask) -> list[int]:
         """What the decoder starts from: the start token, unless it is there, and the decoder prompt."""
         name, limit = "decoder_prompt", self.max_decoder_tokens - 1  # one at least is to be generated
-        start, target = self.info.decoder_start_id, choice.target
+        start, target = self.info.decoder_start_id, task.target
         assert start is not None
         if target is not None and start not in self.info.eos_ids:
             # mBART and PLBart start from the target language; the later families from EOS, and then comes the
@@ -252,7 +252,9 @@ class Frontend:
         check_ids(ids, name, self.info.vocab_size)
         return prefix
 
-    def _target_ids(self, target: SingletonPrompt, name: str, given: _Given, choice: Choice) -> list[int]:
+    def _target_ids(
+        self, target: SingletonPrompt, name: str, given: ParsedPrompt, task: ResolvedTask
+    ) -> list[int]:
         start = len(given.prefix)
         limit = self.max_decoder_tokens - start
         text, ids = singleton(target, name)
@@ -260,11 +262,11 @@ class Frontend:
             name += ".prompt_token_ids"
         elif not text:
             raise InvalidRequest("must not be empty", field=name)
-        elif choice.target is not None:
+        elif task.target is not None:
             ids = self._tokenizer.encode(text, name, limit, special=False, target=True)
             # A decoder prompt has the language already.
-            before = () if given.context else choice.target.label_prefix
-            ids = [*before, *ids, *choice.target.label_suffix]
+            before = () if given.context else task.target.label_prefix
+            ids = [*before, *ids, *task.target.label_suffix]
         elif self.tasks.languages:
             raise InvalidRequest("is needed for a target that is text", field="target_language")
         else:
@@ -280,7 +282,7 @@ class Frontend:
         check_ids(ids, name, self.info.vocab_size)
         return ids
 
-    def _decoding(self, params: Params, choice: Choice, prefix: list[int]) -> Decoding:
+    def _decoding(self, params: Params, task: ResolvedTask, prefix: list[int]) -> Decoding:
         def encode(text: str, name: str) -> list[int]:
             limit = self.limits.bad_word_tokens
             ids = self._tokenizer.encode(text, name, limit, special=False, target=True)
@@ -289,8 +291,8 @@ class Frontend:
             return ids
 
         room = self.max_decoder_tokens - len(prefix)
-        decoding = decoding_of(params, choice.defaults, prefix, room, self.info, encode)
-        target = choice.target
+        decoding = decoding_of(params, task.defaults, prefix, room, self.info, encode)
+        target = task.target
         if target is None or target.token_id in prefix[:2]:
             return decoding
         if params.forced_bos_token_id is not None:
@@ -313,7 +315,7 @@ class Frontend:
 
 
 @dataclass(frozen=True, slots=True)
-class _Given:
+class ParsedPrompt:
     """A prompt, read."""
 
     encoder: EncoderInput
@@ -335,7 +337,7 @@ def sample_seed(seed: int, index: int) -> int:
 
 def _sides(prompt: Prompt) -> tuple[SingletonPrompt, SingletonPrompt | None, tuple[str, str]]:
     """Encoder and decoder prompt, and what errors call the encoder's text and ids. The prompt is one
-    that `take_apart` has accepted."""
+    that `split_prompt` has accepted."""
     if isinstance(prompt, dict) and "encoder_prompt" in prompt:
         both = cast(ExplicitEncoderDecoderPrompt, prompt)
         names = "encoder_prompt", "encoder_prompt.prompt_token_ids"

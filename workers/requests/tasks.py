@@ -44,7 +44,7 @@ class Pair(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
+class ResolvedTask:
     """What a request's task and languages come to."""
 
     task: str | None
@@ -87,13 +87,13 @@ class Tasks:
         """The text before a task's input."""
         return "" if task is None else self._tasks[task].prefix
 
-    def choose(
+    def resolve(
         self,
         *,
         task: str | None = None,
         source_language: str | None = None,
         target_language: str | None = None,
-    ) -> Choice:
+    ) -> ResolvedTask:
         """Raises InvalidRequest, naming the field and what there is, for what the model has not."""
         if task is not None and task not in self._tasks:
             there = f"it has {', '.join(self._tasks)}" if self._tasks else "it declares none"
@@ -110,7 +110,7 @@ class Tasks:
                 raise InvalidRequest("does not go with task, which says it already", field=field)
             task = self._pair(source_language, target_language).task
         chosen = None if task is None else self._tasks[task]
-        return Choice(
+        return ResolvedTask(
             task=task,
             prefix=self.prefix(task),
             defaults=self._defaults if chosen is None else chosen.defaults,

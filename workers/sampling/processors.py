@@ -20,7 +20,7 @@ from tandem.workers.request import Decoding, EngineRequest
 from tandem.workers.sampling.slot_tables import Columns, History, Lists, marked
 from tandem.workers.sampling.to_device import to_device
 from tandem.workers.scheduling.plan import Sequence
-from tandem.workers.scheduling.processor_flags import Need
+from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
 
 class Processors:
@@ -46,17 +46,17 @@ class Processors:
         self._begin_suppress = Lists(slots, device)
         self._bad_words: dict[int, Lists] = {}  # by their length, one word after another
         self._longest_ngram = 0  # there ever was
-        # A `Need` as an integer, many of which are quickly put together; before a slot is first used, all.
+        # Each slot's `ProcessorFlags` as an integer, which is faster to combine; all before its first use.
         self._need = [~0] * slots
 
-    def need_of(self, slots: Iterable[int]) -> Need:
+    def need_of(self, slots: Iterable[int]) -> ProcessorFlags:
         """What the sequences in these slots need together."""
-        return Need(reduce(or_, map(self._need.__getitem__, slots), 0))
+        return ProcessorFlags(reduce(or_, map(self._need.__getitem__, slots), 0))
 
     def start(self, sequences: Seq[Sequence]) -> None:
         """Takes in the parameters of sequences that got slots."""
         # Those of a request that needs nothing do nothing, whatever they are: the last such one's may stay.
-        needs = {id(sequence): Need.of(sequence.request) for sequence in sequences}
+        needs = {id(sequence): ProcessorFlags.of(sequence.request) for sequence in sequences}
         sequences = [
             sequence
             for sequence in sequences
@@ -83,18 +83,18 @@ class Processors:
             if need:
                 self._start_lists(sequence, need)
 
-    def _start_lists(self, sequence: Sequence, need: Need) -> None:
+    def _start_lists(self, sequence: Sequence, need: ProcessorFlags) -> None:
         decoding, slots = sequence.request.decoding, sequence.slots
-        if Need.LOGIT_BIAS in need:
+        if ProcessorFlags.LOGIT_BIAS in need:
             ids, values = zip(*decoding.logit_bias, strict=True)
             self._bias_ids.put(slots, ids)
             self._bias.put(slots, values)
-        if need & Need.HISTORY:
+        if need & ProcessorFlags.HISTORY:
             self.keep_history(sequence)
         self._longest_ngram = max(
             self._longest_ngram, decoding.no_repeat_ngram_size, decoding.encoder_no_repeat_ngram_size
         )
-        if Need.ENCODER_NGRAM in need:
+        if ProcessorFlags.ENCODER_NGRAM in need:
             # An encoder may have a larger vocabulary of its own: what the decoder lacks, it cannot copy.
             source = sequence.request.encoder.token_ids
             self._encoder.put(slots, [i if i < self.vocab_size else -1 for i in source])
@@ -104,7 +104,7 @@ class Processors:
                 self._bad_words[length] = Lists(len(self._need), self.device)
             self._bad_words[length].put(slots, list(chain.from_iterable(words)))
         for lists, values_ in (
-            (self._stops, sorted(decoding.stop_ids) if Need.MIN_TOKENS in need else ()),
+            (self._stops, sorted(decoding.stop_ids) if ProcessorFlags.MIN_TOKENS in need else ()),
             (self._forced_eos, decoding.forced_eos_ids),
             (self._suppress, decoding.suppress_ids),
             (self._begin_suppress, decoding.begin_suppress_ids),
@@ -123,7 +123,7 @@ class Processors:
         self.history.append(slots, self._ints["prefix"][slots] + steps, tokens)
 
     def __call__(
-        self, scores: torch.Tensor, slots: torch.Tensor, steps: torch.Tensor, need: Need
+        self, scores: torch.Tensor, slots: torch.Tensor, steps: torch.Tensor, need: ProcessorFlags
     ) -> torch.Tensor:
         """Logits or log-probabilities, float32 [R, vocabulary], of rows in these slots → the same, processed.
 
@@ -132,52 +132,52 @@ class Processors:
         """
         column = {name: self._ints[name][slots, None] for name in self._ints.names} if need else {}
         column["step"] = steps[:, None]
-        if Need.LOGIT_BIAS in need:
+        if ProcessorFlags.LOGIT_BIAS in need:
             scores = scores.scatter_add(1, self._bias_ids[slots], self._bias[slots])
-        if need & Need.HISTORY:
+        if need & ProcessorFlags.HISTORY:
             scores = self._by_history(scores, slots, need, column)
-        if Need.MIN_TOKENS in need:
+        if ProcessorFlags.MIN_TOKENS in need:
             early = column["step"] < column["min_tokens"]
             scores = self._without(scores, self._stops[slots], early)
-        if Need.FORCED in need:
+        if ProcessorFlags.FORCED in need:
             only = column["forced_bos"]
             first = column["prefix"] + column["step"] == 1
             scores = self._forced(scores, only, first & (only >= 0))
             last = column["step"] == column["max_tokens"] - 1
             only = self._forced_eos[slots]
             scores = self._forced(scores, only, last & (only >= 0))
-        if Need.SUPPRESS in need:
+        if ProcessorFlags.SUPPRESS in need:
             scores = self._without(scores, self._suppress[slots])
             begins = column["step"] == column["begin"]
             scores = self._without(scores, self._begin_suppress[slots], begins)
         return scores
 
     def _by_history(
-        self, scores: torch.Tensor, slots: torch.Tensor, need: Need, column: dict[str, torch.Tensor]
+        self, scores: torch.Tensor, slots: torch.Tensor, need: ProcessorFlags, column: dict[str, torch.Tensor]
     ) -> torch.Tensor:
         history = self.history[slots]
         position = torch.arange(history.shape[1], device=self.device)
         lengths = column["prefix"] + column["step"]
         there = position < lengths
-        if Need.REPETITION in need:
+        if ProcessorFlags.REPETITION in need:
             penalty = self._floats["repetition"][slots, None]
             ids = torch.where(there, history, history[:, :1])
             seen = scores.gather(1, ids)
             scores = scores.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
-        if Need.PRESENCE in need:
+        if ProcessorFlags.PRESENCE in need:
             generated = torch.where(there & (position >= column["prefix"]), history, self.vocab_size)
             counts = scores.new_zeros(len(slots), self.vocab_size + 1)
             counts = counts.scatter_add_(1, generated, counts.new_ones(1).expand_as(generated))[:, :-1]
             scores = scores - counts * self._floats["frequency"][slots, None]
             scores = scores - (counts > 0) * self._floats["presence"][slots, None]
-        if Need.NGRAM in need:
+        if ProcessorFlags.NGRAM in need:
             again = self._completes(history, lengths, history, lengths, column["ngram"])
             scores = self._without(scores, history, again)
-        if Need.ENCODER_NGRAM in need:
+        if ProcessorFlags.ENCODER_NGRAM in need:
             source = self._encoder[slots]
             again = self._completes(source, column["encoder"], history, lengths, column["encoder_ngram"])
             scores = self._without(scores, source, again)
-        if Need.BAD_WORDS in need:
+        if ProcessorFlags.BAD_WORDS in need:
             for length, lists in self._bad_words.items():
                 words = lists[slots].unflatten(1, (-1, length))
                 # The last tokens so far; a word longer than them is none that they begin.

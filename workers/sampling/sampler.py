@@ -16,9 +16,9 @@ from tandem.workers.sampling.processors import Processors
 from tandem.workers.sampling.slot_tables import Columns
 from tandem.workers.sampling.to_device import to_device
 from tandem.workers.sampling.warpers import Warpers
-from tandem.workers.scheduling.drafter import Seen
+from tandem.workers.scheduling.drafter import DraftOutcome
 from tandem.workers.scheduling.plan import Row, Sequence, StepResult
-from tandem.workers.scheduling.processor_flags import Need
+from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
 
 class HostCopy:
@@ -80,7 +80,7 @@ class Sampled:
         self.seen: HostCopy | None = None
 
     def wait(self) -> StepResult:
-        seen = [] if self.seen is None else [Seen(*of) for of in self.seen.wait()[0].tolist()]
+        seen = [] if self.seen is None else [DraftOutcome(*of) for of in self.seen.wait()[0].tolist()]
         return self._without_seen()._replace(seen=seen)
 
     def _without_seen(self) -> StepResult:
@@ -165,7 +165,7 @@ class Sampler:
         if any(d.temperature > 0 for d in decodings):
             drawn = self._draw(logits, slots, steps, decodings)
             tokens = torch.where(self._warpers.temperature[slots] > 0, drawn, tokens)
-        if need & Need.HISTORY:
+        if need & ProcessorFlags.HISTORY:
             self._processors.append(slots, steps, tokens)
         if raw is None:
             return Sampled(tokens, wants, beams=beams)

@@ -1,6 +1,6 @@
 """How many guesses at what a sequence says next are worth a row each: at what follows in its source where its
-last tokens stand there, too. The device finds that and knows the guesses (`kernels.follow_source`); what it
-saw comes back with the tokens.
+last tokens stand there, too. The device finds that and knows the guesses
+(`kernels.match_prompt_tokens`); what it saw comes back with the tokens.
 
 The step that computes a sequence's next token verifies guesses at those behind it, as more rows of the same
 forward. That costs little where the source is copied, as in corrections and extractive summaries, and it
@@ -13,7 +13,7 @@ from collections.abc import Sequence as Seq
 from typing import Final, NamedTuple
 
 from tandem.workers.request import EngineRequest
-from tandem.workers.scheduling.processor_flags import Need
+from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
 # A guess's chance to be right, by how many tokens before it stand in the source too, from one up: to begin
 # with. Experience replaces it, and costs nothing: a guess is seen to be right or wrong whether it was drafted
@@ -29,7 +29,7 @@ LEAST: Final = 0.3
 STEP_ROWS: Final = {"cpu": 10, "cuda": 200}
 
 
-class Seen(NamedTuple):
+class DraftOutcome(NamedTuple):
     """Of a sequence, by a step."""
 
     right: int  # guesses, those not drafted included, up to the first wrong one
@@ -45,7 +45,7 @@ class Drafter:
         self._chances = list(CHANCES)
         self._run = self._left = 0
 
-    def see(self, seen: Seen, tokens: int) -> None:
+    def observe(self, seen: DraftOutcome, tokens: int) -> None:
         """What the next step showed, which computed so many tokens of the sequence."""
         if self._run:
             for number in range(min(seen.right + 1, tokens, self._left)):
@@ -76,7 +76,7 @@ def drafter_of(request: EngineRequest) -> Drafter:
     one, or depends on those before it by more than the model."""
     decoding = request.decoding
     greedy = decoding.temperature == 0 and decoding.beams is None and not request.target_ids
-    if not greedy or Need.of(request) & Need.HISTORY:
+    if not greedy or ProcessorFlags.of(request) & ProcessorFlags.HISTORY:
         return Drafter(())
     # Without an encoder the prompt is what can be copied.
     source = request.encoder.token_ids or request.prefix_ids

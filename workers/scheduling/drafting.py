@@ -5,7 +5,7 @@ from __future__ import annotations
 from tandem.workers.scheduling.plan import ON_DEVICE, StepPlan
 
 
-def lengthen(plan: StepPlan, budget: int, most: int, page_size: int, step_rows: int) -> int:
+def add_drafts(plan: StepPlan, budget: int, most: int, page_size: int, step_rows: int) -> int:
     """Lengthens rows by guesses at what follows them; returns how many.
 
     Args:

@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tandem.outputs import TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest
-from tandem.workers.scheduling.drafter import Drafter, Seen
+from tandem.workers.scheduling.drafter import Drafter, DraftOutcome
 
 # In place of a token that only the device knows, a sequence's last one; below it are guesses at what follows.
 ON_DEVICE = -1
@@ -88,7 +88,7 @@ class Admission:
 
     entry: CrossEntry
     request: EngineRequest  # the first reader: says where the hidden states come from
-    beside: bool = False  # from what was encoded beside earlier steps
+    overlapped: bool = False  # from what was encoded beside earlier steps
 
 
 @dataclass(slots=True)
@@ -122,7 +122,7 @@ class StepPlan:
     rows: list[Row] = field(default_factory=list)
     admissions: list[Admission] = field(default_factory=list)
     # Encoder inputs whose encoding begins beside this step: a later one admits them.
-    beside: list[Admission] = field(default_factory=list)
+    overlapped: list[Admission] = field(default_factory=list)
     started: list[Sequence] = field(default_factory=list)  # got a slot: the sampler reads their parameters
     new_pages: list[tuple[int, int, int]] = field(default_factory=list)  # slot, index in its table, page
     ended: list[Delta] = field(default_factory=list)  # ended without a token: cancelled, deadline
@@ -138,4 +138,6 @@ class StepResult(NamedTuple):
     logprobs: list[TokenLogprobs | None] | None = None  # likewise, where any of them asked
     beams: Seq[Found | None] = ()  # one for each row of beams; None while they go on
     scores: Seq[TokenLogprobs] = ()  # of the rows' targets, one after another
-    seen: Seq[Seen] = ()  # of each sequence without beams that tokens were sampled for; none if nobody drafts
+    seen: Seq[
+        DraftOutcome
+    ] = ()  # of each sequence without beams that tokens were sampled for; none if nobody drafts

@@ -7,7 +7,7 @@ from enum import Flag, auto
 from tandem.workers.request import EngineRequest
 
 
-class Need(Flag):
+class ProcessorFlags(Flag):
     """Processors that a request asks for."""
 
     NOTHING = 0
@@ -23,7 +23,7 @@ class Need(Flag):
     HISTORY = REPETITION | PRESENCE | NGRAM | ENCODER_NGRAM | BAD_WORDS  # read the tokens so far
 
     @classmethod
-    def of(cls, request: EngineRequest) -> Need:
+    def of(cls, request: EngineRequest) -> ProcessorFlags:
         decoding = request.decoding
         asked = {
             cls.LOGIT_BIAS: decoding.logit_bias,

@@ -9,7 +9,7 @@ from tandem.workers.scheduling.plan import Sequence, State
 from tandem.workers.scheduling.sequence_heap import SequenceHeap
 
 
-class Books:
+class Resources:
     """Kept by `Scheduler`, which is one."""
 
     def __init__(self, pool: PagePool, max_num_seqs: int) -> None:

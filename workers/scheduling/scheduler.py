@@ -25,8 +25,8 @@ from tandem.errors import InvalidRequest, TandemError
 from tandem.outputs import TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest
 from tandem.workers.scheduling.deltas import beam_delta, finish_reason, score_delta, token_delta
-from tandem.workers.scheduling.drafter import STEP_ROWS, Seen, drafter_of
-from tandem.workers.scheduling.drafting import lengthen
+from tandem.workers.scheduling.drafter import STEP_ROWS, DraftOutcome, drafter_of
+from tandem.workers.scheduling.drafting import add_drafts
 from tandem.workers.scheduling.pages import PagePool
 from tandem.workers.scheduling.plan import (
     ON_DEVICE,
@@ -38,15 +38,17 @@ from tandem.workers.scheduling.plan import (
     StepPlan,
     StepResult,
 )
-from tandem.workers.scheduling.resources import Books
+from tandem.workers.scheduling.resources import Resources
 
 PRIORITY_S = 10.0
-BESIDE_STEPS = 16  # that go on without those who wait for their encoder inputs, at most; then a step waits
+MAX_OVERLAP_STEPS = (
+    16  # that go on without those who wait for their encoder inputs, at most; then a step waits
+)
 
 EndReason = Literal["cancelled", "deadline"]
 
 
-class Scheduler(Books):
+class Scheduler(Resources):
     """See the module's docstring. Not thread-safe: one thread calls everything."""
 
     def __init__(
@@ -58,7 +60,7 @@ class Scheduler(Books):
         max_encoder_tokens: int,
         draft_tokens: int = 0,
         step_rows: int = STEP_ROWS["cpu"],
-        encode_beside: bool = False,
+        async_encode: bool = False,
     ) -> None:
         """
         Args:
@@ -67,7 +69,7 @@ class Scheduler(Books):
             max_encoder_tokens: encoder positions projected in one step; a single longer input goes alone.
             draft_tokens: guessed for a sequence in one step, at most.
             step_rows: a step takes as long as its rows and this many more.
-            encode_beside: the engine encodes beside its steps what it encodes by itself.
+            async_encode: the engine encodes beside its steps what it encodes by itself.
         """
         if max_batched_tokens < max_num_seqs:
             raise ValueError(f"max_batched_tokens {max_batched_tokens} < max_num_seqs {max_num_seqs}")
@@ -76,7 +78,7 @@ class Scheduler(Books):
         self.max_encoder_tokens = max_encoder_tokens
         self.draft_tokens = draft_tokens
         self.step_rows = step_rows
-        self.encode_beside = encode_beside
+        self.async_encode = async_encode
         self._encoding: list[Admission] = []  # beside the steps, one batch at a time
         self._encoding_steps = 0  # planned meanwhile
 
@@ -148,7 +150,7 @@ class Scheduler(Books):
         plan = StepPlan()
         preemptions = self._preemptions
         self._encoding_steps += 1
-        if encoded or self._encoding_steps > BESIDE_STEPS:
+        if encoded or self._encoding_steps > MAX_OVERLAP_STEPS:
             self._join(plan)
         budget = self._plan_running(plan)
         if self._encoding and not plan.rows:  # nobody decodes meanwhile
@@ -158,7 +160,7 @@ class Scheduler(Books):
         plan.admissions = [admission for admission in plan.admissions if admission.entry.readers]
         if self._preemptions == preemptions:  # else what would come in might drive out the next
             budget = self._admit(plan, budget, now)
-        self._drafted += lengthen(plan, budget, self.draft_tokens, self.pool.page_size, self.step_rows)
+        self._drafted += add_drafts(plan, budget, self.draft_tokens, self.pool.page_size, self.step_rows)
         plan.rows.sort(key=_row_order)
         plan.ended = self._take_ended()
         return plan
@@ -209,7 +211,7 @@ class Scheduler(Books):
         """Lets waiting sequences in, strictly in order, while slots, pages and tokens last; returns the
         tokens left to the step."""
         encoder_tokens = 0
-        beside = self.encode_beside and bool(plan.rows)
+        overlap = self.async_encode and bool(plan.rows)
         while budget > 0:
             if (first := self._waiting.first()) is None:
                 break
@@ -233,9 +235,9 @@ class Scheduler(Books):
                 break
             if entry is None:
                 entry = self._cross.make(encoder.key, length)
-                entry.encoded = not (beside and length and encoder.hidden is None)
+                entry.encoded = not (overlap and length and encoder.hidden is None)
                 if not entry.encoded:
-                    plan.beside.append(Admission(entry, sequence.request, beside=True))
+                    plan.overlapped.append(Admission(entry, sequence.request, overlapped=True))
                 elif length:
                     plan.admissions.append(Admission(entry, sequence.request))
                 encoder_tokens += length
@@ -256,8 +258,8 @@ class Scheduler(Books):
                 count = min(len(sequence.tokens), budget)
                 self._reserve(sequence, count, plan)
                 budget -= self._add_row(sequence, count, plan)
-        if plan.beside:
-            self._encoding, self._encoding_steps = list(plan.beside), 0
+        if plan.overlapped:
+            self._encoding, self._encoding_steps = list(plan.overlapped), 0
         return budget
 
     def _add_row(self, sequence: Sequence, count: int, plan: StepPlan) -> int:
@@ -300,12 +302,12 @@ class Scheduler(Books):
         return deltas
 
     def _apply_tokens(
-        self, row: Row, chosen: list[tuple[int, TokenLogprobs | None]], seen: Seen | None
+        self, row: Row, chosen: list[tuple[int, TokenLogprobs | None]], seen: DraftOutcome | None
     ) -> Delta:
         """`chosen` are the tokens behind the row's sampled positions, right as long as the guesses were."""
         sequence = row.sequence
         if sequence.drafter is not None and seen is not None:
-            sequence.drafter.see(seen, row.samples)
+            sequence.drafter.observe(seen, row.samples)
         new, logprobs = [], []
         for token, logprob in chosen[: 1 if seen is None else seen.right + 1]:
             sequence.tokens.append(token)

@@ -18,7 +18,7 @@ from tandem.cluster.ingress.http.completions import CompletionShape
 from tandem.cluster.ingress.http.sse import EventStream
 from tandem.cluster.ingress.service import Call, Piece, Service
 from tandem.errors import InvalidRequest
-from tandem.inputs import Chosen, ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TaskOptions, TokensPrompt
 from tandem.params import Params, SamplingParams, invalid, params_of
 from tandem.workers.requests.output_processor import PreparedRequest
 
@@ -55,15 +55,15 @@ class _Body(BaseModel):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     user: str | None = None  # OpenAI's, for its monitoring of abuse; of no effect here
-    priority: int = 0  # see Frontend.prepare
+    priority: int = 0  # see RequestBuilder.prepare
     timeout_s: float | None = None
     source_language: str | None = None
     target_language: str | None = None
     task: str | None = None
 
     @property
-    def chosen(self) -> Chosen:
-        return Chosen(
+    def chosen(self) -> TaskOptions:
+        return TaskOptions(
             source_language=self.source_language, target_language=self.target_language, task=self.task
         )
 
@@ -76,10 +76,10 @@ def routes(service: Service) -> APIRouter:
         async with AsyncExitStack() as resources:
             call = resources.enter_context(service.call("http", "completions"))
             body = _parse(await read_json(request, service.config.limits))
-            choice = service.frontend.tasks.choose(**body.chosen)
+            choice = service.request_builder.tasks.resolve(**body.chosen)
             params = _params(body, beams=choice.defaults.beams)
             prepared = await _prepare(service, call, request, body, params)
-            shape = CompletionShape(service.model.id, service.frontend.vocabulary, prepared, params)
+            shape = CompletionShape(service.model.id, service.request_builder.vocabulary, prepared, params)
             if not body.stream:
                 outputs = await unless_disconnected(request.receive, call.generate(prepared))
                 return JSONResponse(shape.whole(outputs))
@@ -95,7 +95,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/models/{name:path}")
     async def model(name: str) -> Response:
-        service.frontend.check_model(name)
+        service.request_builder.check_model(name)
         return JSONResponse(_model(service))
 
     return router

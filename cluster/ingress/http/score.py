@@ -26,7 +26,7 @@ class _Body(BaseModel):
     decoder_prompt: str | list[int] | None = None
     targets: list[str | list[int]]
     model: str | None = None
-    priority: int = 0  # see Frontend.prepare
+    priority: int = 0  # see RequestBuilder.prepare
     timeout_s: float | None = None
     source_language: str | None = None
     target_language: str | None = None

@@ -16,7 +16,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 from tandem.cluster.ingress.http.body import read_json_or_form, unless_disconnected
 from tandem.cluster.ingress.service import Call, Service
 from tandem.errors import InvalidRequest
-from tandem.inputs import Chosen, Prompt
+from tandem.inputs import Prompt, TaskOptions
 from tandem.limits import DEFAULT_LIMITS
 from tandem.params import BeamSearchParams, SamplingParams, invalid
 from tandem.workers.requests.tasks import Tasks
@@ -44,7 +44,7 @@ class _Body(BaseModel):
 
 def routes(service: Service) -> APIRouter:
     router = APIRouter()
-    frontend = service.frontend
+    request_builder = service.request_builder
     limits = service.config.limits
 
     @router.post("/translate")
@@ -56,11 +56,12 @@ def routes(service: Service) -> APIRouter:
             if not 0 < len(texts) <= most:
                 raise InvalidRequest(f"1 to {most} texts, got {len(texts)}", field="q")
             # Nothing here detects languages, but there may be only one that goes to the target.
-            source = None if body.source == "auto" and not frontend.tasks.languages else body.source
-            told = Chosen(source_language=source, target_language=body.target)
+            source = None if body.source == "auto" and not request_builder.tasks.languages else body.source
+            told = TaskOptions(source_language=source, target_language=body.target)
             request_id = request.headers.get("x-request-id")
             answers = await unless_disconnected(
-                request.receive, _translate(call, frontend.tasks, texts, body.alternatives, told, request_id)
+                request.receive,
+                _translate(call, request_builder.tasks, texts, body.alternatives, told, request_id),
             )
         best = [answer[0] for answer in answers]
         others = [answer[1:] for answer in answers]
@@ -72,11 +73,11 @@ def routes(service: Service) -> APIRouter:
 
     @router.get("/languages")
     async def languages() -> Response:
-        if known := list(frontend.tasks.languages):
+        if known := list(request_builder.tasks.languages):
             return JSONResponse([{"code": code, "name": code, "targets": known} for code in known])
-        names = _names(frontend.tasks)
+        names = _names(request_builder.tasks)
         targets: dict[str, list[str]] = {code: [] for code in names}
-        for pair in frontend.tasks.pairs:
+        for pair in request_builder.tasks.pairs:
             targets[pair.source].append(pair.target)
         return JSONResponse([{"code": code, "name": names[code], "targets": targets[code]} for code in names])
 
@@ -84,13 +85,13 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _translate(
-    call: Call, tasks: Tasks, texts: list[str], alternatives: int, told: Chosen, request_id: str | None
+    call: Call, tasks: Tasks, texts: list[str], alternatives: int, told: TaskOptions, request_id: str | None
 ) -> list[list[str]]:
     """For each text the likeliest translation, then up to `alternatives` different ones."""
     prompts: list[Prompt] = list(texts)
     with _in_its_words():
         # A model whose own way is beam search translates best by it.
-        likeliest = BeamSearchParams if tasks.choose(**told).defaults.beams else SamplingParams
+        likeliest = BeamSearchParams if tasks.resolve(**told).defaults.beams else SamplingParams
         requests = await call.prepare(prompts, likeliest(temperature=0), request_id=request_id, **told)
         if alternatives:
             sampling = SamplingParams(n=alternatives, **_ALTERNATIVE)

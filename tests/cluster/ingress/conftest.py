@@ -16,7 +16,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Router, Service
 from tandem.limits import Limits
-from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.request_builder import RequestBuilder
 
 ANSWER = "le chat est sur le tapis"
 LIMITS = Limits(message_bytes=20_000, encoder_tokens=64, decoder_tokens=64, prompts=8, timeout_s=60)
@@ -28,20 +28,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def frontend(folder: Path) -> Frontend:
-    return Frontend.load(folder, "tiny", LIMITS)
+def request_builder(folder: Path) -> RequestBuilder:
+    return RequestBuilder.load(folder, "tiny", LIMITS)
 
 
 @pytest.fixture
-def router(frontend: Frontend) -> FakeRouter:
-    return FakeRouter(frontend.tokenize(ANSWER)[:-1])
+def router(request_builder: RequestBuilder) -> FakeRouter:
+    return FakeRouter(request_builder.tokenize(ANSWER)[:-1])
 
 
 @pytest.fixture
-def service(folder: Path, frontend: Frontend, router: FakeRouter) -> Service:
+def service(folder: Path, request_builder: RequestBuilder, router: FakeRouter) -> Service:
     config = replace(ServeConfig(model=str(folder)), served_model_name="tiny", limits=LIMITS)
-    # Its flights are the requests themselves, which the service hands back unseen.
-    return Service(config, frontend, cast("Router", router), "replica-1")
+    # Its routed_requests are the requests themselves, which the service hands back unseen.
+    return Service(config, request_builder, cast("Router", router), "replica-1")
 
 
 @pytest.fixture

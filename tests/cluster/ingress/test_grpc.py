@@ -18,7 +18,7 @@ from tandem.errors import InternalError, InvalidRequest, Overloaded, TandemError
 from tandem.protocol import score_wire, wire
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.request import BeamSearch
-from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.request_builder import RequestBuilder
 
 SENTENCE = "le chat est sur le tapis"
 
@@ -66,7 +66,7 @@ async def refused(answer: Any, context: Context) -> tuple[grpc.StatusCode, str]:
     return context.code, context.details
 
 
-async def test_generate(api: Api, router: FakeRouter, frontend: Frontend) -> None:
+async def test_generate(api: Api, router: FakeRouter, request_builder: RequestBuilder) -> None:
     request = pb.GenerateRequest(
         request_id="r1", model="tiny", encoder_prompt=text(), decoder_prompt=text("le"),
         sampling_params=pb.SamplingParams(n=2, logprobs=1, prompt_logprobs=0, max_tokens=30), priority=3,
@@ -75,7 +75,7 @@ async def test_generate(api: Api, router: FakeRouter, frontend: Frontend) -> Non
     answer = await api.Generate(request.SerializeToString(), Context())
     assert answer.request_id == "r1"
     assert [sample.text for sample in answer.outputs] == [" " + SENTENCE] * 2
-    assert answer.usage.encoder_tokens == len(frontend.tokenize("the cat"))
+    assert answer.usage.encoder_tokens == len(request_builder.tokenize("the cat"))
     assert len(answer.outputs[0].logprobs) == len(answer.outputs[0].token_ids)
     assert [entry.token_id for entry in answer.prompt.logprobs] == list(answer.prompt.decoder_token_ids)[1:]
     assert {entry.rank for entry in answer.prompt.logprobs} == {7}
@@ -83,9 +83,9 @@ async def test_generate(api: Api, router: FakeRouter, frontend: Frontend) -> Non
 
 
 async def test_languages_and_task_reach_the_validator(
-    api: Api, router: FakeRouter, frontend: Frontend
+    api: Api, router: FakeRouter, request_builder: RequestBuilder
 ) -> None:
-    prefixed = tuple(frontend.tokenize("translate English to French: the cat"))
+    prefixed = tuple(request_builder.tokenize("translate English to French: the cat"))
     for chosen in (
         {"source_language": "en", "target_language": "fr"},
         {"task": "translation_en_to_fr"},
@@ -188,7 +188,7 @@ async def test_bad_bytes_are_refused(api: Api) -> None:
         assert (status.name, said[: len(details)]) == (code, details)
 
 
-async def test_score(api: Api, router: FakeRouter, frontend: Frontend) -> None:
+async def test_score(api: Api, router: FakeRouter, request_builder: RequestBuilder) -> None:
     request = pb.ScoreRequest(
         request_id="r1", model="tiny", encoder_prompt=text(), decoder_prompt=text("le"),
         targets=[text(SENTENCE), pb.Prompt(token_ids=pb.TokenIds(ids=[7, 1]))], priority=3, timeout_ms=1500,
@@ -196,12 +196,12 @@ async def test_score(api: Api, router: FakeRouter, frontend: Frontend) -> None:
     answer = await api.Score(request.SerializeToString(), Context())
     assert answer.request_id == "r1"
     first, second = answer.scores
-    assert list(first.token_ids) == frontend.tokenize(SENTENCE)
+    assert list(first.token_ids) == request_builder.tokenize(SENTENCE)
     assert (
         first.cumulative_logprob == sum(first.logprobs) == sum(-0.25 * n for n in range(len(first.logprobs)))
     )
     assert (list(second.token_ids), list(second.logprobs)) == ([7, 1], [0, -0.25])
-    assert answer.prompt.encoder_tokens == len(frontend.tokenize("the cat"))
+    assert answer.prompt.encoder_tokens == len(request_builder.tokenize("the cat"))
     assert list(answer.prompt.decoder_token_ids) == list(router.requests[0].prefix_ids)
     assert len(answer.prompt.decoder_token_ids) > 1
     assert {(r.priority, r.timeout_s) for r in router.requests} == {(3, 1.5)}
@@ -332,9 +332,9 @@ async def test_cancelling_a_call_ends_it_on_the_engine(api: Api, router: FakeRou
     assert not router.live
 
 
-async def test_tokenize(api: Api, frontend: Frontend) -> None:
+async def test_tokenize(api: Api, request_builder: RequestBuilder) -> None:
     answer = await api.Tokenize(pb.TokenizeRequest(text="the cat").SerializeToString(), Context())
-    assert list(answer.token_ids) == frontend.tokenize("the cat")
+    assert list(answer.token_ids) == request_builder.tokenize("the cat")
     context = Context()
     code, details = await refused(api.Tokenize(b"", context), context)
     assert (code, details) == (grpc.StatusCode.INVALID_ARGUMENT, "text: must not be empty")

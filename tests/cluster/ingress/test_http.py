@@ -21,7 +21,7 @@ from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
 from tandem.limits import Limits
 from tandem.workers.requests.output_processor import PreparedRequest
-from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.request_builder import RequestBuilder
 
 JSON = {"content-type": "application/json"}
 
@@ -259,13 +259,13 @@ async def test_much_is_tokenized_beside_the_event_loop(
     status: int,
     thread: str,
 ) -> None:
-    prepare, threads = service.frontend.prepare, set()
+    prepare, threads = service.request_builder.prepare, set()
 
     def noted(*args: Any, **options: Any) -> PreparedRequest:
         threads.add(threading.current_thread().name)
         return prepare(*args, **options)
 
-    monkeypatch.setattr(service.frontend, "prepare", noted)
+    monkeypatch.setattr(service.request_builder, "prepare", noted)
     assert (await http.post("/v1/completions", json=body)).status_code == status
     assert threads == {thread}
 
@@ -294,8 +294,8 @@ async def test_a_client_that_never_reads_is_let_go_after_the_deadline(
 # -- the small routes
 
 
-async def test_tokenize(http: httpx.AsyncClient, frontend: Frontend) -> None:
-    ids = frontend.tokenize("the cat")
+async def test_tokenize(http: httpx.AsyncClient, request_builder: RequestBuilder) -> None:
+    ids = request_builder.tokenize("the cat")
     for field in ("text", "prompt"):
         response = await http.post("/tokenize", json={field: "the cat", "model": "tiny"})
         assert response.json() == {"tokens": ids, "count": len(ids), "max_model_len": 64}
@@ -351,7 +351,7 @@ async def test_an_engine_with_work_and_no_step_is_stuck(router: FakeRouter) -> N
     assert await health.problem() is None
 
 
-async def test_metrics(http: httpx.AsyncClient, router: FakeRouter, frontend: Frontend) -> None:
+async def test_metrics(http: httpx.AsyncClient, router: FakeRouter, request_builder: RequestBuilder) -> None:
     router.delay_s = 0.01
     assert (await http.post("/v1/completions", json={"prompt": "the cat"})).is_success
     assert (await http.post("/v1/completions", json={"prompt": "the cat", "stream": True})).is_success
@@ -373,7 +373,7 @@ async def test_metrics(http: httpx.AsyncClient, router: FakeRouter, frontend: Fr
     assert values["tandem_inter_token_latency_seconds_sum"] >= 2 * (tokens - 1) * 0.009
     assert values["tandem_e2e_request_latency_seconds_count"] == 2
     assert values["tandem_generation_tokens_total"] == 2 * tokens
-    assert values["tandem_prompt_tokens_total"] == 2 * len(frontend.tokenize("the cat"))
+    assert values["tandem_prompt_tokens_total"] == 2 * len(request_builder.tokenize("the cat"))
     assert values["tandem_requests_total protocol=http status=OK"] == 2
     assert values["tandem_requests_total protocol=http status=INVALID_ARGUMENT"] == 1
     assert values["tandem_requests_total protocol=http status=INTERNAL"] == 1

@@ -14,7 +14,7 @@ from fake_router import FakeRouter
 from tandem.cluster.ingress.service import Service
 from tandem.errors import InternalError, Overloaded, Unavailable
 from tandem.workers.request import BeamSearch
-from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.request_builder import RequestBuilder
 
 SENTENCE = "le chat est sur le tapis"
 
@@ -40,7 +40,9 @@ def events(text: str) -> list[Any]:
 # -- whole answers
 
 
-async def test_a_completion(http: httpx.AsyncClient, router: FakeRouter, frontend: Frontend) -> None:
+async def test_a_completion(
+    http: httpx.AsyncClient, router: FakeRouter, request_builder: RequestBuilder
+) -> None:
     response = await http.post(
         "/v1/completions",
         json={"model": "tiny", "prompt": "the cat", "max_tokens": 40, "user": "me", "temperature": None},
@@ -52,22 +54,26 @@ async def test_a_completion(http: httpx.AsyncClient, router: FakeRouter, fronten
     assert body["choices"] == [
         {"index": 0, "text": SENTENCE, "logprobs": None, "finish_reason": "stop", "stop_reason": None}
     ]
-    prompt_tokens, tokens = len(frontend.tokenize("the cat")), len(router.answer) + 1
+    prompt_tokens, tokens = len(request_builder.tokenize("the cat")), len(router.answer) + 1
     assert body["usage"] == {
         "prompt_tokens": prompt_tokens, "completion_tokens": tokens, "total_tokens": prompt_tokens + tokens,
     }  # fmt: skip
 
 
-async def test_every_kind_of_prompt(http: httpx.AsyncClient, router: FakeRouter, frontend: Frontend) -> None:
-    ids = frontend.tokenize("the cat")
+async def test_every_kind_of_prompt(
+    http: httpx.AsyncClient, router: FakeRouter, request_builder: RequestBuilder
+) -> None:
+    ids = request_builder.tokenize("the cat")
     for prompt, count in (("the cat", 1), (["the cat", "the cat"], 2), (ids, 1), ([ids, ids], 2)):
         router.requests.clear()
         assert [choice["index"] for choice in await choices(http, prompt=prompt)] == list(range(count))
         assert {request.encoder.token_ids for request in router.requests} == {tuple(ids)}
 
 
-async def test_decoder_prompts(http: httpx.AsyncClient, router: FakeRouter, frontend: Frontend) -> None:
-    ids = frontend.tokenize("le")[:-1]
+async def test_decoder_prompts(
+    http: httpx.AsyncClient, router: FakeRouter, request_builder: RequestBuilder
+) -> None:
+    ids = request_builder.tokenize("le")[:-1]
     for decoder in ("le", ids, ["le", "le"], [ids, ids]):
         router.requests.clear()
         assert all(
@@ -77,8 +83,10 @@ async def test_decoder_prompts(http: httpx.AsyncClient, router: FakeRouter, fron
         assert {request.prefix_ids for request in router.requests} == {(0, *ids)}
 
 
-async def test_languages_and_task(http: httpx.AsyncClient, router: FakeRouter, frontend: Frontend) -> None:
-    prefixed = tuple(frontend.tokenize("translate English to French: the cat"))
+async def test_languages_and_task(
+    http: httpx.AsyncClient, router: FakeRouter, request_builder: RequestBuilder
+) -> None:
+    prefixed = tuple(request_builder.tokenize("translate English to French: the cat"))
     for chosen in ({"source_language": "en", "target_language": "fr"}, {"task": "translation_en_to_fr"}):
         response = await http.post("/v1/completions", json={"prompt": "the cat", **chosen})
         assert response.is_success
@@ -157,8 +165,10 @@ async def test_logprobs_in_the_legacy_shape(http: httpx.AsyncClient) -> None:
     assert next(iter(logprobs["top_logprobs"][0].values())) == -0.25
 
 
-async def test_prompt_logprobs_in_vllms_shape(http: httpx.AsyncClient, frontend: Frontend) -> None:
-    [token_id] = frontend.tokenize("cat")[:1]
+async def test_prompt_logprobs_in_vllms_shape(
+    http: httpx.AsyncClient, request_builder: RequestBuilder
+) -> None:
+    [token_id] = request_builder.tokenize("cat")[:1]
     asked = {"decoder_prompt": [[0, token_id]], "n": 2, "prompt_logprobs": 1, "seed": 1}
     whole = await choices(http, **asked)
     for choice in whole:

@@ -9,17 +9,17 @@ import pytest
 from fake_router import FakeRouter
 
 from tandem.errors import Unavailable
-from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.request_builder import RequestBuilder
 
 SENTENCE = "le chat est sur le tapis"
 
 
 async def test_targets_of_text_and_ids(
-    http: httpx.AsyncClient, router: FakeRouter, frontend: Frontend
+    http: httpx.AsyncClient, router: FakeRouter, request_builder: RequestBuilder
 ) -> None:
     body = {"prompt": "the cat", "decoder_prompt": "le", "targets": [SENTENCE, [7, 1]], "model": "tiny"}
     response = await http.post("/score", json=body, headers={"x-request-id": "r1"})
-    ids = frontend.tokenize(SENTENCE)
+    ids = request_builder.tokenize(SENTENCE)
     logprobs = [-0.25 * n for n in range(len(ids))]
     assert response.json() == {
         "id": "r1",
@@ -29,7 +29,7 @@ async def test_targets_of_text_and_ids(
             {"index": 0, "token_ids": ids, "token_logprobs": logprobs, "logprob": sum(logprobs)},
             {"index": 1, "token_ids": [7, 1], "token_logprobs": [0, -0.25], "logprob": -0.25},
         ],
-        "usage": {"prompt_tokens": len(frontend.tokenize("the cat")), "target_tokens": len(ids) + 2},
+        "usage": {"prompt_tokens": len(request_builder.tokenize("the cat")), "target_tokens": len(ids) + 2},
     }
     assert {len(request.prefix_ids) > 1 for request in router.requests} == {True}
     metrics = (await http.get("/metrics")).text

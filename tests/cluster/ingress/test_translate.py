@@ -17,7 +17,7 @@ from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
 from tandem.workers.requests.languages import Language
 from tandem.workers.requests.model_info import ModelInfo
-from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.requests.tasks import Task, Tasks
 
 SENTENCE = "le chat est sur le tapis"
@@ -25,12 +25,12 @@ BODY = {"q": "the cat", "source": "en", "target": "fr"}
 
 
 async def test_a_text_gets_the_models_prefix(
-    http: httpx.AsyncClient, router: FakeRouter, frontend: Frontend
+    http: httpx.AsyncClient, router: FakeRouter, request_builder: RequestBuilder
 ) -> None:
     for source in ("en", "auto"):
         response = await http.post("/translate", json={**BODY, "source": source, "format": "text"})
         assert response.json() == {"translatedText": SENTENCE}
-    expected = tuple(frontend.tokenize("translate English to French: the cat"))
+    expected = tuple(request_builder.tokenize("translate English to French: the cat"))
     assert [request.encoder.token_ids for request in router.requests] == [expected] * 2
     assert {request.decoding.temperature for request in router.requests} == {0.0}
 
@@ -100,12 +100,12 @@ async def test_languages(http: httpx.AsyncClient) -> None:
 
 
 def with_tasks(service: Service, prefixes: dict[str, str]) -> httpx.AsyncClient:
-    service.frontend.tasks = Tasks(with_prefixes(service, prefixes))
+    service.request_builder.tasks = Tasks(with_prefixes(service, prefixes))
     return client_of(service)
 
 
 def with_prefixes(service: Service, prefixes: dict[str, str]) -> ModelInfo:
-    info = service.frontend.info
+    info = service.request_builder.info
     return replace(info, tasks={name: Task({"prefix": p}, info.defaults) for name, p in prefixes.items()})
 
 
@@ -116,9 +116,9 @@ def client_of(service: Service) -> httpx.AsyncClient:
 
 @pytest.fixture
 def own_info(service: Service) -> Iterator[Service]:
-    tasks = service.frontend.tasks
+    tasks = service.request_builder.tasks
     yield service
-    service.frontend.tasks = tasks
+    service.request_builder.tasks = tasks
 
 
 async def test_a_model_without_tasks_says_so(own_info: Service) -> None:
@@ -142,7 +142,7 @@ async def test_a_multilingual_model_is_told_the_languages(own_info: Service, rou
         "en_XX": Language(50, (50,), (1,), (50,), (1,)),
         "fr_XX": Language(51, (51,), (1,), (51,), (1,)),
     }
-    own_info.frontend.tasks = Tasks(with_prefixes(own_info, {}), languages)
+    own_info.request_builder.tasks = Tasks(with_prefixes(own_info, {}), languages)
     async with client_of(own_info) as http:
         assert (await http.post("/translate", json=BODY)).json() == {"translatedText": SENTENCE}
         sample = router.requests[-1]
@@ -162,10 +162,10 @@ async def test_a_multilingual_model_is_told_the_languages(own_info: Service, rou
 
 
 async def test_a_model_of_one_pair_needs_no_task(own_info: Service, router: FakeRouter) -> None:
-    own_info.frontend.tasks = Tasks(with_prefixes(own_info, {}), pair=("en", "fr"))
+    own_info.request_builder.tasks = Tasks(with_prefixes(own_info, {}), pair=("en", "fr"))
     async with client_of(own_info) as http:
         assert (await http.post("/translate", json=BODY)).json() == {"translatedText": SENTENCE}
-        expected = tuple(own_info.frontend.tokenize("the cat"))
+        expected = tuple(own_info.request_builder.tokenize("the cat"))
         assert router.requests[-1].encoder.token_ids == expected
         assert (await http.post("/translate", json={**BODY, "target": "de"})).status_code == 400
 

@@ -485,11 +485,11 @@ async def test_a_router_that_vanishes_loses_its_requests_after_the_lease(
         await anext(stream)
         from tandem.cluster.messages import Submission
 
-        assert await replica.actor.submit("vanishing", [Submission(request("r", 100_000), None)], [])
+        assert await replica.actor.exchange("vanishing", [Submission(request("r", 100_000), None)], [])
         while not replica.engine.submitted:
             await asyncio.sleep(0.005)
         async with asyncio.timeout(5):
             while replica.engine.has_work:
                 await asyncio.sleep(0.01)
         assert replica.engine.cancelled == ["r"]
-        assert not await replica.actor.submit("vanishing", [], [])
+        assert not await replica.actor.exchange("vanishing", [], [])

@@ -82,7 +82,7 @@ def left(cluster: FakeCluster) -> list[Any]:
         engines._waiting,
     ]
     for client in engines.clients:
-        held += [client.flights, client._ids, client.keys, client._outbox, client._cancelled]
+        held += [client.routed_requests, client._ids, client.keys, client._outbox, client._cancelled]
     for actor in cluster._all:
         if not actor.dead.is_set():
             held += [actor.actor._live, [link for link in actor.actor._links.values() if link.requests]]

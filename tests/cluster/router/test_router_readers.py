@@ -15,7 +15,7 @@ from fake_cluster import (
     request,
 )
 
-from tandem.cluster.router.routed_request import Flight
+from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.errors import Overloaded, Unavailable
 from tandem.limits import Limits
 
@@ -39,13 +39,13 @@ async def test_a_cancellation_does_not_overtake_its_request() -> None:
     async with FakeCluster(disaggregated=False) as cluster:
         [replica] = cluster.decoders.replicas.values()
         [client] = cluster.router._engines.clients
-        flight = Flight(request("r", tokens=100_000), asyncio.get_running_loop().time() + 60)
+        routed = RoutedRequest(request("r", tokens=100_000), asyncio.get_running_loop().time() + 60)
         replica.delays["submit"] = [0.1]
         renewing = asyncio.create_task(client._exchange())  # it takes the request along, slowly
-        client.submit(flight)
+        client.submit(routed)
         while client._outbox:
             await asyncio.sleep(0)
-        flight.close()
+        routed.close()
         await renewing
         async with asyncio.timeout(5):
             while not replica.engine.cancelled:
@@ -110,12 +110,12 @@ async def test_a_reader_that_stops_reading_holds_up_nobody_and_misses_nothing() 
 async def test_tokens_gather_as_long_as_asked_and_the_end_comes_at_once() -> None:
     async with FakeCluster(step_s=0.002) as cluster, asyncio.timeout(5):
         one = request("r", tokens=30)
-        with cluster.router.accept([one]) as [flight]:
-            first, last = [delta async for delta in cluster.router.deltas(flight, lambda: 3600.0)]
+        with cluster.router.accept([one]) as [routed]:
+            first, last = [delta async for delta in cluster.router.deltas(routed, lambda: 3600.0)]
         assert first.token_ids + last.token_ids == expected(one)
         gather_s = iter([0.01] * 2)
-        with cluster.router.accept([one]) as [flight]:
-            deltas = cluster.router.deltas(flight, lambda: next(gather_s, 3600.0))
+        with cluster.router.accept([one]) as [routed]:
+            deltas = cluster.router.deltas(routed, lambda: next(gather_s, 3600.0))
             some = [delta async for delta in deltas]
         assert len(some) <= 4
         assert [t for delta in some for t in delta.token_ids] == expected(one)
@@ -124,8 +124,8 @@ async def test_tokens_gather_as_long_as_asked_and_the_end_comes_at_once() -> Non
 async def test_gathered_tokens_survive_the_loss_of_an_engine() -> None:
     async with FakeCluster(engines=2, step_s=0.005) as cluster, contextlib.AsyncExitStack() as stack:
         one = request("r", tokens=40)
-        [flight] = stack.enter_context(cluster.router.accept([one]))
-        stream = cluster.router.deltas(flight, lambda: 3600.0)
+        [routed] = stack.enter_context(cluster.router.accept([one]))
+        stream = cluster.router.deltas(routed, lambda: 3600.0)
         tokens = (await anext(stream)).token_ids
         rest = asyncio.ensure_future(anext(stream))
         [busy] = [a for a in cluster.decoders.replicas.values() if a.engine.submitted]

@@ -6,13 +6,13 @@ from contextlib import suppress
 import pytest
 from fake_cluster import FakeCluster, request
 
-from tandem.cluster.router.routed_request import Flight
+from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.cluster.router.staging import Staging
 from tandem.errors import Unavailable
 
 
-def flight(tokens: int, priority: int = 0) -> Flight:
-    one = Flight(
+def routed(tokens: int, priority: int = 0) -> RoutedRequest:
+    one = RoutedRequest(
         request("r", ids=tuple(range(tokens)), priority=priority), asyncio.get_running_loop().time() + 60
     )
     one.close()  # its timer
@@ -23,7 +23,7 @@ def staging(tokens: int, possible: bool = True) -> Staging:
     return Staging(tokens, patience_s=0.05, possible=lambda: possible)
 
 
-async def enter(room: Staging, one: Flight, inside: list[Flight], leave: asyncio.Event) -> None:
+async def enter(room: Staging, one: RoutedRequest, inside: list[RoutedRequest], leave: asyncio.Event) -> None:
     async with room.room(one):
         inside.append(one)
         await leave.wait()
@@ -31,9 +31,9 @@ async def enter(room: Staging, one: Flight, inside: list[Flight], leave: asyncio
 
 async def test_what_fits_goes_in_by_priority_and_arrival() -> None:
     room, leave = staging(10), asyncio.Event()
-    inside: list[Flight] = []
-    first, second, third = flight(6), flight(6), flight(3)
-    urgent = flight(4, priority=5)
+    inside: list[RoutedRequest] = []
+    first, second, third = routed(6), routed(6), routed(3)
+    urgent = routed(4, priority=5)
     tasks = []
     for one in (first, second, third):
         tasks.append(asyncio.create_task(enter(room, one, inside, leave)))
@@ -51,8 +51,8 @@ async def test_what_fits_goes_in_by_priority_and_arrival() -> None:
 
 async def test_an_input_larger_than_all_the_room_goes_alone() -> None:
     room, leave = staging(10), asyncio.Event()
-    inside: list[Flight] = []
-    tasks = [asyncio.create_task(enter(room, flight(n), inside, leave)) for n in (30, 1)]
+    inside: list[RoutedRequest] = []
+    tasks = [asyncio.create_task(enter(room, routed(n), inside, leave)) for n in (30, 1)]
     await asyncio.sleep(0.01)
     assert len(inside) == 1
     leave.set()
@@ -62,8 +62,8 @@ async def test_an_input_larger_than_all_the_room_goes_alone() -> None:
 
 async def test_who_gives_up_leaves_no_trace() -> None:
     room, leave = staging(10), asyncio.Event()
-    inside: list[Flight] = []
-    tasks = [asyncio.create_task(enter(room, flight(8), inside, leave)) for _ in range(3)]
+    inside: list[RoutedRequest] = []
+    tasks = [asyncio.create_task(enter(room, routed(8), inside, leave)) for _ in range(3)]
     await asyncio.sleep(0.01)
     for number in (1, 0):  # one that waits, then the one inside
         tasks[number].cancel()
@@ -73,15 +73,15 @@ async def test_who_gives_up_leaves_no_trace() -> None:
     assert len(inside) == 2
     leave.set()
     await tasks[2]
-    async with room.room(flight(10)):
+    async with room.room(routed(10)):
         pass
 
 
 async def test_without_an_engine_waiting_ends() -> None:
     room = staging(10, possible=False)
-    async with room.room(flight(8)):
+    async with room.room(routed(8)):
         with pytest.raises(Unavailable, match="no decoder"):
-            async with room.room(flight(8)):
+            async with room.room(routed(8)):
                 pass
 
 

@@ -37,7 +37,7 @@ PAGED_SIZES = {"HEADS": 8, "DIM": 64, "BLOCK_D": 64, "BLOCK_N": 64, "UPCAST": Fa
 GEMMA = {"CAP": 50.0, "GROUP": 2}
 SUMMARIES = ("summary_k_ptr", "summary_v_ptr", "cu_summaries_ptr", "summary_table_ptr")
 ALL_SEEN = {"WINDOWED": False, "SUMMARIZED": 0, "SUMMARY_REACH": 0, **dict.fromkeys(SUMMARIES)}
-LAY_OUT = {
+GATHER_ROWS = {
     **dict.fromkeys(
         ("rows_ptr", "sequences_ptr", "token_ids_ptr", "positions_ptr", "write_slots_ptr"), "*i64"
     ),
@@ -83,14 +83,18 @@ CASES = {
         {**dict.fromkeys(("k_ptr", "v_ptr", "k_pages_ptr", "v_pages_ptr"), BF16), "slots_ptr": "*i64"},
         {"HEADS": 6, "PAGE": 16, "DIM": 64, "BLOCK": 512},
     ),
-    "lay_out": (
-        sequences._lay_out_kernel,
-        LAY_OUT,
+    "gather_rows": (
+        sequences._gather_rows_kernel,
+        GATHER_ROWS,
         {**COLUMNS, "PAGE": 64, "BEAMS": False, "cells_ptr": None},
     ),
-    "lay_out of beams": (sequences._lay_out_kernel, LAY_OUT, {**COLUMNS, "PAGE": 64, "BEAMS": True}),
-    "follow_source": (
-        sequences._follow_source_kernel,
+    "gather_rows of beams": (
+        sequences._gather_rows_kernel,
+        GATHER_ROWS,
+        {**COLUMNS, "PAGE": 64, "BEAMS": True},
+    ),
+    "match_prompt_tokens": (
+        sequences._match_prompt_tokens_kernel,
         {**dict.fromkeys(("tokens_ptr", "rows_ptr", "sequences_ptr", "out_ptr"), "*i64"), "width": "i32"},
         COLUMNS,
     ),

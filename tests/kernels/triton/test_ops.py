@@ -207,7 +207,7 @@ def test_paged_attention_in_bfloat16(rows: list[int], device: str) -> None:
 
 
 @pytest.mark.parametrize("beams", [False, True])
-def test_lay_out(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_gather_rows(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that the host knows, and rows that the device does; tables of several blocks."""
     monkeypatch.setattr(sequences, "_BLOCK", 16)
     torch.manual_seed(0)
@@ -242,8 +242,8 @@ def test_lay_out(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> N
                 ),
             ]
         )
-        expected = decode_rows.lay_out(rows, theirs, beams=beams)
-        found = triton_ops.lay_out(rows.to(device), ours, beams=beams)
+        expected = decode_rows.gather_rows(rows, theirs, beams=beams)
+        found = triton_ops.gather_rows(rows.to(device), ours, beams=beams)
         for name, one, other in zip(expected._fields, found, expected, strict=True):
             assert one.dtype == other.dtype
             assert torch.equal(one.cpu(), other), name
@@ -252,7 +252,7 @@ def test_lay_out(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> N
 
 
 @pytest.mark.parametrize("block", [4, 1024])
-def test_follow_source(block: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_match_prompt_tokens(block: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences that say what follows in their sources, or anything; sources of all lengths up to two blocks
     and more."""
     monkeypatch.setattr(sequences, "_BLOCK", block)
@@ -276,9 +276,9 @@ def test_follow_source(block: int, device: str, monkeypatch: pytest.MonkeyPatch)
                 source = theirs[slot, decode_rows.SOURCE + place :]
                 tokens[first : first + right] = source[:right]
         rows = torch.stack([slots, starts, samples, firsts])
-        seen = decode_rows.follow_source(tokens, rows, theirs)
+        seen = decode_rows.match_prompt_tokens(tokens, rows, theirs)
         copied += int(seen[:, 0].sum())
-        found = triton_ops.follow_source(tokens.to(device), rows.to(device), ours)
+        found = triton_ops.match_prompt_tokens(tokens.to(device), rows.to(device), ours)
         assert torch.equal(found.cpu(), seen)
         known = theirs[:, decode_rows.RUN] > 0
         assert torch.equal(ours.cpu()[known], theirs[known])
@@ -301,7 +301,7 @@ def test_no_rows(device: str) -> None:
     for part in triton_ops.add_rms_norm(empty[:, 0], empty[:, 0], ones, 1e-6):
         assert part.shape == (0, 64)
     nothing = torch.empty(4, 0, dtype=torch.int64, device=device)
-    assert triton_ops.follow_source(nothing[0], nothing, nothing.T).shape == (0, 3)
+    assert triton_ops.match_prompt_tokens(nothing[0], nothing, nothing.T).shape == (0, 3)
     triton_ops.write_kv(
         empty, empty, case.k_pages, case.v_pages, torch.empty(0, dtype=torch.int64, device=device)
     )

@@ -15,14 +15,14 @@ from tandem.workers.execution.packet import (
     BEAM,
     CLOSE,
     ENCODE_HERE,
-    ENCODED_BESIDE,
+    ENCODED_ASYNC,
     FIRST_BEAM,
     NO_TOP,
     SINGLE,
     Packet,
 )
 from tandem.workers.request import EncoderInput
-from tandem.workers.scheduling.drafter import Seen
+from tandem.workers.scheduling.drafter import DraftOutcome
 from tandem.workers.scheduling.pages import PagePool
 from tandem.workers.scheduling.plan import ON_DEVICE, StepPlan, StepResult
 from tandem.workers.scheduling.scheduler import Scheduler
@@ -123,7 +123,7 @@ def test_guesses_are_rows_whose_tokens_only_the_device_knows() -> None:
     assert (last, length) == (other.tokens[-1], 0)  # who draws has nothing to copy
     assert columns[: EARLIER + 1] == [*copier.tokens[::-1], -1]
     assert (columns[RUN], columns[LENGTH], columns[SOURCE:]) == (0, 10, list(source))
-    ours.apply(first, StepResult([99, 21], seen=[Seen(0, 0, 0), Seen(0, 3, 8)]))
+    ours.apply(first, StepResult([99, 21], seen=[DraftOutcome(0, 0, 0), DraftOutcome(0, 3, 8)]))
 
     packet = there_and_back(Packet.of(ours.plan(0.0)))
     assert len(packet.sources) == 0
@@ -201,7 +201,7 @@ def test_an_empty_step() -> None:
 def test_inputs_encoded_beside_steps() -> None:
     """They begin with one step, shortest first, and are admitted by another: without the one that was
     cancelled meanwhile."""
-    ours = scheduler(encode_beside=True)
+    ours = scheduler(async_encode=True)
     arrive(ours, Job("a", 0, key=0, encoder_length=1, max_tokens=9), (1,))
     packets = [there_and_back(Packet.of(ours.plan(0.0)))]
     arrive(ours, Job("b", 1, key=1, encoder_length=5), (11, 12, 13, 14, 1))
@@ -211,15 +211,15 @@ def test_inputs_encoded_beside_steps() -> None:
     ours.cancel("b")
     packets.append(there_and_back(Packet.of(ours.plan(0.0))))
     assert [packet.admissions.tolist() for packet in packets] == [
-        [[0, 1, 1, ENCODE_HERE]], [[2, 2, 1, 77]], [], [[3, 3, 1, ENCODED_BESIDE]],
+        [[0, 1, 1, ENCODE_HERE]], [[2, 2, 1, 77]], [], [[3, 3, 1, ENCODED_ASYNC]],
     ]  # fmt: skip
-    assert [packet.beside.tolist() for packet in packets] == [[], [[3, 3], [1, 5]], [], []]
-    assert packets[1].beside_tokens.tolist() == [31, 32, 1, 11, 12, 13, 14, 1]
+    assert [packet.overlapped.tolist() for packet in packets] == [[], [[3, 3], [1, 5]], [], []]
+    assert packets[1].overlapped_tokens.tolist() == [31, 32, 1, 11, 12, 13, 14, 1]
     assert [len(packet.rows) for packet in packets] == [1, 2, 2, 3]
 
 
-@pytest.mark.parametrize("beside", [(), (1,)])
-def test_every_step_of_busy_traffic_comes_back_the_same(beside: tuple[int, ...]) -> None:
+@pytest.mark.parametrize("overlapped", [(), (1,)])
+def test_every_step_of_busy_traffic_comes_back_the_same(overlapped: tuple[int, ...]) -> None:
     plans = []
 
     class Listener(Simulator):
@@ -231,7 +231,7 @@ def test_every_step_of_busy_traffic_comes_back_the_same(beside: tuple[int, ...])
 
     simulator = Listener(
         pages=30, page_size=2, max_num_seqs=4, max_batched_tokens=9, max_encoder_tokens=12, depth=2,
-        beside=beside,
+        overlapped=overlapped,
     )  # fmt: skip
     for number in range(40):
         job = Job(

@@ -57,10 +57,10 @@ def stacks(draw: st.DrawFn, *, decodes: bool, alone: bool = False) -> StackSpec:
         post_norm=draw(st.booleans()) and not alone,
         output_norm=draw(st.booleans()),
         qk_norm=draw(st.booleans()),
-        parallel=alone,
+        parallel_residual=alone,
         attention_scale=draw(st.sampled_from([0.5, 1.0])),
         softcap=draw(st.sampled_from([None, 1.5])),
-        merged=decodes and not alone and draw(st.booleans()),
+        merged_attention=decodes and not alone and draw(st.booleans()),
         embedding_scale=draw(st.sampled_from([1.0, 2.5])),
         embedding_norm=draw(st.sampled_from([None, "sum", "tokens"])),
         token_types=draw(st.sampled_from([0, 2])) if positions else 0,
@@ -81,12 +81,12 @@ def models(draw: st.DrawFn) -> tuple[ModelSpec, bool]:
     encoder = None if alone else draw(stacks(decodes=False))
     decoder = draw(stacks(decodes=True, alone=alone and draw(st.booleans())))
     if alone:
-        decoder = replace(decoder, merged=False)
+        decoder = replace(decoder, merged_attention=False)
     spec = ModelSpec(
         family="any",
         encoder=encoder,
         decoder=decoder,
-        bridge=encoder is not None and draw(st.booleans()),
+        enc_to_dec_proj=encoder is not None and draw(st.booleans()),
         output_transform=draw(st.none() | st.sampled_from(sorted(ACTIVATIONS))),
         logit_scale=draw(st.sampled_from([1.0, 0.3])),
         logit_softcap=draw(st.sampled_from([None, 3.0])),

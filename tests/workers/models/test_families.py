@@ -164,14 +164,14 @@ def test_encoder_decoder_halves() -> None:
     spec = spec_of(BERT2BERT)
     assert (spec.decoder_start_id, spec.eos_ids, spec.pad_id) == (101, (102,), 0)
     assert spec.encoder == spec.decoder
-    assert (spec.encoder.max_positions, spec.encoder.token_types, spec.bridge) == (512, 2, False)
+    assert (spec.encoder.max_positions, spec.encoder.token_types, spec.enc_to_dec_proj) == (512, 2, False)
 
     # What the whole's config leaves out is the decoder's.
     whole = {"model_type": "encoder-decoder", "encoder": ROBERTA, "decoder": {**ROBERTA, "hidden_size": 384}}
     spec = spec_of(whole)
     assert (spec.decoder_start_id, spec.eos_ids, spec.pad_id) == (0, (2,), 1)
     assert spec.encoder.max_positions == 512
-    assert spec.bridge
+    assert spec.enc_to_dec_proj
     spec = spec_of({**BERT2BERT, "decoder": GPT2})
     assert (spec.decoder.post_norm, spec.decoder.max_positions, spec.decoder.d_ff) == (False, 1024, 3072)
     assert (
@@ -194,7 +194,7 @@ def test_decoders_alone() -> None:
         assert spec.encoder is None
         assert (spec.decoder_start_id, spec.pad_id, spec.eos_ids) == (None, 50256, (50256,))
     assert spec.decoder.rotary == Rotary(dimensions=32, base=10000.0)
-    assert spec.decoder.parallel
+    assert spec.decoder.parallel_residual
     new = {"rope_type": "default", "rope_theta": 5e5, "partial_rotary_factor": 0.5}
     assert spec_of({**PHI_2, "rope_parameters": new}).decoder.rotary == Rotary(dimensions=40, base=5e5)
 
@@ -225,7 +225,7 @@ def test_t5gemma() -> None:
         assert (stack.heads, stack.shared_heads, stack.head_dim, stack.softcap) == (8, 4, 256, 50.0)
         assert (stack.attention_scale, stack.embedding_scale) == (1 / 16, 48.0)
         assert stack.rotary == Rotary(256, 10000.0)
-        assert not stack.merged
+        assert not stack.merged_attention
 
     spec = spec_of(T5GEMMA2_4B)
     assert spec.encoder is not None
@@ -233,7 +233,11 @@ def test_t5gemma() -> None:
         assert stack.windows[:7] == (*[window] * 5, None, window)
         assert (stack.rotary, stack.window_rotary) == (Rotary(256, 1e6, factor=8.0), Rotary(256, 1e4))
         assert stack.qk_norm
-    assert (spec.encoder.merged, spec.decoder.merged, spec.logit_softcap) == (False, True, None)
+    assert (spec.encoder.merged_attention, spec.decoder.merged_attention, spec.logit_softcap) == (
+        False,
+        True,
+        None,
+    )
 
 
 @pytest.mark.parametrize(

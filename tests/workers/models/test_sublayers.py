@@ -115,9 +115,9 @@ def test_a_bias_of_zeros_is_not_added() -> None:
 
 def test_cross_kv_bridges_widths() -> None:
     names = ["a", "b"]
-    cross = CrossKV(names, replace(STACK, d_model=4), replace(MODEL, bridge=True), PLACE)
+    cross = CrossKV(names, replace(STACK, d_model=4), replace(MODEL, enc_to_dec_proj=True), PLACE)
     weights, hidden = fill(cross), torch.randn(5, 4)
-    bridged = F.linear(hidden, weights["bridge"], weights["bridge.bias"])
+    bridged = F.linear(hidden, weights["enc_to_dec_proj"], weights["enc_to_dec_proj.bias"])
     kv = cross(hidden)
     assert kv.shape == (5, 2, 2, 2, 3)
     for layer, name in enumerate(names):
@@ -151,7 +151,7 @@ def test_where_norms_come_last_its_own_is_behind() -> None:
 
 
 def test_parallel_sublayers_share_a_norm() -> None:
-    alone = replace(MODEL, encoder=None, decoder=replace(STACK, parallel=True))
+    alone = replace(MODEL, encoder=None, decoder=replace(STACK, parallel_residual=True))
     decoder = DecoderStack(alone, True, PLACE)
     assert names(decoder) == [["layers.1.self_attention.norm"], ["final_norm"]]
     assert decoder.crosses == []

@@ -20,10 +20,10 @@ from transformers import (
 )
 
 from tandem.errors import InvalidRequest
-from tandem.inputs import Chosen
+from tandem.inputs import TaskOptions
 from tandem.params import SamplingParams
 from tandem.workers.requests.detokenizer import Detokenizer
-from tandem.workers.requests.request_builder import Frontend
+from tandem.workers.requests.request_builder import RequestBuilder
 
 GREEDY = SamplingParams(max_tokens=4)
 LINES = ["the cat sat on the mat", "le chat est sur le tapis", "a b c d e f g", "die Katze sitzt dort"]
@@ -68,9 +68,9 @@ def make(kind: str, folder: Path) -> Any:
     return AutoTokenizer.from_pretrained(folder / "model")
 
 
-def same_text(frontend: Frontend, tokenizer: Any) -> None:
+def same_text(request_builder: RequestBuilder, tokenizer: Any) -> None:
     ids = tokenizer("the cat sat on a mat").input_ids
-    detokenizer = Detokenizer(frontend.vocabulary)
+    detokenizer = Detokenizer(request_builder.vocabulary)
     text = "".join(detokenizer.push([token_id]) for token_id in ids) + detokenizer.flush()
     assert text == tokenizer.decode(ids, skip_special_tokens=True)
 
@@ -86,18 +86,20 @@ def same_text(frontend: Frontend, tokenizer: Any) -> None:
 )
 def test_languages(kind: str, source: str, target: str, starts: bool, tmp_path: Path) -> None:
     tokenizer = make(kind, tmp_path)
-    frontend = Frontend.load(tmp_path / "model", kind)
+    request_builder = RequestBuilder.load(tmp_path / "model", kind)
     target_id = tokenizer.convert_tokens_to_ids(f"__{target}__" if kind == "m2m-100" else target)
-    own = frontend.prepare("the cat", GREEDY).samples[0]
+    own = request_builder.prepare("the cat", GREEDY).samples[0]
     assert list(own.encoder.token_ids) == tokenizer("the cat").input_ids
     assert own.decoding.forced_bos_id is None
 
-    same_text(frontend, tokenizer)
+    same_text(request_builder, tokenizer)
 
     tokenizer.src_lang = source
     expected = tokenizer("the cat").input_ids
     for asked in {source, source.partition("_")[0]} if kind != "nllb" else {source, "fra"}:
-        [sample] = frontend.prepare("the cat", GREEDY, source_language=asked, target_language=target).samples
+        [sample] = request_builder.prepare(
+            "the cat", GREEDY, source_language=asked, target_language=target
+        ).samples
         assert list(sample.encoder.token_ids) == expected != list(own.encoder.token_ids)
         if starts:
             assert (sample.prefix_ids, sample.decoding.forced_bos_id) == ((target_id,), None)
@@ -107,13 +109,13 @@ def test_languages(kind: str, source: str, target: str, starts: bool, tmp_path: 
 
     for field in ("source_language", "target_language"):
         with pytest.raises(InvalidRequest, match=r"'xx' is not one of \d+ languages: .*, ") as caught:
-            frontend.prepare("the cat", GREEDY, **{field: "xx"})
+            request_builder.prepare("the cat", GREEDY, **{field: "xx"})
         assert caught.value.field == field
     with pytest.raises(InvalidRequest, match="a prompt that is text") as caught:
-        frontend.prepare({"prompt_token_ids": [5]}, GREEDY, source_language=source)
+        request_builder.prepare({"prompt_token_ids": [5]}, GREEDY, source_language=source)
     assert caught.value.field == "source_language"
     with pytest.raises(InvalidRequest, match="a decoder prompt that is text") as caught:
-        frontend.prepare(
+        request_builder.prepare(
             {"encoder_prompt": "a", "decoder_prompt": {"prompt_token_ids": [5]}},
             GREEDY,
             target_language=target,
@@ -121,7 +123,7 @@ def test_languages(kind: str, source: str, target: str, starts: bool, tmp_path: 
     assert caught.value.field == "target_language"
     if not starts:
         with pytest.raises(InvalidRequest, match="does not go with target_language") as caught:
-            frontend.prepare("the cat", SamplingParams(forced_bos_token_id=5), target_language=target)
+            request_builder.prepare("the cat", SamplingParams(forced_bos_token_id=5), target_language=target)
         assert caught.value.field == "forced_bos_token_id"
 
 
@@ -129,28 +131,28 @@ def test_languages(kind: str, source: str, target: str, starts: bool, tmp_path: 
 def test_targets_are_tokenized_as_labels_in_their_language(kind: str, tmp_path: Path) -> None:
     """And transformers' decoder inputs for these labels are what stands before and among them."""
     tokenizer = make(kind, tmp_path)
-    frontend = Frontend.load(tmp_path / "model", kind)
+    request_builder = RequestBuilder.load(tmp_path / "model", kind)
     model = load_reference(tmp_path / "model")
     source, target = {"nllb": ("fra_Latn", "deu_Latn"), "m2m-100": ("fr", "de")}.get(kind, ("fr_XX", "de_DE"))
-    chosen = Chosen(source_language=source, target_language=target)
+    chosen = TaskOptions(source_language=source, target_language=target)
     tokenizer.src_lang, tokenizer.tgt_lang = source, target
     labels = tokenizer(text_target="le chat est").input_ids
     inputs = [model.config.decoder_start_token_id, *labels[:-1]]
     if kind.startswith("mbart"):
         inputs = model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([labels]))[0].tolist()
-    prepared = frontend.prepare_score("the cat", ["le chat est"], **chosen)
+    prepared = request_builder.prepare_score("the cat", ["le chat est"], **chosen)
     [scored] = prepared.targets
     assert list(scored.encoder.token_ids) == tokenizer("the cat").input_ids
     assert list(scored.target_ids) == labels
     assert [*scored.prefix_ids, *labels[:-1]] == inputs
     # A target behind a decoder prompt goes on from it.
     prompt = {"encoder_prompt": "the cat", "decoder_prompt": "le chat"}
-    [behind] = frontend.prepare_score(prompt, ["est"], **chosen).targets
+    [behind] = request_builder.prepare_score(prompt, ["est"], **chosen).targets
     assert [*behind.prefix_ids, *behind.target_ids[:-1]] == inputs
-    [sample] = frontend.prepare(prompt, GREEDY, **chosen).samples
+    [sample] = request_builder.prepare(prompt, GREEDY, **chosen).samples
     assert sample.prefix_ids == behind.prefix_ids
     with pytest.raises(InvalidRequest, match="is needed for a target that is text") as caught:
-        frontend.prepare_score("the cat", ["le chat"], source_language=source)
+        request_builder.prepare_score("the cat", ["le chat"], source_language=source)
     assert caught.value.field == "target_language"
 
 
@@ -168,19 +170,21 @@ def test_a_model_of_one_pair(tmp_path: Path) -> None:
     folder = make_checkpoint(tmp_path / "model", "marian")
     (folder / "tokenizer.json").unlink()
     made.save_pretrained(folder)
-    frontend = Frontend.load(folder, "marian")
-    assert frontend.tasks.pairs == [("en", "fr", None)]
+    request_builder = RequestBuilder.load(folder, "marian")
+    assert request_builder.tasks.pairs == [("en", "fr", None)]
     ids = made("the cat").input_ids
-    assert frontend.tokenize("the cat") == ids
+    assert request_builder.tokenize("the cat") == ids
     assert ids[-1] == made.eos_token_id
-    same_text(frontend, made)
+    same_text(request_builder, made)
     expected = made(text_target="le chat").input_ids
-    prepared = frontend.prepare_score({"encoder_prompt": "the cat", "decoder_prompt": "le chat"}, ["le chat"])
-    assert list(prepared.targets[0].target_ids) == expected != frontend.tokenize("le chat")
+    prepared = request_builder.prepare_score(
+        {"encoder_prompt": "the cat", "decoder_prompt": "le chat"}, ["le chat"]
+    )
+    assert list(prepared.targets[0].target_ids) == expected != request_builder.tokenize("le chat")
     assert prepared.prompt_token_ids[1:] == expected[:-1]
     for chosen in ({"target_language": "fr"}, {"source_language": "en"}):
-        assert frontend.prepare("the cat", GREEDY, **chosen).encoder_prompt_token_ids == ids
+        assert request_builder.prepare("the cat", GREEDY, **chosen).encoder_prompt_token_ids == ids
     for field in ("source_language", "target_language"):
         with pytest.raises(InvalidRequest, match="'xx' is not one of this model's languages: ") as caught:
-            frontend.prepare("the cat", GREEDY, **{field: "xx"})
+            request_builder.prepare("the cat", GREEDY, **{field: "xx"})
         assert caught.value.field == field

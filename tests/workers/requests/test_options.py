@@ -9,37 +9,37 @@ import pytest
 
 from tandem.errors import InvalidRequest
 from tandem.limits import Limits
-from tandem.workers.requests.options import Agreed, agree
+from tandem.workers.requests.options import CheckedOptions, check_options
 from tandem.workers.requests.tasks import Tasks
 
 
 class AnyChoice(Tasks):
     def __init__(self) -> None: ...
 
-    def choose(self, **chosen: Any) -> Any:
+    def resolve(self, **chosen: Any) -> Any:
         return chosen
 
 
-def agreed(limits: Limits | None = None, **terms: Any) -> Agreed:
-    return agree(limits or Limits(), AnyChoice(), **terms)
+def checked(limits: Limits | None = None, **terms: Any) -> CheckedOptions:
+    return check_options(limits or Limits(), AnyChoice(), **terms)
 
 
 def test_what_is_not_said_is_completed() -> None:
-    one, other = agreed(), agreed()
+    one, other = checked(), checked()
     assert one.priority == 0
     assert one.timeout_s == Limits().timeout_s
     assert one.request_id != other.request_id
-    assert agreed(Limits(timeout_s=math.inf)).timeout_s is None
+    assert checked(Limits(timeout_s=math.inf)).timeout_s is None
 
 
 def test_what_is_said_is_kept() -> None:
-    one = agreed(request_id="mine", priority=-2, timeout_s=1.5, task="summarization")
+    one = checked(request_id="mine", priority=-2, timeout_s=1.5, task="summarization")
     assert (one.request_id, one.priority, one.timeout_s) == ("mine", -2, 1.5)
     assert one.choice == {"task": "summarization"}
 
 
 def test_an_id_used_again_is_another_for_engines() -> None:
-    one, other = agreed(request_id="mine"), agreed(request_id="mine")
+    one, other = checked(request_id="mine"), checked(request_id="mine")
     assert len({one.engine_id(0), one.engine_id(1), other.engine_id(0)}) == 3
 
 
@@ -62,5 +62,5 @@ def test_an_id_used_again_is_another_for_engines() -> None:
 )
 def test_a_refusal_names_the_field_and_the_limit(field: str, value: Any, limit: str) -> None:
     with pytest.raises(InvalidRequest, match=limit) as caught:
-        agreed(Limits(priority=100, timeout_s=60.0, request_id_chars=64), **{field: value})
+        checked(Limits(priority=100, timeout_s=60.0, request_id_chars=64), **{field: value})
     assert caught.value.field == field

@@ -21,7 +21,7 @@ from tandem.inputs import Prompt
 from tandem.limits import Limits
 from tandem.params import BeamSearchParams, SamplingParams
 from tandem.workers.request import BeamSearch, Decoding
-from tandem.workers.requests.request_builder import Frontend, ModelInfo, sample_seed
+from tandem.workers.requests.request_builder import ModelInfo, RequestBuilder, sample_seed
 
 LIMITS = Limits(encoder_tokens=12, decoder_tokens=10, timeout_s=60)
 GREEDY = SamplingParams(max_tokens=4)
@@ -33,53 +33,57 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def frontend(folder: Path) -> Frontend:
-    return Frontend.load(folder, "tiny", LIMITS)
+def request_builder(folder: Path) -> RequestBuilder:
+    return RequestBuilder.load(folder, "tiny", LIMITS)
 
 
 def decoding(folder: Path, generation: dict[str, Any] | None, **params: Any) -> Decoding:
     write_model(folder, generation=generation)
-    frontend = Frontend.load(folder, "tiny")
-    return frontend.prepare("the cat", SamplingParams(**params)).samples[0].decoding
+    request_builder = RequestBuilder.load(folder, "tiny")
+    return request_builder.prepare("the cat", SamplingParams(**params)).samples[0].decoding
 
 
 # -- what is accepted
 
 
-def test_a_text_is_tokenized_with_the_models_special_tokens(frontend: Frontend) -> None:
-    prepared = frontend.prepare("the cat", GREEDY, request_id="r1", priority=3, timeout_s=5)
+def test_a_text_is_tokenized_with_the_models_special_tokens(request_builder: RequestBuilder) -> None:
+    prepared = request_builder.prepare("the cat", GREEDY, request_id="r1", priority=3, timeout_s=5)
     [sample] = prepared.samples
     assert sample.encoder.token_ids[-1] == EOS
-    assert list(sample.encoder.token_ids) == prepared.encoder_prompt_token_ids == frontend.tokenize("the cat")
+    assert (
+        list(sample.encoder.token_ids)
+        == prepared.encoder_prompt_token_ids
+        == request_builder.tokenize("the cat")
+    )
     assert sample.prefix_ids == (PAD,)
     assert (sample.priority, sample.timeout_s) == (3, 5)
     assert (prepared.encoder_prompt, prepared.prompt, prepared.request_id) == ("the cat", None, "r1")
 
 
 def test_a_decoder_only_model_is_given_one_prompt(checkpoint: Callable[..., Path]) -> None:
-    frontend = Frontend.load(checkpoint("gpt2"), "gpt2", LIMITS)
-    ids = frontend.tokenize("ba be bi")
+    request_builder = RequestBuilder.load(checkpoint("gpt2"), "gpt2", LIMITS)
+    ids = request_builder.tokenize("ba be bi")
     for prompt in ("ba be bi", {"prompt": "ba be bi"}, {"prompt_token_ids": ids}):
-        prepared = frontend.prepare(prompt, GREEDY)
+        prepared = request_builder.prepare(prompt, GREEDY)
         [sample] = prepared.samples
         assert sample.encoder.token_ids == ()
         assert list(sample.prefix_ids) == prepared.prompt_token_ids == prepared.context_ids == ids
         assert (prepared.encoder_prompt, prepared.encoder_prompt_token_ids) == (None, [])
         assert prepared.prompt == (None if "prompt_token_ids" in prompt else "ba be bi")
     with pytest.raises(InvalidRequest, match="'gpt2' is decoder-only: give a single prompt") as caught:
-        frontend.prepare({"encoder_prompt": "ba", "decoder_prompt": "be"}, GREEDY)
+        request_builder.prepare({"encoder_prompt": "ba", "decoder_prompt": "be"}, GREEDY)
     assert caught.value.field == "encoder_prompt"
     with pytest.raises(InvalidRequest, match="has 10 tokens, the limit is 9") as caught:
-        frontend.prepare({"prompt_token_ids": [5] * 10}, GREEDY)
+        request_builder.prepare({"prompt_token_ids": [5] * 10}, GREEDY)
     assert caught.value.field == "prompt_token_ids"
     with pytest.raises(InvalidRequest, match="after the 8 the decoder starts from") as caught:
-        frontend.prepare({"prompt_token_ids": [5] * 8}, GREEDY)
+        request_builder.prepare({"prompt_token_ids": [5] * 8}, GREEDY)
     assert caught.value.field == "max_tokens"
 
 
-def test_targets_are_tokenized_as_labels(frontend: Frontend) -> None:
-    ids = frontend.tokenize("the cat")
-    prepared = frontend.prepare_score(
+def test_targets_are_tokenized_as_labels(request_builder: RequestBuilder) -> None:
+    ids = request_builder.tokenize("the cat")
+    prepared = request_builder.prepare_score(
         "the cat", ["the cat", {"prompt_token_ids": [7]}], priority=3, timeout_s=5
     )
     first, second = prepared.targets
@@ -93,11 +97,11 @@ def test_targets_are_tokenized_as_labels(frontend: Frontend) -> None:
 
 
 def test_a_decoder_only_models_target_goes_on_from_its_prompt(checkpoint: Callable[..., Path]) -> None:
-    frontend = Frontend.load(checkpoint("gpt2"), "gpt2", LIMITS)
-    prepared = frontend.prepare_score("ba be", ["bi bo"])
+    request_builder = RequestBuilder.load(checkpoint("gpt2"), "gpt2", LIMITS)
+    prepared = request_builder.prepare_score("ba be", ["bi bo"])
     [target] = prepared.targets
-    assert list(target.prefix_ids) == prepared.prompt_token_ids == frontend.tokenize("ba be")
-    assert list(target.target_ids) == frontend.tokenize("bi bo")[:-1], "no special tokens"
+    assert list(target.prefix_ids) == prepared.prompt_token_ids == request_builder.tokenize("ba be")
+    assert list(target.target_ids) == request_builder.tokenize("bi bo")[:-1], "no special tokens"
     assert target.encoder.token_ids == ()
 
 
@@ -118,24 +122,24 @@ def test_a_decoder_only_models_target_goes_on_from_its_prompt(checkpoint: Callab
     ],
 )  # fmt: skip
 def test_bad_targets_are_refused_by_name(
-    frontend: Frontend, targets: list[Any], field: str, message: str | None
+    request_builder: RequestBuilder, targets: list[Any], field: str, message: str | None
 ) -> None:
     if message is None:
-        frontend.prepare_score("the cat", targets)
+        request_builder.prepare_score("the cat", targets)
         return
     with pytest.raises(InvalidRequest, match=message) as caught:
-        frontend.prepare_score("the cat", targets)
+        request_builder.prepare_score("the cat", targets)
     assert caught.value.field == field
 
 
 def test_ids_are_of_the_sides_own_vocabulary(checkpoint: Callable[..., Path]) -> None:
     """The encoder's has 128 words, the decoder's 117."""
-    frontend = Frontend.load(checkpoint("marian-two-vocabularies"), "marian", LIMITS)
+    request_builder = RequestBuilder.load(checkpoint("marian-two-vocabularies"), "marian", LIMITS)
     prompt: Prompt = {"encoder_prompt": {"prompt_token_ids": [127]}, "decoder_prompt": None}
-    frontend.prepare(prompt, GREEDY)
+    request_builder.prepare(prompt, GREEDY)
     prompt["decoder_prompt"] = {"prompt_token_ids": [117]}
     with pytest.raises(InvalidRequest, match="id 117 at 0 is not in the vocabulary, 0 to 116"):
-        frontend.prepare(prompt, GREEDY)
+        request_builder.prepare(prompt, GREEDY)
 
 
 def test_the_decoders_start_may_be_in_either_config(tmp_path: Path) -> None:
@@ -151,8 +155,8 @@ def test_the_decoders_start_may_be_in_either_config(tmp_path: Path) -> None:
     assert ModelInfo.read(folder, "model").decoder_start_id == 7
 
 
-def test_every_kind_of_prompt_means_the_same(frontend: Frontend) -> None:
-    ids = frontend.tokenize("the cat")
+def test_every_kind_of_prompt_means_the_same(request_builder: RequestBuilder) -> None:
+    ids = request_builder.tokenize("the cat")
     kinds: list[Prompt] = [
         "the cat",
         {"prompt": "the cat"},
@@ -161,34 +165,38 @@ def test_every_kind_of_prompt_means_the_same(frontend: Frontend) -> None:
         {"encoder_prompt": "the cat", "decoder_prompt": None},
         {"encoder_prompt": {"prompt_token_ids": ids}, "decoder_prompt": ""},
     ]
-    encoders = {frontend.prepare(kind, GREEDY).samples[0].encoder for kind in kinds}
+    encoders = {request_builder.prepare(kind, GREEDY).samples[0].encoder for kind in kinds}
     assert len(encoders) == 1
-    assert [frontend.prepare(kind, GREEDY).encoder_prompt for kind in kinds] == [
+    assert [request_builder.prepare(kind, GREEDY).encoder_prompt for kind in kinds] == [
         "the cat", "the cat", None, "shown only", "the cat", None,
     ]  # fmt: skip
 
 
-def test_a_decoder_prompt_has_no_special_tokens_and_follows_the_start_token(frontend: Frontend) -> None:
-    text = frontend.prepare({"encoder_prompt": "a", "decoder_prompt": "le"}, GREEDY)
+def test_a_decoder_prompt_has_no_special_tokens_and_follows_the_start_token(
+    request_builder: RequestBuilder,
+) -> None:
+    text = request_builder.prepare({"encoder_prompt": "a", "decoder_prompt": "le"}, GREEDY)
     ids = text.context_ids
     assert EOS not in ids
     assert text.prompt_token_ids == [PAD, *ids]
     assert text.prompt == "le"
     for given_ids in (ids, [PAD, *ids]):
         prompt: Prompt = {"encoder_prompt": "a", "decoder_prompt": {"prompt_token_ids": given_ids}}
-        assert frontend.prepare(prompt, GREEDY).prompt_token_ids == [PAD, *ids]
+        assert request_builder.prepare(prompt, GREEDY).prompt_token_ids == [PAD, *ids]
 
 
-def test_samples_share_their_encoder_input_and_differ_in_id_and_seed(frontend: Frontend) -> None:
-    samples = frontend.prepare("the cat", SamplingParams(n=4, seed=7, max_tokens=4)).samples
+def test_samples_share_their_encoder_input_and_differ_in_id_and_seed(request_builder: RequestBuilder) -> None:
+    samples = request_builder.prepare("the cat", SamplingParams(n=4, seed=7, max_tokens=4)).samples
     assert len({sample.request_id for sample in samples}) == 4
     assert len({id(sample.encoder) for sample in samples}) == 1
     assert [sample.decoding.seed for sample in samples] == [sample_seed(7, index) for index in range(4)]
     assert samples[0].decoding.seed == 7
 
 
-def test_two_requests_of_one_id_do_not_meet_in_an_engine(frontend: Frontend) -> None:
-    one, two = (frontend.prepare("a", GREEDY, request_id="same").samples[0].request_id for _ in range(2))
+def test_two_requests_of_one_id_do_not_meet_in_an_engine(request_builder: RequestBuilder) -> None:
+    one, two = (
+        request_builder.prepare("a", GREEDY, request_id="same").samples[0].request_id for _ in range(2)
+    )
     assert one != two
 
 
@@ -202,17 +210,19 @@ def test_sample_seeds_never_change() -> None:
     assert [sample_seed(7, index) for index in range(3)] == [7, 3513160307412860409, 5468086509792412601]
 
 
-def test_without_a_seed_each_request_has_a_fresh_one(frontend: Frontend) -> None:
-    assert len({frontend.prepare("a", GREEDY).samples[0].decoding.seed for _ in range(8)}) == 8
+def test_without_a_seed_each_request_has_a_fresh_one(request_builder: RequestBuilder) -> None:
+    assert len({request_builder.prepare("a", GREEDY).samples[0].decoding.seed for _ in range(8)}) == 8
 
 
-def test_encoder_keys_depend_on_the_model_and_the_ids(tmp_path: Path, frontend: Frontend) -> None:
-    def key(frontend: Frontend, text: str) -> str:
-        return frontend.prepare(text, GREEDY).samples[0].encoder.key
+def test_encoder_keys_depend_on_the_model_and_the_ids(
+    tmp_path: Path, request_builder: RequestBuilder
+) -> None:
+    def key(request_builder: RequestBuilder, text: str) -> str:
+        return request_builder.prepare(text, GREEDY).samples[0].encoder.key
 
-    other = Frontend.load(write_model(tmp_path, d_ff=64), "tiny")
-    assert key(frontend, "the cat") == key(frontend, "the cat")
-    assert len({key(frontend, "the cat"), key(frontend, "the mat"), key(other, "the cat")}) == 3
+    other = RequestBuilder.load(write_model(tmp_path, d_ff=64), "tiny")
+    assert key(request_builder, "the cat") == key(request_builder, "the cat")
+    assert len({key(request_builder, "the cat"), key(request_builder, "the mat"), key(other, "the cat")}) == 3
 
 
 # -- defaults
@@ -273,7 +283,7 @@ def test_the_models_processors_hold_unless_the_request_has_its_own(tmp_path: Pat
 
 def beams(folder: Path, generation: dict[str, Any] | None, **params: Any) -> BeamSearch | None:
     write_model(folder, generation=generation)
-    prepared = Frontend.load(folder, "tiny").prepare("the cat", BeamSearchParams(**params))
+    prepared = RequestBuilder.load(folder, "tiny").prepare("the cat", BeamSearchParams(**params))
     [request] = prepared.samples
     assert (request.decoding.temperature, request.decoding.logprobs) == (0, None)
     return request.decoding.beams
@@ -295,24 +305,24 @@ def test_a_tasks_defaults_come_before_the_models_and_behind_the_servers(tmp_path
     }
     generation = {"max_new_tokens": 30, "min_new_tokens": 2, "no_repeat_ngram_size": 4}
     write_model(tmp_path, generation=generation, task_specific_params=tasks)
-    frontend = Frontend.load(tmp_path, "tiny", overrides={"no_repeat_ngram_size": 5})
-    prepared = frontend.prepare("cat", task="summarization")
+    request_builder = RequestBuilder.load(tmp_path, "tiny", overrides={"no_repeat_ngram_size": 5})
+    prepared = request_builder.prepare("cat", task="summarization")
     [sample] = prepared.samples
     assert (prepared.encoder_prompt, prepared.encoder_prompt_token_ids) == (
         "cat",
-        frontend.tokenize("the cat"),
+        request_builder.tokenize("the cat"),
     )
     how = sample.decoding
     assert how.beams is not None
     assert (how.beams.num_beams, how.max_tokens, how.min_tokens, how.no_repeat_ngram_size) == (3, 8, 2, 5)
-    [sample] = frontend.prepare("cat", SamplingParams(max_tokens=20), task="summarization").samples
+    [sample] = request_builder.prepare("cat", SamplingParams(max_tokens=20), task="summarization").samples
     assert (sample.decoding.beams, sample.decoding.max_tokens) == (None, 20)
-    [sample] = frontend.prepare({"prompt_token_ids": [7, EOS]}, task="summarization").samples
+    [sample] = request_builder.prepare({"prompt_token_ids": [7, EOS]}, task="summarization").samples
     assert (sample.encoder.token_ids, sample.decoding.max_tokens) == ((7, EOS), 8)
-    [sample] = frontend.prepare("cat", source_language="en", target_language="fr").samples
+    [sample] = request_builder.prepare("cat", source_language="en", target_language="fr").samples
     assert (sample.decoding.max_tokens, sample.decoding.min_tokens, sample.decoding.beams) == (30, 2, None)
     with pytest.raises(InvalidRequest, match="it has summarization, translation_en_to_fr") as caught:
-        frontend.prepare("cat", task="x" * 1000)
+        request_builder.prepare("cat", task="x" * 1000)
     assert caught.value.field == "task"
     assert len(str(caught.value)) < 200
 
@@ -320,20 +330,20 @@ def test_a_tasks_defaults_come_before_the_models_and_behind_the_servers(tmp_path
 def test_the_servers_own_defaults_come_between_request_and_model(tmp_path: Path) -> None:
     write_model(tmp_path, generation={"num_beams": 6, "no_repeat_ngram_size": 3, "max_new_tokens": 9})
     overrides = {"num_beams": 1, "no_repeat_ngram_size": 2, "do_sample": True, "temperature": 0.5}
-    frontend = Frontend.load(tmp_path, "tiny", overrides=overrides)
-    got = frontend.prepare("a").samples[0].decoding
+    request_builder = RequestBuilder.load(tmp_path, "tiny", overrides=overrides)
+    got = request_builder.prepare("a").samples[0].decoding
     assert (got.beams, got.no_repeat_ngram_size, got.temperature, got.max_tokens) == (None, 2, 0.5, 9)
     asked = SamplingParams(temperature=0, no_repeat_ngram_size=0)
-    got = frontend.prepare("a", asked).samples[0].decoding
+    got = request_builder.prepare("a", asked).samples[0].decoding
     assert (got.no_repeat_ngram_size, got.temperature) == (0, 0)
     with pytest.raises(InvalidRequest, match=r"override_generation_config\.beams: unknown"):
-        Frontend.load(tmp_path, "tiny", overrides={"beams": 2})
+        RequestBuilder.load(tmp_path, "tiny", overrides={"beams": 2})
 
 
 def test_without_parameters_the_models_own_way_of_decoding_holds(tmp_path: Path) -> None:
     def default(generation: dict[str, Any] | None) -> Decoding:
         write_model(tmp_path, generation=generation)
-        return Frontend.load(tmp_path, "tiny").prepare("the cat").samples[0].decoding
+        return RequestBuilder.load(tmp_path, "tiny").prepare("the cat").samples[0].decoding
 
     assert default(None).beams is None
     assert default({"num_beams": 5, "length_penalty": 0.6}).beams == BeamSearch(
@@ -344,12 +354,14 @@ def test_without_parameters_the_models_own_way_of_decoding_holds(tmp_path: Path)
 
 
 def test_beams_are_drawn_where_they_have_a_temperature(folder: Path) -> None:
-    frontend = Frontend.load(folder, "tiny", overrides={"top_p": 0.9})
-    [request] = frontend.prepare("a", BeamSearchParams(num_beams=3, temperature=0.5, top_k=7, seed=9)).samples
+    request_builder = RequestBuilder.load(folder, "tiny", overrides={"top_p": 0.9})
+    [request] = request_builder.prepare(
+        "a", BeamSearchParams(num_beams=3, temperature=0.5, top_k=7, seed=9)
+    ).samples
     how = request.decoding
     assert how.beams is not None
     assert (how.temperature, how.top_k, how.top_p, how.seed) == (0.5, 7, 0.9, 9)
-    [request] = frontend.prepare("a", BeamSearchParams(num_beams=3)).samples
+    [request] = request_builder.prepare("a", BeamSearchParams(num_beams=3)).samples
     assert request.decoding.temperature == 0
 
 
@@ -373,14 +385,14 @@ def test_beams_are_drawn_where_they_have_a_temperature(folder: Path) -> None:
     ],
 )
 def test_bad_beam_search_is_refused_by_name(folder: Path, params: Any, field: str) -> None:
-    frontend = Frontend.load(folder, "tiny", Limits(num_beams=8))
+    request_builder = RequestBuilder.load(folder, "tiny", Limits(num_beams=8))
     with pytest.raises(InvalidRequest) as caught:
-        frontend.prepare("a", BeamSearchParams(**params))
+        request_builder.prepare("a", BeamSearchParams(**params))
     assert (caught.value.field or "").split(".")[0] == field
 
 
 def test_bad_words_are_tokenized_and_join_the_models_own(tmp_path: Path) -> None:
-    cat = Frontend.load(write_model(tmp_path), "tiny").tokenize("cat")[:-1]
+    cat = RequestBuilder.load(write_model(tmp_path), "tiny").tokenize("cat")[:-1]
     got = decoding(tmp_path, {"bad_words_ids": [[PAD]]}, bad_words=["cat", "le"])
     assert got.bad_words[:2] == ((PAD,), tuple(cat))
     # EOS alone cannot be forbidden.
@@ -397,11 +409,11 @@ def test_lengths_that_count_the_start_token_are_reduced_by_it(tmp_path: Path) ->
     assert (got.max_tokens, got.min_tokens) == (19, 4)
 
 
-def test_defaults_are_clamped_where_a_request_is_refused(frontend: Frontend) -> None:
+def test_defaults_are_clamped_where_a_request_is_refused(request_builder: RequestBuilder) -> None:
     prompt: Prompt = {"encoder_prompt": "a", "decoder_prompt": {"prompt_token_ids": [5, 6, 7]}}
-    assert frontend.prepare(prompt, SamplingParams()).samples[0].decoding.max_tokens == 6
+    assert request_builder.prepare(prompt, SamplingParams()).samples[0].decoding.max_tokens == 6
     with pytest.raises(InvalidRequest, match=r"max_tokens: 7 tokens after the 4 .* limit of 10"):
-        frontend.prepare(prompt, SamplingParams(max_tokens=7))
+        request_builder.prepare(prompt, SamplingParams(max_tokens=7))
 
 
 def test_a_malformed_default_fails_the_load(tmp_path: Path) -> None:
@@ -448,22 +460,24 @@ def test_defaults_that_are_not_applied_are_named(tmp_path: Path, caplog: pytest.
         ({"encoder_prompt": "a", "decoder_prompt": "\udc80"}, "decoder_prompt"),
     ],
 )  # fmt: skip
-def test_a_bad_prompt_is_refused_by_name(frontend: Frontend, prompt: Any, field: str) -> None:
+def test_a_bad_prompt_is_refused_by_name(request_builder: RequestBuilder, prompt: Any, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        frontend.prepare(prompt, GREEDY)
+        request_builder.prepare(prompt, GREEDY)
     assert caught.value.field == field
 
 
-def test_over_long_text_is_refused_with_both_numbers(frontend: Frontend) -> None:
+def test_over_long_text_is_refused_with_both_numbers(request_builder: RequestBuilder) -> None:
     with pytest.raises(InvalidRequest, match="has 27 tokens, the limit is 12"):
-        frontend.prepare("a b c d e f g a b c d e f g", GREEDY)
+        request_builder.prepare("a b c d e f g a b c d e f g", GREEDY)
 
 
-def test_absurdly_long_text_is_refused_unread(frontend: Frontend, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frontend._tokenizer, "_backends", None)
-    monkeypatch.setattr(frontend._tokenizer, "_tokenizer", None)  # touching either would fail
+def test_absurdly_long_text_is_refused_unread(
+    request_builder: RequestBuilder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(request_builder._tokenizer, "_backends", None)
+    monkeypatch.setattr(request_builder._tokenizer, "_tokenizer", None)  # touching either would fail
     with pytest.raises(InvalidRequest, match="100000 characters"):
-        frontend.prepare("x" * 100_000, GREEDY)
+        request_builder.prepare("x" * 100_000, GREEDY)
 
 
 @pytest.mark.parametrize(
@@ -482,9 +496,9 @@ def test_absurdly_long_text_is_refused_unread(frontend: Frontend, monkeypatch: p
         ({"timeout_s": math.inf}, "timeout_s"),
     ],
 )
-def test_a_bad_option_is_refused_by_name(frontend: Frontend, options: Any, field: str) -> None:
+def test_a_bad_option_is_refused_by_name(request_builder: RequestBuilder, options: Any, field: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
-        frontend.prepare("a", GREEDY, **options)
+        request_builder.prepare("a", GREEDY, **options)
     assert caught.value.field == field
 
 
@@ -517,41 +531,43 @@ def test_parameters_are_checked_against_the_model_and_the_server(
         suppress_tokens=2,
     )  # fmt: skip
     with pytest.raises(InvalidRequest) as caught:
-        Frontend.load(folder, "tiny", limits).prepare("a", SamplingParams(**params))
+        RequestBuilder.load(folder, "tiny", limits).prepare("a", SamplingParams(**params))
     assert caught.value.field == field
 
 
 def test_an_answer_too_large_to_send_is_refused_before_it_is_generated(folder: Path) -> None:
-    frontend = Frontend.load(folder, "tiny", Limits(answer_values=60, decoder_tokens=20))
-    assert frontend.prepare("a", SamplingParams(n=3, max_tokens=5, logprobs=3))
-    assert frontend.prepare("a", SamplingParams(n=4, max_tokens=15))
+    request_builder = RequestBuilder.load(folder, "tiny", Limits(answer_values=60, decoder_tokens=20))
+    assert request_builder.prepare("a", SamplingParams(n=3, max_tokens=5, logprobs=3))
+    assert request_builder.prepare("a", SamplingParams(n=4, max_tokens=15))
     for large in (
         SamplingParams(n=3, max_tokens=5, logprobs=4),
         SamplingParams(n=5, max_tokens=15),
         BeamSearchParams(num_beams=5, num_return_sequences=5, max_tokens=15),
     ):
         with pytest.raises(InvalidRequest, match="the limit is 60") as caught:
-            frontend.prepare("a", large)
+            request_builder.prepare("a", large)
         assert caught.value.field == "max_tokens"
 
 
-def test_another_model_is_not_found(frontend: Frontend) -> None:
-    frontend.prepare("a", GREEDY, model="tiny")
+def test_another_model_is_not_found(request_builder: RequestBuilder) -> None:
+    request_builder.prepare("a", GREEDY, model="tiny")
     with pytest.raises(ModelNotFound) as caught:
-        frontend.prepare("a", GREEDY, model="huge")
+        request_builder.prepare("a", GREEDY, model="huge")
     assert caught.value.field == "model"
 
 
 def test_an_infinite_limit_means_no_deadline(folder: Path) -> None:
-    frontend = Frontend.load(folder, "tiny", Limits(timeout_s=math.inf))
-    assert frontend.prepare("a", GREEDY).samples[0].timeout_s is None
+    request_builder = RequestBuilder.load(folder, "tiny", Limits(timeout_s=math.inf))
+    assert request_builder.prepare("a", GREEDY).samples[0].timeout_s is None
 
 
-def test_a_model_of_limited_positions_has_the_smaller_limit(folder: Path, frontend: Frontend) -> None:
+def test_a_model_of_limited_positions_has_the_smaller_limit(
+    folder: Path, request_builder: RequestBuilder
+) -> None:
     """T5's positions are relative, and its `n_positions` is no limit; BART's are learned."""
-    assert (frontend.info.encoder_positions, frontend.info.decoder_positions) == (None, None)
-    info = replace(frontend.info, encoder_positions=8, decoder_positions=6)
-    limited = Frontend(info, AutoTokenizer.from_pretrained(folder), LIMITS)
+    assert (request_builder.info.encoder_positions, request_builder.info.decoder_positions) == (None, None)
+    info = replace(request_builder.info, encoder_positions=8, decoder_positions=6)
+    limited = RequestBuilder(info, AutoTokenizer.from_pretrained(folder), LIMITS)
     assert (limited.max_encoder_tokens, limited.max_decoder_tokens) == (8, 6)
 
 
@@ -560,7 +576,7 @@ def test_a_folder_without_a_tokenizer_fails_the_load(tmp_path: Path) -> None:
     for path in tmp_path.glob("tokenizer*"):
         path.unlink()
     with pytest.raises(ModelLoadError, match="tokenizer"):
-        Frontend.load(tmp_path, "tiny")
+        RequestBuilder.load(tmp_path, "tiny")
 
 
 @given(prompt=st.recursive(
@@ -571,9 +587,9 @@ def test_a_folder_without_a_tokenizer_fails_the_load(tmp_path: Path) -> None:
     ),
     max_leaves=8,
 ))  # fmt: skip
-def test_any_prompt_is_prepared_or_refused(frontend: Frontend, prompt: Any) -> None:
+def test_any_prompt_is_prepared_or_refused(request_builder: RequestBuilder, prompt: Any) -> None:
     try:
-        prepared = frontend.prepare(prompt, GREEDY)
+        prepared = request_builder.prepare(prompt, GREEDY)
     except InvalidRequest as error:
         named = error.field
     else:

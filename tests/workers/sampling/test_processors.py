@@ -27,7 +27,7 @@ from transformers import (
 from tandem.workers.request import EncoderInput, EngineRequest
 from tandem.workers.sampling.processors import Processors
 from tandem.workers.scheduling.plan import Sequence
-from tandem.workers.scheduling.processor_flags import Need
+from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
 VOCAB = 24
 EOS = 1
@@ -151,9 +151,9 @@ def test_nobody_pays_for_what_nobody_asked_for() -> None:
     processors = Processors(2, VOCAB, CPU)
     plain = [sequence(0, (0, 3), (4,)), sequence(1, (0,), ())]
     processors.start(plain)
-    assert processors.need_of([0, 1]) == Need.NOTHING
+    assert processors.need_of([0, 1]) == ProcessorFlags.NOTHING
     scores = torch.randn(2, VOCAB)
-    assert processors(scores, torch.tensor([0, 1]), steps(plain), Need.NOTHING) is scores
+    assert processors(scores, torch.tensor([0, 1]), steps(plain), ProcessorFlags.NOTHING) is scores
     assert processors.history[torch.tensor([0])].numel() == 0
 
 
@@ -166,7 +166,7 @@ def test_a_slot_keeps_nothing_of_its_last_sequence() -> None:
         max_tokens=40,
     )  # fmt: skip
     modest = sequence(0, (0,), (2, 3), bad_words=((2, 3, 12),), suppress_ids=(13,), min_tokens=2)
-    everything = Need.of(demanding.request)
+    everything = ProcessorFlags.of(demanding.request)
     for one in (demanding, modest):
         processors.start([one])
         scores = torch.randn(1, VOCAB)

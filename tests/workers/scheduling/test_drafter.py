@@ -12,8 +12,8 @@ from models import decoding
 
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
 from tandem.workers.scheduling import drafter
-from tandem.workers.scheduling.drafter import Drafter, Seen, drafter_of
-from tandem.workers.scheduling.processor_flags import Need
+from tandem.workers.scheduling.drafter import Drafter, DraftOutcome, drafter_of
+from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
 TEXT = (10, 11, 12, 13, 14, 15, 16, 17, 18, 19)
 
@@ -22,10 +22,10 @@ def drafted(one: Drafter, most: int = 7, least: float = 0.0, behind: int = 0) ->
     return one.draft(most, least, behind=behind)
 
 
-def seeing(*seen: Seen, tokens: int = 1) -> Drafter:
+def seeing(*seen: DraftOutcome, tokens: int = 1) -> Drafter:
     one = Drafter(TEXT)
     for what in seen:
-        one.see(what, tokens)
+        one.observe(what, tokens)
     return one
 
 
@@ -36,35 +36,35 @@ def sure(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_two_tokens_of_the_source_are_followed_by_its_next() -> None:
     assert drafted(Drafter(TEXT)) == 0
-    assert drafted(seeing(Seen(0, 0, 0))) == 0
-    assert drafted(seeing(Seen(0, 1, 9))) == 0
-    assert drafted(seeing(Seen(0, 2, 8))) > 0
+    assert drafted(seeing(DraftOutcome(0, 0, 0))) == 0
+    assert drafted(seeing(DraftOutcome(0, 1, 9))) == 0
+    assert drafted(seeing(DraftOutcome(0, 2, 8))) > 0
 
 
 @pytest.mark.usefixtures("sure")
 def test_no_more_than_there_is() -> None:
-    assert drafted(seeing(Seen(0, 2, 20))) == 7
-    assert drafted(seeing(Seen(0, 2, 20)), most=3) == 3
-    assert drafted(seeing(Seen(0, 2, 2))) == 2
-    assert [drafted(seeing(Seen(0, 2, 20)), most=most) for most in (0, -1, -9)] == [0, 0, 0]
+    assert drafted(seeing(DraftOutcome(0, 2, 20))) == 7
+    assert drafted(seeing(DraftOutcome(0, 2, 20)), most=3) == 3
+    assert drafted(seeing(DraftOutcome(0, 2, 2))) == 2
+    assert [drafted(seeing(DraftOutcome(0, 2, 20)), most=most) for most in (0, -1, -9)] == [0, 0, 0]
 
 
 @pytest.mark.usefixtures("sure")
 def test_tokens_on_their_way_are_guessed_as_well() -> None:
-    one = seeing(Seen(0, 2, 5))
+    one = seeing(DraftOutcome(0, 2, 5))
     assert [drafted(one, behind=behind) for behind in range(7)] == [5, 4, 3, 2, 1, 0, 0]
     assert drafted(one, most=2, behind=2) == 2
 
 
 def test_the_longer_the_match_the_likelier_the_guess() -> None:
-    assert drafted(seeing(Seen(0, 3, 20))) > drafted(seeing(Seen(0, 2, 20))) > 0
-    assert drafted(seeing(Seen(0, 30, 20))) == drafted(seeing(Seen(0, 3, 20)))
+    assert drafted(seeing(DraftOutcome(0, 3, 20))) > drafted(seeing(DraftOutcome(0, 2, 20))) > 0
+    assert drafted(seeing(DraftOutcome(0, 30, 20))) == drafted(seeing(DraftOutcome(0, 3, 20)))
 
 
 def test_a_long_copy_is_drafted_far_ahead() -> None:
     one = Drafter(TEXT)
     for run in range(1, 20):
-        one.see(Seen(min(1, run - 1), run, 20), 1)
+        one.observe(DraftOutcome(min(1, run - 1), run, 20), 1)
     assert drafted(one) == 7
 
 
@@ -72,34 +72,34 @@ def test_experience_is_of_the_guesses_there_were(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(drafter, "CHANCES", (0.5, 0.5, 0.5))
     monkeypatch.setattr(drafter, "RATE", 1.0)
     for before, what, tokens, chances in (
-        (Seen(0, 0, 0), Seen(0, 1, 9), 1, [0.5, 0.5, 0.5]),  # there was none
-        (Seen(0, 1, 9), Seen(1, 2, 8), 1, [1, 0.5, 0.5]),  # not drafted, and right
-        (Seen(0, 1, 9), Seen(0, 0, 0), 1, [0, 0.5, 0.5]),
-        (Seen(0, 1, 9), Seen(2, 0, 0), 4, [1, 1, 0]),
-        (Seen(0, 2, 9), Seen(4, 6, 5), 4, [0.5, 1, 1]),
-        (Seen(0, 1, 2), Seen(2, 0, 0), 4, [1, 1, 0.5]),  # the source ended
+        (DraftOutcome(0, 0, 0), DraftOutcome(0, 1, 9), 1, [0.5, 0.5, 0.5]),  # there was none
+        (DraftOutcome(0, 1, 9), DraftOutcome(1, 2, 8), 1, [1, 0.5, 0.5]),  # not drafted, and right
+        (DraftOutcome(0, 1, 9), DraftOutcome(0, 0, 0), 1, [0, 0.5, 0.5]),
+        (DraftOutcome(0, 1, 9), DraftOutcome(2, 0, 0), 4, [1, 1, 0]),
+        (DraftOutcome(0, 2, 9), DraftOutcome(4, 6, 5), 4, [0.5, 1, 1]),
+        (DraftOutcome(0, 1, 2), DraftOutcome(2, 0, 0), 4, [1, 1, 0.5]),  # the source ended
     ):
         one = Drafter(TEXT)
-        one.see(before, 1)
-        one.see(what, tokens)
+        one.observe(before, 1)
+        one.observe(what, tokens)
         assert one._chances == chances
 
 
 def test_wrong_guesses_silence_it_and_right_ones_give_it_back_its_voice() -> None:
     """Both are seen without drafting."""
     rng = random.Random(0)
-    one, lengths = seeing(Seen(0, 3, 100)), []
+    one, lengths = seeing(DraftOutcome(0, 3, 100)), []
     for _ in range(60):
-        one.see(Seen(int(rng.random() < 0.2), rng.choice((1, 2, 3)), 100), 1)
+        one.observe(DraftOutcome(int(rng.random() < 0.2), rng.choice((1, 2, 3)), 100), 1)
         lengths.append(drafted(one))
     assert sum(lengths[10:]) < 25
     for _ in range(40):
-        one.see(Seen(1, 3, 100), 1)
+        one.observe(DraftOutcome(1, 3, 100), 1)
     assert drafted(one) == 7
 
 
 def test_among_many_rows_a_guess_must_be_likelier() -> None:
-    one = seeing(*[Seen(1, 3, 100)] * 20)
+    one = seeing(*[DraftOutcome(1, 3, 100)] * 20)
     lengths = [drafted(one, least=least) for least in (0, 0.5, 0.98, 1.0)]
     assert lengths == sorted(lengths, reverse=True)
     assert lengths[0] > lengths[-1] == 0
@@ -116,7 +116,7 @@ def test_chances_stay_chances(
 ) -> None:
     one, left = Drafter(TEXT), 0
     for right, run, left, tokens in seen:
-        one.see(Seen(min(right, tokens), run, left), tokens)
+        one.observe(DraftOutcome(min(right, tokens), run, left), tokens)
     assert all(0 <= chance <= 1 for chance in one._chances)
     assert 0 <= drafted(one, most, least, behind) <= max(0, min(most, left - behind))
 
@@ -136,7 +136,10 @@ def test_chances_stay_chances(
 def test_who_drafts(options: dict[str, Any], drafts: bool) -> None:
     request = EngineRequest("a", EncoderInput("k", TEXT), (0,), decoding(**options))
     assert bool(drafter_of(request).source) == drafts
-    assert drafts == (not Need.of(request) & Need.HISTORY and not options.keys() & {"temperature", "beams"})
+    assert drafts == (
+        not ProcessorFlags.of(request) & ProcessorFlags.HISTORY
+        and not options.keys() & {"temperature", "beams"}
+    )
 
 
 def test_what_is_scored_is_not_drafted() -> None:

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from simulator import BESIDE_STEPS, EOS, OWN_STOP, PRIORITY_S, Job, Simulator
+from simulator import EOS, MAX_OVERLAP_STEPS, OWN_STOP, PRIORITY_S, Job, Simulator
 
 from tandem.errors import InvalidRequest
 from tandem.workers.request import EngineRequest
@@ -47,7 +47,7 @@ class Scenario:
     failing: frozenset[int]
     seconds_a_step: float
     jobs: list[Job]
-    beside: tuple[int, ...] = ()
+    overlapped: tuple[int, ...] = ()
 
 
 small = st.integers
@@ -122,14 +122,14 @@ def play(scenario: Scenario) -> Simulator:
         depth=scenario.depth,
         draft_tokens=scenario.draft_tokens,
         failing=scenario.failing,
-        beside=scenario.beside,
+        overlapped=scenario.overlapped,
     )
     work = [job.prefix + 2 * job.max_tokens + scenario.depth + 2 for job in scenario.jobs]
     # Whoever is first in order moves on at every step; it can only be displaced by a new arrival or wait
     # for the one that runs in its place.
     bound = ARRIVALS + 1 + 2 * sum(work) + len(work) * max(work)
-    if scenario.beside:  # once for the batch before, once for its own, and again when it was preempted
-        bound *= 1 + 2 * BESIDE_STEPS
+    if scenario.overlapped:  # once for the batch before, once for its own, and again when it was preempted
+        bound *= 1 + 2 * MAX_OVERLAP_STEPS
     submitted = 0
     for step in itertools.count():
         now = step * scenario.seconds_a_step
@@ -186,15 +186,15 @@ def test_everything_holds_while_inputs_are_encoded() -> None:
 
     @settings(max_examples=150)
     @given(scenarios(), st.sampled_from([(1,), (2,), (3, 1), (99, 2)]))
-    def under(scenario: Scenario, beside: tuple[int, ...]) -> None:
-        simulator = play(replace(scenario, beside=beside))
+    def under(scenario: Scenario, overlapped: tuple[int, ...]) -> None:
+        simulator = play(replace(scenario, overlapped=overlapped))
         for life in simulator.ended:
             if life.reason in ("stop", "length"):
                 assert (life.out, life.reason) == life.job.answer
-        seen["beside"] += simulator.batches > 0
+        seen["overlapped"] += simulator.batches > 0
 
     under()
-    assert seen["beside"] >= 3, seen
+    assert seen["overlapped"] >= 3, seen
 
 
 @settings(max_examples=60)
@@ -213,14 +213,14 @@ def test_answers_depend_on_nothing_but_the_request(scenario: Scenario, depth: in
 
 
 @pytest.mark.parametrize(
-    ("seed", "depth", "page_size", "beside"),
+    ("seed", "depth", "page_size", "overlapped"),
     [
         *((0, 1, 1, ()), (1, 1, 2, ()), (2, 2, 1, ()), (3, 2, 2, ()), (4, 3, 1, ()), (13, 3, 2, ())),
         *((6, 1, 8, ()), (7, 2, 8, ()), (8, 3, 8, ())),
         *((9, 1, 2, (1,)), (10, 2, 2, (3, 1, 99)), (11, 3, 1, (2, 6))),
     ],
 )
-def test_long_traffic(seed: int, depth: int, page_size: int, beside: tuple[int, ...]) -> None:
+def test_long_traffic(seed: int, depth: int, page_size: int, overlapped: tuple[int, ...]) -> None:
     """A busy engine, for longer than random scenarios last: half a thousand requests, of which the pages
     hold a few."""
     rng = random.Random(seed)
@@ -233,7 +233,7 @@ def test_long_traffic(seed: int, depth: int, page_size: int, beside: tuple[int, 
         depth=depth,
         draft_tokens=7,
         failing=rng.sample(range(300), 10),
-        beside=beside,
+        overlapped=overlapped,
     )
     lengths = [rng.randint(1, 16 if page_size == 8 else 6) for _ in range(100)]
     copies = random.Random(seed)
@@ -276,10 +276,10 @@ def test_long_traffic(seed: int, depth: int, page_size: int, beside: tuple[int, 
         # Plans made ahead know neither how many guesses were right nor where their rows begin.
         assert (simulator.unseen_drafts > 0) == (simulator.moved > 0) == (depth > 1)
         assert (simulator.preempted_drafts > 0) == (depth > 1)
-    if beside:
+    if overlapped:
         assert simulator.batch_inputs > 1.1 * simulator.batches > 50
         assert simulator.abandoned > 0
-        assert (simulator.overdue > 0) == (99 in beside)
+        assert (simulator.overdue > 0) == (99 in overlapped)
 
 
 # -- encoder inputs beside the steps
@@ -287,7 +287,7 @@ def test_long_traffic(seed: int, depth: int, page_size: int, beside: tuple[int, 
 
 def test_inputs_gather_while_others_are_encoded() -> None:
     """Two more steps for a batch: what comes meanwhile makes the next."""
-    ours = engine(pages=64, max_num_seqs=8, beside=(2,))
+    ours = engine(pages=64, max_num_seqs=8, overlapped=(2,))
     for step in range(8):
         ours.submit(Job(str(step), step, key=step, encoder_length=2, max_tokens=12, at=step), step)
         ours.step(step)
@@ -299,7 +299,7 @@ def test_inputs_gather_while_others_are_encoded() -> None:
 
 
 def test_a_step_waits_for_inputs_where_nobody_decodes() -> None:
-    ours = engine(beside=(99,))
+    ours = engine(overlapped=(99,))
     ours.submit(Job("first", 0, key=0, encoder_length=2, max_tokens=3), 0.0)
     ours.step(0.0)
     ours.submit(Job("second", 1, key=1, encoder_length=2, max_tokens=3), 0.0)
@@ -312,11 +312,11 @@ def test_a_step_waits_for_inputs_where_nobody_decodes() -> None:
 
 
 def test_nobody_waits_longer_than_so_many_steps() -> None:
-    ours = engine(pages=64, beside=(99,))
+    ours = engine(pages=64, overlapped=(99,))
     ours.submit(Job("first", 0, key=0, encoder_length=2, max_tokens=40), 0.0)
     ours.step(0.0)
     ours.submit(Job("second", 1, key=1, encoder_length=2), 0.0)
-    for _ in range(1 + BESIDE_STEPS):
+    for _ in range(1 + MAX_OVERLAP_STEPS):
         assert not ours.lives["second"].computed
         ours.step(0.0)
     ours.step(0.0)

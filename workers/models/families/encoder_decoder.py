@@ -159,7 +159,7 @@ def _spec(config: Config) -> ModelSpec:
         encoder=stacks[0],
         decoder=stacks[1],
         one_vocabulary=encoder["model_type"] == decoder["model_type"],
-        bridge=stacks[0].d_model != stacks[1].d_model,
+        enc_to_dec_proj=stacks[0].d_model != stacks[1].d_model,
         output_transform=decoder_half.transform(decoder),
         output_bias="decoder.output.bias" in decoder_half.head,
         decoder_start_id=bos if start is None else start,
@@ -183,8 +183,8 @@ def _names(config: Config, spec: ModelSpec) -> WeightNames:
     for ours, theirs in decoder.head.items():
         names[ours] = tuple(f"decoder.{name}" for name in theirs)
     names["decoder.output"] += names["decoder.embedding"]
-    if spec.bridge:
-        names |= affine("bridge", "enc_to_dec_proj")
+    if spec.enc_to_dec_proj:
+        names |= affine("enc_to_dec_proj", "enc_to_dec_proj")
     return names
 
 

@@ -40,7 +40,7 @@ def _spec(config: Config) -> ModelSpec:
             bias=True,
             norm="layer",
             norm_eps=config.get("layer_norm_eps", 1e-5),
-            parallel=True,
+            parallel_residual=True,
             attention_scale=head**-0.5,
             max_positions=config.get("max_position_embeddings", 2048),
             rotary=_rotary(config, head),

@@ -97,7 +97,7 @@ def _stack2(config: Config, decodes: bool) -> StackSpec:
         config,
         _windows(config, window, config.get("sliding_window_pattern", 6)),
         qk_norm=True,
-        merged=decodes,
+        merged_attention=decodes,
         rotary=_rotary(config, values.get(_FULL) or {}, 1_000_000.0),
         window_rotary=_rotary(config, values.get(_SLIDING) or {}, 10_000.0),
         max_positions=config.get("max_position_embeddings", 131_072),
@@ -136,7 +136,7 @@ def _names(*encoders: str) -> Callable[[Config, ModelSpec], WeightNames]:
 
         encoder, decoder = either("encoder", "embed_tokens"), either("decoder", "embed_tokens")
         # The first generation's stacks have an embedding each, the second's share the encoder's.
-        shared = encoder if spec.decoder.merged else ()
+        shared = encoder if spec.decoder.merged_attention else ()
         names: WeightNames = {
             "encoder.embedding": encoder,
             "decoder.embedding": decoder + shared,
@@ -163,7 +163,7 @@ def _layer(stack: StackSpec, decodes: bool) -> dict[str, str]:
         **{f"self_attention.{part}_norm": f"self_attn.{part}_norm" for part in norms},
         **{f"feed_forward.{part}": f"mlp.{part}_proj" for part in ("gate", "up", "down")},
     }
-    if decodes and stack.merged:  # one projection makes both kinds of keys
+    if decodes and stack.merged_attention:  # one projection makes both kinds of keys
         found |= {f"cross_attention.{part}": f"self_attn.{part}_proj" for part in "kv"}
         found |= {"cross_attention.k_norm": "self_attn.k_norm"} if norms else {}
     elif decodes:

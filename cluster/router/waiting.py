@@ -11,7 +11,7 @@ from tandem.errors import Unavailable
 T = TypeVar("T")
 
 
-async def patiently(
+async def wait_for_worker(
     future: asyncio.Future[T], patience_s: float, possible: Callable[[], bool], lack: str
 ) -> T:
     """The future's result. Raises Unavailable, saying what is lacking, where it has not come after
