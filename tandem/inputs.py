@@ -3,9 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import NotRequired, TypedDict
+from typing import Literal, NamedTuple, NotRequired, TypedDict
 
 from tandem.errors import InvalidRequest
+
+
+Modality = Literal["audio", "image"]
+
+
+class Media(NamedTuple):
+    """An item of an encoder input that is not text, as a client sent it. Opened on a worker."""
+
+    modality: Modality
+    data: bytes  # of a file
 
 
 class TextPrompt(TypedDict):

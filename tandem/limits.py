@@ -18,6 +18,7 @@ class Limits:
     n: int = 64  # samples of one prompt
     targets: int = 256  # to be scored for one prompt
     encoder_tokens: int = 4096  # one encoder input, after tokenization; also bounded by the model
+    audio_seconds: float = 30.0  # of one item, decoded
     decoder_tokens: int = 4096  # decoder prompt + max_tokens
     stop_strings: int = 16
     stop_string_chars: int = 256

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tandem.errors import TandemError
+from tandem.inputs import Media
 from tandem.outputs import FinishReason, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -38,7 +39,10 @@ class EncoderInput:
 
     key: str  # content hash of model revision and token ids
     token_ids: tuple[int, ...]
+    media: tuple[Media, ...] = ()  # for the positions of the front's placeholder, in order
     hidden: HiddenStates | None = None  # None where this engine encodes by itself
+    # float32 `FrontSpec.features` of each of the media. Set by `media.prepare_input`, on the worker that encodes.
+    features: tuple[torch.Tensor, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +79,13 @@ class Decoding:
     logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
     typical_p: float = 1.0  # 1: off
     forced_bos_id: int | None = None  # the only first token, where the decoder starts from one token
+    # The first generated tokens, each the likeliest of these ids under the model's raw logits: what the decoder
+    # starts from where part of it is for the model to say, as the language of Whisper's input. Beams do not
+    # part there, and their scores do not count these tokens' number.
+    opening_ids: tuple[tuple[int, ...], ...] = ()
     forced_eos_ids: tuple[int, ...] = ()  # the only tokens at max_tokens
     suppress_ids: tuple[int, ...] = ()  # never generated
-    begin_suppress_ids: tuple[int, ...] = ()  # never generated first (second, where the first is forced)
+    begin_suppress_ids: tuple[int, ...] = ()  # never generated first, after forced tokens
     beams: BeamSearch | None = None  # then no logprobs
     prompt_logprobs: int | None = None  # alternatives beside the log-probability of each token of the prefix
 

@@ -235,7 +235,7 @@ def make_checkpoint(
     if not kind.tied and kind.name.endswith("T5"):
         # transformers 5 ties what these models publish untied.
         model.lm_head.weight = nn.Parameter(torch.empty(model.config.vocab_size, model.config.d_model))
-    _fill(model, kind, seed)
+    fill(model, kind, seed)
     model.save_pretrained(folder, max_shard_size=max_shard_size)
 
     # What transformers 5 writes is what it made of the config; the published files say it otherwise.
@@ -254,7 +254,8 @@ def make_checkpoint(
     return folder
 
 
-def _fill(model: PreTrainedModel, kind: Variant, seed: int) -> None:
+def fill(model: PreTrainedModel, kind: Variant, seed: int, eos: int = EOS) -> None:
+    """Random weights. `eos`: the token that ends answers, whose output weights `eos_gain` scales."""
     generator = torch.Generator().manual_seed(seed)
     weights = dict([*model.named_parameters(), *model.named_buffers()])
     modules = {name: model.get_submodule(name.rpartition(".")[0]) for name in weights}
@@ -280,7 +281,7 @@ def _fill(model: PreTrainedModel, kind: Variant, seed: int) -> None:
             if name in norms and "Gemma" in kind.name:
                 weight -= 1  # as it is published
         output = model.get_output_embeddings().weight
-        output[EOS] *= kind.eos_gain
+        output[eos] *= kind.eos_gain
         if not kind.name.endswith("T5"):
             output[PAD] = 0  # never generated: families disagree on the position of one
 

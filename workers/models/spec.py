@@ -6,6 +6,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from tandem.inputs import Modality
+
 Activation = Literal["relu", "gelu", "gelu_new", "silu"]  # gelu is the exact one, gelu_new uses tanh
 NormKind = Literal["rms", "rms_plus_one", "layer"]  # rms_plus_one: checkpoints hold its weight less one
 
@@ -45,10 +47,25 @@ class Rotary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FrontSpec:
+    """What turns media into vectors before a stack: one layer kind of `fronts/`.
+
+    Encoder positions that hold `placeholder_id` take the front's output instead of a token's embedding.
+    """
+
+    kind: Literal["audio_convolutions"]  # see fronts/
+    modality: Modality
+    placeholder_id: int  # in `EncoderInput.token_ids`; no token of the encoder's vocabulary
+    positions: int  # encoder positions of one item
+    features: tuple[int, ...]  # shape of one item's features; audio: (mel bins, frames)
+
+
+@dataclass(frozen=True, kw_only=True)
 class StackSpec:
     """One transformer stack. Encoder and decoder may differ in every field."""
 
-    vocab_size: int
+    vocab_size: int | None  # None: an encoder that embeds no tokens, all its positions are the front's
+    front: FrontSpec | None = None  # None: an encoder of tokens alone
     layers: int
     d_model: int
     heads: int

@@ -92,7 +92,9 @@ class Beams:
         self.device = device
         self._processors, self._warpers = processors, warpers
         self._floats = Columns(slots, ("running", "score", "penalty"), torch.float32, device)
-        self._ints = Columns(slots, ("length", "max_tokens", "prefix", "seed"), torch.int64, device)
+        self._ints = Columns(
+            slots, ("length", "max_tokens", "prefix", "seed", "opening"), torch.int64, device
+        )
         # finished: the slot holds an answer; open: a running beam may still improve on them.
         flags = ("finished", "open", "early", "never", "renormalize")
         self._flags = Columns(slots, flags, torch.bool, device)
@@ -112,7 +114,16 @@ class Beams:
             for beam in range(sequence.width):
                 # All but the first are the same beam once more.
                 floats.append((0.0 if beam == 0 else _NEVER, _NEVER, how.length_penalty))
-                ints.append((0, request.decoding.max_tokens, len(request.prefix_ids), request.decoding.seed))
+                decoding = request.decoding
+                ints.append(
+                    (
+                        0,
+                        decoding.max_tokens,
+                        len(request.prefix_ids),
+                        decoding.seed,
+                        len(decoding.opening_ids),
+                    )
+                )
                 flags.append((False, True, *_flags(how)))
         numbers = [slot for sequence in beams for slot in sequence.slots]
         slots = to_device(numbers, self.device)
@@ -196,7 +207,9 @@ class Beams:
         finishes = ended & (torch.arange(candidates, device=self.device) < width)
         was_finished = self._flags["finished"][slots]
         closed = (was_finished.all(1, keepdim=True) & early).float() + (~is_open).float()
-        score = top / length.double().pow(penalty.double()).float()
+        opening = of_request(self._ints["opening"])
+        counted = (length - opening).clamp(min=1).double()
+        score = top / counted.pow(penalty.double()).float()
         score = score + closed * _NEVER + (~finishes).float() * _NEVER
         score, kept = torch.cat([self._floats["score"][slots], score], 1).topk(width, dim=1)
         new = kept >= width
@@ -217,8 +230,9 @@ class Beams:
         running, pick = (top + ended.float() * _NEVER).topk(width, dim=1)
         tokens, parents = token.gather(1, pick), parent.gather(1, pick)
 
-        best_length = torch.where(of_request(self._flags["never"]) & (penalty > 0), max_tokens, length)
-        possible = running[:, :1] / best_length.double().pow(penalty.double()).float()
+        longest_counted = (max_tokens - opening).clamp(min=1).double()
+        best_length = torch.where(of_request(self._flags["never"]) & (penalty > 0), longest_counted, counted)
+        possible = running[:, :1] / best_length.pow(penalty.double()).float()
         worst = torch.where(finished, score.amin(1, keepdim=True), _NEVER)
         is_open = is_open & (possible > worst).any(1, keepdim=True)
         done = ~is_open | (finished.all(1, keepdim=True) & early) | ended.all(1, keepdim=True)

@@ -44,6 +44,8 @@ class Processors:
         self._forced_eos = Lists(slots, device)
         self._suppress = Lists(slots, device)
         self._begin_suppress = Lists(slots, device)
+        self._opening_ids = Lists(slots, device)
+        self._opening_steps = Lists(slots, device)  # the generated token that may be the id at the same place
         self._bad_words: dict[int, Lists] = {}  # by their length, one word after another
         self._longest_ngram = 0  # there ever was
         # Each slot's `ProcessorFlags` as an integer, which is faster to combine; all before its first use.
@@ -74,7 +76,8 @@ class Processors:
         self._ints.put(slots, ints)
         self._floats.put(slots, floats)
         for lists in (self._bias_ids, self._bias, self._encoder, self._stops, self._forced_eos,
-                      self._suppress, self._begin_suppress, *self._bad_words.values()):  # fmt: skip
+                      self._suppress, self._begin_suppress, self._opening_ids, self._opening_steps,
+                      *self._bad_words.values()):  # fmt: skip
             lists.clear(slots)
         for sequence in sequences:
             need = needs[id(sequence)]
@@ -108,6 +111,8 @@ class Processors:
             (self._forced_eos, decoding.forced_eos_ids),
             (self._suppress, decoding.suppress_ids),
             (self._begin_suppress, decoding.begin_suppress_ids),
+            (self._opening_ids, tuple(chain.from_iterable(decoding.opening_ids))),
+            (self._opening_steps, [at for at, ids in enumerate(decoding.opening_ids) for _ in ids]),
         ):
             if values_:
                 lists.put(slots, values_)
@@ -132,6 +137,7 @@ class Processors:
         """
         column = {name: self._ints[name][slots, None] for name in self._ints.names} if need else {}
         column["step"] = steps[:, None]
+        raw = scores
         if ProcessorFlags.LOGIT_BIAS in need:
             scores = scores.scatter_add(1, self._bias_ids[slots], self._bias[slots])
         if need & ProcessorFlags.HISTORY:
@@ -150,6 +156,9 @@ class Processors:
             scores = self._without(scores, self._suppress[slots])
             begins = column["step"] == column["begin"]
             scores = self._without(scores, self._begin_suppress[slots], begins)
+        if ProcessorFlags.OPENING in need:
+            opens = self._opening_steps[slots] == column["step"]
+            scores = self._opened(raw, scores, self._opening_ids[slots], opens)
         return scores
 
     def _by_history(
@@ -208,6 +217,15 @@ class Processors:
         mask = ids >= 0 if where is None else (ids >= 0) & where
         return scores.masked_fill(marked(ids, mask, self.vocab_size), -torch.inf)
 
+    def _opened(
+        self, raw: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor
+    ) -> torch.Tensor:
+        """Leaves a row only the likeliest, by its raw scores, of those `ids` [R, N] for which `where` [R, N]
+        holds, if there is any."""
+        allowed = marked(ids, where, self.vocab_size)
+        likeliest = raw.masked_fill(~allowed, -torch.inf).argmax(1, keepdim=True)
+        return self._forced(scores, likeliest, where.any(1, keepdim=True))
+
     def _forced(self, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Leaves a row only those of `ids` [R, N] for which `where` [R, N] holds, if there is any."""
         only = marked(ids, where, self.vocab_size)
@@ -233,5 +251,5 @@ def _ints(sequence: Sequence) -> tuple[int, ...]:
         decoding.min_tokens,
         decoding.max_tokens,
         -1 if bos is None else bos,
-        1 if bos is not None and len(request.prefix_ids) == 1 else 0,
+        len(decoding.opening_ids) + (bos is not None and len(request.prefix_ids) == 1),
     )

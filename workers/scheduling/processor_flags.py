@@ -20,6 +20,7 @@ class ProcessorFlags(Flag):
     MIN_TOKENS = auto()
     FORCED = auto()
     SUPPRESS = auto()
+    OPENING = auto()
     HISTORY = REPETITION | PRESENCE | NGRAM | ENCODER_NGRAM | BAD_WORDS  # read the tokens so far
 
     @classmethod
@@ -35,6 +36,7 @@ class ProcessorFlags(Flag):
             cls.MIN_TOKENS: decoding.min_tokens,
             cls.FORCED: decoding.forced_eos_ids or decoding.forced_bos_id is not None,
             cls.SUPPRESS: decoding.suppress_ids or decoding.begin_suppress_ids,
+            cls.OPENING: decoding.opening_ids,
         }
         need = cls.NOTHING
         for flag, wanted in asked.items():

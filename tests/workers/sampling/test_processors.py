@@ -90,8 +90,12 @@ def expected(scores: torch.Tensor, of: Sequence) -> torch.Tensor:
     if how.suppress_ids:
         apply(SuppressTokensLogitsProcessor(list(how.suppress_ids)))
     if how.begin_suppress_ids:
-        begin = prefix + (prefix == 1 and how.forced_bos_id is not None)
+        begin = prefix + len(how.opening_ids) + (prefix == 1 and how.forced_bos_id is not None)
         apply(SuppressTokensAtBeginLogitsProcessor(list(how.begin_suppress_ids), begin))
+    if (at := len(of.tokens) - prefix) < len(how.opening_ids):
+        allowed = list(how.opening_ids[at])
+        row = torch.full_like(row, -torch.inf)
+        row[0, allowed[int(scores[allowed].argmax())]] = 0
     return row[0]
 
 
@@ -121,6 +125,8 @@ options = st.fixed_dictionaries(
         "forced_bos_id": tokens,
         "forced_eos_ids": st.just((EOS,)) | st.just((EOS, 7)),
         "suppress_ids": st.lists(tokens, min_size=1, max_size=3, unique=True).map(tuple),
+        "opening_ids": st.lists(st.lists(tokens, min_size=1, max_size=4, unique=True).map(tuple), max_size=4)
+        .map(tuple),
         "begin_suppress_ids": st.lists(tokens, min_size=1, max_size=3, unique=True).map(tuple),
     },
 )  # fmt: skip
@@ -163,7 +169,7 @@ def test_a_slot_keeps_nothing_of_its_last_sequence() -> None:
         0, (0, 2), (3, 4, 2, 3), (2, 3, 4), no_repeat_ngram_size=2, encoder_no_repeat_ngram_size=2,
         bad_words=((6,), (3, 7)), logit_bias=((8, 3.0),), suppress_ids=(9,), begin_suppress_ids=(10,),
         forced_eos_ids=(EOS,), forced_bos_id=11, presence_penalty=1.0, repetition_penalty=2.0, min_tokens=11,
-        max_tokens=40,
+        max_tokens=40, opening_ids=((3, 4), (5,), (6, 7), (8, 9), (10, 12)),
     )  # fmt: skip
     modest = sequence(0, (0,), (2, 3), bad_words=((2, 3, 12),), suppress_ids=(13,), min_tokens=2)
     everything = ProcessorFlags.of(demanding.request)

@@ -6,7 +6,7 @@ To add a family, add an entry; CONTRIBUTING.md walks through it.
 from __future__ import annotations
 
 from tandem.errors import ModelLoadError
-from tandem.workers.models.families import bart, encoder_decoder, gpt2, phi, t5, t5gemma
+from tandem.workers.models.families import bart, encoder_decoder, gpt2, phi, t5, t5gemma, whisper
 from tandem.workers.models.families.entry import Config, Family, Part, WeightNames, first_id
 from tandem.workers.models.spec import ModelSpec
 
@@ -20,6 +20,7 @@ FAMILIES: dict[str, Family] = {
     **gpt2.FAMILIES,
     **phi.FAMILIES,
     **t5gemma.FAMILIES,
+    **whisper.FAMILIES,
 }
 
 _NGRAM = (

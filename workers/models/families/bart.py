@@ -86,7 +86,7 @@ class _Kind:
 
     def names(self, _: Config, spec: ModelSpec) -> WeightNames:
         encoder, decoder, shared = (
-            _either(name)
+            either_prefix(name)
             for name in ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "shared.weight")
         )
         names: WeightNames = {
@@ -98,25 +98,27 @@ class _Kind:
             names["decoder.output.bias"] = (Part("final_logits_bias", row=True), None)
         for side, stack in sides(spec):
             if self.positions == "learned":
-                names[f"{side}.positions"] = _either(f"{side}.embed_positions.weight")
+                names[f"{side}.positions"] = either_prefix(f"{side}.embed_positions.weight")
             if stack.embedding_norm is not None:
-                names |= affine(f"{side}.embedding_norm", *_either(f"{side}.layernorm_embedding"))
+                names |= affine(f"{side}.embedding_norm", *either_prefix(f"{side}.layernorm_embedding"))
             if not stack.post_norm:
-                names |= affine(f"{side}.final_norm", *_either(f"{side}.layer_norm"))
+                names |= affine(f"{side}.final_norm", *either_prefix(f"{side}.layer_norm"))
             for i in range(stack.layers):
-                for ours, theirs in _LAYER.items():
+                for ours, theirs in LAYER.items():
                     if side == "decoder" or not ours.startswith("cross"):
-                        names |= affine(f"{side}.layers.{i}.{ours}", *_either(f"{side}.layers.{i}.{theirs}"))
+                        names |= affine(
+                            f"{side}.layers.{i}.{ours}", *either_prefix(f"{side}.layers.{i}.{theirs}")
+                        )
         return names
 
 
-def _either(name: str) -> tuple[str, str]:
+def either_prefix(name: str) -> tuple[str, str]:
     """Saved from the model with its output projection, or from the model without."""
     return f"model.{name}", name
 
 
 _OUTPUT = ("lm_head.weight",)
-_LAYER = {
+LAYER = {
     "self_attention.q": "self_attn.q_proj",
     "self_attention.k": "self_attn.k_proj",
     "self_attention.v": "self_attn.v_proj",

@@ -1,0 +1,36 @@
+"""What comes before a stack: a front turns the features of media items into vectors, one an encoder position.
+
+A front is a layer kind like any other, with weight slots. It is the same on every rank of a group: fronts are
+small, and every rank needs their whole output.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Final, Protocol
+
+import torch
+
+from tandem.workers.models.checkpoint import WeightSlot
+from tandem.workers.models.fronts.audio import AudioConvolutions
+from tandem.workers.models.layers import Placement
+from tandem.workers.models.spec import StackSpec
+
+__all__ = ["Front", "make_front"]
+
+
+class Front(Protocol):
+    def slots(self) -> Iterator[WeightSlot]: ...
+
+    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+        """[items, *FrontSpec.features] → [items * FrontSpec.positions, d_model]."""
+
+
+_KINDS: Final[dict[str, Callable[[str, StackSpec, Placement], Front]]] = {
+    "audio_convolutions": AudioConvolutions
+}
+
+
+def make_front(name: str, stack: StackSpec, place: Placement) -> Front | None:
+    """The stack's front, whose weights are named `name.…`; None for a stack of tokens alone."""
+    return None if stack.front is None else _KINDS[stack.front.kind](name, stack, place)

@@ -1,0 +1,55 @@
+"""Media in encoder inputs: what a request's items come to, in the ingress and on the worker that encodes.
+
+Bytes travel. In the ingress a processor reads an item's header, to know how many encoder positions it takes; the
+worker that encodes it decodes it and makes the features that the stack's front reads.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Final, Protocol
+
+from tandem.inputs import Media, Modality
+from tandem.limits import Limits
+from tandem.workers.models.spec import FrontSpec, ModelSpec
+from tandem.workers.request import EncoderInput
+from tandem.workers.requests.media.audio import AudioProcessor
+
+if TYPE_CHECKING:
+    import torch
+
+__all__ = ["MediaProcessor", "prepare_input", "read_processor"]
+
+
+class MediaProcessor(Protocol):
+    """One model's way with one modality. Its methods may be called from several threads at once."""
+
+    @property
+    def revision(self) -> str:
+        """Part of every encoder key: changes with how features are made."""
+
+    def positions(self, media: Media, limits: Limits) -> int:
+        """Encoder positions of an item, from its header: nothing is decoded. Raises InvalidRequest."""
+
+    def features(self, media: Media) -> torch.Tensor:
+        """float32 `FrontSpec.features`, on the CPU. Raises InvalidRequest for what cannot be decoded."""
+
+
+_KINDS: Final[dict[Modality, Callable[[Path, FrontSpec], MediaProcessor]]] = {"audio": AudioProcessor.read}
+
+
+def read_processor(folder: Path, spec: ModelSpec) -> MediaProcessor | None:
+    """The processor of a model's folder; None for a model of text. Raises ModelLoadError."""
+    front = None if spec.encoder is None else spec.encoder.front
+    return None if front is None else _KINDS[front.modality](folder, front)
+
+
+def prepare_input(encoder: EncoderInput, processor: MediaProcessor | None) -> EncoderInput:
+    """The input with the features of its media, for the engine or encoder that encodes it. Takes milliseconds
+    of CPU time for an item: not for an event loop or a step. Raises InvalidRequest."""
+    if not encoder.media or encoder.features or encoder.hidden is not None:
+        return encoder
+    assert processor is not None, "the validator lets media through for models that take them"
+    return replace(encoder, features=tuple(processor.features(item) for item in encoder.media))

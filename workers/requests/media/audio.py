@@ -1,0 +1,76 @@
+"""Audio: an item of a request to the log-mel spectrogram its encoder reads."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from tandem.errors import ModelLoadError
+from tandem.inputs import Media
+from tandem.limits import Limits
+from tandem.workers.models.spec import FrontSpec
+from tandem.workers.requests.media.audio_file import check_audio, read_audio
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import WhisperFeatureExtractor
+
+CONFIG = "preprocessor_config.json"
+
+
+class AudioProcessor:
+    """transformers' feature extractor, as a checkpoint's preprocessor_config.json describes it.
+
+    Its methods may be called from several threads at once.
+    """
+
+    def __init__(self, extractor: WhisperFeatureExtractor, front: FrontSpec, revision: str) -> None:
+        """revision: changes with the checkpoint's preprocessor_config.json. Raises ModelLoadError where the
+        extractor does not make what the encoder reads."""
+        self.revision = revision
+        self._extractor, self._front = extractor, front
+        made = extractor.feature_size, extractor.nb_max_frames
+        if made != front.features:
+            raise ModelLoadError(
+                f"{CONFIG} makes {made[0]} mel bins of {made[1]} frames, the encoder reads "
+                f"{front.features[0]} of {front.features[1]}",
+                field="model",
+            )
+
+    @classmethod
+    def read(cls, folder: Path, front: FrontSpec) -> AudioProcessor:
+        """Raises ModelLoadError where the folder has no feature extractor."""
+        from transformers import WhisperFeatureExtractor
+
+        try:
+            extractor = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
+            revision = hashlib.blake2b((folder / CONFIG).read_bytes(), digest_size=16).hexdigest()
+        except (OSError, ValueError) as error:
+            raise ModelLoadError(
+                f"{folder} has no {CONFIG} that can be read: {error}", field="model"
+            ) from None
+        return cls(extractor, front, revision)
+
+    def positions(self, media: Media, limits: Limits) -> int:
+        """Encoder positions of an item, from its header alone. Raises InvalidRequest."""
+        check_audio(media.data, min(limits.audio_seconds, self._window_s))
+        return self._front.positions
+
+    def features(self, media: Media) -> torch.Tensor:
+        """float32 [mel bins, frames]; audio shorter than the frames is followed by silence.
+
+        Raises InvalidRequest for what cannot be decoded, and for more audio than the frames hold.
+        """
+        import torch
+
+        samples = read_audio(media.data, self._extractor.sampling_rate, self._window_s)
+        made = self._extractor(samples, sampling_rate=self._extractor.sampling_rate, return_tensors="np")
+        return torch.from_numpy(np.ascontiguousarray(made["input_features"][0], dtype=np.float32))
+
+    @property
+    def _window_s(self) -> float:
+        """Seconds of audio that the frames hold."""
+        return self._extractor.n_samples / self._extractor.sampling_rate

@@ -1,0 +1,85 @@
+"""Audio files to samples. FFmpeg's libraries decode, through PyAV, whose wheel brings them."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Final
+
+import av
+import numpy as np
+import numpy.typing as npt
+from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
+from av.container import InputContainer
+from av.error import FFmpegError
+
+from tandem.errors import InvalidRequest
+
+Samples = npt.NDArray[np.float32]
+
+FIELD: Final = "multi_modal_data.audio"
+# Containers that hold what they name. Playlists, which FFmpeg reads too, would open files and addresses.
+_FORMATS: Final = "wav,w64,aiff,au,caf,flac,mp3,ogg,aac,ac3,amr,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,avi,mpeg,mpegts,flv"
+# Channels are averaged: full scale in each stays full scale.
+_MIX: Final = {"rematrix_maxval": "1.0"}
+_OPTIONS: Final = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+
+
+def check_audio(data: bytes, longest_s: float) -> None:
+    """Reads a file's header. Raises InvalidRequest where it is no audio or says that it is too long.
+
+    A header may lie: `read_audio` checks what is decoded.
+    """
+    with _opened(data) as (container, stream):
+        duration_s = 0.0
+        if stream.duration is not None and stream.time_base is not None:
+            duration_s = float(stream.duration * stream.time_base)
+        elif container.duration is not None:
+            duration_s = container.duration / av.time_base
+        if duration_s > longest_s:
+            raise _too_long(duration_s, longest_s)
+
+
+def read_audio(data: bytes, rate: int, longest_s: float) -> Samples:
+    """float32 [samples], mono, at `rate` samples a second, in [-1, 1].
+
+    Channels are mixed and other rates resampled by libswresample. Raises InvalidRequest for what is no audio,
+    is damaged, empty or not finite, and as soon as more than `longest_s` seconds are decoded: no more is held
+    in memory than that.
+    """
+    parts: list[Samples] = []
+    seconds = 0.0
+    with _opened(data) as (container, stream):
+        resampler = AudioResampler(format="flt", layout="mono", rate=rate, options=_MIX)
+        for frame in container.decode(stream):
+            if not frame.sample_rate:
+                raise InvalidRequest("has a sample rate of 0", field=FIELD)
+            seconds += frame.samples / frame.sample_rate
+            if seconds > longest_s:
+                raise _too_long(None, longest_s)
+            parts += [out.to_ndarray()[0] for out in resampler.resample(frame)]
+        parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
+    samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
+    if not len(samples):
+        raise InvalidRequest("has no samples", field=FIELD)
+    if not np.isfinite(samples).all():
+        raise InvalidRequest("has samples that are not finite numbers", field=FIELD)
+    return samples
+
+
+@contextmanager
+def _opened(data: bytes) -> Iterator[tuple[InputContainer, AudioStream]]:
+    try:
+        with av.open(io.BytesIO(data), options=_OPTIONS, metadata_errors="ignore") as container:
+            if not container.streams.audio:
+                raise InvalidRequest("has no audio track", field=FIELD)
+            yield container, container.streams.audio[0]
+    except FFmpegError as error:
+        raise InvalidRequest(f"cannot be decoded as audio: {error.strerror}", field=FIELD) from None
+
+
+def _too_long(duration_s: float | None, longest_s: float) -> InvalidRequest:
+    got = "more" if duration_s is None else f"{duration_s:.1f} s"
+    return InvalidRequest(f"has {got}, the limit is {longest_s:g} s", field=FIELD)

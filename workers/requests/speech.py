@@ -1,0 +1,117 @@
+"""What a speech model's decoder starts from: Whisper's tokens of language, task and timestamps."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tandem.errors import InvalidRequest, ModelLoadError
+
+Opening = tuple[tuple[int, ...], ...]  # for each position after the start token, the ids that may stand there
+
+
+@dataclass(frozen=True)
+class Speech:
+    """From `generation_config.json`, read as transformers' `WhisperGenerationMixin._retrieve_init_tokens` does.
+
+    English-only models know no languages and no tasks.
+    """
+
+    languages: Mapping[str, int]  # token ids by code, as "en"
+    tasks: Mapping[str, int]  # token ids: of "transcribe" and "translate"
+    language: str | None  # the configuration's own, for requests that say none
+    task: str | None
+    # What follows the start token where neither a request nor the configuration says a language or a task:
+    # the older `forced_decoder_ids`. None: the language, to be detected.
+    forced: tuple[int | None, ...]
+    no_timestamps_id: int | None
+
+    @classmethod
+    def read(cls, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Speech:
+        """Raises ModelLoadError, naming the key that is malformed."""
+        multilingual = generation.get("is_multilingual", True)
+        forced = generation.get("forced_decoder_ids") or config.get("forced_decoder_ids") or []
+        return cls(
+            languages=_languages(generation.get("lang_to_id")) if multilingual else {},
+            tasks=_ids(generation.get("task_to_id"), "task_to_id") if multilingual else {},
+            language=generation.get("language"),
+            task=generation.get("task"),
+            forced=_forced(forced),
+            no_timestamps_id=generation.get("no_timestamps_token_id"),
+        )
+
+    def opening(self, language: str | None, task: str | None) -> Opening:
+        """What follows the start token. The one position with several ids is the language's, where none is
+        said: the model is to say it.
+
+        language: a code, a name ("english") or a token ("<|en|>"). Raises InvalidRequest for what the model
+        does not know.
+        """
+        for field, said in (("source_language", language), ("task", task)):
+            if said is not None and not self.languages:
+                raise InvalidRequest("is not for an English-only model", field=field)
+        language, task = language or self.language, task or self.task
+        ids: list[int | None] = [] if language or task else list(self.forced)
+        if language is not None:
+            ids[:1] = [self._language_id(language)]
+        elif ids[:1] in ([], [None]):
+            ids[:1] = [None] if self.languages else []
+        if task is not None:
+            ids.append(self._task_id(task))
+        elif language is not None and "transcribe" in self.tasks:
+            ids.append(self.tasks["transcribe"])
+        if self.no_timestamps_id is not None and ids[-1:] != [self.no_timestamps_id]:
+            ids.append(self.no_timestamps_id)
+        every = tuple(self.languages.values())
+        return tuple(every if token_id is None else (token_id,) for token_id in ids)
+
+    def _language_id(self, language: str) -> int:
+        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+        said = language.lower().removeprefix("<|").removesuffix("|>")
+        code = TO_LANGUAGE_CODE.get(said, said)
+        if code not in self.languages:
+            known = ", ".join(sorted(self.languages))
+            raise InvalidRequest(
+                f"{language[:20]!r} is not one of {len(self.languages)} languages: {known}",
+                field="source_language",
+            )
+        return self.languages[code]
+
+    def _task_id(self, task: str) -> int:
+        if task not in self.tasks:
+            raise InvalidRequest(
+                f"{task[:60]!r} is not a task of this model; it has {', '.join(sorted(self.tasks))}",
+                field="task",
+            )
+        return self.tasks[task]
+
+
+def _languages(value: object) -> dict[str, int]:
+    """transformers has them by token, "<|en|>"."""
+    return {
+        token.removeprefix("<|").removesuffix("|>"): token_id
+        for token, token_id in _ids(value, "lang_to_id").items()
+    }
+
+
+def _ids(value: object, key: str) -> dict[str, int]:
+    value = {} if value is None else value
+    if not isinstance(value, dict) or not all(type(token_id) is int for token_id in value.values()):
+        raise ModelLoadError(f"must be an object of token ids, got {value!r:.100}", field=key)
+    return dict(value)
+
+
+def _forced(value: object) -> tuple[int | None, ...]:
+    """Pairs of position and token id, the positions 1, 2, …"""
+    if not isinstance(value, list) or not all(
+        isinstance(pair, list) and len(pair) == 2 and (pair[1] is None or type(pair[1]) is int)
+        for pair in value
+    ):
+        raise ModelLoadError(
+            f"must be pairs of position and id, got {value!r:.100}", field="forced_decoder_ids"
+        )
+    if [pair[0] for pair in value] != list(range(1, len(value) + 1)):
+        raise ModelLoadError("must be for the positions from 1 on, without a gap", field="forced_decoder_ids")
+    return tuple(pair[1] for pair in value)
