@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import json
 from dataclasses import dataclass, field
@@ -10,6 +11,7 @@ from typing import Any
 
 import models
 import numpy as np
+import pytest
 import torch
 from models import Variant, words
 from tokenizers import Tokenizer, pre_tokenizers
@@ -52,12 +54,13 @@ GEOMETRIES = {
     "large": Geometry(
         {"num_mel_bins": 128, "encoder_attention_heads": 4, "encoder_layers": 3, "decoder_attention_heads": 2}
     ),
-    "turbo": Geometry({"encoder_layers": 4, "decoder_layers": 1, "scale_embedding": True}, seconds=2),
+    "turbo": Geometry({"encoder_layers": 4, "decoder_layers": 1, "scale_embedding": True}, seconds=2, eos_gain=4.0),
     "english": Geometry(
         generation={
             "is_multilingual": False, "lang_to_id": None, "task_to_id": None,
             "forced_decoder_ids": [[1, NO_TIMESTAMPS]],
-        }
+        },
+        eos_gain=0.9,
     ),
 }  # fmt: skip
 
@@ -142,3 +145,39 @@ class Reference:
         out = self.model.generate(self.features(samples), **options)
         ids: list[int] = out[0].tolist()
         return ids
+
+    @property
+    def multilingual(self) -> bool:
+        return "lang_to_id" in self.config
+
+    def opening(self, options: dict[str, str]) -> list[int]:
+        """What the decoder starts from, a language that is not said being the first there is."""
+        generation = copy.deepcopy(self.model.generation_config)
+        self.model._set_language_and_task(options.get("language"), options.get("task"), None, generation)
+        with pytest.MonkeyPatch.context() as patch:
+            first = next(iter(self.config.get("lang_to_id", {None: 0}).values()))
+            patch.setattr(self.model, "detect_language", lambda **_: torch.tensor([first]))
+            ids: list[int] = self.model._retrieve_init_tokens(None, 1, generation, self.model.config, 1, {})[
+                0
+            ].tolist()
+        return ids
+
+    @torch.no_grad()
+    def lead(self, samples: np.ndarray[Any, Any], ids: list[int], **options: str) -> float:
+        """The smallest lead of an answer's tokens over the next likeliest, in logits; of its language's, too."""
+        features = self.features(samples)
+        prefix = self.opening(options)
+        lead = torch.inf
+        if self.multilingual and "language" not in options:
+            languages = list(self.config["lang_to_id"].values())
+            logits = self.model(features, decoder_input_ids=torch.tensor([[prefix[0]]])).logits[
+                0, 0, languages
+            ]
+            prefix[1] = languages[int(logits.argmax())]
+            lead = float(-logits.topk(2).values.diff())
+        logits = self.model(features, decoder_input_ids=torch.tensor([[*prefix, *ids]])).logits[
+            0, len(prefix) - 1 :
+        ]
+        logits[:, self.config["suppress_tokens"]] = -torch.inf
+        logits[0, self.config["begin_suppress_tokens"]] = -torch.inf
+        return min(lead, float(-logits.topk(2).values.diff().max()))
