@@ -3,10 +3,11 @@ of a prompt are `n` requests that share their encoder input's pages by its key."
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tandem.errors import TandemError
+from tandem.inputs import Media
 from tandem.outputs import FinishReason, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ class EncoderInput:
     A request of a decoder-only model has one of no tokens, which needs no pages and no encoder.
     """
 
-    key: str  # content hash of model revision and token ids
+    key: str  # content hash of the model's revision, its preprocessor's included, token ids and media
     token_ids: tuple[int, ...]
     hidden: HiddenStates | None = None  # None where this engine encodes by itself
+    media: tuple[Media, ...] = field(default=(), repr=False)  # as the client sent them; a worker decodes them
 
 
 @dataclass(frozen=True, slots=True)
