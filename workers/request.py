@@ -3,7 +3,7 @@ of a prompt are `n` requests that share their encoder input's pages by its key."
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tandem.errors import TandemError
@@ -37,12 +37,13 @@ class EncoderInput:
     A request of a decoder-only model has one of no tokens, which needs no pages and no encoder.
     """
 
-    key: str  # content hash of model revision and token ids
+    key: str  # content hash of the model's revision, its preprocessor's included, token ids and media
     token_ids: tuple[int, ...]
-    media: tuple[Media, ...] = ()  # for the positions of the front's placeholder, in order
     hidden: HiddenStates | None = None  # None where this engine encodes by itself
-    # float32 `FrontSpec.features` of each of the media. Set by `media.prepare_input`, on the worker that encodes.
-    features: tuple[torch.Tensor, ...] = ()
+    # As the client sent them, in the order of the positions that hold the front's placeholder.
+    media: tuple[Media, ...] = field(default=(), repr=False)
+    # float32 [items, *FrontSpec.features], on the CPU. Set by `media.prepare_input` on the worker that encodes.
+    features: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
 
 @dataclass(frozen=True, slots=True)

@@ -49,7 +49,9 @@ def read_processor(folder: Path, spec: ModelSpec) -> MediaProcessor | None:
 def prepare_input(encoder: EncoderInput, processor: MediaProcessor | None) -> EncoderInput:
     """The input with the features of its media, for the engine or encoder that encodes it. Takes milliseconds
     of CPU time for an item: not for an event loop or a step. Raises InvalidRequest."""
-    if not encoder.media or encoder.features or encoder.hidden is not None:
+    if not encoder.media or encoder.features is not None or encoder.hidden is not None:
         return encoder
+    import torch
+
     assert processor is not None, "the validator lets media through for models that take them"
-    return replace(encoder, features=tuple(processor.features(item) for item in encoder.media))
+    return replace(encoder, features=torch.stack([processor.features(item) for item in encoder.media]))
