@@ -86,7 +86,7 @@ class Pipeline:
         )
         self._lock = threading.Lock()  # around the tokenizer, which remembers how it cut last
         self._key, self._arguments, self._owned = key, dict(arguments), owned
-        encoder_decoder = llm.info.encoder_vocab_size is not None
+        encoder_decoder = not llm.info.decoder_only
         self._continues = task == "text-generation"
         if self._continues == encoder_decoder:
             kind = "text2text-generation" if encoder_decoder else "text-generation"

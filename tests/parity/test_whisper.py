@@ -192,8 +192,8 @@ def test_what_the_decoder_starts_from_may_be_said(whisper: Callable[[str], Path]
 @pytest.mark.parametrize(
     ("prompt", "options", "field", "why"),
     [
-        ("hello", {}, "prompt", "audio"),
-        ({"prompt": "hello", "multi_modal_data": {"audio": b"RIFF"}}, {}, "prompt", "starts"),
+        ("hello", {}, "multi_modal_data.audio", "reads audio"),
+        ({"encoder_prompt": {"prompt": "hello", "multi_modal_data": {"audio": b"RIFF"}}}, {}, "encoder_prompt", "reads no text"),
         ({"prompt": "", "multi_modal_data": {"audio": b"RIFF"}}, {}, "multi_modal_data.audio", "decoded"),
         ({"prompt": "", "multi_modal_data": {"audio": (np.zeros(40_000), RATE)}}, {}, "multi_modal_data.audio",
          "2.5 s, the limit is 1 s"),
@@ -241,7 +241,9 @@ def test_the_spectrogram_is_transformers(whisper: Callable[[str], Path]) -> None
 
     for geometry in GEOMETRIES:
         folder = whisper(geometry)
-        processor = read_processor(folder, spec_of(read_json(folder, "config.json")))
+        encoder = spec_of(read_json(folder, "config.json")).encoder
+        assert encoder is not None
+        processor = read_processor(folder, encoder.front)
         assert processor is not None
         for seconds in (0.01, 0.3, 1.0):
             features = processor.features(Media("audio", wav(sound(5, seconds), RATE)))

@@ -12,6 +12,7 @@ from typing import Any
 from tandem.errors import ModelLoadError
 from tandem.inputs import Modality
 from tandem.workers.models.families import family_of, first_id, spec_of
+from tandem.workers.models.spec import FrontSpec
 from tandem.workers.requests.defaults import (
     GenerationDefaults,
     checked_overrides,
@@ -19,6 +20,7 @@ from tandem.workers.requests.defaults import (
     merged,
     not_applied,
 )
+from tandem.workers.requests.speech import Speech
 from tandem.workers.requests.tasks import Task
 
 logger = logging.getLogger(__name__)
@@ -36,8 +38,9 @@ class ModelInfo:
     family: str  # `model_type` of its config
     encoder_positions: int | None  # longest input of the position embeddings; None: any length
     decoder_positions: int | None
+    decoder_only: bool  # a prompt is the decoder's
     # Rows of the embedding tables, which may exceed the tokenizer's vocabulary.
-    encoder_vocab_size: int | None  # None: decoder-only, a prompt is the decoder's
+    encoder_vocab_size: int | None  # None: there is no encoder, or it reads media alone
     vocab_size: int  # of the decoder
     decoder_start_id: int | None  # None: decoder-only, the prompt is the start
     pad_id: int
@@ -45,7 +48,8 @@ class ModelInfo:
     defaults: GenerationDefaults
     tasks: Mapping[str, Task]  # by name
     revision: str  # changes with the model and its preprocessor; part of every encoder key
-    modalities: frozenset[Modality] = frozenset()  # what the encoder reads besides text
+    front: FrontSpec | None = None  # how the encoder reads media; None: it reads text alone
+    speech: Speech | None = None  # what the decoder of a speech model starts from
 
     @classmethod
     def read(cls, folder: Path, name: str, overrides: Mapping[str, Any] | None = None) -> ModelInfo:
@@ -68,6 +72,11 @@ class ModelInfo:
         own = {**({} if generation else family_of(config).defaults), **config}, generation
         server = checked_overrides(overrides or {})
         settings = merged(*own, server)
+        front = None if spec.encoder is None else spec.encoder.front
+        speech = None
+        if front is not None and front.modality == "audio":
+            speech = Speech.read(config, generation)
+            settings.pop("forced_decoder_ids", None)
         if ignored := not_applied(settings):
             logger.warning("%s: the model's own decoding defaults that are not applied: %s", name, ignored)
         return cls(
@@ -75,6 +84,7 @@ class ModelInfo:
             family=spec.family,
             encoder_positions=None if spec.encoder is None else spec.encoder.max_positions,
             decoder_positions=spec.decoder.max_positions,
+            decoder_only=spec.encoder is None,
             encoder_vocab_size=None if spec.encoder is None else spec.encoder.vocab_size,
             vocab_size=spec.vocab_size,
             decoder_start_id=start if spec.encoder else None,
@@ -86,7 +96,14 @@ class ModelInfo:
                 for task, said in _tasks(config).items()
             },
             revision=revision_of(folder),
+            front=front,
+            speech=speech,
         )
+
+    @property
+    def modalities(self) -> frozenset[Modality]:
+        """What the encoder reads besides text."""
+        return frozenset() if self.front is None else frozenset([self.front.modality])
 
 
 def _tasks(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -11,6 +11,7 @@ import secrets
 from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -29,10 +30,12 @@ from tandem.params import BeamSearchParams, Params, SamplingParams
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
 from tandem.workers.requests.decoding import check_counts, check_ids, decoding_of, scoring_of
 from tandem.workers.requests.detokenizer import Vocabulary
+from tandem.workers.requests.media import MediaProcessor, read_processor
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.options import check_options
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.scoring import PreparedScore
+from tandem.workers.requests.speech import Opening
 from tandem.workers.requests.tasks import ResolvedTask, Tasks
 from tandem.workers.requests.tokenizer import DECODER_TOKENIZER, TextTokenizer, check_text, read_tokenizer
 
@@ -51,9 +54,10 @@ class RequestBuilder:
         tokenizer: PreTrainedTokenizerBase,
         limits: Limits = DEFAULT_LIMITS,
         target: PreTrainedTokenizerBase | None = None,
+        processor: MediaProcessor | None = None,
     ) -> None:
-        """target: the decoder's tokenizer, where it is another."""
-        self.info, self.limits = info, limits
+        """target: the decoder's tokenizer, where it is another. processor: of a model that reads media."""
+        self.info, self.limits, self.processor = info, limits, processor
         self.vocabulary = Vocabulary(tokenizer if target is None else target)
         self.tasks = Tasks.of(info, tokenizer)
         self.max_encoder_tokens = min(limits.encoder_tokens, info.encoder_positions or limits.encoder_tokens)
@@ -75,7 +79,8 @@ class RequestBuilder:
         folder = Path(folder)
         info = ModelInfo.read(folder, served_name, overrides)
         own = folder / DECODER_TOKENIZER
-        return cls(info, read_tokenizer(folder), limits, read_tokenizer(own) if own.is_dir() else None)
+        target = read_tokenizer(own) if own.is_dir() else None
+        return cls(info, read_tokenizer(folder), limits, target, read_processor(folder, info.front))
 
     def prepare(
         self,
@@ -100,7 +105,7 @@ class RequestBuilder:
         check_counts(params, self.limits)
 
         given = self._parse(prompt, task)
-        decoding = self._decoding(params, task, given.prefix)
+        decoding = replace(self._decoding(params, task, given.prefix), opening_ids=given.opening)
         self._check_answer(params.outputs, decoding)
 
         samples = params.n if isinstance(params, SamplingParams) else 1
@@ -148,6 +153,8 @@ class RequestBuilder:
         if not 0 < len(targets) <= self.limits.targets:
             raise InvalidRequest(f"1 to {self.limits.targets} targets, got {len(targets)}", field="targets")
         given = self._parse(prompt, task)
+        if given.opening:
+            raise InvalidRequest("is needed: targets follow it", field="source_language")
         ids = [
             self._target_ids(target, f"targets.{number}", given, task)
             for number, target in enumerate(targets)
@@ -194,8 +201,19 @@ class RequestBuilder:
         shown = _shown(encoder_side, names[0]), side and _shown(side, "decoder_prompt")
         media = encoder_side.media
         self._check_media(media, f"{before}multi_modal_data")
-        encoder_ids = self._prompt_ids(encoder_side, *names, task)
-        if self.info.encoder_vocab_size is not None:
+        if self.info.front is not None and self.info.encoder_vocab_size is None:
+            encoder_ids = self._media_ids(media, f"{before}multi_modal_data")
+            if not explicit:  # what is said beside the media is the decoder's
+                side, shown = (
+                    (encoder_side, (None, shown[0])) if _says(encoder_side) else (None, (None, None))
+                )
+            elif _says(encoder_side):
+                raise InvalidRequest(
+                    f"{self.info.name!r} reads no text, its decoder_prompt does", field=names[0]
+                )
+        else:
+            encoder_ids = self._prompt_ids(encoder_side, *names, task)
+        if not self.info.decoder_only:
             prefix = self._prefix(side, task)
             context = prefix[1:]
         elif explicit:
@@ -204,16 +222,43 @@ class RequestBuilder:
             context = prefix = encoder_ids
             encoder_ids, shown = [], (None, shown[0])
         encoder = EncoderInput(self._encoder_key(encoder_ids, media), tuple(encoder_ids), media=media)
-        return ParsedPrompt(encoder, encoder_ids, prefix, context, *shown)
+        opening: Opening = ()
+        if not context:
+            known = takewhile(lambda ids: len(ids) == 1, task.opening)
+            prefix = [*prefix, *(ids[0] for ids in known)]
+            opening = task.opening[len(prefix) - 1 :]
+        elif task.opening and task.said:
+            raise InvalidRequest("does not go with a decoder prompt, which says it", field=task.said)
+        # Placeholders of media are no tokens that a client could read.
+        placeholder = None if self.info.front is None else self.info.front.placeholder_id
+        encoder_ids = [token_id for token_id in encoder_ids if token_id != placeholder]
+        return ParsedPrompt(encoder, encoder_ids, prefix, context, *shown, opening)
+
+    def _media_ids(self, media: Sequence[Media], name: str) -> list[int]:
+        """The encoder's ids of an input of media alone: the front's placeholder at each position."""
+        assert self.processor is not None
+        assert self.info.front is not None
+        field = f"{name}.{self.info.front.modality}"
+        if not media:
+            raise InvalidRequest(
+                f"is needed: {self.info.name!r} reads {self.info.front.modality}", field=field
+            )
+        positions = sum(self.processor.positions(one, self.limits) for one in media)
+        if positions > self.max_encoder_tokens:
+            raise InvalidRequest(
+                f"{len(media)} take {positions} encoder positions, the limit is {self.max_encoder_tokens}",
+                field=field,
+            )
+        return [self.info.front.placeholder_id] * positions
 
     def _check_media(self, media: Sequence[Media], name: str) -> None:
         """What is known without decoding them: their kinds, number and bytes."""
         takes, limits = self.info.modalities, self.limits
         for modality in dict.fromkeys(one.modality for one in media):
             if modality not in takes:
-                known = " and ".join(["text", *sorted(takes)])
-                only = known if takes else f"{known} only"
-                raise InvalidRequest(f"{self.info.name!r} takes {only}", field=f"{name}.{modality}")
+                text = [] if takes and self.info.encoder_vocab_size is None else ["text"]
+                known = " and ".join([*text, *sorted(takes)])
+                raise InvalidRequest(f"{self.info.name!r} takes {known}", field=f"{name}.{modality}")
         if not media:
             return
         field = f"{name}.{media[-1].modality}"
@@ -352,6 +397,7 @@ class ParsedPrompt:
     context: list[int]  # the decoder prompt alone
     encoder_text: str | None  # as given, where it was text
     decoder_text: str | None
+    opening: Opening  # what follows the prefix and is for the model to say
 
 
 def sample_seed(seed: int, index: int) -> int:
@@ -361,6 +407,10 @@ def sample_seed(seed: int, index: int) -> int:
         return seed
     digest = hashlib.blake2b(seed.to_bytes(8, "little") + index.to_bytes(4, "little"), digest_size=8)
     return int.from_bytes(digest.digest(), "little") >> 1
+
+
+def _says(side: PromptSide) -> bool:
+    return bool(side.text) or side.token_ids is not None
 
 
 def _shown(side: PromptSide, name: str) -> str | None:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from tandem.errors import InvalidRequest
 from tandem.workers.requests.defaults import GenerationDefaults
 from tandem.workers.requests.languages import Language, language, languages_of
+from tandem.workers.requests.speech import Opening
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -52,6 +53,8 @@ class ResolvedTask:
     defaults: GenerationDefaults
     source: Language | None = None  # the input's, for a tokenizer that marks it
     target: Language | None = None  # likewise the output's
+    opening: Opening = ()  # what follows the decoder's start token, of a speech model
+    said: str | None = None  # the option of the request that the opening is from
 
 
 class Tasks:
@@ -68,7 +71,7 @@ class Tasks:
         pair: tuple[str, str] | None = None,
     ) -> None:
         """`languages` are those of the tokenizer, `pair` the only ones it knows."""
-        self._tasks, self._defaults = info.tasks, info.defaults
+        self._tasks, self._defaults, self._speech = info.tasks, info.defaults, info.speech
         self.languages: Mapping[str, Language] = languages or {}
         named = ((_TRANSLATION.fullmatch(name), name) for name in info.tasks)
         self.pairs = [Pair(match[1], match[2], name) for match, name in named if match]
@@ -95,6 +98,14 @@ class Tasks:
         target_language: str | None = None,
     ) -> ResolvedTask:
         """Raises InvalidRequest, naming the field and what there is, for what the model has not."""
+        if self._speech is not None:
+            if target_language is not None:
+                raise InvalidRequest(
+                    "is English where task is translate, else the source's", field="target_language"
+                )
+            opening = self._speech.opening(source_language, task)
+            said = "source_language" if source_language is not None else "task" if task is not None else None
+            return ResolvedTask(task=task, prefix="", defaults=self._defaults, opening=opening, said=said)
         if task is not None and task not in self._tasks:
             there = f"it has {', '.join(self._tasks)}" if self._tasks else "it declares none"
             raise InvalidRequest(f"{task[:60]!r} is not a task of this model; {there}", field="task")

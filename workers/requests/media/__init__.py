@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol
 
 from tandem.inputs import Media, Modality
 from tandem.limits import Limits
-from tandem.workers.models.spec import FrontSpec, ModelSpec
+from tandem.workers.models.spec import FrontSpec
 from tandem.workers.request import EncoderInput
 from tandem.workers.requests.media.audio import AudioProcessor
 
@@ -40,9 +40,8 @@ class MediaProcessor(Protocol):
 _KINDS: Final[dict[Modality, Callable[[Path, FrontSpec], MediaProcessor]]] = {"audio": AudioProcessor.read}
 
 
-def read_processor(folder: Path, spec: ModelSpec) -> MediaProcessor | None:
-    """The processor of a model's folder; None for a model of text. Raises ModelLoadError."""
-    front = None if spec.encoder is None else spec.encoder.front
+def read_processor(folder: Path, front: FrontSpec | None) -> MediaProcessor | None:
+    """The processor in a model's folder; None for a model of text. Raises ModelLoadError."""
     return None if front is None else _KINDS[front.modality](folder, front)
 
 
