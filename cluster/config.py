@@ -66,7 +66,6 @@ class ServeConfig:
     num_pages: int | None = None
     draft_tokens: int = 7  # guessed for a sequence in a step; 0: none
     check_invariants: bool = False
-    simulated_step_ms: float | None = None
 
     # The router, for each ingress replica
     encoder_cache_bytes: int = 256 * 2**20  # hidden states kept alive for reuse; 0: none
@@ -141,7 +140,6 @@ class ServeConfig:
             with_encoder=self.placement == "colocated",
             draft_tokens=self.draft_tokens,
             check_invariants=self.check_invariants,
-            simulated_step_ms=self.simulated_step_ms,
         )
 
     @property

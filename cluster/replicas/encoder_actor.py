@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple, Protocol
 
@@ -13,7 +14,8 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import BatchSummary, PackedHidden, pack
 from tandem.cluster.replicas.threads import use_cpus
 from tandem.errors import Unavailable
-from tandem.workers.execution.simulated import make_encoder
+from tandem.workers.config import EngineConfig
+from tandem.workers.execution.encoder import Encoder
 
 QUEUE_REPORT_S = 10.0  # how long a router's last report of its queue counts
 
@@ -26,21 +28,18 @@ class EncoderLoad(NamedTuple):
 
 
 class PackedEncoder(Protocol):
-    """The part of `workers.encoder.Encoder` that is used here."""
+    """The part of `workers.execution.encoder.Encoder` that is used here."""
 
-    def encode(self, inputs: list[list[int]]) -> torch.Tensor: ...
-
-
-def load(config: ServeConfig) -> PackedEncoder:
-    use_cpus(config.encoder_cpus, config.workers_at_once)
-    return make_encoder(config.engine_config())
+    def encode(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor: ...
 
 
 class EncoderActor:
     """An async actor. Batches wait here in order of arrival; routers keep that queue short."""
 
-    def __init__(self, config: ServeConfig) -> None:
-        self._config = config
+    def __init__(
+        self, config: ServeConfig, make_encoder: Callable[[EngineConfig], PackedEncoder] = Encoder
+    ) -> None:
+        self._config, self._make_encoder = config, make_encoder
         # One thread: batches would only slow each other down, and a CUDA device is chosen per thread.
         self._thread = ThreadPoolExecutor(1, "encoder")
         self._waiting: dict[int, int] = {}  # batch number -> tokens, the running one first
@@ -52,7 +51,11 @@ class EncoderActor:
     async def start(self) -> None:
         """Loads the model. Raises ModelLoadError."""
         loop = asyncio.get_running_loop()
-        self._encoder = await loop.run_in_executor(self._thread, load, self._config)
+        self._encoder = await loop.run_in_executor(self._thread, self._load)
+
+    def _load(self) -> PackedEncoder:
+        use_cpus(self._config.encoder_cpus, self._config.workers_at_once)
+        return self._make_encoder(self._config.engine_config())
 
     async def encode(
         self, inputs: list[list[int]], router_id: str, queued_tokens: int

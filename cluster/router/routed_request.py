@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 from tandem.cluster.handoff import HiddenSlice
 from tandem.cluster.messages import WireDelta
 from tandem.errors import HiddenStatesLost, TandemError, Unavailable
+from tandem.limits import PRIORITY_S
 from tandem.outputs import FinishReason, TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest, Hypothesis
-from tandem.workers.scheduling.scheduler import PRIORITY_S
 
 if TYPE_CHECKING:
     from tandem.cluster.router.engine_link import EngineLink

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 import torch
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import unpack
-from tandem.cluster.replicas import encoder_actor
 from tandem.cluster.replicas.encoder_actor import EncoderActor, EncoderLoad
 from tandem.errors import Unavailable
 
@@ -21,9 +20,9 @@ class SlowEncoder:
 
     def __init__(self) -> None:
         self.go_on = threading.Semaphore(0)
-        self.seen: list[list[list[int]]] = []
+        self.seen: list[Sequence[Sequence[int]]] = []
 
-    def encode(self, inputs: list[list[int]]) -> torch.Tensor:
+    def encode(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
         self.seen.append(inputs)
         assert self.go_on.acquire(timeout=10)
         if inputs == [[13]]:
@@ -32,14 +31,14 @@ class SlowEncoder:
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> SlowEncoder:
-    encoder = SlowEncoder()
-    monkeypatch.setattr(encoder_actor, "load", lambda _: encoder)
-    return encoder
+def slow() -> SlowEncoder:
+    return SlowEncoder()
 
 
-async def started(**config: float) -> EncoderActor:
-    actor = EncoderActor(ServeConfig(**config))  # type: ignore[arg-type]
+async def started(encoder: SlowEncoder, **config: float) -> EncoderActor:
+    # As many threads as there are: the other tests' torch is this one.
+    threads = float(torch.get_num_threads())
+    actor = EncoderActor(ServeConfig(encoder_cpus=threads, **config), lambda _: encoder)  # type: ignore[arg-type]
     await actor.start()
     return actor
 
@@ -51,7 +50,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 
 async def test_batches_are_encoded_one_at_a_time_in_order(slow: SlowEncoder) -> None:
-    actor = await started()
+    actor = await started(slow)
     first = asyncio.create_task(actor.encode([[1, 2], [3]], "router", 7))
     second = asyncio.create_task(actor.encode([[4]], "router", 5))
     await until(lambda: len(slow.seen) == 1)
@@ -67,7 +66,7 @@ async def test_batches_are_encoded_one_at_a_time_in_order(slow: SlowEncoder) -> 
 
 
 async def test_draining_finishes_what_is_there_and_refuses_the_rest(slow: SlowEncoder) -> None:
-    actor = await started()
+    actor = await started(slow)
     running = asyncio.create_task(actor.encode([[1]], "router", 0))
     await until(lambda: len(slow.seen) == 1)
     draining = asyncio.create_task(actor.drain())
@@ -82,7 +81,7 @@ async def test_draining_finishes_what_is_there_and_refuses_the_rest(slow: SlowEn
 
 async def test_a_batch_that_fails_leaves_the_encoder_working(slow: SlowEncoder) -> None:
     slow.go_on.release(2)
-    actor = await started()
+    actor = await started(slow)
     with pytest.raises(ValueError, match="unlucky"):
         await actor.encode([[13]], "router", 0)
     packed, _ = await actor.encode([[14]], "router", 0)
@@ -91,7 +90,7 @@ async def test_a_batch_that_fails_leaves_the_encoder_working(slow: SlowEncoder) 
 
 
 async def test_a_batch_that_hangs_fails_the_health(slow: SlowEncoder) -> None:
-    actor = await started(stall_timeout_s=0.05)
+    actor = await started(slow, stall_timeout_s=0.05)
     await asyncio.sleep(0.1)
     await actor.progress()  # idle is no stall
     running = asyncio.create_task(actor.encode([[1]], "router", 0))
