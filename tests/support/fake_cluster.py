@@ -162,6 +162,8 @@ class FakeReference:
         return reference
 
     def arrive(self, value: object) -> None:
+        if self._arrived.done():  # lost before it was made
+            return
         if isinstance(value, BaseException):
             self._arrived.set_exception(value)
         else:
