@@ -34,8 +34,8 @@ from simulated import SimulatedEncoder, simulated_decoder, simulated_runner
 from simulation import Costs, Outcome, Shape, Simulation, Traffic
 
 from tandem import AsyncClient
+from tandem.cluster.endpoints import Endpoints
 from tandem.cluster.handoff import pack
-from tandem.cluster.serve_compat.endpoints import Endpoints
 from tandem.quickstart import PATH as QUICKSTART
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
