@@ -5,9 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tandem.cluster.handoff import HiddenSlice
-from tandem.errors import TandemError
-from tandem.outputs import FinishReason, TokenLogprobs
-from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats, Hypothesis
+from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
 
 HEARTBEAT_S = 1.0  # an idle engine still sends its stats this often
 # A router that is silent this long is gone: its requests are cancelled. It renews five times as often.
@@ -34,20 +32,6 @@ class Submission(NamedTuple):
     hidden: HiddenSlice | None  # None: the engine encodes by itself
 
 
-class WireDelta(NamedTuple):
-    """A `Delta` as a router gets it. It travels as a list, see `StepMessage`."""
-
-    request_id: str
-    token_ids: list[int]
-    logprobs: list[TokenLogprobs] | None
-    finish_reason: FinishReason | None
-    stop_reason: int | None
-    error: TandemError | None
-    queued_s: float | None
-    hypotheses: list[Hypothesis] | None
-    prompt_logprobs: list[TokenLogprobs] | None
-
-
 class HandoffTotals(NamedTuple):
     """Hidden states that an engine has read from its node's object store. These only grow."""
 
@@ -63,33 +47,18 @@ class StepMessage(NamedTuple):
     accepting: bool  # False: draining, submissions are refused
     stats: EngineStats
     handoff: HandoffTotals
-    deltas: list[WireDelta]
+    deltas: list[Delta]
 
 
 def packed_message(
     accepting: bool, stats: EngineStats, handoff: HandoffTotals, deltas: list[list[object]]
 ) -> list[object]:
-    """A `StepMessage` as it travels."""
+    """A `StepMessage` as it travels. `deltas` are `list(delta)` of each."""
     return [accepting, list(stats), list(handoff), deltas]
 
 
 def read_message(packed: list[Any]) -> StepMessage:
     accepting, stats, handoff, deltas = packed
     return StepMessage(
-        accepting, EngineStats(*stats), HandoffTotals(*handoff), [WireDelta(*delta) for delta in deltas]
+        accepting, EngineStats(*stats), HandoffTotals(*handoff), [Delta(*delta) for delta in deltas]
     )
-
-
-def packed_delta(delta: Delta) -> list[object]:
-    """A `WireDelta` as it travels."""
-    return [
-        delta.request_id,
-        delta.token_ids,
-        delta.logprobs,
-        delta.finish_reason,
-        delta.stop_reason,
-        delta.error,
-        delta.queued_s,
-        delta.hypotheses,
-        delta.prompt_logprobs,
-    ]

@@ -81,7 +81,7 @@ def serve_settings(config: ServeConfig) -> dict[str, str]:
         # for every request and every part of an answer.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # Read before our own limit is looked at, and it bounds answers as well.
-        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(4 * config.limits.message_bytes),
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.limits.transport_bytes),
         **grpc_address.settings(config.host),
     }
     if min(config.encoder_cpus, config.decoder_cpus) < 1:

@@ -21,7 +21,7 @@ import ray
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch
-from tandem.cluster.messages import LEASE_S, HandoffTotals, Submission, packed_delta, packed_message
+from tandem.cluster.messages import LEASE_S, HandoffTotals, Submission, packed_message
 from tandem.cluster.replicas.engine_thread import EngineThread, StepEngine
 from tandem.cluster.replicas.router_link import RouterLink
 from tandem.cluster.replicas.step_inbox import StepInbox
@@ -245,7 +245,7 @@ class EngineActor:
         for delta in deltas:
             if (live := self._live.get(delta.request_id)) is None:
                 continue
-            live.link.push(packed_delta(delta))
+            live.link.push(list(delta))
             if delta.last:
                 del self._live[delta.request_id]
                 live.link.requests.discard(delta.request_id)

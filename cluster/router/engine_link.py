@@ -137,7 +137,7 @@ class EngineLink:
         for delta in message.deltas:
             if (routed := self.routed_requests.get(delta.request_id)) is None:
                 continue
-            if delta.finish_reason is not None or delta.error is not None:
+            if delta.last:
                 self._remove(delta.request_id)
             routed.deliver(delta)
         self.stats, self.handoff = message.stats, message.handoff

@@ -156,13 +156,6 @@ def raw(server: Server, data: bytes, method: str = "Generate") -> grpc.RpcError:
         return caught.value
 
 
-def test_grpc_both_text_and_ids(server: Server) -> None:
-    request = pb.GenerateRequest(encoder_prompt={"text": GOOD, "token_ids": {"ids": [5, 1]}})
-    error: Any = raw(server, request.SerializeToString())
-    assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
-    assert "encoder_prompt" in error.details()
-
-
 def test_grpc_no_prompt(server: Server) -> None:
     error: Any = raw(server, b"")
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT

@@ -192,7 +192,7 @@ def test_generate(ask: Ask, servicer: Servicer) -> None:
     assert servicer.requests == [
         pb.GenerateRequest(
             model="m",
-            encoder_prompt=pb.Prompt(text="Grüße"),
+            encoder_prompt=pb.EncoderPrompt(text="Grüße"),
             decoder_prompt=pb.Prompt(text="Le"),
             sampling_params=pb.SamplingParams(max_tokens=5),
             priority=2,
@@ -210,13 +210,13 @@ def test_score(ask: Ask, servicer: Servicer) -> None:
     assert servicer.requests == [
         pb.ScoreRequest(
             model="m",
-            encoder_prompt=pb.Prompt(text="one"),
+            encoder_prompt=pb.EncoderPrompt(text="one"),
             targets=[pb.Prompt(text="eins"), pb.Prompt(token_ids=pb.TokenIds(ids=[7, 1]))],
             priority=2,
             timeout_ms=7000,
         ),
         pb.ScoreRequest(
-            encoder_prompt=pb.Prompt(text="one"),
+            encoder_prompt=pb.EncoderPrompt(text="one"),
             decoder_prompt=pb.Prompt(text="ei"),
             targets=[pb.Prompt(text="ns")],
             timeout_ms=60_000,

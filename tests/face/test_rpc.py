@@ -43,7 +43,7 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def test_a_well_formed_message_is_read() -> None:
-    request = pb.GenerateRequest(encoder_prompt=pb.Prompt(text="Grüße"), timeout_ms=5)
+    request = pb.GenerateRequest(encoder_prompt=pb.EncoderPrompt(text="Grüße"), timeout_ms=5)
     assert parse(pb.GenerateRequest, request.SerializeToString(), LIMIT) == request
 
 

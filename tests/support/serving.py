@@ -53,20 +53,20 @@ def channel(endpoints: Endpoints) -> grpc.Channel:
 
 def ids_request(ids: list[int], **params: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(
-        encoder_prompt=pb.Prompt(token_ids=pb.TokenIds(ids=ids)),
+        encoder_prompt=pb.EncoderPrompt(token_ids=pb.TokenIds(ids=ids)),
         sampling_params=pb.SamplingParams(**params),
     )
 
 
 def text_request(text: str, **params: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(
-        encoder_prompt=pb.Prompt(text=text), sampling_params=pb.SamplingParams(**params)
+        encoder_prompt=pb.EncoderPrompt(text=text), sampling_params=pb.SamplingParams(**params)
     )
 
 
 def text_stream(text: str, **params: Any) -> pb.GenerateStreamRequest:
     return pb.GenerateStreamRequest(
-        encoder_prompt=pb.Prompt(text=text), sampling_params=pb.SamplingParams(**params)
+        encoder_prompt=pb.EncoderPrompt(text=text), sampling_params=pb.SamplingParams(**params)
     )
 
 
