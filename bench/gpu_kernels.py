@@ -48,7 +48,7 @@ TINY = Shapes(64, 96, 2, 32, batch=4, source=9, target=5, packed=18)
 
 @dataclass(frozen=True)
 class Case:
-    """An op on inputs of some shape. Its reads and writes are counted once each, see docs/kernels.md."""
+    """An op on inputs of some shape. Its reads and writes are counted once each, see docs/add-a-kernel.md."""
 
     op: str
     shape: str
