@@ -30,8 +30,8 @@ ORDER = (
     "tandem.cluster.ingress",
     "tandem.cluster.router",
     "tandem.cluster.replicas",
-    "tandem.cluster.serve_compat",
     "tandem.cluster",
+    "tandem.cluster.serve_compat",
     "tandem.protocol",
     "tandem.workers",
     "tandem.workers.execution",
@@ -41,7 +41,8 @@ ORDER = (
     "tandem.workers.scheduling",
     "tandem.workers.distributed tandem.workers.config tandem.workers.request",
     "tandem.kernels",
-    "tandem.errors tandem.limits tandem.params tandem.inputs tandem.outputs tandem.quickstart tandem.v1",
+    "tandem.errors tandem.limits tandem.params tandem.inputs tandem.outputs tandem.media tandem.quickstart "
+    "tandem.v1",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 
