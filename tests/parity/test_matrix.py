@@ -83,7 +83,7 @@ def test_exact(
 
 @pytest.mark.parametrize("family", VARIANTS)
 def test_outputs_are_worth_comparing(family: str, cases: Callable[[str], Cases]) -> None:
-    """They differ from prompt to prompt and from token to token, some end early and others run on."""
+    """Answers differ from prompt to prompt and from token to token, some end early and others run on."""
     first = [case.answers[0] for mode in cases(family).values() for case in mode]
     reasons = Counter(answer.finish_reason for answer in first)
     assert min(reasons["stop"], reasons["length"]) >= 4

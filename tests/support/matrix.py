@@ -25,10 +25,10 @@ LENGTHS = (1, 2, 3, 7, 16, 33, 90, 149)  # tokens of a prompt, before EOS
 class Asked:
     """One request."""
 
-    length: int = 7  # of its prompt
+    length: int = 7  # tokens of its prompt
     max_tokens: int = 14
-    ours: Mapping[str, Any] = field(default_factory=dict)  # of Decoding
-    theirs: Mapping[str, Any] = field(default_factory=dict)  # of generate
+    ours: Mapping[str, Any] = field(default_factory=dict)  # fields of Decoding
+    theirs: Mapping[str, Any] = field(default_factory=dict)  # arguments of generate
     beams: BeamSearch | None = None
     decoder_prompt: tuple[int, ...] = ()
     ban: int = 0  # how many of the tokens that its answer would begin with are made a bad word
