@@ -144,7 +144,7 @@ def replicas(deployment: str) -> int:
 
 @pytest.fixture(scope="module")
 def endpoint_of(started: tuple[launch.RunningCluster, ServeConfig]) -> Callable[[int, int], str]:
-    """An endpoint with this many decoders of a tensor-parallel size; the last test's cluster, if it has them."""
+    """An endpoint with this many decoders of a tensor-parallel size; the last test's, if it has them."""
     cluster, first = started
 
     @lru_cache(maxsize=1)
