@@ -64,7 +64,7 @@ def headline() -> str:
          f"**{over_ctranslate2} ×** CTranslate2's tokens/s in int8, {over_transformers} × transformers' "
          "in float32"],
         ["Encoders and decoders as separate deployments that scale by themselves; an input is encoded once, "
-         "whoever asks",
+         "whichever decoders answer",
          f"**{mixed} ×** the tokens/s of the same two workers colocated, on mixed requests"],
         ["The tokens and beams of `transformers.generate` whatever the batch: preempted, resumed, "
          "tensor-parallel",
