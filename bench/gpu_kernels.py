@@ -17,7 +17,7 @@ from tandem.kernels import RowGroups, decode_rows, reference
 
 REACH = 128  # of T5's bias
 PAGE = 64  # positions
-# Of the largest entry: the twins round after each operator, the kernels once.
+# Relative to the largest entry: the twins round after each operator, the kernels once.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 Op = Callable[..., Any]
@@ -25,7 +25,7 @@ Op = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Shapes:
-    """Those of a model and of a batch of it."""
+    """The shapes of a model and of a batch."""
 
     d_model: int
     d_ff: int
@@ -38,7 +38,7 @@ class Shapes:
 
     @property
     def inputs(self) -> int:
-        """Encoder inputs in the encoder's batch."""
+        """How many encoder inputs are in the encoder's batch."""
         return self.packed // self.source
 
 
@@ -48,7 +48,7 @@ TINY = Shapes(64, 96, 2, 32, batch=4, source=9, target=5, packed=18)
 
 @dataclass(frozen=True)
 class Case:
-    """An op on inputs of some shape. Its reads and writes are counted once each, see docs/kernels.md."""
+    """An op on inputs of some shape. Reads and writes are counted once each, see docs/add-a-kernel.md."""
 
     op: str
     shape: str
@@ -75,7 +75,7 @@ class Case:
 
 
 def difference(found: Any, expected: Any) -> float:
-    """The largest one, of the largest entry. Raises AssertionError where it is too large."""
+    """The largest difference, relative to the largest entry. Raises AssertionError where it is too large."""
     if not isinstance(found, tuple):
         found, expected = (found,), (expected,)
     worst = 0.0
@@ -87,7 +87,7 @@ def difference(found: Any, expected: Any) -> float:
 
 
 def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """One after another: the inputs of one that is done are let go."""
+    """The cases one after another: a finished case's inputs are freed."""
     torch.manual_seed(0)
     s, b = shapes, dtype.itemsize
 
@@ -141,7 +141,7 @@ def _paged(
 ) -> Case:  # fmt: skip
     """`rows` queries of each sequence, over pages that lie anywhere."""
     pages = -(-length // PAGE)
-    # As the pool of an engine is, see EngineConfig.kv_dtype.
+    # In the dtype of an engine's pool, see EngineConfig.kv_dtype.
     kv = torch.float32 if device.type == "cpu" else dtype
     k, v = torch.randn(2, sequences * pages, s.heads, PAGE, s.dim, device=device, dtype=kv)
     order = torch.randperm(sequences * pages, device=device).view(sequences, pages).int()
@@ -180,7 +180,7 @@ def _written(s: Shapes, device: torch.device, dtype: torch.dtype) -> Case:
 
 
 def _sequences(s: Shapes, device: torch.device) -> Tensor:
-    """As many as are decoded, of sources that are all alike."""
+    """A batch's table of sequences, whose sources repeat one token."""
     width = decode_rows.SOURCE + s.source
     sequences = torch.zeros(s.batch, width, dtype=torch.int64, device=device)
     sequences[:, decode_rows.LENGTH] = s.source
@@ -199,7 +199,7 @@ def _laid_out(s: Shapes, device: torch.device) -> Case:
     rows = torch.stack([slots, slots * 0 + s.target - 1, slots, slots * 0 - 1])
 
     def gather_rows(module: Any) -> tuple[Tensor, ...]:
-        # The twin is beside the table.
+        # The twin is in the same file as the table.
         placed = (decode_rows if module is reference else module).gather_rows(rows, tables, beams=False)
         return placed.write_slots.float(), placed.lengths.float(), placed.cross_lengths.float()
 
@@ -208,7 +208,7 @@ def _laid_out(s: Shapes, device: torch.device) -> Case:
 
 
 def _followed(s: Shapes, device: torch.device) -> Case:
-    """Each sequence says what its source is full of, and goes on behind the last of it."""
+    """Each sequence says the token that its source repeats, and its match is at the source's end."""
     states = _sequences(s, device), _sequences(s, device)
     slots = torch.arange(s.batch, device=device)
     rows = torch.stack([slots, slots * 0 - 1, slots * 0 + 1, slots])

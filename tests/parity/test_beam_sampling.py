@@ -31,7 +31,7 @@ def config(folder: Path, **options: Any) -> EngineConfig:
 
 
 def requests(start: int, count: int, **options: Any) -> list[EngineRequest]:
-    """Of different prompts, widths and seeds."""
+    """Requests with different prompts, widths and seeds."""
     rng = random.Random(7)
     made = []
     for number in range(count):
@@ -128,7 +128,7 @@ def test_over_many_seeds_beams_are_distributed_as_transformers(folder: Path) -> 
         theirs = Counter(tuple(ids[: ids.index(EOS) + 1] if EOS in ids else ids) for ids in out)
         assert len(theirs) > 8, "something is left to chance"
         apart = sum(abs(ours[ids] - theirs[ids]) for ids in ours | theirs) / 2 / tries
-        # Two samples of one distribution over so many outcomes are about this far apart.
+        # Two samples of one distribution over this many outcomes are about this far apart.
         expected = sum((theirs[ids] / tries / torch.pi / tries) ** 0.5 for ids in theirs)
         assert apart < 2 * expected + 0.02, (apart, expected)
 

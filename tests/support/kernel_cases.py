@@ -92,7 +92,7 @@ def paged(
         return (torch.randn(*shape, generator=gen) * 0.6).to(dtype)
 
     counts = [-(-n // page) for n in lengths]
-    # Page 0 belongs to nobody: the table's unused entries name it.
+    # Page 0 belongs to no sequence: the table's unused entries name it.
     pages = torch.randperm(sum(counts), generator=gen) + 1
     width = max(1, *counts) + 1
     page_table = torch.zeros(len(lengths), width, dtype=torch.int32)
@@ -121,8 +121,8 @@ def paged(
 
 
 def scattered(case: Paged, lengths: Sequence[int], seed: int = 0) -> Tensor:
-    """The histories of the case's rows as beams, one row a sequence: int32 [N, M], each key the one at its
-    position of any of the sequences. Changes `case.k` and `case.v` to what that makes of them."""
+    """The case's rows as beams, one row a sequence: cells int32 [N, M], where each key is any sequence's
+    key at its position. Changes `case.k` and `case.v` to the histories that result."""
     rng = torch.Generator().manual_seed(seed)
     page = case.k_pages.shape[2]
     table = case.page_table.cpu()

@@ -254,7 +254,7 @@ def test_a_graph_knows_nothing_of_the_step_it_was_captured_in(
 def test_a_decoder_layer_is_thirteen_kernels(
     variant: str, layers: str, checkpoint: Callable[..., Path], traced: list[Traced]
 ) -> None:
-    """docs/kernels.md lists them."""
+    """docs/add-a-kernel.md lists them."""
     for count in (2, 3):
         folder = str(checkpoint(variant, **{layers: count}))
         Runner(EngineConfig(folder, device="cpu", max_num_seqs=1, cuda_graphs=True), Group())
