@@ -81,7 +81,6 @@ class ServeConfig:
     async_encode: bool | None = EngineConfig.async_encode  # only where the engine encodes by itself
     cuda_graphs: bool | None = EngineConfig.cuda_graphs
     check_invariants: bool = EngineConfig.check_invariants
-    simulated_step_ms: float | None = None
 
     # The router, for each ingress replica
     encoder_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20  # hidden states kept for reuse; 0: none

@@ -22,6 +22,8 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from tandem.cluster.app import INGRESS, SUPERVISOR_CPUS, application, resolve_auto
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.endpoints import Endpoints, read_endpoints, serving
+from tandem.cluster.replicas.decoder import Decoder
+from tandem.cluster.replicas.encoder import Encoder
 from tandem.cluster.serve_compat.controller import begin_delete, serve_runs
 from tandem.cluster.serve_compat.driver import stop_printing_errors
 from tandem.cluster.start import check_joined, start_ray, start_serve
@@ -81,10 +83,16 @@ class RunningCluster:
         self.close()
 
     def deploy(
-        self, config: ServeConfig, *, ingress: type[Any] | None = None, timeout_s: float = 600.0
+        self,
+        config: ServeConfig,
+        *,
+        ingress: type[Any] | None = None,
+        encoder: type[Encoder] = Encoder,
+        decoder: type[Decoder] = Decoder,
+        timeout_s: float = 600.0,
     ) -> Endpoints:
         """Replaces the application and returns when it answers. The previous one is drained first: one model
-        at a time. For an update without a gap use Serve's own means.
+        at a time. For an update without a gap use Serve's own means. The classes are `application`'s.
 
         Raises ModelLoadError where there is no model of that name here, Unavailable where the application
         does not become healthy, with what Serve says about it.
@@ -94,8 +102,9 @@ class RunningCluster:
         if self._is_this_machine:
             _refuse_what_does_not_fit(config)
         self._config = config
+        app = application(config, ingress, encoder=encoder, decoder=decoder)
         ray_serve.run_many(
-            [ray_serve.RunTarget(application(config, ingress), name=APPLICATION, route_prefix="/")],
+            [ray_serve.RunTarget(app, name=APPLICATION, route_prefix="/")],
             wait_for_applications_running=False,
         )
         deadline = time.monotonic() + timeout_s

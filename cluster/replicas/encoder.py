@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol
 
 import torch
 
@@ -15,7 +16,8 @@ from tandem.cluster.messages import read_input
 from tandem.cluster.replicas.supervisor import Supervisor
 from tandem.cluster.replicas.threads import use_cpus
 from tandem.errors import Unavailable
-from tandem.workers.execution.simulated import make_encoder
+from tandem.workers.config import EngineConfig
+from tandem.workers.execution import encoder
 from tandem.workers.request import EncoderInput
 
 QUEUE_REPORT_S = 10.0  # a router's last report of its queue counts this long
@@ -31,17 +33,19 @@ class EncoderLoad(NamedTuple):
 class PackedEncoder(Protocol):
     """The part of `workers.execution.encoder.Encoder` that is used here."""
 
-    def encode(self, inputs: list[tuple[int, ...]]) -> torch.Tensor: ...
+    def encode(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor: ...
 
 
 class Encoder(Supervisor):
     """A replica. Its group is one `EncoderActor`."""
 
+    # What encodes. Measurements derive a class with something else in its place, like `Decoder.make_runner`.
+    make_encoder: ClassVar[Callable[[EngineConfig], PackedEncoder]] = encoder.Encoder
     _progress: EncoderLoad | None
 
     def __init__(self, config: ServeConfig) -> None:
         super().__init__(config)
-        self._spawn(EncoderActor, config.encoder_cpus, config.encoder_gpus, config)
+        self._spawn(EncoderActor, config.encoder_cpus, config.encoder_gpus, config, type(self).make_encoder)
 
     async def _start(self) -> None:
         await self._group[0].start.remote()
@@ -52,16 +56,13 @@ class Encoder(Supervisor):
         return {} if load is None else dict(load._asdict())
 
 
-def load(config: ServeConfig) -> PackedEncoder:
-    use_cpus(config.encoder_cpus, config.workers_at_once)
-    return make_encoder(config.engine_config())
-
-
 class EncoderActor:
     """An async actor. Batches run one at a time, in order of arrival; routers keep that queue short."""
 
-    def __init__(self, config: ServeConfig) -> None:
-        self._config = config
+    def __init__(
+        self, config: ServeConfig, make_encoder: Callable[[EngineConfig], PackedEncoder] = encoder.Encoder
+    ) -> None:
+        self._config, self._make_encoder = config, make_encoder
         # One thread: batches in parallel would slow each other down, and a CUDA device is chosen per thread.
         self._thread = ThreadPoolExecutor(1, "encoder")
         self._waiting: dict[int, int] = {}  # batch number -> tokens, the running one first
@@ -73,7 +74,11 @@ class EncoderActor:
     async def start(self) -> None:
         """Loads the model. Raises ModelLoadError."""
         loop = asyncio.get_running_loop()
-        self._encoder = await loop.run_in_executor(self._thread, load, self._config)
+        self._encoder = await loop.run_in_executor(self._thread, self._load)
+
+    def _load(self) -> PackedEncoder:
+        use_cpus(self._config.encoder_cpus, self._config.workers_at_once)
+        return self._make_encoder(self._config.engine_config())
 
     async def encode(
         self, packed_inputs: list[list[Any]], router_id: str, queued_tokens: int

@@ -11,9 +11,9 @@ from typing import Protocol
 from tandem.cluster.handoff import HiddenSlice
 from tandem.cluster.messages import WireDelta
 from tandem.errors import HiddenStatesLost, TandemError, Unavailable
+from tandem.limits import PRIORITY_S
 from tandem.outputs import FinishReason, TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest, Hypothesis
-from tandem.workers.scheduling.scheduler import PRIORITY_S
 
 # The engine ends a late request itself and says how far it got; the router waits this long for it.
 DEADLINE_GRACE_S = 2.0

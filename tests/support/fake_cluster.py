@@ -139,7 +139,7 @@ class FakeEngine:
         rows = len(self._rows)
         running = min(rows, self.slots)
         return EngineStats(
-            running, rows - running, self.slots, 100 - running, 100, 0, self._steps, 0, 0, 0, 0, 0
+            running, rows - running, self.slots, 100 - running, 100, 0, self._steps, 0, 0, 0, 0, 0, {}
         )
 
     def close(self) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -13,7 +13,6 @@ import torch
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import unpack
 from tandem.cluster.messages import packed_input, read_input
-from tandem.cluster.replicas import encoder as encoder_module
 from tandem.cluster.replicas.encoder import EncoderActor, EncoderLoad
 from tandem.errors import Unavailable
 from tandem.workers.request import EncoderInput
@@ -24,9 +23,9 @@ class SlowEncoder:
 
     def __init__(self) -> None:
         self.go_on = threading.Semaphore(0)
-        self.seen: list[list[tuple[int, ...]]] = []
+        self.seen: list[Sequence[Sequence[int]]] = []
 
-    def encode(self, inputs: list[tuple[int, ...]]) -> torch.Tensor:
+    def encode(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
         self.seen.append(inputs)
         assert self.go_on.acquire(timeout=10)
         if inputs == [(13,)]:
@@ -35,18 +34,18 @@ class SlowEncoder:
 
 
 @pytest.fixture
-def slow(monkeypatch: pytest.MonkeyPatch) -> SlowEncoder:
-    encoder = SlowEncoder()
-    monkeypatch.setattr(encoder_module, "load", lambda _: encoder)
-    return encoder
+def slow() -> SlowEncoder:
+    return SlowEncoder()
 
 
 def packed(inputs: list[list[int]]) -> list[list[Any]]:
     return [packed_input(EncoderInput("key", tuple(ids))) for ids in inputs]
 
 
-async def started(**config: float) -> EncoderActor:
-    actor = EncoderActor(ServeConfig(**config))  # type: ignore[arg-type]
+async def started(encoder: SlowEncoder, **config: float) -> EncoderActor:
+    # As many threads as there are: the other tests' torch is this one.
+    threads = float(torch.get_num_threads())
+    actor = EncoderActor(ServeConfig(encoder_cpus=threads, **config), lambda _: encoder)  # type: ignore[arg-type]
     await actor.start()
     return actor
 
@@ -63,7 +62,7 @@ def test_an_input_arrives_as_it_was() -> None:
 
 
 async def test_batches_are_encoded_one_at_a_time_in_order(slow: SlowEncoder) -> None:
-    actor = await started()
+    actor = await started(slow)
     first = asyncio.create_task(actor.encode(packed([[1, 2], [3]]), "router", 7))
     second = asyncio.create_task(actor.encode(packed([[4]]), "router", 5))
     await until(lambda: len(slow.seen) == 1)
@@ -79,7 +78,7 @@ async def test_batches_are_encoded_one_at_a_time_in_order(slow: SlowEncoder) -> 
 
 
 async def test_draining_finishes_what_is_there_and_refuses_the_rest(slow: SlowEncoder) -> None:
-    actor = await started()
+    actor = await started(slow)
     running = asyncio.create_task(actor.encode(packed([[1]]), "router", 0))
     await until(lambda: len(slow.seen) == 1)
     draining = asyncio.create_task(actor.drain())
@@ -94,7 +93,7 @@ async def test_draining_finishes_what_is_there_and_refuses_the_rest(slow: SlowEn
 
 async def test_a_batch_that_fails_leaves_the_encoder_working(slow: SlowEncoder) -> None:
     slow.go_on.release(2)
-    actor = await started()
+    actor = await started(slow)
     with pytest.raises(ValueError, match="unlucky"):
         await actor.encode(packed([[13]]), "router", 0)
     hidden, _ = await actor.encode(packed([[14]]), "router", 0)
@@ -103,7 +102,7 @@ async def test_a_batch_that_fails_leaves_the_encoder_working(slow: SlowEncoder) 
 
 
 async def test_a_batch_that_hangs_fails_the_health(slow: SlowEncoder) -> None:
-    actor = await started(stall_timeout_s=0.05)
+    actor = await started(slow, stall_timeout_s=0.05)
     await asyncio.sleep(0.1)
     await actor.progress()  # idle is no stall
     running = asyncio.create_task(actor.encode(packed([[1]]), "router", 0))
