@@ -25,6 +25,7 @@ import ray
 import torch
 from rich.console import Console
 from rich.table import Table
+from simulated import SimulatedEncoder, simulated_decoder, simulated_llm
 
 from tandem import LLM, AsyncClient, SamplingParams
 from tandem.cluster import launch
@@ -35,7 +36,7 @@ CLIENTS = (32, 128)
 TOKENS_EACH = 384  # of a client, about
 # Of an answer, evenly: were they equal, all clients would send at the same moments.
 ANSWERS = {"long": (64, 192), "short": (32, 96)}
-SIMULATED_STEP_MS = 10.0
+SIMULATED_STEP_S = 0.010
 FIRST_TOKENS = 50  # requests, one after the other
 WARM_UP = 10  # before them
 QUIET_S = 0.02  # after each, for the cluster to be done with it
@@ -185,23 +186,27 @@ def main() -> None:
     results: dict[str, Any] = {}
     table = Table("steps", "answers", "clients", "", "tokens/s", "over engine")
     waits = Table("steps", "placement", "first token, engine, ms", "cluster, ms", "added, ms")
-    for name, step_ms, kinds in (("simulated", SIMULATED_STEP_MS, tuple(ANSWERS)), ("real", None, ("long",))):
+    ways: tuple[tuple[str, type[LLM], dict[str, Any], tuple[str, ...]], ...] = (
+        (
+            "simulated",
+            simulated_llm(SIMULATED_STEP_S),
+            {"encoder": SimulatedEncoder, "decoder": simulated_decoder(SIMULATED_STEP_S)},
+            tuple(ANSWERS),
+        ),
+        ("real", LLM, {}, ("long",)),
+    )
+    for name, llm_class, stages, kinds in ways:
         concurrency: dict[str, Any] = {}
         firsts: dict[str, Any] = {}
         with ExitStack() as engines:
-            llms = {
-                clients: engines.enter_context(LLM(max_num_seqs=clients, simulated_step_ms=step_ms))
-                for clients in CLIENTS
-            }
+            llms = {clients: engines.enter_context(llm_class(max_num_seqs=clients)) for clients in CLIENTS}
             for placement in PLACEMENTS:
-                config = ServeConfig(
-                    max_num_seqs=max(CLIENTS), simulated_step_ms=step_ms, placement=placement
-                )
-                with launch.serve(config) as cluster:
-                    address = cluster.endpoints().grpc[0]
+                config = ServeConfig(max_num_seqs=max(CLIENTS), placement=placement)
+                with launch.RunningCluster(config) as cluster:
+                    address = cluster.deploy(config, **stages).grpc[0]
                     firsts[placement] = asyncio.run(first_tokens(llms[min(llms)], address))
                     if placement == "disaggregated":
-                        if step_ms is None:  # once, before there is any load
+                        if name == "real":  # once, before there is any load
                             results["handoff"] = handoff()
                         concurrency = asyncio.run(throughput(llms, address, args.rounds, kinds))
                 medians = (f"{1e3 * values['median']:.1f}" for values in firsts[placement].values())

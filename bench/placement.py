@@ -30,7 +30,7 @@ from rich.table import Table
 
 from tandem import AsyncClient, SamplingParams
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.serve_compat.endpoints import Endpoints
+from tandem.cluster.endpoints import Endpoints
 
 CLIENTS = 32
 REQUESTS = 96  # of a workload, in a round

@@ -17,6 +17,7 @@ import math
 import os
 import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -29,22 +30,25 @@ import torch
 import traffic
 from rich.console import Console
 from rich.table import Table
+from simulated import SimulatedEncoder, simulated_decoder, simulated_runner
 from simulation import Costs, Outcome, Shape, Simulation, Traffic
 
 from tandem import AsyncClient
+from tandem.cluster.endpoints import Endpoints
 from tandem.cluster.handoff import pack
-from tandem.cluster.serve_compat.endpoints import Endpoints
 from tandem.quickstart import PATH as QUICKSTART
 from tandem.workers.config import EngineConfig
+from tandem.workers.distributed import Group
 from tandem.workers.engine import Engine
 from tandem.workers.execution.encoder import Encoder
+from tandem.workers.execution.runner import Runner
 
 MEASURED = Traffic((10, 80), (8, 65))  # what costs are measured with, and the comparison
 TRAFFIC = Traffic((10, 80), (64, 257))  # what is simulated: as much for four decoders as for an encoder
 SLOTS = 32
 ROWS = (1, 4, 8, 16, 32)
 # As long as steps gather at most: each is a message of its own, see `StepInbox`.
-SIMULATED_STEP_MS = 20.0
+SIMULATED_STEP_S = 0.020
 # clients, requests, tokens, streaming: what the router's costs are fitted to.
 PROBES = (
     (1, 3, 64, False),
@@ -81,11 +85,10 @@ def encoder_costs() -> dict[str, float]:
     return {"encoder_step": step, "encoder_token": token}
 
 
-def decoder_costs(**options: Any) -> dict[str, float]:
-    config = EngineConfig.of(
-        model=str(QUICKSTART), dtype="float32", with_encoder=False, max_num_seqs=SLOTS, **options
-    )
-    engine, request_builder, length = Engine(config), steps.load(QUICKSTART), round(MEASURED.mean_input)
+def decoder_costs(make_runner: Callable[[EngineConfig, Group], Runner]) -> dict[str, float]:
+    config = EngineConfig.of(model=str(QUICKSTART), dtype="float32", with_encoder=False, max_num_seqs=SLOTS)
+    engine = Engine(config, None, make_runner)
+    request_builder, length = steps.load(QUICKSTART), round(MEASURED.mean_input)
     seconds, admissions = [], []
     for rows in ROWS:
         for _ in range(2):  # the first warms up
@@ -204,24 +207,31 @@ def measure() -> tuple[Costs, list[dict[str, Any]]]:
     """The costs, and how the simulation compares with the cluster they were measured on."""
     torch.set_num_threads(1)
     encoder = encoder_costs()
-    decoders = {ms: decoder_costs(simulated_step_ms=ms) for ms in (SIMULATED_STEP_MS, None)}
+    # The encoder of simulated steps computes nothing.
+    ways: tuple[tuple[str, dict[str, float], dict[str, float], dict[str, Any]], ...] = (
+        (
+            "simulated",
+            dict.fromkeys(encoder, 0.0),
+            decoder_costs(simulated_runner(SIMULATED_STEP_S)),
+            {"encoder": SimulatedEncoder, "decoder": simulated_decoder(SIMULATED_STEP_S)},
+        ),
+        ("real", encoder, decoder_costs(Runner), {}),
+    )
     validation = []
-    config = traffic.one_core_each(max_num_seqs=SLOTS, simulated_step_ms=SIMULATED_STEP_MS)
+    config = traffic.one_core_each(max_num_seqs=SLOTS)
     with traffic.cluster(config) as cluster:
         router: dict[str, float] = {}
-        for ms, decoder in decoders.items():
-            endpoints = cluster.deploy(replace(config, simulated_step_ms=ms))
+        for name, of_encoder, of_decoder, stages in ways:
+            endpoints = cluster.deploy(config, **stages)
             router = router or asyncio.run(router_costs(endpoints))
-            # The encoder of simulated steps computes nothing.
-            of_encoder = dict.fromkeys(encoder, 0.0) if ms else encoder
-            costs = Costs(**router, **of_encoder, **decoder, transport=0.0)
+            costs = Costs(**router, **of_encoder, **of_decoder, transport=0.0)
             alone = Simulation(Shape(1, 1, 1, SLOTS), costs, Traffic((45, 46), (1, 2)), 0.1, 9).run()
             lone_s = asyncio.run(lone_request_s(endpoints))
             costs = replace(costs, transport=max(0.0, lone_s - float(np.median(alone.end - alone.arrived))))
             rate, measured = asyncio.run(served(endpoints))
             _, expected = simulated(Shape(1, 1, 1, SLOTS), costs, MEASURED, rate, 20 * VALIDATION_REQUESTS)
             validation.append(
-                {"steps": "simulated" if ms else "real", "requests_per_s": rate, "costs": asdict(costs)}
+                {"steps": name, "requests_per_s": rate, "costs": asdict(costs)}
                 | {"measured": measured, "simulated": expected}
                 | {"deviation": {name: expected[name] / measured[name] - 1 for name in measured}}
             )

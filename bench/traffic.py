@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tandem import AsyncClient, SamplingParams
 from tandem.cluster import launch
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.serve_compat.endpoints import Endpoints
+from tandem.cluster.endpoints import Endpoints
 
 VOCABULARY = 4000  # of the bundled model
 EOS = 1

@@ -48,16 +48,27 @@ def build(args: Mapping[str, Any]) -> Application:
     return application(parse_args(args))
 
 
-def application(config: ServeConfig, ingress: type[Any] | None = None) -> Application:
-    """The deployments of one model, bound together. `ingress` is the class of the front door, called
-    with the configuration, the encoder's handle or None, and the decoder's handle; it has `drain`."""
+def application(
+    config: ServeConfig,
+    ingress: type[Any] | None = None,
+    *,
+    encoder: type[Encoder] = Encoder,
+    decoder: type[Decoder] = Decoder,
+) -> Application:
+    """The deployments of one model, bound together.
+
+    Args:
+        ingress: the class of the front door, called with the configuration, the encoder's handle or None, and
+            the decoder's handle; it has `drain`. None: `Ingress`.
+        encoder, decoder: the classes of the stages; measurements derive their own.
+    """
     if ingress is None:
         from tandem.cluster.ingress.ingress import Ingress
 
         ingress = Ingress
     config = resolve_auto(config)
     worker = worker_config(config)
-    encoder = None if config.placement == "colocated" else _encoder(config, worker)
+    encoders = None if config.placement == "colocated" else _encoder(encoder, config, worker)
     # The router refuses what exceeds `queued_requests`, with a proper error; Serve's own limit is behind.
     deployment: Any = serve.deployment(
         ingress,
@@ -67,7 +78,7 @@ def application(config: ServeConfig, ingress: type[Any] | None = None) -> Applic
         ray_actor_options={"num_cpus": config.ingress_cpus},
         **_lifetime(config),
     )
-    bound: Application = deployment.bind(worker, encoder, _decoder(config, worker))
+    bound: Application = deployment.bind(worker, encoders, _decoder(decoder, config, worker))
     return bound
 
 
@@ -102,9 +113,9 @@ def uses_gpus(config: ServeConfig) -> bool:
     return torch.cuda.is_available()  # `serve run` builds before it connects
 
 
-def _encoder(config: ServeConfig, worker: ServeConfig) -> Application:
+def _encoder(kind: type[Encoder], config: ServeConfig, worker: ServeConfig) -> Application:
     deployment: Any = serve.deployment(
-        Encoder,
+        kind,
         name="Encoder",
         placement_group_bundles=_bundles(config, 1, config.encoder_cpus, config.encoder_gpus),
         **_replicas(config.min_encoder_replicas, encoder_autoscaling(config)),
@@ -114,10 +125,10 @@ def _encoder(config: ServeConfig, worker: ServeConfig) -> Application:
     return bound
 
 
-def _decoder(config: ServeConfig, worker: ServeConfig) -> Application:
+def _decoder(kind: type[Decoder], config: ServeConfig, worker: ServeConfig) -> Application:
     ranks = config.tensor_parallel_size
     deployment: Any = serve.deployment(
-        Decoder,
+        kind,
         name="Decoder",
         placement_group_bundles=_bundles(config, ranks, config.decoder_cpus, config.decoder_gpus),
         **_replicas(config.min_decoder_replicas, decoder_autoscaling(config)),

@@ -22,7 +22,7 @@ from ray.exceptions import RayError, RayTaskError
 from tandem.errors import HiddenStatesLost
 
 # Of PackedHidden and of what messages.py has; the two ends may run different versions during an update.
-SCHEMA: Final = 2
+SCHEMA: Final = 3
 SMALL_BYTES: Final = 65536  # of a batch; Ray keeps results below 100 KiB with their owner
 TRANSFER_S: Final = 30.0  # from another node's store, at least; beyond twice as much it counts as lost
 

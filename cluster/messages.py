@@ -1,4 +1,4 @@
-"""What a router and an engine actor say to each other."""
+"""What routers and workers say to each other."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from tandem.cluster.handoff import HiddenSlice
 from tandem.errors import TandemError
 from tandem.outputs import FinishReason, TokenLogprobs
-from tandem.workers.request import Delta, EngineRequest, EngineStats, Hypothesis
+from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats, Hypothesis
 
 HEARTBEAT_S = 1.0  # an idle engine still sends its stats this often
 # A router that is silent this long is gone: its requests are cancelled. It renews five times as often.
@@ -15,6 +15,16 @@ LEASE_S = 30.0
 # An engine that is silent this long is lost to the router; its requests go elsewhere. It exceeds the
 # pauses that a machine under load causes, and a killed engine is noticed at once anyway.
 SILENCE_S = 30.0
+
+
+def packed_input(encoder_input: EncoderInput) -> list[object]:
+    """An input as it travels to an encoder: plain values, which Ray packs without pickle."""
+    return [encoder_input.key, list(encoder_input.token_ids)]
+
+
+def read_input(packed: list[Any]) -> EncoderInput:
+    key, token_ids = packed
+    return EncoderInput(key, tuple(token_ids))
 
 
 class Submission(NamedTuple):

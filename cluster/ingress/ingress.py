@@ -10,10 +10,10 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.identity import identity_of
 from tandem.cluster.ingress.grpc_api import GrpcApi
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
-from tandem.cluster.router.discovery import identity_of
 from tandem.cluster.router.router import Router
 from tandem.cluster.serve_compat.direct_ingress import reuse_http_port
 from tandem.workers.models.checkpoint import resolve

@@ -191,6 +191,12 @@ class _RouterCollector(Collector):
             name: CounterMetricFamily(f"tandem_{name}", text, labels=labels)
             for name, text in counters.items()
         }
+        waiting_for = CounterMetricFamily(
+            "tandem_waiting_for",
+            "Steps that the first waiting sequence did not join, by what it lacked: slots, pages, tokens of "
+            "the step, the encoder, or its own last tokens, in flight.",
+            labels=(*labels, "reason"),
+        )
         for engine_id, engine in stats.engines.items():
             handoff = stats.handoffs[engine_id]
             values = {
@@ -211,4 +217,6 @@ class _RouterCollector(Collector):
             }
             for name, value in values.items():
                 families[name].add_metric((*self._labels, engine_id), value)
-        return families.values()
+            for reason, steps in engine.waiting_for.items():
+                waiting_for.add_metric((*self._labels, engine_id, reason), steps)
+        return (*families.values(), waiting_for)

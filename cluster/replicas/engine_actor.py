@@ -27,8 +27,10 @@ from tandem.cluster.replicas.router_link import RouterLink
 from tandem.cluster.replicas.step_inbox import StepInbox
 from tandem.cluster.replicas.threads import use_cpus
 from tandem.errors import HiddenStatesLost, Unavailable
+from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group, open_meeting
 from tandem.workers.engine import Engine
+from tandem.workers.execution.runner import Runner
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 
 logger = logging.getLogger(__name__)
@@ -47,12 +49,15 @@ class _Live:
     hidden: HiddenLoader | None = None  # its hidden states, since the engine has seen it
 
 
-def make_engine(config: ServeConfig, rendezvous: str) -> Engine:
+def make_engine(
+    config: ServeConfig, rendezvous: str, make_runner: Callable[[EngineConfig, Group], Runner] = Runner
+) -> Engine:
     """Rank 0's engine; returns when all ranks have met."""
     engine_config = config.engine_config()
     size = engine_config.tensor_parallel_size
     use_cpus(config.decoder_cpus, config.workers_at_once)
-    return Engine(engine_config, Group.create(0, size, rendezvous, engine_config.torch_device()))
+    group = Group.create(0, size, rendezvous, engine_config.torch_device())
+    return Engine(engine_config, group, make_runner)
 
 
 class EngineActor:

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch
 from tandem.cluster.replicas.threads import use_cpus
+from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
+from tandem.workers.execution.runner import Runner
 from tandem.workers.follower import Follower
 
 
 class ShardActor:
     """An async actor; the follower is made and runs in a thread of its own."""
 
-    def __init__(self, config: ServeConfig, rank: int) -> None:
-        self._config, self._rank = config, rank
+    def __init__(
+        self, config: ServeConfig, rank: int, make_runner: Callable[[EngineConfig, Group], Runner] = Runner
+    ) -> None:
+        self._config, self._rank, self._make_runner = config, rank, make_runner
         self._made: Future[None] = Future()
         self._ended: Future[None] = Future()
 
@@ -35,7 +40,7 @@ class ShardActor:
             size = config.tensor_parallel_size
             use_cpus(self._config.decoder_cpus, self._config.workers_at_once)
             group = Group.create(self._rank, size, rendezvous, config.torch_device(self._rank))
-            self._follower = Follower(config, group)
+            self._follower = Follower(config, group, self._make_runner)
         except BaseException as error:
             self._made.set_exception(error)
             return

@@ -17,7 +17,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.router.discovery import identity_of
+from tandem.cluster.identity import identity_of
 from tandem.errors import InternalError
 
 logger = logging.getLogger(__name__)

@@ -12,26 +12,12 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
-from tandem.cluster.config import ServeConfig
-from tandem.cluster.handoff import SCHEMA
-from tandem.workers.models.checkpoint import resolve
-from tandem.workers.requests.model_info import revision_of
 
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 5.0  # new replicas are found this late at most
 RETRY_S = 0.2  # after a loss, and while there is none
 TIMEOUT_S = 10.0
-
-
-def identity_of(config: ServeConfig) -> str:
-    """What a router must have in common with the workers it uses. While an application is updated there are
-    workers of the former model or version beside the new ones; mixing them would give wrong answers. Reads
-    some megabytes of the model's files.
-
-    Raises ModelLoadError.
-    """
-    return f"{SCHEMA}/{revision_of(resolve(config.model))}/{config.dtype}/{config.device}"
 
 
 class Discovery:

@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import BatchSummary, HiddenSlice, PackedHidden
+from tandem.cluster.messages import packed_input
 from tandem.cluster.router.discovery import Discovery
 from tandem.cluster.router.encoder_cache import EncoderCache
 from tandem.cluster.router.encoder_queue import EncodeJob, EncoderQueue, Sent
@@ -114,7 +115,7 @@ class EncoderPool:
             raise Unavailable("the router closes")
         else:
             self.counters.cache_misses += 1
-            job = self._jobs[key] = EncodeJob(key, encoder_input.token_ids, order)
+            job = self._jobs[key] = EncodeJob(encoder_input, order)
             self._queue.put(job)
             self._send_what_fits()
         job.waiters += 1
@@ -154,7 +155,7 @@ class EncoderPool:
         """The first calls between two processes take ten times as long; these are nobody's."""
         with contextlib.suppress(RayError, TimeoutError):
             for _ in range(2):
-                _, said = self._call(replica, [[0]])
+                _, said = self._call(replica, [EncoderInput("warm up", (0,))])
                 await self._answer(said)
 
     def _send_what_fits(self) -> None:
@@ -162,7 +163,7 @@ class EncoderPool:
             batch = self._queue.take(self._config.max_encoder_tokens)
             self._background.start(self._send(batch, replica), "encode")
             replica.batches += 1
-            replica.tokens += sum(len(job.token_ids) for job in batch)
+            replica.tokens += sum(job.length for job in batch)
 
     def _roomiest(self) -> _Replica | None:
         most = self._config.encoder_batches_in_flight
@@ -178,10 +179,10 @@ class EncoderPool:
         # False only where every job of the batch has another try, or has ended.
         encoded = asyncio.get_running_loop().create_future()
         try:
-            reference, said = self._call(replica, [list(job.token_ids) for job in batch])
+            reference, said = self._call(replica, [job.encoder_input for job in batch])
             slices, start = {}, 0
             for job in batch:
-                stop = start + len(job.token_ids)
+                stop = start + job.length
                 slices[job.key] = HiddenSlice(reference, start, stop)
                 job.sent.set_result(Sent(slices[job.key], encoded))
                 start = stop
@@ -200,15 +201,15 @@ class EncoderPool:
             if not encoded.done():
                 encoded.set_result(False)
             replica.batches -= 1
-            replica.tokens -= sum(len(job.token_ids) for job in batch)
+            replica.tokens -= sum(job.length for job in batch)
             self._send_what_fits()
 
     def _call(
-        self, replica: _Replica, inputs: list[list[int]]
+        self, replica: _Replica, inputs: list[EncoderInput]
     ) -> tuple[ray.ObjectRef[PackedHidden], ray.ObjectRef[BatchSummary]]:
         """Has one batch encoded; see `EncoderActor.encode` for the two objects."""
         encode = replica.actor.encode.options(num_returns=2)
-        hidden, said = encode.remote(inputs, self._router_id, self._queue.tokens)
+        hidden, said = encode.remote(list(map(packed_input, inputs)), self._router_id, self._queue.tokens)
         return hidden, said
 
     async def _answer(self, said: ray.ObjectRef[BatchSummary]) -> BatchSummary:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from tandem.cluster.handoff import HiddenSlice
 from tandem.errors import TandemError
+from tandem.workers.request import EncoderInput
 
 
 class Sent(NamedTuple):
@@ -25,13 +26,17 @@ def _future() -> asyncio.Future[Sent]:
 class EncodeJob:
     """One input to encode, with everyone who waits for it."""
 
-    key: str
-    token_ids: tuple[int, ...]
+    encoder_input: EncoderInput
     order: tuple[float, int]  # the first in order of those who wait: see RoutedRequest
     sent: asyncio.Future[Sent] = field(default_factory=_future)  # the last try, or what the job ended with
     waiters: int = 0
     attempts: int = 0
     alone: bool = False  # failed in a batch: the next try must not take others down with it
+    key: str = field(init=False)
+    length: int = field(init=False)  # encoder positions
+
+    def __post_init__(self) -> None:
+        self.key, self.length = self.encoder_input.key, len(self.encoder_input.token_ids)
 
     def again(self) -> None:
         """What was sent has failed: `sent` is the next try."""
@@ -57,14 +62,14 @@ class EncoderQueue:
 
     def put(self, job: EncodeJob) -> None:
         self._jobs.add(job)
-        self.tokens += len(job.token_ids)
+        self.tokens += job.length
 
     def remove(self, job: EncodeJob) -> bool:
         """Whether the job was still here."""
         if job not in self._jobs:
             return False
         self._jobs.remove(job)
-        self.tokens -= len(job.token_ids)
+        self.tokens -= job.length
         return True
 
     def take(self, budget_tokens: int) -> list[EncodeJob]:
@@ -72,15 +77,15 @@ class EncoderQueue:
         as the budget goes. So kernels that work by length find few lengths, and nobody starves. A job beyond
         the budget goes by itself. Longest first."""
         first = min(self._jobs, key=lambda job: job.order)
-        batch, left = [first], budget_tokens - len(first.token_ids)
+        batch, left = [first], budget_tokens - first.length
         if not first.alone:
-            length = len(first.token_ids)
+            length = first.length
             others = (job for job in self._jobs if job is not first and not job.alone)
-            for job in sorted(others, key=lambda job: (abs(len(job.token_ids) - length), job.order)):
-                if len(job.token_ids) > left:
+            for job in sorted(others, key=lambda job: (abs(job.length - length), job.order)):
+                if job.length > left:
                     break
                 batch.append(job)
-                left -= len(job.token_ids)
+                left -= job.length
         for job in batch:
             self.remove(job)
-        return sorted(batch, key=lambda job: len(job.token_ids), reverse=True)
+        return sorted(batch, key=lambda job: job.length, reverse=True)

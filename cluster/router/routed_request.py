@@ -6,22 +6,26 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from tandem.cluster.handoff import HiddenSlice
 from tandem.cluster.messages import WireDelta
 from tandem.errors import HiddenStatesLost, TandemError, Unavailable
+from tandem.limits import PRIORITY_S
 from tandem.outputs import FinishReason, TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest, Hypothesis
-from tandem.workers.scheduling.scheduler import PRIORITY_S
-
-if TYPE_CHECKING:
-    from tandem.cluster.router.engine_link import EngineLink
 
 # The engine ends a late request itself and says how far it got; this is how long we wait for that.
 DEADLINE_GRACE_S = 2.0
 
 _numbers = itertools.count()
+
+
+class Place(Protocol):
+    """The engine that has a request, as far as the request needs it."""
+
+    def release(self, routed: RoutedRequest) -> None:
+        """Forgets the request; where the engine has not said its end, it is cancelled there."""
 
 
 class RoutedRequest:
@@ -49,7 +53,7 @@ class RoutedRequest:
         self.order = (self.arrived_at - request.priority * PRIORITY_S, next(_numbers))
         self.hidden: HiddenSlice | None = None  # kept until it ends: a replacement engine reads it again
         self.hidden_lost = False  # the engine could not read them
-        self.place: EngineLink | None = None  # the engine that has it, or will
+        self.place: Place | None = None  # the engine that has it, or will; set by the engine's link
         self.received: list[int] = []  # tokens of all engines so far
         self.losses = 0  # engines that died under it
         self.encodings = 0  # how often its hidden states vanished

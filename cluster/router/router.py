@@ -51,7 +51,7 @@ class Router:
         encoder: DeploymentHandle[Any] | None,
         decoder: DeploymentHandle[Any],
     ) -> None:
-        """`identity` is that of the workers to be used: see `discovery.identity_of`."""
+        """`identity` is that of the workers to be used: see `identity.identity_of`."""
         self._config = config
         self._encoders = (
             None if encoder is None else EncoderPool(config, identity, encoder, uuid.uuid4().hex[:8])
@@ -156,12 +156,12 @@ class Router:
 
     def stats(self) -> RouterStats:
         encoders = self._encoders
-        engines = [client for client in self._engines.clients if client.accepting]
+        engines = [link for link in self._engines.links if link.accepting]
         return RouterStats(
             encoder_replicas=encoders.replicas if encoders else 0,
-            engines={c.engine_id: c.stats for c in engines if c.stats},
-            handoffs={c.engine_id: c.handoff for c in engines},
-            messages={c.engine_id: c.messages for c in engines},
+            engines={link.engine_id: link.stats for link in engines if link.stats},
+            handoffs={link.engine_id: link.handoff for link in engines},
+            messages={link.engine_id: link.messages for link in engines},
             outstanding=len(self._flights),
             waiting=self._staging.waiting + self._engines.waiting,
             queued_encoder_tokens=encoders.queued_tokens if encoders else 0,

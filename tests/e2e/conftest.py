@@ -12,7 +12,7 @@ from serving import make_config
 from tandem import LLM, SamplingParams
 from tandem.cluster import launch
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.serve_compat.endpoints import Endpoints
+from tandem.cluster.endpoints import Endpoints
 from tandem.v1 import inference_pb2_grpc as pb_grpc
 
 

@@ -15,7 +15,7 @@ import yaml
 from serving import free_port
 
 from tandem import Client
-from tandem.cluster.launch import GRPC_SERVICES
+from tandem.cluster.start import GRPC_SERVICES
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]

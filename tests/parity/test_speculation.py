@@ -22,7 +22,7 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.execution.encoder import Encoder
 from tandem.workers.request import Delta, EncoderInput, EngineRequest
-from tandem.workers.scheduling import drafter
+from tandem.workers.scheduling import drafts
 
 VOCAB = TINY["vocab_size"]
 MAX_TOKENS = 40
@@ -260,8 +260,8 @@ def test_what_cannot_be_verified_is_not_drafted(asked: dict[str, Any], folder: P
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts wherever there is anything to guess, right or wrong."""
-    monkeypatch.setattr(drafter, "CHANCES", (1.0, 1.0, 1.0))
-    monkeypatch.setattr(drafter, "RATE", 0.0)
+    monkeypatch.setattr(drafts, "CHANCES", (1.0, 1.0, 1.0))
+    monkeypatch.setattr(drafts, "RATE", 0.0)
 
 
 @pytest.mark.usefixtures("eager")

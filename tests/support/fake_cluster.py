@@ -17,6 +17,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import BatchSummary, pack
+from tandem.cluster.messages import read_input
 from tandem.cluster.replicas.engine_actor import EngineActor
 from tandem.cluster.router.router import Router
 from tandem.errors import HiddenStatesLost
@@ -138,7 +139,7 @@ class FakeEngine:
         rows = len(self._rows)
         running = min(rows, self.slots)
         return EngineStats(
-            running, rows - running, self.slots, 100 - running, 100, 0, self._steps, 0, 0, 0, 0, 0
+            running, rows - running, self.slots, 100 - running, 100, 0, self._steps, 0, 0, 0, 0, 0, {}
         )
 
     def close(self) -> None:
@@ -162,6 +163,8 @@ class FakeReference:
         return reference
 
     def arrive(self, value: object) -> None:
+        if self._arrived.done():  # lost before it was made
+            return
         if isinstance(value, BaseException):
             self._arrived.set_exception(value)
         else:
@@ -333,7 +336,8 @@ class FakeEncoder:
         assert num_returns == 2
         return self
 
-    def remote(self, inputs: list[list[int]], router_id: str, queued_tokens: int) -> tuple[Any, Any]:
+    def remote(self, packed: list[list[Any]], router_id: str, queued_tokens: int) -> tuple[Any, Any]:
+        inputs = [list(read_input(each).token_ids) for each in packed]
         assert router_id
         assert queued_tokens >= 0
         self._encoders.batches.append(inputs)

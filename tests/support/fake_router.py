@@ -19,7 +19,7 @@ def engine_stats(*, running: int = 0, steps: int = 0) -> EngineStats:
     return EngineStats(
         running=running, waiting=0, max_running=8, free_pages=75, total_pages=100, cross_pages=5,
         steps=steps, generated_tokens=0, encoded_tokens=0, preemptions=1,
-        drafted_tokens=0, accepted_tokens=0,
+        drafted_tokens=0, accepted_tokens=0, waiting_for={"slots": 3, "pages": 0},
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ import grpc
 from models import load_reference, reference_greedy
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.serve_compat.endpoints import Endpoints
+from tandem.cluster.endpoints import Endpoints
 from tandem.v1 import inference_pb2 as pb
 from tandem.v1 import inference_pb2_grpc as pb_grpc
 

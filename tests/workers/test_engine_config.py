@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -92,10 +93,31 @@ def test_page_size_by_device() -> None:
 
 def test_drafts() -> None:
     assert EngineConfig("m", draft_tokens=0).draft_tokens == 0
-    for wrong in (-1, None):
-        with pytest.raises(InvalidRequest, match=f"must be a number from 0 on, got {wrong}") as caught:
-            EngineConfig.of(model="m", draft_tokens=wrong)
-        assert caught.value.field == "draft_tokens"
+    with pytest.raises(InvalidRequest, match="must be at least 0, got -1") as caught:
+        EngineConfig.of(model="m", draft_tokens=-1)
+    assert caught.value.field == "draft_tokens"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("draft_tokens", None, "must be a whole number, got None"),
+        ("max_num_seqs", "8", "must be a whole number, got '8'"),
+        ("page_size", 1.5, "must be a whole number, got 1.5"),
+        ("num_pages", 0, "must be at least 1, got 0"),
+        ("kv_cache_gib", 0, "must be above 0, got 0"),
+        ("kv_cache_gib", float("nan"), "must be above 0, got nan"),
+        ("device", "tpu", "must be one of auto, cpu, cuda, got 'tpu'"),
+        ("overlap", "yes", "must be true or false, got 'yes'"),
+        ("model", Path("m"), "must be a string, got "),
+        ("max_num_seqs", True, "must be a whole number, got True"),
+    ],
+)
+def test_each_field_says_what_it_takes(name: str, value: object, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        EngineConfig(**{"model": "m", name: value})  # type: ignore[arg-type]
+    assert message in str(caught.value)
+    assert caught.value.field == name
 
 
 def test_pages_are_what_the_sequences_can_use() -> None:

@@ -131,7 +131,7 @@ class Beams:
         need = self._processors.need_of(numbers)
         scores = self._processors(logits.log_softmax(-1), slots, steps, need)
         decodings = [row.sequence.request.decoding for row in rows]
-        if any(decoding.temperature > 0 for decoding in decodings):
+        if not all(decoding.greedy for decoding in decodings):
             warped = self._warpers.temperature[slots, None] > 0
             scores = torch.where(warped, self._warpers(scores, slots, decodings), scores)
         if any(_how(row).renormalize for row in rows):
@@ -147,7 +147,7 @@ class Beams:
             source = [own[0]] * width if first else own
             group = _Group(number, own, here, source, place, row.steps.start)
             candidates = max(2, 1 + len(decodings[number].stop_ids)) * width
-            alike[width, candidates, decodings[number].temperature > 0].append(group)
+            alike[width, candidates, not decodings[number].greedy].append(group)
             at, place = at + row.width, place + width
             longest = max(longest, row.start + row.count + 1)
         step = BeamStep(rows, place, self.device)

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import urllib.request
 from dataclasses import dataclass
-from typing import Any
 
 import grpc
 import ray
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from ray.serve._private.common import RequestProtocol
-from ray.serve.context import _get_global_client
+
+from tandem.cluster.serve_compat.controller import listeners
 
 ANSWER_TIMEOUT_S = 5.0
 
@@ -28,26 +27,20 @@ def read_endpoints(application: str, host: str) -> Endpoints:
     """What Serve's controller says at this moment. Empty while nothing listens.
 
     `host` replaces the address of this machine: what the listeners are bound to here.
-
-    Serve publishes this only in its REST API, which needs the dashboard, so the controller is asked as
-    that API does.
     """
-    client: Any = _get_global_client()
-    groups = client.get_serve_details()["target_groups"]
+    known = listeners()
     here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
 
-    def of(protocol: RequestProtocol) -> tuple[str, ...]:
+    def of(protocol: str) -> tuple[str, ...]:
         return tuple(
             sorted(
-                f"{host if target['ip'] == here else target['ip']}:{target['port']}"
-                for group in groups
-                # Proxies serve every application, and their group names none.
-                if group["protocol"] == protocol and group.get("app_name", "") in ("", application)
-                for target in group["targets"]
+                f"{host if listener.ip == here else listener.ip}:{listener.port}"
+                for listener in known
+                if listener.protocol == protocol and listener.application in ("", application)
             )
         )
 
-    return Endpoints(http=of(RequestProtocol.HTTP), grpc=of(RequestProtocol.GRPC))
+    return Endpoints(http=of("http"), grpc=of("grpc"))
 
 
 def serving(endpoints: Endpoints, host: str) -> bool:
