@@ -17,8 +17,8 @@ from tandem.cluster.config import ServeConfig, parse_args
 from tandem.cluster.replicas.autoscaling import decoder_autoscaling, encoder_autoscaling
 from tandem.cluster.replicas.decoder import Decoder
 from tandem.cluster.replicas.encoder import Encoder
-from tandem.workers.models.checkpoint import read_json, resolve
 from tandem.workers.models.families import spec_of
+from tandem.workers.models.model_folder import read_json, resolve
 
 INGRESS = "Ingress"  # the deployment's name
 SUPERVISOR_CPUS = 0.05  # a supervisor is idle nearly always

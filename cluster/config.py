@@ -13,7 +13,7 @@ from tandem.errors import InvalidRequest
 from tandem.limits import Limits
 from tandem.params import invalid
 from tandem.workers.config import Device, Dtype, EngineConfig, Quantization
-from tandem.workers.models.checkpoint import resolve
+from tandem.workers.models.model_folder import resolve
 from tandem.workers.requests.defaults import checked_overrides
 
 Placement = Literal["disaggregated", "colocated"]
@@ -45,7 +45,7 @@ class ServeConfig:
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     # The model
-    model: str = "quickstart"  # a folder or hub id: see workers.checkpoint.resolve
+    model: str = "quickstart"  # a folder or hub id: see workers/models/model_folder.py
     served_model_name: str | None = None  # what clients call it; None: `model`
     dtype: Dtype = EngineConfig.dtype
     device: Device = EngineConfig.device  # auto: GPUs if the cluster has any when the application is built

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import SCHEMA
-from tandem.workers.models.checkpoint import resolve
+from tandem.workers.models.model_folder import resolve
 from tandem.workers.requests.model_info import revision_of
 
 

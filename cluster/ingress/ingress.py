@@ -16,7 +16,7 @@ from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
 from tandem.cluster.router.router import Router
 from tandem.cluster.serve_compat.direct_ingress import reuse_http_port
-from tandem.workers.models.checkpoint import resolve
+from tandem.workers.models.model_folder import resolve
 from tandem.workers.requests.request_builder import RequestBuilder
 
 

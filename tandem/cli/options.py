@@ -141,7 +141,7 @@ AddressOption = Annotated[
 
 def model_info(model: str) -> ModelInfo:
     """What is known of a model without its tokenizer and its weights."""
-    from tandem.workers.models.checkpoint import resolve
+    from tandem.workers.models.model_folder import resolve
     from tandem.workers.requests.model_info import ModelInfo
 
     return ModelInfo.read(resolve(model), model)

@@ -17,7 +17,7 @@ from tandem.cli import app
 from tandem.cli.options import ClusterOptions, Placement
 from tandem.workers.distributed import Group
 from tandem.workers.models import layers
-from tandem.workers.models.checkpoint import Checkpoint, read_json
+from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.stacks import DecoderStack, EncoderStack
 
 
@@ -81,7 +81,7 @@ def test_show_of_a_machine_that_is_elsewhere() -> None:
 def test_show_counts_the_weights_the_engine_holds(checkpoint: Callable[..., Path], variant: str) -> None:
     folder = str(checkpoint(variant))
     memory = facts(folder, "--dtype", "float32", "--device", "cpu")["memory"]
-    opened = Checkpoint(Path(folder), read_json(Path(folder), "config.json"))
+    opened = Checkpoint(Path(folder))
     place = layers.Placement(torch.device("cpu"), torch.float32, Group())
     tied = opened.tied("decoder.output", "decoder.embedding")
     decoder = DecoderStack(opened.spec, tied, place)

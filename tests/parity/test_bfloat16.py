@@ -15,8 +15,8 @@ from models import VARIANTS, load_reference
 
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
-from tandem.workers.models.checkpoint import read_json
 from tandem.workers.models.families import spec_of
+from tandem.workers.models.model_folder import read_json
 from tandem.workers.request import EncoderInput, EngineRequest
 from tandem.workers.requests.decoding import scoring_of
 

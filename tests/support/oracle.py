@@ -16,8 +16,8 @@ from matrix import Asked
 from models import EOS, decoding, load_reference
 
 from tandem.workers.engine import Engine
-from tandem.workers.models.checkpoint import read_json
 from tandem.workers.models.families import spec_of
+from tandem.workers.models.model_folder import read_json
 from tandem.workers.request import EncoderInput, EngineRequest
 
 # Where two tokens, or two hypotheses, score within rounding of each other, either choice is right: such

@@ -21,8 +21,8 @@ from thread_group import ThreadGroup
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.follower import Follower
-from tandem.workers.models.checkpoint import read_json
 from tandem.workers.models.families import spec_of
+from tandem.workers.models.model_folder import read_json
 from tandem.workers.request import EncoderInput, EngineRequest
 
 LENGTHS = [1, 2, 3, 7, 16, 33, 64, 90, 149]  # tokens of a prompt, before EOS
