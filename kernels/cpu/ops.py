@@ -1,6 +1,8 @@
-"""The CPU's hot ops in one pass each: launchers of the C++ extension, compiled when Tandem is installed.
+"""The CPU's hot ops in one pass each: launchers of the C++ extension, which is compiled when Tandem is
+installed.
 
-Where no compiler was there, or for tensors it does not take, the plain twins in `reference` do the same.
+`reference` says what each op computes. Its ops run where the extension is missing, and on tensors of other
+dtypes than DTYPES lists for an op.
 """
 
 from __future__ import annotations
@@ -8,15 +10,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from tandem.kernels.groups import RowGroups
-
-if TYPE_CHECKING:
-    from tandem.kernels.decode_rows import DecodeTables
+from tandem.kernels import reference
+from tandem.kernels.values import DecodeRows, DecodeTables, PagedKV, RowGroups, Scores
 
 try:
     from tandem.kernels.cpu import _cpu
@@ -25,9 +25,18 @@ except ImportError:
 else:
     COMPILED, AVX512 = True, _cpu.has_avx512()
 
-# The dtypes of activations, and whether they are the half-precision one.
-_HALF: Final = {torch.float32: False, torch.bfloat16: True}
-# Up to this many query rows of a sequence attend here; from there on dense products pay.
+# The ops here by the dtype of the tensors that choose them, see `dispatch.backend`.
+_ROWS: Final = ("gather_rows", "match_prompt_tokens")
+_HALF: Final = (
+    "add_layer_norm", "add_rms_norm", "layer_norm", "paged_beam_attention", "paged_cross_attention",
+    "paged_self_attention", "rms_norm", "write_kv",
+)  # fmt: skip
+DTYPES: Final = {
+    torch.float32: (*_HALF, "activate", "argmax", "embed", "scale"),
+    torch.bfloat16: _HALF,
+    torch.int64: _ROWS,
+}
+# Up to this many query rows of a sequence attend here; for more, the dense products of `reference` pay.
 _FEW_ROWS: Final = 16
 # In the order of `_cpu.h`.
 _ACTIVATIONS: Final = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
@@ -80,34 +89,29 @@ def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     return torch.zeros(shape, dtype=dtype) if _memory.allocate is None else _memory.allocate(shape, dtype)
 
 
-def takes(*tensors: Tensor) -> bool:
-    """Whether these activations and weights are on the CPU, and of one dtype that is known here."""
-    dtype = tensors[0].dtype
-    if not COMPILED or dtype not in _HALF:
-        return False
-    # A loop, for it is run a hundred times a step.
-    for tensor in tensors:  # noqa: SIM110
-        if not (tensor.is_cpu and tensor.dtype == dtype):
-            return False
-    return True
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return _add_norm(x, None, weight, None, eps)[0]
 
 
-def takes_floats(*tensors: Tensor) -> bool:
-    """Whether these are float32, on the CPU, and the extension is there."""
-    return tensors[0].dtype == torch.float32 and takes(*tensors)
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return _add_norm(x, residual, weight, None, eps)
 
 
-def takes_pages(pages: Tensor, groups: RowGroups | None = None) -> bool:
-    """Whether K or V in these pages are read and written here; `groups`: for these query rows."""
-    few = groups is None or groups.max_rows <= _FEW_ROWS
-    return COMPILED and pages.is_cpu and pages.dtype == torch.float32 and few
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return _add_norm(x, None, weight, bias, eps)[0]
 
 
-def add_norm(
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _add_norm(x, residual, weight, bias, eps)
+
+
+def _add_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """LayerNorm with a bias, RMSNorm without: as `add_layer_norm` and `add_rms_norm` in `reference`; without
-    a residual, the sum is x. All of one dtype."""
+    """LayerNorm with a bias, RMSNorm without, of the sum of x and the residual; without a residual, of x.
+    Returns the norm and the sum."""
     x, weight = x.contiguous(), weight.contiguous()
     residual = None if residual is None else residual.contiguous()
     out = _empty(x.shape, x.dtype)
@@ -115,13 +119,12 @@ def add_norm(
     _cpu.add_norm(
         x.data_ptr(), 0 if residual is None else residual.data_ptr(), weight.data_ptr(),
         0 if bias is None else bias.data_ptr(), out.data_ptr(), 0 if residual is None else total.data_ptr(),
-        x.shape[0], x.shape[1], eps, _HALF[x.dtype], torch.get_num_threads(),
+        x.shape[0], x.shape[1], eps, x.dtype == torch.bfloat16, torch.get_num_threads(),
     )  # fmt: skip
     return out, total
 
 
-def activate(x: Tensor, activation: str, *, gated: bool) -> Tensor:
-    """As in `reference`, in float32."""
+def activate(x: Tensor, activation: str, *, gated: bool = False) -> Tensor:
     x = x.contiguous()
     rows, width = x.shape[0], x.shape[1] // (1 + gated)
     out = _empty((rows, width))
@@ -131,7 +134,8 @@ def activate(x: Tensor, activation: str, *, gated: bool) -> Tensor:
 
 
 def scale(x: Tensor, factor: float) -> Tensor:
-    """``x * factor``, float32 [N, d]."""
+    if factor == 1.0:
+        return x
     x = x.contiguous()
     out = _empty(x.shape)
     _cpu.scale(x.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], factor)
@@ -139,7 +143,6 @@ def scale(x: Tensor, factor: float) -> Tensor:
 
 
 def argmax(x: Tensor) -> Tensor:
-    """As in `reference`, in float32."""
     if x.stride(1) != 1:
         x = x.contiguous()
     out = _empty((len(x),), torch.int64)
@@ -147,8 +150,7 @@ def argmax(x: Tensor) -> Tensor:
     return out
 
 
-def embed(ids: Tensor, table: Tensor, onto: Tensor | None) -> Tensor:
-    """As in `reference`, in float32."""
+def embed(ids: Tensor, table: Tensor, onto: Tensor | None = None) -> Tensor:
     assert ids.dtype == torch.int64
     ids, table = ids.contiguous(), table.contiguous()
     onto = None if onto is None else onto.contiguous()
@@ -160,34 +162,32 @@ def embed(ids: Tensor, table: Tensor, onto: Tensor | None) -> Tensor:
     return out
 
 
-def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> tuple[Tensor, ...]:
-    """See `decode_rows.gather_rows`."""
+def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
     assert rows.dtype == torch.int64
     assert rows.is_contiguous()
     assert tables.sequences.is_contiguous()
     count, cells = rows.shape[1], tables.beam_cells if beams else None
     self_width, cross_width = tables.self_pages.shape[1], tables.cross_pages.shape[1]
     cells_width = 0 if cells is None else cells.shape[1]
-    outs = (
-        _empty((count,), torch.int64),
-        _empty((count,), torch.int64),
-        _empty((count,), torch.int64),
-        _zeros((count, cells_width or self_width), torch.int32),
-        _empty((count,), torch.int32),
-        _zeros((count, cross_width), torch.int32),
-        _empty((count,), torch.int32),
+    made = DecodeRows(
+        token_ids=_empty((count,), torch.int64),
+        positions=_empty((count,), torch.int64),
+        write_slots=_empty((count,), torch.int64),
+        history=_zeros((count, cells_width or self_width), torch.int32),
+        lengths=_empty((count,), torch.int32),
+        cross_pages=_zeros((count, cross_width), torch.int32),
+        cross_lengths=_empty((count,), torch.int32),
     )
     _cpu.gather_rows(
         rows.data_ptr(), tables.sequences.data_ptr(), tables.self_pages.data_ptr(),
         0 if cells is None else cells.data_ptr(), tables.cross_pages.data_ptr(),
-        tables.cross_lengths.data_ptr(), *(out.data_ptr() for out in outs), count, count,
+        tables.cross_lengths.data_ptr(), *(one.data_ptr() for one in made), count, count,
         tables.sequences.shape[1], self_width, cells_width, cross_width, tables.page_size,
     )  # fmt: skip
-    return outs
+    return made
 
 
 def match_prompt_tokens(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
-    """See `decode_rows.match_prompt_tokens`."""
     assert tokens.dtype == rows.dtype == sequences.dtype == torch.int64
     tokens, rows = tokens.contiguous(), rows.contiguous()
     assert sequences.is_contiguous()
@@ -200,13 +200,12 @@ def match_prompt_tokens(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tens
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
-    """As in `reference`, into float32 pages."""
     assert slots.dtype == torch.int64
     k, v, slots = _rows(k), _rows(v), slots.contiguous()
     rows, heads, dim = k.shape
     _cpu.write_kv(
         k.data_ptr(), v.data_ptr(), k_pages.data_ptr(), v_pages.data_ptr(), slots.data_ptr(),
-        rows, heads, dim, k_pages.shape[2], k.stride(0), v.stride(0), _HALF[k.dtype],
+        rows, heads, dim, k_pages.shape[2], k.stride(0), v.stride(0), k.dtype == torch.bfloat16,
     )  # fmt: skip
 
 
@@ -267,40 +266,48 @@ def int8_linear(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None) 
     return out
 
 
-def paged_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
-    cu_rows: Tensor,
-    bias_table: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sums: Tensor | None,
-    *,
-    causal: bool,
-    by_cell: bool = False,
+def paged_self_attention(
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
 ) -> Tensor:
-    """As `paged_self_attention` and its kin in `reference`, over float32 pages.
+    if groups.max_rows > _FEW_ROWS:
+        return reference.paged_self_attention(q, kv, groups, scores, sums)
+    return _attend(q, kv, groups, scores, sums, causal=True)
 
-    cu_rows: int32 [S + 1]. by_cell: the table names each key's place, page P + offset, instead of each page.
-    """
+
+def paged_cross_attention(
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
+) -> Tensor:
+    if groups.max_rows > _FEW_ROWS:
+        return reference.paged_cross_attention(q, kv, groups, scores, sums)
+    assert scores.bias_table is None
+    return _attend(q, kv, groups, scores, sums, causal=False)
+
+
+def paged_beam_attention(q: Tensor, kv: PagedKV, scores: Scores, sums: Tensor | None = None) -> Tensor:
+    return _attend(q, kv, RowGroups.each(len(q), q.device), scores, sums, causal=True, by_cell=True)
+
+
+def _attend(
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None, *, causal: bool,
+    by_cell: bool = False,
+) -> Tensor:  # fmt: skip
+    """by_cell: the table names each key's cell instead of each page."""
+    k, v, table, lengths = kv
     assert sums is None or sums.is_contiguous()
-    assert page_table.dtype == lengths.dtype == cu_rows.dtype == torch.int32
+    assert table.dtype == lengths.dtype == groups.cu_rows.dtype == torch.int32
     q = _rows(q)
     _, heads, dim = q.shape
     out = _empty(q.shape, q.dtype)
-    if page_table.stride(1) != 1:
-        page_table = page_table.contiguous()
-    bias_table = None if bias_table is None else bias_table.contiguous()
+    if table.stride(1) != 1:
+        table = table.contiguous()
+    bias_table = None if scores.bias_table is None else scores.bias_table.contiguous()
     _cpu.attend(
-        q.data_ptr(), out.data_ptr(), k_pages.data_ptr(), v_pages.data_ptr(), page_table.data_ptr(),
-        cu_rows.data_ptr(), lengths.data_ptr(), 0 if bias_table is None else bias_table.data_ptr(),
-        0 if sums is None else sums.data_ptr(), lengths.shape[0], heads, k_pages.shape[1], dim,
-        k_pages.shape[2], q.stride(0), page_table.stride(0),
-        0 if bias_table is None else bias_table.shape[1] - 1, scale, softcap or 0.0, causal, by_cell,
-        _HALF[q.dtype], torch.get_num_threads(),
+        q.data_ptr(), out.data_ptr(), k.data_ptr(), v.data_ptr(), table.data_ptr(),
+        groups.cu_rows.data_ptr(), lengths.data_ptr(), 0 if bias_table is None else bias_table.data_ptr(),
+        0 if sums is None else sums.data_ptr(), lengths.shape[0], heads, k.shape[1], dim,
+        k.shape[2], q.stride(0), table.stride(0),
+        0 if bias_table is None else bias_table.shape[1] - 1, scores.scale, scores.softcap or 0.0, causal,
+        by_cell, q.dtype == torch.bfloat16, torch.get_num_threads(),
     )  # fmt: skip
     return out
 

@@ -11,7 +11,7 @@ import torch
 
 from tandem import kernels
 from tandem.errors import ModelLoadError
-from tandem.kernels import RowGroups
+from tandem.kernels import PagedKV, RowGroups, Scores
 from tandem.workers.models.checkpoint import Checkpoint, WeightSlot
 from tandem.workers.models.kv_pool import KVPool
 from tandem.workers.models.layers import HasWeights, HeadTable, Norm, Placement
@@ -205,8 +205,9 @@ class EncoderStack(Stack):
             if blocks is not None:
                 summaries = attention.summarize(x, blocks, self.summary_tables[layer])
             mixed = kernels.encoder_attention(
-                q, k, v, cu_seqlens, longest, self.bias_tables[layer], spec.attention_scale,
-                spec.window(layer) is not None, summaries, spec.softcap,
+                q, k, v, cu_seqlens, longest,
+                Scores(spec.attention_scale, self.bias_tables[layer], spec.softcap),
+                spec.window(layer) is not None, summaries,
             )  # fmt: skip
             x, residual = self.join(attention.output(mixed), residual, norms[0])
             x, residual = self.join(feed_forward(x), residual, norms[1])
@@ -288,31 +289,26 @@ class DecoderStack(Stack):
     def _attend_self(
         self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool, sums: torch.Tensor | None = None
     ) -> torch.Tensor:
-        bias, scale, softcap, parts = (
-            self.bias_tables[layer],
-            self.spec.attention_scale,
-            self.spec.softcap,
-            [],
-        )
+        scores, parts = Scores(self.spec.attention_scale, self.bias_tables[layer], self.spec.softcap), []
         for rows in batch.attention:
             own = slice(rows.start, rows.stop)
-            inputs = q[own], pool.k[layer], pool.v[layer], rows.self_pages, rows.self_lengths
-            how = bias, scale, softcap, None if sums is None else sums[own]
+            kv = PagedKV(pool.k[layer], pool.v[layer], rows.self_pages, rows.self_lengths)
+            denominators = None if sums is None else sums[own]
             if rows.beams:
-                parts.append(kernels.paged_beam_attention(*inputs, *how))
+                parts.append(kernels.paged_beam_attention(q[own], kv, scores, denominators))
             else:
-                parts.append(kernels.paged_self_attention(*inputs, rows.self_groups, *how))
+                parts.append(kernels.paged_self_attention(q[own], kv, rows.self_groups, scores, denominators))
         return _in_order(parts)
 
     def _attend_cross(
         self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool, sums: torch.Tensor | None = None
     ) -> torch.Tensor:
-        parts = []
+        scores, parts = Scores(self.spec.attention_scale, None, self.spec.softcap), []
         for rows in batch.attention:
             own = slice(rows.start, rows.stop)
-            inputs = q[own], pool.k[layer], pool.v[layer], rows.cross_pages, rows.cross_lengths
-            how = self.spec.attention_scale, self.spec.softcap, None if sums is None else sums[own]
-            parts.append(kernels.paged_cross_attention(*inputs, rows.cross_groups, *how))
+            kv = PagedKV(pool.k[layer], pool.v[layer], rows.cross_pages, rows.cross_lengths)
+            denominators = None if sums is None else sums[own]
+            parts.append(kernels.paged_cross_attention(q[own], kv, rows.cross_groups, scores, denominators))
         return _in_order(parts)
 
     def _attend_both(self, layer: int, q: torch.Tensor, batch: DecoderBatch, pool: KVPool) -> torch.Tensor:
