@@ -19,7 +19,7 @@ from tandem.kernels import reference
 from tandem.kernels.values import DecodeRows, DecodeTables, PagedKV, RowGroups, Scores
 
 try:
-    from tandem.kernels.cpu import _cpu
+    from tandem.kernels.cpu import _cpu  # which checks dtype, shape and layout of all it is given
 except ImportError:
     COMPILED = AVX512 = False
 else:
@@ -38,14 +38,14 @@ DTYPES: Final = {
 }
 # Up to this many query rows of a sequence attend here; for more, the dense products of `reference` pay.
 _FEW_ROWS: Final = 16
-# In the order of `_cpu.h`.
+# The numbers of `_cpu.h`.
 _ACTIVATIONS: Final = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 
 class _Memory(threading.local):
-    """Where results go: each thread's, for others may serve other engines meanwhile."""
+    """Where results go, by thread: other threads may serve other engines meanwhile."""
 
     allocate: Allocate | None = None
 
@@ -55,7 +55,7 @@ _memory: Final = _Memory()
 
 @contextmanager
 def allocating(allocate: Allocate) -> Iterator[None]:
-    """Takes the memory of all results made here, in this thread, from `allocate`."""
+    """Takes the memory of this thread's results from `allocate`."""
     _memory.allocate = allocate
     try:
         yield
@@ -64,8 +64,8 @@ def allocating(allocate: Allocate) -> Iterator[None]:
 
 
 def record(most: int) -> None:
-    """From here on the calls made in this thread are not done, but recorded, of `most` rows each."""
-    _cpu.record(most)
+    """From here on this thread's calls, each of `most` rows, are recorded and not run."""
+    _cpu.record(most=most)
 
 
 def recorded() -> object:
@@ -74,8 +74,8 @@ def recorded() -> object:
 
 
 def run(program: object, rows: int) -> None:
-    """Does a program's calls, for the first so many rows of each."""
-    _cpu.run(program, rows)
+    """Runs a program's calls, each for its first `rows` rows."""
+    _cpu.run(program=program, rows=rows)
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -85,7 +85,7 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """For tables of which parts stay unwritten: other ops than those here may look there."""
+    """For tables that stay unwritten in parts, which ops outside this module may read."""
     return torch.zeros(shape, dtype=dtype) if _memory.allocate is None else _memory.allocate(shape, dtype)
 
 
@@ -112,157 +112,115 @@ def _add_norm(
 ) -> tuple[Tensor, Tensor]:
     """LayerNorm with a bias, RMSNorm without, of the sum of x and the residual; without a residual, of x.
     Returns the norm and the sum."""
-    x, weight = x.contiguous(), weight.contiguous()
-    residual = None if residual is None else residual.contiguous()
+    x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     out = _empty(x.shape, x.dtype)
-    total = x if residual is None else _empty(x.shape, x.dtype)
+    total = None if residual is None else _empty(x.shape, x.dtype)
     _cpu.add_norm(
-        x.data_ptr(), 0 if residual is None else residual.data_ptr(), weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(), out.data_ptr(), 0 if residual is None else total.data_ptr(),
-        x.shape[0], x.shape[1], eps, x.dtype == torch.bfloat16, torch.get_num_threads(),
+        x=x, residual=residual, weight=weight, bias=bias, eps=eps, out=out, sum=total,
+        threads=torch.get_num_threads(),
     )  # fmt: skip
-    return out, total
+    return out, x if total is None else total
 
 
 def activate(x: Tensor, activation: str, *, gated: bool = False) -> Tensor:
-    x = x.contiguous()
-    rows, width = x.shape[0], x.shape[1] // (1 + gated)
-    out = _empty((rows, width))
-    kind, threads = _ACTIVATIONS[activation], torch.get_num_threads()
-    _cpu.activate(x.data_ptr(), out.data_ptr(), rows, width, kind, gated, threads)
+    rows, width = x.shape
+    out = _empty((rows, width // 2 if gated else width))
+    _cpu.activate(
+        out=out, gated=gated, x=x.contiguous(), kind=_ACTIVATIONS[activation], threads=torch.get_num_threads()
+    )
     return out
 
 
 def scale(x: Tensor, factor: float) -> Tensor:
     if factor == 1.0:
         return x
-    x = x.contiguous()
     out = _empty(x.shape)
-    _cpu.scale(x.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], factor)
+    _cpu.scale(x=x.contiguous(), factor=factor, out=out)
     return out
 
 
 def argmax(x: Tensor) -> Tensor:
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    out = _empty((len(x),), torch.int64)
-    _cpu.argmax(x.data_ptr(), out.data_ptr(), len(x), x.shape[1], x.stride(0), torch.get_num_threads())
+    out = _empty(x.shape[:1], torch.int64)
+    _cpu.argmax(x=_rows(x), out=out, threads=torch.get_num_threads())
     return out
 
 
 def embed(ids: Tensor, table: Tensor, onto: Tensor | None = None) -> Tensor:
-    assert ids.dtype == torch.int64
-    ids, table = ids.contiguous(), table.contiguous()
     onto = None if onto is None else onto.contiguous()
-    rows, width = len(ids), table.shape[1]
-    out = _empty((rows, width))
-    _cpu.embed(
-        ids.data_ptr(), table.data_ptr(), 0 if onto is None else onto.data_ptr(), out.data_ptr(), rows, width
-    )
+    out = _empty((ids.shape[0], table.shape[1]))
+    _cpu.embed(ids=ids.contiguous(), table=table, onto=onto, out=out)
     return out
 
 
 def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
-    assert rows.dtype == torch.int64
-    assert rows.is_contiguous()
-    assert tables.sequences.is_contiguous()
     count, cells = rows.shape[1], tables.beam_cells if beams else None
-    self_width, cross_width = tables.self_pages.shape[1], tables.cross_pages.shape[1]
-    cells_width = 0 if cells is None else cells.shape[1]
+    history = tables.self_pages if cells is None else cells
     made = DecodeRows(
         token_ids=_empty((count,), torch.int64),
         positions=_empty((count,), torch.int64),
         write_slots=_empty((count,), torch.int64),
-        history=_zeros((count, cells_width or self_width), torch.int32),
+        history=_zeros((count, history.shape[1]), torch.int32),
         lengths=_empty((count,), torch.int32),
-        cross_pages=_zeros((count, cross_width), torch.int32),
+        cross_pages=_zeros((count, tables.cross_pages.shape[1]), torch.int32),
         cross_lengths=_empty((count,), torch.int32),
     )
     _cpu.gather_rows(
-        rows.data_ptr(), tables.sequences.data_ptr(), tables.self_pages.data_ptr(),
-        0 if cells is None else cells.data_ptr(), tables.cross_pages.data_ptr(),
-        tables.cross_lengths.data_ptr(), *(one.data_ptr() for one in made), count, count,
-        tables.sequences.shape[1], self_width, cells_width, cross_width, tables.page_size,
+        rows=rows, sequences=tables.sequences, self_pages=tables.self_pages, beam_cells=cells,
+        cross_pages=tables.cross_pages, cross_lengths=tables.cross_lengths, page_size=tables.page_size,
+        token_ids=made.token_ids, positions=made.positions, write_slots=made.write_slots,
+        history=made.history, lengths=made.lengths, row_cross_pages=made.cross_pages,
+        row_cross_lengths=made.cross_lengths,
     )  # fmt: skip
     return made
 
 
 def match_prompt_tokens(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
-    assert tokens.dtype == rows.dtype == sequences.dtype == torch.int64
-    tokens, rows = tokens.contiguous(), rows.contiguous()
-    assert sequences.is_contiguous()
-    count, width = rows.shape[1], sequences.shape[1]
-    out = _empty((count, 3), torch.int64)
-    _cpu.match_prompt_tokens(
-        tokens.data_ptr(), rows.data_ptr(), sequences.data_ptr(), out.data_ptr(), count, width
-    )
+    out = _empty((rows.shape[1], 3), torch.int64)
+    _cpu.match_prompt_tokens(tokens=tokens.contiguous(), rows=rows.contiguous(), sequences=sequences, out=out)
     return out
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
-    assert slots.dtype == torch.int64
-    k, v, slots = _rows(k), _rows(v), slots.contiguous()
-    rows, heads, dim = k.shape
-    _cpu.write_kv(
-        k.data_ptr(), v.data_ptr(), k_pages.data_ptr(), v_pages.data_ptr(), slots.data_ptr(),
-        rows, heads, dim, k_pages.shape[2], k.stride(0), v.stride(0), k.dtype == torch.bfloat16,
-    )  # fmt: skip
+    _cpu.write_kv(k=_rows(k), v=_rows(v), k_pages=k_pages, v_pages=v_pages, slots=slots.contiguous())
 
 
 def float_pack(weight: Tensor) -> Tensor:
-    """float32 [outputs, inputs], for `float_linear`."""
-    assert weight.dtype == torch.float32
-    weight = weight.contiguous()
+    """The packed weight, float32 [outputs, inputs], for `float_linear`."""
     outputs, inputs = weight.shape
-    packed = torch.empty(_cpu.float_size(outputs, inputs))
-    _cpu.float_pack(weight.data_ptr(), packed.data_ptr(), outputs, inputs, torch.get_num_threads())
+    packed = torch.empty(_cpu.float_size(outputs=outputs, inputs=inputs))
+    _cpu.float_pack(weight=weight.contiguous(), packed=packed, threads=torch.get_num_threads())
     return packed
 
 
 def float_bytes(weight: Tensor) -> int:
-    """Of what `float_pack` makes of it."""
+    """Bytes of the weight once `float_pack` has packed it."""
     outputs, inputs = weight.shape
-    return 4 * _cpu.float_size(outputs, inputs)
+    return 4 * _cpu.float_size(outputs=outputs, inputs=inputs)
 
 
 def float_linear(x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
-    """``x @ weight.T + bias``: float32 [N, inputs] -> [N, outputs]."""
-    assert x.dtype == torch.float32
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    rows, inputs = x.shape
-    out = _empty((rows, outputs))
-    _cpu.float_linear(
-        x.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), rows,
-        outputs, inputs, x.stride(0), torch.get_num_threads(),
-    )  # fmt: skip
+    """``x @ weight.T + bias``: float32 [N, inputs] → [N, outputs]."""
+    out = _empty((x.shape[0], outputs))
+    _cpu.float_linear(x=_rows(x), out=out, bias=bias, threads=torch.get_num_threads(), packed=packed)
     return out
 
 
 def int8_pack(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [outputs, inputs], quantized by output: for `int8_linear`, bytes and scales [outputs]."""
-    assert weight.dtype == torch.float32
-    weight = weight.contiguous()
+    """The weight, float32 [outputs, inputs], quantized by output for `int8_linear`: bytes, and scales
+    [outputs]."""
     outputs, inputs = weight.shape
-    packed = torch.empty(_cpu.int8_size(outputs, inputs), dtype=torch.uint8)
+    packed = torch.empty(_cpu.int8_size(outputs=outputs, inputs=inputs), dtype=torch.uint8)
     scales = torch.empty(outputs)
-    threads = torch.get_num_threads()
-    _cpu.int8_pack(weight.data_ptr(), packed.data_ptr(), scales.data_ptr(), outputs, inputs, threads)
+    _cpu.int8_pack(weight=weight.contiguous(), packed=packed, scales=scales, threads=torch.get_num_threads())
     return packed, scales
 
 
 def int8_linear(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """``quantize(x) @ quantized weight.T + bias``: float32 [N, inputs] -> [N, outputs]."""
-    assert x.dtype == torch.float32
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    rows, inputs = x.shape
-    outputs = len(scales)
-    out = _empty((rows, outputs))
+    """``quantize(x) @ quantized weight.T + bias``: float32 [N, inputs] → [N, outputs]."""
+    out = _empty((x.shape[0], scales.shape[0]))
     _cpu.int8_linear(
-        x.data_ptr(), packed.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        out.data_ptr(), rows, outputs, inputs, x.stride(0), torch.get_num_threads(),
-    )  # fmt: skip
+        x=_rows(x), out=out, bias=bias, threads=torch.get_num_threads(), packed=packed, scales=scales
+    )
     return out
 
 
@@ -292,26 +250,19 @@ def _attend(
     by_cell: bool = False,
 ) -> Tensor:  # fmt: skip
     """by_cell: the table names each key's cell instead of each page."""
-    k, v, table, lengths = kv
-    assert sums is None or sums.is_contiguous()
-    assert table.dtype == lengths.dtype == groups.cu_rows.dtype == torch.int32
     q = _rows(q)
-    _, heads, dim = q.shape
     out = _empty(q.shape, q.dtype)
-    if table.stride(1) != 1:
-        table = table.contiguous()
-    bias_table = None if scores.bias_table is None else scores.bias_table.contiguous()
+    scale, bias_table, softcap = scores
     _cpu.attend(
-        q.data_ptr(), out.data_ptr(), k.data_ptr(), v.data_ptr(), table.data_ptr(),
-        groups.cu_rows.data_ptr(), lengths.data_ptr(), 0 if bias_table is None else bias_table.data_ptr(),
-        0 if sums is None else sums.data_ptr(), lengths.shape[0], heads, k.shape[1], dim,
-        k.shape[2], q.stride(0), table.stride(0),
-        0 if bias_table is None else bias_table.shape[1] - 1, scores.scale, scores.softcap or 0.0, causal,
-        by_cell, q.dtype == torch.bfloat16, torch.get_num_threads(),
+        q=q, k=kv.k, v=kv.v, table=_rows(kv.table), lengths=kv.lengths, cu_rows=groups.cu_rows, scale=scale,
+        bias_table=None if bias_table is None else bias_table.contiguous(), softcap=softcap or 0.0, sums=sums,
+        out=out, causal=causal, by_cell=by_cell, threads=torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x [N, H, D] such that only its rows may lie apart."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+    """x [N, D] or [N, H, D], of which only the rows may lie apart."""
+    strides = x.stride()
+    dense = strides[-1] == 1 and (len(strides) == 2 or strides[1] == x.shape[2])
+    return x if dense else x.contiguous()
