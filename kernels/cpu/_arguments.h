@@ -117,22 +117,13 @@ class Arguments {
         return x == Py_None ? nullptr : real(name, x, half, sizes, nullptr);
     }
 
-    i64 integer(const char* name) {
-        PyObject* x = find(name);
-        if (!PyLong_Check(x) || PyBool_Check(x)) refuse(name, "an int", x);
-        const i64 value = PyLong_AsLongLong(x);
-        if (value == -1 && PyErr_Occurred()) {
-            PyErr_Clear();
-            refuse(name, "an int of 64 bits", x);
-        }
-        return value;
-    }
+    i64 integer(const char* name) { return integer(find(name), name); }
 
     float number(const char* name) {
         PyObject* x = find(name);
         if (PyFloat_Check(x)) return static_cast<float>(PyFloat_AS_DOUBLE(x));
         if (!PyLong_Check(x) || PyBool_Check(x)) refuse(name, "a float", x);
-        return static_cast<float>(PyLong_AsDouble(x));
+        return static_cast<float>(integer(x, name));
     }
 
     bool flag(const char* name) {
@@ -151,6 +142,16 @@ class Arguments {
     }
 
    private:
+    static i64 integer(PyObject* x, const char* name) {
+        if (!PyLong_Check(x) || PyBool_Check(x)) refuse(name, "an int", x);
+        const i64 value = PyLong_AsLongLong(x);
+        if (value == -1 && PyErr_Occurred()) {
+            PyErr_Clear();
+            refuse(name, "an int of 64 bits", x);
+        }
+        return value;
+    }
+
     PyObject* find(const char* name) {
         for (Py_ssize_t i = 0; i < count_; ++i) {
             // Callers name them in the order in which they are read, so the first look finds it.
@@ -204,13 +205,14 @@ class Arguments {
 
     [[noreturn]] static void refuse(const char* name, dlpack::Dtype dtype, Sizes sizes, const dlpack::Tensor& seen) {
         std::string wanted, found, strides;
-        for (const i64* size : sizes) wanted += (wanted.empty() ? "" : ", ") + (*size == ANY ? "*" : std::to_string(*size));
+        for (const i64* size : sizes)
+            wanted += (wanted.empty() ? "" : ", ") + (*size == ANY ? "*" : std::to_string(*size));
         for (int32_t d = 0; d < seen.rank; ++d) {
             found += (d == 0 ? "" : ", ") + std::to_string(seen.shape[d]);
             strides += (d == 0 ? "" : ", ") + std::to_string(seen.strides[d]);
         }
-        throw Refused(std::string(name) + " must be a dense CPU tensor of " + text(dtype) + " [" + wanted + "], not of " +
-                      text(seen.dtype) + " [" + found + "] with strides [" + strides + "] on " +
+        throw Refused(std::string(name) + " must be a dense CPU tensor of " + text(dtype) + " [" + wanted +
+                      "], not of " + text(seen.dtype) + " [" + found + "] with strides [" + strides + "] on " +
                       (seen.device_type == 1 ? "the CPU" : "another device"));
     }
 
