@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -38,6 +39,8 @@ from tandem.quickstart import PATH as QUICKSTART
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.execution.packet import Packet
+from tandem.workers.models.attention import CrossAttention, SelfAttention
+from tandem.workers.models.sublayers import FeedForward
 
 ROWS = (1, 8, 32)
 PRECISIONS: dict[str, dict[str, str]] = {
@@ -112,15 +115,16 @@ def watch(clock: Clock, engine: Engine) -> None:
     spec = decoder.spec
     heads = spec.heads * spec.head_dim
     shared = spec.shared_heads * spec.head_dim
-    for own in decoder.attentions:
-        product("self q, k, v", own.qkv.linear, spec.d_model, heads + 2 * shared)
-        product("self output", own.o.linear, heads, spec.d_model)
-    for cross in decoder.crosses:
-        product("cross q", cross.q.linear, spec.d_model, heads)
-        product("cross output", cross.o.linear, heads, spec.d_model)
-    for forward in decoder.feed_forwards:
-        product("feed-forward", forward.up.linear, spec.d_model, spec.d_ff * (1 + spec.gated))
-        product("feed-forward", forward.down.linear, spec.d_ff, spec.d_model)
+    for sublayer in chain(*decoder.layers):
+        if isinstance(sublayer, SelfAttention):
+            product("self q, k, v", sublayer.qkv.linear, spec.d_model, heads + 2 * shared)
+            product("self output", sublayer.o.linear, heads, spec.d_model)
+        elif isinstance(sublayer, CrossAttention):
+            product("cross q", sublayer.q.linear, spec.d_model, heads)
+            product("cross output", sublayer.o.linear, heads, spec.d_model)
+        elif isinstance(sublayer, FeedForward):
+            product("feed-forward", sublayer.up.linear, spec.d_model, spec.d_ff * (1 + spec.gated))
+            product("feed-forward", sublayer.down.linear, spec.d_ff, spec.d_model)
     logits = decoder.head.projection._output
     assert logits is not None
     product("logits", logits, spec.d_model, engine.spec.vocab_size)

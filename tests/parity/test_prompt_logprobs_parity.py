@@ -102,7 +102,7 @@ def test_in_one_batch_in_small_pieces_and_preempted(case: Case, monkeypatch: pyt
     tokens = case.check(Engine(case.config()))
     silent = [replace(r, decoding=replace(r.decoding, prompt_logprobs=None)) for r in case.requests]
     assert case.check(Engine(case.config()), silent) == tokens, "asking changes no answer"
-    monkeypatch.setattr("tandem.workers.models.stacks._SCORED_AT_ONCE", 7)
+    monkeypatch.setattr("tandem.workers.models.head._SCORED_AT_ONCE", 7)
     assert case.check(Engine(case.config(overlap=True, max_num_seqs=4, max_batched_tokens=7))) == tokens
     tight = Engine(case.config(overlap=True, max_num_seqs=5, max_batched_tokens=6, page_size=4, num_pages=46))
     assert case.check(tight) == tokens

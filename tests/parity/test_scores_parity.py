@@ -148,7 +148,7 @@ def test_tensor_parallel(name: str, checkpoint: Callable[..., Path]) -> None:
 def test_more_positions_than_are_scored_at_once(
     checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem.workers.models.stacks._SCORED_AT_ONCE", 7)
+    monkeypatch.setattr("tandem.workers.models.head._SCORED_AT_ONCE", 7)
     case = Case(checkpoint("t5"))
     assert score(Engine(case.config()), case.requests) == pytest.approx(case.losses, abs=1e-4)
 

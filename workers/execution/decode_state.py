@@ -14,7 +14,7 @@ from tandem.kernels.decode_rows import resolve
 from tandem.kernels.values import LAST, POSITION, SOURCE
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution.packet import BEAM, SINGLE, Ints, Packet
-from tandem.workers.models.stacks import AttentionRows, DecoderBatch, Targets
+from tandem.workers.models.batch import AttentionRows, DecoderBatch, Targets
 from tandem.workers.scheduling.plan import ON_DEVICE
 
 

@@ -26,9 +26,10 @@ from tandem.workers.execution.packet import (
 from tandem.workers.execution.side_stream import SideStream, Work
 from tandem.workers.execution.step_graphs import StepGraphs
 from tandem.workers.models.checkpoint import Checkpoint, read_json
+from tandem.workers.models.head import TargetScores
 from tandem.workers.models.kv_pool import KVPool
 from tandem.workers.models.layers import Placement
-from tandem.workers.models.stacks import EncoderStack, TargetScores, load_decoder, load_encoder
+from tandem.workers.models.stacks import EncoderStack, load_decoder, load_encoder
 
 _LOG = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ class Runner:
         # Rank 0 hands out page ids for all ranks, whose memory may differ.
         self.num_pages = group.least(config.pages(stack, self.device))
         self.pool = KVPool(
-            stack.layers, self.num_pages + 1, stack.shared_heads // group.size, self.page_size,
+            self.spec.kv_planes, self.num_pages + 1, stack.shared_heads // group.size, self.page_size,
             stack.head_dim, self.device, config.kv_dtype(self.device),
         )  # fmt: skip
         self.draft_tokens = config.draft_tokens if self.spec.drafts_from_source else 0

@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import safe_open
 
 from tandem import quickstart
 from tandem.errors import ModelLoadError
 from tandem.workers.models.families import Config, Part, family_of, spec_of
+from tandem.workers.models.layers import WeightSlot
 
 # What is fetched from a hub: never pickles, never code.
 HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
@@ -65,18 +64,6 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelLoadError(f"{path} is not a JSON object", field="model")
     return value
-
-
-@dataclass(frozen=True)
-class WeightSlot:
-    """A place for (a part of) a checkpoint's weight in a layer's tensor."""
-
-    name: str  # ours; see families/
-    into: torch.Tensor  # a view of the layer's tensor
-    shape: tuple[int, ...]  # of the whole weight in the checkpoint
-    dim: int | None = None  # sharded along this dimension; None: every rank holds all of it
-    start: int = 0  # first index of this rank's slice along `dim`
-    plus: float = 0.0  # what the checkpoint leaves out
 
 
 class Checkpoint:

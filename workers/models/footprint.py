@@ -11,8 +11,8 @@ import torch
 from tandem.errors import InvalidRequest
 from tandem.workers.config import GIB, EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.models.checkpoint import Checkpoint, WeightSlot, read_json
-from tandem.workers.models.layers import Placement
+from tandem.workers.models.checkpoint import Checkpoint, read_json
+from tandem.workers.models.layers import Placement, WeightSlot
 from tandem.workers.models.stacks import DecoderStack, EncoderStack
 
 
@@ -63,7 +63,7 @@ class Footprint:
             config = replace(config, kv_cache_gib=max(1, 0.8 * free) / GIB)
         stack = spec.decoder
         heads = stack.shared_heads // ranks
-        kv = 2 * stack.layers * heads * stack.head_dim * config.kv_dtype(device).itemsize
+        kv = 2 * spec.kv_planes * heads * stack.head_dim * config.kv_dtype(device).itemsize
         return cls(
             device=device.type,
             dtype=str(dtype).removeprefix("torch."),

@@ -16,9 +16,9 @@ from transformers import AutoTokenizer
 from tandem import quickstart
 from tandem.errors import ModelLoadError
 from tandem.workers.distributed import Group
-from tandem.workers.models.checkpoint import INDEX, Checkpoint, WeightSlot, read_json, resolve
+from tandem.workers.models.checkpoint import INDEX, Checkpoint, read_json, resolve
 from tandem.workers.models.families import FAMILIES, Part, WeightNames
-from tandem.workers.models.layers import Placement
+from tandem.workers.models.layers import Placement, WeightSlot
 from tandem.workers.models.stacks import DecoderStack, EncoderStack, load_decoder
 
 CPU = torch.device("cpu")
