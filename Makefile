@@ -23,7 +23,7 @@ help:  ## This list.
 
 .venv: .venv/.installed  ## The virtual environment with all dependencies.
 
-.venv/.installed: pyproject.toml $(wildcard kernels/cpu/_cpu*.cpp kernels/cpu/_cpu*.h)
+.venv/.installed: pyproject.toml $(wildcard kernels/cpu/_*.cpp kernels/cpu/_*.h)
 	@test -n "$(PYTHON)" || { \
 	    echo "Tandem needs Python 3.11 or later. None of $(PYTHONS) is; name one: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv

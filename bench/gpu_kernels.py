@@ -13,7 +13,8 @@ from clock import Clock, Roofline
 from torch import Tensor
 
 from tandem import kernels
-from tandem.kernels import RowGroups, decode_rows, reference
+from tandem.kernels import DecodeTables, PagedKV, RowGroups, Scores, reference
+from tandem.kernels.values import LENGTH, SOURCE
 
 REACH = 128  # of T5's bias
 PAGE = 64  # positions
@@ -102,7 +103,7 @@ def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[
         yield Case("add_layer_norm", shape, norm, size, 0, "85 %")
         x = random(rows, 2 * s.d_ff)
         size, shape = 3 * rows * s.d_ff * b, f"[{rows}, 2 * {s.d_ff}]"
-        yield Case("gated_gelu", shape, _call("gated_gelu", x), size, 0, "85 %")
+        yield Case("activate", shape, _call("activate", x, "gelu_new", gated=True), size, 0, "85 %")
 
     table = torch.randn(s.heads, 2 * REACH + 1, device=device)
     qkv = random(s.packed, 3, s.heads, s.dim).unbind(1)
@@ -110,7 +111,8 @@ def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[
     flops = 4 * s.heads * s.dim * s.source**2 * s.inputs
     shape = f"{s.inputs} inputs of {s.source}, {s.heads} heads of {s.dim}"
     for title, bias_table in (("with bias", table), ("without bias", None)):
-        attend = _call("encoder_attention", *qkv, cu_seqlens, s.source, bias_table, s.dim**-0.5)
+        scores = Scores(s.dim**-0.5, bias_table)
+        attend = _call("encoder_attention", *qkv, cu_seqlens, s.source, scores)
         yield Case(
             "encoder_attention", f"{shape}, {title}", attend, 4 * s.packed * s.heads * s.dim * b, flops,
             "320 TFLOP/s",
@@ -127,8 +129,8 @@ def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[
     yield _followed(s, device)
 
 
-def _call(name: str, *inputs: Any) -> Callable[[Any], Any]:
-    return lambda module: getattr(module, name)(*inputs)
+def _call(name: str, *inputs: Any, **how: Any) -> Callable[[Any], Any]:
+    return lambda module: getattr(module, name)(*inputs, **how)
 
 
 def _borders(lengths: Sequence[int], device: torch.device) -> Tensor:
@@ -147,20 +149,17 @@ def _paged(
     order = torch.randperm(sequences * pages, device=device).view(sequences, pages).int()
     lengths = torch.full((sequences,), length, dtype=torch.int32, device=device)
     q = torch.randn(sequences * rows, s.heads, s.dim, device=device, dtype=dtype)
-    inputs = [q, k, v, order, lengths]
     numbers = length * sequences * 2 * s.heads * s.dim
     size = numbers * kv.itemsize + 2 * q.nbytes
-    how = [] if op == "paged_cross_attention" else [bias]
+    table, groups = order, [RowGroups(_borders([rows] * sequences, device), rows)]
     if op == "paged_beam_attention":
-        inputs[3] = (
-            (order.unsqueeze(2) * PAGE + torch.arange(PAGE, device=device)).flatten(1)[:, :length].int()
-        )
+        cells = order.unsqueeze(2) * PAGE + torch.arange(PAGE, device=device)
+        table, groups = cells.flatten(1)[:, :length].int(), []
         size += 4 * length * sequences
-    else:
-        inputs.append(RowGroups(_borders([rows] * sequences, device), rows))
     return Case(
         op, f"{sequences} x {rows} rows over {length} keys, {s.heads} heads of {s.dim}",
-        _call(op, *inputs, *how, s.dim**-0.5), size, 2.0 * rows * numbers,
+        _call(op, q, PagedKV(k, v, table, lengths), *groups, Scores(s.dim**-0.5, bias)), size,
+        2.0 * rows * numbers,
         "80 %" if op == "paged_cross_attention" else "50 %",
     )  # fmt: skip
 
@@ -181,9 +180,9 @@ def _written(s: Shapes, device: torch.device, dtype: torch.dtype) -> Case:
 
 def _sequences(s: Shapes, device: torch.device) -> Tensor:
     """A batch's table of sequences, whose sources repeat one token."""
-    width = decode_rows.SOURCE + s.source
+    width = SOURCE + s.source
     sequences = torch.zeros(s.batch, width, dtype=torch.int64, device=device)
-    sequences[:, decode_rows.LENGTH] = s.source
+    sequences[:, LENGTH] = s.source
     return sequences
 
 
@@ -194,13 +193,12 @@ def _laid_out(s: Shapes, device: torch.device) -> Case:
         for pages in (own, cross)
     )
     lengths = torch.full((s.batch,), s.source, dtype=torch.int32, device=device)
-    tables = decode_rows.DecodeTables(PAGE, self_pages, _sequences(s, device), cross_pages, lengths)
+    tables = DecodeTables(PAGE, self_pages, _sequences(s, device), cross_pages, lengths)
     slots = torch.arange(s.batch, device=device)
     rows = torch.stack([slots, slots * 0 + s.target - 1, slots, slots * 0 - 1])
 
     def gather_rows(module: Any) -> tuple[Tensor, ...]:
-        # The twin is in the same file as the table.
-        placed = (decode_rows if module is reference else module).gather_rows(rows, tables, beams=False)
+        placed = module.gather_rows(rows, tables, beams=False)
         return placed.write_slots.float(), placed.lengths.float(), placed.cross_lengths.float()
 
     shape = f"{s.batch} rows of {own} and {cross} pages"
@@ -214,8 +212,8 @@ def _followed(s: Shapes, device: torch.device) -> Case:
     rows = torch.stack([slots, slots * 0 - 1, slots * 0 + 1, slots])
 
     def follow(module: Any) -> Tensor:
-        op, state = (decode_rows, states[0]) if module is reference else (module, states[1])
-        seen: Tensor = op.match_prompt_tokens(slots * 0, rows, state)
+        state = states[int(module is reference)]
+        seen: Tensor = module.match_prompt_tokens(slots * 0, rows, state)
         return seen.float()
 
     shape = f"{s.batch} sequences, sources of {s.source}"

@@ -34,7 +34,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tandem import kernels
-from tandem.kernels import Int8Linear, Linear
+from tandem.kernels import Int8Linear, Linear, PagedKV
 from tandem.quickstart import PATH as QUICKSTART
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
@@ -134,11 +134,9 @@ def watch(clock: Clock, engine: Engine) -> None:
         moved = weight * inputs * outputs + number * len(x) * (inputs + outputs)
         return moved, 2.0 * len(x) * inputs * outputs
 
-    def attend(
-        q: torch.Tensor, k: torch.Tensor, _v: object, _t: object, lengths: torch.Tensor, *_: object
-    ) -> Work:
-        keys = int(lengths.sum())
-        return 2.0 * keys * shared * k.itemsize + 2 * q.nbytes, 4.0 * keys * heads
+    def attend(q: torch.Tensor, kv: PagedKV, *_: object) -> Work:
+        keys = int(kv.lengths.sum())
+        return 2.0 * keys * shared * kv.k.itemsize + 2 * q.nbytes, 4.0 * keys * heads
 
     def norm(x: torch.Tensor, *_: object) -> Work:
         return 4.0 * x.nbytes, 0.0  # reads a sublayer's output and the sum so far, writes both anew

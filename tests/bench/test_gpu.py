@@ -38,7 +38,7 @@ def test_every_part_works(tmp_path: Path) -> None:
     assert not [part for part in parts(result) if part.keys() & {"failed", "skipped"} or part.get("left_out")]
     assert {"torch", "triton", "transformers", "cuda"} <= set(result["machine"]["versions"])
     assert {name.split()[0] for name in result["kernels"]} == {
-        "add_rms_norm", "add_layer_norm", "gated_gelu", "encoder_attention", "paged_self_attention",
+        "add_rms_norm", "add_layer_norm", "activate", "encoder_attention", "paged_self_attention",
         "paged_beam_attention", "paged_cross_attention", "write_kv", "gather_rows",
         "match_prompt_tokens",
     }  # fmt: skip
