@@ -33,6 +33,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--write-matrix", action="store_true", help="put the parity matrix into docs/parity.md")
 
 
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """What is not as locked, in one line: a failed comparison may then be the other project's change."""
+    import locked
+
+    line = locked.unexpected((config.rootpath / "constraints.txt").read_text())
+    return [line] if line else []
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """With `--dist loadgroup`, tests that share a costly fixture run in one process: e2e/, or a file."""
     for item in items:
