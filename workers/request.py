@@ -90,6 +90,11 @@ class Decoding:
     beams: BeamSearch | None = None  # then no logprobs
     prompt_logprobs: int | None = None  # alternatives beside the log-probability of each token of the prefix
 
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn: the likeliest token follows, or the likeliest beams."""
+        return self.temperature == 0
+
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
@@ -106,7 +111,7 @@ class EngineRequest:
     # Scored instead of generated: the decoder is given them, as many as `max_tokens`, and the one delta has
     # their log-probabilities.
     target_ids: tuple[int, ...] = ()
-    priority: int = 0  # higher is earlier; see scheduler.PRIORITY_S
+    priority: int = 0  # higher is earlier; see limits.PRIORITY_S
     timeout_s: float | None = None  # from submission; then it ends with reason `deadline`
     waited_s: float = 0.0  # since its arrival, before it was submitted here: it keeps its place in the order
 
@@ -120,11 +125,12 @@ class Hypothesis(NamedTuple):
     stop_reason: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What a sequence grew by in one step. Its last one has a `finish_reason` or an `error`.
+class Delta(NamedTuple):
+    """What a sequence grew by, in one step or in several. Its last one has a `finish_reason` or an `error`.
 
-    Beams and what is scored have a last one only.
+    Beams and what is scored have a last one only. There is one for every running sequence and step, which is
+    why it is a tuple: `list(delta)` is plain values, which Ray packs without pickle, and `Delta(*values)` is
+    the delta again.
     """
 
     request_id: str
@@ -142,6 +148,31 @@ class Delta:
     def last(self) -> bool:
         return self.finish_reason is not None or self.error is not None
 
+    def merged(self, later: Delta) -> Delta:
+        """This delta and its sequence's next as one. This one's lists grow in place: drop it."""
+        token_ids, logprobs = self.token_ids, self.logprobs
+        token_ids += later.token_ids
+        if later[2:] == _ONLY_TOKENS:
+            return self
+        if logprobs is None:
+            logprobs = later.logprobs
+        elif later.logprobs is not None:
+            logprobs += later.logprobs
+        return Delta(
+            self.request_id,
+            token_ids,
+            logprobs,
+            later.finish_reason,
+            later.stop_reason,
+            later.error,
+            self.queued_s if later.queued_s is None else later.queued_s,
+            later.hypotheses,
+            self.prompt_logprobs if later.prompt_logprobs is None else later.prompt_logprobs,
+        )
+
+
+_ONLY_TOKENS = (None,) * (len(Delta._fields) - 2)
+
 
 class EngineStats(NamedTuple):
     """A snapshot for load balancing and metrics. Counters only grow."""
@@ -158,3 +189,5 @@ class EngineStats(NamedTuple):
     preemptions: int
     drafted_tokens: int  # guessed, and computed
     accepted_tokens: int  # of these, the ones that were right
+    # By value of `scheduling.plan.WaitingFor`: steps that the first waiting sequence did not join for it.
+    waiting_for: dict[str, int]

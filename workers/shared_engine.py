@@ -39,6 +39,9 @@ class SharedEngine:
     def deltas(self, requests: Sequence[EngineRequest]) -> Generator[Delta]:
         """What these requests grow by, until all have ended. What has not when the caller turns away is
         cancelled."""
+        requests = [
+            self.engine.prepare(request) for request in requests
+        ]  # not while others wait for the engine
         call = _Call()
         try:
             with self._engine_lock:

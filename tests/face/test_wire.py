@@ -47,7 +47,7 @@ def test_every_kind_of_prompt_arrives(prompt: Prompt, encoder: object, decoder: 
     both = {"encoder_prompt": encoder, "decoder_prompt": decoder}
     assert arguments.prompt == (
         encoder if decoder is None else both
-    )  # a lone one may be a decoder-only model's
+    )  # a single prompt may be a decoder-only model's
 
 
 def test_what_is_not_set_is_not_sent() -> None:
@@ -71,7 +71,7 @@ def test_what_is_not_set_is_not_sent() -> None:
 
 def test_what_is_set_arrives_as_it_is() -> None:
     params = SamplingParams(
-        n=1,  # a default, said aloud
+        n=1,  # a default, given explicitly
         temperature=0.8,
         top_k=-1,
         top_p=0.95,

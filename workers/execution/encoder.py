@@ -1,4 +1,4 @@
-"""The encoder stack alone, for workers that only encode."""
+"""Encoder inputs to hidden states: one packed forward, and a worker that does nothing else."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ import torch
 
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.execution.runner import encode_packed
-from tandem.workers.models.checkpoint import Checkpoint, read_json
+from tandem.workers.execution.packet import Ints
+from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.layers import Placement
-from tandem.workers.models.stacks import load_encoder
+from tandem.workers.models.stacks import EncoderStack, load_encoder
+from tandem.workers.request import EncoderInput
 
 
 class Encoder:
-    """Encoder inputs to hidden states, packed and unpadded."""
+    """The encoder stack alone, for workers that only encode."""
 
     def __init__(self, config: EngineConfig) -> None:
-        folder = Path(config.model)
         self.device = config.torch_device()
         self.dtype = config.torch_dtype(self.device)
-        checkpoint = Checkpoint(folder, read_json(folder, "config.json"))
+        checkpoint = Checkpoint(Path(config.model))
         self.spec = checkpoint.spec
         place = Placement(self.device, self.dtype, Group(), config.quantization)
         self._stack = load_encoder(checkpoint, place)
@@ -33,7 +33,27 @@ class Encoder:
         return self._stack.spec.d_model
 
     @torch.inference_mode()
-    def encode(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
-        """Token ids of each input → hidden states [sum of lengths, d_model], in input order."""
-        lengths = np.array([len(ids) for ids in inputs], dtype=np.int64)
-        return encode_packed(self._stack, np.concatenate([np.asarray(ids) for ids in inputs]), lengths)
+    def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor:
+        """Hidden states [sum of lengths, d_model], in input order. Inputs with media have their features."""
+        lengths = np.array([len(one.token_ids) for one in inputs], dtype=np.int64)
+        token_ids = np.concatenate([np.asarray(one.token_ids) for one in inputs])
+        found = [one.features for one in inputs if one.features is not None]
+        features = torch.cat(found).to(self.device) if found else None
+        return encode_packed(self._stack, token_ids, lengths, features)
+
+
+def encode_packed(
+    encoder: EncoderStack, token_ids: Ints, lengths: Ints, features: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Inputs of these lengths, one after another and unpadded → hidden states [sum(lengths), d_model].
+
+    features: float32 [items, *FrontSpec.features] of the inputs' media, on the device; None: text alone.
+    """
+    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
+    arrays, front = [token_ids, cu_seqlens], encoder.spec.front
+    if features is not None:
+        assert front is not None, "features come with a front"
+        arrays.append(np.flatnonzero(token_ids == front.placeholder_id))
+    ids, borders, *media = (torch.from_numpy(one).to(encoder.device, non_blocking=True) for one in arrays)
+    vectors = encoder.embed(ids, *media, features=features) if media else encoder.embed(ids)
+    return encoder.encode(vectors, borders, int(lengths.max()))

@@ -11,9 +11,8 @@ from typing import Final, Protocol
 
 import torch
 
-from tandem.workers.models.checkpoint import WeightSlot
 from tandem.workers.models.fronts.audio import AudioConvolutions
-from tandem.workers.models.layers import Placement
+from tandem.workers.models.layers import Placement, WeightSlot
 from tandem.workers.models.spec import StackSpec
 
 __all__ = ["Front", "make_front"]

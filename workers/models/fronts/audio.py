@@ -8,8 +8,7 @@ from typing import Final
 import torch
 from torch.nn.functional import conv1d, gelu
 
-from tandem.workers.models.checkpoint import WeightSlot
-from tandem.workers.models.layers import Placement
+from tandem.workers.models.layers import Placement, WeightSlot
 from tandem.workers.models.spec import StackSpec
 
 _WIDTH: Final = 3  # frames that one output sees
