@@ -78,7 +78,7 @@ def encoder_costs() -> dict[str, float]:
         runs = []
         for _ in range(9):
             start = time.perf_counter()
-            pack(encoder.encode([[5] * length] * inputs))
+            pack(encoder.encode([EncoderInput("", (5,) * length)] * inputs))
             runs.append(time.perf_counter() - start)
         tokens.append(inputs * length)
         seconds.append(median(runs[1:]))

@@ -17,6 +17,8 @@ from tandem.workers.distributed import Group
 from tandem.workers.execution import encoder
 from tandem.workers.execution.packet import Packet
 from tandem.workers.execution.runner import Hidden, Runner
+from tandem.workers.execution.step_media import NO_MEDIA, StepMedia
+from tandem.workers.request import EncoderInput
 
 
 class SimulatedRunner(Runner):
@@ -35,6 +37,7 @@ class SimulatedRunner(Runner):
         self,
         packet: Packet,
         hidden: Hidden,  # noqa: ARG002
+        media: StepMedia = NO_MEDIA,  # noqa: ARG002
     ) -> tuple[torch.Tensor | None, None]:
         assert not len(packet.targets), "nothing is scored in a simulation"
         time.sleep(self.step_s)
@@ -43,15 +46,15 @@ class SimulatedRunner(Runner):
             return None, None
         return torch.zeros(sampling, self.spec.vocab_size, device=self.device), None
 
-    def encode_async(self, packet: Packet) -> None:
+    def encode_async(self, packet: Packet, media: StepMedia = NO_MEDIA) -> None:
         """Nothing: it is done at once."""
 
 
 class InstantEncoder(encoder.Encoder):
     """Encodes in no time, as `SimulatedRunner` does where the engine encodes by itself."""
 
-    def encode(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
-        return torch.zeros(sum(map(len, inputs)), self.d_model, dtype=self.dtype, device=self.device)
+    def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor:
+        return torch.zeros(sum(len(one.token_ids) for one in inputs), self.d_model, dtype=self.dtype, device=self.device)
 
 
 def simulated_runner(step_s: float) -> Callable[[EngineConfig, Group], SimulatedRunner]:

@@ -23,7 +23,7 @@ from tandem.workers.engine import Engine
 from tandem.workers.execution.runner import Runner
 from tandem.workers.local_group import LocalGroup
 from tandem.workers.models.model_folder import QUICKSTART, resolve
-from tandem.workers.request import Delta
+from tandem.workers.request import Delta, EngineStats
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.request_builder import RequestBuilder
@@ -221,6 +221,10 @@ class LLM:
     def max_encoder_tokens(self) -> int:
         """Tokens of the longest prompt."""
         return self._frontend.max_encoder_tokens
+
+    def stats(self) -> EngineStats:
+        """What the engine holds and has done so far."""
+        return self._engine.engine.stats()
 
     def tokenize(self, text: str) -> list[int]:
         """The encoder's token ids for a text, special tokens included."""

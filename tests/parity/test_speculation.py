@@ -296,7 +296,7 @@ def test_random_models_whose_source_is_their_answer(
         said = [token if rng.random() < 0.95 else 3 for token in answer]
         # The encoder's output is the prompt's, whatever its tokens are said to be.
         copied = (*said, *prompt)[: len(prompt)]
-        hidden = Kept(number, encoder.encode([prompt]))
+        hidden = Kept(number, encoder.encode([EncoderInput("", tuple(prompt))]))
         encoder_input = EncoderInput(str(prompt), copied, hidden)
         had = tuple(answer[: number % 3 * 4])
         asked.append(replace(request, encoder=encoder_input, generated_ids=had))

@@ -142,6 +142,7 @@ class Reference:
     @torch.no_grad()
     def generate(self, samples: np.ndarray[Any, Any], **options: Any) -> list[int]:
         """The generated ids, without what the decoder started from and without EOS."""
+        self.model.generation_config.max_length = None  # else a warning of `max_new_tokens` a call
         out = self.model.generate(self.features(samples), **options)
         ids: list[int] = out[0].tolist()
         return ids

@@ -236,14 +236,15 @@ def test_only_lost_hidden_states_make_a_step_that_is_not_launched(config: Engine
 def test_the_encoder_packs_without_a_trace(config: EngineConfig) -> None:
     """Together, alone, in another order: the same hidden states, and transformers'."""
     encoder = Encoder(config)
-    together = encoder.encode(PROMPTS).split([len(ids) for ids in PROMPTS])
-    reverse = encoder.encode(PROMPTS[::-1]).split([len(ids) for ids in PROMPTS[::-1]])[::-1]
+    inputs = [EncoderInput("", tuple(ids)) for ids in PROMPTS]
+    together = encoder.encode(inputs).split([len(ids) for ids in PROMPTS])
+    reverse = encoder.encode(inputs[::-1]).split([len(ids) for ids in PROMPTS[::-1]])[::-1]
     model = load_reference(Path(config.model))
     for ids, packed, other in zip(PROMPTS, together, reverse, strict=True):
         assert packed.shape == (len(ids), encoder.d_model)
         with torch.no_grad():
             expected = model.encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
-        for ours in (packed, other, encoder.encode([ids])):
+        for ours in (packed, other, encoder.encode([EncoderInput("", tuple(ids))])):
             torch.testing.assert_close(ours, expected, rtol=1e-4, atol=1e-4)
 
 

@@ -52,8 +52,6 @@ def _spec(config: Config) -> ModelSpec:
             norm="layer",
             norm_eps=1e-5,
             attention_scale=width**-0.5,
-            # transformers scales tokens alone, and the encoder has none.
-            embedding_scale=1.0 if encodes or not config.get("scale_embedding") else d_model**0.5,
             max_positions=positions if encodes else config.get("max_target_positions", 448),
             positions=PositionTable("learned"),
         )

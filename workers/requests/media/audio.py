@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from transformers import WhisperFeatureExtractor
 
 CONFIG = "preprocessor_config.json"
+# Codecs pad the ends of a recording. What goes beyond the window by no more than that is cut off.
+_PADDING_S = 0.1
 
 
 class AudioProcessor:
@@ -56,7 +58,7 @@ class AudioProcessor:
 
     def positions(self, media: Media, limits: Limits) -> int:
         """Encoder positions of an item, from its header alone. Raises InvalidRequest."""
-        check_audio(media.data, min(limits.audio_seconds, self._window_s))
+        check_audio(media.data, min(limits.audio_seconds, self._window_s), _PADDING_S)
         return self._front.positions
 
     def features(self, media: Media) -> torch.Tensor:
@@ -66,7 +68,7 @@ class AudioProcessor:
         """
         import torch
 
-        samples = read_audio(media.data, self._extractor.sampling_rate, self._window_s)
+        samples = read_audio(media.data, self._extractor.sampling_rate, self._window_s, _PADDING_S)
         made = self._extractor(samples, sampling_rate=self._extractor.sampling_rate, return_tensors="np")
         return torch.from_numpy(np.ascontiguousarray(made["input_features"][0], dtype=np.float32))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager
+from fractions import Fraction
 from typing import Final
 
 import av
@@ -27,10 +28,10 @@ _MIX: Final = {"rematrix_maxval": "1.0"}
 _OPTIONS: Final = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
 
 
-def check_audio(data: bytes, longest_s: float) -> None:
+def check_audio(data: bytes, longest_s: float, padding_s: float = 0.0) -> None:
     """Reads a file's header. Raises InvalidRequest where it is no audio or says that it is too long.
 
-    A header may lie: `read_audio` checks what is decoded.
+    Up to padding_s seconds more are let pass. A header may lie: `read_audio` checks what is decoded.
     """
     with _opened(data) as (container, stream):
         duration_s = 0.0
@@ -38,26 +39,26 @@ def check_audio(data: bytes, longest_s: float) -> None:
             duration_s = float(stream.duration * stream.time_base)
         elif container.duration is not None:
             duration_s = container.duration / av.time_base
-        if duration_s > longest_s:
+        if duration_s > longest_s + padding_s:
             raise _too_long(duration_s, longest_s)
 
 
-def read_audio(data: bytes, rate: int, longest_s: float) -> Samples:
+def read_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.0) -> Samples:
     """float32 [samples], mono, at `rate` samples a second, in [-1, 1].
 
     Channels are mixed and other rates resampled by libswresample. Raises InvalidRequest for what is no audio,
-    is damaged, empty or not finite, and as soon as more than `longest_s` seconds are decoded: no more is held
-    in memory than that.
+    is damaged, empty or not finite, and as soon as more than `longest_s` and `padding_s` seconds together are
+    decoded: no more is held in memory than that.
     """
     parts: list[Samples] = []
-    seconds = 0.0
+    seconds = Fraction()
     with _opened(data) as (container, stream):
         resampler = AudioResampler(format="flt", layout="mono", rate=rate, options=_MIX)
         for frame in container.decode(stream):
             if not frame.sample_rate:
                 raise InvalidRequest("has a sample rate of 0", field=FIELD)
-            seconds += frame.samples / frame.sample_rate
-            if seconds > longest_s:
+            seconds += Fraction(frame.samples, frame.sample_rate)
+            if seconds > longest_s + padding_s:
                 raise _too_long(None, longest_s)
             parts += [out.to_ndarray()[0] for out in resampler.resample(frame)]
         parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
