@@ -81,8 +81,8 @@ class StackSpec:
     positions: PositionTable | None = None
     relative_bias: RelativeBias | None = None
     windows: tuple[Window | None, ...] = ()  # each layer's; empty: every layer sees everything
-    # Positions in a block of the input. Each block is summed up in one more key that every query
-    # sees, whatever the window. Its bias is like relative_bias, by distance in blocks, from another table. Encoders only.
+    # Positions in a block of the input. Each block is summed up in one more key that every query sees,
+    # whatever the window, with a bias like relative_bias, by distance in blocks. Encoders only.
     summary_block: int | None = None
     rotary: Rotary | None = None
     window_rotary: Rotary | None = None  # in the layers with a window, where it differs
