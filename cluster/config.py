@@ -1,4 +1,4 @@
-"""What a Tandem cluster is made of: one frozen value, checked once, that every deployment is given."""
+"""The configuration of a Tandem cluster: one frozen value, checked once, that every deployment is given."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ REPORT_PERIOD_S = 10.0  # Serve's `metrics_interval_s`: it collects what replica
 # `ServeConfig` by the same name.
 DERIVED_ENGINE_FIELDS = {
     "max_encoder_length": "limits.encoder_tokens: the ingress refuses what is longer",
-    "max_decoder_length": "limits.decoder_tokens: likewise",
+    "max_decoder_length": "limits.decoder_tokens: the ingress refuses what is longer",
     "with_encoder": "placement: whether the engine encodes by itself",
 }
 

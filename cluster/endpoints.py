@@ -16,17 +16,17 @@ ANSWER_TIMEOUT_S = 5.0
 
 @dataclass(frozen=True)
 class Endpoints:
-    """`host:port` of each listener. In direct mode there is one for each ingress replica, and a client
-    may use any; in proxy mode one for each node with a proxy."""
+    """`host:port` of each listener. In direct mode there is one for each ingress replica, and a client may
+    use any of them; in proxy mode one for each node with a proxy."""
 
     http: tuple[str, ...]
     grpc: tuple[str, ...]
 
 
 def read_endpoints(application: str, host: str) -> Endpoints:
-    """What Serve's controller says at this moment. Empty while nothing listens.
+    """The application's listeners as Serve's controller knows them. Empty while nothing listens.
 
-    `host` replaces the address of this machine: what the listeners are bound to here.
+    `host`, to which the listeners of this machine are bound, replaces this machine's address.
     """
     known = listeners()
     here = ray.util.get_node_ip_address()  # type: ignore[no-untyped-call]
@@ -44,9 +44,9 @@ def read_endpoints(application: str, host: str) -> Endpoints:
 
 
 def serving(endpoints: Endpoints, host: str) -> bool:
-    """Whether the application answers at every listener of this machine, whose address is `host`, that it can
-    take requests. It is running a moment before: routers have yet to attach to engines, and Serve's proxies
-    to hear of the application."""
+    """Whether the application says, at every listener of this machine, that it can take requests. `host` is
+    the listeners' address. Serve calls it running a moment earlier: routers have yet to attach to engines,
+    and proxies to hear of the application."""
 
     def here(addresses: tuple[str, ...]) -> list[str]:
         return [address for address in addresses if address.rpartition(":")[0] == host]

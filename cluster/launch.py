@@ -1,4 +1,4 @@
-"""Starting a cluster from Python: Ray and Serve, then applications, one after another.
+"""Running a cluster from Python: Ray and Serve, then applications, one after another.
 
 `serve(config)` is what `tandem serve` does. On Kubernetes the operator starts Ray and Serve, and the
 application comes from a Serve config file; then only `app.py` is used.
@@ -33,15 +33,15 @@ logger = logging.getLogger(__name__)
 
 APPLICATION = "tandem"
 POLL_S = 0.1
-HANDLE_S = 5.0  # for a new handle to learn of the replicas
+HANDLE_S = 5.0  # longest that a new handle takes to learn of the replicas
 
 
 @contextlib.contextmanager
 def serve(config: ServeConfig, *, address: str | None = None) -> Iterator[RunningCluster]:
     """Everything, from nothing to a server that answers; on leaving, running requests end first.
 
-    `address` joins a Ray cluster that runs already; its processes must have been started with what
-    `start.serve_settings` says. Raises ModelLoadError, InvalidRequest, Unavailable.
+    `address` joins a Ray cluster that runs already; its processes must have been started with the environment
+    of `start.serve_settings`. Raises ModelLoadError, InvalidRequest, Unavailable.
     """
     resolve_auto(config)  # a wrong model fails before Ray starts
     with RunningCluster(config, address=address) as cluster:
@@ -50,10 +50,10 @@ def serve(config: ServeConfig, *, address: str | None = None) -> Iterator[Runnin
 
 
 class RunningCluster:
-    """Ray and Serve, running. Ends, when it is closed, what it has started.
+    """Ray and Serve, running. Closing it ends what it has started.
 
-    The host, the ports, the ingress mode and the largest message are the cluster's, from the
-    configuration it is started with; everything else is each application's own.
+    The host, the ports, the ingress mode and the largest message are those of the configuration that the
+    cluster is started with; everything else is each application's own.
     """
 
     def __init__(self, config: ServeConfig, *, address: str | None = None) -> None:
@@ -61,7 +61,7 @@ class RunningCluster:
         self._config: ServeConfig | None = None  # of the application
         self._started_serve = False
         self._started_ray = not ray.is_initialized()
-        self._is_this_machine = self._started_ray and address is None  # and will not grow
+        self._is_this_machine = self._started_ray and address is None  # the cluster will not grow
         if self._started_ray:
             start_ray(config, address)
         try:
@@ -91,14 +91,14 @@ class RunningCluster:
         decoder: type[Decoder] = Decoder,
         timeout_s: float = 600.0,
     ) -> Endpoints:
-        """Replaces the application and returns when it answers. A former one is drained first: one model
+        """Replaces the application and returns when it answers. The previous one is drained first: one model
         at a time. For an update without a gap use Serve's own means. The classes are `application`'s.
 
-        Raises ModelLoadError where there is no such model here, Unavailable where the application does
-        not become healthy, with what Serve says about it.
+        Raises ModelLoadError where there is no model of that name here, Unavailable where the application
+        does not become healthy, with what Serve says about it.
         """
         self.undeploy()
-        config = resolve_auto(config)  # a wrong model fails here and now, not three times in a replica
+        config = resolve_auto(config)  # a wrong model fails here, not three times in a replica
         if self._is_this_machine:
             _refuse_what_does_not_fit(config)
         self._config = config
@@ -126,7 +126,7 @@ class RunningCluster:
             return
         _drain_ingress(self._config.drain_timeout_s)
         begin_delete(APPLICATION)
-        # Serve ends the replicas by force then; a moment more for it to notice.
+        # After the drain timeout Serve ends the replicas by force; it needs a moment more to notice.
         deadline = time.monotonic() + self._config.drain_timeout_s + 30
         while _status() is not None:
             if time.monotonic() > deadline:
@@ -139,7 +139,7 @@ class RunningCluster:
         return read_endpoints(APPLICATION, self._host)
 
     def close(self) -> None:
-        """Ends the application after its running requests, then Serve, then Ray where it was started
+        """Ends the application after its running requests, then Serve and Ray where they were started
         here."""
         try:
             self.undeploy()
@@ -153,11 +153,11 @@ class RunningCluster:
 
 
 def _drain_ingress(timeout_s: float) -> None:
-    """Has the ingress end its requests and refuse others, for as long as there are engines and encoders to
-    end them: Serve stops all deployments of an application at the same moment."""
+    """Has the ingress finish its requests and refuse others while engines and encoders still run: Serve stops
+    all deployments of an application at the same moment."""
     status = _status()
     if status is None or status.status not in (ApplicationStatus.RUNNING, ApplicationStatus.UNHEALTHY):
-        return  # it serves nobody
+        return  # the application serves nobody
     handle = ray_serve.get_deployment_handle(INGRESS, APPLICATION)
     learned = time.monotonic() + HANDLE_S
     answers: list[Any] = []
@@ -185,7 +185,7 @@ def _reasons(status: ApplicationStatusOverview | None) -> str:
 
 
 def _refuse_what_does_not_fit(config: ServeConfig) -> None:
-    """Serve would wait for ever."""
+    """Raises InvalidRequest where the replicas need more than this machine has: Serve would wait for ever."""
     encoders = config.min_encoder_replicas if config.placement == "disaggregated" else 0
     shards = config.min_decoder_replicas * config.tensor_parallel_size
     needs = {

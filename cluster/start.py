@@ -20,15 +20,15 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.serve_compat import grpc_address
 from tandem.errors import InvalidRequest
 
-# One replica in direct mode listens on the first port of its range, further ones on the next. Ray gives
-# its own workers ports from 10002 on.
+# In direct mode one replica listens on the first port of its range, each further one on the next free port.
+# Ray gives its own workers ports from 10002 on.
 DIRECT_PORTS = 100
 _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's workers run at nice 15 otherwise, and anything else on the machine would go first.
     "RAY_worker_niceness": "0",
 }
-# What decides in direct mode whether and where the ingress replicas listen.
+# The settings that decide whether and where ingress replicas listen in direct mode.
 _LISTENING = {
     "RAY_SERVE_ENABLE_DIRECT_INGRESS",
     *(f"RAY_SERVE_DIRECT_INGRESS_{end}_{kind}_PORT" for end in ("MIN", "MAX") for kind in ("HTTP", "GRPC")),
@@ -41,7 +41,7 @@ GRPC_SERVICES = [
 
 @contextlib.contextmanager
 def ray_alone(address: str | None = None) -> Iterator[None]:
-    """Ray without Serve, for work that is done elsewhere: on this machine, or the cluster at `address`."""
+    """Ray without Serve, on this machine or as the cluster at `address`, for work on a server elsewhere."""
     _init_ray(address, _RAY_SETTINGS)
     try:
         yield
@@ -65,33 +65,33 @@ def _init_ray(address: str | None, settings: Mapping[str, str]) -> None:
         return
     with _environment(settings):  # Ray's processes inherit it
         # Ray's own ports are open to other machines, whatever address it is given, but unless RAY_AUTH_MODE
-        # says otherwise they ask for a token: `ray.init` makes one, for this user, where there is none.
+        # says otherwise they ask for a token: `ray.init` makes one for this user if there is none.
         ray.init("local", include_dashboard=False, **quiet)
 
 
 def serve_settings(config: ServeConfig) -> dict[str, str]:
-    """What Serve reads from the environment, in each of its processes. A cluster that is joined must
-    have been started with the like."""
+    """What Serve reads from the environment, in each of its processes. A cluster that is joined must have
+    been started with the same."""
     settings = {
         **_RAY_SETTINGS,
-        # A replica whose group lost a rank cannot drain; what it held goes on elsewhere.
+        # A replica whose group lost a rank cannot drain; its requests go on elsewhere.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
-        # Nothing of ours blocks a replica's event loop, so it needs no second one, with a thread to cross to
-        # for every request and every part of an answer.
+        # Tandem does not block a replica's event loop, so no second loop is needed, in a thread that every
+        # request and every part of an answer would have to cross to.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # Read before our own limit is looked at, and it bounds answers as well.
-        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(4 * config.limits.message_bytes),
+        "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.limits.transport_bytes),
         **grpc_address.settings(config.host),
     }
     if min(config.encoder_cpus, config.decoder_cpus) < 1:
-        # Workers that share cores: one whose threads spin while they wait takes the cores from the others.
+        # The workers share cores: threads that spin while they wait take the cores from other workers.
         settings["OMP_WAIT_POLICY"] = "passive"
     if config.ingress_mode == "direct":
         settings |= {
             "RAY_SERVE_ENABLE_DIRECT_INGRESS": "1",
-            # No load balancer has to forget a replica of ours, so none has to outstay its requests, and
-            # its port is free for the next.
+            # No load balancer has to forget a replica, so a replica need not outstay its requests, and its
+            # port is free for the next.
             "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S": "0",
             "RAY_SERVE_PORT_QUARANTINE_S": "0",
         }
@@ -137,7 +137,7 @@ def start_serve(config: ServeConfig) -> None:
 
 
 def _proxy_ports(config: ServeConfig) -> tuple[int, int]:
-    """Where Serve's own proxies listen, HTTP and gRPC. In direct mode there still is one, on the head node.
+    """The ports of Serve's own proxies, HTTP and gRPC. In direct mode there still is one, on the head node.
     It keeps out of the replicas' ranges: gRPC would share a port silently, and either could get a call."""
     wanted = config.http_port, config.grpc_port
     if config.ingress_mode != "direct":
@@ -150,7 +150,7 @@ def _proxy_ports(config: ServeConfig) -> tuple[int, int]:
 
 
 def _refuse_used_port(host: str, port: int, field: str) -> None:
-    """Serve would silently take the next port."""
+    """Raises InvalidRequest where the port is taken: Serve would silently take the next one."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -160,7 +160,7 @@ def _refuse_used_port(host: str, port: int, field: str) -> None:
 
 
 def free_ports(host: str, count: int) -> list[int]:
-    """Ports that nothing listens on at this moment."""
+    """`count` ports that nothing listens on at this moment."""
     with contextlib.ExitStack() as stack:
         probes = [stack.enter_context(socket.socket()) for _ in range(count)]
         for probe in probes:
@@ -170,7 +170,7 @@ def free_ports(host: str, count: int) -> list[int]:
 
 @contextlib.contextmanager
 def _environment(settings: Mapping[str, str]) -> Iterator[None]:
-    """Sets variables for the time being; those the user has set stay as they are."""
+    """Sets environment variables while the block runs; those that the user has set stay as they are."""
     added = {name: value for name, value in settings.items() if name not in os.environ}
     os.environ.update(added)
     try:

@@ -1,4 +1,4 @@
-"""The front door: one Serve deployment that speaks HTTP and gRPC, with the router inside."""
+"""The ingress: one Serve deployment that speaks HTTP and gRPC and contains the router."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Ingress(GrpcApi):
         return build_app(self._service)
 
     async def drain(self) -> None:
-        """Refuses new requests; returns when those that are here have ended. For `launch`."""
+        """Refuses new requests; returns when the accepted ones have ended. `launch` calls it."""
         await self._router.drain()
 
     async def __del__(self) -> None:

@@ -20,7 +20,7 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.execution import encoder
 from tandem.workers.request import EncoderInput
 
-QUEUE_REPORT_S = 10.0  # how long a router's last report of its queue counts
+QUEUE_REPORT_S = 10.0  # a router's last report of its queue counts this long
 
 
 class EncoderLoad(NamedTuple):
@@ -63,12 +63,12 @@ class EncoderActor:
         self, config: ServeConfig, make_encoder: Callable[[EngineConfig], PackedEncoder] = encoder.Encoder
     ) -> None:
         self._config, self._make_encoder = config, make_encoder
-        # One thread: batches would only slow each other down, and a CUDA device is chosen per thread.
+        # One thread: batches in parallel would slow each other down, and a CUDA device is chosen per thread.
         self._thread = ThreadPoolExecutor(1, "encoder")
         self._waiting: dict[int, int] = {}  # batch number -> tokens, the running one first
         self._batches = 0
         self._progress_at = time.monotonic()
-        self._queued: dict[str, tuple[float, int]] = {}  # router -> when it said, tokens in its queue
+        self._queued: dict[str, tuple[float, int]] = {}  # router -> time of its report, tokens in its queue
         self._draining = False
 
     async def start(self) -> None:
@@ -83,7 +83,7 @@ class EncoderActor:
     async def encode(
         self, packed_inputs: list[list[Any]], router_id: str, queued_tokens: int
     ) -> tuple[PackedHidden, BatchSummary]:
-        """The packed hidden states of the inputs, in order, and what there is to say about them.
+        """The packed hidden states of the inputs, in order, and a summary.
 
         The inputs come as `messages.packed_input` makes them. Call it with `num_returns=2`: of two objects,
         the caller, who owns both, learns of a failure without fetching the hidden states. `queued_tokens` is
@@ -114,11 +114,11 @@ class EncoderActor:
         return packed, BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=seconds)
 
     async def watch(self) -> None:
-        """Returns never: only this process's end ends an encoder."""
+        """Never returns: only its process's end ends an encoder."""
         await asyncio.Event().wait()
 
     async def progress(self) -> EncoderLoad:
-        """Raises Unavailable where batches wait and none has ended for too long."""
+        """The load. Raises Unavailable where there are batches and none has ended for too long."""
         now = time.monotonic()
         if self._waiting and (stalled := now - self._progress_at) > self._config.stall_timeout_s:
             raise Unavailable(f"the encoder has work and ended no batch for {stalled:.0f} s")
@@ -126,7 +126,7 @@ class EncoderActor:
         return EncoderLoad(queued, sum(self._waiting.values()))
 
     async def drain(self) -> None:
-        """Refuses new batches; returns when those that are here have ended."""
+        """Refuses new batches; returns when the accepted ones have ended."""
         self._draining = True
         while self._waiting:
             await asyncio.sleep(0.02)

@@ -1,4 +1,4 @@
-"""The engines a router knows: finding them, and choosing one for a request."""
+"""The engines a router knows, and the choice of one for each request."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from tandem.cluster.router.engine_link import EngineLink
 from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.cluster.router.waiting import Gate
 
-# Work sent to one engine, in batches' worth (see `EngineLink.load`): one that runs and one ready to
-# follow. More waits here, where an engine that joins or gets free can still take it. Requests whose inputs
-# are being encoded have half of it at most: see `announce`.
+# The most work sent to one engine, as `EngineLink.load` measures it: a batch that runs and one that is ready
+# to follow. More waits in the router, where an engine that joins or becomes free can take it. Requests whose
+# inputs are being encoded get half of it at most: see `announce`.
 FULL = 2.0
-# How much fuller an engine may be and still be preferred because it holds the same encoder input, whose
-# cross-attention pages are then shared.
+# How much fuller an engine may be and still be preferred because it holds the same encoder input: the two
+# requests share their cross-attention pages.
 AFFINITY = 0.25
-CHOICES = 2  # engines, drawn at random, of which a request gets the better
+CHOICES = 2  # engines drawn at random, of which a request gets the less loaded
 
 
 class EnginePool:
@@ -74,9 +74,9 @@ class EnginePool:
         return link is not None
 
     def _choose(self, routed: RoutedRequest, busy: float) -> EngineLink | None:
-        """Of two engines that are less than `busy`, and of those with the same encoder input, the least
-        loaded. All routers have much the same, somewhat old news of the engines' load: were it the least
-        loaded of all, every router would send its requests to the same one."""
+        """The least loaded of two engines that are less than `busy`, drawn at random, and of those with the
+        same encoder input. All routers have much the same, somewhat old news of the engines' load: if each
+        took the least loaded of all, they would send their requests to the same one."""
         key = routed.request.encoder.key
         roomy = [link for link in self._links.values() if link.accepting and link.load() < busy]
         some = random.sample(roomy, min(CHOICES, len(roomy)))

@@ -107,7 +107,6 @@ TOLD = {
     "async_encode": True,
     "cuda_graphs": True,
     "check_invariants": True,
-    "simulated_step_ms": 1.0,
 }
 
 

@@ -58,7 +58,7 @@ def test_a_cluster_that_is_joined_must_listen_where_it_is_asked_to() -> None:
 
 
 def test_the_manual_names_every_setting() -> None:
-    manual = (Path(__file__).parents[2] / "docs" / "run-a-cluster.md").read_text()
+    manual = (Path(__file__).parents[2] / "docs" / "run.md").read_text()
     for name, value in serve_settings(ServeConfig(host="0.0.0.0")).items():
         assert f"`{name}`" in manual
         assert f"`{value}`" in manual, name

@@ -131,7 +131,7 @@ def test_clients_reach_it_on_the_ports_of_the_proxies(
 def test_a_proxy_reads_what_the_application_allows(cluster: Document, config: ServeConfig) -> None:
     for name in ("head", *GROUPS):
         env = {variable["name"]: variable["value"] for variable in container(cluster, name)["env"]}
-        assert int(env["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"]) == 4 * config.limits.message_bytes
+        assert int(env["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"]) == config.limits.transport_bytes
 
 
 def test_the_old_cluster_outlives_the_longest_answer(service: Document, config: ServeConfig) -> None:

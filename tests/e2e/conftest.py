@@ -48,7 +48,7 @@ PROMPTS = [f"translate English to {language}: {s}" for s in SENTENCES for langua
 
 @pytest.fixture(scope="package")
 def expected() -> dict[str, str]:
-    """What the engine alone says to PROMPTS, greedily."""
+    """The engine's own greedy answers to PROMPTS."""
     with LLM(dtype="float32") as llm:
         outputs = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=32), use_tqdm=False)
     return {prompt: o.outputs[0].text for prompt, o in zip(PROMPTS, outputs, strict=True)}

@@ -1,4 +1,4 @@
-"""Batches against a server that each test scripts."""
+"""Batches against a server whose answers each test scripts."""
 
 from __future__ import annotations
 

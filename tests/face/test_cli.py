@@ -86,7 +86,7 @@ def test_show_counts_the_weights_the_engine_holds(checkpoint: Callable[..., Path
     tied = opened.tied("decoder.output", "decoder.embedding")
     decoder = DecoderStack(opened.spec, tied, place)
     held = sum(slot.into.nbytes for slot in decoder.slots())
-    # A tied projection is laid out anew beside the embedding.
+    # A tied projection is laid out again next to the embedding.
     assert memory["decoder_weights"] == held + tied * decoder.embedding.tokens.weight.nbytes
     if opened.spec.encoder is not None:
         encoder = EncoderStack(opened.spec.encoder, place)
@@ -98,7 +98,7 @@ def test_show_counts_8_bit_weights() -> None:
     options = ["--dtype", "float32", "--device", "cpu"]
     whole, quantized = (facts(*options, *more)["memory"] for more in ([], ["--quantization", "int8"]))
     embedding = 4 * 4000 * 256
-    # A float32 embedding, and projections of a quarter of their size with their scales.
+    # A float32 embedding, and projections of a quarter of the size with their scales.
     projections = whole["decoder_weights"] - embedding
     assert embedding + projections / 4 < quantized["decoder_weights"] < embedding + projections / 4 * 1.05
     assert quantized["encoder_weights"] < whole["encoder_weights"]

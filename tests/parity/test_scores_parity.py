@@ -69,7 +69,7 @@ def _loss(model: Any, prompt: tuple[int, ...], target: tuple[int, ...]) -> tuple
 
 
 def score(engine: Engine, requests: list[EngineRequest]) -> Losses:
-    """All at once: one delta each, which says all."""
+    """Runs the requests all at once: each gets one delta with everything."""
     for request in requests:
         engine.submit(request)
     wanted = {request.request_id: request for request in requests}
@@ -109,7 +109,7 @@ def test_in_small_pieces_launched_ahead(case: Case) -> None:
 
 
 def test_preempted_and_computed_again(case: Case) -> None:
-    """Those before them grow and take their pages, between the pieces they are computed in."""
+    """Earlier requests grow and take their pages between the pieces they are computed in."""
     how = decoding(max_tokens=70, stop_ids=frozenset())
     growing = [
         replace(request, request_id=f"g{number}", decoding=how, target_ids=())

@@ -10,7 +10,8 @@ import torch
 
 from tandem import kernels
 from tandem.kernels import DecodeTables, RowGroups
-from tandem.kernels.decode_rows import LAST, POSITION, SOURCE, resolve
+from tandem.kernels.decode_rows import resolve
+from tandem.kernels.values import LAST, POSITION, SOURCE
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution.packet import BEAM, SINGLE, Ints, Packet, Rows
 from tandem.workers.models.batch import AttentionRows, DecoderBatch, Targets

@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 import torch
 
 from tandem import kernels
+from tandem.kernels import PagedKV, Scores
 from tandem.workers.models.layers import (
     ColumnParallel,
     HeadTable,
@@ -66,7 +67,7 @@ class Attention:
         self.o = RowParallel(f"{name}.o", width, stack.d_model, "heads", place, stack.head_dim, stack.bias)
         self.output_norm = output_norm(name, stack, place)
         self.heads, self.head_dim = place.share(stack.heads, "heads"), stack.head_dim
-        self.scale, self.softcap = stack.attention_scale, stack.softcap
+        self.scores = Scores(stack.attention_scale, None, stack.softcap)
 
     def output(self, mixed: torch.Tensor) -> torch.Tensor:
         """[N, heads, head_dim] → [N, d_model]."""
@@ -101,11 +102,11 @@ class QKVAttention(Attention):
         elif stack.relative_bias is not None:
             self.bias = HeadTable(f"{name}.bias", stack.relative_bias.buckets, stack.heads, place)
             self._own_bias = self.bias
-        self.bias_table: torch.Tensor | None = None  # by distance, set by `prepare`
+        self.biased_scores = self.scores  # with the bias by distance, set by `prepare`
 
     def prepare(self, tables: BiasTables) -> None:
         """All weights are loaded."""
-        self.bias_table = tables(self.bias, self.window)
+        self.biased_scores = self.scores._replace(bias_table=tables(self.bias, self.window))
 
     def project(
         self, x: torch.Tensor, rotation: Rotation | None
@@ -154,9 +155,8 @@ class EncoderAttention(QKVAttention):
         q, k, v = self.project(x, step.rotations.get(self.rotary))
         summaries = None if step.blocks is None else self._summarize(x, step.blocks)
         mixed = kernels.encoder_attention(
-            q, k, v, step.cu_seqlens, step.longest, self.bias_table, self.scale, self.window is not None,
-            summaries, self.softcap,
-        )  # fmt: skip
+            q, k, v, step.cu_seqlens, step.longest, self.biased_scores, self.window is not None, summaries
+        )
         return self.output(mixed)
 
     def _summarize(self, x: torch.Tensor, blocks: kernels.Blocks) -> kernels.Summaries:
@@ -196,12 +196,12 @@ class SelfAttention(QKVAttention):
         k, v, parts = step.pool.k[self.plane], step.pool.v[self.plane], []
         for rows in step.batch.attention:
             own = slice(rows.start, rows.stop)
-            inputs = q[own], k, v, rows.self_pages, rows.self_lengths
-            scores = self.bias_table, self.scale, self.softcap, None if sums is None else sums[own]
+            kv = PagedKV(k, v, rows.self_pages, rows.self_lengths)
+            how = self.biased_scores, None if sums is None else sums[own]
             if rows.beams:
-                parts.append(kernels.paged_beam_attention(*inputs, *scores))
+                parts.append(kernels.paged_beam_attention(q[own], kv, *how))
             else:
-                parts.append(kernels.paged_self_attention(*inputs, rows.self_groups, *scores))
+                parts.append(kernels.paged_self_attention(q[own], kv, rows.self_groups, *how))
         return _in_order(parts)
 
 
@@ -248,9 +248,9 @@ def _attend_cross(
     k, v, parts = step.pool.k[attention.plane], step.pool.v[attention.plane], []
     for rows in step.batch.attention:
         own = slice(rows.start, rows.stop)
-        inputs = q[own], k, v, rows.cross_pages, rows.cross_lengths, rows.cross_groups
-        scores = attention.scale, attention.softcap, None if sums is None else sums[own]
-        parts.append(kernels.paged_cross_attention(*inputs, *scores))
+        kv = PagedKV(k, v, rows.cross_pages, rows.cross_lengths)
+        how = attention.scores, None if sums is None else sums[own]
+        parts.append(kernels.paged_cross_attention(q[own], kv, rows.cross_groups, *how))
     return _in_order(parts)
 
 
