@@ -1,4 +1,4 @@
-"""Does it pay to admit requests in another order than that of their arrival?
+"""Does it pay to admit requests in another order than they arrive in?
 
     python bench/admission.py [--rounds 3] [--out bench/results/admission.json]
 
@@ -7,10 +7,10 @@ are known on arrival; answers of 8 to 64 tokens. Three orders:
 
     arrival     the engine's own
     shortest    a token of input counts as SECONDS_PER_TOKEN of later arrival, so that nobody waits for ever
-    nearest     of the first WINDOW that wait, the one whose length is nearest to the mean of those that run;
-                the first is passed over WINDOW times at most
+    nearest     among the first WINDOW that wait, the one whose length is nearest to the mean of those that
+                run; the first is passed over WINDOW times at most
 
-All requests at once, and at random times at nine tenths of what arrival order keeps up with. Orders take
+Requests come all at once, and at random times at nine tenths of what arrival order keeps up with. Orders take
 turns in every round, and each goes first in turn; ratios are of the same round.
 """
 
@@ -61,7 +61,7 @@ class Nearest(SequenceHeap):
     def __init__(self, queue: SequenceQueue) -> None:
         super().__init__()
         self._queue = queue
-        self._passed = 0  # times that the first has been passed over
+        self._passed = 0  # how often the first has been passed over
 
     def first(self) -> tuple[Key, Sequence] | None:
         if (first := super().first()) is None:
@@ -96,7 +96,7 @@ def requests(request_builder: RequestBuilder, rng: random.Random) -> list[Prepar
 
 
 def serve(engine: Engine, prepared: list[PreparedRequest], arrivals: list[float]) -> dict[str, float]:
-    """Tokens, their rate, and seconds from arrival to the end."""
+    """The number of tokens, tokens/s, and each request's seconds from arrival to its end."""
     todo = list(zip(arrivals, prepared, strict=True))
     arrived = {one.samples[0].request_id: at for at, one in todo}
     waited, tokens, start = [], 0, time.perf_counter()

@@ -3,11 +3,11 @@
     python bench/cluster.py [--rounds 3] [--out bench/results/cluster.json]
 
 The bundled model; 32 and 128 clients, greedy, EOS ignored. The engine is `LLM`, which tokenizes and
-detokenizes, too, and decodes as many at once as there are clients. Engine and cluster take turns. On one
-machine clients, ingress, encoder and engine share the cores, which the figures include; therefore all of it
-once more with encoder passes that take no time and steps that compute nothing for 10 ms, as on a GPU: what is
-measured then is the cost of serving, with answers of 64 to 192 tokens and, to see what a request costs
-however short it is, of 32 to 96.
+detokenizes, too, and decodes as many requests at once as there are clients. Engine and cluster take turns. On
+one machine clients, ingress, encoder and engine share the cores, which the figures include. So everything is
+measured once more with encoder passes that take no time and steps that compute nothing for 10 ms, as on a
+GPU, which shows the cost of serving: with answers of 64 to 192 tokens, and with answers of 32 to 96, where a
+request's own cost weighs more.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ from tandem.cluster.config import Placement, ServeConfig
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch, pack
 
 CLIENTS = (32, 128)
-TOKENS_EACH = 384  # of a client, about
-# Of an answer, evenly: were they equal, all clients would send at the same moments.
+TOKENS_EACH = 384  # about so many a client
+# Tokens of an answer, spread evenly: were they equal, all clients would send at the same moments.
 ANSWERS = {"long": (64, 192), "short": (32, 96)}
 SIMULATED_STEP_S = 0.010
 FIRST_TOKENS = 50  # requests, one after the other
@@ -51,7 +51,7 @@ Request = tuple[str, SamplingParams]
 
 
 def requests(count: int, answers: str = "long") -> list[Request]:
-    """No two alike, so that no encoder output is reused."""
+    """Requests of which no two are alike, so that no encoder output is reused."""
     made, (shortest, longest) = [], ANSWERS[answers]
     for number in itertools.islice(_numbers, count):
         text = f"translate English to French: In {number} we had many dogs and cats."
@@ -61,7 +61,7 @@ def requests(count: int, answers: str = "long") -> list[Request]:
 
 
 async def rate(send: Callable[[Request], Awaitable[int]], asked: list[Request], clients: int) -> float:
-    """Tokens/s of so many clients that share the requests."""
+    """Tokens/s with this many clients that share the requests."""
     queue = iter(asked)
 
     async def client() -> int:
@@ -120,8 +120,8 @@ async def throughput(
 
 
 async def first_tokens(llm: LLM, address: str) -> dict[str, Any]:
-    """Seconds of one request at a time, and what the cluster adds. Engine and cluster take turns, for the
-    machine may be slower at one time than at another."""
+    """Seconds to the first token of one request at a time, and what the cluster adds. Engine and cluster take
+    turns, because the machine may be slower at one time than at another."""
 
     def engine_first(request: Request) -> float:
         start = time.perf_counter()
@@ -142,7 +142,7 @@ async def first_tokens(llm: LLM, address: str) -> dict[str, Any]:
             await asyncio.sleep(QUIET_S)
             return seconds
 
-        # Of one token: nothing is left to do when it is there, while the other has its turn.
+        # One token a request: nothing is left to do when it is there, while the other has its turn.
         one = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
         asked = [(text, one) for text, _ in requests(2 * (WARM_UP + FIRST_TOKENS))]
         pairs = zip(asked[::2], asked[1::2], strict=True)
@@ -155,7 +155,7 @@ async def first_tokens(llm: LLM, address: str) -> dict[str, Any]:
 
 
 def handoff() -> list[dict[str, Any]]:
-    """From an encoder's tensor to a decoder's, through the object store of one node."""
+    """Seconds from an encoder's tensor to a decoder's, through the object store of one node."""
 
     @ray.remote(num_cpus=0.1)
     class Producer:

@@ -22,7 +22,7 @@ from tandem.workers.distributed import Group
 from tandem.workers.engine import Engine
 from tandem.workers.execution.runner import Runner
 from tandem.workers.local_group import LocalGroup
-from tandem.workers.models.checkpoint import QUICKSTART, resolve
+from tandem.workers.models.model_folder import QUICKSTART, resolve
 from tandem.workers.request import Delta
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest

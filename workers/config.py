@@ -1,4 +1,4 @@
-"""How an engine is set up, and the sizes that follow from the model and the machine."""
+"""How an engine is set up, and what follows from the device."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ import torch
 
 from tandem.errors import InvalidRequest
 from tandem.workers.constraints import Above, AtLeast, check_fields
-from tandem.workers.models.spec import StackSpec
 
 Dtype = Literal["auto", "float32", "bfloat16"]  # no float16: T5's activations overflow it
 Device = Literal["auto", "cpu", "cuda"]
@@ -28,7 +27,7 @@ class EngineConfig:
     Raises InvalidRequest, naming the field, for a value or a combination that cannot be.
     """
 
-    model: str  # a local folder, see checkpoint.resolve
+    model: str  # a local folder, see model_folder.resolve
     dtype: Dtype = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     device: Device = "auto"
     quantization: Quantization | None = None  # int8: of projections, on a CPU and in float32; see Int8Linear
@@ -114,19 +113,3 @@ class EngineConfig:
 
     def positions_per_page(self, device: torch.device) -> int:
         return self.page_size or (64 if device.type == "cuda" else 32)
-
-    def pages(self, stack: StackSpec, device: torch.device) -> int:
-        """Pages of the pool on each rank, whose size in bytes is set by the decoder stack."""
-        if self.num_pages is not None:
-            return self.num_pages
-        size = self.positions_per_page(device)
-        most = self.max_num_seqs * (-(-self.max_encoder_length // size) + -(-self.max_decoder_length // size))
-        heads = stack.shared_heads // self.tensor_parallel_size
-        page_bytes = 2 * stack.layers * heads * size * stack.head_dim * self.kv_dtype(device).itemsize
-        if self.kv_cache_gib is not None:
-            room = int(self.kv_cache_gib * GIB)
-        elif device.type == "cuda":
-            room = int(torch.cuda.mem_get_info(device)[0] * 0.8)
-        else:
-            room = GIB
-        return min(most, max(1, room // page_bytes))

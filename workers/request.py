@@ -3,10 +3,11 @@ of a prompt are `n` requests that share their encoder input's pages by its key."
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tandem.errors import TandemError
+from tandem.inputs import Media
 from tandem.outputs import FinishReason, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ class EncoderInput:
     A request of a decoder-only model has one of no tokens, which needs no pages and no encoder.
     """
 
-    key: str  # content hash of model revision and token ids
+    key: str  # content hash of the model's revision, its preprocessor's included, token ids and media
     token_ids: tuple[int, ...]
     hidden: HiddenStates | None = None  # None where this engine encodes by itself
+    media: tuple[Media, ...] = field(default=(), repr=False)  # as the client sent them; a worker decodes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,11 +118,12 @@ class Hypothesis(NamedTuple):
     stop_reason: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What a sequence grew by in one step. Its last one has a `finish_reason` or an `error`.
+class Delta(NamedTuple):
+    """What a sequence grew by, in one step or in several. Its last one has a `finish_reason` or an `error`.
 
-    Beams and what is scored have a last one only.
+    Beams and what is scored have a last one only. There is one for every running sequence and step, which is
+    why it is a tuple: `list(delta)` is plain values, which Ray packs without pickle, and `Delta(*values)` is
+    the delta again.
     """
 
     request_id: str
@@ -137,6 +140,31 @@ class Delta:
     @property
     def last(self) -> bool:
         return self.finish_reason is not None or self.error is not None
+
+    def merged(self, later: Delta) -> Delta:
+        """This delta and its sequence's next as one. This one's lists grow in place: drop it."""
+        token_ids, logprobs = self.token_ids, self.logprobs
+        token_ids += later.token_ids
+        if later[2:] == _ONLY_TOKENS:
+            return self
+        if logprobs is None:
+            logprobs = later.logprobs
+        elif later.logprobs is not None:
+            logprobs += later.logprobs
+        return Delta(
+            self.request_id,
+            token_ids,
+            logprobs,
+            later.finish_reason,
+            later.stop_reason,
+            later.error,
+            self.queued_s if later.queued_s is None else later.queued_s,
+            later.hypotheses,
+            self.prompt_logprobs if later.prompt_logprobs is None else later.prompt_logprobs,
+        )
+
+
+_ONLY_TOKENS = (None,) * (len(Delta._fields) - 2)
 
 
 class EngineStats(NamedTuple):

@@ -18,7 +18,7 @@ from tandem.workers.request import EngineStats
 
 
 class Decoder(Supervisor):
-    """Rank 0 is the engine, the others follow it."""
+    """Rank 0's actor has the engine; the shards' actors follow it."""
 
     # What executes steps, on every rank.
     make_runner: ClassVar[Callable[[EngineConfig, Group], Runner]] = Runner

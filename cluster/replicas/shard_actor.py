@@ -1,4 +1,4 @@
-"""The actor of one other rank of a decoder's tensor-parallel group: it follows rank 0's steps."""
+"""The actor of a decoder group's rank 1 or higher: it follows rank 0's steps."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ class ShardActor:
             self._ended.set_exception(error)
 
     async def watch(self) -> None:
-        """Returns when rank 0 has closed the group. Raises what the follower died of."""
+        """Returns when rank 0 has closed the group. Raises the error that ended the follower."""
         await asyncio.wrap_future(self._ended)
 
     async def progress(self) -> None:
-        """Whether this process answers at all; a step that hangs shows at rank 0."""
+        """Answers, and so shows that the process lives; a step that hangs shows at rank 0."""
 
     async def register(self, slices: dict[int, HiddenSlice]) -> None:
-        """Makes hidden states of one batch known to this rank, by handle. Returns when they are on this node.
+        """Makes hidden states of one batch known to this rank, by handle. Returns when they are on its node.
 
         Raises HiddenStatesLost.
         """

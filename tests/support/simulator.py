@@ -22,7 +22,8 @@ import torch
 
 from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.kernels import match_prompt_tokens
-from tandem.kernels.decode_rows import LAST, LENGTH, PLACE, POSITION, RUN, SOURCE, resolve
+from tandem.kernels.decode_rows import resolve
+from tandem.kernels.values import LAST, LENGTH, PLACE, POSITION, RUN, SOURCE
 from tandem.outputs import TokenLogprobs
 from tandem.workers.request import BeamSearch, Decoding, Delta, EncoderInput, EngineRequest, Hypothesis
 from tandem.workers.scheduling.pages import PagePool
@@ -242,7 +243,7 @@ class Simulator:
         self.memory: dict[tuple[int, int], Cell] = {}  # page, offset → what was written there last
         self.self_table: dict[tuple[int, int], int] = {}  # slot, index → page
         self.cross_table: dict[int, tuple[list[int], int]] = {}  # entry → pages, length
-        self.sequences = torch.zeros(max_num_seqs, SOURCE + 20, dtype=torch.int64)  # see decode_rows.py
+        self.sequences = torch.zeros(max_num_seqs, SOURCE + 20, dtype=torch.int64)  # see values.py
         self.histories: dict[int, list[tuple[tuple[int, int], int]]] = {}  # a beam's slot → cells, tokens
         self.launched: deque[Launched] = deque()
 

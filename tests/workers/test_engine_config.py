@@ -1,4 +1,4 @@
-"""What an engine may be told, and the sizes that follow."""
+"""What an engine may be told, and what follows from the device."""
 
 from __future__ import annotations
 
@@ -11,15 +11,8 @@ import torch
 
 from tandem.errors import InvalidRequest
 from tandem.workers.config import EngineConfig
-from tandem.workers.models.spec import RelativeBias, StackSpec
 
 CPU = torch.device("cpu")
-STACK = StackSpec(
-    vocab_size=128, layers=3, d_model=64, heads=8, head_dim=16, d_ff=128, activation="relu", norm="rms",
-    norm_eps=1e-6,
-    attention_scale=1.0, relative_bias=RelativeBias(32, 128, per_layer=False),
-)  # fmt: skip
-PAGE_BYTES = 2 * 3 * 8 * 32 * 16 * 4  # k and v, layers, heads, positions, head_dim, float32
 
 
 @pytest.mark.parametrize(
@@ -118,27 +111,6 @@ def test_each_field_says_what_it_takes(name: str, value: object, message: str) -
         EngineConfig(**{"model": "m", name: value})  # type: ignore[arg-type]
     assert message in str(caught.value)
     assert caught.value.field == name
-
-
-def test_pages_are_what_the_sequences_can_use() -> None:
-    config = EngineConfig("m", max_num_seqs=4, max_encoder_length=100, max_decoder_length=33)
-    assert config.pages(STACK, CPU) == 4 * (4 + 2)
-
-
-def test_pages_are_what_fits() -> None:
-    room = 37 * PAGE_BYTES / 2**30
-    config = EngineConfig("m", kv_cache_gib=room)
-    assert config.pages(STACK, CPU) == 37
-    assert replace(config, dtype="bfloat16").pages(STACK, CPU) == 37  # K and V stay float32 there
-    assert replace(config, tensor_parallel_size=2).pages(STACK, CPU) == 2 * 37
-    assert replace(config, page_size=64).pages(STACK, CPU) == 37 // 2
-    assert replace(config, kv_cache_gib=room / 1e6).pages(STACK, CPU) == 1
-    assert replace(config, num_pages=5).pages(STACK, CPU) == 5
-
-
-def test_a_cpu_engine_keeps_to_a_gibibyte() -> None:
-    config = EngineConfig("m", max_num_seqs=10_000, max_batched_tokens=10_000)
-    assert config.pages(STACK, CPU) == 2**30 // PAGE_BYTES
 
 
 @pytest.mark.parametrize(

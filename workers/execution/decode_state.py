@@ -10,10 +10,11 @@ import torch
 
 from tandem import kernels
 from tandem.kernels import DecodeTables, RowGroups
-from tandem.kernels.decode_rows import LAST, POSITION, SOURCE, resolve
+from tandem.kernels.decode_rows import resolve
+from tandem.kernels.values import LAST, POSITION, SOURCE
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution.packet import BEAM, SINGLE, Ints, Packet, Rows
-from tandem.workers.models.stacks import AttentionRows, DecoderBatch, Targets
+from tandem.workers.models.batch import AttentionRows, DecoderBatch, Targets
 from tandem.workers.scheduling.plan import ON_DEVICE
 
 

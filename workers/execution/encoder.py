@@ -11,7 +11,7 @@ import torch
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.execution.packet import Ints
-from tandem.workers.models.checkpoint import Checkpoint, read_json
+from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.layers import Placement
 from tandem.workers.models.stacks import EncoderStack, load_encoder
 
@@ -20,10 +20,9 @@ class Encoder:
     """The encoder stack alone, for workers that only encode."""
 
     def __init__(self, config: EngineConfig) -> None:
-        folder = Path(config.model)
         self.device = config.torch_device()
         self.dtype = config.torch_dtype(self.device)
-        checkpoint = Checkpoint(folder, read_json(folder, "config.json"))
+        checkpoint = Checkpoint(Path(config.model))
         self.spec = checkpoint.spec
         place = Placement(self.device, self.dtype, Group(), config.quantization)
         self._stack = load_encoder(checkpoint, place)

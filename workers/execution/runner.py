@@ -26,10 +26,11 @@ from tandem.workers.execution.packet import (
 )
 from tandem.workers.execution.side_stream import SideStream, Work
 from tandem.workers.execution.step_graphs import StepGraphs
-from tandem.workers.models.checkpoint import Checkpoint, read_json
-from tandem.workers.models.kv_pool import KVPool
+from tandem.workers.models.checkpoint import Checkpoint
+from tandem.workers.models.head import TargetScores
+from tandem.workers.models.kv_pool import KVPool, pool_pages
 from tandem.workers.models.layers import Placement
-from tandem.workers.models.stacks import TargetScores, load_decoder, load_encoder
+from tandem.workers.models.stacks import load_decoder, load_encoder
 
 _LOG = logging.getLogger(__name__)
 
@@ -49,11 +50,10 @@ class Runner:
 
     def __init__(self, config: EngineConfig, group: Group) -> None:
         self.config, self.group = config, group
-        folder = Path(config.model)
         self.device = config.torch_device(group.rank)
         self.dtype = config.torch_dtype(self.device)
         place = Placement(self.device, self.dtype, group, config.quantization)
-        checkpoint = Checkpoint(folder, read_json(folder, "config.json"))
+        checkpoint = Checkpoint(Path(config.model))
         self.spec = checkpoint.spec
         encodes = config.with_encoder and self.spec.encoder is not None
         self.encoder = load_encoder(checkpoint, place) if encodes else None
@@ -65,9 +65,9 @@ class Runner:
         stack = self.spec.decoder
         self.page_size = config.positions_per_page(self.device)
         # Rank 0 hands out page ids for all ranks, whose memory may differ.
-        self.num_pages = group.least(config.pages(stack, self.device))
+        self.num_pages = group.least(pool_pages(config, self.spec, self.device))
         self.pool = KVPool(
-            stack.layers, self.num_pages + 1, stack.shared_heads // group.size, self.page_size,
+            self.spec.kv_planes, self.num_pages + 1, stack.shared_heads // group.size, self.page_size,
             stack.head_dim, self.device, config.kv_dtype(self.device),
         )  # fmt: skip
         self.draft_tokens = config.draft_tokens if self.spec.drafts_from_source else 0

@@ -8,7 +8,7 @@ import torch
 
 from tandem import kernels
 from tandem.outputs import TokenLogprobs
-from tandem.workers.models.stacks import TargetScores
+from tandem.workers.models.head import TargetScores
 from tandem.workers.request import Decoding
 from tandem.workers.sampling.beams import Beams, BeamStep
 from tandem.workers.sampling.noise import uniform

@@ -10,7 +10,7 @@ import pytest
 import torch
 from simulator import EOS, Job, Simulator
 
-from tandem.kernels.decode_rows import EARLIER, LENGTH, RUN, SOURCE
+from tandem.kernels.values import EARLIER, LENGTH, RUN, SOURCE
 from tandem.workers.execution.packet import (
     BEAM,
     CLOSE,

@@ -1,0 +1,23 @@
+"""What an engine tells a router arrives as it was, and travels as plain values."""
+
+from __future__ import annotations
+
+from tandem.cluster.messages import HandoffTotals, StepMessage, packed_message, read_message
+from tandem.workers.request import Delta, EngineStats
+
+STATS = EngineStats(*range(len(EngineStats._fields)))
+
+
+def test_a_step_arrives_as_it_was() -> None:
+    deltas = [Delta("a", [5]), Delta("b", [1], finish_reason="stop", queued_s=0.5)]
+    packed = packed_message(True, STATS, HandoffTotals(1, 2, 0.5), [list(delta) for delta in deltas])
+    assert read_message(packed) == StepMessage(True, STATS, HandoffTotals(1, 2, 0.5), deltas)
+
+
+def test_a_token_travels_without_pickle() -> None:
+    def plain(value: object) -> bool:
+        if type(value) is list:
+            return all(map(plain, value))
+        return value is None or type(value) in (bool, int, float, str)
+
+    assert plain(packed_message(True, STATS, HandoffTotals(), [list(Delta("a", [5], queued_s=0.5))]))
