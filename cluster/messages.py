@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tandem.cluster.handoff import HiddenSlice
+from tandem.inputs import Media
 from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
 
 HEARTBEAT_S = 1.0  # an idle engine still sends its stats this often
@@ -17,16 +18,17 @@ SILENCE_S = 30.0
 
 def packed_input(encoder_input: EncoderInput) -> list[object]:
     """An input as it travels to an encoder: plain values, which Ray packs without pickle."""
-    return [encoder_input.key, list(encoder_input.token_ids)]
+    return [encoder_input.key, list(encoder_input.token_ids), [list(each) for each in encoder_input.media]]
 
 
 def read_input(packed: list[Any]) -> EncoderInput:
-    key, token_ids = packed
-    return EncoderInput(key, tuple(token_ids))
+    key, token_ids, media = packed
+    return EncoderInput(key, tuple(token_ids), media=tuple(Media(*each) for each in media))
 
 
 class Submission(NamedTuple):
-    """One request on its way to an engine. `request.encoder.hidden` is made there, from `hidden`."""
+    """One request on its way to an engine. `request.encoder.hidden` is made there, from `hidden`; where there
+    is `hidden`, `request.encoder` has no media."""
 
     request: EngineRequest
     hidden: HiddenSlice | None  # None: the engine encodes by itself
