@@ -42,6 +42,7 @@ from tandem.workers.distributed import Group
 from tandem.workers.engine import Engine
 from tandem.workers.execution.encoder import Encoder
 from tandem.workers.execution.runner import Runner
+from tandem.workers.request import EncoderInput
 
 MEASURED = Traffic((10, 80), (8, 65))  # the traffic of the measured costs, and of the comparison
 # The simulated traffic, with as much work for four decoders as for an encoder.

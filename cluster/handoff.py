@@ -20,10 +20,10 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from tandem.errors import HiddenStatesLost
+from tandem.errors import HiddenStatesLost, InvalidRequest
 
 # The version of PackedHidden and of messages.py: during an update the two ends may run different code.
-SCHEMA: Final = 3
+SCHEMA: Final = 4
 SMALL_BYTES: Final = 65536  # a batch of at most this size is packed as bytes; Ray stores from 100 KiB on
 TRANSFER_S: Final = 30.0  # a made object that has not arrived after it, or at most twice as long, is lost
 
@@ -55,6 +55,8 @@ class BatchSummary(TypedDict):
     tokens: int
     nbytes: int  # of the hidden states
     seconds: float  # of the forward
+    # Inputs whose media cannot be decoded, by their number in the batch. Their rows are zeros.
+    refused: dict[int, InvalidRequest]
 
 
 @dataclass(frozen=True, slots=True)

@@ -71,8 +71,8 @@ class Engine:
         self._hidden: dict[int, torch.Tensor] = {}  # by handle: hidden states of the step to be launched
 
     def prepare(self, request: EngineRequest) -> EngineRequest:
-        """The request with the features of its encoder input's media, which `submit` needs. Takes milliseconds of
-        CPU time where there are any; any thread may call it.
+        """The request with the features of its encoder input's media, which `submit` needs. Decoding takes
+        milliseconds of CPU time; any thread may call this.
 
         Raises InvalidRequest for media that cannot be decoded.
         """

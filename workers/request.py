@@ -42,7 +42,8 @@ class EncoderInput:
     hidden: HiddenStates | None = None  # None where this engine encodes by itself
     # As the client sent them, in the order of the positions that hold the front's placeholder.
     media: tuple[Media, ...] = field(default=(), repr=False)
-    # float32 [items, *FrontSpec.features], on the CPU. Set by `media.prepare_input` on the worker that encodes.
+    # float32 [items, *FrontSpec.features], on the CPU. Set by `media.prepare_input` on the worker that
+    # encodes.
     features: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
 
@@ -80,9 +81,9 @@ class Decoding:
     logit_bias: tuple[tuple[int, float], ...] = ()  # token id, what is added to its logit
     typical_p: float = 1.0  # 1: off
     forced_bos_id: int | None = None  # the only first token, where the decoder starts from one token
-    # The first generated tokens, each the likeliest of these ids under the model's raw logits: what the decoder
-    # starts from where part of it is for the model to say, as the language of Whisper's input. Beams do not
-    # part there, and their scores do not count these tokens' number.
+    # The first generated tokens, each the likeliest of these ids under the model's raw logits: what the
+    # decoder starts from where part of it is for the model to say, as the language of Whisper's input. Beams
+    # do not part there, and their scores do not count these tokens' number.
     opening_ids: tuple[tuple[int, ...], ...] = ()
     forced_eos_ids: tuple[int, ...] = ()  # the only tokens at max_tokens
     suppress_ids: tuple[int, ...] = ()  # never generated

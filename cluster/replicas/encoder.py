@@ -15,11 +15,12 @@ from tandem.cluster.handoff import BatchSummary, PackedHidden, pack
 from tandem.cluster.messages import read_input
 from tandem.cluster.replicas.supervisor import Supervisor
 from tandem.cluster.replicas.threads import use_cpus
-from tandem.errors import Unavailable
+from tandem.errors import InvalidRequest, Unavailable
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution import encoder
 from tandem.workers.request import EncoderInput
 
+MEDIA_THREADS = 2
 QUEUE_REPORT_S = 10.0  # a router's last report of its queue counts this long
 
 
@@ -33,7 +34,8 @@ class EncoderLoad(NamedTuple):
 class PackedEncoder(Protocol):
     """The part of `workers.execution.encoder.Encoder` that is used here."""
 
-    def encode(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor: ...
+    def prepare(self, encoder_input: EncoderInput) -> EncoderInput: ...
+    def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor: ...
 
 
 class Encoder(Supervisor):
@@ -65,6 +67,7 @@ class EncoderActor:
         self._config, self._make_encoder = config, make_encoder
         # One thread: batches in parallel would slow each other down, and a CUDA device is chosen per thread.
         self._thread = ThreadPoolExecutor(1, "encoder")
+        self._media_threads = ThreadPoolExecutor(MEDIA_THREADS, "media")  # decode while a batch runs
         self._waiting: dict[int, int] = {}  # batch number -> tokens, the running one first
         self._batches = 0
         self._progress_at = time.monotonic()
@@ -83,7 +86,7 @@ class EncoderActor:
     async def encode(
         self, packed_inputs: list[list[Any]], router_id: str, queued_tokens: int
     ) -> tuple[PackedHidden, BatchSummary]:
-        """The packed hidden states of the inputs, in order, and a summary.
+        """The packed hidden states of the inputs, in order, and a summary. Nothing is computed for no inputs.
 
         The inputs come as `messages.packed_input` makes them. Call it with `num_returns=2`: of two objects,
         the caller, who owns both, learns of a failure without fetching the hidden states. `queued_tokens` is
@@ -99,19 +102,47 @@ class EncoderActor:
             self._progress_at = time.monotonic()
         self._waiting[number] = sum(len(each.token_ids) for each in inputs)
         try:
+            prepared = await self._prepared(inputs)
             loop = asyncio.get_running_loop()
-            return await loop.run_in_executor(self._thread, self._forward, inputs)
+            return await loop.run_in_executor(self._thread, self._forward, inputs, prepared)
         finally:
             del self._waiting[number]
             self._progress_at = time.monotonic()
 
-    def _forward(self, inputs: list[EncoderInput]) -> tuple[PackedHidden, BatchSummary]:
+    async def _prepared(self, inputs: list[EncoderInput]) -> list[EncoderInput | InvalidRequest]:
+        """The inputs with the features of their media, or why an input has none."""
+        if not any(each.media for each in inputs):
+            return list(inputs)
+        loop = asyncio.get_running_loop()
+        calls = [loop.run_in_executor(self._media_threads, self._prepare, each) for each in inputs]
+        return await asyncio.gather(*calls)
+
+    def _prepare(self, encoder_input: EncoderInput) -> EncoderInput | InvalidRequest:
+        try:
+            return self._encoder.prepare(encoder_input)
+        except InvalidRequest as error:
+            return error
+
+    def _forward(
+        self, inputs: list[EncoderInput], prepared: list[EncoderInput | InvalidRequest]
+    ) -> tuple[PackedHidden, BatchSummary]:
         started = time.monotonic()
+        good = [each for each in prepared if isinstance(each, EncoderInput)]
+        refused = {number: each for number, each in enumerate(prepared) if isinstance(each, InvalidRequest)}
         with torch.inference_mode():
-            hidden = self._encoder.encode([each.token_ids for each in inputs])
+            hidden = self._encoder.encode(good) if good else torch.zeros(0, 1)
+            if refused:
+                rows = iter(hidden.split([len(each.token_ids) for each in good]))
+                hidden = torch.cat(
+                    [
+                        hidden.new_zeros(len(each.token_ids), hidden.shape[1]) if n in refused else next(rows)
+                        for n, each in enumerate(inputs)
+                    ]
+                )
             packed = pack(hidden)
         seconds = time.monotonic() - started
-        return packed, BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=seconds)
+        summary = BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=seconds, refused=refused)
+        return packed, summary
 
     async def watch(self) -> None:
         """Never returns: only its process's end ends an encoder."""

@@ -14,6 +14,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
@@ -26,7 +27,7 @@ from tandem.cluster.replicas.engine_thread import EngineThread, StepEngine
 from tandem.cluster.replicas.router_link import RouterLink
 from tandem.cluster.replicas.step_inbox import StepInbox
 from tandem.cluster.replicas.threads import use_cpus
-from tandem.errors import HiddenStatesLost, Unavailable
+from tandem.errors import HiddenStatesLost, InternalError, TandemError, Unavailable
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group, open_meeting
 from tandem.workers.engine import Engine
@@ -35,6 +36,7 @@ from tandem.workers.request import Delta, EngineRequest, EngineStats
 
 logger = logging.getLogger(__name__)
 
+MEDIA_THREADS = 2
 STOP_TIMEOUT_S = 5.0  # for the routers to read their last messages; then for the engine to close
 
 _Arrival = tuple[EngineRequest, HiddenSlice]
@@ -45,7 +47,7 @@ class _Live:
     """A request between its submission and its last delta."""
 
     link: RouterLink
-    arriving: bool  # its hidden states are being encoded or fetched; the engine does not have it yet
+    arriving: bool  # its hidden states or media are on their way; the engine does not have it yet
     hidden: HiddenLoader | None = None  # set when it goes to the engine
 
 
@@ -68,6 +70,7 @@ class EngineActor:
     ) -> None:
         self._config, self._make = config, make
         self._background = Background()
+        self._media_threads = ThreadPoolExecutor(MEDIA_THREADS, "media")  # decode while the engine steps
         self._shards: list[Any] = []
         self._links: dict[str, RouterLink] = {}
         self._live: dict[str, _Live] = {}  # every request accepted and not ended
@@ -175,8 +178,11 @@ class EngineActor:
         arrivals: defaultdict[ray.ObjectRef[PackedHidden], list[_Arrival]] = defaultdict(list)
         for request, hidden in submissions:
             link.requests.add(request.request_id)
-            self._live[request.request_id] = _Live(link, arriving=hidden is not None)
-            if hidden is None:
+            media = hidden is None and bool(request.encoder.media)
+            self._live[request.request_id] = _Live(link, arriving=media or hidden is not None)
+            if media:
+                self._background.start(self._admit_media(request), "admit media")
+            elif hidden is None:
                 self._thread.submit(request)
             else:
                 arrivals[hidden.reference].append((request, hidden))
@@ -190,6 +196,22 @@ class EngineActor:
             self._end(link)
 
     # --- Within ---
+
+    async def _admit_media(self, request: EngineRequest) -> None:
+        """Submits a request to the engine once its media are decoded."""
+        started = time.monotonic()
+        loop = asyncio.get_running_loop()
+        try:
+            request = await loop.run_in_executor(self._media_threads, self._thread.prepare, request)
+        except Exception as failure:
+            error = failure if isinstance(failure, TandemError) else InternalError("media were not decoded")
+            if error is not failure:
+                logger.exception("the media of request %s were not decoded", request.request_id)
+            self._deliver([Delta(request.request_id, [], error=error)], self._stats)
+            return
+        if (live := self._live.get(request.request_id)) is not None:  # else it was cancelled meanwhile
+            live.arriving = False
+            self._thread.submit(_later(request, time.monotonic() - started))
 
     async def _admit(self, reference: ray.ObjectRef[PackedHidden], group: list[_Arrival]) -> None:
         """Submits requests to the engine once every rank has their hidden states. An encoder may still be at
@@ -220,15 +242,8 @@ class EngineActor:
                 self._unregister([handle])
                 continue
             live.arriving, live.hidden = False, HiddenLoader(handle, where, fetched)
-            left_s = None if request.timeout_s is None else max(0.0, request.timeout_s - waited_s)
-            self._thread.submit(
-                dataclasses.replace(
-                    request,
-                    encoder=dataclasses.replace(request.encoder, hidden=live.hidden),
-                    timeout_s=left_s,
-                    waited_s=request.waited_s + waited_s,
-                )
-            )
+            encoder = dataclasses.replace(request.encoder, hidden=live.hidden)
+            self._thread.submit(_later(dataclasses.replace(request, encoder=encoder), waited_s))
 
     async def _register(self, registrations: dict[int, HiddenSlice]) -> None:
         """Makes hidden states known to all other ranks, or to none of them."""
@@ -288,3 +303,9 @@ class EngineActor:
         self._accepting = False
         self._failure = repr(error)
         self._failed.set()
+
+
+def _later(request: EngineRequest, waited_s: float) -> EngineRequest:
+    """The request, this much later."""
+    left_s = None if request.timeout_s is None else max(0.0, request.timeout_s - waited_s)
+    return dataclasses.replace(request, timeout_s=left_s, waited_s=request.waited_s + waited_s)

@@ -22,6 +22,7 @@ class StepEngine(Protocol):
 
     @property
     def has_work(self) -> bool: ...
+    def prepare(self, request: EngineRequest) -> EngineRequest: ...
     def submit(self, request: EngineRequest) -> None: ...
     def cancel(self, request_id: str, reason: EndReason = "cancelled") -> None: ...
     def step(self) -> list[Delta]: ...
@@ -59,6 +60,10 @@ class EngineThread:
         raised."""
         self._thread.start()
         return self._made
+
+    def prepare(self, request: EngineRequest) -> EngineRequest:
+        """`Engine.prepare`, in the caller's thread."""
+        return self._engine.prepare(request)
 
     def submit(self, request: EngineRequest) -> None:
         self._put(request)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import random
 import time
@@ -12,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import ActorUnavailableError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
@@ -154,10 +153,12 @@ class EncoderPool:
 
     async def _warm_up(self, replica: _Replica) -> None:
         """The first calls between two processes take ten times as long: no request should wait for them."""
-        with contextlib.suppress(RayError, TimeoutError):
+        try:
             for _ in range(2):
-                _, said = self._call(replica, [EncoderInput("warm up", (0,))])
+                _, said = self._call(replica, [])
                 await self._answer(said)
+        except Exception as error:  # the first batch will meet it again
+            logger.info("encoder %s did not warm up: %r", replica.encoder_id, error)
 
     def _send_what_fits(self) -> None:
         while self._queue and not self._closed and (replica := self._roomiest()) is not None:
@@ -177,30 +178,36 @@ class EncoderPool:
 
     async def _send(self, batch: list[EncodeJob], replica: _Replica) -> None:
         started = time.monotonic()
-        # False only once every job of the batch has another try, or has ended.
-        encoded = asyncio.get_running_loop().create_future()
+        # For each job: False only once it has another try, or has ended.
+        loop = asyncio.get_running_loop()
+        encoded: dict[str, asyncio.Future[bool]] = {job.key: loop.create_future() for job in batch}
         try:
             reference, said = self._call(replica, [job.encoder_input for job in batch])
             slices, start = {}, 0
             for job in batch:
                 stop = start + job.length
                 slices[job.key] = HiddenSlice(reference, start, stop)
-                job.sent.set_result(Sent(slices[job.key], encoded))
+                job.sent.set_result(Sent(slices[job.key], encoded[job.key]))
                 start = stop
             summary = await self._answer(said)
             self.counters.batches += 1
             self.counters.batch_tokens += summary["tokens"]
             self.counters.seconds += time.monotonic() - started
+            for number, error in summary["refused"].items():
+                self._end(batch[number], error)
+                encoded[batch[number].key].set_result(False)
+                del slices[batch[number].key]
             self._cache.add(slices, summary["nbytes"])
         except Exception as error:
             self._retry(batch, replica, error)
         else:
-            for job in batch:
-                del self._jobs[job.key]
-            encoded.set_result(True)
+            for key in slices:
+                del self._jobs[key]
+                encoded[key].set_result(True)
         finally:
-            if not encoded.done():
-                encoded.set_result(False)
+            for one in encoded.values():
+                if not one.done():
+                    one.set_result(False)
             replica.batches -= 1
             replica.tokens -= sum(job.length for job in batch)
             self._send_what_fits()

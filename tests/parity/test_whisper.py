@@ -42,6 +42,15 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return cache(lambda geometry: make_whisper(tmp_path_factory.mktemp(geometry), geometry))
 
 
+def audio(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = (value, RATE)
+    return {"prompt": "", "multi_modal_data": {"audio": value}}
+
+
+SOUND = audio(sound(0))
+
+
 def theirs(asked: dict[str, str]) -> dict[str, str]:
     names = {"source_language": "language", "task": "task"}
     return {names[name]: value for name, value in asked.items()}
@@ -144,8 +153,8 @@ def test_preempted_and_overlapped(whisper: Callable[[str], Path], async_encode: 
     reference = Reference(whisper("large"))
     found = cases(reference, {"source_language": "en"}, 8)
     with LLM(
-        str(whisper("large")), dtype="float32", page_size=2, num_pages=110, max_num_seqs=8, async_encode=async_encode,
-        check_invariants=True,
+        str(whisper("large")), dtype="float32", page_size=4, num_pages=64, max_num_seqs=8,
+        async_encode=async_encode, check_invariants=True,
     ) as llm:  # fmt: skip
         outputs = llm.generate(
             [audio(samples) for samples, _ in found], GREEDY, source_language="en", use_tqdm=False
@@ -171,7 +180,7 @@ def test_a_file_its_path_its_samples_and_another_rate(whisper: Callable[[str], P
 
 def test_what_the_decoder_starts_from_may_be_said(whisper: Callable[[str], Path]) -> None:
     """A start token alone is completed, a longer prompt is taken as it is."""
-    whole = f"<|startoftranscript|> <|fr|> <|transcribe|> <|notimestamps|>"
+    whole = "<|startoftranscript|> <|fr|> <|transcribe|> <|notimestamps|>"
     with LLM(str(whisper("base")), dtype="float32") as llm:
         implicit, explicit, plain, said = llm.generate(
             [
@@ -189,24 +198,27 @@ def test_what_the_decoder_starts_from_may_be_said(whisper: Callable[[str], Path]
     assert french.prompt_token_ids[1:] == [LANGUAGES["fr"], TRANSCRIBE, NO_TIMESTAMPS]
 
 
-@pytest.mark.parametrize(
-    ("prompt", "options", "field", "why"),
-    [
-        ("hello", {}, "multi_modal_data.audio", "reads audio"),
-        ({"encoder_prompt": {"prompt": "hello", "multi_modal_data": {"audio": wav(sound(0), RATE)}}}, {}, "encoder_prompt", "reads no text"),
-        ({"prompt": "", "multi_modal_data": {"audio": b"RIFF"}}, {}, "multi_modal_data.audio", "decoded"),
-        ({"prompt": "", "multi_modal_data": {"audio": (np.zeros(40_000), RATE)}}, {}, "multi_modal_data.audio",
-         "2.5 s, the limit is 1 s"),
-        ({"prompt": "", "multi_modal_data": {"audio": [(sound(0), RATE)] * 2}}, {}, "multi_modal_data.audio", "1"),
-        ({"prompt": "", "multi_modal_data": {"video": b"x"}}, {}, "multi_modal_data.video", "audio"),
-        ({"prompt": "", "multi_modal_data": {"image": b"x"}}, {}, "multi_modal_data.image", "takes audio"),
-        ({"prompt": "", "multi_modal_data": {"audio": "/no/such/file.wav"}}, {}, "multi_modal_data.audio", "file"),
-        ({"prompt": "", "multi_modal_data": {"audio": (sound(0), RATE)}}, {"source_language": "xx"},
-         "source_language", "en"),
-        ({"prompt": "", "multi_modal_data": {"audio": (sound(0), RATE)}}, {"target_language": "en"},
-         "target_language", "translate"),
-    ],
-)  # fmt: skip
+REFUSED: list[tuple[Any, dict[str, str], str, str]] = [
+    ("hello", {}, "multi_modal_data.audio", "reads audio"),
+    ({"prompt": "", "multi_modal_data": {"audio": b"RIFF"}}, {}, "multi_modal_data.audio", "decoded"),
+    ({"prompt": "", "multi_modal_data": {"video": b"x"}}, {}, "multi_modal_data.video", "audio"),
+    ({"prompt": "", "multi_modal_data": {"image": b"x"}}, {}, "multi_modal_data.image", "takes audio"),
+    ({"prompt": "", "multi_modal_data": {"audio": "/no/such.wav"}}, {}, "multi_modal_data.audio", "file"),
+    (SOUND | {"prompt": "<|startoftranscript|> <|fr|>"}, {"task": "translate"}, "task", "decoder prompt"),
+    (SOUND, {"source_language": "xx"}, "source_language", "en"),
+    (SOUND, {"target_language": "en"}, "target_language", "translate"),
+    (audio(np.zeros(40_000)), {}, "multi_modal_data.audio", "2.5 s, the limit is 1 s"),
+    (audio([(sound(0), RATE)] * 2), {}, "multi_modal_data.audio", "2 take 100 encoder positions"),
+    (
+        {"encoder_prompt": SOUND | {"prompt": "hello"}, "decoder_prompt": None},
+        {},
+        "encoder_prompt",
+        "no text",
+    ),
+]
+
+
+@pytest.mark.parametrize(("prompt", "options", "field", "why"), REFUSED)
 def test_what_cannot_be_is_refused_by_name(
     whisper: Callable[[str], Path], prompt: Any, options: dict[str, str], field: str, why: str
 ) -> None:
@@ -249,9 +261,3 @@ def test_the_spectrogram_is_transformers(whisper: Callable[[str], Path]) -> None
             features = processor.features(Media("audio", wav(sound(5, seconds), RATE)))
             expected = Reference(folder).features(sound(5, seconds))[0]
             torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
-
-
-def audio(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        value = (value, RATE)
-    return {"prompt": "", "multi_modal_data": {"audio": value}}

@@ -88,6 +88,9 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self._rows or self._ended)
 
+    def prepare(self, request: EngineRequest) -> EngineRequest:
+        return request
+
     def submit(self, request: EngineRequest) -> None:
         assert request.request_id not in self._rows
         self.submitted.append(request)
@@ -321,7 +324,9 @@ class FakeEncoders:
             if any(self.poison in ids for ids in inputs):
                 raise task_error(ValueError("poison"))
             hidden = torch.cat([encode(ids) for ids in inputs])
-            return pack(hidden), BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=0.0)
+            return pack(hidden), BatchSummary(
+                tokens=len(hidden), nbytes=hidden.nbytes, seconds=0.0, refused={}
+            )
         finally:
             self.running -= 1
 

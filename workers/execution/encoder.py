@@ -15,6 +15,7 @@ from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.layers import Placement
 from tandem.workers.models.stacks import EncoderStack, load_encoder
 from tandem.workers.request import EncoderInput
+from tandem.workers.requests.media import prepare_input, read_processor
 
 
 class Encoder:
@@ -27,10 +28,16 @@ class Encoder:
         self.spec = checkpoint.spec
         place = Placement(self.device, self.dtype, Group(), config.quantization)
         self._stack = load_encoder(checkpoint, place)
+        self._processor = read_processor(Path(config.model), self._stack.spec.front)
 
     @property
     def d_model(self) -> int:
         return self._stack.spec.d_model
+
+    def prepare(self, encoder_input: EncoderInput) -> EncoderInput:
+        """The input with the features of its media, which `encode` needs. Takes milliseconds of CPU time for
+        media; any thread may call it. Raises InvalidRequest for media that cannot be decoded."""
+        return prepare_input(encoder_input, self._processor)
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor:

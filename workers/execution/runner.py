@@ -85,8 +85,8 @@ class Runner:
     ) -> tuple[torch.Tensor | None, TargetScores | None]:
         """Runs a step up to its logits and scores, see `DecoderStack`.
 
-        `finish` completes it. `hidden` gives the hidden states of admissions encoded elsewhere, `media` on rank
-        0 the features of those encoded here.
+        `finish` completes it. `hidden` gives the hidden states of admissions encoded elsewhere, `media` on
+        rank 0 the features of those encoded here.
         """
         self.state.take(packet)
         if len(packet.admissions):

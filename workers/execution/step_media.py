@@ -16,8 +16,8 @@ from tandem.workers.scheduling.plan import Admission, StepPlan
 class StepMedia(NamedTuple):
     """float32 [items, *FrontSpec.features] on the CPU, in the packet's order; None where there are none.
 
-    They are no integers, so they do not travel in the packet: every rank sees from the packet's ids how many items
-    there are, and rank 0 broadcasts them.
+    They are no integers, so they do not travel in the packet: every rank sees from the packet's ids how many
+    items there are, and rank 0 broadcasts them.
     """
 
     admitted: torch.Tensor | None = None  # for `Packet.admission_tokens`

@@ -13,7 +13,7 @@ Opening = tuple[tuple[int, ...], ...]  # for each position after the start token
 
 @dataclass(frozen=True)
 class Speech:
-    """From `generation_config.json`, read as transformers' `WhisperGenerationMixin._retrieve_init_tokens` does.
+    """A model's `generation_config.json`, read as transformers' `_retrieve_init_tokens` reads it.
 
     English-only models know no languages and no tasks.
     """

@@ -14,7 +14,8 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import unpack
 from tandem.cluster.messages import packed_input
 from tandem.cluster.replicas.encoder import EncoderActor, EncoderLoad
-from tandem.errors import Unavailable
+from tandem.errors import InvalidRequest, Unavailable
+from tandem.inputs import Media
 from tandem.workers.request import EncoderInput
 
 
@@ -23,14 +24,19 @@ class SlowEncoder:
 
     def __init__(self) -> None:
         self.go_on = threading.Semaphore(0)
-        self.seen: list[Sequence[Sequence[int]]] = []
+        self.seen: list[list[tuple[int, ...]]] = []
 
-    def encode(self, inputs: Sequence[Sequence[int]]) -> torch.Tensor:
-        self.seen.append(inputs)
+    def prepare(self, encoder_input: EncoderInput) -> EncoderInput:
+        if any(data == b"damaged" for _, data in encoder_input.media):
+            raise InvalidRequest("is damaged", field="multi_modal_data.audio")
+        return encoder_input
+
+    def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor:
+        self.seen.append([each.token_ids for each in inputs])
         assert self.go_on.acquire(timeout=10)
-        if inputs == [(13,)]:
+        if self.seen[-1] == [(13,)]:
             raise ValueError("unlucky")
-        return torch.tensor([float(token) for ids in inputs for token in ids])[:, None]
+        return torch.tensor([float(token) for ids in self.seen[-1] for token in ids])[:, None]
 
 
 @pytest.fixture
@@ -107,3 +113,25 @@ async def test_a_batch_that_hangs_fails_the_health(slow: SlowEncoder) -> None:
     slow.go_on.release()
     await running
     await actor.progress()
+
+
+async def test_media_that_cannot_be_decoded_are_refused_and_the_others_encoded(slow: SlowEncoder) -> None:
+    slow.go_on.release(2)
+    actor = await started(slow)
+    sounds = [
+        packed_input(EncoderInput(str(n), (n,) * n, media=(Media("audio", data),)))
+        for n, data in ((1, b"fine"), (2, b"damaged"), (3, b"fine"))
+    ]
+    packed, summary = await actor.encode(sounds, "router", 0)
+    assert unpack(packed).flatten().tolist() == [1, 0, 0, 3, 3, 3]
+    assert {n: error.message for n, error in summary["refused"].items()} == {1: "is damaged"}
+    packed, summary = await actor.encode(sounds[1:2], "router", 0)
+    assert unpack(packed).flatten().tolist() == [0, 0]
+    assert list(summary["refused"]) == [0]
+
+
+async def test_no_inputs_are_no_work(slow: SlowEncoder) -> None:
+    actor = await started(slow)
+    packed, summary = await actor.encode([], "router", 0)
+    assert len(unpack(packed)) == summary["tokens"] == 0
+    assert slow.seen == []

@@ -20,7 +20,9 @@ MULTILINGUAL = {
 CONFIGS: dict[str, dict[str, Any]] = {
     "large-v3": MULTILINGUAL,
     "base": {**MULTILINGUAL, "forced_decoder_ids": [[1, None], [2, TRANSCRIBE]]},
-    "fine-tuned": {**MULTILINGUAL, "forced_decoder_ids": [[1, LANGUAGES["de"]], [2, TRANSLATE], [3, NO_TIMESTAMPS]]},
+    "fine-tuned": {
+        **MULTILINGUAL, "forced_decoder_ids": [[1, LANGUAGES["de"]], [2, TRANSLATE], [3, NO_TIMESTAMPS]],
+    },
     "says": {**MULTILINGUAL, "language": "german", "task": "translate"},
     "english": {
         "is_multilingual": False, "no_timestamps_token_id": NO_TIMESTAMPS,

@@ -1,4 +1,5 @@
-"""Whisper, all sizes: an encoder of audio, a decoder of text. Distil-Whisper and turbo have fewer decoder layers."""
+"""Whisper, all sizes: an encoder of audio, a decoder of text. Distil-Whisper and turbo have fewer decoder
+layers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Media in encoder inputs: what a request's items come to, in the ingress and on the worker that encodes.
 
-Bytes travel. In the ingress a processor reads an item's header, to know how many encoder positions it takes; the
-worker that encodes it decodes it and makes the features that the stack's front reads.
+Bytes travel. In the ingress a processor reads an item's header, to know how many encoder positions it takes;
+the worker that encodes it decodes it and makes the features that the stack's front reads.
 """
 
 from __future__ import annotations

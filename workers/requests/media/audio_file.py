@@ -22,7 +22,10 @@ Samples = npt.NDArray[np.float32]
 
 FIELD: Final = "multi_modal_data.audio"
 # Containers that hold what they name. Playlists, which FFmpeg reads too, would open files and addresses.
-_FORMATS: Final = "wav,w64,aiff,au,caf,flac,mp3,ogg,aac,ac3,amr,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,avi,mpeg,mpegts,flv"
+_FORMATS: Final = (
+    "wav,w64,aiff,au,caf,flac,mp3,ogg,aac,ac3,amr,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,avi,mpeg,mpegts,"
+    "flv"
+)
 # Channels are averaged: full scale in each stays full scale.
 _MIX: Final = {"rematrix_maxval": "1.0"}
 _OPTIONS: Final = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}

@@ -74,9 +74,10 @@ def test_a_bomb_is_refused_while_it_is_decoded() -> None:
 def test_a_forged_rate_allocates_nothing(rate: int) -> None:
     """16,000 samples at one a second would be 256 million at 16 kHz."""
     try:
-        assert len(read_audio(wav(tone(RATE), rate), RATE, 30)) < RATE
-    except InvalidRequest as refused:
-        assert refused.field == "multi_modal_data.audio"
+        samples = read_audio(wav(tone(RATE), rate), RATE, 30)
+    except InvalidRequest:
+        return
+    assert len(samples) < RATE
 
 
 @pytest.mark.parametrize(
