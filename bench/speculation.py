@@ -36,7 +36,8 @@ from tandem.quickstart import PATH as QUICKSTART
 AT_ONCE = (1, 8, 32)
 PRECISIONS: dict[str, dict[str, Any]] = {"corrections": {}, "corrections int8": {"quantization": "int8"}}
 PAD, T5_EOS = 0, 1  # in T5's tokenizers; decoding starts with the padding token
-HELD_OUT = "held_out.tsv"  # in a corrections model's folder: input, tab, corrected text, one a line
+HELD_OUT = "held_out.tsv"  # in a corrections model's folder: input, corrected text and answer, by tabs
+RUNS_ON = 1.25  # an answer's length over the corrected text's, at most
 SPAN = 12  # tokens that are extracted, and left out, at a time
 ROUND_S = 1.0
 
@@ -66,10 +67,12 @@ def facts(count: int, rng: random.Random, tokenizer: Any) -> list[list[int]]:
 
 
 def corrections(folder: Path) -> Make:
-    """Inputs drawn at random from the held-out texts of the corrections model in `folder`."""
+    """Inputs drawn at random from the held-out texts of the corrections model in `folder`. Texts whose answer
+    runs on are left out: what repeats the input without an end would flatter drafts."""
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    lines = (folder / HELD_OUT).read_text(encoding="utf-8").splitlines()
-    inputs: list[list[int]] = tokenizer([line.split("\t")[0] for line in lines]).input_ids
+    rows = [line.split("\t") for line in (folder / HELD_OUT).read_text(encoding="utf-8").splitlines()]
+    texts = [source for source, clean, answer in rows if len(answer) <= RUNS_ON * len(clean)]
+    inputs: list[list[int]] = tokenizer(texts).input_ids
     return lambda count, rng: rng.sample(inputs, count)
 
 

@@ -4,7 +4,8 @@
 
 FILE is tab-separated with an English sentence first, as `tatoeba-en-fr.tsv`. The run can be stopped at any
 time and started again with the same arguments: it goes on from its last checkpoint. FOLDER/model gets the
-model and `held_out.tsv`: inputs made of sentences that no training text has, each with its corrected text.
+model and `held_out.tsv`: inputs made of sentences that no training text has, each with its corrected text
+and the model's answer.
 """
 
 from __future__ import annotations
@@ -51,26 +52,26 @@ def stream(sentences: list[str], tokenizer: Tokenizer, tokens: int, seed: int) -
         yield from batches(encode(tokenizer, texts), tokens, number)
 
 
-def scores(model: Path, held_out: list[Correction]) -> dict[str, float]:
-    """Shares, by greedy answers: texts and sentences exactly right, and tokens taken from the input."""
+def answer(model: Path, held_out: list[Correction]) -> list[str]:
+    """Greedy answers, through Tandem."""
     with LLM(str(model), dtype="float32") as llm:
         params = SamplingParams(temperature=0, max_tokens=MAX_TOKENS)
         outputs = llm.generate([one.source for one in held_out], params)
-    answers = [output.outputs[0].text for output in outputs]
-    tokenizer = AutoTokenizer.from_pretrained(model, local_files_only=True)
+    return [output.outputs[0].text for output in outputs]
+
+
+def scores(tokenizer: Tokenizer, held_out: list[Correction], answers: list[str]) -> dict[str, float]:
+    """Shares: texts and sentences that are exactly right, and the answers' tokens taken from the input."""
     kept = total = 0
-    for one, answer in zip(held_out, answers, strict=True):
-        source, target = tokenizer([one.noised, answer]).input_ids
+    sentences: list[bool] = []
+    for one, text in zip(held_out, answers, strict=True):
+        source, target = (tokenizer.encode(of).ids for of in (one.noised, text))
         kept += copied(source, target)
         total += len(target)
-    texts = [answer == one.clean for one, answer in zip(held_out, answers, strict=True)]
-    sentences = [
-        right
-        for one, answer in zip(held_out, answers, strict=True)
-        for right in matches(one.clean.split(". "), answer.split(". "))
-    ]
+        sentences += matches(one.clean.split(". "), text.split(". "))
+    right = sum(text == one.clean for one, text in zip(held_out, answers, strict=True))
     return {
-        "texts right": round(sum(texts) / len(texts), 3),
+        "texts right": round(right / len(answers), 3),
         "sentences right": round(sum(sentences) / len(sentences), 3),
         "tokens copied": round(kept / total, 3),
     }
@@ -94,7 +95,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, required=True, nargs="+", help="tab-separated, English first")
     parser.add_argument("--out", type=Path, required=True, help="checkpoint and the finished model")
-    parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--steps", type=int, default=1500)
     parser.add_argument("--batch-tokens", type=int, default=2000, help="source + target tokens a step")
     parser.add_argument("--lr", type=float, default=8e-3, help="peak rate (Adafactor, relative to weights)")
     parser.add_argument("--warmup", type=int, default=100, help="steps of linear warm-up")
@@ -138,9 +139,10 @@ def main() -> None:
     model.half().save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     held_out = corrections(test, HELD_OUT, random.Random(args.seed))
-    lines = (f"{one.source}\t{one.clean}\n" for one in held_out)
-    (folder / "held_out.tsv").write_text("".join(lines), encoding="utf-8")
-    print(json.dumps(scores(folder, held_out), indent=2))
+    answers = answer(folder, held_out)
+    lines = ("\t".join((one.source, one.clean, text)) for one, text in zip(held_out, answers, strict=True))
+    (folder / "held_out.tsv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    print(json.dumps(scores(tokenizer.backend_tokenizer, held_out, answers), indent=2))
 
 
 if __name__ == "__main__":

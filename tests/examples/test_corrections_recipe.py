@@ -31,7 +31,9 @@ def test_trains_resumes_and_writes_held_out_texts(tmp_path: Path) -> None:
     assert (model / "model.safetensors").read_bytes() != before
 
     texts = [line.split("\t") for line in (model / "held_out.tsv").read_text(encoding="utf-8").splitlines()]
-    assert all(source.startswith("correct: ") for source, _ in texts)
-    assert {f"{sentence}." for _, clean in texts for sentence in clean.rstrip(".").split(". ")} < set(english)
-    changed = sum(source != f"correct: {clean}" for source, clean in texts)
+    assert all(source.startswith("correct: ") for source, _, _ in texts)
+    assert {f"{sentence}." for _, clean, _ in texts for sentence in clean.rstrip(".").split(". ")} < set(
+        english
+    )
+    changed = sum(source != f"correct: {clean}" for source, clean, _ in texts)
     assert len(texts) / 2 < changed < len(texts)
