@@ -1,4 +1,4 @@
-"""What drafts that copy from the encoder input give, and what they cost where there is nothing to copy.
+"""What drafts from the source gain, and what they cost where there is nothing to copy.
 
     python bench/speculation.py [--corrections FOLDER] [--rounds 5] [--out bench/results/speculation.json]
 

@@ -1,17 +1,46 @@
-"""What to decode from: the kinds of prompt."""
+"""What to decode from: the kinds of prompt, the media that go with them, and a request's options."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
-from typing import NotRequired, TypedDict
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NotRequired, TypedDict, get_args
 
 from tandem.errors import InvalidRequest
+from tandem.media import file_bytes, wav
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Modality = Literal["audio", "image"]
+MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
+
+
+class Media(NamedTuple):
+    """One recording or image as it travels: the bytes of a file, which a worker decodes."""
+
+    modality: Modality
+    data: bytes
+
+
+# A file's bytes, or its path, which is read where the prompt is split: in the caller's process.
+File = bytes | str | os.PathLike[str]
+# A file, or a mono waveform of floats between -1 and 1 with its sample rate in Hz.
+Audio = File | tuple["NDArray[Any]", int]
+
+
+class MultiModalData(TypedDict, total=False):
+    """What an encoder reads besides text: one of a modality, or a list."""
+
+    audio: Audio | list[Audio]
+    image: File | list[File]
 
 
 class TextPrompt(TypedDict):
-    """A prompt as text; the model's tokenizer makes the ids."""
+    """A prompt as text; the model's tokenizer makes the ids. With media it may be empty."""
 
     prompt: str
+    multi_modal_data: NotRequired[MultiModalData]  # of an encoder prompt
 
 
 class TokensPrompt(TypedDict):
@@ -19,6 +48,7 @@ class TokensPrompt(TypedDict):
 
     prompt_token_ids: list[int]
     prompt: NotRequired[str]  # shown in the output, not read
+    multi_modal_data: NotRequired[MultiModalData]  # of an encoder prompt
 
 
 SingletonPrompt = str | TextPrompt | TokensPrompt
@@ -67,49 +97,96 @@ def zip_enc_dec_prompt_lists(
     ]
 
 
-class Parts(TypedDict):
-    """A prompt of any kind, taken apart; exactly one of each text and ids is set, or both None."""
+class PromptSide(NamedTuple):
+    """A singleton prompt, read. At least one of text and ids is set."""
 
-    encoder_text: str | None
-    encoder_ids: list[int] | None
-    decoder_text: str | None
-    decoder_ids: list[int] | None
+    text: str | None
+    token_ids: list[int] | None  # read in place of the text, which is then only shown
+    media: tuple[Media, ...] = ()
 
 
-def split_prompt(prompt: Prompt) -> Parts:
-    """Sorts out which kind of prompt this is. Raises `InvalidRequest` for anything else."""
-    if isinstance(prompt, dict) and "encoder_prompt" in prompt:
-        unknown = set(prompt) - {"encoder_prompt", "decoder_prompt"}
-        if unknown:
-            raise InvalidRequest("unknown key of a prompt", field=sorted(unknown)[0])
-        encoder_text, encoder_ids = singleton(prompt["encoder_prompt"], "encoder_prompt")  # type: ignore[typeddict-item]
-        decoder = prompt.get("decoder_prompt")
-        decoder_text, decoder_ids = (None, None) if decoder is None else singleton(decoder, "decoder_prompt")
-    else:
-        encoder_text, encoder_ids = singleton(prompt, "prompt")
-        decoder_text, decoder_ids = None, None
-    return Parts(
-        encoder_text=encoder_text, encoder_ids=encoder_ids, decoder_text=decoder_text, decoder_ids=decoder_ids
+class SplitPrompt(NamedTuple):
+    """A prompt of any kind, read."""
+
+    encoder: PromptSide
+    decoder: PromptSide | None
+    explicit: bool  # an ExplicitEncoderDecoderPrompt; a lone prompt may be a decoder-only model's
+
+
+def split_prompt(prompt: Prompt) -> SplitPrompt:
+    """Sorts out which kind of prompt this is, and reads the files it names.
+
+    Raises `InvalidRequest`, naming the field, for anything else.
+    """
+    if not (isinstance(prompt, dict) and "encoder_prompt" in prompt):
+        return SplitPrompt(_encoder_side(prompt, "prompt", "multi_modal_data"), None, explicit=False)
+    if unknown := set(prompt) - {"encoder_prompt", "decoder_prompt"}:
+        raise InvalidRequest("unknown key of a prompt", field=sorted(unknown)[0])
+    encoder = _encoder_side(prompt["encoder_prompt"], "encoder_prompt", "encoder_prompt.multi_modal_data")  # type: ignore[typeddict-item]
+    decoder = prompt.get("decoder_prompt")
+    return SplitPrompt(
+        encoder, None if decoder is None else decoder_side(decoder, "decoder_prompt"), explicit=True
     )
 
 
-def singleton(prompt: object, field: str) -> tuple[str | None, list[int] | None]:
-    """The text or the ids of a singleton prompt. Raises `InvalidRequest` for anything else."""
+def decoder_side(prompt: object, field: str) -> PromptSide:
+    """A singleton prompt of the decoder, or a target. Raises `InvalidRequest` for anything else."""
+    if isinstance(prompt, dict) and "multi_modal_data" in prompt:
+        raise InvalidRequest("only the encoder reads media", field=f"{field}.multi_modal_data")
+    return _side(prompt, field)
+
+
+def _encoder_side(prompt: object, field: str, media_field: str) -> PromptSide:
+    if not isinstance(prompt, dict) or "multi_modal_data" not in prompt:
+        return _side(prompt, field)
+    text = {name: value for name, value in prompt.items() if name != "multi_modal_data"}
+    return _side(text, field)._replace(media=_media(prompt["multi_modal_data"], media_field))
+
+
+def _side(prompt: object, field: str) -> PromptSide:
     if isinstance(prompt, str):
-        return prompt, None
+        return PromptSide(prompt, None)
     if isinstance(prompt, dict):
-        unknown = set(prompt) - {"prompt", "prompt_token_ids"}
-        if unknown:
+        if unknown := set(prompt) - {"prompt", "prompt_token_ids"}:
             raise InvalidRequest("unknown key of a prompt", field=f"{field}.{sorted(unknown)[0]}")
+        text, ids = prompt.get("prompt"), prompt.get("prompt_token_ids")
+        if text is not None and not isinstance(text, str):
+            raise InvalidRequest(f"must be a str, got {type(text).__name__}", field=field)
         if "prompt_token_ids" in prompt:
-            ids = prompt["prompt_token_ids"]
             if not isinstance(ids, list) or not all(type(i) is int for i in ids):
                 raise InvalidRequest("must be a list of integers", field=f"{field}.prompt_token_ids")
-            return None, ids
-        if isinstance(prompt.get("prompt"), str):
-            return prompt["prompt"], None
+            return PromptSide(text, ids)
+        if text is not None:
+            return PromptSide(text, None)
     raise InvalidRequest(
         "must be a str, {'prompt': str}, {'prompt_token_ids': [int]} or "
         f"{{'encoder_prompt': …, 'decoder_prompt': …}}, got {type(prompt).__name__}",
         field=field,
     )
+
+
+def _media(data: object, field: str) -> tuple[Media, ...]:
+    """The media of one prompt, by modality and in each as they are given."""
+    if not isinstance(data, dict):
+        raise InvalidRequest(f"must be a dict, got {type(data).__name__}", field=field)
+    if unknown := set(data) - set(MODALITIES):
+        raise InvalidRequest(
+            f"unknown modality, not {' or '.join(MODALITIES)}", field=f"{field}.{unknown.pop()}"
+        )
+    return tuple(
+        Media(modality, _data(one, modality, f"{field}.{modality}"))
+        for modality in MODALITIES
+        if modality in data
+        for one in (data[modality] if isinstance(data[modality], list) else [data[modality]])
+    )
+
+
+def _data(value: object, modality: Modality, field: str) -> bytes:
+    if isinstance(value, bytes):
+        return value
+    if isinstance(value, str | os.PathLike):
+        return file_bytes(value, field)
+    if modality == "audio" and isinstance(value, tuple) and len(value) == 2:
+        return wav(*value, field)
+    waveform = ", or (samples, sample rate)" if modality == "audio" else ""
+    raise InvalidRequest(f"must be a file's bytes or path{waveform}, got {type(value).__name__}", field=field)

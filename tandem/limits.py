@@ -12,13 +12,16 @@ class Limits:
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # where it is read from a configuration
 
-    message_bytes: int = 4 * 2**20  # one gRPC message or HTTP body
+    message_bytes: int = 4 * 2**20  # one gRPC message or HTTP body, its media not counted
     body_s: float = 30.0  # for an HTTP body to arrive
     prompts: int = 256  # prompts in one HTTP request
     n: int = 64  # samples of one prompt
     targets: int = 256  # to be scored for one prompt
     encoder_tokens: int = 4096  # one encoder input, after tokenization; also bounded by the model
     decoder_tokens: int = 4096  # decoder prompt + max_tokens
+    media_items: int = 8  # recordings and images of one request
+    media_bytes: int = 25 * 2**20  # all of them together, as files
+    audio_seconds: float = 30.0  # one recording
     stop_strings: int = 16
     stop_string_chars: int = 256
     stop_token_ids: int = 64
@@ -31,12 +34,25 @@ class Limits:
     num_beams: int = 32
     logprobs: int = 20  # alternatives for each token
     # Of one prompt's answers: n x max_tokens x (1 + logprobs). One takes up to 16 bytes on the wire, and an
-    # answer that gRPC refuses to send, beyond 4 x message_bytes, would be generated for nothing.
+    # answer that gRPC refuses to send, beyond `transport_bytes`, would be generated for nothing.
     answer_values: int = 2**20
     request_id_chars: int = 128
     timeout_s: float = 600.0  # longest and default time a request may take
     priority: int = 10  # greatest magnitude, either sign
     queued_requests: int = 4096  # waiting or running sequences at one router
 
+    @property
+    def request_bytes(self) -> int:
+        """One message with its media."""
+        return self.message_bytes + self.media_bytes
+
+    @property
+    def transport_bytes(self) -> int:
+        """What gRPC itself is set to read and to send. It exceeds `request_bytes`, so that what is too large
+        has our answer; answers may be longer than requests."""
+        return 4 * self.message_bytes + self.media_bytes
+
 
 DEFAULT_LIMITS = Limits()
+
+PRIORITY_S = 10.0  # seconds of waiting that one level of priority counts as, in every queue

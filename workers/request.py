@@ -3,10 +3,11 @@ of a prompt are `n` requests that share their encoder input's pages by its key."
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from tandem.errors import TandemError
+from tandem.inputs import Media
 from tandem.outputs import FinishReason, TokenLogprobs
 
 if TYPE_CHECKING:
@@ -36,9 +37,10 @@ class EncoderInput:
     A request of a decoder-only model has one of no tokens, which needs no pages and no encoder.
     """
 
-    key: str  # content hash of model revision and token ids
+    key: str  # content hash of the model's revision, its preprocessor's included, token ids and media
     token_ids: tuple[int, ...]
     hidden: HiddenStates | None = None  # None where this engine encodes by itself
+    media: tuple[Media, ...] = field(default=(), repr=False)  # as the client sent them; a worker decodes them
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,6 +83,11 @@ class Decoding:
     beams: BeamSearch | None = None  # then no logprobs
     prompt_logprobs: int | None = None  # alternatives beside the log-probability of each token of the prefix
 
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn: the likeliest token follows, or the likeliest beams."""
+        return self.temperature == 0
+
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
@@ -97,7 +104,7 @@ class EngineRequest:
     # Scored instead of generated: the decoder is given them, as many as `max_tokens`, and the one delta has
     # their log-probabilities.
     target_ids: tuple[int, ...] = ()
-    priority: int = 0  # higher is earlier; see scheduler.PRIORITY_S
+    priority: int = 0  # higher is earlier; see limits.PRIORITY_S
     timeout_s: float | None = None  # from submission; then it ends with reason `deadline`
     waited_s: float = 0.0  # since its arrival, before it was submitted here: it keeps its place in the order
 
@@ -111,11 +118,12 @@ class Hypothesis(NamedTuple):
     stop_reason: int | None
 
 
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """What a sequence grew by in one step. Its last one has a `finish_reason` or an `error`.
+class Delta(NamedTuple):
+    """What a sequence grew by, in one step or in several. Its last one has a `finish_reason` or an `error`.
 
-    Beams and what is scored have a last one only.
+    Beams and what is scored have a last one only. There is one for every running sequence and step, which is
+    why it is a tuple: `list(delta)` is plain values, which Ray packs without pickle, and `Delta(*values)` is
+    the delta again.
     """
 
     request_id: str
@@ -133,6 +141,31 @@ class Delta:
     def last(self) -> bool:
         return self.finish_reason is not None or self.error is not None
 
+    def merged(self, later: Delta) -> Delta:
+        """This delta and its sequence's next as one. This one's lists grow in place: drop it."""
+        token_ids, logprobs = self.token_ids, self.logprobs
+        token_ids += later.token_ids
+        if later[2:] == _ONLY_TOKENS:
+            return self
+        if logprobs is None:
+            logprobs = later.logprobs
+        elif later.logprobs is not None:
+            logprobs += later.logprobs
+        return Delta(
+            self.request_id,
+            token_ids,
+            logprobs,
+            later.finish_reason,
+            later.stop_reason,
+            later.error,
+            self.queued_s if later.queued_s is None else later.queued_s,
+            later.hypotheses,
+            self.prompt_logprobs if later.prompt_logprobs is None else later.prompt_logprobs,
+        )
+
+
+_ONLY_TOKENS = (None,) * (len(Delta._fields) - 2)
+
 
 class EngineStats(NamedTuple):
     """A snapshot for load balancing and metrics. Counters only grow."""
@@ -149,3 +182,5 @@ class EngineStats(NamedTuple):
     preemptions: int
     drafted_tokens: int  # guessed, and computed
     accepted_tokens: int  # of these, the ones that were right
+    # By value of `scheduling.plan.WaitingFor`: steps that the first waiting sequence did not join for it.
+    waiting_for: dict[str, int]

@@ -14,9 +14,9 @@ from typing import Any, Final, TypeVar
 from grpc_health.v1 import health_pb2
 
 from tandem.cluster.ingress.service import Call, Service
-from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemError
+from tandem.errors import InternalError, InvalidRequest, ModelNotFound, RequestTooLarge, TandemError
 from tandem.protocol import score_wire, wire
-from tandem.protocol.rpc import SERVICE, MessageT, parse, set_error
+from tandem.protocol.rpc import SERVICE, MessageT, check_size, parse, set_error
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.requests.output_processor import PreparedRequest
 
@@ -144,7 +144,10 @@ class GrpcApi:
         return prepared
 
     def _parse(self, kind: type[MessageT], request: bytes) -> MessageT:
-        return parse(kind, request, self._service.config.limits.message_bytes)
+        limits = self._service.config.limits
+        message = parse(kind, request, limits.request_bytes)
+        check_size(len(request) - wire.media_bytes(message), limits.message_bytes)
+        return message
 
     @contextmanager
     def _call(self, method: str, context: Any) -> Iterator[Call]:
@@ -164,7 +167,8 @@ class GrpcApi:
 def _in_its_words() -> Iterator[None]:
     try:
         yield
-    except InvalidRequest as error:
+    except (InvalidRequest, RequestTooLarge) as error:
         field = re.sub(r"\bprompt_token_ids$", "token_ids", error.field or "")
+        field = re.sub(r"(?:encoder_prompt\.)?multi_modal_data\..*", "encoder_prompt.media", field)
         field = "encoder_prompt.token_ids" if field == "token_ids" else _FIELDS.get(field, field)
-        raise InvalidRequest(error.message, field=field or None) from None
+        raise type(error)(error.message, field=field or None) from None

@@ -1,4 +1,4 @@
-"""One request at the router: where it is, what it has got, what its reader has not taken yet."""
+"""One request at the router: where it is, the tokens it has received, the tokens its reader has not taken."""
 
 from __future__ import annotations
 
@@ -6,32 +6,34 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from tandem.cluster.handoff import HiddenSlice
-from tandem.cluster.messages import WireDelta
 from tandem.errors import HiddenStatesLost, TandemError, Unavailable
-from tandem.outputs import FinishReason, TokenLogprobs
-from tandem.workers.request import Delta, EngineRequest, Hypothesis
-from tandem.workers.scheduling.scheduler import PRIORITY_S
+from tandem.limits import PRIORITY_S
+from tandem.workers.request import Delta, EngineRequest
 
-if TYPE_CHECKING:
-    from tandem.cluster.router.engine_link import EngineLink
-
-# The engine ends a late request itself and says how far it got; this is how long we wait for that.
+# The engine ends a late request itself and says how far it got; the router waits this long for it.
 DEADLINE_GRACE_S = 2.0
 
 _numbers = itertools.count()
 
 
-class RoutedRequest:
-    """Lives in the router's event loop, from acceptance to the one terminal answer.
+class Place(Protocol):
+    """The engine that has a request, as far as the request needs it."""
 
-    Engines come and go under it: `displace` takes it off one, the router puts it onto another, and its
-    reader sees one sequence of tokens. (Beams, which deliver at the end only, start anew.) Tokens that its
-    reader has not taken yet wait here and are taken together, so a slow reader holds up nobody and costs no
-    more than its own tokens. It ends when its answer is there, not when that has been read: from then on it
-    has no engine and no hidden states.
+    def release(self, routed: RoutedRequest) -> None:
+        """Forgets the request; where the engine has not said its end, it is cancelled there."""
+
+
+class RoutedRequest:
+    """Lives in the router's event loop, from acceptance to its last delta.
+
+    Engines may end while they work on it: `displace` takes it off one, the router puts it onto another, and
+    its reader sees one sequence of tokens. (A beam search, which delivers at its end only, starts anew.)
+    Tokens that its reader has not taken wait here and are taken together, so a slow reader holds up nobody
+    and costs no more than its own tokens. It ends when its answer is complete, not when that has been read:
+    from then on it has no engine and no hidden states.
     """
 
     def __init__(
@@ -40,116 +42,97 @@ class RoutedRequest:
         deadline: float,
         on_end: Callable[[RoutedRequest], object] = lambda _: None,
     ) -> None:
-        """`on_end` is called once, when it ends, however it does."""
+        """`deadline` is in the event loop's time. `on_end` is called once, when the request ends."""
         self.request = request
         self._on_end = on_end
-        self.deadline = deadline  # in the event loop's time
+        self.deadline = deadline
         self.arrived_at = asyncio.get_running_loop().time()
-        # Who goes first where there is not room for all, as in the engines. Never changes.
+        # The lowest goes first where there is not room for all, as in the engines. Never changes.
         self.order = (self.arrived_at - request.priority * PRIORITY_S, next(_numbers))
         self.hidden: HiddenSlice | None = None  # kept until it ends: a replacement engine reads it again
-        self.hidden_lost = False  # the engine could not read them
-        self.place: EngineLink | None = None  # the engine that has it, or will
-        self.received: list[int] = []  # tokens of all engines so far
-        self.losses = 0  # engines that died under it
-        self.encodings = 0  # how often its hidden states vanished
-        self._tokens: list[int] = []  # received and not taken
-        self._logprobs: list[TokenLogprobs] = []
-        self._prompt_logprobs: list[TokenLogprobs] | None = None
-        self._queued_s: float | None = None
-        self._last: tuple[FinishReason | None, int | None, TandemError | None] | None = None
-        self._hypotheses: list[Hypothesis] | None = None
+        self.hidden_lost = False  # set when the engine could not read them
+        self.place: Place | None = None  # the engine that has it, or will; set by the engine's link
+        self.received: list[int] = []  # tokens from all engines so far
+        self.losses = 0  # engines that died while they worked on it
+        self.encodings = 0  # how often its hidden states were lost
+        self._pending: Delta | None = None  # received and not taken
+        self.ended = False
         self._wake = asyncio.Event()
         self._timer = asyncio.get_running_loop().call_at(deadline + DEADLINE_GRACE_S, self.expire)
 
-    @property
-    def ended(self) -> bool:
-        return self._last is not None
-
-    def deliver(self, delta: WireDelta) -> None:
+    def deliver(self, delta: Delta) -> None:
         """Takes in what the current engine sent."""
         if self.ended:
             return
-        if not self._tokens:  # else the reader knows, or lets them gather
-            self._wake.set()
-        self.received += delta.token_ids
-        self._tokens += delta.token_ids
-        if delta.queued_s is not None:
-            self._queued_s = delta.queued_s
-        self._hypotheses = delta.hypotheses
-        if delta.logprobs is not None:
-            self._logprobs += delta.logprobs
-        if delta.prompt_logprobs is not None:
-            self._prompt_logprobs = delta.prompt_logprobs
-        if isinstance(delta.error, HiddenStatesLost):
-            self.hidden_lost = True
+        if isinstance(delta.error, HiddenStatesLost | Unavailable):
+            # The request goes on with hidden states that are encoded again, or on another engine.
+            self.hidden_lost |= isinstance(delta.error, HiddenStatesLost)
             self.displace()
-        elif isinstance(delta.error, Unavailable):  # that engine is
-            self.displace()
-        elif delta.error is not None or delta.finish_reason is not None:
-            self._end(delta.finish_reason, delta.stop_reason, delta.error)
+        elif delta.last:
+            self._end(delta)
+        else:
+            self._add(delta)
 
     def displace(self) -> None:
-        """Its engine no longer has it."""
+        """Takes it off an engine that does not have it any more."""
         self.place = None
         self._wake.set()
 
     def withdraw(self) -> None:
-        """Takes it off its engine, if it is on one."""
+        """Takes it off its engine, if it is on one, and tells the engine."""
         if self.place is not None:
             self.place.release(self)
             self.place = None
 
     def fail(self, error: TandemError) -> None:
         """Ends it with an error, unless it has ended."""
-        self._end(None, None, error)
+        self._end(Delta(self.request.request_id, [], error=error))
 
     def expire(self) -> None:
         """Ends it because its time is over, with the tokens it has got."""
-        self._end("deadline", None, None)
+        self._end(Delta(self.request.request_id, [], finish_reason="deadline"))
 
     async def take(self, not_before: float = 0.0) -> Delta | None:
         """Everything received since the last call, as one delta; None where it first needs an engine.
 
         Unless it ends, tokens gather until `not_before`, in the event loop's time. Bounded in time by the
-        deadline.
+        deadline. Not to be called again once it has given the last delta.
         """
         loop = asyncio.get_running_loop()
         while not self.ended:
-            if self._tokens and (self.place is None or loop.time() >= not_before):
+            if self._pending is not None and (self.place is None or loop.time() >= not_before):
                 break
             if self.place is None:
                 return None
             self._wake.clear()
             with contextlib.suppress(TimeoutError):
-                async with asyncio.timeout_at(not_before if self._tokens else None):
+                async with asyncio.timeout_at(None if self._pending is None else not_before):
                     await self._wake.wait()
-        finish_reason, stop_reason, error = self._last or (None, None, None)
-        delta = Delta(
-            request_id=self.request.request_id,
-            token_ids=self._tokens,
-            logprobs=self._logprobs if self.request.decoding.logprobs is not None else None,
-            finish_reason=finish_reason,
-            stop_reason=stop_reason,
-            error=error,
-            queued_s=self._queued_s,
-            hypotheses=self._hypotheses,
-            prompt_logprobs=self._prompt_logprobs,
-        )
-        self._tokens, self._logprobs, self._queued_s, self._prompt_logprobs = [], [], None, None
-        return delta
+        delta, self._pending = self._pending, None
+        if delta is None:
+            return None
+        logprobs = None if self.request.decoding.logprobs is None else delta.logprobs or []
+        # Engines know it by an id of their link's.
+        return delta._replace(request_id=self.request.request_id, logprobs=logprobs)
 
     def close(self) -> None:
         """Nobody reads it any more: one that has not ended is cancelled."""
-        self._end("cancelled", None, None)
+        self._end(Delta(self.request.request_id, [], finish_reason="cancelled"))
         self._let_go()  # of what it got while it ended
 
-    def _end(
-        self, finish_reason: FinishReason | None, stop_reason: int | None, error: TandemError | None
-    ) -> None:
+    def _add(self, delta: Delta) -> None:
+        self.received += delta.token_ids
+        if self._pending is None:
+            self._pending = delta
+            self._wake.set()  # else the reader knows, or lets them gather
+        else:
+            self._pending = self._pending.merged(delta)
+
+    def _end(self, last: Delta) -> None:
         if self.ended:
             return
-        self._last = (finish_reason, stop_reason, error)
+        self.ended = True
+        self._add(last)
         self._timer.cancel()
         self._let_go()
         self._on_end(self)

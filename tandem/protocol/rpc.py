@@ -67,8 +67,7 @@ def parse(kind: type[MessageT], data: bytes, max_bytes: int) -> MessageT:
     Raises `RequestTooLarge` above `max_bytes`, and `InvalidRequest` for bytes that are no such message,
     for text that is not UTF-8 and for fields unknown here: their wish would be ignored otherwise.
     """
-    if len(data) > max_bytes:
-        raise RequestTooLarge(f"{_TOO_LARGE} ({len(data)} vs. {max_bytes} bytes)")
+    check_size(len(data), max_bytes)
     try:
         message = kind.FromString(data)
     except DecodeError:
@@ -76,6 +75,12 @@ def parse(kind: type[MessageT], data: bytes, max_bytes: int) -> MessageT:
     for fault in _faults(message, kind.DESCRIPTOR.file):
         raise fault
     return message
+
+
+def check_size(size: int, max_bytes: int) -> None:
+    """Raises `RequestTooLarge` for a message of more than `max_bytes`."""
+    if size > max_bytes:
+        raise RequestTooLarge(f"{_TOO_LARGE} ({size} vs. {max_bytes} bytes)")
 
 
 def _unreadable(kind: type[Message], data: bytes) -> InvalidRequest:

@@ -12,7 +12,7 @@ from tandem.inputs import (
     Prompt,
     SingletonPrompt,
     TaskOptions,
-    singleton,
+    decoder_side,
     split_prompt,
 )
 from tandem.outputs import ScoreOutput, TargetScore
@@ -61,15 +61,15 @@ def score_request(
     **chosen: Unpack[TaskOptions],
 ) -> pb.ScoreRequest:
     """Raises `InvalidRequest`, naming the field, for what a message cannot hold."""
-    parts = split_prompt(prompt)
+    encoder, decoder, _ = split_prompt(prompt)
     many = [targets] if isinstance(targets, str | dict) else targets
     values: dict[str, Any] = {
         "request_id": request_id,
         "model": model,
-        "encoder_prompt": prompt_fields(parts["encoder_text"], parts["encoder_ids"]),
-        "decoder_prompt": prompt_fields(parts["decoder_text"], parts["decoder_ids"]),
+        "encoder_prompt": prompt_fields(encoder),
+        "decoder_prompt": prompt_fields(decoder),
         "targets": [
-            prompt_fields(*singleton(target, f"targets.{number}")) for number, target in enumerate(many)
+            prompt_fields(decoder_side(target, f"targets.{number}")) for number, target in enumerate(many)
         ],
         "priority": priority,
         "timeout_ms": timeout_s and math.ceil(timeout_s * 1000),

@@ -13,9 +13,13 @@ from google.protobuf.message import Message
 from tandem.errors import InvalidRequest
 from tandem.inputs import (
     ExplicitEncoderDecoderPrompt,
+    Modality,
+    MultiModalData,
     Prompt,
+    PromptSide,
     SingletonPrompt,
     TaskOptions,
+    TextPrompt,
     TokensPrompt,
     split_prompt,
 )
@@ -81,10 +85,40 @@ def prompts_of(
     """The encoder's and the decoder's."""
     if not request.HasField("encoder_prompt"):
         raise InvalidRequest("is required", field="encoder_prompt")
-    encoder = prompt_of(request.encoder_prompt, "encoder_prompt")
+    encoder = encoder_prompt_of(request.encoder_prompt)
     if not request.HasField("decoder_prompt"):
         return encoder, None
     return encoder, prompt_of(request.decoder_prompt, "decoder_prompt")
+
+
+_MODALITIES: Final[dict[Modality, pb.Media.Modality]] = {
+    "audio": pb.Media.MODALITY_AUDIO,
+    "image": pb.Media.MODALITY_IMAGE,
+}
+
+
+def encoder_prompt_of(message: pb.EncoderPrompt) -> SingletonPrompt:
+    if not message.media:
+        return prompt_of(message, "encoder_prompt")
+    names = {number: name for name, number in _MODALITIES.items()}
+    data = MultiModalData()
+    for number, media in enumerate(message.media):
+        if media.modality not in names:
+            raise InvalidRequest(
+                f"must be one of {', '.join(map(pb.Media.Modality.Name, names))}",
+                field=f"encoder_prompt.media.{number}.modality",
+            )
+        data.setdefault(names[media.modality], []).append(media.data)  # type: ignore[union-attr]
+    if message.HasField("token_ids"):
+        return TokensPrompt(prompt_token_ids=list(message.token_ids.ids), multi_modal_data=data)
+    return TextPrompt(prompt=message.text, multi_modal_data=data)
+
+
+def media_bytes(request: Message) -> int:
+    """How much of a request is media, which have a limit of their own."""
+    if not isinstance(request, pb.GenerateRequest | pb.GenerateStreamRequest | pb.ScoreRequest):
+        return 0
+    return sum(len(media.data) for media in request.encoder_prompt.media)
 
 
 _EARLY_STOPPING: Final[dict[int, EarlyStopping | None]] = {
@@ -127,11 +161,13 @@ def _params_fields(params: Params) -> dict[str, Any]:
     return fields
 
 
-def prompt_of(message: pb.Prompt, field: str) -> SingletonPrompt:
-    text, ids = message.HasField("text"), message.HasField("token_ids")
-    if text == ids:
-        raise InvalidRequest(f"one of text and token_ids, got {'both' if text else 'neither'}", field=field)
-    return message.text if text else TokensPrompt(prompt_token_ids=list(message.token_ids.ids))
+def prompt_of(message: pb.EncoderPrompt | pb.Prompt, field: str) -> SingletonPrompt:
+    match message.WhichOneof("content"):
+        case "text":
+            return message.text
+        case "token_ids":
+            return TokensPrompt(prompt_token_ids=list(message.token_ids.ids))
+    raise InvalidRequest("one of text and token_ids is needed", field=field)
 
 
 def generate_request(
@@ -146,12 +182,12 @@ def generate_request(
     **chosen: Unpack[TaskOptions],
 ) -> GenerateT:
     """Raises `InvalidRequest`, naming the field, for what a message cannot hold."""
-    parts = split_prompt(prompt)
+    encoder, decoder, _ = split_prompt(prompt)
     values: dict[str, Any] = {
         "request_id": request_id,
         "model": model,
-        "encoder_prompt": prompt_fields(parts["encoder_text"], parts["encoder_ids"]),
-        "decoder_prompt": prompt_fields(parts["decoder_text"], parts["decoder_ids"]),
+        "encoder_prompt": prompt_fields(encoder),
+        "decoder_prompt": prompt_fields(decoder),
         "sampling_params": _params_fields(params) if isinstance(params, SamplingParams) else None,
         "beam_search_params": _params_fields(params) if isinstance(params, BeamSearchParams) else None,
         "priority": priority,
@@ -177,10 +213,15 @@ def make_message(kind: type[MessageT], values: dict[str, Any]) -> MessageT:
     return message
 
 
-def prompt_fields(text: str | None, ids: list[int] | None) -> dict[str, Any] | None:
-    if ids is not None:
-        return {"token_ids": {"ids": ids}}
-    return None if text is None else {"text": text}
+def prompt_fields(side: PromptSide | None) -> dict[str, Any] | None:
+    if side is None:
+        return None
+    fields: dict[str, Any] = {"text": side.text}
+    if side.token_ids is not None:
+        fields = {"token_ids": {"ids": side.token_ids}}
+    if side.media:
+        fields["media"] = [{"modality": _MODALITIES[one.modality], "data": one.data} for one in side.media]
+    return fields
 
 
 # Answers

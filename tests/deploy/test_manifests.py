@@ -19,7 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from tandem.cluster import app
 from tandem.cluster.config import ServeConfig, parse_args
-from tandem.cluster.launch import GRPC_SERVICES
+from tandem.cluster.start import GRPC_SERVICES
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 KUBERNETES = "1.34"
@@ -131,7 +131,7 @@ def test_clients_reach_it_on_the_ports_of_the_proxies(
 def test_a_proxy_reads_what_the_application_allows(cluster: Document, config: ServeConfig) -> None:
     for name in ("head", *GROUPS):
         env = {variable["name"]: variable["value"] for variable in container(cluster, name)["env"]}
-        assert int(env["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"]) == 4 * config.limits.message_bytes
+        assert int(env["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"]) == config.limits.transport_bytes
 
 
 def test_the_old_cluster_outlives_the_longest_answer(service: Document, config: ServeConfig) -> None:

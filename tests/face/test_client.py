@@ -30,7 +30,7 @@ from tandem.protocol import score_wire, wire
 from tandem.protocol.rpc import add_inference_service, parse, set_error
 from tandem.v1 import inference_pb2 as pb
 
-WAIT_S = 20.0  # for what must happen; a test that passes does not wait
+WAIT_S = 20.0  # limit for what must happen; a passing test does not wait so long
 
 
 class Servicer(health_pb2_grpc.HealthServicer):
@@ -192,7 +192,7 @@ def test_generate(ask: Ask, servicer: Servicer) -> None:
     assert servicer.requests == [
         pb.GenerateRequest(
             model="m",
-            encoder_prompt=pb.Prompt(text="Grüße"),
+            encoder_prompt=pb.EncoderPrompt(text="Grüße"),
             decoder_prompt=pb.Prompt(text="Le"),
             sampling_params=pb.SamplingParams(max_tokens=5),
             priority=2,
@@ -210,13 +210,13 @@ def test_score(ask: Ask, servicer: Servicer) -> None:
     assert servicer.requests == [
         pb.ScoreRequest(
             model="m",
-            encoder_prompt=pb.Prompt(text="one"),
+            encoder_prompt=pb.EncoderPrompt(text="one"),
             targets=[pb.Prompt(text="eins"), pb.Prompt(token_ids=pb.TokenIds(ids=[7, 1]))],
             priority=2,
             timeout_ms=7000,
         ),
         pb.ScoreRequest(
-            encoder_prompt=pb.Prompt(text="one"),
+            encoder_prompt=pb.EncoderPrompt(text="one"),
             decoder_prompt=pb.Prompt(text="ei"),
             targets=[pb.Prompt(text="ns")],
             timeout_ms=60_000,

@@ -1,4 +1,4 @@
-"""Reading requests that may be malformed, and errors there and back."""
+"""Malformed requests, and errors to a gRPC status and back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMIT = 1000  # bytes
 
 
 class Context:
-    """As much of a gRPC context as `set_error` uses."""
+    """The part of a gRPC context that `set_error` uses."""
 
     code: grpc.StatusCode
     details: str
@@ -43,7 +43,7 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def test_a_well_formed_message_is_read() -> None:
-    request = pb.GenerateRequest(encoder_prompt=pb.Prompt(text="Grüße"), timeout_ms=5)
+    request = pb.GenerateRequest(encoder_prompt=pb.EncoderPrompt(text="Grüße"), timeout_ms=5)
     assert parse(pb.GenerateRequest, request.SerializeToString(), LIMIT) == request
 
 

@@ -30,6 +30,16 @@ from tandem.v1 import inference_pb2 as pb
             "a",
             {"prompt_token_ids": [0]},
         ),
+        (
+            TextPrompt(prompt="", multi_modal_data={"audio": b"RIFF"}),
+            {"prompt": "", "multi_modal_data": {"audio": [b"RIFF"]}},
+            None,
+        ),
+        (
+            TokensPrompt(prompt_token_ids=[5], multi_modal_data={"image": [b"1", b"2"], "audio": b"RIFF"}),
+            {"prompt_token_ids": [5], "multi_modal_data": {"audio": [b"RIFF"], "image": [b"1", b"2"]}},
+            None,
+        ),
     ],
 )
 def test_every_kind_of_prompt_arrives(prompt: Prompt, encoder: object, decoder: object) -> None:
@@ -37,7 +47,7 @@ def test_every_kind_of_prompt_arrives(prompt: Prompt, encoder: object, decoder: 
     both = {"encoder_prompt": encoder, "decoder_prompt": decoder}
     assert arguments.prompt == (
         encoder if decoder is None else both
-    )  # a lone one may be a decoder-only model's
+    )  # a single prompt may be a decoder-only model's
 
 
 def test_what_is_not_set_is_not_sent() -> None:
@@ -61,7 +71,7 @@ def test_what_is_not_set_is_not_sent() -> None:
 
 def test_what_is_set_arrives_as_it_is() -> None:
     params = SamplingParams(
-        n=1,  # a default, said aloud
+        n=1,  # a default, given explicitly
         temperature=0.8,
         top_k=-1,
         top_p=0.95,
@@ -144,7 +154,7 @@ def test_without_parameters_no_kind_is_sent() -> None:
 
 def test_a_request_samples_or_searches_beams() -> None:
     request = pb.GenerateRequest(
-        encoder_prompt=pb.Prompt(text="a"),
+        encoder_prompt=pb.EncoderPrompt(text="a"),
         sampling_params=pb.SamplingParams(),
         beam_search_params=pb.BeamSearchParams(),
     )
@@ -155,7 +165,7 @@ def test_a_request_samples_or_searches_beams() -> None:
 
 def test_an_unknown_way_to_stop_is_refused() -> None:
     request = pb.GenerateRequest(
-        encoder_prompt=pb.Prompt(text="a"),
+        encoder_prompt=pb.EncoderPrompt(text="a"),
         beam_search_params=pb.BeamSearchParams(early_stopping=9),  # type: ignore[arg-type]
     )
     with pytest.raises(InvalidRequest, match="early_stopping"):
@@ -183,10 +193,13 @@ def test_what_a_message_cannot_hold_is_refused_by_name(arguments: dict[str, Any]
     ("request_", "field"),
     [
         (pb.GenerateRequest(), "encoder_prompt"),
-        (pb.GenerateRequest(encoder_prompt=pb.Prompt()), "encoder_prompt"),
-        (pb.GenerateRequest(encoder_prompt=pb.Prompt(text="a", token_ids=pb.TokenIds())), "encoder_prompt"),
+        (pb.GenerateRequest(encoder_prompt=pb.EncoderPrompt()), "encoder_prompt"),
         (
-            pb.GenerateRequest(encoder_prompt=pb.Prompt(text="a"), decoder_prompt=pb.Prompt()),
+            pb.GenerateRequest(encoder_prompt=pb.EncoderPrompt(text="a", media=[pb.Media(data=b"x")])),
+            "encoder_prompt.media.0.modality",
+        ),
+        (
+            pb.GenerateRequest(encoder_prompt=pb.EncoderPrompt(text="a"), decoder_prompt=pb.Prompt()),
             "decoder_prompt",
         ),
     ],

@@ -12,7 +12,7 @@ import grpc
 from models import load_reference, reference_greedy
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.serve_compat.endpoints import Endpoints
+from tandem.cluster.endpoints import Endpoints
 from tandem.v1 import inference_pb2 as pb
 from tandem.v1 import inference_pb2_grpc as pb_grpc
 
@@ -53,25 +53,25 @@ def channel(endpoints: Endpoints) -> grpc.Channel:
 
 def ids_request(ids: list[int], **params: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(
-        encoder_prompt=pb.Prompt(token_ids=pb.TokenIds(ids=ids)),
+        encoder_prompt=pb.EncoderPrompt(token_ids=pb.TokenIds(ids=ids)),
         sampling_params=pb.SamplingParams(**params),
     )
 
 
 def text_request(text: str, **params: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(
-        encoder_prompt=pb.Prompt(text=text), sampling_params=pb.SamplingParams(**params)
+        encoder_prompt=pb.EncoderPrompt(text=text), sampling_params=pb.SamplingParams(**params)
     )
 
 
 def text_stream(text: str, **params: Any) -> pb.GenerateStreamRequest:
     return pb.GenerateStreamRequest(
-        encoder_prompt=pb.Prompt(text=text), sampling_params=pb.SamplingParams(**params)
+        encoder_prompt=pb.EncoderPrompt(text=text), sampling_params=pb.SamplingParams(**params)
     )
 
 
 def pids(class_name: str) -> set[int]:
-    """Of this cluster's processes that run an actor of a class. Ray's state API needs its dashboard."""
+    """This cluster's processes that run an actor of a class. Ray's state API needs its dashboard."""
     listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True)
     rows = [line.split(None, 2) for line in listing.stdout.splitlines()[1:]]
     parents = {int(pid): int(parent) for pid, parent, *_ in rows}

@@ -1,9 +1,9 @@
-"""The layers, each of which knows how it is sharded and which weights it wants. Model code above
-never mentions a rank."""
+"""The layers. Each knows its weights and how it is sharded; model code above never mentions a rank."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,12 +13,30 @@ from tandem.errors import ModelLoadError
 from tandem.kernels import Int8Linear, Linear
 from tandem.workers.config import Quantization
 from tandem.workers.distributed import Group
-from tandem.workers.models.checkpoint import WeightSlot
-from tandem.workers.models.spec import NormKind
+from tandem.workers.models.spec import NormKind, StackSpec
+
+
+@dataclass(frozen=True)
+class WeightSlot:
+    """A place for a weight of the checkpoint, or for this rank's slice of it, in a layer's tensor."""
+
+    name: str  # ours; see families/
+    into: torch.Tensor  # a view of the layer's tensor
+    shape: tuple[int, ...]  # of the whole weight in the checkpoint
+    dim: int | None = None  # sharded along this dimension; None: every rank holds all of it
+    start: int = 0  # first index of this rank's slice along `dim`
+    plus: float = 0.0  # added to what the checkpoint holds, see spec.NormKind
 
 
 class HasWeights(Protocol):
     def slots(self) -> Iterator[WeightSlot]: ...
+
+
+def weights_of(*parts: HasWeights | None) -> Iterator[WeightSlot]:
+    """The slots of all parts that are there."""
+    for part in parts:
+        if part is not None:
+            yield from part.slots()
 
 
 class Placement:
@@ -41,7 +59,7 @@ class Placement:
         return made
 
     def pack(self) -> None:
-        """All weights are loaded: lets the projections made here lay theirs out as they like."""
+        """All weights are loaded: lets the projections made here lay them out as they like."""
         for linear in self._linears:
             linear.pack()
         self._linears.clear()
@@ -66,7 +84,7 @@ class Norm:
     def __init__(self, name: str, width: int, kind: NormKind, eps: float, place: Placement) -> None:
         self.name, self.eps, self.dtype = name, eps, place.dtype
         self.plus = 1.0 if kind == "rms_plus_one" else 0.0
-        # One and a little, in half precision, would keep little of the little.
+        # Half precision would round most of a small weight away next to the 1.
         dtype = torch.float32 if self.plus else place.dtype
         self.weight = torch.empty(width, device=place.device, dtype=dtype)
         self.bias = place.empty(width) if kind == "layer" else None
@@ -77,7 +95,7 @@ class Norm:
         return kernels.layer_norm(x, self.weight, self.bias, self.eps)
 
     def by_head(self, x: torch.Tensor) -> torch.Tensor:
-        """x [N, heads, width], each head for itself."""
+        """x [N, heads, width], each head by itself."""
         return self(x.reshape(-1, x.shape[-1])).view(x.shape)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -91,6 +109,21 @@ class Norm:
         yield WeightSlot(self.name, self.weight, tuple(self.weight.shape), plus=self.plus)
         if self.bias is not None:
             yield WeightSlot(f"{self.name}.bias", self.bias, tuple(self.bias.shape))
+
+
+def stack_norm(name: str, stack: StackSpec, place: Placement) -> Norm:
+    """The stack's kind of norm, of rows [N, d_model]."""
+    return Norm(name, stack.d_model, stack.norm, stack.norm_eps, place)
+
+
+def output_norm(name: str, stack: StackSpec, place: Placement) -> Norm | None:
+    """The norm of a sublayer's output, where the stack has one."""
+    return stack_norm(f"{name}.output_norm", stack, place) if stack.output_norm else None
+
+
+def head_norm(name: str, stack: StackSpec, place: Placement) -> Norm | None:
+    """The norm of each head's queries or keys, where the stack has one."""
+    return Norm(name, stack.head_dim, stack.norm, stack.norm_eps, place) if stack.qk_norm else None
 
 
 class Replicated:
@@ -123,7 +156,7 @@ class ColumnParallel:
         inputs: int,
         what: str,
         place: Placement,
-        unit: int = 1,  # outputs that stay together: those of a head
+        unit: int = 1,  # outputs that stay on one rank: a head's
         bias: bool = False,
     ) -> None:
         self.names, self.widths, self.inputs = names, widths, inputs
@@ -212,7 +245,7 @@ class Vocabulary:
         return self.group.all_reduce(rows * here.unsqueeze(1))
 
     def prepare_logits(self, bias: VocabularyBias | None, *, embeds: bool) -> None:
-        """The weights are loaded and wanted as output projection; `embeds`: as embedding, too."""
+        """Makes the loaded weights an output projection; `embeds`: they stay an embedding, too."""
         self._output = self._linear_kind(self.weight, None if bias is None else bias.weight)
         self._output.pack()
         if not embeds:
@@ -220,7 +253,7 @@ class Vocabulary:
 
     @property
     def packed_bytes(self) -> int:
-        """Of the output projection that `prepare_logits` makes."""
+        """Bytes of the output projection that `prepare_logits` makes."""
         return self._linear_kind(self.weight).packed_bytes
 
     def logits(self, x: torch.Tensor) -> torch.Tensor | None:

@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import ModelLoadError
+from tandem.inputs import Modality
 from tandem.workers.models.families import family_of, first_id, spec_of
+from tandem.workers.models.model_folder import read_json
 from tandem.workers.requests.defaults import (
     GenerationDefaults,
     checked_overrides,
@@ -43,7 +45,8 @@ class ModelInfo:
     eos_ids: frozenset[int]
     defaults: GenerationDefaults
     tasks: Mapping[str, Task]  # by name
-    revision: str  # changes with the model; part of every encoder key
+    revision: str  # changes with the model and its preprocessor; part of every encoder key
+    modalities: frozenset[Modality] = frozenset()  # what the encoder reads besides text
 
     @classmethod
     def read(cls, folder: Path, name: str, overrides: Mapping[str, Any] | None = None) -> ModelInfo:
@@ -52,8 +55,6 @@ class ModelInfo:
         Raises ModelLoadError for a model Tandem cannot serve and for a malformed file, InvalidRequest for an
         override of an unknown name.
         """
-        from tandem.workers.models.checkpoint import read_json  # brings torch
-
         config, generation = read_json(folder, "config.json"), read_json(folder, "generation_config.json")
         spec = spec_of(config)
         start = first_id("decoder_start_token_id", generation)
@@ -95,11 +96,13 @@ def _tasks(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def revision_of(folder: Path) -> str:
-    """The config and samples from all over the weights, hashed: cheap, equal on every node that holds the
+    """The configs and samples from all over the weights, hashed: cheap, equal on every node that holds the
     same checkpoint, where times of modification are not, and another one for a model trained further, whose
     shapes are the same."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update((folder / "config.json").read_bytes())
+    if (preprocessor := folder / "preprocessor_config.json").is_file():  # how media become features
+        digest.update(b"\0" + preprocessor.read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"\0{path.name}\0{size}\0".encode())

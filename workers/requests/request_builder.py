@@ -12,15 +12,16 @@ from array import array
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Unpack, cast
+from typing import TYPE_CHECKING, Any, Unpack
 
-from tandem.errors import InvalidRequest, ModelNotFound
+from tandem.errors import InvalidRequest, ModelNotFound, RequestTooLarge
 from tandem.inputs import (
-    ExplicitEncoderDecoderPrompt,
+    Media,
     Prompt,
+    PromptSide,
     RequestOptions,
     SingletonPrompt,
-    singleton,
+    decoder_side,
     split_prompt,
 )
 from tandem.limits import DEFAULT_LIMITS, Limits
@@ -86,8 +87,8 @@ class RequestBuilder:
         the model's own way of decoding holds, or the task's.
 
         The options may name one of the model's `task_specific_params`, or the languages of a translation:
-        codes of its tokenizer, or such as name a task. What the model wants to read for them is put before a text;
-        token ids are taken as they are.
+        codes of its tokenizer, or those that name a task. What the model wants to read for them is put before
+        a text; token ids are taken as they are.
 
         Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
         """
@@ -173,7 +174,7 @@ class RequestBuilder:
 
     def tokenize(self, text: str, *, field: str = "text") -> list[int]:
         """The ids a prompt's text becomes, special tokens included. Raises InvalidRequest."""
-        return self._prompt_ids(text, None, field, field, self.tasks.resolve())
+        return self._prompt_ids(PromptSide(text, None), field, field, self.tasks.resolve())
 
     def output_processor(self, prepared: PreparedRequest) -> OutputProcessor:
         """What turns this request's deltas into its answer."""
@@ -187,29 +188,52 @@ class RequestBuilder:
     # -- the parts of a request
 
     def _parse(self, prompt: Prompt, task: ResolvedTask) -> ParsedPrompt:
-        parts = split_prompt(prompt)
-        encoder_part, decoder_part, names = _sides(prompt)
-        shown = _shown(encoder_part, names[0]), _shown(decoder_part, "decoder_prompt")
-        encoder_ids = self._prompt_ids(parts["encoder_text"], parts["encoder_ids"], *names, task)
+        encoder_side, side, explicit = split_prompt(prompt)
+        before = "encoder_prompt." if explicit else ""
+        names = ("encoder_prompt" if explicit else "prompt"), f"{before}prompt_token_ids"
+        shown = _shown(encoder_side, names[0]), side and _shown(side, "decoder_prompt")
+        media = encoder_side.media
+        self._check_media(media, f"{before}multi_modal_data")
+        encoder_ids = self._prompt_ids(encoder_side, *names, task)
         if self.info.encoder_vocab_size is not None:
-            prefix = self._prefix(parts["decoder_text"], parts["decoder_ids"], task)
+            prefix = self._prefix(side, task)
             context = prefix[1:]
-        elif names[0] != "prompt":
+        elif explicit:
             raise InvalidRequest(f"{self.info.name!r} is decoder-only: give a single prompt", field=names[0])
         else:
             context = prefix = encoder_ids
             encoder_ids, shown = [], (None, shown[0])
-        encoder = EncoderInput(key=self._encoder_key(encoder_ids), token_ids=tuple(encoder_ids))
+        encoder = EncoderInput(self._encoder_key(encoder_ids, media), tuple(encoder_ids), media=media)
         return ParsedPrompt(encoder, encoder_ids, prefix, context, *shown)
 
-    def _prompt_ids(
-        self, text: str | None, ids: list[int] | None, name: str, ids_name: str, task: ResolvedTask
-    ) -> list[int]:
-        """Of the encoder's prompt, or of a decoder-only model's."""
+    def _check_media(self, media: Sequence[Media], name: str) -> None:
+        """What is known without decoding them: their kinds, number and bytes."""
+        takes, limits = self.info.modalities, self.limits
+        for modality in dict.fromkeys(one.modality for one in media):
+            if modality not in takes:
+                known = " and ".join(["text", *sorted(takes)])
+                only = known if takes else f"{known} only"
+                raise InvalidRequest(f"{self.info.name!r} takes {only}", field=f"{name}.{modality}")
+        if not media:
+            return
+        field = f"{name}.{media[-1].modality}"
+        if len(media) > limits.media_items:
+            raise InvalidRequest(f"at most {limits.media_items} items, got {len(media)}", field=field)
+        if not all(one.data for one in media):
+            raise InvalidRequest("has no bytes", field=field)
+        if (size := sum(len(one.data) for one in media)) > limits.media_bytes:
+            raise RequestTooLarge(f"has {size} bytes, the limit is {limits.media_bytes}", field=field)
+
+    def _prompt_ids(self, side: PromptSide, name: str, ids_name: str, task: ResolvedTask) -> list[int]:
+        """The encoder prompt's ids, or a decoder-only model's."""
         size, limit, source = self.info.encoder_vocab_size, self.max_encoder_tokens, task.source
         if size is None:
             size, limit = self.info.vocab_size, self.max_decoder_tokens - 1  # one at least is to be generated
+        ids = side.token_ids
         if ids is None:
+            text = side.text or ""
+            if not text and side.media:
+                return []
             if not text:
                 raise InvalidRequest("must not be empty", field=name)
             ids = self._tokenizer.encode(task.prefix + text, name, limit, special=source is None)
@@ -225,8 +249,9 @@ class RequestBuilder:
         check_ids(ids, name, size)
         return list(ids)
 
-    def _prefix(self, text: str | None, ids: list[int] | None, task: ResolvedTask) -> list[int]:
+    def _prefix(self, side: PromptSide | None, task: ResolvedTask) -> list[int]:
         """What the decoder starts from: the start token, unless it is there, and the decoder prompt."""
+        text, ids = (None, None) if side is None else (side.text, side.token_ids)
         name, limit = "decoder_prompt", self.max_decoder_tokens - 1  # one at least is to be generated
         start, target = self.info.decoder_start_id, task.target
         assert start is not None
@@ -257,7 +282,7 @@ class RequestBuilder:
     ) -> list[int]:
         start = len(given.prefix)
         limit = self.max_decoder_tokens - start
-        text, ids = singleton(target, name)
+        text, ids, _ = decoder_side(target, name)
         if ids is not None:
             name += ".prompt_token_ids"
         elif not text:
@@ -308,9 +333,12 @@ class RequestBuilder:
                 field="max_tokens",
             )
 
-    def _encoder_key(self, ids: list[int]) -> str:
+    def _encoder_key(self, ids: list[int], media: Sequence[Media]) -> str:
         digest = hashlib.blake2b(self.info.revision.encode(), digest_size=16)
         digest.update(b"\0" + array("I", ids).tobytes())
+        for modality, data in media:
+            digest.update(f"\0{modality}\0{len(data)}\0".encode())
+            digest.update(data)
         return digest.hexdigest()
 
 
@@ -335,22 +363,8 @@ def sample_seed(seed: int, index: int) -> int:
     return int.from_bytes(digest.digest(), "little") >> 1
 
 
-def _sides(prompt: Prompt) -> tuple[SingletonPrompt, SingletonPrompt | None, tuple[str, str]]:
-    """Encoder and decoder prompt, and what errors call the encoder's text and ids. The prompt is one
-    that `split_prompt` has accepted."""
-    if isinstance(prompt, dict) and "encoder_prompt" in prompt:
-        both = cast(ExplicitEncoderDecoderPrompt, prompt)
-        names = "encoder_prompt", "encoder_prompt.prompt_token_ids"
-        return both["encoder_prompt"], both.get("decoder_prompt"), names
-    return prompt, None, ("prompt", "prompt_token_ids")
-
-
-def _shown(prompt: object, name: str) -> str | None:
-    """The text of a singleton prompt, which beside token ids is only for show."""
-    text = prompt.get("prompt") if isinstance(prompt, dict) else prompt
-    if text is None:
-        return None
-    if not isinstance(text, str):
-        raise InvalidRequest(f"must be a str, got {type(text).__name__}", field=name)
-    check_text(text, name)
-    return text
+def _shown(side: PromptSide, name: str) -> str | None:
+    """A prompt's text, for the answer to repeat."""
+    if side.text is not None:
+        check_text(side.text, name)
+    return side.text

@@ -23,16 +23,16 @@ async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
     DeadlineExceeded beyond `limits.body_s`."""
     if _media_type(request) != "application/json":
         raise InvalidRequest("must be application/json", field="content-type")
-    return _object(await _read(request, limits))
+    return _object(await read_body(request, limits, limits.message_bytes))
 
 
 async def read_json_or_form(request: Request, limits: Limits) -> dict[str, Any]:
     """The body, a JSON object or a URL-encoded form, whose repeated fields become lists."""
     media_type = _media_type(request)
     if media_type == "application/json":
-        return _object(await _read(request, limits))
+        return _object(await read_body(request, limits, limits.message_bytes))
     if media_type == "application/x-www-form-urlencoded":
-        return _form(await _read(request, limits))
+        return _form(await read_body(request, limits, limits.message_bytes))
     raise InvalidRequest(
         "must be application/json or application/x-www-form-urlencoded", field="content-type"
     )
@@ -62,9 +62,9 @@ def _media_type(request: Request) -> str:
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
-async def _read(request: Request, limits: Limits) -> bytes:
-    """As much as is announced or sent, within the limits."""
-    limit = limits.message_bytes
+async def read_body(request: Request, limits: Limits, limit: int) -> bytes:
+    """The whole body. Raises RequestTooLarge beyond `limit` bytes, as soon as it is announced or sent, and
+    DeadlineExceeded beyond `limits.body_s`."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise RequestTooLarge(f"the body has {announced} bytes, the limit is {limit}")

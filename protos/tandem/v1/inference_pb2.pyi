@@ -47,7 +47,7 @@ class GenerateRequest(_message.Message):
     TASK_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
-    encoder_prompt: Prompt
+    encoder_prompt: EncoderPrompt
     decoder_prompt: Prompt
     sampling_params: SamplingParams
     priority: int
@@ -56,7 +56,7 @@ class GenerateRequest(_message.Message):
     source_language: str
     target_language: str
     task: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., encoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., beam_search_params: _Optional[_Union[BeamSearchParams, _Mapping]] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., encoder_prompt: _Optional[_Union[EncoderPrompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., beam_search_params: _Optional[_Union[BeamSearchParams, _Mapping]] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
 
 class GenerateStreamRequest(_message.Message):
     __slots__ = ("request_id", "model", "encoder_prompt", "decoder_prompt", "sampling_params", "priority", "timeout_ms", "beam_search_params", "source_language", "target_language", "task")
@@ -73,7 +73,7 @@ class GenerateStreamRequest(_message.Message):
     TASK_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
-    encoder_prompt: Prompt
+    encoder_prompt: EncoderPrompt
     decoder_prompt: Prompt
     sampling_params: SamplingParams
     priority: int
@@ -82,7 +82,33 @@ class GenerateStreamRequest(_message.Message):
     source_language: str
     target_language: str
     task: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., encoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., beam_search_params: _Optional[_Union[BeamSearchParams, _Mapping]] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., encoder_prompt: _Optional[_Union[EncoderPrompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., beam_search_params: _Optional[_Union[BeamSearchParams, _Mapping]] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
+
+class EncoderPrompt(_message.Message):
+    __slots__ = ("text", "token_ids", "media")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    token_ids: TokenIds
+    media: _containers.RepeatedCompositeFieldContainer[Media]
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., media: _Optional[_Iterable[_Union[Media, _Mapping]]] = ...) -> None: ...
+
+class Media(_message.Message):
+    __slots__ = ("modality", "data")
+    class Modality(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+        __slots__ = ()
+        MODALITY_UNSPECIFIED: _ClassVar[Media.Modality]
+        MODALITY_AUDIO: _ClassVar[Media.Modality]
+        MODALITY_IMAGE: _ClassVar[Media.Modality]
+    MODALITY_UNSPECIFIED: Media.Modality
+    MODALITY_AUDIO: Media.Modality
+    MODALITY_IMAGE: Media.Modality
+    MODALITY_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    modality: Media.Modality
+    data: bytes
+    def __init__(self, modality: _Optional[_Union[Media.Modality, str]] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Prompt(_message.Message):
     __slots__ = ("text", "token_ids")
@@ -364,7 +390,7 @@ class ScoreRequest(_message.Message):
     TASK_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
-    encoder_prompt: Prompt
+    encoder_prompt: EncoderPrompt
     decoder_prompt: Prompt
     targets: _containers.RepeatedCompositeFieldContainer[Prompt]
     priority: int
@@ -372,7 +398,7 @@ class ScoreRequest(_message.Message):
     source_language: str
     target_language: str
     task: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., encoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., encoder_prompt: _Optional[_Union[EncoderPrompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("request_id", "prompt", "scores")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import copy
+from dataclasses import replace
 from typing import Any
 
 import grpc
@@ -15,6 +17,7 @@ from hypothesis import strategies as st
 from tandem.cluster.ingress.grpc_api import GrpcApi
 from tandem.cluster.ingress.service import _LONGEST_GATHER_S, _MESSAGES_PER_S, _WHOLE_GATHER_S, Service
 from tandem.errors import InternalError, InvalidRequest, Overloaded, TandemError, Unavailable
+from tandem.inputs import Media, TextPrompt
 from tandem.protocol import score_wire, wire
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.request import BeamSearch
@@ -47,6 +50,14 @@ def api(service: Service) -> Api:
     return Api(service)
 
 
+def source(value: str = "the cat") -> pb.EncoderPrompt:
+    return pb.EncoderPrompt(text=value)
+
+
+def source_ids(*ids: int) -> pb.EncoderPrompt:
+    return pb.EncoderPrompt(token_ids=pb.TokenIds(ids=ids))
+
+
 def text(value: str = "the cat") -> pb.Prompt:
     return pb.Prompt(text=value)
 
@@ -68,7 +79,7 @@ async def refused(answer: Any, context: Context) -> tuple[grpc.StatusCode, str]:
 
 async def test_generate(api: Api, router: FakeRouter, request_builder: RequestBuilder) -> None:
     request = pb.GenerateRequest(
-        request_id="r1", model="tiny", encoder_prompt=text(), decoder_prompt=text("le"),
+        request_id="r1", model="tiny", encoder_prompt=source(), decoder_prompt=text("le"),
         sampling_params=pb.SamplingParams(n=2, logprobs=1, prompt_logprobs=0, max_tokens=30), priority=3,
         timeout_ms=1500,
     )  # fmt: skip
@@ -105,7 +116,7 @@ async def test_languages_and_task_reach_the_validator(
 
 
 async def test_generate_stream(api: Api, router: FakeRouter) -> None:
-    request = pb.GenerateStreamRequest(encoder_prompt=text(), request_id="r1")
+    request = pb.GenerateStreamRequest(encoder_prompt=source(), request_id="r1")
     messages = [m async for m in api.GenerateStream(request.SerializeToString(), Context())]
     count = len(messages)
     assert [message.HasField("started") for message in messages] == [True] + [False] * (count - 1)
@@ -119,7 +130,7 @@ async def test_generate_stream(api: Api, router: FakeRouter) -> None:
 async def test_beams_come_whole_and_at_the_end_of_a_stream(api: Api, router: FakeRouter) -> None:
     asked = pb.BeamSearchParams(num_beams=4, num_return_sequences=2, length_penalty=0.6)
     answer = await api.Generate(
-        pb.GenerateRequest(encoder_prompt=text(), beam_search_params=asked).SerializeToString(), Context()
+        pb.GenerateRequest(encoder_prompt=source(), beam_search_params=asked).SerializeToString(), Context()
     )
     assert [(sample.index, sample.score) for sample in answer.outputs] == [(0, -0.5), (1, -1.5)]
     assert answer.outputs[0].text == SENTENCE
@@ -127,7 +138,7 @@ async def test_beams_come_whole_and_at_the_end_of_a_stream(api: Api, router: Fak
     assert answer.usage.generated_tokens == tokens
     [request] = router.requests
     assert request.decoding.beams == BeamSearch(4, 2, 0.6, early_stopping=False)
-    stream = pb.GenerateStreamRequest(encoder_prompt=text(), beam_search_params=asked)
+    stream = pb.GenerateStreamRequest(encoder_prompt=source(), beam_search_params=asked)
     messages = [m async for m in api.GenerateStream(stream.SerializeToString(), Context())]
     deltas = [m.delta for m in messages]
     assert [(d.index, d.text, d.score) for d in deltas] == [
@@ -141,24 +152,24 @@ async def test_beams_come_whole_and_at_the_end_of_a_stream(api: Api, router: Fak
     ("request_", "details"),
     [
         (pb.GenerateRequest(), "encoder_prompt: "),
-        (pb.GenerateRequest(encoder_prompt=text(), beam_search_params=pb.BeamSearchParams(num_beams=33)),
+        (pb.GenerateRequest(encoder_prompt=source(), beam_search_params=pb.BeamSearchParams(num_beams=33)),
          "num_beams: "),
-        (pb.GenerateRequest(encoder_prompt=pb.Prompt()), "encoder_prompt: "),
-        (pb.GenerateRequest(encoder_prompt=text("")), "encoder_prompt: must not be empty"),
-        (pb.GenerateRequest(encoder_prompt=text("a b c d " * 30)), "encoder_prompt: has"),
-        (pb.GenerateRequest(encoder_prompt=pb.Prompt(token_ids=pb.TokenIds())), "encoder_prompt.token_ids: "),
-        (pb.GenerateRequest(encoder_prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[2**31]))),
+        (pb.GenerateRequest(encoder_prompt=pb.EncoderPrompt()), "encoder_prompt: "),
+        (pb.GenerateRequest(encoder_prompt=source("")), "encoder_prompt: must not be empty"),
+        (pb.GenerateRequest(encoder_prompt=source("a b c d " * 30)), "encoder_prompt: has"),
+        (pb.GenerateRequest(encoder_prompt=source_ids()), "encoder_prompt.token_ids: has no tokens"),
+        (pb.GenerateRequest(encoder_prompt=source_ids(2**31)),
          "encoder_prompt.token_ids: id 2147483648"),
-        (pb.GenerateRequest(encoder_prompt=text(), decoder_prompt=text("a b c d " * 30)),
+        (pb.GenerateRequest(encoder_prompt=source(), decoder_prompt=text("a b c d " * 30)),
          "decoder_prompt: has"),
-        (pb.GenerateRequest(encoder_prompt=text(), timeout_ms=0), "timeout_ms: "),
-        (pb.GenerateRequest(encoder_prompt=text(), timeout_ms=60_001), "timeout_ms: "),
-        (pb.GenerateRequest(encoder_prompt=text(), priority=99), "priority: "),
-        (pb.GenerateRequest(encoder_prompt=text(), request_id="a\nb"), "request_id: "),
-        (pb.GenerateRequest(encoder_prompt=text(), sampling_params=pb.SamplingParams(n=65)), "n: "),
-        (pb.GenerateRequest(encoder_prompt=text(), sampling_params=pb.SamplingParams(top_p=float("nan"))),
+        (pb.GenerateRequest(encoder_prompt=source(), timeout_ms=0), "timeout_ms: "),
+        (pb.GenerateRequest(encoder_prompt=source(), timeout_ms=60_001), "timeout_ms: "),
+        (pb.GenerateRequest(encoder_prompt=source(), priority=99), "priority: "),
+        (pb.GenerateRequest(encoder_prompt=source(), request_id="a\nb"), "request_id: "),
+        (pb.GenerateRequest(encoder_prompt=source(), sampling_params=pb.SamplingParams(n=65)), "n: "),
+        (pb.GenerateRequest(encoder_prompt=source(), sampling_params=pb.SamplingParams(top_p=float("nan"))),
          "top_p: "),
-        (pb.GenerateRequest(encoder_prompt=text(), sampling_params=pb.SamplingParams(max_tokens=64)),
+        (pb.GenerateRequest(encoder_prompt=source(), sampling_params=pb.SamplingParams(max_tokens=64)),
          "max_tokens: "),
     ],
 )  # fmt: skip
@@ -176,21 +187,55 @@ async def test_a_bad_value_is_refused_by_name(
 
 
 async def test_bad_bytes_are_refused(api: Api) -> None:
-    good = pb.GenerateRequest(encoder_prompt=text()).SerializeToString()
+    good = pb.GenerateRequest(encoder_prompt=source()).SerializeToString()
     for data, code, details in (
         (b"\xff", "INVALID_ARGUMENT", "not a tandem.v1.GenerateRequest message"),
         (b"\x0a\x01\xff" + good, "INVALID_ARGUMENT", "request_id: must be UTF-8"),
         (good + b"\x98\x06\x01", "INVALID_ARGUMENT", "99: unknown field of GenerateRequest"),
-        (good + b"\x0a\xc0\x3e" + b"x" * 20_000, "RESOURCE_EXHAUSTED", "message larger than max"),
+        (good + b"\x0a\xa0\x9c\x01" + b"x" * 20_000, "RESOURCE_EXHAUSTED", "message larger than max (20"),
+        (b"x" * 30_001, "RESOURCE_EXHAUSTED", "message larger than max (30001 vs. 30000"),
     ):
         context = Context()
         status, said = await refused(api.Generate(data, context), context)
         assert (status.name, said[: len(details)]) == (code, details)
 
 
+async def test_media_have_a_limit_of_their_own_and_are_refused_by_name(api: Api, router: FakeRouter) -> None:
+    for size, details in (
+        (9_000, "encoder_prompt.media: 'tiny' takes text only"),
+        (29_900, "encoder_prompt.media: 'tiny' takes text only"),
+        (30_000, "message larger than max"),
+    ):
+        media = [pb.Media(modality=pb.Media.MODALITY_AUDIO, data=b"x" * size)]
+        request = pb.GenerateRequest(encoder_prompt=pb.EncoderPrompt(media=media))
+        context = Context()
+        _, said = await refused(api.Generate(request.SerializeToString(), context), context)
+        assert said.startswith(details)
+    assert not router.requests
+
+
+async def test_media_reach_the_engine_request(
+    service: Service, request_builder: RequestBuilder, router: FakeRouter
+) -> None:
+    hearing = copy.copy(request_builder)
+    hearing.info = replace(request_builder.info, modalities=frozenset({"audio"}))
+    service.request_builder = hearing
+    prompt: TextPrompt = {"prompt": "", "multi_modal_data": {"audio": [b"RIFF", b"fLaC"]}}
+    request = wire.generate_request(pb.GenerateRequest, prompt)
+    await Api(service).Generate(request.SerializeToString(), Context())
+    assert router.requests[0].encoder.media == (Media("audio", b"RIFF"), Media("audio", b"fLaC"))
+    request = wire.generate_request(
+        pb.GenerateRequest, {"prompt": "", "multi_modal_data": {"audio": b"x" * 10_001}}
+    )
+    context = Context()
+    code, said = await refused(Api(service).Generate(request.SerializeToString(), context), context)
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert said == "encoder_prompt.media: has 10001 bytes, the limit is 10000"
+
+
 async def test_score(api: Api, router: FakeRouter, request_builder: RequestBuilder) -> None:
     request = pb.ScoreRequest(
-        request_id="r1", model="tiny", encoder_prompt=text(), decoder_prompt=text("le"),
+        request_id="r1", model="tiny", encoder_prompt=source(), decoder_prompt=text("le"),
         targets=[text(SENTENCE), pb.Prompt(token_ids=pb.TokenIds(ids=[7, 1]))], priority=3, timeout_ms=1500,
     )  # fmt: skip
     answer = await api.Score(request.SerializeToString(), Context())
@@ -214,20 +259,20 @@ async def test_score(api: Api, router: FakeRouter, request_builder: RequestBuild
     ("request_", "details"),
     [
         (pb.ScoreRequest(targets=[text()]), "encoder_prompt: is required"),
-        (pb.ScoreRequest(encoder_prompt=text(""), targets=[text()]), "encoder_prompt: must not be empty"),
-        (pb.ScoreRequest(encoder_prompt=pb.Prompt(token_ids=pb.TokenIds(ids=[2**31])), targets=[text()]),
+        (pb.ScoreRequest(encoder_prompt=source(""), targets=[text()]), "encoder_prompt: must not be empty"),
+        (pb.ScoreRequest(encoder_prompt=source_ids(2**31), targets=[text()]),
          "encoder_prompt.token_ids: id 2147483648"),
-        (pb.ScoreRequest(encoder_prompt=text()), "targets: 1 to 256 targets, got 0"),
-        (pb.ScoreRequest(encoder_prompt=text(), targets=[text("a")] * 257), "targets: 1 to 256 targets"),
-        (pb.ScoreRequest(encoder_prompt=text(), targets=[text(), pb.Prompt()]), "targets.1: one of text and"),
-        (pb.ScoreRequest(encoder_prompt=text(), targets=[text(), text("")]), "targets.1: must not be empty"),
-        (pb.ScoreRequest(encoder_prompt=text(), targets=[text("a b c d " * 30)]), "targets.0: has"),
-        (pb.ScoreRequest(encoder_prompt=text(), targets=[pb.Prompt(token_ids=pb.TokenIds())]),
+        (pb.ScoreRequest(encoder_prompt=source()), "targets: 1 to 256 targets, got 0"),
+        (pb.ScoreRequest(encoder_prompt=source(), targets=[text("a")] * 257), "targets: 1 to 256 targets"),
+        (pb.ScoreRequest(encoder_prompt=source(), targets=[text(), pb.Prompt()]), "targets.1: one of text"),
+        (pb.ScoreRequest(encoder_prompt=source(), targets=[text(), text("")]), "targets.1: must not be"),
+        (pb.ScoreRequest(encoder_prompt=source(), targets=[text("a b c d " * 30)]), "targets.0: has"),
+        (pb.ScoreRequest(encoder_prompt=source(), targets=[pb.Prompt(token_ids=pb.TokenIds())]),
          "targets.0.token_ids: has no tokens"),
-        (pb.ScoreRequest(encoder_prompt=text(), targets=[pb.Prompt(token_ids=pb.TokenIds(ids=[2**31]))]),
+        (pb.ScoreRequest(encoder_prompt=source(), targets=[pb.Prompt(token_ids=pb.TokenIds(ids=[2**31]))]),
          "targets.0.token_ids: id 2147483648"),
-        (pb.ScoreRequest(encoder_prompt=text(), targets=[text()], timeout_ms=0), "timeout_ms: "),
-        (pb.ScoreRequest(encoder_prompt=text(), targets=[text()], priority=99), "priority: "),
+        (pb.ScoreRequest(encoder_prompt=source(), targets=[text()], timeout_ms=0), "timeout_ms: "),
+        (pb.ScoreRequest(encoder_prompt=source(), targets=[text()], priority=99), "priority: "),
     ],
 )  # fmt: skip
 async def test_a_bad_score_request_is_refused_by_name(
@@ -241,7 +286,7 @@ async def test_a_bad_score_request_is_refused_by_name(
 
 
 async def test_what_ends_one_target_ends_the_call(api: Api, router: FakeRouter) -> None:
-    data = pb.ScoreRequest(encoder_prompt=text(), targets=[text(SENTENCE)] * 3).SerializeToString()
+    data = pb.ScoreRequest(encoder_prompt=source(), targets=[text(SENTENCE)] * 3).SerializeToString()
     for error, expected in (
         (Overloaded("full"), (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")),
         (RuntimeError("secret"), (grpc.StatusCode.INTERNAL, "internal error, see the log")),
@@ -258,7 +303,7 @@ async def test_what_ends_one_target_ends_the_call(api: Api, router: FakeRouter) 
 
 async def test_a_score_that_is_cancelled_cancels_its_targets(api: Api, router: FakeRouter) -> None:
     router.stall_after = 0
-    data = pb.ScoreRequest(encoder_prompt=text(), targets=[text(SENTENCE)] * 3).SerializeToString()
+    data = pb.ScoreRequest(encoder_prompt=source(), targets=[text(SENTENCE)] * 3).SerializeToString()
     task = asyncio.create_task(api.Score(data, Context()))
     while len(router.live) < 3:
         await asyncio.sleep(0.01)
@@ -281,7 +326,7 @@ async def test_no_bytes_are_an_internal_error(api: Api, data: bytes, method: str
 @pytest.mark.parametrize("after", [0, 2])
 @pytest.mark.parametrize("method", ["Generate", "GenerateStream"])
 async def test_errors_become_statuses(api: Api, router: FakeRouter, after: int, method: str) -> None:
-    data = pb.GenerateRequest(encoder_prompt=text()).SerializeToString()
+    data = pb.GenerateRequest(encoder_prompt=source()).SerializeToString()
     for error, expected in (
         (Overloaded("full"), (grpc.StatusCode.RESOURCE_EXHAUSTED, "full")),
         (Unavailable("gone"), (grpc.StatusCode.UNAVAILABLE, "gone")),
@@ -296,7 +341,7 @@ async def test_nothing_is_sent_before_a_call_is_accepted(api: Api, router: FakeR
     """Else gRPC would not try it again."""
     router.fail(Unavailable("gone"))
     stream = api.GenerateStream(
-        pb.GenerateStreamRequest(encoder_prompt=text()).SerializeToString(), Context()
+        pb.GenerateStreamRequest(encoder_prompt=source()).SerializeToString(), Context()
     )
     with pytest.raises(Unavailable):
         await anext(stream)
@@ -305,14 +350,14 @@ async def test_nothing_is_sent_before_a_call_is_accepted(api: Api, router: FakeR
 async def test_an_unexpected_error_leaves_as_one_of_ours(api: Api, router: FakeRouter) -> None:
     router.fail(RuntimeError("secret"))
     with pytest.raises(InternalError, match="see the server's log") as caught:
-        await api.Generate(pb.GenerateRequest(encoder_prompt=text()).SerializeToString(), Context())
+        await api.Generate(pb.GenerateRequest(encoder_prompt=source()).SerializeToString(), Context())
     assert caught.value.__suppress_context__
 
 
 @pytest.mark.parametrize("n", [1, 3])
 async def test_closing_a_stream_ends_it_on_the_engine(api: Api, router: FakeRouter, n: int) -> None:
     router.stall_after = 2
-    request = pb.GenerateStreamRequest(encoder_prompt=text(), sampling_params=pb.SamplingParams(n=n))
+    request = pb.GenerateStreamRequest(encoder_prompt=source(), sampling_params=pb.SamplingParams(n=n))
     stream: Any = api.GenerateStream(request.SerializeToString(), Context())
     await anext(stream)
     assert len(router.live) == n
@@ -322,7 +367,7 @@ async def test_closing_a_stream_ends_it_on_the_engine(api: Api, router: FakeRout
 
 async def test_cancelling_a_call_ends_it_on_the_engine(api: Api, router: FakeRouter) -> None:
     router.stall_after = 2
-    data = pb.GenerateRequest(encoder_prompt=text()).SerializeToString()
+    data = pb.GenerateRequest(encoder_prompt=source()).SerializeToString()
     call = asyncio.create_task(api.Generate(data, Context()))
     while not router.live:
         await asyncio.sleep(0.005)
@@ -384,7 +429,7 @@ async def test_health_watch_tells_changes(
 
 async def test_many_streams_are_gathered_and_one_is_not(api: Api, router: FakeRouter) -> None:
     """The rate of messages is bounded; what comes between them is the router's to put together."""
-    data = pb.GenerateStreamRequest(encoder_prompt=text()).SerializeToString()
+    data = pb.GenerateStreamRequest(encoder_prompt=source()).SerializeToString()
 
     async def stream() -> None:
         async for _ in api.GenerateStream(data, Context()):
@@ -408,6 +453,6 @@ async def test_many_streams_are_gathered_and_one_is_not(api: Api, router: FakeRo
 async def test_a_whole_answer_is_read_seldom_unless_a_stop_string_may_end_it(
     api: Api, router: FakeRouter, stop: list[str], gather_s: float
 ) -> None:
-    message = pb.GenerateRequest(encoder_prompt=text(), sampling_params=pb.SamplingParams(stop=stop))
+    message = pb.GenerateRequest(encoder_prompt=source(), sampling_params=pb.SamplingParams(stop=stop))
     await api.Generate(message.SerializeToString(), Context())
     assert max(router.gathers_s) == gather_s

@@ -13,15 +13,15 @@ from tandem.workers.requests.options import CheckedOptions, check_options
 from tandem.workers.requests.tasks import Tasks
 
 
-class AnyChoice(Tasks):
+class AnyTasks(Tasks):
     def __init__(self) -> None: ...
 
-    def resolve(self, **chosen: Any) -> Any:
-        return chosen
+    def resolve(self, **asked: Any) -> Any:
+        return asked
 
 
 def checked(limits: Limits | None = None, **terms: Any) -> CheckedOptions:
-    return check_options(limits or Limits(), AnyChoice(), **terms)
+    return check_options(limits or Limits(), AnyTasks(), **terms)
 
 
 def test_what_is_not_said_is_completed() -> None:
@@ -35,7 +35,7 @@ def test_what_is_not_said_is_completed() -> None:
 def test_what_is_said_is_kept() -> None:
     one = checked(request_id="mine", priority=-2, timeout_s=1.5, task="summarization")
     assert (one.request_id, one.priority, one.timeout_s) == ("mine", -2, 1.5)
-    assert one.choice == {"task": "summarization"}
+    assert one.task == {"task": "summarization"}
 
 
 def test_an_id_used_again_is_another_for_engines() -> None:

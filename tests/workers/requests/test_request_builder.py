@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import math
 from collections.abc import Callable
@@ -16,8 +17,8 @@ from models import make_checkpoint
 from tiny_t5 import EOS, PAD, VOCAB, write_model
 from transformers import AutoTokenizer
 
-from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound
-from tandem.inputs import Prompt
+from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound, RequestTooLarge, TandemError
+from tandem.inputs import Media, MultiModalData, Prompt, TextPrompt
 from tandem.limits import Limits
 from tandem.params import BeamSearchParams, SamplingParams
 from tandem.workers.request import BeamSearch, Decoding
@@ -223,6 +224,64 @@ def test_encoder_keys_depend_on_the_model_and_the_ids(
     other = RequestBuilder.load(write_model(tmp_path, d_ff=64), "tiny")
     assert key(request_builder, "the cat") == key(request_builder, "the cat")
     assert len({key(request_builder, "the cat"), key(request_builder, "the mat"), key(other, "the cat")}) == 3
+
+
+# -- media
+
+
+@pytest.fixture
+def hearing(request_builder: RequestBuilder) -> RequestBuilder:
+    """As of a model that takes audio."""
+    hearing = copy.copy(request_builder)
+    hearing.info = replace(request_builder.info, modalities=frozenset({"audio"}))
+    hearing.limits = replace(request_builder.limits, media_items=2, media_bytes=9)
+    return hearing
+
+
+def test_media_go_with_the_encoder_input(hearing: RequestBuilder) -> None:
+    prompts: list[Prompt] = [
+        {"prompt": "", "multi_modal_data": {"audio": b"RIFF"}},
+        {"prompt": "", "multi_modal_data": {"audio": b"RIFX"}},
+        {"prompt": "", "multi_modal_data": {"audio": [b"RI", b"FF"]}},
+        {"prompt": "the cat", "multi_modal_data": {"audio": b"RIFF"}},
+        {"prompt": "the cat"},
+    ]
+    inputs = [hearing.prepare(prompt, GREEDY).samples[0].encoder for prompt in prompts]
+    assert [len(one.media) for one in inputs] == [1, 1, 2, 1, 0]
+    assert inputs[0].media == (Media("audio", b"RIFF"),)
+    assert inputs[0].token_ids == ()
+    assert inputs[3].token_ids == inputs[4].token_ids != ()
+    assert len({one.key for one in inputs}) == len(inputs)
+    again = hearing.prepare({"encoder_prompt": prompts[0], "decoder_prompt": "le"}, GREEDY)  # type: ignore[typeddict-item]
+    assert again.samples[0].encoder == inputs[0]
+
+
+@pytest.mark.parametrize(
+    ("data", "error", "field", "message"),
+    [
+        ({"image": b"PNG"}, InvalidRequest, "image", "'tiny' takes text and audio"),
+        ({"audio": [b"1"] * 3}, InvalidRequest, "audio", "at most 2 items, got 3"),
+        ({"audio": [b"1", b""]}, InvalidRequest, "audio", "has no bytes"),
+        ({"audio": [b"12345", b"12345"]}, RequestTooLarge, "audio", "has 10 bytes, the limit is 9"),
+    ],
+)
+def test_bad_media_are_refused_by_name(
+    hearing: RequestBuilder, data: MultiModalData, error: type[TandemError], field: str, message: str
+) -> None:
+    with pytest.raises(error, match=message) as caught:
+        hearing.prepare({"prompt": "", "multi_modal_data": data}, GREEDY)
+    assert type(caught.value) is error
+    assert caught.value.field == f"multi_modal_data.{field}"
+
+
+def test_a_model_of_text_refuses_media(request_builder: RequestBuilder) -> None:
+    prompt: TextPrompt = {"prompt": "the cat", "multi_modal_data": {"audio": b"RIFF"}}
+    with pytest.raises(InvalidRequest, match="'tiny' takes text only") as caught:
+        request_builder.prepare(prompt, GREEDY)
+    assert caught.value.field == "multi_modal_data.audio"
+    with pytest.raises(InvalidRequest, match="only the encoder reads media") as caught:
+        request_builder.prepare({"encoder_prompt": "the cat", "decoder_prompt": prompt}, GREEDY)
+    assert caught.value.field == "decoder_prompt.multi_modal_data"
 
 
 # -- defaults

@@ -1,0 +1,51 @@
+"""Media as the bytes of a file, which is how they travel: clients and servers decode nothing."""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+from typing import Any, Final
+
+from tandem.errors import InvalidRequest
+
+_IEEE_FLOAT: Final = 3  # WAVE_FORMAT_IEEE_FLOAT
+_SAMPLE_BYTES: Final = 4
+
+
+def file_bytes(path: str | os.PathLike[str], field: str) -> bytes:
+    """A file's content. Raises InvalidRequest, naming the field, where it cannot be read."""
+    try:
+        return Path(path).read_bytes()
+    except (OSError, ValueError) as error:  # a path with a null character is a ValueError
+        raise InvalidRequest(f"cannot be read: {error}", field=field) from None
+
+
+def wav(samples: Any, rate: object, field: str) -> bytes:
+    """A mono waveform as a WAV file of 32-bit floats.
+
+    Args:
+        samples: [n] floats between -1 and 1, as an array of NumPy or anything that becomes one.
+        rate: samples a second, in Hz.
+
+    Raises InvalidRequest, naming the field, for anything else.
+    """
+    import numpy as np
+
+    waveform = np.asarray(samples)
+    if waveform.ndim != 1 or not np.issubdtype(waveform.dtype, np.floating):
+        shape = list(waveform.shape)
+        raise InvalidRequest(f"must be mono floats, [n], got {waveform.dtype} {shape}", field=field)
+    if not np.isfinite(waveform).all():
+        raise InvalidRequest("has samples that are not finite", field=field)
+    if not isinstance(rate, int | np.integer) or not 0 < rate < 2**29:
+        raise InvalidRequest(f"the sample rate must be a positive number of Hz, got {rate!r}", field=field)
+    data = waveform.astype("<f4").tobytes()
+    chunks = [
+        # format, channels, rate, bytes a second, bytes a frame, bits a sample, size of an extension
+        (b"fmt ", struct.pack("<HHIIHHH", _IEEE_FLOAT, 1, rate, rate * _SAMPLE_BYTES, _SAMPLE_BYTES, 32, 0)),
+        (b"fact", struct.pack("<I", len(waveform))),  # frames; asked for of every format but PCM
+        (b"data", data),
+    ]
+    body = b"WAVE" + b"".join(name + struct.pack("<I", len(chunk)) + chunk for name, chunk in chunks)
+    return b"RIFF" + struct.pack("<I", len(body)) + body
