@@ -86,6 +86,7 @@ def test_show_counts_the_weights_the_engine_holds(checkpoint: Callable[..., Path
     tied = opened.tied("decoder.output", "decoder.embedding")
     decoder = DecoderStack(opened.spec, tied, place)
     held = sum(slot.into.nbytes for slot in decoder.slots())
+    assert decoder.embedding.tokens is not None
     # A tied projection is laid out again next to the embedding.
     assert memory["decoder_weights"] == held + tied * decoder.embedding.tokens.weight.nbytes
     if opened.spec.encoder is not None:

@@ -57,10 +57,11 @@ def encode_packed(
     features: float32 [items, *FrontSpec.features] of the inputs' media, on the device; None: text alone.
     """
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    arrays, front = [token_ids, cu_seqlens], encoder.spec.front
-    if features is not None:
-        assert front is not None, "features come with a front"
-        arrays.append(np.flatnonzero(token_ids == front.placeholder_id))
-    ids, borders, *media = (torch.from_numpy(one).to(encoder.device, non_blocking=True) for one in arrays)
-    vectors = encoder.embed(ids, *media, features=features) if media else encoder.embed(ids)
-    return encoder.encode(vectors, borders, int(lengths.max()))
+    ids, borders = (
+        torch.from_numpy(one).to(encoder.device, non_blocking=True) for one in (token_ids, cu_seqlens)
+    )
+    media = None
+    if features is not None and (front := encoder.spec.front) is not None:
+        at = np.flatnonzero(token_ids == front.placeholder_id)
+        media = torch.from_numpy(at).to(encoder.device, non_blocking=True)
+    return encoder.encode(encoder.embed(ids, media, features), borders, int(lengths.max()))

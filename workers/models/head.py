@@ -43,10 +43,10 @@ class Head:
         stack = spec.decoder
         self.scale, self.softcap, self.tied = spec.logit_scale, spec.logit_softcap, tied
         self.projection = (
-            embedding if tied else Vocabulary("decoder.output", stack.vocab_size, stack.d_model, place)
+            embedding if tied else Vocabulary("decoder.output", spec.vocab_size, stack.d_model, place)
         )
         self.bias = (
-            VocabularyBias("decoder.output.bias", stack.vocab_size, place) if spec.output_bias else None
+            VocabularyBias("decoder.output.bias", spec.vocab_size, place) if spec.output_bias else None
         )
         self.transform = self.norm = None
         if spec.output_transform is not None:

@@ -158,6 +158,7 @@ class ModelSpec:
     @property
     def vocab_size(self) -> int:
         """Size of the vocabulary that is generated."""
+        assert self.decoder.vocab_size is not None, "a decoder reads tokens"
         return self.decoder.vocab_size
 
     @property

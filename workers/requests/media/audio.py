@@ -75,4 +75,4 @@ class AudioProcessor:
     @property
     def _window_s(self) -> float:
         """Seconds of audio that the frames hold."""
-        return self._extractor.n_samples / self._extractor.sampling_rate
+        return float(self._extractor.n_samples / self._extractor.sampling_rate)

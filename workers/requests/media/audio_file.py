@@ -76,7 +76,7 @@ def read_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.0)
 @contextmanager
 def _opened(data: bytes) -> Iterator[tuple[InputContainer, AudioStream]]:
     try:
-        with av.open(io.BytesIO(data), options=_OPTIONS, metadata_errors="ignore") as container:
+        with av.open(io.BytesIO(data), "r", options=_OPTIONS, metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise InvalidRequest("has no audio track", field=FIELD)
             yield container, container.streams.audio[0]
