@@ -21,11 +21,14 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.local_group import LocalGroup
 from tandem.workers.models.checkpoint import QUICKSTART, resolve
-from tandem.workers.request import Delta
-from tandem.workers.requests.model_info import ModelInfo
-from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
-from tandem.workers.requests.request_builder import RequestBuilder
-from tandem.workers.requests.tasks import Tasks
+from tandem.workers.requests.request_builder import (
+    ModelInfo,
+    OutputProcessor,
+    PreparedRequest,
+    RequestBuilder,
+    Tasks,
+)
+from tandem.workers.requests.scoring import score_output
 from tandem.workers.shared_engine import SharedEngine
 
 _PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
@@ -76,7 +79,7 @@ class LLM:
             answer_values=sys.maxsize,  # no answer is sent anywhere
             timeout_s=math.inf,
         )
-        self._frontend = RequestBuilder.load(folder, model, limits, override_generation_config)
+        self._request_builder = RequestBuilder.load(folder, model, limits, override_generation_config)
         self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
         self._closing, self._closed = threading.Lock(), False
         try:
@@ -113,15 +116,15 @@ class LLM:
         """
         many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
         prepared = [
-            self._frontend.prepare(prompt, params, **chosen)
-            for prompt, params, chosen in zip(
+            self._request_builder.prepare(prompt, params, **options)
+            for prompt, params, options in zip(
                 many,
                 for_each(sampling_params, len(many), "sampling_params"),
-                _chosen_each(len(many), source_language, target_language, task),
+                _each_options(len(many), source_language, target_language, task),
                 strict=True,
             )
         ]
-        output_processors = [self._frontend.output_processor(request) for request in prepared]
+        output_processors = [self._request_builder.output_processor(request) for request in prepared]
         tokens = 0
         with (
             tqdm(
@@ -143,19 +146,15 @@ class LLM:
         self,
         prompt: Prompt,
         sampling_params: Params | None = None,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[TaskOptions],
     ) -> Generator[TextDelta, None, None]:
         """Answers one prompt piece by piece; the arguments are those of `generate`. Closing or dropping the
         iterator cancels the request.
 
         Raises InvalidRequest at the first step, naming the field.
         """
-        prepared = self._frontend.prepare(
-            prompt,
-            sampling_params,
-            **chosen,
-        )
-        with closing(self._run([prepared], [self._frontend.output_processor(prepared)])) as pieces:
+        prepared = self._request_builder.prepare(prompt, sampling_params, **options)
+        with closing(self._run([prepared], [self._request_builder.output_processor(prepared)])) as pieces:
             for _, piece in pieces:
                 yield piece
 
@@ -186,39 +185,38 @@ class LLM:
         if len(each) != len(many):
             raise InvalidRequest(f"got {len(each)} for {len(many)} prompts", field="targets")
         prepared = [
-            self._frontend.prepare_score(
+            self._request_builder.prepare_score(
                 prompt,
                 cast(list[SingletonPrompt], [own] if isinstance(own, str | dict) else list(own)),
-                **chosen,
+                **options,
             )
-            for prompt, own, chosen in zip(
-                many, each, _chosen_each(len(many), source_language, target_language, task), strict=True
+            for prompt, own, options in zip(
+                many, each, _each_options(len(many), source_language, target_language, task), strict=True
             )
         ]
-        ends: dict[str, Delta] = {}
-        with closing(self._engine.deltas([target for one in prepared for target in one.targets])) as deltas:
-            for delta in deltas:
-                ends[delta.request_id] = delta
-        return [one.output(ends) for one in prepared]
+        sequences = [sequence for request in prepared for sequence in request.sequences]
+        with closing(self._engine.deltas(sequences)) as deltas:
+            ends = {delta.request_id: delta for delta in deltas}
+        return [score_output(request, ends) for request in prepared]
 
     @property
     def info(self) -> ModelInfo:
         """What is known of the model."""
-        return self._frontend.info
+        return self._request_builder.info
 
     @property
     def tasks(self) -> Tasks:
         """What requests may name as task and languages."""
-        return self._frontend.tasks
+        return self._request_builder.tasks
 
     @property
     def max_encoder_tokens(self) -> int:
         """Tokens of the longest prompt."""
-        return self._frontend.max_encoder_tokens
+        return self._request_builder.max_encoder_tokens
 
     def tokenize(self, text: str) -> list[int]:
         """The encoder's token ids for a text, special tokens included."""
-        return self._frontend.tokenize(text)
+        return self._request_builder.tokenize(text)
 
     def close(self) -> None:
         """Ends the worker processes. Calls under way fail; closing twice does no harm."""
@@ -245,12 +243,12 @@ class LLM:
     ) -> Generator[tuple[int, TextDelta]]:
         """Yields what each of these requests grew by, with its number; otherwise as `SharedEngine.deltas`."""
         where = {
-            sample.request_id: (number, index)
+            sequence.request_id: (number, index)
             for number, request in enumerate(prepared)
-            for index, sample in enumerate(request.samples)
+            for index, sequence in enumerate(request.sequences)
         }
-        samples = [sample for request in prepared for sample in request.samples]
-        with closing(self._engine.deltas(samples)) as deltas:
+        sequences = [sequence for request in prepared for sequence in request.sequences]
+        with closing(self._engine.deltas(sequences)) as deltas:
             for delta in deltas:
                 number, index = where[delta.request_id]
                 pieces = output_processors[number].push(delta)
@@ -260,7 +258,7 @@ class LLM:
                     yield number, piece
 
 
-def _chosen_each(count: int, source: _OneOrEach, target: _OneOrEach, task: _OneOrEach) -> list[TaskOptions]:
+def _each_options(count: int, source: _OneOrEach, target: _OneOrEach, task: _OneOrEach) -> list[TaskOptions]:
     def each(values: _OneOrEach, field: str) -> list[str | None]:
         if values is None or isinstance(values, str):
             return [values] * count

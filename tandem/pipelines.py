@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, renaming_fields
 from tandem.generate_arguments import ARGUMENTS, to_params
 from tandem.inputs import Prompt, TaskOptions, TokensPrompt
 from tandem.llm import LLM
@@ -111,18 +111,19 @@ class Pipeline:
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         given = merged(self._arguments, arguments)
         call = {name: given.pop(name) for name in list(given) if name in _CALL}
-        said = self._said(call)
-        choice = self._chosen(said)
+        options = self._task_options(call)
+        resolved = self._resolve(options)
         prompts, params = [], []
         for text in texts:
-            prompt, counted = self._prompt(text, choice, call)
+            prompt, counted = self._prompt(text, resolved, call)
             prompts.append(prompt)
-            params.append(to_params(given, counted, beams=choice.defaults.beams))
+            params.append(to_params(given, counted, beams=resolved.defaults.beams))
         if _truncates(call):  # what the source language and the task want to read is there
-            said = TaskOptions(
-                task=choice.task, target_language=said.get("target_language") if choice.target else None
+            options = TaskOptions(
+                task=resolved.task,
+                target_language=options.get("target_language") if resolved.target else None,
             )
-        outputs = self.llm.generate(prompts, params, **said, use_tqdm=False)
+        outputs = self.llm.generate(prompts, params, **options, use_tqdm=False)
         results = [self._records(text, output, call) for text, output in zip(texts, outputs, strict=True)]
         if isinstance(inputs, str):
             return results[0]
@@ -142,7 +143,7 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _said(self, call: Mapping[str, Any]) -> TaskOptions:
+    def _task_options(self, call: Mapping[str, Any]) -> TaskOptions:
         """Task or languages, as `LLM.generate` takes them."""
         tasks = self.llm.tasks
         match = _TRANSLATION.fullmatch(self.task)
@@ -153,14 +154,11 @@ class Pipeline:
             raise InvalidRequest("this model needs src_lang and tgt_lang", field="src_lang")
         return TaskOptions(task=self.task if self.task in tasks else None)
 
-    def _chosen(self, said: TaskOptions) -> ResolvedTask:
-        try:
-            return self.llm.tasks.resolve(**said)
-        except InvalidRequest as error:
-            ours = {"source_language": "src_lang", "target_language": "tgt_lang"}
-            raise InvalidRequest(error.message, field=ours.get(str(error.field), error.field)) from None
+    def _resolve(self, options: TaskOptions) -> ResolvedTask:
+        with renaming_fields({"source_language": "src_lang", "target_language": "tgt_lang"}):
+            return self.llm.tasks.resolve(**options)
 
-    def _prompt(self, text: str, choice: ResolvedTask, call: Mapping[str, Any]) -> tuple[Prompt, int]:
+    def _prompt(self, text: str, resolved: ResolvedTask, call: Mapping[str, Any]) -> tuple[Prompt, int]:
         """What is generated from, and how many tokens `max_length` counts before the first new one."""
         if not isinstance(text, str):
             raise InvalidRequest(f"must be str, got {type(text).__name__}", field="inputs")
@@ -168,18 +166,18 @@ class Pipeline:
         most = min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens)
         with self._lock:
             if _truncates(call):
-                prompt = TokensPrompt(prompt_token_ids=self._cut(text, choice, most), prompt=text)
+                prompt = TokensPrompt(prompt_token_ids=self._cut(text, resolved, most), prompt=text)
             if not self._continues:
                 return prompt, 1  # the decoder's start token
-            length = len(self.tokenizer(choice.prefix + text)["input_ids"])
+            length = len(self.tokenizer(resolved.prefix + text)["input_ids"])
             return prompt, min(length, most) if _truncates(call) else length
 
-    def _cut(self, text: str, choice: ResolvedTask, most: int) -> list[int]:
+    def _cut(self, text: str, resolved: ResolvedTask, most: int) -> list[int]:
         """The first `most` tokens, special ones included."""
-        source = choice.source
+        source = resolved.source
         before, behind = (source.prefix, source.suffix) if source else ((), ())
         ids = self.tokenizer(
-            choice.prefix + text,
+            resolved.prefix + text,
             add_special_tokens=source is None,  # else they are these two
             truncation=True,
             max_length=most - len(before) - len(behind),

@@ -19,11 +19,11 @@ from tandem.errors import DeadlineExceeded, InvalidRequest
 from tandem.inputs import Prompt, RequestOptions, SingletonPrompt
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params
-from tandem.protocol.wire import ServedModel
+from tandem.protocol.wire_answers import ServedModel
 from tandem.workers.request import Delta, EngineRequest
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.request_builder import RequestBuilder
-from tandem.workers.requests.scoring import PreparedScore
+from tandem.workers.requests.scoring import score_output
 
 T = TypeVar("T")
 
@@ -101,14 +101,14 @@ class Service:
     ) -> AsyncGenerator[Piece]:
         """All samples of all prompts, side by side; `whole`: nobody reads them before their ends. Close it to
         cancel what has not ended."""
-        samples = [sample for request in prepared for sample in request.samples]
-        with self._router.accept(samples) as routed_requests:
+        sequences = [sequence for request in prepared for sequence in request.sequences]
+        with self._router.accept(sequences) as routed_requests:
             places = (
                 (number, index, output_processor, whole)
                 for number, (request, output_processor) in enumerate(
                     zip(prepared, output_processors, strict=True)
                 )
-                for index in range(len(request.samples))
+                for index in range(len(request.sequences))
             )
             streams = [
                 self._sample(routed, *place) for routed, place in zip(routed_requests, places, strict=True)
@@ -218,7 +218,7 @@ class Call:
         prompt: Prompt,
         targets: Sequence[SingletonPrompt],
         **options: Unpack[RequestOptions],
-    ) -> PreparedScore:
+    ) -> PreparedRequest:
         """Likewise: see `RequestBuilder.prepare_score`."""
         self._service.check_room()
         request_builder = self._service.request_builder
@@ -230,11 +230,11 @@ class Call:
         self._prepared(prepared.request_id, options.get("timeout_s"))
         return prepared
 
-    async def score(self, prepared: PreparedScore) -> ScoreOutput:
+    async def score(self, prepared: PreparedRequest) -> ScoreOutput:
         """All targets' scores."""
-        ends = await self._service.ends(prepared.targets)
+        ends = await self._service.ends(prepared.sequences)
         self._observation.accepted(len(prepared.encoder_prompt_token_ids))
-        return prepared.output({end.request_id: end for end in ends})
+        return score_output(prepared, {end.request_id: end for end in ends})
 
     async def tokenize(self, text: str, *, field: str, model: str | None = None) -> list[int]:
         """The encoder's ids for a text."""

@@ -8,13 +8,12 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from tandem.errors import InvalidRequest, TandemError, status_of
-from tandem.inputs import Prompt, TaskOptions, split_prompt
+from tandem.inputs import TASK_OPTIONS, Prompt, TaskOptions, split_prompt
 from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tandem.params import Params, params_of
 
 _PROMPTS: Final = ("prompt", "prompt_token_ids", "encoder_prompt")
-_CHOSEN: Final = ("source_language", "target_language", "task")
-_NOT_PARAMS: Final = frozenset({*_PROMPTS, *_CHOSEN, "decoder_prompt", "id"})
+_NOT_PARAMS: Final = frozenset({*_PROMPTS, *TASK_OPTIONS, "decoder_prompt", "id"})
 
 
 def assignments(texts: Iterable[str]) -> dict[str, Any]:
@@ -71,11 +70,11 @@ def request(
     if "encoder_prompt" in given or "decoder_prompt" in values:
         prompt = {"encoder_prompt": prompt, "decoder_prompt": values.get("decoder_prompt")}
     split_prompt(prompt)
-    chosen = {name: said[name] for name in _CHOSEN if said.get(name) is not None}
-    for name, value in chosen.items():
+    options = {name: said[name] for name in TASK_OPTIONS if said.get(name) is not None}
+    for name, value in options.items():
         if not isinstance(value, str):
             raise InvalidRequest(f"must be a str, got {type(value).__name__}", field=name)
-    return prompt, parameters(params, beams=beams), TaskOptions(**chosen)  # type: ignore[typeddict-item]
+    return prompt, parameters(params, beams=beams), TaskOptions(**options)  # type: ignore[typeddict-item]
 
 
 def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:
@@ -83,7 +82,7 @@ def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:
 
     Raises InvalidRequest, naming the one at fault.
     """
-    given = {name: value for name, value in values.items() if name not in _CHOSEN}
+    given = {name: value for name, value in values.items() if name not in TASK_OPTIONS}
     return params_of(given, beams=beams) if given else None
 
 

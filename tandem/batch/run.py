@@ -31,7 +31,7 @@ from tandem.errors import (
     RequestTooLarge,
     Unavailable,
 )
-from tandem.inputs import Prompt, TaskOptions
+from tandem.inputs import Prompt, RequestOptions, TaskOptions
 from tandem.limits import DEFAULT_LIMITS
 from tandem.outputs import RequestOutput
 from tandem.params import Params
@@ -59,10 +59,7 @@ class Server(Protocol):
         self,
         prompt: Prompt,
         params: Params | None = None,
-        *,
-        priority: int = 0,
-        timeout: float | None = None,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[RequestOptions],
     ) -> RequestOutput: ...
 
 
@@ -124,12 +121,12 @@ class Answerer:
                 asked = records.request(records.parse(text), self._defaults, beams=self._beams)
                 return identity | records.answer(await self._ask(server, *asked))
             except (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError) as error:
-                if error.field in ("timeout", "timeout_ms"):  # not the line's
+                if error.field in ("timeout_s", "timeout_ms"):  # not the line's
                     raise
                 return identity | records.failure(error)
 
     async def _ask(
-        self, server: Server, prompt: Prompt, params: Params | None, chosen: TaskOptions
+        self, server: Server, prompt: Prompt, params: Params | None, options: TaskOptions
     ) -> RequestOutput:
         """Tries again what is worth it: while the server is gone or full, and a few times where it fails."""
         loop = asyncio.get_running_loop()
@@ -137,7 +134,7 @@ class Answerer:
         while True:
             try:
                 output = await server.generate(
-                    prompt, params, priority=_PRIORITY, timeout=self._timeout_s, **chosen
+                    prompt, params, priority=_PRIORITY, timeout_s=self._timeout_s, **options
                 )
                 if all(sample.finish_reason != "deadline" for sample in output.outputs):
                     return output

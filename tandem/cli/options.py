@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from tandem.errors import InvalidRequest, TandemError
+from tandem.errors import TandemError, renaming_fields
 
 if TYPE_CHECKING:
     from tandem.cluster.config import ServeConfig
@@ -174,7 +174,7 @@ class ClusterOptions:
 
         min_encoders, max_encoders = _replicas(self.encoders, "--encoders")
         min_decoders, max_decoders = _replicas(self.decoders, "--decoders")
-        try:
+        with renaming_fields(_option):
             return ServeConfig(
                 placement=placement.value,
                 min_encoder_replicas=min_encoders,
@@ -192,8 +192,6 @@ class ClusterOptions:
                 limits=parse_args({"limits": assignments(limit or [])}).limits,
                 **fields,
             )
-        except InvalidRequest as error:
-            raise InvalidRequest(error.message, field=_option(error.field)) from None
 
 
 def with_cluster_options(command: Callable[..., None]) -> Callable[..., None]:
@@ -217,10 +215,8 @@ def ingress_mode(address: str | None) -> str:
     return "direct" if address is None else "proxy"
 
 
-def _option(field: str | None) -> str | None:
+def _option(field: str) -> str:
     """The option that sets a field of `ServeConfig`; what it is given, where it is given names."""
-    if field is None:
-        return None
     field, _, name = field.partition(".")
     return f"--{_OPTIONS.get(field, field).replace('_', '-')} {name}".rstrip()
 

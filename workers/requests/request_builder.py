@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
@@ -30,16 +30,23 @@ from tandem.workers.request import Decoding, EncoderInput, EngineRequest
 from tandem.workers.requests.decoding import check_counts, check_ids, decoding_of, scoring_of
 from tandem.workers.requests.detokenizer import Vocabulary
 from tandem.workers.requests.model_info import ModelInfo
-from tandem.workers.requests.options import check_options
+from tandem.workers.requests.options import CheckedOptions, check_options
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
-from tandem.workers.requests.scoring import PreparedScore
 from tandem.workers.requests.tasks import ResolvedTask, Tasks
 from tandem.workers.requests.tokenizer import DECODER_TOKENIZER, TextTokenizer, check_text, read_tokenizer
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["ModelInfo", "OutputProcessor", "PreparedRequest", "RequestBuilder", "check_text", "sample_seed"]
+__all__ = [
+    "ModelInfo",
+    "OutputProcessor",
+    "PreparedRequest",
+    "RequestBuilder",
+    "Tasks",
+    "check_text",
+    "sample_seed",
+]
 
 
 class RequestBuilder:
@@ -55,7 +62,7 @@ class RequestBuilder:
         """target: the decoder's tokenizer, where it is another."""
         self.info, self.limits = info, limits
         self.vocabulary = Vocabulary(tokenizer if target is None else target)
-        self.tasks = Tasks.of(info, tokenizer)
+        self.tasks = Tasks.of(info.tasks, info.defaults, tokenizer)
         self.max_encoder_tokens = min(limits.encoder_tokens, info.encoder_positions or limits.encoder_tokens)
         self.max_decoder_tokens = min(limits.decoder_tokens, info.decoder_positions or limits.decoder_tokens)
         self._tokenizer = TextTokenizer(tokenizer, target)
@@ -107,25 +114,17 @@ class RequestBuilder:
         seed = secrets.randbits(63) if params.seed is None else params.seed
         # The samples' prompt is the same: the first says what there is to say of it.
         others = replace(decoding, prompt_logprobs=None)
-        return PreparedRequest(
-            request_id=checked.request_id,
-            params=params,
-            encoder_prompt=given.encoder_text,
-            encoder_prompt_token_ids=given.encoder_ids,
-            prompt=given.decoder_text,
-            prompt_token_ids=given.prefix,
-            context_ids=given.context,
-            samples=[
-                EngineRequest(
-                    request_id=checked.engine_id(index),
-                    encoder=given.encoder,
-                    prefix_ids=tuple(given.prefix),
-                    decoding=replace(others if index else decoding, seed=sample_seed(seed, index)),
-                    priority=checked.priority,
-                    timeout_s=checked.timeout_s,
-                )
-                for index in range(samples)
-            ],
+        sequences = [
+            (replace(others if index else decoding, seed=sample_seed(seed, index)), ())
+            for index in range(samples)
+        ]
+        return _prepared(
+            checked,
+            given,
+            sequences,
+            outputs=params.outputs,
+            stop=params.stop if isinstance(params, SamplingParams) else (),
+            skip_special_tokens=params.skip_special_tokens,
         )
 
     def prepare_score(
@@ -133,7 +132,7 @@ class RequestBuilder:
         prompt: Prompt,
         targets: Sequence[SingletonPrompt],
         **options: Unpack[RequestOptions],
-    ) -> PreparedScore:
+    ) -> PreparedRequest:
         """Checks a request to score targets for a prompt; the options are as for `prepare`.
 
         A target that is text gets the special tokens that the tokenizer gives a label, such as EOS and the
@@ -152,25 +151,8 @@ class RequestBuilder:
             self._target_ids(target, f"targets.{number}", given, task)
             for number, target in enumerate(targets)
         ]
-        return PreparedScore(
-            request_id=checked.request_id,
-            encoder_prompt=given.encoder_text,
-            encoder_prompt_token_ids=given.encoder_ids,
-            prompt=given.decoder_text,
-            prompt_token_ids=given.prefix,
-            targets=[
-                EngineRequest(
-                    request_id=checked.engine_id(index),
-                    encoder=given.encoder,
-                    prefix_ids=tuple(given.prefix),
-                    decoding=scoring_of(len(target)),
-                    target_ids=tuple(target),
-                    priority=checked.priority,
-                    timeout_s=checked.timeout_s,
-                )
-                for index, target in enumerate(ids)
-            ],
-        )
+        sequences = [(scoring_of(len(target)), tuple(target)) for target in ids]
+        return _prepared(checked, given, sequences, outputs=len(ids))
 
     def tokenize(self, text: str, *, field: str = "text") -> list[int]:
         """The ids a prompt's text becomes, special tokens included. Raises InvalidRequest."""
@@ -352,6 +334,41 @@ class ParsedPrompt:
     context: list[int]  # the decoder prompt alone
     encoder_text: str | None  # as given, where it was text
     decoder_text: str | None
+
+
+def _prepared(
+    checked: CheckedOptions,
+    given: ParsedPrompt,
+    sequences: Iterable[tuple[Decoding, tuple[int, ...]]],
+    *,
+    outputs: int,
+    stop: Sequence[str] = (),
+    skip_special_tokens: bool = True,
+) -> PreparedRequest:
+    """`sequences` are how each is decoded, and its target, which is empty where it is generated."""
+    return PreparedRequest(
+        request_id=checked.request_id,
+        encoder_prompt=given.encoder_text,
+        encoder_prompt_token_ids=given.encoder_ids,
+        prompt=given.decoder_text,
+        prompt_token_ids=given.prefix,
+        context_ids=given.context,
+        sequences=[
+            EngineRequest(
+                request_id=checked.engine_id(index),
+                encoder=given.encoder,
+                prefix_ids=tuple(given.prefix),
+                decoding=decoding,
+                target_ids=target,
+                priority=checked.priority,
+                timeout_s=checked.timeout_s,
+            )
+            for index, (decoding, target) in enumerate(sequences)
+        ],
+        outputs=outputs,
+        stop=stop,
+        skip_special_tokens=skip_special_tokens,
+    )
 
 
 def sample_seed(seed: int, index: int) -> int:

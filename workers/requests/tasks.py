@@ -14,8 +14,6 @@ from tandem.workers.requests.languages import Language, language, languages_of
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-    from tandem.workers.requests.model_info import ModelInfo
-
 _TRANSLATION: Final = re.compile(
     r"translation_([A-Za-z]{2,3}(?:[-_]\w+)?)_to_([A-Za-z]{2,3}(?:[-_]\w+)?)", re.ASCII
 )
@@ -63,22 +61,26 @@ class Tasks:
 
     def __init__(
         self,
-        info: ModelInfo,
+        tasks: Mapping[str, Task],
+        defaults: GenerationDefaults,
         languages: Mapping[str, Language] | None = None,
         pair: tuple[str, str] | None = None,
     ) -> None:
-        """`languages` are those of the tokenizer, `pair` the only ones it knows."""
-        self._tasks, self._defaults = info.tasks, info.defaults
+        """`defaults` hold without a task; `languages` are those of the tokenizer, `pair` the only ones it
+        knows."""
+        self._tasks, self._defaults = tasks, defaults
         self.languages: Mapping[str, Language] = languages or {}
-        named = ((_TRANSLATION.fullmatch(name), name) for name in info.tasks)
+        named = ((_TRANSLATION.fullmatch(name), name) for name in tasks)
         self.pairs = [Pair(match[1], match[2], name) for match, name in named if match]
         if pair is not None:
             self.pairs.append(Pair(*pair, None))
 
     @classmethod
-    def of(cls, info: ModelInfo, tokenizer: PreTrainedTokenizerBase) -> Tasks:
+    def of(
+        cls, tasks: Mapping[str, Task], defaults: GenerationDefaults, tokenizer: PreTrainedTokenizerBase
+    ) -> Tasks:
         source, target = (getattr(tokenizer, f"{side}_lang", None) for side in ("source", "target"))
-        return cls(info, languages_of(tokenizer), (source, target) if source and target else None)
+        return cls(tasks, defaults, languages_of(tokenizer), (source, target) if source and target else None)
 
     def __contains__(self, task: str) -> bool:
         return task in self._tasks
