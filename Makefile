@@ -1,35 +1,39 @@
 # Every target sets up what it needs. `make` alone lists them.
 
-# The interpreter the virtual environment is made with: the first that is new enough.
-PYTHONS := python3 python3.13 python3.12 python3.11
+# The interpreter the virtual environment is made with: the first that Ray has wheels for.
+PYTHONS := python3 python3.14 python3.13 python3.12 python3.11
 PYTHON ?= $(shell for python in $(PYTHONS); do \
-    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$python && break; done)
+    $$python -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 15))' 2>/dev/null && echo $$python && break; done)
 
-# PyTorch is installed first and pinned, because it decides how much is downloaded. On Linux the registry's
-# own build brings CUDA along, gigabytes of it; a CPU build, such as 2.13.0+cpu, wins over it wherever pip is
-# told of one. So without an NVIDIA GPU, either pip is already configured with a source of CPU builds, or
+# On Linux the registry's own build of PyTorch brings CUDA along, gigabytes of it; a CPU build, such as
+# 2.13.0+cpu, wins over it wherever pip is told of one. So without an NVIDIA GPU, either pip is already
+# configured with a source of CPU builds, or
 #     make TORCH_INDEX_URL=<the CPU index of PyTorch's "Get started" page>
 # names one. Otherwise CUDA is downloaded for nothing, and everything still works.
-TORCH ?= torch==2.13.0
+TORCH := torch==2.13.0
 TORCH_INDEX_URL ?=
 
 BIN := .venv/bin
+# $(call PIP_INSTALL,constraints,environment). The isolated environment that builds our extension takes its constraints
+# from a variable of its own from pip 25.3 on.
+PIP_INSTALL = PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1) $(2)/bin/pip install \
+    $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)")
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test lint types protos bench clean
+.PHONY: help .venv demo test lint types protos bench lock test-lowest test-latest clean
 
 help:  ## This list.
-	@awk -F ':.*## ' '/^[.a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 .venv: .venv/.installed  ## The virtual environment with all dependencies.
 
-.venv/.installed: pyproject.toml $(wildcard kernels/cpu/_cpu*.cpp kernels/cpu/_cpu*.h)
+.venv/.installed: pyproject.toml constraints.txt $(wildcard kernels/cpu/_*.cpp kernels/cpu/_*.h)
 	@test -n "$(PYTHON)" || { \
-	    echo "Tandem needs Python 3.11 or later. None of $(PYTHONS) is; name one: make PYTHON=..." >&2; exit 1; }
+	    echo "Tandem needs Python 3.11 to 3.14. None of $(PYTHONS) is; name one: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(BIN)/pip install $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)") "$(TORCH)"
 	@# The peers that bench/ compares with are not made for every machine; it leaves out what is missing.
-	$(BIN)/pip install --editable ".[dev,bench]" || $(BIN)/pip install --editable ".[dev]"
+	$(call PIP_INSTALL,constraints.txt,.venv) --editable ".[dev,bench]" || \
+	    $(call PIP_INSTALL,constraints.txt,.venv) --editable ".[dev]"
 	@touch $@
 
 demo: .venv/.installed  ## Start a cluster with the bundled model and send it real sentences.
@@ -60,6 +64,42 @@ bench: .venv/.installed  ## Measure on this machine, in less than 20 minutes; on
 	$(BIN)/python bench/simulate.py
 	$(BIN)/python bench/summary.py
 
-clean:  ## Remove everything generated, but not the virtual environment.
+# The parts of the tests that hold Tandem against other projects: transformers and CTranslate2, Ray, gRPC, OpenAI's
+# client.
+PEERS := tests/parity tests/cluster tests/protos tests/face
+
+# uv resolves for every platform at once, which pip cannot. Only these two targets need it.
+UV := build/uv/bin/uv
+COMPILE := $(UV) pip compile --quiet --no-annotate --extra dev --extra bench pyproject.toml build/also.in
+
+lock: $(UV) build/also.in  ## Write constraints.txt anew. UPGRADE=--upgrade: with the newest versions.
+	$(COMPILE) --universal --fork-strategy fewest --python-version 3.11 --custom-compile-command "make lock" \
+	    $(UPGRADE) --output-file constraints.txt
+
+test-lowest: .venv-lowest/.installed  ## Run the tests against other projects with the oldest versions allowed.
+	.venv-lowest/bin/pytest $(PEERS)
+
+test-latest: build/also.in  ## The same with the newest versions allowed.
+	$(PYTHON) -m venv .venv-latest
+	$(call PIP_INSTALL,build/also.in,.venv-latest) --upgrade --upgrade-strategy eager --editable ".[dev,bench]"
+	.venv-latest/bin/pytest $(PEERS)
+
+.venv-lowest/.installed: pyproject.toml build/also.in $(UV)
+	$(PYTHON) -m venv --clear .venv-lowest
+	$(COMPILE) --resolution lowest-direct --python .venv-lowest/bin/python --output-file build/lowest.txt --upgrade
+	$(call PIP_INSTALL,build/lowest.txt,.venv-lowest) --editable ".[dev,bench]"
+	@touch $@
+
+$(UV):
+	$(PYTHON) -m venv build/uv
+	build/uv/bin/pip install uv
+
+# What is installed besides pyproject.toml's dependencies: PyTorch of one version, and what builds our extension.
+build/also.in: pyproject.toml Makefile
+	@mkdir -p build
+	@$(PYTHON) -c 'import tomllib; print("$(TORCH)", *tomllib.load(open("pyproject.toml", "rb"))["build-system"]["requires"], \
+	    sep="\n")' > $@
+
+clean:  ## Remove everything generated, but not the virtual environments.
 	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
-	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
+	find . -name __pycache__ -not -path './.venv*/*' -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Does it pay to admit requests in another order than that of their arrival?
+"""Does it pay to admit requests in another order than they arrive in?
 
     python bench/admission.py [--rounds 3] [--out bench/results/admission.json]
 
@@ -7,10 +7,10 @@ are known on arrival; answers of 8 to 64 tokens. Three orders:
 
     arrival     the engine's own
     shortest    a token of input counts as SECONDS_PER_TOKEN of later arrival, so that nobody waits for ever
-    nearest     of the first WINDOW that wait, the one whose length is nearest to the mean of those that run;
-                the first is passed over WINDOW times at most
+    nearest     among the first WINDOW that wait, the one whose length is nearest to the mean of those that
+                run; the first is passed over WINDOW times at most
 
-All requests at once, and at random times at nine tenths of what arrival order keeps up with. Orders take
+Requests come all at once, and at random times at nine tenths of what arrival order keeps up with. Orders take
 turns in every round, and each goes first in turn; ratios are of the same round.
 """
 
@@ -36,7 +36,7 @@ from tandem.workers.engine import Engine
 from tandem.workers.requests.output_processor import PreparedRequest
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.scheduling.plan import Sequence
-from tandem.workers.scheduling.scheduler import Scheduler
+from tandem.workers.scheduling.queue import SequenceQueue
 from tandem.workers.scheduling.sequence_heap import Key, SequenceHeap
 
 SLOTS = 32
@@ -58,15 +58,15 @@ class Shortest(SequenceHeap):
 
 
 class Nearest(SequenceHeap):
-    def __init__(self, scheduler: Scheduler) -> None:
+    def __init__(self, queue: SequenceQueue) -> None:
         super().__init__()
-        self._scheduler = scheduler
-        self._passed = 0  # times that the first has been passed over
+        self._queue = queue
+        self._passed = 0  # how often the first has been passed over
 
     def first(self) -> tuple[Key, Sequence] | None:
         if (first := super().first()) is None:
             return None
-        running = [_length(sequence) for sequence in self._scheduler._running]
+        running = [_length(sequence) for sequence in self._queue.running]
         if not running or self._passed >= WINDOW:
             return first
         middle = mean(running)
@@ -80,7 +80,7 @@ class Nearest(SequenceHeap):
         self._entries.sort()  # a sorted list is a heap
 
 
-ORDERS: dict[str, Callable[[Scheduler], SequenceHeap]] = {
+ORDERS: dict[str, Callable[[SequenceQueue], SequenceHeap]] = {
     "arrival": lambda _: SequenceHeap(),
     "shortest": lambda _: Shortest(),
     "nearest": Nearest,
@@ -96,7 +96,7 @@ def requests(request_builder: RequestBuilder, rng: random.Random) -> list[Prepar
 
 
 def serve(engine: Engine, prepared: list[PreparedRequest], arrivals: list[float]) -> dict[str, float]:
-    """Tokens, their rate, and seconds from arrival to the end."""
+    """The number of tokens, tokens/s, and each request's seconds from arrival to its end."""
     todo = list(zip(arrivals, prepared, strict=True))
     arrived = {one.sequences[0].request_id: at for at, one in todo}
     waited, tokens, start = [], 0, time.perf_counter()
@@ -135,7 +135,7 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
         names = list(ORDERS)
         for load, by_order in found.items():
             for order in names[number % len(names) :] + names[: number % len(names)]:
-                engine.scheduler._waiting = ORDERS[order](engine.scheduler)
+                engine.scheduler.queue.waiting = ORDERS[order](engine.scheduler.queue)
                 times = np.cumsum(gaps) / rate if load == "arrivals" else np.zeros(len(prepared))
                 outcome = serve(engine, prepared, times.tolist())
                 if load == "at once" and order == "arrival":

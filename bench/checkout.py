@@ -12,8 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 
 def link_packages(tree: Path) -> None:
-    """Fills a folder with links that look like the installed package, as pyproject.toml's `package-dir`
-    says."""
+    """Fills a folder with links laid out like the installed package, by pyproject.toml's `package-dir`."""
     with open(ROOT / "pyproject.toml", "rb") as file:
         packages: dict[str, str] = tomllib.load(file)["tool"]["setuptools"]["package-dir"]
     face = tree / "tandem"

@@ -12,7 +12,7 @@ import torch
 Work = Callable[[], object]
 
 FLUSH_BYTES = 256 << 20  # more than any cache holds
-BUSY = 100  # times that much is written while the host launches: milliseconds
+BUSY = 100  # how often that much is written while the host launches: milliseconds
 
 
 class Clock:
@@ -24,7 +24,7 @@ class Clock:
         self._cold = torch.empty(FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.int8, device=device)
 
     def times(self, works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
-        """Of each, once a round, in turns."""
+        """The seconds of each work in each round, in turns."""
         ready = {name: self._prepared(work) for name, work in works.items()}
         found: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(rounds):
@@ -79,7 +79,7 @@ class Clock:
 
 
 def wall(work: Work) -> float:
-    """Seconds until it is done, launching it included."""
+    """Seconds until `work` is done, its launch included."""
     if torch.cuda.is_available():
         torch.cuda.synchronize()
     start = time.perf_counter()
@@ -91,10 +91,10 @@ def wall(work: Work) -> float:
 
 @dataclass(frozen=True)
 class Roofline:
-    """What a device was measured to do."""
+    """A device's measured rates."""
 
-    bytes_per_s: float  # of a large copy, read and written
-    flops_per_s: float  # of a large product of matrices in bfloat16
+    bytes_per_s: float  # bytes/s of a large copy, reads and writes counted
+    flops_per_s: float  # FLOP/s of a large matrix product in bfloat16
 
     @classmethod
     def measured(cls, clock: Clock, *, large: bool) -> Roofline:

@@ -3,11 +3,11 @@
     python bench/cluster.py [--rounds 3] [--out bench/results/cluster.json]
 
 The bundled model; 32 and 128 clients, greedy, EOS ignored. The engine is `LLM`, which tokenizes and
-detokenizes, too, and decodes as many at once as there are clients. Engine and cluster take turns. On one
-machine clients, ingress, encoder and engine share the cores, which the figures include; therefore all of it
-once more with encoder passes that take no time and steps that compute nothing for 10 ms, as on a GPU: what is
-measured then is the cost of serving, with answers of 64 to 192 tokens and, to see what a request costs
-however short it is, of 32 to 96.
+detokenizes, too, and decodes as many requests at once as there are clients. Engine and cluster take turns. On
+one machine clients, ingress, encoder and engine share the cores, which the figures include. So everything is
+measured once more with encoder passes that take no time and steps that compute nothing for 10 ms, as on a
+GPU, which shows the cost of serving: with answers of 64 to 192 tokens, and with answers of 32 to 96, where a
+request's own cost weighs more.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ import ray
 import torch
 from rich.console import Console
 from rich.table import Table
+from simulated import SimulatedEncoder, simulated_decoder, simulated_llm
 
 from tandem import LLM, AsyncClient, SamplingParams
 from tandem.cluster import launch
@@ -32,10 +33,10 @@ from tandem.cluster.config import Placement, ServeConfig
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch, pack
 
 CLIENTS = (32, 128)
-TOKENS_EACH = 384  # of a client, about
-# Of an answer, evenly: were they equal, all clients would send at the same moments.
+TOKENS_EACH = 384  # about so many a client
+# Tokens of an answer, spread evenly: were they equal, all clients would send at the same moments.
 ANSWERS = {"long": (64, 192), "short": (32, 96)}
-SIMULATED_STEP_MS = 10.0
+SIMULATED_STEP_S = 0.010
 FIRST_TOKENS = 50  # requests, one after the other
 WARM_UP = 10  # before them
 QUIET_S = 0.02  # after each, for the cluster to be done with it
@@ -50,7 +51,7 @@ Request = tuple[str, SamplingParams]
 
 
 def requests(count: int, answers: str = "long") -> list[Request]:
-    """No two alike, so that no encoder output is reused."""
+    """Requests of which no two are alike, so that no encoder output is reused."""
     made, (shortest, longest) = [], ANSWERS[answers]
     for number in itertools.islice(_numbers, count):
         text = f"translate English to French: In {number} we had many dogs and cats."
@@ -60,7 +61,7 @@ def requests(count: int, answers: str = "long") -> list[Request]:
 
 
 async def rate(send: Callable[[Request], Awaitable[int]], asked: list[Request], clients: int) -> float:
-    """Tokens/s of so many clients that share the requests."""
+    """Tokens/s with this many clients that share the requests."""
     queue = iter(asked)
 
     async def client() -> int:
@@ -119,8 +120,8 @@ async def throughput(
 
 
 async def first_tokens(llm: LLM, address: str) -> dict[str, Any]:
-    """Seconds of one request at a time, and what the cluster adds. Engine and cluster take turns, for the
-    machine may be slower at one time than at another."""
+    """Seconds to the first token of one request at a time, and what the cluster adds. Engine and cluster take
+    turns, because the machine may be slower at one time than at another."""
 
     def engine_first(request: Request) -> float:
         start = time.perf_counter()
@@ -141,7 +142,7 @@ async def first_tokens(llm: LLM, address: str) -> dict[str, Any]:
             await asyncio.sleep(QUIET_S)
             return seconds
 
-        # Of one token: nothing is left to do when it is there, while the other has its turn.
+        # One token a request: nothing is left to do when it is there, while the other has its turn.
         one = SamplingParams(temperature=0, max_tokens=1, ignore_eos=True)
         asked = [(text, one) for text, _ in requests(2 * (WARM_UP + FIRST_TOKENS))]
         pairs = zip(asked[::2], asked[1::2], strict=True)
@@ -154,7 +155,7 @@ async def first_tokens(llm: LLM, address: str) -> dict[str, Any]:
 
 
 def handoff() -> list[dict[str, Any]]:
-    """From an encoder's tensor to a decoder's, through the object store of one node."""
+    """Seconds from an encoder's tensor to a decoder's, through the object store of one node."""
 
     @ray.remote(num_cpus=0.1)
     class Producer:
@@ -185,23 +186,27 @@ def main() -> None:
     results: dict[str, Any] = {}
     table = Table("steps", "answers", "clients", "", "tokens/s", "over engine")
     waits = Table("steps", "placement", "first token, engine, ms", "cluster, ms", "added, ms")
-    for name, step_ms, kinds in (("simulated", SIMULATED_STEP_MS, tuple(ANSWERS)), ("real", None, ("long",))):
+    ways: tuple[tuple[str, type[LLM], dict[str, Any], tuple[str, ...]], ...] = (
+        (
+            "simulated",
+            simulated_llm(SIMULATED_STEP_S),
+            {"encoder": SimulatedEncoder, "decoder": simulated_decoder(SIMULATED_STEP_S)},
+            tuple(ANSWERS),
+        ),
+        ("real", LLM, {}, ("long",)),
+    )
+    for name, llm_class, stages, kinds in ways:
         concurrency: dict[str, Any] = {}
         firsts: dict[str, Any] = {}
         with ExitStack() as engines:
-            llms = {
-                clients: engines.enter_context(LLM(max_num_seqs=clients, simulated_step_ms=step_ms))
-                for clients in CLIENTS
-            }
+            llms = {clients: engines.enter_context(llm_class(max_num_seqs=clients)) for clients in CLIENTS}
             for placement in PLACEMENTS:
-                config = ServeConfig(
-                    max_num_seqs=max(CLIENTS), simulated_step_ms=step_ms, placement=placement
-                )
-                with launch.serve(config) as cluster:
-                    address = cluster.endpoints().grpc[0]
+                config = ServeConfig(max_num_seqs=max(CLIENTS), placement=placement)
+                with launch.RunningCluster(config) as cluster:
+                    address = cluster.deploy(config, **stages).grpc[0]
                     firsts[placement] = asyncio.run(first_tokens(llms[min(llms)], address))
                     if placement == "disaggregated":
-                        if step_ms is None:  # once, before there is any load
+                        if name == "real":  # once, before there is any load
                             results["handoff"] = handoff()
                         concurrency = asyncio.run(throughput(llms, address, args.rounds, kinds))
                 medians = (f"{1e3 * values['median']:.1f}" for values in firsts[placement].values())

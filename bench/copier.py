@@ -1,11 +1,11 @@
-"""A model made by hand that copies its input or an extract of it, at any size: what speculation gives depends
-on how much is copied, and here that is known.
+"""A model made by hand that copies its input or an extract of it, at any size: drafts gain by how much is
+copied, which is known here.
 
-An mBART all of whose sublayers add nothing, but for the first cross-attention: it finds the input's token at
-the output's own position, and says what that token stands for. A right token stands for itself, a wrong one
-for a right one. So the right tokens of an input are copied and the others replaced. Where it extracts, the
-output's positions are those of every other span of the input. A step takes as long as that of any model of
-its size.
+It is an mBART whose sublayers add nothing, except the first cross-attention: that finds the input's token at
+the output's own position, and says what the token stands for. A right token stands for itself, a wrong one
+for a right one. So the right tokens of an input are copied and the others replaced. An extracting model's
+output positions are those of every other span of the input. A step takes as long as any other model's of
+this size.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ import torch
 from transformers import MBartConfig, MBartForConditionalGeneration
 
 PAD, EOS = 1, 2  # as in the published ones
-FIRST = 4  # token that is no special one
+FIRST = 4  # the first token that is not special
 OFFSET = 2  # of mBART's positions
 SHARP = 8.0  # of attention's queries
-LOUD = 8.0  # what is copied, beside what was there before
+LOUD = 8.0  # how much the copied token outweighs what was there before
 
 # Of T5-small's size, and the smallest that still finds its tokens.
 T5_SMALL = {
@@ -38,8 +38,11 @@ TINY = {
 def make_copier(
     folder: Path, *, seed: int = 0, span: int | None = None, vocab_size: int = 32128, **config: int
 ) -> None:
-    """Writes the checkpoint; without a tokenizer. `config` is mBART's. span: so many tokens are copied and as
-    many left out, in turns; None: all are copied."""
+    """Writes the checkpoint, without a tokenizer.
+
+    config: mBART's.
+    span: this many tokens are copied and as many left out, in turns; None: all are copied.
+    """
     model = MBartForConditionalGeneration(
         MBartConfig(
             vocab_size=vocab_size, pad_token_id=PAD, bos_token_id=0, eos_token_id=EOS,
@@ -47,7 +50,8 @@ def make_copier(
         )
     )  # fmt: skip
     generator = torch.Generator().manual_seed(seed)
-    width = model.config.d_model // 3  # of what a token is, what it stands for, and where it is
+    # Thirds of a vector: what the token is, what it stands for, and where it is.
+    width = model.config.d_model // 3
 
     def code(count: int) -> torch.Tensor:
         return torch.randint(2, (count, width), generator=generator) * 2.0 - 1
@@ -64,7 +68,7 @@ def make_copier(
         model.model.decoder.embed_positions.weight.copy_(places)
         if span is not None:
             asked = places[OFFSET:, 2 * width : 3 * width].clone()
-            places[:, 2 * width : 3 * width] = code(len(places))  # nobody asks for most of them
+            places[:, 2 * width : 3 * width] = code(len(places))  # most of the rows are never read
             for at in range(len(asked)):
                 turn, place = divmod(at, 2 * span)
                 if place < span:
@@ -81,12 +85,12 @@ def make_copier(
 
 
 def stands_for(token: int, vocab_size: int) -> int:
-    """The first half of the vocabulary is right, the second wrong."""
+    """What a token stands for: the first half of the vocabulary is right, the second wrong."""
     half = (vocab_size - FIRST) // 2
     return token - half if token >= FIRST + half else token
 
 
 def source(length: int, wrong: float, vocab_size: int, rng: random.Random) -> list[int]:
-    """An input of so many tokens and EOS, this share of them wrong."""
+    """An input of `length` tokens and EOS, with this share of wrong ones."""
     half = (vocab_size - FIRST) // 2
     return [FIRST + rng.randrange(half) + half * (rng.random() < wrong) for _ in range(length)] + [EOS]

@@ -1,5 +1,4 @@
-"""An engine that drafts from the source beside one that does not, in turns. Both must give the same
-tokens."""
+"""An engine that drafts from the source and one that does not, in turns. Both must give the same tokens."""
 
 from __future__ import annotations
 
@@ -20,7 +19,7 @@ from tandem.workers.request import Decoding, EncoderInput, EngineRequest
 
 Make = Callable[[int, random.Random], list[list[int]]]  # how many → inputs
 
-LONGEST = 256  # positions of an input, and of an answer, at most
+LONGEST = 256  # most positions of an input, and of an answer
 
 
 @dataclass(frozen=True)
@@ -38,7 +37,7 @@ class Outcome:
 
 class Contender:
     def __init__(self, folder: Path, start: int, eos: int, draft_tokens: int, **options: Any) -> None:
-        """options: of EngineConfig."""
+        """options: fields of EngineConfig."""
         self.start, self.eos, self.drafts = start, eos, draft_tokens > 0
         self._engine = Engine(
             EngineConfig.of(
@@ -72,7 +71,7 @@ class Contender:
 
 
 def contenders(folder: Path, start: int, eos: int, **options: Any) -> list[Contender]:
-    """Both, of one model."""
+    """The two engines, with one model."""
     return [
         Contender(folder, start, eos, draft_tokens, **options)
         for draft_tokens in (EngineConfig.draft_tokens, 0)
@@ -80,26 +79,26 @@ def contenders(folder: Path, start: int, eos: int, **options: Any) -> list[Conte
 
 
 def copies(wrong: float, vocab_size: int, longest: int = 120) -> Make:
-    """Inputs of the copier, which it copies but for this share."""
+    """The copier's inputs, all of which it copies except this share."""
     return lambda count, rng: [
         source(rng.randint(longest // 3, longest), wrong, vocab_size, rng) for _ in range(count)
     ]
 
 
 def extracts(span: int, vocab_size: int, turns: tuple[int, int]) -> Make:
-    """Inputs of the copier of such a span, which it copies half of, in so many pieces."""
+    """Inputs of a copier with this span, which copies half of each, in this many turns."""
     return lambda count, rng: [
         source(2 * span * rng.randint(*turns), 0.0, vocab_size, rng) for _ in range(count)
     ]
 
 
 def measure(both: list[Contender], at_once: int, rounds: int, make: Make, round_s: float) -> dict[str, Any]:
-    """With so many requests at once. round_s: of a round, for each of the two, at least."""
+    """The two engines' figures with `at_once` requests. round_s: least seconds of a round."""
     found: list[dict[bool, Outcome]] = []
     for number in range(rounds + 1):
         parts: dict[bool, list[Outcome]] = {True: [], False: []}
         rng = random.Random(number)
-        # The contenders alternate by the batch, for the machine is slower at one moment than at another.
+        # The contenders alternate batch by batch: the machine is slower at one moment than at another.
         for turn in itertools.count():
             inputs = make(at_once, rng)
             for contender in both[:: 1 if turn % 2 else -1]:

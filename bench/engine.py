@@ -4,14 +4,14 @@
 
 Two models: a random T5-small shape (d_model 512, 6 + 6 layers, vocabulary 32,128) that never ends by itself,
 so that every system generates just what it is asked for; and the bundled translation model on sentences of
-mixed lengths, which ends where it ends. Loads:
+mixed lengths, which ends by EOS. Loads:
 
     1, 8        requests at once, greedy
     stream      96 requests of mixed lengths, 32 at once, greedy. Tandem lets requests join and leave. The
                 others run batches of 32: transformers in order of arrival; CTranslate2 at its best, sorted by
-                length (of the random model by the answer's length, which nobody knows beforehand)
-    arrivals    the stream's requests at random times, four fifths of what Tandem's float32 keeps up with. The
-                others serve as servers around them do: whatever waits is the next batch, at most 32
+                length (for the random model by the answer's length, which no server knows beforehand)
+    arrivals    the stream's requests at random times, at four fifths of what Tandem's float32 keeps up with.
+                The others serve as servers around them do: whatever waits is the next batch, up to 32
     beam 4      16 requests at once, four beams
 
 Each system has a process of its own, with all cores. They take turns in every round, and each goes first in
@@ -50,12 +50,12 @@ from tandem.quickstart import PATH as QUICKSTART
 
 VOCABULARY = 32128
 EOS = 1
-BATCH = 32  # of the systems that have static batches, and sequences at once of Tandem's
+BATCH = 32  # the static batches' size, and Tandem's sequences at once
 
-# What takes minutes and decides nothing.
+# Left out: they take minutes and decide nothing.
 LEFT_OUT = {"transformers": ("arrivals", "beam 4")}
 
-# Before each measurement: threads of the system before spin for a while, waiting for more.
+# Before each measurement: the previous system's threads spin for a while, waiting for more.
 PAUSE_S = 0.3
 
 
@@ -75,14 +75,14 @@ class Load:
     requests: list[Request]
     beams: int = 1
     at_once: int = BATCH
-    arrivals: list[float] | None = None  # seconds from the start, one a request
+    arrivals: list[float] | None = None  # each request's arrival, seconds from the start
 
 
 @dataclass(frozen=True)
 class Outcome:
-    tokens: int  # those asked for, of all answers
+    tokens: int  # asked for, in all answers
     seconds: float
-    latency_s: float  # mean, from a request's arrival to its answer
+    latency_s: float  # mean seconds from a request's arrival to its answer
 
     @property
     def rate(self) -> float:
@@ -113,7 +113,7 @@ class System(ABC):
         return Outcome(tokens, time.perf_counter() - start, latency_s)
 
     def serve(self, load: Load, start: float) -> tuple[int, float]:
-        """Whatever waits is the next batch."""
+        """Answers requests as they come: whatever waits is the next batch."""
         assert load.arrivals is not None
         todo = list(zip(load.arrivals, load.requests, strict=True))
         tokens, latencies = 0, []
@@ -148,11 +148,11 @@ class Tandem(System):
         return SamplingParams(temperature=0, max_tokens=most, ignore_eos=request.tokens is not None)
 
     def batches(self, requests: list[Request], size: int) -> Iterator[list[Request]]:
-        """One at a time where that is asked; else all, of which the engine takes BATCH at once."""
+        """One request at a time if asked; otherwise all, of which the engine runs BATCH at once."""
         return super().batches(requests, 1 if size == 1 else len(requests))
 
     def serve(self, load: Load, start: float) -> tuple[int, float]:
-        """Each by itself when it comes."""
+        """Submits each request when it comes."""
         assert load.arrivals is not None
 
         def one(item: tuple[float, Request]) -> tuple[int, float]:
@@ -207,7 +207,7 @@ class CTranslate2(System):
             beam_size=beams, max_batch_size=0, max_decoding_length=most,
             min_decoding_length=1 if requests[0].tokens is None else most,
         )  # fmt: skip
-        # Its answers end before EOS, which was generated as well.
+        # Its answers leave out EOS, which was generated as well.
         return [
             request.tokens or len(result.hypotheses[0]) + 1
             for request, result in zip(requests, results, strict=True)
@@ -218,7 +218,7 @@ class CTranslate2(System):
 
 
 class Process:
-    """A system in a process of its own: its threads and its memory are nobody else's."""
+    """A system in a process of its own, with its own threads and memory."""
 
     def __init__(self, name: str, make: Callable[[], System]) -> None:
         self.name = name
@@ -240,13 +240,13 @@ class Process:
 
 def _answer(connection: Connection, make: Callable[[], System]) -> None:
     system = make()
-    with suppress(EOFError):  # that is the end
+    with suppress(EOFError):  # no more work will come
         while True:
             connection.send(system.do(connection.recv()))
 
 
 def systems(folder: Path, work: Path) -> list[Process]:
-    """Tandem's float32 first."""
+    """The systems that are installed, Tandem's float32 first."""
     made: dict[str, Callable[[], System]] = {
         f"tandem {precision}": partial(Tandem, folder, precision)
         for precision in ("float32", "bfloat16", "int8")
@@ -341,7 +341,7 @@ def _figures(by_system: dict[str, list[Outcome]]) -> dict[str, Any]:
         figures[system] = {
             "tokens_per_s": machine.spread([one.rate for one in outcomes]),
             "latency_s": machine.spread([one.latency_s for one in outcomes]),
-            # In the same round: how many times as fast Tandem is.
+            # Ratios within a round: how many times as fast Tandem is.
             "tandem_over_this": {
                 ours: machine.spread(
                     [mine.rate / one.rate for mine, one in zip(mines, outcomes, strict=True)]

@@ -1,11 +1,11 @@
 """Tandem on a GPU: kernels against their twins and the device's roofline, sampler and beams against a CPU's,
-decode steps, the encoder, drafts, and whole answers beside transformers'.
+decode steps, the encoder, drafts, and whole answers next to transformers'.
 
     python bench/gpu.py [--quick] [--out bench/results/gpu.json]
 
 Needs torch, triton, transformers and this checkout, neither Ray nor an installation. `--quick` begins
-nothing after five minutes, to end within eight. Everything is of random weights in bfloat16, in the shapes of
-Flan-T5-XL, BART-large-CNN and T5-small; whatever is compared takes turns, and figures are medians with their
+nothing after five minutes, to end within eight. The models have random weights in bfloat16, in the shapes of
+Flan-T5-XL, BART-large-CNN and T5-small; compared systems take turns, and figures are medians with their
 extremes. `--device cpu` runs tiny shapes through the same code, to see that it works.
 """
 
@@ -30,18 +30,18 @@ from gpu_models import MODELS, TINY_MODELS, Bench, Budget
 
 QUICK_S = 300  # what begins before may take two minutes more
 FULL_S = 2400
-DRAFTS_S = 0.2  # of a round of drafts, with and without each
+DRAFTS_S = 0.2  # least seconds of a round of drafts, with and without each
 
 
 class Report:
-    """What was found so far, in a file after each part: a run that is cut short leaves what it has."""
+    """The results so far, written after each part: a run that is cut short leaves what it has."""
 
     def __init__(self, path: Path, budget: Budget) -> None:
         self.path, self.budget, self.failed = path, budget, False
         self.result: dict[str, Any] = {}
 
     def part(self, into: dict[str, Any], name: str, work: Callable[[], Any]) -> None:
-        """What `work` finds. Where it fails, or no time was left for it, the report says so."""
+        """Adds what `work` finds. Where it fails, or no time is left for it, the report says so."""
         if self.budget.over:
             into[name] = {"skipped": "the time was over"}
         else:
@@ -55,7 +55,7 @@ class Report:
 
 
 def _lines(found: Any) -> list[str]:
-    """What is worth reading while it runs; the file has it all."""
+    """The figures worth reading while it runs; the file has them all."""
     if isinstance(found, list):
         return [line for part in found for line in _lines(part)]
     if not isinstance(found, dict) or "failed" in found or "skipped" in found:
@@ -98,7 +98,7 @@ def _lines(found: Any) -> list[str]:
 def draft_cases(
     folder: Path, device: torch.device, dtype: torch.dtype, rounds: int
 ) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """A model that copies what it is given, as said in `copier.py`."""
+    """Drafts of the model that copies its input, see `copier.py`."""
     real = device.type == "cuda"
     size = copier.T5_SMALL if real else copier.TINY
     longest, round_s, counts = (120, DRAFTS_S, (1, 8, 32, 128)) if real else (30, 0.0, (1, 2))

@@ -13,11 +13,12 @@ from clock import Clock, Roofline
 from torch import Tensor
 
 from tandem import kernels
-from tandem.kernels import RowGroups, decode_rows, reference
+from tandem.kernels import DecodeTables, PagedKV, RowGroups, Scores, reference
+from tandem.kernels.values import LENGTH, SOURCE
 
 REACH = 128  # of T5's bias
 PAGE = 64  # positions
-# Of the largest entry: the twins round after each operator, the kernels once.
+# Relative to the largest entry: the twins round after each operator, the kernels once.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
 Op = Callable[..., Any]
@@ -25,7 +26,7 @@ Op = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Shapes:
-    """Those of a model and of a batch of it."""
+    """The shapes of a model and of a batch."""
 
     d_model: int
     d_ff: int
@@ -38,7 +39,7 @@ class Shapes:
 
     @property
     def inputs(self) -> int:
-        """Encoder inputs in the encoder's batch."""
+        """How many encoder inputs are in the encoder's batch."""
         return self.packed // self.source
 
 
@@ -48,7 +49,7 @@ TINY = Shapes(64, 96, 2, 32, batch=4, source=9, target=5, packed=18)
 
 @dataclass(frozen=True)
 class Case:
-    """An op on inputs of some shape. Its reads and writes are counted once each, see docs/kernels.md."""
+    """An op on inputs of some shape. Reads and writes are counted once each, see docs/add-a-kernel.md."""
 
     op: str
     shape: str
@@ -75,7 +76,7 @@ class Case:
 
 
 def difference(found: Any, expected: Any) -> float:
-    """The largest one, of the largest entry. Raises AssertionError where it is too large."""
+    """The largest difference, relative to the largest entry. Raises AssertionError where it is too large."""
     if not isinstance(found, tuple):
         found, expected = (found,), (expected,)
     worst = 0.0
@@ -87,7 +88,7 @@ def difference(found: Any, expected: Any) -> float:
 
 
 def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """One after another: the inputs of one that is done are let go."""
+    """The cases one after another: a finished case's inputs are freed."""
     torch.manual_seed(0)
     s, b = shapes, dtype.itemsize
 
@@ -102,7 +103,7 @@ def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[
         yield Case("add_layer_norm", shape, norm, size, 0, "85 %")
         x = random(rows, 2 * s.d_ff)
         size, shape = 3 * rows * s.d_ff * b, f"[{rows}, 2 * {s.d_ff}]"
-        yield Case("gated_gelu", shape, _call("gated_gelu", x), size, 0, "85 %")
+        yield Case("activate", shape, _call("activate", x, "gelu_new", gated=True), size, 0, "85 %")
 
     table = torch.randn(s.heads, 2 * REACH + 1, device=device)
     qkv = random(s.packed, 3, s.heads, s.dim).unbind(1)
@@ -110,7 +111,8 @@ def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[
     flops = 4 * s.heads * s.dim * s.source**2 * s.inputs
     shape = f"{s.inputs} inputs of {s.source}, {s.heads} heads of {s.dim}"
     for title, bias_table in (("with bias", table), ("without bias", None)):
-        attend = _call("encoder_attention", *qkv, cu_seqlens, s.source, bias_table, s.dim**-0.5)
+        scores = Scores(s.dim**-0.5, bias_table)
+        attend = _call("encoder_attention", *qkv, cu_seqlens, s.source, scores)
         yield Case(
             "encoder_attention", f"{shape}, {title}", attend, 4 * s.packed * s.heads * s.dim * b, flops,
             "320 TFLOP/s",
@@ -127,8 +129,8 @@ def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[
     yield _followed(s, device)
 
 
-def _call(name: str, *inputs: Any) -> Callable[[Any], Any]:
-    return lambda module: getattr(module, name)(*inputs)
+def _call(name: str, *inputs: Any, **how: Any) -> Callable[[Any], Any]:
+    return lambda module: getattr(module, name)(*inputs, **how)
 
 
 def _borders(lengths: Sequence[int], device: torch.device) -> Tensor:
@@ -141,26 +143,23 @@ def _paged(
 ) -> Case:  # fmt: skip
     """`rows` queries of each sequence, over pages that lie anywhere."""
     pages = -(-length // PAGE)
-    # As the pool of an engine is, see EngineConfig.kv_dtype.
+    # In the dtype of an engine's pool, see EngineConfig.kv_dtype.
     kv = torch.float32 if device.type == "cpu" else dtype
     k, v = torch.randn(2, sequences * pages, s.heads, PAGE, s.dim, device=device, dtype=kv)
     order = torch.randperm(sequences * pages, device=device).view(sequences, pages).int()
     lengths = torch.full((sequences,), length, dtype=torch.int32, device=device)
     q = torch.randn(sequences * rows, s.heads, s.dim, device=device, dtype=dtype)
-    inputs = [q, k, v, order, lengths]
     numbers = length * sequences * 2 * s.heads * s.dim
     size = numbers * kv.itemsize + 2 * q.nbytes
-    how = [] if op == "paged_cross_attention" else [bias]
+    table, groups = order, [RowGroups(_borders([rows] * sequences, device), rows)]
     if op == "paged_beam_attention":
-        inputs[3] = (
-            (order.unsqueeze(2) * PAGE + torch.arange(PAGE, device=device)).flatten(1)[:, :length].int()
-        )
+        cells = order.unsqueeze(2) * PAGE + torch.arange(PAGE, device=device)
+        table, groups = cells.flatten(1)[:, :length].int(), []
         size += 4 * length * sequences
-    else:
-        inputs.append(RowGroups(_borders([rows] * sequences, device), rows))
     return Case(
         op, f"{sequences} x {rows} rows over {length} keys, {s.heads} heads of {s.dim}",
-        _call(op, *inputs, *how, s.dim**-0.5), size, 2.0 * rows * numbers,
+        _call(op, q, PagedKV(k, v, table, lengths), *groups, Scores(s.dim**-0.5, bias)), size,
+        2.0 * rows * numbers,
         "80 %" if op == "paged_cross_attention" else "50 %",
     )  # fmt: skip
 
@@ -180,10 +179,10 @@ def _written(s: Shapes, device: torch.device, dtype: torch.dtype) -> Case:
 
 
 def _sequences(s: Shapes, device: torch.device) -> Tensor:
-    """As many as are decoded, of sources that are all alike."""
-    width = decode_rows.SOURCE + s.source
+    """A batch's table of sequences, whose sources repeat one token."""
+    width = SOURCE + s.source
     sequences = torch.zeros(s.batch, width, dtype=torch.int64, device=device)
-    sequences[:, decode_rows.LENGTH] = s.source
+    sequences[:, LENGTH] = s.source
     return sequences
 
 
@@ -194,13 +193,12 @@ def _laid_out(s: Shapes, device: torch.device) -> Case:
         for pages in (own, cross)
     )
     lengths = torch.full((s.batch,), s.source, dtype=torch.int32, device=device)
-    tables = decode_rows.DecodeTables(PAGE, self_pages, _sequences(s, device), cross_pages, lengths)
+    tables = DecodeTables(PAGE, self_pages, _sequences(s, device), cross_pages, lengths)
     slots = torch.arange(s.batch, device=device)
     rows = torch.stack([slots, slots * 0 + s.target - 1, slots, slots * 0 - 1])
 
     def gather_rows(module: Any) -> tuple[Tensor, ...]:
-        # The twin is beside the table.
-        placed = (decode_rows if module is reference else module).gather_rows(rows, tables, beams=False)
+        placed = module.gather_rows(rows, tables, beams=False)
         return placed.write_slots.float(), placed.lengths.float(), placed.cross_lengths.float()
 
     shape = f"{s.batch} rows of {own} and {cross} pages"
@@ -208,14 +206,14 @@ def _laid_out(s: Shapes, device: torch.device) -> Case:
 
 
 def _followed(s: Shapes, device: torch.device) -> Case:
-    """Each sequence says what its source is full of, and goes on behind the last of it."""
+    """Each sequence says the token that its source repeats, and its match is at the source's end."""
     states = _sequences(s, device), _sequences(s, device)
     slots = torch.arange(s.batch, device=device)
     rows = torch.stack([slots, slots * 0 - 1, slots * 0 + 1, slots])
 
     def follow(module: Any) -> Tensor:
-        op, state = (decode_rows, states[0]) if module is reference else (module, states[1])
-        seen: Tensor = op.match_prompt_tokens(slots * 0, rows, state)
+        state = states[int(module is reference)]
+        seen: Tensor = module.match_prompt_tokens(slots * 0, rows, state)
         return seen.float()
 
     shape = f"{s.batch} sequences, sources of {s.source}"

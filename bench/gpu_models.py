@@ -1,5 +1,4 @@
-"""Whole models of random weights: what a decode step takes, the encoder, and whole answers, ours and
-transformers'."""
+"""Whole models with random weights: a decode step, the encoder, and whole answers, ours and transformers'."""
 
 from __future__ import annotations
 
@@ -33,16 +32,16 @@ FIRST_WORD = 10  # ids below may be special
 
 @dataclass(frozen=True)
 class Model:
-    """A shape, and what is asked of it."""
+    """A model's shape, and the requests it is given."""
 
     name: str
     make: Callable[[], Any]  # transformers' model
     start: int  # the decoder's first token
     batch: int
-    source: tuple[int, int]  # tokens of an encoder input, from and to
+    source: tuple[int, int]  # tokens of an encoder input, least and most
     target: int  # tokens to generate
-    goal: str = ""  # of whole answers, on an H200
-    batches: tuple[int, ...] = (1, 8, 32, 128)  # whose decode steps are timed
+    goal: str = ""  # seconds of whole answers, on an H200
+    batches: tuple[int, ...] = (1, 8, 32, 128)  # batch sizes whose decode steps are timed
 
 
 def t5(**options: Any) -> Callable[[], Any]:
@@ -80,7 +79,7 @@ TINY_MODELS = [
 
 @dataclass
 class Budget:
-    """Seconds for all of it. What begins when they are over is left out and says so."""
+    """The time there is. Parts that would begin after it are left out, and the report says so."""
 
     seconds: float
     _start: float = field(default_factory=time.monotonic)
@@ -106,14 +105,14 @@ class Bench:
                 made = self.model.make().eval()
         finally:
             torch.set_default_dtype(torch.float32)
-        # Nothing ends by itself: all systems generate just what they are asked for.
+        # No answer ends by itself: all systems generate just what they are asked for.
         made.generation_config.eos_token_id = None
         made.save_pretrained(self.folder)
         return made
 
     def config(self, *, graphs: bool = True) -> EngineConfig:
         size, most, longest = 64, self.model.batch, self.model.source[1]
-        positions = 2 * self.model.target + 64  # a step's time is taken when all have been let in
+        positions = 2 * self.model.target + 64  # a step is timed when all are admitted
         device: Device = "cuda" if self.device.type == "cuda" else "cpu"
         dtype: Dtype = "bfloat16" if self.dtype == torch.bfloat16 else "float32"
         return EngineConfig(
@@ -141,7 +140,7 @@ class Bench:
     # -- a decode step
 
     def steps(self, rounds: int, roofline: Roofline) -> list[dict[str, Any]]:
-        """By batch size, with graphs and without, against the time of reading weights, K and V."""
+        """A decode step by batch size, with graphs and without, against reading weights, K and V once."""
         engines = {"graphs": self.engine, "no graphs": self.new_engine(graphs=False)}
         sizes = [size for size in self.model.batches if size <= self.model.batch]
         found: dict[int, dict[str, list[float]]] = {size: {name: [] for name in engines} for size in sizes}
@@ -170,7 +169,7 @@ class Bench:
         return figures
 
     def _step(self, engine: Engine, size: int) -> float:
-        """Seconds of a step in which so many sequences get a token each."""
+        """Seconds of a step in which each of `count` sequences gets a token."""
         count = self.model.target // 2
         self._submit(engine, self.prompts(size, seed=size), [2 * self.model.target] * size)
         begun: set[str] = set()
@@ -193,7 +192,7 @@ class Bench:
         footprint = Footprint.of(self.config())
         config, (low, high) = self.theirs.config, self.model.source
         weights = footprint.decoder_weights
-        if not config.tie_word_embeddings:  # a row of the embedding for each sequence is next to nothing
+        if not config.tie_word_embeddings:  # each sequence reads one row of the embedding, next to nothing
             weights -= config.vocab_size * config.d_model * self.dtype.itemsize
         source, target = (low + high) / 2, self.model.target / 2
         kv = source * footprint.cross_kv_per_position + target * footprint.self_kv_per_position
@@ -214,7 +213,7 @@ class Bench:
 
         encode()
         seconds = [wall(encode) for _ in range(rounds)]
-        # A multiplication and an addition for each weight and token; attention's come on top.
+        # A multiplication and an addition for each weight and token, and attention's.
         flops = 2 * Footprint.of(self.config()).encoder_weights / self.dtype.itemsize * len(ids)
         return {
             "tokens": len(ids),
@@ -225,12 +224,12 @@ class Bench:
     # -- whole answers
 
     def answers(self, rounds: int, budget: Budget) -> dict[str, Any]:
-        """Of a batch that is all there, and of a stream of mixed lengths in batches as large."""
+        """Whole answers: of one batch, and of a stream of mixed lengths in batches of the same size."""
         engine, theirs, left_out = self.engine, self._their_ways(), {}
         for name, generate in list(theirs.items()):
             try:
                 generate(self.prompts(self.model.batch, seed=0), self.model.target)
-            except Exception as error:  # whatever transformers cannot do, it does without
+            except Exception as error:  # whatever transformers raises is reported and passed over
                 left_out[name] = f"{type(error).__name__}: {str(error)[:300]}"
                 del theirs[name]
             if budget.over and len(theirs) > 1:
@@ -292,14 +291,14 @@ class Bench:
             generate(prompts[some], max(targets[some]))
 
     def _their_ways(self) -> dict[str, Generate]:
-        """On CUDA a static cache has transformers compile the step by itself."""
+        """transformers' ways to generate. On CUDA a static cache has it compile the step by itself."""
         ways: dict[str, dict[str, Any]] = {"dynamic cache": {}}
         if self.device.type == "cuda":
             ways["static cache, compiled"] = {"cache_implementation": "static"}
         return {name: lambda p, n, how=how: self._generate(p, n, **how) for name, how in ways.items()}
 
     def _generate(self, prompts: Prompts, target: int, **how: Any) -> Answers:
-        # Padded to one length for all batches: another would be compiled anew.
+        # Padded to one length for all batches: transformers would compile another length anew.
         longest = self.model.source[1]
         ids = torch.tensor([[*ids, *[0] * (longest - len(ids))] for ids in prompts], device=self.device)
         mask = torch.tensor(
@@ -314,7 +313,7 @@ class Bench:
     # -- the check
 
     def agreement(self) -> float:
-        """The share of answers that are transformers', token for token: all in float32, but for near ties."""
+        """The share of answers that equal transformers' token for token; in float32 all but near ties."""
         count = min(16, self.model.batch)
         prompts = self.prompts(count, seed=2)
         expected = self._generate(prompts, self.model.target)

@@ -1,5 +1,5 @@
-"""The sampler and the beam step by batch size: the choices of the device beside those of a CPU, to which the
-tests hold them, and what a step of them takes."""
+"""The sampler and the beam step by batch size: the device's choices against a CPU's, which the tests check,
+and the time of a step."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ from tandem.workers.request import BeamSearch, Decoding, EncoderInput, EngineReq
 from tandem.workers.sampling.sampler import Sampled, Sampler
 from tandem.workers.scheduling.plan import Row, Sequence
 
-STEPS = 8  # whose choices are compared
+STEPS = 8  # steps whose choices are compared
 MAX_TOKENS = 128
 EOS = 1
-# Of choices: where two candidates are equal but for rounding, either is right.
+# The share of choices that may differ: where two candidates differ by rounding only, either is right.
 AGREEMENT = 0.99
 
 
 @dataclass(frozen=True)
 class Case:
-    """A way to choose, for a batch of so many rows of logits."""
+    """A way to choose tokens for a batch of rows of logits."""
 
     name: str
     decoding: Decoding
@@ -60,13 +60,13 @@ class Case:
         }
 
     def _choices(self, logits: list[torch.Tensor], device: torch.device) -> torch.Tensor:
-        """int64 [steps, all that is chosen in each], on the CPU."""
+        """The choices, int64 [steps, choices of a step], on the CPU."""
         steps = _Steps(self, device)
         return torch.stack([steps(one.to(device), number).choice.cpu() for number, one in enumerate(logits)])
 
 
 class _Steps:
-    """Steps of a batch, whose rows are made as the scheduler makes them."""
+    """A batch's steps, with rows as the scheduler makes them."""
 
     def __init__(self, case: Case, device: torch.device) -> None:
         self._sampler = Sampler(case.rows, case.vocabulary, device)
@@ -81,7 +81,7 @@ class _Steps:
         self._sampler.start(self._sequences)
 
     def __call__(self, logits: torch.Tensor, number: int) -> Sampled:
-        """The step behind so many tokens."""
+        """The step after `number` tokens."""
         rows = [
             Row(one, number, 1, [], samples=1, width=one.width if number else 1) for one in self._sequences
         ]
@@ -91,7 +91,7 @@ class _Steps:
 
 
 def random_logits(rows: int, vocabulary: int, seed: int) -> torch.Tensor:
-    """float32, the same on every machine; as peaked as a model's are."""
+    """float32 logits, the same on every machine, as peaked as a model's."""
     return 4 * torch.randn(rows, vocabulary, generator=torch.Generator().manual_seed(seed))
 
 

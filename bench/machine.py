@@ -1,4 +1,4 @@
-"""What a figure was measured on: written into every result."""
+"""The machine and versions of a measurement: written into every result."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def describe() -> dict[str, Any]:
 
 
 def parser(doc: str | None, results: str, rounds: int | None = None) -> argparse.ArgumentParser:
-    """For a script of this docstring that writes `results`.json, after so many rounds by default."""
+    """The options of a script with this docstring: `--rounds`, and `--out`, by default `results`.json."""
     made = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawTextHelpFormatter)
     if rounds is not None:
         made.add_argument("--rounds", type=int, default=rounds)
@@ -43,7 +43,7 @@ def parser(doc: str | None, results: str, rounds: int | None = None) -> argparse
 
 
 def spread(values: list[float]) -> dict[str, float]:
-    """Median with its extremes: the machines are noisy, a mean would hide it."""
+    """Median and extremes: the machines are noisy, which a mean would hide."""
     return {
         "median": round(median(values), 4),
         "min": round(min(values), 4),

@@ -3,16 +3,16 @@
     python bench/placement.py [--rounds 3] [--out bench/results/placement.json]
 
 The bundled model, a worker on each of two cores: an encoder and a decoder, or two decoders that encode for
-themselves. Three workloads through gRPC, CLIENTS at once, every answer of exactly so many tokens:
+themselves. Three workloads through gRPC, CLIENTS at once, with answers of exactly these lengths:
 
     long in    inputs of 400 to 500 tokens, 8 tokens out
     long out   inputs of 8 to 16 tokens, 96 tokens out
-    mixed      as many of the one as of the other, in random order
+    mixed      both in equal numbers, in random order
 
 The placements take turns in every round, and each goes first in turn; clients and ingress share the cores
-with them. Figures are medians over rounds with their extremes; latencies are of all requests of a round. The
-cache: one document with many decoder prompts at once, and documents that are new against such as have been
-asked before, one after the other.
+with them. Figures are medians over rounds with their extremes; latencies cover all requests of a round. The
+encoder cache: one document with many decoder prompts at once, and new documents against known ones, one after
+the other.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ from rich.table import Table
 
 from tandem import AsyncClient, SamplingParams
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.serve_compat.endpoints import Endpoints
+from tandem.cluster.endpoints import Endpoints
 
 CLIENTS = 32
-REQUESTS = 96  # of a workload, in a round
+REQUESTS = 96  # in a workload and round
 LONG_IN = (400, 501), 8
 LONG_OUT = (8, 17), 96
 WORKLOADS = {"long in": [LONG_IN], "long out": [LONG_OUT], "mixed": [LONG_IN, LONG_OUT]}
-QUESTIONS = 20  # of one document
+QUESTIONS = 20  # about one document
 DOCUMENTS = 20
 DOCUMENT = 500  # tokens
 

@@ -4,12 +4,12 @@
 
 Steps of the random T5-small shape and of the bundled model with 1, 8 and 32 rows, in each precision. Every op
 is timed within the running engine, without what runs inside it, so the parts add up to the step; what no op
-claims is "rest": Python between them. For that the engine goes op by op. Where all ops are those of the C++
-extension it otherwise runs a recorded step as one call, which is timed as a whole.
+claims is "rest": Python between them. For that the engine goes op by op. Where all ops are the C++
+extension's, it otherwise runs a recorded step as one call, which is timed as a whole.
 
 An op has to read its weights, its keys and values and its activations, and to do its operations: the larger
-of the two times is its floor. The rates are those of this machine, with the step's own number of threads: of
-reading as many bytes as the step reads, which caches may serve, and of large matrix products. Means over the
+of the two times is its floor. The rates are this machine's with the step's own number of threads: reading as
+many bytes as the step reads, which caches may serve, and large matrix products. Figures are means over the
 faster half of the steps.
 
 On a CPU only: on a GPU ops run behind the host's back.
@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from functools import partial
+from itertools import chain
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -33,11 +34,13 @@ from rich.console import Console
 from rich.table import Table
 
 from tandem import kernels
-from tandem.kernels import Int8Linear, Linear
+from tandem.kernels import Int8Linear, Linear, PagedKV
 from tandem.quickstart import PATH as QUICKSTART
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.execution.packet import Packet
+from tandem.workers.models.attention import CrossAttention, SelfAttention
+from tandem.workers.models.sublayers import FeedForward
 
 ROWS = (1, 8, 32)
 PRECISIONS: dict[str, dict[str, str]] = {
@@ -46,19 +49,19 @@ PRECISIONS: dict[str, dict[str, str]] = {
     "int8": {"quantization": "int8"},
 }
 INPUTS, OUTPUTS = 64, 64  # tokens of each sequence
-PRODUCT = 2048  # rows, inputs and outputs of the product that says what the machine can compute
-LEAST_BYTES = 2**22  # read to measure a rate: less is over too soon
+PRODUCT = 2048  # rows, inputs and outputs of the product that measures operations/s
+LEAST_BYTES = 2**22  # bytes read to measure a rate: fewer are over too soon
 
 Work = tuple[float, float]  # bytes moved, floating-point operations
 NOTHING: Work = (0.0, 0.0)
 
 
 class Clock:
-    """Time by op of one step after another: what an op calls has its own time."""
+    """Each op's time within a step, without the ops that it calls."""
 
     def __init__(self) -> None:
         self.steps: list[dict[str, list[float]]] = []  # by op: seconds, calls, bytes, operations
-        self._inside = [0.0]  # seconds of the ops that ran within each of those that run
+        self._inside = [0.0]  # for each op that runs, seconds of the ops within it
         self._undo: list[Callable[[], None]] = []
 
     def watch(
@@ -100,7 +103,7 @@ class Clock:
 
 
 def watch(clock: Clock, engine: Engine) -> None:
-    """Every op of a step of this engine."""
+    """Times every op of this engine's steps."""
     decoder = engine.runner.decoder
     products: dict[int, tuple[str, int, int]] = {}  # by id: name, inputs, outputs
     number = engine.runner.dtype.itemsize
@@ -112,15 +115,16 @@ def watch(clock: Clock, engine: Engine) -> None:
     spec = decoder.spec
     heads = spec.heads * spec.head_dim
     shared = spec.shared_heads * spec.head_dim
-    for own in decoder.attentions:
-        product("self q, k, v", own.qkv.linear, spec.d_model, heads + 2 * shared)
-        product("self output", own.o.linear, heads, spec.d_model)
-    for cross in decoder.crosses:
-        product("cross q", cross.q.linear, spec.d_model, heads)
-        product("cross output", cross.o.linear, heads, spec.d_model)
-    for forward in decoder.feed_forwards:
-        product("feed-forward", forward.up.linear, spec.d_model, spec.d_ff * (1 + spec.gated))
-        product("feed-forward", forward.down.linear, spec.d_ff, spec.d_model)
+    for sublayer in chain(*decoder.layers):
+        if isinstance(sublayer, SelfAttention):
+            product("self q, k, v", sublayer.qkv.linear, spec.d_model, heads + 2 * shared)
+            product("self output", sublayer.o.linear, heads, spec.d_model)
+        elif isinstance(sublayer, CrossAttention):
+            product("cross q", sublayer.q.linear, spec.d_model, heads)
+            product("cross output", sublayer.o.linear, heads, spec.d_model)
+        elif isinstance(sublayer, FeedForward):
+            product("feed-forward", sublayer.up.linear, spec.d_model, spec.d_ff * (1 + spec.gated))
+            product("feed-forward", sublayer.down.linear, spec.d_ff, spec.d_model)
     logits = decoder.head.projection._output
     assert logits is not None
     product("logits", logits, spec.d_model, engine.spec.vocab_size)
@@ -130,14 +134,12 @@ def watch(clock: Clock, engine: Engine) -> None:
         moved = weight * inputs * outputs + number * len(x) * (inputs + outputs)
         return moved, 2.0 * len(x) * inputs * outputs
 
-    def attend(
-        q: torch.Tensor, k: torch.Tensor, _v: object, _t: object, lengths: torch.Tensor, *_: object
-    ) -> Work:
-        keys = int(lengths.sum())
-        return 2.0 * keys * shared * k.itemsize + 2 * q.nbytes, 4.0 * keys * heads
+    def attend(q: torch.Tensor, kv: PagedKV, *_: object) -> Work:
+        keys = int(kv.lengths.sum())
+        return 2.0 * keys * shared * kv.k.itemsize + 2 * q.nbytes, 4.0 * keys * heads
 
     def norm(x: torch.Tensor, *_: object) -> Work:
-        return 4.0 * x.nbytes, 0.0  # the output of a sublayer and the sum so far, and both of them anew
+        return 4.0 * x.nbytes, 0.0  # reads a sublayer's output and the sum so far, writes both anew
 
     clock.watch(type(logits), "__call__", lambda linear, _: products[id(linear)][0], multiply)
     clock.watch(kernels, "paged_self_attention", "self-attention", attend)
@@ -221,7 +223,7 @@ def _report(fast: list[dict[str, list[float]]], precision: str) -> dict[str, Any
 
 
 def reading_rate(nbytes: int) -> float:
-    """Bytes/s of reading so many again and again: the best of a sum and a product with a vector."""
+    """Bytes/s of reading `nbytes` again and again: the better of a sum and a product with a vector."""
     matrix = torch.ones(max(nbytes, LEAST_BYTES) // 4096, 1024)
     vector = torch.ones(1024)
     return matrix.nbytes / min(_best_s(matrix.sum), _best_s(lambda: torch.mv(matrix, vector)))
@@ -266,7 +268,7 @@ def main() -> None:
 
 
 def _table(title: str, by_rows: dict[str, Any]) -> Table:
-    """Of each op by rows: microseconds of a step, its share of it, how many times its floor that is."""
+    """Each op by number of rows: microseconds of a step, its share, and the multiple of its floor."""
     table = Table(
         "µs, share, × floor", *("1 row" if rows == "1" else f"{rows} rows" for rows in by_rows), title=title
     )

@@ -17,6 +17,7 @@ import math
 import os
 import random
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from statistics import median
@@ -29,23 +30,27 @@ import torch
 import traffic
 from rich.console import Console
 from rich.table import Table
+from simulated import SimulatedEncoder, simulated_decoder, simulated_runner
 from simulation import Costs, Outcome, Shape, Simulation, Traffic
 
 from tandem import AsyncClient
+from tandem.cluster.endpoints import Endpoints
 from tandem.cluster.handoff import pack
-from tandem.cluster.serve_compat.endpoints import Endpoints
 from tandem.quickstart import PATH as QUICKSTART
 from tandem.workers.config import EngineConfig
+from tandem.workers.distributed import Group
 from tandem.workers.engine import Engine
 from tandem.workers.execution.encoder import Encoder
+from tandem.workers.execution.runner import Runner
 
-MEASURED = Traffic((10, 80), (8, 65))  # what costs are measured with, and the comparison
-TRAFFIC = Traffic((10, 80), (64, 257))  # what is simulated: as much for four decoders as for an encoder
+MEASURED = Traffic((10, 80), (8, 65))  # the traffic of the measured costs, and of the comparison
+# The simulated traffic, with as much work for four decoders as for an encoder.
+TRAFFIC = Traffic((10, 80), (64, 257))
 SLOTS = 32
 ROWS = (1, 4, 8, 16, 32)
-# As long as steps gather at most: each is a message of its own, see `StepInbox`.
-SIMULATED_STEP_MS = 20.0
-# clients, requests, tokens, streaming: what the router's costs are fitted to.
+# The longest that steps gather, see `StepInbox`: so each is a message of its own.
+SIMULATED_STEP_S = 0.020
+# clients, requests, tokens, streaming: the measurements that the router's costs are fitted to.
 PROBES = (
     (1, 3, 64, False),
     (32, 256, 1, False),
@@ -54,11 +59,11 @@ PROBES = (
     (32, 64, 64, True),
 )
 VALIDATION_REQUESTS = 300
-VALIDATION_LOAD = 0.4  # of what the cluster answers when all ask at once: on two cores all has to fit
+VALIDATION_LOAD = 0.4  # share of the rate when all ask at once: everything has to fit two cores
 SCALES = ((1, 4), (4, 16), (16, 64), (64, 256))  # encoders, decoders
-LOADS = (0.5, 0.8, 0.95)  # of what encoders or decoders can do, the fewer
-ROUTER_LOAD = 0.7  # how busy routers are meant to be, at most, when their number is chosen
-REQUESTS_EACH = 100  # of a decoder: three times its slots
+LOADS = (0.5, 0.8, 0.95)  # shares of what encoders or decoders can do, whichever is less
+ROUTER_LOAD = 0.7  # the most a router is busy, when their number is chosen
+REQUESTS_EACH = 100  # requests a decoder: three times its slots
 SATURATION_DECODERS = (1, 2, 3, 4, 6, 8)
 
 
@@ -81,11 +86,10 @@ def encoder_costs() -> dict[str, float]:
     return {"encoder_step": step, "encoder_token": token}
 
 
-def decoder_costs(**options: Any) -> dict[str, float]:
-    config = EngineConfig.of(
-        model=str(QUICKSTART), dtype="float32", with_encoder=False, max_num_seqs=SLOTS, **options
-    )
-    engine, request_builder, length = Engine(config), steps.load(QUICKSTART), round(MEASURED.mean_input)
+def decoder_costs(make_runner: Callable[[EngineConfig, Group], Runner]) -> dict[str, float]:
+    config = EngineConfig.of(model=str(QUICKSTART), dtype="float32", with_encoder=False, max_num_seqs=SLOTS)
+    engine = Engine(config, None, make_runner)
+    request_builder, length = steps.load(QUICKSTART), round(MEASURED.mean_input)
     seconds, admissions = [], []
     for rows in ROWS:
         for _ in range(2):  # the first warms up
@@ -123,7 +127,7 @@ async def router_costs(endpoints: Endpoints) -> dict[str, float]:
 
 
 async def lone_request_s(endpoints: Endpoints) -> float:
-    """Seconds until a request of one token is answered where nobody else asks."""
+    """Seconds until a request of one token is answered when no other is there."""
     rng = random.Random(1)
     async with AsyncClient(endpoints.grpc[0]) as client:
         asks = [traffic.ask(round(MEASURED.mean_input), 1, rng) for _ in range(25)]
@@ -132,13 +136,13 @@ async def lone_request_s(endpoints: Endpoints) -> float:
 
 
 def _line(x: Any, y: list[float]) -> tuple[float, float]:
-    """What y is at x = 0, and how much more for each 1."""
+    """Intercept and slope of a line through the points."""
     slope, start = np.polyfit(x, y, 1)
     return max(0.0, float(start)), max(0.0, float(slope))
 
 
 def _ingress() -> Path:
-    """Its folder in /proc, where this process has started its cluster."""
+    """The ingress' folder in /proc, if this process started its cluster."""
     parents, found = {}, []
     for process in Path("/proc").glob("[0-9]*"):
         try:
@@ -158,8 +162,8 @@ def _ingress() -> Path:
 
 
 def _python_s(process: Path) -> float:
-    """CPU time of a Ray worker's Python threads, of which one runs at a time. They are named like the
-    process, those of Ray's and gRPC's own code by what they do."""
+    """CPU seconds of a Ray worker's Python threads, of which one runs at a time. They have the process' name;
+    threads of Ray's and gRPC's own code are named by what they do."""
     total = 0
     for thread in process.glob("task/*"):
         if (thread / "comm").read_text().startswith("ray::"):
@@ -171,7 +175,7 @@ def _python_s(process: Path) -> float:
 
 
 async def served(endpoints: Endpoints) -> tuple[float, dict[str, float]]:
-    """The traffic on the real cluster: requests/s, and what they saw."""
+    """The traffic on the real cluster: requests/s and latencies."""
     rng = random.Random(2)
     asks = [
         traffic.ask(rng.randrange(*MEASURED.inputs), rng.randrange(*MEASURED.outputs), rng)
@@ -204,24 +208,31 @@ def measure() -> tuple[Costs, list[dict[str, Any]]]:
     """The costs, and how the simulation compares with the cluster they were measured on."""
     torch.set_num_threads(1)
     encoder = encoder_costs()
-    decoders = {ms: decoder_costs(simulated_step_ms=ms) for ms in (SIMULATED_STEP_MS, None)}
+    # The encoder of simulated steps computes nothing.
+    ways: tuple[tuple[str, dict[str, float], dict[str, float], dict[str, Any]], ...] = (
+        (
+            "simulated",
+            dict.fromkeys(encoder, 0.0),
+            decoder_costs(simulated_runner(SIMULATED_STEP_S)),
+            {"encoder": SimulatedEncoder, "decoder": simulated_decoder(SIMULATED_STEP_S)},
+        ),
+        ("real", encoder, decoder_costs(Runner), {}),
+    )
     validation = []
-    config = traffic.one_core_each(max_num_seqs=SLOTS, simulated_step_ms=SIMULATED_STEP_MS)
+    config = traffic.one_core_each(max_num_seqs=SLOTS)
     with traffic.cluster(config) as cluster:
         router: dict[str, float] = {}
-        for ms, decoder in decoders.items():
-            endpoints = cluster.deploy(replace(config, simulated_step_ms=ms))
+        for name, of_encoder, of_decoder, stages in ways:
+            endpoints = cluster.deploy(config, **stages)
             router = router or asyncio.run(router_costs(endpoints))
-            # The encoder of simulated steps computes nothing.
-            of_encoder = dict.fromkeys(encoder, 0.0) if ms else encoder
-            costs = Costs(**router, **of_encoder, **decoder, transport=0.0)
+            costs = Costs(**router, **of_encoder, **of_decoder, transport=0.0)
             alone = Simulation(Shape(1, 1, 1, SLOTS), costs, Traffic((45, 46), (1, 2)), 0.1, 9).run()
             lone_s = asyncio.run(lone_request_s(endpoints))
             costs = replace(costs, transport=max(0.0, lone_s - float(np.median(alone.end - alone.arrived))))
             rate, measured = asyncio.run(served(endpoints))
             _, expected = simulated(Shape(1, 1, 1, SLOTS), costs, MEASURED, rate, 20 * VALIDATION_REQUESTS)
             validation.append(
-                {"steps": "simulated" if ms else "real", "requests_per_s": rate, "costs": asdict(costs)}
+                {"steps": name, "requests_per_s": rate, "costs": asdict(costs)}
                 | {"measured": measured, "simulated": expected}
                 | {"deviation": {name: expected[name] / measured[name] - 1 for name in measured}}
             )
@@ -232,7 +243,7 @@ def measure() -> tuple[Costs, list[dict[str, Any]]]:
 
 
 def routers_for(costs: Costs, encoders: int, decoders: int, rate: float) -> int:
-    """The fewest that are not busier than ROUTER_LOAD."""
+    """The fewest routers of which none is busier than ROUTER_LOAD."""
     routers = 1
     while costs.router_load(Shape(encoders, decoders, routers, SLOTS), TRAFFIC, rate) > ROUTER_LOAD:
         routers = math.ceil(1.05 * routers + 0.5)
@@ -240,12 +251,12 @@ def routers_for(costs: Costs, encoders: int, decoders: int, rate: float) -> int:
 
 
 def capacity(costs: Costs, encoders: int, decoders: int) -> float:
-    """Requests/s that their encoders and decoders can answer."""
+    """Requests/s that these encoders and decoders can answer."""
     return min(encoders * costs.encoder_rate(TRAFFIC), decoders * costs.decoder_rate(TRAFFIC, SLOTS))
 
 
 def saturation(costs: Costs) -> dict[str, Any]:
-    """One router before more and more engines, at four fifths of what they can: where it does not follow."""
+    """One router with more and more engines, at four fifths of what they can do: where it falls behind."""
     rows = []
     for decoders in SATURATION_DECODERS:
         encoders = math.ceil(decoders / 4)

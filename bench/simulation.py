@@ -1,13 +1,13 @@
-"""A cluster as queues: what routers, encoders and decoders do at sizes that no machine here has.
+"""A cluster as queues: routers, encoders and decoders at sizes that no machine here has.
 
 Discrete events over what a step, a request or a message costs, which `simulate.py` measures. The policies are
 the cluster's own: a router does one thing after another; encoder inputs leave in batches as soon as a replica
-has room (`EncoderPool`); a request goes to the one of two engines that looks less loaded to its router, from
-what they last told it (`EnginePool`, `EngineLink.load`); an engine admits in order of arrival and steps its
-whole batch; each step is one message to every router that has a row in it.
+has room (`EncoderPool`); a request goes to the less loaded of two engines, by what they last told its router
+(`EnginePool`, `EngineLink.load`); an engine admits in order of arrival and steps its whole batch; each step
+is one message to every router that has a row in it.
 
-Every replica has its own machine here: nobody shares a core. There is no failure, no preemption and no reuse
-of encoder output. Times are in seconds, lengths in tokens.
+Every replica has a core of its own. There is no failure, no preemption and no reuse of encoder output. Times
+are in seconds, lengths in tokens.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ BATCHES_IN_FLIGHT = ServeConfig.encoder_batches_in_flight
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds of work for each of something."""
+    """Seconds of work, by what it is done for."""
 
     router_request: float  # from a client's call to its submission, and its end
-    router_message: float  # from an engine, whatever is in it
-    router_delta: float  # of one sequence in such a message
+    router_message: float  # a message from an engine, whatever it holds
+    router_delta: float  # one sequence in that message
     router_chunk: float  # streamed to a client
     encoder_step: float  # a batch, and for each token in it:
     encoder_token: float
     decoder_step: float  # a step, and for each row in it:
     decoder_row: float
     decoder_token: float  # an encoder token of a sequence that joins: its cross-attention K/V
-    # Of a request that is alone, what none of the above explains: on the way from process to process, the
-    # hand-off of its hidden states included. It keeps nobody busy.
+    # The rest of a lone request's time: between processes, the hand-off of its hidden states included. It
+    # keeps no process busy.
     transport: float
 
     def decoder_rate(self, traffic: Traffic, slots: int) -> float:
@@ -64,7 +64,7 @@ class Costs:
         return batch / (self.encoder_step + batch * traffic.mean_input * self.encoder_token)
 
     def router_load(self, shape: Shape, traffic: Traffic, rate: float) -> float:
-        """Seconds a second of each of the routers' work, where all is spread evenly and nothing queues."""
+        """Seconds of work a second at each router, if it is spread evenly and nothing queues."""
         # A decoder's rows and the time of its step follow from one another: rows are tokens/s times it.
         each = rate / shape.decoders
         work = each * (traffic.mean_output * self.decoder_row + traffic.mean_input * self.decoder_token)
@@ -77,11 +77,11 @@ class Costs:
         return (rate * self.router_request + shape.decoders / step_s * step) / shape.routers
 
     def message_s(self, rows: float, step_s: float) -> float:
-        """A step's part of a message: they gather steps where there are many rows."""
+        """A step's part of a message, seconds: messages gather steps where there are many rows."""
         return self.router_message * min(1.0, step_s / min(LONGEST_GATHER_S, rows * GATHER_S_PER_REQUEST))
 
     def delta_s(self, shape: Shape, live: Floats | Ints, step_s: float) -> Floats:
-        """By router: of each row of a step. What is streamed gathers tokens where there are many requests."""
+        """Seconds a row of a step costs its router. Streamed tokens gather where there are many requests."""
         if not shape.streaming:
             return np.full(len(live), self.router_delta)
         gather_s = np.minimum(_LONGEST_GATHER_S, np.maximum(live, 1e-9) / _MESSAGES_PER_S)
@@ -90,8 +90,8 @@ class Costs:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Requests come at random, independently of one another; lengths are uniform from the first number up to
-    the second, exclusively."""
+    """Requests arrive at random, independently of one another. Lengths are uniform from the first number to
+    the second, which is excluded."""
 
     inputs: tuple[int, int] = (10, 80)
     outputs: tuple[int, int] = (8, 65)
@@ -112,22 +112,22 @@ class Shape:
     routers: int
     slots: int = 32  # sequences that a decoder decodes at once
     streaming: bool = True
-    # Otherwise every router takes, of all workers, the one that looks least loaded; of equals the first it
-    # knows, which is the same for all.
+    # False: every router takes the worker that looks least loaded, and of equals the first it knows, which is
+    # the same for all.
     by_chance: bool = True
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """Times by request, in order of arrival. The rest is of the time in which requests come but for its first
-    third, in which the cluster fills."""
+    """Times by request, in order of arrival. All else covers the time in which requests arrive, without its
+    first third, in which the cluster fills."""
 
     arrived: Floats
     first: Floats  # when its first token had passed its router
-    end: Floats  # likewise its last
+    end: Floats  # when its last token had
     tokens_per_s: float
-    # By replica: the work that came to a router and an encoder, in seconds a second; above 1 it is too much.
-    # Of a decoder the share of its slots that were taken.
+    # By replica: the work of a router and an encoder, in seconds a second; above 1 it falls behind.
+    # By decoder: the share of its slots that were taken.
     routers: Floats
     encoders: Floats
     decoders: Floats
@@ -148,7 +148,7 @@ class _Decoder:
         self.started: list[int] = []  # slots that the running step has filled
         self.waiting: deque[int] = deque()
         self.stepping = False
-        self.step_s = 0.0  # of the running step
+        self.step_s = 0.0  # the running step's
 
     @property
     def load(self) -> int:
@@ -176,7 +176,7 @@ class Simulation:
 
         self._free_at = np.zeros(shape.routers)
         self._busy = [np.zeros(shape.routers), np.zeros(shape.encoders), np.zeros(shape.decoders)]
-        self._marks: list[tuple[int, list[Floats]]] = []  # tokens delivered and busy times so far
+        self._marks: list[tuple[int, list[Floats]]] = []  # tokens delivered and busy times, so far
 
         self._to_encode: list[deque[int]] = [deque() for _ in range(shape.routers)]
         self._in_flight = np.zeros((shape.routers, shape.encoders), np.int64)  # batches
@@ -225,7 +225,7 @@ class Simulation:
         self._send(self.router[number])
 
     def _send(self, router: int) -> None:
-        """Drain after step: whatever waits leaves as soon as a replica has room."""
+        """Drain after step: all inputs that wait leave as soon as a replica has room."""
         queue = self._to_encode[router]
         while queue:
             batches = self._in_flight[router]
@@ -248,7 +248,7 @@ class Simulation:
         self._grant(router)
 
     def _grant(self, router: int) -> None:
-        """Sends what is encoded to engines, as long as any has room."""
+        """Sends requests whose inputs are encoded to engines, while any has room."""
         queue = self._to_place[router]
         while queue:
             loads = np.maximum(self._known[router], self._own[router])
@@ -334,7 +334,7 @@ class Simulation:
         self._step(number)
 
     def _receive(self, routers: Ints, deltas: Ints, decoder: _Decoder, rows: int) -> None:
-        """What the routers do with a step's tokens."""
+        """The routers take in a step's tokens."""
         step_s = max(decoder.step_s, 1e-9)
         seconds = self.costs.message_s(rows, step_s)
         seconds = seconds + deltas * self.costs.delta_s(self.shape, self.live[routers], step_s)
@@ -342,7 +342,7 @@ class Simulation:
         self._free_at[routers] = np.maximum(self._free_at[routers], self.now) + seconds
 
     def _heartbeat(self, number: int) -> None:
-        """What a router without requests here learns of this decoder."""
+        """Routers without requests here learn of this decoder's load."""
         self._known[:, number] = self._decoders[number].load
         if np.isnan(self.end).any():
             self._at(self.now + HEARTBEAT_S, self._heartbeat, number)

@@ -1,12 +1,12 @@
-"""What copying from the source gives, and what it costs where there is nothing to copy.
+"""What drafts from the source gain, and what they cost where there is nothing to copy.
 
     python bench/speculation.py [--rounds 5] [--out bench/results/speculation.json]
 
-One engine that drafts, one that does not, in one process and in turns; float32. Three models:
+One engine drafts and one does not, in one process and in turns; float32. The models:
 
     copier      of T5-small's size, made by hand so that how much it copies is known: `copier.py`. Inputs of
                 40 to 120 tokens of which it copies all, all but one in twenty or in five, and none
-    extractor   the like, which copies twelve tokens and leaves out twelve, in turns
+    extractor   made in the same way; copies twelve tokens and leaves out twelve, in turns
     quickstart  the bundled translation model, on sentences full of names and numbers, which translations
                 keep, and on plain ones
 

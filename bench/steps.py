@@ -1,4 +1,4 @@
-"""Engines that are given a batch of equal requests, so that every step of it is of so many rows."""
+"""A batch of equal requests for an engine, so that all its steps have the same number of rows."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _handles = itertools.count()
 
 @dataclass(frozen=True)
 class Given:
-    """Hidden states that are simply there."""
+    """Hidden states that are at hand."""
 
     handle: int
     states: torch.Tensor
@@ -29,14 +29,14 @@ class Given:
 
 
 def batch(request_builder: RequestBuilder, rows: int, inputs: int, outputs: int) -> list[PreparedRequest]:
-    """Requests of so many encoder tokens that generate so many, greedily."""
+    """Greedy requests, each with the same number of encoder tokens and of tokens to generate."""
     params = SamplingParams(temperature=0, max_tokens=outputs, ignore_eos=True)
     ids = [[random.randrange(3, 1000) for _ in range(inputs)] for _ in range(rows)]
     return [request_builder.prepare({"prompt_token_ids": one}, params) for one in ids]
 
 
 def submit(engine: Engine, prepared: list[PreparedRequest]) -> None:
-    """With hidden states where the engine has no encoder."""
+    """Submits them, with hidden states where the engine has no encoder."""
     for one in prepared:
         [request] = one.sequences
         if engine.runner.encoder is None:

@@ -2,8 +2,8 @@
 
     python bench/summary.py [--write]
 
-`--write` puts the tables between their marks in README.md and docs/measurements.md, from which
-`tests/bench/test_summary.py` then takes them to be.
+`--write` puts the tables between their marks in README.md and docs/performance.md;
+`tests/bench/test_summary.py` checks that they are these.
 """
 
 from __future__ import annotations
@@ -49,6 +49,39 @@ def _percent(share: float) -> str:
 
 
 # -- the tables in the documentation
+
+
+def headline() -> str:
+    """README's three claims and their figures: two medians of ratios, and the sum of the parity matrix."""
+    stream = load("engine")["models"]["random T5-small"]["stream"]
+    peers = (stream[peer]["tandem_over_this"]["tandem int8"] for peer in ("ctranslate2 int8", "transformers"))
+    over_ctranslate2, over_transformers = (f"{ratio['median']:.1f}" for ratio in peers)
+    mixed = f"{load('placement')['workloads']['mixed']['ratio']['median']:.1f}"
+    exact, total, models, ways = parity()
+    rows = [
+        ["Continuous batching for encoder-decoder models, beam search in the same batch, self- and "
+         "cross-attention in one pool of pages",
+         f"**{over_ctranslate2} ×** CTranslate2's tokens/s in int8, {over_transformers} × transformers' "
+         "in float32"],
+        ["Encoders and decoders as separate deployments that scale by themselves; an input is encoded once, "
+         "whichever decoders answer",
+         f"**{mixed} ×** the tokens/s of the same two workers colocated, on mixed requests"],
+        ["The tokens and beams of `transformers.generate` whatever the batch: preempted, resumed, "
+         "tensor-parallel",
+         f"**{exact} of {total}** requests exact, on {models} models in {ways} ways of decoding"],
+    ]  # fmt: skip
+    return markdown(["What", "Measured"], rows)
+
+
+def parity() -> tuple[int, int, int, int]:
+    """Exact requests, requests, models and ways of decoding in the matrix of docs/parity.md."""
+    text = (ROOT / "docs" / "parity.md").read_text(encoding="utf-8")
+    table = text.partition("<!-- parity matrix -->\n")[2].partition("\n<!-- /parity matrix -->")[0]
+    _, _, *rows = (line.strip("| ").split(" | ") for line in table.splitlines())
+    cells = [cell.split("/") for _, *row in rows for cell in row if "/" in cell]
+    exact, total = (sum(map(int, counts)) for counts in zip(*cells, strict=True))
+    return exact, total, len(rows), len(rows[0]) - 1
+
 
 SYSTEMS = {
     "tandem float32": "Tandem float32",
@@ -191,7 +224,7 @@ def _both(row: Figures, name: str) -> str:
 
 
 def roofline() -> str:
-    """Of T5-small at the most rows, by precision: microseconds and how many times the floor."""
+    """T5-small at the largest number of rows: by precision, microseconds and multiples of the floor."""
     precisions = load("roofline")["models"]["random T5-small"]
     steps = {precision: list(by_rows.values())[-1] for precision, by_rows in precisions.items()}
 
@@ -210,7 +243,7 @@ def roofline() -> str:
     return markdown(["op", *head], rows)
 
 
-FEW = 0.01  # drafts for a token; of fewer it means nothing how many are right
+FEW = 0.01  # drafts a token; below, the share that is right means nothing
 
 
 def speculation() -> str:
@@ -241,9 +274,10 @@ def _spread(values: Figures) -> str:
 
 
 DOCUMENTS: dict[Path, tuple[Callable[[], str], ...]] = {
-    ROOT / "README.md": (engine, speculation, cluster, first_token, placement),
-    ROOT / "docs" / "measurements.md": (
-        roofline, cache, handoff, costs, validation, saturation, scaling, choices, admission,
+    ROOT / "README.md": (headline,),
+    ROOT / "docs" / "performance.md": (
+        engine, speculation, cluster, first_token, placement, cache, roofline, handoff, costs, validation,
+        saturation, scaling, choices, admission,
     ),
 }  # fmt: skip
 

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from tandem import AsyncClient, SamplingParams
 from tandem.cluster import launch
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.serve_compat.endpoints import Endpoints
+from tandem.cluster.endpoints import Endpoints
 
 VOCABULARY = 4000  # of the bundled model
 EOS = 1
@@ -28,7 +28,8 @@ class Ask:
 
 @dataclass(frozen=True)
 class Answer:
-    """Seconds from when it was to be sent. Without streaming the first token comes with the last."""
+    """An answer's times, in seconds from when it was due to be sent. Without streaming the first token comes
+    with the last."""
 
     first_s: float
     whole_s: float
@@ -37,7 +38,7 @@ class Answer:
 
 
 def ask(inputs: int, outputs: int, rng: random.Random) -> Ask:
-    """Of so many tokens; no two have the same input."""
+    """A request with these lengths; no two have the same input."""
     return Ask([rng.randrange(3, VOCABULARY) for _ in range(inputs - 1)] + [EOS], outputs)
 
 
@@ -61,7 +62,7 @@ async def send(client: AsyncClient, asked: Ask, *, streaming: bool, at: float | 
 async def in_turn(
     client: AsyncClient, asks: Sequence[Ask], clients: int, *, streaming: bool
 ) -> tuple[list[Answer], float]:
-    """So many clients, each of which sends one of these after the other; and the seconds it took."""
+    """The answers to `clients` clients that each send one request after another; and the seconds it took."""
     todo, start = iter(asks), time.perf_counter()
 
     async def one() -> list[Answer]:
@@ -74,7 +75,7 @@ async def in_turn(
 async def at_random(
     client: AsyncClient, asks: Sequence[Ask], rate: float, rng: random.Random, *, streaming: bool
 ) -> list[Answer]:
-    """At random times, `rate` a second, whoever has been answered."""
+    """The answers to requests sent at random times, `rate` a second, whether or not others are answered."""
     at = time.perf_counter()
     tasks = []
     for asked in asks:
@@ -103,8 +104,8 @@ def one_core_each(**options: object) -> ServeConfig:
 
 @contextlib.contextmanager
 def cluster(config: ServeConfig) -> Iterator[launch.RunningCluster]:
-    """Without an application yet. Ray takes the machine for a larger one: its CPUs are what workers reserve,
-    and two workers of one core each, with the ingress beside them, do not fit two cores."""
+    """A cluster without an application. Ray takes the machine for a larger one: its CPUs are what workers
+    reserve, and two workers of one core each, with the ingress, do not fit two cores."""
     os.environ["RAY_OVERRIDE_RESOURCES"] = '{"CPU": 8}'
     with launch.RunningCluster(config) as running:
         yield running

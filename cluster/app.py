@@ -17,16 +17,17 @@ from tandem.cluster.config import ServeConfig, parse_args
 from tandem.cluster.replicas.autoscaling import decoder_autoscaling, encoder_autoscaling
 from tandem.cluster.replicas.decoder import Decoder
 from tandem.cluster.replicas.encoder import Encoder
-from tandem.workers.models.checkpoint import read_json, resolve
 from tandem.workers.models.families import spec_of
+from tandem.workers.models.model_folder import read_json, resolve
 
 INGRESS = "Ingress"  # the deployment's name
-SUPERVISOR_CPUS = 0.05  # it hardly ever does anything
+SUPERVISOR_CPUS = 0.05  # a supervisor is idle nearly always
 HEALTH_CHECK_PERIOD_S = 2.0  # how late Serve learns that an engine died; routers learn it at once
 HEALTH_CHECK_TIMEOUT_S = 20.0
 CONTROL_CALLS = 100  # `describe` calls that one replica may serve at a time
-# Serve looks this often whether a replica that is to stop has finished its requests.
+# Serve checks this often whether a replica that is to stop has finished its requests.
 DRAIN_POLL_S = 0.5
+# Fields of `ServeConfig` that say how many replicas there are, and when.
 _SCALE = (
     "min_encoder_replicas",
     "max_encoder_replicas",
@@ -37,7 +38,7 @@ _SCALE = (
     "upscale_delay_s",
     "downscale_delay_s",
 )
-QUIET = LoggingConfig(enable_access_log=False)  # their calls are the routers', not the clients'
+QUIET = LoggingConfig(enable_access_log=False)  # routers call supervisors, clients do not
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -48,17 +49,28 @@ def build(args: Mapping[str, Any]) -> Application:
     return application(parse_args(args))
 
 
-def application(config: ServeConfig, ingress: type[Any] | None = None) -> Application:
-    """The deployments of one model, bound together. `ingress` is the class of the front door, called
-    with the configuration, the encoder's handle or None, and the decoder's handle; it has `drain`."""
+def application(
+    config: ServeConfig,
+    ingress: type[Any] | None = None,
+    *,
+    encoder: type[Encoder] = Encoder,
+    decoder: type[Decoder] = Decoder,
+) -> Application:
+    """The deployments of one model, bound together.
+
+    Args:
+        ingress: the class of the ingress, called with the configuration, the encoder's handle or None, and
+            the decoder's handle; it has `drain`. None: `Ingress`.
+        encoder, decoder: the classes of the stages; measurements derive their own.
+    """
     if ingress is None:
         from tandem.cluster.ingress.ingress import Ingress
 
         ingress = Ingress
     config = resolve_auto(config)
     worker = worker_config(config)
-    encoder = None if config.placement == "colocated" else _encoder(config, worker)
-    # The router refuses what exceeds `queued_requests`, with a proper error; Serve's own limit is behind.
+    encoders = None if config.placement == "colocated" else _encoder(encoder, config, worker)
+    # The router refuses what exceeds `queued_requests`, with a proper error, before Serve's own limit does.
     deployment: Any = serve.deployment(
         ingress,
         name=INGRESS,
@@ -67,12 +79,13 @@ def application(config: ServeConfig, ingress: type[Any] | None = None) -> Applic
         ray_actor_options={"num_cpus": config.ingress_cpus},
         **_lifetime(config),
     )
-    bound: Application = deployment.bind(worker, encoder, _decoder(config, worker))
+    bound: Application = deployment.bind(worker, encoders, _decoder(decoder, config, worker))
     return bound
 
 
 def resolve_auto(config: ServeConfig) -> ServeConfig:
-    """With what `auto` and the model decide: the device, and no encoders for a decoder-only model.
+    """The configuration with what `auto` and the model decide filled in: the device, and no encoders for a
+    decoder-only model.
 
     Raises ModelLoadError where there is no such model here.
     """
@@ -85,14 +98,14 @@ def resolve_auto(config: ServeConfig) -> ServeConfig:
 
 
 def worker_config(config: ServeConfig) -> ServeConfig:
-    """What the replicas are given: without that which only concerns how many there are. Serve restarts
-    replicas whose arguments change, and a change of scale is to drain some or add some."""
+    """What the replicas are given: fields that only concern how many there are have their defaults. Serve
+    restarts replicas whose arguments change, and a change of scale is to drain some or add some."""
     default = ServeConfig()
     return dataclasses.replace(config, **{name: getattr(default, name) for name in _SCALE})
 
 
 def uses_gpus(config: ServeConfig) -> bool:
-    """Whether the workers ask for GPUs. On `auto` the cluster decides by what it has at this moment."""
+    """Whether the workers ask for GPUs. With `auto`, they do if the cluster has any at this moment."""
     if config.device != "auto":
         return config.device == "cuda"
     if config.quantization is not None:
@@ -102,9 +115,9 @@ def uses_gpus(config: ServeConfig) -> bool:
     return torch.cuda.is_available()  # `serve run` builds before it connects
 
 
-def _encoder(config: ServeConfig, worker: ServeConfig) -> Application:
+def _encoder(kind: type[Encoder], config: ServeConfig, worker: ServeConfig) -> Application:
     deployment: Any = serve.deployment(
-        Encoder,
+        kind,
         name="Encoder",
         placement_group_bundles=_bundles(config, 1, config.encoder_cpus, config.encoder_gpus),
         **_replicas(config.min_encoder_replicas, encoder_autoscaling(config)),
@@ -114,10 +127,10 @@ def _encoder(config: ServeConfig, worker: ServeConfig) -> Application:
     return bound
 
 
-def _decoder(config: ServeConfig, worker: ServeConfig) -> Application:
+def _decoder(kind: type[Decoder], config: ServeConfig, worker: ServeConfig) -> Application:
     ranks = config.tensor_parallel_size
     deployment: Any = serve.deployment(
-        Decoder,
+        kind,
         name="Decoder",
         placement_group_bundles=_bundles(config, ranks, config.decoder_cpus, config.decoder_gpus),
         **_replicas(config.min_decoder_replicas, decoder_autoscaling(config)),
@@ -128,7 +141,7 @@ def _decoder(config: ServeConfig, worker: ServeConfig) -> Application:
 
 
 def _bundles(config: ServeConfig, actors: int, cpus: float, gpus: float) -> list[dict[str, float]]:
-    """One for each actor; the replica itself sits with the first."""
+    """One bundle for each actor; the replica itself shares the first."""
     bundle = {"CPU": cpus, "GPU": gpus} if config.device == "cuda" else {"CPU": cpus}
     first = bundle | {"CPU": cpus + SUPERVISOR_CPUS}
     return [first, *(dict(bundle) for _ in range(actors - 1))]

@@ -1,25 +1,37 @@
-"""What a Tandem cluster is made of: one frozen value, checked once, that every deployment is given."""
+"""The configuration of a Tandem cluster: one frozen value, checked once, that every deployment is given."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from tandem.errors import InvalidRequest
 from tandem.limits import Limits
 from tandem.params import invalid
 from tandem.workers.config import Device, Dtype, EngineConfig, Quantization
-from tandem.workers.models.checkpoint import resolve
+from tandem.workers.models.model_folder import resolve
 from tandem.workers.requests.defaults import checked_overrides
 
 Placement = Literal["disaggregated", "colocated"]
 IngressMode = Literal["direct", "proxy"]
+Count = Annotated[int, Field(gt=0)]
+Port = Annotated[int, Field(gt=0, le=65535)]
+Positive = Annotated[float, Field(gt=0)]
+NotNegative = Annotated[float, Field(ge=0)]
 
 REPORT_PERIOD_S = 10.0  # Serve's `metrics_interval_s`: it collects what replicas report this often
+
+# The fields of `EngineConfig` that a cluster derives, and from what. Every other one is a field of
+# `ServeConfig` by the same name.
+DERIVED_ENGINE_FIELDS = {
+    "max_encoder_length": "limits.encoder_tokens: the ingress refuses what is longer",
+    "max_decoder_length": "limits.decoder_tokens: the ingress refuses what is longer",
+    "with_encoder": "placement: whether the engine encodes by itself",
+}
 
 
 @dataclass(frozen=True)
@@ -27,127 +39,109 @@ class ServeConfig:
     """One model, served. Every field can be set by `tandem serve`, by `serve run
     tandem.cluster.app:build name=value …` and by `args:` in a Serve config file.
 
-    Raises `InvalidRequest`, naming the field, for a combination that cannot hold.
+    Raises `InvalidRequest`, naming the field, for a value out of range or a combination that cannot hold.
     """
 
     __pydantic_config__ = ConfigDict(extra="forbid", allow_inf_nan=False)
 
     # The model
-    model: str = "quickstart"  # a folder or hub id: see workers.checkpoint.resolve
+    model: str = "quickstart"  # a folder or hub id: see workers/models/model_folder.py
     served_model_name: str | None = None  # what clients call it; None: `model`
-    dtype: Dtype = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
-    device: Device = "auto"  # auto: GPUs if the cluster has any when the application is built
-    quantization: Quantization | None = None  # int8: of projections, on CPUs
-    tensor_parallel_size: int = 1  # shards of one decoder replica
+    dtype: Dtype = EngineConfig.dtype
+    device: Device = EngineConfig.device  # auto: GPUs if the cluster has any when the application is built
+    quantization: Quantization | None = EngineConfig.quantization
+    tensor_parallel_size: Count = EngineConfig.tensor_parallel_size  # shards of one decoder replica
     # Decoding defaults that come before the model's `generation_config.json`, under its names.
     override_generation_config: dict[str, Any] = field(default_factory=dict)
 
     # The cluster
     # colocated: the decoder's engine encodes by itself. A decoder-only model is always colocated.
     placement: Placement = "disaggregated"
-    min_encoder_replicas: int = 1
-    max_encoder_replicas: int | None = None  # None: min, no autoscaling
-    min_decoder_replicas: int = 1
-    max_decoder_replicas: int | None = None
-    ingress_replicas: int = 1
+    min_encoder_replicas: Count = 1
+    max_encoder_replicas: Count | None = None  # None: min, no autoscaling
+    min_decoder_replicas: Count = 1
+    max_decoder_replicas: Count | None = None
+    ingress_replicas: Count = 1
 
-    # The front door
+    # The ingress
     ingress_mode: IngressMode = "direct"  # direct: the ingress replicas listen themselves
     host: str = "127.0.0.1"  # HTTP and gRPC bind to it
-    http_port: int = 8000  # in direct mode the first of the replicas' ports
-    grpc_port: int = 9000
+    http_port: Port = 8000  # in direct mode the first of the replicas' ports
+    grpc_port: Port = 9000
 
-    # One engine: see workers.config
+    # One engine: see `EngineConfig`, which says what None means and checks the ranges
     max_num_seqs: int = EngineConfig.max_num_seqs  # sequences decoded at once
     max_batched_tokens: int = EngineConfig.max_batched_tokens  # decoder positions in one step
     max_encoder_tokens: int = EngineConfig.max_encoder_tokens  # of one forward: also of a router's batch
-    kv_cache_gib: float | None = None
-    page_size: int | None = None  # positions
-    num_pages: int | None = None
-    draft_tokens: int = 7  # guessed for a sequence in a step; 0: none
-    check_invariants: bool = False
-    simulated_step_ms: float | None = None
+    kv_cache_gib: float | None = EngineConfig.kv_cache_gib
+    page_size: int | None = EngineConfig.page_size  # positions
+    num_pages: int | None = EngineConfig.num_pages
+    draft_tokens: int = EngineConfig.draft_tokens  # guessed for a sequence in a step; 0: none
+    overlap: bool | None = EngineConfig.overlap
+    async_encode: bool | None = EngineConfig.async_encode  # only where the engine encodes by itself
+    cuda_graphs: bool | None = EngineConfig.cuda_graphs
+    check_invariants: bool = EngineConfig.check_invariants
 
     # The router, for each ingress replica
-    encoder_cache_bytes: int = 256 * 2**20  # hidden states kept alive for reuse; 0: none
-    encoder_batches_in_flight: int = 2  # for each encoder replica: one running, one waiting behind it
-    staged_encoder_tokens: int = 2**17  # being encoded, or encoded for requests that no engine has yet
-    encoder_attempts: int = 3  # tries to encode one input before the request fails
-    replica_wait_s: float = 60.0  # longest wait for an engine or encoder before Unavailable
+    encoder_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20  # hidden states kept for reuse; 0: none
+    encoder_batches_in_flight: Count = 2  # for each encoder replica: one running, one that waits for it
+    staged_encoder_tokens: Count = 2**17  # being encoded, or encoded for requests that no engine has yet
+    encoder_attempts: Count = 3  # tries to encode one input before the request fails
+    replica_wait_s: Positive = 60.0  # longest wait for an engine or encoder before Unavailable
     limits: Limits = field(default_factory=Limits)
 
     # Autoscaling, where a stage's maximum exceeds its minimum
-    look_back_s: float = 30.0  # reports are averaged over it; they come every REPORT_PERIOD_S
-    upscale_delay_s: float = 10.0  # a need must last this long
-    downscale_delay_s: float = 300.0
+    # Reports, which come every REPORT_PERIOD_S, are averaged over it.
+    look_back_s: Annotated[float, Field(gt=REPORT_PERIOD_S)] = 30.0
+    upscale_delay_s: NotNegative = 10.0  # a need must last this long
+    downscale_delay_s: NotNegative = 300.0
 
     # Health and shutdown
-    stall_timeout_s: float = 60.0  # work waiting and no step for this long: unhealthy
-    drain_timeout_s: float = 600.0  # longest a replica finishes its requests before it stops
+    stall_timeout_s: Positive = 60.0  # work waiting and no step for this long: unhealthy
+    drain_timeout_s: Positive = 600.0  # longest a replica finishes its requests before it stops
 
     # What each actor asks Ray for. Fractions let a laptop run the whole cluster: see
     # threads.use_cpus. GPUs only on cuda.
-    ingress_cpus: float = 0.1
-    encoder_cpus: float = 0.1
-    decoder_cpus: float = 0.1  # each shard
-    encoder_gpus: float = 1.0
-    decoder_gpus: float = 1.0  # each shard
+    ingress_cpus: Positive = 0.1
+    encoder_cpus: Positive = 0.1
+    decoder_cpus: Positive = 0.1  # each shard
+    encoder_gpus: Positive = 1.0
+    decoder_gpus: Positive = 1.0  # each shard
 
     def __post_init__(self) -> None:
-        for name in _POSITIVE:
-            value = getattr(self, name)
-            if value is not None and value <= 0:
-                raise InvalidRequest(f"must be positive, got {value}", field=name)
-        for name in ("encoder_cache_bytes", "upscale_delay_s", "downscale_delay_s"):
-            if getattr(self, name) < 0:
-                raise InvalidRequest(f"must not be negative, got {getattr(self, name)}", field=name)
+        try:
+            _FIELDS.model_validate(vars(self), strict=True)
+        except ValidationError as error:
+            raise invalid(error) from None
         for stage in ("encoder", "decoder"):
             low, high = getattr(self, f"min_{stage}_replicas"), getattr(self, f"max_{stage}_replicas")
             if high is not None and high < low:
                 raise InvalidRequest(
                     f"must be at least the minimum, {low}, got {high}", field=f"max_{stage}_replicas"
                 )
-        for name in ("http_port", "grpc_port"):
-            if getattr(self, name) > 65535:
-                raise InvalidRequest(f"must be a port, got {getattr(self, name)}", field=name)
         if self.http_port == self.grpc_port:
             raise InvalidRequest("must differ from http_port", field="grpc_port")
-        if self.look_back_s <= REPORT_PERIOD_S:
-            raise InvalidRequest(
-                f"must exceed {REPORT_PERIOD_S:g}, got {self.look_back_s}", field="look_back_s"
-            )
         checked_overrides(self.override_generation_config)
         self.engine_config(self.model)
 
     def engine_config(self, folder: str | None = None) -> EngineConfig:
-        """What one engine or encoder is made with. Finds the model's folder on the machine it runs on.
+        """The configuration of one engine or encoder. Finds the model's folder on the machine it runs on.
 
         Raises ModelLoadError where there is no such model, InvalidRequest for sizes that cannot hold.
         """
+        shared = {each.name for each in fields(EngineConfig)} - DERIVED_ENGINE_FIELDS.keys() - {"model"}
         return EngineConfig(
             model=folder or str(resolve(self.model)),
-            dtype=self.dtype,
-            device=self.device,
-            quantization=self.quantization,
-            tensor_parallel_size=self.tensor_parallel_size,
-            max_num_seqs=self.max_num_seqs,
-            max_batched_tokens=self.max_batched_tokens,
-            max_encoder_tokens=self.max_encoder_tokens,
             max_encoder_length=self.limits.encoder_tokens,
             max_decoder_length=self.limits.decoder_tokens,
-            kv_cache_gib=self.kv_cache_gib,
-            page_size=self.page_size,
-            num_pages=self.num_pages,
             with_encoder=self.placement == "colocated",
-            draft_tokens=self.draft_tokens,
-            check_invariants=self.check_invariants,
-            simulated_step_ms=self.simulated_step_ms,
+            **{name: getattr(self, name) for name in shared},
         )
 
     @property
     def workers_at_once(self) -> int:
-        """That compute at the same time for a cluster of one decoder: its shards in step, and an encoder
-        beside them."""
+        """How many workers compute at the same time in a cluster of one decoder: its shards in step, and as
+        much again for an encoder."""
         return self.tensor_parallel_size * (2 if self.placement == "disaggregated" else 1)
 
     @property
@@ -164,33 +158,12 @@ class ServeConfig:
         return self.min_decoder_replicas, self.max_decoder_replicas or self.min_decoder_replicas
 
 
-_POSITIVE = (
-    "tensor_parallel_size",
-    "min_encoder_replicas",
-    "max_encoder_replicas",
-    "min_decoder_replicas",
-    "max_decoder_replicas",
-    "ingress_replicas",
-    "http_port",
-    "grpc_port",
-    "page_size",
-    "num_pages",
-    "kv_cache_gib",
-    "encoder_batches_in_flight",
-    "staged_encoder_tokens",
-    "encoder_attempts",
-    "replica_wait_s",
-    "stall_timeout_s",
-    "drain_timeout_s",
-    "look_back_s",
-    "ingress_cpus",
-    "encoder_cpus",
-    "decoder_cpus",
-    "encoder_gpus",
-    "decoder_gpus",
+_ADAPTER = TypeAdapter(ServeConfig)  # for arguments, which may need conversion
+_FIELDS: type[BaseModel] = create_model(  # type: ignore[call-overload]  # for values in Python
+    "ServeConfigFields",
+    __config__=ConfigDict(allow_inf_nan=False),
+    **{name: (hint, ...) for name, hint in get_type_hints(ServeConfig, include_extras=True).items()},
 )
-
-_ADAPTER = TypeAdapter(ServeConfig)
 _LIMITS = "limits."
 
 
@@ -208,8 +181,6 @@ def parse_args(args: Mapping[str, Any]) -> ServeConfig:
         return _ADAPTER.validate_json(json.dumps(values), strict=True)
     except ValidationError as error:
         first = error.errors()[0]
-        if isinstance(own := first.get("ctx", {}).get("error"), InvalidRequest):  # from __post_init__
-            raise own from None
         if first["type"] == "unexpected_keyword_argument":
             raise InvalidRequest("unknown parameter", field=".".join(map(str, first["loc"]))) from None
         raise invalid(error) from None

@@ -1,9 +1,10 @@
 """The one way tensors travel between workers: an encoder's output, by reference, to the decoders.
 
 An encoder *returns* the packed hidden states of a batch, so the router that asked owns them and they
-outlive the encoder's process. The router hands on references with a row range, as soon as an encoder has
-been asked where a decoder could begin at once; every rank of a decoder reads the object from its own
-node's store, without a copy. (What is small Ray keeps with its owner, and sends when it is there.)
+outlive the encoder's process. The router passes references with a row range on to the decoders. Where a
+decoder could begin at once, it gets the reference while the encoder is still at work. Every rank of a decoder
+reads the object from its own node's store, without a copy. (Small results Ray keeps with their owner, and
+sends when they are made.)
 """
 
 from __future__ import annotations
@@ -21,35 +22,35 @@ from ray.exceptions import RayError, RayTaskError
 
 from tandem.errors import HiddenStatesLost
 
-# Of PackedHidden and of what messages.py has; the two ends may run different versions during an update.
-SCHEMA: Final = 2
-SMALL_BYTES: Final = 65536  # of a batch; Ray keeps results below 100 KiB with their owner
-TRANSFER_S: Final = 30.0  # from another node's store, at least; beyond twice as much it counts as lost
+# The version of PackedHidden and of messages.py: during an update the two ends may run different code.
+SCHEMA: Final = 3
+SMALL_BYTES: Final = 65536  # a batch of at most this size is packed as bytes; Ray stores from 100 KiB on
+TRANSFER_S: Final = 30.0  # a made object that has not arrived after it, or at most twice as long, is lost
 
 # NumPy has no bfloat16, so it travels as the 16-bit integers with the same bits.
 _CARRIERS: Final = {torch.bfloat16: torch.uint16, torch.float32: torch.float32}
 _DTYPES: Final = {"bfloat16": (torch.bfloat16, np.uint16), "float32": (torch.float32, np.float32)}
 
-# The store's memory is read-only, which torch cannot express: it warns, once in a process. We never
-# write to it, so have the warning done with here, before any thread runs.
+# The store's memory is read-only, which torch cannot express: it warns, once in a process. Nothing here
+# writes to it, so the warning is spent at import, before any thread runs.
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     torch.from_numpy(np.frombuffer(b"read-only", dtype=np.uint8))
 
 
 class PackedHidden(TypedDict):
-    """Hidden states of a batch of inputs, one after the other. A plain dict, so that any version of the
-    code can read at least `schema`."""
+    """The hidden states of a batch of inputs, one input after the other. A plain dict, so that any version of
+    the code can read at least `schema`."""
 
     schema: int
     dtype: str  # of the hidden states: float32, or bfloat16 (`rows` are then uint16)
     width: int  # d_model
-    # [tokens, d_model], or at most SMALL_BYTES of it as bytes: pickling an array takes longer than they do.
+    # [tokens, d_model]; up to SMALL_BYTES as bytes, because pickling a small array takes longer.
     rows: npt.NDArray[Any] | bytes
 
 
 class BatchSummary(TypedDict):
-    """What an encoder says about a batch beside its hidden states: small, so the router reads it."""
+    """What an encoder reports of a batch. The router reads it, and never the hidden states."""
 
     tokens: int
     nbytes: int  # of the hidden states
@@ -58,8 +59,8 @@ class BatchSummary(TypedDict):
 
 @dataclass(frozen=True, slots=True)
 class HiddenSlice:
-    """One input's rows of a packed batch. The reference is nested here so that Ray never fetches it on
-    the way; whoever holds this keeps the whole batch in the store."""
+    """One input's rows of a packed batch. The reference is nested so that Ray never fetches it on the way;
+    whoever holds a slice keeps the whole batch in the store."""
 
     reference: ray.ObjectRef[PackedHidden]
     start: int
@@ -67,7 +68,7 @@ class HiddenSlice:
 
 
 def pack(hidden: torch.Tensor) -> PackedHidden:
-    """[tokens, d_model] on any device, float32 or bfloat16."""
+    """Packs hidden states [tokens, d_model], float32 or bfloat16, on any device."""
     host = hidden.detach().to("cpu").contiguous()
     rows = host.view(_CARRIERS[host.dtype]).numpy()
     return PackedHidden(
@@ -95,11 +96,11 @@ def unpack(packed: PackedHidden) -> torch.Tensor:
 
 
 async def fetch(reference: ray.ObjectRef[PackedHidden]) -> torch.Tensor:
-    """A batch's hidden states [tokens, d_model], in this node's store: awaited in the event loop, so that
-    the engine's thread need not wait. The tensor pins the object there. However long an encoder takes is
-    waited for; what it is done with has to arrive.
+    """A batch's hidden states [tokens, d_model], in this node's store, where the tensor pins them. Awaited in
+    the event loop, so that the engine's thread need not wait. An encoder may take any time; once it is done,
+    the object has to arrive: see TRANSFER_S.
 
-    Raises HiddenStatesLost where it cannot be had.
+    Raises HiddenStatesLost where the object cannot be had.
     """
     arriving = asyncio.wrap_future(reference.future())
     try:
@@ -116,17 +117,18 @@ async def fetch(reference: ray.ObjectRef[PackedHidden]) -> torch.Tensor:
 
 
 def is_made(reference: ray.ObjectRef[PackedHidden]) -> bool:
-    """Whether the object is anywhere, as far as is known here. Returns at once."""
+    """Whether the object exists on any node, as far as this process knows. Returns at once."""
     return bool(ray.wait([reference], timeout=0, fetch_local=False)[0])
 
 
 class HiddenLoader:
     """One input's hidden states on a decoder rank: what `EncoderInput.hidden` is in a cluster.
 
-    `handle` names it among the ranks of a group: rank 0 sends it, the followers look up their own.
-    `fetched` is its whole batch, see `fetch`. It stays pinned in the node's store until `let_go`, because
-    after a preemption it is read again, where nothing may be waited for: a step that waits holds up every
-    request, and all ranks. It is small beside the pages made of it, which have K and V of every layer.
+    `handle` names the input among the ranks of a group: rank 0 sends it, each follower looks up its own
+    loader. `fetched` is the input's whole batch, see `fetch`. The batch stays pinned in the node's store
+    until `let_go`, because hidden states are read again after a preemption, and a step must not wait for
+    them: it would hold up every request, and all ranks. They are small compared with the pages made of them,
+    which hold the K and V of every layer.
     """
 
     __slots__ = ("_rows", "handle")
@@ -142,12 +144,12 @@ class HiddenLoader:
         return self._rows
 
     def let_go(self) -> None:
-        """To be called when the request has ended."""
+        """Unpins the batch. Call it when the request has ended."""
         self._rows = None
 
 
 def lost(error: BaseException) -> HiddenStatesLost:
-    """Every way of not getting the object (its owner died, its node died, its encoder failed) has the
-    same remedy: encode again."""
+    """The error for every way of not getting an object: its owner died, its node died, its encoder failed.
+    The remedy is the same: encode again."""
     cause = error.cause if isinstance(error, RayTaskError) else error
     return HiddenStatesLost(f"the encoder's output is gone ({type(cause).__name__})")

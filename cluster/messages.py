@@ -1,18 +1,28 @@
-"""What a router and an engine actor say to each other."""
+"""What routers and workers say to each other."""
 
 from __future__ import annotations
 
 from typing import Any, NamedTuple
 
 from tandem.cluster.handoff import HiddenSlice
-from tandem.workers.request import Delta, EngineRequest, EngineStats
+from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
 
 HEARTBEAT_S = 1.0  # an idle engine still sends its stats this often
-# A router that is silent this long is gone: its requests are cancelled. It renews five times as often.
+# A router that is silent this long is gone: its requests are cancelled. Routers renew five times as often.
 LEASE_S = 30.0
-# An engine that is silent this long is lost to the router; its requests go elsewhere. It exceeds the
-# pauses that a machine under load causes, and a killed engine is noticed at once anyway.
+# An engine that is silent this long is lost to the router, and its requests go elsewhere. The time exceeds
+# the pauses of a machine under load; a killed engine is noticed at once anyway.
 SILENCE_S = 30.0
+
+
+def packed_input(encoder_input: EncoderInput) -> list[object]:
+    """An input as it travels to an encoder: plain values, which Ray packs without pickle."""
+    return [encoder_input.key, list(encoder_input.token_ids)]
+
+
+def read_input(packed: list[Any]) -> EncoderInput:
+    key, token_ids = packed
+    return EncoderInput(key, tuple(token_ids))
 
 
 class Submission(NamedTuple):
@@ -23,16 +33,16 @@ class Submission(NamedTuple):
 
 
 class HandoffTotals(NamedTuple):
-    """Hidden states that an engine has read from its node's object store. These only grow."""
+    """Hidden states that an engine has read from its node's object store. Counters."""
 
-    reads: int = 0  # one reads what a batch of the encoder holds for this engine at once
+    reads: int = 0  # one read takes all that an encoder's batch holds for this engine
     nbytes: int = 0
-    seconds: float = 0.0  # until all ranks have them, what is left of their encoding included
+    seconds: float = 0.0  # until all ranks have them, the rest of their encoding included
 
 
 class StepMessage(NamedTuple):
     """What an engine tells one router: after a step, or as a heartbeat. It travels as lists of plain values,
-    which Ray packs without pickle: there is a delta for every running sequence and step."""
+    which Ray packs without pickle: every running sequence has a delta in every step."""
 
     accepting: bool  # False: draining, submissions are refused
     stats: EngineStats

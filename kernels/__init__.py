@@ -1,28 +1,22 @@
 """The ops of the forward pass.
 
-Each function runs its Triton kernel on CUDA tensors and its plain PyTorch twin on all others; the twin in
-reference.py says what it computes. Triton is imported on the first CUDA call, so machines without it work.
+Each op runs on the backend of its tensors (`dispatch.backend`); its twin in reference.py says what it
+computes. Matrix products are in linear.py, whose weights are laid out for the CPU. The values that ops share
+are in values.py.
 
-The hot ops of decoding have more ways on the CPU: cpu_ops.py, compiled when Tandem is installed with a
-compiler at hand; without it cpu_decode.py, which reference.py takes for the paged attention of steps with few
-rows. linear.py holds the matrix products, whose weights are laid out for the CPU.
-
-No module here is named like a function: importing it would replace the function in this namespace.
+No module here is named like an op: importing it would replace the op in this namespace.
 """
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from tandem.kernels import decode_rows, reference
-from tandem.kernels.cpu import ops as cpu_ops
 from tandem.kernels.cpu.program import CPUProgram, NotRecordable
-from tandem.kernels.decode_rows import DecodeRows, DecodeTables
-from tandem.kernels.groups import RowGroups
+from tandem.kernels.dispatch import backend
 from tandem.kernels.linear import Int8Linear, Linear
-from tandem.kernels.reference import ACTIVATIONS, soft_capped
+from tandem.kernels.reference import ACTIVATIONS
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
-from tandem.kernels.summaries import Blocks, Summaries
+from tandem.kernels.values import Blocks, DecodeRows, DecodeTables, PagedKV, RowGroups, Scores, Summaries
 
 __all__ = [
     "ACTIVATIONS",
@@ -33,7 +27,9 @@ __all__ = [
     "Int8Linear",
     "Linear",
     "NotRecordable",
+    "PagedKV",
     "RowGroups",
+    "Scores",
     "Summaries",
     "activate",
     "add_layer_norm",
@@ -41,7 +37,6 @@ __all__ = [
     "argmax",
     "embed",
     "encoder_attention",
-    "gated_gelu",
     "gather_rows",
     "layer_norm",
     "match_prompt_tokens",
@@ -58,89 +53,77 @@ __all__ = [
     "write_kv",
 ]
 
+# -- rows by themselves
+
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """Root-mean-square norm of rows [N, d] with weight [d], as in T5."""
-    if x.is_cuda:
-        from tandem.kernels.triton import ops as triton_ops
-
-        return triton_ops.rms_norm(x, weight, eps)
-    if cpu_ops.takes(x, weight):
-        return cpu_ops.add_norm(x, None, weight, None, eps)[0]
-    return reference.rms_norm(x, weight, eps)
+    return backend(x, weight).rms_norm(x, weight, eps)
 
 
 def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """The residual sum of x and residual [N, d] and its RMS norm: ``(rms_norm(sum), sum)``."""
-    if x.is_cuda:
-        from tandem.kernels.triton import ops as triton_ops
-
-        return triton_ops.add_rms_norm(x, residual, weight, eps)
-    if cpu_ops.takes(x, residual, weight):
-        return cpu_ops.add_norm(x, residual, weight, None, eps)
-    return reference.add_rms_norm(x, residual, weight, eps)
+    return backend(x, residual, weight).add_rms_norm(x, residual, weight, eps)
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm of rows [N, d] with weight and bias [d]. PyTorch's own kernel is fused on CUDA too."""
-    if cpu_ops.takes(x, weight, bias):
-        return cpu_ops.add_norm(x, None, weight, bias, eps)[0]
-    return reference.layer_norm(x, weight, bias, eps)
+    """LayerNorm of rows [N, d] with weight and bias [d]."""
+    return backend(x, weight, bias).layer_norm(x, weight, bias, eps)
 
 
 def add_layer_norm(
     x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
 ) -> tuple[Tensor, Tensor]:
     """The residual sum of x and residual [N, d] and its LayerNorm: ``(layer_norm(sum), sum)``."""
-    if x.is_cuda:
-        from tandem.kernels.triton import ops as triton_ops
-
-        return triton_ops.add_layer_norm(x, residual, weight, bias, eps)
-    if cpu_ops.takes(x, residual, weight, bias):
-        return cpu_ops.add_norm(x, residual, weight, bias, eps)
-    return reference.add_layer_norm(x, residual, weight, bias, eps)
-
-
-def rotary(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotate the leading dimensions of heads x [N, ..., H, D] by each row's angles [N, h]."""
-    return reference.rotary(x, cosines, sines)
+    return backend(x, residual, weight, bias).add_layer_norm(x, residual, weight, bias, eps)
 
 
 def activate(x: Tensor, activation: str, *, gated: bool = False) -> Tensor:
-    """One of ACTIVATIONS of x [N, F], or where gated of the first half of [N, 2F], times the other half."""
-    if cpu_ops.takes_floats(x):
-        return cpu_ops.activate(x, activation, gated=gated)
-    if gated and activation == "gelu_new":
-        return gated_gelu(x)
-    return reference.activate(x, activation, gated=gated)
-
-
-def embed(ids: Tensor, table: Tensor, onto: Tensor | None = None) -> Tensor:
-    """Rows of a table [., d] by id, int64 [N], added to `onto` [N, d]."""
-    if cpu_ops.takes_floats(table) and (onto is None or cpu_ops.takes_floats(onto)):
-        return cpu_ops.embed(ids, table, onto)
-    return reference.embed(ids, table, onto)
-
-
-def argmax(x: Tensor) -> Tensor:
-    """The place of each row's largest number, the first of several: [N, d] -> int64 [N]."""
-    return cpu_ops.argmax(x) if cpu_ops.takes_floats(x) else reference.argmax(x)
+    """One of ACTIVATIONS of x [N, F]; gated, of the first half of [N, 2F], times the other half."""
+    return backend(x).activate(x, activation, gated=gated)
 
 
 def scale(x: Tensor, factor: float) -> Tensor:
-    """``x * factor``, of rows [N, d]."""
-    if factor == 1.0:
-        return x
-    return cpu_ops.scale(x, factor) if cpu_ops.takes_floats(x) else x * factor
+    """``x * factor`` for rows [N, d]."""
+    return backend(x).scale(x, factor)
 
 
-def gated_gelu(x: Tensor) -> Tensor:
-    """[N, 2F] = [gate | linear] -> ``gelu_tanh(gate) * linear`` [N, F]."""
-    if x.is_cuda:
-        from tandem.kernels.triton import ops as triton_ops
+def soft_capped(scores: Tensor, cap: float | None) -> Tensor:
+    """``cap tanh(scores / cap)``; None: the scores themselves."""
+    return backend(scores).soft_capped(scores, cap)
 
-        return triton_ops.gated_gelu(x)
-    return reference.gated_gelu(x)
+
+def rotary(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotates the leading dimensions of heads x [N, ..., H, D] by each row's angles [N, h]."""
+    return backend(x).rotary(x, cosines, sines)
+
+
+def embed(ids: Tensor, table: Tensor, onto: Tensor | None = None) -> Tensor:
+    """Rows of a table [vocabulary, d] by id, int64 [N], added to `onto` [N, d] if given."""
+    alike = () if onto is None else (onto,)
+    return backend(table, *alike).embed(ids, table, onto)
+
+
+def argmax(x: Tensor) -> Tensor:
+    """The index of each row's largest number, the first of several: [N, d] → int64 [N]."""
+    return backend(x).argmax(x)
+
+
+# -- a decode step's tables
+
+
+def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
+    """What the rows int64 [4, N] of a decode step read and write."""
+    return backend(rows).gather_rows(rows, tables, beams=beams)
+
+
+def match_prompt_tokens(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
+    """Moves sequences, named by int64 [4, R], on by the model's tokens, int64 [samples], and looks up the
+    next draft tokens in their sources."""
+    return backend(tokens).match_prompt_tokens(tokens, rows, sequences)
+
+
+# -- attention
 
 
 def encoder_attention(
@@ -149,133 +132,40 @@ def encoder_attention(
     v: Tensor,
     cu_seqlens: Tensor,
     max_length: int,
-    bias_table: Tensor | None,
-    scale: float,
+    scores: Scores,
     windowed: bool = False,
     summaries: Summaries | None = None,
-    softcap: float | None = None,
 ) -> Tensor:
     """Bidirectional attention within packed sequences, q [N, H, D], k and v [N, G, D], with a bias by
-    distance, which may hide what is far; and over keys that stand for blocks."""
-    inputs = q, k, v, cu_seqlens, max_length, bias_table, scale, windowed, summaries, softcap
-    if q.is_cuda:
-        from tandem.kernels.triton import ops as triton_ops
-
-        return triton_ops.encoder_attention(*inputs)
-    return reference.encoder_attention(*inputs)
-
-
-def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
-    """What the rows [4, N] of a decode step read and write."""
-    if rows.is_cuda:
-        from tandem.kernels.triton import ops as triton_ops
-
-        return triton_ops.gather_rows(rows, tables, beams=beams)
-    if cpu_ops.COMPILED:
-        return DecodeRows(*cpu_ops.gather_rows(rows, tables, beams=beams))
-    return decode_rows.gather_rows(rows, tables, beams=beams)
-
-
-def match_prompt_tokens(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
-    """Moves sequences [4, R] on by what the model said, int64 [samples], and guesses what may follow."""
-    if tokens.is_cuda:
-        from tandem.kernels.triton import ops as triton_ops
-
-        return triton_ops.match_prompt_tokens(tokens, rows, sequences)
-    if cpu_ops.COMPILED:
-        return cpu_ops.match_prompt_tokens(tokens, rows, sequences)
-    return decode_rows.match_prompt_tokens(tokens, rows, sequences)
+    distance, which may hide distant keys, and over the keys of blocks."""
+    return backend(q).encoder_attention(q, k, v, cu_seqlens, max_length, scores, windowed, summaries)
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
-    """Store k, v [N, H, D] in pages [pages, H, P, D] at slots [N] = page * P + offset."""
-    if k.is_cuda:
-        from tandem.kernels.triton import ops as triton_ops
-
-        triton_ops.write_kv(k, v, k_pages, v_pages, slots)
-    elif cpu_ops.takes(k, v) and cpu_ops.takes_pages(k_pages):
-        cpu_ops.write_kv(k, v, k_pages, v_pages, slots)
-    else:
-        reference.write_kv(k, v, k_pages, v_pages, slots)
+    """Stores k, v [N, G, D] in pages [pages, G, P, D] at slots int64 [N], page * P + offset."""
+    backend(k, v, pages=k_pages).write_kv(k, v, k_pages, v_pages, slots)
 
 
 def paged_self_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
-    groups: RowGroups,
-    bias_table: Tensor | None,
-    scale: float,
-    softcap: float | None = None,
-    sums: Tensor | None = None,
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
 ) -> Tensor:
-    """Causal attention of the newest rows of each sequence over its paged keys."""
-    inputs = q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale, softcap, sums
-    if q.is_cuda:
-        from tandem.kernels.triton import ops as triton_ops
-
-        return triton_ops.paged_self_attention(*inputs)
-    if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages, groups):
-        return cpu_ops.paged_attention(
-            q, k_pages, v_pages, page_table, lengths, groups.cu_rows, bias_table, scale, softcap, sums,
-            causal=True,
-        )  # fmt: skip
-    return reference.paged_self_attention(*inputs)
+    """Causal attention of the newest rows q [N, H, D] of each sequence over its paged keys."""
+    return backend(q, pages=kv.k).paged_self_attention(q, kv, groups, scores, sums)
 
 
-def paged_beam_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    cells: Tensor,
-    lengths: Tensor,
-    bias_table: Tensor | None,
-    scale: float,
-    softcap: float | None = None,
-    sums: Tensor | None = None,
-) -> Tensor:
-    """Attention of each beam's newest row over its history, whose keys are anywhere in the pages."""
-    inputs = q, k_pages, v_pages, cells, lengths, bias_table, scale, softcap, sums
-    if q.is_cuda:
-        from tandem.kernels.triton import ops as triton_ops
-
-        return triton_ops.paged_beam_attention(*inputs)
-    if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages):
-        each = RowGroups.each(len(q), q.device)
-        return cpu_ops.paged_attention(
-            q, k_pages, v_pages, cells, lengths, each.cu_rows, bias_table, scale, softcap, sums, causal=True,
-            by_cell=True,
-        )  # fmt: skip
-    return reference.paged_beam_attention(*inputs)
+def paged_beam_attention(q: Tensor, kv: PagedKV, scores: Scores, sums: Tensor | None = None) -> Tensor:
+    """Attention of each beam's newest row q [N, H, D] over its history, whose keys `kv.table` names one by
+    one."""
+    return backend(q, pages=kv.k).paged_beam_attention(q, kv, scores, sums)
 
 
 def paged_cross_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
-    groups: RowGroups,
-    scale: float,
-    softcap: float | None = None,
-    sums: Tensor | None = None,
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
 ) -> Tensor:
-    """Attention of every row of a sequence over all its paged keys."""
-    inputs = q, k_pages, v_pages, page_table, lengths, groups, scale, softcap, sums
-    if q.is_cuda:
-        from tandem.kernels.triton import ops as triton_ops
-
-        return triton_ops.paged_cross_attention(*inputs)
-    if cpu_ops.takes(q) and cpu_ops.takes_pages(k_pages, groups):
-        return cpu_ops.paged_attention(
-            q, k_pages, v_pages, page_table, lengths, groups.cu_rows, None, scale, softcap, sums,
-            causal=False,
-        )  # fmt: skip
-    return reference.paged_cross_attention(*inputs)
+    """Attention of every row q [N, H, D] of a sequence over all its paged keys, without a bias."""
+    return backend(q, pages=kv.k).paged_cross_attention(q, kv, groups, scores, sums)
 
 
 def merge_attention(one: Tensor, one_sums: Tensor, other: Tensor, other_sums: Tensor) -> Tensor:
     """Two attentions [N, H, D] of the same queries as one over the keys of both, by their `sums` [N, H]."""
-    return reference.merge_attention(one, one_sums, other, other_sums)
+    return backend(one).merge_attention(one, one_sums, other, other_sums)

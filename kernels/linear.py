@@ -1,4 +1,4 @@
-"""Matrix products with weights that no longer change."""
+"""Matrix products with constant weights, which are laid out once for the CPU."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from tandem.kernels.cpu import ops as cpu_ops
 
 # What torch.compile's own CPU code calls.
 _ONEDNN: Final = torch.ops.mkldnn
-# Rows the layout is chosen for. oneDNN's choice for many rows is as fast for one row as its choice for one,
-# which in turn is slow for many.
+# The number of rows oneDNN chooses the layout for. Its choice for many rows is as fast for one row as its
+# choice for one row, which is slow for many.
 _ROWS: Final = 256
 
 
 class Linear:
-    """``x @ weight.T + bias``: x [N, inputs] -> [N, outputs], in x's dtype, which is the weight's.
+    """``x @ weight.T + bias``: x [N, inputs] → [N, outputs], in x's dtype, which is the weight's.
 
-    `pack` lays the weight out anew as the CPU's kernels read it. In float32 with AVX-512 that is
-    `cpu_ops.float_linear`, 1 to 4 times as fast as oneDNN, from many rows to one. Else it is oneDNN, 2 to 4
-    times as fast as `F.linear` from one row to 128, on AMD's Zen 5 with MKL, whose weights are read as they
-    lie.
+    `pack` lays the weight out as the CPU's products read it. In float32 with AVX-512 the product is
+    `cpu.ops.float_linear`, as fast as oneDNN for many rows and 4 times as fast for one. Otherwise it is
+    oneDNN's, from 1 to 128 rows 2 to 4 times as fast as `F.linear`, which reads the plain layout (MKL on
+    AMD's Zen 5).
     """
 
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
@@ -35,12 +35,12 @@ class Linear:
 
     @property
     def weight(self) -> Tensor:
-        """[outputs, inputs], to be filled before it is packed."""
+        """[outputs, inputs], to be filled before `pack`."""
         assert self._weight is not None, "packed"
         return self._weight
 
     def pack(self) -> None:
-        """Takes the weight as it is now, and lets go of the tensor."""
+        """Lays out the weight as it is now, and releases the plain tensor."""
         if self._own:
             self._packed = cpu_ops.float_pack(self.weight)
         elif packs(self.weight):
@@ -51,7 +51,7 @@ class Linear:
 
     @property
     def packed_bytes(self) -> int:
-        """What the weight takes when it is packed."""
+        """Bytes of the weight once it is packed."""
         return cpu_ops.float_bytes(self.weight) if self._own else self.weight.nbytes
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -64,10 +64,11 @@ class Linear:
 
 
 class Int8Linear(Linear):
-    """The same in 8-bit integers, on the CPU and in float32: `quantize(x) @ quantize(weight).T`.
+    """A product in 8-bit integers, on the CPU and from float32 to float32: `quantize(x) @
+    quantize(weight).T`.
 
-    The weight is quantized once, each output by itself, x at every call, each row by itself. The sums are
-    exact, so a row's result does not depend on the others.
+    The weight is quantized once by output, x at every call by row. Integer sums are exact, so a row's result
+    does not depend on the other rows.
     """
 
     def pack(self) -> None:
@@ -87,27 +88,27 @@ class Int8Linear(Linear):
         if cpu_ops.COMPILED:
             return cpu_ops.int8_linear(x, self._packed, self._scales, self.bias)
         values, scales = quantize(x)
-        # oneDNN's product wants at least one of everything.
+        # oneDNN's product takes no empty operand.
         sums = torch._int_mm(values, self._packed) if len(x) else x.new_empty(0, self._outputs)
         out = sums.float() * (scales.unsqueeze(1) * self._scales)
         return out if self.bias is None else out + self.bias
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [N, d] -> int8 [N, d] and float32 [N]: x is nearly their product, a row's largest magnitude
-    127."""
+    """float32 [N, d] → int8 [N, d] and scales, float32 [N], whose product is nearly x; each row's largest
+    magnitude is 127."""
     most = x.abs().amax(1) if x.numel() else x.new_zeros(len(x))
     inverse = torch.where(most > 0, 127.0 / most, 0.0)
     return (x * inverse.unsqueeze(1)).round().to(torch.int8), most / 127.0
 
 
 def _is_own(weight: Tensor) -> bool:
-    """Whether a product with a weight like this is `cpu_ops.float_linear`."""
+    """Whether the extension multiplies by a weight like this: `cpu.ops.float_linear`."""
     return cpu_ops.COMPILED and cpu_ops.AVX512 and weight.is_cpu and weight.dtype == torch.float32
 
 
 def packs(weight: Tensor) -> bool:
-    """Whether a weight like this is laid out anew."""
+    """Whether oneDNN lays out a weight like this."""
     if weight.device.type != "cpu" or not hasattr(_ONEDNN, "_linear_pointwise"):  # PyTorch without oneDNN
         return False
     return weight.dtype == torch.float32 or (

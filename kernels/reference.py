@@ -1,4 +1,5 @@
-"""Plain PyTorch twins: the CPU path, the oracle of the kernels' tests, and the definition of each op."""
+"""Every op in plain PyTorch: its definition, the oracle of the other backends' tests, and the op itself
+wherever another backend has none."""
 
 from __future__ import annotations
 
@@ -12,14 +13,36 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from tandem.kernels.cpu.decode import Rows, decode_attention, reads_in_place
-from tandem.kernels.groups import RowGroups
-from tandem.kernels.summaries import Summaries
+from tandem.kernels.decode_rows import gather_rows, match_prompt_tokens
+from tandem.kernels.sparse_attention import Rows, reads_in_place, sparse_attention
+from tandem.kernels.values import PagedKV, RowGroups, Scores, Summaries
 
-# Up to this many query rows of a sequence read K and V in place; from there on a dense copy pays.
-FEW_ROWS = 8
-# Of a windowed attention at a time: fewer do not pay for their operators.
-_FEWEST_QUERIES = 64
+__all__ = [
+    "ACTIVATIONS",
+    "activate",
+    "add_layer_norm",
+    "add_rms_norm",
+    "argmax",
+    "embed",
+    "encoder_attention",
+    "gather_rows",
+    "layer_norm",
+    "match_prompt_tokens",
+    "merge_attention",
+    "paged_beam_attention",
+    "paged_cross_attention",
+    "paged_self_attention",
+    "rms_norm",
+    "rotary",
+    "scale",
+    "soft_capped",
+    "write_kv",
+]
+
+# Up to this many query rows of a sequence read K and V in place; for more, a dense copy pays.
+FEW_ROWS: Final = 8
+# Queries of a windowed attention per call; fewer do not pay for the call.
+_FEWEST_QUERIES: Final = 64
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -55,17 +78,6 @@ def add_layer_norm(
     return layer_norm(residual, weight, bias, eps), residual
 
 
-def gated_gelu(x: Tensor) -> Tensor:
-    """``gelu_tanh(gate) * linear`` for ``x = [gate | linear]``.
-
-    x: [N, 2F]; returns [N, F] in x's dtype.
-    ``gelu_tanh(g) = g / 2 (1 + tanh(sqrt(2 / pi) (g + 0.044715 g^3)))`` (Hendrycks and Gimpel, 2016), which
-    transformers calls "gelu_new"; gated as in T5 v1.1 (Shazeer, 2020).
-    """
-    gate, linear = x.chunk(2, dim=-1)
-    return F.gelu(gate, approximate="tanh").mul_(linear)
-
-
 ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
     "relu": F.relu,
     "gelu": F.gelu,
@@ -74,31 +86,40 @@ ACTIVATIONS: Final[dict[str, Callable[[Tensor], Tensor]]] = {
 }
 
 
-def activate(x: Tensor, activation: str, *, gated: bool) -> Tensor:
-    """One of ACTIVATIONS of x [N, F]; where gated, ``activation(gate) * linear`` for ``x = [gate | linear]``,
-    [N, 2F]."""
+def activate(x: Tensor, activation: str, *, gated: bool = False) -> Tensor:
+    """One of ACTIVATIONS of x [N, F]; gated, ``activation(gate) * linear`` of ``x = [gate | linear]`` [N, 2F]
+    as in T5 v1.1 (Shazeer, 2020). Returns [N, F] in x's dtype.
+
+    "gelu_new" is transformers' name of ``x / 2 (1 + tanh(sqrt(2 / pi) (x + 0.044715 x^3)))`` (Hendrycks and
+    Gimpel, 2016).
+    """
     if not gated:
         return ACTIVATIONS[activation](x)
     gate, linear = x.chunk(2, dim=-1)
-    return ACTIVATIONS[activation](gate) * linear
+    return ACTIVATIONS[activation](gate).mul_(linear)
 
 
 def embed(ids: Tensor, table: Tensor, onto: Tensor | None = None) -> Tensor:
-    """Rows of the table [., d] by id, int64 [N], added to `onto` [N, d]."""
+    """Rows of the table [vocabulary, d] by id, int64 [N], added to `onto` [N, d] if given."""
     rows = F.embedding(ids, table)
     return rows if onto is None else onto + rows
 
 
 def argmax(x: Tensor) -> Tensor:
-    """The place of each row's largest number, the first of several: [N, d] -> int64 [N]."""
+    """The index of each row's largest number, the first of several: [N, d] → int64 [N]."""
     return x.argmax(-1)
 
 
-def rotary(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
-    """Rotates the leading 2h dimensions of each head, in pairs (i, h + i), by a row's angles.
+def scale(x: Tensor, factor: float) -> Tensor:
+    """``x * factor`` for x [N, d]; x itself where the factor is 1."""
+    return x if factor == 1.0 else x * factor
 
-    x: [N, ..., H, D]; cosines, sines: [N, h], broadcast over what is between; returns x's shape and dtype.
-    ``(a, b) -> (a cos - b sin, b cos + a sin)`` (Su et al., 2021), halves as in GPT-NeoX.
+
+def rotary(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
+    """Rotates the leading 2h dimensions of each head, in pairs (i, h + i), by the row's angles.
+
+    x: [N, ..., H, D]; cosines, sines: [N, h], broadcast over the dimensions between; returns x's shape and
+    dtype. ``(a, b) -> (a cos - b sin, b cos + a sin)`` (Su et al., 2021), halves as in GPT-NeoX.
     """
     half = cosines.shape[-1]
     shape = (cosines.shape[0], *[1] * (x.ndim - 2), half)
@@ -113,22 +134,19 @@ def encoder_attention(
     v: Tensor,
     cu_seqlens: Tensor,
     max_length: int,
-    bias_table: Tensor | None,
-    scale: float,
+    scores: Scores,
     windowed: bool = False,
     summaries: Summaries | None = None,
-    softcap: float | None = None,
 ) -> Tensor:
-    """``softmax(scale q k^T + bias) v`` within each sequence, every position seeing every other.
+    """``softmax(scores) v`` within each sequence, every position seeing every other; see `Scores`.
 
-    q: [N, H, D]; k, v: [N, G, D], of which H / G heads of q share one, the sequences packed one after
-    another; cu_seqlens: int32 [S + 1] of their borders; max_length: the longest; bias_table: float32
-    [H, 2R + 1] or None, the bias at ``clamp(key - query, -R, R) + R``. windowed: the table's ends hide the
-    keys, so those R or more positions away need not be read, and the cost is O(N R). summaries: more keys
-    and values, which all positions of a sequence see. softcap: see `soft_capped`. Returns [N, H, D] in q's
-    dtype.
+    q: [N, H, D]; k, v: [N, G, D], H / G heads of q sharing one, the sequences packed one after another;
+    cu_seqlens: int32 [S + 1] of their borders; max_length: the longest. windowed: the bias table's ends hide
+    their keys, so keys R or more positions away need not be read, and the cost is O(N R). summaries: further
+    keys and values, seen by all positions of a sequence. Returns [N, H, D] in q's dtype.
     """
-    width, beyond, bias = max_length, 0, None  # queries at a time, and how far from them their keys lie
+    # Queries per call, and how far from them their keys lie.
+    width, beyond, bias, bias_table = max_length, 0, None, scores.bias_table
     if bias_table is not None:
         reach = bias_table.shape[1] // 2
         if windowed and max_length > 2 * reach:
@@ -136,7 +154,7 @@ def encoder_attention(
         bias = _band(bias_table, min(width, max_length), beyond)
     side = None if summaries is None else summaries.cu_seqlens.tolist()
     parts, start, sequence = [], 0, 0
-    # Neighbours of equal length run together; padding the others to one batch is slower than one by one.
+    # Adjacent sequences of equal length run together; padding the others to one batch is slower.
     for length, run in groupby(b - a for a, b in pairwise(cu_seqlens.tolist())):
         count = len(list(run))
         rows, sequences = slice(start, start + count * length), slice(sequence, sequence + count)
@@ -163,31 +181,32 @@ def encoder_attention(
                     mask = to_summaries.new_zeros(*to_summaries.shape[:2], k_.shape[2])
                 mask = torch.cat([mask, to_summaries], dim=-1)
                 k_, v_ = torch.cat([k_, more[0]], dim=2), torch.cat([v_, more[1]], dim=2)
-            out.append(_sdpa(qs[:, :, queries], k_, v_, mask, scale, softcap))
+            out.append(_sdpa(qs[:, :, queries], k_, v_, mask, scores))
         parts.append((out[0] if len(out) == 1 else torch.cat(out, dim=2)).transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def soft_capped(scores: Tensor, cap: float | None) -> Tensor:
-    """``cap tanh(scores / cap)``, before the bias is added, as in Gemma 2 (2024); None: as they are."""
+    """``cap tanh(scores / cap)``, before the bias is added, as in Gemma 2 (2024); None: the scores
+    themselves."""
     return scores if cap is None else (scores / cap).tanh_().mul_(cap)
 
 
-def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, scale: float, cap: float | None) -> Tensor:
+def _sdpa(q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, how: Scores) -> Tensor:
     """q: [S, H, n, D]; k, v: [S, G, T, D]; bias: float32 [H, n, T] or None; returns [S, H, n, D]."""
-    if cap is None:
+    if how.softcap is None:
         mask = None if bias is None else bias.to(q.dtype)[None]
         shared = q.shape[1] != k.shape[1]
-        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=scale, enable_gqa=shared)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=how.scale, enable_gqa=shared)
     k, v = (x.repeat_interleave(q.shape[1] // x.shape[1], dim=1) for x in (k, v))
-    scores = soft_capped(torch.matmul(q, k.transpose(2, 3)).float().mul_(scale), cap)
+    scores = soft_capped(torch.matmul(q, k.transpose(2, 3)).float().mul_(how.scale), how.softcap)
     if bias is not None:
         scores += bias
     return torch.matmul(scores.softmax(-1).to(q.dtype), v)
 
 
 def _band(table: Tensor, length: int, beyond: int) -> Tensor:
-    """[H, 2R + 1] by distance -> [H, length, length + 2 beyond], entry (i, j) at distance j - beyond - i."""
+    """[H, 2R + 1] by distance → [H, length, length + 2 beyond], entry (i, j) at distance j - beyond - i."""
     reach, width = table.shape[1] // 2, length + 2 * beyond
     distance = torch.arange(1 - length - beyond, length + beyond, device=table.device).clamp_(-reach, reach)
     # Row i of the matrix is the window that starts at length - 1 - i.
@@ -195,12 +214,12 @@ def _band(table: Tensor, length: int, beyond: int) -> Tensor:
 
 
 def _toeplitz(table: Tensor, length: int) -> Tensor:
-    """[H, 2R + 1] by distance -> [H, length, length], entry (i, j) at distance j - i."""
+    """[H, 2R + 1] by distance → [H, length, length], entry (i, j) at distance j - i."""
     return _band(table, length, 0)
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
-    """Store row ``n`` of k and v at offset ``slots[n] % P`` of page ``slots[n] // P``.
+    """Stores row ``n`` of k and v at offset ``slots[n] % P`` of page ``slots[n] // P``.
 
     k, v: [N, H, D]; k_pages, v_pages: [pages, H, P, D], written in place; slots: int64 [N], distinct.
     """
@@ -216,107 +235,64 @@ def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tens
 
 
 def paged_self_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
-    groups: RowGroups,
-    bias_table: Tensor | None,
-    scale: float,
-    softcap: float | None = None,
-    sums: Tensor | None = None,
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
 ) -> Tensor:
     """Causal attention of the newest rows of each sequence over its paged keys.
 
-    q: [N, H, D]; k_pages, v_pages: [pages, G, P, D], of which H / G heads of q share one; page_table: int32
-    [S, M], entries past a sequence's pages are any valid page; lengths: int32 [S], the keys of each sequence,
-    those of these rows included. Row r of the n rows of sequence s sees its first
-    ``lengths[s] - n + r + 1`` keys. bias_table: float32 [H, R + 1] or None, the bias at
-    ``min(query - key, R)``. softcap: see `soft_capped`. sums: float32 [N, H], into which the logarithm of
-    the softmax's denominator goes, for `merge_attention`. Returns [N, H, D] in
-    q's dtype; a row that sees no key is zero.
+    q: [N, H, D]. Row r of the n rows of sequence s sees its first ``kv.lengths[s] - n + r + 1`` keys; the
+    bias is by distance from the row's own position, its last visible key. sums: float32 [N, H], receives the
+    logarithm of the softmax's denominator, for `merge_attention`. Returns [N, H, D] in q's dtype; a row that
+    sees no key is zero.
     """
-    inputs = q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale
-    return _paged_attention(*inputs, softcap, sums, causal=True)
+    return _paged_attention(q, kv, groups, scores, sums, causal=True)
 
 
 def paged_cross_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
-    groups: RowGroups,
-    scale: float,
-    softcap: float | None = None,
-    sums: Tensor | None = None,
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
 ) -> Tensor:
-    """Attention of every row of a sequence over all its paged keys; shapes as in paged_self_attention."""
-    inputs = q, k_pages, v_pages, page_table, lengths, groups, None, scale
-    return _paged_attention(*inputs, softcap, sums, causal=False)
+    """Attention of every row of a sequence over all its paged keys, as `paged_self_attention` but for the
+    bias, which cross-attention does not have."""
+    assert scores.bias_table is None
+    return _paged_attention(q, kv, groups, scores, sums, causal=False)
 
 
-def paged_beam_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    cells: Tensor,
-    lengths: Tensor,
-    bias_table: Tensor | None,
-    scale: float,
-    softcap: float | None = None,
-    sums: Tensor | None = None,
-) -> Tensor:
+def paged_beam_attention(q: Tensor, kv: PagedKV, scores: Scores, sums: Tensor | None = None) -> Tensor:
     """Attention of each beam's newest row over its history, which lies scattered over its ancestors' pages.
 
-    cells: int32 [N, M], the place of each of a row's keys, page * P + offset; entries past its length are any
-    valid place. Otherwise as paged_self_attention with one row a sequence. q: [N, H, D]; lengths: int32 [N].
+    As `paged_self_attention` with one row a sequence. `kv.table` names each key's cell, page * P + offset.
     """
-    if reads_in_place(k_pages):
-        rows = Rows(list(range(q.shape[0])), lengths.tolist())
-        return decode_attention(
-            q, k_pages, v_pages, cells, rows, bias_table, scale, softcap, sums, by_cell=True
-        )
-    size = k_pages.shape[2]
-    cells = cells[:, : int(lengths.max())].long()
+    if reads_in_place(kv.k):
+        rows = Rows(list(range(q.shape[0])), kv.lengths.tolist())
+        return sparse_attention(q, kv, rows, scores, sums, by_cell=True)
+    size, lengths, bias_table = kv.k.shape[2], kv.lengths, scores.bias_table
+    cells = kv.table[:, : int(lengths.max())].long()
     distance = lengths.unsqueeze(1) - 1 - torch.arange(cells.shape[1], device=q.device)
     hidden = distance < 0
-    # [N, T, H, D]; what lies past the length may be NaN and must not take part.
+    # [N, T, H, D]; cells past the length may be NaN and must not take part.
     k, v = (
         pool.transpose(1, 2)[cells // size, cells % size]
         .float()
         .masked_fill_(hidden[:, :, None, None], 0.0)
         .repeat_interleave(q.shape[1] // pool.shape[1], dim=2)
-        for pool in (k_pages, v_pages)
+        for pool in (kv.k, kv.v)
     )
-    scores = soft_capped(torch.einsum("nhd,nthd->nht", q.float(), k).mul_(scale), softcap)
+    products = torch.einsum("nhd,nthd->nht", q.float(), k).mul_(scores.scale)
+    logits = soft_capped(products, scores.softcap)
     if bias_table is not None:
-        scores += bias_table[:, distance.clamp(0, bias_table.shape[1] - 1)].transpose(0, 1)
-    scores.masked_fill_(hidden.unsqueeze(1), -math.inf)
+        logits += bias_table[:, distance.clamp(0, bias_table.shape[1] - 1)].transpose(0, 1)
+    logits.masked_fill_(hidden.unsqueeze(1), -math.inf)
     if sums is not None:
-        torch.logsumexp(scores, -1, out=sums)
-    weights = scores.softmax(-1)
-    return torch.einsum("nht,nthd->nhd", weights, v).to(q.dtype)
+        torch.logsumexp(logits, -1, out=sums)
+    return torch.einsum("nht,nthd->nhd", logits.softmax(-1), v).to(q.dtype)
 
 
 def _paged_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
-    groups: RowGroups,
-    bias_table: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sums: Tensor | None,
-    causal: bool,
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None, causal: bool
 ) -> Tensor:
     """Sequences of few rows together, the others (prefills) one by one."""
-    bounds, keys = groups.cu_rows.tolist(), lengths.tolist()
+    bounds, keys = groups.cu_rows.tolist(), kv.lengths.tolist()
     few, many = Rows([], []), []
-    small = FEW_ROWS if reads_in_place(k_pages) else 0
+    small = FEW_ROWS if reads_in_place(kv.k) else 0
     few_index: list[int] = []
     for s, (start, end) in enumerate(pairwise(bounds)):
         if end - start > small:
@@ -327,58 +303,46 @@ def _paged_attention(
             few.sequences.append(s)
             few.visible.append(max(0, keys[s] - (end - 1 - row)) if causal else keys[s])
     if not many and any(few.visible):
-        return decode_attention(q, k_pages, v_pages, page_table, few, bias_table, scale, softcap, sums)
+        return sparse_attention(q, kv, few, scores, sums)
     out = torch.zeros_like(q)
     if any(few.visible):
         some = None if sums is None else sums[few_index]
-        out[few_index] = decode_attention(
-            q[few_index], k_pages, v_pages, page_table, few, bias_table, scale, softcap, some
-        )
+        out[few_index] = sparse_attention(q[few_index], kv, few, scores, some)
         if sums is not None and some is not None:
             sums[few_index] = some
     for s in many:
         rows = slice(bounds[s], bounds[s + 1])
-        out[rows] = _sequence_attention(
-            q[rows], k_pages, v_pages, page_table[s], keys[s], bias_table, scale, softcap,
-            None if sums is None else sums[rows], causal,
-        )  # fmt: skip
+        pages, some = kv.table[s], None if sums is None else sums[rows]
+        out[rows] = _sequence_attention(q[rows], kv, pages, keys[s], scores, some, causal)
     return out
 
 
 def _sequence_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    pages: Tensor,
-    length: int,
-    bias_table: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sums: Tensor | None,
-    causal: bool,
+    q: Tensor, kv: PagedKV, pages: Tensor, length: int, scores: Scores, sums: Tensor | None, causal: bool
 ) -> Tensor:
     """The paged ops for one sequence. q: [n, H, D]; pages: int32 [M]; returns [n, H, D]."""
-    n, size = q.shape[0], k_pages.shape[2]
+    n, size, bias_table = q.shape[0], kv.k.shape[2], scores.bias_table
     pages = pages[: -(-length // size)]
-    # [m, H, P, D] -> [H, length, D]; what lies past the length may be NaN and must not take part.
+    # [m, G, P, D] → [H, length, D]; cells past the length may be NaN and must not take part.
     k, v = (
         pool.index_select(0, pages)
         .transpose(0, 1)
         .flatten(1, 2)[:, :length]
         .float()
         .repeat_interleave(q.shape[1] // pool.shape[1], dim=0)
-        for pool in (k_pages, v_pages)
+        for pool in (kv.k, kv.v)
     )
-    scores = soft_capped(torch.matmul(q.transpose(0, 1).float(), k.transpose(1, 2)).mul_(scale), softcap)
+    products = torch.matmul(q.transpose(0, 1).float(), k.transpose(1, 2)).mul_(scores.scale)
+    logits = soft_capped(products, scores.softcap)
     if causal:
         query = torch.arange(length - n, length, device=q.device)
         distance = query.unsqueeze(1) - torch.arange(length, device=q.device)
         if bias_table is not None:
-            scores += bias_table[:, distance.clamp(0, bias_table.shape[1] - 1)]
-        scores.masked_fill_(distance < 0, -math.inf)
+            logits += bias_table[:, distance.clamp(0, bias_table.shape[1] - 1)]
+        logits.masked_fill_(distance < 0, -math.inf)
     if sums is not None:
-        sums.copy_(scores.logsumexp(-1).t())
-    weights = scores.softmax(-1)
+        sums.copy_(logits.logsumexp(-1).t())
+    weights = logits.softmax(-1)
     if causal:
         # Rows before the first key: all their scores are -inf and the softmax is NaN.
         weights[:, : max(0, n - length)] = 0.0
@@ -386,9 +350,10 @@ def _sequence_attention(
 
 
 def merge_attention(one: Tensor, one_sums: Tensor, other: Tensor, other_sums: Tensor) -> Tensor:
-    """What one softmax over the keys of both attentions would have given.
+    """Two attentions of the same queries as one softmax over the keys of both.
 
-    one, other: [N, H, D]; their `sums`: float32 [N, H], not -inf in both. Returns [N, H, D].
+    one, other: [N, H, D]; one_sums, other_sums: their `sums`, float32 [N, H], not -inf in both. Returns
+    [N, H, D].
     """
     share = torch.sigmoid(other_sums - one_sums).unsqueeze(-1)
     return torch.lerp(one.float(), other.float(), share).to(one.dtype)

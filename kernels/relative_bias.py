@@ -11,7 +11,7 @@ _HIDDEN = -1e10
 
 
 def relative_bias_table(weight: Tensor, bidirectional: bool, max_distance: int) -> Tensor:
-    """The bias of every distance up to ``max_distance``, from which on all distances share a bucket.
+    """The bias of every distance up to ``max_distance``; all distances from there on share a bucket.
 
     weight: [buckets, H], a T5 ``relative_attention_bias.weight`` or a rank's columns of it.
     Returns float32 [H, 2R + 1], index ``clamp(key - query, -R, R) + R``, when bidirectional; else [H, R + 1],
@@ -40,13 +40,13 @@ def relative_bias_table(weight: Tensor, bidirectional: bool, max_distance: int) 
 
 
 def windowed_bias_table(table: Tensor, before: int, after: int | None) -> Tensor:
-    """The same bias where keys more than `before` positions before the query, or more than `after` behind
-    it, are not to be seen.
+    """A bias table that hides the keys more than `before` positions before the query, or more than `after`
+    after it.
 
-    table: [H, 2R + 1], as of `relative_bias_table`, bidirectional; returns [H, 2W + 1], W the larger of both
-    and one more, whose ends serve all distances from W on. after = None: table is [H, R + 1], of a causal
-    attention, and [H, before + 2] is returned. What is hidden has -1e10 as in LongT5 (Guo et al., 2022): no
-    exponential survives it, and unlike -inf it keeps a row's running maximum finite.
+    table: [H, 2R + 1], bidirectional, see `relative_bias_table`; returns [H, 2W + 1] with
+    ``W = max(before, after) + 1``, whose ends serve all distances from W on. after = None: the table is
+    causal, [H, R + 1], and [H, before + 2] is returned. A hidden key has bias -1e10 as in LongT5 (Guo et al.,
+    2022): its exponential is 0, and unlike -inf it keeps a row's running maximum finite.
     """
     if after is None:
         distance = torch.arange(before + 1, device=table.device).clamp_(max=table.shape[1] - 1)

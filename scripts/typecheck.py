@@ -2,7 +2,8 @@
 """Type-checks every package with mypy, as pyproject.toml says, and the tests of the typed interfaces.
 
 mypy does not follow pyproject.toml's `package-dir` mapping, so it is shown a tree of links that looks
-like the installed package: build/typing/tandem/cluster -> cluster, and so on.
+like the installed package: build/typing/tandem/cluster -> cluster, and so on. Editors find the packages
+there, too. `--links` builds the tree and checks nothing.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 TREE = Path("build/typing")  # relative to ROOT, as mypy shows it
 
-# Typed libraries with a few functions that are not.
+# Typed libraries with a few untyped functions.
 FLAGS = ["--strict", "--untyped-calls-exclude=torch", "--untyped-calls-exclude=safetensors"]
 
 # The other tests hold our tensors against transformers' modules, which are hardly typed.
@@ -37,8 +38,8 @@ TEST_FLAGS = [
 
 
 def link_tree(packages: dict[str, str]) -> None:
-    """Builds TREE anew from a package-dir mapping. `tandem` itself is a folder of links, because the
-    other packages go beside its modules."""
+    """Builds TREE anew from a package-dir mapping. `tandem` itself is a folder of links, because the other
+    packages go next to its modules."""
     shutil.rmtree(ROOT / TREE, ignore_errors=True)
     face = ROOT / TREE / "tandem"
     face.mkdir(parents=True)
@@ -53,6 +54,8 @@ def main() -> int:
     with open(ROOT / "pyproject.toml", "rb") as file:
         packages: dict[str, str] = tomllib.load(file)["tool"]["setuptools"]["package-dir"]
     link_tree(packages)
+    if "--links" in sys.argv[1:]:
+        return 0
     sources = check([*FLAGS, str(TREE / "tandem")], [], packages)
     tests = check([*FLAGS, *TEST_FLAGS, *(f"tests/{name}" for name in TESTS)], TEST_PATH, packages)
     return sources or tests

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from tandem.errors import InvalidRequest, ModelLoadError
-from tandem.workers.models.checkpoint import Checkpoint, read_json, resolve
+from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.families import spec_of
+from tandem.workers.models.model_folder import read_json, resolve
 from tandem.workers.requests.tokenizer import DECODER_TOKENIZER, read_tokenizer
 
 
@@ -62,7 +63,7 @@ def compose(encoder: str, decoder: str, out: str | Path, *, seed: int = 0) -> Co
     two = source.get_vocab() != target.get_vocab()
     if two:
         target.save_pretrained(folder / DECODER_TOKENIZER)
-    Checkpoint(folder, read_json(folder, "config.json"))  # complete, or it says what is missing
+    Checkpoint(folder)  # complete, or it says what is missing
     new = (name for name in model.state_dict() if "cross" in name or name.startswith("enc_to_dec_proj"))
     return Composed(folder, tuple(sorted(new)), two)
 

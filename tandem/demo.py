@@ -10,7 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from tandem.client import Client
-from tandem.cluster import launch
+from tandem.cluster import launch, start
 from tandem.cluster.config import ServeConfig
 from tandem.inputs import Prompt
 from tandem.params import SamplingParams
@@ -30,7 +30,7 @@ STREAMED = "translate English to French: Where is the train station?"
 def run(console: Console) -> None:
     """Starts, asks over gRPC and HTTP, streams, reports, stops."""
     # Free ports: a demo must not fail because a server runs already.
-    http_port, grpc_port = launch.free_ports("127.0.0.1", 2)
+    http_port, grpc_port = start.free_ports("127.0.0.1", 2)
     config = ServeConfig(http_port=http_port, grpc_port=grpc_port)
     console.print("Starting Ray, an ingress, an encoder and a decoder …", style="dim")
     started = time.monotonic()

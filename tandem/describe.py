@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from tandem.workers.config import EngineConfig
-from tandem.workers.models.checkpoint import read_json, resolve
 from tandem.workers.models.families import family_of, spec_of
 from tandem.workers.models.footprint import Footprint
+from tandem.workers.models.model_folder import read_json, resolve
 from tandem.workers.requests.model_info import ModelInfo
 
 # What a default is called in the files, where that is not its own name.

@@ -54,3 +54,5 @@ class Limits:
 
 
 DEFAULT_LIMITS = Limits()
+
+PRIORITY_S = 10.0  # seconds of waiting that one level of priority counts as, in every queue

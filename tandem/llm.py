@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
-from typing import Any, Self, Unpack, cast
+from typing import Any, ClassVar, Self, Unpack, cast
 
 from tqdm import tqdm
 
@@ -18,9 +18,11 @@ from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params, for_each
 from tandem.workers.config import EngineConfig
+from tandem.workers.distributed import Group
 from tandem.workers.engine import Engine
+from tandem.workers.execution.runner import Runner
 from tandem.workers.local_group import LocalGroup
-from tandem.workers.models.checkpoint import QUICKSTART, resolve
+from tandem.workers.models.model_folder import QUICKSTART, resolve
 from tandem.workers.requests.request_builder import (
     ModelInfo,
     OutputProcessor,
@@ -47,6 +49,9 @@ class LLM:
     Threads may share it: their requests are decoded in one batch. `close` (or `with`) ends its worker
     processes.
     """
+
+    # What executes steps. Measurements derive a class with something else in its place.
+    _make_runner: ClassVar[Callable[[EngineConfig, Group], Runner]] = Runner
 
     def __init__(
         self,
@@ -83,7 +88,8 @@ class LLM:
         self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
         self._closing, self._closed = threading.Lock(), False
         try:
-            self._engine = SharedEngine(Engine(config, self._ranks.group if self._ranks else None))
+            group = self._ranks.group if self._ranks else None
+            self._engine = SharedEngine(Engine(config, group, type(self)._make_runner))
         except BaseException:
             if self._ranks:
                 self._ranks.close(kill=True)

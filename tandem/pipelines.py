@@ -13,7 +13,7 @@ from tandem.generate_arguments import ARGUMENTS, to_params
 from tandem.inputs import Prompt, TaskOptions, TokensPrompt
 from tandem.llm import LLM
 from tandem.outputs import RequestOutput
-from tandem.workers.models.checkpoint import QUICKSTART
+from tandem.workers.models.model_folder import QUICKSTART
 from tandem.workers.requests.defaults import merged
 from tandem.workers.requests.tasks import ResolvedTask
 

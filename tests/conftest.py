@@ -1,4 +1,4 @@
-"""For all tests. That this file is here puts its folder on the import path, for `models` and the like."""
+"""What all tests share: options, the tiny checkpoints, the report at the end."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from hypothesis import HealthCheck, settings
 
-# A busy machine is not a defect; and a failure is to be the same for everyone who runs it.
+# A busy machine is not a defect; and a failure must be the same for everyone who runs the tests.
 settings.register_profile(
     "tandem", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("tandem")
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # another process tests beside us: threads would fight for the cores
+if "PYTEST_XDIST_WORKER" in os.environ:  # several processes test: their threads would fight for the cores
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# A shell's background job has it ignored, and so would every process that a test starts and interrupts.
+# A shell's background job ignores SIGINT, and so would every process that a test starts and interrupts.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -30,11 +30,19 @@ VERDICT = pytest.StashKey[int]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--write-matrix", action="store_true", help="put the parity matrix into README.md")
+    parser.addoption("--write-matrix", action="store_true", help="put the parity matrix into docs/parity.md")
+
+
+def pytest_report_header(config: pytest.Config) -> list[str]:
+    """What is not as locked, in one line: a failed comparison may then be the other project's change."""
+    import locked
+
+    line = locked.unexpected((config.rootpath / "constraints.txt").read_text())
+    return [line] if line else []
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`, what shares a costly fixture runs in one process: all of e2e/, or a file."""
+    """With `--dist loadgroup`, tests that share a costly fixture run in one process: e2e/, or a file."""
     for item in items:
         shares = item.path.parent if item.path.parent.name == "e2e" else item.path
         item.add_marker(pytest.mark.xdist_group(str(shares.relative_to(item.config.rootpath))))
@@ -42,8 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
-    """The folder of a variant's tiny random checkpoint, made once for the same arguments, which are those
-    of `models.make_checkpoint`. Not to be written to."""
+    """The folder of a variant's tiny random checkpoint, made once for the same arguments, which are those of
+    `models.make_checkpoint`. Tests must not write to it."""
     from models import make_checkpoint
 
     @cache
@@ -55,8 +63,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
 
 def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
     """Prints what tests recorded, passing ones too: what clients saw of every kill, and the parity matrix of
-    what was run; where that is all of it, and all is exact, README can have it. Here, for the process that
-    prints is none of those that run tests."""
+    what was run. A whole and exact matrix can be written to docs/parity.md. It happens here because the
+    process that prints is none of those that run tests."""
     reports = [*terminalreporter.getreports("passed"), *terminalreporter.getreports("failed")]
     recorded = [entry for report in reports for entry in report.user_properties]
     if kills := [value for name, value in recorded if name == "chaos"]:
@@ -75,8 +83,8 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
     terminalreporter.write_line(matrix.table(counts))
     if config.getoption("--write-matrix"):
         if counts != matrix.complete():
-            raise pytest.UsageError("README.md keeps its matrix: not all of it was run and is exact")
-        matrix.write_readme(counts)
+            raise pytest.UsageError("docs/parity.md keeps its matrix: not all of it was run and is exact")
+        matrix.document(counts)
 
 
 @pytest.hookimpl(trylast=True)
@@ -87,7 +95,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure(config: pytest.Config) -> None:
     """Ray's threads outlive `ray.shutdown()`, and now and then one crashes the process while the interpreter
-    is torn down around it. All has been said by then: the process ends here."""
+    is torn down around it. Everything is reported by now: the process ends here."""
     if "ray" in sys.modules and VERDICT in config.stash:
         sys.stdout.flush()
         sys.stderr.flush()

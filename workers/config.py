@@ -1,14 +1,14 @@
-"""How an engine is set up, and the sizes that follow from the model and the machine."""
+"""How an engine is set up, and what follows from the device."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from typing import Any, Literal, cast, get_args
+from typing import Annotated, Any, Literal, cast, get_args
 
 import torch
 
 from tandem.errors import InvalidRequest
-from tandem.workers.models.spec import StackSpec
+from tandem.workers.constraints import Above, AtLeast, check_fields
 
 Dtype = Literal["auto", "float32", "bfloat16"]  # no float16: T5's activations overflow it
 Device = Literal["auto", "cpu", "cuda"]
@@ -17,64 +17,53 @@ Quantization = Literal["int8"]
 GIB = 2**30
 
 
+_Size = Annotated[int, AtLeast(1)]
+
+
 @dataclass(frozen=True)
 class EngineConfig:
-    """Everything an engine needs to know. Set once; the same on every rank."""
+    """Everything an engine needs to know. Set once; the same on every rank.
 
-    model: str  # a local folder, see checkpoint.resolve
+    Raises InvalidRequest, naming the field, for a value or a combination that cannot be.
+    """
+
+    model: str  # a local folder, see model_folder.resolve
     dtype: Dtype = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     device: Device = "auto"
     quantization: Quantization | None = None  # int8: of projections, on a CPU and in float32; see Int8Linear
-    tensor_parallel_size: int = 1
-    max_num_seqs: int = 64  # sequences decoded at once
-    max_batched_tokens: int = 2048  # decoder positions in one step
-    max_encoder_tokens: int = 4096  # encoder positions in one forward; a longer input goes alone
-    max_encoder_length: int = 4096  # positions of one encoder input
-    max_decoder_length: int = 4096  # decoder prompt + generated tokens
-    kv_cache_gib: float | None = None  # None: what max_num_seqs can use, up to 1 GiB on a CPU and 80 %
-    # of what is free on a GPU
-    page_size: int | None = None  # positions in a page; None: 32 on a CPU, 64 on a GPU
-    num_pages: int | None = None  # overrides kv_cache_gib
+    tensor_parallel_size: _Size = 1
+    max_num_seqs: _Size = 64  # sequences decoded at once
+    max_batched_tokens: _Size = 2048  # decoder positions in one step
+    max_encoder_tokens: _Size = 4096  # encoder positions in one forward; a longer input goes alone
+    max_encoder_length: _Size = 4096  # positions of one encoder input
+    max_decoder_length: _Size = 4096  # decoder prompt + generated tokens
+    # None: what max_num_seqs can use, up to 1 GiB on a CPU and 80 % of what is free on a GPU.
+    kv_cache_gib: Annotated[float, Above(0)] | None = None
+    page_size: _Size | None = None  # positions in a page; None: 32 on a CPU, 64 on a GPU
+    num_pages: _Size | None = None  # overrides kv_cache_gib
     with_encoder: bool = True  # False: hidden states come from outside, no encoder is loaded
-    # Guessed from the encoder input for a greedy sequence and step, at most; 0: none. With the known one 7
-    # make 8 rows, which tile a page.
-    draft_tokens: int = 7
+    # Draft tokens of a greedy sequence in one step, at most; 0: none. 7 and the known token make 8
+    # rows, which tile a page.
+    draft_tokens: Annotated[int, AtLeast(0)] = 7
     overlap: bool | None = None  # launch a step before the last one's tokens are read; None: on a GPU
-    # Encode inputs over the time of several steps of others; None: on a GPU that is alone. The collectives of
-    # ranks have one order, their steps would wait all the same.
+    # Encode inputs alongside several steps of others; None: on a GPU of one rank. The collectives of several
+    # ranks have one order, so their steps would wait all the same.
     async_encode: bool | None = None
-    # Launch decode steps as CUDA graphs; None: on a GPU that is alone. On a CPU they are padded likewise.
+    # Launch decode steps as CUDA graphs; None: on a GPU of one rank. On a CPU, batches are padded alike.
     cuda_graphs: bool | None = None
     check_invariants: bool = False  # after every step
-    simulated_step_ms: float | None = None  # for measurements: a step computes nothing and takes this long
 
     def __post_init__(self) -> None:
-        for name in ("tensor_parallel_size", "max_num_seqs", "max_batched_tokens", "max_encoder_tokens",
-                     "max_encoder_length", "max_decoder_length", "page_size", "num_pages"):  # fmt: skip
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise InvalidRequest(f"must be at least 1, got {value}", field=name)
-        if not isinstance(self.draft_tokens, int) or self.draft_tokens < 0:
-            raise InvalidRequest(f"must be a number from 0 on, got {self.draft_tokens}", field="draft_tokens")
-        for name in ("kv_cache_gib", "simulated_step_ms"):
-            value = getattr(self, name)
-            if value is not None and not value > 0:
-                raise InvalidRequest(f"must be above 0, got {value}", field=name)
-        for name, known in (("dtype", get_args(Dtype)), ("device", get_args(Device))):
-            value = getattr(self, name)
-            if value not in known:
-                hint = "; T5's activations overflow it" if value in ("half", "float16") else ""
-                raise InvalidRequest(f"must be one of {', '.join(known)}, got {value!r}{hint}", field=name)
-        if self.quantization is not None:
-            if self.quantization not in get_args(Quantization):
-                raise InvalidRequest(
-                    f"must be one of {', '.join(get_args(Quantization))}, got {self.quantization!r}",
-                    field="quantization",
-                )
-            if self.dtype == "bfloat16" or self.device == "cuda":
-                raise InvalidRequest(
-                    f"goes with float32 on a CPU, got {self.dtype} on {self.device}", field="quantization"
-                )
+        if (dtype := str(self.dtype)) in ("half", "float16"):
+            raise InvalidRequest(
+                f"must be one of {', '.join(get_args(Dtype))}, got {dtype!r}; T5's activations overflow it",
+                field="dtype",
+            )
+        check_fields(self)
+        if self.quantization is not None and (self.dtype == "bfloat16" or self.device == "cuda"):
+            raise InvalidRequest(
+                f"goes with float32 on a CPU, got {self.dtype} on {self.device}", field="quantization"
+            )
         if self.max_batched_tokens < self.max_num_seqs:
             raise InvalidRequest(
                 f"must be at least max_num_seqs = {self.max_num_seqs}, got {self.max_batched_tokens}",
@@ -85,8 +74,8 @@ class EngineConfig:
 
     @classmethod
     def of(cls, *, dtype: str = "auto", **options: Any) -> EngineConfig:
-        """From what a person wrote: also takes "float" for float32. Raises InvalidRequest, naming the
-        option that is unknown or unusable."""
+        """From options as a person writes them: "float" is float32. Raises InvalidRequest, naming the option
+        that is unknown or unusable."""
         unknown = sorted(set(options) - {field.name for field in fields(cls)})
         if unknown:
             raise InvalidRequest("unknown option", field=unknown[0])
@@ -107,9 +96,9 @@ class EngineConfig:
         return torch.float32 if self.dtype == "float32" else torch.bfloat16
 
     def kv_dtype(self, device: torch.device) -> torch.dtype:
-        """Of self- and cross-attention's K and V. On a CPU always float32, which attention reads in place:
-        PyTorch's sparse products know nothing else there, and to convert a history at every step costs more
-        than the memory it saves."""
+        """The dtype of self- and cross-attention's K and V. On a CPU always float32, which attention reads in
+        place: PyTorch's sparse products take nothing else there, and to convert a history at every step costs
+        more than the memory it saves."""
         return torch.float32 if device.type == "cpu" else self.torch_dtype(device)
 
     def uses_graphs(self, device: torch.device) -> bool:
@@ -124,19 +113,3 @@ class EngineConfig:
 
     def positions_per_page(self, device: torch.device) -> int:
         return self.page_size or (64 if device.type == "cuda" else 32)
-
-    def pages(self, stack: StackSpec, device: torch.device) -> int:
-        """Pages of the pool on each rank, whose size in bytes is set by the decoder stack."""
-        if self.num_pages is not None:
-            return self.num_pages
-        size = self.positions_per_page(device)
-        most = self.max_num_seqs * (-(-self.max_encoder_length // size) + -(-self.max_decoder_length // size))
-        heads = stack.shared_heads // self.tensor_parallel_size
-        page_bytes = 2 * stack.layers * heads * size * stack.head_dim * self.kv_dtype(device).itemsize
-        if self.kv_cache_gib is not None:
-            room = int(self.kv_cache_gib * GIB)
-        elif device.type == "cuda":
-            room = int(torch.cuda.mem_get_info(device)[0] * 0.8)
-        else:
-            room = GIB
-        return min(most, max(1, room // page_bytes))

@@ -1,10 +1,11 @@
-"""The engine: requests in, deltas out, one step at a time. Rank 0 of a tensor-parallel group; the
-others run a `Follower`."""
+"""The engine: requests in, deltas out, one step at a time. It is rank 0 of a tensor-parallel group; the
+other ranks run a `Follower`."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 
 import torch
 
@@ -12,19 +13,31 @@ from tandem.errors import HiddenStatesLost, InternalError, InvalidRequest
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.execution.packet import CLOSE, Packet
-from tandem.workers.execution.simulated import make_runner
+from tandem.workers.execution.runner import Runner
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 from tandem.workers.sampling.sampler import HostCopy, Sampled, Sampler, Scored
-from tandem.workers.scheduling.drafter import STEP_ROWS
+from tandem.workers.scheduling.drafts import STEP_ROWS
 from tandem.workers.scheduling.pages import PagePool
 from tandem.workers.scheduling.plan import StepPlan, StepResult
+from tandem.workers.scheduling.resources import Resources
 from tandem.workers.scheduling.scheduler import EndReason, Scheduler
 
 
 class Engine:
     """Continuous batching over one model replica. Not thread-safe: one thread calls everything."""
 
-    def __init__(self, config: EngineConfig, group: Group | None = None) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        group: Group | None = None,
+        make_runner: Callable[[EngineConfig, Group], Runner] = Runner,
+    ) -> None:
+        """
+        Args:
+            group: the ranks, of which this is the first; None: there is no other.
+            make_runner: what executes steps. Measurements put something else in `Runner`'s place; it is to be
+                the same on every rank.
+        """
         self.config = config
         self.group = group or Group()
         if self.group.size != config.tensor_parallel_size:
@@ -38,21 +51,22 @@ class Engine:
         overlap = self.runner.device.type == "cuda" if config.overlap is None else config.overlap
         self._depth = 2 if overlap else 1
         self.scheduler = Scheduler(
-            PagePool(self.runner.num_pages, self.runner.page_size),
-            max_num_seqs=config.max_num_seqs,
+            Resources(PagePool(self.runner.num_pages, self.runner.page_size), config.max_num_seqs),
             max_batched_tokens=config.max_batched_tokens,
             max_encoder_tokens=config.max_encoder_tokens,
             draft_tokens=self.runner.draft_tokens,
             step_rows=STEP_ROWS[self.runner.device.type],
             async_encode=config.encodes_async(self.runner.device),
         )
-        self._failed = False
+        self._failed = False  # a step raised, or is under way
+        # Steps launched and not applied, at most `_depth`.
         self._in_flight: deque[tuple[StepPlan, Sampled | None, Scored | None]] = deque()
+        self._hidden: dict[int, torch.Tensor] = {}  # by handle: hidden states of the step to be launched
 
     def submit(self, request: EngineRequest) -> None:
         """Takes a request in; its deltas come from the steps that follow.
 
-        Raises InvalidRequest where it can never fit.
+        Raises InvalidRequest if it can never fit or its id is in use.
         """
         for field, stack, got in (
             ("max_encoder_length", self.spec.encoder, len(request.encoder.token_ids)),
@@ -107,9 +121,7 @@ class Engine:
         return deltas
 
     def _load_hidden(self, plan: StepPlan) -> None:
-        """Fetches hidden states before the step is launched: one that is lost fails its readers, not
-        the step."""
-        self._hidden: dict[int, torch.Tensor] = {}
+        """Fetches hidden states before the step is launched: lost ones fail their readers, not the step."""
         for admission in list(plan.admissions):
             hidden = admission.request.encoder.hidden
             if hidden is None:
@@ -136,8 +148,8 @@ class Engine:
         if logits is not None:
             sampling = [row for row in plan.rows if row.samples]
             sampled = self.sampler.sample(logits, sampling, self.runner.positions)
-            seen = self.runner.finish(packet, sampled.choice)
-            sampled.seen = None if seen is None else HostCopy(seen)
+            drafts = self.runner.finish(packet, sampled.choice)
+            sampled.drafts = None if drafts is None else HostCopy(drafts)
         self.runner.encode_async(packet)
         return sampled, scored
 
@@ -149,6 +161,6 @@ class Engine:
         self.scheduler.check()
 
     def close(self) -> None:
-        """Lets the other ranks go."""
+        """Ends the other ranks' loops, and the group."""
         self.group.send_integers(CLOSE)
         self.group.close()

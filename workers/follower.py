@@ -1,39 +1,46 @@
-"""Rank 1 and up of a tensor-parallel group: executes the steps rank 0 decides."""
+"""Rank 1 and up of a tensor-parallel group: executes the steps that rank 0 decides."""
 
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.execution.packet import CLOSE, Packet
-from tandem.workers.execution.simulated import make_runner
+from tandem.workers.execution.runner import Runner
 from tandem.workers.request import HiddenStates
 
 
 class Follower:
     """`run` blocks in a thread of its own; `register` and `unregister` may be called from others."""
 
-    def __init__(self, config: EngineConfig, group: Group) -> None:
+    def __init__(
+        self,
+        config: EngineConfig,
+        group: Group,
+        make_runner: Callable[[EngineConfig, Group], Runner] = Runner,
+    ) -> None:
+        """make_runner: see `Engine`."""
         self.group = group
         self.runner = make_runner(config, group)
-        self.steps = 0  # executed, never more than rank 0 has planned
+        self.steps = 0  # executed; rank 0 has planned at least as many
         self._hidden: dict[int, HiddenStates] = {}
         self._lock = threading.Lock()
 
     def register(self, hidden: HiddenStates) -> None:
-        """Makes hidden states known under their handle, before rank 0 is given a request that reads
+        """Makes hidden states known under their handle. To be called before rank 0 gets a request that reads
         them."""
         with self._lock:
             self._hidden[hidden.handle] = hidden
 
     def unregister(self, handle: int) -> None:
-        """Forgets them, after the last request that reads them has ended."""
+        """Forgets hidden states. To be called after the last request that reads them has ended."""
         with self._lock:
             self._hidden.pop(handle, None)
 
     def run(self) -> None:
-        """Serves steps until rank 0 closes the group."""
+        """Executes steps until rank 0 closes the group."""
         while (values := self.group.receive_integers()).tolist() != CLOSE:
             packet = Packet.from_ints(values.numpy())
             self.runner.execute(packet, lambda handle: self._hidden[handle]())

@@ -83,6 +83,11 @@ class Decoding:
     beams: BeamSearch | None = None  # then no logprobs
     prompt_logprobs: int | None = None  # alternatives beside the log-probability of each token of the prefix
 
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is drawn: the likeliest token follows, or the likeliest beams."""
+        return self.temperature == 0
+
 
 @dataclass(frozen=True, slots=True)
 class EngineRequest:
@@ -99,7 +104,7 @@ class EngineRequest:
     # Scored instead of generated: the decoder is given them, as many as `max_tokens`, and the one delta has
     # their log-probabilities.
     target_ids: tuple[int, ...] = ()
-    priority: int = 0  # higher is earlier; see scheduler.PRIORITY_S
+    priority: int = 0  # higher is earlier; see limits.PRIORITY_S
     timeout_s: float | None = None  # from submission; then it ends with reason `deadline`
     waited_s: float = 0.0  # since its arrival, before it was submitted here: it keeps its place in the order
 
@@ -177,3 +182,5 @@ class EngineStats(NamedTuple):
     preemptions: int
     drafted_tokens: int  # guessed, and computed
     accepted_tokens: int  # of these, the ones that were right
+    # By value of `scheduling.plan.WaitingFor`: steps that the first waiting sequence did not join for it.
+    waiting_for: dict[str, int]

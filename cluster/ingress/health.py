@@ -1,4 +1,4 @@
-"""Whether this ingress replica can serve: not that it answers, but that requests would get somewhere."""
+"""Whether this ingress replica can serve: it does not only answer, there are workers for its requests."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from tandem.cluster.router.router import RouterStats
 
 
 class Workers(Protocol):
-    """What health needs of the router."""
+    """The part of the router that health needs."""
 
     async def ready(self) -> bool: ...
     def stats(self) -> RouterStats: ...
 
 
 class Health:
-    """Asked now and then, by probes; an engine with work and no new step since `stall_timeout_s` ago is
-    stuck, however lively its process."""
+    """Asked now and then, by probes. An engine that has work and has made no step for `stall_timeout_s` is
+    stuck, even if its process answers."""
 
     def __init__(
         self, workers: Workers, stall_timeout_s: float, clock: Callable[[], float] = time.monotonic
@@ -27,8 +27,8 @@ class Health:
         self._seen: dict[str, tuple[int, float]] = {}  # by engine: its steps, and since when
 
     async def problem(self) -> str | None:
-        """Why not, or None where all is well: one engine that makes progress is enough."""
-        stuck = self._stuck()  # always looked at, so that no stretch of time goes unseen
+        """Why the replica cannot serve, or None where it can: one engine that makes progress is enough."""
+        stuck = self._stuck()  # at every call, so that no stretch of time goes unseen
         if not await self._workers.ready():
             return "no encoder or no engine is ready"
         if stuck and len(stuck) == len(self._seen):

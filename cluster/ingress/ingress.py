@@ -1,4 +1,4 @@
-"""The front door: one Serve deployment that speaks HTTP and gRPC, with the router inside."""
+"""The ingress: one Serve deployment that speaks HTTP and gRPC and contains the router."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from ray import serve
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.identity import identity_of
 from tandem.cluster.ingress.grpc_api import GrpcApi
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
-from tandem.cluster.router.discovery import identity_of
 from tandem.cluster.router.router import Router
 from tandem.cluster.serve_compat.direct_ingress import reuse_http_port
-from tandem.workers.models.checkpoint import resolve
+from tandem.workers.models.model_folder import resolve
 from tandem.workers.requests.request_builder import RequestBuilder
 
 
@@ -45,7 +45,7 @@ class Ingress(GrpcApi):
         return build_app(self._service)
 
     async def drain(self) -> None:
-        """Refuses new requests; returns when those that are here have ended. For `launch`."""
+        """Refuses new requests; returns when the accepted ones have ended. `launch` calls it."""
         await self._router.drain()
 
     async def __del__(self) -> None:

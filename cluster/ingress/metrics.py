@@ -1,4 +1,4 @@
-"""What `/metrics` shows: requests as this ingress replica saw them, workers as its router knows them.
+"""The metrics of `/metrics`: requests as this ingress replica sees them, workers as its router knows them.
 
 Every series has the labels `model` and `replica` (of the ingress), because a scrape through a proxy or a
 service meets one replica after another. Several routers report the same engine: take `max by (engine)`.
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 Protocol = Literal["grpc", "http"]
 
-# Seconds. From a small model's step on a GPU to a long answer's end.
+# Buckets in seconds, from a small model's step on a GPU to a long answer's end.
 _LATENCY: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKEN: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _LABELS: Final = ("model", "replica")
 
 
 class Metrics:
-    """One registry for one ingress replica. All intervals are of its own monotonic clock."""
+    """One registry for one ingress replica. It measures all intervals by its own monotonic clock."""
 
     def __init__(self, model: str, replica: str, router_stats: Callable[[], RouterStats]) -> None:
         self.registry = CollectorRegistry()
@@ -82,20 +82,20 @@ class Metrics:
 
 
 class Observation:
-    """One call of a client, from its arrival to the end of the `with` block. Unexpected errors are
-    logged here, with the request's id, since no client is shown them."""
+    """One call of a client, from its arrival to the end of the `with` block. Unexpected errors, whose text no
+    client is shown, are logged here with the request's id."""
 
     def __init__(self, metrics: Metrics, protocol: Protocol, method: str) -> None:
         self._metrics, self._protocol, self._method = metrics, protocol, method
         self._arrived = time.monotonic()
-        self._last: dict[tuple[int, int], float] = {}  # time of each sample's latest token
+        self._last: dict[tuple[int, int], float] = {}  # by prompt and sample: time of its latest token
         self.request_id = "-"
 
     def accepted(self, encoder_tokens: int) -> None:
         self._metrics.encoder_tokens.inc(encoder_tokens)
 
     def grew(self, number: int, sample: int, tokens: int) -> None:
-        """`tokens` more have come, together, for a sample of the call's prompt with this number."""
+        """Counts `tokens` that have come together, for a sample of the call's prompt with this number."""
         if not tokens:
             return
         now, key = time.monotonic(), (number, sample)
@@ -116,7 +116,7 @@ class Observation:
     ) -> None:
         if error is None:
             status = "OK"
-            if self._last:  # it generated
+            if self._last:  # the call generated tokens
                 self._metrics.whole_request.observe(time.monotonic() - self._arrived)
         elif isinstance(error, asyncio.CancelledError | GeneratorExit):
             status = "CANCELLED"
@@ -141,13 +141,13 @@ class _RouterCollector(Collector):
             ("encoder_replicas", "Encoder replicas known.", stats.encoder_replicas),
             ("engines", "Engines attached that accept requests.", len(stats.engines)),
             ("router_requests", "Sequences accepted and not ended.", stats.outstanding),
-            ("router_requests_waiting", "Of these, waiting for room on an engine.", stats.waiting),
+            ("router_requests_waiting", "Sequences that wait for room on an engine.", stats.waiting),
             ("encoder_queued_tokens", "Tokens waiting for an encoder.", stats.queued_encoder_tokens),
             ("encoder_cache_bytes", "Hidden states kept for reuse.", stats.encoder_cache_bytes),
         )
         counters: tuple[tuple[str, str, float], ...] = (
             ("encoder_batches", "Batches sent to encoders.", encoder.batches),
-            ("encoder_batch_tokens", "Tokens in them.", encoder.batch_tokens),
+            ("encoder_batch_tokens", "Tokens in batches sent to encoders.", encoder.batch_tokens),
             ("encoder_time_seconds", "From sending batches to their answers.", encoder.seconds),
             ("encoder_retries", "Inputs encoded again.", encoder.retries),
             ("encoder_cache_hits", "Inputs not encoded again.", encoder.cache_hits),
@@ -174,15 +174,15 @@ class _RouterCollector(Collector):
         }
         counters = {
             "engine_steps": "Steps applied.",
-            "engine_messages": "What it told this router about requests, a message for a step or several.",
+            "engine_messages": "Messages with deltas to this router, one for a step or several.",
             "engine_generated_tokens": "Tokens generated.",
-            "engine_encoded_tokens": "Encoder tokens of the inputs it has admitted.",
-            "engine_drafted_tokens": "Tokens guessed from encoder inputs, and computed.",
-            "engine_accepted_tokens": "Of these, the ones that were right.",
+            "engine_encoded_tokens": "Encoder tokens of admitted inputs.",
+            "engine_drafted_tokens": "Draft tokens computed.",
+            "engine_accepted_tokens": "Draft tokens accepted.",
             "preemptions": "Sequences taken out of the batch for want of pages.",
             "handoff_reads": "Batches of hidden states read from the node's object store.",
-            "handoff_bytes": "Bytes in them, of this engine's inputs.",
-            "handoff_seconds": "Until all ranks had them, the rest of their encoding included.",
+            "handoff_bytes": "Bytes of this engine's inputs in batches of hidden states read.",
+            "handoff_seconds": "Until all ranks had hidden states, the rest of their encoding included.",
         }
         families: dict[str, GaugeMetricFamily | CounterMetricFamily] = {
             name: GaugeMetricFamily(f"tandem_{name}", text, labels=labels) for name, text in gauges.items()
@@ -191,6 +191,12 @@ class _RouterCollector(Collector):
             name: CounterMetricFamily(f"tandem_{name}", text, labels=labels)
             for name, text in counters.items()
         }
+        waiting_for = CounterMetricFamily(
+            "tandem_waiting_for",
+            "Steps that the first waiting sequence did not join, by what it lacked: slots, pages, tokens of "
+            "the step, the encoder, or its own last tokens, in flight.",
+            labels=(*labels, "reason"),
+        )
         for engine_id, engine in stats.engines.items():
             handoff = stats.handoffs[engine_id]
             values = {
@@ -211,4 +217,6 @@ class _RouterCollector(Collector):
             }
             for name, value in values.items():
                 families[name].add_metric((*self._labels, engine_id), value)
-        return families.values()
+            for reason, steps in engine.waiting_for.items():
+                waiting_for.add_metric((*self._labels, engine_id, reason), steps)
+        return (*families.values(), waiting_for)

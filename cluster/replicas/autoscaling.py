@@ -1,6 +1,6 @@
 """How many replicas each stage needs: Serve calls these policies with what the replicas report.
 
-Serve itself averages the reports over `look_back_period_s`, applies the delays and the bounds.
+Serve itself averages the reports over `look_back_period_s` and applies the delays and the bounds.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from ray.serve.config import AutoscalingConfig, AutoscalingContext, AutoscalingP
 
 from tandem.cluster.config import ServeConfig
 
-# Share of the slots or pages of the decoders that should be in use: what is left takes up bursts while
-# another replica starts.
+# The share of the decoders' slots or pages that should be in use: the rest takes up bursts while another
+# replica starts.
 DECODER_TARGET = 0.7
 
-Decision = tuple[float, dict[str, Any]]
+Decision = tuple[float, dict[str, Any]]  # replicas, state for the next call
 
 
 class EncoderPolicy:
-    """As many encoders as the tokens queued at the routers and running need, one full batch for each."""
+    """As many encoders as there are full batches in the tokens that are queued at the routers or running."""
 
     def __init__(self, tokens_per_replica: int) -> None:
         self._tokens_per_replica = tokens_per_replica
@@ -29,15 +29,15 @@ class EncoderPolicy:
         running = _reports(ctx, "running_tokens")
         if not running:
             return ctx.target_num_replicas, {}
-        # A router tells its whole queue to whichever replica it sends a batch to, so under load every
-        # replica knows all of it.
+        # A router reports its whole queue to whichever replica it sends a batch to, so under load every
+        # replica knows it.
         queued = max(_reports(ctx, "queued_tokens"), default=0.0)
         return math.ceil((queued + sum(running)) / self._tokens_per_replica), {}
 
 
 class DecoderPolicy:
-    """As many decoders as keep the fuller of slots and pages at the target. Waiting sequences count as
-    slots, so the fill can exceed 1."""
+    """As many decoders as keep the fuller of slots and pages at the target. Waiting sequences count as slots,
+    so the fill can exceed 1."""
 
     def __init__(self, target: float = DECODER_TARGET) -> None:
         self._target = target

@@ -3,24 +3,33 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
+from functools import partial
+from typing import ClassVar
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.replicas.engine_actor import EngineActor
+from tandem.cluster.replicas.engine_actor import EngineActor, make_engine
 from tandem.cluster.replicas.shard_actor import ShardActor
 from tandem.cluster.replicas.supervisor import Supervisor
+from tandem.workers.config import EngineConfig
+from tandem.workers.distributed import Group
+from tandem.workers.execution.runner import Runner
 from tandem.workers.request import EngineStats
 
 
 class Decoder(Supervisor):
-    """Rank 0 is the engine, the others follow it."""
+    """Rank 0's actor has the engine; the shards' actors follow it."""
 
+    # What executes steps, on every rank.
+    make_runner: ClassVar[Callable[[EngineConfig, Group], Runner]] = Runner
     _progress: EngineStats | None
 
     def __init__(self, config: ServeConfig) -> None:
         super().__init__(config)
-        self._spawn(EngineActor, config.decoder_cpus, config.decoder_gpus, config)
+        cpus, gpus, make_runner = config.decoder_cpus, config.decoder_gpus, type(self).make_runner
+        self._spawn(EngineActor, cpus, gpus, config, partial(make_engine, make_runner=make_runner))
         for rank in range(1, config.tensor_parallel_size):
-            self._spawn(ShardActor, config.decoder_cpus, config.decoder_gpus, config, rank)
+            self._spawn(ShardActor, cpus, gpus, config, rank, make_runner)
 
     async def _start(self) -> None:
         engine, *shards = self._group

@@ -1,7 +1,7 @@
 """The actor of a decoder group's rank 0: routers attach to it, submit to it and hear from it.
 
-Every router has a link: a stream of step messages one way, `submit` calls the other way, and a lease.
-A router that goes away, however it does, loses its link, and its requests their pages.
+Every router has a link: a stream of step messages one way, `exchange` calls the other way, and a lease. When
+a router goes away, however it does, its link ends, and its requests free their pages.
 """
 
 from __future__ import annotations
@@ -27,13 +27,15 @@ from tandem.cluster.replicas.router_link import RouterLink
 from tandem.cluster.replicas.step_inbox import StepInbox
 from tandem.cluster.replicas.threads import use_cpus
 from tandem.errors import HiddenStatesLost, Unavailable
+from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group, open_meeting
 from tandem.workers.engine import Engine
+from tandem.workers.execution.runner import Runner
 from tandem.workers.request import Delta, EngineRequest, EngineStats
 
 logger = logging.getLogger(__name__)
 
-STOP_TIMEOUT_S = 5.0  # for the routers to read what there is; then for the engine to close
+STOP_TIMEOUT_S = 5.0  # for the routers to read their last messages; then for the engine to close
 
 _Arrival = tuple[EngineRequest, HiddenSlice]
 
@@ -43,20 +45,23 @@ class _Live:
     """A request between its submission and its last delta."""
 
     link: RouterLink
-    arriving: bool  # its hidden states are being encoded or fetched, the engine has not seen it yet
-    hidden: HiddenLoader | None = None  # its hidden states, since the engine has seen it
+    arriving: bool  # its hidden states are being encoded or fetched; the engine does not have it yet
+    hidden: HiddenLoader | None = None  # set when it goes to the engine
 
 
-def make_engine(config: ServeConfig, rendezvous: str) -> Engine:
-    """Rank 0's engine; returns when all ranks have met."""
+def make_engine(
+    config: ServeConfig, rendezvous: str, make_runner: Callable[[EngineConfig, Group], Runner] = Runner
+) -> Engine:
+    """Rank 0's engine. Returns when all ranks have met."""
     engine_config = config.engine_config()
     size = engine_config.tensor_parallel_size
     use_cpus(config.decoder_cpus, config.workers_at_once)
-    return Engine(engine_config, Group.create(0, size, rendezvous, engine_config.torch_device()))
+    group = Group.create(0, size, rendezvous, engine_config.torch_device())
+    return Engine(engine_config, group, make_runner)
 
 
 class EngineActor:
-    """An async actor. The engine steps in a thread of its own; everything else is in the event loop."""
+    """An async actor. The engine steps in a thread of its own; everything else runs in the event loop."""
 
     def __init__(
         self, config: ServeConfig, make: Callable[[ServeConfig, str], StepEngine] = make_engine
@@ -65,7 +70,7 @@ class EngineActor:
         self._background = Background()
         self._shards: list[Any] = []
         self._links: dict[str, RouterLink] = {}
-        self._live: dict[str, _Live] = {}  # every request taken in and not ended
+        self._live: dict[str, _Live] = {}  # every request accepted and not ended
         self._next_handle = itertools.count()
         self._handoff = HandoffTotals()
         self._failure: str | None = None
@@ -75,12 +80,12 @@ class EngineActor:
     # --- For the supervisor ---
 
     async def rendezvous(self) -> str:
-        """Where the ranks of this group can meet: they share a node."""
+        """The address where the ranks of this group, which share a node, can meet."""
         where, self._meeting = open_meeting()
         return where
 
     async def start(self, rendezvous: str, shards: list[Any]) -> None:
-        """Loads the model and begins to accept. Returns when all ranks have met.
+        """Loads the model and begins to accept requests. Returns when all ranks have met.
 
         Raises ModelLoadError, InvalidRequest.
         """
@@ -101,12 +106,12 @@ class EngineActor:
         self._accepting = True
 
     async def watch(self) -> str:
-        """Returns, with the reason, when the engine has failed; it will not come back."""
+        """Returns, with the reason, when the engine has failed for good."""
         await self._failed.wait()
         return self._failure or ""
 
     async def progress(self) -> EngineStats:
-        """Raises Unavailable where the engine has failed, or has work and makes no step."""
+        """The engine's stats. Raises Unavailable where it has failed, or has work and makes no step."""
         if self._failure is not None:
             raise Unavailable(f"the engine failed: {self._failure}")
         if (stalled := self._thread.stalled_s()) > self._config.stall_timeout_s:
@@ -114,8 +119,8 @@ class EngineActor:
         return self._stats
 
     async def drain(self) -> None:
-        """Refuses new requests and those that it still waits for, returns when the running ones have ended,
-        and closes the engine."""
+        """Refuses new requests and those whose hidden states are not here, waits until the running ones have
+        ended, and closes the engine."""
         self._accepting = False
         refused = Unavailable("the engine drains")
         arriving = [request_id for request_id, live in self._live.items() if live.arriving]
@@ -138,7 +143,7 @@ class EngineActor:
     # --- For the routers ---
 
     async def attach(self, link_id: str) -> AsyncIterator[list[object]]:
-        """Opens a link. The messages are packed, see `read_message`. The first comes at once: from then on
+        """Opens a link and yields packed messages, see `read_message`. The first comes at once: from then on
         the link can submit."""
         link = self._links[link_id] = RouterLink()
         try:
@@ -154,9 +159,9 @@ class EngineActor:
         submissions: list[Submission],
         cancelled: list[str],
     ) -> bool:
-        """Takes requests in and cancels others; also renews the lease.
+        """Accepts requests and cancels others; also renews the lease.
 
-        False: draining or an unknown link, none of the submissions was taken.
+        False: draining or an unknown link, none of the submissions was accepted.
         """
         link = self._links.get(link_id)
         if link is None or link.closed:
@@ -180,15 +185,15 @@ class EngineActor:
         return True
 
     async def detach(self, link_id: str) -> None:
-        """A router's last call: it has read all it wanted. Its requests are cancelled."""
+        """Ends a router's link and cancels its requests."""
         if (link := self._links.pop(link_id, None)) is not None:
             self._end(link)
 
     # --- Within ---
 
     async def _admit(self, reference: ray.ObjectRef[PackedHidden], group: list[_Arrival]) -> None:
-        """Submits requests to the engine once every rank has their hidden states at hand. An encoder may
-        still be at work on them; whoever gives up or runs out of time meanwhile cancels."""
+        """Submits requests to the engine once every rank has their hidden states. An encoder may still be at
+        work on them; the router cancels requests that it gives up or whose time is over meanwhile."""
         started = time.monotonic()
         try:
             fetched = await fetch(reference)
@@ -197,8 +202,9 @@ class EngineActor:
             }
             await self._register({handle: where for handle, (_, where) in slices.items()})
         except Exception as error:
-            if not isinstance(error, HiddenStatesLost):  # whatever it is, no request may wait for ever
-                logger.exception("hidden states of %d requests were not taken in", len(group))
+            # Whatever the error is, no request may wait for ever.
+            if not isinstance(error, HiddenStatesLost):
+                logger.exception("hidden states of %d requests were not accepted", len(group))
             lost = HiddenStatesLost(str(error))
             self._deliver([Delta(request.request_id, [], error=lost) for request, _ in group], self._stats)
             return
@@ -225,7 +231,7 @@ class EngineActor:
             )
 
     async def _register(self, registrations: dict[int, HiddenSlice]) -> None:
-        """Makes hidden states known to the other ranks, or to none of them."""
+        """Makes hidden states known to all other ranks, or to none of them."""
         if not registrations:
             return
         calls = [shard.register.remote(registrations) for shard in self._shards]
@@ -245,7 +251,7 @@ class EngineActor:
                 del self._live[delta.request_id]
                 live.link.requests.discard(delta.request_id)
                 if live.hidden is not None:
-                    live.hidden.let_go()  # the engine may remember the request for a while
+                    live.hidden.let_go()  # the engine may keep the request for a while
                     handles.append(live.hidden.handle)
         self._unregister(handles)
 
@@ -254,7 +260,7 @@ class EngineActor:
             live = self._live.get(request_id)
             if live is None:
                 continue
-            if live.arriving:  # the engine has not seen it
+            if live.arriving:  # the engine does not have it
                 del self._live[request_id]
                 live.link.requests.discard(request_id)
             else:

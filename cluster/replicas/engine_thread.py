@@ -1,5 +1,5 @@
-"""The engine's own thread: makes the engine, takes requests from any thread, steps while there is work,
-reports. One thread does it all because a CUDA device is chosen per thread."""
+"""The engine's own thread: it makes the engine, takes requests from other threads, steps while there is work,
+and reports each step. One thread does it all because a CUDA device is chosen per thread."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ class StepEngine(Protocol):
 
 
 class EngineThread:
-    """Owns the engine that `make` returns. `on_step` and `on_failure` are called in this thread and must
-    not block.
+    """Owns the engine that `make` returns. `on_step` and `on_failure` are called in this thread and must not
+    block.
 
     A request that the engine refuses is answered with a delta that carries the error. An exception out
     of a step leaves the engine in an unknown state: it is reported once and the thread ends.
@@ -55,7 +55,8 @@ class EngineThread:
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
 
     def start(self) -> Future[EngineStats]:
-        """Done when the engine is made; it holds what `make` raised."""
+        """Starts the thread. The future is done when the engine is made, with its stats or what `make`
+        raised."""
         self._thread.start()
         return self._made
 
@@ -63,11 +64,11 @@ class EngineThread:
         self._put(request)
 
     def cancel(self, request_id: str) -> None:
-        """Harmless for a request that has ended."""
+        """Cancels a request; nothing happens if it has ended."""
         self._put(request_id)
 
     def stop(self) -> None:
-        """Ends the thread after the running step and closes the engine. Does not wait."""
+        """Has the thread end after the running step and close the engine. Does not wait."""
         with self._changed:
             self._stopping = True
             self._changed.notify()
@@ -76,8 +77,8 @@ class EngineThread:
         self._thread.join(timeout_s)
 
     def stalled_s(self) -> float:
-        """Seconds since the engine applied a step, while it has work; 0 where it has none. An engine
-        that hangs in a step, or whose steps move nothing, shows here."""
+        """Seconds since the engine applied a step, while it has work; 0 where it has none. It grows where the
+        engine hangs in a step, and where its steps move nothing."""
         since = self._progress_at
         return 0.0 if since is None else time.monotonic() - since
 
@@ -129,7 +130,7 @@ class EngineThread:
         except TandemError as error:
             return Delta(item.request_id, [], error=error)
         except Exception:
-            # Nothing of it may have entered the engine's state: that is what submit promises.
+            # The engine can go on: `submit` promises that a failure leaves its state as it was.
             logger.exception("the engine could not take request %s", item.request_id)
             return Delta(item.request_id, [], error=InternalError("the engine could not take the request"))
         return None

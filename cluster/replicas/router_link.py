@@ -1,4 +1,4 @@
-"""An engine's end of the link to one router: what is to be sent, whose requests they are, the lease."""
+"""An engine's end of the link to one router: the deltas to send, the router's requests, the lease."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from tandem.cluster.messages import HEARTBEAT_S, LEASE_S
 class RouterLink:
     """Lives in the engine actor's event loop.
 
-    What waits to be sent to a slow router is bounded by the tokens its own requests may generate, and
-    goes out as one message when the router reads again. No other router waits for it.
+    Deltas for a slow router wait, bounded by the tokens that its own requests may generate, and go out as one
+    message when the router reads again. No other router waits for it.
     """
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class RouterLink:
             self._wake.set()
 
     def wake(self) -> None:
-        """Sends a message now, with whatever there is."""
+        """Sends a message at once, with the deltas there are."""
         self._wake.set()
 
     async def take(self) -> list[list[object]] | None:
@@ -52,6 +52,6 @@ class RouterLink:
         return time.monotonic() - self._renewed_at > LEASE_S
 
     def close(self) -> None:
-        """Ends the stream once what waits has been sent."""
+        """Ends the stream once the waiting deltas have been sent."""
         self.closed = True
         self._wake.set()

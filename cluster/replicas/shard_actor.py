@@ -1,23 +1,28 @@
-"""The actor of one other rank of a decoder's tensor-parallel group: it follows rank 0's steps."""
+"""The actor of a decoder group's rank 1 or higher: it follows rank 0's steps."""
 
 from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
 from concurrent.futures import Future
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch
 from tandem.cluster.replicas.threads import use_cpus
+from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
+from tandem.workers.execution.runner import Runner
 from tandem.workers.follower import Follower
 
 
 class ShardActor:
     """An async actor; the follower is made and runs in a thread of its own."""
 
-    def __init__(self, config: ServeConfig, rank: int) -> None:
-        self._config, self._rank = config, rank
+    def __init__(
+        self, config: ServeConfig, rank: int, make_runner: Callable[[EngineConfig, Group], Runner] = Runner
+    ) -> None:
+        self._config, self._rank, self._make_runner = config, rank, make_runner
         self._made: Future[None] = Future()
         self._ended: Future[None] = Future()
 
@@ -35,7 +40,7 @@ class ShardActor:
             size = config.tensor_parallel_size
             use_cpus(self._config.decoder_cpus, self._config.workers_at_once)
             group = Group.create(self._rank, size, rendezvous, config.torch_device(self._rank))
-            self._follower = Follower(config, group)
+            self._follower = Follower(config, group, self._make_runner)
         except BaseException as error:
             self._made.set_exception(error)
             return
@@ -47,14 +52,14 @@ class ShardActor:
             self._ended.set_exception(error)
 
     async def watch(self) -> None:
-        """Returns when rank 0 has closed the group. Raises what the follower died of."""
+        """Returns when rank 0 has closed the group. Raises the error that ended the follower."""
         await asyncio.wrap_future(self._ended)
 
     async def progress(self) -> None:
-        """Whether this process answers at all; a step that hangs shows at rank 0."""
+        """Answers, and so shows that the process lives; a step that hangs shows at rank 0."""
 
     async def register(self, slices: dict[int, HiddenSlice]) -> None:
-        """Makes hidden states of one batch known to this rank, by handle. Returns when they are on this node.
+        """Makes hidden states of one batch known to this rank, by handle. Returns when they are on its node.
 
         Raises HiddenStatesLost.
         """

@@ -1,7 +1,7 @@
-"""A Serve replica that keeps a group of actors: what encoder and decoder replicas have in common.
+"""A Serve replica that keeps a group of actors: the common part of encoder and decoder replicas.
 
-The actors do the work and routers talk to them directly, so Serve's part is to place, watch, replace and
-scale. They are children of the replica's process: when it ends, however it ends, Ray ends them.
+The actors do the work, and routers talk to them directly; Serve places, watches, replaces and scales the
+replicas. The actors are children of the replica's process: when it ends, however it ends, Ray ends them.
 """
 
 from __future__ import annotations
@@ -17,21 +17,21 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.router.discovery import identity_of
+from tandem.cluster.identity import identity_of
 from tandem.errors import InternalError
 
 logger = logging.getLogger(__name__)
 
 HEALTH_TIMEOUT_S = 10.0  # for the group's answers to one health check
-CALLS = 1000  # that one actor serves at a time; a link of a router is one
+CALLS = 1000  # calls that one actor serves at a time; a router's link is one
 
 
 class Supervisor(ABC):
-    """Starts a group, answers health from its progress, drains it, ends it.
+    """Starts a group, answers health checks from its progress, drains it, and ends it.
 
-    Every actor of the group has `watch`, which returns or raises when it will work no more, and
-    `progress`, which raises when it has work and does not get on. The first is the one routers talk to;
-    it has `drain`.
+    Every actor of the group has `watch`, which returns or raises when the actor can work no more, and
+    `progress`, which raises when it has work and makes no progress. Routers talk to the first actor, which
+    also has `drain`.
     """
 
     def __init__(self, config: ServeConfig) -> None:
@@ -39,17 +39,17 @@ class Supervisor(ABC):
         self._identity = identity_of(config)
         self._id = uuid.uuid4().hex[:8]
         self._group: list[Any] = []
-        self._progress: Any = None  # what the first actor said at the last health check
+        self._progress: Any = None  # the first actor's answer at the last health check
         self._background = Background()
         self._starting: asyncio.Task[None] | None = None
 
     @abstractmethod
     async def _start(self) -> None:
-        """Has the actors load their models. They are all spawned already."""
+        """Has the actors, all of them spawned already, load their models."""
 
     def _spawn(self, kind: type, cpus: float, gpus: float, *args: object) -> None:
-        """Adds an actor to the group, in the bundle of its number."""
-        placement_group = ray.util.get_current_placement_group()  # this replica's own: see app.py
+        """Adds an actor to the group, in the placement group's bundle of its number."""
+        placement_group = ray.util.get_current_placement_group()  # the replica's own: see app.py
         if placement_group is None:
             raise InternalError("the replica was deployed without its placement group")
         strategy = PlacementGroupSchedulingStrategy(placement_group, len(self._group))
@@ -63,15 +63,14 @@ class Supervisor(ABC):
         self._group.append(actor)
 
     async def describe(self) -> tuple[str, Any, str]:
-        """For routers: this replica's id, which a replacement does not share, its first actor, and what a
-        router must have in common with it."""
+        """For routers: this replica's id, which a replacement does not share, its first actor, and its
+        identity (see `identity.identity_of`)."""
         return self._id, self._group[0], self._identity
 
     async def check_health(self) -> None:
-        """Serve's health check, of which the first is part of starting and may take its time.
+        """Serve's health check. The first one is part of starting and may take long.
 
-        An ActorDiedError goes through to Serve, which then replaces this replica without waiting for
-        further failures.
+        Serve replaces the replica at once after an ActorDiedError, and after several failures of other kinds.
         """
         if self._starting is None:
             self._starting = self._background.start(self._start_and_watch(), "start the group")
@@ -81,7 +80,7 @@ class Supervisor(ABC):
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica is to stop: running requests end first."""
-        await self._background.close()  # the ends that follow are no failures
+        await self._background.close()  # the actors' ends that follow are no failures
         try:
             await asyncio.wait_for(self._group[0].drain.remote(), self._config.drain_timeout_s)
         except (ray.exceptions.RayError, TimeoutError) as error:
@@ -94,8 +93,8 @@ class Supervisor(ABC):
         self._background.start(self._watch(), "watch the group")
 
     async def _watch(self) -> None:
-        """Ends the whole group as soon as one actor has ended: the others would wait for it for ever.
-        Routers see the first one's end at once and go elsewhere, Serve at the next health check."""
+        """Ends the whole group as soon as one actor has ended: the others would wait for it for ever. Routers
+        see the first actor's end at once and go elsewhere; Serve sees it at the next health check."""
         watches: list[asyncio.Future[Any]] = [
             asyncio.wrap_future(actor.watch.remote().future()) for actor in self._group
         ]

@@ -12,31 +12,20 @@ from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
-from tandem.cluster.config import ServeConfig
-from tandem.cluster.handoff import SCHEMA
-from tandem.workers.models.checkpoint import resolve
-from tandem.workers.requests.model_info import revision_of
 
 logger = logging.getLogger(__name__)
 
-PERIOD_S = 5.0  # new replicas are found this late at most
-RETRY_S = 0.2  # after a loss, and while there is none
-TIMEOUT_S = 10.0
-
-
-def identity_of(config: ServeConfig) -> str:
-    """What a router must have in common with the workers it uses. While an application is updated there are
-    workers of the former model or version beside the new ones; mixing them would give wrong answers. Reads
-    some megabytes of the model's files.
-
-    Raises ModelLoadError.
-    """
-    return f"{SCHEMA}/{revision_of(resolve(config.model))}/{config.dtype}/{config.device}"
+PERIOD_S = 5.0  # between looks: new replicas are found this late at most
+RETRY_S = 0.2  # before the next look after a loss, and while there is no replica
+TIMEOUT_S = 10.0  # of one look
 
 
 class Discovery:
-    """Tells `found(replica id, actor)` of every replica of this identity at each look, and `listed(ids)`
-    that these are all. `enough` says whether there is anybody to work with meanwhile."""
+    """Looks for a deployment's replicas, again and again.
+
+    At each look it calls `found(replica id, actor)` for every replica of this identity, then `listed(ids)`
+    where these are all of them. `enough` says whether there is a replica to work with meanwhile.
+    """
 
     def __init__(
         self,
@@ -60,7 +49,7 @@ class Discovery:
         await self._background.close()
 
     def look_soon(self) -> None:
-        """Something changed."""
+        """Has the next look at once. Call it when a replica is lost."""
         self._look_now.set()
 
     async def _keep_looking(self) -> None:
@@ -74,14 +63,14 @@ class Discovery:
             self._look_now.clear()
             try:
                 await self._look()
-            except Exception:  # whatever it is: a router that no longer looks would never find a replacement
+            except Exception:  # whatever it is: a router that stops looking never finds a replacement
                 logger.exception("the replicas could not be listed")
 
     async def _look(self) -> None:
         try:
             broadcast = self._handle.broadcast("describe")
             answers = await broadcast.results_async(timeout_s=TIMEOUT_S, return_exceptions=True)
-        except RayServeException:  # none is running
+        except RayServeException:  # no replica is running
             self._listed(set())
             return
         except (RayError, TimeoutError) as error:
@@ -93,8 +82,8 @@ class Discovery:
             match answer:
                 case [str(replica_id), actor, self._identity]:
                     ours[replica_id] = actor
-                # Any other is of another model, or of a version that answers otherwise.
+                # Any other answer is from another model, or from a version that answers otherwise.
         for replica_id, actor in ours.items():
             self._found(replica_id, actor)
-        if len(living) == len(answers):  # one that did not answer in time may be alive
+        if len(living) == len(answers):  # a replica that did not answer in time may be alive
             self._listed(set(ours))

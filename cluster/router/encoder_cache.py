@@ -18,7 +18,7 @@ class EncoderCache:
     """Least-recently-used references by content key, bounded in bytes.
 
     An object in the store lives as long as anyone holds any slice of it, so whole batches are kept and
-    let go, never single inputs.
+    dropped, never single inputs.
     """
 
     def __init__(self, capacity_bytes: int) -> None:
@@ -34,7 +34,8 @@ class EncoderCache:
         return where
 
     def add(self, slices: dict[str, HiddenSlice], nbytes: int) -> None:
-        """Keeps one batch. `slices` has its inputs by key, all of one reference; `nbytes` is the whole."""
+        """Keeps one batch. `slices` has its inputs by key, all of one reference; `nbytes` is the batch's
+        size."""
         if nbytes > self._capacity or not slices:
             return
         reference = next(iter(slices.values())).reference
@@ -47,7 +48,7 @@ class EncoderCache:
             self._drop(next(iter(self._batches)))
 
     def forget(self, where: HiddenSlice) -> None:
-        """The object is gone, and with it all inputs of its batch."""
+        """Drops the whole batch of a slice whose object was lost."""
         if where.reference in self._batches:
             self._drop(where.reference)
 

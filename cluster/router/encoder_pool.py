@@ -1,4 +1,4 @@
-"""A router's way to the encoders: every input is encoded once, in batches, whatever fails."""
+"""The encoders a router knows: every input is encoded once, in batches, whatever fails."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ray.serve.handle import DeploymentHandle
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import BatchSummary, HiddenSlice, PackedHidden
+from tandem.cluster.messages import packed_input
 from tandem.cluster.router.discovery import Discovery
 from tandem.cluster.router.encoder_cache import EncoderCache
 from tandem.cluster.router.encoder_queue import EncodeJob, EncoderQueue, Sent
@@ -30,14 +31,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class EncoderCounters:
-    """These only grow."""
+    """Totals since the router's start."""
 
-    batches: int = 0
-    batch_tokens: int = 0
+    batches: int = 0  # encoded
+    batch_tokens: int = 0  # in them
     seconds: float = 0.0  # from sending batches to their answers
     retries: int = 0  # inputs encoded again
-    cache_hits: int = 0  # joining an encode under way included
-    cache_misses: int = 0
+    cache_hits: int = 0  # inputs not encoded again; includes those that join a job under way
+    cache_misses: int = 0  # inputs that became a job
 
 
 @dataclass(eq=False, slots=True)
@@ -45,12 +46,12 @@ class _Replica:
     encoder_id: str
     actor: Any
     batches: int = 0  # sent and not answered
-    tokens: int = 0  # in them
+    tokens: int = 0  # in these batches
 
 
 class EncoderPool:
-    """Drain after step: a batch leaves whenever a replica has room and takes what has arrived by then.
-    Nothing waits while an encoder idles, and under load batches grow by themselves."""
+    """A batch is sent whenever a replica has room, with the inputs that have arrived by then. Nothing waits
+    while an encoder idles, and under load batches grow by themselves."""
 
     def __init__(
         self, config: ServeConfig, identity: str, handle: DeploymentHandle[Any], router_id: str
@@ -58,7 +59,7 @@ class EncoderPool:
         self._config, self._router_id = config, router_id
         self._discovery = Discovery(identity, handle, self._found, lambda: bool(self._replicas), self._listed)
         self._replicas: dict[str, _Replica] = {}
-        self._former: set[str] = set()  # ids of those that ended: Serve may still list them for a moment
+        self._ended: set[str] = set()  # ids of replicas that ended: Serve may list them for a moment longer
         self._cache = EncoderCache(config.encoder_cache_bytes)
         self._queue = EncoderQueue()
         self._jobs: dict[str, EncodeJob] = {}  # by key: queued or being encoded
@@ -83,7 +84,7 @@ class EncoderPool:
         await self._discovery.start()
 
     async def close(self) -> None:
-        """Fails what waits with Unavailable and lets all references go."""
+        """Fails all jobs with Unavailable and drops all references."""
         self._closed = True
         await self._discovery.close()
         for job in list(self._jobs.values()):
@@ -94,9 +95,10 @@ class EncoderPool:
     async def encode(
         self, encoder_input: EncoderInput, order: tuple[float, int]
     ) -> AsyncGenerator[HiddenSlice]:
-        """Where the hidden states of an input will be, as soon as an encoder is asked for them: a decoder can
-        be told meanwhile. Where that fails, where they will be instead. Ends when they are there. Holding
-        a slice keeps them alive. `order` is that of the routed that waits for them.
+        """Yields where the hidden states of an input will be, as soon as an encoder is asked for them, so
+        that a decoder can be told meanwhile. After each try that fails, it yields the next one's place. Ends
+        when the hidden states are there. Holding a slice keeps them alive. `order` is that of the request
+        that waits.
 
         Raises Unavailable after the configured attempts or without any encoder, InvalidRequest where the
         encoder refuses the input.
@@ -114,7 +116,7 @@ class EncoderPool:
             raise Unavailable("the router closes")
         else:
             self.counters.cache_misses += 1
-            job = self._jobs[key] = EncodeJob(key, encoder_input.token_ids, order)
+            job = self._jobs[key] = EncodeJob(encoder_input, order)
             self._queue.put(job)
             self._send_what_fits()
         job.waiters += 1
@@ -130,31 +132,31 @@ class EncoderPool:
         finally:
             job.waiters -= 1
             if not job.waiters and self._queue.remove(job):  # nobody wants it any more
-                self._jobs.pop(key, None)  # no longer there where the router closes
+                self._jobs.pop(key, None)  # absent where the router closes
 
     def forget(self, where: HiddenSlice) -> None:
-        """The object was lost: the next `encode` makes another."""
+        """Drops a slice whose object was lost: the next `encode` makes another."""
         self._cache.forget(where)
 
     # --- Within ---
 
     def _found(self, encoder_id: str, actor: Any) -> None:
-        if encoder_id not in self._replicas and encoder_id not in self._former:
+        if encoder_id not in self._replicas and encoder_id not in self._ended:
             replica = self._replicas[encoder_id] = _Replica(encoder_id, actor)
             self._background.start(self._warm_up(replica), "warm up")
             self._send_what_fits()
 
     def _listed(self, encoder_ids: set[str]) -> None:
-        """Forgets idle replicas that are gone: only a call would tell otherwise, and cost its input."""
+        """Forgets idle replicas that are gone. Otherwise the next batch sent there would tell, and fail."""
         for encoder_id, replica in list(self._replicas.items()):
             if encoder_id not in encoder_ids and not replica.batches:
                 del self._replicas[encoder_id]
 
     async def _warm_up(self, replica: _Replica) -> None:
-        """The first calls between two processes take ten times as long; these are nobody's."""
+        """The first calls between two processes take ten times as long: no request should wait for them."""
         with contextlib.suppress(RayError, TimeoutError):
             for _ in range(2):
-                _, said = self._call(replica, [[0]])
+                _, said = self._call(replica, [EncoderInput("warm up", (0,))])
                 await self._answer(said)
 
     def _send_what_fits(self) -> None:
@@ -162,26 +164,26 @@ class EncoderPool:
             batch = self._queue.take(self._config.max_encoder_tokens)
             self._background.start(self._send(batch, replica), "encode")
             replica.batches += 1
-            replica.tokens += sum(len(job.token_ids) for job in batch)
+            replica.tokens += sum(job.length for job in batch)
 
     def _roomiest(self) -> _Replica | None:
         most = self._config.encoder_batches_in_flight
         return min(
             (replica for replica in self._replicas.values() if replica.batches < most),
-            # Of equals any: all routers know the replicas in much the same order.
+            # Equals are drawn at random: all routers know the replicas in much the same order.
             key=lambda replica: (replica.batches, replica.tokens, random.random()),
             default=None,
         )
 
     async def _send(self, batch: list[EncodeJob], replica: _Replica) -> None:
         started = time.monotonic()
-        # False only where every job of the batch has another try, or has ended.
+        # False only once every job of the batch has another try, or has ended.
         encoded = asyncio.get_running_loop().create_future()
         try:
-            reference, said = self._call(replica, [list(job.token_ids) for job in batch])
+            reference, said = self._call(replica, [job.encoder_input for job in batch])
             slices, start = {}, 0
             for job in batch:
-                stop = start + len(job.token_ids)
+                stop = start + job.length
                 slices[job.key] = HiddenSlice(reference, start, stop)
                 job.sent.set_result(Sent(slices[job.key], encoded))
                 start = stop
@@ -200,19 +202,19 @@ class EncoderPool:
             if not encoded.done():
                 encoded.set_result(False)
             replica.batches -= 1
-            replica.tokens -= sum(len(job.token_ids) for job in batch)
+            replica.tokens -= sum(job.length for job in batch)
             self._send_what_fits()
 
     def _call(
-        self, replica: _Replica, inputs: list[list[int]]
+        self, replica: _Replica, inputs: list[EncoderInput]
     ) -> tuple[ray.ObjectRef[PackedHidden], ray.ObjectRef[BatchSummary]]:
-        """Has one batch encoded; see `EncoderActor.encode` for the two objects."""
+        """Sends one batch; see `EncoderActor.encode` for the two objects."""
         encode = replica.actor.encode.options(num_returns=2)
-        hidden, said = encode.remote(inputs, self._router_id, self._queue.tokens)
+        hidden, said = encode.remote(list(map(packed_input, inputs)), self._router_id, self._queue.tokens)
         return hidden, said
 
     async def _answer(self, said: ray.ObjectRef[BatchSummary]) -> BatchSummary:
-        # An encoder that hangs is found by its health check; this is only so that no wait is endless.
+        # An encoder that hangs fails its health check; the timeout is only so that no wait is endless.
         async with asyncio.timeout(self._config.limits.timeout_s):
             return await said
 
@@ -227,12 +229,12 @@ class EncoderPool:
         if ended:
             self._replicas.pop(replica.encoder_id, None)
             if not isinstance(error, ActorUnavailableError):
-                self._former.add(replica.encoder_id)
+                self._ended.add(replica.encoder_id)
             self._discovery.look_soon()
         for job in batch:
             job.again()
             job.attempts += not draining
-            # One that raised met something in this batch; one that died perhaps, too, the second time.
+            # An error may come from one input of the batch, and so may a death, if it is the second.
             job.alone = job.alone or not ended or job.attempts > 1
             if job.attempts >= self._config.encoder_attempts:
                 self._end(job, Unavailable(f"no encoder could take the input, {job.attempts} tries"))

@@ -8,13 +8,14 @@ from typing import NamedTuple
 
 from tandem.cluster.handoff import HiddenSlice
 from tandem.errors import TandemError
+from tandem.workers.request import EncoderInput
 
 
 class Sent(NamedTuple):
-    """One try at an input."""
+    """One try at encoding an input."""
 
     hidden: HiddenSlice  # where its hidden states will be
-    encoded: asyncio.Future[bool]  # whether they are: False where the try has failed
+    encoded: asyncio.Future[bool]  # done when the try has ended; False where it has failed
 
 
 def _future() -> asyncio.Future[Sent]:
@@ -23,30 +24,34 @@ def _future() -> asyncio.Future[Sent]:
 
 @dataclass(eq=False, slots=True)
 class EncodeJob:
-    """One input to encode, with everyone who waits for it."""
+    """One input to encode, for all requests that wait for it."""
 
-    key: str
-    token_ids: tuple[int, ...]
-    order: tuple[float, int]  # the first in order of those who wait: see RoutedRequest
-    sent: asyncio.Future[Sent] = field(default_factory=_future)  # the last try, or what the job ended with
-    waiters: int = 0
+    encoder_input: EncoderInput
+    order: tuple[float, int]  # of the first request in order: see RoutedRequest
+    sent: asyncio.Future[Sent] = field(default_factory=_future)  # the last try, or the job's error
+    waiters: int = 0  # requests; set, like `attempts` and `alone`, by the pool
     attempts: int = 0
     alone: bool = False  # failed in a batch: the next try must not take others down with it
+    key: str = field(init=False)
+    length: int = field(init=False)  # encoder positions
+
+    def __post_init__(self) -> None:
+        self.key, self.length = self.encoder_input.key, len(self.encoder_input.token_ids)
 
     def again(self) -> None:
-        """What was sent has failed: `sent` is the next try."""
+        """Makes `sent` the next try, after one that has failed."""
         if self.sent.done():
             self.sent = _future()
 
     def fail(self, error: TandemError) -> None:
-        """There is no next try."""
+        """Ends the job with an error."""
         self.again()
         self.sent.set_exception(error)
-        self.sent.exception()  # seen: perhaps nobody waits any more
+        self.sent.exception()  # retrieved: perhaps nobody waits any more
 
 
 class EncoderQueue:
-    """Jobs by priority and arrival; one that comes back keeps its place."""
+    """Jobs by priority and arrival. A job that comes back keeps its place."""
 
     def __init__(self) -> None:
         self._jobs: set[EncodeJob] = set()
@@ -57,30 +62,30 @@ class EncoderQueue:
 
     def put(self, job: EncodeJob) -> None:
         self._jobs.add(job)
-        self.tokens += len(job.token_ids)
+        self.tokens += job.length
 
     def remove(self, job: EncodeJob) -> bool:
         """Whether the job was still here."""
         if job not in self._jobs:
             return False
         self._jobs.remove(job)
-        self.tokens -= len(job.token_ids)
+        self.tokens -= job.length
         return True
 
     def take(self, budget_tokens: int) -> list[EncodeJob]:
-        """The next batch: the first job in order, and of the others those nearest to it in length, as far
-        as the budget goes. So kernels that work by length find few lengths, and nobody starves. A job beyond
-        the budget goes by itself. Longest first."""
+        """The next batch, longest first: the first job in order, and the jobs nearest to it in length as far
+        as the budget goes. So the kernels, which work by length, find few lengths, and nobody starves. A job
+        beyond the budget goes alone."""
         first = min(self._jobs, key=lambda job: job.order)
-        batch, left = [first], budget_tokens - len(first.token_ids)
+        batch, left = [first], budget_tokens - first.length
         if not first.alone:
-            length = len(first.token_ids)
+            length = first.length
             others = (job for job in self._jobs if job is not first and not job.alone)
-            for job in sorted(others, key=lambda job: (abs(len(job.token_ids) - length), job.order)):
-                if len(job.token_ids) > left:
+            for job in sorted(others, key=lambda job: (abs(job.length - length), job.order)):
+                if job.length > left:
                     break
                 batch.append(job)
-                left -= len(job.token_ids)
+                left -= job.length
         for job in batch:
             self.remove(job)
-        return sorted(batch, key=lambda job: len(job.token_ids), reverse=True)
+        return sorted(batch, key=lambda job: job.length, reverse=True)

@@ -1,4 +1,4 @@
-"""A router's end of the link to one engine: what was sent, what comes back, and noticing its end."""
+"""A router's end of the link to one engine: requests sent, deltas received, and noticing the engine's end."""
 
 from __future__ import annotations
 
@@ -29,33 +29,33 @@ from tandem.workers.request import EngineStats
 
 logger = logging.getLogger(__name__)
 
-DETACH_TIMEOUT_S = 1.0
+DETACH_TIMEOUT_S = 1.0  # for the call that says goodbye
 
 
 class EngineLink:
-    """Requests go out in batches: whatever has gathered while the last batch was acknowledged.
+    """Requests go out in batches: all that have gathered while the last batch was acknowledged.
 
-    Every placement of a request has an id of its own, so that what a former engine or a former link
-    still says about it falls on deaf ears.
+    Every placement of a request has an id of its own, so that late messages about an earlier placement are
+    ignored.
     """
 
     def __init__(self, engine_id: str, actor: Any, on_change: Callable[[], None]) -> None:
         self.engine_id = engine_id
         self.stats: EngineStats | None = None
         self.handoff = HandoffTotals()
-        self.messages = 0  # counter: those that told of requests
-        self.routed_requests: dict[str, RoutedRequest] = {}  # by the id of their placement
-        self.keys: Counter[str] = Counter()  # their encoder inputs
+        self.messages = 0  # counter: messages that had deltas
+        self.routed_requests: dict[str, RoutedRequest] = {}  # by placement id
+        self.keys: Counter[str] = Counter()  # of their encoder inputs
         self._actor = actor
-        self._on_change = on_change  # it may accept now, or has room, or is lost
+        self._on_change = on_change  # called when the engine accepts, may have room, or is lost
         self._link_id = uuid.uuid4().hex[:12]
         self._numbers = itertools.count()
         self._ids: dict[RoutedRequest, str] = {}
         self._outbox: dict[str, Submission] = {}
         self._cancelled: list[str] = []
         self._flushing = False
-        # One call at a time: the actor need not see two in the order they were sent, and a cancellation
-        # that overtakes its request is none.
+        # One call at a time: the actor may see two calls in another order, and a cancellation that overtakes
+        # its request is ignored.
         self._exchanging = asyncio.Lock()
         self._accepting = False
         self._lost = False
@@ -66,8 +66,8 @@ class EngineLink:
         return self._accepting and not self._lost
 
     def load(self) -> float:
-        """Sequences on the engine, and on their way to it, in batches' worth: 1 fills it. Pages count
-        where they are scarcer."""
+        """How full the engine is: sequences on it and on their way to it over its batch size, or the share of
+        its pages in use, whichever is greater."""
         stats = self.stats
         if stats is None:  # not attached yet
             return math.inf
@@ -76,8 +76,8 @@ class EngineLink:
         return max(sequences / stats.max_running, pages)
 
     async def run(self) -> None:
-        """Attaches and receives until the engine has drained, is lost, or this task is cancelled. On
-        return all routed_requests are displaced."""
+        """Attaches and receives until the engine has drained, is lost, or this task is cancelled. On return
+        all its requests are displaced."""
         try:
             stream = self._actor.attach.options(num_returns="streaming").remote(self._link_id)
             async with asyncio.timeout(SILENCE_S):
@@ -88,7 +88,7 @@ class EngineLink:
                     message = await (await anext(stream))
                 self._receive(read_message(message))
         except StopAsyncIteration:
-            pass  # drained
+            pass  # the engine has drained
         except (RayError, TimeoutError) as error:
             logger.warning("engine %s is lost: %r", self.engine_id, error)
         finally:
@@ -98,7 +98,8 @@ class EngineLink:
                 routed.displace()
             self._on_change()
             await self._background.close()
-            # It may be alive and only out of reach, or this router closes. Else the lease runs out.
+            # The engine may be alive and only out of reach, or this router closes: do not leave it to the
+            # lease.
             with contextlib.suppress(RayError, TimeoutError):
                 async with asyncio.timeout(DETACH_TIMEOUT_S):
                     await self._actor.detach.remote(self._link_id)
@@ -121,7 +122,7 @@ class EngineLink:
         self._flush_soon()
 
     def release(self, routed: RoutedRequest) -> None:
-        """Forgets a routed; where the engine has not said its end, it is cancelled there."""
+        """See `Place`."""
         request_id = self._ids.get(routed)
         if request_id is None:
             return
@@ -179,7 +180,7 @@ class EngineLink:
             except (RayError, TimeoutError) as error:
                 if not self._lost:
                     logger.warning("engine %s does not take requests: %r", self.engine_id, error)
-                self._lost = True  # `run` sees it with the next message, or has ended
+                self._lost = True  # `run` sees this with the next message, or has ended
                 return
             if not taken:
                 self._accepting = False
@@ -188,7 +189,7 @@ class EngineLink:
                         self._remove(request_id).displace()
 
     async def _renew(self) -> None:
-        # The first calls between two processes take ten times as long; these are nobody's.
+        # The first calls between two processes take ten times as long: no request should wait for them.
         for _ in range(2):
             await self._exchange()
         while True:

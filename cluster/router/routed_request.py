@@ -1,4 +1,4 @@
-"""One request at the router: where it is, what it has got, what its reader has not taken yet."""
+"""One request at the router: where it is, the tokens it has received, the tokens its reader has not taken."""
 
 from __future__ import annotations
 
@@ -6,30 +6,34 @@ import asyncio
 import contextlib
 import itertools
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import Protocol
 
 from tandem.cluster.handoff import HiddenSlice
 from tandem.errors import HiddenStatesLost, TandemError, Unavailable
+from tandem.limits import PRIORITY_S
 from tandem.workers.request import Delta, EngineRequest
-from tandem.workers.scheduling.scheduler import PRIORITY_S
 
-if TYPE_CHECKING:
-    from tandem.cluster.router.engine_link import EngineLink
-
-# The engine ends a late request itself and says how far it got; this is how long we wait for that.
+# The engine ends a late request itself and says how far it got; the router waits this long for it.
 DEADLINE_GRACE_S = 2.0
 
 _numbers = itertools.count()
 
 
-class RoutedRequest:
-    """Lives in the router's event loop, from acceptance to the one terminal answer.
+class Place(Protocol):
+    """The engine that has a request, as far as the request needs it."""
 
-    Engines come and go under it: `displace` takes it off one, the router puts it onto another, and its
-    reader sees one sequence of tokens. (Beams, which deliver at the end only, start anew.) Tokens that its
-    reader has not taken yet wait here and are taken together, so a slow reader holds up nobody and costs no
-    more than its own tokens. It ends when its answer is there, not when that has been read: from then on it
-    has no engine and no hidden states.
+    def release(self, routed: RoutedRequest) -> None:
+        """Forgets the request; where the engine has not said its end, it is cancelled there."""
+
+
+class RoutedRequest:
+    """Lives in the router's event loop, from acceptance to its last delta.
+
+    Engines may end while they work on it: `displace` takes it off one, the router puts it onto another, and
+    its reader sees one sequence of tokens. (A beam search, which delivers at its end only, starts anew.)
+    Tokens that its reader has not taken wait here and are taken together, so a slow reader holds up nobody
+    and costs no more than its own tokens. It ends when its answer is complete, not when that has been read:
+    from then on it has no engine and no hidden states.
     """
 
     def __init__(
@@ -38,19 +42,19 @@ class RoutedRequest:
         deadline: float,
         on_end: Callable[[RoutedRequest], object] = lambda _: None,
     ) -> None:
-        """`on_end` is called once, when it ends, however it does."""
+        """`deadline` is in the event loop's time. `on_end` is called once, when the request ends."""
         self.request = request
         self._on_end = on_end
-        self.deadline = deadline  # in the event loop's time
+        self.deadline = deadline
         self.arrived_at = asyncio.get_running_loop().time()
-        # Who goes first where there is not room for all, as in the engines. Never changes.
+        # The lowest goes first where there is not room for all, as in the engines. Never changes.
         self.order = (self.arrived_at - request.priority * PRIORITY_S, next(_numbers))
         self.hidden: HiddenSlice | None = None  # kept until it ends: a replacement engine reads it again
-        self.hidden_lost = False  # the engine could not read them
-        self.place: EngineLink | None = None  # the engine that has it, or will
-        self.received: list[int] = []  # tokens of all engines so far
-        self.losses = 0  # engines that died under it
-        self.encodings = 0  # how often its hidden states vanished
+        self.hidden_lost = False  # set when the engine could not read them
+        self.place: Place | None = None  # the engine that has it, or will; set by the engine's link
+        self.received: list[int] = []  # tokens from all engines so far
+        self.losses = 0  # engines that died while they worked on it
+        self.encodings = 0  # how often its hidden states were lost
         self._pending: Delta | None = None  # received and not taken
         self.ended = False
         self._wake = asyncio.Event()
@@ -60,9 +64,8 @@ class RoutedRequest:
         """Takes in what the current engine sent."""
         if self.ended:
             return
-        if isinstance(
-            delta.error, HiddenStatesLost | Unavailable
-        ):  # goes on with others, or on another engine
+        if isinstance(delta.error, HiddenStatesLost | Unavailable):
+            # The request goes on with hidden states that are encoded again, or on another engine.
             self.hidden_lost |= isinstance(delta.error, HiddenStatesLost)
             self.displace()
         elif delta.last:
@@ -71,12 +74,12 @@ class RoutedRequest:
             self._add(delta)
 
     def displace(self) -> None:
-        """Its engine no longer has it."""
+        """Takes it off an engine that does not have it any more."""
         self.place = None
         self._wake.set()
 
     def withdraw(self) -> None:
-        """Takes it off its engine, if it is on one."""
+        """Takes it off its engine, if it is on one, and tells the engine."""
         if self.place is not None:
             self.place.release(self)
             self.place = None

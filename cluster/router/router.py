@@ -26,19 +26,20 @@ MAX_LOSSES = 4
 
 @dataclass(frozen=True, slots=True)
 class RouterStats:
-    """A snapshot for metrics. Counters only grow."""
+    """A snapshot for metrics."""
 
     encoder_replicas: int  # 0 where decoders encode by themselves
-    engines: dict[str, EngineStats]  # by engine id: those that accept requests
-    handoffs: dict[str, HandoffTotals]  # likewise
-    messages: dict[str, int]  # likewise; counters: step messages to this router that told of requests
+    # By engine id, for the engines that accept requests:
+    engines: dict[str, EngineStats]
+    handoffs: dict[str, HandoffTotals]
+    messages: dict[str, int]  # counters: step messages to this router that had deltas
     outstanding: int  # sequences accepted and not ended
-    waiting: int  # of these, those that wait for room on an engine, encoded or not
+    waiting: int  # outstanding sequences that wait for room on an engine, encoded or not
     queued_encoder_tokens: int
     encoder: EncoderCounters
     encoder_cache_bytes: int
     resubmitted: int  # counter: requests moved to another engine
-    generated_tokens: int  # counter: given to readers
+    generated_tokens: int  # counter: tokens given to readers
 
 
 class Router:
@@ -51,7 +52,8 @@ class Router:
         encoder: DeploymentHandle[Any] | None,
         decoder: DeploymentHandle[Any],
     ) -> None:
-        """`identity` is that of the workers to be used: see `discovery.identity_of`."""
+        """Only workers of this `identity` are used: see `identity.identity_of`. `encoder` is None where
+        decoders encode by themselves."""
         self._config = config
         self._encoders = (
             None if encoder is None else EncoderPool(config, identity, encoder, uuid.uuid4().hex[:8])
@@ -60,38 +62,39 @@ class Router:
         self._staging = Staging(
             config.staged_encoder_tokens, config.replica_wait_s, lambda: self._engines.ready
         )
-        self._flights: set[RoutedRequest] = set()
+        self._requests: set[RoutedRequest] = set()
         self._accepting = True
         self._resubmitted = 0
         self._generated_tokens = 0
 
     async def start(self) -> None:
-        """Finds the workers and attaches to the engines; those that come later are found later. Call
+        """Finds the workers and attaches to the engines; workers that start later are found later. Call it
         once, in the event loop that will generate."""
         if self._encoders is not None:
             await self._encoders.start()
         await self._engines.start()
 
     async def drain(self) -> None:
-        """Refuses new requests; returns when those that are here have ended."""
+        """Refuses new requests; returns when the accepted ones have ended."""
         self._accepting = False
-        while self._flights:
+        while self._requests:
             await asyncio.sleep(0.05)
 
     async def close(self) -> None:
         """Ends all requests with Unavailable and detaches."""
         self._accepting = False
-        for routed in list(self._flights):
+        for routed in list(self._requests):
             routed.fail(Unavailable("the server shuts down"))
         if self._encoders is not None:
             await self._encoders.close()
         await self._engines.close()
 
     def check_room(self, sequences: int = 1) -> None:
-        """Raises Overloaded where not so many more would be accepted now, Unavailable where none would."""
+        """Raises Overloaded where so many more sequences would exceed the limit, Unavailable where the server
+        shuts down."""
         if not self._accepting:
             raise Unavailable("the server shuts down")
-        limit, there = self._config.limits.queued_requests, len(self._flights)
+        limit, there = self._config.limits.queued_requests, len(self._requests)
         if there + sequences > limit:
             raise Overloaded(
                 f"{there} sequences are in work and {sequences} more exceed {limit}; try again later"
@@ -100,14 +103,14 @@ class Router:
     @contextmanager
     def accept(self, requests: Sequence[EngineRequest]) -> Iterator[list[RoutedRequest]]:
         """Accepts all of the requests, each for one call of `deltas`, or none. Their `timeout_s` counts from
-        here; on leaving, those that have not ended are cancelled. Raises as `check_room`."""
+        here; leaving the block cancels the requests that have not ended. Raises what `check_room` raises."""
         self.check_room(len(requests))
         now = asyncio.get_running_loop().time()
         routed_requests = []
         for request in requests:
             timeout_s = self._config.limits.timeout_s if request.timeout_s is None else request.timeout_s
-            routed_requests.append(RoutedRequest(request, now + timeout_s, self._flights.discard))
-        self._flights.update(routed_requests)
+            routed_requests.append(RoutedRequest(request, now + timeout_s, self._requests.discard))
+        self._requests.update(routed_requests)
         try:
             yield routed_requests
         finally:
@@ -117,12 +120,12 @@ class Router:
     async def deltas(
         self, routed: RoutedRequest, gather_s: Callable[[], float] = lambda: 0.0
     ) -> AsyncGenerator[Delta]:
-        """What has been accepted: each delta has all tokens since the one before, however slowly they are
-        read, and the last has a `finish_reason`. Between one and the next tokens gather for `gather_s()`
-        seconds; the last comes at once.
+        """The answer to an accepted request: each delta has all tokens since the one before, however slowly
+        they are read, and the last has a `finish_reason`. Between two deltas tokens gather for `gather_s()`
+        seconds; the last delta comes at once.
 
         Close the generator or cancel its task to cancel the request. Raises Unavailable where workers are
-        missing for too long or keep failing; InvalidRequest where the engine refuses.
+        missing for too long or keep failing; InvalidRequest where the engine refuses the request.
         """
         loop, taken_at = asyncio.get_running_loop(), 0.0
         try:
@@ -143,26 +146,26 @@ class Router:
             routed.close()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]:
-        """Accepts one request; its deltas."""
+        """Accepts one request and yields its deltas."""
         with self.accept([request]) as [routed]:
             async with aclosing(self.deltas(routed)) as deltas:
                 async for delta in deltas:
                     yield delta
 
     async def ready(self) -> bool:
-        """Whether a request sent now would find an encoder and an engine."""
+        """Whether a request would find an encoder and an engine."""
         encoders = self._encoders is None or self._encoders.replicas > 0
         return self._accepting and self._engines.ready and encoders
 
     def stats(self) -> RouterStats:
         encoders = self._encoders
-        engines = [client for client in self._engines.clients if client.accepting]
+        engines = [link for link in self._engines.links if link.accepting]
         return RouterStats(
             encoder_replicas=encoders.replicas if encoders else 0,
-            engines={c.engine_id: c.stats for c in engines if c.stats},
-            handoffs={c.engine_id: c.handoff for c in engines},
-            messages={c.engine_id: c.messages for c in engines},
-            outstanding=len(self._flights),
+            engines={link.engine_id: link.stats for link in engines if link.stats},
+            handoffs={link.engine_id: link.handoff for link in engines},
+            messages={link.engine_id: link.messages for link in engines},
+            outstanding=len(self._requests),
             waiting=self._staging.waiting + self._engines.waiting,
             queued_encoder_tokens=encoders.queued_tokens if encoders else 0,
             encoder=encoders.counters if encoders else EncoderCounters(),
@@ -172,14 +175,14 @@ class Router:
         )
 
     async def _place(self, routed: RoutedRequest) -> None:
-        """Has the input encoded and the request sent to an engine; again, where it was placed before.
-        Leaves a routed that is over its time ended."""
+        """Has the input encoded and the request sent to an engine, both again where that was lost. A request
+        whose time is over meanwhile is ended."""
         if routed.hidden is not None and routed.hidden_lost and self._encoders is not None:
             self._encoders.forget(routed.hidden)
             routed.hidden, routed.hidden_lost = None, False
             routed.encodings += 1
         if routed.losses >= MAX_LOSSES:
-            # Not Unavailable, which clients try again.
+            # Not Unavailable: clients try that again.
             raise InternalError(f"{routed.losses} decoders died while they worked on this request")
         if routed.encodings >= self._config.encoder_attempts:
             raise Unavailable(f"the encoder's output was lost {routed.encodings} times")
@@ -195,7 +198,7 @@ class Router:
                             if routed.ended:
                                 return
                             routed.hidden, routed.hidden_lost = hidden, False
-                            announced = self._engines.announce(routed)  # and go on once it is encoded
+                            announced = self._engines.announce(routed)  # the loop ends once it is encoded
                 if not announced:
                     await self._engines.submit(routed)
         except TimeoutError:

@@ -1,11 +1,14 @@
-"""Waiting for something that only a worker can bring about, and giving up when there is none."""
+"""Waiting for what only a worker can bring about, and giving up where there is no worker."""
 
 from __future__ import annotations
 
 import asyncio
+import bisect
 from collections.abc import Callable
+from dataclasses import dataclass, field
 from typing import TypeVar
 
+from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.errors import Unavailable
 
 T = TypeVar("T")
@@ -14,10 +17,58 @@ T = TypeVar("T")
 async def wait_for_worker(
     future: asyncio.Future[T], patience_s: float, possible: Callable[[], bool], lack: str
 ) -> T:
-    """The future's result. Raises Unavailable, saying what is lacking, where it has not come after
-    `patience_s` and is not possible then. Cancelling the caller leaves the future as it is."""
+    """The future's result. Raises Unavailable, saying `lack`, where it has not come after `patience_s` and is
+    not possible then. Cancelling the caller leaves the future as it is."""
     while not future.done():
         await asyncio.wait([future], timeout=patience_s)
         if not future.done() and not possible():
             raise Unavailable(f"{lack}, waited {patience_s:.0f} s")
     return future.result()
+
+
+@dataclass(order=True, slots=True)
+class _Waiter:
+    order: tuple[float, int]  # see RoutedRequest
+    routed: RoutedRequest = field(compare=False)
+    admitted: asyncio.Future[None] = field(compare=False)
+
+
+class Gate:
+    """Admits requests while there is room, by priority and arrival. One that does not fit holds up all after
+    it, so that a large one gets its turn."""
+
+    def __init__(
+        self,
+        admit: Callable[[RoutedRequest], bool],
+        patience_s: float,
+        possible: Callable[[], bool],
+    ) -> None:
+        """`admit` takes the room that a request needs, if there is so much, and says whether; `possible` says
+        whether there is an engine that may make room."""
+        self._admit, self._patience_s, self._possible = admit, patience_s, possible
+        self._waiters: list[_Waiter] = []  # sorted
+
+    @property
+    def waiting(self) -> int:
+        return len(self._waiters)
+
+    async def enter(self, routed: RoutedRequest) -> None:
+        """Returns once the request is admitted. A caller that is cancelled may have been admitted before.
+
+        Raises Unavailable where there is no room after `patience_s`, and no engine.
+        """
+        waiter = _Waiter(routed.order, routed, asyncio.get_running_loop().create_future())
+        bisect.insort(self._waiters, waiter)
+        self.admit_waiting()
+        try:
+            await wait_for_worker(
+                waiter.admitted, self._patience_s, self._possible, "no decoder accepts requests"
+            )
+        finally:
+            if not waiter.admitted.done():
+                del self._waiters[bisect.bisect_left(self._waiters, waiter)]
+
+    def admit_waiting(self) -> None:
+        """To be called when there may be more room."""
+        while self._waiters and self._admit(self._waiters[0].routed):
+            self._waiters.pop(0).admitted.set_result(None)

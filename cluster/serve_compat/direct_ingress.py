@@ -1,4 +1,4 @@
-"""Lets an ingress replica that comes back listen on its former HTTP port."""
+"""Lets an ingress replica that is replaced listen on the same HTTP port again."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from ray.serve._private import http_util
 
 
 class _ReusableSocket(socket.socket):
-    """A socket whose address may have had connections shortly before. Another listener still excludes
-    it."""
+    """A socket that binds to an address which had connections shortly before. Another listener on the address
+    still excludes it."""
 
     def bind(self, address: Any) -> None:
         self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -19,11 +19,12 @@ class _ReusableSocket(socket.socket):
 
 
 def reuse_http_port() -> None:
-    """To be called in an ingress replica before Serve binds its port, that is in its constructor.
+    """Makes Serve bind HTTP ports with SO_REUSEADDR. Call it in an ingress replica's constructor, before
+    Serve binds the port.
 
-    Ray 2.60 binds it without SO_REUSEADDR. For a minute after a replica has ended, the kernel remembers
-    its connections and refuses; Serve then takes the next port, and never again this one. The address
-    that clients know would be dead for good. (gRPC's own server does set it.)
+    Serve binds without it and has no option for it. For a minute after a replica has ended, the kernel
+    remembers its connections and refuses the port; Serve then takes the next one, and never this one again.
+    The address that clients know would be dead for good. (gRPC's own server does set the option.)
     """
     own = {**vars(socket), "socket": _ReusableSocket}
     http_util.socket = types.SimpleNamespace(**own)  # type: ignore[attr-defined, assignment]

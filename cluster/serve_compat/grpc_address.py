@@ -7,8 +7,8 @@ import os
 from ray.serve._private import default_impl
 from ray.serve._private.grpc_util import gRPCGenericServer
 
-HOST = "TANDEM_GRPC_HOST"  # the address, in the environment of Serve's processes
-# Serve calls this in each process that is to listen, before it does: a proxy, and in direct mode an ingress
+HOST = "TANDEM_GRPC_HOST"  # the variable that holds the address, in the environment of Serve's processes
+# Serve calls this in each process that will listen, before it does: a proxy, and in direct mode an ingress
 # replica.
 CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "tandem.cluster.serve_compat.grpc_address.bind_grpc"}
 
@@ -19,7 +19,8 @@ def settings(host: str) -> dict[str, str]:
 
 
 def bind_grpc() -> None:
-    """Ray 2.60 binds gRPC to all interfaces, wherever HTTP is bound to."""
+    """Makes Serve bind gRPC to the address in `HOST`. Serve has an option for HTTP's address only and binds
+    gRPC to all interfaces."""
     host = os.environ[HOST]
 
     def add(grpc_server: gRPCGenericServer, server_address: str) -> None:

@@ -1,16 +1,13 @@
-// Python's side of the CPU's hot ops of decoding: what takes a dozen of PyTorch's operators, each with its own pass
-// over memory and a few microseconds of dispatch, is one call here. Calls can be recorded: a program is a decode
-// step's calls, which then takes one call itself.
+// The Python side of the CPU's ops: what takes a dozen of PyTorch's operators, each with its own pass over memory and
+// a few microseconds of dispatch, is one call here. Calls can be recorded: a program is a decode step's calls, and
+// takes one call itself. `_cpu.pyi` has the signatures.
 
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_arguments.h"
 
 #include <functional>
 #include <memory>
 #include <utility>
 #include <vector>
-
-#include "_cpu.h"
 
 namespace {
 
@@ -21,54 +18,13 @@ struct Program {
     std::vector<Op> ops;
 };
 
-// What this thread's calls go to instead of being done.
+// While a program is being recorded, this thread's calls are added to it instead of being run.
 thread_local std::unique_ptr<Program> recording;
 
-// The arguments of a call, in order.
-class Arguments {
-   public:
-    Arguments(PyObject* const* args, Py_ssize_t count) : args_(args), left_(count) {}
-
-    template <typename T>
-    T* address() {
-        PyObject* x = next();
-        return x == nullptr ? nullptr : reinterpret_cast<T*>(PyLong_AsSize_t(x));
-    }
-    i64 integer() {
-        PyObject* x = next();
-        return x == nullptr ? 0 : PyLong_AsLongLong(x);
-    }
-    int small() { return static_cast<int>(integer()); }
-    float number() {
-        PyObject* x = next();
-        return x == nullptr ? 0.0f : static_cast<float>(PyFloat_AsDouble(x));
-    }
-    bool flag() {
-        PyObject* x = next();
-        return x != nullptr && PyObject_IsTrue(x) == 1;
-    }
-    // Whether there were as many as were asked for, of the right types; else an exception is set.
-    bool complete() {
-        if (left_ != 0 && !PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
-        return !PyErr_Occurred();
-    }
-
-   private:
-    PyObject* next() {
-        if (left_-- > 0) return *args_++;
-        if (!PyErr_Occurred()) PyErr_SetString(PyExc_TypeError, "wrong number of arguments");
-        left_ = 0;
-        return nullptr;
-    }
-
-    PyObject* const* args_;
-    Py_ssize_t left_;
-};
-
-// Does an op now, or when the program that is being recorded is run.
+// Runs an op, or adds it to the program that is being recorded.
 template <typename T>
-PyObject* perform(Arguments& args, const T& op, i64 rows) {
-    if (!args.complete()) return nullptr;
+PyObject* perform(const Arguments& args, const T& op, i64 rows) {
+    args.finish();
     if (recording != nullptr) {
         if (rows != recording->most)
             return PyErr_Format(PyExc_ValueError, "a program of %lld rows has an op of %lld", recording->most, rows);
@@ -81,232 +37,240 @@ PyObject* perform(Arguments& args, const T& op, i64 rows) {
     Py_RETURN_NONE;
 }
 
-PyObject* py_attend(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
+int threads(Arguments& args) { return static_cast<int>(args.integer("threads")); }
+
+PyObject* attend(Arguments& args) {
     attention::Attention a;
-    a.q = args.address<void>();
-    a.out = args.address<void>();
-    a.k = args.address<float>();
-    a.v = args.address<float>();
-    a.table = args.address<int32_t>();
-    a.cu_rows = args.address<int32_t>();
-    a.lengths = args.address<int32_t>();
-    a.bias = args.address<float>();
-    a.sums = args.address<float>();
-    const i64 sequences = args.integer();
-    for (i64* number : {&a.heads, &a.shared, &a.dim, &a.page, &a.q_stride, &a.table_stride, &a.reach})
-        *number = args.integer();
-    a.scale = args.number();
-    a.softcap = args.number();
-    a.causal = args.flag();
-    a.by_cell = args.flag();
-    a.half = args.flag();
-    a.threads = args.small();
+    i64 rows = ANY, sequences = ANY, pages = ANY, entries = ANY, distances = ANY, half = ANY;
+    a.heads = a.shared = a.dim = a.page = ANY;
+    a.q = args.real("q", &half, {&rows, &a.heads, &a.dim}, &a.q_stride);
+    a.k = args.tensor<float>("k", {&pages, &a.shared, &a.page, &a.dim});
+    a.v = args.tensor<float>("v", {&pages, &a.shared, &a.page, &a.dim});
+    a.table = args.tensor<int32_t>("table", {&sequences, &entries}, &a.table_stride);
+    a.lengths = args.tensor<int32_t>("lengths", {&sequences});
+    i64 borders = sequences + 1;
+    a.cu_rows = args.tensor<int32_t>("cu_rows", {&borders});
+    a.scale = args.number("scale");
+    a.bias = args.optional<float>("bias_table", {&a.heads, &distances});
+    a.reach = a.bias == nullptr ? 0 : distances - 1;
+    a.softcap = args.number("softcap");
+    a.sums = args.optional<float>("sums", {&rows, &a.heads});
+    a.out = args.real("out", &half, {&rows, &a.heads, &a.dim});
+    a.causal = args.flag("causal");
+    a.by_cell = args.flag("by_cell");
+    a.threads = threads(args);
+    a.half = half != 0;
+    if (a.shared == 0 || a.heads % a.shared != 0) throw Refused("heads of q must share those of k evenly");
+    if (a.bias != nullptr && a.reach < 0) throw Refused("bias_table must have a distance");
     return perform(args, a, sequences);
 }
 
-PyObject* py_add_norm(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
+PyObject* add_norm(Arguments& args) {
     rows::Norm op;
-    op.x = args.address<void>();
-    op.residual = args.address<void>();
-    op.weight = args.address<void>();
-    op.bias = args.address<void>();
-    op.out = args.address<void>();
-    op.sum = args.address<void>();
-    const i64 rows = args.integer();
-    op.width = args.integer();
-    op.eps = args.number();
-    op.half = args.flag();
-    op.threads = args.small();
+    i64 rows = ANY, half = ANY;
+    op.width = ANY;
+    op.x = args.real("x", &half, {&rows, &op.width});
+    op.residual = args.optional_real("residual", &half, {&rows, &op.width});
+    op.weight = args.real("weight", &half, {&op.width});
+    op.bias = args.optional_real("bias", &half, {&op.width});
+    op.eps = args.number("eps");
+    op.out = args.real("out", &half, {&rows, &op.width});
+    op.sum = args.optional_real("sum", &half, {&rows, &op.width});
+    op.threads = threads(args);
+    op.half = half != 0;
+    if ((op.residual == nullptr) != (op.sum == nullptr)) throw Refused("residual and sum must come together");
     return perform(args, op, rows);
 }
 
-PyObject* py_write_kv(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
-    rows::Scatter op;
-    for (const void*& from : op.from) from = args.address<void>();
-    for (float*& pages : op.pages) pages = args.address<float>();
-    op.slots = args.address<i64>();
-    const i64 rows = args.integer();
-    for (i64* number : {&op.heads, &op.dim, &op.page, &op.strides[0], &op.strides[1]}) *number = args.integer();
-    op.half = args.flag();
+PyObject* write_kv(Arguments& args) {
+    rows::WriteKV op;
+    i64 rows = ANY, pages = ANY, half = ANY;
+    op.heads = op.dim = op.page = ANY;
+    op.from[0] = args.real("k", &half, {&rows, &op.heads, &op.dim}, &op.strides[0]);
+    op.from[1] = args.real("v", &half, {&rows, &op.heads, &op.dim}, &op.strides[1]);
+    op.pages[0] = args.tensor<float>("k_pages", {&pages, &op.heads, &op.page, &op.dim});
+    op.pages[1] = args.tensor<float>("v_pages", {&pages, &op.heads, &op.page, &op.dim});
+    op.slots = args.tensor<const i64>("slots", {&rows});
+    op.half = half != 0;
     return perform(args, op, rows);
 }
 
-PyObject* py_embed(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
+PyObject* embed(Arguments& args) {
     rows::Embed op;
-    op.ids = args.address<i64>();
-    op.table = args.address<float>();
-    op.onto = args.address<float>();
-    op.out = args.address<float>();
-    const i64 rows = args.integer();
-    op.width = args.integer();
+    i64 rows = ANY, vocabulary = ANY;
+    op.width = ANY;
+    op.ids = args.tensor<i64>("ids", {&rows});
+    op.table = args.tensor<float>("table", {&vocabulary, &op.width});
+    op.onto = args.optional<float>("onto", {&rows, &op.width});
+    op.out = args.tensor<float>("out", {&rows, &op.width});
     return perform(args, op, rows);
 }
 
-PyObject* py_activate(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
+PyObject* activate(Arguments& args) {
     rows::Activate op;
-    op.x = args.address<float>();
-    op.out = args.address<float>();
-    const i64 rows = args.integer();
-    op.width = args.integer();
-    op.kind = args.small();
-    op.gated = args.flag();
-    op.threads = args.small();
+    i64 rows = ANY;
+    op.width = ANY;
+    op.out = args.tensor<float>("out", {&rows, &op.width});
+    op.gated = args.flag("gated");
+    i64 width = op.gated ? 2 * op.width : op.width;
+    op.x = args.tensor<float>("x", {&rows, &width});
+    op.kind = static_cast<int>(args.integer("kind"));
+    op.threads = threads(args);
+    if (op.kind < rows::RELU || op.kind > rows::SILU) throw Refused("kind must be an activation's number");
     return perform(args, op, rows);
 }
 
-PyObject* py_scale(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
+PyObject* scale(Arguments& args) {
     rows::Scale op;
-    op.x = args.address<float>();
-    op.out = args.address<float>();
-    const i64 rows = args.integer();
-    op.width = args.integer();
-    op.factor = args.number();
+    i64 rows = ANY;
+    op.width = ANY;
+    op.x = args.tensor<float>("x", {&rows, &op.width});
+    op.factor = args.number("factor");
+    op.out = args.tensor<float>("out", {&rows, &op.width});
     return perform(args, op, rows);
 }
 
-PyObject* py_argmax(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
-    rows::Largest op;
-    op.x = args.address<float>();
-    op.out = args.address<i64>();
-    const i64 rows = args.integer();
-    op.width = args.integer();
-    op.stride = args.integer();
-    op.threads = args.small();
+PyObject* argmax(Arguments& args) {
+    rows::Argmax op;
+    i64 rows = ANY;
+    op.width = ANY;
+    op.x = args.tensor<float>("x", {&rows, &op.width}, &op.stride);
+    op.out = args.tensor<i64>("out", {&rows});
+    op.threads = threads(args);
     return perform(args, op, rows);
 }
 
-PyObject* py_gather_rows(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
-    rows::Layout op;
-    op.rows = args.address<i64>();
-    op.sequences = args.address<i64>();
-    op.self_pages = args.address<int32_t>();
-    op.cells = args.address<int32_t>();
-    op.cross_pages = args.address<int32_t>();
-    op.cross_lengths = args.address<int32_t>();
-    for (i64** out : {&op.token_ids, &op.positions, &op.write_slots}) *out = args.address<i64>();
-    for (int32_t** out : {&op.history, &op.lengths, &op.cross, &op.crossed}) *out = args.address<int32_t>();
-    const i64 rows = args.integer();
-    for (i64* number :
-         {&op.stride, &op.sequences_width, &op.self_width, &op.cells_width, &op.cross_width, &op.page})
-        *number = args.integer();
-    return perform(args, op, rows);
-}
-
-PyObject* py_match_prompt_tokens(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
-    rows::Follow op;
-    op.tokens = args.address<i64>();
-    op.rows = args.address<i64>();
-    op.sequences = args.address<i64>();
-    op.out = args.address<i64>();
-    op.stride = args.integer();
-    op.width = args.integer();
+PyObject* gather_rows(Arguments& args) {
+    rows::GatherRows op;
+    i64 four = 4, slots = ANY, entries = ANY;
+    op.stride = op.sequences_width = op.self_width = op.cells_width = op.cross_width = ANY;
+    i64* rows = &op.stride;
+    op.rows = args.tensor<i64>("rows", {&four, rows});
+    op.sequences = args.tensor<i64>("sequences", {&slots, &op.sequences_width});
+    op.self_pages = args.tensor<int32_t>("self_pages", {&slots, &op.self_width});
+    op.cells = args.optional<int32_t>("beam_cells", {&slots, &op.cells_width});
+    op.cross_pages = args.tensor<int32_t>("cross_pages", {&entries, &op.cross_width});
+    op.cross_lengths = args.tensor<int32_t>("cross_lengths", {&entries});
+    op.page = args.integer("page_size");
+    op.token_ids = args.tensor<i64>("token_ids", {rows});
+    op.positions = args.tensor<i64>("positions", {rows});
+    op.write_slots = args.tensor<i64>("write_slots", {rows});
+    op.history = args.tensor<int32_t>("history", {rows, op.cells == nullptr ? &op.self_width : &op.cells_width});
+    op.lengths = args.tensor<int32_t>("lengths", {rows});
+    op.cross = args.tensor<int32_t>("row_cross_pages", {rows, &op.cross_width});
+    op.crossed = args.tensor<int32_t>("row_cross_lengths", {rows});
+    if (op.page < 1) throw Refused("page_size must be positive");
+    if (op.sequences_width < rows::SOURCE) throw Refused("sequences must have its columns");
     return perform(args, op, op.stride);
 }
 
-PyObject* py_has_avx512(PyObject*, PyObject* const*, Py_ssize_t) { return PyBool_FromLong(has_avx512()); }
-
-// ---- products
-
-template <i64 (*SIZE)(i64 outputs, i64 inputs)>
-PyObject* py_size(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
-    const i64 outputs = args.integer(), inputs = args.integer();
-    return args.complete() ? PyLong_FromLongLong(SIZE(outputs, inputs)) : nullptr;
+PyObject* match_prompt_tokens(Arguments& args) {
+    rows::MatchPromptTokens op;
+    i64 four = 4, three = 3, samples = ANY, slots = ANY;
+    op.stride = op.width = ANY;
+    op.tokens = args.tensor<i64>("tokens", {&samples});
+    op.rows = args.tensor<i64>("rows", {&four, &op.stride});
+    op.sequences = args.tensor<i64>("sequences", {&slots, &op.width});
+    op.out = args.tensor<i64>("out", {&op.stride, &three});
+    if (op.width < rows::SOURCE) throw Refused("sequences must have its columns");
+    return perform(args, op, op.stride);
 }
 
-// With the arguments that every weight has.
-template <typename F>
-PyObject* pack(Arguments& args, const F& packing) {
-    const i64 outputs = args.integer(), inputs = args.integer();
-    const int threads = args.small();
-    if (!args.complete()) return nullptr;
+PyObject* has_avx512(Arguments& args) {
+    args.finish();
+    return PyBool_FromLong(::has_avx512());
+}
+
+// -- matrix products
+
+template <i64 (*SIZE)(i64 outputs, i64 inputs)>
+PyObject* size(Arguments& args) {
+    const i64 outputs = args.integer("outputs"), inputs = args.integer("inputs");
+    args.finish();
+    return PyLong_FromLongLong(SIZE(outputs, inputs));
+}
+
+PyObject* float_pack(Arguments& args) {
+    i64 outputs = ANY, inputs = ANY;
+    const float* weight = args.tensor<float>("weight", {&outputs, &inputs});
+    i64 size = float_linear::packed_floats(outputs, inputs);
+    float* packed = args.tensor<float>("packed", {&size});
+    const int count = threads(args);
+    args.finish();
     Py_BEGIN_ALLOW_THREADS
-    packing(outputs, inputs, threads);
+    float_linear::pack(weight, packed, outputs, inputs, count);
     Py_END_ALLOW_THREADS
     Py_RETURN_NONE;
 }
 
-PyObject* py_float_pack(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
-    const float* weight = args.address<float>();
-    float* packed = args.address<float>();
-    return pack(args, [=](i64 outputs, i64 inputs, int threads) {
-        float_linear::pack(weight, packed, outputs, inputs, threads);
-    });
+PyObject* int8_pack(Arguments& args) {
+    i64 outputs = ANY, inputs = ANY;
+    const float* weight = args.tensor<float>("weight", {&outputs, &inputs});
+    i64 size = int8_linear::packed_bytes(outputs, inputs);
+    uint8_t* packed = args.tensor<uint8_t>("packed", {&size});
+    float* scales = args.tensor<float>("scales", {&outputs});
+    const int count = threads(args);
+    args.finish();
+    Py_BEGIN_ALLOW_THREADS
+    int8_linear::pack(weight, packed, scales, outputs, inputs, count);
+    Py_END_ALLOW_THREADS
+    Py_RETURN_NONE;
 }
 
-PyObject* py_int8_pack(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
-    const float* weight = args.address<float>();
-    uint8_t* packed = args.address<uint8_t>();
-    float* scales = args.address<float>();
-    return pack(args, [=](i64 outputs, i64 inputs, int threads) {
-        int8_linear::pack(weight, packed, scales, outputs, inputs, threads);
-    });
-}
-
-// With the arguments that every product has behind its weight.
+// The arguments that both kinds of products have. Returns the rows.
 template <typename Linear>
-PyObject* multiply(Arguments& args, Linear& op) {
-    op.bias = args.address<float>();
-    op.out = args.address<float>();
-    const i64 rows = args.integer();
-    for (i64* number : {&op.outputs, &op.inputs, &op.stride}) *number = args.integer();
-    op.threads = args.small();
+i64 read_product(Arguments& args, Linear& op) {
+    i64 rows = ANY;
+    op.outputs = op.inputs = ANY;
+    op.x = args.tensor<float>("x", {&rows, &op.inputs}, &op.stride);
+    op.out = args.tensor<float>("out", {&rows, &op.outputs});
+    op.bias = args.optional<float>("bias", {&op.outputs});
+    op.threads = threads(args);
+    return rows;
+}
+
+PyObject* float_linear(Arguments& args) {
+    float_linear::Linear op;
+    const i64 rows = read_product(args, op);
+    i64 size = float_linear::packed_floats(op.outputs, op.inputs);
+    op.packed = args.tensor<float>("packed", {&size});
     return perform(args, op, rows);
 }
 
-PyObject* py_float_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
-    float_linear::Linear op;
-    op.x = args.address<float>();
-    op.packed = args.address<float>();
-    return multiply(args, op);
-}
-
-PyObject* py_int8_linear(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
+PyObject* int8_linear(Arguments& args) {
     int8_linear::Linear op;
-    op.x = args.address<float>();
-    op.packed = args.address<uint8_t>();
-    op.scales = args.address<float>();
-    return multiply(args, op);
+    const i64 rows = read_product(args, op);
+    i64 size = int8_linear::packed_bytes(op.outputs, op.inputs);
+    op.packed = args.tensor<uint8_t>("packed", {&size});
+    op.scales = args.tensor<float>("scales", {&op.outputs});
+    return perform(args, op, rows);
 }
 
-// ---- programs
+// -- programs
 
 constexpr const char* PROGRAM = "tandem program";
 
-PyObject* py_record(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    Arguments args(values, count);
-    const i64 most = args.integer();
-    if (!args.complete()) return nullptr;
+PyObject* record(Arguments& args) {
+    const i64 most = args.integer("most");
+    args.finish();
     recording = std::make_unique<Program>();
     recording->most = most;
     Py_RETURN_NONE;
 }
 
-PyObject* py_recorded(PyObject*, PyObject* const*, Py_ssize_t) {
+PyObject* recorded(Arguments& args) {
+    args.finish();
     if (recording == nullptr) return PyErr_Format(PyExc_RuntimeError, "nothing is being recorded");
     return PyCapsule_New(recording.release(), PROGRAM, [](PyObject* capsule) {
         delete static_cast<Program*>(PyCapsule_GetPointer(capsule, PROGRAM));
     });
 }
 
-PyObject* py_run(PyObject*, PyObject* const* values, Py_ssize_t count) {
-    if (count != 2) return PyErr_Format(PyExc_TypeError, "run takes 2 arguments");
-    const Program* program = static_cast<Program*>(PyCapsule_GetPointer(values[0], PROGRAM));
-    const i64 rows = PyLong_AsLongLong(values[1]);
-    if (PyErr_Occurred()) return nullptr;
+PyObject* run(Arguments& args) {
+    const auto* program = static_cast<Program*>(PyCapsule_GetPointer(args.object("program"), PROGRAM));
+    if (program == nullptr) return nullptr;
+    const i64 rows = args.integer("rows");
+    args.finish();
     if (rows < 0 || rows > program->most)
         return PyErr_Format(PyExc_ValueError, "a program of %lld rows is run for %lld", program->most, rows);
     Py_BEGIN_ALLOW_THREADS
@@ -315,32 +279,44 @@ PyObject* py_run(PyObject*, PyObject* const* values, Py_ssize_t count) {
     Py_RETURN_NONE;
 }
 
-template <typename F>
-PyMethodDef method(const char* name, F* function) {
-    // Through void*: the type of METH_FASTCALL is another than PyMethodDef's.
-    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(function)), METH_FASTCALL, nullptr};
+template <PyObject* (*FUNCTION)(Arguments&)>
+PyObject* call(PyObject*, PyObject* const* values, Py_ssize_t positional, PyObject* names) {
+    try {
+        Arguments args(values, positional, names);
+        return FUNCTION(args);
+    } catch (const Refused& error) {
+        PyErr_SetString(PyExc_TypeError, error.what());
+        return nullptr;
+    }
+}
+
+template <PyObject* (*FUNCTION)(Arguments&)>
+PyMethodDef method(const char* name) {
+    // Through void*: a function with keywords has another type than PyMethodDef's.
+    return {name, reinterpret_cast<PyCFunction>(reinterpret_cast<void*>(call<FUNCTION>)), METH_FASTCALL | METH_KEYWORDS,
+            nullptr};
 }
 
 PyMethodDef methods[] = {
-    method("attend", py_attend),
-    method("add_norm", py_add_norm),
-    method("write_kv", py_write_kv),
-    method("embed", py_embed),
-    method("activate", py_activate),
-    method("scale", py_scale),
-    method("argmax", py_argmax),
-    method("gather_rows", py_gather_rows),
-    method("match_prompt_tokens", py_match_prompt_tokens),
-    method("has_avx512", py_has_avx512),
-    method("float_size", py_size<float_linear::packed_floats>),
-    method("float_pack", py_float_pack),
-    method("float_linear", py_float_linear),
-    method("int8_size", py_size<int8_linear::packed_bytes>),
-    method("int8_pack", py_int8_pack),
-    method("int8_linear", py_int8_linear),
-    method("record", py_record),
-    method("recorded", py_recorded),
-    method("run", py_run),
+    method<attend>("attend"),
+    method<add_norm>("add_norm"),
+    method<write_kv>("write_kv"),
+    method<embed>("embed"),
+    method<activate>("activate"),
+    method<scale>("scale"),
+    method<argmax>("argmax"),
+    method<gather_rows>("gather_rows"),
+    method<match_prompt_tokens>("match_prompt_tokens"),
+    method<has_avx512>("has_avx512"),
+    method<size<float_linear::packed_floats>>("float_size"),
+    method<float_pack>("float_pack"),
+    method<float_linear>("float_linear"),
+    method<size<int8_linear::packed_bytes>>("int8_size"),
+    method<int8_pack>("int8_pack"),
+    method<int8_linear>("int8_linear"),
+    method<record>("record"),
+    method<recorded>("recorded"),
+    method<run>("run"),
     {},
 };
 
@@ -348,4 +324,4 @@ PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, -1, methods, nullp
 
 }  // namespace
 
-PyMODINIT_FUNC PyInit__cpu() { return PyModule_Create(&module); }
+PyMODINIT_FUNC PyInit__cpu() { return Arguments::prepare() ? PyModule_Create(&module) : nullptr; }

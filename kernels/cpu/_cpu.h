@@ -1,6 +1,6 @@
-// What the extension's parts have in common, and what each offers: ops on rows, which are as many as `rows` says.
-// `cpu_ops.py` says what each computes, checks the tensors and passes their addresses; `reference.py` is the
-// definition. Threads are OpenMP's, of the very library that PyTorch has loaded: one pool of threads for both.
+// The extension's ops, each a struct of its arguments and `apply(op, rows)`, and what the ops share. `reference.py`
+// defines what each computes; `_cpu.cpp` fills the structs from checked tensors. Threads are OpenMP's, of the library
+// that PyTorch has loaded: one pool of threads for both.
 
 #pragma once
 
@@ -9,15 +9,15 @@
 #include <cstdint>
 #include <cstring>
 
-// Inner loops are compiled for each level of the instruction set and chosen when the module is loaded, so that a
-// wheel built on one machine runs on another.
+// Inner loops are compiled for each level of the instruction set, and one is chosen when the module is loaded, so that
+// a wheel built on one machine runs on another.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 11
 #define EVERY_LEVEL __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define EVERY_LEVEL
 #endif
 
-// Loops that are written for AVX-512, and whether this machine runs them.
+// Loops written for AVX-512, and whether this machine runs them.
 #if defined(__x86_64__) && defined(__GNUC__)
 #define HAS_AVX512_PATH
 #define AVX512 __attribute__((target("avx512f,avx512bw,avx512vl,avx2,fma")))
@@ -51,11 +51,11 @@ inline float load(const uint16_t* p) { return from_bf16(*p); }
 inline void store(float* p, float x) { *p = x; }
 inline void store(uint16_t* p, float x) { *p = to_bf16(x); }
 
-// e^x for x <= 0, to 2 units in the last place: 2^n e^r with |r| <= ln(2) / 2 and Taylor's series to the 7th order.
+// e^x for x <= 0, to 2 units in the last place: 2^n e^r with |r| <= ln(2) / 2 and a Taylor series to the 7th order.
 inline float exp_negative(float x) {
-    x = std::max(x, -87.0f);  // e^-87 is nothing beside the e^0 that every softmax has
+    x = std::max(x, -87.0f);  // e^-87 is negligible: every softmax has an e^0
     float n = std::nearbyint(x * 1.44269504088896341f);
-    // ln(2) in two parts, the first of few bits, so that the difference is exact.
+    // ln(2) in two parts, the first with few bits, so that the difference is exact.
     float r = (x - n * 0.693145751953125f) - n * 1.42860682030941723212e-6f;
     float p = 1.0f / 5040;
     p = p * r + 1.0f / 720;
@@ -74,17 +74,16 @@ inline float exp_negative(float x) {
 namespace attention {
 
 struct Attention {
-    const void* q;       // [N, H, D], rows q_stride apart: bfloat16 if half, else float32
-    void* out;           // [N, H, D], as q
-    const float* k;      // [pages, G, P, D]: H / G heads of q share one
-    const float* v;
-    const int32_t* table;    // [S, table_stride]: pages, or places page P + offset where by_cell
+    const void* q;           // [N, H, D], rows q_stride apart: bfloat16 if half, else float32
+    void* out;               // [N, H, D], in q's dtype
+    const float *k, *v;      // [pages, G, P, D]: H / G heads of q share one
+    const int32_t* table;    // [S, table_stride]: pages; by_cell: cells, page P + offset
     const int32_t* cu_rows;  // [S + 1]
     const int32_t* lengths;  // [S]: keys
     const float* bias;       // [H, reach + 1] by distance, or null
     float* sums;             // [N, H]: the logarithm of the softmax's denominator, or null
     i64 heads, shared, dim, page, q_stride, table_stride, reach;
-    float scale, softcap;    // scores become softcap tanh(score / softcap), 0: they do not
+    float scale, softcap;    // scores become softcap tanh(score / softcap); 0: no cap
     bool causal, by_cell, half;
     int threads;
 };
@@ -95,10 +94,10 @@ void apply(const Attention& a, i64 sequences);
 
 namespace rows {
 
-// x + residual, which is stored to sum, and its norm: LayerNorm with a bias, RMSNorm without. Without a residual, the
-// norm of x.
+// The sum of x and the residual, and its norm: LayerNorm with a bias, RMSNorm without. Without a residual, the norm of
+// x, and no sum.
 struct Norm {
-    const void *x, *residual, *weight, *bias;  // [rows, width] twice, [width] twice; bfloat16 if half, else float32
+    const void *x, *residual, *weight, *bias;  // the first two [rows, width], the others [width]; bfloat16 if half, else float32
     void *out, *sum;
     i64 width;
     float eps;
@@ -108,8 +107,8 @@ struct Norm {
 
 void apply(const Norm& op, i64 rows);
 
-// K and V [rows, heads, dim] to places page P + offset of pages [pages, heads, P, dim].
-struct Scatter {
+// K and V [rows, heads, dim] to slots, page P + offset, of pages [pages, heads, P, dim].
+struct WriteKV {
     const void* from[2];  // bfloat16 if half, else float32
     float* pages[2];
     const i64* slots;
@@ -117,9 +116,9 @@ struct Scatter {
     bool half;
 };
 
-void apply(const Scatter& op, i64 rows);
+void apply(const WriteKV& op, i64 rows);
 
-// Rows of a table, by id, and what they are added to, unless it is null.
+// Rows of a table by id, added to `onto` unless it is null.
 struct Embed {
     const i64* ids;
     const float *table, *onto;  // [., width]
@@ -131,7 +130,7 @@ void apply(const Embed& op, i64 rows);
 
 enum Activation { RELU, GELU, GELU_TANH, SILU };
 
-// x [rows, width], or where gated the first half of [rows, 2 width], which the other half is multiplied by.
+// x [rows, width]; gated, the first half of [rows, 2 width], multiplied by the other half.
 struct Activate {
     const float* x;
     float* out;
@@ -152,50 +151,52 @@ struct Scale {
 
 void apply(const Scale& op, i64 rows);
 
-// The place of each row's largest number, the first of several; of NaN alone the first.
-struct Largest {
+// The index of each row's largest number, the first of several; 0 for a row of NaN.
+struct Argmax {
     const float* x;  // [rows, width], rows stride apart
     i64* out;
     i64 width, stride;
     int threads;
 };
 
-void apply(const Largest& op, i64 rows);
+void apply(const Argmax& op, i64 rows);
 
-// Columns of the table of sequences, as in decode_rows.py.
+// Columns of the table of sequences, as in values.py.
 enum Column { LAST, BEFORE, EARLIER, POSITION, RUN, PLACE, LENGTH, SOURCE };
 
-// What rows of decode steps, of one position each, read and write.
-struct Layout {
+// What the rows of a decode step, one position each, read and write.
+struct GatherRows {
     const i64* rows;               // [4, stride]: slot, position, cross entry, token
     const i64* sequences;          // [slots, sequences_width]
     const int32_t* self_pages;     // [slots, self_width]
-    int32_t* cells;                // [slots, cells_width]: of beams, else null
+    int32_t* cells;                // [slots, cells_width]: the beams' cells; null without beams
     const int32_t* cross_pages;    // [entries, cross_width]
     const int32_t* cross_lengths;  // [entries]
-    i64 *token_ids, *positions, *write_slots;  // [rows], likewise below
-    int32_t *history, *lengths;    // history: the slots' pages or cells, as far as they are used
-    int32_t *cross, *crossed;      // cross: the entries' pages, likewise
+    i64 *token_ids, *positions, *write_slots;  // [rows]
+    int32_t* history;              // [rows, self_width or cells_width]: the slot's pages or cells that are used
+    int32_t* lengths;              // [rows]
+    int32_t* cross;                // [rows, cross_width]: the entry's pages that are used
+    int32_t* crossed;              // [rows]: the entry's length
     i64 stride, sequences_width, self_width, cells_width, cross_width, page;
 };
 
-void apply(const Layout& op, i64 rows);
+void apply(const GatherRows& op, i64 rows);
 
-// Sequences go on by what the model said, and in their sources.
-struct Follow {
+// Prompt lookup: moves sequences on by the model's tokens, and finds the next draft tokens in their sources.
+struct MatchPromptTokens {
     const i64* tokens;  // [samples]
     const i64* rows;    // [4, stride]: slot, position of the token before the first sample, samples, those before
     i64* sequences;     // [slots, width]
-    i64* out;           // [rows, 3]: guesses that were right, run, tokens left in the source
+    i64* out;           // [rows, 3]: draft tokens that were right, run, tokens left in the source
     i64 stride, width;
 };
 
-void apply(const Follow& op, i64 rows);
+void apply(const MatchPromptTokens& op, i64 rows);
 
 }  // namespace rows
 
-// Matrix products with a packed weight [outputs, inputs]: x float32 [rows, inputs], rows stride apart; bias float32
-// [outputs] or null; out float32 [rows, outputs].
+// Matrix products with a packed weight [outputs, inputs]: x float32 [rows, inputs], its rows `stride` apart; bias
+// float32 [outputs] or null; out float32 [rows, outputs].
 
 namespace float_linear {
 
@@ -210,7 +211,7 @@ i64 packed_floats(i64 outputs, i64 inputs);
 
 void pack(const float* weight, float* packed, i64 outputs, i64 inputs, int threads);
 
-// Only where there is AVX-512.
+// Needs AVX-512.
 void apply(const Linear& op, i64 rows);
 
 }  // namespace float_linear

@@ -1,96 +1,75 @@
-"""Of `_cpu.cpp`: addresses are integers, 0 where there is none; strides and counts are of elements."""
+"""`_cpu.cpp`. Every call checks its tensors' dtypes, shapes and layouts, and raises TypeError. Sizes that
+several tensors share must be equal; a size or a row's distance is never passed as a number."""
+
+from torch import Tensor
 
 def attend(
-    q: int,
-    out: int,
-    k_pages: int,
-    v_pages: int,
-    table: int,
-    cu_rows: int,
-    lengths: int,
-    bias: int,
-    sums: int,
-    sequences: int,
-    heads: int,
-    shared: int,
-    dim: int,
-    page: int,
-    q_stride: int,
-    table_stride: int,
-    reach: int,
+    *,
+    q: Tensor,  # float32 or bfloat16 [N, H, D], rows may lie apart
+    k: Tensor,  # float32 [pages, G, P, D]
+    v: Tensor,
+    table: Tensor,  # int32 [S, M], rows may lie apart: pages; by_cell: cells
+    lengths: Tensor,  # int32 [S]
+    cu_rows: Tensor,  # int32 [S + 1]
     scale: float,
-    softcap: float,
+    bias_table: Tensor | None,  # float32 [H, R + 1]
+    softcap: float,  # 0: no cap
+    sums: Tensor | None,  # float32 [N, H], written
+    out: Tensor,  # like q, written
     causal: bool,
     by_cell: bool,
-    half: bool,
     threads: int,
-    /,
 ) -> None: ...
 def add_norm(
-    x: int,
-    residual: int,
-    weight: int,
-    bias: int,
-    out: int,
-    total: int,
-    rows: int,
-    width: int,
+    *,
+    x: Tensor,  # float32 or bfloat16 [N, d], as all others
+    residual: Tensor | None,
+    weight: Tensor,  # [d]
+    bias: Tensor | None,  # [d]; None: RMSNorm
     eps: float,
-    half: bool,
+    out: Tensor,
+    sum: Tensor | None,  # with the residual
     threads: int,
-    /,
 ) -> None: ...
-def embed(ids: int, table: int, onto: int, out: int, rows: int, width: int, /) -> None: ...
-def activate(x: int, out: int, rows: int, width: int, kind: int, gated: bool, threads: int, /) -> None: ...
-def scale(x: int, out: int, rows: int, width: int, factor: float, /) -> None: ...
-def argmax(x: int, out: int, rows: int, width: int, stride: int, threads: int, /) -> None: ...
-def gather_rows(*addresses_then_numbers: int) -> None: ...
-def match_prompt_tokens(tokens: int, rows: int, sequences: int, out: int, count: int, width: int) -> None: ...
+def embed(*, ids: Tensor, table: Tensor, onto: Tensor | None, out: Tensor) -> None: ...
+def activate(*, out: Tensor, gated: bool, x: Tensor, kind: int, threads: int) -> None: ...
+def scale(*, x: Tensor, factor: float, out: Tensor) -> None: ...
+def argmax(*, x: Tensor, out: Tensor, threads: int) -> None: ...
+def gather_rows(
+    *,
+    rows: Tensor,  # int64 [4, N]
+    sequences: Tensor,
+    self_pages: Tensor,
+    beam_cells: Tensor | None,
+    cross_pages: Tensor,
+    cross_lengths: Tensor,
+    page_size: int,
+    token_ids: Tensor,  # from here on `DecodeRows`, written
+    positions: Tensor,
+    write_slots: Tensor,
+    history: Tensor,
+    lengths: Tensor,
+    row_cross_pages: Tensor,
+    row_cross_lengths: Tensor,
+) -> None: ...
+def match_prompt_tokens(*, tokens: Tensor, rows: Tensor, sequences: Tensor, out: Tensor) -> None: ...
 def write_kv(
-    k: int,
-    v: int,
-    k_pages: int,
-    v_pages: int,
-    slots: int,
-    rows: int,
-    heads: int,
-    dim: int,
-    page: int,
-    k_stride: int,
-    v_stride: int,
-    half: bool,
-    /,
+    *,
+    k: Tensor,  # float32 or bfloat16 [N, G, D], rows may lie apart
+    v: Tensor,
+    k_pages: Tensor,  # float32 [pages, G, P, D]
+    v_pages: Tensor,
+    slots: Tensor,  # int64 [N]
 ) -> None: ...
 def has_avx512() -> bool: ...
-def float_size(outputs: int, inputs: int, /) -> int: ...
-def float_pack(weight: int, packed: int, outputs: int, inputs: int, threads: int, /) -> None: ...
-def float_linear(
-    x: int,
-    packed: int,
-    bias: int,
-    out: int,
-    rows: int,
-    outputs: int,
-    inputs: int,
-    stride: int,
-    threads: int,
-    /,
-) -> None: ...
-def int8_size(outputs: int, inputs: int, /) -> int: ...
-def int8_pack(weight: int, packed: int, scales: int, outputs: int, inputs: int, threads: int, /) -> None: ...
+def float_size(*, outputs: int, inputs: int) -> int: ...  # in floats
+def float_pack(*, weight: Tensor, packed: Tensor, threads: int) -> None: ...
+def float_linear(*, x: Tensor, out: Tensor, bias: Tensor | None, threads: int, packed: Tensor) -> None: ...
+def int8_size(*, outputs: int, inputs: int) -> int: ...  # in bytes
+def int8_pack(*, weight: Tensor, packed: Tensor, scales: Tensor, threads: int) -> None: ...
 def int8_linear(
-    x: int,
-    packed: int,
-    scales: int,
-    bias: int,
-    out: int,
-    rows: int,
-    outputs: int,
-    inputs: int,
-    stride: int,
-    threads: int,
-    /,
+    *, x: Tensor, out: Tensor, bias: Tensor | None, threads: int, packed: Tensor, scales: Tensor
 ) -> None: ...
-def record(most: int, /) -> None: ...
+def record(*, most: int) -> None: ...
 def recorded() -> object: ...
-def run(program: object, rows: int, /) -> None: ...
+def run(*, program: object, rows: int) -> None: ...

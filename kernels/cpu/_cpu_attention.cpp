@@ -22,12 +22,12 @@ inline i64 place(const Attention& a, const int32_t* table, i64 head, i64 t) {
     return ((cell / a.page * a.shared + head) * a.page + cell % a.page) * a.dim;
 }
 
-// Neighbours in memory from key t on: those of a page.
+// How many keys from t on are adjacent in memory: the rest of the page.
 inline i64 run_length(const Attention& a, i64 t, i64 end) {
     return a.by_cell ? 1 : std::min(end, (t / a.page + 1) * a.page) - t;
 }
 
-// What one sequence's rows compute for one head.
+// The attention of one sequence's rows for one head.
 struct Head {
     const Attention* a;
     const int32_t* table;  // the sequence's
@@ -77,7 +77,7 @@ EVERY_LEVEL void plain_sums(const Head& h) {
     }
 }
 
-// Scores of a row to weights that add up to 1.
+// Turns the scores of a row into weights that add up to 1.
 EVERY_LEVEL void softmax(const Head& h, i64 r, const float* bias, float* log_sum) {
     const Attention& a = *h.a;
     const i64 visible = h.seen(r, 0, h.length);
@@ -89,7 +89,7 @@ EVERY_LEVEL void softmax(const Head& h, i64 r, const float* bias, float* log_sum
     float most = NOTHING;
 #pragma omp simd reduction(max : most)
     for (i64 t = 0; t < visible; ++t) most = std::max(most, s[t]);
-    if (most == NOTHING) {  // all it could see is masked by the bias
+    if (most == NOTHING) {  // the bias hides all visible keys
         std::fill(s, s + h.length, 0.0f);
         if (log_sum != nullptr) *log_sum = most;
         return;
@@ -108,14 +108,14 @@ EVERY_LEVEL void softmax(const Head& h, i64 r, const float* bias, float* log_sum
 
 #ifdef HAS_AVX512_PATH
 
-// Sums of neighbours, of one then of the other.
+// Sums of adjacent pairs of `one`, then of `other`.
 AVX512 inline __m512 add_pairs(__m512 one, __m512 other) {
     const __m512i even = _mm512_set_epi32(30, 28, 26, 24, 22, 20, 18, 16, 14, 12, 10, 8, 6, 4, 2, 0);
     const __m512i odd = _mm512_set_epi32(31, 29, 27, 25, 23, 21, 19, 17, 15, 13, 11, 9, 7, 5, 3, 1);
     return _mm512_add_ps(_mm512_permutex2var_ps(one, even, other), _mm512_permutex2var_ps(one, odd, other));
 }
 
-// The sum of q * key, by lanes, of V registers.
+// q * key, summed by lane over V registers.
 template <int V>
 AVX512 inline __m512 product(const __m512* q, const float* key) {
     __m512 sum = _mm512_mul_ps(q[0], _mm512_loadu_ps(key));
@@ -124,14 +124,14 @@ AVX512 inline __m512 product(const __m512* q, const float* key) {
     return sum;
 }
 
-// Asks for a run of keys or values before its turn: pages lie anywhere, which the machine cannot foresee.
+// Prefetches a key or value: pages lie anywhere, which the hardware's prefetcher cannot predict.
 template <int V>
-AVX512 inline void expect(const float* at) {
+AVX512 inline void prefetch(const float* at) {
 #pragma GCC unroll 8
     for (int i = 0; i < V; ++i) _mm_prefetch(reinterpret_cast<const char*>(at + 16 * i), _MM_HINT_T0);
 }
 
-// Of D = 16 V.
+// For D = 16 V.
 template <int V>
 AVX512 void wide_scores(const Head& h) {
     constexpr i64 DIM = 16 * V;
@@ -141,14 +141,14 @@ AVX512 void wide_scores(const Head& h) {
         const bool last = t + run >= h.length;
         const float* next = last ? h.a->v + place(*h.a, h.table, h.shared, 0)
                                  : h.a->k + place(*h.a, h.table, h.shared, t + run);
-        for (i64 i = 0; i < run; ++i) expect<V>(next + i * DIM);
+        for (i64 i = 0; i < run; ++i) prefetch<V>(next + i * DIM);
         for (i64 r = 0; r < h.rows; ++r) {
             __m512 q[V];
 #pragma GCC unroll 8
             for (int i = 0; i < V; ++i) q[i] = _mm512_loadu_ps(h.queries + r * DIM + 16 * i);
             float* scores = h.scores + r * h.length + t;
             i64 i = 0;
-            for (; i + 16 <= run; i += 16) {  // sixteen keys' lanes are added up together, by halves
+            for (; i + 16 <= run; i += 16) {  // the lanes of sixteen keys are added up together, by halves
                 const float* keys = k + i * DIM;
                 __m512 eighths[2];
 #pragma GCC unroll 2
@@ -164,7 +164,7 @@ AVX512 void wide_scores(const Head& h) {
                 }
                 _mm512_storeu_ps(scores + i, add_pairs(eighths[0], eighths[1]));
             }
-            for (; i < run; ++i) {  // in the same order
+            for (; i < run; ++i) {  // added up in the same order
                 const __m512 zero = _mm512_setzero_ps();
                 __m512 sum = product<V>(q, k + i * DIM);
 #pragma GCC unroll 4
@@ -179,7 +179,7 @@ template <int V>
 AVX512 void wide_sums(const Head& h) {
     constexpr i64 DIM = 16 * V;
     for (i64 r = 0; r < h.rows; ++r) {
-        __m512 sums[2 * V];  // of even and of odd keys: additions wait for each other
+        __m512 sums[2 * V];  // of even and of odd keys apart: additions to one register wait for each other
 #pragma GCC unroll 16
         for (int i = 0; i < 2 * V; ++i) sums[i] = _mm512_setzero_ps();
         for (i64 t = 0, run; t < h.length; t += run) {
@@ -187,7 +187,7 @@ AVX512 void wide_sums(const Head& h) {
             const float* v = h.a->v + place(*h.a, h.table, h.shared, t);
             if (r == 0 && t + run < h.length) {
                 const float* next = h.a->v + place(*h.a, h.table, h.shared, t + run);
-                for (i64 i = 0; i < run; ++i) expect<V>(next + i * DIM);
+                for (i64 i = 0; i < run; ++i) prefetch<V>(next + i * DIM);
             }
             const float* weights = h.scores + r * h.length + t;
             const i64 seen = h.seen(r, t, run);

@@ -1,6 +1,6 @@
-// x @ weight.T in float32 with AVX-512. Packed, a weight's outputs lie in panels of 16, and in each, for every
-// input, 16 floats: one register. Every sum is made by input, first to last, in one register lane: the result of
-// a row does not depend on the other rows. `linear.py` says what is computed.
+// x @ weight.T in float32 with AVX-512, see `linear.py`. A packed weight is panels of 16 outputs, each with 16 floats,
+// one register, for every input. Every sum runs over the inputs from first to last in one register lane, so the result
+// of a row does not depend on the other rows.
 
 #include "_cpu.h"
 
@@ -21,7 +21,7 @@ inline i64 panels_of(i64 outputs) { return (outputs + PANEL - 1) / PANEL; }
 
 #ifdef HAS_AVX512_PATH
 
-// R rows by P panels, all of whose sums stay in registers.
+// R rows by P panels, whose sums all stay in registers.
 template <int R, int P>
 AVX512 inline void tile(const Linear& p, i64 row, i64 panel) {
     __m512 sums[R * P];
@@ -52,9 +52,9 @@ AVX512 void rows_of(const Linear& p, i64 row, i64 first, i64 last) {
     for (; panel < last; ++panel) tile<R, 1>(p, row, panel);
 }
 
-// One row waits for memory and wants many panels under way; several share what is read.
+// One row waits for memory and needs many panels under way; several rows share what is read.
 AVX512 void panels(const Linear& p, i64 rows, i64 first, i64 last) {
-    constexpr i64 TOGETHER = 4;  // panels that all rows pass by while they are in the cache
+    constexpr i64 TOGETHER = 4;  // panels that all rows use while they are in the cache
     if (rows == 1) return rows_of<1, 8>(p, 0, first, last);
     for (i64 panel = first; panel < last; panel += TOGETHER) {
         const i64 end = std::min(last, panel + TOGETHER);

@@ -1,10 +1,10 @@
-// x @ weight.T in 8-bit integers: the weight quantized by output once, x by row at every call, both to -127..127
-// of their largest magnitude. Sums are of integers and exact, so the result of a row depends neither on the other
-// rows nor on the instructions at hand. `linear.py` says what is computed and has its twin.
+// x @ weight.T in 8-bit integers, see `linear.py`, which has the twin: the weight is quantized by output once, x by row
+// at every call, both to -127..127 of their largest magnitude. Sums of integers are exact, so the result of a row
+// depends neither on the other rows nor on the instructions used.
 //
-// Packed, a weight's outputs lie in panels of 16, and in each, for every 4 inputs, 16 x 4 bytes: one register. The
-// bytes are the quantized weight + 128, for the instruction multiplies unsigned by signed; what that adds, 128
-// times the sum of x, is taken off again. Both sizes are filled up with zeros.
+// A packed weight is panels of 16 outputs, each with 16 x 4 bytes, one register, for every 4 inputs. The bytes are the
+// quantized weight + 128, since the instruction multiplies unsigned by signed; the excess, 128 times the sum of x, is
+// subtracted again. Both sizes are padded with zeros.
 
 #include "_cpu.h"
 
@@ -30,7 +30,7 @@ constexpr i64 WORTH_A_THREAD = 1 << 20;
 
 inline i64 up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 
-// Quantizes n numbers; returns their scale. `sum`: of the integers.
+// Quantizes n numbers and returns their scale; `sum` receives the sum of the integers.
 EVERY_LEVEL float quantize(const float* x, int8_t* to, i64 n, int32_t* sum) {
     float most = 0;
 #pragma omp simd reduction(max : most)
@@ -47,7 +47,7 @@ EVERY_LEVEL float quantize(const float* x, int8_t* to, i64 n, int32_t* sum) {
     return most / 127.0f;
 }
 
-// A call's x, quantized: rows of `width` bytes, their scales, and what the offset adds to each of their sums.
+// The quantized x: rows of `width` bytes, their scales, and the excess that the offset adds to each row's sums.
 struct Rows {
     const int8_t* values;
     const float* scales;
@@ -62,7 +62,7 @@ struct Out {
     i64 outputs;
 };
 
-// Panels first..last of the weight, all rows: without special instructions.
+// Panels first..last of the weight for all rows, without special instructions.
 void panels_plain(const Rows& x, i64 rows, const uint8_t* packed, const Out& out, i64 first, i64 last) {
     for (i64 p = first; p < last; ++p) {
         const uint8_t* panel = packed + p * PANEL * x.width;
@@ -85,14 +85,14 @@ void panels_plain(const Rows& x, i64 rows, const uint8_t* packed, const Out& out
 
 #ifdef HAS_AVX512_PATH
 
-// Adds to each of 16 sums the products of 4 weights and 4 inputs. Of the intrinsic GCC 12 makes several
-// instructions, which move sums about.
+// Adds to each of 16 sums the products of 4 weights and 4 inputs. GCC 12 turns the intrinsic into several instructions,
+// which move the sums around.
 VNNI inline void add_products(__m512i& sums, __m512i weights, __m512i inputs) {
     asm("vpdpbusd %2, %1, %0" : "+v"(sums) : "v"(weights), "v"(inputs));
 }
 
-// R rows by P panels, all of whose sums stay in registers: therefore each loop over them is one, which the compiler
-// unrolls before it decides where they live.
+// R rows by P panels, whose sums all stay in registers: each loop over them is a single one, which the compiler unrolls
+// before it assigns registers.
 template <int R, int P>
 VNNI inline void tile(const Rows& x, i64 row, const uint8_t* packed, const Out& out, i64 panel) {
     __m512i sums[R * P];
@@ -128,9 +128,9 @@ VNNI void rows_of(const Rows& x, i64 row, const uint8_t* packed, const Out& out,
     for (; panel < last; ++panel) tile<R, 1>(x, row, packed, out, panel);
 }
 
-// One row waits for memory and wants many panels under way; several share what is read.
+// One row waits for memory and needs many panels under way; several rows share what is read.
 VNNI void panels_vnni(const Rows& x, i64 rows, const uint8_t* packed, const Out& out, i64 first, i64 last) {
-    constexpr i64 TOGETHER = 4;  // panels that all rows pass by while they are in the cache
+    constexpr i64 TOGETHER = 4;  // panels that all rows use while they are in the cache
     if (rows == 1) return rows_of<1, 8>(x, 0, packed, out, first, last);
     for (i64 panel = first; panel < last; panel += TOGETHER) {
         const i64 end = std::min(last, panel + TOGETHER);

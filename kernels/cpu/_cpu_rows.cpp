@@ -1,4 +1,4 @@
-// Ops on rows by themselves, bound by memory: norms, activations, and what goes into and comes out of tables.
+// Ops on single rows, bound by memory: norms, activations, reads and writes of tables.
 
 #include "_cpu.h"
 
@@ -12,7 +12,7 @@ namespace {
 // Below this many numbers a second thread costs more than it gives.
 constexpr i64 WORTH_A_THREAD = 1 << 16;
 
-// x + residual, which is stored to sum, or x where there is no residual: of one row.
+// One row of x + residual, stored to sum; of x without a residual.
 template <typename T>
 inline const T* add_row(const T* x, const T* residual, T* sum, i64 d) {
     if (residual == nullptr) return x;
@@ -63,7 +63,7 @@ EVERY_LEVEL void norm_float(const Norm& op, i64 row) { norm_row<float>(op, row);
 EVERY_LEVEL void norm_half(const Norm& op, i64 row) { norm_row<uint16_t>(op, row); }
 
 template <typename T>
-void scatter(const Scatter& op, int part, i64 n) {
+void scatter(const WriteKV& op, int part, i64 n) {
     const i64 heads = op.heads, dim = op.dim, page = op.page;
     for (i64 i = 0; i < n; ++i) {
         float* to = op.pages[part] + (op.slots[i] / page * heads * page + op.slots[i] % page) * dim;
@@ -133,7 +133,7 @@ void apply(const Norm& op, i64 rows) {
     }
 }
 
-void apply(const Scatter& op, i64 rows) {
+void apply(const WriteKV& op, i64 rows) {
     for (int part = 0; part < 2; ++part) {
         if (op.half) scatter<uint16_t>(op, part, rows);
         else scatter<float>(op, part, rows);
@@ -162,12 +162,12 @@ void apply(const Scale& op, i64 rows) {
     for (i64 i = 0; i < rows * op.width; ++i) op.out[i] = op.x[i] * op.factor;
 }
 
-void apply(const Largest& op, i64 rows) {
+void apply(const Argmax& op, i64 rows) {
 #pragma omp parallel for num_threads(rows * op.width < WORTH_A_THREAD ? 1 : op.threads)
     for (i64 r = 0; r < rows; ++r) op.out[r] = largest(op.x + r * op.stride, op.width);
 }
 
-void apply(const Layout& op, i64 rows) {
+void apply(const GatherRows& op, i64 rows) {
     const i64 *slots = op.rows, *positions = slots + op.stride, *entries = positions + op.stride;
     const i64* tokens = entries + op.stride;
     for (i64 r = 0; r < rows; ++r) {
@@ -175,8 +175,8 @@ void apply(const Layout& op, i64 rows) {
         const i64* sequence = op.sequences + slot * op.sequences_width;
         const i64 position = positions[r] < 0 ? sequence[POSITION] - 1 - positions[r] : positions[r];
         const i64 place = sequence[PLACE] + ahead - 1;
-        const bool guessed = ahead > 0 && sequence[RUN] > 0 && place < sequence[LENGTH];
-        op.token_ids[r] = ahead < 0 ? tokens[r] : sequence[guessed ? SOURCE + place : LAST];
+        const bool drafted = ahead > 0 && sequence[RUN] > 0 && place < sequence[LENGTH];
+        op.token_ids[r] = ahead < 0 ? tokens[r] : sequence[drafted ? SOURCE + place : LAST];
         op.positions[r] = position;
         const int32_t* pages = op.self_pages + slot * op.self_width;
         const i64 cell = static_cast<i64>(pages[position / op.page]) * op.page + position % op.page;
@@ -198,8 +198,8 @@ void apply(const Layout& op, i64 rows) {
 
 namespace {
 
-// The last place of a source's tokens behind the longest end of the sequence that stands there, of at most three
-// tokens, and how many; 0: none.
+// The longest end of a sequence, of at most three tokens, that stands in its source with a token after it: the place
+// after its last occurrence, and the end's length; 0: none.
 std::pair<i64, i64> find_end(const i64* source, i64 length, const i64* ends) {
     i64 place = 0, run = 0;
     for (i64 at = length - 2; at >= run && run < 3; --at) {
@@ -215,19 +215,19 @@ std::pair<i64, i64> find_end(const i64* source, i64 length, const i64* ends) {
 
 }  // namespace
 
-void apply(const Follow& op, i64 rows) {
+void apply(const MatchPromptTokens& op, i64 rows) {
     for (i64 r = 0; r < rows; ++r) {
         i64* sequence = op.sequences + op.rows[r] * op.width;
         const i64 start = op.rows[op.stride + r], samples = op.rows[2 * op.stride + r];
-        const i64* said = op.tokens + op.rows[3 * op.stride + r];
+        const i64* sampled = op.tokens + op.rows[3 * op.stride + r];
         const i64 length = sequence[LENGTH], *source = sequence + SOURCE;
         i64 place = sequence[PLACE], run = sequence[RUN], right = 0;
         if (run > 0)
-            while (right < samples && place + right < length && said[right] == source[place + right]) ++right;
+            while (right < samples && place + right < length && sampled[right] == source[place + right]) ++right;
         const i64 after = std::min(right + 1, samples);
         for (i64 i = 0; i < after; ++i) {
             std::copy_backward(sequence + LAST, sequence + EARLIER, sequence + EARLIER + 1);
-            sequence[LAST] = said[i];
+            sequence[LAST] = sampled[i];
         }
         sequence[POSITION] = (start < 0 ? sequence[POSITION] : start) + after;
         if (right == samples && place + right < length) {

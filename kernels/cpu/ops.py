@@ -1,6 +1,8 @@
-"""The CPU's hot ops in one pass each: launchers of the C++ extension, compiled when Tandem is installed.
+"""The CPU's hot ops in one pass each: launchers of the C++ extension, which is compiled when Tandem is
+installed.
 
-Where no compiler was there, or for tensors it does not take, the plain twins in `reference` do the same.
+`reference` says what each op computes. Its ops run where the extension is missing, and on tensors of other
+dtypes than DTYPES lists for an op.
 """
 
 from __future__ import annotations
@@ -8,35 +10,42 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from tandem.kernels.groups import RowGroups
-
-if TYPE_CHECKING:
-    from tandem.kernels.decode_rows import DecodeTables
+from tandem.kernels import reference
+from tandem.kernels.values import DecodeRows, DecodeTables, PagedKV, RowGroups, Scores
 
 try:
-    from tandem.kernels.cpu import _cpu
+    from tandem.kernels.cpu import _cpu  # which checks dtype, shape and layout of all it is given
 except ImportError:
     COMPILED = AVX512 = False
 else:
     COMPILED, AVX512 = True, _cpu.has_avx512()
 
-# The dtypes of activations, and whether they are the half-precision one.
-_HALF: Final = {torch.float32: False, torch.bfloat16: True}
-# Up to this many query rows of a sequence attend here; from there on dense products pay.
+# The ops here by the dtype of the tensors that choose them, see `dispatch.backend`.
+_ROWS: Final = ("gather_rows", "match_prompt_tokens")
+_HALF: Final = (
+    "add_layer_norm", "add_rms_norm", "layer_norm", "paged_beam_attention", "paged_cross_attention",
+    "paged_self_attention", "rms_norm", "write_kv",
+)  # fmt: skip
+DTYPES: Final = {
+    torch.float32: (*_HALF, "activate", "argmax", "embed", "scale"),
+    torch.bfloat16: _HALF,
+    torch.int64: _ROWS,
+}
+# Up to this many query rows of a sequence attend here; for more, the dense products of `reference` pay.
 _FEW_ROWS: Final = 16
-# In the order of `_cpu.h`.
+# The numbers of `_cpu.h`.
 _ACTIVATIONS: Final = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
 
 Allocate = Callable[[tuple[int, ...], torch.dtype], Tensor]
 
 
 class _Memory(threading.local):
-    """Where results go: each thread's, for others may serve other engines meanwhile."""
+    """Where results go, by thread: other threads may serve other engines meanwhile."""
 
     allocate: Allocate | None = None
 
@@ -46,7 +55,7 @@ _memory: Final = _Memory()
 
 @contextmanager
 def allocating(allocate: Allocate) -> Iterator[None]:
-    """Takes the memory of all results made here, in this thread, from `allocate`."""
+    """Takes the memory of this thread's results from `allocate`."""
     _memory.allocate = allocate
     try:
         yield
@@ -55,8 +64,8 @@ def allocating(allocate: Allocate) -> Iterator[None]:
 
 
 def record(most: int) -> None:
-    """From here on the calls made in this thread are not done, but recorded, of `most` rows each."""
-    _cpu.record(most)
+    """From here on this thread's calls, each of `most` rows, are recorded and not run."""
+    _cpu.record(most=most)
 
 
 def recorded() -> object:
@@ -65,8 +74,8 @@ def recorded() -> object:
 
 
 def run(program: object, rows: int) -> None:
-    """Does a program's calls, for the first so many rows of each."""
-    _cpu.run(program, rows)
+    """Runs a program's calls, each for its first `rows` rows."""
+    _cpu.run(program=program, rows=rows)
 
 
 def _empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
@@ -76,235 +85,184 @@ def _empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
-    """For tables of which parts stay unwritten: other ops than those here may look there."""
+    """For tables that stay unwritten in parts, which ops outside this module may read."""
     return torch.zeros(shape, dtype=dtype) if _memory.allocate is None else _memory.allocate(shape, dtype)
 
 
-def takes(*tensors: Tensor) -> bool:
-    """Whether these activations and weights are on the CPU, and of one dtype that is known here."""
-    dtype = tensors[0].dtype
-    if not COMPILED or dtype not in _HALF:
-        return False
-    # A loop, for it is run a hundred times a step.
-    for tensor in tensors:  # noqa: SIM110
-        if not (tensor.is_cpu and tensor.dtype == dtype):
-            return False
-    return True
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return _add_norm(x, None, weight, None, eps)[0]
 
 
-def takes_floats(*tensors: Tensor) -> bool:
-    """Whether these are float32, on the CPU, and the extension is there."""
-    return tensors[0].dtype == torch.float32 and takes(*tensors)
+def add_rms_norm(x: Tensor, residual: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    return _add_norm(x, residual, weight, None, eps)
 
 
-def takes_pages(pages: Tensor, groups: RowGroups | None = None) -> bool:
-    """Whether K or V in these pages are read and written here; `groups`: for these query rows."""
-    few = groups is None or groups.max_rows <= _FEW_ROWS
-    return COMPILED and pages.is_cpu and pages.dtype == torch.float32 and few
+def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
+    return _add_norm(x, None, weight, bias, eps)[0]
 
 
-def add_norm(
+def add_layer_norm(
+    x: Tensor, residual: Tensor, weight: Tensor, bias: Tensor, eps: float
+) -> tuple[Tensor, Tensor]:
+    return _add_norm(x, residual, weight, bias, eps)
+
+
+def _add_norm(
     x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor | None, eps: float
 ) -> tuple[Tensor, Tensor]:
-    """LayerNorm with a bias, RMSNorm without: as `add_layer_norm` and `add_rms_norm` in `reference`; without
-    a residual, the sum is x. All of one dtype."""
-    x, weight = x.contiguous(), weight.contiguous()
-    residual = None if residual is None else residual.contiguous()
+    """LayerNorm with a bias, RMSNorm without, of the sum of x and the residual; without a residual, of x.
+    Returns the norm and the sum."""
+    x, residual = x.contiguous(), None if residual is None else residual.contiguous()
     out = _empty(x.shape, x.dtype)
-    total = x if residual is None else _empty(x.shape, x.dtype)
+    total = None if residual is None else _empty(x.shape, x.dtype)
     _cpu.add_norm(
-        x.data_ptr(), 0 if residual is None else residual.data_ptr(), weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(), out.data_ptr(), 0 if residual is None else total.data_ptr(),
-        x.shape[0], x.shape[1], eps, _HALF[x.dtype], torch.get_num_threads(),
+        x=x, residual=residual, weight=weight, bias=bias, eps=eps, out=out, sum=total,
+        threads=torch.get_num_threads(),
     )  # fmt: skip
-    return out, total
+    return out, x if total is None else total
 
 
-def activate(x: Tensor, activation: str, *, gated: bool) -> Tensor:
-    """As in `reference`, in float32."""
-    x = x.contiguous()
-    rows, width = x.shape[0], x.shape[1] // (1 + gated)
-    out = _empty((rows, width))
-    kind, threads = _ACTIVATIONS[activation], torch.get_num_threads()
-    _cpu.activate(x.data_ptr(), out.data_ptr(), rows, width, kind, gated, threads)
+def activate(x: Tensor, activation: str, *, gated: bool = False) -> Tensor:
+    rows, width = x.shape
+    out = _empty((rows, width // 2 if gated else width))
+    _cpu.activate(
+        out=out, gated=gated, x=x.contiguous(), kind=_ACTIVATIONS[activation], threads=torch.get_num_threads()
+    )
     return out
 
 
 def scale(x: Tensor, factor: float) -> Tensor:
-    """``x * factor``, float32 [N, d]."""
-    x = x.contiguous()
+    if factor == 1.0:
+        return x
     out = _empty(x.shape)
-    _cpu.scale(x.data_ptr(), out.data_ptr(), x.shape[0], x.shape[1], factor)
+    _cpu.scale(x=x.contiguous(), factor=factor, out=out)
     return out
 
 
 def argmax(x: Tensor) -> Tensor:
-    """As in `reference`, in float32."""
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    out = _empty((len(x),), torch.int64)
-    _cpu.argmax(x.data_ptr(), out.data_ptr(), len(x), x.shape[1], x.stride(0), torch.get_num_threads())
+    out = _empty(x.shape[:1], torch.int64)
+    _cpu.argmax(x=_rows(x), out=out, threads=torch.get_num_threads())
     return out
 
 
-def embed(ids: Tensor, table: Tensor, onto: Tensor | None) -> Tensor:
-    """As in `reference`, in float32."""
-    assert ids.dtype == torch.int64
-    ids, table = ids.contiguous(), table.contiguous()
+def embed(ids: Tensor, table: Tensor, onto: Tensor | None = None) -> Tensor:
     onto = None if onto is None else onto.contiguous()
-    rows, width = len(ids), table.shape[1]
-    out = _empty((rows, width))
-    _cpu.embed(
-        ids.data_ptr(), table.data_ptr(), 0 if onto is None else onto.data_ptr(), out.data_ptr(), rows, width
-    )
+    out = _empty((ids.shape[0], table.shape[1]))
+    _cpu.embed(ids=ids.contiguous(), table=table, onto=onto, out=out)
     return out
 
 
-def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> tuple[Tensor, ...]:
-    """See `decode_rows.gather_rows`."""
-    assert rows.dtype == torch.int64
-    assert rows.is_contiguous()
-    assert tables.sequences.is_contiguous()
+def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRows:
     count, cells = rows.shape[1], tables.beam_cells if beams else None
-    self_width, cross_width = tables.self_pages.shape[1], tables.cross_pages.shape[1]
-    cells_width = 0 if cells is None else cells.shape[1]
-    outs = (
-        _empty((count,), torch.int64),
-        _empty((count,), torch.int64),
-        _empty((count,), torch.int64),
-        _zeros((count, cells_width or self_width), torch.int32),
-        _empty((count,), torch.int32),
-        _zeros((count, cross_width), torch.int32),
-        _empty((count,), torch.int32),
+    history = tables.self_pages if cells is None else cells
+    made = DecodeRows(
+        token_ids=_empty((count,), torch.int64),
+        positions=_empty((count,), torch.int64),
+        write_slots=_empty((count,), torch.int64),
+        history=_zeros((count, history.shape[1]), torch.int32),
+        lengths=_empty((count,), torch.int32),
+        cross_pages=_zeros((count, tables.cross_pages.shape[1]), torch.int32),
+        cross_lengths=_empty((count,), torch.int32),
     )
     _cpu.gather_rows(
-        rows.data_ptr(), tables.sequences.data_ptr(), tables.self_pages.data_ptr(),
-        0 if cells is None else cells.data_ptr(), tables.cross_pages.data_ptr(),
-        tables.cross_lengths.data_ptr(), *(out.data_ptr() for out in outs), count, count,
-        tables.sequences.shape[1], self_width, cells_width, cross_width, tables.page_size,
+        rows=rows, sequences=tables.sequences, self_pages=tables.self_pages, beam_cells=cells,
+        cross_pages=tables.cross_pages, cross_lengths=tables.cross_lengths, page_size=tables.page_size,
+        token_ids=made.token_ids, positions=made.positions, write_slots=made.write_slots,
+        history=made.history, lengths=made.lengths, row_cross_pages=made.cross_pages,
+        row_cross_lengths=made.cross_lengths,
     )  # fmt: skip
-    return outs
+    return made
 
 
 def match_prompt_tokens(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tensor:
-    """See `decode_rows.match_prompt_tokens`."""
-    assert tokens.dtype == rows.dtype == sequences.dtype == torch.int64
-    tokens, rows = tokens.contiguous(), rows.contiguous()
-    assert sequences.is_contiguous()
-    count, width = rows.shape[1], sequences.shape[1]
-    out = _empty((count, 3), torch.int64)
-    _cpu.match_prompt_tokens(
-        tokens.data_ptr(), rows.data_ptr(), sequences.data_ptr(), out.data_ptr(), count, width
-    )
+    out = _empty((rows.shape[1], 3), torch.int64)
+    _cpu.match_prompt_tokens(tokens=tokens.contiguous(), rows=rows.contiguous(), sequences=sequences, out=out)
     return out
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
-    """As in `reference`, into float32 pages."""
-    assert slots.dtype == torch.int64
-    k, v, slots = _rows(k), _rows(v), slots.contiguous()
-    rows, heads, dim = k.shape
-    _cpu.write_kv(
-        k.data_ptr(), v.data_ptr(), k_pages.data_ptr(), v_pages.data_ptr(), slots.data_ptr(),
-        rows, heads, dim, k_pages.shape[2], k.stride(0), v.stride(0), _HALF[k.dtype],
-    )  # fmt: skip
+    _cpu.write_kv(k=_rows(k), v=_rows(v), k_pages=k_pages, v_pages=v_pages, slots=slots.contiguous())
 
 
 def float_pack(weight: Tensor) -> Tensor:
-    """float32 [outputs, inputs], for `float_linear`."""
-    assert weight.dtype == torch.float32
-    weight = weight.contiguous()
+    """The packed weight, float32 [outputs, inputs], for `float_linear`."""
     outputs, inputs = weight.shape
-    packed = torch.empty(_cpu.float_size(outputs, inputs))
-    _cpu.float_pack(weight.data_ptr(), packed.data_ptr(), outputs, inputs, torch.get_num_threads())
+    packed = torch.empty(_cpu.float_size(outputs=outputs, inputs=inputs))
+    _cpu.float_pack(weight=weight.contiguous(), packed=packed, threads=torch.get_num_threads())
     return packed
 
 
 def float_bytes(weight: Tensor) -> int:
-    """Of what `float_pack` makes of it."""
+    """Bytes of the weight once `float_pack` has packed it."""
     outputs, inputs = weight.shape
-    return 4 * _cpu.float_size(outputs, inputs)
+    return 4 * _cpu.float_size(outputs=outputs, inputs=inputs)
 
 
 def float_linear(x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
-    """``x @ weight.T + bias``: float32 [N, inputs] -> [N, outputs]."""
-    assert x.dtype == torch.float32
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    rows, inputs = x.shape
-    out = _empty((rows, outputs))
-    _cpu.float_linear(
-        x.data_ptr(), packed.data_ptr(), 0 if bias is None else bias.data_ptr(), out.data_ptr(), rows,
-        outputs, inputs, x.stride(0), torch.get_num_threads(),
-    )  # fmt: skip
+    """``x @ weight.T + bias``: float32 [N, inputs] → [N, outputs]."""
+    out = _empty((x.shape[0], outputs))
+    _cpu.float_linear(x=_rows(x), out=out, bias=bias, threads=torch.get_num_threads(), packed=packed)
     return out
 
 
 def int8_pack(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """float32 [outputs, inputs], quantized by output: for `int8_linear`, bytes and scales [outputs]."""
-    assert weight.dtype == torch.float32
-    weight = weight.contiguous()
+    """The weight, float32 [outputs, inputs], quantized by output for `int8_linear`: bytes, and scales
+    [outputs]."""
     outputs, inputs = weight.shape
-    packed = torch.empty(_cpu.int8_size(outputs, inputs), dtype=torch.uint8)
+    packed = torch.empty(_cpu.int8_size(outputs=outputs, inputs=inputs), dtype=torch.uint8)
     scales = torch.empty(outputs)
-    threads = torch.get_num_threads()
-    _cpu.int8_pack(weight.data_ptr(), packed.data_ptr(), scales.data_ptr(), outputs, inputs, threads)
+    _cpu.int8_pack(weight=weight.contiguous(), packed=packed, scales=scales, threads=torch.get_num_threads())
     return packed, scales
 
 
 def int8_linear(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """``quantize(x) @ quantized weight.T + bias``: float32 [N, inputs] -> [N, outputs]."""
-    assert x.dtype == torch.float32
-    if x.stride(1) != 1:
-        x = x.contiguous()
-    rows, inputs = x.shape
-    outputs = len(scales)
-    out = _empty((rows, outputs))
+    """``quantize(x) @ quantized weight.T + bias``: float32 [N, inputs] → [N, outputs]."""
+    out = _empty((x.shape[0], scales.shape[0]))
     _cpu.int8_linear(
-        x.data_ptr(), packed.data_ptr(), scales.data_ptr(), 0 if bias is None else bias.data_ptr(),
-        out.data_ptr(), rows, outputs, inputs, x.stride(0), torch.get_num_threads(),
-    )  # fmt: skip
+        x=_rows(x), out=out, bias=bias, threads=torch.get_num_threads(), packed=packed, scales=scales
+    )
     return out
 
 
-def paged_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
-    cu_rows: Tensor,
-    bias_table: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    sums: Tensor | None,
-    *,
-    causal: bool,
-    by_cell: bool = False,
+def paged_self_attention(
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
 ) -> Tensor:
-    """As `paged_self_attention` and its kin in `reference`, over float32 pages.
+    if groups.max_rows > _FEW_ROWS:
+        return reference.paged_self_attention(q, kv, groups, scores, sums)
+    return _attend(q, kv, groups, scores, sums, causal=True)
 
-    cu_rows: int32 [S + 1]. by_cell: the table names each key's place, page P + offset, instead of each page.
-    """
-    assert sums is None or sums.is_contiguous()
-    assert page_table.dtype == lengths.dtype == cu_rows.dtype == torch.int32
+
+def paged_cross_attention(
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
+) -> Tensor:
+    if groups.max_rows > _FEW_ROWS:
+        return reference.paged_cross_attention(q, kv, groups, scores, sums)
+    assert scores.bias_table is None
+    return _attend(q, kv, groups, scores, sums, causal=False)
+
+
+def paged_beam_attention(q: Tensor, kv: PagedKV, scores: Scores, sums: Tensor | None = None) -> Tensor:
+    return _attend(q, kv, RowGroups.each(len(q), q.device), scores, sums, causal=True, by_cell=True)
+
+
+def _attend(
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None, *, causal: bool,
+    by_cell: bool = False,
+) -> Tensor:  # fmt: skip
+    """by_cell: the table names each key's cell instead of each page."""
     q = _rows(q)
-    _, heads, dim = q.shape
     out = _empty(q.shape, q.dtype)
-    if page_table.stride(1) != 1:
-        page_table = page_table.contiguous()
-    bias_table = None if bias_table is None else bias_table.contiguous()
+    scale, bias_table, softcap = scores
     _cpu.attend(
-        q.data_ptr(), out.data_ptr(), k_pages.data_ptr(), v_pages.data_ptr(), page_table.data_ptr(),
-        cu_rows.data_ptr(), lengths.data_ptr(), 0 if bias_table is None else bias_table.data_ptr(),
-        0 if sums is None else sums.data_ptr(), lengths.shape[0], heads, k_pages.shape[1], dim,
-        k_pages.shape[2], q.stride(0), page_table.stride(0),
-        0 if bias_table is None else bias_table.shape[1] - 1, scale, softcap or 0.0, causal, by_cell,
-        _HALF[q.dtype], torch.get_num_threads(),
+        q=q, k=kv.k, v=kv.v, table=_rows(kv.table), lengths=kv.lengths, cu_rows=groups.cu_rows, scale=scale,
+        bias_table=None if bias_table is None else bias_table.contiguous(), softcap=softcap or 0.0, sums=sums,
+        out=out, causal=causal, by_cell=by_cell, threads=torch.get_num_threads(),
     )  # fmt: skip
     return out
 
 
 def _rows(x: Tensor) -> Tensor:
-    """x [N, H, D] such that only its rows may lie apart."""
-    return x if x.stride(2) == 1 and x.stride(1) == x.shape[2] else x.contiguous()
+    """x [N, D] or [N, H, D], of which only the rows may lie apart."""
+    strides = x.stride()
+    dense = strides[-1] == 1 and (len(strides) == 2 or strides[1] == x.shape[2])
+    return x if dense else x.contiguous()

@@ -1,4 +1,4 @@
-"""Steps on the CPU as one call: the calls of `cpu_ops` that they make, recorded once."""
+"""A CPU step as one call: the calls of `cpu.ops` that it makes, recorded once."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tandem.kernels.cpu import ops as cpu_ops
-from tandem.kernels.groups import RowGroups
+from tandem.kernels.values import RowGroups
 
 _LINE: Final = 64  # bytes of cache
-_PAGE: Final = 4096  # bytes; what lies a multiple of them apart competes for the same lines of cache
+_PAGE: Final = 4096  # bytes; addresses a multiple of it apart compete for the same lines of cache
 
 
 class NotRecordable(Exception):
-    """Why a step cannot be one call."""
+    """The reason why a step cannot be one call."""
 
 
 class CPUProgram:
-    """`forward` of int64 [fields, rows] -> [rows, outputs], for any number of rows up to `most`.
+    """`forward` of int64 [fields, rows] → [rows, outputs], for any number of rows up to `most`.
 
-    It is called once, to be recorded, and computes nothing then. Whatever differs from step to step must be
-    in its rows, or in tensors that live on; the number of threads is what it is then. Raises NotRecordable
-    at the first operator of PyTorch's that is not just a view, for it would be missing from the program, or
-    op of another number of rows than there are.
+    `forward` is called once, to be recorded, and computes nothing then. Everything that differs from step to
+    step must be in its rows, or in tensors that outlive the program; the number of threads is the one at
+    recording. Raises NotRecordable at the first operator of PyTorch that is more than a view, since the
+    program would lack it, and at the first op of another number of rows than `most`.
     """
 
     def __init__(self, forward: Callable[[Tensor], Tensor | None], fields: int, most: int) -> None:
@@ -40,7 +40,7 @@ class CPUProgram:
         self._rows = torch.zeros(fields, most, dtype=torch.int64)
         self._host: npt.NDArray[np.int64] = self._rows.numpy()
         self._buffers = _Buffers()
-        # Made before, for it is PyTorch's; and kept, for ops read it.
+        # Made before recording, which refuses PyTorch's operators; kept, since the program reads it.
         self._each = RowGroups.each(most, self._rows.device)
         cpu_ops.record(most)
         try:
@@ -52,7 +52,7 @@ class CPUProgram:
             self._program = cpu_ops.recorded()
 
     def __call__(self, rows: npt.NDArray[np.int64]) -> Tensor | None:
-        """`forward` of these rows; the next call overwrites it."""
+        """`forward` of these rows; the next call overwrites the result."""
         count = rows.shape[1]
         self._host[:, :count] = rows
         cpu_ops.run(self._program, count)
@@ -69,11 +69,11 @@ class _OnlyViews(TorchDispatchMode):
 
 
 class _Buffers:
-    """A program's memory. A result takes that of an earlier one whose tensors are gone."""
+    """A program's memory. A result reuses the buffer of an earlier one whose tensors are gone."""
 
     def __init__(self) -> None:
         self._free: defaultdict[int, list[npt.NDArray[np.uint8]]] = defaultdict(list)
-        self._offset = 0  # of the next one in its page: large ones would all begin at the same
+        self._offset = 0  # of the next buffer in its page; large buffers would all have the same
 
     def take(self, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
         size = max(1, int(np.prod(shape))) * dtype.itemsize

@@ -1,13 +1,13 @@
 """Bidirectional attention over packed sequences, with a relative bias that depends on the distance only.
 
 The bias of a tile of scores depends only on where the tile lies relative to the diagonal, and it is one
-number once the tile is further from the diagonal than the table reaches. So each call first lays out the few
-different tiles there are (a megabyte or so, which stays in the L2 cache), and the attention reads them like K
+number once the tile is farther from the diagonal than the table reaches. So each call first lays out the few
+different tiles there are (about a megabyte, which stays in the L2 cache), and the attention reads them like K
 and V. Gathering from the table inside the loop compiles to 4-byte copies through shared memory instead.
 
 ``softmax(scale q k^T + bias) v``. Bound by arithmetic: 4 H D FLOPs for each pair of a query and a key, n^2
 pairs in a sequence of n tokens, or n W where a window covers W. Memory: q, k, v and the output once,
-2 (H + G) D b bytes a token of H heads, G of them in k and v, of D numbers of b bytes.
+2 (H + G) D b bytes a token, with H heads of q, G heads of k and v, D numbers a head and b bytes a number.
 """
 
 import torch
@@ -15,13 +15,13 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tandem.kernels.summaries import Summaries
-from tandem.kernels.triton.attention_paged_kernels import soft_capped
+from tandem.kernels.triton.attention_paged import soft_capped
+from tandem.kernels.values import Scores, Summaries
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
-# (block of queries, block of keys, warps, stages), by the bytes of an element and the padded head dim. The
-# queries' block is a multiple of the keys': the tiles of the bias count on it.
+# (queries a block, keys a block, warps, stages), by the bytes of a number and the padded head dim. Queries a
+# block are a multiple of keys a block: the tiles of the bias count on it.
 CONFIGS = {
     (2, 32): (128, 64, 4, 3),
     (2, 64): (128, 64, 4, 3),
@@ -81,7 +81,8 @@ def _tiles(
     BLOCK_N: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Online softmax over keys first to last, in powers of 2. NEAR: bias by tile, else one number."""
+    """Online softmax over keys first to last, in powers of 2. NEAR: the bias is read by tile, else one
+    number."""
     dims = tl.arange(0, BLOCK_D)
     for start in range(first, last, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
@@ -134,7 +135,7 @@ def _summaries(
     BLOCK_N: tl.constexpr,
     UPCAST: tl.constexpr,
 ):
-    """Goes on with the online softmax over the keys of blocks, the bias gathered: they are few."""
+    """Continues the online softmax over the keys of blocks, which are few: their bias is gathered."""
     dims = tl.arange(0, BLOCK_D)
     for start in range(0, count, BLOCK_N):
         keys = start + tl.arange(0, BLOCK_N)
@@ -185,7 +186,7 @@ def _encoder_attention_kernel(
     TILES: tl.constexpr,
     HAS_BIAS: tl.constexpr,
     WINDOWED: tl.constexpr,
-    SUMMARIZED: tl.constexpr,  # tokens that a summary stands for; 0: there are none
+    SUMMARIZED: tl.constexpr,  # tokens a summary stands for; 0: no summaries
     SUMMARY_REACH: tl.constexpr,
     CAP: tl.constexpr,
     GROUP: tl.constexpr,  # heads of q that share one of k and v
@@ -264,13 +265,12 @@ def encoder_attention(
     v: Tensor,
     cu_seqlens: Tensor,
     max_length: int,
-    bias_table: Tensor | None,
-    scale: float,
+    scores: Scores,
     windowed: bool = False,
     summaries: Summaries | None = None,
-    softcap: float | None = None,
 ) -> Tensor:
     tokens, heads, dim = q.shape
+    scale, bias_table, softcap = scores
     out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
     if tokens == 0:
         return out
@@ -283,11 +283,11 @@ def encoder_attention(
     bias_tiles = None
     if bias_table is not None:
         reach = bias_table.shape[1] // 2
-        # Before tile -left and from tile tiles - left on, counted from the block's first query, all distances
+        # Counted from the block's first query, all distances before tile -left and from tile tiles - left on
         # are beyond the reach.
         left = triton.cdiv(reach, block_n)
         tiles = left + triton.cdiv(block_m + reach, block_n)
-        # In the precision of the scores' inputs, as models in half precision compute it.
+        # In the dtype of the queries, as models in half precision compute the bias.
         bias_tiles = torch.empty((heads, tiles, block_m, block_n), dtype=q.dtype, device=q.device)
         _bias_tiles_kernel[(tiles, heads)](
             bias_table,

@@ -1,115 +1,359 @@
-"""Launches the kernels of `attention_paged_kernels`: which of them, over what grid, of what tiles."""
+"""Attention over paged keys and values for decode steps, prefills, beams and draft tokens.
 
-from __future__ import annotations
+Two kernels read K and V, one for groups of a single row (multiply and reduce: the step is bound by memory)
+and one for groups of several rows, which share every tile they read (``tl.dot``). Either may split the keys
+of a sequence among programs, when there are too few rows to fill the device; a third kernel then merges
+the parts. Grids and strides depend on host numbers only and lengths are read on the device, so a captured
+launch stays right when the lengths change; a split that got no keys ends at once.
+
+``softmax(scale q k^T + bias) v``. Bound by memory: each sequence's K and V once, 2 G D b bytes a key with G
+heads of D numbers of b bytes, and 4 bytes more where the table is by cell; q and the output, 2 H D b bytes a
+row. A row takes 4 H D FLOPs for each key it sees, so R rows to a sequence are R H / G FLOPs a byte in half
+precision: far below what a device computes meanwhile, until the hundreds of rows of a prefill share each
+key. Splitting writes and reads 4 H D bytes more for each row and split that has keys.
+"""
 
 import math
 
 import torch
 import triton
+import triton.language as tl
 from torch import Tensor
 
-from tandem.kernels.groups import RowGroups
-from tandem.kernels.triton import attention_paged_kernels as kernels
 from tandem.kernels.triton.splits import choose_splits
+from tandem.kernels.values import PagedKV, RowGroups, Scores
 
 BLOCK_N = 64  # keys per tile
 
+LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
+
+
+@triton.jit
+def _span(visible, split, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The keys of one split, an equal share of the tiles that exist. It may be empty."""
+    share = tl.cdiv(tl.cdiv(visible, BLOCK_N), SPLITS) * BLOCK_N
+    first = split * share
+    return first, tl.minimum(first + share, visible)
+
+
+@triton.jit
+def _cells(
+    pages_ptr,
+    start,
+    last,
+    head,
+    HEADS: tl.constexpr,
+    PAGE: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BY_CELL: tl.constexpr,
+):
+    """Offsets of the keys start, start + 1, … in numbers, and which of them exist.
+
+    BY_CELL: the table names each key's cell, page * PAGE + offset, instead of each page.
+    """
+    keys = start + tl.arange(0, BLOCK_N)
+    live = keys < last
+    if BY_CELL:
+        place = tl.load(pages_ptr + keys, mask=live, other=0).to(tl.int64)
+        page = place // PAGE
+        offset = place % PAGE
+    elif PAGE % BLOCK_N == 0:
+        # Tiles start at multiples of BLOCK_N: a tile lies within one page.
+        page = tl.load(pages_ptr + start // PAGE).to(tl.int64)
+        offset = keys % PAGE
+    else:
+        page = tl.load(pages_ptr + keys // PAGE, mask=live, other=0).to(tl.int64)
+        offset = keys % PAGE
+    return ((page * HEADS + head) * PAGE + offset) * DIM, keys, live
+
+
+@triton.jit
+def soft_capped(scores, CAP: tl.constexpr):
+    """``CAP tanh(scores / CAP)`` for scores in powers of 2; 0: the scores themselves."""
+    if CAP != 0.0:
+        scores = (2.0 * tl.sigmoid(scores * (2.0 / (CAP * LOG2_E))) - 1.0) * (CAP * LOG2_E)
+    return scores
+
+
+@triton.jit
+def _store(
+    out_ptr,
+    top_ptr,
+    acc,
+    total,
+    top,
+    rows,
+    head,
+    split,
+    valid,
+    HEADS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SUMS: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):
+    """Stores rows [B] of one split: the result itself when there is one split, else a part and its
+    log-sum-exp, which SUMS wants in either case. The part of a split without keys is never read."""
+    dims = tl.arange(0, BLOCK_D)
+    # No key was seen: the result is zero.
+    denominator = tl.where(total == 0.0, 1.0, total)
+    acc = acc / denominator[:, None]
+    cell = (rows.to(tl.int64) * HEADS + head) * SPLITS + split
+    inside = valid[:, None] & (dims < DIM)[None, :]
+    if SPLITS > 1:
+        inside = inside & (total != 0.0)[:, None]
+    tl.store(out_ptr + cell[:, None] * DIM + dims[None, :], acc.to(out_ptr.dtype.element_ty), mask=inside)
+    if SPLITS > 1 or SUMS:
+        tl.store(
+            top_ptr + cell, tl.where(total == 0.0, float("-inf"), top + tl.log2(denominator)), mask=valid
+        )
+
+
+@triton.jit
+def _one_row_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    top_ptr,
+    pages_ptr,
+    lengths_ptr,
+    cu_rows_ptr,
+    bias_ptr,
+    q_stride,
+    pages_stride,
+    scale,
+    HEADS: tl.constexpr,
+    REACH: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    CAP: tl.constexpr,
+    GROUP: tl.constexpr,  # heads of q that share one of k and v
+    SPLITS: tl.constexpr,
+    SUMS: tl.constexpr,
+    PAGE: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    BY_CELL: tl.constexpr,
+):
+    """One head of one sequence's only row per program and split."""
+    sequence, head, split = tl.program_id(0), tl.program_id(1), tl.program_id(2)
+    row = tl.load(cu_rows_ptr + sequence)
+    if row == tl.load(cu_rows_ptr + sequence + 1):
+        return
+    visible = tl.load(lengths_ptr + sequence)
+    pages_ptr += sequence.to(tl.int64) * pages_stride
+    dims = tl.arange(0, BLOCK_D)
+    q = tl.load(q_ptr + row.to(tl.int64) * q_stride + head * DIM + dims, mask=dims < DIM, other=0.0)
+    q = q.to(tl.float32) * (scale * LOG2_E)
+
+    acc = tl.zeros([BLOCK_D], tl.float32)
+    total = 0.0
+    top = float("-inf")
+    first, last = _span(visible, split, SPLITS, BLOCK_N)
+    for start in range(first, last, BLOCK_N):
+        cells, keys, live = _cells(
+            pages_ptr, start, last, head // GROUP, HEADS // GROUP, PAGE, DIM, BLOCK_N, BY_CELL
+        )
+        offsets = cells[:, None] + dims[None, :]
+        inside = live[:, None] & (dims < DIM)[None, :]
+        k = tl.load(k_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        scores = soft_capped(tl.sum(k * q[None, :], axis=1), CAP)
+        if HAS_BIAS:
+            distance = tl.minimum(visible - 1 - keys, REACH)
+            scores += tl.load(bias_ptr + head * (REACH + 1) + distance, mask=live, other=0.0) * LOG2_E
+        scores = tl.where(live, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, axis=0))
+        weights = tl.exp2(scores - new_top)
+        shrink = tl.exp2(top - new_top)
+        v = tl.load(v_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
+        acc = acc * shrink + tl.sum(weights[:, None] * v, axis=0)
+        total = total * shrink + tl.sum(weights, axis=0)
+        top = new_top
+    one = tl.arange(0, 1)
+    _store(out_ptr, top_ptr, acc[None, :], total + tl.zeros([1], tl.float32), top + tl.zeros([1], tl.float32),
+           row + one, head, split, one == 0, HEADS, SPLITS, SUMS, DIM, BLOCK_D)  # fmt: skip
+
+
+@triton.jit
+def _row_block_kernel(
+    q_ptr,
+    k_ptr,
+    v_ptr,
+    out_ptr,
+    top_ptr,
+    pages_ptr,
+    lengths_ptr,
+    cu_rows_ptr,
+    bias_ptr,
+    q_stride,
+    pages_stride,
+    scale,
+    blocks,
+    HEADS: tl.constexpr,
+    REACH: tl.constexpr,
+    HAS_BIAS: tl.constexpr,
+    CAP: tl.constexpr,
+    GROUP: tl.constexpr,
+    CAUSAL: tl.constexpr,
+    SPLITS: tl.constexpr,
+    SUMS: tl.constexpr,
+    PAGE: tl.constexpr,
+    DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+    BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr,
+    UPCAST: tl.constexpr,
+):
+    """One head of up to BLOCK_M rows of a sequence per program and split; axis 0 is (sequence, block)."""
+    sequence, head, split = tl.program_id(0) // blocks, tl.program_id(1), tl.program_id(2)
+    begin = tl.load(cu_rows_ptr + sequence)
+    count = tl.load(cu_rows_ptr + sequence + 1) - begin
+    block = tl.program_id(0) % blocks * BLOCK_M
+    if block >= count:
+        return
+    length = tl.load(lengths_ptr + sequence)
+    pages_ptr += sequence.to(tl.int64) * pages_stride
+    rows = block + tl.arange(0, BLOCK_M)
+    valid = rows < count
+    dims = tl.arange(0, BLOCK_D)
+    q = tl.load(
+        q_ptr + (begin + rows).to(tl.int64)[:, None] * q_stride + head * DIM + dims[None, :],
+        mask=valid[:, None] & (dims < DIM)[None, :],
+        other=0.0,
+    )
+    if UPCAST:
+        q = q.to(tl.float32)
+    visible = length
+    if CAUSAL:
+        # What the last row of the block sees; queries[r] is the position of row r among the keys.
+        visible = tl.maximum(length - count + tl.minimum(block + BLOCK_M, count), 0)
+    queries = length - count + rows
+
+    acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
+    total = tl.zeros([BLOCK_M], tl.float32)
+    top = tl.full([BLOCK_M], float("-inf"), tl.float32)
+    first, last = _span(visible, split, SPLITS, BLOCK_N)
+    for start in range(first, last, BLOCK_N):
+        cells, keys, live = _cells(
+            pages_ptr, start, last, head // GROUP, HEADS // GROUP, PAGE, DIM, BLOCK_N, False
+        )
+        offsets = cells[:, None] + dims[None, :]
+        inside = live[:, None] & (dims < DIM)[None, :]
+        k = tl.load(k_ptr + offsets, mask=inside, other=0.0)
+        if UPCAST:
+            k = k.to(tl.float32)
+        scores = soft_capped(tl.dot(q, tl.trans(k), input_precision="ieee") * (scale * LOG2_E), CAP)
+        seen = valid[:, None] & live[None, :]
+        if CAUSAL:
+            distance = queries[:, None] - keys[None, :]
+            seen = seen & (distance >= 0)
+            if HAS_BIAS:
+                distance = tl.minimum(distance, REACH)
+                scores += tl.load(bias_ptr + head * (REACH + 1) + distance, mask=seen, other=0.0) * LOG2_E
+        scores = tl.where(seen, scores, float("-inf"))
+        new_top = tl.maximum(top, tl.max(scores, axis=1))
+        # A row that has seen no key yet keeps the top at -inf; comparing with 0 instead keeps NaN away.
+        base = tl.where(new_top == float("-inf"), 0.0, new_top)
+        weights = tl.exp2(scores - base[:, None])
+        shrink = tl.exp2(top - base)
+        v = tl.load(v_ptr + offsets, mask=inside, other=0.0)
+        if UPCAST:
+            v = v.to(tl.float32)
+        acc = tl.dot(weights.to(v.dtype), v, acc * shrink[:, None], input_precision="ieee")
+        total = total * shrink + tl.sum(weights, axis=1)
+        top = new_top
+    _store(out_ptr, top_ptr, acc, total, top, begin + rows, head, split, valid, HEADS, SPLITS, SUMS, DIM,
+           BLOCK_D)  # fmt: skip
+
+
+@triton.jit
+def _merge_kernel(
+    parts_ptr, tops_ptr, out_ptr, sums_ptr, SPLITS: tl.constexpr, SUMS: tl.constexpr, DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr,
+):  # fmt: skip
+    """One row and head per program: the parts, weighted by their shares of the softmax's denominator."""
+    cell = tl.program_id(0).to(tl.int64)
+    splits = tl.arange(0, SPLITS)
+    dims = tl.arange(0, BLOCK_D)
+    tops = tl.load(tops_ptr + cell * SPLITS + splits)
+    top = tl.max(tops, axis=0)
+    shares = tl.exp2(tops - tl.where(top == float("-inf"), 0.0, top))
+    total = tl.sum(shares, axis=0)
+    parts = tl.load(
+        parts_ptr + (cell * SPLITS + splits)[:, None] * DIM + dims[None, :],
+        mask=(tops > float("-inf"))[:, None] & (dims < DIM)[None, :],
+        other=0.0,
+    )
+    out = tl.sum(parts * shares[:, None], axis=0) / tl.where(total == 0.0, 1.0, total)
+    tl.store(out_ptr + cell * DIM + dims, out.to(out_ptr.dtype.element_ty), mask=dims < DIM)
+    if SUMS:
+        tl.store(sums_ptr + cell, top + tl.log2(total))
+
 
 def paged_self_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
-    groups: RowGroups,
-    bias_table: Tensor | None,
-    scale: float,
-    softcap: float | None = None,
-    sums: Tensor | None = None,
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
 ) -> Tensor:
-    inputs = q, k_pages, v_pages, page_table, lengths, groups, bias_table, scale
-    return _launch(*inputs, softcap, sums, causal=True)
-
-
-def paged_beam_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    cells: Tensor,
-    lengths: Tensor,
-    bias_table: Tensor | None,
-    scale: float,
-    softcap: float | None = None,
-    sums: Tensor | None = None,
-) -> Tensor:
-    each = RowGroups.each(q.shape[0], q.device)
-    inputs = q, k_pages, v_pages, cells, lengths, each, bias_table, scale
-    return _launch(*inputs, softcap, sums, causal=True, by_cell=True)
+    return _launch(q, kv, groups, scores, sums, causal=True)
 
 
 def paged_cross_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
-    groups: RowGroups,
-    scale: float,
-    softcap: float | None = None,
-    sums: Tensor | None = None,
+    q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
 ) -> Tensor:
-    inputs = q, k_pages, v_pages, page_table, lengths, groups, None, scale
-    return _launch(*inputs, softcap, sums, causal=False)
+    assert scores.bias_table is None
+    return _launch(q, kv, groups, scores, sums, causal=False)
+
+
+def paged_beam_attention(q: Tensor, kv: PagedKV, scores: Scores, sums: Tensor | None = None) -> Tensor:
+    return _launch(q, kv, RowGroups.each(q.shape[0], q.device), scores, sums, causal=True, by_cell=True)
 
 
 def _launch(
     q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    lengths: Tensor,
+    kv: PagedKV,
     groups: RowGroups,
-    bias_table: Tensor | None,
-    scale: float,
-    softcap: float | None = None,
+    scores: Scores,
     sums: Tensor | None = None,
     *,
     causal: bool,
     splits: int | None = None,
     by_cell: bool = False,
 ) -> Tensor:
-    """splits: a power of two, or None to choose by the device's size. by_cell: see _cells."""
+    """splits: a power of two, or None to choose by the device's size. by_cell: see `_cells`."""
     rows, heads, dim = q.shape
     out = torch.empty((rows, heads, dim), dtype=q.dtype, device=q.device)
     if rows == 0:
         return out
+    scale, bias_table, softcap = scores
+    _, shared, page, _ = kv.k.shape
     assert q.stride()[1:] == (dim, 1)
-    assert page_table.stride(1) == 1
-    assert heads % k_pages.shape[1] == 0
+    assert kv.table.stride(1) == 1
+    assert heads % shared == 0
     assert sums is None or sums.is_contiguous()
-    assert all(pages.is_contiguous() for pages in (k_pages, v_pages))
+    assert kv.k.is_contiguous()
+    assert kv.v.is_contiguous()
     assert bias_table is None or (bias_table.is_contiguous() and bias_table.dtype == torch.float32)
-    page = k_pages.shape[2]
     block_d = max(16, triton.next_power_of_2(dim))
     # Beams and drafts fit in 16 rows; prefills have more and gain from larger tiles.
     block_m = 16 if groups.max_rows <= 16 or dim > 128 else 64
     blocks = triton.cdiv(groups.max_rows, block_m)
-    sequences = lengths.shape[0]
+    sequences = kv.lengths.shape[0]
     if splits is None:
-        capacity = page_table.shape[1] * (1 if by_cell else page)
+        capacity = kv.table.shape[1] * (1 if by_cell else page)
         splits = choose_splits(q.device, rows, sequences, heads, capacity)
     parts, tops = out, sums
     if splits > 1:
         parts = torch.empty((rows, heads, splits, dim), dtype=torch.float32, device=q.device)
         tops = torch.empty((rows, heads, splits), dtype=torch.float32, device=q.device)
-    tensors = (q, k_pages, v_pages, parts, tops, page_table, lengths, groups.cu_rows, bias_table)
-    strides = (q.stride(0), page_table.stride(0))
+    tensors = (q, kv.k, kv.v, parts, tops, kv.table, kv.lengths, groups.cu_rows, bias_table)
+    strides = (q.stride(0), kv.table.stride(0))
     common = {
         "HEADS": heads,
         "REACH": 0 if bias_table is None else bias_table.shape[1] - 1,
         "HAS_BIAS": bias_table is not None,
         "CAP": softcap or 0.0,
-        "GROUP": heads // k_pages.shape[1],
+        "GROUP": heads // shared,
         "SUMS": sums is not None,
         "SPLITS": splits,
         "PAGE": page,
@@ -120,11 +364,11 @@ def _launch(
         "enable_fp_fusion": True,
     }
     if groups.max_rows == 1:
-        kernels.one_row[(sequences, heads, splits)](
+        _one_row_kernel[(sequences, heads, splits)](
             *tensors, *strides, scale, BY_CELL=by_cell, num_stages=3, **common
         )
     else:
-        kernels.row_block[(sequences * blocks, heads, splits)](
+        _row_block_kernel[(sequences * blocks, heads, splits)](
             *tensors,
             *strides,
             scale,
@@ -137,7 +381,7 @@ def _launch(
             **common,
         )
     if splits > 1:
-        kernels.merge[(rows * heads,)](
+        _merge_kernel[(rows * heads,)](
             parts, tops, out, sums, SPLITS=splits, SUMS=sums is not None, DIM=dim, BLOCK_D=block_d,
             num_warps=1, enable_fp_fusion=True,
         )  # fmt: skip

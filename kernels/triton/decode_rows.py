@@ -1,7 +1,6 @@
-"""What the rows of a decode step read and write, and how sequences go on behind it: `decode_rows.py` says
-what is computed.
+"""The decode step's table ops: what its rows read and write, and the prompt lookup after it.
 
-Both are bound by their launch. Of N rows `gather_rows` copies tables of M entries of 4 bytes, 8 N M bytes;
+Both are bound by their launch. For N rows `gather_rows` copies tables of M entries of 4 bytes, 8 N M bytes;
 `match_prompt_tokens` reads sources of n tokens of 8 bytes, 8 N n bytes.
 """
 
@@ -10,8 +9,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tandem.kernels import decode_rows
-from tandem.kernels.decode_rows import DecodeRows, DecodeTables
+from tandem.kernels import values
+from tandem.kernels.values import DecodeRows, DecodeTables
 
 COLUMNS = ("LAST", "BEFORE", "EARLIER", "POSITION", "RUN", "PLACE", "LENGTH", "SOURCE")
 _BLOCK = 1024  # entries of a table's row, or tokens of a source, at once
@@ -19,7 +18,7 @@ _BLOCK = 1024  # entries of a table's row, or tokens of a source, at once
 
 @triton.jit
 def _copy_row(to_ptr, from_ptr, row, at_row, width, special, value, BLOCK: tl.constexpr):
-    """A row of a table, but for one entry; -1: for none."""
+    """Copies a row of a table, but for entry `special`, which becomes `value`; -1: copies all of it."""
     for begin in range(0, width, BLOCK):
         at = begin + tl.arange(0, BLOCK)
         inside = at < width
@@ -66,8 +65,8 @@ def _gather_rows_kernel(
     sequence = sequences_ptr + slot * width
     ahead = -1 - token
     place = tl.load(sequence + PLACE) + ahead - 1
-    guessed = (ahead > 0) & (tl.load(sequence + RUN) > 0) & (place < tl.load(sequence + LENGTH))
-    own = tl.load(sequence + tl.where(guessed, SOURCE + place, LAST))
+    drafted = (ahead > 0) & (tl.load(sequence + RUN) > 0) & (place < tl.load(sequence + LENGTH))
+    own = tl.load(sequence + tl.where(drafted, SOURCE + place, LAST))
     position = tl.where(position < 0, tl.load(sequence + POSITION) - 1 - position, position)
     page = tl.load(self_pages_ptr + slot * self_width + position // PAGE)
     cell = page.to(tl.int64) * PAGE + position % PAGE
@@ -96,7 +95,7 @@ def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRow
     def made(dtype: torch.dtype, *shape: int) -> Tensor:
         return torch.empty(count, *shape, dtype=dtype, device=device)
 
-    placed = DecodeRows(
+    gathered = DecodeRows(
         token_ids=made(torch.int64),
         positions=made(torch.int64),
         write_slots=made(torch.int64),
@@ -109,7 +108,7 @@ def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRow
         _gather_rows_kernel[(count,)](
             rows,
             *read,
-            *placed,
+            *gathered,
             count,
             tables.sequences.shape[1],
             tables.self_pages.shape[1],
@@ -117,11 +116,11 @@ def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRow
             tables.cross_pages.shape[1],
             PAGE=tables.page_size,
             BEAMS=beams,
-            **{name: getattr(decode_rows, name) for name in COLUMNS if name not in ("BEFORE", "EARLIER")},
+            **{name: getattr(values, name) for name in COLUMNS if name not in ("BEFORE", "EARLIER")},
             BLOCK=_BLOCK if beams else 64,
             num_warps=4 if beams else 1,
         )
-    return placed
+    return gathered
 
 
 @triton.jit(do_not_specialize=["stride"])
@@ -142,12 +141,12 @@ def _match_prompt_tokens_kernel(
     SOURCE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """One sequence per program: its samples one after another, then its source by the block."""
+    """One sequence per program: its samples one after another, then its source block by block."""
     row = tl.program_id(0)
     sequence = sequences_ptr + tl.load(rows_ptr + row) * width
     start = tl.load(rows_ptr + stride + row)
     samples = tl.load(rows_ptr + 2 * stride + row)
-    said = tokens_ptr + tl.load(rows_ptr + 3 * stride + row)
+    sampled = tokens_ptr + tl.load(rows_ptr + 3 * stride + row)
     last, before, earlier = tl.load(sequence + LAST), tl.load(sequence + BEFORE), tl.load(sequence + EARLIER)
     position, length = tl.load(sequence + POSITION), tl.load(sequence + LENGTH)
     run, place = tl.load(sequence + RUN), tl.load(sequence + PLACE)
@@ -157,20 +156,20 @@ def _match_prompt_tokens_kernel(
     new = samples * 0
     going = samples > 0
     for i in range(samples):
-        token = tl.load(said + i)
+        token = tl.load(sampled + i)
         earlier = tl.where(going, before, earlier)
         before = tl.where(going, last, before)
         last = tl.where(going, token, last)
         new += going.to(tl.int64)
         at = place + i
-        guess = tl.load(source + at, mask=(run > 0) & (at < length), other=-1)
-        going = going & (token == guess)
+        draft = tl.load(source + at, mask=(run > 0) & (at < length), other=-1)
+        going = going & (token == draft)
         right += going.to(tl.int64)
     place += right
     goes_on = (right == samples) & (place < length)
     run = tl.where(goes_on, run + right, 0)
 
-    # Elsewhere: the longest match, and of those the last.
+    # The longest match, and of several its last place.
     best = run * 0 - 1
     for begin in range(0, tl.where(goes_on, 0, length - 1), BLOCK):
         at = begin + tl.arange(0, BLOCK)
@@ -184,7 +183,7 @@ def _match_prompt_tokens_kernel(
     run = tl.where(found, best // width, run)
     place = tl.where(found, best % width + 1, place)
 
-    tl.debug_barrier()  # all threads have read what one of them writes now
+    tl.debug_barrier()  # all threads have read the sequence before one of them writes it
     tl.store(sequence + LAST, last)
     tl.store(sequence + BEFORE, before)
     tl.store(sequence + EARLIER, earlier)
@@ -209,7 +208,7 @@ def match_prompt_tokens(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tens
             out,
             count,
             sequences.shape[1],
-            **{name: getattr(decode_rows, name) for name in COLUMNS},
+            **{name: getattr(values, name) for name in COLUMNS},
             BLOCK=_BLOCK,
             num_warps=4,
         )

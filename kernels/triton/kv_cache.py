@@ -1,6 +1,6 @@
-"""Storing the keys and values of new tokens in their pages.
+"""Stores the keys and values of new tokens in their pages.
 
-Bound by memory, and in a decode step by its launch: N tokens of H heads of D numbers of b bytes are 4 N H D b
+Bound by memory, and in a decode step by its launch: for N tokens of G heads of D numbers of b bytes 4 N G D b
 bytes, read and written.
 """
 

@@ -1,7 +1,7 @@
 """RMS norm and LayerNorm, with the residual addition before them in the same pass.
 
-Bound by memory. Rows [N, d] of b bytes an element: with the addition 4 N d b bytes, two rows read and two
-written, else 2 N d b; the weights stay in the cache.
+Bound by memory. For rows [N, d] of b bytes a number: with the addition 4 N d b bytes, two rows read and two
+written, without it 2 N d b bytes; the weights stay in the cache. LayerNorm without an addition is PyTorch's.
 """
 
 import torch
@@ -18,7 +18,7 @@ def _sum(
     x = tl.load(x_ptr + row * x_stride + columns, mask=inside, other=0.0).to(tl.float32)
     if ADD:
         x += tl.load(residual_ptr + row * residual_stride + columns, mask=inside, other=0.0).to(tl.float32)
-        # The next layer reads the rounded sum, so the norm is of the rounded sum too.
+        # The next layer reads the rounded sum, so the norm reads it too.
         rounded = x.to(sum_ptr.dtype.element_ty)
         tl.store(sum_ptr + row * width + columns, rounded, mask=inside)
         x = rounded.to(tl.float32)
@@ -101,7 +101,7 @@ def add_layer_norm(
 
 
 def _rms_norm(x: Tensor, residual: Tensor | None, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    """The norm, and the sum it is of."""
+    """The norm of the sum, and the sum; without a residual the sum is x."""
     rows, width = x.shape
     out = torch.empty(x.shape, dtype=weight.dtype, device=x.device)
     total = x if residual is None else _empty_sum(x, residual)

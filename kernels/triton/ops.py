@@ -1,6 +1,7 @@
-"""The launchers of the Triton kernels, under the names of the ops. Importing this needs triton."""
+"""The launchers of the Triton kernels under the names of the ops. `reference` says what each op computes.
+Importing this needs triton."""
 
-from tandem.kernels.triton.activations import gated_gelu
+from tandem.kernels.triton.activations import activate
 from tandem.kernels.triton.attention_encoder import encoder_attention
 from tandem.kernels.triton.attention_paged import (
     paged_beam_attention,
@@ -12,10 +13,10 @@ from tandem.kernels.triton.kv_cache import write_kv
 from tandem.kernels.triton.norms import add_layer_norm, add_rms_norm, rms_norm
 
 __all__ = [
+    "activate",
     "add_layer_norm",
     "add_rms_norm",
     "encoder_attention",
-    "gated_gelu",
     "gather_rows",
     "match_prompt_tokens",
     "paged_beam_attention",

@@ -1,15 +1,16 @@
-"""Among how many programs the keys of a sequence are shared out."""
+"""How many programs share the keys of one sequence."""
 
 from functools import cache
 
 import torch
 
-MIN_SPLIT = 256  # the fewest keys that are worth a program of their own
+MIN_SPLIT = 256  # the fewest keys worth a program of their own
 MAX_SPLITS = 32
 
 
 def choose_splits(device: torch.device, rows: int, sequences: int, heads: int, capacity: int) -> int:
-    """Enough programs for two per multiprocessor. capacity: the most keys a page table's row can name."""
+    """Enough splits, a power of two, for two programs per multiprocessor. capacity: the most keys that a row
+    of the page table can name."""
     programs = max(rows, sequences) * heads
     splits = 1
     while (

@@ -94,7 +94,7 @@ def batch(
         # Of an actor that can be restarted, as Ray Data's are, Ray says on stderr what may hinder it.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         from tandem.batch import run as batch
-        from tandem.cluster import launch
+        from tandem.cluster import launch, start
 
         def answer(target: str, beams: bool) -> None:
             done = batch.run(
@@ -112,10 +112,10 @@ def batch(
 
         try:
             if server is not None:
-                with launch.ray_alone(cluster.address):
+                with start.ray_alone(cluster.address):
                     answer(server, beams=False)
                 return
-            http_port, grpc_port = launch.free_ports("127.0.0.1", 2)
+            http_port, grpc_port = start.free_ports("127.0.0.1", 2)
             config = cluster.config(
                 model=model,
                 placement=placement,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from tandem.errors import TandemError, renaming_fields
+from tandem.errors import InvalidRequest, TandemError, renaming_fields
 
 if TYPE_CHECKING:
     from tandem.cluster.config import ServeConfig
@@ -102,6 +102,18 @@ KvCacheOption = Annotated[
 ]
 
 
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME=VALUE",
+        help="Any other field of the cluster's configuration, as often as you like: --set page_size=16 "
+        "--set cuda_graphs=false",
+        show_default=False,
+    ),
+]
+
+
 class Placement(StrEnum):
     disaggregated = "disaggregated"
     colocated = "colocated"
@@ -129,7 +141,7 @@ AddressOption = Annotated[
 
 def model_info(model: str) -> ModelInfo:
     """What is known of a model without its tokenizer and its weights."""
-    from tandem.workers.models.checkpoint import resolve
+    from tandem.workers.models.model_folder import resolve
     from tandem.workers.requests.model_info import ModelInfo
 
     return ModelInfo.read(resolve(model), model)
@@ -162,6 +174,7 @@ class ClusterOptions:
     max_num_seqs: MaxNumSeqsOption = 64
     kv_cache_gib: KvCacheOption = None
     draft_tokens: DraftTokensOption = 7
+    settings: SetOption = None
     address: AddressOption = None
 
     def config(self, *, placement: Placement, limit: list[str] | None = None, **fields: Any) -> ServeConfig:
@@ -170,28 +183,36 @@ class ClusterOptions:
         Raises InvalidRequest, whose field is the option's name.
         """
         from tandem.batch.records import assignments
-        from tandem.cluster.config import ServeConfig, parse_args
+        from tandem.cluster.config import parse_args
 
         min_encoders, max_encoders = _replicas(self.encoders, "--encoders")
         min_decoders, max_decoders = _replicas(self.decoders, "--decoders")
-        with renaming_fields(_option):
-            return ServeConfig(
-                placement=placement.value,
-                min_encoder_replicas=min_encoders,
-                max_encoder_replicas=max_encoders,
-                min_decoder_replicas=min_decoders,
-                max_decoder_replicas=max_decoders,
-                ingress_replicas=self.ingress_replicas,
-                tensor_parallel_size=self.tensor_parallel_size,
-                dtype=self.dtype,  # type: ignore[arg-type]  # ServeConfig checks it
-                device=self.device,  # type: ignore[arg-type]
-                quantization=self.quantization,  # type: ignore[arg-type]
-                max_num_seqs=self.max_num_seqs,
-                kv_cache_gib=self.kv_cache_gib,
-                draft_tokens=self.draft_tokens,
-                limits=parse_args({"limits": assignments(limit or [])}).limits,
-                **fields,
-            )
+        settings = assignments(self.settings or [])
+        values: dict[str, Any] = {
+            "placement": placement.value,
+            "min_encoder_replicas": min_encoders,
+            "max_encoder_replicas": max_encoders,
+            "min_decoder_replicas": min_decoders,
+            "max_decoder_replicas": max_decoders,
+            "ingress_replicas": self.ingress_replicas,
+            "tensor_parallel_size": self.tensor_parallel_size,
+            "dtype": self.dtype,
+            "device": self.device,
+            "quantization": self.quantization,
+            "max_num_seqs": self.max_num_seqs,
+            "kv_cache_gib": self.kv_cache_gib,
+            "draft_tokens": self.draft_tokens,
+            "limits": assignments(limit or []),
+            **fields,
+        }
+        for name in settings.keys() & values.keys():
+            raise InvalidRequest(f"is set by {_option(name)}, if at all", field=f"--set {name}")
+
+        def option(field: str) -> str:
+            return f"--set {field}" if field.partition(".")[0] in settings else _option(field)
+
+        with renaming_fields(option):
+            return parse_args({**values, **settings})
 
 
 def with_cluster_options(command: Callable[..., None]) -> Callable[..., None]:

@@ -1,4 +1,4 @@
-"""The parts of a step add up to it, and what was watched is left as it was."""
+"""The parts of a step add up to the step, and the watched functions are put back."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def test_ops_add_up_to_the_step(monkeypatch: pytest.MonkeyPatch) -> None:
     assert ops.keys() == OPS
     assert sum(op["share"] for op in ops.values()) == pytest.approx(1)
     assert all(op["seconds"] > 0 for op in ops.values())
-    # Weights of 2 layers, d_model 256, d_ff 768, as wide attention, a vocabulary of 4000; 2 rows.
+    # Weights of 2 layers with d_model 256, d_ff 768 and attention 256 wide, a vocabulary of 4000; 2 rows.
     assert ops["feed-forward"]["operations"] == 2 * 2 * 2 * (2 * 256 * 768)
     assert ops["self q, k, v"]["operations"] == 2 * 2 * 2 * (3 * 256 * 256)
     assert ops["logits"]["bytes"] == pytest.approx(4 * (256 * 4000 + 2 * (256 + 4000)))

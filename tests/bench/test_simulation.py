@@ -1,4 +1,4 @@
-"""The queueing simulation against what is known of queues."""
+"""The queueing simulation against queueing theory."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def test_a_lone_request_takes_the_sum_of_its_costs() -> None:
 
 @pytest.mark.parametrize("load", [0.3, 0.6, 0.8])
 def test_a_router_alone_is_an_m_d_1_queue(load: float) -> None:
-    """Whose mean wait is half the load over what is left of it, in services."""
+    """M/D/1: the mean wait is load / (2 (1 - load)) services."""
 
     class Alone(Watched):
         def _encode(self, number: int) -> None:
@@ -84,7 +84,7 @@ def test_a_router_alone_is_an_m_d_1_queue(load: float) -> None:
 
 
 def test_littles_law() -> None:
-    """Arrivals at random find as many requests as there are on average: their rate times their stay."""
+    """Random arrivals find as many requests as there are on average, their rate times their stay."""
     simulation, outcome = run(count=4000)
     settled = len(outcome.end) // 3
     stay = outcome.settled(outcome.end).mean()

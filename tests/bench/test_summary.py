@@ -1,4 +1,4 @@
-"""Every table of figures in the documentation is what its results file says."""
+"""Every table of figures in the documentation is generated from its results file."""
 
 from __future__ import annotations
 

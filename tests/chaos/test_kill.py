@@ -41,7 +41,7 @@ TYPED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.S
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, list[int]]:
-    """Answers that no rounding error changes, by prompt."""
+    """Answers by prompt, of prompts whose answer no rounding error changes."""
     with LLM(dtype="float32") as llm:
         outputs = llm.generate(list(PROMPTS), SamplingParams(**PARAMS, logprobs=2), use_tqdm=False)
     answers = {
@@ -125,7 +125,7 @@ def eventually(condition: Callable[[], bool], otherwise: str, within_s: float = 
 
 
 def report(what: str, load: Load, record: Callable[[str, object], None]) -> None:
-    """Has the counts printed at the end of the test run, see ../conftest.py, and checks every request."""
+    """Checks every request, and records the counts that ../conftest.py prints at the end."""
     kinds = Counter(error.code().name for error in load.errors)
     record(
         "chaos",
@@ -144,8 +144,7 @@ def replicas(deployment: str) -> int:
 
 @pytest.fixture(scope="module")
 def endpoint_of(started: tuple[launch.RunningCluster, ServeConfig]) -> Callable[[int, int], str]:
-    """Where so many decoders of a tensor-parallel size are served: still, if the last test asked for the
-    same."""
+    """An endpoint with this many decoders of a tensor-parallel size; the last test's, if it has them."""
     cluster, first = started
 
     @lru_cache(maxsize=1)

@@ -1,5 +1,5 @@
-"""A batch on a cluster of its own: an engine is killed under it, the actor that asks for answers, then the
-command with all its cluster."""
+"""A batch on a cluster of its own, while an engine is killed, then the actor that sends requests, then the
+command with its whole cluster."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_killed_workers_and_killed_driver(tmp_path: Path) -> None:
     finally:
         process.kill()
     process.communicate()
-    for pid in started:  # of its Ray some notices only after a minute that nobody needs it
+    for pid in started:  # parts of its Ray notice only after a minute that nobody needs them
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     assert at < lines() < len(PROMPTS)

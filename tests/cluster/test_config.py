@@ -1,13 +1,16 @@
-"""Arguments as `serve run` and Serve config files give them."""
+"""The configuration: as `serve run` and Serve config files give it, and what the engine gets of it."""
 
 from __future__ import annotations
 
+from dataclasses import fields
 from typing import Any
 
 import pytest
 
-from tandem.cluster.config import ServeConfig, parse_args
+from tandem.cluster.config import DERIVED_ENGINE_FIELDS, ServeConfig, parse_args
 from tandem.errors import InvalidRequest
+from tandem.limits import Limits
+from tandem.workers.config import EngineConfig
 
 
 def test_strings_from_the_command_line_are_converted() -> None:
@@ -64,8 +67,63 @@ def test_faults_are_refused_by_name(args: dict[str, Any], field: str) -> None:
     assert caught.value.field == field
 
 
-def test_the_engine_drafts_as_told() -> None:
-    assert ServeConfig(draft_tokens=4).engine_config("folder").draft_tokens == 4
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("http_port", 0),
+        ("http_port", 70000),
+        ("max_decoder_replicas", 0),
+        ("encoder_cache_bytes", -1),
+        ("upscale_delay_s", -1.0),
+        ("encoder_cpus", 0),
+        ("replica_wait_s", float("nan")),
+        ("look_back_s", 10.0),
+        ("tensor_parallel_size", 0),
+        ("tensor_parallel_size", "2"),
+        ("page_size", 0),
+        ("dtype", "float16"),
+    ],
+)
+def test_values_in_python_are_checked_as_well(name: str, value: Any) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        ServeConfig(**{name: value})
+    assert caught.value.field == name
+
+
+TOLD = {
+    "model": "folder",
+    "dtype": "float32",
+    "device": "cpu",
+    "quantization": "int8",
+    "tensor_parallel_size": 2,
+    "max_num_seqs": 8,
+    "max_batched_tokens": 99,
+    "max_encoder_tokens": 99,
+    "kv_cache_gib": 0.5,
+    "page_size": 16,
+    "num_pages": 9,
+    "draft_tokens": 4,
+    "overlap": True,
+    "async_encode": True,
+    "cuda_graphs": True,
+    "check_invariants": True,
+}
+
+
+@pytest.mark.parametrize("name", [field.name for field in fields(EngineConfig)])
+def test_every_option_of_the_engine_can_be_set_or_is_derived(name: str) -> None:
+    if name in DERIVED_ENGINE_FIELDS:
+        assert not hasattr(ServeConfig(), name)
+        return
+    config = ServeConfig(**{name: TOLD[name]})  # type: ignore[arg-type]
+    assert getattr(config.engine_config("folder"), name) == TOLD[name]
+    if name != "model":
+        assert getattr(ServeConfig(), name) == getattr(EngineConfig("folder"), name) != TOLD[name]
+
+
+def test_lengths_are_derived_from_the_limits() -> None:
+    engine = ServeConfig(limits=Limits(encoder_tokens=7, decoder_tokens=9)).engine_config("folder")
+    assert (engine.max_encoder_length, engine.max_decoder_length) == (7, 9)
 
 
 def test_the_engine_gets_an_encoder_only_where_it_encodes_itself() -> None:

@@ -26,7 +26,7 @@ from tandem.cluster import launch
 from tandem.cluster.app import application
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import is_made
-from tandem.cluster.router.discovery import identity_of
+from tandem.cluster.identity import identity_of
 from tandem.cluster.router.router import Router
 from tandem.workers.engine import Engine
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest

@@ -19,7 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from tandem.cluster import app
 from tandem.cluster.config import ServeConfig, parse_args
-from tandem.cluster.launch import GRPC_SERVICES
+from tandem.cluster.start import GRPC_SERVICES
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
 KUBERNETES = "1.34"

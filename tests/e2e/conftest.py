@@ -12,7 +12,7 @@ from serving import make_config
 from tandem import LLM, SamplingParams
 from tandem.cluster import launch
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.serve_compat.endpoints import Endpoints
+from tandem.cluster.endpoints import Endpoints
 from tandem.v1 import inference_pb2_grpc as pb_grpc
 
 
@@ -48,7 +48,7 @@ PROMPTS = [f"translate English to {language}: {s}" for s in SENTENCES for langua
 
 @pytest.fixture(scope="package")
 def expected() -> dict[str, str]:
-    """What the engine alone says to PROMPTS, greedily."""
+    """The engine's own greedy answers to PROMPTS."""
     with LLM(dtype="float32") as llm:
         outputs = llm.generate(PROMPTS, SamplingParams(temperature=0, max_tokens=32), use_tqdm=False)
     return {prompt: o.outputs[0].text for prompt, o in zip(PROMPTS, outputs, strict=True)}

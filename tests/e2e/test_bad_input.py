@@ -1,4 +1,4 @@
-"""Bad input over both protocols: a clear typed error that names the field, and nobody dies of it."""
+"""Bad input over both protocols gets a typed error that names the field, and no process dies."""
 
 from __future__ import annotations
 

@@ -1,5 +1,4 @@
-"""`tandem batch` against a running server: its answers, and Ctrl-C in the middle. That it survives being
-killed is in chaos/."""
+"""`tandem batch` against a running server: its answers, and Ctrl-C in the middle. chaos/ kills it."""
 
 from __future__ import annotations
 

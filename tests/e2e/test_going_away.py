@@ -1,4 +1,4 @@
-"""Clients that cancel, vanish or stop reading: their pages come back, others do not wait."""
+"""Clients cancel, vanish or stop reading: their pages come back, and others do not wait."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from serving import text_request, text_stream
 from .conftest import PROMPTS, Server
 
 pytestmark = pytest.mark.ray
-# Runs until its limit unless somebody ends it.
+# Runs until its limit unless it is ended.
 ENDLESS = {"max_tokens": 4000, "ignore_eos": True}
 
 
@@ -60,7 +60,7 @@ def test_a_cancelled_unary_call_frees_its_pages(server: Server) -> None:
 
 @contextmanager
 def posted(server: Server, *, small_buffers: bool = False, **fields: Any) -> Iterator[socket.socket]:
-    """A connection over which a completion is asked for, and nothing read yet. `small_buffers`: the kernel
+    """A connection that has asked for a completion and read nothing yet. `small_buffers`: the kernel
     takes 50 KiB for a client that does not read, instead of 2 MiB."""
     host, port = server.endpoints.http[0].split(":")
     body = json.dumps({"prompt": PROMPTS[0]} | ENDLESS | fields)
@@ -96,7 +96,7 @@ def test_a_deadline_ends_a_request_with_what_it_has(server: Server) -> None:
 
 
 def unsent(connection: socket.socket) -> int:
-    """Bytes that the server has written and its kernel cannot get rid of."""
+    """Bytes that the server has written and its kernel has not sent."""
     _, port = connection.getsockname()
     _, server_port = connection.getpeername()
     for line in Path("/proc/net/tcp").read_text().splitlines()[1:]:
@@ -125,5 +125,5 @@ def test_a_reader_that_stops_reading_does_not_stall_others(server: Server, expec
             answer = server.stub.Generate(text_request(prompt, max_tokens=32), timeout=60)
             assert answer.outputs[0].text == expected[prompt]
         assert unsent(connection) == seen[0], "it was stuck all the time"
-        # At the deadline, and nobody has read a byte.
+        # At the deadline; no byte has been read.
         eventually(lambda: idle(server) and gauge(server, "router_requests{") == 0)

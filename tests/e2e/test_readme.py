@@ -1,4 +1,4 @@
-"""The README's examples, run as they stand there."""
+"""The examples of README.md and docs/run.md, run as they stand there."""
 
 from __future__ import annotations
 
@@ -13,9 +13,16 @@ import pytest
 from .conftest import Server
 
 pytestmark = pytest.mark.ray
-README = Path(__file__).parents[2] / "README.md"
-BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", README.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
-# They start servers or test runs of their own: test_serve_command.py, test_serve_run.py and CI run them.
+ROOT = Path(__file__).parents[2]
+PAGES = (ROOT / "README.md", ROOT / "docs" / "run.md")
+BLOCKS = [
+    (language, block)
+    for page in PAGES
+    for language, block in re.findall(
+        r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
+    )
+]
+# These start servers or test runs of their own: test_serve_command.py, test_serve_run.py and CI run them.
 NOT_HERE = ("make ", "tandem serve", "serve run")
 
 
@@ -36,8 +43,8 @@ def at(server: Server, text: str) -> str:
 
 def test_python_examples(server: Server, tmp_path: Path) -> None:
     examples = [text for language, text in BLOCKS if language == "python"]
-    assert len(examples) == 4, "LLM, pipeline, Client, openai"
-    # In one interpreter: to start one takes longer than to run them.
+    assert len(examples) == 4, "LLM, Client, openai, pipeline"
+    # In one interpreter, which takes longer to start than the examples to run.
     script = "\nprint('----')\n".join(examples)
     for example, shown in zip(
         examples, run([sys.executable, "-"], at(server, script), tmp_path).split("----\n"), strict=True
@@ -49,7 +56,7 @@ def test_shell_examples(server: Server, tmp_path: Path) -> None:
     examples = [
         text for language, text in BLOCKS if language == "sh" and not text.strip().startswith(NOT_HERE)
     ]
-    assert len(examples) == 1 + 1 + 1, "curl, the tandem command, a batch"
+    assert len(examples) == 1 + 1 + 1, "the tandem command, curl, a batch"
     for example in examples:
         out = run(["bash", "-euo", "pipefail"], at(server, example), tmp_path)
         assert "Ich bin" in out, example

@@ -1,4 +1,4 @@
-"""The README's `serve run`, with the config file it names, on ports of the test's own."""
+"""The `serve run` of docs/run.md, with the config file it names, on ports of the test's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import yaml
 from serving import free_port
 
 from tandem import Client
-from tandem.cluster.launch import GRPC_SERVICES
+from tandem.cluster.start import GRPC_SERVICES
 
 pytestmark = pytest.mark.ray
 ROOT = Path(__file__).parents[2]
@@ -24,7 +24,7 @@ READY_S = 240.0
 
 
 def test_serve_run(tmp_path: Path) -> None:
-    assert f"\n{' '.join(COMMAND)}\n" in (ROOT / "README.md").read_text(encoding="utf-8")
+    assert f"\n{' '.join(COMMAND)}\n" in (ROOT / "docs" / "run.md").read_text(encoding="utf-8")
     config = yaml.safe_load((ROOT / COMMAND[-1]).read_text())
     assert config["grpc_options"]["grpc_servicer_functions"] == GRPC_SERVICES
     http_port = config["http_options"]["port"] = free_port()

@@ -1,4 +1,4 @@
-"""Batches against a server that each test scripts."""
+"""Batches against a server whose answers each test scripts."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ import ray
 
 from tandem.batch import corpus
 from tandem.batch import run as batch
-from tandem.cluster import launch
+from tandem.cluster import start
 from tandem.errors import (
     DeadlineExceeded,
     InternalError,
@@ -362,7 +362,7 @@ class Capitals:
 def test_on_ray(files: tuple[Path, Path]) -> None:
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import it
     write(files[0], *[{"prompt": "x" * (n % 7)} for n in range(500)], {"prompt": "end"})
-    with launch.ray_alone():
+    with start.ray_alone():
         # No CPU is left: workers may have reserved them all.
         @ray.remote(num_cpus=ray.available_resources()["CPU"])
         class Worker:

@@ -14,9 +14,10 @@ from multilingual import multilingual_checkpoint
 from typer.testing import CliRunner, Result
 
 from tandem.cli import app
+from tandem.cli.options import ClusterOptions, Placement
 from tandem.workers.distributed import Group
-from tandem.workers.models.checkpoint import Checkpoint, read_json
-from tandem.workers.models.layers import Placement
+from tandem.workers.models import layers
+from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.stacks import DecoderStack, EncoderStack
 
 
@@ -80,12 +81,12 @@ def test_show_of_a_machine_that_is_elsewhere() -> None:
 def test_show_counts_the_weights_the_engine_holds(checkpoint: Callable[..., Path], variant: str) -> None:
     folder = str(checkpoint(variant))
     memory = facts(folder, "--dtype", "float32", "--device", "cpu")["memory"]
-    opened = Checkpoint(Path(folder), read_json(Path(folder), "config.json"))
-    place = Placement(torch.device("cpu"), torch.float32, Group())
+    opened = Checkpoint(Path(folder))
+    place = layers.Placement(torch.device("cpu"), torch.float32, Group())
     tied = opened.tied("decoder.output", "decoder.embedding")
     decoder = DecoderStack(opened.spec, tied, place)
     held = sum(slot.into.nbytes for slot in decoder.slots())
-    # A tied projection is laid out anew beside the embedding.
+    # A tied projection is laid out again next to the embedding.
     assert memory["decoder_weights"] == held + tied * decoder.embedding.tokens.weight.nbytes
     if opened.spec.encoder is not None:
         encoder = EncoderStack(opened.spec.encoder, place)
@@ -97,7 +98,7 @@ def test_show_counts_8_bit_weights() -> None:
     options = ["--dtype", "float32", "--device", "cpu"]
     whole, quantized = (facts(*options, *more)["memory"] for more in ([], ["--quantization", "int8"]))
     embedding = 4 * 4000 * 256
-    # A float32 embedding, and projections of a quarter of their size with their scales.
+    # A float32 embedding, and projections of a quarter of the size with their scales.
     projections = whole["decoder_weights"] - embedding
     assert embedding + projections / 4 < quantized["decoder_weights"] < embedding + projections / 4 * 1.05
     assert quantized["encoder_weights"] < whole["encoder_weights"]
@@ -207,14 +208,25 @@ def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
         (["serve", "--limit", "samples=1"], "--limit samples: unknown parameter"),
         (["serve", "--limit", "n=many"], "--limit n: "),
         (["serve", "--default", "top_q=1"], "--default top_q: unknown parameter"),
-        (["serve", "--decoders", "0"], "--decoders: must be positive"),
-        (["serve", "--tp", "0"], "--tensor-parallel-size: must be positive"),
+        (["serve", "--decoders", "0"], "--decoders: Input should be greater than 0"),
+        (["serve", "--tp", "0"], "--tensor-parallel-size: Input should be greater than 0"),
+        (["serve", "--set", "page_sise=16"], "--set page_sise: unknown parameter"),
+        (["serve", "--set", "page_size=0"], "--set page_size: must be at least 1"),
+        (["serve", "--set", "max_batched_tokens=32"], "--set max_batched_tokens: must be at least"),
+        (["serve", "--set", "dtype=float32"], "--set dtype: is set by --dtype"),
         (["serve", "./no/such"], "model: no folder"),
         (["generate", "--server", "127.0.0.1:1", "x"], "no server answers: ipv4:127.0.0.1:1: "),
     ],
 )
 def test_errors_name_their_field(arguments: list[str], message: str) -> None:
     assert message in tandem(*arguments, code=1).stderr
+
+
+def test_any_field_of_the_cluster_can_be_set() -> None:
+    options = ClusterOptions(max_num_seqs=8, settings=["cuda_graphs=false", "page_size=16", "encoder_cpus=2"])
+    config = options.config(placement=Placement.colocated, model="quickstart", limit=["n=4"])
+    assert (config.cuda_graphs, config.page_size, config.encoder_cpus) == (False, 16, 2.0)
+    assert (config.max_num_seqs, config.placement, config.limits.n) == (8, "colocated", 4)
 
 
 def test_a_batch_that_cannot_or_need_not_run_starts_nothing(tmp_path: Path) -> None:

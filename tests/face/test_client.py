@@ -30,7 +30,7 @@ from tandem.protocol import wire_answers
 from tandem.protocol.rpc import add_inference_service, parse, set_error
 from tandem.v1 import inference_pb2 as pb
 
-WAIT_S = 20.0  # for what must happen; a test that passes does not wait
+WAIT_S = 20.0  # limit for what must happen; a passing test does not wait so long
 
 
 class Servicer(health_pb2_grpc.HealthServicer):

@@ -177,7 +177,7 @@ def test_prompt_logprobs_are_the_scores_of_the_decoder_prompt(llm: LLM) -> None:
 
 
 def test_scores_are_the_logprobs_of_the_answer(llm: LLM) -> None:
-    """What the model says greedily is scored as it was when it was said, and is likelier than another's."""
+    """A greedy answer gets the score it had when it was generated, and a better one than another answer."""
     sentences = [FRENCH + "I am tired.", FRENCH + "Where do you live?"]
     answers = llm.generate(sentences, SamplingParams(temperature=0, max_tokens=32, logprobs=0))
     texts = [text(answer) for answer in answers]

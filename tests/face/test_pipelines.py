@@ -41,7 +41,7 @@ def summarizer(llm: LLM) -> Pipeline:
 
 
 def reference(folder: Path, pipe: Pipeline, text: str, **arguments: Any) -> str:
-    """What transformers generates."""
+    """transformers' answers."""
     model = load_reference(folder)
     ids = torch.tensor([pipe.tokenizer(text)["input_ids"]])
     (out,) = model.generate(input_ids=ids, do_sample=False, use_cache=False, **arguments).tolist()

@@ -1,4 +1,4 @@
-"""Reading requests that may be malformed, and errors there and back."""
+"""Malformed requests, and errors to a gRPC status and back."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LIMIT = 1000  # bytes
 
 
 class Context:
-    """As much of a gRPC context as `set_error` uses."""
+    """The part of a gRPC context that `set_error` uses."""
 
     code: grpc.StatusCode
     details: str

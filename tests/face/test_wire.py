@@ -50,7 +50,7 @@ from tandem.v1 import inference_pb2 as pb
 def test_every_kind_of_prompt_arrives(prompt: Prompt, encoder: object, decoder: object) -> None:
     read = wire.prompt_of(wire.generate_request(pb.GenerateRequest, prompt))
     both = {"encoder_prompt": encoder, "decoder_prompt": decoder}
-    assert read == (encoder if decoder is None else both)  # a lone one may be a decoder-only model's
+    assert read == (encoder if decoder is None else both)  # a single prompt may be a decoder-only model's
     assert wire.prompt_of(wire.score_request(prompt, "y")) == read
 
 
@@ -86,7 +86,7 @@ def test_options_arrive_by_name() -> None:
 
 def test_what_is_set_arrives_as_it_is() -> None:
     params = SamplingParams(
-        n=1,  # a default, said aloud
+        n=1,  # a default, given explicitly
         temperature=0.8,
         top_k=-1,
         top_p=0.95,

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from tandem.kernels import DecodeTables, decode_rows, gather_rows, match_prompt_tokens
 from tandem.kernels.cpu import ops as cpu_ops
-from tandem.kernels.decode_rows import LAST, LENGTH, PLACE, POSITION, RUN, SOURCE
+from tandem.kernels.values import LAST, LENGTH, PLACE, POSITION, RUN, SOURCE
 
 SLOTS, PAGE, PAGES, LONGEST_SOURCE = 5, 4, 6, 9
 

@@ -13,8 +13,7 @@ from transformers.models.phi.modeling_phi import PhiRotaryEmbedding, apply_rotar
 from transformers.models.t5.modeling_t5 import T5Attention, T5LayerNorm
 
 from tandem import kernels
-from tandem.kernels import RowGroups
-from tandem.kernels.cpu import decode as cpu_decode
+from tandem.kernels import PagedKV, RowGroups, Scores, sparse_attention
 from tandem.kernels.cpu import ops as cpu_ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -79,16 +78,16 @@ def test_rms_norm_is_t5_layer_norm(dtype: torch.dtype, weight_dtype: torch.dtype
     torch.testing.assert_close(out, norm(residual + x), rtol=tolerance, atol=0.0)
 
 
-@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_gated_gelu_is_new_gelu_times_the_linear_half(dtype: torch.dtype) -> None:
     torch.manual_seed(0)
     x = (torch.randn(7, 2 * 33) * 3).to(dtype)
     gate, linear = x[:, :33], x[:, 33:]
     # transformers rounds after each operation of the formula; one rounding is the more exact.
     expected = NewGELUActivation()(gate.float()) * linear.float()
-    out = kernels.gated_gelu(x)
+    out = kernels.activate(x, "gelu_new", gated=True)
     assert out.dtype == dtype
-    assert_close(out, expected, {torch.float32: 1e-6, torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype])
+    assert_close(out, expected, {torch.float16: 2e-3, torch.bfloat16: 1.6e-2}[dtype])
 
 
 @pytest.mark.parametrize("gated", [False, True])
@@ -129,7 +128,7 @@ def test_embedding_and_scale() -> None:
 def test_encoder_attention(lengths: tuple[int, ...], dim: int, biased: bool) -> None:
     case = packed(lengths, heads=3, dim=dim)
     table = bias_table(3, 2 * 12 + 1) if biased else None
-    out = kernels.encoder_attention(*case.inputs(), table, 0.7)
+    out = kernels.encoder_attention(*case.inputs(), Scores(0.7, table))
     assert out.shape == case.q.shape
     assert_close(out, case.expected(table, 0.7))
 
@@ -138,7 +137,7 @@ def test_encoder_attention(lengths: tuple[int, ...], dim: int, biased: bool) -> 
 def test_encoder_attention_in_half_precision(dtype: torch.dtype) -> None:
     case = packed((5, 21), dtype=dtype)
     table = bias_table(2, 9)
-    out = kernels.encoder_attention(*case.inputs(), table, 1.0)
+    out = kernels.encoder_attention(*case.inputs(), Scores(1.0, table))
     assert out.dtype == dtype
     assert_close(out, case.expected(table, 1.0))
 
@@ -166,9 +165,9 @@ def test_paged_attention(lengths: list[int], rows: list[int], page: int) -> None
     case = paged(lengths, rows, page=page)
     table = bias_table(2, 19)
     for bias in (table, None):
-        out = kernels.paged_self_attention(*case.inputs(), bias, 0.8)
+        out = kernels.paged_self_attention(*case.inputs(), Scores(0.8, bias))
         assert_close(out, case.expected(bias, 0.8, causal=True))
-    out = kernels.paged_cross_attention(*case.inputs(), 0.8)
+    out = kernels.paged_cross_attention(*case.inputs(), Scores(0.8))
     assert_close(out, case.expected(None, 0.8, causal=False))
 
 
@@ -182,9 +181,9 @@ def test_paged_attention(lengths: list[int], rows: list[int], page: int) -> None
 def test_paged_attention_of_any_shape(shapes: list[tuple[int, int]], dim: int, page: int, seed: int) -> None:
     case = paged([n for n, _ in shapes], [r for _, r in shapes], dim=dim, page=page, seed=seed)
     table = bias_table(2, 40)
-    out = kernels.paged_self_attention(*case.inputs(), table, 1.0)
+    out = kernels.paged_self_attention(*case.inputs(), Scores(1.0, table))
     assert_close(out, case.expected(table, 1.0, causal=True))
-    out = kernels.paged_cross_attention(*case.inputs(), 1.0)
+    out = kernels.paged_cross_attention(*case.inputs(), Scores(1.0))
     assert_close(out, case.expected(None, 1.0, causal=False))
 
 
@@ -193,10 +192,9 @@ def test_paged_attention_of_any_shape(shapes: list[tuple[int, int]], dim: int, p
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_beams_read_their_ancestors(lengths: list[int], page: int, dtype: torch.dtype) -> None:
     case = paged(lengths, [1] * len(lengths), page=page, dtype=dtype)
-    cells = scattered(case, lengths)
-    q, k_pages, v_pages, *_ = case.inputs()
+    scattered(case, lengths)
     for bias in (bias_table(2, 19), None):
-        out = kernels.paged_beam_attention(q, k_pages, v_pages, cells, case.lengths, bias, 0.8)
+        out = kernels.paged_beam_attention(case.q, case.kv, Scores(0.8, bias))
         assert out.dtype == dtype
         assert_close(out, case.expected(bias, 0.8, causal=True))
 
@@ -205,7 +203,7 @@ def test_beams_read_their_ancestors(lengths: list[int], page: int, dtype: torch.
 def test_paged_attention_in_half_precision(dtype: torch.dtype) -> None:
     case = paged([33, 7], [1, 3], dtype=dtype)
     table = bias_table(2, 19)
-    out = kernels.paged_self_attention(*case.inputs(), table, 0.8)
+    out = kernels.paged_self_attention(*case.inputs(), Scores(0.8, table))
     assert out.dtype == dtype
     assert_close(out, case.expected(table, 0.8, causal=True))
 
@@ -213,34 +211,34 @@ def test_paged_attention_in_half_precision(dtype: torch.dtype) -> None:
 def test_infinities_in_unused_cells_do_no_harm() -> None:
     for lengths, rows in (([5, 20], [1, 1]), ([5, 20], [1, 12])):
         case = paged(lengths, rows)
-        for pages in (case.k_pages, case.v_pages):
+        for pages in case.kv[:2]:
             pages[pages.isnan()] = float("inf")
-        out = kernels.paged_self_attention(*case.inputs(), None, 1.0)
+        out = kernels.paged_self_attention(*case.inputs(), Scores(1.0))
         assert_close(out, case.expected(None, 1.0, causal=True))
 
 
 def test_a_page_table_changed_in_place_is_noticed() -> None:
     """The index of the cells is kept between calls; the calls of the next step must not get the old one."""
     case = paged([20, 30], [1, 1])
-    shuffled = torch.randperm(case.k_pages.shape[0])
-    first = kernels.paged_cross_attention(*case.inputs(), 1.0)
+    shuffled = torch.randperm(len(case.kv.k))
+    first = kernels.paged_cross_attention(*case.inputs(), Scores(1.0))
     # The same content in other pages gives the same answer only if the new table is read.
-    case.k_pages, case.v_pages = case.k_pages[shuffled], case.v_pages[shuffled]
-    case.page_table.copy_(torch.argsort(shuffled)[case.page_table.long()])
-    assert torch.equal(kernels.paged_cross_attention(*case.inputs(), 1.0), first)
-    case.lengths.copy_(torch.tensor([20, 11]))
-    out = kernels.paged_cross_attention(*case.inputs(), 1.0)
+    case.kv = case.kv._replace(k=case.kv.k[shuffled], v=case.kv.v[shuffled])
+    case.kv.table.copy_(torch.argsort(shuffled)[case.kv.table.long()])
+    assert torch.equal(kernels.paged_cross_attention(*case.inputs(), Scores(1.0)), first)
+    case.kv.lengths.copy_(torch.tensor([20, 11]))
+    out = kernels.paged_cross_attention(*case.inputs(), Scores(1.0))
     case.k[1], case.v[1] = case.k[1][:11], case.v[1][:11]
     assert_close(out, case.expected(None, 1.0, causal=False))
     table = bias_table(2, 8)
     for bias in (table, table.flip(1), None):
-        out = kernels.paged_self_attention(*case.inputs(), bias, 1.0)
+        out = kernels.paged_self_attention(*case.inputs(), Scores(1.0, bias))
         assert_close(out, case.expected(bias, 1.0, causal=True))
 
 
 def test_rows_of_very_unequal_lengths_are_not_padded_to_the_longest() -> None:
     lengths = [2000] + [8] * 63
-    groups = cpu_decode._split(list(range(64)), lengths)
+    groups = sparse_attention._split(list(range(64)), lengths)
     assert sorted(r for g in groups for r in g) == list(range(64))
     assert sum(max(lengths[r] for r in g) * len(g) for g in groups) < 2 * sum(lengths)
 
@@ -265,7 +263,7 @@ def test_attention_is_that_of_a_t5_layer() -> None:
         table = kernels.relative_bias_table(layer.relative_attention_bias.weight, not decoder, 128)
         if not decoder:
             cu_seqlens = torch.tensor([0, length], dtype=torch.int32)
-            out = kernels.encoder_attention(q, k, v, cu_seqlens, length, table, 1.0)
+            out = kernels.encoder_attention(q, k, v, cu_seqlens, length, Scores(1.0, table))
         else:
             pool = torch.full((4, heads, 16, dim), float("nan"))
             k_pages, v_pages = pool.clone(), pool.clone()
@@ -275,12 +273,8 @@ def test_attention_is_that_of_a_t5_layer() -> None:
             for t in range(length):
                 slot = page_table[0, t // 16].long() * 16 + t % 16
                 kernels.write_kv(k[t : t + 1], v[t : t + 1], k_pages, v_pages, slot[None])
-                seen = torch.tensor([t + 1], dtype=torch.int32)
-                rows.append(
-                    kernels.paged_self_attention(
-                        q[t : t + 1], k_pages, v_pages, page_table, seen, groups, table, 1.0
-                    )
-                )
+                kv = PagedKV(k_pages, v_pages, page_table, torch.tensor([t + 1], dtype=torch.int32))
+                rows.append(kernels.paged_self_attention(q[t : t + 1], kv, groups, Scores(1.0, table)))
             out = torch.cat(rows)
         assert_close(layer.o(out.reshape(length, -1)), expected, 2e-5)
 
@@ -306,19 +300,21 @@ def test_half_precision_over_float32_pages(rows: list[int]) -> None:
     case = paged([60 + 5 * i for i in range(len(rows))], rows, heads=4, page=32)
     case.q = case.q.bfloat16()
     table = bias_table(4, 40)
-    out = kernels.paged_self_attention(*case.inputs(), table, 0.8)
+    out = kernels.paged_self_attention(*case.inputs(), Scores(0.8, table))
     assert out.dtype == torch.bfloat16
     assert_close(out, case.expected(table, 0.8, causal=True))
-    assert_close(kernels.paged_cross_attention(*case.inputs(), 0.8), case.expected(None, 0.8, causal=False))
+    assert_close(
+        kernels.paged_cross_attention(*case.inputs(), Scores(0.8)), case.expected(None, 0.8, causal=False)
+    )
 
 
 def test_a_row_does_not_depend_on_its_batch() -> None:
     case = paged([33, 70, 5, 64], [1, 1, 1, 1])
-    together = kernels.paged_cross_attention(*case.inputs(), 0.8)
+    together = kernels.paged_cross_attention(*case.inputs(), Scores(0.8))
     for s in range(4):
         alone = RowGroups(torch.tensor([0, 1], dtype=torch.int32), 1)
-        inputs = case.k_pages, case.v_pages, case.page_table[s : s + 1], case.lengths[s : s + 1], alone
-        out = kernels.paged_cross_attention(case.q[s : s + 1], *inputs, 0.8)
+        kv = case.kv._replace(table=case.kv.table[s : s + 1], lengths=case.kv.lengths[s : s + 1])
+        out = kernels.paged_cross_attention(case.q[s : s + 1], kv, alone, Scores(0.8))
         torch.testing.assert_close(out, together[s : s + 1], rtol=1e-6, atol=1e-6)
 
 
@@ -330,11 +326,11 @@ def test_windowed_encoder_attention_reads_only_what_is_near(lengths: tuple[int, 
     """The table hides the rest: whether it is read makes no difference, even where it is not a number."""
     case = packed(lengths, heads=3, dim=16)
     table = kernels.windowed_bias_table(bias_table(3, 2 * 12 + 1), 9, 4)
-    out = kernels.encoder_attention(*case.inputs(), table, 0.7, windowed=True)
+    out = kernels.encoder_attention(*case.inputs(), Scores(0.7, table), windowed=True)
     assert_close(out, case.expected(table, 0.7))
     if lengths == (300,):
         case.k[299] = case.v[299] = float("nan")
-        again = kernels.encoder_attention(*case.inputs(), table, 0.7, windowed=True)
+        again = kernels.encoder_attention(*case.inputs(), Scores(0.7, table), windowed=True)
         assert torch.equal(again[:64], out[:64])
 
 
@@ -347,7 +343,7 @@ def test_summaries_are_more_keys(windowed: bool) -> None:
     if windowed:
         table = kernels.windowed_bias_table(table, 6, 6)
     summaries = summarized(case, block)
-    out = kernels.encoder_attention(*case.inputs(), table, 0.7, windowed, summaries)
+    out = kernels.encoder_attention(*case.inputs(), Scores(0.7, table), windowed, summaries)
     assert_close(out, case.expected(table, 0.7, summaries))
 
 
@@ -370,7 +366,7 @@ def test_encoder_attention_of_shared_keys(windowed: bool, cap: float | None) -> 
     case = packed((8, 3, 150), heads=4, dim=16, group=2)
     table = kernels.windowed_bias_table(bias_table(4, 25), 6, 6) if windowed else bias_table(4, 25)
     summaries = summarized(case, 4)
-    out = kernels.encoder_attention(*case.inputs(), table, 0.7, windowed, summaries, cap)
+    out = kernels.encoder_attention(*case.inputs(), Scores(0.7, table, cap), windowed, summaries)
     assert_close(out, case.expected(table, 0.7, summaries, cap))
 
 
@@ -383,9 +379,9 @@ def test_paged_attention_of_shared_keys(cap: float | None, dtype: torch.dtype, r
     other = paged([7, 1, 300], rows, heads=4, dim=32, dtype=dtype, group=2, seed=1)
     other.q = own.q
     table, sums = bias_table(4, 19), torch.empty(2, sum(rows), 4)
-    one = kernels.paged_self_attention(*own.inputs(), table, 0.7, cap, sums[0])
+    one = kernels.paged_self_attention(*own.inputs(), Scores(0.7, table, cap), sums[0])
     assert_close(one, own.expected(table, 0.7, causal=True, cap=cap))
-    two = kernels.paged_cross_attention(*other.inputs(), 0.7, cap, sums[1])
+    two = kernels.paged_cross_attention(*other.inputs(), Scores(0.7, None, cap), sums[1])
     assert_close(two, other.expected(None, 0.7, causal=False, cap=cap))
     merged = kernels.merge_attention(one, sums[0], two, sums[1])
     assert_close(merged, own.expected(table, 0.7, causal=True, cap=cap, more=other))
@@ -395,11 +391,11 @@ def test_paged_attention_of_shared_keys(cap: float | None, dtype: torch.dtype, r
 def test_beam_attention_of_shared_keys(dtype: torch.dtype) -> None:
     lengths = [40, 40, 33]
     case = paged(lengths, [1] * 3, heads=4, dim=32, dtype=dtype, group=2)
-    cells, table, sums = scattered(case, lengths), bias_table(4, 19), torch.empty(3, 4)
-    q, k_pages, v_pages, *_ = case.inputs()
-    out = kernels.paged_beam_attention(q, k_pages, v_pages, cells, case.lengths, table, 0.7, 0.5, sums)
+    scattered(case, lengths)
+    table, sums = bias_table(4, 19), torch.empty(3, 4)
+    out = kernels.paged_beam_attention(case.q, case.kv, Scores(0.7, table, 0.5), sums)
     assert_close(out, case.expected(table, 0.7, causal=True, cap=0.5))
     # Of keys that are all zero the softmax's denominator is their number.
-    zeros = torch.zeros_like(k_pages)
-    kernels.paged_beam_attention(q, zeros, v_pages, cells, case.lengths, None, 0.7, 0.5, sums)
-    assert_close(sums.exp(), case.lengths.unsqueeze(1).expand(3, 4), 1e-5)
+    kv = case.kv._replace(k=torch.zeros_like(case.kv.k))
+    kernels.paged_beam_attention(case.q, kv, Scores(0.7, None, 0.5), sums)
+    assert_close(sums.exp(), kv.lengths.unsqueeze(1).expand(3, 4), 1e-5)

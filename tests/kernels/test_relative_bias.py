@@ -7,7 +7,7 @@ from transformers import T5Config
 from transformers.models.t5.modeling_t5 import T5Attention
 
 from tandem import kernels
-from tandem.kernels import relative_bias_table, windowed_bias_table
+from tandem.kernels import Scores, relative_bias_table, windowed_bias_table
 from tandem.kernels.reference import _toeplitz
 
 PAIRS = [(b, d) for b in (2, 4, 5, 8, 16, 31, 32, 33, 64, 128) for d in (3, 17, 64, 100, 128, 129, 500, 1024)]
@@ -75,8 +75,8 @@ def test_a_windowed_table_hides_what_is_farther() -> None:
     assert windowed_bias_table(table[:, :3], 3, None)[0].tolist() == [0, 1, 2, 2, -1e10]
     torch.manual_seed(0)
     q, k, v = torch.randn(3, 9, 2, 4)
-    out = kernels.encoder_attention(q, k, v, torch.tensor([0, 9], dtype=torch.int32), 9, narrow, 1.0)
+    out = kernels.encoder_attention(q, k, v, torch.tensor([0, 9], dtype=torch.int32), 9, Scores(1.0, narrow))
     near = kernels.encoder_attention(
-        q[3:6], k[3:6], v[3:6], torch.tensor([0, 3], dtype=torch.int32), 3, table, 1.0
+        q[3:6], k[3:6], v[3:6], torch.tensor([0, 3], dtype=torch.int32), 3, Scores(1.0, table)
     )
     torch.testing.assert_close(out[4], near[1])  # its neighbours are all it sees

@@ -11,7 +11,7 @@ from parity import PROMPTS, Reference
 
 @pytest.fixture(scope="session")
 def reference(checkpoint: Callable[..., Path]) -> Callable[..., Reference]:
-    """Of a variant and `models.make_checkpoint`'s overrides, made once."""
+    """The reference for a variant and `models.make_checkpoint`'s overrides, made once."""
 
     @cache
     def make(variant: str, count: int = PROMPTS, **overrides: Any) -> Reference:

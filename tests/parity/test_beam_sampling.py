@@ -1,9 +1,10 @@
-"""Beam sampling. transformers draws from a generator's state, so answers can only be as likely as its own:
-where nothing is left to chance they are its beam search's, over many seeds they are distributed as its draws.
+"""Beam sampling against transformers, whose draws come from a generator's state and ours from a hash. Given
+our noise, transformers answers as we do, token for token; over many seeds both are distributed alike.
 """
 
 from __future__ import annotations
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Sequence
@@ -19,6 +20,7 @@ from parity import ranks_in_threads
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest, Hypothesis
+from tandem.workers.sampling.noise import gumbel
 
 Found = list[list[Hypothesis]]
 
@@ -31,7 +33,7 @@ def config(folder: Path, **options: Any) -> EngineConfig:
 
 
 def requests(start: int, count: int, **options: Any) -> list[EngineRequest]:
-    """Of different prompts, widths and seeds."""
+    """Requests with different prompts, widths and seeds."""
     rng = random.Random(7)
     made = []
     for number in range(count):
@@ -69,6 +71,30 @@ def start_of(folder: Path) -> int:
     return start
 
 
+def searched_by_transformers(model: Any, request: EngineRequest, **options: Any) -> list[Hypothesis]:
+    how = request.decoding.beams
+    assert how is not None
+    out = model.generate(
+        input_ids=torch.tensor([request.encoder.token_ids]),
+        decoder_input_ids=torch.tensor([request.prefix_ids]),
+        num_beams=how.num_beams,
+        num_return_sequences=how.num_return_sequences,
+        length_penalty=how.length_penalty,
+        early_stopping=how.early_stopping,
+        renormalize_logits=how.renormalize,
+        max_new_tokens=request.decoding.max_tokens,
+        use_cache=False,
+        return_dict_in_generate=True,
+        output_scores=True,
+        **options,
+    )
+    found = []
+    for row, score in zip(out.sequences[:, 1:].tolist(), out.sequences_scores.tolist(), strict=True):
+        ids = row[: row.index(EOS) + 1] if EOS in row else row  # EOS is also the padding
+        found.append(Hypothesis(ids, score, "stop" if ids[-1] == EOS else "length", None))
+    return found
+
+
 def test_a_temperature_near_0_is_transformers_beam_search(folder: Path) -> None:
     model, temperature = load_reference(folder), 1e-6
     asked = requests(start_of(folder), 8, temperature=temperature)
@@ -76,31 +102,34 @@ def test_a_temperature_near_0_is_transformers_beam_search(folder: Path) -> None:
         replace(r, decoding=replace(r.decoding, beams=replace(r.decoding.beams, renormalize=False)))  # type: ignore[type-var]
         for r in asked
     ]
-    drawn = search(Engine(config(folder)), asked)
-    for request, hypotheses in zip(asked, drawn, strict=True):
-        how = request.decoding.beams
-        assert how is not None
-        out = model.generate(
-            input_ids=torch.tensor([request.encoder.token_ids]),
-            decoder_input_ids=torch.tensor([request.prefix_ids]),
-            num_beams=how.num_beams,
-            num_return_sequences=how.num_return_sequences,
-            length_penalty=how.length_penalty,
-            early_stopping=how.early_stopping,
-            max_new_tokens=12,
-            do_sample=False,
-            use_cache=False,
-            return_dict_in_generate=True,
-            output_scores=True,
-        )
-        for hypothesis, ids, score in zip(
-            hypotheses, out.sequences[:, 1:].tolist(), out.sequences_scores.tolist(), strict=True
-        ):
-            length = len(hypothesis.token_ids)
-            assert hypothesis.token_ids == ids[:length]
-            assert set(ids[length:]) <= {EOS}, "what transformers fills up with"
-            assert hypothesis.token_ids[-1] == EOS or length == 12
-            assert hypothesis.score * temperature == pytest.approx(score, rel=1e-3)
+    for request, ours in zip(asked, search(Engine(config(folder)), asked), strict=True):
+        theirs = searched_by_transformers(model, request, do_sample=False)
+        assert ids_of([ours]) == ids_of([theirs])
+        scores = [hypothesis.score * temperature for hypothesis in ours]
+        assert scores == pytest.approx([hypothesis.score for hypothesis in theirs], rel=1e-3)
+
+
+@pytest.mark.parametrize("kind", [{}, {"top_k": 20, "top_p": 0.95, "typical_p": 0.99}], ids=["all", "warped"])
+def test_with_the_same_noise_it_is_transformers_beam_sampling(
+    folder: Path, kind: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Token for token and in order, where transformers' draws are taken from our noise."""
+    model = load_reference(folder)
+    asked = requests(start_of(folder), 24, temperature=1.5, **kind)
+    for request, ours in zip(asked, search(Engine(config(folder)), asked), strict=True):
+        seed, steps = torch.tensor([request.decoding.seed]), itertools.count()
+
+        def draw(probs: torch.Tensor, num_samples: int, seed: Any = seed, steps: Any = steps) -> torch.Tensor:
+            noise = gumbel(seed, torch.tensor([next(steps)]), probs.shape[1])
+            return (probs.log() + noise).topk(num_samples).indices
+
+        monkeypatch.setattr(torch, "multinomial", draw)
+        options = {"top_k": 0, **kind, "temperature": request.decoding.temperature}
+        theirs = searched_by_transformers(model, request, do_sample=True, **options)
+        assert [(h.token_ids, h.finish_reason) for h in ours] == [
+            (h.token_ids, h.finish_reason) for h in theirs
+        ]
+        assert [h.score for h in ours] == pytest.approx([h.score for h in theirs], abs=1e-4)
 
 
 def test_over_many_seeds_beams_are_distributed_as_transformers(folder: Path) -> None:
@@ -128,7 +157,7 @@ def test_over_many_seeds_beams_are_distributed_as_transformers(folder: Path) -> 
         theirs = Counter(tuple(ids[: ids.index(EOS) + 1] if EOS in ids else ids) for ids in out)
         assert len(theirs) > 8, "something is left to chance"
         apart = sum(abs(ours[ids] - theirs[ids]) for ids in ours | theirs) / 2 / tries
-        # Two samples of one distribution over so many outcomes are about this far apart.
+        # Two samples of one distribution over this many outcomes are about this far apart.
         expected = sum((theirs[ids] / tries / torch.pi / tries) ** 0.5 for ids in theirs)
         assert apart < 2 * expected + 0.02, (apart, expected)
 
@@ -142,9 +171,9 @@ def test_a_draw_depends_on_nothing_but_its_request(folder: Path) -> None:
         replace(r, request_id=f"other {n}", decoding=replace(r.decoding, temperature=0.0))
         for n, r in enumerate(asked)
     ]
-    beside = search(Engine(config(folder, max_num_seqs=9, overlap=True)), [*others, *asked])
-    assert ids_of(beside[len(others) :]) == ids_of(found)
-    assert ids_of(beside[: len(others)]) == ids_of(search(Engine(config(folder)), others))
+    mixed = search(Engine(config(folder, max_num_seqs=9, overlap=True)), [*others, *asked])
+    assert ids_of(mixed[len(others) :]) == ids_of(found)
+    assert ids_of(mixed[: len(others)]) == ids_of(search(Engine(config(folder)), others))
     tight = Engine(config(folder, overlap=True, max_num_seqs=12, num_pages=40, max_batched_tokens=16))
     assert ids_of(search(tight, asked)) == ids_of(found)
     assert tight.stats().preemptions > 0

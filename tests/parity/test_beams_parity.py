@@ -1,5 +1,5 @@
-"""Beams in the batch: what they share with one another, and what they leave to others. That they are
-transformers' is test_matrix.py's to say."""
+"""Beams in the batch: what they share, and that others are not disturbed. test_matrix.py holds their
+answers to transformers'."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def assert_found(found: dict[str, list[Hypothesis]], cases: list[Case]) -> None:
 
 
 def test_beams_next_to_sequences(folder: Path, oracle: Oracle) -> None:
-    """Greedy and sampled requests get what they get without any beams in their batch."""
+    """Greedy and sampled requests get the same answers with and without beams in their batch."""
     searches = [one for mode in MODES.values() for one in mode if one.beams and one.length < 40]
     cases = [oracle.case(one) for one in searches[::2]]
     prompt = cases[0].request.encoder

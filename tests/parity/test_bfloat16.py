@@ -15,20 +15,20 @@ from models import VARIANTS, load_reference
 
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
-from tandem.workers.models.checkpoint import read_json
 from tandem.workers.models.families import spec_of
+from tandem.workers.models.model_folder import read_json
 from tandem.workers.request import EncoderInput, EngineRequest
 from tandem.workers.requests.decoding import scoring_of
 
 LENGTHS = (3, 15, 40)  # of prompts
 EACH = 32  # prompts of each length
-TARGET = 24  # tokens to score behind each
+TARGET = 24  # tokens to score after each
 MARGIN = 1.1  # both means are of a finite number of roundings
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Prompts of one length, and what to score behind them: int64 [prompts, tokens]."""
+    """Prompts of one length, and the targets to score after them: int64 [prompts, tokens]."""
 
     prompts: torch.Tensor
     targets: torch.Tensor
@@ -45,7 +45,7 @@ def batches() -> list[Batch]:
 
 @torch.no_grad()
 def theirs(model: Any, batch: Batch, start: int | None) -> torch.Tensor:
-    """float32 [prompts, TARGET]."""
+    """The targets' log-probabilities, float32 [prompts, TARGET]."""
     given = batch.targets[:, :-1]
     if start is None:
         logits = model(input_ids=torch.cat([batch.prompts, given], dim=1)).logits[:, -TARGET:]

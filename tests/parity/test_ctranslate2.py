@@ -1,7 +1,7 @@
 """Tandem and CTranslate2 answer alike, greedily and with beams, in float32.
 
-CTranslate2 takes more for granted than the checkpoints of models.py hold to, so some are made as it wants
-them: as many heads in the decoder as in the encoder, and Pegasus starting from padding. Left out are
+CTranslate2 assumes more than the checkpoints of models.py guarantee, so some are made to fit: as many heads
+in the decoder as in the encoder, and Pegasus starting from padding. Left out are
 
 - untied T5, mT5, UMT5 with beams: transformers 5 calls every T5 tied, whereupon the converter scales their
   logits; the likeliest token stays the same, sums of log-probabilities do not;
@@ -90,7 +90,7 @@ def test_the_same_answers(family: str, tmp_path: Path) -> None:
     peer = PEERS[family]
     folder = make_checkpoint(tmp_path, family, **peer.config)
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    if tokenizer.bos_token is None:  # which the converter asks for, and nobody uses
+    if tokenizer.bos_token is None:  # the converter asks for it, and nothing uses it
         tokenizer.bos_token = tokenizer.convert_ids_to_tokens(EOS)
         tokenizer.save_pretrained(folder)
     ctranslate2.converters.TransformersConverter(str(folder)).convert(str(folder / "ctranslate2"))

@@ -1,5 +1,5 @@
-"""Whatever happens to a request, its tokens are the same, transformers' where it is greedy. With every T5, or
-with one: what tells the other families apart is in test_matrix.py."""
+"""A request's tokens are the same whatever happens to it, and transformers' if it is greedy. The models are
+T5s; test_matrix.py covers what tells the other families apart."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def t5(request: pytest.FixtureRequest, reference: Callable[..., Reference]) -> R
 def resumed(
     requests: list[EngineRequest], answers: Answers, seed: int
 ) -> tuple[list[EngineRequest], Answers]:
-    """As if each had been moved here after some of its tokens; and the rest of its answer."""
+    """Requests as if moved here after some of their tokens, and the rest of their answers."""
     rng = random.Random(seed)
     splits = [rng.randint(0, len(answer)) for answer in answers]
     return (
@@ -84,12 +84,12 @@ def test_resumed_from_another_replica(t5: Reference) -> None:
     assert serve(Engine(config), requests) == rest
 
 
-# -- encoder inputs beside the steps
+# -- overlapped encoding
 
 
 @pytest.fixture
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[bool]:
-    """Encoder inputs take two more steps, every fourth batch far too many; what was said."""
+    """What `Work.done` said: encoder inputs take two more steps, every fourth batch far too many."""
     said: list[bool] = []
     times = itertools.cycle([*[False, False, True] * 3, *[False] * 40])
 

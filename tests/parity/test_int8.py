@@ -14,8 +14,8 @@ from tandem.kernels.linear import quantize
 from tandem.workers.engine import Engine
 
 MAX_TOKENS = 24
-# Of the logits' standard deviation. A number halfway between two integers may be rounded to either, which in
-# models as small as these is much: also where the lead is clear, a few answers may differ.
+# In standard deviations of the logits. A number halfway between two integers may be rounded to either, which
+# weighs in models this small: a few answers may differ even where the lead is clear.
 CLEAR = 0.02
 
 
@@ -48,7 +48,7 @@ def test_greedy(
     if ranks == 1:
         same = sum(got[number] == answers[number] for number in clear)
         assert same >= 0.9 * len(clear), (same, len(clear))
-    else:  # a rank quantizes its own part of what is summed: the same to begin with, not always to the end
+    else:  # a rank quantizes its own part of the sum: the answers begin the same, and may differ later
         same = sum(got[number][:2] == answers[number][:2] for number in clear)
         assert same >= 0.8 * len(clear), (same, len(clear))
 

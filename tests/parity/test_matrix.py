@@ -11,7 +11,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
-from matrix import CELLS, MODES, RANKS, asked, complete, in_readme, table
+from matrix import CELLS, MODES, RANKS, asked, complete, documented, table
 from models import VARIANTS
 from oracle import Answer, Case, Found, Oracle, answered
 from parity import ranks_in_threads
@@ -83,7 +83,7 @@ def test_exact(
 
 @pytest.mark.parametrize("family", VARIANTS)
 def test_outputs_are_worth_comparing(family: str, cases: Callable[[str], Cases]) -> None:
-    """They differ from prompt to prompt and from token to token, some end early and others run on."""
+    """Answers differ from prompt to prompt and from token to token, some end early and others run on."""
     first = [case.answers[0] for mode in cases(family).values() for case in mode]
     reasons = Counter(answer.finish_reason for answer in first)
     assert min(reasons["stop"], reasons["length"]) >= 4
@@ -92,7 +92,6 @@ def test_outputs_are_worth_comparing(family: str, cases: Callable[[str], Cases])
     assert sum(len(set(answer.token_ids)) for answer in first) >= 0.25 * tokens
 
 
-def test_readme_has_the_matrix() -> None:
-    """As a run prints it in which all is exact. `pytest tests/parity/test_matrix.py --write-matrix` puts it
-    there."""
-    assert in_readme() == table(complete())
+def test_the_matrix_is_documented() -> None:
+    """docs/parity.md has the matrix of a run in which all is exact; `--write-matrix` puts it there."""
+    assert documented() == table(complete())

@@ -23,7 +23,7 @@ MAX_TOKENS = 30
 
 
 class Case:
-    """Requests of prompts of many lengths, and the log-probabilities of the whole vocabulary behind each of
+    """Requests with prompts of many lengths, and the whole vocabulary's log-probabilities after each of
     their tokens."""
 
     def __init__(self, folder: Path, count: int = 9) -> None:
@@ -36,7 +36,7 @@ class Case:
         for number in range(count):
             source = (*(rng.randrange(2, 100) for _ in range(rng.choice([1, 8, 40]))), EOS)
             prompt = tuple(rng.randrange(2, 100) for _ in range([0, 1, 5, 23, 40][number % 5]))
-            # Some ask for none, some for the token's own alone.
+            # Some ask for no log-probabilities, some for the token's own alone.
             asked = [4, 0, None, 20][number % 4]
             how = decoding(max_tokens=MAX_TOKENS, stop_ids=frozenset(), prompt_logprobs=asked)
             with torch.no_grad():
@@ -58,7 +58,7 @@ class Case:
         )
 
     def check(self, engine: Engine, requests: list[EngineRequest] | None = None) -> dict[str, list[int]]:
-        """All at once; returns what they generate."""
+        """Runs the requests all at once; returns what they generate."""
         found: dict[str, list[TokenLogprobs]] = {}
         tokens: dict[str, list[int]] = {}
         for request in requests or self.requests:
@@ -102,7 +102,7 @@ def test_in_one_batch_in_small_pieces_and_preempted(case: Case, monkeypatch: pyt
     tokens = case.check(Engine(case.config()))
     silent = [replace(r, decoding=replace(r.decoding, prompt_logprobs=None)) for r in case.requests]
     assert case.check(Engine(case.config()), silent) == tokens, "asking changes no answer"
-    monkeypatch.setattr("tandem.workers.models.stacks._SCORED_AT_ONCE", 7)
+    monkeypatch.setattr("tandem.workers.models.head._SCORED_AT_ONCE", 7)
     assert case.check(Engine(case.config(overlap=True, max_num_seqs=4, max_batched_tokens=7))) == tokens
     tight = Engine(case.config(overlap=True, max_num_seqs=5, max_batched_tokens=6, page_size=4, num_pages=46))
     assert case.check(tight) == tokens

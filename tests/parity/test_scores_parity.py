@@ -69,7 +69,7 @@ def _loss(model: Any, prompt: tuple[int, ...], target: tuple[int, ...]) -> tuple
 
 
 def score(engine: Engine, requests: list[EngineRequest]) -> Losses:
-    """All at once: one delta each, which says all."""
+    """Runs the requests all at once: each gets one delta with everything."""
     for request in requests:
         engine.submit(request)
     wanted = {request.request_id: request for request in requests}
@@ -109,7 +109,7 @@ def test_in_small_pieces_launched_ahead(case: Case) -> None:
 
 
 def test_preempted_and_computed_again(case: Case) -> None:
-    """Those before them grow and take their pages, between the pieces they are computed in."""
+    """Earlier requests grow and take their pages between the pieces they are computed in."""
     how = decoding(max_tokens=70, stop_ids=frozenset())
     growing = [
         replace(request, request_id=f"g{number}", decoding=how, target_ids=())
@@ -148,7 +148,7 @@ def test_tensor_parallel(name: str, checkpoint: Callable[..., Path]) -> None:
 def test_more_positions_than_are_scored_at_once(
     checkpoint: Callable[..., Path], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem.workers.models.stacks._SCORED_AT_ONCE", 7)
+    monkeypatch.setattr("tandem.workers.models.head._SCORED_AT_ONCE", 7)
     case = Case(checkpoint("t5"))
     assert score(Engine(case.config()), case.requests) == pytest.approx(case.losses, abs=1e-4)
 

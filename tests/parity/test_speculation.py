@@ -1,5 +1,5 @@
-"""What is drafted from the source changes no answer: greedy ones stay transformers', token for token, however
-many guesses are right. With a model that copies, and with eager guessing about those that do not."""
+"""Drafts change no answer: greedy answers stay transformers', token for token, however many guesses are
+right. Checked with a model that copies, and with eager guesses for models that do not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.execution.encoder import Encoder
 from tandem.workers.request import Delta, EncoderInput, EngineRequest
-from tandem.workers.scheduling import drafter
+from tandem.workers.scheduling import drafts
 
 VOCAB = TINY["vocab_size"]
 MAX_TOKENS = 40
@@ -37,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def prompts() -> list[tuple[int, ...]]:
-    """From all copied to nothing; the longest answers are cut."""
+    """Inputs from all copied to nothing copied; the longest answers are cut."""
     rng = random.Random(5)
     return [
         tuple(source(rng.randint(1, 55), rng.choice((0.0, 0.05, 0.2, 1.0)), VOCAB, rng)) for _ in range(32)
@@ -47,7 +47,7 @@ def prompts() -> list[tuple[int, ...]]:
 @pytest.fixture(scope="module")
 def answers(folder: Path, prompts: list[tuple[int, ...]]) -> Answers:
     model = load_reference(folder)
-    # One by one: padding would be another source.
+    # One by one: padding would change the source.
     found = [reference_answer(model, prompt) for prompt in prompts]
     copied = [[stands_for(token, VOCAB) for token in prompt][:MAX_TOKENS] for prompt in prompts]
     same = sum(ours == theirs for ours, theirs in zip(found, copied, strict=True))
@@ -150,7 +150,7 @@ def test_what_is_copied_takes_few_steps(overlap: bool, folder: Path) -> None:
 
 
 def test_extracts(overlap: bool, tmp_path: Path) -> None:
-    """Behind a piece comes what is not known to follow, and soon what is."""
+    """After each piece a guess is wrong, and the next ones are soon right again."""
     make_copier(tmp_path, span=8, **TINY)
     rng = random.Random(9)
     asked = [source(16 * turns, 0.0, VOCAB, rng) for turns in (1, 2, 3)]
@@ -207,7 +207,7 @@ def test_least_tokens(min_tokens: int, overlap: bool, folder: Path) -> None:
 
 
 def test_what_depends_on_the_position_alone_is_drafted(overlap: bool, folder: Path) -> None:
-    """Forced, suppressed and biased tokens; the stop id ignored."""
+    """Drafts with forced, suppressed and biased tokens, and with the stop id ignored."""
     prompt = tuple(source(25, 0.0, VOCAB, random.Random(6)))
     asked: dict[str, Any] = {
         "forced_bos_id": 9, "forced_eos_ids": (11,), "suppress_ids": (prompt[5],), "max_tokens": 24,
@@ -260,14 +260,14 @@ def test_what_cannot_be_verified_is_not_drafted(asked: dict[str, Any], folder: P
 @pytest.fixture
 def eager(monkeypatch: pytest.MonkeyPatch) -> None:
     """Drafts wherever there is anything to guess, right or wrong."""
-    monkeypatch.setattr(drafter, "CHANCES", (1.0, 1.0, 1.0))
-    monkeypatch.setattr(drafter, "RATE", 0.0)
+    monkeypatch.setattr(drafts, "CHANCES", (1.0, 1.0, 1.0))
+    monkeypatch.setattr(drafts, "RATE", 0.0)
 
 
 @pytest.mark.usefixtures("eager")
 @pytest.mark.parametrize("variant", ["t5", "umt5", "bart", "t5gemma2", "bert2bert", "gpt2", "phi"])
 def test_random_models(variant: str, overlap: bool, reference: Callable[..., Reference]) -> None:
-    """Decoder-only ones copy their prompt."""
+    """Decoder-only models copy their prompt."""
     known = reference(variant, 32)
     engine = Engine(known.config(overlap=overlap, num_pages=90))
     asked = greedy(known.prompts, known.start)
@@ -314,7 +314,7 @@ def test_random_models_whose_source_is_their_answer(
 def test_a_decoder_that_repeats_its_prompt(
     variant: str, overlap: bool, reference: Callable[..., Reference]
 ) -> None:
-    """Small ones soon go round in circles; their prompts do so already."""
+    """Small models soon repeat themselves; these prompts do so already."""
     known = reference(variant, 32)
     model = load_reference(known.folder)
     prompts = [(*prompt[:9], *answer) for prompt, answer in zip(known.prompts, known.answers, strict=True)]
@@ -336,10 +336,10 @@ def test_a_decoder_that_repeats_its_prompt(
 def test_what_has_two_vocabularies_copies_nothing(
     variant: str, options: dict[str, Any], checkpoint: Callable[..., Path]
 ) -> None:
-    """Though they are of one size."""
+    """No drafts between two vocabularies, though they have one size."""
     path = checkpoint(variant, **options)
     engine = Engine(config(path))
-    assert not engine.spec.copies
+    assert not engine.spec.drafts_from_source
     prompt = (*range(3, 50), MODELS_EOS)
     deltas(engine, replace(requests([prompt])[0], prefix_ids=(0,)))
     assert engine.stats().drafted_tokens == 0

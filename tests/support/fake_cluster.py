@@ -1,5 +1,5 @@
-"""A whole cluster in one process: the real router and the real engine actors, with an engine whose
-tokens are known beforehand, and calls that go through Ray's interfaces but not through Ray."""
+"""A whole cluster in one process: the real router and engine actors, a fake engine whose tokens are known
+beforehand, and calls through Ray's interfaces without Ray."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from ray.serve.exceptions import DeploymentUnavailableError
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import BatchSummary, pack
+from tandem.cluster.messages import read_input
 from tandem.cluster.replicas.engine_actor import EngineActor
 from tandem.cluster.router.router import Router
 from tandem.errors import HiddenStatesLost
@@ -56,18 +57,18 @@ def _token(of: EngineRequest, position: int) -> int:
 
 
 def hypotheses(of: EngineRequest) -> list[Hypothesis]:
-    """What a request's beams find."""
+    """The hypotheses of a request's beams."""
     ids = [_token(of, position) for position in range(of.decoding.max_tokens)]
     return [Hypothesis(ids, -0.5, "length", None), Hypothesis(ids[::-1], -0.75, "length", None)]
 
 
 def target_logprobs(of: EngineRequest) -> list[TokenLogprobs]:
-    """What the tokens of a request's target are given."""
+    """The log-probabilities of a request's target."""
     return [TokenLogprobs(token_id, -0.5 * n, []) for n, token_id in enumerate(of.target_ids)]
 
 
 class FakeEngine:
-    """One token for each of its sequences in each step."""
+    """A fake engine: one token for each of its sequences in each step."""
 
     def __init__(self, slots: int = 8, step_s: float = 0.001) -> None:
         self.slots, self.step_s = slots, step_s
@@ -138,7 +139,7 @@ class FakeEngine:
         rows = len(self._rows)
         running = min(rows, self.slots)
         return EngineStats(
-            running, rows - running, self.slots, 100 - running, 100, 0, self._steps, 0, 0, 0, 0, 0
+            running, rows - running, self.slots, 100 - running, 100, 0, self._steps, 0, 0, 0, 0, 0, {}
         )
 
     def close(self) -> None:
@@ -162,6 +163,8 @@ class FakeReference:
         return reference
 
     def arrive(self, value: object) -> None:
+        if self._arrived.done():  # lost before it was made
+            return
         if isinstance(value, BaseException):
             self._arrived.set_exception(value)
         else:
@@ -198,7 +201,7 @@ class FakeActor:
         self.actor = EngineActor(config, lambda _config, _rendezvous: engine)
         self.dead = asyncio.Event()
         self.identity = IDENTITY
-        self.silent = False  # it lives but its messages do not arrive
+        self.silent = False  # alive, but its messages do not arrive
         self.delays: dict[str, list[float]] = {}  # by method: how late the next calls get here, one each
 
     async def start(self) -> FakeActor:
@@ -300,7 +303,7 @@ class FakeEncoders:
         return f"encoder{next(self._numbers)}"
 
     def replace(self) -> None:
-        """As Serve does when a replica has ended."""
+        """Replaces the replica, as Serve does when one has ended."""
         self.replicas = {self._name(): FakeEncoder(self)}
 
     def broadcast(self, method: str) -> FakeBroadcast:
@@ -333,7 +336,8 @@ class FakeEncoder:
         assert num_returns == 2
         return self
 
-    def remote(self, inputs: list[list[int]], router_id: str, queued_tokens: int) -> tuple[Any, Any]:
+    def remote(self, packed: list[list[Any]], router_id: str, queued_tokens: int) -> tuple[Any, Any]:
+        inputs = [list(read_input(each).token_ids) for each in packed]
         assert router_id
         assert queued_tokens >= 0
         self._encoders.batches.append(inputs)

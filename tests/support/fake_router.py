@@ -19,7 +19,7 @@ def engine_stats(*, running: int = 0, steps: int = 0) -> EngineStats:
     return EngineStats(
         running=running, waiting=0, max_running=8, free_pages=75, total_pages=100, cross_pages=5,
         steps=steps, generated_tokens=0, encoded_tokens=0, preemptions=1,
-        drafted_tokens=0, accepted_tokens=0,
+        drafted_tokens=0, accepted_tokens=0, waiting_for={"slots": 3, "pages": 0},
     )  # fmt: skip
 
 
@@ -31,7 +31,7 @@ class FakeRouter:
         self.answer, self.eos_id = list(answer), eos_id
         self.requests: list[EngineRequest] = []
         self.live: set[str] = set()
-        self.cancelled: list[str] = []  # closed before their end
+        self.cancelled: list[str] = []  # streams closed before their end
         self.delay_s = 0.0  # before each token
         self.stall_after: int | None = None  # tokens, then nothing more
         self.error: tuple[int, Exception] | None = None  # after how many tokens
@@ -106,7 +106,7 @@ class FakeRouter:
                 self.cancelled.append(request.request_id)
 
     def _beams(self, request: EngineRequest) -> Delta:
-        """The answer, then its beginnings."""
+        """Hypotheses: the answer, then its beginnings."""
         beams = request.decoding.beams
         assert beams is not None
         found = [

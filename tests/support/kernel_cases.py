@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from tandem.kernels import RowGroups, Summaries
+from tandem.kernels import PagedKV, RowGroups, Summaries
 
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
@@ -37,26 +37,23 @@ class Paged:
     """
 
     q: Tensor
-    k_pages: Tensor
-    v_pages: Tensor
-    page_table: Tensor
-    lengths: Tensor
+    kv: PagedKV
     groups: RowGroups
     k: list[Tensor]
     v: list[Tensor]
 
-    def inputs(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, RowGroups]:
-        return self.q, self.k_pages, self.v_pages, self.page_table, self.lengths, self.groups
+    def inputs(self) -> tuple[Tensor, PagedKV, RowGroups]:
+        return self.q, self.kv, self.groups
 
     def expected(
         self, bias_table: Tensor | None, scale: float, causal: bool, cap: float | None = None,
         more: Paged | None = None,
     ) -> Tensor:  # fmt: skip
         """[N, H, D], float64. more: all keys of whose sequences are seen too, without a bias."""
-        group = self.q.shape[1] // self.k_pages.shape[1]
+        group = self.q.shape[1] // self.kv.k.shape[1]
         out = torch.zeros(self.q.shape, dtype=torch.float64)
         bounds = self.groups.cu_rows.tolist()
-        for s, length in enumerate(self.lengths.tolist()):
+        for s, length in enumerate(self.kv.lengths.tolist()):
             for row in range(bounds[s], bounds[s + 1]):
                 seen = max(0, length - (bounds[s + 1] - row) + 1) if causal else length
                 for h in range(self.q.shape[1]):
@@ -92,7 +89,7 @@ def paged(
         return (torch.randn(*shape, generator=gen) * 0.6).to(dtype)
 
     counts = [-(-n // page) for n in lengths]
-    # Page 0 belongs to nobody: the table's unused entries name it.
+    # Page 0 belongs to no sequence: the table's unused entries name it.
     pages = torch.randperm(sum(counts), generator=gen) + 1
     width = max(1, *counts) + 1
     page_table = torch.zeros(len(lengths), width, dtype=torch.int32)
@@ -110,37 +107,41 @@ def paged(
     cu_rows = torch.tensor([0, *rows], dtype=torch.int32).cumsum(0, dtype=torch.int32)
     return Paged(
         normal(sum(rows), heads, dim).to(device),
-        k_pages.to(device),
-        v_pages.to(device),
-        page_table.to(device),
-        torch.tensor(lengths, dtype=torch.int32, device=device),
+        PagedKV(
+            k_pages.to(device),
+            v_pages.to(device),
+            page_table.to(device),
+            torch.tensor(lengths, dtype=torch.int32, device=device),
+        ),
         RowGroups(cu_rows.to(device), max(rows)),
         keys,
         values,
     )
 
 
-def scattered(case: Paged, lengths: Sequence[int], seed: int = 0) -> Tensor:
-    """The histories of the case's rows as beams, one row a sequence: int32 [N, M], each key the one at its
-    position of any of the sequences. Changes `case.k` and `case.v` to what that makes of them."""
+def scattered(case: Paged, lengths: Sequence[int], seed: int = 0) -> None:
+    """Makes the case's rows beams, one row a sequence: its table names cells, each key being the one at its
+    position of any of the sequences."""
     rng = torch.Generator().manual_seed(seed)
-    page = case.k_pages.shape[2]
-    table = case.page_table.cpu()
+    page = case.kv.k.shape[2]
+    table = case.kv.table.cpu()
     cells = torch.zeros(len(lengths), max(lengths) + 3, dtype=torch.int32)
     own = [case.k, case.v]
     made: list[list[Tensor]] = [[], []]
     for row, length in enumerate(lengths):
         sources = []
         for t in range(length):
-            able = [s for s, n in enumerate(case.lengths.tolist()) if n > t]
+            able = [s for s, n in enumerate(case.kv.lengths.tolist()) if n > t]
             source = able[int(torch.randint(len(able), (1,), generator=rng))]
             cells[row, t] = table[source, t // page] * page + t % page
             sources.append(source)
         for into, stored in zip(made, own, strict=True):
             into.append(torch.stack([stored[source][t] for t, source in enumerate(sources)]))
     case.k, case.v = made
-    case.lengths = torch.tensor(lengths, dtype=torch.int32, device=case.q.device)
-    return cells.to(case.q.device)
+    device = case.q.device
+    case.kv = case.kv._replace(
+        table=cells.to(device), lengths=torch.tensor(lengths, dtype=torch.int32, device=device)
+    )
 
 
 @dataclass

@@ -1,6 +1,6 @@
 """The parity matrix: what is asked of every family, in Tandem's words and in transformers'.
 
-`pytest tests/parity/test_matrix.py` prints it; with `--write-matrix` it replaces the one in README.md.
+`pytest tests/parity/test_matrix.py` prints it; with `--write-matrix` it replaces the one in docs/parity.md.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from models import DECODER_VARIANTS, EOS, VARIANTS
 
 from tandem.workers.request import BeamSearch
 
-README = Path(__file__).parents[2] / "README.md"
+PARITY = Path(__file__).parents[2] / "docs" / "parity.md"
 RANKS = (1, 2)  # tensor-parallel sizes
 LENGTHS = (1, 2, 3, 7, 16, 33, 90, 149)  # tokens of a prompt, before EOS
 
@@ -25,22 +25,22 @@ LENGTHS = (1, 2, 3, 7, 16, 33, 90, 149)  # tokens of a prompt, before EOS
 class Asked:
     """One request."""
 
-    length: int = 7  # of its prompt
+    length: int = 7  # tokens of its prompt
     max_tokens: int = 14
-    ours: Mapping[str, Any] = field(default_factory=dict)  # of Decoding
-    theirs: Mapping[str, Any] = field(default_factory=dict)  # of generate
+    ours: Mapping[str, Any] = field(default_factory=dict)  # fields of Decoding
+    theirs: Mapping[str, Any] = field(default_factory=dict)  # arguments of generate
     beams: BeamSearch | None = None
     decoder_prompt: tuple[int, ...] = ()
-    ban: int = 0  # so many of the tokens it would begin its answer with are a bad word
+    ban: int = 0  # how many of the tokens that its answer would begin with are made a bad word
 
 
 def beams(width: int = 4, **options: Any) -> BeamSearch:
-    """How to search, the default being the best of so many."""
+    """How to search; without options, for the best of `width` beams."""
     how = {"num_return_sequences": 1, "length_penalty": 1.0, "early_stopping": False, **options}
     return BeamSearch(num_beams=width, **how)
 
 
-# When to stop makes a difference where beams end often, and more of one in all of them than in the best.
+# When a search stops makes a difference where beams end often, in all the beams more than in the best.
 _STOPS = {"stop_ids": frozenset({EOS, 9, 17, 30, 60, 88})}, {"eos_token_id": [EOS, 9, 17, 30, 60, 88]}
 
 
@@ -70,7 +70,7 @@ MODES: dict[str, list[Asked]] = {
         Asked(16, decoder_prompt=(9, 30), beams=beams()),
     ],
     "forced tokens": [
-        # A decoder-only model's first token is that behind a prompt of one.
+        # A decoder-only model's first token is the one after a prompt of one token.
         Asked(1, ours=_FORCED_BOS[0], theirs=_FORCED_BOS[1]),
         Asked(8, 6, ours=_FORCED_EOS[0], theirs=_FORCED_EOS[1]),
         Asked(1, ours=_FORCED[0], theirs=_FORCED[1], beams=beams(early_stopping=True)),
@@ -94,7 +94,7 @@ MODES: dict[str, list[Asked]] = {
               theirs={"suppress_tokens": list(_BEGIN[::2]), "begin_suppress_tokens": list(_BEGIN)}),
         Asked(8, ours=_REPETITION, theirs=_REPETITION, beams=beams(renormalize=True)),
     ],
-    # As bart-large-cnn decodes, and more.
+    # What bart-large-cnn's config asks for, and more.
     "all of these": [
         Asked(17, ours={**_FORCED[0], **_NO_REPEAT, **_REPETITION, "min_tokens": 5},
               theirs={**_FORCED[1], **_NO_REPEAT, **_REPETITION, "min_new_tokens": 5}, ban=2, beams=search)
@@ -114,7 +114,7 @@ MODES: dict[str, list[Asked]] = {
 
 
 def asked(family: str, mode: str) -> list[Asked]:
-    """Of this family. A decoder-only one has no prompt but the decoder's, and no encoder's n-grams."""
+    """A mode's requests for a family. A decoder-only model has no second prompt and no encoder n-grams."""
     if family not in DECODER_VARIANTS:
         return MODES[mode]
     return [
@@ -129,13 +129,13 @@ Counts = Mapping[tuple[str, str], tuple[int, int]]  # family, mode → exact, to
 
 
 def complete() -> Counts:
-    """All of it, and all exact."""
+    """Every cell, and every request exact."""
     totals = {cell: len(asked(*cell)) * len(RANKS) for cell in CELLS}
     return {cell: (total, total) for cell, total in totals.items()}
 
 
 def table(counts: Counts) -> str:
-    """In Markdown, in the order of VARIANTS and MODES."""
+    """The matrix in Markdown, in the order of VARIANTS and MODES."""
     rows = [
         [family, *("/".join(map(str, counts.get((family, mode), ()))) or "–" for mode in MODES)]
         for family in VARIANTS
@@ -144,15 +144,17 @@ def table(counts: Counts) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in [["", *MODES], ["---"] * (1 + len(MODES)), *rows])
 
 
-_IN_README = re.compile(r"(?<=<!-- parity matrix -->\n).*?(?=\n<!-- /parity matrix -->)", re.DOTALL)
+_MARKED = re.compile(r"(?<=<!-- parity matrix -->\n).*?(?=\n<!-- /parity matrix -->)", re.DOTALL)
 
 
-def in_readme() -> str:
-    found = _IN_README.search(README.read_text(encoding="utf-8"))
+def documented() -> str:
+    """The table in docs/parity.md."""
+    found = _MARKED.search(PARITY.read_text(encoding="utf-8"))
     assert found is not None
     return found[0]
 
 
-def write_readme(counts: Counts) -> None:
-    text = README.read_text(encoding="utf-8")
-    README.write_text(_IN_README.sub(lambda _: table(counts), text), encoding="utf-8")
+def document(counts: Counts) -> None:
+    """Replaces the table in docs/parity.md."""
+    text = PARITY.read_text(encoding="utf-8")
+    PARITY.write_text(_MARKED.sub(lambda _: table(counts), text), encoding="utf-8")

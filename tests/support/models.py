@@ -79,7 +79,7 @@ T5_VARIANTS: dict[str, Variant] = {
     "umt5": Variant("UMT5", False, {**_GATED, "num_layers": 2, "num_decoder_layers": 3}, 1.8),
     "byt5": Variant("T5", False, {**_GATED, "vocab_size": 384}, 1.2, byte_tokenizer=True),
 }
-# Only their forward is another.
+# Only their forward differs.
 T5_LIKE_VARIANTS: dict[str, Variant] = {
     "ul2": Variant("T5", False, {**_T5, "feed_forward_proj": "gated-silu", "d_kv": 16}, 1.7),
     "longt5": Variant("LongT5", True, {**_GATED, "local_radius": 5}, 2.0),
@@ -286,8 +286,8 @@ def _fill(model: PreTrainedModel, kind: Variant, seed: int) -> None:
 
 
 def _scale(name: str, kind: Variant) -> float:
-    """Of a weight. With LayerNorm, answers follow their prompts only where cross-attention outweighs the
-    rest."""
+    """The scale of a weight. With LayerNorm, answers follow their prompts only where cross-attention
+    outweighs the rest."""
     if kind.name.endswith("T5") or any(part in name for part in ("embed", "shared", "lm_head", "to_dec")):
         return 0.25
     if "encoder_attn" in name or "crossattention" in name:
@@ -298,7 +298,7 @@ def _scale(name: str, kind: Variant) -> float:
 
 
 def word_tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
-    """Whole words, `size` ids: three special ones, then `words()`. Ends every input with EOS."""
+    """A tokenizer of whole words with `size` ids: three special ones, then `words()`. Inputs end with EOS."""
     vocabulary = {"<pad>": PAD, "</s>": EOS, "<unk>": UNK}
     for word in itertools.islice(words(), size - len(vocabulary)):
         vocabulary[word] = len(vocabulary)
@@ -311,13 +311,13 @@ def word_tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
 
 
 def words() -> itertools.chain[str]:
-    """ba, be, … zu, baba, babe, …"""
+    """The words ba, be, … zu, baba, babe, …"""
     syllables = [a + b for a, b in itertools.product("bdfgklmnprstvz", "aeiou")]
     return itertools.chain(syllables, map("".join, itertools.product(syllables, repeat=2)))
 
 
 def decoding(**options: Any) -> Decoding:
-    """Greedy, up to 24 tokens, EOS ends; `options` say otherwise."""
+    """Greedy decoding of up to 24 tokens, ended by EOS, with other `options` on top."""
     defaults: dict[str, Any] = {
         "max_tokens": 24, "min_tokens": 0, "temperature": 0.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
         "repetition_penalty": 1.0, "seed": 0, "stop_ids": frozenset({EOS}), "eos_ids": frozenset({EOS}),

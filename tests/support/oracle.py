@@ -1,4 +1,4 @@
-"""Answers to what the matrix asks: transformers', one request at a time, and Tandem's."""
+"""The matrix's answers: transformers', one request at a time, and Tandem's."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from matrix import Asked
 from models import EOS, decoding, load_reference
 
 from tandem.workers.engine import Engine
-from tandem.workers.models.checkpoint import read_json
 from tandem.workers.models.families import spec_of
+from tandem.workers.models.model_folder import read_json
 from tandem.workers.request import EncoderInput, EngineRequest
 
 # Where two tokens, or two hypotheses, score within rounding of each other, either choice is right: such
 # prompts are left out.
 CLEAR = 1e-4
 TRIES = 100  # prompts
-# Of scores, and of their size where that is above 1: float32's rounding grows with the logits.
+# The tolerance of scores, relative where they exceed 1: float32's rounding grows with the logits.
 TOLERANCE = 1e-4
 
 
@@ -80,7 +80,7 @@ class Oracle:
         self.start = spec_of(read_json(folder, "config.json")).decoder_start_id
 
     def case(self, asked: Asked) -> Case:
-        """With a prompt whose answer is clear and, if greedy, changed by what is asked for."""
+        """A case with a prompt whose answer is clear and, if greedy, changed by the options."""
         for _ in range(TRIES):
             prompt = tuple(self._rng.randrange(2, 100) for _ in range(asked.length))
             if self.start is None:  # the prompt is the decoder's, and is not to seem complete

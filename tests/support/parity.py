@@ -1,4 +1,4 @@
-"""What the parity tests share: transformers' answers, and engines to be held to them.
+"""What the parity tests share: transformers' answers, and engines to compare with them.
 
 Prompts that transformers itself decides by a hair are left out: where two tokens' logits differ by less
 than rounding, either is right.
@@ -21,8 +21,8 @@ from thread_group import ThreadGroup
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.follower import Follower
-from tandem.workers.models.checkpoint import read_json
 from tandem.workers.models.families import spec_of
+from tandem.workers.models.model_folder import read_json
 from tandem.workers.request import EncoderInput, EngineRequest
 
 LENGTHS = [1, 2, 3, 7, 16, 33, 64, 90, 149]  # tokens of a prompt, before EOS
@@ -65,7 +65,7 @@ class Reference:
 
 
 def serve(engine: Engine, requests: list[EngineRequest]) -> Answers:
-    """All at once; their tokens in their order."""
+    """The prompts' tokens, in order, all requests at once."""
     answers: dict[str, list[int]] = {request.request_id: [] for request in requests}
     ended = []
     for request in requests:
@@ -92,7 +92,7 @@ def greedy(prompts: list[tuple[int, ...]], start: int | None = PAD) -> list[Engi
 
 
 def sampled(prompts: list[tuple[int, ...]]) -> list[EngineRequest]:
-    """Each with parameters of its own."""
+    """Requests with different parameters."""
     kinds: list[dict[str, Any]] = [
         {"temperature": 1.0},
         {"temperature": 0.7, "top_k": 20},
@@ -124,7 +124,7 @@ def ranks_in_threads(config: EngineConfig) -> Iterator[tuple[Engine, list[Follow
 
 @dataclass
 class Kept:
-    """Hidden states in this process."""
+    """Hidden states at hand in this process."""
 
     handle: int
     states: torch.Tensor

@@ -12,7 +12,7 @@ import grpc
 from models import load_reference, reference_greedy
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.serve_compat.endpoints import Endpoints
+from tandem.cluster.endpoints import Endpoints
 from tandem.v1 import inference_pb2 as pb
 from tandem.v1 import inference_pb2_grpc as pb_grpc
 
@@ -78,7 +78,7 @@ def text_stream(text: str, **params: Any) -> pb.GenerateStreamRequest:
 
 
 def pids(class_name: str) -> set[int]:
-    """Of this cluster's processes that run an actor of a class. Ray's state API needs its dashboard."""
+    """This cluster's processes that run an actor of a class. Ray's state API needs its dashboard."""
     listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True)
     rows = [line.split(None, 2) for line in listing.stdout.splitlines()[1:]]
     parents = {int(pid): int(parent) for pid, parent, *_ in rows}

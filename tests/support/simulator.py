@@ -10,7 +10,7 @@ differ, an AssertionError says how.
 from __future__ import annotations
 
 import random
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -22,12 +22,21 @@ import torch
 
 from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.kernels import match_prompt_tokens
-from tandem.kernels.decode_rows import LAST, LENGTH, POSITION, RUN, SOURCE, resolve
+from tandem.kernels.decode_rows import resolve
+from tandem.kernels.values import LAST, LENGTH, POSITION, RUN, SOURCE
 from tandem.outputs import TokenLogprobs
 from tandem.workers.request import BeamSearch, Decoding, Delta, EncoderInput, EngineRequest, Hypothesis
-from tandem.workers.scheduling.drafter import DraftOutcome
 from tandem.workers.scheduling.pages import PagePool
-from tandem.workers.scheduling.plan import ON_DEVICE, Row, Sequence, StepPlan, StepResult
+from tandem.workers.scheduling.plan import (
+    ON_DEVICE,
+    DraftOutcome,
+    Row,
+    Sequence,
+    StepPlan,
+    StepResult,
+    WaitingFor,
+)
+from tandem.workers.scheduling.resources import Resources
 from tandem.workers.scheduling.scheduler import Scheduler
 
 EOS, OWN_STOP = 1, 2
@@ -202,8 +211,7 @@ class Simulator:
         inputs are encoded within steps.
         """
         self.scheduler = Scheduler(
-            PagePool(pages, page_size),
-            max_num_seqs=max_num_seqs,
+            Resources(PagePool(pages, page_size), max_num_seqs),
             max_batched_tokens=max_batched_tokens,
             max_encoder_tokens=max_encoder_tokens,
             draft_tokens=draft_tokens,
@@ -219,6 +227,7 @@ class Simulator:
         self.started: list[Life] = []  # in the order in which they first ran
         self.ended: list[Life] = []
         self.steps = self.arrivals = self.admitted = self.generated = self.encoded = 0
+        self.waiting_for: Counter[str] = Counter()  # steps by why the first that waited stayed out
         self.preemptions = self.restarts = self.rescored = self.drafted = self.accepted = 0
         self.preempted_drafts = self.unseen_drafts = 0
         self.moved = 0  # rows that began later than the scheduler knew
@@ -231,7 +240,7 @@ class Simulator:
         self.memory: dict[tuple[int, int], Cell] = {}  # page, offset → what was written there last
         self.self_table: dict[tuple[int, int], int] = {}  # slot, index → page
         self.cross_table: dict[int, tuple[list[int], int]] = {}  # entry → pages, length
-        self.sequences = torch.zeros(max_num_seqs, SOURCE + 20, dtype=torch.int64)  # see decode_rows.py
+        self.sequences = torch.zeros(max_num_seqs, SOURCE + 20, dtype=torch.int64)  # see values.py
         self.histories: dict[int, list[tuple[tuple[int, int], int]]] = {}  # a beam's slot → cells, tokens
         self.launched: deque[Launched] = deque()
 
@@ -356,7 +365,7 @@ class Simulator:
         )
         under_way = list(self.encoding)
         for life in started:
-            assert self._may_come_in(life, room, under_way), f"{life.job.name} came in"
+            assert self._lacks(life, room, under_way) is None, f"{life.job.name} came in"
             key, length = life.request.encoder.key, life.job.encoder_length
             if key not in self.cross and decoding and self.overlapped:
                 self.encoding.append(key)
@@ -380,9 +389,13 @@ class Simulator:
                 )
                 room.encoder_tokens -= length
         assert not rows, "rows of sequences that do not run"
-        if stay == before and len(started) < len(waiting):
-            next_one = waiting[len(started)]
-            assert not self._may_come_in(next_one, room, under_way), "kept out without a reason"
+        if stay < before:  # nobody comes in where one had to make room
+            assert not started
+            self.waiting_for[WaitingFor.PAGES.value] += 1
+        elif len(started) < len(waiting):
+            reason = self._lacks(waiting[len(started)], room, under_way)
+            assert reason is not None, "kept out without a reason"
+            self.waiting_for[reason.value] += 1
         begun = [key for key in room.new_keys if key in self.encoding]
         assert not begun or begun == room.new_keys == self.encoding, "one batch at a time"
         self._compare_admissions(plan, joined, [] if begun else room.new_keys, begun)
@@ -412,20 +425,23 @@ class Simulator:
                 life.out = []  # beams start anew
                 self.restarts += 1
 
-    def _may_come_in(self, life: Life, room: _Room, under_way: list[str]) -> bool:
-        """A slot, a token of the step, pages up to its next token and one for each that runs to grow by,
-        and, for an encoder input, no batch of them under way and room in the step's."""
+    def _lacks(self, life: Life, room: _Room, under_way: list[str]) -> WaitingFor | None:
+        """What it must have to come in: slots, pages up to its next token and one for each that runs to grow
+        by, all its tokens known, a token of the step, and, for an encoder input, no batch of them under way
+        and room in the step's."""
         new = life.request.encoder.key not in self.cross
         length = life.job.encoder_length
-        pages = life.job.width * self._pages_for(life.known + 1) + (self._pages_for(length) if new else 0)
-        return (
-            life.in_flight == 0  # else not all its tokens are known
-            and room.slots >= life.job.width
-            and room.tokens > 0
-            and room.pages >= pages + self.max_num_seqs - room.slots
-            and not (new and room.encoder_tokens is not None and length > room.encoder_tokens)
-            and not (new and under_way)
-        )
+        positions = life.job.prefix + len(life.out) + 1
+        pages = life.job.width * self._pages_for(positions) + (self._pages_for(length) if new else 0)
+        has = {
+            WaitingFor.SLOTS: room.slots >= life.job.width,
+            WaitingFor.PAGES: room.pages >= pages + self.max_num_seqs - room.slots,
+            WaitingFor.IN_FLIGHT: life.in_flight == 0,
+            WaitingFor.TOKENS: room.tokens > 0,
+            WaitingFor.ENCODER: not new
+            or (not under_way and (room.encoder_tokens is None or length <= room.encoder_tokens)),
+        }
+        return next((what for what in WaitingFor if not has[what]), None)
 
     def _positions(self, lives: list[Life]) -> list[int]:
         """How many positions each page table of these covers, their own and their encoder inputs'."""
@@ -769,6 +785,7 @@ class Simulator:
         assert stats.running == sum(life.job.width for life in self.lives.values() if life.running)
         assert stats.running <= self.max_num_seqs
         assert stats.preemptions == self.preemptions
+        assert stats.waiting_for == {reason.value: self.waiting_for[reason.value] for reason in WaitingFor}
         assert stats.generated_tokens == self.generated
         assert stats.encoded_tokens == self.encoded
         assert (stats.drafted_tokens, stats.accepted_tokens) == (self.drafted, self.accepted)

@@ -10,11 +10,11 @@ import torch
 
 from tandem.workers.distributed import Group
 
-_TIMEOUT_S = 120.0  # for a rank that died: the others' waits break instead of hanging
+_TIMEOUT_S = 120.0  # limit for a rank that died: the others' waits break instead of hanging
 
 
 class Meeting:
-    """Where the ranks lay down what they send and see what the others sent."""
+    """Where the ranks put what they send and find what the others sent."""
 
     def __init__(self, size: int) -> None:
         self._barrier = threading.Barrier(size, timeout=_TIMEOUT_S)

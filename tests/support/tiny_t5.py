@@ -11,7 +11,7 @@ from transformers import PreTrainedTokenizerFast
 
 LINES = ["translate English to French: the cat sat on the mat", "le chat est sur le tapis", "a b c d e f g"]
 PAD, EOS, UNK = 0, 1, 2
-VOCAB = 128  # of the model; the tokenizer's is smaller
+VOCAB = 128  # the model's; the tokenizer's is smaller
 
 
 def write_model(folder: Path, *, generation: dict[str, Any] | None = None, **config: Any) -> Path:

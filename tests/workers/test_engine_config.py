@@ -1,8 +1,9 @@
-"""What an engine may be told, and the sizes that follow."""
+"""What an engine may be told, and what follows from the device."""
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,15 +11,8 @@ import torch
 
 from tandem.errors import InvalidRequest
 from tandem.workers.config import EngineConfig
-from tandem.workers.models.spec import RelativeBias, StackSpec
 
 CPU = torch.device("cpu")
-STACK = StackSpec(
-    vocab_size=128, layers=3, d_model=64, heads=8, head_dim=16, d_ff=128, activation="relu", norm="rms",
-    norm_eps=1e-6,
-    attention_scale=1.0, relative_bias=RelativeBias(32, 128, per_layer=False),
-)  # fmt: skip
-PAGE_BYTES = 2 * 3 * 8 * 32 * 16 * 4  # k and v, layers, heads, positions, head_dim, float32
 
 
 @pytest.mark.parametrize(
@@ -92,31 +86,31 @@ def test_page_size_by_device() -> None:
 
 def test_drafts() -> None:
     assert EngineConfig("m", draft_tokens=0).draft_tokens == 0
-    for wrong in (-1, None):
-        with pytest.raises(InvalidRequest, match=f"must be a number from 0 on, got {wrong}") as caught:
-            EngineConfig.of(model="m", draft_tokens=wrong)
-        assert caught.value.field == "draft_tokens"
+    with pytest.raises(InvalidRequest, match="must be at least 0, got -1") as caught:
+        EngineConfig.of(model="m", draft_tokens=-1)
+    assert caught.value.field == "draft_tokens"
 
 
-def test_pages_are_what_the_sequences_can_use() -> None:
-    config = EngineConfig("m", max_num_seqs=4, max_encoder_length=100, max_decoder_length=33)
-    assert config.pages(STACK, CPU) == 4 * (4 + 2)
-
-
-def test_pages_are_what_fits() -> None:
-    room = 37 * PAGE_BYTES / 2**30
-    config = EngineConfig("m", kv_cache_gib=room)
-    assert config.pages(STACK, CPU) == 37
-    assert replace(config, dtype="bfloat16").pages(STACK, CPU) == 37  # K and V stay float32 there
-    assert replace(config, tensor_parallel_size=2).pages(STACK, CPU) == 2 * 37
-    assert replace(config, page_size=64).pages(STACK, CPU) == 37 // 2
-    assert replace(config, kv_cache_gib=room / 1e6).pages(STACK, CPU) == 1
-    assert replace(config, num_pages=5).pages(STACK, CPU) == 5
-
-
-def test_a_cpu_engine_keeps_to_a_gibibyte() -> None:
-    config = EngineConfig("m", max_num_seqs=10_000, max_batched_tokens=10_000)
-    assert config.pages(STACK, CPU) == 2**30 // PAGE_BYTES
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("draft_tokens", None, "must be a whole number, got None"),
+        ("max_num_seqs", "8", "must be a whole number, got '8'"),
+        ("page_size", 1.5, "must be a whole number, got 1.5"),
+        ("num_pages", 0, "must be at least 1, got 0"),
+        ("kv_cache_gib", 0, "must be above 0, got 0"),
+        ("kv_cache_gib", float("nan"), "must be above 0, got nan"),
+        ("device", "tpu", "must be one of auto, cpu, cuda, got 'tpu'"),
+        ("overlap", "yes", "must be true or false, got 'yes'"),
+        ("model", Path("m"), "must be a string, got "),
+        ("max_num_seqs", True, "must be a whole number, got True"),
+    ],
+)
+def test_each_field_says_what_it_takes(name: str, value: object, message: str) -> None:
+    with pytest.raises(InvalidRequest) as caught:
+        EngineConfig(**{"model": "m", name: value})  # type: ignore[arg-type]
+    assert message in str(caught.value)
+    assert caught.value.field == name
 
 
 @pytest.mark.parametrize(

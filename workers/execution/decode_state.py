@@ -1,5 +1,5 @@
-"""What one rank knows of its sequences, on the device and in slots: page tables, lengths of encoder inputs,
-where each sequence is and what it said last, its source. A step brings only what changed."""
+"""What one rank keeps of its sequences on the device, by slot: page tables, lengths of encoder inputs,
+each sequence's position, last tokens and source. A step brings only what changed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,26 @@ import torch
 
 from tandem import kernels
 from tandem.kernels import DecodeTables, RowGroups
-from tandem.kernels.decode_rows import LAST, POSITION, SOURCE, resolve
+from tandem.kernels.decode_rows import resolve
+from tandem.kernels.values import LAST, POSITION, SOURCE
 from tandem.workers.config import EngineConfig
-from tandem.workers.execution.packet import BEAM, SINGLE, Ints, Packet
-from tandem.workers.models.stacks import AttentionRows, DecoderBatch, Targets
+from tandem.workers.execution.packet import BEAM, SINGLE, Ints, Packet, Rows
+from tandem.workers.models.batch import AttentionRows, DecoderBatch, Targets
 from tandem.workers.scheduling.plan import ON_DEVICE
 
 
 class DecodeState:
-    """`Runner`'s. What a step brings, where its rows read and write, and how it leaves the sequences."""
+    """Takes in what a step brings, lays out where its rows read and write, and advances the sequences by
+    what was chosen. Owned by `Runner`."""
 
     def __init__(
         self, config: EngineConfig, device: torch.device, page_size: int, pages: int, *, drafts: bool
     ) -> None:
-        """pages: of the pool, whose next one is nobody's. drafts: sequences draft from their sources."""
+        """
+        Args:
+            pages: of the pool; the page of this number is no sequence's.
+            drafts: sequences draft from their sources.
+        """
         self.device, self.page_size = device, page_size
         self._slots, self._drafts = config.max_num_seqs, drafts
         self._longest = config.max_decoder_length
@@ -44,66 +50,72 @@ class DecodeState:
             cross_pages=table(config.max_encoder_length),
             cross_lengths=torch.ones(self._slots + 1, dtype=torch.int32, device=device),
         )
-        self._cross_lengths = np.zeros(self._slots, dtype=np.int64)  # the same: sizes launches without a sync
+        # `cross_lengths` on the host: sizes launches without a sync.
+        self._cross_lengths = np.zeros(self._slots, dtype=np.int64)
 
     @property
     def positions(self) -> torch.Tensor:
-        """int64 [slots + 1]: of each sequence's last token, if it drafts, on the device."""
+        """int64 [slots + 1], on the device: the position of each drafting sequence's last token."""
         return self.tables.sequences[:, POSITION]
 
     # -- what a step brings
 
     def take(self, packet: Packet) -> None:
-        """Pages that rows write to from now on, and of new sequences what they may copy."""
-        if len(packet.new_pages):
-            slot, index, page = self._send(*packet.new_pages.T)
+        """New pages, and the sources of new sequences."""
+        if len(new := packet.new_pages):
+            slot, index, page = self._send(new.slot, new.index, new.page)
             self.tables.self_pages[slot, index] = page.int()
-        if len(packet.sources):
-            slots, columns = packet.sources.T
-            _, cells = _ranges(slots * self.tables.sequences.shape[1], columns)
+        if len(sources := packet.sources):
+            _, cells = _ranges(sources.slot * self.tables.sequences.shape[1], sources.count)
             to, values = self._send(cells, packet.source_columns)
             self.tables.sequences.view(-1)[to] = values
 
     def take_inputs(self, packet: Packet, order: Sequence[int]) -> torch.Tensor:
-        """Pages and lengths of the packet's admissions. Returns where K and V of their positions go, int64,
-        the admissions in this order."""
-        starts = np.cumsum(packet.admissions[:, 2]) - packet.admissions[:, 2]
+        """Pages and lengths of the packet's admissions.
+
+        order: the admissions' numbers, as their hidden states stand.
+        Returns int64 [sum of lengths]: the pool's slots for K and V of each position, in this order.
+        """
+        admissions = packet.admissions
+        starts = np.cumsum(admissions.pages) - admissions.pages
         offsets = np.arange(self.page_size)
         write_slots, table_rows, table_columns, table_pages = [], [], [], []
         for number in order:
-            entry, length, count, _ = packet.admissions[number]
+            count = admissions.pages[number]
             pages = packet.admission_pages[starts[number] : starts[number] + count]
-            write_slots.append((pages[:, None] * self.page_size + offsets).ravel()[:length])
-            table_rows.append(np.full(count, entry))
+            write_slots.append(
+                (pages[:, None] * self.page_size + offsets).ravel()[: admissions.length[number]]
+            )
+            table_rows.append(np.full(count, admissions.entry[number]))
             table_columns.append(np.arange(count))
             table_pages.append(pages)
         slots, row, column, page, entries, lengths = self._send(
             *map(np.concatenate, (write_slots, table_rows, table_columns, table_pages)),
-            *packet.admissions[:, :2].T,
+            admissions.entry,
+            admissions.length,
         )
         self.tables.cross_pages[row, column] = page.int()
         self.tables.cross_lengths[entries] = lengths.int()
-        self._cross_lengths[packet.admissions[:, 0]] = packet.admissions[:, 1]
+        self._cross_lengths[admissions.entry] = admissions.length
         return slots
 
     def lacks_beams(self, packet: Packet) -> bool:
-        """Whether these are the first beams that come."""
-        return self.tables.beam_cells is None and bool((packet.rows[:, 5] != SINGLE).any())
+        """Whether the packet has the first beams that come."""
+        return self.tables.beam_cells is None and bool((packet.rows.kind != SINGLE).any())
 
     def make_beams(self) -> None:
         shape = self._slots + 1, self._longest
         self.tables.beam_cells = torch.zeros(shape, dtype=torch.int32, device=self.device)
 
-    # -- where its rows read and write
+    # -- where rows read and write
 
     def rows(self, packet: Packet) -> Ints:
         """[4, N]: slot, position, cross entry and token of each position, for `kernels.gather_rows`."""
-        slots, _, _, entries, *_ = packet.rows.T
         row_of, positions = _positions(packet.rows)
-        return np.stack([slots[row_of], positions, entries[row_of], packet.row_tokens])
+        return np.stack([packet.rows.slot[row_of], positions, packet.rows.entry[row_of], packet.row_tokens])
 
     def gather_rows(self, rows: torch.Tensor, *, beams: bool) -> DecoderBatch:
-        """The forward's input of such rows, each of which gives a token."""
+        """The forward's input for these `rows`, each of which gives a token."""
         placed = kernels.gather_rows(rows, self.tables, beams=beams)
         each = RowGroups.each(rows.shape[1], self.device)
         attention = AttentionRows(
@@ -125,17 +137,17 @@ class DecodeState:
         )
 
     def batch(self, packet: Packet) -> DecoderBatch:
-        """Lays the rows out for the forward: positions one after another, those of one-position rows
+        """The forward's input for any rows: their positions one after another, those of one-position rows
         first."""
-        slots, _, counts, _, samples, kinds, _ = packet.rows.T
-        scored, targets, top = packet.targets.T
+        rows, targets = packet.rows, packet.targets
+        counts, kinds = rows.count, rows.kind
         beams = int((kinds == BEAM).sum())
         singles = int((counts == 1).sum()) - beams
-        row_of, positions = _positions(packet.rows)
+        row_of, positions = _positions(rows)
         ends, numbers = np.cumsum(counts), np.arange(len(positions))
-        sampled = np.flatnonzero(numbers >= (ends - samples)[row_of])
+        sampled = np.flatnonzero(numbers >= (ends - rows.samples)[row_of])
         token_ids, row_slots, row_positions, sample_rows, score_rows, target_ids = self._send(
-            packet.row_tokens, slots[row_of], positions, sampled, scored, targets
+            packet.row_tokens, rows.slot[row_of], positions, sampled, targets.position, targets.token
         )
         if (packet.row_tokens <= ON_DEVICE).any():
             sequences = self.tables.sequences
@@ -150,7 +162,7 @@ class DecodeState:
         attention, start = [], 0
         for several, end_row in ((False, singles), (True, singles + beams), (False, len(counts))):
             if start < end_row:
-                attention.append(self._attention_rows(packet.rows[start:end_row], start, beams=several))
+                attention.append(self._attention_rows(rows[start:end_row], start, beams=several))
             start = end_row
         return DecoderBatch(
             token_ids=token_ids,
@@ -158,22 +170,22 @@ class DecodeState:
             write_slots=write_slots,
             attention=attention,
             sample_rows=sample_rows,
-            targets=Targets(score_rows, target_ids, int(top.max())) if len(top) else None,
+            targets=Targets(score_rows, target_ids, int(targets.top.max())) if len(targets) else None,
         )
 
-    def _attention_rows(self, rows: Ints, start: int, *, beams: bool) -> AttentionRows:
-        slots, starts, counts, entries, _, _, uncertain = rows.T
+    def _attention_rows(self, rows: Rows, start: int, *, beams: bool) -> AttentionRows:
+        starts, counts, entries = rows.start, rows.count, rows.entry
         # Adjacent rows of one encoder input read its K/V together.
         first = np.flatnonzero(np.diff(entries, prepend=-1))
         cu_rows = np.concatenate([[0], np.cumsum(counts)])
         cu_cross = np.concatenate([cu_rows[first], cu_rows[-1:]])
         slots_, lengths, cu_rows_, groups, cu_cross_ = self._send(
-            slots, starts + counts, cu_rows, entries[first], cu_cross
+            rows.slot, starts + counts, cu_rows, entries[first], cu_cross
         )
-        if uncertain.any():
-            moved, starts_ = self._send(uncertain, starts)
+        if rows.uncertain.any():
+            moved, starts_ = self._send(rows.uncertain, starts)
             lengths += torch.where(moved > 0, self.positions[slots_] - starts_, 0)
-        longest = int((starts + counts + uncertain).max())
+        longest = int((starts + counts + rows.uncertain).max())
         longest_cross = int(self._cross_lengths[entries].max())
         if beams:
             assert self.tables.beam_cells is not None
@@ -192,28 +204,29 @@ class DecodeState:
             beams=beams,
         )
 
-    # -- how it leaves the sequences
+    # -- what was chosen
 
     def advance(self, packet: Packet, choice: torch.Tensor) -> torch.Tensor | None:
-        """By `Sampled.choice`. Returns what `Runner.finish` does."""
-        slots, starts, counts, _, samples, _, uncertain = packet.sampling.T
-        singles, beams = int(samples.sum()), packet.beam_slots
-        sequences, seen = self.tables.sequences, None
+        """Moves the sequences on by `Sampled.choice`. Returns what `Runner.finish` does."""
+        rows, beams = packet.sampling, packet.beam_slots
+        samples = rows.samples
+        singles = int(samples.sum())
+        sequences, outcomes = self.tables.sequences, None
         if singles and self._drafts:
-            starts = np.where(uncertain > 0, -1, starts + counts - samples)
-            moves = np.stack([slots, starts, samples, np.cumsum(samples) - samples])
+            starts = np.where(rows.uncertain > 0, -1, rows.start + rows.count - samples)
+            moves = np.stack([rows.slot, starts, samples, np.cumsum(samples) - samples])
             to = torch.from_numpy(moves).to(self.device, non_blocking=True)
-            seen = kernels.match_prompt_tokens(choice[:singles], to, sequences)
+            outcomes = kernels.match_prompt_tokens(choice[:singles], to, sequences)
         elif singles:
-            sequences[self._send(slots)[0], LAST] = choice[:singles]
+            sequences[self._send(rows.slot)[0], LAST] = choice[:singles]
         if len(beams):
             assert self.tables.beam_cells is not None
             (to,) = self._send(beams)
             tokens, parents = choice[singles:].chunk(2)
             sequences[to, LAST] = tokens
-            longest = int((packet.rows[:, 1] + packet.rows[:, 2]).max())
+            longest = int((packet.rows.start + packet.rows.count).max())
             self.tables.beam_cells[to, :longest] = self.tables.beam_cells[parents, :longest]
-        return seen
+        return outcomes
 
     def _pages(self, positions: int) -> int:
         return -(-positions // self.page_size)
@@ -225,16 +238,15 @@ class DecodeState:
         return parts
 
 
-def _positions(rows: Ints) -> tuple[Ints, Ints]:
-    """Of all positions of a packet's rows: the number of the row, and the position; where the device alone
-    knows it, how far behind the sequence's own, as `kernels.gather_rows` takes it."""
-    _, starts, counts, _, _, _, uncertain = rows.T
-    row_of, positions = _ranges(starts, counts)
-    ahead = starts[row_of] - positions - 1
-    return row_of, np.where(uncertain[row_of] > 0, ahead, positions)
+def _positions(rows: Rows) -> tuple[Ints, Ints]:
+    """For each position of the rows: its row's number, and the position. Where the device alone knows it:
+    -1 less how far it is after the row's first, as `kernels.gather_rows` takes it."""
+    row_of, positions = _ranges(rows.start, rows.count)
+    ahead = rows.start[row_of] - positions - 1
+    return row_of, np.where(rows.uncertain[row_of] > 0, ahead, positions)
 
 
 def _ranges(starts: Ints, counts: Ints) -> tuple[Ints, Ints]:
-    """Of so many numbers from each start on: which start it is, and the number, of each."""
+    """Concatenated ranges: for each element its range's index, and its value."""
     of = np.repeat(np.arange(len(counts)), counts)
     return of, np.arange(len(of)) - (np.cumsum(counts) - counts - starts)[of]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, ClassVar, Self, get_type_hints
 
 import numpy as np
 import numpy.typing as npt
@@ -12,54 +14,127 @@ from tandem.workers.scheduling.plan import Admission, StepPlan
 Ints = npt.NDArray[np.int64]
 
 CLOSE = [0]  # in place of a step: no more will come
-# In place of a handle: the ranks encode the tokens themselves, in this step or beside earlier ones.
+# In place of a handle: the ranks encode the tokens themselves, in this step or alongside earlier ones.
 ENCODE_HERE, ENCODED_ASYNC = -1, -2
 SINGLE, FIRST_BEAM, BEAM = range(3)  # kinds of row: FIRST_BEAM computes the prefix for all beams
 NO_TOP = -1  # the token's own log-probability alone
-_NOWHERE = (0, 0, 0)  # nothing is known to follow, from the position on
-_WIDTHS = (4, 1, 1, 3, 7, 1, 1, 3, 2, 1, 2, 1)  # of the tables, in order
+_NOWHERE = (0, 0, 0)  # of a new sequence: nothing is known to follow, see `kernels.decode_rows`
+
+
+class Table:
+    """int64 [items, columns]. A subclass names the columns, in order, by its annotations; each is a view."""
+
+    __slots__ = ("values",)
+    columns: ClassVar[tuple[str, ...]]
+
+    def __init_subclass__(cls) -> None:
+        cls.columns = tuple(cls.__annotations__)
+        for number, name in enumerate(cls.columns):
+            setattr(cls, name, property(lambda table, number=number: table.values[:, number]))
+
+    def __init__(self, values: Ints) -> None:
+        self.values = values
+
+    @classmethod
+    def of(cls, items: Sequence[tuple[int, ...]]) -> Self:
+        """From each item's columns, in order."""
+        return cls(np.array(items, dtype=np.int64).reshape(-1, len(cls.columns)))
+
+    def __len__(self) -> int:
+        return len(self.values)
+
+    def __getitem__(self, chosen: slice | npt.NDArray[np.bool_]) -> Self:
+        """The table of some of the items."""
+        return type(self)(self.values[chosen])
+
+
+class Admissions(Table):
+    """Encoder inputs whose cross-attention K/V this step computes."""
+
+    entry: Ints  # row of the device's table of cross pages
+    length: Ints  # encoder positions
+    pages: Ints  # how many
+    handle: Ints  # of hidden states, or ENCODE_HERE or ENCODED_ASYNC
+
+
+class NewPages(Table):
+    """Pages that rows write to from this step on."""
+
+    slot: Ints
+    index: Ints  # in the slot's table
+    page: Ints
+
+
+class Rows(Table):
+    """Consecutive positions of one sequence, see `scheduling.plan.Row`. Each beam has a row."""
+
+    slot: Ints
+    start: Ints  # first position, at least
+    count: Ints  # positions
+    entry: Ints  # the cross entry they read
+    samples: Ints  # so many of the last positions' logits give a token
+    kind: Ints  # SINGLE, FIRST_BEAM or BEAM
+    uncertain: Ints  # so many positions later at most
+
+
+class TargetTokens(Table):
+    """Tokens to be scored."""
+
+    position: Ints  # the one that the token follows, among all of the step's
+    token: Ints
+    top: Ints  # how many likeliest alternatives are wanted besides, or NO_TOP
+
+
+class Overlapped(Table):
+    """Encoder inputs to be encoded alongside this step and the next ones."""
+
+    entry: Ints
+    length: Ints
+
+
+class Sources(Table):
+    """What new sequences draft from: the first columns of their rows in `DecodeTables.sequences`."""
+
+    slot: Ints
+    count: Ints  # columns
 
 
 @dataclass(slots=True)
 class Packet:
-    """One step's tables, one row an item."""
+    """One step's tables, an item each. The vectors that follow a table hold its items' values, one item after
+    another."""
 
-    admissions: Ints  # [A, 4]: cross entry, length, pages, handle or ENCODE_HERE or ENCODED_ASYNC
-    admission_pages: Ints  # the admissions' pages, one after another
-    admission_tokens: Ints  # the tokens of those to be encoded here
-    new_pages: Ints  # [U, 3]: slot, index in its table, page
-    # [R, 7]: slot, first position, count, cross entry, samples, kind, and how much later it may begin.
-    rows: Ints
-    row_tokens: Ints  # the rows' tokens; ON_DEVICE is the slot's last sampled one, below it are guesses
+    admissions: Admissions  # by length: the encoder runs neighbours of equal length together
+    admission_pages: Ints
+    admission_tokens: Ints  # of those to be encoded here
+    new_pages: NewPages
+    rows: Rows
+    row_tokens: Ints  # ON_DEVICE is the slot's last sampled one, below it are draft tokens
     beam_slots: Ints  # of all beams that get a token, those of a request together
-    # [T, 3]: a position among the step's, the token behind it that is to be scored, how many likeliest ones
-    # are wanted beside it, or NO_TOP.
-    targets: Ints
-    overlapped: (
-        Ints  # [B, 2]: cross entry and length of inputs to be encoded beside this step and the next ones
-    )
-    overlapped_tokens: Ints  # theirs, one after another
-    sources: Ints  # [S, 2]: slot, and how many columns of `DecodeTables.sequences` are set, from the first on
-    source_columns: Ints  # what they are set to, one after another
+    targets: TargetTokens
+    overlapped: Overlapped  # by length
+    overlapped_tokens: Ints
+    sources: Sources
+    source_columns: Ints
 
     @classmethod
     def of(cls, plan: StepPlan) -> Packet:
         admissions: list[tuple[int, ...]] = []
-        pages: list[int] = []
-        encoded: list[int] = []
+        admission_pages: list[int] = []
+        admission_tokens: list[int] = []
         for admission in _by_length(plan.admissions):
             entry, encoder = admission.entry, admission.request.encoder
             here = ENCODED_ASYNC if admission.overlapped else ENCODE_HERE
             handle = here if encoder.hidden is None else encoder.hidden.handle
             admissions.append((entry.index, entry.length, len(entry.pages), handle))
-            pages += entry.pages
+            admission_pages += entry.pages
             if handle == ENCODE_HERE:
-                encoded += encoder.token_ids
+                admission_tokens += encoder.token_ids
         overlapped = _by_length(plan.overlapped)
         rows: list[tuple[int, ...]] = []
-        tokens: list[int] = []
+        row_tokens: list[int] = []
         beam_slots: list[int] = []
-        targets: list[tuple[int, int, int]] = []
+        targets: list[tuple[int, ...]] = []
         position = 0
         for row in plan.rows:
             sequence = row.sequence
@@ -67,7 +142,7 @@ class Packet:
             kind = SINGLE if sequence.width == 1 else FIRST_BEAM if row.width == 1 else BEAM
             for slot in sequence.slots[: row.width]:
                 rows.append((slot, row.start, row.count, entry_index, row.samples, kind, row.uncertain))
-                tokens += row.token_ids
+                row_tokens += row.token_ids
             if row.target_ids:
                 first = position + max(0, sequence.scored_from - row.start)
                 asked = sequence.request.decoding.prompt_logprobs
@@ -86,47 +161,59 @@ class Packet:
                 sources.append((sequence.slots[0], len(columns)))
                 source_columns += columns
         return cls(
-            _table(admissions, 4), _table(pages), _table(encoded), _table(plan.new_pages, 3), _table(rows, 7),
-            _table(tokens), _table(beam_slots), _table(targets, 3),
-            _table([(one.entry.index, one.entry.length) for one in overlapped], 2),
-            _table([token_id for one in overlapped for token_id in one.request.encoder.token_ids]),
-            _table(sources, 2), _table(source_columns),
-        )  # fmt: skip
+            admissions=Admissions.of(admissions),
+            admission_pages=_vector(admission_pages),
+            admission_tokens=_vector(admission_tokens),
+            new_pages=NewPages.of(plan.new_pages),
+            rows=Rows.of(rows),
+            row_tokens=_vector(row_tokens),
+            beam_slots=_vector(beam_slots),
+            targets=TargetTokens.of(targets),
+            overlapped=Overlapped.of([(one.entry.index, one.entry.length) for one in overlapped]),
+            overlapped_tokens=_vector(
+                [token_id for one in overlapped for token_id in one.request.encoder.token_ids]
+            ),
+            sources=Sources.of(sources),
+            source_columns=_vector(source_columns),
+        )
 
     @property
-    def sampling(self) -> Ints:
-        """Of the rows those without beams that give tokens."""
-        rows: Ints = self.rows[(self.rows[:, 5] == SINGLE) & (self.rows[:, 4] > 0)]
-        return rows
+    def sampling(self) -> Rows:
+        """The rows that sample a token, beams excluded."""
+        return self.rows[(self.rows.kind == SINGLE) & (self.rows.samples > 0)]
 
     @property
     def choices(self) -> int:
-        """Numbers in `Sampled.choice`: a token for each sample, and of a beam its parent as well."""
-        return int(self.sampling[:, 4].sum()) + 2 * len(self.beam_slots)
+        """Numbers in `Sampled.choice`: a token for each sample, and a beam's parent as well."""
+        return int(self.sampling.samples.sum()) + 2 * len(self.beam_slots)
 
     def to_ints(self) -> Ints:
-        parts = (
-            self.admissions, self.admission_pages, self.admission_tokens, self.new_pages, self.rows,
-            self.row_tokens, self.beam_slots, self.targets, self.overlapped, self.overlapped_tokens,
-            self.sources, self.source_columns,
-        )  # fmt: skip
-        return np.concatenate([np.array([len(part) for part in parts]), *(part.ravel() for part in parts)])
+        """One vector: how many items each part has, then the parts, item by item."""
+        parts = [getattr(self, name) for name in _PARTS]
+        flat = (part.values.ravel() if isinstance(part, Table) else part for part in parts)
+        return np.concatenate([np.array([len(part) for part in parts]), *flat])
 
     @classmethod
     def from_ints(cls, values: Ints) -> Packet:
-        parts, at = [], len(_WIDTHS)
-        for count, width in zip(values[:at], _WIDTHS, strict=True):
+        parts: dict[str, Any] = {}
+        at = len(_PARTS)
+        for (name, table), count in zip(_PARTS.items(), values[:at].tolist(), strict=True):
+            width = 1 if table is None else len(table.columns)
             part = values[at : at + count * width]
-            parts.append(part.reshape(-1, width) if width > 1 else part)
+            parts[name] = part if table is None else table(part.reshape(-1, width))
             at += count * width
-        return cls(*parts)
+        return cls(**parts)
+
+
+# The packet's fields, in order, each with its kind of table; None: a vector.
+_PARTS: dict[str, type[Table] | None] = {
+    name: kind if hasattr(kind, "columns") else None for name, kind in get_type_hints(Packet).items()
+}
 
 
 def _by_length(admissions: list[Admission]) -> list[Admission]:
-    """The encoder runs neighbours of equal length together."""
     return sorted(admissions, key=lambda admission: admission.entry.length)
 
 
-def _table(items: object, width: int = 1) -> Ints:
-    table = np.array(items, dtype=np.int64)
-    return table.reshape(-1, width) if width > 1 else table
+def _vector(items: list[int]) -> Ints:
+    return np.array(items, dtype=np.int64)

@@ -1,82 +1,20 @@
-"""Where a model's files are, and its weights: read slice by slice, complete both ways."""
+"""A model's weights: read slice by slice, complete both ways."""
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
-from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
-import torch
 from safetensors import safe_open
 
-from tandem import quickstart
 from tandem.errors import ModelLoadError
-from tandem.workers.models.families import Config, Part, family_of, spec_of
+from tandem.workers.models.families import Part, family_of, spec_of
+from tandem.workers.models.layers import WeightSlot
+from tandem.workers.models.model_folder import read_json
 
-# What is fetched from a hub: never pickles, never code.
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
-QUICKSTART = "quickstart"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-
-
-def resolve(model: str | Path, revision: str | None = None) -> Path:
-    """The folder of a model: `quickstart` is the bundled one, a local folder is taken as it is, anything
-    else is a Hugging Face hub id, fetched into the hub's cache. Raises ModelLoadError where there is none.
-    """
-    if model == QUICKSTART:
-        return quickstart.PATH
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelLoadError(f"no config.json in {folder}", field="model")
-        return folder
-    if folder.is_absolute() or str(model).startswith(".") or str(model).count("/") > 1:
-        raise ModelLoadError(f"no folder {folder}", field="model")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
-    try:
-        return Path(snapshot_download(str(model), revision=revision, allow_patterns=HUB_PATTERNS))
-    except HFValidationError as error:
-        raise ModelLoadError(
-            f"{str(model)!r} is neither a folder nor a hub id: {error}", field="model"
-        ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelLoadError(
-            f"{str(model)!r} is not a folder here and could not be had from the hub "
-            f"({type(error).__name__}); download it once and give its folder",
-            field="model",
-        ) from error
-
-
-def read_json(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON object of the model's folder; {} where the file is not there."""
-    path = folder / name
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ModelLoadError(f"{path} is not JSON: {error}", field="model") from None
-    if not isinstance(value, dict):
-        raise ModelLoadError(f"{path} is not a JSON object", field="model")
-    return value
-
-
-@dataclass(frozen=True)
-class WeightSlot:
-    """A place for (a part of) a checkpoint's weight in a layer's tensor."""
-
-    name: str  # ours; see families/
-    into: torch.Tensor  # a view of the layer's tensor
-    shape: tuple[int, ...]  # of the whole weight in the checkpoint
-    dim: int | None = None  # sharded along this dimension; None: every rank holds all of it
-    start: int = 0  # first index of this rank's slice along `dim`
-    plus: float = 0.0  # what the checkpoint leaves out
 
 
 class Checkpoint:
@@ -86,8 +24,8 @@ class Checkpoint:
     family covers: complete both ways.
     """
 
-    def __init__(self, folder: Path, config: Config) -> None:
-        """`config` is the folder's config.json."""
+    def __init__(self, folder: Path) -> None:
+        config = read_json(folder, "config.json")
         family = family_of(config)
         self.spec = spec_of(config)
         self._files = {

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from tandem.errors import InvalidRequest
-from tandem.workers.config import GIB, EngineConfig
+from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.models.checkpoint import Checkpoint, WeightSlot, read_json
-from tandem.workers.models.layers import Placement
+from tandem.workers.models.checkpoint import Checkpoint
+from tandem.workers.models.kv_pool import pool_pages, position_bytes
+from tandem.workers.models.layers import Placement, WeightSlot
 from tandem.workers.models.stacks import DecoderStack, EncoderStack
 
 
@@ -37,8 +38,7 @@ class Footprint:
 
         Raises ModelLoadError for a model that cannot be served.
         """
-        folder = Path(config.model)
-        checkpoint = Checkpoint(folder, read_json(folder, "config.json"))
+        checkpoint = Checkpoint(Path(config.model))
         spec, tied = checkpoint.spec, checkpoint.tied("decoder.output", "decoder.embedding")
         # The device need not be here.
         device = config.torch_device() if config.device == "auto" else torch.device(config.device)
@@ -56,14 +56,10 @@ class Footprint:
         if device.type == "cpu":  # the output projection is laid out anew; a tied one, beside the embedding
             output = layers.head.projection
             decoder += output.packed_bytes - (0 if tied else output.weight.nbytes)
-        if device.type == "cuda" and config.num_pages is None and config.kv_cache_gib is None:
-            if not torch.cuda.is_available():
-                raise InvalidRequest("must be said where there is no GPU to ask", field="kv_cache_gib")
-            free = torch.cuda.mem_get_info(device)[0] - encoder - decoder
-            config = replace(config, kv_cache_gib=max(1, 0.8 * free) / GIB)
-        stack = spec.decoder
-        heads = stack.shared_heads // ranks
-        kv = 2 * stack.layers * heads * stack.head_dim * config.kv_dtype(device).itemsize
+        asks = device.type == "cuda" and config.num_pages is None and config.kv_cache_gib is None
+        if asks and not torch.cuda.is_available():
+            raise InvalidRequest("must be said where there is no GPU to ask", field="kv_cache_gib")
+        kv = position_bytes(config, spec, device)
         return cls(
             device=device.type,
             dtype=str(dtype).removeprefix("torch."),
@@ -74,7 +70,7 @@ class Footprint:
             cross_kv_per_position=0 if spec.encoder is None else kv,
             hidden_states_per_position=0 if spec.encoder is None else spec.encoder.d_model * dtype.itemsize,
             page_size=config.positions_per_page(device),
-            pages=config.pages(stack, device),
+            pages=pool_pages(config, spec, device, unloaded=encoder + decoder),
         )
 
     @property

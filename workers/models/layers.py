@@ -4,6 +4,7 @@ never mentions a rank."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -13,12 +14,30 @@ from tandem.errors import ModelLoadError
 from tandem.kernels import Int8Linear, Linear
 from tandem.workers.config import Quantization
 from tandem.workers.distributed import Group
-from tandem.workers.models.checkpoint import WeightSlot
-from tandem.workers.models.spec import NormKind
+from tandem.workers.models.spec import NormKind, StackSpec
+
+
+@dataclass(frozen=True)
+class WeightSlot:
+    """A place for a weight of the checkpoint, or for this rank's slice of it, in a layer's tensor."""
+
+    name: str  # ours; see families/
+    into: torch.Tensor  # a view of the layer's tensor
+    shape: tuple[int, ...]  # of the whole weight in the checkpoint
+    dim: int | None = None  # sharded along this dimension; None: every rank holds all of it
+    start: int = 0  # first index of this rank's slice along `dim`
+    plus: float = 0.0  # added to what the checkpoint holds, see spec.NormKind
 
 
 class HasWeights(Protocol):
     def slots(self) -> Iterator[WeightSlot]: ...
+
+
+def weights_of(*parts: HasWeights | None) -> Iterator[WeightSlot]:
+    """The slots of all parts that are there."""
+    for part in parts:
+        if part is not None:
+            yield from part.slots()
 
 
 class Placement:
@@ -91,6 +110,21 @@ class Norm:
         yield WeightSlot(self.name, self.weight, tuple(self.weight.shape), plus=self.plus)
         if self.bias is not None:
             yield WeightSlot(f"{self.name}.bias", self.bias, tuple(self.bias.shape))
+
+
+def stack_norm(name: str, stack: StackSpec, place: Placement) -> Norm:
+    """Of rows [N, d_model]."""
+    return Norm(name, stack.d_model, stack.norm, stack.norm_eps, place)
+
+
+def output_norm(name: str, stack: StackSpec, place: Placement) -> Norm | None:
+    """Of a sublayer's output, where the stack has one."""
+    return stack_norm(f"{name}.output_norm", stack, place) if stack.output_norm else None
+
+
+def head_norm(name: str, stack: StackSpec, place: Placement) -> Norm | None:
+    """Of each head's queries or keys, where the stack has one."""
+    return Norm(name, stack.head_dim, stack.norm, stack.norm_eps, place) if stack.qk_norm else None
 
 
 class Replicated:

@@ -1,5 +1,5 @@
 """What a model is, in one tree of numbers. A family fills it in (`families/`), the one forward
-(`model.py`) reads it; neither asks for the family's name."""
+(`stacks.py`) reads it; neither asks for the family's name."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 Activation = Literal["relu", "gelu", "gelu_new", "silu"]  # gelu is the exact one, gelu_new uses tanh
+AttentionKind = Literal["self", "cross", "merged"]  # of a decoder sublayer; merged reads both kinds of keys
 NormKind = Literal["rms", "rms_plus_one", "layer"]  # rms_plus_one: checkpoints hold its weight less one
 
 
@@ -66,9 +67,10 @@ class StackSpec:
     parallel_residual: bool = False  # self-attention and feed-forward read the same norm's output
     attention_scale: float  # on the scores of self- and cross-attention
     softcap: float | None = None  # of these scores, see kernels.reference.soft_capped
-    merged_attention: bool = (
-        False  # decoders: one softmax over the keys of self- and cross-attention, no cross sublayer
-    )
+    # Decoders after an encoder: one softmax over the keys of self- and cross-attention in every layer, or
+    # cross-attention in place of self-attention in the layers listed. Neither: one after the other.
+    merged_attention: bool = False
+    cross_layers: tuple[int, ...] | None = None
     embedding_scale: float = 1.0
     # What is normalized before the first layer: nothing, tokens plus positions, or the tokens alone.
     embedding_norm: Literal["sum", "tokens"] | None = None
@@ -91,6 +93,9 @@ class StackSpec:
     def window(self, layer: int) -> Window | None:
         return self.windows[layer] if self.windows else None
 
+    def layer_rotary(self, layer: int) -> Rotary | None:
+        return self.window_rotary or self.rotary if self.window(layer) else self.rotary
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
@@ -108,6 +113,28 @@ class ModelSpec:
     decoder_start_id: int | None  # None: config.json does not say, or the prompt is the start
     pad_id: int
     eos_ids: tuple[int, ...]
+
+    def attentions(self, layer: int) -> tuple[AttentionKind, ...]:
+        """The kinds of attention in a layer of the decoder, in order."""
+        stack = self.decoder
+        if self.encoder is None:
+            return ("self",)
+        if stack.merged_attention:
+            return ("merged",)
+        if stack.cross_layers is None:
+            return "self", "cross"
+        return ("cross",) if layer in stack.cross_layers else ("self",)
+
+    def plane(self, layer: int, kind: AttentionKind) -> int:
+        """The plane of the KV pool of this kind of attention in a layer."""
+        return sum(kind in self.attentions(earlier) for earlier in range(layer))
+
+    @property
+    def kv_planes(self) -> int:
+        """Planes of the KV pool. The n-th self-attention and the n-th cross-attention share a plane, for they
+        have different pages."""
+        kinds = [kind for layer in range(self.decoder.layers) for kind in self.attentions(layer)]
+        return len(kinds) - min(kinds.count("self"), kinds.count("cross"))
 
     @property
     def vocab_size(self) -> int:

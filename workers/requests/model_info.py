@@ -12,6 +12,7 @@ from typing import Any
 from tandem.errors import ModelLoadError
 from tandem.inputs import Modality
 from tandem.workers.models.families import family_of, first_id, spec_of
+from tandem.workers.models.model_folder import read_json
 from tandem.workers.requests.defaults import (
     GenerationDefaults,
     checked_overrides,
@@ -54,8 +55,6 @@ class ModelInfo:
         Raises ModelLoadError for a model Tandem cannot serve and for a malformed file, InvalidRequest for an
         override of an unknown name.
         """
-        from tandem.workers.models.checkpoint import read_json  # brings torch
-
         config, generation = read_json(folder, "config.json"), read_json(folder, "generation_config.json")
         spec = spec_of(config)
         start = first_id("decoder_start_token_id", generation)

@@ -1,11 +1,11 @@
-"""Beam search for many requests at once, on the device: a step's logits to the beams that go on, and to what
-is finished. Rank 0 only.
+"""Beam search for many requests at once, on the device: from a step's logits to the beams that go on and the
+answers that are finished. Rank 0 only.
 
-The semantics are those of transformers 5.23 (`GenerationMixin._beam_search`) with a batch of one, operation
-by operation: the processors see log-probabilities; of the W beams' continuations the best
-K = max(2, 1 + number of stop ids) W are candidates; only the first W of them may finish; the best W that do
-not end go on. In beam sampling, where the temperature is above 0, the candidates are not the best ones but
-drawn, without replacement and in that order, by their beams' scores.
+The semantics are those of transformers 5.24 (`GenerationMixin._beam_search`) with a batch of one, operation
+by operation: the processors see log-probabilities; the candidates are the W beams' best continuations, K =
+max(2, 1 + number of stop ids) W of them; only the first W candidates may finish; the best W that do not end
+go on. In beam sampling, where the temperature is above 0, the candidates are drawn without replacement, by
+their beams' scores, and then sorted by score.
 """
 
 from __future__ import annotations
@@ -131,7 +131,7 @@ class Beams:
         need = self._processors.need_of(numbers)
         scores = self._processors(logits.log_softmax(-1), slots, steps, need)
         decodings = [row.sequence.request.decoding for row in rows]
-        if any(decoding.temperature > 0 for decoding in decodings):
+        if not all(decoding.greedy for decoding in decodings):
             warped = self._warpers.temperature[slots, None] > 0
             scores = torch.where(warped, self._warpers(scores, slots, decodings), scores)
         if any(_how(row).renormalize for row in rows):
@@ -147,7 +147,7 @@ class Beams:
             source = [own[0]] * width if first else own
             group = _Group(number, own, here, source, place, row.steps.start)
             candidates = max(2, 1 + len(decodings[number].stop_ids)) * width
-            alike[width, candidates, decodings[number].temperature > 0].append(group)
+            alike[width, candidates, not decodings[number].greedy].append(group)
             at, place = at + row.width, place + width
             longest = max(longest, row.start + row.count + 1)
         step = BeamStep(rows, place, self.device)
@@ -186,6 +186,9 @@ class Beams:
         keys, ids = key.topk(min(candidates, total.shape[2]), dim=2)
         best = keys.flatten(1).topk(candidates, dim=1).indices
         top = total.gather(2, ids).flatten(1).gather(1, best)
+        if drawn:
+            top, order = top.sort(dim=1, descending=True, stable=True)
+            best = best.gather(1, order)
         beam = best // ids.shape[2]
         token = ids.flatten(1).gather(1, best)
         parent = source.gather(1, beam)

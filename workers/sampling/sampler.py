@@ -8,7 +8,7 @@ import torch
 
 from tandem import kernels
 from tandem.outputs import TokenLogprobs
-from tandem.workers.models.stacks import TargetScores
+from tandem.workers.models.head import TargetScores
 from tandem.workers.request import Decoding
 from tandem.workers.sampling.beams import Beams, BeamStep
 from tandem.workers.sampling.noise import uniform
@@ -16,8 +16,7 @@ from tandem.workers.sampling.processors import Processors
 from tandem.workers.sampling.slot_tables import Columns
 from tandem.workers.sampling.to_device import to_device
 from tandem.workers.sampling.warpers import Warpers
-from tandem.workers.scheduling.drafter import DraftOutcome
-from tandem.workers.scheduling.plan import Row, Sequence, StepResult
+from tandem.workers.scheduling.plan import DraftOutcome, Row, Sequence, StepResult
 from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
 
@@ -76,14 +75,15 @@ class Sampled:
         self.choice = tokens if beams is None else torch.cat([tokens, beams.tokens, beams.parents])
         self._wants, self._beams = wants_logprobs, beams
         self._host = HostCopy(*(part for part in (tokens, logprobs, top_ids) if part is not None))
-        # Of each sequence without beams, int64 [sequences, 3], see `Runner.finish`; None: nobody drafts.
-        self.seen: HostCopy | None = None
+        # Each sampling sequence's draft outcome, beams excluded, int64 [sequences, 3]: see `Runner.finish`.
+        # None: nothing drafts. Set by the engine.
+        self.drafts: HostCopy | None = None
 
     def wait(self) -> StepResult:
-        seen = [] if self.seen is None else [DraftOutcome(*of) for of in self.seen.wait()[0].tolist()]
-        return self._without_seen()._replace(seen=seen)
+        drafts = [] if self.drafts is None else [DraftOutcome(*of) for of in self.drafts.wait()[0].tolist()]
+        return self._without_drafts()._replace(drafts=drafts)
 
-    def _without_seen(self) -> StepResult:
+    def _without_drafts(self) -> StepResult:
         tokens, *of_tokens = self._host.wait()
         beams = [] if self._beams is None else self._beams.found()
         if not of_tokens:
@@ -119,7 +119,7 @@ class Sampler:
         self._processors.start(sequences)
         self._warpers.start(sequences)
         self._beams.start(sequences)
-        drawn = [s for s in sequences if s.width == 1 and s.request.decoding.temperature > 0]
+        drawn = [s for s in sequences if s.width == 1 and not s.request.decoding.greedy]
         if drawn:
             slots = to_device([sequence.slots[0] for sequence in drawn], self.device)
             self._ints.put(slots, [(sequence.request.decoding.seed,) for sequence in drawn])
@@ -162,7 +162,7 @@ class Sampler:
         need = self._processors.need_of(numbers)
         logits = self._processors(logits, slots, steps, need)
         tokens = kernels.argmax(logits)
-        if any(d.temperature > 0 for d in decodings):
+        if not all(d.greedy for d in decodings):
             drawn = self._draw(logits, slots, steps, decodings)
             tokens = torch.where(self._warpers.temperature[slots] > 0, drawn, tokens)
         if need & ProcessorFlags.HISTORY:

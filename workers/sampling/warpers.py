@@ -32,7 +32,7 @@ class Warpers:
         sequences = [
             sequence
             for sequence in sequences
-            if sequence.request.decoding.temperature or not all(self._greedy[slot] for slot in sequence.slots)
+            if not sequence.request.decoding.greedy or not all(self._greedy[slot] for slot in sequence.slots)
         ]
         if not sequences:
             return
@@ -44,7 +44,7 @@ class Warpers:
             floats += [(d.temperature, d.top_p, d.min_p, d.typical_p)] * len(sequence.slots)
             ints += [(top_k, keep)] * len(sequence.slots)
             for slot in sequence.slots:
-                self._greedy[slot] = d.temperature == 0
+                self._greedy[slot] = d.greedy
         slots = to_device([slot for s in sequences for slot in s.slots], self.device)
         self._floats.put(slots, floats)
         self._ints.put(slots, ints)

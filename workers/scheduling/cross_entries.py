@@ -1,4 +1,4 @@
-"""The encoder inputs that running sequences read: whose cross-attention pages there are, and for how long."""
+"""The encoder inputs that running sequences read, and their cross-attention pages."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from tandem.workers.scheduling.plan import CrossEntry
 
 
 class CrossEntries:
-    """By the inputs' keys. An entry lives as long as it has readers."""
+    """Entries by their inputs' keys. An entry lives as long as it has readers."""
 
     def __init__(self, pool: PagePool, most: int) -> None:
+        """most: entries at once."""
         self._pool, self._most = pool, most
+        self.page_count = 0  # pages of all entries
         self._entries: dict[str, CrossEntry] = {}
         self._free = list(range(most - 1, -1, -1))  # indices
 
@@ -20,9 +22,10 @@ class CrossEntries:
         return self._entries.get(key)
 
     def make(self, key: str, length: int) -> CrossEntry:
-        """Of an input of this length, without readers yet; the pool must have the pages."""
+        """An entry for an input of this length, without readers yet; the pool must have the pages."""
         pages = self._pool.take(self._pool.pages_for(length))
         assert pages is not None
+        self.page_count += len(pages)
         entry = self._entries[key] = CrossEntry(self._free.pop(), key, pages, length)
         return entry
 
@@ -31,16 +34,19 @@ class CrossEntries:
         entry.readers -= 1
         if entry.readers == 0:
             self._pool.give_back(entry.pages)
+            self.page_count -= len(entry.pages)
             self._free.append(entry.index)
             del self._entries[entry.key]
 
     @property
     def pages(self) -> list[int]:
-        """Of all entries."""
+        """The pages of all entries."""
         return [page for entry in self._entries.values() for page in entry.pages]
 
     def check(self, read: Iterable[CrossEntry | None]) -> None:
-        """Raises AssertionError unless the entries have just these readers: `read` has one's entry each."""
+        """Raises AssertionError unless the entries have just these readers. read: each sequence's entry."""
+        if self.page_count != len(self.pages):
+            raise AssertionError(f"{self.page_count} cross pages are counted, there are {len(self.pages)}")
         indices = [entry.index for entry in self._entries.values()]
         if sorted(indices + self._free) != list(range(self._most)):
             raise AssertionError(f"cross entries {indices} and free {self._free} do not make up all")

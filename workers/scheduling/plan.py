@@ -6,13 +6,16 @@ from __future__ import annotations
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
 from enum import Enum
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from tandem.outputs import TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest
-from tandem.workers.scheduling.drafter import Drafter, DraftOutcome
 
-# In place of a token that only the device knows, a sequence's last one; below it are guesses at what follows.
+if TYPE_CHECKING:
+    from tandem.workers.scheduling.drafts import Drafter
+
+# In place of a token that only the device knows: the sequence's last one. The numbers below it are draft
+# tokens: ON_DEVICE - k is the k-th after the last one.
 ON_DEVICE = -1
 
 
@@ -20,6 +23,17 @@ class State(Enum):
     WAITING = "waiting"  # not admitted yet, or preempted
     RUNNING = "running"  # holds a slot and pages
     ENDED = "ended"
+
+
+class WaitingFor(Enum):
+    """Why the first waiting sequence did not join the batch in a step. Those after it wait for it: nothing
+    overtakes. Where it lacks several things, the first of these is the reason."""
+
+    SLOTS = "slots"  # fewer free slots than it has beams: raise max_num_seqs, or add replicas
+    PAGES = "pages"  # too few free pages for it and for the running ones to grow, or one was just preempted
+    IN_FLIGHT = "in_flight"  # it was preempted, and the steps that know its last tokens are not applied yet
+    TOKENS = "tokens"  # the step's max_batched_tokens are used up, by prefills most likely
+    ENCODER = "encoder"  # the step's max_encoder_tokens are used up, or the encoder is busy with other inputs
 
 
 @dataclass(slots=True, eq=False)
@@ -31,7 +45,7 @@ class CrossEntry:
     pages: list[int]
     length: int  # encoder positions
     readers: int = 0  # running sequences
-    encoded: bool = True  # False while its input is encoded beside steps: its readers have no rows yet
+    encoded: bool = True  # False while its input is encoded alongside steps: its readers have no rows yet
 
 
 @dataclass(slots=True, eq=False)
@@ -50,13 +64,13 @@ class Sequence:
     state: State = State.WAITING
     computed: int = 0  # positions whose self K/V are in pages, or will be by the steps in flight, at least
     queued_s: float | None = None  # from arrival to first admission
-    in_flight: int = 0  # tokens sampled by steps not applied yet, without those behind guesses
+    in_flight: int = 0  # tokens sampled by steps not applied yet, those after draft tokens excluded
     drafter: Drafter | None = None  # None: this engine drafts nothing
-    drafted: int = 0  # guesses in steps not applied yet: only the device knows how many are right
+    drafted: int = 0  # draft tokens in steps not applied yet: only the device knows how many are right
     width: int = 1  # beams
     slots: list[int] = field(default_factory=list)  # `width` of them
     pages: list[int] = field(default_factory=list)  # of all beams' first positions, then of the next, …
-    cross: CrossEntry | None = None
+    cross: CrossEntry | None = None  # None unless it runs
     scores: list[TokenLogprobs] = field(default_factory=list)  # of the tokens to be scored, so far
 
     @property
@@ -70,7 +84,7 @@ class Sequence:
 
     @property
     def scored_from(self) -> int:
-        """The position behind which the first token to be scored is, of a target or of the prefix."""
+        """The position whose next token is the first to be scored, of a target or of the prefix."""
         return len(self.request.prefix_ids) - 1 if self.request.target_ids else 0
 
     def targets(self, start: int, stop: int) -> tuple[int, ...]:
@@ -88,7 +102,7 @@ class Admission:
 
     entry: CrossEntry
     request: EngineRequest  # the first reader: says where the hidden states come from
-    overlapped: bool = False  # from what was encoded beside earlier steps
+    overlapped: bool = False  # its encoding began alongside an earlier step
 
 
 @dataclass(slots=True)
@@ -98,20 +112,19 @@ class Row:
     sequence: Sequence
     start: int  # first position, at least
     count: int  # positions
-    token_ids: list[
-        int
-    ]  # their tokens, or ON_DEVICE and below; of beams, which have one each, the same for all
+    # The positions' tokens, or ON_DEVICE and below; of beams, which have one each, the same for all.
+    token_ids: list[int]
     samples: int  # so many of the last positions' logits give a token; of beams at most one
     width: int = 1  # beams that each compute this, their one, position; a prefix is computed by the first
     # Tokens to be scored, which follow the positions from the sequence's `scored_from` on.
     target_ids: tuple[int, ...] = ()
-    uncertain: int = 0  # so many positions later at most, as many as guesses in flight are right
+    uncertain: int = 0  # so many positions later at most, as many as draft tokens in flight are right
 
     @property
     def steps(self) -> range:
         """For each sampled position, how many tokens are generated before the one it gives, at least."""
-        behind = self.start + self.count - len(self.sequence.request.prefix_ids) + 1
-        return range(behind - self.samples, behind)
+        stop = self.start + self.count - len(self.sequence.request.prefix_ids) + 1
+        return range(stop - self.samples, stop)
 
 
 @dataclass(slots=True)
@@ -120,8 +133,9 @@ class StepPlan:
     an encoder input are adjacent."""
 
     rows: list[Row] = field(default_factory=list)
+    positions: int = 0  # in the rows, of all beams; draft tokens excluded
     admissions: list[Admission] = field(default_factory=list)
-    # Encoder inputs whose encoding begins beside this step: a later one admits them.
+    # Encoder inputs whose encoding begins alongside this step: a later one admits them.
     overlapped: list[Admission] = field(default_factory=list)
     started: list[Sequence] = field(default_factory=list)  # got a slot: the sampler reads their parameters
     new_pages: list[tuple[int, int, int]] = field(default_factory=list)  # slot, index in its table, page
@@ -131,13 +145,19 @@ class StepPlan:
 Found = list[tuple[list[int], float]]  # by beams: generated ids and score, best first
 
 
+class DraftOutcome(NamedTuple):
+    """What a step showed about a sequence's draft tokens."""
+
+    right: int  # draft tokens up to the first wrong one, those that got no row included
+    run: int  # so many of the sequence's last tokens stand in its source, too; 0: nothing is known to follow
+    left: int  # tokens of the source after those
+
+
 class StepResult(NamedTuple):
     """What the sampling rows of a plan gave, in the plan's order."""
 
     tokens: list[int]  # one for each sampled position of rows without beams
-    logprobs: list[TokenLogprobs | None] | None = None  # likewise, where any of them asked
+    logprobs: list[TokenLogprobs | None] | None = None  # one for each of `tokens`, if any row asked
     beams: Seq[Found | None] = ()  # one for each row of beams; None while they go on
     scores: Seq[TokenLogprobs] = ()  # of the rows' targets, one after another
-    seen: Seq[
-        DraftOutcome
-    ] = ()  # of each sequence without beams that tokens were sampled for; none if nobody drafts
+    drafts: Seq[DraftOutcome] = ()  # one for each sampling sequence without beams; none if nothing drafts

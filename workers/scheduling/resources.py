@@ -1,63 +1,107 @@
-"""Which sequences there are and what they hold, slots and pages, until they are preempted or end."""
+"""What sequences run on, slots and pages: how much there is, and which sequence holds what."""
 
 from __future__ import annotations
 
-from tandem.workers.request import Delta, EngineStats
+from collections.abc import Iterable
+
+from tandem.errors import InvalidRequest
+from tandem.workers.request import EngineRequest
 from tandem.workers.scheduling.cross_entries import CrossEntries
 from tandem.workers.scheduling.pages import PagePool
-from tandem.workers.scheduling.plan import Sequence, State
-from tandem.workers.scheduling.sequence_heap import SequenceHeap
+from tandem.workers.scheduling.plan import CrossEntry, Sequence, WaitingFor
 
 
 class Resources:
-    """Kept by `Scheduler`, which is one."""
+    """Slots, pages of self-attention, and cross-attention pages shared by encoder input.
 
-    def __init__(self, pool: PagePool, max_num_seqs: int) -> None:
-        """max_num_seqs: sequences running at once (slots)."""
+    A sequence holds from `admit` to `release`; what it holds is in its `slots`, `pages` and `cross`. Who is
+    admitted and who makes room is the scheduler's business.
+    """
+
+    def __init__(self, pool: PagePool, slots: int) -> None:
+        """slots: sequences that run at once, every beam of a search by itself."""
         self.pool = pool
-        self.max_num_seqs = max_num_seqs
-        self._sequences: dict[str, Sequence] = {}  # all that have not ended, by request id
-        self._waiting = SequenceHeap()  # by order
-        self._deadlines = SequenceHeap()  # by deadline
-        self._running: list[Sequence] = []  # in order
-        self._cross = CrossEntries(pool, max_num_seqs)
-        self._free_slots = list(range(max_num_seqs - 1, -1, -1))
-        self._ended: list[Delta] = []
-        self._arrivals = 0
-        self._steps = 0
-        self._generated = 0
-        self._encoded = 0
-        self._preemptions = 0
-        self._drafted = 0
-        self._accepted = 0
+        self.slots = slots
+        self._cross = CrossEntries(pool, slots)
+        self._free_slots = list(range(slots - 1, -1, -1))
 
     @property
-    def has_work(self) -> bool:
-        return bool(self._sequences or self._ended)
+    def used_slots(self) -> int:
+        return self.slots - len(self._free_slots)
 
-    def _preempt(self, sequence: Sequence) -> None:
-        """Back to waiting, at its old place. It has no row in this plan: rows are made in order, and
-        the last in order is preempted."""
-        self._release(sequence)
-        sequence.state = State.WAITING
-        if sequence.width > 1:  # its tokens go with its slots: it starts anew, and finds the same
-            sequence.tokens = list(sequence.request.prefix_ids)
-        self._waiting.push(sequence.order, sequence)
-        self._preemptions += 1
+    @property
+    def cross_pages(self) -> int:
+        """Pages that hold cross-attention K/V."""
+        return self._cross.page_count
 
-    def _end(self, sequence: Sequence, delta: Delta | None) -> None:
-        """Frees what it holds. `delta` is its last where none comes from `apply`."""
-        if sequence.state is State.RUNNING:
-            self._release(sequence)
-        sequence.state = State.ENDED
-        del self._sequences[sequence.request.request_id]
-        if delta is not None:
-            self._ended.append(delta)
+    def check_fits(self, request: EngineRequest, width: int) -> None:
+        """Raises InvalidRequest where a request of `width` beams has no room even if it runs alone."""
+        if width > self.slots:
+            raise InvalidRequest(
+                f"the engine decodes {self.slots} sequences at once, got {width}", field="num_beams"
+            )
+        encoder, prefix = len(request.encoder.token_ids), len(request.prefix_ids)
+        new = request.decoding.max_tokens
+        need = self.pool.pages_for(encoder) + width * self.pool.pages_for(prefix + new)
+        if need > self.pool.total:
+            raise InvalidRequest(
+                f"{encoder} encoder tokens, {prefix} decoder prompt tokens and {new} new tokens need {need} "
+                f"pages of K/V memory, the engine has {self.pool.total}",
+                field="max_tokens",
+            )
 
-    def _release(self, sequence: Sequence) -> None:
-        """Slot and pages go back. Steps in flight may still write there: the device works in order,
-        so whoever gets them next writes later."""
-        self._running.remove(sequence)
+    def holds_input(self, key: str) -> bool:
+        """Whether a running sequence reads this encoder input."""
+        return self._cross.get(key) is not None
+
+    def lacks(self, sequence: Sequence) -> WaitingFor | None:
+        """What there is too little of for `admit`."""
+        if sequence.width > len(self._free_slots):
+            return WaitingFor.SLOTS
+        encoder, cross_pages = sequence.request.encoder, 0
+        if not self.holds_input(encoder.key):
+            cross_pages = self.pool.pages_for(len(encoder.token_ids))
+        # Room for one more token, and for each running sequence to grow: fewer preemptions.
+        self_pages = sequence.width * self.pool.pages_for(len(sequence.tokens) + 1)
+        if cross_pages + self_pages + self.used_slots > self.pool.free:
+            return WaitingFor.PAGES
+        return None
+
+    def admit(self, sequence: Sequence) -> CrossEntry:
+        """Gives a sequence that lacks nothing its slots, and its encoder input's pages. The entry's only
+        reader is its first: K and V are still to be computed."""
+        encoder = sequence.request.encoder
+        entry = self._cross.get(encoder.key) or self._cross.make(encoder.key, len(encoder.token_ids))
+        entry.readers += 1
+        sequence.cross = entry
+        sequence.slots = [self._free_slots.pop() for _ in range(sequence.width)]
+        return entry
+
+    def grow(self, sequence: Sequence, count: int) -> list[tuple[int, int, int]] | None:
+        """Gives a sequence the pages of `count` more positions, each as `StepPlan.new_pages` has it. None
+        where there are too few: none is given then."""
+        more = self._pages(sequence, count) - len(sequence.pages)
+        if not more:  # as at most steps
+            return []
+        if (pages := self.pool.take(more)) is None:
+            return None
+        new = []
+        for page in pages:
+            index, beam = divmod(len(sequence.pages), sequence.width)
+            new.append((sequence.slots[beam], index, page))
+            sequence.pages.append(page)
+        return new
+
+    def trim(self, sequence: Sequence) -> None:
+        """Takes back the pages that a sequence needs only if more draft tokens are right than were. A step in
+        flight writes to none of them: where it may write is where the sequence may have come to."""
+        need = self._pages(sequence)
+        self.pool.give_back(sequence.pages[need:])
+        del sequence.pages[need:]
+
+    def release(self, sequence: Sequence) -> None:
+        """Takes all back. Steps in flight may still write there: the device works in order, so whoever gets
+        the pages next writes later."""
         self._free_slots += sequence.slots
         sequence.slots = []
         self.pool.give_back(sequence.pages)
@@ -66,60 +110,20 @@ class Resources:
         self._cross.release(sequence.cross)
         sequence.cross = None
 
-    def _need(self, sequence: Sequence, more: int = 0) -> int:
-        """Pages for the positions it may have come to, and some more."""
+    def _pages(self, sequence: Sequence, more: int = 0) -> int:
+        """Pages for the positions a sequence may have come to, and some more."""
         return sequence.width * self.pool.pages_for(sequence.computed + sequence.drafted + more)
 
-    def _trim(self, sequence: Sequence) -> None:
-        """Gives the pages back that it would only have needed if more guesses had been right. A step in
-        flight writes to none of them: where it may write is where the sequence may have come to."""
-        need = self._need(sequence)
-        self.pool.give_back(sequence.pages[need:])
-        del sequence.pages[need:]
-
-    def _take_ended(self) -> list[Delta]:
-        ended, self._ended = self._ended, []
-        return ended
-
-    # -- observation
-
-    def stats(self) -> EngineStats:
-        return EngineStats(
-            running=self.max_num_seqs - len(self._free_slots),
-            waiting=len(self._sequences) - len(self._running),
-            max_running=self.max_num_seqs,
-            free_pages=self.pool.free,
-            total_pages=self.pool.total,
-            cross_pages=len(self._cross.pages),
-            steps=self._steps,
-            generated_tokens=self._generated,
-            encoded_tokens=self._encoded,
-            preemptions=self._preemptions,
-            drafted_tokens=self._drafted,
-            accepted_tokens=self._accepted,
-        )
-
-    def check(self) -> None:
-        """Raises AssertionError where an invariant does not hold. Cheap enough for production."""
-        held = [page for s in self._running for page in s.pages]
-        self.pool.check(held + self._cross.pages)
-        self._cross.check(s.cross for s in self._running)
-        slots = [slot for s in self._running for slot in s.slots]
-        if sorted(slots + self._free_slots) != list(range(self.max_num_seqs)):
+    def check(self, running: Iterable[Sequence]) -> None:
+        """Raises AssertionError unless these sequences hold what they need, and all else is free."""
+        running = list(running)
+        self.pool.check([page for s in running for page in s.pages] + self._cross.pages)
+        self._cross.check(s.cross for s in running)
+        slots = [slot for s in running for slot in s.slots]
+        if sorted(slots + self._free_slots) != list(range(self.slots)):
             raise AssertionError(f"slots {slots} and free {self._free_slots} do not make up all")
-        if self._running != sorted(self._running, key=lambda s: s.order):
-            raise AssertionError("running sequences are out of order")
-        waiting = {id(s) for _, s in self._waiting.living()}
-        for sequence in self._sequences.values():
-            if sequence.state is State.ENDED:
-                raise AssertionError(f"{sequence.request.request_id} ended but is still known")
-            if (sequence.state is State.WAITING) != (id(sequence) in waiting):
+        for s in running:
+            if len(s.pages) != self._pages(s) or len(s.slots) != s.width:
                 raise AssertionError(
-                    f"{sequence.request.request_id} is {sequence.state} but queued otherwise"
+                    f"{s.request.request_id} holds {len(s.slots)} slots, {len(s.pages)} pages"
                 )
-            if sequence.state is State.RUNNING and (
-                len(sequence.pages) != self._need(sequence)
-                or len(sequence.slots) != sequence.width
-                or sequence.computed > sequence.known
-            ):
-                raise AssertionError(f"{sequence.request.request_id} holds the wrong number of pages")

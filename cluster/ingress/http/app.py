@@ -1,4 +1,4 @@
-"""The HTTP application of the ingress, and the routes that belong to no other API."""
+"""The HTTP application of the ingress, and the routes that belong to no API of their own."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build_app(service: Service) -> FastAPI:
 
     @app.get("/")
     async def endpoints() -> Response:
-        """What a browser is shown."""
+        """What a browser shows: the model and the endpoints."""
         routes = [route for api in (*apis, app) for route in api.routes if isinstance(route, APIRoute)]
         asked = [f"{method} {route.path}" for route in routes for method in sorted(route.methods or ())]
         return JSONResponse({"model": service.model.id, "endpoints": list(dict.fromkeys(asked))})

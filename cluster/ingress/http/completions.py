@@ -14,8 +14,8 @@ from tandem.workers.requests.output_processor import PreparedRequest
 
 
 class CompletionShape:
-    """Shapes the answer to one request. Choices are numbered through: the first prompt's samples, then
-    the second's. `finish_reason` may be `deadline`, which OpenAI does not have: the time ran out."""
+    """Shapes the answer to one request. Choices are numbered through: the first prompt's samples, then the
+    second's. `finish_reason` may be `deadline`, which OpenAI does not have: the time ran out."""
 
     def __init__(
         self,
@@ -73,8 +73,8 @@ class CompletionShape:
     def _add_prompt_logprobs(
         self, choice: dict[str, Any], logprobs: Sequence[TokenLogprobs | None] | None
     ) -> None:
-        """vLLM's extension: for each token of the decoder's prompt its own entry and the likeliest ones', by
-        id; null for the first."""
+        """vLLM's extension: for each token of the decoder prompt, the entries of the token and of its
+        likeliest alternatives, by id; null for the first token."""
         if logprobs is not None:
             choice["prompt_logprobs"] = [token and self._prompt_entries(token) for token in logprobs]
 
@@ -113,12 +113,13 @@ def _choice(
         "stop_reason": stop_reason,  # vLLM's extension: the stop id or text, null for EOS
     }
     if score is not None:
-        choice["score"] = score  # ours, of beam search
+        choice["score"] = score  # Tandem's extension, for beam search
     return choice
 
 
 class _LogprobsShape:
-    """The legacy shape: parallel lists over the tokens, and where in the choice's text each begins."""
+    """OpenAI's legacy shape: parallel lists over the tokens, one of them with the place in the choice's text
+    where each begins."""
 
     def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool, *, first: bool) -> None:
         self._vocabulary = vocabulary
@@ -139,7 +140,7 @@ class _LogprobsShape:
             top.append(
                 {
                     self._vocabulary.token_text(token_id, first=self._first): logprob
-                    for token_id, logprob in reversed(position.top)  # of equal texts the likeliest stays
+                    for token_id, logprob in reversed(position.top)  # the likeliest of equal texts stays
                 }
             )
             if position.token_id not in self._hidden:

@@ -13,11 +13,11 @@ from tandem.errors import STATUS, InternalError, InvalidRequest, ModelNotFound, 
 
 _LIBRETRANSLATE: Final = ("/translate", "/languages")
 _LONGEST_MESSAGE: Final = 1000  # characters
-_RETRY_AFTER_S: Final = 1  # of 429 and 503; openai-python waits this long before it tries again
+_RETRY_AFTER_S: Final = 1  # with 429 and 503; openai-python waits this long before it tries again
 
 
 def add_error_handlers(app: FastAPI) -> None:
-    """Makes every error of `app`, its own ones too, an answer in the right shape."""
+    """Makes every error an answer in the right shape, the ones that FastAPI raises itself included."""
     app.add_exception_handler(TandemError, _answer)
     app.add_exception_handler(Exception, _answer)
     app.add_exception_handler(HTTPException, _answer_http)
@@ -25,7 +25,7 @@ def add_error_handlers(app: FastAPI) -> None:
 
 
 def error_body(error: BaseException, path: str) -> dict[str, Any]:
-    """An error that is not ours shows none of its text."""
+    """The body that says what went wrong. The text of an error that is no TandemError is not shown."""
     if not isinstance(error, TandemError):
         error = InternalError("internal error, see the server's log")
     return _body(str(error), error.field, status_of(error), path)
@@ -57,5 +57,5 @@ def _response(body: dict[str, Any], http: int, headers: Any = None) -> Response:
     headers = dict(headers or {})
     if http in (429, 503):
         headers["Retry-After"] = str(_RETRY_AFTER_S)
-    # In ASCII: a message may quote half a character, which UTF-8 cannot carry.
+    # ASCII, because a message may quote half a character, which UTF-8 cannot carry.
     return Response(json.dumps(body), http, headers, media_type="application/json")

@@ -14,10 +14,10 @@ from tandem.cluster.ingress.http.errors import error_body
 
 
 class EventStream(Response):
-    """Sends JSON values as events, then `[DONE]`; an error on the way is the last event instead.
+    """Sends JSON values as events, then `[DONE]`; after an error, the error is the last event instead.
 
-    Unlike Starlette's StreamingResponse it watches for the client going away whatever the server's ASGI
-    version says of itself, and closes `resources` in every case, even if it never got to send.
+    Unlike Starlette's StreamingResponse it watches for the client going away whatever ASGI version the server
+    claims, and closes `resources` in every case, even if nothing was sent.
     """
 
     media_type = "text/event-stream"
@@ -32,8 +32,8 @@ class EventStream(Response):
             async with self._resources:
                 await unless_disconnected(receive, self._send(send, scope["path"]))
         except Exception:
-            # `resources` have recorded it and the client, unless it has gone, was told. Beyond a status
-            # line there is nothing else to answer with.
+            # `resources` have recorded the error, and the client, unless it has gone, was told. After the
+            # status line there is nothing else to answer with.
             pass
 
     async def _send(self, send: Send, path: str) -> None:

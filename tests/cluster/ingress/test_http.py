@@ -379,6 +379,8 @@ async def test_metrics(http: httpx.AsyncClient, router: FakeRouter, request_buil
     assert values["tandem_requests_total protocol=http status=INTERNAL"] == 1
     assert values["tandem_kv_cache_usage engine=engine-1"] == 0.25
     assert values["tandem_preemptions_total engine=engine-1"] == 1
+    assert values["tandem_waiting_for_total engine=engine-1 reason=slots"] == 3
+    assert values["tandem_waiting_for_total engine=engine-1 reason=pages"] == 0
     assert values["tandem_handoff_bytes_total engine=engine-1"] == 4096
     assert values["tandem_encoder_batch_tokens_total"] == 40
     assert values["tandem_encoder_queued_tokens"] == 3

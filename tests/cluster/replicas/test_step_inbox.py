@@ -12,7 +12,7 @@ from tandem.cluster.replicas import step_inbox
 from tandem.cluster.replicas.step_inbox import StepInbox
 from tandem.workers.request import Delta, EngineStats
 
-STATS = EngineStats(0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0)
+STATS = EngineStats(0, 0, 1, 1, 1, 0, 0, 0, 0, 0, 0, 0, {})
 
 
 def step(number: int) -> list[Delta]:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tandem.cluster.router.encoder_queue import EncodeJob, EncoderQueue
+from tandem.workers.request import EncoderInput
 
 _numbers = itertools.count()
 
@@ -17,7 +18,7 @@ def job(length: int, *, alone: bool = False, earlier_s: float = 0.0) -> EncodeJo
     loop = asyncio.new_event_loop()
     loop.close()
     order = (-earlier_s, next(_numbers))
-    return EncodeJob("key", tuple(range(length)), order, asyncio.Future(loop=loop), alone=alone)
+    return EncodeJob(EncoderInput("key", tuple(range(length))), order, asyncio.Future(loop=loop), alone=alone)
 
 
 def queue_of(*jobs: EncodeJob) -> EncoderQueue:
@@ -66,7 +67,7 @@ def test_every_job_is_taken_once_and_batches_keep_to_the_budget(lengths: list[in
         oldest = min(set(jobs) - set(taken), key=lambda one: one.order)
         batch = queue.take(budget)
         assert oldest in batch
-        assert len(batch) == 1 or sum(len(one.token_ids) for one in batch) <= budget
+        assert len(batch) == 1 or sum(one.length for one in batch) <= budget
         taken += batch
     assert sorted(taken, key=lambda one: one.order) == jobs
     assert queue.tokens == 0

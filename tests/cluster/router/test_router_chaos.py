@@ -78,11 +78,12 @@ def left(cluster: FakeCluster) -> list[Any]:
         encoders._queue.tokens,
         [one for one in encoders._replicas.values() if one.batches or one.tokens],
         staging._used,
-        staging._waiting,
-        engines._waiting,
+        staging._staged,
+        staging._gate._waiters,
+        engines._gate._waiters,
     ]
-    for client in engines.clients:
-        held += [client.routed_requests, client._ids, client.keys, client._outbox, client._cancelled]
+    for link in engines.links:
+        held += [link.routed_requests, link._ids, link.keys, link._outbox, link._cancelled]
     for actor in cluster._all:
         if not actor.dead.is_set():
             held += [actor.actor._live, [link for link in actor.actor._links.values() if link.requests]]

@@ -38,12 +38,12 @@ async def test_cancelling_frees_the_engine() -> None:
 async def test_a_cancellation_does_not_overtake_its_request() -> None:
     async with FakeCluster(disaggregated=False) as cluster:
         [replica] = cluster.decoders.replicas.values()
-        [client] = cluster.router._engines.clients
+        [link] = cluster.router._engines.links
         routed = RoutedRequest(request("r", tokens=100_000), asyncio.get_running_loop().time() + 60)
-        replica.delays["submit"] = [0.1]
-        renewing = asyncio.create_task(client._exchange())  # it takes the request along, slowly
-        client.submit(routed)
-        while client._outbox:
+        replica.delays["exchange"] = [0.1]
+        renewing = asyncio.create_task(link._exchange())  # it takes the request along, slowly
+        link.submit(routed)
+        while link._outbox:
             await asyncio.sleep(0)
         routed.close()
         await renewing

@@ -14,9 +14,15 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from tandem.kernels import decode_rows
-from tandem.kernels.triton import activations, attention_encoder, attention_paged_kernels, kv_cache, norms
-from tandem.kernels.triton import decode_rows as sequences
+from tandem.kernels import values
+from tandem.kernels.triton import (
+    activations,
+    attention_encoder,
+    attention_paged,
+    decode_rows,
+    kv_cache,
+    norms,
+)
 
 pytestmark = pytest.mark.skipif(
     torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1",
@@ -47,7 +53,7 @@ GATHER_ROWS = {
     ),
     **dict.fromkeys(("width", "self_width", "cells_width", "cross_width"), "i32"),
 }  # fmt: skip
-COLUMNS = {name: getattr(decode_rows, name) for name in sequences.COLUMNS} | {"BLOCK": 1024}
+COLUMNS = {name: getattr(values, name) for name in decode_rows.COLUMNS} | {"BLOCK": 1024}
 
 CASES = {
     "rms_norm": (
@@ -84,17 +90,17 @@ CASES = {
         {"HEADS": 6, "PAGE": 16, "DIM": 64, "BLOCK": 512},
     ),
     "gather_rows": (
-        sequences._gather_rows_kernel,
+        decode_rows._gather_rows_kernel,
         GATHER_ROWS,
         {**COLUMNS, "PAGE": 64, "BEAMS": False, "cells_ptr": None},
     ),
     "gather_rows of beams": (
-        sequences._gather_rows_kernel,
+        decode_rows._gather_rows_kernel,
         GATHER_ROWS,
         {**COLUMNS, "PAGE": 64, "BEAMS": True},
     ),
     "match_prompt_tokens": (
-        sequences._match_prompt_tokens_kernel,
+        decode_rows._match_prompt_tokens_kernel,
         {**dict.fromkeys(("tokens_ptr", "rows_ptr", "sequences_ptr", "out_ptr"), "*i64"), "width": "i32"},
         COLUMNS,
     ),
@@ -123,36 +129,36 @@ CASES = {
         {"REACH": 128, "LEFT": 2, "TILES": 6, "BLOCK_M": 128, "BLOCK_N": 64},
     ),
     "self attention, one row": (
-        attention_paged_kernels.one_row,
+        attention_paged._one_row_kernel,
         {**PAGED, "bias_ptr": "*fp32"},
         {**PAGED_SIZES, "top_ptr": None, "REACH": 128, "HAS_BIAS": True, "SPLITS": 1, "PAGE": 64}
         | {"BY_CELL": False},
     ),
     "self attention of beams, split": (
-        attention_paged_kernels.one_row,
+        attention_paged._one_row_kernel,
         {**PAGED, "bias_ptr": "*fp32", "out_ptr": "*fp32", "top_ptr": "*fp32"},
         {**PAGED_SIZES, "REACH": 128, "HAS_BIAS": True, "SPLITS": 4, "PAGE": 64, "BY_CELL": True, **GEMMA},
     ),
     "cross attention, one row, split": (
-        attention_paged_kernels.one_row,
+        attention_paged._one_row_kernel,
         {**PAGED, "out_ptr": "*fp32", "top_ptr": "*fp32"},
         {**PAGED_SIZES, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "SPLITS": 4, "PAGE": 16}
         | {"BY_CELL": False},
     ),
     "self attention, several rows": (
-        attention_paged_kernels.row_block,
+        attention_paged._row_block_kernel,
         {**PAGED, "bias_ptr": "*fp32"},
         {**PAGED_SIZES, "top_ptr": None, "REACH": 128, "HAS_BIAS": True, "CAUSAL": True, "SPLITS": 1}
         | {"PAGE": 64, "BLOCK_M": 64, **GEMMA},
     ),
     "cross attention, several rows, split": (
-        attention_paged_kernels.row_block,
+        attention_paged._row_block_kernel,
         {**PAGED, "out_ptr": "*fp32", "top_ptr": "*fp32"},
         {**PAGED_SIZES, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "CAUSAL": False, "SPLITS": 4}
         | {"PAGE": 16, "BLOCK_M": 16},
     ),
     "merge": (
-        attention_paged_kernels.merge,
+        attention_paged._merge_kernel,
         {"parts_ptr": "*fp32", "tops_ptr": "*fp32", "out_ptr": BF16, "sums_ptr": "*fp32"},
         {"SPLITS": 4, "SUMS": True, "DIM": 64, "BLOCK_D": 64},
     ),

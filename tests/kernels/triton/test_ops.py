@@ -8,12 +8,11 @@ import pytest
 import torch
 from kernel_cases import TOLERANCE, assert_close, bias_table, packed, paged, scattered, summarized
 
-from tandem.kernels import decode_rows, reference, windowed_bias_table
+from tandem.kernels import Scores, reference, values, windowed_bias_table
 
 pytest.importorskip("triton")
 
-from tandem.kernels.triton import attention_paged
-from tandem.kernels.triton import decode_rows as sequences
+from tandem.kernels.triton import attention_paged, decode_rows
 from tandem.kernels.triton import ops as triton_ops
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -56,7 +55,9 @@ def test_gated_gelu(dtype: torch.dtype, width: int, device: str) -> None:
     x = (torch.randn(3, 2 * width) * 3).to(dtype).to(device)
     # The sigmoid saturates without overflow.
     x[0, 0], x[1, 0] = 50.0, -50.0
-    assert_close(triton_ops.gated_gelu(x), reference.gated_gelu(x))
+    assert_close(
+        triton_ops.activate(x, "gelu_new", gated=True), reference.activate(x, "gelu_new", gated=True)
+    )
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -80,7 +81,7 @@ def test_encoder_attention(
 ) -> None:
     case = packed(lengths, dim=dim, dtype=dtype, device=device)
     table = None if reach is None else bias_table(2, 2 * reach + 1, device)
-    out = triton_ops.encoder_attention(*case.inputs(), table, 0.7)
+    out = triton_ops.encoder_attention(*case.inputs(), Scores(0.7, table))
     assert out.dtype == dtype
     # Half precision rounds the bias too.
     assert_close(out, case.expected(table, 0.7), 2 * TOLERANCE[dtype])
@@ -94,14 +95,14 @@ def test_encoder_attention_with_summaries(dtype: torch.dtype, windowed: bool, de
     if windowed:
         table = windowed_bias_table(table, 9, 6)
     summaries = summarized(case, 4)
-    out = triton_ops.encoder_attention(*case.inputs(), table, 0.7, windowed, summaries)
+    out = triton_ops.encoder_attention(*case.inputs(), Scores(0.7, table), windowed, summaries)
     assert_close(out, case.expected(table, 0.7, summaries), 2 * TOLERANCE[dtype])
 
 
 def test_encoder_attention_in_bfloat16(device: str) -> None:
     case = packed((5, 80), dtype=torch.bfloat16, device=device)
     table = bias_table(2, 41, device)
-    out = triton_ops.encoder_attention(*case.inputs(), table, 0.7)
+    out = triton_ops.encoder_attention(*case.inputs(), Scores(0.7, table))
     assert_close(out, case.expected(table, 0.7), 2 * TOLERANCE[torch.bfloat16])
 
 
@@ -133,10 +134,10 @@ def test_paged_attention(
 ) -> None:
     case = paged(lengths, rows, dim=dim, page=page, dtype=dtype, device=device)
     table = bias_table(2, 19, device)
-    out = attention_paged._launch(*case.inputs(), table, 0.8, causal=True, splits=splits)
+    out = attention_paged._launch(*case.inputs(), Scores(0.8, table), causal=True, splits=splits)
     assert out.dtype == dtype
     assert_close(out, case.expected(table, 0.8, causal=True))
-    out = attention_paged._launch(*case.inputs(), None, 0.8, causal=False, splits=splits)
+    out = attention_paged._launch(*case.inputs(), Scores(0.8), causal=False, splits=splits)
     assert_close(out, case.expected(None, 0.8, causal=False))
 
 
@@ -147,7 +148,7 @@ def test_splits_that_get_no_keys(rows: list[int], device: str, monkeypatch: pyte
     table = bias_table(2, 19, device)
     with monkeypatch.context() as patch:
         patch.setattr(torch, "empty", partial(torch.full, fill_value=float("nan")))
-        out = attention_paged._launch(*case.inputs(), table, 0.8, causal=True, splits=8)
+        out = attention_paged._launch(*case.inputs(), Scores(0.8, table), causal=True, splits=8)
     assert_close(out, case.expected(table, 0.8, causal=True))
 
 
@@ -157,18 +158,13 @@ def test_beam_attention(
     lengths: list[int], page: int, dtype: torch.dtype, splits: int | None, device: str
 ) -> None:
     case = paged(lengths, [1] * len(lengths), page=page, dtype=dtype, device=device)
-    cells = scattered(case, lengths)
-    q, k_pages, v_pages, *_ = case.inputs()
+    scattered(case, lengths)
     table = bias_table(2, 19, device)
-    out = attention_paged._launch(
-        q, k_pages, v_pages, cells, case.lengths, case.groups, table, 0.8, causal=True, splits=splits,
-        by_cell=True,
-    )  # fmt: skip
+    scores = Scores(0.8, table)
+    out = attention_paged._launch(*case.inputs(), scores, causal=True, splits=splits, by_cell=True)
     assert_close(out, case.expected(table, 0.8, causal=True))
     if splits is None:
-        assert torch.equal(
-            triton_ops.paged_beam_attention(q, k_pages, v_pages, cells, case.lengths, table, 0.8), out
-        )
+        assert torch.equal(triton_ops.paged_beam_attention(case.q, case.kv, scores), out)
 
 
 @pytest.mark.parametrize("cap", [None, 0.5])
@@ -176,7 +172,7 @@ def test_encoder_attention_of_shared_keys(cap: float | None, device: str) -> Non
     case = packed((8, 3, 150), heads=4, dim=32, device=device, group=2)
     table = windowed_bias_table(bias_table(4, 25, device), 6, 6)
     summaries = summarized(case, 4)
-    out = triton_ops.encoder_attention(*case.inputs(), table, 0.7, True, summaries, cap)
+    out = triton_ops.encoder_attention(*case.inputs(), Scores(0.7, table, cap), True, summaries)
     assert_close(out, case.expected(table, 0.7, summaries, cap))
 
 
@@ -189,9 +185,11 @@ def test_paged_attention_of_shared_keys(cap: float | None, splits: int, rows: li
     other = paged([7, 1, 130], rows, heads=4, dim=32, device=device, group=2, seed=1)
     other.q = own.q
     table, sums = bias_table(4, 19, device), torch.empty(2, sum(rows), 4, device=device)
-    one = attention_paged._launch(*own.inputs(), table, 0.7, cap, sums[0], causal=True, splits=splits)
+    one = attention_paged._launch(*own.inputs(), Scores(0.7, table, cap), sums[0], causal=True, splits=splits)
     assert_close(one, own.expected(table, 0.7, causal=True, cap=cap))
-    two = attention_paged._launch(*other.inputs(), None, 0.7, cap, sums[1], causal=False, splits=splits)
+    two = attention_paged._launch(
+        *other.inputs(), Scores(0.7, None, cap), sums[1], causal=False, splits=splits
+    )
     merged = reference.merge_attention(one, sums[0], two, sums[1])
     assert_close(merged, own.expected(table, 0.7, causal=True, cap=cap, more=other))
 
@@ -200,25 +198,25 @@ def test_paged_attention_of_shared_keys(cap: float | None, splits: int, rows: li
 def test_paged_attention_in_bfloat16(rows: list[int], device: str) -> None:
     case = paged([33, 7], rows, dtype=torch.bfloat16, device=device)
     table = bias_table(2, 19, device)
-    out = triton_ops.paged_self_attention(*case.inputs(), table, 0.8)
+    out = triton_ops.paged_self_attention(*case.inputs(), Scores(0.8, table))
     assert_close(out, case.expected(table, 0.8, causal=True))
-    out = triton_ops.paged_cross_attention(*case.inputs(), 0.8)
+    out = triton_ops.paged_cross_attention(*case.inputs(), Scores(0.8))
     assert_close(out, case.expected(None, 0.8, causal=False))
 
 
 @pytest.mark.parametrize("beams", [False, True])
 def test_gather_rows(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that the host knows, and rows that the device does; tables of several blocks."""
-    monkeypatch.setattr(sequences, "_BLOCK", 16)
+    monkeypatch.setattr(decode_rows, "_BLOCK", 16)
     torch.manual_seed(0)
     slots, pages, page = 7, 70, 4
 
-    def tables(state: torch.Tensor, device: str) -> decode_rows.DecodeTables:
+    def tables(state: torch.Tensor, device: str) -> values.DecodeTables:
         rng = torch.Generator().manual_seed(1)
         numbers = [torch.randint(0, 90, shape, generator=rng, dtype=torch.int32) for shape in (
             (slots, pages), (slots, pages), (slots,), (slots, pages * page))]  # fmt: skip
         self_pages, cross_pages, cross_lengths, cells = (one.to(device) for one in numbers)
-        return decode_rows.DecodeTables(
+        return values.DecodeTables(
             page,
             self_pages,
             state.to(device, copy=True),
@@ -227,9 +225,9 @@ def test_gather_rows(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) 
             cells if beams else None,
         )
 
-    state = torch.randint(0, 1000, (slots, decode_rows.SOURCE + 9))
+    state = torch.randint(0, 1000, (slots, values.SOURCE + 9))
     for column, below in (("POSITION", pages * page - 8), ("RUN", 3), ("PLACE", 9), ("LENGTH", 10)):
-        state[:, getattr(decode_rows, column)] %= below
+        state[:, getattr(values, column)] %= below
     ours, theirs = tables(state, device), tables(state, "cpu")
     for count in (1, 5, 20):
         which = torch.randperm(slots)[:count] if beams else torch.randint(0, slots, (count,))
@@ -242,7 +240,7 @@ def test_gather_rows(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) 
                 ),
             ]
         )
-        expected = decode_rows.gather_rows(rows, theirs, beams=beams)
+        expected = reference.gather_rows(rows, theirs, beams=beams)
         found = triton_ops.gather_rows(rows.to(device), ours, beams=beams)
         for name, one, other in zip(expected._fields, found, expected, strict=True):
             assert one.dtype == other.dtype
@@ -255,12 +253,12 @@ def test_gather_rows(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) 
 def test_match_prompt_tokens(block: int, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sequences that say what follows in their sources, or anything; sources of all lengths up to two blocks
     and more."""
-    monkeypatch.setattr(sequences, "_BLOCK", block)
+    monkeypatch.setattr(decode_rows, "_BLOCK", block)
     torch.manual_seed(0)
     lengths = torch.tensor([0, 1, 2, 3, 4, 5, 6, 8, 9, 12])
-    state = torch.randint(0, 3, (len(lengths), decode_rows.SOURCE + 12))
-    state[:, decode_rows.POSITION : decode_rows.LENGTH] = 0
-    state[:, decode_rows.LENGTH] = lengths
+    state = torch.randint(0, 3, (len(lengths), values.SOURCE + 12))
+    state[:, values.POSITION : values.LENGTH] = 0
+    state[:, values.LENGTH] = lengths
     ours, theirs = state.to(device), state.clone()
     copied = 0
     for step in range(12):
@@ -270,31 +268,30 @@ def test_match_prompt_tokens(block: int, device: str, monkeypatch: pytest.Monkey
         starts = torch.where(slots % 3 == 0, 40 + step, -1)
         tokens = torch.randint(0, 3, (int(samples.sum()),))
         for slot, first, count in zip(slots.tolist(), firsts.tolist(), samples.tolist(), strict=True):
-            run, place, length = theirs[slot, decode_rows.RUN : decode_rows.SOURCE].tolist()
+            run, place, length = theirs[slot, values.RUN : values.SOURCE].tolist()
             if run and step % 4:
                 right = min(count, length - place, 1 + step % 5)
-                source = theirs[slot, decode_rows.SOURCE + place :]
+                source = theirs[slot, values.SOURCE + place :]
                 tokens[first : first + right] = source[:right]
         rows = torch.stack([slots, starts, samples, firsts])
-        seen = decode_rows.match_prompt_tokens(tokens, rows, theirs)
+        seen = reference.match_prompt_tokens(tokens, rows, theirs)
         copied += int(seen[:, 0].sum())
         found = triton_ops.match_prompt_tokens(tokens.to(device), rows.to(device), ours)
         assert torch.equal(found.cpu(), seen)
-        known = theirs[:, decode_rows.RUN] > 0
+        known = theirs[:, values.RUN] > 0
         assert torch.equal(ours.cpu()[known], theirs[known])
-        assert torch.equal(ours.cpu()[:, : decode_rows.PLACE], theirs[:, : decode_rows.PLACE])
+        assert torch.equal(ours.cpu()[:, : values.PLACE], theirs[:, : values.PLACE])
     assert copied > 20
 
 
 def test_no_rows(device: str) -> None:
     case = paged([5], [1], device=device)
     empty = case.q[:0]
-    assert triton_ops.paged_self_attention(empty, *case.inputs()[1:], None, 1.0).shape == empty.shape
-    assert (
-        triton_ops.encoder_attention(empty, empty, empty, case.lengths[:0], 0, None, 1.0).shape == empty.shape
-    )
+    assert triton_ops.paged_self_attention(empty, *case.inputs()[1:], Scores(1.0)).shape == empty.shape
+    out = triton_ops.encoder_attention(empty, empty, empty, case.kv.lengths[:0], 0, Scores(1.0))
+    assert out.shape == empty.shape
     assert triton_ops.rms_norm(empty[:, 0], torch.ones(64, device=device), 1e-6).shape == (0, 64)
-    assert triton_ops.gated_gelu(empty[:, 0]).shape == (0, 32)
+    assert triton_ops.activate(empty[:, 0], "gelu_new", gated=True).shape == (0, 32)
     ones = torch.ones(64, device=device)
     for part in triton_ops.add_layer_norm(empty[:, 0], empty[:, 0], ones, ones, 1e-5):
         assert part.shape == (0, 64)
@@ -302,6 +299,4 @@ def test_no_rows(device: str) -> None:
         assert part.shape == (0, 64)
     nothing = torch.empty(4, 0, dtype=torch.int64, device=device)
     assert triton_ops.match_prompt_tokens(nothing[0], nothing, nothing.T).shape == (0, 3)
-    triton_ops.write_kv(
-        empty, empty, case.k_pages, case.v_pages, torch.empty(0, dtype=torch.int64, device=device)
-    )
+    triton_ops.write_kv(empty, empty, *case.kv[:2], torch.empty(0, dtype=torch.int64, device=device))

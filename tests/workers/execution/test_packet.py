@@ -10,7 +10,7 @@ import pytest
 import torch
 from simulator import EOS, Job, Simulator
 
-from tandem.kernels.decode_rows import EARLIER, LENGTH, RUN, SOURCE
+from tandem.kernels.values import EARLIER, LENGTH, RUN, SOURCE
 from tandem.workers.execution.packet import (
     BEAM,
     CLOSE,
@@ -19,12 +19,15 @@ from tandem.workers.execution.packet import (
     FIRST_BEAM,
     NO_TOP,
     SINGLE,
+    Ints,
     Packet,
+    Rows,
+    Table,
 )
 from tandem.workers.request import EncoderInput
-from tandem.workers.scheduling.drafter import DraftOutcome
 from tandem.workers.scheduling.pages import PagePool
-from tandem.workers.scheduling.plan import ON_DEVICE, StepPlan, StepResult
+from tandem.workers.scheduling.plan import ON_DEVICE, DraftOutcome, StepPlan, StepResult
+from tandem.workers.scheduling.resources import Resources
 from tandem.workers.scheduling.scheduler import Scheduler
 
 
@@ -39,7 +42,8 @@ class Elsewhere:
 
 
 def scheduler(**options: Any) -> Scheduler:
-    return Scheduler(PagePool(32, 4), max_num_seqs=4, max_batched_tokens=16, max_encoder_tokens=64, **options)
+    resources = Resources(PagePool(32, 4), 4)
+    return Scheduler(resources, max_batched_tokens=16, max_encoder_tokens=64, **options)
 
 
 def arrive(to: Scheduler, job: Job, token_ids: tuple[int, ...], handle: int | None = None) -> None:
@@ -55,9 +59,13 @@ def there_and_back(packet: Packet) -> Packet:
     return Packet.from_ints(torch.tensor(values.tolist()).numpy())
 
 
+def values_of(part: Table | Ints) -> Ints:
+    return part.values if isinstance(part, Table) else part
+
+
 def assert_same(one: Packet, other: Packet) -> None:
     for part in fields(Packet):
-        ours, theirs = getattr(one, part.name), getattr(other, part.name)
+        ours, theirs = (values_of(getattr(packet, part.name)) for packet in (one, other))
         assert ours.shape == theirs.shape, part.name
         assert (ours == theirs).all(), part.name
 
@@ -73,7 +81,7 @@ def test_a_first_step() -> None:
     packet = there_and_back(Packet.of(plan))
     entries = [admission.entry for admission in plan.admissions]
     # By length, so that the encoder finds neighbours of equal length.
-    assert packet.admissions.tolist() == [
+    assert packet.admissions.values.tolist() == [
         [entries[1].index, 2, 1, 77],
         [entries[2].index, 3, 1, ENCODE_HERE],
         [entries[0].index, 5, 2, ENCODE_HERE],
@@ -85,13 +93,13 @@ def test_a_first_step() -> None:
     rows = {row.sequence.request.request_id: row.sequence for row in plan.rows}
     order = [row.sequence.request.request_id for row in plan.rows]
     assert order[-1] == "c"
-    by_row = dict(zip(order, packet.rows.tolist(), strict=True))
+    by_row = dict(zip(order, packet.rows.values.tolist(), strict=True))
     for name, (start, count, entry) in {
         "a": (0, 1, 0), "b": (0, 1, 1), "c": (0, 3, 2), "d": (0, 1, 0),
     }.items():  # fmt: skip
         assert by_row[name] == [rows[name].slots[0], start, count, entries[entry].index, 1, SINGLE, 0]
     assert packet.row_tokens.tolist() == [token for name in order for token in rows[name].tokens]
-    assert {tuple(new) for new in packet.new_pages.tolist()} == {
+    assert {tuple(new) for new in packet.new_pages.values.tolist()} == {
         (sequence.slots[0], 0, sequence.pages[0]) for sequence in rows.values()
     }
 
@@ -102,7 +110,7 @@ def test_a_token_that_only_the_device_knows() -> None:
     first = ours.plan(0.0)
     ahead = there_and_back(Packet.of(ours.plan(0.0)))
     assert ahead.row_tokens.tolist() == [ON_DEVICE]
-    assert ahead.rows[0, 1:3].tolist() == [2, 1]
+    assert (ahead.rows.start.tolist(), ahead.rows.count.tolist()) == ([2], [1])
     assert len(ahead.admissions) == len(ahead.new_pages) == 0
     ours.apply(first, StepResult([99]))
 
@@ -117,21 +125,21 @@ def test_guesses_are_rows_whose_tokens_only_the_device_knows() -> None:
     packet = there_and_back(Packet.of(first))
     copier = next(row.sequence for row in first.rows if row.count == 2)
     other = next(row.sequence for row in first.rows if row.count == 1)
-    assert packet.sources.tolist() == [[copier.slots[0], SOURCE + 10], [other.slots[0], SOURCE]]
+    assert packet.sources.values.tolist() == [[copier.slots[0], SOURCE + 10], [other.slots[0], SOURCE]]
     columns = packet.source_columns.tolist()
     *columns, last, _, _, _, _, _, length = columns
     assert (last, length) == (other.tokens[-1], 0)  # who draws has nothing to copy
     assert columns[: EARLIER + 1] == [*copier.tokens[::-1], -1]
     assert (columns[RUN], columns[LENGTH], columns[SOURCE:]) == (0, 10, list(source))
-    ours.apply(first, StepResult([99, 21], seen=[DraftOutcome(0, 0, 0), DraftOutcome(0, 3, 8)]))
+    ours.apply(first, StepResult([99, 21], drafts=[DraftOutcome(0, 0, 0), DraftOutcome(0, 3, 8)]))
 
     packet = there_and_back(Packet.of(ours.plan(0.0)))
     assert len(packet.sources) == 0
     assert copier.cross is not None
-    assert packet.rows[-1].tolist() == [copier.slots[0], 2, 2, copier.cross.index, 2, SINGLE, 0]
+    assert packet.rows.values[-1].tolist() == [copier.slots[0], 2, 2, copier.cross.index, 2, SINGLE, 0]
     assert packet.row_tokens[-2:].tolist() == [21, ON_DEVICE - 1]
     packet = there_and_back(Packet.of(ours.plan(0.0)))
-    assert packet.rows[-1].tolist() == [copier.slots[0], 3, 2, copier.cross.index, 2, SINGLE, 1]
+    assert packet.rows.values[-1].tolist() == [copier.slots[0], 3, 2, copier.cross.index, 2, SINGLE, 1]
     assert packet.row_tokens[-2:].tolist() == [ON_DEVICE, ON_DEVICE - 1]
 
 
@@ -143,10 +151,10 @@ def test_beams_are_rows_of_one_request() -> None:
     plan = ours.plan(0.0)
     first = there_and_back(Packet.of(plan))
     slots = plan.rows[-1].sequence.slots
-    assert first.rows[1].tolist() == [slots[0], 0, 2, 0, 1, FIRST_BEAM, 0]
+    assert first.rows.values[1].tolist() == [slots[0], 0, 2, 0, 1, FIRST_BEAM, 0]
     assert first.beam_slots.tolist() == slots
     second = there_and_back(Packet.of(ours.plan(0.0)))
-    assert second.rows[1:].tolist() == [[slot, 2, 1, 0, 1, BEAM, 0] for slot in slots]
+    assert second.rows.values[1:].tolist() == [[slot, 2, 1, 0, 1, BEAM, 0] for slot in slots]
     assert second.row_tokens.tolist() == [ON_DEVICE] * 4
     assert second.beam_slots.tolist() == slots
 
@@ -155,7 +163,7 @@ def test_an_unfinished_prefill_does_not_sample() -> None:
     ours = scheduler()
     arrive(ours, Job("a", 0, key=0, encoder_length=2, prefix=20), (11, 1))
     plans = [there_and_back(Packet.of(ours.plan(0.0))) for _ in range(2)]
-    assert [plan.rows[0, 1:].tolist() for plan in plans] == [
+    assert [plan.rows.values[0, 1:].tolist() for plan in plans] == [
         [0, 16, 0, 0, SINGLE, 0],
         [16, 4, 0, 1, SINGLE, 0],
     ]
@@ -169,11 +177,11 @@ def test_targets_follow_the_last_positions_of_their_row() -> None:
     arrive(ours, job, (11, 1))
     target = job.request().target_ids
     packets = [there_and_back(Packet.of(ours.plan(0.0))) for _ in range(2)]
-    assert [packet.rows[0, 1:].tolist() for packet in packets] == [
+    assert [packet.rows.values[0, 1:].tolist() for packet in packets] == [
         [0, 16, 0, 0, SINGLE, 0],
         [16, 4, 0, 0, SINGLE, 0],
     ]
-    assert [packet.targets.tolist() for packet in packets] == [
+    assert [packet.targets.values.tolist() for packet in packets] == [
         [[13 + at, token, NO_TOP] for at, token in enumerate(target[:3])],
         [[at, token, NO_TOP] for at, token in enumerate(target[3:])],
     ]
@@ -187,13 +195,26 @@ def test_a_prompts_tokens_are_scored_up_to_its_last() -> None:
     job = Job("b", 1, key=0, encoder_length=2, prefix=4, prompted=True)
     arrive(ours, job, (11, 1))
     packet = there_and_back(Packet.of(ours.plan(0.0)))
-    assert packet.targets.tolist() == [[1 + at, token, 0] for at, token in enumerate(job.prefix_ids[1:])]
-    assert packet.rows[:, 4].tolist() == [1, 1]
+    assert packet.targets.values.tolist() == [
+        [1 + at, token, 0] for at, token in enumerate(job.prefix_ids[1:])
+    ]
+    assert packet.rows.samples.tolist() == [1, 1]
+
+
+def test_columns_are_views_by_name() -> None:
+    rows = Rows.of([(4, 0, 3, 1, 1, SINGLE, 0), (5, 7, 1, 2, 0, BEAM, 2)])
+    assert Rows.columns == ("slot", "start", "count", "entry", "samples", "kind", "uncertain")
+    assert [getattr(rows, name).tolist() for name in Rows.columns] == rows.values.T.tolist()
+    assert rows.start.base is not None
+    assert rows[rows.kind == BEAM].slot.tolist() == [5]
+    assert rows[:1].count.tolist() == [3]
+    with pytest.raises(ValueError, match="reshape"):
+        Rows.of([(4, 0, 3)])
 
 
 def test_an_empty_step() -> None:
     empty = there_and_back(Packet.of(StepPlan()))
-    assert [getattr(empty, part.name).shape for part in fields(Packet)] == [
+    assert [values_of(getattr(empty, part.name)).shape for part in fields(Packet)] == [
         (0, 4), (0,), (0,), (0, 3), (0, 7), (0,), (0,), (0, 3), (0, 2), (0,), (0, 2), (0,),
     ]  # fmt: skip
 
@@ -210,10 +231,10 @@ def test_inputs_encoded_beside_steps() -> None:
     packets += [there_and_back(Packet.of(ours.plan(0.0, encoded=encoded))) for encoded in (True, False)]
     ours.cancel("b")
     packets.append(there_and_back(Packet.of(ours.plan(0.0))))
-    assert [packet.admissions.tolist() for packet in packets] == [
+    assert [packet.admissions.values.tolist() for packet in packets] == [
         [[0, 1, 1, ENCODE_HERE]], [[2, 2, 1, 77]], [], [[3, 3, 1, ENCODED_ASYNC]],
     ]  # fmt: skip
-    assert [packet.overlapped.tolist() for packet in packets] == [[], [[3, 3], [1, 5]], [], []]
+    assert [packet.overlapped.values.tolist() for packet in packets] == [[], [[3, 3], [1, 5]], [], []]
     assert packets[1].overlapped_tokens.tolist() == [31, 32, 1, 11, 12, 13, 14, 1]
     assert [len(packet.rows) for packet in packets] == [1, 2, 2, 3]
 

@@ -16,7 +16,7 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.execution.packet import BEAM, SINGLE, Ints
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
-from tandem.workers.scheduling import drafter
+from tandem.workers.scheduling import drafts
 
 pytestmark = pytest.mark.skipif(not cpu_ops.AVX512, reason="the C++ extension, or AVX-512, is not there")
 
@@ -73,7 +73,7 @@ def test_half_precision_goes_op_by_op(checkpoint: Checkpoint) -> None:
 
 
 def test_drafts_are_rows_of_a_recorded_step(checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drafter, "CHANCES", (0.9, 0.95, 0.99))
+    monkeypatch.setattr(drafts, "CHANCES", (0.9, 0.95, 0.99))
     recorded, plain = (make_engine(checkpoint("t5"), draft_tokens=number) for number in (7, 0))
     most, run = [], recorded.runner._steps[SINGLE]
 

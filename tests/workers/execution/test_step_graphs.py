@@ -20,7 +20,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 from tandem import kernels
 from tandem.errors import InvalidRequest
-from tandem.kernels import RowGroups, reference
+from tandem.kernels import PagedKV, RowGroups, Scores, reference
 from tandem.kernels.cpu import ops as cpu_ops
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
@@ -131,32 +131,27 @@ def test_a_group_of_ranks_has_no_graphs() -> None:
 # -- what a capture sees: each kernel as one opaque call, all else operator by operator
 
 
-def _attention(name: str, biased: bool) -> Callable[..., Tensor]:
+def _attention(name: str) -> Callable[..., Tensor]:
+    """As one call of tensors and numbers, which is all that an operator may take."""
+
     def attend(
-        q: Tensor, k_pages: Tensor, v_pages: Tensor, page_table: Tensor, lengths: Tensor, cu_rows: Tensor,
-        max_rows: int, bias: Tensor | None, scale: float, softcap: float | None,
+        q: Tensor, k: Tensor, v: Tensor, table: Tensor, lengths: Tensor, cu_rows: Tensor | None,
+        max_rows: int, scale: float, bias: Tensor | None, softcap: float | None,
     ) -> Tensor:  # fmt: skip
-        inputs = q, k_pages, v_pages, page_table, lengths, RowGroups(cu_rows, max_rows)
-        how = (bias, scale, softcap) if biased else (scale, softcap)
-        return getattr(reference, name)(*inputs, *how)
+        groups = () if cu_rows is None else (RowGroups(cu_rows, max_rows),)
+        return getattr(reference, name)(
+            q, PagedKV(k, v, table, lengths), *groups, Scores(scale, bias, softcap)
+        )
 
     op = torch.library.custom_op(f"tandem_tests::{name}", attend, mutates_args=())
 
-    def call(*inputs: object) -> Tensor:
-        *tensors, groups = inputs[:6]
-        bias, scale, softcap, sums = inputs[6:] if biased else (None, *inputs[6:])
+    def call(q: Tensor, kv: PagedKV, *how: Any) -> Tensor:
+        *groups, scores, sums = how
         assert sums is None
-        assert isinstance(groups, RowGroups)
-        return op(*tensors, groups.cu_rows, groups.max_rows, bias, scale, softcap)
+        rows = (groups[0].cu_rows, groups[0].max_rows) if groups else (None, 1)
+        return op(q, *kv, *rows, *scores)
 
     return call
-
-
-def _beam_attention(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, cells: Tensor, lengths: Tensor, bias: Tensor | None,
-    scale: float, softcap: float | None,
-) -> Tensor:  # fmt: skip
-    return reference.paged_beam_attention(q, k_pages, v_pages, cells, lengths, bias, scale, softcap)
 
 
 def _write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
@@ -173,23 +168,24 @@ def _add_layer_norm(
     return reference.add_layer_norm(x, residual, weight, bias, eps)
 
 
-def _gated_gelu(x: Tensor) -> Tensor:
-    return reference.gated_gelu(x)
+def _activate(x: Tensor, activation: str, gated: bool) -> Tensor:
+    return reference.activate(x, activation, gated=gated)
 
 
 def _opaque(name: str, twin: Callable[..., Any], changes: tuple[str, ...] = ()) -> Callable[..., Any]:
     return torch.library.custom_op(f"tandem_tests::{name}", twin, mutates_args=changes)
 
 
-_beams = _opaque("paged_beam_attention", _beam_attention)
+_activation = _opaque("activate", _activate)
 OPAQUE = {
-    "paged_self_attention": _attention("paged_self_attention", True),
-    "paged_cross_attention": _attention("paged_cross_attention", False),
-    "paged_beam_attention": lambda *inputs: _beams(*inputs[:8]),  # without its sums
+    **{
+        name: _attention(name)
+        for name in ("paged_self_attention", "paged_cross_attention", "paged_beam_attention")
+    },
     "write_kv": _opaque("write_kv", _write_kv, ("k_pages", "v_pages")),
     "add_rms_norm": _opaque("add_rms_norm", _add_rms_norm),
     "add_layer_norm": _opaque("add_layer_norm", _add_layer_norm),
-    "gated_gelu": _opaque("gated_gelu", _gated_gelu),
+    "activate": lambda x, activation, gated=False: _activation(x, activation, gated),
 }
 
 
@@ -254,7 +250,7 @@ def test_a_graph_knows_nothing_of_the_step_it_was_captured_in(
 def test_a_decoder_layer_is_thirteen_kernels(
     variant: str, layers: str, checkpoint: Callable[..., Path], traced: list[Traced]
 ) -> None:
-    """docs/kernels.md lists them."""
+    """docs/add-a-kernel.md lists them."""
     for count in (2, 3):
         folder = str(checkpoint(variant, **{layers: count}))
         Runner(EngineConfig(folder, device="cpu", max_num_seqs=1, cuda_graphs=True), Group())

@@ -7,23 +7,19 @@ mean is for the parity tests to check; here is that none breaks in another's com
 from __future__ import annotations
 
 from dataclasses import replace
-from itertools import pairwise
-from typing import Any
 
 import torch
+from filled_stacks import HEAD_DIM, LONGEST, PLACE, VOCAB, Sequences, filled, tokens
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tandem.kernels import ACTIVATIONS, RowGroups
-from tandem.workers.distributed import Group
-from tandem.workers.models.kv_pool import KVPool
-from tandem.workers.models.layers import Placement
+from tandem.kernels import ACTIVATIONS
 from tandem.workers.models.spec import ModelSpec, PositionTable, RelativeBias, Rotary, StackSpec, Window
-from tandem.workers.models.stacks import AttentionRows, DecoderBatch, DecoderStack, EncoderStack
+from tandem.workers.models.stacks import DecoderStack, EncoderStack
 
-PLACE = Placement(torch.device("cpu"), torch.float32, Group())
-PAGE, LONGEST, VOCAB = 4, 24, 13
-HEAD_DIM = 4
+
+def layer_lists(layers: int) -> st.SearchStrategy[tuple[int, ...]]:
+    return st.lists(st.sampled_from(range(layers)), min_size=1, unique=True).map(tuple)
 
 
 @st.composite
@@ -60,7 +56,8 @@ def stacks(draw: st.DrawFn, *, decodes: bool, alone: bool = False) -> StackSpec:
         parallel_residual=alone,
         attention_scale=draw(st.sampled_from([0.5, 1.0])),
         softcap=draw(st.sampled_from([None, 1.5])),
-        merged_attention=decodes and not alone and draw(st.booleans()),
+        merged_attention=(merged := decodes and not alone and draw(st.booleans())),
+        cross_layers=None if merged or not decodes else draw(st.none() | layer_lists(layers)),
         embedding_scale=draw(st.sampled_from([1.0, 2.5])),
         embedding_norm=draw(st.sampled_from([None, "sum", "tokens"])),
         token_types=draw(st.sampled_from([0, 2])) if positions else 0,
@@ -103,19 +100,6 @@ LENGTHS = st.lists(st.integers(1, LONGEST), min_size=2, max_size=4)
 EXAMPLES = settings(max_examples=60)
 
 
-def filled(stack: Any) -> Any:
-    generator = torch.Generator().manual_seed(0)
-    for slot in stack.slots():
-        slot.into.copy_(0.6 * torch.randn(slot.into.shape, generator=generator))
-    stack.prepare(bidirectional=isinstance(stack, EncoderStack))
-    return stack
-
-
-def tokens(lengths: list[int]) -> list[torch.Tensor]:
-    generator = torch.Generator().manual_seed(1)
-    return [torch.randint(VOCAB, (length,), generator=generator) for length in lengths]
-
-
 def encode(encoder: EncoderStack, inputs: list[torch.Tensor]) -> torch.Tensor:
     lengths = torch.tensor([0, *map(len, inputs)], dtype=torch.int32)
     return encoder(torch.cat(inputs), lengths.cumsum(0, dtype=torch.int32), int(lengths.max()))
@@ -132,55 +116,6 @@ def test_any_encoder(spec: StackSpec, lengths: list[int]) -> None:
                                rtol=1e-3, atol=1e-4)  # fmt: skip
 
 
-class Sequences:
-    """Some sequences and their pages, which steps of any numbers of their tokens are made from."""
-
-    def __init__(
-        self, decoder: DecoderStack, spec: ModelSpec, hidden: list[torch.Tensor], count: int
-    ) -> None:
-        self.decoder = decoder
-        each = -(-LONGEST // PAGE)
-        stack = spec.decoder
-        self.pool = KVPool(stack.layers, 2 * count * each, stack.shared_heads, PAGE, HEAD_DIM,
-                           PLACE.device, PLACE.dtype)  # fmt: skip
-        pages = torch.randperm(2 * count * each, generator=torch.Generator().manual_seed(2))
-        self.own, self.cross = pages.int().view(2, count, each)
-        self.written = [0] * count
-        self.cross_lengths = torch.tensor([len(one) for one in hidden] or [0] * count, dtype=torch.int32)
-        for number, states in enumerate(hidden):
-            decoder.admit(states, self.places(self.cross[number], 0, len(states)), self.pool)
-
-    def places(self, pages: torch.Tensor, start: int, stop: int) -> torch.Tensor:
-        positions = torch.arange(start, stop)
-        return pages[positions // PAGE].long() * PAGE + positions % PAGE
-
-    def step(self, parts: dict[int, torch.Tensor]) -> list[torch.Tensor]:
-        """The sequences' next tokens, by their numbers → the logits behind each of them."""
-        counts = [len(ids) for ids in parts.values()]
-        starts = [self.written[number] for number in parts]
-        for number, count in zip(parts, counts, strict=True):
-            self.written[number] += count
-        chosen = list(parts)
-        borders = torch.tensor([0, *counts]).cumsum(0).int()
-        groups = RowGroups(borders, max(counts))
-        rows = int(borders[-1])
-        slots = [
-            self.places(self.own[number], start, start + count)
-            for number, start, count in zip(chosen, starts, counts, strict=True)
-        ]
-        attention = AttentionRows(
-            0, rows, self.own[chosen], torch.tensor([self.written[n] for n in chosen], dtype=torch.int32),
-            groups, self.cross[chosen], self.cross_lengths[chosen], groups,
-        )  # fmt: skip
-        positions = [torch.arange(s, s + c) for s, c in zip(starts, counts, strict=True)]
-        batch = DecoderBatch(
-            torch.cat(list(parts.values())), torch.cat(positions), torch.cat(slots), [attention]
-        )
-        logits, _ = self.decoder(batch, self.pool)
-        assert logits is not None
-        return [logits[a:b] for a, b in pairwise(borders.tolist())]
-
-
 @given(models(), LENGTHS, st.integers(1, 7))
 @EXAMPLES
 def test_any_decoder(model: tuple[ModelSpec, bool], lengths: list[int], piece: int) -> None:
@@ -192,7 +127,6 @@ def test_any_decoder(model: tuple[ModelSpec, bool], lengths: list[int], piece: i
         encoder = filled(EncoderStack(spec.encoder, PLACE))
         hidden = list(encode(encoder, inputs[::-1]).split(lengths[::-1]))
     decoder = filled(DecoderStack(spec, tied, PLACE))
-    decoder.head.prepare()
     together = Sequences(decoder, spec, hidden, count).step(dict(enumerate(inputs)))
     assert all(logits.isfinite().all() for logits in together)
 

@@ -13,19 +13,20 @@ from models import EOS, PAD, make_checkpoint
 from safetensors.torch import load_file, save_file
 from transformers import AutoTokenizer
 
-from tandem import quickstart
 from tandem.errors import ModelLoadError
 from tandem.workers.distributed import Group
-from tandem.workers.models.checkpoint import INDEX, Checkpoint, WeightSlot, read_json, resolve
-from tandem.workers.models.families import FAMILIES, Part, WeightNames
-from tandem.workers.models.layers import Placement
+from tandem.workers.models.checkpoint import INDEX, Checkpoint
+from tandem.workers.models.families import FAMILIES, Config, Part, WeightNames
+from tandem.workers.models.layers import Placement, WeightSlot
+from tandem.workers.models.model_folder import read_json
+from tandem.workers.models.spec import ModelSpec
 from tandem.workers.models.stacks import DecoderStack, EncoderStack, load_decoder
 
 CPU = torch.device("cpu")
 
 
 def open_checkpoint(folder: Path) -> Checkpoint:
-    return Checkpoint(folder, read_json(folder, "config.json"))
+    return Checkpoint(folder)
 
 
 def slots(
@@ -143,36 +144,6 @@ def test_pickles_are_not_read_but_hinted_at(folder: Path) -> None:
         open_checkpoint(folder)
 
 
-def test_json_files(tmp_path: Path) -> None:
-    assert read_json(tmp_path, "config.json") == {}
-    for text, complaint in (("{", "not JSON"), ("[1]", "not a JSON object")):
-        (tmp_path / "config.json").write_text(text)
-        with pytest.raises(ModelLoadError, match=complaint):
-            read_json(tmp_path, "config.json")
-
-
-def test_resolve(folder: Path, tmp_path: Path) -> None:
-    assert resolve(folder) == resolve(str(folder)) == folder
-    assert resolve("quickstart") == quickstart.PATH
-    with pytest.raises(ModelLoadError, match=r"no config\.json"):
-        resolve(tmp_path)
-    for absent in (tmp_path / "absent", "./absent", "a/b/c"):
-        with pytest.raises(ModelLoadError, match="no folder"):
-            resolve(absent)
-    with pytest.raises(ModelLoadError, match="neither a folder nor a hub id"):
-        resolve("no such id!")
-
-
-def test_a_hub_that_cannot_be_reached_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object, **options: object) -> None:
-        assert "*.bin" not in str(options["allow_patterns"])
-        raise OSError("no network")
-
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with pytest.raises(ModelLoadError, match="not a folder here and could not be had from the hub"):
-        resolve("google/flan-t5-small")
-
-
 # -- tied weights
 
 
@@ -281,6 +252,37 @@ def test_parts_of_weights_in_another_layout(
     assert not absent.any()
     with pytest.raises(ModelLoadError, match=r"fused has shape \[6, 12\], the config asks for \[6, 15\]"):
         opened.load([WeightSlot("0", torch.empty(5, 6), (5, 6))])
+
+
+@pytest.mark.parametrize("size", [1, 2])
+def test_one_bias_of_a_fused_projection_may_be_missing(
+    size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As Whisper's keys have none where queries and values do: it is zero, in self- and cross-attention."""
+    folder = make_checkpoint(tmp_path / "model", "bart")
+    family, stored = FAMILIES["bart"], load_file(folder / "model.safetensors")
+    edit(folder, lambda weights: [weights.pop(name) for name in stored if name.endswith("k_proj.bias")])
+
+    def names(config: Config, spec: ModelSpec) -> WeightNames:
+        found = family.names(config, spec)
+        return found | {ours: (None,) for ours in found if ours.endswith("attention.k.bias")}
+
+    monkeypatch.setitem(FAMILIES, "bart", replace(family, names=names))
+    opened = open_checkpoint(folder)
+    for rank in range(size):
+        decoder = DecoderStack(opened.spec, True, Placement(CPU, torch.float32, Group(rank=rank, size=size)))
+        for slot in decoder.slots():
+            slot.into.fill_(7.0)
+        opened.load(decoder.slots())
+        assert decoder.cross_kv is not None
+        fused = decoder.layers[0][0].qkv, decoder.cross_kv.kv
+        for attention, projection in zip(("self_attn", "encoder_attn"), fused, strict=True):
+            biases = dict(zip(projection.names, projection.linear.bias.split(projection.shares), strict=True))
+            kind = {"self_attn": "self", "encoder_attn": "cross"}[attention]
+            for part in "kv":
+                name = f"model.decoder.layers.0.{attention}.{part}_proj.bias"
+                expected = stored[name].chunk(size)[rank] * (part == "v")
+                assert torch.equal(biases[f"decoder.layers.0.{kind}_attention.{part}"], expected)
 
 
 def test_a_bias_on_the_logits_may_be_missing(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 
 from tandem.errors import ModelLoadError
 from tandem.workers.distributed import Group
-from tandem.workers.models.checkpoint import WeightSlot
 from tandem.workers.models.layers import (
     ColumnParallel,
     HeadTable,
@@ -22,6 +21,7 @@ from tandem.workers.models.layers import (
     RowParallel,
     Vocabulary,
     VocabularyBias,
+    WeightSlot,
 )
 from tandem.workers.models.spec import NormKind
 

@@ -12,11 +12,13 @@ import torch.nn.functional as F
 
 from tandem.kernels import ACTIVATIONS
 from tandem.workers.distributed import Group
-from tandem.workers.models.checkpoint import WeightSlot
-from tandem.workers.models.layers import Placement, Vocabulary
+from tandem.workers.models.attention import CrossKV
+from tandem.workers.models.embedding import Embedding
+from tandem.workers.models.head import Head
+from tandem.workers.models.layers import Placement, Vocabulary, WeightSlot
 from tandem.workers.models.spec import Activation, ModelSpec, PositionTable, StackSpec
 from tandem.workers.models.stacks import DecoderStack, EncoderStack
-from tandem.workers.models.sublayers import CrossKV, Embedding, FeedForward, Head
+from tandem.workers.models.sublayers import FeedForward
 
 PLACE = Placement(torch.device("cpu"), torch.float32, Group())
 STACK = StackSpec(
@@ -70,7 +72,7 @@ def test_embedding(place: Any) -> None:
     x = x + weights["encoder.positions"][rows + 3] + weights["encoder.token_types"][0]
     if place == "sum":
         x = norm(x, weights, "encoder.embedding_norm")
-    torch.testing.assert_close(embedding(ids, rows), x)
+    torch.testing.assert_close(embedding.add_positions(embedding.embed(ids), rows), x)
 
 
 def test_computed_positions_are_not_weights() -> None:
@@ -126,33 +128,57 @@ def test_cross_kv_bridges_widths() -> None:
             torch.testing.assert_close(kv[:, layer, which].flatten(1), expected)
 
 
-# -- which norm is behind which sublayer
+# -- the sublayers of a layer, and which norm follows each
 
 
-def names(stack: EncoderStack | DecoderStack) -> list[list[str]]:
+def sublayers(stack: EncoderStack | DecoderStack, layer: int) -> list[str]:
+    return [type(sublayer).__name__ for sublayer in stack.layers[layer]]
+
+
+def norms(stack: EncoderStack | DecoderStack) -> list[str]:
     side = "encoder" if isinstance(stack, EncoderStack) else "decoder"
-    return [[norm.name.removeprefix(f"{side}.") for norm in layer] for layer in stack.norms_behind]
+    return [norm.name.removeprefix(f"{side}.") for _, norm in stack.steps]
 
 
-def test_where_norms_come_first_the_next_sublayers_is_behind() -> None:
-    assert names(EncoderStack(STACK, PLACE)) == [
-        ["layers.0.feed_forward.norm", "layers.1.self_attention.norm"],
-        ["layers.1.feed_forward.norm", "final_norm"],
-    ]
-    assert names(DecoderStack(MODEL, True, PLACE))[1] == [
+def test_where_norms_come_first_the_next_sublayers_follows() -> None:
+    assert norms(EncoderStack(STACK, PLACE)) == [
+        "layers.0.feed_forward.norm", "layers.1.self_attention.norm",
+        "layers.1.feed_forward.norm", "final_norm",
+    ]  # fmt: skip
+    decoder = DecoderStack(MODEL, True, PLACE)
+    assert sublayers(decoder, 1) == ["SelfAttention", "CrossAttention", "FeedForward"]
+    assert norms(decoder)[3:] == [
         "layers.1.cross_attention.norm", "layers.1.feed_forward.norm", "final_norm"
     ]  # fmt: skip
 
 
-def test_where_norms_come_last_its_own_is_behind() -> None:
+def test_where_norms_come_last_its_own_follows() -> None:
     stack = EncoderStack(replace(STACK, post_norm=True), PLACE)
-    assert names(stack)[0] == ["layers.0.self_attention.norm", "layers.0.feed_forward.norm"]
+    assert norms(stack)[:2] == ["layers.0.self_attention.norm", "layers.0.feed_forward.norm"]
     assert stack.final_norm is None
 
 
 def test_parallel_sublayers_share_a_norm() -> None:
     alone = replace(MODEL, encoder=None, decoder=replace(STACK, parallel_residual=True))
     decoder = DecoderStack(alone, True, PLACE)
-    assert names(decoder) == [["layers.1.self_attention.norm"], ["final_norm"]]
-    assert decoder.crosses == []
+    assert sublayers(decoder, 0) == ["Parallel"]
+    assert norms(decoder) == ["layers.1.self_attention.norm", "final_norm"]
+    assert "decoder.layers.0.feed_forward.norm" not in fill(decoder)
     assert decoder.cross_kv is None
+
+
+def test_cross_attention_in_listed_layers() -> None:
+    """It stands in for self-attention there, and the KV pool has planes for the more frequent kind."""
+    spec = replace(MODEL, decoder=replace(STACK, layers=5, cross_layers=(0, 3)))
+    decoder = DecoderStack(spec, True, PLACE)
+    kinds = [sublayers(decoder, layer)[0] for layer in range(5)]
+    assert kinds == ["CrossAttention", "SelfAttention", "SelfAttention", "CrossAttention", "SelfAttention"]
+    assert [layer[0].plane for layer in decoder.layers] == [0, 0, 1, 1, 2]  # type: ignore[union-attr]
+    assert spec.kv_planes == 3
+    assert decoder.cross_kv is not None
+    assert decoder.cross_kv.kv.names == [
+        f"decoder.layers.{n}.cross_attention.{part}" for n in (0, 3) for part in "kv"
+    ]
+    many = replace(spec, decoder=replace(spec.decoder, cross_layers=(0, 1, 2, 3)))
+    assert many.kv_planes == 4
+    assert MODEL.kv_planes == 2

@@ -13,15 +13,15 @@ from tandem.workers.requests.options import CheckedOptions, check_options
 from tandem.workers.requests.tasks import Tasks
 
 
-class AnyChoice(Tasks):
+class AnyTasks(Tasks):
     def __init__(self) -> None: ...
 
-    def resolve(self, **chosen: Any) -> Any:
-        return chosen
+    def resolve(self, **asked: Any) -> Any:
+        return asked
 
 
 def checked(limits: Limits | None = None, **terms: Any) -> CheckedOptions:
-    return check_options(limits or Limits(), AnyChoice(), **terms)
+    return check_options(limits or Limits(), AnyTasks(), **terms)
 
 
 def test_what_is_not_said_is_completed() -> None:

@@ -17,9 +17,10 @@ from simulator import EOS, MAX_OVERLAP_STEPS, OWN_STOP, PRIORITY_S, Job, Simulat
 
 from tandem.errors import InvalidRequest
 from tandem.workers.request import EngineRequest
-from tandem.workers.scheduling import drafter
+from tandem.workers.scheduling import drafts
 from tandem.workers.scheduling.pages import PagePool
-from tandem.workers.scheduling.plan import StepResult
+from tandem.workers.scheduling.plan import StepResult, WaitingFor
+from tandem.workers.scheduling.resources import Resources
 from tandem.workers.scheduling.scheduler import Scheduler
 
 ARRIVALS = 20  # steps during which requests come
@@ -29,7 +30,7 @@ ARRIVALS = 20  # steps during which requests come
 def confident() -> Iterator[None]:
     """Drafters that expect guesses to be right, until they see otherwise: many drafts, many wrong ones."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(drafter, "CHANCES", (0.9, 0.95, 0.99))
+        patch.setattr(drafts, "CHANCES", (0.9, 0.95, 0.99))
         yield
 
 
@@ -171,11 +172,13 @@ def test_everything_holds_whatever_happens() -> None:
         seen["beams"] += any(life.job.width > 1 and life.reason in ("stop", "length") for life in ended)
         seen["resumed"] += any(life.job.resumed for life in ended)
         seen["drafts right"] += simulator.accepted > 0
+        seen.update(f"waited for {reason}" for reason, steps in simulator.waiting_for.items() if steps)
         seen["scored"] += any(life.job.scored and life.reason == "length" for life in ended)
 
     under()
     for what in ("stop", "length", "cancelled", "deadline", "error", "preempted", "cross pages shared",
-                 "prefilled in chunks", "resumed", "beams", "scored", "drafts right"):  # fmt: skip
+                 "prefilled in chunks", "resumed", "beams", "scored", "drafts right", "waited for slots",
+                 "waited for pages", "waited for tokens"):  # fmt: skip
         # How many exactly depends on what else was imported: hypothesis draws constants from it. What is
         # rare here, `test_long_traffic` is sure to meet.
         assert seen[what] >= 3, seen
@@ -324,6 +327,42 @@ def test_nobody_waits_longer_than_so_many_steps() -> None:
     assert ours.overdue == 1
 
 
+# -- why one waits
+
+
+@pytest.mark.parametrize(
+    ("reason", "sizes", "second"),
+    [
+        ("slots", {"max_num_seqs": 1}, {}),
+        ("pages", {"pages": 9}, {"encoder_length": 12}),
+        ("tokens", {"max_batched_tokens": 5}, {}),
+        ("encoder", {"max_encoder_tokens": 6}, {}),
+    ],
+)
+def test_what_the_first_that_waits_lacks_is_counted(
+    reason: str, sizes: dict[str, int], second: dict[str, int]
+) -> None:
+    """Once a step, however many wait."""
+    ours = engine(**sizes)
+    ours.submit(Job("first", 0, key=0, encoder_length=4, prefix=5), 0.0)
+    for number in (1, 2):
+        ours.submit(Job(str(number), number, key=number, **({"encoder_length": 4} | second)), 0.0)
+    ours.step(0.0)
+    waiting_for = ours.scheduler.stats().waiting_for
+    assert waiting_for == {one.value: int(one.value == reason) for one in WaitingFor}
+
+
+def test_a_preempted_one_waits_for_its_tokens() -> None:
+    ours = engine(pages=9, depth=2)
+    for number in (0, 1):
+        ours.submit(Job(str(number), number, key=0, encoder_length=2, prefix=3, max_tokens=9), 0.0)
+    while ours.lives:
+        ours.step(0.0)
+    waiting_for = ours.scheduler.stats().waiting_for
+    assert ours.preemptions > 0
+    assert waiting_for["in_flight"] + waiting_for["pages"] > 0
+
+
 # -- fairness
 
 
@@ -408,7 +447,7 @@ def test_a_request_that_has_waited_elsewhere_keeps_its_place() -> None:
 
 
 def test_the_first_token_says_how_long_a_request_has_queued() -> None:
-    scheduler = Scheduler(PagePool(100, 4), max_num_seqs=1, max_batched_tokens=8, max_encoder_tokens=100)
+    scheduler = Scheduler(Resources(PagePool(100, 4), 1), max_batched_tokens=8, max_encoder_tokens=100)
     for number, waited_s in enumerate([0.0, 0.5]):
         job = Job(str(number), number, 0, encoder_length=2, max_tokens=2, waited_s=waited_s)
         scheduler.submit(job.request(), 10.0)
@@ -552,13 +591,13 @@ def test_ended_requests_are_kept_neither_until_their_deadline_nor_behind_one_tha
 
 
 def test_sizes_that_cannot_work_are_refused() -> None:
-    with pytest.raises(ValueError, match="max_batched_tokens 3 < max_num_seqs 4"):
+    with pytest.raises(ValueError, match="max_batched_tokens 3 < 4 slots"):
         engine(max_batched_tokens=3)
 
 
 def test_a_request_without_an_encoder_input_needs_neither_pages_nor_an_admission() -> None:
     """As of a decoder-only model."""
-    scheduler = Scheduler(PagePool(9, 2), max_num_seqs=2, max_batched_tokens=16, max_encoder_tokens=16)
+    scheduler = Scheduler(Resources(PagePool(9, 2), 2), max_batched_tokens=16, max_encoder_tokens=16)
     for number in range(3):
         scheduler.submit(Job(str(number), number, 0, encoder_length=0, prefix=3).request(), 0.0)
     plan = scheduler.plan(0.0)

@@ -1,9 +1,10 @@
-"""Paged attention on the CPU for steps of few query rows, where K and V are read in place and once.
+"""Paged attention in PyTorch on the CPU for steps of few query rows, which reads K and V in place and once.
 
 Gathering pages into a dense batch costs more than the attention itself, and a batched product with one row
-runs far below the speed of memory. Two sparse primitives read the pools directly, through an index of cells
-each row and head sees: ``sampled_addmm`` computes just the scores of those cells, ``embedding_bag`` sums just
-their values. Against gather and bmm that is 4 to 20 times faster, measured from 1 to 32 sequences.
+runs far below the speed of memory. Two sparse primitives read the pools directly, through an index of the
+cells that each row and head sees: ``sampled_addmm`` computes just the scores of those cells,
+``embedding_bag`` sums just their values. Against gather and bmm that is 4 to 20 times faster, measured from 1
+to 32 sequences.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tandem.kernels.values import PagedKV, Scores
+
 # Rows of unequal lengths are padded to the longest. A padding cell repeats the row's first cell, which is in
 # the cache, so it costs arithmetic and no memory traffic; beyond this ratio of padded to live cells the rows
 # are split by length.
@@ -30,16 +33,16 @@ with warnings.catch_warnings():
 
 
 def reads_in_place(pages: Tensor) -> bool:
-    """Whether `decode_attention` takes pages like these."""
+    """Whether `sparse_attention` takes pages like these."""
     return pages.device.type == "cpu" and pages.dtype == torch.float32
 
 
 @dataclass(frozen=True)
 class Rows:
-    """Query rows and what each of them sees: all that is shared by the layers of a step.
+    """Query rows and the keys each of them sees, the same in every layer of a step.
 
-    sequences: the page table's row of each query row.
-    visible: how many keys it sees, from the first one.
+    sequences: each query row's row of the page table.
+    visible: how many keys each query row sees, from the first one.
     """
 
     sequences: list[int]
@@ -48,15 +51,15 @@ class Rows:
 
 @dataclass(frozen=True)
 class _Part:
-    """Rows of similar lengths and the cells they see. n rows, H heads, padded to t cells each.
+    """n rows of similar lengths and the cells they see, padded to t cells a row and head.
 
     rows: int64 [n], or None for all rows in order.
     cells: int32 [H n t], cell (page G + shared head) P + offset of each key, ordered by head, row, position.
     starts: int32 [H n + 1], 0, t, 2t, ...
     distance: int32 [n, t], how far a key lies before the row's last visible one; negative on padding.
     padded: whether there is any padding.
-    blind: bool [n, 1, 1], rows that see no key, or None when there are none.
-    biases: what `bias` has returned, by the id of the table, with the table so that the id stays its own.
+    blind: bool [n, 1, 1], the rows that see no key; None when there are none.
+    biases: what `bias` returned, by the id of the table; with the table, so that its id is not reused.
     """
 
     rows: Tensor | None
@@ -95,72 +98,58 @@ class _Plan:
     parts: list[_Part]
 
 
-# Every layer of a step asks for the same index, and building it takes as long as a small attention: the
+# Every layer of a step asks for the same index, and building it takes as long as a small attention. The
 # latest few are kept and recognized by content, so a page table that is changed in place is noticed. (Bias
 # tables are constants of a model and recognized by identity.)
 _recent: deque[_Plan] = deque(maxlen=4)
 
 
-def decode_attention(
-    q: Tensor,
-    k_pages: Tensor,
-    v_pages: Tensor,
-    page_table: Tensor,
-    rows: Rows,
-    bias_table: Tensor | None,
-    scale: float,
-    softcap: float | None = None,
-    sums: Tensor | None = None,
-    *,
-    by_cell: bool = False,
+def sparse_attention(
+    q: Tensor, kv: PagedKV, rows: Rows, scores: Scores, sums: Tensor | None = None, *, by_cell: bool = False
 ) -> Tensor:
-    """q: [N, H, D]; k_pages, v_pages: float32 [pages, G, P, D], of which H / G heads of q share one;
-    page_table: int32 [S, M]; bias_table: float32 [H, R + 1] or None, by distance from a row's last visible
-    key. Returns [N, H, D] in q's dtype, and in `sums` [N, H] the logarithm of the softmax's denominator.
+    """q: [N, H, D]; the pages are float32. The bias is by distance from a row's last visible key. Returns
+    [N, H, D] in q's dtype, and in `sums` [N, H] the logarithm of the softmax's denominator.
 
-    by_cell: the table names each key's place, page P + offset, instead of each page.
+    by_cell: the table names each key's cell, page * P + offset, instead of each page.
     """
-    shape = (q.shape[1], k_pages.shape[1], k_pages.shape[2])
-    parts = _plan(rows, page_table, shape, by_cell)
+    shape = (q.shape[1], kv.k.shape[1], kv.k.shape[2])
+    parts = _plan(rows, kv.table, shape, by_cell)
     dtype, q = q.dtype, q.float()
     if len(parts) == 1:
-        out, logs = _attend(q, k_pages, v_pages, parts[0], bias_table, scale, softcap, sums is not None)
+        out, logs = _attend(q, kv, parts[0], scores, sums is not None)
         if sums is not None and logs is not None:
             sums.copy_(logs)
         return out.to(dtype)
     out = torch.empty_like(q)
     for part in parts:
-        out[part.rows], logs = _attend(
-            q[part.rows], k_pages, v_pages, part, bias_table, scale, softcap, sums is not None
-        )
+        out[part.rows], logs = _attend(q[part.rows], kv, part, scores, sums is not None)
         if sums is not None and logs is not None:
             sums[part.rows] = logs
     return out.to(dtype)
 
 
 def _attend(
-    q: Tensor, k_pages: Tensor, v_pages: Tensor, part: _Part, bias_table: Tensor | None, scale: float,
-    softcap: float | None, with_sums: bool,
-) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+    q: Tensor, kv: PagedKV, part: _Part, how: Scores, with_sums: bool
+) -> tuple[Tensor, Tensor | None]:
     n, heads, dim = q.shape
-    keys = k_pages.view(-1, dim).t()
-    bias = part.bias(bias_table, heads)
-    # The scores replace the bias in this tensor; where they are capped it is added behind.
-    values = bias.clone() if softcap is None else torch.zeros_like(bias)
+    keys = kv.k.view(-1, dim).t()
+    bias = part.bias(how.bias_table, heads)
+    # The scores replace the bias in this tensor; capped scores get it added afterwards.
+    values = bias.clone() if how.softcap is None else torch.zeros_like(bias)
     size = (heads * n, keys.shape[1])
     scores = torch.sparse_csr_tensor(part.starts, part.cells, values, size=size, check_invariants=False)
     # Where the index has a cell: bias + scale (q . key).
     queries = q.transpose(0, 1).reshape(heads * n, dim)
-    torch.sparse.sampled_addmm(scores, queries, keys, beta=1.0, alpha=scale, out=scores)
+    torch.sparse.sampled_addmm(scores, queries, keys, beta=1.0, alpha=how.scale, out=scores)
     values = scores.values()
-    if softcap is not None:
-        values.div_(softcap).tanh_().mul_(softcap).add_(bias)
+    if how.softcap is not None:
+        values.div_(how.softcap).tanh_().mul_(how.softcap).add_(bias)
     rows = values.view(heads * n, -1)
     logs = rows.logsumexp(-1).view(heads, n).t() if with_sums else None
     weights = rows.softmax(-1).view(-1)
     out = F.embedding_bag(
         part.cells,
-        v_pages.view(-1, dim),
+        kv.v.view(-1, dim),
         part.starts,
         mode="sum",
         per_sample_weights=weights,
@@ -182,7 +171,7 @@ def _plan(rows: Rows, page_table: Tensor, shape: tuple[int, int, int], by_cell: 
 
 
 def _split(rows: list[int], visible: list[int]) -> list[list[int]]:
-    """Rows in groups of little padding."""
+    """The rows in groups of similar lengths, which need little padding."""
     longest = max(visible[r] for r in rows)
     padded, live = longest * len(rows), sum(visible[r] for r in rows)
     # A few thousand cells of padding cost less than the operators of another group.
@@ -226,7 +215,7 @@ def _build(
 
 @lru_cache(maxsize=16)
 def _cells(heads: int, shared: int, size: int) -> tuple[Tensor, Tensor]:
-    """A page's cells: the offset of what each of the queries' heads reads [H, 1, 1], and of each position
-    [P]."""
+    """Cells within a page: the offset of the shared head that each query head reads [H, 1, 1], and of each
+    position [P]."""
     head_offset = torch.arange(heads, dtype=torch.int32) // (heads // shared) * size
     return head_offset.view(heads, 1, 1), torch.arange(size, dtype=torch.int32)

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable
 from pathlib import Path
 
-import pytest
+from simulated import InstantEncoder, SimulatedEncoder, SimulatedRunner, simulated_decoder, simulated_llm
 
-from tandem import LLM, InvalidRequest, SamplingParams
+from tandem import SamplingParams
+from tandem.cluster.app import application
+from tandem.cluster.config import ServeConfig
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution.encoder import Encoder
-from tandem.workers.execution.simulated import make_encoder
 
 
 def test_as_many_tokens_as_asked_for(checkpoint: Callable[..., Path]) -> None:
-    options = {"dtype": "float32", "device": "cpu", "check_invariants": True}
-    with LLM(str(checkpoint("flan")), simulated_step_ms=0.1, max_num_seqs=3, **options) as llm:
+    folder = str(checkpoint("flan"))
+    with simulated_llm(1e-4)(
+        folder, dtype="float32", device="cpu", max_num_seqs=3, check_invariants=True
+    ) as llm:
+        assert isinstance(llm._engine.engine.runner, SimulatedRunner)
         asked = [1, 7, 3, 5, 2]
         outputs = llm.generate(
             [{"prompt_token_ids": [5, 6, 1]}] * 5,
@@ -28,16 +31,17 @@ def test_as_many_tokens_as_asked_for(checkpoint: Callable[..., Path]) -> None:
 
 def test_an_encoder_gives_as_many_hidden_states_as_a_real_one(checkpoint: Callable[..., Path]) -> None:
     config = EngineConfig.of(model=str(checkpoint("flan")), dtype="float32", device="cpu")
-    simulated = make_encoder(dataclasses.replace(config, simulated_step_ms=0.1))
-    real, inputs = make_encoder(config), [[5, 6, 1], [7, 1]]
-    assert type(real) is Encoder
+    simulated, real, inputs = InstantEncoder(config), Encoder(config), [[5, 6, 1], [7, 1]]
     assert simulated.encode(inputs).shape == real.encode(inputs).shape
     assert not simulated.encode(inputs).any()
     assert real.encode(inputs).any()
 
 
-@pytest.mark.parametrize("step_ms", [0.0, -1.0])
-def test_a_step_takes_some_time(step_ms: float) -> None:
-    with pytest.raises(InvalidRequest, match="above 0") as caught:
-        LLM(simulated_step_ms=step_ms)
-    assert caught.value.field == "simulated_step_ms"
+def test_a_cluster_is_deployed_with_simulated_stages() -> None:
+    decoder = simulated_decoder(0.01)
+    app = application(ServeConfig(device="cpu"), encoder=SimulatedEncoder, decoder=decoder)
+    _, *stages = app._bound_deployment.init_args
+    classes = [stage._bound_deployment.func_or_class for stage in stages]
+    assert [issubclass(*pair) for pair in zip(classes, (SimulatedEncoder, decoder), strict=True)] == [
+        True
+    ] * 2

@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from models import decoding
 
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
-from tandem.workers.scheduling import drafter
-from tandem.workers.scheduling.drafter import Drafter, DraftOutcome, drafter_of
+from tandem.workers.scheduling import drafts
+from tandem.workers.scheduling.drafts import Drafter
+from tandem.workers.scheduling.plan import DraftOutcome
 from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
 TEXT = (10, 11, 12, 13, 14, 15, 16, 17, 18, 19)
 
 
-def drafted(one: Drafter, most: int = 7, least: float = 0.0, behind: int = 0) -> int:
-    return one.draft(most, least, behind=behind)
+def drafted(one: Drafter, most: int = 7, least: float = 0.0, after: int = 0) -> int:
+    return one.draft(most, least, after=after)
 
 
 def seeing(*seen: DraftOutcome, tokens: int = 1) -> Drafter:
@@ -31,7 +32,7 @@ def seeing(*seen: DraftOutcome, tokens: int = 1) -> Drafter:
 
 @pytest.fixture
 def sure(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drafter, "CHANCES", (1.0, 1.0, 1.0))
+    monkeypatch.setattr(drafts, "CHANCES", (1.0, 1.0, 1.0))
 
 
 def test_two_tokens_of_the_source_are_followed_by_its_next() -> None:
@@ -52,8 +53,8 @@ def test_no_more_than_there_is() -> None:
 @pytest.mark.usefixtures("sure")
 def test_tokens_on_their_way_are_guessed_as_well() -> None:
     one = seeing(DraftOutcome(0, 2, 5))
-    assert [drafted(one, behind=behind) for behind in range(7)] == [5, 4, 3, 2, 1, 0, 0]
-    assert drafted(one, most=2, behind=2) == 2
+    assert [drafted(one, after=after) for after in range(7)] == [5, 4, 3, 2, 1, 0, 0]
+    assert drafted(one, most=2, after=2) == 2
 
 
 def test_the_longer_the_match_the_likelier_the_guess() -> None:
@@ -69,8 +70,8 @@ def test_a_long_copy_is_drafted_far_ahead() -> None:
 
 
 def test_experience_is_of_the_guesses_there_were(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(drafter, "CHANCES", (0.5, 0.5, 0.5))
-    monkeypatch.setattr(drafter, "RATE", 1.0)
+    monkeypatch.setattr(drafts, "CHANCES", (0.5, 0.5, 0.5))
+    monkeypatch.setattr(drafts, "RATE", 1.0)
     for before, what, tokens, chances in (
         (DraftOutcome(0, 0, 0), DraftOutcome(0, 1, 9), 1, [0.5, 0.5, 0.5]),  # there was none
         (DraftOutcome(0, 1, 9), DraftOutcome(1, 2, 8), 1, [1, 0.5, 0.5]),  # not drafted, and right
@@ -112,13 +113,13 @@ def test_among_many_rows_a_guess_must_be_likelier() -> None:
     st.integers(0, 8),
 )
 def test_chances_stay_chances(
-    seen: list[tuple[int, int, int, int]], most: int, least: float, behind: int
+    seen: list[tuple[int, int, int, int]], most: int, least: float, after: int
 ) -> None:
     one, left = Drafter(TEXT), 0
     for right, run, left, tokens in seen:
         one.observe(DraftOutcome(min(right, tokens), run, left), tokens)
     assert all(0 <= chance <= 1 for chance in one._chances)
-    assert 0 <= drafted(one, most, least, behind) <= max(0, min(most, left - behind))
+    assert 0 <= drafted(one, most, least, after) <= max(0, min(most, left - after))
 
 
 @pytest.mark.parametrize(
@@ -135,7 +136,7 @@ def test_chances_stay_chances(
 )
 def test_who_drafts(options: dict[str, Any], drafts: bool) -> None:
     request = EngineRequest("a", EncoderInput("k", TEXT), (0,), decoding(**options))
-    assert bool(drafter_of(request).source) == drafts
+    assert bool(Drafter.of(request).source) == drafts
     assert drafts == (
         not ProcessorFlags.of(request) & ProcessorFlags.HISTORY
         and not options.keys() & {"temperature", "beams"}
@@ -144,7 +145,7 @@ def test_who_drafts(options: dict[str, Any], drafts: bool) -> None:
 
 def test_what_is_scored_is_not_drafted() -> None:
     request = EngineRequest("a", EncoderInput("k", TEXT), (0,), decoding(max_tokens=3), target_ids=(1, 2, 3))
-    assert drafter_of(request).source == ()
+    assert Drafter.of(request).source == ()
 
 
 @pytest.mark.parametrize(
@@ -161,4 +162,4 @@ def test_the_source(
     encoder: tuple[int, ...], prefix: tuple[int, ...], stops: set[int], source: tuple[int, ...]
 ) -> None:
     request = EngineRequest("a", EncoderInput("k", encoder), prefix, decoding(stop_ids=frozenset(stops)))
-    assert drafter_of(request).source == source
+    assert Drafter.of(request).source == source
