@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 from tandem.cluster.handoff import HiddenSlice
+from tandem.inputs import Media
 from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
 
 HEARTBEAT_S = 1.0  # an idle engine still sends its stats this often
@@ -17,12 +18,12 @@ SILENCE_S = 30.0
 
 def packed_input(encoder_input: EncoderInput) -> list[object]:
     """An input as it travels to an encoder: plain values, which Ray packs without pickle."""
-    return [encoder_input.key, list(encoder_input.token_ids)]
+    return [encoder_input.key, list(encoder_input.token_ids), [list(media) for media in encoder_input.media]]
 
 
 def read_input(packed: list[Any]) -> EncoderInput:
-    key, token_ids = packed
-    return EncoderInput(key, tuple(token_ids))
+    key, token_ids, media = packed
+    return EncoderInput(key, tuple(token_ids), media=tuple(Media(*one) for one in media))
 
 
 class Submission(NamedTuple):
@@ -53,7 +54,7 @@ class StepMessage(NamedTuple):
 def packed_message(
     accepting: bool, stats: EngineStats, handoff: HandoffTotals, deltas: list[list[object]]
 ) -> list[object]:
-    """A `StepMessage` as it travels. `deltas` are `list(delta)` of each."""
+    """A `StepMessage` as it travels. Each delta is given as `list(delta)`."""
     return [accepting, list(stats), list(handoff), deltas]
 
 

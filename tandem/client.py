@@ -152,7 +152,7 @@ class Client(Settings):
     ) -> ScoreOutput:
         """The log-likelihood of a target, or of each of a list, as answers to one prompt.
 
-        A prompt that says a decoder prompt has the targets scored behind it. Text is tokenized as a label is,
+        Targets are scored after the prompt's decoder prompt, if it has one. Text is tokenized as a label is,
         for a multilingual model in its `target_language`; token ids are taken as they are. Raises
         `DeadlineExceeded` where the `timeout_s` passes.
         """

@@ -48,8 +48,7 @@ OPTIONS = [
     ("grpc.max_receive_message_length", -1),
 ]
 
-# The server ends a request at its timeout and sends what there is by then. The client waits this much
-# longer for it.
+# How much longer than a request's timeout the client waits for what the server sends then.
 _GRACE_S = 1.0
 
 
@@ -105,7 +104,7 @@ class Settings:
         return {"timeout": self._seconds(timeout_s), "metadata": self._metadata}
 
     def _request_call(self, options: RequestOptions) -> dict[str, Any]:
-        """Those of a call that carries these options, and with them its timeout."""
+        """The keyword arguments of a call that waits a little longer than these options' timeout."""
         return self._call(self._seconds(options.get("timeout_s")) + _GRACE_S)
 
 

@@ -14,7 +14,7 @@ from typing import NamedTuple
 class TandemError(Exception):
     """Base of all errors Tandem raises on purpose.
 
-    `field` names the request field at fault, or None; the message says the limit and what to do.
+    `field` names the request's field at fault, if one is; the message says the limit and what to do.
     """
 
     def __init__(self, message: str, *, field: str | None = None) -> None:

@@ -65,7 +65,7 @@ Prompt = SingletonPrompt | ExplicitEncoderDecoderPrompt
 
 
 class TaskOptions(TypedDict, total=False):
-    """What a request says of languages and task, as keyword arguments: see `LLM.generate`."""
+    """A request's languages and task, as keyword arguments: see `LLM.generate`."""
 
     source_language: str | None
     target_language: str | None
@@ -73,8 +73,8 @@ class TaskOptions(TypedDict, total=False):
 
 
 class RequestOptions(TaskOptions, total=False):
-    """What a request says besides its prompt and its parameters, as keyword arguments. The proto's message
-    and the JSON bodies have the same names."""
+    """All of a request but its prompt and its parameters, as keyword arguments. The proto's message and the
+    JSON bodies have the same names."""
 
     model: str | None  # None: the only one served
     request_id: str | None  # shown in the answer and in logs; None: the server makes one
@@ -87,7 +87,7 @@ REQUEST_OPTIONS: Final = tuple(RequestOptions.__annotations__)
 
 
 def task_options(options: RequestOptions) -> TaskOptions:
-    """Those of them that say what the model is to do."""
+    """The options that say what the model is to do."""
     return cast(TaskOptions, {name: value for name, value in options.items() if name in TASK_OPTIONS})
 
 
@@ -120,7 +120,7 @@ class SplitPrompt(NamedTuple):
 
     encoder: PromptSide
     decoder: PromptSide | None
-    explicit: bool  # an ExplicitEncoderDecoderPrompt; a lone prompt may be a decoder-only model's
+    explicit: bool  # an ExplicitEncoderDecoderPrompt; any other may be a decoder-only model's
 
 
 def split_prompt(prompt: Prompt) -> SplitPrompt:

@@ -114,8 +114,9 @@ class LLM:
             source_language, target_language: of a translation, as the model calls them: codes of its
                 tokenizer ("eng_Latn", "en_XX", "en") or of its translation tasks. One for all prompts or a
                 list with one for each.
-            task: one of those the model's config declares, such as "summarization", likewise: its text is put
-                before a prompt that is text, and its decoding defaults go before the model's.
+            task: one of those the model's config declares, such as "summarization": its text is put before a
+                prompt that is text, and its decoding defaults go before the model's. One for all prompts or
+                a list with one for each.
             use_tqdm: show a progress bar for more than a few prompts.
 
         Raises InvalidRequest, naming the field, before anything is generated.
@@ -173,13 +174,13 @@ class LLM:
         target_language: _OneOrEach = None,
         task: _OneOrEach = None,
     ) -> list[ScoreOutput]:
-        """The log-likelihood of given targets, of a decoder-only model behind its prompt.
+        """The log-likelihood of given targets; for a decoder-only model, as continuations of its prompt.
 
         Args:
-            prompts: as `generate`'s. One that says a decoder prompt has its targets scored behind it.
+            prompts: as for `generate`. Targets are scored after a prompt's decoder prompt, if it has one.
             targets: for one prompt a target or a list; for a list of prompts a list, with a target or a list
                 of targets for each. Text is tokenized as a label is, token ids are taken as they are.
-            source_language, target_language, task: as `generate`'s. Targets that are text need the
+            source_language, target_language, task: as for `generate`. Targets that are text need the
                 target_language of a multilingual model.
 
         Targets of one prompt that run together share its encoder pass. Raises InvalidRequest, naming the

@@ -1,4 +1,4 @@
-"""`pipeline`: transformers 4's text-to-text pipelines, which transformers 5 no longer has, on Tandem."""
+"""`pipeline`: transformers 4's text-to-text pipelines, which transformers 5 does not have, on Tandem."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _KEYS: Final[Mapping[str, str]] = {
     "text-generation": "generated_text",
 }
 _TRANSLATION: Final = re.compile(r"translation_(\w+)_to_(\w+)")
-# What a call takes beside the arguments of `generate`. Batches form by themselves: batch_size says nothing.
+# What a call takes besides the arguments of `generate`. Batches form by themselves: batch_size has no effect.
 _CALL: Final = frozenset(
     {"truncation", "clean_up_tokenization_spaces", "batch_size", "src_lang", "tgt_lang", "return_full_text"}
 )
@@ -48,7 +48,7 @@ def pipeline(
             "text-generation".
         model: a folder, a Hugging Face hub id, "quickstart", or an `LLM`, which then stays the caller's.
         device: "cpu" or -1, "cuda" or a GPU's number; None: a GPU where there is one.
-        dtype: as of `LLM`, or a torch.dtype.
+        dtype: as for `LLM`, or a torch.dtype.
         options: arguments for every call (see `Pipeline.__call__`), and options of `LLM`.
 
     Raises InvalidRequest for an unknown task or option, ModelLoadError for a model that cannot be served.
@@ -97,11 +97,11 @@ class Pipeline:
 
         Args:
             inputs: one text, or several.
-            arguments: those of transformers' `generate` that Tandem has, such as max_new_tokens,
+            arguments: the arguments of transformers' `generate` that Tandem has, such as max_new_tokens,
                 min_length, do_sample, num_beams, num_return_sequences; truncation, to cut an input that
                 is too long instead of refusing it; clean_up_tokenization_spaces; src_lang and tgt_lang
-                for translation; return_full_text for text-generation; batch_size, for nothing. They go
-                before the pipeline's own, then come the model's for this task, then the model's.
+                for translation; return_full_text for text-generation; batch_size, without effect. They go
+                before the pipeline's own, then the model's for this task, then the model's.
 
         For one text a list with a dict for each returned sequence. For several a list with a dict for
         each text, or, in text-generation or with several returned sequences, a list for each.
@@ -118,7 +118,7 @@ class Pipeline:
             prompt, counted = self._prompt(text, resolved, call)
             prompts.append(prompt)
             params.append(to_params(given, counted, beams=resolved.defaults.beams))
-        if _truncates(call):  # what the source language and the task want to read is there
+        if _truncates(call):  # the ids hold the task's text and the source language's tokens
             options = TaskOptions(
                 task=resolved.task,
                 target_language=options.get("target_language") if resolved.target else None,
@@ -159,7 +159,7 @@ class Pipeline:
             return self.llm.tasks.resolve(**options)
 
     def _prompt(self, text: str, resolved: ResolvedTask, call: Mapping[str, Any]) -> tuple[Prompt, int]:
-        """What is generated from, and how many tokens `max_length` counts before the first new one."""
+        """The prompt, and the number of tokens that `max_length` counts before the first new one."""
         if not isinstance(text, str):
             raise InvalidRequest(f"must be str, got {type(text).__name__}", field="inputs")
         prompt: Prompt = text
@@ -175,14 +175,14 @@ class Pipeline:
     def _cut(self, text: str, resolved: ResolvedTask, most: int) -> list[int]:
         """The first `most` tokens, special ones included."""
         source = resolved.source
-        before, behind = (source.prefix, source.suffix) if source else ((), ())
+        before, after = (source.prefix, source.suffix) if source else ((), ())
         ids = self.tokenizer(
             resolved.prefix + text,
-            add_special_tokens=source is None,  # else they are these two
+            add_special_tokens=source is None,  # else the prefix and the suffix are added
             truncation=True,
-            max_length=most - len(before) - len(behind),
+            max_length=most - len(before) - len(after),
         )["input_ids"]
-        return [*before, *ids, *behind]
+        return [*before, *ids, *after]
 
     def _records(self, text: str, output: RequestOutput, call: Mapping[str, Any]) -> list[Record]:
         whole = self._continues and call.get("return_full_text", True)
@@ -203,6 +203,6 @@ def _truncates(call: Mapping[str, Any]) -> bool:
 
 
 def _device(device: object) -> str:
-    """As `LLM` calls it."""
+    """The device's kind, as `LLM` takes it."""
     kind = "auto" if device is None else str(device).partition(":")[0]
     return "cpu" if kind == "-1" else "cuda" if kind.isdecimal() else kind

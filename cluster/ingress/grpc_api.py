@@ -133,8 +133,8 @@ class GrpcApi:
 
     @contextmanager
     def _call(self, method: str, context: Any) -> Iterator[Call]:
-        """A client's call, whose errors become its status. What is raised further is always ours: with
-        any other, Serve would show its text."""
+        """A client's call, whose errors become its status. Only errors of ours are raised further: Serve
+        shows the text of any."""
         try:
             with self._service.call("grpc", method) as call:
                 yield call

@@ -49,7 +49,7 @@ def generate(
         typer.Option("--from", help="Of a translation, as the model calls it.", show_default=False),
     ] = None,
     target_language: Annotated[
-        str | None, typer.Option("--to", help="Likewise the language to answer in.", show_default=False)
+        str | None, typer.Option("--to", help="The language to answer in.", show_default=False)
     ] = None,
     param: ParamsOption = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show the text as it grows.")] = False,
@@ -128,8 +128,8 @@ def summarize(
 ) -> None:
     """Summarize each DOCUMENT; one summary a line, in order.
 
-    Where the model's config says how it summarizes (task_specific_params, as T5's), that is done: the text
-    before the document, the lengths, the beams. Every option here goes before it.
+    Where the model's config says how it summarizes (task_specific_params, as T5's does), that is done: the
+    text before the document, the lengths, the beams. Every option here goes before it.
 
     [bold]Examples[/bold]
 
@@ -150,7 +150,7 @@ def summarize(
 def _params(
     model: str, server: str | None, param: list[str] | None, options: TaskOptions, **params: Any
 ) -> Params | None:
-    """The command line's parameters, which go before those of the task."""
+    """The command line's parameters, which go before the task's."""
     from tandem.batch.records import assignments, parameters
 
     given = {name: value for name, value in params.items() if value is not None} | assignments(param or [])

@@ -2,8 +2,16 @@
 
 from __future__ import annotations
 
-from tandem.cluster.messages import HandoffTotals, StepMessage, packed_message, read_message
-from tandem.workers.request import Delta, EngineStats
+from tandem.cluster.messages import (
+    HandoffTotals,
+    StepMessage,
+    packed_input,
+    packed_message,
+    read_input,
+    read_message,
+)
+from tandem.inputs import Media
+from tandem.workers.request import Delta, EncoderInput, EngineStats
 
 STATS = EngineStats(*range(len(EngineStats._fields)))
 
@@ -12,6 +20,11 @@ def test_a_step_arrives_as_it_was() -> None:
     deltas = [Delta("a", [5]), Delta("b", [1], finish_reason="stop", queued_s=0.5)]
     packed = packed_message(True, STATS, HandoffTotals(1, 2, 0.5), [list(delta) for delta in deltas])
     assert read_message(packed) == StepMessage(True, STATS, HandoffTotals(1, 2, 0.5), deltas)
+
+
+def test_an_encoder_input_arrives_as_it_was() -> None:
+    given = EncoderInput("key", (5, 1), media=(Media("audio", b"RIFF"), Media("image", b"PNG")))
+    assert read_input(packed_input(given)) == given
 
 
 def test_a_token_travels_without_pickle() -> None:

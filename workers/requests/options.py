@@ -1,4 +1,4 @@
-"""What a request says besides its prompt and its parameters, checked and completed."""
+"""A request's options, checked and completed."""
 
 from __future__ import annotations
 

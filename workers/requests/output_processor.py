@@ -1,4 +1,4 @@
-"""One request between validator and client: engine deltas → text deltas and the finished answer."""
+"""A request's answer: engine deltas → text deltas and the finished answer."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class PreparedRequest:
 
 
 class OutputProcessor:
-    """Turns a request's deltas, of all its samples and in any order between them, into its answer.
+    """Turns the deltas of a request's samples, in any order between samples, into its answer.
 
     A stop string ends a sample here, not in the engine: after each `push`, ask `stopped(index)` and
     cancel the engine request if so. Whatever the engine still sends for it is ignored.
@@ -47,7 +47,7 @@ class OutputProcessor:
         )
 
     def push(self, delta: Delta) -> list[TextDelta]:
-        """What the answer grew by: a delta of a sample, one for each answer of beams that ended, or nothing.
+        """What the answer grew by: a sample's delta, one for each beam where the search ended, or nothing.
         The text may be empty while it is held back. Raises the delta's error."""
         if delta.error is not None:
             raise delta.error
@@ -93,7 +93,7 @@ class _Sample:
     def __init__(self, index: int, vocabulary: Vocabulary, prepared: PreparedRequest) -> None:
         self.stops = StopStrings(prepared.stop)
         self.watches = bool(prepared.stop)
-        # Stop strings count, like EOS, only from the token after these.
+        # Stop strings count, like EOS, only after this many tokens.
         self._min_tokens = prepared.sequences[0].decoding.min_tokens
         self._detokenizer = Detokenizer(
             vocabulary, skip_special_tokens=prepared.skip_special_tokens, context_ids=prepared.context_ids

@@ -1,6 +1,6 @@
 """The one validator beneath every protocol: a prompt and its parameters → engine requests.
 
-Free of Ray, gRPC and FastAPI; `LLM` and every ingress use this same class. Its methods may be called
+`LLM` and every ingress use this same class, which is free of Ray, gRPC and FastAPI. Its methods may be called
 from several threads at once, and tokenize in the caller's thread.
 """
 
@@ -59,7 +59,7 @@ class RequestBuilder:
         limits: Limits = DEFAULT_LIMITS,
         target: PreTrainedTokenizerBase | None = None,
     ) -> None:
-        """target: the decoder's tokenizer, where it is another."""
+        """`target` is the decoder's tokenizer, where that is another."""
         self.info, self.limits = info, limits
         self.vocabulary = Vocabulary(tokenizer if target is None else target)
         self.tasks = Tasks.of(info.tasks, info.defaults, tokenizer)
@@ -112,7 +112,7 @@ class RequestBuilder:
 
         samples = params.n if isinstance(params, SamplingParams) else 1
         seed = secrets.randbits(63) if params.seed is None else params.seed
-        # The samples' prompt is the same: the first says what there is to say of it.
+        # The samples' prompt is the same: the first sample has its log-probabilities.
         others = replace(decoding, prompt_logprobs=None)
         sequences = [
             (replace(others if index else decoding, seed=sample_seed(seed, index)), ())
@@ -189,7 +189,7 @@ class RequestBuilder:
         return ParsedPrompt(encoder, encoder_ids, prefix, context, *shown)
 
     def _check_media(self, media: Sequence[Media], name: str) -> None:
-        """What is known without decoding them: their kinds, number and bytes."""
+        """Checks what needs no decoding: the media's modalities, number and bytes."""
         takes, limits = self.info.modalities, self.limits
         for modality in dict.fromkeys(one.modality for one in media):
             if modality not in takes:
@@ -345,7 +345,7 @@ def _prepared(
     stop: Sequence[str] = (),
     skip_special_tokens: bool = True,
 ) -> PreparedRequest:
-    """`sequences` are how each is decoded, and its target, which is empty where it is generated."""
+    """`sequences`: for each how it is decoded, and its target, which is empty where it is generated."""
     return PreparedRequest(
         request_id=checked.request_id,
         encoder_prompt=given.encoder_text,
@@ -372,8 +372,8 @@ def _prepared(
 
 
 def sample_seed(seed: int, index: int) -> int:
-    """The seed of a request's sample. The first has the request's own, so that asking for more samples
-    does not change it; the others' are BLAKE2b-64 of both numbers, little-endian, less its top bit."""
+    """The seed of a request's sample. The first sample has the request's own, so that asking for more samples
+    does not change it; the others have BLAKE2b-64 of both numbers, little-endian, without its top bit."""
     if index == 0:
         return seed
     digest = hashlib.blake2b(seed.to_bytes(8, "little") + index.to_bytes(4, "little"), digest_size=8)

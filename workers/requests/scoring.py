@@ -1,4 +1,4 @@
-"""Scoring between validator and client: the engine's last deltas → the targets' log-likelihoods."""
+"""The answer to a request that scores: the engine's last deltas → the targets' log-likelihoods."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model says of its tasks and languages, and what a request's choice of them comes to."""
+"""A model's tasks and languages, and how a request's choice of them is resolved."""
 
 from __future__ import annotations
 
@@ -38,25 +38,25 @@ class Pair(NamedTuple):
 
     source: str
     target: str
-    task: str | None  # that does it; None where there is nothing else the model does
+    task: str | None  # the task that translates it; None where the model does nothing else
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedTask:
-    """What a request's task and languages come to."""
+    """A request's task and languages, resolved."""
 
     task: str | None
     prefix: str  # text before the input
     defaults: GenerationDefaults
     source: Language | None = None  # the input's, for a tokenizer that marks it
-    target: Language | None = None  # likewise the output's
+    target: Language | None = None  # the output's
 
 
 class Tasks:
     """A model's tasks and languages.
 
-    Languages are in its tokenizer's vocabulary, as NLLB's, mBART's and M2M100's; in its tasks, as T5's; or
-    they are its only pair, as Marian's.
+    The languages are in its tokenizer's vocabulary (NLLB, mBART, M2M100), in its tasks (T5), or they are its
+    only pair (Marian).
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Tasks:
         source_language: str | None = None,
         target_language: str | None = None,
     ) -> ResolvedTask:
-        """Raises InvalidRequest, naming the field and what there is, for what the model has not."""
+        """Raises InvalidRequest, naming the field and the choices, for what the model does not have."""
         if task is not None and task not in self._tasks:
             there = f"it has {', '.join(self._tasks)}" if self._tasks else "it declares none"
             raise InvalidRequest(f"{task[:60]!r} is not a task of this model; {there}", field="task")
@@ -121,7 +121,7 @@ class Tasks:
         )
 
     def _pair(self, source: str | None, target: str | None) -> Pair:
-        """The one from `source` to `target`; one of them may be None where that leaves no choice."""
+        """The pair from `source` to `target`; one of them may be None where that leaves no choice."""
         found = self.pairs
         asked: tuple[tuple[str, str | None, Literal[0, 1]], ...] = (
             ("target_language", target, 1),

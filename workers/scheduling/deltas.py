@@ -22,7 +22,7 @@ def finish_reason(sequence: Sequence) -> Reason | None:
 def token_delta(
     sequence: Sequence, tokens: list[int], reason: Reason | None, logprobs: list[TokenLogprobs] | None = None
 ) -> Delta:
-    """`tokens` are its last; `logprobs` theirs, or empty where they were not asked for."""
+    """`tokens` are the sequence's last ones; `logprobs` are empty where they were not asked for."""
     first = sequence.generated == len(tokens)
     wants_prompt = sequence.request.decoding.prompt_logprobs is not None
     return Delta(

@@ -60,8 +60,8 @@ async def read_json_or_form(request: Request, limits: Limits) -> dict[str, Any]:
 
 
 def take_options(request: Request, body: dict[str, Any]) -> RequestOptions:
-    """The request options, by name, which are taken out of the body. Raises InvalidRequest, naming the field,
-    for a value of a wrong type."""
+    """Takes the request options out of a body, by name. Raises InvalidRequest, naming the field, for a value
+    of a wrong type."""
     given = {name: body.pop(name) for name in _OPTIONS if name in body}
     try:
         _Options.model_validate(given)

@@ -1,7 +1,6 @@
-"""OpenAI's completions and models, for encoder-decoder models: `prompt` is the encoder's, and the extra
-field `decoder_prompt` begins the answer, `source_language`, `target_language` and `task` choose what the
-model does. Beside OpenAI's parameters, all of `SamplingParams` hold, or of `BeamSearchParams` where one of
-its own is given."""
+"""OpenAI's completions and models, for encoder-decoder models: `prompt` is the encoder's, the extra field
+`decoder_prompt` begins the answer, and the request options are fields as well. All of `SamplingParams` may be
+given, or of `BeamSearchParams` where one of its own is."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """LibreTranslate's API, for models that say what they translate: by tasks in their config,
 `task_specific_params` of the form {"translation_en_to_fr": {"prefix": "translate English to French: "}}, as
-T5's; or by the languages of their tokenizer, as mBART's, M2M100's, NLLB's and Marian's."""
+T5 does; or by the languages of their tokenizer, as mBART, M2M100, NLLB and Marian do."""
 
 from __future__ import annotations
 
