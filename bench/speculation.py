@@ -1,17 +1,19 @@
 """What drafts from the source gain, and what they cost where there is nothing to copy.
 
-    python bench/speculation.py [--rounds 5] [--out bench/results/speculation.json]
+    python bench/speculation.py [--corrections FOLDER] [--rounds 5] [--out bench/results/speculation.json]
 
-One engine drafts and one does not, in one process and in turns; float32. The models:
+One engine with drafts and one without, in one process, batch by batch in turns. The models:
 
-    copier      of T5-small's size, made by hand so that how much it copies is known: `copier.py`. Inputs of
-                40 to 120 tokens of which it copies all, all but one in twenty or in five, and none
-    extractor   made in the same way; copies twelve tokens and leaves out twelve, in turns
-    quickstart  the bundled translation model, on sentences full of names and numbers, which translations
-                keep, and on plain ones
+    copier        T5-small's size, made by hand so that how much it copies is known: `copier.py`. Inputs of
+                  40 to 120 tokens of which it copies all, all but one in twenty or in five, and none
+    extractor     the copier, which copies twelve tokens and leaves out twelve, in turns
+    quickstart    the bundled translation model, on sentences full of names and numbers, which translations
+                  keep, and on plain ones
+    corrections   the model that `examples/corrections_model` trains, in FOLDER, on its held-out texts; in
+                  float32 and in 8-bit integers
 
-With 1, 8 and 32 requests at once. Both engines must give the same tokens. Figures are medians over rounds
-with their extremes.
+All but the last compute in float32. With 1, 8 and 32 requests at once. Both engines must give the same
+tokens. Figures are medians over rounds with their extremes.
 """
 
 from __future__ import annotations
@@ -32,6 +34,10 @@ from transformers import AutoTokenizer
 from tandem.quickstart import PATH as QUICKSTART
 
 AT_ONCE = (1, 8, 32)
+PRECISIONS: dict[str, dict[str, Any]] = {"corrections": {}, "corrections int8": {"quantization": "int8"}}
+PAD, T5_EOS = 0, 1  # in T5's tokenizers; decoding starts with the padding token
+HELD_OUT = "held_out.tsv"  # in a corrections model's folder: input, corrected text and answer, by tabs
+RUNS_ON = 1.25  # an answer's length over the corrected text's, at most
 SPAN = 12  # tokens that are extracted, and left out, at a time
 ROUND_S = 1.0
 
@@ -60,8 +66,20 @@ def facts(count: int, rng: random.Random, tokenizer: Any) -> list[list[int]]:
     ]
 
 
+def corrections(folder: Path) -> Make:
+    """Inputs drawn at random from the held-out texts of the corrections model in `folder`. Texts whose answer
+    runs on are left out: what repeats the input without an end would flatter drafts."""
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    rows = [line.split("\t") for line in (folder / HELD_OUT).read_text(encoding="utf-8").splitlines()]
+    texts = [source for source, clean, answer in rows if len(answer) <= RUNS_ON * len(clean)]
+    inputs: list[list[int]] = tokenizer(texts).input_ids
+    return lambda count, rng: rng.sample(inputs, count)
+
+
 def main() -> None:
-    args = machine.parser(__doc__, "speculation", rounds=5).parse_args()
+    parser = machine.parser(__doc__, "speculation", rounds=5)
+    parser.add_argument("--corrections", type=Path, metavar="FOLDER", help="a corrections model, see above")
+    args = parser.parse_args()
     console = Console()
     tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
 
@@ -76,28 +94,27 @@ def main() -> None:
         make_copier(made / "extractor", span=SPAN, **T5_SMALL)
         words = T5_SMALL["vocab_size"]
         copied = {"copies all": 0.0, "copies 19 of 20": 0.05, "copies 4 of 5": 0.2, "copies nothing": 1.0}
-        models: list[tuple[str, Path, int, int, dict[str, Make]]] = [
-            (
-                "copier",
-                made / "copier",
-                EOS,
-                EOS,
-                {title: copies(wrong, words) for title, wrong in copied.items()},
+        models: dict[str, tuple[Path, int, int, dict[str, Make]]] = {
+            "copier": (
+                made / "copier", EOS, EOS, {title: copies(wrong, words) for title, wrong in copied.items()}
             ),
-            ("extractor", made / "extractor", EOS, EOS, {"extracts half": extracts(SPAN, words, (2, 10))}),
-            (
-                "quickstart",
-                QUICKSTART,
-                0,
-                1,
+            "extractor": (made / "extractor", EOS, EOS, {"extracts half": extracts(SPAN, words, (2, 10))}),
+            "quickstart": (
+                QUICKSTART, PAD, T5_EOS,
                 {
                     "names and numbers": lambda count, rng: facts(count, rng, tokenizer),
                     "plain sentences": plain,
                 },
             ),
-        ]
-        for title, folder, start, eos, loads in models:
-            both = contenders(folder, start, eos, dtype="float32", device="cpu", max_num_seqs=max(AT_ONCE))
+        }  # fmt: skip
+        if args.corrections:
+            held_out = {"held-out texts": corrections(args.corrections)}
+            models |= dict.fromkeys(PRECISIONS, (args.corrections, PAD, T5_EOS, held_out))
+        for title, (folder, start, eos, loads) in models.items():
+            both = contenders(
+                folder, start, eos, dtype="float32", device="cpu", max_num_seqs=max(AT_ONCE),
+                **PRECISIONS.get(title, {}),
+            )  # fmt: skip
             figures = {
                 load: {str(count): measure(both, count, args.rounds, make, ROUND_S) for count in AT_ONCE}
                 for load, make in loads.items()

@@ -18,16 +18,17 @@ SILENCE_S = 30.0
 
 def packed_input(encoder_input: EncoderInput) -> list[object]:
     """An input as it travels to an encoder: plain values, which Ray packs without pickle."""
-    return [encoder_input.key, list(encoder_input.token_ids), [list(media) for media in encoder_input.media]]
+    return [encoder_input.key, list(encoder_input.token_ids), [list(each) for each in encoder_input.media]]
 
 
 def read_input(packed: list[Any]) -> EncoderInput:
     key, token_ids, media = packed
-    return EncoderInput(key, tuple(token_ids), media=tuple(Media(*one) for one in media))
+    return EncoderInput(key, tuple(token_ids), media=tuple(Media(*each) for each in media))
 
 
 class Submission(NamedTuple):
-    """One request on its way to an engine. `request.encoder.hidden` is made there, from `hidden`."""
+    """One request on its way to an engine. `request.encoder.hidden` is made there, from `hidden`; where there
+    is `hidden`, `request.encoder` has no media."""
 
     request: EngineRequest
     hidden: HiddenSlice | None  # None: the engine encodes by itself
@@ -54,7 +55,7 @@ class StepMessage(NamedTuple):
 def packed_message(
     accepting: bool, stats: EngineStats, handoff: HandoffTotals, deltas: list[list[object]]
 ) -> list[object]:
-    """A `StepMessage` as it travels. Each delta is given as `list(delta)`."""
+    """A `StepMessage` as it travels. `deltas` are `list(delta)` of each."""
     return [accepting, list(stats), list(handoff), deltas]
 
 

@@ -4,7 +4,6 @@ must do without pydantic."""
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 from types import NoneType, UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -26,14 +25,9 @@ class Above:
 def check_fields(values: object) -> None:
     """Raises InvalidRequest, naming the field, where a value is not what the field's annotation says: a bool,
     int, float or str within bounds, one of a Literal's, or None if the annotation has it."""
-    for name, hint in _hints(type(values)).items():
+    for name, hint in get_type_hints(type(values), include_extras=True).items():
         if (wrong := _wrong(hint, value := getattr(values, name))) is not None:
             raise InvalidRequest(f"must be {wrong}, got {value!r}", field=name)
-
-
-@lru_cache
-def _hints(kind: type) -> dict[str, Any]:
-    return get_type_hints(kind, include_extras=True)
 
 
 def _wrong(hint: Any, value: object) -> str | None:

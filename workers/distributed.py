@@ -1,4 +1,4 @@
-"""The tensor-parallel group: which rank we are, and what ranks say to each other."""
+"""The tensor-parallel group: which rank this process is, and what ranks send each other."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
 MEETING = timedelta(minutes=5)  # from the first rank at the meeting point to the last
-# Ranks wait for rank 0 as long as there is nothing to do. One that dies breaks its connections, which the
-# others notice at once; one that hangs is its supervisor's business.
+# Ranks wait for rank 0 as long as there is nothing to do. A rank that dies breaks its connections, which the
+# others notice at once; a rank that hangs is its supervisor's business.
 IDLE = timedelta(days=365)
 
 
 def open_meeting() -> tuple[str, object]:
-    """Where the ranks of a group on this node can meet, for `Group.create`, and what holds the port: from
-    here on nothing else can take it. Rank 0's process keeps that for as long as it lives."""
+    """Where the ranks of a group on this node can meet, for `Group.create`, and the store that holds the
+    port, so that nothing else can take it. Rank 0's process keeps the store for as long as it lives."""
     store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
     return f"tcp://127.0.0.1:{store.port}", store
 
 
 @dataclass(frozen=True)
 class Group:
-    """Rank 0 decides and samples; the others follow. A group of one says nothing to anybody."""
+    """Rank 0 decides and samples; the others follow. In a group of one every method is local."""
 
     rank: int = 0
     size: int = 1
@@ -58,7 +58,7 @@ class Group:
         return x
 
     def gather_columns(self, x: torch.Tensor) -> torch.Tensor | None:
-        """Rank 0: the ranks' [N, C] side by side, [N, size * C]. Others: None."""
+        """Rank 0: the ranks' [N, C] concatenated, [N, size * C]. Others: None."""
         if self.size == 1:
             return x
         parts = [torch.empty_like(x) for _ in range(self.size)] if self.rank == 0 else None
@@ -66,7 +66,7 @@ class Group:
         return None if parts is None else torch.cat(parts, dim=-1)
 
     def broadcast(self, x: torch.Tensor) -> torch.Tensor:
-        """Rank 0's tensor, on the device, into everybody's `x`."""
+        """Copies rank 0's `x` into every rank's, on the device."""
         if self.size > 1:
             dist.broadcast(x, src=0, group=self.tensors)
         return x
@@ -80,7 +80,7 @@ class Group:
         return int(values)
 
     def send_integers(self, values: list[int]) -> None:
-        """Rank 0 to all others, over the hosts: `receive_integers` returns them there."""
+        """From rank 0 to all others, between the hosts: `receive_integers` returns them there."""
         if self.size > 1:
             dist.broadcast(torch.tensor([len(values)]), src=0, group=self.control)
             dist.broadcast(torch.tensor(values, dtype=torch.int64), src=0, group=self.control)

@@ -21,8 +21,8 @@ _POLL_S = 0.05
 
 
 class LocalGroup:
-    """Starts the children; `group` is rank 0's end. Raises InternalError where a child fails to start; it
-    says why on stderr."""
+    """The child processes; `group` is rank 0's end. Raises InternalError if a child fails to start; it says
+    why on stderr."""
 
     def __init__(self, config: EngineConfig) -> None:
         self.group = Group()
@@ -45,7 +45,8 @@ class LocalGroup:
             raise
 
     def _wait_for_children(self) -> None:
-        """Until each is at the meeting point: there rank 0 would wait for one that has died."""
+        """Returns when each is about to meet the others. Meeting earlier, rank 0 would wait for a child that
+        has died."""
         for rank, child in enumerate(self._children, start=1):
             while not _arrival(self._folder.name, rank).exists():
                 if child.poll() is not None:
@@ -53,8 +54,8 @@ class LocalGroup:
                 time.sleep(_POLL_S)
 
     def close(self, *, kill: bool = False) -> None:
-        """Waits for the children to end, as they do after the engine is closed; those that do not, or
-        all where `kill`, are killed."""
+        """Waits for the children to end, as they do after the engine is closed; kills those that do not, or,
+        if `kill`, all."""
         for child in self._children:
             if kill:
                 child.kill()
@@ -63,12 +64,12 @@ class LocalGroup:
             except subprocess.TimeoutExpired:
                 child.kill()
                 child.wait()
-        self.group.close()  # where the engine could not
+        self.group.close()  # if the engine could not
         self._folder.cleanup()
 
 
 def _arrival(folder: str, rank: int) -> Path:
-    """The file by which a child says that it is about to meet the others."""
+    """The file that a child creates when it is about to meet the others."""
     return Path(folder) / f"rank-{rank}"
 
 

@@ -1,7 +1,7 @@
 """One engine for the calls of many threads, without a thread of its own.
 
-Whoever waits for an answer steps the engine, for all; the others sleep until there is something for them. A
-thread that goes away with what it got leaves the stepping to one that sleeps.
+One of the threads that wait for deltas steps the engine for all; the others sleep until there are deltas for
+them. A thread that returns with its deltas wakes another to step.
 """
 
 from __future__ import annotations
@@ -16,29 +16,28 @@ from tandem.workers.request import Delta, EngineRequest
 
 
 class _Call:
-    """A thread's requests."""
+    """The requests of one `deltas` call."""
 
     def __init__(self) -> None:
         self.live: set[str] = set()  # ids of those that have not ended
         self.inbox: deque[Delta] = deque()
-        self.wake = threading.Event()  # there is something in the inbox, or the engine to be stepped
+        self.wake = threading.Event()  # set: the inbox is not empty, or it is this thread's turn to step
 
 
 class SharedEngine:
-    """Its methods may be called by any thread. After `close`, or a step that failed, calls raise why."""
+    """Any thread may call the methods. After `close` or a failed step, calls raise the reason."""
 
     def __init__(self, engine: Engine) -> None:
         self.engine = engine
         self._engine_lock = threading.Lock()  # around the engine: held for as long as a step takes
-        self._lock = threading.Lock()  # around all below, if both are needed the inner one
-        self._failure: TandemError | None = None  # why nothing works any more
+        self._lock = threading.Lock()  # around all below; taken after the engine's where both are needed
+        self._failure: TandemError | None = None  # why the engine cannot be used
         self._calls: dict[str, _Call] = {}  # of live requests, by their id
-        self._stepping = False
-        self._asleep: list[_Call] = []  # while another thread steps
+        self._stepping = False  # a thread steps
+        self._asleep: list[_Call] = []  # they wait meanwhile
 
     def deltas(self, requests: Sequence[EngineRequest]) -> Generator[Delta]:
-        """What these requests grow by, until all have ended. What has not when the caller turns away is
-        cancelled."""
+        """The requests' deltas, until all have ended. Closing the generator cancels those that have not."""
         call = _Call()
         try:
             with self._engine_lock:
@@ -59,7 +58,7 @@ class SharedEngine:
             with self._lock:
                 for request_id in call.live:
                     self._calls.pop(request_id, None)
-                if call in self._asleep:  # it was an exception that woke it
+                if call in self._asleep:  # an exception woke it
                     self._asleep.remove(call)
                 self._wake_one()  # this one may have been woken to step
 
@@ -68,7 +67,7 @@ class SharedEngine:
             self.engine.cancel(request_id)
 
     def close(self, reason: TandemError) -> bool:
-        """Ends the engine; calls under way raise the reason. Returns whether it was sound till then."""
+        """Ends the engine; calls under way raise the reason. Returns whether the engine was sound."""
         with self._engine_lock:
             sound = self._failure is None
             self._fail(reason)
@@ -107,7 +106,7 @@ class SharedEngine:
         self._stepping = False
         for delta in deltas:
             call = self._calls.get(delta.request_id)
-            if call is None:  # it has turned away
+            if call is None:  # its generator is closed
                 continue
             if delta.last:
                 del self._calls[delta.request_id]
@@ -115,7 +114,7 @@ class SharedEngine:
         for call in [call for call in self._asleep if call.inbox]:
             self._asleep.remove(call)
             call.wake.set()
-        self._wake_one()  # all that got something may be busy with it
+        self._wake_one()  # those that got deltas may be busy with them
 
     def _wake_one(self) -> None:
         if self._asleep and not self._stepping:
@@ -123,7 +122,7 @@ class SharedEngine:
 
     def _fail(self, reason: TandemError) -> None:
         with self._lock:
-            self._failure = self._failure or reason  # the first one is why
+            self._failure = self._failure or reason  # the first reason stays
             self._stepping = False
             for call in self._asleep:
                 call.wake.set()

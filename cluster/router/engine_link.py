@@ -107,9 +107,13 @@ class EngineLink:
     def submit(self, routed: RoutedRequest) -> None:
         request_id = f"{self._link_id}.{next(self._numbers)}"
         now = asyncio.get_running_loop().time()
+        encoder_input = routed.request.encoder
+        if routed.hidden is not None and encoder_input.media:  # the engine reads what an encoder made of them
+            encoder_input = dataclasses.replace(encoder_input, media=())
         request = dataclasses.replace(
             routed.request,
             request_id=request_id,
+            encoder=encoder_input,
             generated_ids=(*routed.request.generated_ids, *routed.received),
             timeout_s=max(0.0, routed.deadline - now),
             waited_s=now - routed.arrived_at,

@@ -1,4 +1,4 @@
-"""What an engine tells a router arrives as it was, and travels as plain values."""
+"""What routers and workers tell each other arrives as it was, and travels as plain values."""
 
 from __future__ import annotations
 
@@ -23,14 +23,20 @@ def test_a_step_arrives_as_it_was() -> None:
 
 
 def test_an_encoder_input_arrives_as_it_was() -> None:
-    given = EncoderInput("key", (5, 1), media=(Media("audio", b"RIFF"), Media("image", b"PNG")))
-    assert read_input(packed_input(given)) == given
+    encoder_input = EncoderInput("key", (3, 1, 1), media=(Media("image", b"12"), Media("audio", b"3")))
+    assert read_input(packed_input(encoder_input)) == encoder_input
+    assert read_input(packed_input(EncoderInput("key", ()))) == EncoderInput("key", ())
+
+
+def plain(value: object) -> bool:
+    if type(value) is list:
+        return all(map(plain, value))
+    return value is None or type(value) in (bool, int, float, str, bytes)
+
+
+def test_an_encoder_input_travels_without_pickle() -> None:
+    assert plain(packed_input(EncoderInput("key", (3, 1), media=(Media("image", b"12"),))))
 
 
 def test_a_token_travels_without_pickle() -> None:
-    def plain(value: object) -> bool:
-        if type(value) is list:
-            return all(map(plain, value))
-        return value is None or type(value) in (bool, int, float, str)
-
     assert plain(packed_message(True, STATS, HandoffTotals(), [list(Delta("a", [5], queued_s=0.5))]))

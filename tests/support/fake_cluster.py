@@ -21,6 +21,7 @@ from tandem.cluster.messages import read_input
 from tandem.cluster.replicas.engine_actor import EngineActor
 from tandem.cluster.router.router import Router
 from tandem.errors import HiddenStatesLost
+from tandem.inputs import Media
 from tandem.outputs import FinishReason, TokenLogprobs
 from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest, EngineStats, Hypothesis
 
@@ -291,6 +292,7 @@ class FakeEncoders:
     def __init__(self, replicas: int = 1, step_s: float = 0.0) -> None:
         self.step_s = step_s
         self.batches: list[list[list[int]]] = []
+        self.media: list[Media] = []  # of all batches
         self.references: list[FakeReference] = []
         self.faults: list[BaseException] = []
         self.losing = False  # what they have encoded vanishes
@@ -337,7 +339,9 @@ class FakeEncoder:
         return self
 
     def remote(self, packed: list[list[Any]], router_id: str, queued_tokens: int) -> tuple[Any, Any]:
-        inputs = [list(read_input(each).token_ids) for each in packed]
+        encoder_inputs = list(map(read_input, packed))
+        inputs = [list(each.token_ids) for each in encoder_inputs]
+        self._encoders.media += itertools.chain(*(each.media for each in encoder_inputs))
         assert router_id
         assert queued_tokens >= 0
         self._encoders.batches.append(inputs)

@@ -56,7 +56,7 @@ class Sequences:
         return pages[positions // PAGE].long() * PAGE + positions % PAGE
 
     def step(self, parts: dict[int, torch.Tensor]) -> list[torch.Tensor]:
-        """The sequences' next tokens, by their numbers → the logits behind each of them."""
+        """The sequences' next tokens, by their numbers → the logits after each of them."""
         counts = [len(ids) for ids in parts.values()]
         starts = [self.written[number] for number in parts]
         for number, count in zip(parts, counts, strict=True):

@@ -23,7 +23,7 @@ import torch
 from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.kernels import match_prompt_tokens
 from tandem.kernels.decode_rows import resolve
-from tandem.kernels.values import LAST, LENGTH, POSITION, RUN, SOURCE
+from tandem.kernels.values import LAST, LENGTH, PLACE, POSITION, RUN, SOURCE
 from tandem.outputs import TokenLogprobs
 from tandem.workers.request import BeamSearch, Decoding, Delta, EncoderInput, EngineRequest, Hypothesis
 from tandem.workers.scheduling.pages import PagePool
@@ -41,7 +41,8 @@ from tandem.workers.scheduling.scheduler import Scheduler
 
 EOS, OWN_STOP = 1, 2
 PRIORITY_S = 10.0  # seconds of waiting that one level of priority is worth
-MAX_OVERLAP_STEPS = 16  # that may go on without those whose input is encoded beside them
+NOTHING = 0  # no token of any job
+MAX_OVERLAP_STEPS = 16  # that may go on without the sequences whose input is encoded meanwhile
 Reason = Literal["stop", "length", "cancelled", "deadline", "error"]
 
 
@@ -100,7 +101,7 @@ class Job:
         return tuple(1000 * (self.number + 1) + 500 + i for i in range(self.prefix))
 
     def score(self, position: int) -> TokenLogprobs:
-        """Of the token behind this one of the prefix or the answer."""
+        """The score of the token after this position of the prefix or the answer."""
         after = position + 1 - self.prefix
         token = self.prefix_ids[position + 1] if after < 0 else self.token(after)
         return TokenLogprobs(token, -float(1000 * self.number + position), [])
@@ -146,9 +147,11 @@ class Life:
     running: bool = False
     cancelled: bool = False
     failed: bool = False
-    computed: int = 0  # positions in its pages, once what is launched is done, if no guess in it is right
+    computed: int = (
+        0  # positions in its pages, once what is launched is done, if no draft token in it is right
+    )
     in_flight: int = 0  # sampled in steps that are not applied yet
-    drafted: int = 0  # guesses in them
+    drafted: int = 0  # draft tokens in them
     pages: list[int] = field(default_factory=list)
     reason: Reason | None = None
     steps: int = 0  # from submission to the end
@@ -187,7 +190,7 @@ class _Room:
 
 
 Cell = tuple[object, int, int]  # whose, position, token
-Launched = tuple[StepPlan, StepResult, list[tuple[Life, list[int]]]]  # who gets tokens, and their guesses
+Launched = tuple[StepPlan, StepResult, list[tuple[Life, list[int]]]]  # who gets tokens, and their drafts
 
 
 class Simulator:
@@ -233,7 +236,7 @@ class Simulator:
         self.moved = 0  # rows that began later than the scheduler knew
         self.batches = self.batch_inputs = self.overdue = self.abandoned = 0
         # The device.
-        self.encoding: list[str] = []  # keys of the batch that is encoded beside the steps
+        self.encoding: list[str] = []  # keys of the batch that is encoded alongside the steps
         self.encoding_steps = 0  # planned since it began
         self.states: dict[int, str] = {}  # entry → key, whose hidden states are there
         self.cross: dict[str, list[int]] = {}  # pages by encoder key
@@ -403,7 +406,7 @@ class Simulator:
 
     def _share(self, running: list[Life]) -> tuple[list[int], int]:
         """How many positions each computes, and how many of them can stay."""
-        # In order, each gets the tokens it lacks, while there is one left for each one behind it.
+        # In order, each gets the tokens it lacks, while there is one left for each later one.
         counts, left = [], self.max_batched_tokens
         behind = sum(life.job.width for life in running)
         for life in running:
@@ -599,7 +602,7 @@ class Simulator:
             if life.job.scored and end == life.job.prefix + life.job.max_tokens - 1:
                 sampling.append((life, []))
             if row.samples:
-                sampling.append((life, drafted))
+                sampling.append((life, self._verifiable(row, drafted)))
                 if life.job.width > 1:
                     beams.append(self._choose(row, life))
                 else:
@@ -636,13 +639,20 @@ class Simulator:
 
     @staticmethod
     def _say(first: int, guesses: list[int], life: Life) -> list[int]:
-        """What the model says behind each sampled position. Behind a wrong guess it agrees with the next."""
+        """What the model says after each sampled position. After a wrong guess it agrees with the next."""
         said, right = [life.token_at(first)], True
         for position, guess in enumerate(guesses, first):
             right &= guess == life.token_at(position)
             follows = [*guesses, -1][position + 1 - first]
             said.append(life.token_at(position + 1) if right else follows)
         return said
+
+    def _verifiable(self, row: Row, drafted: list[int]) -> list[int]:
+        """The draft tokens, NOTHING in place of those that the source does not have: a plan made ahead may
+        ask for more than turns out to follow. Whatever the device puts there counts as wrong."""
+        state = self.sequences[row.sequence.slots[0]]
+        left = int(state[LENGTH] - state[PLACE]) if state[RUN] > 0 else 0
+        return [token if number < left else NOTHING for number, token in enumerate(drafted)]
 
     def _write(self, row: Row, start: int, life: Life) -> list[int]:
         """Returns the row's tokens, of beams the last one's."""
@@ -725,7 +735,7 @@ class Simulator:
                 self.generated += 1
                 self.accepted += 1
             assert life.out == answer[: len(life.out)]
-            # Those for guesses that were wrong are free again.
+            # Pages for wrong draft tokens are free again.
             del life.pages[life.job.width * self._pages_for(life.computed + life.drafted) :]
             done = len(life.out) == len(answer)
             if life.job.width > 1:

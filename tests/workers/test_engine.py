@@ -1,4 +1,4 @@
-"""The engine's contract beside its tokens, which tests/parity compares with transformers'."""
+"""The engine's contract apart from its tokens, which tests/parity compares with transformers'."""
 
 from __future__ import annotations
 

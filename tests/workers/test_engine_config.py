@@ -50,7 +50,7 @@ def test_dtypes_that_are_not_served_are_refused(dtype: str, hint: bool) -> None:
     assert ("overflow" in str(caught.value)) == hint
 
 
-def test_who_encodes_beside_its_steps() -> None:
+def test_who_encodes_alongside_its_steps() -> None:
     cuda, alone = torch.device("cuda"), EngineConfig("m")
     assert alone.encodes_async(cuda)
     assert not alone.encodes_async(CPU)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, ClassVar, Self, get_type_hints
 
 import numpy as np
@@ -30,7 +31,7 @@ class Table:
     def __init_subclass__(cls) -> None:
         cls.columns = tuple(cls.__annotations__)
         for number, name in enumerate(cls.columns):
-            setattr(cls, name, property(lambda table, number=number: table.values[:, number]))
+            setattr(cls, name, property(partial(_column, number)))
 
     def __init__(self, values: Ints) -> None:
         self.values = values
@@ -46,6 +47,10 @@ class Table:
     def __getitem__(self, chosen: slice | npt.NDArray[np.bool_]) -> Self:
         """The table of some of the items."""
         return type(self)(self.values[chosen])
+
+
+def _column(number: int, table: Table) -> Ints:
+    return table.values[:, number]
 
 
 class Admissions(Table):

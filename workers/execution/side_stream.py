@@ -1,4 +1,4 @@
-"""Work beside what the device is at."""
+"""Work that overlaps with what else the device does."""
 
 from __future__ import annotations
 
@@ -10,31 +10,31 @@ import torch
 
 @dataclass(frozen=True)
 class Work:
-    """What was begun on a side stream."""
+    """A tensor that is being made on a side stream."""
 
     _made: torch.Tensor
-    _end: torch.cuda.Event | None  # None: it is done
+    _end: torch.cuda.Event | None  # when it is made; None: it is
 
     @property
     def done(self) -> bool:
         return self._end is None or self._end.query()
 
     def wait(self) -> torch.Tensor:
-        """What was made. It may still be under way, but whatever is launched from here on waits for it; the
-        host does not."""
+        """The tensor. It may still be in the making: what is launched from here on waits for it, the host
+        does not."""
         if self._end is not None:
             main = torch.cuda.current_stream(self._made.device)
             main.wait_event(self._end)
-            # Its memory is the side stream's, which must not take it back while the main one reads it.
+            # The memory is the side stream's, which must not reuse it while the main stream reads it.
             self._made.record_stream(main)
         return self._made
 
 
 class SideStream:
-    """On CUDA a stream of its own; elsewhere work is done as it comes.
+    """On CUDA a second stream; elsewhere work is done at once.
 
-    While the device decodes a step, which is bound by memory, it encodes, which is bound by arithmetic. Made
-    when the weights are there.
+    Encoding, which is bound by arithmetic, overlaps with decode steps, which are bound by memory. To be
+    created after the weights are loaded: the new stream waits for what is under way.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -44,7 +44,7 @@ class SideStream:
             self._stream.wait_stream(torch.cuda.current_stream(device))
 
     def begin(self, work: Callable[[], torch.Tensor]) -> Work:
-        """`work` makes something of the weights and of nothing else that is on the device."""
+        """Begins `work`, which reads the weights and no other tensor of the main stream's."""
         if self._stream is None:
             return Work(work(), None)
         with torch.cuda.stream(self._stream):

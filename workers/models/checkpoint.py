@@ -20,7 +20,7 @@ SINGLE = "model.safetensors"
 class Checkpoint:
     """The weights in a model's folder, under our names.
 
-    Opening it raises ModelLoadError for a weight that is missing, and for one that no name of the
+    Opening raises ModelLoadError for a weight that is missing, and for one that no name of the
     family covers: complete both ways.
     """
 
@@ -51,7 +51,7 @@ class Checkpoint:
         self._parts: dict[str, Part | None] = {}
         missing = []
         for ours, alternatives in names.items():
-            # None, where it is an alternative, is the last.
+            # None, if it is an alternative, is the last.
             found = [part for part in alternatives if part is None or part.name in self._files]
             if found:
                 self._parts[ours] = found[0]
@@ -67,7 +67,7 @@ class Checkpoint:
     def load(self, slots: Iterable[WeightSlot]) -> None:
         """Fills the slots, reading only their slices and converting to their dtype.
 
-        Raises ModelLoadError, naming both shapes, where a weight has not the one the config implies.
+        Raises ModelLoadError, naming both shapes, for a weight whose shape the config does not imply.
         """
         for slot in slots:
             part = self._parts[slot.name]

@@ -19,16 +19,16 @@ from tandem.workers.models.stacks import DecoderStack, EncoderStack
 
 @dataclass(frozen=True)
 class Footprint:
-    """Of one engine. Sizes are bytes on each rank."""
+    """Memory of one engine. Sizes are bytes on each rank."""
 
     device: str
     dtype: str
     ranks: int
-    encoder_weights: int  # 0: decoder-only, as the other figures of the encoder are then
+    encoder_weights: int  # 0 where the model is decoder-only, as the encoder's other figures
     decoder_weights: int
-    self_kv_per_position: int  # a position of the decoder, in all its layers
-    cross_kv_per_position: int  # a position of the encoder, there too
-    hidden_states_per_position: int  # what an encoder hands to a decoder for each position
+    self_kv_per_position: int  # a position of the decoder, in all layers
+    cross_kv_per_position: int  # a position of an encoder input, in all layers
+    hidden_states_per_position: int  # what an encoder hands to a decoder, by position
     page_size: int  # positions
     pages: int  # of the pool that self- and cross-attention share
 
@@ -40,7 +40,7 @@ class Footprint:
         """
         checkpoint = Checkpoint(Path(config.model))
         spec, tied = checkpoint.spec, checkpoint.tied("decoder.output", "decoder.embedding")
-        # The device need not be here.
+        # The device may be another machine's.
         device = config.torch_device() if config.device == "auto" else torch.device(config.device)
         dtype = config.torch_dtype(device)
         ranks = config.tensor_parallel_size
@@ -53,7 +53,7 @@ class Footprint:
         place = Placement(meta, dtype, Group(size=ranks), config.quantization)
         layers = DecoderStack(spec, tied, place)
         decoder = _bytes(layers.slots()) - place.saved()
-        if device.type == "cpu":  # the output projection is laid out anew; a tied one, beside the embedding
+        if device.type == "cpu":  # the output projection is packed; a tied one besides the embedding
             output = layers.head.projection
             decoder += output.packed_bytes - (0 if tied else output.weight.nbytes)
         asks = device.type == "cuda" and config.num_pages is None and config.kv_cache_gib is None

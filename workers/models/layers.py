@@ -1,5 +1,4 @@
-"""The layers, each of which knows how it is sharded and which weights it wants. Model code above
-never mentions a rank."""
+"""The layers. Each knows its weights and how it is sharded; model code above never mentions a rank."""
 
 from __future__ import annotations
 
@@ -60,7 +59,7 @@ class Placement:
         return made
 
     def pack(self) -> None:
-        """All weights are loaded: lets the projections made here lay theirs out as they like."""
+        """All weights are loaded: lets the projections made here lay them out as they like."""
         for linear in self._linears:
             linear.pack()
         self._linears.clear()
@@ -85,7 +84,7 @@ class Norm:
     def __init__(self, name: str, width: int, kind: NormKind, eps: float, place: Placement) -> None:
         self.name, self.eps, self.dtype = name, eps, place.dtype
         self.plus = 1.0 if kind == "rms_plus_one" else 0.0
-        # One and a little, in half precision, would keep little of the little.
+        # Half precision would round most of a small weight away next to the 1.
         dtype = torch.float32 if self.plus else place.dtype
         self.weight = torch.empty(width, device=place.device, dtype=dtype)
         self.bias = place.empty(width) if kind == "layer" else None
@@ -96,7 +95,7 @@ class Norm:
         return kernels.layer_norm(x, self.weight, self.bias, self.eps)
 
     def by_head(self, x: torch.Tensor) -> torch.Tensor:
-        """x [N, heads, width], each head for itself."""
+        """x [N, heads, width], each head by itself."""
         return self(x.reshape(-1, x.shape[-1])).view(x.shape)
 
     def add(self, x: torch.Tensor, residual: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -113,17 +112,17 @@ class Norm:
 
 
 def stack_norm(name: str, stack: StackSpec, place: Placement) -> Norm:
-    """Of rows [N, d_model]."""
+    """The stack's kind of norm, of rows [N, d_model]."""
     return Norm(name, stack.d_model, stack.norm, stack.norm_eps, place)
 
 
 def output_norm(name: str, stack: StackSpec, place: Placement) -> Norm | None:
-    """Of a sublayer's output, where the stack has one."""
+    """The norm of a sublayer's output, where the stack has one."""
     return stack_norm(f"{name}.output_norm", stack, place) if stack.output_norm else None
 
 
 def head_norm(name: str, stack: StackSpec, place: Placement) -> Norm | None:
-    """Of each head's queries or keys, where the stack has one."""
+    """The norm of each head's queries or keys, where the stack has one."""
     return Norm(name, stack.head_dim, stack.norm, stack.norm_eps, place) if stack.qk_norm else None
 
 
@@ -157,7 +156,7 @@ class ColumnParallel:
         inputs: int,
         what: str,
         place: Placement,
-        unit: int = 1,  # outputs that stay together: those of a head
+        unit: int = 1,  # outputs that stay on one rank: a head's
         bias: bool = False,
     ) -> None:
         self.names, self.widths, self.inputs = names, widths, inputs
@@ -246,7 +245,7 @@ class Vocabulary:
         return self.group.all_reduce(rows * here.unsqueeze(1))
 
     def prepare_logits(self, bias: VocabularyBias | None, *, embeds: bool) -> None:
-        """The weights are loaded and wanted as output projection; `embeds`: as embedding, too."""
+        """Makes the loaded weights an output projection; `embeds`: they stay an embedding, too."""
         self._output = self._linear_kind(self.weight, None if bias is None else bias.weight)
         self._output.pack()
         if not embeds:
@@ -254,7 +253,7 @@ class Vocabulary:
 
     @property
     def packed_bytes(self) -> int:
-        """Of the output projection that `prepare_logits` makes."""
+        """Bytes of the output projection that `prepare_logits` makes."""
         return self._linear_kind(self.weight).packed_bytes
 
     def logits(self, x: torch.Tensor) -> torch.Tensor | None:

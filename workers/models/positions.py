@@ -35,7 +35,7 @@ def sinusoidal_tensor2tensor(rows: int, width: int) -> torch.Tensor:
 
 
 def rotary_speeds(rotary: Rotary) -> torch.Tensor:
-    """float32 [dimensions / 2]: by what angle each pair turns from one position to the next (Su et al.,
-    2021)."""
+    """float32 [dimensions / 2]: the angle by which each pair turns from one position to the next (Su et
+    al., 2021)."""
     speeds = 1.0 / rotary.base ** (torch.arange(0, rotary.dimensions, 2).float() / rotary.dimensions)
     return speeds / rotary.factor

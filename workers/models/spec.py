@@ -1,5 +1,5 @@
-"""What a model is, in one tree of numbers. A family fills it in (`families/`), the one forward
-(`stacks.py`) reads it; neither asks for the family's name."""
+"""What a model is, in one tree of numbers. A family fills it in (`families/`), and the one forward
+(`stacks.py`) reads it without asking for the family's name."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from typing import Literal
 Activation = Literal["relu", "gelu", "gelu_new", "silu"]  # gelu is the exact one, gelu_new uses tanh
 AttentionKind = Literal["self", "cross", "merged"]  # of a decoder sublayer; merged reads both kinds of keys
 NormKind = Literal["rms", "rms_plus_one", "layer"]  # rms_plus_one: checkpoints hold its weight less one
+PositionKind = Literal["learned", "sinusoidal", "sinusoidal_tensor2tensor"]  # see positions.py
+# What is normalized before the first layer: tokens plus positions, the tokens alone, or nothing.
+EmbeddingNorm = Literal["sum", "tokens"] | None
 
 
 @dataclass(frozen=True)
@@ -17,32 +20,32 @@ class RelativeBias:
 
     buckets: int
     max_distance: int  # positions; the bias is constant beyond
-    per_layer: bool  # every layer has its own table, or layer 0's serves all
+    per_layer: bool  # every layer has its own table; else the first one's serves all
 
 
 @dataclass(frozen=True)
 class Window:
-    """Self-attention that sees only what is near."""
+    """Self-attention that sees only the keys near a query."""
 
-    before: int  # positions: how far back a key may lie
-    after: int  # and how far ahead; the decoder's is 0
+    before: int  # positions that a key may lie before its query
+    after: int  # positions that it may lie after it; 0 in decoders
 
 
 @dataclass(frozen=True)
 class PositionTable:
     """A vector for each absolute position, added to the embedded tokens."""
 
-    kind: Literal["learned", "sinusoidal", "sinusoidal_tensor2tensor"]  # see positions.py
-    offset: int = 0  # the first position's row
+    kind: PositionKind
+    offset: int = 0  # row of position 0
 
 
 @dataclass(frozen=True)
 class Rotary:
     """Rotary positions: the queries' and keys' leading dimensions are rotated by their position."""
 
-    dimensions: int  # of each head
+    dimensions: int  # of each head that are rotated
     base: float
-    factor: float = 1.0  # by which positions are divided, to reach farther than was trained
+    factor: float = 1.0  # positions are divided by it, to reach farther than was trained
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +56,7 @@ class StackSpec:
     layers: int
     d_model: int
     heads: int
-    kv_heads: int | None = None  # of keys and values, each shared by heads / kv_heads; None: as many
+    kv_heads: int | None = None  # of keys and values, each read by heads / kv_heads of q; None: as many
     head_dim: int
     d_ff: int
     activation: Activation
@@ -64,26 +67,25 @@ class StackSpec:
     post_norm: bool = False  # a sublayer's sum is normalized, not its input; there is no final norm then
     output_norm: bool = False  # a sublayer's output is normalized before it joins the sum
     qk_norm: bool = False  # each head's queries and keys are normalized, before rotary positions
-    parallel_residual: bool = False  # self-attention and feed-forward read the same norm's output
+    parallel_residual: bool = False  # attention and feed-forward read the same norm's output
     attention_scale: float  # on the scores of self- and cross-attention
-    softcap: float | None = None  # of these scores, see kernels.reference.soft_capped
+    softcap: float | None = None  # on the same scores, see kernels.reference.soft_capped
     # Decoders after an encoder: one softmax over the keys of self- and cross-attention in every layer, or
     # cross-attention in place of self-attention in the layers listed. Neither: one after the other.
     merged_attention: bool = False
     cross_layers: tuple[int, ...] | None = None
     embedding_scale: float = 1.0
-    # What is normalized before the first layer: nothing, tokens plus positions, or the tokens alone.
-    embedding_norm: Literal["sum", "tokens"] | None = None
-    token_types: int = 0  # rows of the table of token types, of which only the first is used
+    embedding_norm: EmbeddingNorm = None
+    token_types: int = 0  # rows of the table of token types; only the first is used
     max_positions: int | None = None  # longest sequence; None: any length
     positions: PositionTable | None = None
     relative_bias: RelativeBias | None = None
-    windows: tuple[Window | None, ...] = ()  # each layer's; none at all: every layer sees everything
-    # Tokens of the input, each block of which is summed up in one more key that all see, whatever the window.
-    # Its bias is as relative_bias, with a table of its own, by blocks. Encoders only.
+    windows: tuple[Window | None, ...] = ()  # each layer's; empty: every layer sees everything
+    # Positions in a block of the input. Each block is summed up in one more key that every query sees,
+    # whatever the window, with a bias like relative_bias, by distance in blocks. Encoders only.
     summary_block: int | None = None
     rotary: Rotary | None = None
-    window_rotary: Rotary | None = None  # of layers with a window, where it is another
+    window_rotary: Rotary | None = None  # in the layers with a window, where it differs
 
     @property
     def shared_heads(self) -> int:
@@ -138,7 +140,7 @@ class ModelSpec:
 
     @property
     def vocab_size(self) -> int:
-        """Of what is generated."""
+        """Size of the vocabulary that is generated."""
         return self.decoder.vocab_size
 
     @property

@@ -29,29 +29,29 @@ _NEVER = -1e9  # transformers' score of what must not be chosen
 
 @dataclass(slots=True)
 class _Group:
-    """A request of this step, W beams."""
+    """A request with W beams in this step."""
 
-    number: int  # among the step's
-    slots: list[int]
-    logits: list[int]  # each beam's row; all the first one's where the prefix was just computed
-    source: list[int]  # the slot that each of those rows is of
-    place: int  # of its first beam among the step's
-    step: int  # tokens generated before this one
+    number: int  # the request's index among the step's rows
+    slots: list[int]  # one a beam
+    logits: list[int]  # each beam's row; the first beam's for all where the prefix was just computed
+    source: list[int]  # each of those rows' slot
+    place: int  # the first beam's index among the step's beams
+    step: int  # tokens generated before this step
 
 
 @dataclass(slots=True)
 class _Finished:
-    """What G requests have finished, on the host or on its way there."""
+    """The answers of G requests, on the host or on their way there."""
 
     groups: list[_Group]
-    done: torch.Tensor  # bool [G]
+    done: torch.Tensor  # bool [G]: the search is over
     scores: torch.Tensor  # float32 [G, W], best first
     lengths: torch.Tensor  # int64 [G, W]
-    tokens: torch.Tensor  # int64 [G, W, positions], prefix first
+    tokens: torch.Tensor  # int64 [G, W, positions], each answer's prefix first
 
 
 class BeamStep:
-    """The outcome of one step."""
+    """The outcome of one step of the requests with beams."""
 
     def __init__(self, rows: Seq[Row], beams: int, device: torch.device) -> None:
         self._rows = rows
@@ -61,13 +61,13 @@ class BeamStep:
         self.finished: list[_Finished] = []
 
     def to_host(self) -> None:
-        """Starts the copies; `found` is to be called when they are done."""
+        """Starts the copies; call `found` when they are done."""
         for part in self.finished:
             part.done, part.scores = (x.to("cpu", non_blocking=True) for x in (part.done, part.scores))
             part.lengths, part.tokens = (x.to("cpu", non_blocking=True) for x in (part.lengths, part.tokens))
 
     def found(self) -> list[Found | None]:
-        """For each row ids and score of what was found, best first; None where the search goes on."""
+        """Each row's answers, ids and score, best first; None where the search goes on."""
         found: list[Found | None] = [None] * len(self._rows)
         for part in self.finished:
             for at, group in enumerate(part.groups):
@@ -86,21 +86,21 @@ class BeamStep:
 
 
 class Beams:
-    """The state of every slot's beam. What is one for a request stands in its first slot."""
+    """The state of every slot's beam. A request's own state stands in its first slot."""
 
     def __init__(self, slots: int, processors: Processors, warpers: Warpers, device: torch.device) -> None:
         self.device = device
         self._processors, self._warpers = processors, warpers
         self._floats = Columns(slots, ("running", "score", "penalty"), torch.float32, device)
         self._ints = Columns(slots, ("length", "max_tokens", "prefix", "seed"), torch.int64, device)
-        # finished: the slot holds an answer; open: a running beam may still improve on them.
+        # finished: the slot holds an answer; open: a running beam may still improve on the request's answers.
         flags = ("finished", "open", "early", "never", "renormalize")
         self._flags = Columns(slots, flags, torch.bool, device)
         self._stops = Lists(slots, device)
         self._answers = torch.zeros(slots, 0, dtype=torch.int64, device=device)
 
     def start(self, sequences: Seq[Sequence]) -> None:
-        """Begins, or begins anew, those of these sequences that have beams."""
+        """Begins, or begins anew, the search of each sequence that has beams."""
         floats, ints, flags = [], [], []
         beams = [sequence for sequence in sequences if sequence.width > 1]
         if not beams:
@@ -110,7 +110,7 @@ class Beams:
             assert how is not None
             self._processors.keep_history(sequence)
             for beam in range(sequence.width):
-                # All but the first are the same beam once more.
+                # Before the first step all beams are the same one, so only the first may be continued.
                 floats.append((0.0 if beam == 0 else _NEVER, _NEVER, how.length_penalty))
                 ints.append((0, request.decoding.max_tokens, len(request.prefix_ids), request.decoding.seed))
                 flags.append((False, True, *_flags(how)))
@@ -124,7 +124,7 @@ class Beams:
             self._stops.put(sequence.slots, sorted(sequence.request.decoding.stop_ids))
 
     def step(self, logits: torch.Tensor, rows: Seq[Row]) -> BeamStep:
-        """logits float32 [sum of the rows' widths, vocabulary]."""
+        """Continues the searches of these rows. logits: float32 [sum of the rows' widths, vocabulary]."""
         numbers = [slot for row in rows for slot in row.sequence.slots[: row.width]]
         behind = [row.steps.start for row in rows for _ in range(row.width)]
         slots, steps = to_device([numbers, behind], self.device)
@@ -151,7 +151,7 @@ class Beams:
             at, place = at + row.width, place + width
             longest = max(longest, row.start + row.count + 1)
         step = BeamStep(rows, place, self.device)
-        # The history may have grown for anybody.
+        # The history may have grown for any slot.
         self._answers = widened(self._answers, self._processors.history.width, 0)
         for (width, candidates, drawn), groups in alike.items():
             self._advance(scores, groups, width, candidates, longest, step, drawn=drawn)
@@ -162,7 +162,7 @@ class Beams:
         self, scores: torch.Tensor, groups: list[_Group], width: int, candidates: int, longest: int,
         step: BeamStep, *, drawn: bool,
     ) -> None:  # fmt: skip
-        """One step of G requests with W beams and K candidates each, which are drawn or the best."""
+        """One step of G requests with W beams and K candidates each, drawn ones or the best."""
         numbers = [
             (g.slots, g.logits, g.source, range(g.place, g.place + width), [g.step] * width) for g in groups
         ]
@@ -174,7 +174,7 @@ class Beams:
         def of_request(column: torch.Tensor) -> torch.Tensor:
             return column[first].unsqueeze(1)
 
-        length = steps[:, :1] + 1  # of what this step makes
+        length = steps[:, :1] + 1  # generated tokens, this step's included
         max_tokens, penalty = of_request(self._ints["max_tokens"]), of_request(self._floats["penalty"])
         early, is_open = of_request(self._flags["early"]), of_request(self._flags["open"])
 
@@ -195,7 +195,7 @@ class Beams:
         stops = self._stops[first]
         ended = (token.unsqueeze(2) == stops.unsqueeze(1)).any(2) | (length >= max_tokens)
 
-        # What is finished: the W best of what was before and of the first W candidates that end.
+        # Answers: the W best of the previous answers and of the first W candidates, where these end.
         finishes = ended & (torch.arange(candidates, device=self.device) < width)
         was_finished = self._flags["finished"][slots]
         closed = (was_finished.all(1, keepdim=True) & early).float() + (~is_open).float()
@@ -216,7 +216,7 @@ class Beams:
         last = torch.where(new, token.gather(1, from_new), answers.gather(2, end).squeeze(2))
         answers.scatter_(2, end, last.unsqueeze(2))
 
-        # What goes on.
+        # Running beams: the W best candidates that do not end.
         running, pick = (top + ended.float() * _NEVER).topk(width, dim=1)
         tokens, parents = token.gather(1, pick), parent.gather(1, pick)
 

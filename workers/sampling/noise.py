@@ -1,5 +1,5 @@
-"""Noise from a counter, not from a generator's state: a hash of (seed, tokens generated so far), so that what
-is drawn depends neither on the batch nor on having been preempted or moved.
+"""Noise from a counter, not from a generator's state: a hash of (seed, tokens generated so far). So a draw
+depends neither on the batch nor on whether the request was preempted or moved.
 
 The hash is SplitMix64: Steele, Lea and Flood, "Fast splittable pseudorandom number generators" (2014).
 """
@@ -12,14 +12,14 @@ _GOLDEN = 0x9E3779B97F4A7C15 - 2**64  # as a signed 64-bit integer
 
 
 def uniform(seed: torch.Tensor, step: torch.Tensor) -> torch.Tensor:
-    """float64 [N] in [0, 1), from seed and step, both int64 [N]."""
+    """Uniform noise, float64 [N] in [0, 1). seed, step: int64 [N]."""
     return _shift(_hash(seed, step), 11).double() * 2.0**-53
 
 
 def gumbel(seed: torch.Tensor, step: torch.Tensor, count: int) -> torch.Tensor:
-    """float32 [N, count], independent and standard Gumbel, from seed and step, both int64 [N].
+    """Independent standard Gumbel noise, float32 [N, count]. seed, step: int64 [N].
 
-    The k greatest of log-probabilities with such noise added are k draws without replacement, in their order
+    The k greatest of log-probabilities with Gumbel noise added are k draws without replacement, in draw order
     (Kool, van Hoof and Welling, "Stochastic Beams and Where to Find Them", 2019).
     """
     index = torch.arange(1, count + 1, device=seed.device)

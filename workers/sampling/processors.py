@@ -1,8 +1,8 @@
-"""What changes the model's scores before a token is chosen: penalties, bans and forced tokens, on the device
-and for all rows at once. A batch in which nobody asks for a processor does not pay for it.
+"""Logits processors: penalties, bans and forced tokens, which change the scores before a token is chosen, on
+the device and for all rows at once. A batch in which no request asks for a processor does not pay for it.
 
-Each follows transformers' `LogitsProcessor` of the same name, and so does their order
-(`GenerationMixin._get_logits_processor`); presence and frequency penalty, which transformers lacks, are
+Each follows transformers' `LogitsProcessor` of the same name, in transformers' order
+(`GenerationMixin._get_logits_processor`). Presence and frequency penalty, which transformers lacks, are
 vLLM's and come after the repetition penalty.
 """
 
@@ -24,7 +24,7 @@ from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
 
 class Processors:
-    """The processors' parameters and the tokens of every slot."""
+    """Every slot's processor parameters and, where a processor reads them, its tokens."""
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
         self.vocab_size, self.device = vocab_size, device
@@ -44,8 +44,8 @@ class Processors:
         self._forced_eos = Lists(slots, device)
         self._suppress = Lists(slots, device)
         self._begin_suppress = Lists(slots, device)
-        self._bad_words: dict[int, Lists] = {}  # by their length, one word after another
-        self._longest_ngram = 0  # there ever was
+        self._bad_words: dict[int, Lists] = {}  # by the words' length; a slot's words one after another
+        self._longest_ngram = 0  # of all requests so far
         # Each slot's `ProcessorFlags` as an integer, which is faster to combine; all before its first use.
         self._need = [~0] * slots
 
@@ -55,7 +55,7 @@ class Processors:
 
     def start(self, sequences: Seq[Sequence]) -> None:
         """Takes in the parameters of sequences that got slots."""
-        # Those of a request that needs nothing do nothing, whatever they are: the last such one's may stay.
+        # A request that needs no processor leaves its parameters unread, so a slot's neutral ones may stay.
         needs = {id(sequence): ProcessorFlags.of(sequence.request) for sequence in sequences}
         sequences = [
             sequence
@@ -95,7 +95,7 @@ class Processors:
             self._longest_ngram, decoding.no_repeat_ngram_size, decoding.encoder_no_repeat_ngram_size
         )
         if ProcessorFlags.ENCODER_NGRAM in need:
-            # An encoder may have a larger vocabulary of its own: what the decoder lacks, it cannot copy.
+            # An encoder may have a larger vocabulary of its own; the decoder cannot copy all of it.
             source = sequence.request.encoder.token_ids
             self._encoder.put(slots, [i if i < self.vocab_size else -1 for i in source])
         for length in {len(word) for word in decoding.bad_words}:
@@ -113,22 +113,22 @@ class Processors:
                 lists.put(slots, values_)
 
     def keep_history(self, sequence: Sequence) -> None:
-        """From its tokens on, writes down what is appended to this sequence."""
+        """Records the tokens of this sequence: those it has, and each that `append` gives."""
         request = sequence.request
         positions = len(request.prefix_ids) + request.decoding.max_tokens
         self.history.start(sequence.slots, sequence.tokens, positions)
 
     def append(self, slots: torch.Tensor, steps: torch.Tensor, tokens: torch.Tensor) -> None:
-        """Writes down a token of each of these slots, behind `steps` generated ones."""
+        """Records one token for each of these slots, after its `steps` generated tokens. All int64 [N]."""
         self.history.append(slots, self._ints["prefix"][slots] + steps, tokens)
 
     def __call__(
         self, scores: torch.Tensor, slots: torch.Tensor, steps: torch.Tensor, need: ProcessorFlags
     ) -> torch.Tensor:
-        """Logits or log-probabilities, float32 [R, vocabulary], of rows in these slots → the same, processed.
+        """Processes logits or log-probabilities, float32 [R, vocabulary]; returns the same shape.
 
-        steps: int64 [R], the tokens generated before each. need: what any of the rows needs; a row that does
-        not need it stays as it is.
+        slots, steps: int64 [R], each row's slot and the tokens it has generated. need: what any of the rows
+        needs; a row that does not need it stays as it is.
         """
         column = {name: self._ints[name][slots, None] for name in self._ints.names} if need else {}
         column["step"] = steps[:, None]
@@ -180,7 +180,7 @@ class Processors:
         if ProcessorFlags.BAD_WORDS in need:
             for length, lists in self._bad_words.items():
                 words = lists[slots].unflatten(1, (-1, length))
-                # The last tokens so far; a word longer than them is none that they begin.
+                # The sequence's last tokens; one shorter than a word's beginning does not begin the word.
                 at = lengths - length + 1 + torch.arange(length - 1, device=self.device)
                 end = torch.where(at >= 0, _at(history, at), -2)
                 begun = (words[:, :, :-1] == end[:, None, :]).all(-1)
@@ -191,7 +191,7 @@ class Processors:
         self, source: torch.Tensor, source_lengths: torch.Tensor, history: torch.Tensor,
         lengths: torch.Tensor, sizes: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
-        """bool [R, N]: which tokens of source [R, N] end an n-gram there that begins with history's end."""
+        """bool [R, N]: the tokens of source [R, N] that complete an n-gram which history's end begins."""
         position = torch.arange(source.shape[1], device=self.device)
         complete = (
             (sizes > 0) & (position < source_lengths) & (position >= sizes - 1) & (lengths >= sizes - 1)
@@ -204,20 +204,20 @@ class Processors:
     def _without(
         self, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor | None = None
     ) -> torch.Tensor:
-        """Rules tokens out: those of `ids` [R, N], -1 being none, where `where` [R, N or 1] holds."""
+        """Bans the tokens of `ids` [R, N], -1 being none, where `where` [R, N or 1] holds."""
         mask = ids >= 0 if where is None else (ids >= 0) & where
         return scores.masked_fill(marked(ids, mask, self.vocab_size), -torch.inf)
 
     def _forced(self, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
-        """Leaves a row only those of `ids` [R, N] for which `where` [R, N] holds, if there is any."""
+        """Leaves a row only the tokens of `ids` [R, N] where `where` [R, N] holds, if it holds for any."""
         only = marked(ids, where, self.vocab_size)
         forced = torch.zeros_like(scores).masked_fill_(~only, -torch.inf)
         return torch.where(where.any(1, keepdim=True), forced, scores)
 
 
 def _at(history: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
-    """history [R, T] at positions [R, N]; any token where that is outside, as for rows whose history nobody
-    keeps."""
+    """history [R, T] at positions [R, N]; an arbitrary token where the position is outside, as for rows whose
+    history is not kept."""
     return history.gather(1, positions.clamp(0, history.shape[1] - 1))
 
 

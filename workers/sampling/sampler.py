@@ -1,4 +1,4 @@
-"""Logits to tokens, on the device and for all rows at once. Rank 0 only."""
+"""From logits to tokens, on the device and for all rows at once. Rank 0 only."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
 
 class HostCopy:
-    """Tensors on their way to the host, perhaps still being computed. The copy starts at once and waits for
-    nothing that is launched later."""
+    """A copy to the host of tensors that may still be computed. It starts at once and waits for nothing that
+    is launched later."""
 
     def __init__(self, *parts: torch.Tensor) -> None:
         self._parts = [part.to("cpu", non_blocking=True) for part in parts]
@@ -37,7 +37,7 @@ class HostCopy:
 
 
 class Scored:
-    """The scores of a step's targets."""
+    """The scores of a step's target tokens."""
 
     def __init__(self, rows: Seq[Row], scores: TargetScores) -> None:
         self._rows = rows
@@ -65,13 +65,13 @@ class Sampled:
 
     def __init__(
         self,
-        tokens: torch.Tensor,  # int64 [sampled positions of rows without beams]
-        wants_logprobs: list[int | None],  # alternatives asked for, of each of them
-        logprobs: torch.Tensor | None = None,  # float32 [positions, 1 + k]: the token's, then the k likeliest
+        tokens: torch.Tensor,  # int64 [positions]: the sampled positions of rows without beams
+        wants_logprobs: list[int | None],  # for each position the number of alternatives asked for
+        logprobs: torch.Tensor | None = None,  # float32 [positions, 1 + k]: the token's, the k likeliest's
         top_ids: torch.Tensor | None = None,  # int64 [positions, k]
         beams: BeamStep | None = None,
     ) -> None:
-        # What every rank has to know, int64: tokens, the beams' tokens, the slots of the beams' parents.
+        # What every rank must know, int64: the tokens, the beams' tokens, the slots of the beams' parents.
         self.choice = tokens if beams is None else torch.cat([tokens, beams.tokens, beams.parents])
         self._wants, self._beams = wants_logprobs, beams
         self._host = HostCopy(*(part for part in (tokens, logprobs, top_ids) if part is not None))
@@ -126,10 +126,10 @@ class Sampler:
 
     @torch.inference_mode()
     def sample(self, logits: torch.Tensor, rows: Seq[Row], positions: torch.Tensor | None = None) -> Sampled:
-        """What follows the sampled positions of these rows, of beams the one of each. logits float32
-        [positions, vocabulary], consumed. positions: `Runner.positions`, which uncertain rows need.
+        """The tokens after these rows' sampled positions, of which each beam has one.
 
-        In transformers' order: the processors, then temperature, top-k, top-p, min-p, typical-p.
+        logits: float32 [positions, vocabulary], consumed. positions: `Runner.positions`, which uncertain rows
+        need. The order is transformers': the processors, then temperature, top-k, top-p, min-p, typical-p.
         """
         beams = [row for row in rows if row.sequence.width > 1]
         if not beams:
@@ -176,14 +176,14 @@ class Sampler:
     def _draw(
         self, logits: torch.Tensor, slots: torch.Tensor, steps: torch.Tensor, decodings: list[Decoding]
     ) -> torch.Tensor:
-        # Less the maximum, a small temperature overflows to -inf, which is no probability, not to NaN.
+        # With the maximum subtracted, a small temperature overflows to -inf, probability 0, and not to NaN.
         logits = self._warpers(logits - logits.amax(-1, keepdim=True), slots, decodings)
         probs = logits.softmax(-1)
-        # Inverse CDF in float64, over the vocabulary's own order.
+        # Inverse CDF in float64, in the vocabulary's order.
         cdf = probs.double().cumsum(-1)
         noise = uniform(self._ints["seed"][slots], steps)
         target = noise.unsqueeze(1) * cdf[:, -1:]
         chosen = torch.searchsorted(cdf, target, right=True).squeeze(1)
-        # Rounding may put the target on the total itself: then the last token with any probability.
+        # Rounding may put the target on the total itself; the last token with any probability is taken then.
         last = (cdf < cdf[:, -1:]).sum(-1)
         return torch.minimum(chosen, last)

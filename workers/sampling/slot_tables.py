@@ -10,7 +10,7 @@ from tandem.workers.sampling.to_device import to_device
 
 
 class Columns:
-    """Named numbers of every slot. One copy to the device sets them all."""
+    """Named numbers for every slot. One copy to the device sets them all."""
 
     def __init__(self, slots: int, names: Seq[str], dtype: torch.dtype, device: torch.device) -> None:
         self.names = tuple(names)
@@ -18,7 +18,7 @@ class Columns:
         self._rows: dict[str, torch.Tensor] = dict(zip(self.names, self._table, strict=True))
 
     def put(self, slots: torch.Tensor, values: Seq[Seq[float]]) -> None:
-        """values [len(slots)][len(names)]; slots int64, distinct."""
+        """values: [len(slots)][len(names)]. slots: int64, distinct."""
         table = to_device(values, self._table.device, self._table.dtype)
         self._table[:, slots] = table.T
 
@@ -28,7 +28,7 @@ class Columns:
 
 
 class Lists:
-    """A list for every slot, filled up with `fill`; as wide as the longest there ever was."""
+    """A list for every slot, padded with `fill`; as wide as the longest so far."""
 
     def __init__(
         self, slots: int, device: torch.device, *, dtype: torch.dtype = torch.int64, fill: float = -1
@@ -41,7 +41,7 @@ class Lists:
             self._table[slots] = self._fill
 
     def put(self, slots: Seq[int], values: Seq[float]) -> None:
-        """The same list for these slots, which are clear."""
+        """Gives these slots, which are clear, the same list."""
         self._table = widened(self._table, len(values), self._fill)
         device = self._table.device
         self._table[to_device(slots, device), : len(values)] = to_device(values, device, self._table.dtype)
@@ -52,7 +52,7 @@ class Lists:
 
 
 class History:
-    """The decoder's tokens of every slot that somebody asks for: prefix first, then what was generated."""
+    """The decoder's tokens of every slot whose request reads them: the prefix, then the generated ones."""
 
     def __init__(self, slots: int, device: torch.device) -> None:
         self._table = torch.zeros(slots, 0, dtype=torch.int64, device=device)
@@ -68,12 +68,12 @@ class History:
         self._table[to_device(slots, device), : len(tokens)] = to_device(tokens, device)
 
     def append(self, slots: torch.Tensor, lengths: torch.Tensor, tokens: torch.Tensor) -> None:
-        """One token each, behind `lengths`. A slot nobody asked for may be longer than the table: what is
-        written there is never read."""
+        """Writes one token for each slot, at position `lengths`. A slot that was not started may be longer
+        than the table; its tokens are never read."""
         self._table[slots, lengths.clamp(max=self.width - 1)] = tokens
 
     def __getitem__(self, slots: torch.Tensor) -> torch.Tensor:
-        """int64 [*slots.shape, width]; what lies beyond a slot's length is any token."""
+        """int64 [*slots.shape, width]; the tokens beyond a slot's length are arbitrary."""
         return self._table[slots]
 
     def __setitem__(self, slots: torch.Tensor, tokens: torch.Tensor) -> None:
@@ -81,7 +81,7 @@ class History:
 
 
 def widened(table: torch.Tensor, width: int, fill: float) -> torch.Tensor:
-    """The table with at least `width` columns: twice as many as before, so that it seldom grows."""
+    """The table with at least `width` columns. It grows to at least twice its width, and so seldom."""
     slots, before = table.shape
     if width <= before:
         return table
@@ -91,7 +91,7 @@ def widened(table: torch.Tensor, width: int, fill: float) -> torch.Tensor:
 
 
 def marked(ids: torch.Tensor, mask: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """bool [R, vocab_size]: the tokens of each row of `ids` [R, N] where `mask` [R, N] holds."""
+    """bool [R, vocab_size]: each row's tokens of `ids` [R, N] where `mask` [R, N] holds."""
     table = torch.zeros(ids.shape[0], vocab_size + 1, dtype=torch.bool, device=ids.device)
     table.scatter_(1, torch.where(mask, ids, vocab_size), True)
     return table[:, :vocab_size]

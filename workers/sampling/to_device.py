@@ -1,4 +1,4 @@
-"""Numbers from the host to the device."""
+"""Copies numbers from the host to the device without waiting for it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Numbers = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequen
 def to_device(numbers: Numbers, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
     """A tensor of these numbers, by default of the dtype that `torch.tensor` gives them.
 
-    `torch.tensor(numbers, device=device)` would wait until the device has done all it was told to: the step
-    under way would be over before the next is launched.
+    `torch.tensor(numbers, device=device)` would wait for all that the device has queued: the running step
+    would be over before the next is launched.
     """
     return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)

@@ -1,7 +1,8 @@
-"""What is done to scores before tokens are drawn from them: temperature, top-k, top-p, min-p and typical-p,
-on the device and for all rows at once. A batch in which nobody asks for one does not pay for it.
+"""Logits warpers: temperature, top-k, top-p, min-p and typical-p, which change the scores that tokens are
+drawn from, on the device and for all rows at once. A batch in which no request asks for a warper does not pay
+for it.
 
-Meaning and order are those of transformers' `LogitsWarper`s.
+Meaning and order are those of transformers' warpers.
 """
 
 from __future__ import annotations
@@ -17,18 +18,18 @@ from tandem.workers.scheduling.plan import Sequence
 
 
 class Warpers:
-    """The warpers' parameters of every slot."""
+    """Every slot's warper parameters."""
 
     def __init__(self, slots: int, vocab_size: int, device: torch.device) -> None:
         self.vocab_size, self.device = vocab_size, device
         self._floats = Columns(slots, ("temperature", "top_p", "min_p", "typical_p"), torch.float32, device)
         self._ints = Columns(slots, ("top_k", "keep"), torch.int64, device)
-        self.temperature = self._floats["temperature"]  # of each slot
-        self._greedy = [False] * slots  # holds the parameters of a request that takes the likeliest tokens
+        self.temperature = self._floats["temperature"]  # float32 [slots]
+        self._greedy = [False] * slots  # whether the slot holds the parameters of a greedy request
 
     def start(self, sequences: Seq[Sequence]) -> None:
         """Takes in the parameters of sequences that got slots."""
-        # Beside their temperature those of greedy ones mean nothing: the last such one's may stay.
+        # Only the temperature of a greedy request is read, so another greedy request's parameters may stay.
         sequences = [
             sequence
             for sequence in sequences
@@ -50,8 +51,8 @@ class Warpers:
         self._ints.put(slots, ints)
 
     def __call__(self, scores: torch.Tensor, slots: torch.Tensor, decodings: Seq[Decoding]) -> torch.Tensor:
-        """Scores float32 [R, vocabulary] of rows in these slots, whose requests decode so → the same, warped;
-        those of temperature 0 come back as anything."""
+        """Warps scores, float32 [R, vocabulary], of rows in these slots, int64 [R]; returns the same shape.
+        Rows of temperature 0 get arbitrary scores. decodings: what any of the rows' requests asks for."""
         temperature, keep = self.temperature[slots, None], self._ints["keep"][slots, None]
         scores = scores / torch.where(temperature > 0, temperature, 1.0)
         place = torch.arange(self.vocab_size, device=self.device)
@@ -61,7 +62,7 @@ class Warpers:
             drop = place >= self._ints["top_k"][slots, None]
             kept = probs.masked_fill(drop, 0)
             kept /= kept.sum(-1, keepdim=True)
-            # Dropped where the likelier tokens alone make up top_p.
+            # A token is dropped where the likelier tokens alone make up top_p.
             top_p = self._floats["top_p"][slots, None]
             drop |= (kept.cumsum(-1) - kept >= top_p) & (top_p < 1)
             drop &= place >= keep
@@ -77,8 +78,8 @@ class Warpers:
         return scores
 
     def _typical(self, scores: torch.Tensor, mass: torch.Tensor, may_drop: torch.Tensor) -> torch.Tensor:
-        """Keeps the tokens whose surprise is nearest the entropy, until they make up `mass` [R, 1]; 1 keeps
-        all (Meister et al., "Locally Typical Sampling", 2022)."""
+        """Keeps the tokens whose surprise is nearest to the entropy, until they make up `mass` [R, 1]; 1
+        keeps all (Meister et al., "Locally Typical Sampling", 2022)."""
         logprobs = scores.log_softmax(-1)
         entropy = -(logprobs * logprobs.exp()).nansum(-1, keepdim=True)
         surprise, ids = (-logprobs - entropy).abs().sort(dim=-1)
@@ -89,5 +90,5 @@ class Warpers:
 
 
 def _keep(decoding: Decoding) -> int:
-    """Tokens that are always left: to beams one for each way to end, and one to go on with."""
+    """How many tokens are always kept: for beams one for each way to end, and one to go on with."""
     return 1 if decoding.beams is None else max(2, 1 + len(decoding.stop_ids))

@@ -1,4 +1,4 @@
-"""What a sequence's new tokens mean to its reader: whether they end it, why, and the delta that says so."""
+"""Whether a sequence's new tokens end it, why, and the delta that tells its reader."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Reason = Literal["stop", "length"]
 
 
 def finish_reason(sequence: Sequence) -> Reason | None:
-    """Why its last token ends it; None where it goes on."""
+    """Why the sequence's last token ends it; None if it goes on."""
     decoding = sequence.request.decoding
     if sequence.tokens[-1] in decoding.stop_ids and sequence.generated > decoding.min_tokens:
         return "stop"
@@ -22,7 +22,11 @@ def finish_reason(sequence: Sequence) -> Reason | None:
 def token_delta(
     sequence: Sequence, tokens: list[int], reason: Reason | None, logprobs: list[TokenLogprobs] | None = None
 ) -> Delta:
-    """`tokens` are the sequence's last ones; `logprobs` are empty where they were not asked for."""
+    """
+    Args:
+        tokens: the sequence's last ones.
+        logprobs: one for each of `tokens`, or empty where they were not asked for.
+    """
     first = sequence.generated == len(tokens)
     wants_prompt = sequence.request.decoding.prompt_logprobs is not None
     return Delta(
@@ -63,5 +67,5 @@ def beam_delta(sequence: Sequence, found: Found) -> Delta:
 
 
 def _stop_reason(decoding: Decoding, last: int, reason: Reason | None) -> int | None:
-    """The request's own stop id, where that and not the model's EOS ended it."""
+    """The request's own stop id, if that and not the model's EOS ended the sequence."""
     return last if reason == "stop" and last not in decoding.eos_ids else None

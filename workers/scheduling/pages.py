@@ -1,4 +1,4 @@
-"""The pool of K/V pages: which are free. Knows ids only; the tensors live in `kv_pool.py`."""
+"""Which K/V pages are free. Only their ids: the tensors are `models.kv_pool`'s."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class PagePool:
         return -(-positions // self.page_size)
 
     def take(self, count: int) -> list[int] | None:
-        """`count` pages, or None where there are not as many: nothing is taken then."""
+        """`count` pages, or None, and none taken, if fewer are free."""
         if count > len(self._free):
             return None
         if count == 0:
@@ -34,7 +34,7 @@ class PagePool:
         self._free.extend(reversed(pages))
 
     def check(self, held: list[int]) -> None:
-        """Raises AssertionError unless every page is either free or in `held`, and only once."""
+        """Raises AssertionError unless every page is in exactly one place: free, or once in `held`."""
         seen = sorted(self._free + held)
         if seen != list(range(self.total)):
             lost = sorted(set(range(self.total)) - set(seen))

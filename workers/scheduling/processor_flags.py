@@ -1,4 +1,5 @@
-"""Which processors a request asks for. Apart from `processors.py`, so that the scheduler can ask, too."""
+"""Which logits processors a request asks for. Free of torch, unlike `sampling.processors`, because the
+scheduler asks, too."""
 
 from __future__ import annotations
 
@@ -8,7 +9,7 @@ from tandem.workers.request import EngineRequest
 
 
 class ProcessorFlags(Flag):
-    """Processors that a request asks for."""
+    """Kinds of logits processors."""
 
     NOTHING = 0
     LOGIT_BIAS = auto()
@@ -24,6 +25,7 @@ class ProcessorFlags(Flag):
 
     @classmethod
     def of(cls, request: EngineRequest) -> ProcessorFlags:
+        """Those that a request asks for."""
         decoding = request.decoding
         asked = {
             cls.LOGIT_BIAS: decoding.logit_bias,

@@ -1,4 +1,4 @@
-"""Sequences in order of something, of which any may end at any time."""
+"""Sequences ordered by a key, any of which may end at any time."""
 
 from __future__ import annotations
 
@@ -6,18 +6,18 @@ import heapq
 
 from tandem.workers.scheduling.plan import Sequence, State
 
-_SPARE = 64  # ended ones that stay until it pays to sweep them out
+_SPARE = 64  # entries of ended sequences that may stay before a sweep
 
-Key = tuple[float, int]  # the second makes it unique
+Key = tuple[float, int]  # the second number makes it unique
 
 
 class SequenceHeap:
-    """A heap by key. Ended sequences are passed over, and leave in sweeps: amortized, a push costs no more
-    than in any heap, and there are at most about twice as many entries as have lived at once."""
+    """A heap by key. Ended sequences are skipped, and removed in sweeps: a push costs amortized what it costs
+    in any heap, and there are at most about twice as many entries as sequences lived at once."""
 
     def __init__(self) -> None:
         self._entries: list[tuple[Key, Sequence]] = []
-        self._most = _SPARE  # before the next sweep
+        self._most = _SPARE  # entries before the next sweep
 
     def push(self, key: Key, sequence: Sequence) -> None:
         heapq.heappush(self._entries, (key, sequence))
@@ -27,13 +27,13 @@ class SequenceHeap:
             self._most = 2 * len(self._entries) + _SPARE
 
     def first(self) -> tuple[Key, Sequence] | None:
-        """The least that has not ended."""
+        """The entry with the least key that has not ended."""
         while self._entries and self._entries[0][1].state is State.ENDED:
             heapq.heappop(self._entries)
         return self._entries[0] if self._entries else None
 
     def pop(self) -> None:
-        """Takes the first out."""
+        """Removes the first entry."""
         heapq.heappop(self._entries)
 
     def living(self) -> list[tuple[Key, Sequence]]:

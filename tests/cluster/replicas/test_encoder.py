@@ -12,7 +12,7 @@ import torch
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import unpack
-from tandem.cluster.messages import packed_input, read_input
+from tandem.cluster.messages import packed_input
 from tandem.cluster.replicas.encoder import EncoderActor, EncoderLoad
 from tandem.errors import Unavailable
 from tandem.workers.request import EncoderInput
@@ -54,11 +54,6 @@ async def until(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(5):
         while not condition():
             await asyncio.sleep(0.001)
-
-
-def test_an_input_arrives_as_it_was() -> None:
-    encoder_input = EncoderInput("key", (3, 1, 2))
-    assert read_input(packed_input(encoder_input)) == encoder_input
 
 
 async def test_batches_are_encoded_one_at_a_time_in_order(slow: SlowEncoder) -> None:

@@ -22,6 +22,7 @@ from fake_cluster import (
 from ray.exceptions import ActorDiedError
 
 from tandem.errors import InternalError, InvalidRequest, Unavailable
+from tandem.inputs import Media
 from tandem.workers.request import BeamSearch, Delta, EngineRequest
 
 
@@ -39,6 +40,18 @@ async def test_colocated_requests_reach_the_engine_without_hidden_states() -> No
         assert await cluster.collect(request("r")) == (expected(request("r")), "length")
         [replica] = cluster.decoders.replicas.values()
         assert replica.engine.submitted[0].encoder.hidden is None
+
+
+@pytest.mark.parametrize("disaggregated", [True, False])
+async def test_media_go_where_they_are_encoded(disaggregated: bool) -> None:
+    async with FakeCluster(disaggregated=disaggregated) as cluster:
+        media = (Media("image", b"image"), Media("audio", b"audio"))
+        text = request("r", ids=(3, 1, 1))
+        asked = replace(text, encoder=replace(text.encoder, media=media))
+        assert await cluster.collect(asked) == (expected(asked), "length")
+        [replica] = cluster.decoders.replicas.values()
+        assert tuple(cluster.encoders.media) == (media if disaggregated else ())
+        assert replica.engine.submitted[0].encoder.media == (() if disaggregated else media)
 
 
 async def test_equal_inputs_are_encoded_once_and_share_an_engine() -> None:

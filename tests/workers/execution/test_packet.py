@@ -115,8 +115,8 @@ def test_a_token_that_only_the_device_knows() -> None:
     ours.apply(first, StepResult([99]))
 
 
-def test_guesses_are_rows_whose_tokens_only_the_device_knows() -> None:
-    """And so is where the row behind them begins, until their step is applied."""
+def test_draft_tokens_are_rows_whose_tokens_only_the_device_knows() -> None:
+    """Only the device knows where the next row begins, too, until their step is applied."""
     ours = scheduler(draft_tokens=3)
     source = tuple(range(20, 30))
     arrive(ours, Job("a", 0, key=0, encoder_length=10, prefix=2, max_tokens=30), source)
@@ -171,7 +171,7 @@ def test_an_unfinished_prefill_does_not_sample() -> None:
 
 
 def test_targets_follow_the_last_positions_of_their_row() -> None:
-    """The prefix's last position is the first behind which there is one."""
+    """The prefix's last position is the first that one follows."""
     ours = scheduler()
     job = Job("a", 0, key=0, encoder_length=2, prefix=14, max_tokens=7, scored=True)
     arrive(ours, job, (11, 1))
@@ -189,7 +189,7 @@ def test_targets_follow_the_last_positions_of_their_row() -> None:
 
 
 def test_a_prompts_tokens_are_scored_up_to_its_last() -> None:
-    """Behind another's position, and the last one samples."""
+    """After another request's position, and the last one samples."""
     ours = scheduler()
     arrive(ours, Job("a", 0, key=0, encoder_length=2), (11, 1))
     job = Job("b", 1, key=0, encoder_length=2, prefix=4, prompted=True)
@@ -219,7 +219,7 @@ def test_an_empty_step() -> None:
     ]  # fmt: skip
 
 
-def test_inputs_encoded_beside_steps() -> None:
+def test_inputs_encoded_alongside_steps() -> None:
     """They begin with one step, shortest first, and are admitted by another: without the one that was
     cancelled meanwhile."""
     ours = scheduler(async_encode=True)

@@ -95,7 +95,7 @@ def models(draw: st.DrawFn) -> tuple[ModelSpec, bool]:
     return spec, draw(st.booleans())
 
 
-# Of sequences that share a batch.
+# Lengths of sequences that share a batch.
 LENGTHS = st.lists(st.integers(1, LONGEST), min_size=2, max_size=4)
 EXAMPLES = settings(max_examples=60)
 

@@ -1,4 +1,4 @@
-"""What stacks are built of, each way a spec can ask for, against the formula written out."""
+"""Embedding, sublayers and head, each way a spec can ask for, against the formula written out."""
 
 from __future__ import annotations
 

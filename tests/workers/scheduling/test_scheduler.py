@@ -28,7 +28,7 @@ ARRIVALS = 20  # steps during which requests come
 
 @pytest.fixture(autouse=True, scope="module")
 def confident() -> Iterator[None]:
-    """Drafters that expect guesses to be right, until they see otherwise: many drafts, many wrong ones."""
+    """Drafters that expect to be right, until they see otherwise: many drafts, many wrong ones."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(drafts, "CHANCES", (0.9, 0.95, 0.99))
         yield
@@ -285,7 +285,7 @@ def test_long_traffic(seed: int, depth: int, page_size: int, overlapped: tuple[i
         assert (simulator.overdue > 0) == (99 in overlapped)
 
 
-# -- encoder inputs beside the steps
+# -- overlapped encoding
 
 
 def test_inputs_gather_while_others_are_encoded() -> None:
@@ -571,7 +571,7 @@ def test_unknown_ids_are_not_cancelled_twice() -> None:
 
 
 @pytest.mark.parametrize("timeout_s", [1e6, None])
-def test_ended_requests_are_kept_neither_until_their_deadline_nor_behind_one_that_waits(
+def test_ended_requests_are_kept_neither_until_their_deadline_nor_after_one_that_waits(
     timeout_s: float | None,
 ) -> None:
     def remembered() -> int:
@@ -596,7 +596,7 @@ def test_sizes_that_cannot_work_are_refused() -> None:
 
 
 def test_a_request_without_an_encoder_input_needs_neither_pages_nor_an_admission() -> None:
-    """As of a decoder-only model."""
+    """A decoder-only model has such requests."""
     scheduler = Scheduler(Resources(PagePool(9, 2), 2), max_batched_tokens=16, max_encoder_tokens=16)
     for number in range(3):
         scheduler.submit(Job(str(number), number, 0, encoder_length=0, prefix=3).request(), 0.0)

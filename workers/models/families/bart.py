@@ -1,12 +1,12 @@
-"""The BART-like families: one layout, told apart by where they normalize and how they count positions.
+"""The BART-like families: one layout; they differ in where they normalize and how they count positions.
 
 BART, mBART and mBART-50, PLBart, Blenderbot and Blenderbot-small, Pegasus, Marian (OPUS-MT), and M2M100,
-which is also NLLB's.
+which NLLB uses, too.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass
 from typing import Literal
 
 from tandem.workers.models.families.entry import (
@@ -21,23 +21,31 @@ from tandem.workers.models.families.entry import (
     sides,
     token_id,
 )
-from tandem.workers.models.spec import Activation, ModelSpec, PositionTable, StackSpec
+from tandem.workers.models.spec import (
+    Activation,
+    EmbeddingNorm,
+    ModelSpec,
+    PositionKind,
+    PositionTable,
+    StackSpec,
+)
 
 
 @dataclass(frozen=True)
 class _Kind:
-    """What transformers' code, not the config, says of a family, and the defaults of its config."""
+    """What transformers' code, not the config, says of a family, and its config's defaults."""
 
     family: str
-    post_norm: bool
-    embedding_norm: tuple[Literal["sum", "tokens"] | None, Literal["sum", "tokens"] | None]  # of each stack
-    positions: Literal["learned", "sinusoidal", "sinusoidal_tensor2tensor"]
-    offset: int | None = 0  # the first position's row; None: behind the pad id's
+    _: KW_ONLY
+    post_norm: bool = False
+    embedding_norms: tuple[EmbeddingNorm, EmbeddingNorm] = (None, None)  # the encoder's and the decoder's
+    positions: PositionKind = "learned"
+    offset: int | None = 0  # the first position's row; None: the one after the pad id's
     output_bias: bool = True
-    pad: int = 1
+    pad: int = 1  # default token ids
     eos: int = 2
     start: int | None = None  # None: BOS
-    forced_eos: bool = True
+    forced_eos: bool = True  # the last token of an answer of full length is EOS by default
     encoder_no_repeat_ngram_size: int = 0
     activation: Activation = "gelu"
     scale_embedding: bool = False
@@ -64,7 +72,7 @@ class _Kind:
                 post_norm=self.post_norm,
                 attention_scale=width**-0.5,
                 embedding_scale=config["d_model"] ** 0.5 if scaled else 1.0,
-                embedding_norm=self.embedding_norm[side == "decoder"],
+                embedding_norm=self.embedding_norms[side == "decoder"],
                 max_positions=config.get("max_position_embeddings", self.max_positions),
                 positions=PositionTable(self.positions, pad + 1 if self.offset is None else self.offset),
             )
@@ -111,7 +119,7 @@ class _Kind:
 
 
 def _either(name: str) -> tuple[str, str]:
-    """Saved from the model with its output projection, or from the model without."""
+    """A weight's name in files saved with the output projection, and without it."""
     return f"model.{name}", name
 
 
@@ -135,18 +143,18 @@ _LAYER = {
 _UNUSED = ("*.embed_positions.weight", "*.embed_positions.weights", "*.version")
 
 _KINDS = (
-    _Kind("bart", True, ("sum", "sum"), "learned", 2, start=2),
-    _Kind("plbart", True, ("sum", "sum"), "learned", 2, scale_embedding=True),
-    _Kind("mbart", False, ("sum", "sum"), "learned", 2),
+    _Kind("bart", post_norm=True, embedding_norms=("sum", "sum"), offset=2, start=2),
+    _Kind("plbart", post_norm=True, embedding_norms=("sum", "sum"), offset=2, scale_embedding=True),
+    _Kind("mbart", embedding_norms=("sum", "sum"), offset=2),
+    _Kind("blenderbot", pad=0, start=1, max_positions=128, encoder_no_repeat_ngram_size=3),
     _Kind(
-        "blenderbot", False, (None, None), "learned", pad=0, start=1, max_positions=128,
-        encoder_no_repeat_ngram_size=3,
+        "blenderbot-small", post_norm=True, embedding_norms=("sum", "tokens"), pad=0, start=1,
+        max_positions=512,
     ),
-    _Kind("blenderbot-small", True, ("sum", "tokens"), "learned", pad=0, start=1, max_positions=512),
-    _Kind("pegasus", False, (None, None), "sinusoidal", pad=0, start=0, eos=1),
-    _Kind("marian", True, (None, None), "sinusoidal", pad=58100, start=58100, eos=0),
+    _Kind("pegasus", positions="sinusoidal", pad=0, start=0, eos=1),
+    _Kind("marian", post_norm=True, positions="sinusoidal", pad=58100, start=58100, eos=0),
     _Kind(
-        "m2m_100", False, (None, None), "sinusoidal_tensor2tensor", None, output_bias=False, start=2,
+        "m2m_100", positions="sinusoidal_tensor2tensor", offset=None, output_bias=False, start=2,
         forced_eos=False, activation="relu", scale_embedding=True,
     ),
 )  # fmt: skip

@@ -26,12 +26,12 @@ from tandem.workers.models.spec import Activation, ModelSpec, PositionTable, Sta
 
 @dataclass(frozen=True)
 class _Half:
-    """One of the models an encoder-decoder model is put together from."""
+    """One of the two models that an encoder-decoder model is put together from."""
 
     stack: Callable[[Config], StackSpec]
-    names: Callable[[StackSpec, str, str], WeightNames]  # of a stack, its side, their prefix
+    names: Callable[[StackSpec, str, str], WeightNames]  # from a stack, its side and its prefix
     base: str  # what the decoder calls the stack below its head
-    head: WeightNames  # behind "decoder."
+    head: WeightNames  # names after "decoder."
     transform: Callable[[Config], Activation | None] = lambda _: None
     encodes: bool = True
 
@@ -42,7 +42,7 @@ def _bert(*, offset: bool, token_types: int) -> Callable[[Config], StackSpec]:
             raise ModelLoadError("only absolute is supported", field="position_embedding_type")
         heads = config["num_attention_heads"]
         head = head_dim(config["hidden_size"], heads, "num_attention_heads")
-        # RoBERTa counts from behind the pad id.
+        # RoBERTa's position 0 is the row after the pad id's.
         table = PositionTable("learned", offset=token_id(config, "pad_token_id", 1) + 1 if offset else 0)
         return StackSpec(
             vocab_size=config["vocab_size"],

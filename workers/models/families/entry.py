@@ -1,4 +1,4 @@
-"""What an entry of the families table is made of, and the reading of configs that families share."""
+"""An entry of the families table, and how families read configs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class Part:
 
 
 # Our name of a weight → the names it may have in the checkpoint: the first that is there is read.
-# The others, where present too, are tied copies. None at the end: where it is absent it is zero.
+# The others, if present too, are tied copies. None at the end: a weight that is absent is zero.
 WeightNames = dict[str, tuple[str | Part | None, ...]]
 
 
@@ -34,7 +34,7 @@ class Family:
     names: Callable[[Config, ModelSpec], WeightNames]
     # Shell patterns of weights that occur in the wild, are never read, and are passed over without complaint.
     unused: tuple[str, ...] = ()
-    # Decoding parameters of the family's own, by transformers' names, where config.json does not say.
+    # The family's own decoding parameters, by transformers' names, for what config.json does not say.
     defaults: Config = field(default_factory=dict)
 
 
@@ -61,7 +61,7 @@ def first_id(key: str, *configs: Config) -> int | None:
 
 
 def ids(config: Config, key: str, *default: int) -> tuple[int, ...]:
-    """Token ids, of which the file may hold one or a list; null means none."""
+    """Token ids. The file may hold one, a list, or null for none."""
     value = config.get(key, list(default))
     values = value if isinstance(value, list) else [] if value is None else [value]
     if not all(type(one) is int for one in values):
@@ -69,7 +69,7 @@ def ids(config: Config, key: str, *default: int) -> tuple[int, ...]:
     return tuple(values)
 
 
-# By transformers' names.
+# transformers' name → ours.
 ACTIVATIONS: Final[Mapping[str, Activation]] = {
     "relu": "relu",
     "gelu": "gelu",
@@ -91,14 +91,14 @@ def activation(config: Config, key: str, default: Activation) -> Activation:
 
 
 def head_dim(width: int, heads: int, key: str) -> int:
-    """Width of a head, where the config gives their number."""
+    """A head's width, for configs that give the number of heads."""
     if heads < 1 or width % heads:
         raise ModelLoadError(f"{heads} heads do not divide the width {width}", field=key)
     return width // heads
 
 
 def either(*names: WeightNames) -> WeightNames:
-    """Where a whole stack may have one name or another."""
+    """The names of a stack that may be saved under one prefix or another."""
     return {ours: sum((some.get(ours, ()) for some in names), ()) for ours in names[0]}
 
 

@@ -56,14 +56,14 @@ def _spec(config: Config) -> ModelSpec:
 
 
 def _names(_: Config, spec: ModelSpec) -> WeightNames:
-    # The published files are of the model without its head.
+    # Published files hold the model without its head.
     found = either(*(names(spec.decoder, "decoder", prefix) for prefix in ("transformer.", "")))
     alone = {ours: theirs for ours, theirs in found.items() if "cross_attention" not in ours}
     return {**alone, "decoder.output": ("lm_head.weight", *found["decoder.embedding"])}
 
 
 def names(stack: StackSpec, side: str, prefix: str) -> WeightNames:
-    """Of the weights of a GPT2Model with cross-attention, whose names begin with `prefix`."""
+    """Weight names of a GPT2Model with cross-attention; its own begin with `prefix`."""
     names: WeightNames = {
         f"{side}.embedding": (f"{prefix}wte.weight",),
         f"{side}.positions": (f"{prefix}wpe.weight",),
@@ -87,7 +87,7 @@ def names(stack: StackSpec, side: str, prefix: str) -> WeightNames:
 
 
 def _conv(layer: str, module: str, *parts: str) -> WeightNames:
-    """A Conv1D, which is a transposed projection, holding our `parts` side by side."""
+    """A Conv1D, which is a transposed projection, with our `parts` concatenated."""
     of = len(parts)
     return {
         name: (part,)

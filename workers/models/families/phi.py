@@ -1,4 +1,4 @@
-"""Phi-1, 1.5 and 2: decoders with rotary positions, whose attention and feed-forward run side by side."""
+"""Phi-1, 1.5 and 2: decoders with rotary positions, whose attention and feed-forward run in parallel."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def _spec(config: Config) -> ModelSpec:
 
 
 def _rotary(config: Config, head: int) -> Rotary:
-    # transformers 5 writes `rope_parameters`; before, its values stood beside the others.
+    # transformers 5 writes `rope_parameters`; older files hold its values at the top level.
     values: dict[str, Any] = config.get("rope_parameters") or {}
     if config.get("rope_scaling") or values.get("rope_type", "default") != "default":
         raise ModelLoadError("scaled rotary positions are not supported", field="rope_scaling")

@@ -128,7 +128,7 @@ _UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weig
 
 
 def _scaled(config: Config) -> bool:
-    # transformers 5 writes the flag itself; before, untied embeddings implied unscaled logits.
+    # transformers 5 writes the flag; in older files untied embeddings imply unscaled logits.
     flag = config.get("scale_decoder_outputs")
     return _tied(config) if flag is None else bool(flag)
 

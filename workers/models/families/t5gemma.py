@@ -45,7 +45,7 @@ def _stack(config: Config, windows: tuple[Window | None, ...], **special: Any) -
 
 
 def _windows(config: Config, window: Window, full_every: int) -> tuple[Window | None, ...]:
-    """Each layer's; full_every: which layers see everything, where the config does not say."""
+    """Each layer's window. By default the last of every `full_every` layers sees everything."""
     layers = config["num_hidden_layers"]
     kinds = config.get("layer_types") or [
         _SLIDING if (layer + 1) % full_every else _FULL for layer in range(layers)
@@ -71,7 +71,7 @@ def _rotary(config: Config, values: Config, base: float) -> Rotary:
 def _stack1(config: Config, decodes: bool) -> StackSpec:
     width = config.get("sliding_window", 4096)
     window = Window(width - 1, 0) if decodes else Window(width, width)
-    # transformers 5 writes `rope_parameters`; before, its values stood beside the others.
+    # transformers 5 writes `rope_parameters`; older files hold its values at the top level.
     values = config.get("rope_parameters") or {**config, **(config.get("rope_scaling") or {})}
     return _stack(
         config,
@@ -88,7 +88,7 @@ def _stack2(config: Config, decodes: bool) -> StackSpec:
     width = config.get("sliding_window", 4096)
     # The window counts the query itself; the encoder's is centred on it.
     window = Window(width - 1, 0) if decodes else Window((width + 1) // 2 - 1, width // 2)
-    # As above, with a base of its own for either kind of layer.
+    # The same, with a base for each kind of layer.
     values = config.get("rope_parameters") or {
         _FULL: {"rope_theta": config.get("rope_theta"), **(config.get("rope_scaling") or {})},
         _SLIDING: {"rope_theta": config.get("rope_local_base_freq")},
@@ -175,7 +175,7 @@ def _layer(stack: StackSpec, decodes: bool) -> dict[str, str]:
     return found
 
 
-# Of images, and the embedding of the token that ends one.
+# Weights for images, and the embedding of the token that ends one.
 _IMAGES = ("model.encoder.vision_tower.*", "model.encoder.multi_modal_projector.*", "*.eoi_embedding")
 
 FAMILIES = {
