@@ -98,7 +98,7 @@ def requests(request_builder: RequestBuilder, rng: random.Random) -> list[Prepar
 def serve(engine: Engine, prepared: list[PreparedRequest], arrivals: list[float]) -> dict[str, float]:
     """The number of tokens, tokens/s, and each request's seconds from arrival to its end."""
     todo = list(zip(arrivals, prepared, strict=True))
-    arrived = {one.samples[0].request_id: at for at, one in todo}
+    arrived = {one.sequences[0].request_id: at for at, one in todo}
     waited, tokens, start = [], 0, time.perf_counter()
     while todo or engine.has_work:
         if not engine.has_work:

@@ -170,7 +170,7 @@ def measure(folder: Path, precision: str, rows: int) -> dict[str, Any]:
         for number in range(3):  # the first warms up
             prepared = steps.batch(request_builder, rows, INPUTS, OUTPUTS)
             output_processors = {
-                one.samples[0].request_id: request_builder.output_processor(one) for one in prepared
+                one.sequences[0].request_id: request_builder.output_processor(one) for one in prepared
             }
             steps.submit(engine, prepared)
             engine.step()  # admits them

@@ -38,7 +38,7 @@ def batch(request_builder: RequestBuilder, rows: int, inputs: int, outputs: int)
 def submit(engine: Engine, prepared: list[PreparedRequest]) -> None:
     """Submits them, with hidden states where the engine has no encoder."""
     for one in prepared:
-        [request] = one.samples
+        [request] = one.sequences
         if engine.runner.encoder is None:
             assert engine.spec.encoder is not None
             states = torch.zeros(len(request.encoder.token_ids), engine.spec.encoder.d_model)

@@ -12,13 +12,13 @@ import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tqdm import tqdm
 
-from tandem.connection import GRACE_S, OPTIONS, Metadata, Settings, positive, serving, typed_errors
+from tandem.connection import OPTIONS, Metadata, Settings, positive, serving, typed_errors
 from tandem.errors import DeadlineExceeded, Unavailable
-from tandem.inputs import Prompt, SingletonPrompt, TaskOptions
+from tandem.inputs import Prompt, RequestOptions, SingletonPrompt
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params, for_each
-from tandem.protocol import score_wire, wire
-from tandem.protocol.wire import ServedModel
+from tandem.protocol import wire, wire_answers
+from tandem.protocol.wire_answers import ServedModel
 from tandem.v1 import inference_pb2 as pb
 from tandem.v1.inference_pb2_grpc import InferenceServiceStub
 
@@ -26,7 +26,7 @@ from tandem.v1.inference_pb2_grpc import InferenceServiceStub
 class Client(Settings):
     """A connection to a Tandem server, to be closed or used in a `with` statement. Threads may share it.
 
-    `target` is a gRPC name ("localhost:9000", "dns:///tandem:9000"); `timeout`, in seconds, holds for
+    `target` is a gRPC name ("localhost:9000", "dns:///tandem:9000"); `timeout_s`, in seconds, holds for
     every call that sets none; `credentials` turn on TLS; `metadata` goes with every call, for a token
     that a gateway wants. Making a client does not connect yet.
 
@@ -44,11 +44,11 @@ class Client(Settings):
         self,
         target: str,
         *,
-        timeout: float = 60.0,
+        timeout_s: float = 60.0,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
     ) -> None:
-        super().__init__(timeout, metadata)
+        super().__init__(timeout_s, metadata)
         if credentials is None:
             self._channel = grpc.insecure_channel(target, options=OPTIONS)
         else:
@@ -62,44 +62,33 @@ class Client(Settings):
         params: Params | None = None,
         *,
         decoder_prompt: SingletonPrompt | None = None,
-        model: str | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[RequestOptions],
     ) -> RequestOutput:
         """Answers one prompt, of any kind of `tandem.inputs`.
 
         `decoder_prompt` is the beginning of the answer, for a prompt that does not say it itself. Languages
-        and task are as for `LLM.generate`. A request whose `timeout` passes ends with finish reason
+        and task are as for `LLM.generate`. A request whose `timeout_s` passes ends with finish reason
         "deadline" and what it has generated. The output's `encoder_prompt_token_ids` are those of the prompt;
         for text they are empty.
         """
-        request = self._generate_request(
-            pb.GenerateRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id, **chosen
-        )
+        request = self._generate_request(pb.GenerateRequest, prompt, params, decoder_prompt, options)
         with typed_errors():
-            response = self._stub.Generate(request, **self._options(timeout, GRACE_S))
-        return wire.output_of(request, response)
+            response = self._stub.Generate(request, **self._request_call(options))
+        return wire_answers.output_of(request, response)
 
     def generate_many(
         self,
         prompts: Sequence[Prompt],
         params: Params | Sequence[Params] | None = None,
         *,
-        model: str | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
         concurrency: int = 64,
         use_tqdm: bool = False,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
-        """Answers all prompts, in their order, `concurrency` of them at a time. `timeout` is each one's.
+        """Answers all prompts, in their order, `concurrency` of them at a time. `timeout_s` is each one's.
         An error ends the rest. `use_tqdm` shows a progress bar."""
         requests = [
-            self._generate_request(
-                pb.GenerateRequest, prompt, one, None, model, priority, timeout, None, **chosen
-            )
+            self._generate_request(pb.GenerateRequest, prompt, one, None, options)
             for prompt, one in zip(prompts, for_each(params, len(prompts), "params"), strict=True)
         ]
         free, failed = threading.Semaphore(positive(concurrency, "concurrency")), threading.Event()
@@ -117,11 +106,11 @@ class Client(Settings):
                 free.acquire()
                 if failed.is_set():
                     break
-                calls.append(self._stub.Generate.future(request, **self._options(timeout, GRACE_S)))
+                calls.append(self._stub.Generate.future(request, **self._request_call(options)))
                 calls[-1].add_done_callback(done)
             with typed_errors():  # after a failure there are fewer calls, and one of them raises here
                 return [
-                    wire.output_of(request, call.result())
+                    wire_answers.output_of(request, call.result())
                     for request, call in zip(requests, calls, strict=False)
                 ]
         finally:
@@ -135,37 +124,23 @@ class Client(Settings):
         params: Params | None = None,
         *,
         decoder_prompt: SingletonPrompt | None = None,
-        model: str | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[RequestOptions],
     ) -> Generator[TextDelta, None, None]:
         """Answers one prompt as the tokens are generated; the arguments are those of `generate`.
 
         Closing the iterator, as leaving a `for` loop over it does, cancels the request on the server.
         """
-        request = self._generate_request(
-            pb.GenerateStreamRequest,
-            prompt,
-            params,
-            decoder_prompt,
-            model,
-            priority,
-            timeout,
-            request_id,
-            **chosen,
-        )
-        return self._deltas(request, self._options(timeout, GRACE_S))
+        request = self._generate_request(pb.GenerateStreamRequest, prompt, params, decoder_prompt, options)
+        return self._deltas(request, self._request_call(options))
 
     def _deltas(
-        self, request: pb.GenerateStreamRequest, options: dict[str, Any]
+        self, request: pb.GenerateStreamRequest, settings: dict[str, Any]
     ) -> Generator[TextDelta, None, None]:
-        call = self._stub.GenerateStream(request, **options)
+        call = self._stub.GenerateStream(request, **settings)
         try:
             with typed_errors():
                 for message in call:
-                    yield wire.delta_of(message.delta)
+                    yield wire_answers.delta_of(message.delta)
         finally:
             call.cancel()
 
@@ -173,39 +148,36 @@ class Client(Settings):
         self,
         prompt: Prompt,
         targets: SingletonPrompt | Sequence[SingletonPrompt],
-        *,
-        model: str | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[RequestOptions],
     ) -> ScoreOutput:
         """The log-likelihood of a target, or of each of a list, as answers to one prompt.
 
-        A prompt that says a decoder prompt has the targets scored behind it. Text is tokenized as a label is,
+        Targets are scored after the prompt's decoder prompt, if it has one. Text is tokenized as a label is,
         for a multilingual model in its `target_language`; token ids are taken as they are. Raises
-        `DeadlineExceeded` where the `timeout` passes.
+        `DeadlineExceeded` where the `timeout_s` passes.
         """
-        request = self._score_request(prompt, targets, model, priority, timeout, request_id, **chosen)
+        request = self._score_request(prompt, targets, options)
         with typed_errors():
-            return score_wire.scores_of(request, self._stub.Score(request, **self._options(timeout, GRACE_S)))
+            response = self._stub.Score(request, **self._request_call(options))
+        return wire_answers.scores_of(request, response)
 
-    def tokenize(self, text: str, *, model: str | None = None, timeout: float | None = None) -> list[int]:
+    def tokenize(self, text: str, *, model: str | None = None, timeout_s: float | None = None) -> list[int]:
         """The token ids the encoder is given for `text`, special tokens included."""
         request = wire.tokenize_request(text, model)
         with typed_errors():
-            return list(self._stub.Tokenize(request, **self._options(timeout)).token_ids)
+            return list(self._stub.Tokenize(request, **self._call(timeout_s)).token_ids)
 
-    def models(self, *, timeout: float | None = None) -> list[ServedModel]:
+    def models(self, *, timeout_s: float | None = None) -> list[ServedModel]:
         """The models served."""
         with typed_errors():
-            return wire.models_of(self._stub.ListModels(pb.ListModelsRequest(), **self._options(timeout)))
+            response = self._stub.ListModels(pb.ListModelsRequest(), **self._call(timeout_s))
+        return wire_answers.models_of(response)
 
-    def health(self, *, timeout: float | None = None) -> bool:
+    def health(self, *, timeout_s: float | None = None) -> bool:
         """Whether there is a server and it can answer requests."""
         try:
             with typed_errors():
-                response = self._health.Check(health_pb2.HealthCheckRequest(), **self._options(timeout))
+                response = self._health.Check(health_pb2.HealthCheckRequest(), **self._call(timeout_s))
         except (Unavailable, DeadlineExceeded):
             return False
         return serving(response)
@@ -240,11 +212,11 @@ class AsyncClient(Settings):
         self,
         target: str,
         *,
-        timeout: float = 60.0,
+        timeout_s: float = 60.0,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
     ) -> None:
-        super().__init__(timeout, metadata)
+        super().__init__(timeout_s, metadata)
         if credentials is None:
             self._channel = grpc.aio.insecure_channel(target, options=OPTIONS)
         else:
@@ -258,44 +230,28 @@ class AsyncClient(Settings):
         params: Params | None = None,
         *,
         decoder_prompt: SingletonPrompt | None = None,
-        model: str | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[RequestOptions],
     ) -> RequestOutput:
         """See `Client.generate`."""
-        request = self._generate_request(
-            pb.GenerateRequest, prompt, params, decoder_prompt, model, priority, timeout, request_id, **chosen
-        )
+        request = self._generate_request(pb.GenerateRequest, prompt, params, decoder_prompt, options)
         with typed_errors():
-            response = await self._stub.Generate(request, **self._options(timeout, GRACE_S))
-        return wire.output_of(request, response)
+            response = await self._stub.Generate(request, **self._request_call(options))
+        return wire_answers.output_of(request, response)
 
     async def generate_many(
         self,
         prompts: Sequence[Prompt],
         params: Params | Sequence[Params] | None = None,
         *,
-        model: str | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
         concurrency: int = 64,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """See `Client.generate_many`."""
         free = asyncio.Semaphore(positive(concurrency, "concurrency"))
 
         async def answer(prompt: Prompt, one: Params | None) -> RequestOutput:
             async with free:
-                return await self.generate(
-                    prompt,
-                    one,
-                    model=model,
-                    priority=priority,
-                    timeout=timeout,
-                    **chosen,
-                )
+                return await self.generate(prompt, one, **options)
 
         pairs = zip(prompts, for_each(params, len(prompts), "params"), strict=True)
         tasks = [asyncio.create_task(answer(prompt, one)) for prompt, one in pairs]
@@ -311,35 +267,21 @@ class AsyncClient(Settings):
         params: Params | None = None,
         *,
         decoder_prompt: SingletonPrompt | None = None,
-        model: str | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[RequestOptions],
     ) -> AsyncGenerator[TextDelta, None]:
         """See `Client.stream`. A loop that may be left early needs `contextlib.aclosing` around the
         iterator: Python closes an asynchronous one only some time later."""
-        request = self._generate_request(
-            pb.GenerateStreamRequest,
-            prompt,
-            params,
-            decoder_prompt,
-            model,
-            priority,
-            timeout,
-            request_id,
-            **chosen,
-        )
-        return self._deltas(request, self._options(timeout, GRACE_S))
+        request = self._generate_request(pb.GenerateStreamRequest, prompt, params, decoder_prompt, options)
+        return self._deltas(request, self._request_call(options))
 
     async def _deltas(
-        self, request: pb.GenerateStreamRequest, options: dict[str, Any]
+        self, request: pb.GenerateStreamRequest, settings: dict[str, Any]
     ) -> AsyncGenerator[TextDelta, None]:
-        call = self._stub.GenerateStream(request, **options)
+        call = self._stub.GenerateStream(request, **settings)
         try:
             with typed_errors():
                 async for message in call:
-                    yield wire.delta_of(message.delta)
+                    yield wire_answers.delta_of(message.delta)
         finally:
             call.cancel()
 
@@ -347,39 +289,34 @@ class AsyncClient(Settings):
         self,
         prompt: Prompt,
         targets: SingletonPrompt | Sequence[SingletonPrompt],
-        *,
-        model: str | None = None,
-        priority: int = 0,
-        timeout: float | None = None,
-        request_id: str | None = None,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[RequestOptions],
     ) -> ScoreOutput:
         """See `Client.score`."""
-        request = self._score_request(prompt, targets, model, priority, timeout, request_id, **chosen)
+        request = self._score_request(prompt, targets, options)
         with typed_errors():
-            response = await self._stub.Score(request, **self._options(timeout, GRACE_S))
-        return score_wire.scores_of(request, response)
+            response = await self._stub.Score(request, **self._request_call(options))
+        return wire_answers.scores_of(request, response)
 
     async def tokenize(
-        self, text: str, *, model: str | None = None, timeout: float | None = None
+        self, text: str, *, model: str | None = None, timeout_s: float | None = None
     ) -> list[int]:
         """See `Client.tokenize`."""
         request = wire.tokenize_request(text, model)
         with typed_errors():
-            return list((await self._stub.Tokenize(request, **self._options(timeout))).token_ids)
+            return list((await self._stub.Tokenize(request, **self._call(timeout_s))).token_ids)
 
-    async def models(self, *, timeout: float | None = None) -> list[ServedModel]:
+    async def models(self, *, timeout_s: float | None = None) -> list[ServedModel]:
         """See `Client.models`."""
         with typed_errors():
-            response = await self._stub.ListModels(pb.ListModelsRequest(), **self._options(timeout))
-        return wire.models_of(response)
+            response = await self._stub.ListModels(pb.ListModelsRequest(), **self._call(timeout_s))
+        return wire_answers.models_of(response)
 
-    async def health(self, *, timeout: float | None = None) -> bool:
+    async def health(self, *, timeout_s: float | None = None) -> bool:
         """See `Client.health`."""
         try:
             with typed_errors():
                 request = health_pb2.HealthCheckRequest()
-                response = await self._health.Check(request, **self._options(timeout))
+                response = await self._health.Check(request, **self._call(timeout_s))
         except (Unavailable, DeadlineExceeded):
             return False
         return serving(response)

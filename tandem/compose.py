@@ -18,8 +18,8 @@ class Composed:
     """What was put together."""
 
     folder: Path
-    new_weights: tuple[str, ...]  # of the checkpoint, that neither part has: they are random
-    two_tokenizers: bool  # the decoder's is another, in a subfolder of its own
+    new_weights: tuple[str, ...]  # names in the checkpoint; neither part has them, so they are random
+    two_tokenizers: bool  # the decoder has another one, in a subfolder
 
 
 def compose(encoder: str, decoder: str, out: str | Path, *, seed: int = 0) -> Composed:
@@ -69,7 +69,7 @@ def compose(encoder: str, decoder: str, out: str | Path, *, seed: int = 0) -> Co
 
 
 def _special_ids(tokenizer: Any) -> dict[str, int]:
-    """Of what the decoder generates. Raises ModelLoadError where its tokenizer has no such tokens."""
+    """The decoder's start, EOS and pad ids. Raises ModelLoadError where its tokenizer lacks one."""
 
     def first(*names: str) -> int:
         found = [getattr(tokenizer, f"{name}_token_id", None) for name in names]

@@ -6,15 +6,15 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any, Unpack, cast
+from typing import Any, cast
 
 import grpc
 from grpc_health.v1 import health_pb2
 
 from tandem.errors import InvalidRequest
-from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TaskOptions
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, RequestOptions, SingletonPrompt
 from tandem.params import Params
-from tandem.protocol import score_wire, wire
+from tandem.protocol import wire
 from tandem.protocol.rpc import SERVICE, error_of
 from tandem.v1 import inference_pb2 as pb
 
@@ -48,9 +48,8 @@ OPTIONS = [
     ("grpc.max_receive_message_length", -1),
 ]
 
-# The server ends a request at its timeout and sends what there is by then. The client waits this much
-# longer for it.
-GRACE_S = 1.0
+# How much longer than a request's timeout the client waits for what the server sends then.
+_GRACE_S = 1.0
 
 
 @contextmanager
@@ -64,8 +63,8 @@ def typed_errors() -> Iterator[None]:
 class Settings:
     """What the two clients have in common."""
 
-    def __init__(self, timeout: float, metadata: Metadata) -> None:
-        self._timeout = timeout
+    def __init__(self, timeout_s: float, metadata: Metadata) -> None:
+        self._timeout_s = timeout_s
         self._metadata = tuple(metadata)
 
     def _generate_request(
@@ -74,57 +73,39 @@ class Settings:
         prompt: Prompt,
         params: Params | None,
         decoder_prompt: SingletonPrompt | None,
-        model: str | None,
-        priority: int,
-        timeout: float | None,
-        request_id: str | None,
-        **chosen: Unpack[TaskOptions],
+        options: RequestOptions,
     ) -> wire.GenerateT:
         if decoder_prompt is not None:
             encoder_prompt = cast(SingletonPrompt, prompt)  # `split_prompt` refuses anything else
             prompt = ExplicitEncoderDecoderPrompt(
                 encoder_prompt=encoder_prompt, decoder_prompt=decoder_prompt
             )
-        return wire.generate_request(
-            kind,
-            prompt,
-            params,
-            model=model,
-            priority=priority,
-            timeout_s=self._seconds(timeout),
-            request_id=request_id,
-            **chosen,
-        )
+        return wire.generate_request(kind, prompt, params, **self._timed(options))
 
     def _score_request(
         self,
         prompt: Prompt,
         targets: SingletonPrompt | Sequence[SingletonPrompt],
-        model: str | None,
-        priority: int,
-        timeout: float | None,
-        request_id: str | None,
-        **chosen: Unpack[TaskOptions],
+        options: RequestOptions,
     ) -> pb.ScoreRequest:
-        return score_wire.score_request(
-            prompt,
-            targets,
-            model=model,
-            priority=priority,
-            timeout_s=self._seconds(timeout),
-            request_id=request_id,
-            **chosen,
-        )
+        return wire.score_request(prompt, targets, **self._timed(options))
 
-    def _seconds(self, timeout: float | None) -> float:
-        timeout = self._timeout if timeout is None else timeout
-        if timeout <= 0:
-            raise InvalidRequest(f"must be positive, got {timeout}", field="timeout")
-        return timeout
+    def _timed(self, options: RequestOptions) -> RequestOptions:
+        return {**options, "timeout_s": self._seconds(options.get("timeout_s"))}
 
-    def _options(self, timeout: float | None, grace: float = 0.0) -> dict[str, Any]:
+    def _seconds(self, timeout_s: float | None) -> float:
+        timeout_s = self._timeout_s if timeout_s is None else timeout_s
+        if timeout_s <= 0:
+            raise InvalidRequest(f"must be positive, got {timeout_s}", field="timeout_s")
+        return timeout_s
+
+    def _call(self, timeout_s: float | None) -> dict[str, Any]:
         """The keyword arguments of a gRPC call."""
-        return {"timeout": self._seconds(timeout) + grace, "metadata": self._metadata}
+        return {"timeout": self._seconds(timeout_s), "metadata": self._metadata}
+
+    def _request_call(self, options: RequestOptions) -> dict[str, Any]:
+        """The keyword arguments of a call that waits a little longer than these options' timeout."""
+        return self._call(self._seconds(options.get("timeout_s")) + _GRACE_S)
 
 
 def positive(number: int, field: str) -> int:

@@ -1,4 +1,4 @@
-"""Everything there is to know of a model before it runs, as plain values: what `tandem show` shows."""
+"""All that is known of a model before it runs, as plain values: what `tandem show` shows."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tandem.workers.models.footprint import Footprint
 from tandem.workers.models.model_folder import read_json, resolve
 from tandem.workers.requests.model_info import ModelInfo
 
-# What a default is called in the files, where that is not its own name.
+# A default's names in the files, where they are not its own.
 _CALLED: Final = {"temperature": ("do_sample", "temperature")}
 _BUILT_IN: Final = "Tandem"
 
@@ -28,7 +28,7 @@ def describe(
 
     Args:
         model: a folder, a Hugging Face hub id, or "quickstart".
-        sequence: tokens of the input and of the output of what is fitted into the K/V memory.
+        sequence: input and output tokens of the sequences that are fitted into the K/V memory.
         overrides: a server's own decoding defaults, under transformers' names.
         engine_options: fields of `EngineConfig`, such as dtype or kv_cache_gib.
 

@@ -6,13 +6,15 @@ status or an HTTP answer only at the edge, by `STATUS`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
 
 class TandemError(Exception):
     """Base of all errors Tandem raises on purpose.
 
-    `field` names the request field at fault, or None; the message says the limit and what to do.
+    `field` names the request's field at fault, if one is; the message says the limit and what to do.
     """
 
     def __init__(self, message: str, *, field: str | None = None) -> None:
@@ -98,3 +100,31 @@ def status_of(error: BaseException) -> Status:
     """The status of any exception; one that is not ours is an InternalError's."""
     kind = type(error) if isinstance(error, TandemError) else InternalError
     return STATUS.get(kind, STATUS[InternalError])
+
+
+@contextmanager
+def renaming_fields(names: Mapping[str, str] | Callable[[str], str]) -> Iterator[None]:
+    """Errors raised within name their field as a protocol or a command calls it.
+
+    `names` are those, by the validator's own. A key that begins with "." is the end of a name, and what comes
+    of it is looked up again: with `{".ids": "", "encoder": "prompt"}` "encoder.ids" becomes "prompt".
+    """
+    try:
+        yield
+    except TandemError as error:
+        if error.field is None:
+            raise
+        field = names(error.field) if callable(names) else _renamed(error.field, names)
+        if field == error.field:
+            raise
+        raise type(error)(error.message, field=field) from None
+
+
+def _renamed(field: str, names: Mapping[str, str]) -> str:
+    if field in names:
+        return names[field]
+    for end, ours in names.items():
+        if end.startswith(".") and field.endswith(end):
+            field = field.removesuffix(end) + ours
+            return names.get(field, field)
+    return field

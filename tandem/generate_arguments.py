@@ -1,4 +1,4 @@
-"""The arguments of transformers' `generate`, said in Tandem's parameters."""
+"""The arguments of transformers' `generate` as Tandem's parameters."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def to_params(arguments: Mapping[str, Any], prefix_length: int, *, beams: bool) 
 
     `max_length` and `min_length` count `prefix_length` tokens that are there before the first new one: the
     decoder's start token, or a decoder-only model's prompt. `beams`: the model searches with beams where
-    `num_beams` is not said.
+    `num_beams` is left out.
 
     Raises InvalidRequest, naming the argument, for one that is unknown or unusable.
     """
@@ -61,7 +61,7 @@ def to_params(arguments: Mapping[str, Any], prefix_length: int, *, beams: bool) 
 
 
 def _warn_of(names: Set[str], arguments: Mapping[str, Any], lack: str) -> None:
-    """As transformers does."""
+    """Arguments without effect are warned of, as transformers does."""
     if idle := sorted(names & arguments.keys()):
         warnings.warn(f"no effect without {lack}: {', '.join(idle)}", stacklevel=3)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NotRequired, TypedDict, get_args
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NotRequired, TypedDict, cast, get_args
 
 from tandem.errors import InvalidRequest
 from tandem.media import file_bytes, wav
@@ -65,7 +65,7 @@ Prompt = SingletonPrompt | ExplicitEncoderDecoderPrompt
 
 
 class TaskOptions(TypedDict, total=False):
-    """What a request says of languages and task, as keyword arguments: see `LLM.generate`."""
+    """A request's languages and task, as keyword arguments: see `LLM.generate`."""
 
     source_language: str | None
     target_language: str | None
@@ -73,12 +73,22 @@ class TaskOptions(TypedDict, total=False):
 
 
 class RequestOptions(TaskOptions, total=False):
-    """What a request says beside its prompt and its parameters, as keyword arguments."""
+    """All of a request but its prompt and its parameters, as keyword arguments. The proto's message and the
+    JSON bodies have the same names."""
 
-    model: str | None
-    request_id: str | None
-    priority: int
-    timeout_s: float | None
+    model: str | None  # None: the only one served
+    request_id: str | None  # shown in the answer and in logs; None: the server makes one
+    priority: int  # requests with a higher one start first, either sign; 0 where it is left out
+    timeout_s: float | None  # that the request may take, from its arrival; None: the server's limit
+
+
+TASK_OPTIONS: Final = tuple(TaskOptions.__annotations__)
+REQUEST_OPTIONS: Final = tuple(RequestOptions.__annotations__)
+
+
+def task_options(options: RequestOptions) -> TaskOptions:
+    """The options that say what the model is to do."""
+    return cast(TaskOptions, {name: value for name, value in options.items() if name in TASK_OPTIONS})
 
 
 def zip_enc_dec_prompt_lists(
@@ -110,7 +120,7 @@ class SplitPrompt(NamedTuple):
 
     encoder: PromptSide
     decoder: PromptSide | None
-    explicit: bool  # an ExplicitEncoderDecoderPrompt; a lone prompt may be a decoder-only model's
+    explicit: bool  # an ExplicitEncoderDecoderPrompt; any other may be a decoder-only model's
 
 
 def split_prompt(prompt: Prompt) -> SplitPrompt:

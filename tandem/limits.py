@@ -33,7 +33,7 @@ class Limits:
     ngram_size: int = 32  # tokens of an n-gram that is not to repeat
     num_beams: int = 32
     logprobs: int = 20  # alternatives for each token
-    # Of one prompt's answers: n x max_tokens x (1 + logprobs). One takes up to 16 bytes on the wire, and an
+    # One prompt's answers have n x max_tokens x (1 + logprobs) values, of up to 16 bytes each on the wire. An
     # answer that gRPC refuses to send, beyond `transport_bytes`, would be generated for nothing.
     answer_values: int = 2**20
     request_id_chars: int = 128

@@ -23,11 +23,15 @@ from tandem.workers.engine import Engine
 from tandem.workers.execution.runner import Runner
 from tandem.workers.local_group import LocalGroup
 from tandem.workers.models.model_folder import QUICKSTART, resolve
-from tandem.workers.request import Delta, EngineStats
-from tandem.workers.requests.model_info import ModelInfo
-from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
-from tandem.workers.requests.request_builder import RequestBuilder
-from tandem.workers.requests.tasks import Tasks
+from tandem.workers.request import EngineStats
+from tandem.workers.requests.request_builder import (
+    ModelInfo,
+    OutputProcessor,
+    PreparedRequest,
+    RequestBuilder,
+    Tasks,
+)
+from tandem.workers.requests.scoring import score_output
 from tandem.workers.shared_engine import SharedEngine
 
 _PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
@@ -81,7 +85,7 @@ class LLM:
             answer_values=sys.maxsize,  # no answer is sent anywhere
             timeout_s=math.inf,
         )
-        self._frontend = RequestBuilder.load(folder, model, limits, override_generation_config)
+        self._request_builder = RequestBuilder.load(folder, model, limits, override_generation_config)
         self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
         self._closing, self._closed = threading.Lock(), False
         try:
@@ -111,23 +115,24 @@ class LLM:
             source_language, target_language: of a translation, as the model calls them: codes of its
                 tokenizer ("eng_Latn", "en_XX", "en") or of its translation tasks. One for all prompts or a
                 list with one for each.
-            task: one of those the model's config declares, such as "summarization", likewise: its text is put
-                before a prompt that is text, and its decoding defaults go before the model's.
+            task: one of those the model's config declares, such as "summarization": its text is put before a
+                prompt that is text, and its decoding defaults go before the model's. One for all prompts or
+                a list with one for each.
             use_tqdm: show a progress bar for more than a few prompts.
 
         Raises InvalidRequest, naming the field, before anything is generated.
         """
         many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
         prepared = [
-            self._frontend.prepare(prompt, params, **chosen)
-            for prompt, params, chosen in zip(
+            self._request_builder.prepare(prompt, params, **options)
+            for prompt, params, options in zip(
                 many,
                 for_each(sampling_params, len(many), "sampling_params"),
-                _chosen_each(len(many), source_language, target_language, task),
+                _each_options(len(many), source_language, target_language, task),
                 strict=True,
             )
         ]
-        output_processors = [self._frontend.output_processor(request) for request in prepared]
+        output_processors = [self._request_builder.output_processor(request) for request in prepared]
         tokens = 0
         with (
             tqdm(
@@ -149,19 +154,15 @@ class LLM:
         self,
         prompt: Prompt,
         sampling_params: Params | None = None,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[TaskOptions],
     ) -> Generator[TextDelta, None, None]:
         """Answers one prompt piece by piece; the arguments are those of `generate`. Closing or dropping the
         iterator cancels the request.
 
         Raises InvalidRequest at the first step, naming the field.
         """
-        prepared = self._frontend.prepare(
-            prompt,
-            sampling_params,
-            **chosen,
-        )
-        with closing(self._run([prepared], [self._frontend.output_processor(prepared)])) as pieces:
+        prepared = self._request_builder.prepare(prompt, sampling_params, **options)
+        with closing(self._run([prepared], [self._request_builder.output_processor(prepared)])) as pieces:
             for _, piece in pieces:
                 yield piece
 
@@ -174,13 +175,13 @@ class LLM:
         target_language: _OneOrEach = None,
         task: _OneOrEach = None,
     ) -> list[ScoreOutput]:
-        """The log-likelihood of given targets, of a decoder-only model behind its prompt.
+        """The log-likelihood of given targets; for a decoder-only model, as continuations of its prompt.
 
         Args:
-            prompts: as `generate`'s. One that says a decoder prompt has its targets scored behind it.
+            prompts: as for `generate`. Targets are scored after a prompt's decoder prompt, if it has one.
             targets: for one prompt a target or a list; for a list of prompts a list, with a target or a list
                 of targets for each. Text is tokenized as a label is, token ids are taken as they are.
-            source_language, target_language, task: as `generate`'s. Targets that are text need the
+            source_language, target_language, task: as for `generate`. Targets that are text need the
                 target_language of a multilingual model.
 
         Targets of one prompt that run together share its encoder pass. Raises InvalidRequest, naming the
@@ -192,35 +193,34 @@ class LLM:
         if len(each) != len(many):
             raise InvalidRequest(f"got {len(each)} for {len(many)} prompts", field="targets")
         prepared = [
-            self._frontend.prepare_score(
+            self._request_builder.prepare_score(
                 prompt,
                 cast(list[SingletonPrompt], [own] if isinstance(own, str | dict) else list(own)),
-                **chosen,
+                **options,
             )
-            for prompt, own, chosen in zip(
-                many, each, _chosen_each(len(many), source_language, target_language, task), strict=True
+            for prompt, own, options in zip(
+                many, each, _each_options(len(many), source_language, target_language, task), strict=True
             )
         ]
-        ends: dict[str, Delta] = {}
-        with closing(self._engine.deltas([target for one in prepared for target in one.targets])) as deltas:
-            for delta in deltas:
-                ends[delta.request_id] = delta
-        return [one.output(ends) for one in prepared]
+        sequences = [sequence for request in prepared for sequence in request.sequences]
+        with closing(self._engine.deltas(sequences)) as deltas:
+            ends = {delta.request_id: delta for delta in deltas}
+        return [score_output(request, ends) for request in prepared]
 
     @property
     def info(self) -> ModelInfo:
         """What is known of the model."""
-        return self._frontend.info
+        return self._request_builder.info
 
     @property
     def tasks(self) -> Tasks:
         """What requests may name as task and languages."""
-        return self._frontend.tasks
+        return self._request_builder.tasks
 
     @property
     def max_encoder_tokens(self) -> int:
         """Tokens of the longest prompt."""
-        return self._frontend.max_encoder_tokens
+        return self._request_builder.max_encoder_tokens
 
     def stats(self) -> EngineStats:
         """What the engine holds and has done so far."""
@@ -228,7 +228,7 @@ class LLM:
 
     def tokenize(self, text: str) -> list[int]:
         """The encoder's token ids for a text, special tokens included."""
-        return self._frontend.tokenize(text)
+        return self._request_builder.tokenize(text)
 
     def close(self) -> None:
         """Ends the worker processes. Calls under way fail; closing twice does no harm."""
@@ -255,12 +255,12 @@ class LLM:
     ) -> Generator[tuple[int, TextDelta]]:
         """Yields what each of these requests grew by, with its number; otherwise as `SharedEngine.deltas`."""
         where = {
-            sample.request_id: (number, index)
+            sequence.request_id: (number, index)
             for number, request in enumerate(prepared)
-            for index, sample in enumerate(request.samples)
+            for index, sequence in enumerate(request.sequences)
         }
-        samples = [sample for request in prepared for sample in request.samples]
-        with closing(self._engine.deltas(samples)) as deltas:
+        sequences = [sequence for request in prepared for sequence in request.sequences]
+        with closing(self._engine.deltas(sequences)) as deltas:
             for delta in deltas:
                 number, index = where[delta.request_id]
                 pieces = output_processors[number].push(delta)
@@ -270,7 +270,7 @@ class LLM:
                     yield number, piece
 
 
-def _chosen_each(count: int, source: _OneOrEach, target: _OneOrEach, task: _OneOrEach) -> list[TaskOptions]:
+def _each_options(count: int, source: _OneOrEach, target: _OneOrEach, task: _OneOrEach) -> list[TaskOptions]:
     def each(values: _OneOrEach, field: str) -> list[str | None]:
         if values is None or isinstance(values, str):
             return [values] * count

@@ -1,4 +1,4 @@
-"""What comes back: finished answers, and the deltas they grow from."""
+"""Finished answers, and the deltas they grow from."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class TokenLogprobs:
     token_id: int
     logprob: float
     top: list[tuple[int, float]]  # likeliest token ids first; as many as were asked for
-    rank: int | None = None  # of a prompt's token_id: 1 where it is the likeliest
+    rank: int | None = None  # a prompt token's place among all tokens, 1 where it is the likeliest
 
 
 @dataclass(slots=True)
@@ -30,7 +30,7 @@ class CompletionOutput:
     stop_reason: int | str | None = None  # the stop id or stop text that ended it, None for EOS
     logprobs: list[TokenLogprobs] | None = None
     cumulative_logprob: float | None = None  # sum over token_ids, where logprobs were asked for
-    score: float | None = None  # of beam search: sum of the tokens' scores over length ** length_penalty
+    score: float | None = None  # a beam's: the sum of its tokens' scores over length ** length_penalty
 
 
 @dataclass(slots=True)
@@ -75,14 +75,14 @@ class ScoreOutput:
 
 @dataclass(frozen=True, slots=True)
 class TextDelta:
-    """What one sample grew by since the last delta. The last one has `finish_reason`."""
+    """What one sample grew by since its previous delta. Its last one has `finish_reason`."""
 
-    index: int  # sample
+    index: int  # the sample's
     text: str
     token_ids: list[int]
     logprobs: list[TokenLogprobs] | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
-    score: float | None = None  # of beam search, with `finish_reason`
-    # As `RequestOutput`'s: on the first sample's first delta, where they were asked for.
+    score: float | None = None  # a beam's, with `finish_reason`
+    # See `RequestOutput`; on the first sample's first delta, where they were asked for.
     prompt_logprobs: list[TokenLogprobs | None] | None = None

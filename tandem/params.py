@@ -19,7 +19,7 @@ TokenSequence = Annotated[list[TokenId], Field(min_length=1, max_length=CAP.bad_
 
 
 class DecodingParams(BaseModel):
-    """What every way of decoding has: lengths, and what is done to the scores before tokens are chosen.
+    """The parameters of every way of decoding: lengths, and what is done to scores before tokens are chosen.
 
     Each processor is transformers' of the same name, and they come in its order.
     """
@@ -33,7 +33,7 @@ class DecodingParams(BaseModel):
     stop_token_ids: list[TokenId] = Field(
         [],
         max_length=CAP.stop_token_ids,
-        description="Token ids that end generation, beside the model's EOS.",
+        description="Token ids that end generation, besides the model's EOS.",
     )
     ignore_eos: bool = Field(False, description="Generate on after the model's EOS.")
     repetition_penalty: float | None = Field(
@@ -136,7 +136,7 @@ class SamplingParams(DecodingParams):
         None,
         ge=0,
         le=CAP.logprobs,
-        description="The same of what the decoder is given: its prompt, less the first token.",
+        description="The same for what the decoder is given: its prompt, less the first token.",
     )
 
     def __init__(self, **values: Any) -> None:
@@ -216,9 +216,8 @@ _NOT_WITH_BEAMS = {
 
 
 def params_of(values: dict[str, Any], *, beams: bool) -> Params:
-    """For protocols in which all parameters stand side by side: beam search where one of its own is among
-    them, or where the model's default is `beams` and all that is asked for goes with it but says nothing of
-    sampling."""
+    """Parameters of a protocol in which all stand side by side: beam search where one of its own is there, or
+    where the model's default is `beams`, all of them go with it and none is for sampling."""
     names = BeamSearchParams.model_fields.keys()
     own = names - SamplingParams.model_fields.keys()
     if values.keys() & own or (beams and values.keys() <= names - _SAMPLING):
@@ -252,7 +251,7 @@ def _short(value: object) -> str:
 def for_each(
     params: Params | Sequence[Params | None] | None, prompts: int, field: str
 ) -> Sequence[Params | None]:
-    """One for each of so many prompts; alone they are for all. Raises InvalidRequest, naming the field."""
+    """Parameters for each prompt; single ones hold for all. Raises InvalidRequest, naming the field."""
     if params is None or isinstance(params, DecodingParams):
         return [params] * prompts
     if not isinstance(params, Sequence):

@@ -1,4 +1,4 @@
-"""`pipeline`: transformers 4's text-to-text pipelines, which transformers 5 no longer has, on Tandem."""
+"""`pipeline`: transformers 4's text-to-text pipelines, which transformers 5 does not have, on Tandem."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 from typing import Any, Final, Self
 
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, renaming_fields
 from tandem.generate_arguments import ARGUMENTS, to_params
 from tandem.inputs import Prompt, TaskOptions, TokensPrompt
 from tandem.llm import LLM
@@ -27,7 +27,7 @@ _KEYS: Final[Mapping[str, str]] = {
     "text-generation": "generated_text",
 }
 _TRANSLATION: Final = re.compile(r"translation_(\w+)_to_(\w+)")
-# What a call takes beside the arguments of `generate`. Batches form by themselves: batch_size says nothing.
+# What a call takes besides the arguments of `generate`. Batches form by themselves: batch_size has no effect.
 _CALL: Final = frozenset(
     {"truncation", "clean_up_tokenization_spaces", "batch_size", "src_lang", "tgt_lang", "return_full_text"}
 )
@@ -48,7 +48,7 @@ def pipeline(
             "text-generation".
         model: a folder, a Hugging Face hub id, "quickstart", or an `LLM`, which then stays the caller's.
         device: "cpu" or -1, "cuda" or a GPU's number; None: a GPU where there is one.
-        dtype: as of `LLM`, or a torch.dtype.
+        dtype: as for `LLM`, or a torch.dtype.
         options: arguments for every call (see `Pipeline.__call__`), and options of `LLM`.
 
     Raises InvalidRequest for an unknown task or option, ModelLoadError for a model that cannot be served.
@@ -97,11 +97,11 @@ class Pipeline:
 
         Args:
             inputs: one text, or several.
-            arguments: those of transformers' `generate` that Tandem has, such as max_new_tokens,
+            arguments: the arguments of transformers' `generate` that Tandem has, such as max_new_tokens,
                 min_length, do_sample, num_beams, num_return_sequences; truncation, to cut an input that
                 is too long instead of refusing it; clean_up_tokenization_spaces; src_lang and tgt_lang
-                for translation; return_full_text for text-generation; batch_size, for nothing. They go
-                before the pipeline's own, then come the model's for this task, then the model's.
+                for translation; return_full_text for text-generation; batch_size, without effect. They go
+                before the pipeline's own, then the model's for this task, then the model's.
 
         For one text a list with a dict for each returned sequence. For several a list with a dict for
         each text, or, in text-generation or with several returned sequences, a list for each.
@@ -111,18 +111,19 @@ class Pipeline:
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
         given = merged(self._arguments, arguments)
         call = {name: given.pop(name) for name in list(given) if name in _CALL}
-        said = self._said(call)
-        choice = self._chosen(said)
+        options = self._task_options(call)
+        resolved = self._resolve(options)
         prompts, params = [], []
         for text in texts:
-            prompt, counted = self._prompt(text, choice, call)
+            prompt, counted = self._prompt(text, resolved, call)
             prompts.append(prompt)
-            params.append(to_params(given, counted, beams=choice.defaults.beams))
-        if _truncates(call):  # what the source language and the task want to read is there
-            said = TaskOptions(
-                task=choice.task, target_language=said.get("target_language") if choice.target else None
+            params.append(to_params(given, counted, beams=resolved.defaults.beams))
+        if _truncates(call):  # the ids hold the task's text and the source language's tokens
+            options = TaskOptions(
+                task=resolved.task,
+                target_language=options.get("target_language") if resolved.target else None,
             )
-        outputs = self.llm.generate(prompts, params, **said, use_tqdm=False)
+        outputs = self.llm.generate(prompts, params, **options, use_tqdm=False)
         results = [self._records(text, output, call) for text, output in zip(texts, outputs, strict=True)]
         if isinstance(inputs, str):
             return results[0]
@@ -142,7 +143,7 @@ class Pipeline:
     ) -> None:
         self.close()
 
-    def _said(self, call: Mapping[str, Any]) -> TaskOptions:
+    def _task_options(self, call: Mapping[str, Any]) -> TaskOptions:
         """Task or languages, as `LLM.generate` takes them."""
         tasks = self.llm.tasks
         match = _TRANSLATION.fullmatch(self.task)
@@ -153,38 +154,35 @@ class Pipeline:
             raise InvalidRequest("this model needs src_lang and tgt_lang", field="src_lang")
         return TaskOptions(task=self.task if self.task in tasks else None)
 
-    def _chosen(self, said: TaskOptions) -> ResolvedTask:
-        try:
-            return self.llm.tasks.resolve(**said)
-        except InvalidRequest as error:
-            ours = {"source_language": "src_lang", "target_language": "tgt_lang"}
-            raise InvalidRequest(error.message, field=ours.get(str(error.field), error.field)) from None
+    def _resolve(self, options: TaskOptions) -> ResolvedTask:
+        with renaming_fields({"source_language": "src_lang", "target_language": "tgt_lang"}):
+            return self.llm.tasks.resolve(**options)
 
-    def _prompt(self, text: str, choice: ResolvedTask, call: Mapping[str, Any]) -> tuple[Prompt, int]:
-        """What is generated from, and how many tokens `max_length` counts before the first new one."""
+    def _prompt(self, text: str, resolved: ResolvedTask, call: Mapping[str, Any]) -> tuple[Prompt, int]:
+        """The prompt, and the number of tokens that `max_length` counts before the first new one."""
         if not isinstance(text, str):
             raise InvalidRequest(f"must be str, got {type(text).__name__}", field="inputs")
         prompt: Prompt = text
         most = min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens)
         with self._lock:
             if _truncates(call):
-                prompt = TokensPrompt(prompt_token_ids=self._cut(text, choice, most), prompt=text)
+                prompt = TokensPrompt(prompt_token_ids=self._cut(text, resolved, most), prompt=text)
             if not self._continues:
                 return prompt, 1  # the decoder's start token
-            length = len(self.tokenizer(choice.prefix + text)["input_ids"])
+            length = len(self.tokenizer(resolved.prefix + text)["input_ids"])
             return prompt, min(length, most) if _truncates(call) else length
 
-    def _cut(self, text: str, choice: ResolvedTask, most: int) -> list[int]:
+    def _cut(self, text: str, resolved: ResolvedTask, most: int) -> list[int]:
         """The first `most` tokens, special ones included."""
-        source = choice.source
-        before, behind = (source.prefix, source.suffix) if source else ((), ())
+        source = resolved.source
+        before, after = (source.prefix, source.suffix) if source else ((), ())
         ids = self.tokenizer(
-            choice.prefix + text,
-            add_special_tokens=source is None,  # else they are these two
+            resolved.prefix + text,
+            add_special_tokens=source is None,  # else the prefix and the suffix are added
             truncation=True,
-            max_length=most - len(before) - len(behind),
+            max_length=most - len(before) - len(after),
         )["input_ids"]
-        return [*before, *ids, *behind]
+        return [*before, *ids, *after]
 
     def _records(self, text: str, output: RequestOutput, call: Mapping[str, Any]) -> list[Record]:
         whole = self._continues and call.get("return_full_text", True)
@@ -205,6 +203,6 @@ def _truncates(call: Mapping[str, Any]) -> bool:
 
 
 def _device(device: object) -> str:
-    """As `LLM` calls it."""
+    """The device's kind, as `LLM` takes it."""
     kind = "auto" if device is None else str(device).partition(":")[0]
     return "cpu" if kind == "-1" else "cuda" if kind.isdecimal() else kind

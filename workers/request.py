@@ -89,7 +89,9 @@ class Decoding:
     suppress_ids: tuple[int, ...] = ()  # never generated
     begin_suppress_ids: tuple[int, ...] = ()  # never generated first, after forced tokens
     beams: BeamSearch | None = None  # then no logprobs
-    prompt_logprobs: int | None = None  # alternatives beside the log-probability of each token of the prefix
+    prompt_logprobs: int | None = (
+        None  # alternatives to each token of the prefix, with its log-probability; None: none
+    )
 
     @property
     def greedy(self) -> bool:
@@ -105,12 +107,12 @@ class EngineRequest:
     encoder: EncoderInput
     prefix_ids: tuple[int, ...]  # decoder start token, then the decoder prompt; at least one
     decoding: Decoding
-    # Tokens another engine already generated and delivered: decoding goes on behind them, and they
-    # count towards max_tokens and the seed's step. Set by the router when it moves a request. Beams, of
-    # which nothing is delivered before the end, have none: they start anew.
+    # Tokens another engine has generated and delivered: decoding goes on after them, and they count towards
+    # max_tokens and the seed's step. Set by the router when it moves a request. Beams have none: they deliver
+    # at their end only, and start anew.
     generated_ids: tuple[int, ...] = ()
-    # Scored instead of generated: the decoder is given them, as many as `max_tokens`, and the one delta has
-    # their log-probabilities.
+    # The tokens of a target, which are scored and not generated: the decoder is given them, as many as
+    # `max_tokens`, and the one delta has their log-probabilities.
     target_ids: tuple[int, ...] = ()
     priority: int = 0  # higher is earlier; see limits.PRIORITY_S
     timeout_s: float | None = None  # from submission; then it ends with reason `deadline`
@@ -129,9 +131,8 @@ class Hypothesis(NamedTuple):
 class Delta(NamedTuple):
     """What a sequence grew by, in one step or in several. Its last one has a `finish_reason` or an `error`.
 
-    Beams and what is scored have a last one only. There is one for every running sequence and step, which is
-    why it is a tuple: `list(delta)` is plain values, which Ray packs without pickle, and `Delta(*values)` is
-    the delta again.
+    Beams and targets have a last one only. Every running sequence has one in every step, so it is a tuple:
+    `list(delta)` is plain values, which Ray packs without pickle, and `Delta(*values)` is the delta again.
     """
 
     request_id: str
@@ -142,7 +143,7 @@ class Delta(NamedTuple):
     error: TandemError | None = None
     queued_s: float | None = None  # from arrival until it joined the batch; on the first delta with a token
     hypotheses: list[Hypothesis] | None = None  # of beams that ended by themselves, best first
-    # Of the prefix from its second token on, where they were asked for: on the first delta with a token.
+    # The prefix's from its second token on, where they were asked for; on the first delta with a token.
     prompt_logprobs: list[TokenLogprobs] | None = None
 
     @property
@@ -172,6 +173,7 @@ class Delta(NamedTuple):
         )
 
 
+# What follows the tokens in most deltas.
 _ONLY_TOKENS = (None,) * (len(Delta._fields) - 2)
 
 

@@ -6,7 +6,6 @@ Ray Serve calls them by the last part of the RPC's path. `rpc` registers them so
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import aclosing, contextmanager
 from typing import Any, Final, TypeVar
@@ -14,17 +13,12 @@ from typing import Any, Final, TypeVar
 from grpc_health.v1 import health_pb2
 
 from tandem.cluster.ingress.service import Call, Service
-from tandem.errors import InternalError, InvalidRequest, ModelNotFound, RequestTooLarge, TandemError
-from tandem.protocol import score_wire, wire
+from tandem.errors import InternalError, ModelNotFound, TandemError, renaming_fields
+from tandem.protocol import wire, wire_answers
 from tandem.protocol.rpc import SERVICE, MessageT, check_size, parse, set_error
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.requests.output_processor import PreparedRequest
 
-# What the validator calls things, in this protocol's words.
-_FIELDS: Final = {
-    "prompt": "encoder_prompt",
-    "timeout_s": "timeout_ms",
-}
 _SERVICES: Final = ("", SERVICE.full_name)  # whose health can be asked for; "" is the whole server
 _WATCH_S: Final = 1.0  # between looks at the health for Watch
 
@@ -40,7 +34,7 @@ class GrpcApi:
         with self._call("Generate", grpc_context) as call:
             prepared = await self._prepare(call, pb.GenerateRequest, request)
             [output] = await call.generate([prepared])
-            return wire.generate_response(output)
+            return wire_answers.generate_response(output)
 
     async def GenerateStream(
         self, request: bytes, grpc_context: Any
@@ -50,10 +44,10 @@ class GrpcApi:
             encoder_tokens = len(prepared.encoder_prompt_token_ids)
             # Not before the first piece: gRPC tries a call that finds no worker again only as long as nothing
             # has come back.
-            started: pb.Started | None = wire.started(
+            started: pb.Started | None = wire_answers.started(
                 prepared.request_id, encoder_tokens, prepared.prompt_token_ids
             )
-            generated, unfinished = 0, prepared.params.outputs
+            generated, unfinished = 0, prepared.outputs
             async with aclosing(call.stream([prepared])) as pieces:
                 async for piece in pieces:
                     delta, usage = piece.delta, None
@@ -65,34 +59,29 @@ class GrpcApi:
                             decoder_prompt_tokens=len(prepared.prompt_token_ids),
                             generated_tokens=generated,
                         )
-                    yield wire.stream_response(delta, started, usage)
+                    yield wire_answers.stream_response(delta, started, usage)
                     started = None
 
     async def Score(self, request: bytes, grpc_context: Any) -> pb.ScoreResponse:
         with self._call("Score", grpc_context) as call:
-            arguments = score_wire.score_arguments_of(self._parse(pb.ScoreRequest, request))
-            with _in_its_words():
+            message = self._parse(pb.ScoreRequest, request)
+            with renaming_fields(wire.FIELDS):
                 prepared = await call.prepare_score(
-                    arguments.prompt,
-                    arguments.targets,
-                    model=arguments.model,
-                    request_id=arguments.request_id,
-                    priority=arguments.priority,
-                    timeout_s=arguments.timeout_s,
-                    **arguments.chosen,
+                    wire.prompt_of(message), wire.targets_of(message), **wire.options_of(message.options)
                 )
-            return score_wire.score_response(await call.score(prepared))
+            return wire_answers.score_response(await call.score(prepared))
 
     async def Tokenize(self, request: bytes, grpc_context: Any) -> pb.TokenizeResponse:
         with self._call("Tokenize", grpc_context) as call:
             message = self._parse(pb.TokenizeRequest, request)
-            ids = await call.tokenize(message.text, field="text", model=message.model)
+            model = message.model if message.HasField("model") else None
+            ids = await call.tokenize(message.text, field="text", model=model)
             return pb.TokenizeResponse(token_ids=ids)
 
     async def ListModels(self, request: bytes, grpc_context: Any) -> pb.ListModelsResponse:
         with self._call("ListModels", grpc_context):
             self._parse(pb.ListModelsRequest, request)
-            return wire.list_models_response([self._service.model])
+            return wire_answers.list_models_response([self._service.model])
 
     # grpc.health.v1.Health
 
@@ -130,16 +119,9 @@ class GrpcApi:
 
     async def _prepare(self, call: Call, kind: type[RequestT], request: bytes) -> PreparedRequest:
         message = self._parse(kind, request)
-        arguments = wire.arguments_of(message)
-        with _in_its_words():
+        with renaming_fields(wire.FIELDS):
             [prepared] = await call.prepare(
-                [arguments.prompt],
-                None if arguments.kind is None else arguments.kind(**arguments.params),
-                model=arguments.model,
-                request_id=arguments.request_id,
-                priority=arguments.priority,
-                timeout_s=arguments.timeout_s,
-                **arguments.chosen,
+                [wire.prompt_of(message)], wire.params_of(message), **wire.options_of(message.options)
             )
         return prepared
 
@@ -151,8 +133,8 @@ class GrpcApi:
 
     @contextmanager
     def _call(self, method: str, context: Any) -> Iterator[Call]:
-        """A client's call, whose errors become its status. What is raised further is always ours: with
-        any other, Serve would show its text."""
+        """A client's call, whose errors become its status. Only errors of ours are raised further: Serve
+        shows the text of any."""
         try:
             with self._service.call("grpc", method) as call:
                 yield call
@@ -161,14 +143,3 @@ class GrpcApi:
             if isinstance(error, TandemError):
                 raise
             raise InternalError("internal error, see the server's log") from None
-
-
-@contextmanager
-def _in_its_words() -> Iterator[None]:
-    try:
-        yield
-    except (InvalidRequest, RequestTooLarge) as error:
-        field = re.sub(r"\bprompt_token_ids$", "token_ids", error.field or "")
-        field = re.sub(r"(?:encoder_prompt\.)?multi_modal_data\..*", "encoder_prompt.media", field)
-        field = "encoder_prompt.token_ids" if field == "token_ids" else _FIELDS.get(field, field)
-        raise type(error)(error.message, field=field or None) from None

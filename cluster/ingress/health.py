@@ -17,7 +17,7 @@ class Workers(Protocol):
 
 
 class Health:
-    """Asked now and then, by probes. An engine that has work and has made no step for `stall_timeout_s` is
+    """Probes ask for it. An engine that has work and has made no step for `stall_timeout_s` is
     stuck, even if its process answers."""
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What a client can have done, whatever protocol it speaks: requests in, text deltas and answers out."""
+"""All that clients can ask for, whatever protocol they speak: requests in, text deltas and answers out."""
 
 from __future__ import annotations
 
@@ -19,22 +19,22 @@ from tandem.errors import DeadlineExceeded, InvalidRequest
 from tandem.inputs import Prompt, RequestOptions, SingletonPrompt
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params
-from tandem.protocol.wire import ServedModel
+from tandem.protocol.wire_answers import ServedModel
 from tandem.workers.request import Delta, EngineRequest
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.request_builder import RequestBuilder
-from tandem.workers.requests.scoring import PreparedScore
+from tandem.workers.requests.scoring import score_output
 
 T = TypeVar("T")
 
 # A message to a client costs about as much as decoding its tokens, so one replica sends about this many
-# per second: a lone stream gets every token by itself, many streams get theirs in groups.
+# per second: a single stream gets every token by itself, the tokens of many streams come in groups.
 _MESSAGES_PER_S: Final = 1000.0
-_LONGEST_GATHER_S: Final = 0.1  # and this is how long tokens wait for company at most
-_WHOLE_GATHER_S: Final = 1.0  # or where only the whole answer is read: the metrics are this much behind
+_LONGEST_GATHER_S: Final = 0.1  # the longest that tokens wait for others
+_WHOLE_GATHER_S: Final = 1.0  # where only the whole answer is read; the metrics lag this much
 _TOKENIZER_THREADS: Final = 2
-# Longer text is tokenized in a thread, and more than one. What is shorter takes less than half a millisecond,
-# and having it done elsewhere takes as much.
+# A longer text, or more than one, is tokenized in a thread. A shorter one takes less than half a millisecond,
+# which is what a thread costs.
 _SHORT: Final = 1024  # characters
 _UNSENT: Final = 16  # deltas of a call with several samples that may wait for a slow client
 _UNREAD_S: Final = 10.0  # beyond a call's deadline, for its client to read what there is
@@ -50,9 +50,9 @@ class Router(Workers, Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """What one sample of one of a call's prompts grew by."""
+    """A text delta, and which of the call's prompts it belongs to."""
 
-    prompt: int  # its number in the call
+    prompt: int  # the prompt's number in the call
     delta: TextDelta
 
 
@@ -86,8 +86,8 @@ class Service:
         self._router.check_room()
 
     async def tokenizing(self, work: Callable[[], T], prompt: object, several: object = False) -> T:
-        """Runs work on a prompt, in a thread where it would hold up the event loop. several: there are more
-        texts."""
+        """Runs work on a prompt, in a thread where it would hold up the event loop. `several`: it has more
+        texts than the prompt's."""
         if not several and _length(prompt) <= _SHORT:
             return work()
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
@@ -99,16 +99,16 @@ class Service:
         *,
         whole: bool,
     ) -> AsyncGenerator[Piece]:
-        """All samples of all prompts, side by side; `whole`: nobody reads them before their ends. Close it to
-        cancel what has not ended."""
-        samples = [sample for request in prepared for sample in request.samples]
-        with self._router.accept(samples) as routed_requests:
+        """What all samples of all prompts grow by. `whole`: nobody reads a sample before its end. Close it to
+        cancel the samples that have not ended."""
+        sequences = [sequence for request in prepared for sequence in request.sequences]
+        with self._router.accept(sequences) as routed_requests:
             places = (
                 (number, index, output_processor, whole)
                 for number, (request, output_processor) in enumerate(
                     zip(prepared, output_processors, strict=True)
                 )
-                for index in range(len(request.samples))
+                for index in range(len(request.sequences))
             )
             streams = [
                 self._sample(routed, *place) for routed, place in zip(routed_requests, places, strict=True)
@@ -118,7 +118,7 @@ class Service:
                     yield piece
 
     async def ends(self, requests: Sequence[EngineRequest]) -> list[Delta]:
-        """The last deltas of requests that deliver at their ends only. The first error ends them all."""
+        """The last deltas of requests that have no others. The first error ends them all."""
         with self._router.accept(requests) as routed_requests:
             try:
                 async with asyncio.TaskGroup() as group:
@@ -163,8 +163,8 @@ class Service:
 class Call:
     """One call of a client: one or more prompts, validated together and answered together.
 
-    The task that enters it is cancelled where it is still here some time after the call's deadline: its
-    answer is there by then, and nobody takes it.
+    The task that enters it is cancelled some time after the call's deadline: the answer is complete by then,
+    and nobody takes it.
     """
 
     def __init__(self, service: Service, observation: Observation) -> None:
@@ -218,8 +218,8 @@ class Call:
         prompt: Prompt,
         targets: Sequence[SingletonPrompt],
         **options: Unpack[RequestOptions],
-    ) -> PreparedScore:
-        """Likewise: see `RequestBuilder.prepare_score`."""
+    ) -> PreparedRequest:
+        """Validates and tokenizes a request to score: see `prepare` and `RequestBuilder.prepare_score`."""
         self._service.check_room()
         request_builder = self._service.request_builder
         prepared = await self._service.tokenizing(
@@ -230,11 +230,11 @@ class Call:
         self._prepared(prepared.request_id, options.get("timeout_s"))
         return prepared
 
-    async def score(self, prepared: PreparedScore) -> ScoreOutput:
+    async def score(self, prepared: PreparedRequest) -> ScoreOutput:
         """All targets' scores."""
-        ends = await self._service.ends(prepared.targets)
+        ends = await self._service.ends(prepared.sequences)
         self._observation.accepted(len(prepared.encoder_prompt_token_ids))
-        return prepared.output({end.request_id: end for end in ends})
+        return score_output(prepared, {end.request_id: end for end in ends})
 
     async def tokenize(self, text: str, *, field: str, model: str | None = None) -> list[int]:
         """The encoder's ids for a text."""

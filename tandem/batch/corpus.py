@@ -1,7 +1,7 @@
 """The files of a batch: lines of requests in, which may be many files, and one file of answers out.
 
 The output has a line for each line of the input, in the same order. That order is also all there is to
-remember: what the output holds is done, and a run that finds it goes on behind it.
+remember: what the output holds is done, and a run that finds it goes on from there.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def _lines(path: Path) -> Iterator[bytes]:
         return
     import pyarrow as pa
 
-    with pa.input_stream(path) as stream:  # by the name's end it knows the compression
+    with pa.input_stream(path) as stream:  # the name's end says which compression
         yield from io.BufferedReader(stream)
 
 
@@ -79,7 +79,7 @@ def _rows(path: Path) -> Iterator[bytes]:
 
 @contextmanager
 def answers(source: Path, sink: Path) -> Iterator[tuple[IO[bytes], int]]:
-    """The output, which only one run may write, and how many lines it answers already.
+    """The output, which only one run may write, and the number of lines it answers already.
 
     Raises InvalidRequest where that cannot be, or where it answers another input.
     """
@@ -105,7 +105,7 @@ def remaining(source: Path, sink: Path) -> int:
 
 
 def _resume(source: Path, out: IO[bytes]) -> int:
-    """How many lines are answered. Takes away an answer that was being written when a run was killed."""
+    """The number of answered lines. An answer that was being written when a run was killed is cut off."""
     out.seek(0)
     done = end = 0
     last = b""
@@ -128,7 +128,7 @@ def _resume(source: Path, out: IO[bytes]) -> int:
 
 
 def identity(text: bytes, default: int | None) -> int | str | None:
-    """What a line calls itself, else `default`, even if it is no good otherwise."""
+    """A line's own id, else `default`, even where the line is malformed otherwise."""
     try:
         return records.identity(records.parse(text), default)
     except InvalidRequest:

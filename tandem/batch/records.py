@@ -8,13 +8,12 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from tandem.errors import InvalidRequest, TandemError, status_of
-from tandem.inputs import Prompt, TaskOptions, split_prompt
+from tandem.inputs import TASK_OPTIONS, Prompt, TaskOptions, split_prompt
 from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tandem.params import Params, params_of
 
 _PROMPTS: Final = ("prompt", "prompt_token_ids", "encoder_prompt")
-_CHOSEN: Final = ("source_language", "target_language", "task")
-_NOT_PARAMS: Final = frozenset({*_PROMPTS, *_CHOSEN, "decoder_prompt", "id"})
+_NOT_PARAMS: Final = frozenset({*_PROMPTS, *TASK_OPTIONS, "decoder_prompt", "id"})
 
 
 def assignments(texts: Iterable[str]) -> dict[str, Any]:
@@ -43,7 +42,7 @@ def parse(text: str | bytes) -> dict[str, Any]:
 
 
 def identity(values: Mapping[str, Any], default: int | None) -> int | str | None:
-    """What a line calls itself: its `id`, or else `default`."""
+    """A line's own `id`, else `default`."""
     own = values.get("id", default)
     return own if type(own) in (int, str) else default
 
@@ -51,19 +50,18 @@ def identity(values: Mapping[str, Any], default: int | None) -> int | str | None
 def request(
     values: Mapping[str, Any], defaults: Mapping[str, Any], *, beams: bool
 ) -> tuple[Prompt, Params | None, TaskOptions]:
-    """A line's prompt, its decoding parameters, and what it says of task and languages; its own go before the
-    defaults.
+    """A line's prompt, decoding parameters, task and languages; what it sets goes before the defaults.
 
     The prompt is `prompt` (text), `prompt_token_ids`, or `encoder_prompt` (of either kind, nested), the
-    first two with an optional `decoder_prompt` beside them. All else but `id`, `source_language`,
+    first two with an optional `decoder_prompt`. All else but `id`, `source_language`,
     `target_language` and `task` is a parameter. `beams`: the model's own way of decoding is beam search.
 
     Raises InvalidRequest, naming the field.
     """
     if type(values.get("id", 0)) not in (int, str):
         raise InvalidRequest("must be an integer or a string", field="id")
-    said = {**defaults, **values}
-    params = {name: value for name, value in said.items() if name not in _NOT_PARAMS}
+    all_values = {**defaults, **values}
+    params = {name: value for name, value in all_values.items() if name not in _NOT_PARAMS}
     given = {name: values[name] for name in _PROMPTS if name in values}
     if len(given) != 1:
         raise InvalidRequest(f"exactly one of {', '.join(_PROMPTS)} must be there", field="prompt")
@@ -71,11 +69,11 @@ def request(
     if "encoder_prompt" in given or "decoder_prompt" in values:
         prompt = {"encoder_prompt": prompt, "decoder_prompt": values.get("decoder_prompt")}
     split_prompt(prompt)
-    chosen = {name: said[name] for name in _CHOSEN if said.get(name) is not None}
-    for name, value in chosen.items():
+    options = {name: all_values[name] for name in TASK_OPTIONS if all_values.get(name) is not None}
+    for name, value in options.items():
         if not isinstance(value, str):
             raise InvalidRequest(f"must be a str, got {type(value).__name__}", field=name)
-    return prompt, parameters(params, beams=beams), TaskOptions(**chosen)  # type: ignore[typeddict-item]
+    return prompt, parameters(params, beams=beams), TaskOptions(**options)  # type: ignore[typeddict-item]
 
 
 def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:
@@ -83,7 +81,7 @@ def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:
 
     Raises InvalidRequest, naming the one at fault.
     """
-    given = {name: value for name, value in values.items() if name not in _CHOSEN}
+    given = {name: value for name, value in values.items() if name not in TASK_OPTIONS}
     return params_of(given, beams=beams) if given else None
 
 
@@ -116,7 +114,7 @@ def _token(token: TokenLogprobs) -> dict[str, Any]:
 
 
 def failure(error: TandemError) -> dict[str, Any]:
-    """The same of a request that failed, in OpenAI's shape, as over HTTP."""
+    """The answer's part of the line of a request that failed, in the shape that HTTP has: OpenAI's."""
     status = status_of(error)
     return {
         "error": {

@@ -1,4 +1,4 @@
-"""Whole corpora: lines of requests in, lines of answers out, as often interrupted as it likes.
+"""Whole corpora: lines of requests in, lines of answers out. A run that was interrupted is taken up again.
 
 A Ray Data pipeline: one task reads the lines, actors send them to the cluster's ingress and wait for the
 answers, and this process writes these in the input's order. Ray Data streams, so that a corpus may be
@@ -31,7 +31,7 @@ from tandem.errors import (
     RequestTooLarge,
     Unavailable,
 )
-from tandem.inputs import Prompt, TaskOptions
+from tandem.inputs import Prompt, RequestOptions, TaskOptions
 from tandem.limits import DEFAULT_LIMITS
 from tandem.outputs import RequestOutput
 from tandem.params import Params
@@ -53,16 +53,13 @@ _PRIORITY: Final = -DEFAULT_LIMITS.priority  # whoever waits for an answer goes 
 
 
 class Server(Protocol):
-    """What is needed of `AsyncClient`."""
+    """The part of `AsyncClient` that a run needs."""
 
     async def generate(
         self,
         prompt: Prompt,
         params: Params | None = None,
-        *,
-        priority: int = 0,
-        timeout: float | None = None,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[RequestOptions],
     ) -> RequestOutput: ...
 
 
@@ -81,7 +78,7 @@ class Answerer:
     Args:
         connect: makes the connection to the cluster.
         concurrency: requests sent ahead of their answers.
-    The others are those of `run`.
+        defaults, beams, timeout_s, patience_s: see `run`.
     """
 
     def __init__(
@@ -100,8 +97,8 @@ class Answerer:
         self._free = asyncio.Semaphore(concurrency)
 
     async def __call__(self, chunk: pa.Table) -> pa.Table:
-        """A chunk is one row. `numbers` and `texts` of lines → `answers`, which are lines, too, and `tokens`
-        of each, null where it is an error."""
+        """A chunk is one row: the lines' `numbers` and `texts` become `answers`, which are lines as well, and
+        the `tokens` of each answer, null where it is an error."""
         if self._server is None:  # it belongs to the event loop, which the constructor is not in
             self._server = self._connect()
         server = self._server
@@ -124,20 +121,20 @@ class Answerer:
                 asked = records.request(records.parse(text), self._defaults, beams=self._beams)
                 return identity | records.answer(await self._ask(server, *asked))
             except (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError) as error:
-                if error.field in ("timeout", "timeout_ms"):  # not the line's
+                if error.field in ("timeout_s", "timeout_ms"):  # not the line's
                     raise
                 return identity | records.failure(error)
 
     async def _ask(
-        self, server: Server, prompt: Prompt, params: Params | None, chosen: TaskOptions
+        self, server: Server, prompt: Prompt, params: Params | None, options: TaskOptions
     ) -> RequestOutput:
-        """Tries again what is worth it: while the server is gone or full, and a few times where it fails."""
+        """Tries again while the server is gone or full, and a few times where a request fails."""
         loop = asyncio.get_running_loop()
         give_up, pause, attempts = loop.time() + self._patience_s, _FIRST_PAUSE_S, 0
         while True:
             try:
                 output = await server.generate(
-                    prompt, params, priority=_PRIORITY, timeout=self._timeout_s, **chosen
+                    prompt, params, priority=_PRIORITY, timeout_s=self._timeout_s, **options
                 )
                 if all(sample.finish_reason != "deadline" for sample in output.outputs):
                     return output
@@ -177,14 +174,14 @@ def run(
         source: a file, a folder or a pattern (see `corpus.files`): a JSON object a line, which is a prompt
             (see `records.request`) and its decoding parameters.
         connect: makes a connection to the cluster, in an actor on this machine.
-        connections: how many of them.
+        connections: how many connections.
         defaults: decoding parameters, task and languages for lines that do not set them.
         beams: the model searches with beams where a line does not say how to decode.
         concurrency: requests at the cluster at a time.
         timeout_s: longest time an answer may take.
         patience_s: how long the cluster may be gone or full before the run gives up.
         use_tqdm: show a progress bar.
-        pipeline: None: `on_ray`.
+        pipeline: has the lines answered; None: `on_ray`.
 
     A line that is refused has its error in the output. Raises InvalidRequest for files that do not belong
     together, Unavailable where patience is over; another run goes on from there.
@@ -239,8 +236,8 @@ def on_ray(
     context.execution_no_progress_timeout_s = -1  # `_ask` has its own
     context.raise_original_map_exception = True
     calls = _AHEAD * -(-answerer["concurrency"] // _CHUNK)
-    # Files need not be the same on all machines, nor need the cluster listen beyond this one. That the two
-    # selectors say it in different words keeps Ray Data from making one task of reading and answering.
+    # Files need not be the same on all machines, nor need the cluster listen beyond this one. The two
+    # selectors differ in words only, which keeps Ray Data from making one task of reading and answering.
     node = ray.get_runtime_context().get_node_id()
     reader, actors = {"ray.io/node-id": node}, {"ray.io/node-id": f"in({node})"}
     with DataContext.current(context):
@@ -263,7 +260,7 @@ def on_ray(
 
 
 def _read(source: Path, done: int) -> Iterator[pa.Table]:
-    """The lines behind the first `done`, in chunks, with their numbers."""
+    """The lines after the first `done`, in chunks, with their numbers."""
     lines = itertools.islice(corpus.lines(source), done, None)
     while chunk := list(itertools.islice(lines, _CHUNK)):
         numbers, texts = zip(*chunk, strict=True)

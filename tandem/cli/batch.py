@@ -91,7 +91,7 @@ def batch(
             err.print(f"Every line of {source} is answered in {sink}.", highlight=False)
             return
 
-        # Of an actor that can be restarted, as Ray Data's are, Ray says on stderr what may hinder it.
+        # Ray warns on stderr about every actor that can be restarted, as Ray Data's can.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         from tandem.batch import run as batch
         from tandem.cluster import launch, start

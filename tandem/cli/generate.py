@@ -49,7 +49,7 @@ def generate(
         typer.Option("--from", help="Of a translation, as the model calls it.", show_default=False),
     ] = None,
     target_language: Annotated[
-        str | None, typer.Option("--to", help="Likewise the language to answer in.", show_default=False)
+        str | None, typer.Option("--to", help="The language to answer in.", show_default=False)
     ] = None,
     param: ParamsOption = None,
     stream: Annotated[bool, typer.Option("--stream", help="Show the text as it grows.")] = False,
@@ -71,13 +71,13 @@ def generate(
     with errors_shown():
         if stream and jsonl:
             raise typer.BadParameter("streamed text is not JSON; leave one out", param_hint="--stream")
-        said = TaskOptions(task=task, source_language=source_language, target_language=target_language)
-        params = _params(model, server, param, said, max_tokens=max_tokens, temperature=temperature)
+        options = TaskOptions(task=task, source_language=source_language, target_language=target_language)
+        params = _params(model, server, param, options, max_tokens=max_tokens, temperature=temperature)
         texts = _texts(prompts, file)
         if stream:
-            _stream(texts, model, server, params, said)
+            _stream(texts, model, server, params, options)
         else:
-            _answer(texts, model, server, params, said, jsonl)
+            _answer(texts, model, server, params, options, jsonl)
 
 
 def translate(
@@ -109,9 +109,9 @@ def translate(
     from tandem.inputs import TaskOptions
 
     with errors_shown():
-        said = TaskOptions(source_language=source, target_language=to)
-        params = _params(model, server, param, said, max_tokens=max_tokens)
-        _answer(_texts(sentences, file), model, server, params, said, jsonl)
+        options = TaskOptions(source_language=source, target_language=to)
+        params = _params(model, server, param, options, max_tokens=max_tokens)
+        _answer(_texts(sentences, file), model, server, params, options, jsonl)
 
 
 def summarize(
@@ -128,8 +128,8 @@ def summarize(
 ) -> None:
     """Summarize each DOCUMENT; one summary a line, in order.
 
-    Where the model's config says how it summarizes (task_specific_params, as T5's), that is done: the text
-    before the document, the lengths, the beams. Every option here goes before it.
+    Where the model's config says how it summarizes (task_specific_params, as T5's does), that is done: the
+    text before the document, the lengths, the beams. Every option here goes before it.
 
     [bold]Examples[/bold]
 
@@ -142,24 +142,24 @@ def summarize(
         known = "summarization" in (tasks := model_info(model).tasks)
         if tasks and not known:
             err.print(f"{model} has no summarization task, only {', '.join(tasks)}.", style="dim")
-        said = TaskOptions(task="summarization" if known else None)
-        params = _params(model, server, param, said, max_tokens=max_tokens)
-        _answer(_texts(documents, file), model, server, params, said, jsonl)
+        options = TaskOptions(task="summarization" if known else None)
+        params = _params(model, server, param, options, max_tokens=max_tokens)
+        _answer(_texts(documents, file), model, server, params, options, jsonl)
 
 
 def _params(
-    model: str, server: str | None, param: list[str] | None, said: TaskOptions, **options: Any
+    model: str, server: str | None, param: list[str] | None, options: TaskOptions, **params: Any
 ) -> Params | None:
-    """The command line's parameters, which go before those of the task."""
+    """The command line's parameters, which go before the task's."""
     from tandem.batch.records import assignments, parameters
 
-    given = {name: value for name, value in options.items() if value is not None} | assignments(param or [])
+    given = {name: value for name, value in params.items() if value is not None} | assignments(param or [])
     # What a server's model does by itself is only known where the model is named for its tasks.
     beams = False
-    if given and (server is None or any(said.values())):
+    if given and (server is None or any(options.values())):
         info = model_info(model)
-        task = f"translation_{said.get('source_language')}_to_{said.get('target_language')}"
-        task = said.get("task") or task
+        task = f"translation_{options.get('source_language')}_to_{options.get('target_language')}"
+        task = options.get("task") or task
         beams = info.tasks.get(task, info).defaults.beams
     return parameters(given, beams=beams)
 
@@ -181,12 +181,12 @@ def _texts(arguments: list[str] | None, file: Path | None) -> list[str]:
 
 
 def _answer(
-    texts: list[str], model: str, server: str | None, params: Params | None, said: TaskOptions, jsonl: bool
+    texts: list[str], model: str, server: str | None, params: Params | None, options: TaskOptions, jsonl: bool
 ) -> None:
     """Prints the answers. A blank line has a blank one, so that the lines of both sides correspond."""
     from tandem.batch.records import answer, line
 
-    outputs = iter(_outputs([text for text in texts if text.strip()], model, server, params, said))
+    outputs = iter(_outputs([text for text in texts if text.strip()], model, server, params, options))
     for text in texts:
         if not text.strip():
             if not jsonl:
@@ -201,35 +201,35 @@ def _answer(
 
 
 def _outputs(
-    texts: list[str], model: str, server: str | None, params: Params | None, said: TaskOptions
+    texts: list[str], model: str, server: str | None, params: Params | None, options: TaskOptions
 ) -> list[RequestOutput]:
     prompts: list[Prompt] = list(texts)
     if server is not None:
         from tandem.client import Client
 
         with Client(server) as client:
-            return client.generate_many(prompts, params, **said, use_tqdm=True)
+            return client.generate_many(prompts, params, **options, use_tqdm=True)
     from tandem.llm import LLM
 
     with LLM(model) as llm:
-        return llm.generate(prompts, params, **said)
+        return llm.generate(prompts, params, **options)
 
 
 def _stream(
-    texts: list[str], model: str, server: str | None, params: Params | None, said: TaskOptions
+    texts: list[str], model: str, server: str | None, params: Params | None, options: TaskOptions
 ) -> None:
     if server is not None:
         from tandem.client import Client
 
         with Client(server) as client:
             for text in filter(str.strip, texts):
-                _show(client.stream(text, params, **said))
+                _show(client.stream(text, params, **options))
         return
     from tandem.llm import LLM
 
     with LLM(model) as llm:
         for text in filter(str.strip, texts):
-            _show(llm.stream(text, params, **said))
+            _show(llm.stream(text, params, **options))
 
 
 def _show(pieces: Iterator[TextDelta]) -> None:

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from rich.console import Console
 
-from tandem.errors import InvalidRequest, TandemError
+from tandem.errors import InvalidRequest, TandemError, renaming_fields
 
 if TYPE_CHECKING:
     from tandem.cluster.config import ServeConfig
@@ -147,7 +147,7 @@ def model_info(model: str) -> ModelInfo:
     return ModelInfo.read(resolve(model), model)
 
 
-# Options that are not called as the field of `ServeConfig` that they set.
+# Options whose name is not that of the field of `ServeConfig` they set.
 _OPTIONS = {
     "min_encoder_replicas": "encoders",
     "max_encoder_replicas": "encoders",
@@ -162,7 +162,7 @@ _OPTIONS = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClusterOptions:
-    """Of the commands that start a cluster: see `with_cluster_options`."""
+    """Options of the commands that start a cluster: see `with_cluster_options`."""
 
     encoders: EncodersOption = "1"
     decoders: DecodersOption = "1"
@@ -207,17 +207,17 @@ class ClusterOptions:
         }
         for name in settings.keys() & values.keys():
             raise InvalidRequest(f"is set by {_option(name)}, if at all", field=f"--set {name}")
-        try:
+
+        def option(field: str) -> str:
+            return f"--set {field}" if field.partition(".")[0] in settings else _option(field)
+
+        with renaming_fields(option):
             return parse_args({**values, **settings})
-        except InvalidRequest as error:
-            set_here = error.field is not None and error.field.partition(".")[0] in settings
-            field = f"--set {error.field}" if set_here else _option(error.field)
-            raise InvalidRequest(error.message, field=field) from None
 
 
 def with_cluster_options(command: Callable[..., None]) -> Callable[..., None]:
-    """Gives a command an option for each field of its argument `cluster`, behind its own options. Typer
-    knows arguments of plain types only."""
+    """Gives a command an option for each field of its argument `cluster`, after its own options. Typer knows
+    arguments of plain types only."""
     options = inspect.signature(ClusterOptions, eval_str=True).parameters
     own = inspect.signature(command, eval_str=True).parameters
 
@@ -232,14 +232,12 @@ def with_cluster_options(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def ingress_mode(address: str | None) -> str:
-    """How a cluster listens where nobody said. One that is joined has to be prepared for `direct`."""
+    """How a cluster listens by default: `direct` needs one that was started for it."""
     return "direct" if address is None else "proxy"
 
 
-def _option(field: str | None) -> str | None:
-    """The option that sets a field of `ServeConfig`; what it is given, where it is given names."""
-    if field is None:
-        return None
+def _option(field: str) -> str:
+    """The option that sets a field of `ServeConfig`: `--name`, or `--limit NAME` for a field within one."""
     field, _, name = field.partition(".")
     return f"--{_OPTIONS.get(field, field).replace('_', '-')} {name}".rstrip()
 

@@ -45,7 +45,7 @@ def add_inference_service(servicer: Any, server: grpc.Server | grpc.aio.Server) 
 
 
 def add_health_service(servicer: Any, server: grpc.Server | grpc.aio.Server) -> None:
-    """The like for grpc.health.v1."""
+    """Registers the servicer of grpc.health.v1 in the same way."""
     _add_service(HEALTH, servicer, server)
 
 
@@ -65,7 +65,7 @@ def parse(kind: type[MessageT], data: bytes, max_bytes: int) -> MessageT:
     """Reads a request message.
 
     Raises `RequestTooLarge` above `max_bytes`, and `InvalidRequest` for bytes that are no such message,
-    for text that is not UTF-8 and for fields unknown here: their wish would be ignored otherwise.
+    for text that is not UTF-8 and for unknown fields, which would be ignored otherwise.
     """
     check_size(len(data), max_bytes)
     try:

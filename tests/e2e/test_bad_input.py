@@ -9,7 +9,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from serving import text_request
+from serving import sampling_params, text_request
 
 from tandem.v1 import inference_pb2 as pb
 
@@ -32,7 +32,7 @@ def ids(value: list[int]) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def sampling(**values: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    return values, {"sampling_params": values}
+    return values, {"sampling_params": sampling_params(**values)}
 
 
 BOTH: list[Case] = [
@@ -52,8 +52,8 @@ BOTH: list[Case] = [
     ("temperature NaN", "temperature", *sampling(temperature=float("nan"))),
     ("temperature infinite", "temperature", *sampling(temperature=float("inf"))),
     ("top_p of zero", "top_p", *sampling(top_p=0.0)),
-    ("priority beyond the cap", "priority", {"priority": 11}, {"priority": 11}),
-    ("unknown model", "model", {"model": "gpt-5"}, {"model": "gpt-5"}),
+    ("priority beyond the cap", "priority", {"priority": 11}, {"options": {"priority": 11}}),
+    ("unknown model", "model", {"model": "gpt-5"}, {"options": {"model": "gpt-5"}}),
 ]
 HTTP_ONLY: list[tuple[str, str, Any]] = [
     ("wrong type", "temperature", {"prompt": GOOD, "temperature": "warm"}),
@@ -164,7 +164,7 @@ def test_grpc_no_prompt(server: Server) -> None:
 
 def test_grpc_invalid_utf8(server: Server) -> None:
     # encoder_prompt { text: "\xff\xfe" }
-    error: Any = raw(server, b"\x1a\x04\x0a\x02\xff\xfe")
+    error: Any = raw(server, b"\x0a\x04\x0a\x02\xff\xfe")
     assert error.code() is grpc.StatusCode.INVALID_ARGUMENT
     assert "encoder_prompt.text" in error.details()
 

@@ -88,7 +88,7 @@ def test_an_http_client_that_disconnects_frees_its_pages(server: Server, stream:
 
 def test_a_deadline_ends_a_request_with_what_it_has(server: Server) -> None:
     request = text_request(PROMPTS[0], **ENDLESS)
-    request.timeout_ms = 500
+    request.options.timeout_ms = 500
     answer = server.stub.Generate(request, timeout=60)
     assert answer.outputs[0].finish.reason == 4  # FINISH_REASON_DEADLINE
     assert answer.outputs[0].token_ids

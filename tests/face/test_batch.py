@@ -28,7 +28,7 @@ from tandem.errors import (
     TandemError,
     Unavailable,
 )
-from tandem.inputs import Prompt, TaskOptions
+from tandem.inputs import Prompt, RequestOptions, TaskOptions, task_options
 from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tandem.params import BeamSearchParams, Params, SamplingParams
 
@@ -42,7 +42,7 @@ class Server:
 
     def __init__(self, answer: Callable[[str], Awaitable[RequestOutput]] | None = None) -> None:
         self.asked: list[tuple[Prompt, Params | None, int]] = []
-        self.chosen: list[TaskOptions] = []
+        self.task_options: list[TaskOptions] = []
         self.running = self.most = 0
         self._answer = answer
 
@@ -50,14 +50,11 @@ class Server:
         self,
         prompt: Prompt,
         params: Params | None = None,
-        *,
-        priority: int = 0,
-        timeout: float | None = None,
-        **chosen: Unpack[TaskOptions],
+        **options: Unpack[RequestOptions],
     ) -> RequestOutput:
-        assert timeout
-        self.chosen.append(chosen)
-        self.asked.append((prompt, params, priority))
+        assert options["timeout_s"]
+        self.task_options.append(task_options(options))
+        self.asked.append((prompt, params, options["priority"]))
         self.running += 1
         self.most = max(self.most, self.running)
         try:
@@ -136,7 +133,7 @@ def test_lines_say_task_and_languages(files: tuple[Path, Path]) -> None:
     write(files[0], {"prompt": "a", "target_language": "fr"}, {"prompt": "b"}, {"prompt": "c", "task": 3})
     server = Server()
     run(files, server, defaults={"source_language": "en", "target_language": "de"})
-    assert server.chosen == [
+    assert server.task_options == [
         {"source_language": "en", "target_language": "fr"},
         {"source_language": "en", "target_language": "de"},
     ]
@@ -353,10 +350,7 @@ class Capitals:
         self,
         prompt: Any,
         params: Params | None = None,  # noqa: ARG002
-        *,
-        priority: int = 0,  # noqa: ARG002
-        timeout: float | None = None,  # noqa: ARG002
-        **chosen: Unpack[TaskOptions],  # noqa: ARG002
+        **options: Unpack[RequestOptions],  # noqa: ARG002
     ) -> RequestOutput:
         await asyncio.sleep(0.001 * (len(prompt["prompt"]) % 3))  # not answered in the order they came
         if prompt["prompt"] == "end":

@@ -26,7 +26,7 @@ from tandem.errors import (
 from tandem.inputs import Prompt, TokensPrompt
 from tandem.outputs import CompletionOutput, RequestOutput, ScoreOutput, TargetScore, TextDelta
 from tandem.params import SamplingParams
-from tandem.protocol import score_wire, wire
+from tandem.protocol import wire_answers
 from tandem.protocol.rpc import add_inference_service, parse, set_error
 from tandem.v1 import inference_pb2 as pb
 
@@ -46,7 +46,7 @@ class Servicer(health_pb2_grpc.HealthServicer):
 
     async def echo(self, request: pb.GenerateRequest) -> pb.GenerateResponse:
         sample = CompletionOutput(0, request.encoder_prompt.text, [7, 1], "stop")
-        return wire.generate_response(RequestOutput("r", None, [5, 1], None, [0], [sample]))
+        return wire_answers.generate_response(RequestOutput("r", None, [5, 1], None, [0], [sample]))
 
     async def echo_words(self, request: pb.GenerateStreamRequest) -> AsyncIterator[TextDelta]:
         for word in request.encoder_prompt.text.split():
@@ -68,7 +68,7 @@ class Servicer(health_pb2_grpc.HealthServicer):
         request = self._read(pb.GenerateStreamRequest, data, context)
         try:
             async for delta in self.stream(request):
-                yield wire.stream_response(delta)
+                yield wire_answers.stream_response(delta)
         except TandemError as error:
             set_error(context, error)
         except (asyncio.CancelledError, GeneratorExit):
@@ -80,7 +80,7 @@ class Servicer(health_pb2_grpc.HealthServicer):
     async def Score(self, data: bytes, context: Any) -> pb.ScoreResponse:
         request = self._read(pb.ScoreRequest, data, context)
         scores = [TargetScore([7, 1], [-0.1 * n, -2.0], -0.1 * n - 2.0) for n in range(len(request.targets))]
-        return score_wire.score_response(ScoreOutput("r", None, [5, 1], None, [0], scores))
+        return wire_answers.score_response(ScoreOutput("r", None, [5, 1], None, [0], scores))
 
     async def Tokenize(self, data: bytes, context: Any) -> pb.TokenizeResponse:
         request = self._read(pb.TokenizeRequest, data, context)
@@ -88,7 +88,7 @@ class Servicer(health_pb2_grpc.HealthServicer):
 
     async def ListModels(self, data: bytes, context: Any) -> pb.ListModelsResponse:
         self._read(pb.ListModelsRequest, data, context)
-        return wire.list_models_response([wire.ServedModel("quickstart", "t5", 512, 256)])
+        return wire_answers.list_models_response([wire_answers.ServedModel("quickstart", "t5", 512, 256)])
 
     async def Check(self, _request: Any, _context: Any) -> Any:
         return health_pb2.HealthCheckResponse(status=self.status)
@@ -182,7 +182,7 @@ def test_generate(ask: Ask, servicer: Servicer) -> None:
         SamplingParams(max_tokens=5),
         decoder_prompt="Le",
         model="m",
-        timeout=7,
+        timeout_s=7,
         priority=2,
     )
 
@@ -191,35 +191,31 @@ def test_generate(ask: Ask, servicer: Servicer) -> None:
     )
     assert servicer.requests == [
         pb.GenerateRequest(
-            model="m",
             encoder_prompt=pb.EncoderPrompt(text="Grüße"),
             decoder_prompt=pb.Prompt(text="Le"),
-            sampling_params=pb.SamplingParams(max_tokens=5),
-            priority=2,
-            timeout_ms=7000,
+            sampling_params=pb.SamplingParams(decoding=pb.DecodingParams(max_tokens=5)),
+            options=pb.RequestOptions(model="m", priority=2, timeout_ms=7000),
         )
     ]
 
 
 def test_score(ask: Ask, servicer: Servicer) -> None:
     targets = ["eins", TokensPrompt(prompt_token_ids=[7, 1])]
-    output = ask("score", "one", targets, model="m", timeout=7, priority=2)
+    output = ask("score", "one", targets, model="m", timeout_s=7, priority=2)
     scores = [TargetScore([7, 1], [0.0, -2.0], -2.0), TargetScore([7, 1], [-0.1, -2.0], -2.1)]
     assert output == ScoreOutput("r", "one", [], None, [0], scores)
     ask("score", {"encoder_prompt": "one", "decoder_prompt": "ei"}, "ns")
     assert servicer.requests == [
         pb.ScoreRequest(
-            model="m",
             encoder_prompt=pb.EncoderPrompt(text="one"),
             targets=[pb.Prompt(text="eins"), pb.Prompt(token_ids=pb.TokenIds(ids=[7, 1]))],
-            priority=2,
-            timeout_ms=7000,
+            options=pb.RequestOptions(model="m", priority=2, timeout_ms=7000),
         ),
         pb.ScoreRequest(
             encoder_prompt=pb.EncoderPrompt(text="one"),
             decoder_prompt=pb.Prompt(text="ei"),
             targets=[pb.Prompt(text="ns")],
-            timeout_ms=60_000,
+            options=pb.RequestOptions(timeout_ms=60_000),
         ),
     ]
     with pytest.raises(InvalidRequest) as caught:
@@ -250,7 +246,7 @@ def test_generate_many_answers_in_order_and_bounded(ask: Ask, servicer: Servicer
     outputs = ask("generate_many", prompts, params, concurrency=3)
 
     assert [output.outputs[0].text for output in outputs] == prompts
-    assert {r.encoder_prompt.text: r.sampling_params.seed for r in servicer.requests} == {
+    assert {r.encoder_prompt.text: r.sampling_params.decoding.seed for r in servicer.requests} == {
         str(i): i for i in range(20)
     }
     assert most == 3
@@ -302,7 +298,7 @@ def test_stream(ask: Ask, servicer: Servicer) -> None:
         TextDelta(0, "two", [7]),
         TextDelta(0, "", [1], finish_reason="stop"),
     ]
-    assert servicer.requests[0].sampling_params.seed == 3
+    assert servicer.requests[0].sampling_params.decoding.seed == 3
 
 
 async def endless(_request: pb.GenerateStreamRequest) -> AsyncIterator[TextDelta]:
@@ -394,9 +390,9 @@ def test_an_answer_that_never_comes_ends_at_the_deadline(ask: Ask, servicer: Ser
     servicer.generate, servicer.stream = hang, hang_later
     begin = time.monotonic()
     with pytest.raises(DeadlineExceeded):
-        ask(method, "x", timeout=0.2)
+        ask(method, "x", timeout_s=0.2)
     assert time.monotonic() - begin >= 0.2
-    assert servicer.requests[0].timeout_ms == 200
+    assert servicer.requests[0].options.timeout_ms == 200
     assert servicer.cancelled.wait(WAIT_S)
 
 
@@ -446,7 +442,7 @@ def test_tokenize(ask: Ask, servicer: Servicer) -> None:
 
 
 def test_models(ask: Ask) -> None:
-    assert ask("models") == [wire.ServedModel("quickstart", "t5", 512, 256)]
+    assert ask("models") == [wire_answers.ServedModel("quickstart", "t5", 512, 256)]
 
 
 def test_health(ask: Ask, servicer: Servicer) -> None:
@@ -462,8 +458,8 @@ def test_metadata_goes_with_every_call(ask: Ask, servicer: Servicer) -> None:
 
 
 def test_a_client_without_its_own_timeout_uses_the_clients(ask: Ask, servicer: Servicer) -> None:
-    ask("generate", "x", settings={"timeout": 3})
-    assert servicer.requests[0].timeout_ms == 3000
+    ask("generate", "x", settings={"timeout_s": 3})
+    assert servicer.requests[0].options.timeout_ms == 3000
 
 
 def test_one_client_serves_many_threads(server: Server) -> None:

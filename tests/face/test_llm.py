@@ -237,7 +237,7 @@ def test_progress_goes_to_stderr_for_more_than_a_few_prompts(
         ({"prompt_token_ids": []}, "prompt_token_ids"),
         ({"prompt_token_ids": [4000]}, "prompt_token_ids"),
         ({"prompt_token_ids": [-1]}, "prompt_token_ids"),
-        ({"prompt": "x", "multi_modal_data": {}}, "prompt.multi_modal_data"),
+        ({"prompt": "x", "multi_modal_data": {"audio": b"RIFF"}}, "multi_modal_data.audio"),
         ({"encoder_prompt": "x", "decoder_prompt": {"prompt_token_ids": [99999]}}, "decoder_prompt"),
         (42, "prompt"),
     ],

@@ -43,16 +43,19 @@ def field(number: int, content: bytes) -> bytes:
 
 
 def test_a_well_formed_message_is_read() -> None:
-    request = pb.GenerateRequest(encoder_prompt=pb.EncoderPrompt(text="Grüße"), timeout_ms=5)
+    request = pb.GenerateRequest(
+        encoder_prompt=pb.EncoderPrompt(text="Grüße"), options=pb.RequestOptions(timeout_ms=5)
+    )
     assert parse(pb.GenerateRequest, request.SerializeToString(), LIMIT) == request
 
 
 @pytest.mark.parametrize(
     ("data", "name"),
     [
-        (field(1, b"\xff"), "request_id"),
-        (field(3, field(1, b"ok \xc3")), "encoder_prompt.text"),
-        (field(5, field(9, b"fine") + field(9, b"\xed\xa0\x80")), "sampling_params.stop"),
+        (field(5, field(1, b"\xff")), "options.request_id"),
+        (field(1, field(1, b"ok \xc3")), "encoder_prompt.text"),
+        (field(3, field(3, b"fine") + field(3, b"\xed\xa0\x80")), "sampling_params.stop"),
+        (field(3, field(1, b"\x82\x01\x01\xff")), "sampling_params.decoding.bad_words"),
     ],
 )
 def test_text_that_is_not_utf8_is_refused_by_name(data: bytes, name: str) -> None:
@@ -63,7 +66,7 @@ def test_text_that_is_not_utf8_is_refused_by_name(data: bytes, name: str) -> Non
 
 @pytest.mark.parametrize(
     ("data", "name"),
-    [(field(15, b"x"), "15"), (field(5, field(15, b"x")), "sampling_params.15")],
+    [(field(15, b"x"), "15"), (field(3, field(15, b"x")), "sampling_params.15")],
 )
 def test_an_unknown_field_is_refused(data: bytes, name: str) -> None:
     with pytest.raises(InvalidRequest, match="unknown field of") as caught:
@@ -71,7 +74,7 @@ def test_an_unknown_field_is_refused(data: bytes, name: str) -> None:
     assert caught.value.field == name
 
 
-@pytest.mark.parametrize("data", [b"\xff", field(3, b"\xff"), b"\x0a\x7fshort"])
+@pytest.mark.parametrize("data", [b"\xff", field(1, b"\xff"), b"\x0a\x7fshort"])
 def test_bytes_that_are_no_message_are_refused(data: bytes) -> None:
     with pytest.raises(InvalidRequest, match="GenerateRequest message"):
         parse(pb.GenerateRequest, data, LIMIT)

@@ -12,6 +12,7 @@ import pytest
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
+from tandem.inputs import MODALITIES, REQUEST_OPTIONS
 from tandem.params import BeamSearchParams, DecodingParams, SamplingParams
 from tandem.v1 import inference_pb2 as pb
 
@@ -48,16 +49,31 @@ PARAMS = [(pb.SamplingParams, SamplingParams), (pb.BeamSearchParams, BeamSearchP
 
 @pytest.mark.parametrize(("message", "params"), PARAMS)
 def test_parameters_are_those_of_python(message: type[Message], params: type[DecodingParams]) -> None:
-    assert set(message.DESCRIPTOR.fields_by_name) == set(params.model_fields)
+    own, shared = set(message.DESCRIPTOR.fields_by_name), set(pb.DecodingParams.DESCRIPTOR.fields_by_name)
+    assert shared == set(DecodingParams.model_fields)
+    assert own - {"decoding"} == set(params.model_fields) - shared
 
 
-@pytest.mark.parametrize("message", [message for message, _ in PARAMS])
+def test_options_are_those_of_python() -> None:
+    options = {"timeout_s" if name == "timeout_ms" else name for name in pb.RequestOptions.DESCRIPTOR.fields_by_name}
+    assert options == set(REQUEST_OPTIONS)
+
+
+def test_modalities_are_those_of_python() -> None:
+    names = [name.removeprefix("MODALITY_").lower() for name in pb.Media.Modality.keys()]
+    assert names == ["unspecified", *MODALITIES]
+
+
+MESSAGES = [*(message for message, _ in PARAMS), pb.DecodingParams, pb.RequestOptions]
+
+
+@pytest.mark.parametrize("message", MESSAGES)
 def test_every_parameter_can_be_told_apart_from_unset(message: type[Message]) -> None:
     for field in message.DESCRIPTOR.fields:
         assert field.is_repeated or field.has_presence, field.name
 
 
-@pytest.mark.parametrize("message", [message for message, _ in PARAMS])
+@pytest.mark.parametrize("message", MESSAGES)
 def test_no_number_is_a_float_where_http_has_a_double(message: type[Message]) -> None:
     for field in message.DESCRIPTOR.fields:
         assert field.type != FieldDescriptor.TYPE_FLOAT, field.name

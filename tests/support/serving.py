@@ -51,22 +51,29 @@ def channel(endpoints: Endpoints) -> grpc.Channel:
     return grpc.insecure_channel(endpoints.grpc[0])
 
 
+def sampling_params(**values: Any) -> pb.SamplingParams:
+    """From parameters that stand side by side, as in HTTP; they may be bad ones."""
+    shared = values.keys() & pb.DecodingParams.DESCRIPTOR.fields_by_name.keys()
+    own = {name: value for name, value in values.items() if name not in shared}
+    return pb.SamplingParams(decoding={name: values[name] for name in shared}, **own)
+
+
 def ids_request(ids: list[int], **params: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(
         encoder_prompt=pb.EncoderPrompt(token_ids=pb.TokenIds(ids=ids)),
-        sampling_params=pb.SamplingParams(**params),
+        sampling_params=sampling_params(**params),
     )
 
 
 def text_request(text: str, **params: Any) -> pb.GenerateRequest:
     return pb.GenerateRequest(
-        encoder_prompt=pb.EncoderPrompt(text=text), sampling_params=pb.SamplingParams(**params)
+        encoder_prompt=pb.EncoderPrompt(text=text), sampling_params=sampling_params(**params)
     )
 
 
 def text_stream(text: str, **params: Any) -> pb.GenerateStreamRequest:
     return pb.GenerateStreamRequest(
-        encoder_prompt=pb.EncoderPrompt(text=text), sampling_params=pb.SamplingParams(**params)
+        encoder_prompt=pb.EncoderPrompt(text=text), sampling_params=sampling_params(**params)
     )
 
 

@@ -17,11 +17,11 @@ DEFAULT_MAX_TOKENS: Final = 256
 DEFAULT_NUM_BEAMS: Final = 4
 
 T = TypeVar("T")
-Encode = Callable[[str, str], list[int]]  # a text and the field it is from → ids, no special tokens
+Encode = Callable[[str, str], list[int]]  # a text and its field's name → ids, no special tokens
 
 
 def scoring_of(tokens: int) -> Decoding:
-    """For a target of this many tokens: the model's own distribution, to the end."""
+    """How a target of this many tokens is scored: under the model's own distribution, to its end."""
     return Decoding(
         max_tokens=tokens, min_tokens=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0,
         repetition_penalty=1.0, seed=0, stop_ids=frozenset(), eos_ids=frozenset(), logprobs=0,
@@ -36,7 +36,7 @@ def decoding_of(
     info: ModelInfo,
     encode: Encode,
 ) -> Decoding:
-    """What `params` ask for, of a decoder that starts from `prefix` and has room for `room` tokens more.
+    """What `params` ask of a decoder that starts from `prefix` and has room for `room` tokens more.
 
     `own` are the defaults of the model, or of the request's task.
 
@@ -115,7 +115,7 @@ def _max_tokens(params: DecodingParams, prefix: int, room: int, own: GenerationD
 
 
 def _min_tokens(params: DecodingParams, prefix: int, max_tokens: int, own: GenerationDefaults) -> int:
-    """Likewise `min_length` and `min_new_tokens`."""
+    """transformers' `min_length` counts what the decoder starts from, `min_new_tokens` does not."""
     if "min_tokens" not in params.model_fields_set:
         return max(0, min(max(own.min_new_tokens, own.min_length - prefix), max_tokens))
     if params.min_tokens > max_tokens:
@@ -136,9 +136,9 @@ def _bad_words(
     for word in words:
         check_ids(word, "bad_words_ids", vocab_size)
     for text in params.bad_words:
-        # As a word of its own and as the end of another, which many tokenizers tell apart.
+        # A word of its own and the end of another, which many tokenizers tell apart.
         words += [tuple(encode(text, "bad_words")), tuple(encode(f" {text}", "bad_words"))]
-    # As in transformers, EOS alone cannot be forbidden.
+    # EOS alone cannot be forbidden, as in transformers.
     return tuple(
         dict.fromkeys(word for word in words if word and not (len(word) == 1 and word[0] in stop_ids))
     )
@@ -154,7 +154,7 @@ def check_ids(ids: Iterable[int], name: str, vocab_size: int) -> None:
 
 
 def check_counts(params: DecodingParams, limits: Limits) -> None:
-    """A server's limits may be lower than the ones the parameters know. Raises InvalidRequest."""
+    """Applies the server's limits, which may be lower than the parameters' own. Raises InvalidRequest."""
     counts = [
         ("stop_token_ids", len(params.stop_token_ids), limits.stop_token_ids),
         ("bad_words", len(params.bad_words), limits.bad_words),

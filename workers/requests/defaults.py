@@ -1,4 +1,4 @@
-"""The decoding parameters a model brings along, for what a request leaves out."""
+"""A model's own decoding parameters, for what a request leaves out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class GenerationDefaults:
     max_new_tokens: int | None = None
     max_length: int | None = None  # decoder start token and prompt included
     min_new_tokens: int = 0
-    min_length: int = 0  # likewise
+    min_length: int = 0  # decoder start token and prompt included
 
     @property
     def beams(self) -> bool:
@@ -92,8 +92,9 @@ class GenerationDefaults:
 
 
 def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings or arguments of all layers, under transformers' names, later ones first in importance; None is
-    "not said". A length in new tokens and one in all tokens exclude each other: the later one stands."""
+    """Settings or arguments of all layers, under transformers' names. A later layer goes before an earlier
+    one; None counts as left out. A length in new tokens and one in all tokens exclude each other: the later
+    one stands."""
     settings: dict[str, Any] = {}
     for layer in layers:
         for bound in ("max", "min"):
@@ -104,7 +105,7 @@ def merged(*layers: Mapping[str, Any]) -> dict[str, Any]:
     return settings
 
 
-# What a server may set in place of the model.
+# The settings that a server may make in place of the model's.
 _NAMES: Final = frozenset(
     [
         "do_sample",
@@ -134,13 +135,13 @@ _NAMES: Final = frozenset(
 
 
 def checked_overrides(settings: Mapping[str, Any]) -> Mapping[str, Any]:
-    """The server's own settings. Raises InvalidRequest for a name that would be of no effect."""
+    """The server's own settings. Raises InvalidRequest for a name that would have no effect."""
     for name in sorted(settings.keys() - _NAMES):
         raise InvalidRequest("unknown parameter", field=f"override_generation_config.{name}")
     return settings
 
 
-# What models set and Tandem does not have, with the value that changes nothing.
+# Settings of models that Tandem does not have, with the value that changes nothing.
 _NOT_APPLIED: Final[Mapping[str, object]] = {
     "num_beam_groups": 1,
     "forced_decoder_ids": None,
@@ -154,7 +155,7 @@ _NOT_APPLIED: Final[Mapping[str, object]] = {
 
 
 def not_applied(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings that would change the answers and are not heeded."""
+    """Settings that would change the answers and have no effect here."""
     return {k: settings[k] for k, off in _NOT_APPLIED.items() if settings.get(k) not in (None, off)}
 
 

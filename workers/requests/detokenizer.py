@@ -1,8 +1,7 @@
 """Token ids to text, piece by piece, as they are generated.
 
-What `tokenizers.DecodeStream` does not give, and why this is our own: a flush at the end, tokenizers
-that are written in Python (ByT5, Marian), and answers that stay right where malformed bytes change text
-that `DecodeStream` had already let out.
+`tokenizers.DecodeStream` lacks a flush at the end and tokenizers that are written in Python (ByT5, Marian),
+and its answers are wrong where malformed bytes change text that it has already let out.
 """
 
 from __future__ import annotations
@@ -19,7 +18,7 @@ _CONTEXT_TOKENS: Final = 4  # a token's text depends on its neighbours to the le
 
 
 class Vocabulary:
-    """What detokenizers read of a tokenizer. Made once for a model, shared by all threads."""
+    """The part of a tokenizer that detokenizers read. One for a model, shared by all threads."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         from transformers import ByT5Tokenizer
@@ -142,7 +141,7 @@ class _Bytes:
 
 
 class _Window:
-    """For all others. A piece is what the new tokens add to the text of the few tokens before them:
+    """For all other tokenizers. A piece is what the new tokens add to the text of the few tokens before them:
     decoded alone, a SentencePiece token would lose its space, a WordPiece would gain one.
 
     A run of byte tokens is held until it ends, since `tokenizers` replaces all of a run, whole

@@ -21,15 +21,15 @@ class Language:
     token_id: int  # the target's: what the decoder's text begins with
     prefix: tuple[int, ...]  # special tokens around a source text
     suffix: tuple[int, ...]
-    label_prefix: tuple[int, ...]  # and around a target text, as training labels have them
+    label_prefix: tuple[int, ...]  # special tokens around a target text, as training labels have them
     label_suffix: tuple[int, ...]
 
 
 def languages_of(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Language]:
-    """By the tokenizer's own codes ("en_XX", "eng_Latn", "en"); empty for tokenizers without languages.
+    """A tokenizer's languages by its own codes ("en_XX", "eng_Latn", "en"); empty where it has none.
 
-    Read once: setting a tokenizer's source language for each text, as transformers does, is not
-    thread-safe.
+    They are read once, because setting a tokenizer's source language for each text, as transformers does, is
+    not thread-safe.
     """
     source = getattr(tokenizer, "src_lang", None)
     if source is None:
@@ -52,7 +52,7 @@ def languages_of(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Language]:
 
 
 def language(languages: Mapping[str, Language], code: str | None, field: str) -> Language | None:
-    """By its code, or the code's part before "_" where only one begins so: "en" for "en_XX". None for None.
+    """The language of a code, or of a unique code's part before "_": "en" for "en_XX". None for None.
 
     Raises InvalidRequest for a code the model does not know.
     """

@@ -1,4 +1,4 @@
-"""What is known of a model before its weights are read: its ids, limits, decoding defaults, revision."""
+"""A model as it is known before its weights are read: its ids, limits, decoding defaults, revision."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from tandem.workers.requests.tasks import Task
 
 logger = logging.getLogger(__name__)
 
-# Of each weight file, evenly spread: 4 MiB in all, and the whole of a smaller file.
+# Samples of each weight file, evenly spread: 4 MiB in all, and the whole of a smaller file.
 _SAMPLES = 256
 _SAMPLE_BYTES = 2**14
 
@@ -42,7 +42,7 @@ class ModelInfo:
     decoder_only: bool  # a prompt is the decoder's
     # Rows of the embedding tables, which may exceed the tokenizer's vocabulary.
     encoder_vocab_size: int | None  # None: there is no encoder, or it reads media alone
-    vocab_size: int  # of the decoder
+    vocab_size: int  # the decoder's
     decoder_start_id: int | None  # None: decoder-only, the prompt is the start
     pad_id: int
     eos_ids: frozenset[int]
@@ -113,9 +113,9 @@ def _tasks(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 
 
 def revision_of(folder: Path) -> str:
-    """The configs and samples from all over the weights, hashed: cheap, equal on every node that holds the
-    same checkpoint, where times of modification are not, and another one for a model trained further, whose
-    shapes are the same."""
+    """A hash of the configs and of samples from all over the weights. It is cheap, equal on every node that
+    holds the same checkpoint, where times of modification are not, and differs for a model trained further,
+    whose shapes are the same."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update((folder / "config.json").read_bytes())
     if (preprocessor := folder / "preprocessor_config.json").is_file():  # how media become features

@@ -1,4 +1,4 @@
-"""What a request says beside its prompt and its parameters, checked and completed."""
+"""A request's options, checked and completed."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Unpack
 
 from tandem.errors import InvalidRequest
-from tandem.inputs import TaskOptions
+from tandem.inputs import RequestOptions, task_options
 from tandem.limits import Limits
 from tandem.workers.requests.tasks import ResolvedTask, Tasks
 
@@ -30,24 +30,19 @@ class CheckedOptions:
         return f"{self.request_id}:{self.nonce}:{index}"
 
 
-def check_options(
-    limits: Limits,
-    tasks: Tasks,
-    *,
-    model: str | None = None,  # noqa: ARG001  # whose limits and tasks these are
-    request_id: str | None = None,
-    priority: int = 0,
-    timeout_s: float | None = None,
-    **chosen: Unpack[TaskOptions],
-) -> CheckedOptions:
-    """Raises InvalidRequest, naming the field and the limit."""
+def check_options(limits: Limits, tasks: Tasks, **options: Unpack[RequestOptions]) -> CheckedOptions:
+    """`limits` and `tasks` are those of the model that the request names. Raises InvalidRequest, naming the
+    field and the limit."""
+    priority = options.get("priority", 0)
     if type(priority) is not int or abs(priority) > limits.priority:
         raise InvalidRequest(
             f"must be an integer of magnitude at most {limits.priority}, got {priority!r}", field="priority"
         )
-    task = tasks.resolve(**chosen)
     return CheckedOptions(
-        _request_id(request_id, limits), priority, _timeout_s(timeout_s, limits.timeout_s), task
+        request_id=_request_id(options.get("request_id"), limits),
+        priority=priority,
+        timeout_s=_timeout_s(options.get("timeout_s"), limits.timeout_s),
+        task=tasks.resolve(**task_options(options)),
     )
 
 

@@ -1,33 +1,35 @@
-"""One request between validator and client: engine deltas → text deltas and the finished answer."""
+"""A request's answer: engine deltas → text deltas and the finished answer."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 
 from tandem.outputs import CompletionOutput, RequestOutput, TextDelta, TokenLogprobs
-from tandem.params import Params, SamplingParams
 from tandem.workers.request import Delta, EngineRequest, Hypothesis
 from tandem.workers.requests.detokenizer import Detokenizer, StopStrings, Vocabulary
 
 
 @dataclass(frozen=True, slots=True)
 class PreparedRequest:
-    """A valid request: what its answer repeats, and the engine requests that make it: one for each
-    sample, or one that searches beams."""
+    """A valid request: what its answer repeats, and the engine requests that make it."""
 
     request_id: str
-    params: Params
     encoder_prompt: str | None  # as given; None where only ids were
     encoder_prompt_token_ids: list[int]
-    prompt: str | None  # the decoder prompt, likewise
+    prompt: str | None  # the decoder prompt as given
     prompt_token_ids: list[int]  # what the decoder starts from, start token included
     context_ids: list[int]  # the decoder prompt alone: the text goes on from it
-    samples: list[EngineRequest] = field(repr=False)  # one for all beams
+    # One for each sample or target, or one that searches beams.
+    sequences: list[EngineRequest] = field(repr=False)
+    outputs: int  # samples, beams to return, or targets
+    stop: Sequence[str] = ()  # texts that end a sample
+    skip_special_tokens: bool = True
 
 
 class OutputProcessor:
-    """Turns a request's deltas, of all its samples and in any order between them, into its answer.
+    """Turns the deltas of a request's samples, in any order between samples, into its answer.
 
     A stop string ends a sample here, not in the engine: after each `push`, ask `stopped(index)` and
     cancel the engine request if so. Whatever the engine still sends for it is ignored.
@@ -35,9 +37,9 @@ class OutputProcessor:
 
     def __init__(self, vocabulary: Vocabulary, prepared: PreparedRequest) -> None:
         self._prepared = prepared
-        self._by_index = [_Sample(index, vocabulary, prepared) for index in range(prepared.params.outputs)]
+        self._by_index = [_Sample(index, vocabulary, prepared) for index in range(prepared.outputs)]
         self._prompt_logprobs: list[TokenLogprobs | None] | None = None
-        ids = [sample.request_id for sample in prepared.samples]
+        ids = [sample.request_id for sample in prepared.sequences]
         self._samples = (
             {request_id: [sample] for request_id, sample in zip(ids, self._by_index, strict=True)}
             if len(ids) > 1
@@ -45,7 +47,7 @@ class OutputProcessor:
         )
 
     def push(self, delta: Delta) -> list[TextDelta]:
-        """What the answer grew by: a delta of a sample, one for each answer of beams that ended, or nothing.
+        """What the answer grew by: a sample's delta, one for each beam where the search ended, or nothing.
         The text may be empty while it is held back. Raises the delta's error."""
         if delta.error is not None:
             raise delta.error
@@ -89,16 +91,14 @@ class OutputProcessor:
 
 class _Sample:
     def __init__(self, index: int, vocabulary: Vocabulary, prepared: PreparedRequest) -> None:
-        params = prepared.params
-        stop = params.stop if isinstance(params, SamplingParams) else []
-        self.stops = StopStrings(stop)
-        self.watches = bool(stop)
-        # Stop strings count, like EOS, only from the token after these.
-        self._min_tokens = prepared.samples[0].decoding.min_tokens
+        self.stops = StopStrings(prepared.stop)
+        self.watches = bool(prepared.stop)
+        # Stop strings count, like EOS, only after this many tokens.
+        self._min_tokens = prepared.sequences[0].decoding.min_tokens
         self._detokenizer = Detokenizer(
-            vocabulary, skip_special_tokens=params.skip_special_tokens, context_ids=prepared.context_ids
+            vocabulary, skip_special_tokens=prepared.skip_special_tokens, context_ids=prepared.context_ids
         )
-        wanted = prepared.samples[0].decoding.logprobs is not None
+        wanted = prepared.sequences[0].decoding.logprobs is not None
         self.output = CompletionOutput(
             index=index,
             text="",

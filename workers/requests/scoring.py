@@ -1,36 +1,28 @@
-"""Scoring between validator and client: the engine's last deltas → the targets' log-likelihoods."""
+"""The answer to a request that scores: the engine's last deltas → the targets' log-likelihoods."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from tandem.errors import Cancelled, DeadlineExceeded
 from tandem.outputs import ScoreOutput, TargetScore
 from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.requests.output_processor import PreparedRequest
 
 
-@dataclass(frozen=True, slots=True)
-class PreparedScore:
-    """A valid request to score: what its answer repeats, and an engine request for each target."""
+def score_output(prepared: PreparedRequest, ends: Mapping[str, Delta]) -> ScoreOutput:
+    """The answer to a request that scores targets. `ends` are the last deltas by their engine request.
 
-    request_id: str
-    encoder_prompt: str | None  # as given; None where only ids were
-    encoder_prompt_token_ids: list[int]
-    prompt: str | None  # the decoder prompt, likewise
-    prompt_token_ids: list[int]  # what stands before the targets, start token included
-    targets: list[EngineRequest] = field(repr=False)
-
-    def output(self, ends: Mapping[str, Delta]) -> ScoreOutput:
-        """`ends` are the last deltas by their request. Raises the error of one, or why one has no scores."""
-        return ScoreOutput(
-            request_id=self.request_id,
-            encoder_prompt=self.encoder_prompt,
-            encoder_prompt_token_ids=self.encoder_prompt_token_ids,
-            prompt=self.prompt,
-            prompt_token_ids=self.prompt_token_ids,
-            scores=[_score(target, ends[target.request_id]) for target in self.targets],
-        )
+    Raises the error of one, or why one has no scores: DeadlineExceeded, Cancelled.
+    """
+    return ScoreOutput(
+        request_id=prepared.request_id,
+        encoder_prompt=prepared.encoder_prompt,
+        encoder_prompt_token_ids=prepared.encoder_prompt_token_ids,
+        prompt=prepared.prompt,
+        prompt_token_ids=prepared.prompt_token_ids,
+        scores=[_score(target, ends[target.request_id]) for target in prepared.sequences],
+    )
 
 
 def _score(target: EngineRequest, end: Delta) -> TargetScore:

@@ -1,4 +1,4 @@
-"""What a model says of its tasks and languages, and what a request's choice of them comes to."""
+"""A model's tasks and languages, and how a request's choice of them is resolved."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 from tandem.errors import InvalidRequest
 from tandem.workers.requests.defaults import GenerationDefaults
 from tandem.workers.requests.languages import Language, language, languages_of
-from tandem.workers.requests.speech import Opening
+from tandem.workers.requests.speech import Opening, Speech
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from tandem.workers.requests.model_info import ModelInfo
 
 _TRANSLATION: Final = re.compile(
     r"translation_([A-Za-z]{2,3}(?:[-_]\w+)?)_to_([A-Za-z]{2,3}(?:[-_]\w+)?)", re.ASCII
@@ -41,47 +39,57 @@ class Pair(NamedTuple):
 
     source: str
     target: str
-    task: str | None  # that does it; None where there is nothing else the model does
+    task: str | None  # the task that translates it; None where the model does nothing else
 
 
 @dataclass(frozen=True, slots=True)
 class ResolvedTask:
-    """What a request's task and languages come to."""
+    """A request's task and languages, resolved."""
 
     task: str | None
     prefix: str  # text before the input
     defaults: GenerationDefaults
     source: Language | None = None  # the input's, for a tokenizer that marks it
-    target: Language | None = None  # likewise the output's
+    target: Language | None = None  # the output's
     opening: Opening = ()  # what follows the decoder's start token, of a speech model
-    said: str | None = None  # the option of the request that the opening is from
+    said: str | None = None  # the request's option that the opening is from
 
 
 class Tasks:
     """A model's tasks and languages.
 
-    Languages are in its tokenizer's vocabulary, as NLLB's, mBART's and M2M100's; in its tasks, as T5's; or
-    they are its only pair, as Marian's.
+    The languages are in its tokenizer's vocabulary (NLLB, mBART, M2M100), in its tasks (T5), or they are its
+    only pair (Marian).
     """
 
     def __init__(
         self,
-        info: ModelInfo,
+        tasks: Mapping[str, Task],
+        defaults: GenerationDefaults,
         languages: Mapping[str, Language] | None = None,
         pair: tuple[str, str] | None = None,
+        speech: Speech | None = None,
     ) -> None:
-        """`languages` are those of the tokenizer, `pair` the only ones it knows."""
-        self._tasks, self._defaults, self._speech = info.tasks, info.defaults, info.speech
+        """`defaults` hold without a task; `languages` are those of the tokenizer, `pair` the only ones it
+        knows; `speech` is that of a speech model."""
+        self._tasks, self._defaults, self._speech = tasks, defaults, speech
         self.languages: Mapping[str, Language] = languages or {}
-        named = ((_TRANSLATION.fullmatch(name), name) for name in info.tasks)
+        named = ((_TRANSLATION.fullmatch(name), name) for name in tasks)
         self.pairs = [Pair(match[1], match[2], name) for match, name in named if match]
         if pair is not None:
             self.pairs.append(Pair(*pair, None))
 
     @classmethod
-    def of(cls, info: ModelInfo, tokenizer: PreTrainedTokenizerBase) -> Tasks:
+    def of(
+        cls,
+        tasks: Mapping[str, Task],
+        defaults: GenerationDefaults,
+        tokenizer: PreTrainedTokenizerBase,
+        speech: Speech | None = None,
+    ) -> Tasks:
         source, target = (getattr(tokenizer, f"{side}_lang", None) for side in ("source", "target"))
-        return cls(info, languages_of(tokenizer), (source, target) if source and target else None)
+        pair = (source, target) if source and target else None
+        return cls(tasks, defaults, languages_of(tokenizer), pair, speech)
 
     def __contains__(self, task: str) -> bool:
         return task in self._tasks
@@ -97,15 +105,9 @@ class Tasks:
         source_language: str | None = None,
         target_language: str | None = None,
     ) -> ResolvedTask:
-        """Raises InvalidRequest, naming the field and what there is, for what the model has not."""
+        """Raises InvalidRequest, naming the field and the choices, for what the model does not have."""
         if self._speech is not None:
-            if target_language is not None:
-                raise InvalidRequest(
-                    "is English where task is translate, else the source's", field="target_language"
-                )
-            opening = self._speech.opening(source_language, task)
-            said = "source_language" if source_language is not None else "task" if task is not None else None
-            return ResolvedTask(task=task, prefix="", defaults=self._defaults, opening=opening, said=said)
+            return self._resolve_speech(self._speech, task, source_language, target_language)
         if task is not None and task not in self._tasks:
             there = f"it has {', '.join(self._tasks)}" if self._tasks else "it declares none"
             raise InvalidRequest(f"{task[:60]!r} is not a task of this model; {there}", field="task")
@@ -129,8 +131,23 @@ class Tasks:
             target=target,
         )
 
+    def _resolve_speech(
+        self, speech: Speech, task: str | None, source_language: str | None, target_language: str | None
+    ) -> ResolvedTask:
+        if target_language is not None:
+            raise InvalidRequest(
+                "is English where task is translate, else the source's", field="target_language"
+            )
+        return ResolvedTask(
+            task=task,
+            prefix="",
+            defaults=self._defaults,
+            opening=speech.opening(source_language, task),
+            said="source_language" if source_language is not None else None if task is None else "task",
+        )
+
     def _pair(self, source: str | None, target: str | None) -> Pair:
-        """The one from `source` to `target`; one of them may be None where that leaves no choice."""
+        """The pair from `source` to `target`; one of them may be None where that leaves no choice."""
         found = self.pairs
         asked: tuple[tuple[str, str | None, Literal[0, 1]], ...] = (
             ("target_language", target, 1),

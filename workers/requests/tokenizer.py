@@ -34,12 +34,12 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 
 
 class TextTokenizer:
-    """transformers' tokenizer of a model, without what is not thread-safe in it."""
+    """A model's tokenizer of transformers, without the parts that are not thread-safe."""
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, target: PreTrainedTokenizerBase | None = None
     ) -> None:
-        """target: the decoder's, where it is another."""
+        """`target` is the decoder's tokenizer, where that is another."""
         self._tokenizer: Any = tokenizer
         self._target_tokenizer: Any = tokenizer if target is None else target
         if target is None and getattr(tokenizer, "target_lang", None):
@@ -56,8 +56,11 @@ class TextTokenizer:
             backend.no_padding()
 
     def encode(self, text: str, name: str, limit: int, *, special: bool, target: bool = False) -> list[int]:
-        """`limit` is the number of tokens that the ids are allowed to have, which the caller checks.
-        special: with special tokens; target: as the decoder reads. Raises InvalidRequest for `name`."""
+        """A text's ids, `special` tokens included, or as the decoder reads them (`target`).
+
+        `limit` is how many there may be, which the caller checks; a text that is too long for it anyway is
+        refused unread. Raises InvalidRequest, naming `name`.
+        """
         check_text(text, name)
         most = limit * _CHARS_PER_TOKEN
         if len(text) > most:

@@ -1,21 +1,42 @@
-"""HTTP bodies: read within the limit, parsed, and watched for the client going away."""
+"""HTTP bodies: read within the limit, parsed, and watched for the client going away; the options in them."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar, cast, get_type_hints
 from urllib.parse import parse_qsl
 
 from fastapi import Request
+from pydantic import ConfigDict, ValidationError, create_model
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from tandem.errors import Cancelled, DeadlineExceeded, InvalidRequest, RequestTooLarge
+from tandem.inputs import RequestOptions
 from tandem.limits import Limits
+from tandem.params import invalid
 
 T = TypeVar("T")
+
+# What the validator calls the fields of a request, in the words of the APIs that take a `prompt`.
+FIELDS: Final = {
+    "prompt_token_ids": "prompt",
+    ".prompt_token_ids": "",
+    "encoder_prompt": "prompt",
+    "request_id": "x-request-id",
+}
+
+# The options that a body may set; a request's id is in a header.
+_OPTIONS: Final = {
+    name: hint for name, hint in get_type_hints(RequestOptions).items() if name != "request_id"
+}
+_Options: Final = create_model(  # type: ignore[call-overload]
+    "_Options",
+    __config__=ConfigDict(strict=True, allow_inf_nan=False),
+    **{name: (hint, None) for name, hint in _OPTIONS.items()},
+)
 
 
 async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
@@ -36,6 +57,17 @@ async def read_json_or_form(request: Request, limits: Limits) -> dict[str, Any]:
     raise InvalidRequest(
         "must be application/json or application/x-www-form-urlencoded", field="content-type"
     )
+
+
+def take_options(request: Request, body: dict[str, Any]) -> RequestOptions:
+    """Takes the request options out of a body, by name. Raises InvalidRequest, naming the field, for a value
+    of a wrong type."""
+    given = {name: body.pop(name) for name in _OPTIONS if name in body}
+    try:
+        _Options.model_validate(given)
+    except ValidationError as error:
+        raise invalid(error) from None
+    return cast(RequestOptions, {**given, "request_id": request.headers.get("x-request-id")})
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -1,7 +1,6 @@
-"""OpenAI's completions and models, for encoder-decoder models: `prompt` is the encoder's, and the extra
-field `decoder_prompt` begins the answer, `source_language`, `target_language` and `task` choose what the
-model does. Beside OpenAI's parameters, all of `SamplingParams` hold, or of `BeamSearchParams` where one of
-its own is given."""
+"""OpenAI's completions and models, for encoder-decoder models: `prompt` is the encoder's, the extra field
+`decoder_prompt` begins the answer, and the request options are fields as well. All of `SamplingParams` may be
+given, or of `BeamSearchParams` where one of its own is."""
 
 from __future__ import annotations
 
@@ -13,12 +12,19 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tandem.cluster.ingress.http.body import read_json, unless_disconnected
+from tandem.cluster.ingress.http.body import FIELDS, read_json, take_options, unless_disconnected
 from tandem.cluster.ingress.http.completions import CompletionShape
 from tandem.cluster.ingress.http.sse import EventStream
 from tandem.cluster.ingress.service import Call, Piece, Service
-from tandem.errors import InvalidRequest
-from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TaskOptions, TokensPrompt
+from tandem.errors import InvalidRequest, renaming_fields
+from tandem.inputs import (
+    ExplicitEncoderDecoderPrompt,
+    Prompt,
+    RequestOptions,
+    SingletonPrompt,
+    TokensPrompt,
+    task_options,
+)
 from tandem.params import Params, SamplingParams, invalid, params_of
 from tandem.workers.requests.output_processor import PreparedRequest
 
@@ -27,14 +33,6 @@ _UNSUPPORTED: Final[dict[str, object]] = {
     "best_of": 1,
     "echo": False,
     "suffix": "",
-}
-# What the validator calls things, in this protocol's words.
-_FIELDS: Final = {
-    "prompt_token_ids": "prompt",
-    "encoder_prompt": "prompt",
-    "encoder_prompt.prompt_token_ids": "prompt",
-    "decoder_prompt.prompt_token_ids": "decoder_prompt",
-    "request_id": "x-request-id",
 }
 
 
@@ -45,7 +43,7 @@ class _StreamOptions(BaseModel):
 
 
 class _Body(BaseModel):
-    """The parameters that are not `SamplingParams`'; those are left in `model_extra`."""
+    """What is neither a request option nor a decoding parameter; the latter are left in `model_extra`."""
 
     model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
 
@@ -55,17 +53,6 @@ class _Body(BaseModel):
     stream: bool | None = None
     stream_options: _StreamOptions | None = None
     user: str | None = None  # OpenAI's, for its monitoring of abuse; of no effect here
-    priority: int = 0  # see RequestBuilder.prepare
-    timeout_s: float | None = None
-    source_language: str | None = None
-    target_language: str | None = None
-    task: str | None = None
-
-    @property
-    def chosen(self) -> TaskOptions:
-        return TaskOptions(
-            source_language=self.source_language, target_language=self.target_language, task=self.task
-        )
 
 
 def routes(service: Service) -> APIRouter:
@@ -75,10 +62,12 @@ def routes(service: Service) -> APIRouter:
     async def completions(request: Request) -> Response:
         async with AsyncExitStack() as resources:
             call = resources.enter_context(service.call("http", "completions"))
-            body = _parse(await read_json(request, service.config.limits))
-            choice = service.request_builder.tasks.resolve(**body.chosen)
-            params = _params(body, beams=choice.defaults.beams)
-            prepared = await _prepare(service, call, request, body, params)
+            values = await read_json(request, service.config.limits)
+            options = take_options(request, values)
+            body = _parse(values)
+            task = service.request_builder.tasks.resolve(**task_options(options))
+            params = _params(body, beams=task.defaults.beams)
+            prepared = await _prepare(service, call, body, params, options)
             shape = CompletionShape(service.model.id, service.request_builder.vocabulary, prepared, params)
             if not body.stream:
                 outputs = await unless_disconnected(request.receive, call.generate(prepared))
@@ -102,25 +91,15 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _prepare(
-    service: Service, call: Call, request: Request, body: _Body, params: Params
+    service: Service, call: Call, body: _Body, params: Params, options: RequestOptions
 ) -> list[PreparedRequest]:
     prompts, limit = _prompts(body), service.config.limits.prompts
     if len(prompts) * params.outputs > limit:
         raise InvalidRequest(
             f"{len(prompts)} prompts of {params.outputs} answers each exceed {limit} in all", field="prompt"
         )
-    try:
-        return await call.prepare(
-            prompts,
-            params,
-            model=body.model,
-            request_id=request.headers.get("x-request-id"),
-            priority=body.priority,
-            timeout_s=body.timeout_s,
-            **body.chosen,
-        )
-    except InvalidRequest as error:
-        raise InvalidRequest(error.message, field=_FIELDS.get(error.field or "", error.field)) from None
+    with renaming_fields(FIELDS):
+        return await call.prepare(prompts, params, **options)
 
 
 def _parse(values: dict[str, Any]) -> _Body:

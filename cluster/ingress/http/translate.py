@@ -1,12 +1,10 @@
 """LibreTranslate's API, for models that say what they translate: by tasks in their config,
 `task_specific_params` of the form {"translation_en_to_fr": {"prefix": "translate English to French: "}}, as
-T5's; or by the languages of their tokenizer, as mBART's, M2M100's, NLLB's and Marian's."""
+T5 does; or by the languages of their tokenizer, as mBART, M2M100, NLLB and Marian do."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
@@ -15,7 +13,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from tandem.cluster.ingress.http.body import read_json_or_form, unless_disconnected
 from tandem.cluster.ingress.service import Call, Service
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, renaming_fields
 from tandem.inputs import Prompt, TaskOptions
 from tandem.limits import DEFAULT_LIMITS
 from tandem.params import BeamSearchParams, SamplingParams, invalid
@@ -23,7 +21,9 @@ from tandem.workers.requests.tasks import Tasks
 
 _PREFIX: Final = re.compile(r"translate (\w+) to (\w+):", re.IGNORECASE)
 
-# Beside the likeliest translation, LibreTranslate's alternatives are sampled; from a fixed seed, so that
+_FIELDS: Final = {"prompt": "q", "source_language": "source", "target_language": "target"}
+
+# Besides the likeliest translation, LibreTranslate's alternatives are sampled; from a fixed seed, so that
 # the same text has the same ones.
 _ALTERNATIVE: Final[dict[str, Any]] = {"temperature": 0.7, "top_p": 0.9, "seed": 0}
 
@@ -89,7 +89,7 @@ async def _translate(
 ) -> list[list[str]]:
     """For each text the likeliest translation, then up to `alternatives` different ones."""
     prompts: list[Prompt] = list(texts)
-    with _in_its_words():
+    with renaming_fields(_FIELDS):
         # A model whose own way is beam search translates best by it.
         likeliest = BeamSearchParams if tasks.resolve(**told).defaults.beams else SamplingParams
         requests = await call.prepare(prompts, likeliest(temperature=0), request_id=request_id, **told)
@@ -102,15 +102,6 @@ async def _translate(
     for best, others in zip(answers[:count], answers[count:], strict=False):
         best += (text for text in dict.fromkeys(others) if text not in best)
     return answers[:count]
-
-
-@contextmanager
-def _in_its_words() -> Iterator[None]:
-    try:
-        yield
-    except InvalidRequest as error:
-        ours = {"prompt": "q", "source_language": "source", "target_language": "target"}
-        raise InvalidRequest(error.message, field=ours.get(str(error.field), error.field)) from None
 
 
 def _parse(values: dict[str, Any]) -> _Body:

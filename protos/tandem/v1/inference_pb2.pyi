@@ -33,56 +33,50 @@ FINISH_REASON_CANCELLED: FinishReason
 FINISH_REASON_DEADLINE: FinishReason
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("request_id", "model", "encoder_prompt", "decoder_prompt", "sampling_params", "priority", "timeout_ms", "beam_search_params", "source_language", "target_language", "task")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("encoder_prompt", "decoder_prompt", "sampling_params", "beam_search_params", "options")
     ENCODER_PROMPT_FIELD_NUMBER: _ClassVar[int]
     DECODER_PROMPT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_PARAMS_FIELD_NUMBER: _ClassVar[int]
-    PRIORITY_FIELD_NUMBER: _ClassVar[int]
-    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
     BEAM_SEARCH_PARAMS_FIELD_NUMBER: _ClassVar[int]
-    SOURCE_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
-    TARGET_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
-    TASK_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
-    model: str
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
     encoder_prompt: EncoderPrompt
     decoder_prompt: Prompt
     sampling_params: SamplingParams
-    priority: int
-    timeout_ms: int
     beam_search_params: BeamSearchParams
-    source_language: str
-    target_language: str
-    task: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., encoder_prompt: _Optional[_Union[EncoderPrompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., beam_search_params: _Optional[_Union[BeamSearchParams, _Mapping]] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
+    options: RequestOptions
+    def __init__(self, encoder_prompt: _Optional[_Union[EncoderPrompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., beam_search_params: _Optional[_Union[BeamSearchParams, _Mapping]] = ..., options: _Optional[_Union[RequestOptions, _Mapping]] = ...) -> None: ...
 
 class GenerateStreamRequest(_message.Message):
-    __slots__ = ("request_id", "model", "encoder_prompt", "decoder_prompt", "sampling_params", "priority", "timeout_ms", "beam_search_params", "source_language", "target_language", "task")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("encoder_prompt", "decoder_prompt", "sampling_params", "beam_search_params", "options")
     ENCODER_PROMPT_FIELD_NUMBER: _ClassVar[int]
     DECODER_PROMPT_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_PARAMS_FIELD_NUMBER: _ClassVar[int]
+    BEAM_SEARCH_PARAMS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    encoder_prompt: EncoderPrompt
+    decoder_prompt: Prompt
+    sampling_params: SamplingParams
+    beam_search_params: BeamSearchParams
+    options: RequestOptions
+    def __init__(self, encoder_prompt: _Optional[_Union[EncoderPrompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., beam_search_params: _Optional[_Union[BeamSearchParams, _Mapping]] = ..., options: _Optional[_Union[RequestOptions, _Mapping]] = ...) -> None: ...
+
+class RequestOptions(_message.Message):
+    __slots__ = ("request_id", "model", "priority", "timeout_ms", "source_language", "target_language", "task")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
-    BEAM_SEARCH_PARAMS_FIELD_NUMBER: _ClassVar[int]
     SOURCE_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     TARGET_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
-    encoder_prompt: EncoderPrompt
-    decoder_prompt: Prompt
-    sampling_params: SamplingParams
     priority: int
     timeout_ms: int
-    beam_search_params: BeamSearchParams
     source_language: str
     target_language: str
     task: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., encoder_prompt: _Optional[_Union[EncoderPrompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., beam_search_params: _Optional[_Union[BeamSearchParams, _Mapping]] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
 
 class EncoderPrompt(_message.Message):
     __slots__ = ("text", "token_ids", "media")
@@ -130,8 +124,8 @@ class TokenIdLists(_message.Message):
     lists: _containers.RepeatedCompositeFieldContainer[TokenIds]
     def __init__(self, lists: _Optional[_Iterable[_Union[TokenIds, _Mapping]]] = ...) -> None: ...
 
-class SamplingParams(_message.Message):
-    __slots__ = ("n", "temperature", "top_k", "top_p", "min_p", "seed", "max_tokens", "min_tokens", "stop", "stop_token_ids", "ignore_eos", "repetition_penalty", "logprobs", "skip_special_tokens", "typical_p", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words", "bad_words_ids", "logit_bias", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "prompt_logprobs")
+class DecodingParams(_message.Message):
+    __slots__ = ("max_tokens", "min_tokens", "stop_token_ids", "ignore_eos", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed", "repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words", "bad_words_ids", "logit_bias", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "skip_special_tokens")
     class LogitBiasEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -139,21 +133,17 @@ class SamplingParams(_message.Message):
         key: int
         value: float
         def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
-    N_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
     TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
     TOP_K_FIELD_NUMBER: _ClassVar[int]
     TOP_P_FIELD_NUMBER: _ClassVar[int]
     MIN_P_FIELD_NUMBER: _ClassVar[int]
-    SEED_FIELD_NUMBER: _ClassVar[int]
-    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    STOP_FIELD_NUMBER: _ClassVar[int]
-    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
-    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
-    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
-    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     TYPICAL_P_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
     PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
     FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
     NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _ClassVar[int]
@@ -165,22 +155,18 @@ class SamplingParams(_message.Message):
     FORCED_EOS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     SUPPRESS_TOKENS_FIELD_NUMBER: _ClassVar[int]
     BEGIN_SUPPRESS_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
-    n: int
+    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    max_tokens: int
+    min_tokens: int
+    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    ignore_eos: bool
     temperature: float
     top_k: int
     top_p: float
     min_p: float
-    seed: int
-    max_tokens: int
-    min_tokens: int
-    stop: _containers.RepeatedScalarFieldContainer[str]
-    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    ignore_eos: bool
-    repetition_penalty: float
-    logprobs: int
-    skip_special_tokens: bool
     typical_p: float
+    seed: int
+    repetition_penalty: float
     presence_penalty: float
     frequency_penalty: float
     no_repeat_ngram_size: int
@@ -192,73 +178,36 @@ class SamplingParams(_message.Message):
     forced_eos_token_id: int
     suppress_tokens: TokenIds
     begin_suppress_tokens: TokenIds
+    skip_special_tokens: bool
+    def __init__(self, max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., seed: _Optional[int] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., no_repeat_ngram_size: _Optional[int] = ..., encoder_no_repeat_ngram_size: _Optional[int] = ..., bad_words: _Optional[_Iterable[str]] = ..., bad_words_ids: _Optional[_Union[TokenIdLists, _Mapping]] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., forced_bos_token_id: _Optional[int] = ..., forced_eos_token_id: _Optional[int] = ..., suppress_tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., begin_suppress_tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., skip_special_tokens: _Optional[bool] = ...) -> None: ...
+
+class SamplingParams(_message.Message):
+    __slots__ = ("decoding", "n", "stop", "logprobs", "prompt_logprobs")
+    DECODING_FIELD_NUMBER: _ClassVar[int]
+    N_FIELD_NUMBER: _ClassVar[int]
+    STOP_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    decoding: DecodingParams
+    n: int
+    stop: _containers.RepeatedScalarFieldContainer[str]
+    logprobs: int
     prompt_logprobs: int
-    def __init__(self, n: _Optional[int] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., seed: _Optional[int] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., repetition_penalty: _Optional[float] = ..., logprobs: _Optional[int] = ..., skip_special_tokens: _Optional[bool] = ..., typical_p: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., no_repeat_ngram_size: _Optional[int] = ..., encoder_no_repeat_ngram_size: _Optional[int] = ..., bad_words: _Optional[_Iterable[str]] = ..., bad_words_ids: _Optional[_Union[TokenIdLists, _Mapping]] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., forced_bos_token_id: _Optional[int] = ..., forced_eos_token_id: _Optional[int] = ..., suppress_tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., begin_suppress_tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., prompt_logprobs: _Optional[int] = ...) -> None: ...
+    def __init__(self, decoding: _Optional[_Union[DecodingParams, _Mapping]] = ..., n: _Optional[int] = ..., stop: _Optional[_Iterable[str]] = ..., logprobs: _Optional[int] = ..., prompt_logprobs: _Optional[int] = ...) -> None: ...
 
 class BeamSearchParams(_message.Message):
-    __slots__ = ("num_beams", "num_return_sequences", "length_penalty", "early_stopping", "max_tokens", "min_tokens", "stop_token_ids", "ignore_eos", "repetition_penalty", "presence_penalty", "frequency_penalty", "no_repeat_ngram_size", "encoder_no_repeat_ngram_size", "bad_words", "bad_words_ids", "logit_bias", "forced_bos_token_id", "forced_eos_token_id", "suppress_tokens", "begin_suppress_tokens", "skip_special_tokens", "temperature", "top_k", "top_p", "min_p", "typical_p", "seed")
-    class LogitBiasEntry(_message.Message):
-        __slots__ = ("key", "value")
-        KEY_FIELD_NUMBER: _ClassVar[int]
-        VALUE_FIELD_NUMBER: _ClassVar[int]
-        key: int
-        value: float
-        def __init__(self, key: _Optional[int] = ..., value: _Optional[float] = ...) -> None: ...
+    __slots__ = ("decoding", "num_beams", "num_return_sequences", "length_penalty", "early_stopping")
+    DECODING_FIELD_NUMBER: _ClassVar[int]
     NUM_BEAMS_FIELD_NUMBER: _ClassVar[int]
     NUM_RETURN_SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
     EARLY_STOPPING_FIELD_NUMBER: _ClassVar[int]
-    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    MIN_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    STOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
-    IGNORE_EOS_FIELD_NUMBER: _ClassVar[int]
-    REPETITION_PENALTY_FIELD_NUMBER: _ClassVar[int]
-    PRESENCE_PENALTY_FIELD_NUMBER: _ClassVar[int]
-    FREQUENCY_PENALTY_FIELD_NUMBER: _ClassVar[int]
-    NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _ClassVar[int]
-    ENCODER_NO_REPEAT_NGRAM_SIZE_FIELD_NUMBER: _ClassVar[int]
-    BAD_WORDS_FIELD_NUMBER: _ClassVar[int]
-    BAD_WORDS_IDS_FIELD_NUMBER: _ClassVar[int]
-    LOGIT_BIAS_FIELD_NUMBER: _ClassVar[int]
-    FORCED_BOS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
-    FORCED_EOS_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
-    SUPPRESS_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    BEGIN_SUPPRESS_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
-    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
-    TOP_K_FIELD_NUMBER: _ClassVar[int]
-    TOP_P_FIELD_NUMBER: _ClassVar[int]
-    MIN_P_FIELD_NUMBER: _ClassVar[int]
-    TYPICAL_P_FIELD_NUMBER: _ClassVar[int]
-    SEED_FIELD_NUMBER: _ClassVar[int]
+    decoding: DecodingParams
     num_beams: int
     num_return_sequences: int
     length_penalty: float
     early_stopping: EarlyStopping
-    max_tokens: int
-    min_tokens: int
-    stop_token_ids: _containers.RepeatedScalarFieldContainer[int]
-    ignore_eos: bool
-    repetition_penalty: float
-    presence_penalty: float
-    frequency_penalty: float
-    no_repeat_ngram_size: int
-    encoder_no_repeat_ngram_size: int
-    bad_words: _containers.RepeatedScalarFieldContainer[str]
-    bad_words_ids: TokenIdLists
-    logit_bias: _containers.ScalarMap[int, float]
-    forced_bos_token_id: int
-    forced_eos_token_id: int
-    suppress_tokens: TokenIds
-    begin_suppress_tokens: TokenIds
-    skip_special_tokens: bool
-    temperature: float
-    top_k: int
-    top_p: float
-    min_p: float
-    typical_p: float
-    seed: int
-    def __init__(self, num_beams: _Optional[int] = ..., num_return_sequences: _Optional[int] = ..., length_penalty: _Optional[float] = ..., early_stopping: _Optional[_Union[EarlyStopping, str]] = ..., max_tokens: _Optional[int] = ..., min_tokens: _Optional[int] = ..., stop_token_ids: _Optional[_Iterable[int]] = ..., ignore_eos: _Optional[bool] = ..., repetition_penalty: _Optional[float] = ..., presence_penalty: _Optional[float] = ..., frequency_penalty: _Optional[float] = ..., no_repeat_ngram_size: _Optional[int] = ..., encoder_no_repeat_ngram_size: _Optional[int] = ..., bad_words: _Optional[_Iterable[str]] = ..., bad_words_ids: _Optional[_Union[TokenIdLists, _Mapping]] = ..., logit_bias: _Optional[_Mapping[int, float]] = ..., forced_bos_token_id: _Optional[int] = ..., forced_eos_token_id: _Optional[int] = ..., suppress_tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., begin_suppress_tokens: _Optional[_Union[TokenIds, _Mapping]] = ..., skip_special_tokens: _Optional[bool] = ..., temperature: _Optional[float] = ..., top_k: _Optional[int] = ..., top_p: _Optional[float] = ..., min_p: _Optional[float] = ..., typical_p: _Optional[float] = ..., seed: _Optional[int] = ...) -> None: ...
+    def __init__(self, decoding: _Optional[_Union[DecodingParams, _Mapping]] = ..., num_beams: _Optional[int] = ..., num_return_sequences: _Optional[int] = ..., length_penalty: _Optional[float] = ..., early_stopping: _Optional[_Union[EarlyStopping, str]] = ...) -> None: ...
 
 class GenerateResponse(_message.Message):
     __slots__ = ("request_id", "prompt", "outputs", "usage")
@@ -377,28 +326,16 @@ class Usage(_message.Message):
     def __init__(self, encoder_tokens: _Optional[int] = ..., decoder_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("request_id", "model", "encoder_prompt", "decoder_prompt", "targets", "priority", "timeout_ms", "source_language", "target_language", "task")
-    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
-    MODEL_FIELD_NUMBER: _ClassVar[int]
+    __slots__ = ("encoder_prompt", "decoder_prompt", "targets", "options")
     ENCODER_PROMPT_FIELD_NUMBER: _ClassVar[int]
     DECODER_PROMPT_FIELD_NUMBER: _ClassVar[int]
     TARGETS_FIELD_NUMBER: _ClassVar[int]
-    PRIORITY_FIELD_NUMBER: _ClassVar[int]
-    TIMEOUT_MS_FIELD_NUMBER: _ClassVar[int]
-    SOURCE_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
-    TARGET_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
-    TASK_FIELD_NUMBER: _ClassVar[int]
-    request_id: str
-    model: str
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
     encoder_prompt: EncoderPrompt
     decoder_prompt: Prompt
     targets: _containers.RepeatedCompositeFieldContainer[Prompt]
-    priority: int
-    timeout_ms: int
-    source_language: str
-    target_language: str
-    task: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., encoder_prompt: _Optional[_Union[EncoderPrompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
+    options: RequestOptions
+    def __init__(self, encoder_prompt: _Optional[_Union[EncoderPrompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., targets: _Optional[_Iterable[_Union[Prompt, _Mapping]]] = ..., options: _Optional[_Union[RequestOptions, _Mapping]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("request_id", "prompt", "scores")

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import grpc
 import pytest
 from fake_router import FakeRouter
 from grpc_health.v1 import health_pb2
+from hearing import HEARING
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from transformers import AutoTokenizer
 
 from tandem.cluster.ingress.grpc_api import GrpcApi
 from tandem.cluster.ingress.service import _LONGEST_GATHER_S, _MESSAGES_PER_S, _WHOLE_GATHER_S, Service
 from tandem.errors import InternalError, InvalidRequest, Overloaded, TandemError, Unavailable
 from tandem.inputs import Media, TextPrompt
-from tandem.protocol import score_wire, wire
+from tandem.protocol import wire
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.request import BeamSearch
 from tandem.workers.requests.request_builder import RequestBuilder
@@ -79,9 +81,9 @@ async def refused(answer: Any, context: Context) -> tuple[grpc.StatusCode, str]:
 
 async def test_generate(api: Api, router: FakeRouter, request_builder: RequestBuilder) -> None:
     request = pb.GenerateRequest(
-        request_id="r1", model="tiny", encoder_prompt=source(), decoder_prompt=text("le"),
-        sampling_params=pb.SamplingParams(n=2, logprobs=1, prompt_logprobs=0, max_tokens=30), priority=3,
-        timeout_ms=1500,
+        encoder_prompt=source(), decoder_prompt=text("le"),
+        sampling_params=pb.SamplingParams(n=2, logprobs=1, prompt_logprobs=0, decoding={"max_tokens": 30}),
+        options=pb.RequestOptions(request_id="r1", model="tiny", priority=3, timeout_ms=1500),
     )  # fmt: skip
     answer = await api.Generate(request.SerializeToString(), Context())
     assert answer.request_id == "r1"
@@ -104,7 +106,7 @@ async def test_languages_and_task_reach_the_validator(
         request = wire.generate_request(pb.GenerateRequest, "the cat", **chosen)  # type: ignore[arg-type]
         await api.Generate(request.SerializeToString(), Context())
         assert router.requests[-1].encoder.token_ids == prefixed
-        scored = score_wire.score_request("the cat", "le chat", **chosen)  # type: ignore[arg-type]
+        scored = wire.score_request("the cat", "le chat", **chosen)  # type: ignore[arg-type]
         await api.Score(scored.SerializeToString(), Context())
         assert router.requests[-1].encoder.token_ids == prefixed
         assert router.requests[-1].target_ids
@@ -116,7 +118,7 @@ async def test_languages_and_task_reach_the_validator(
 
 
 async def test_generate_stream(api: Api, router: FakeRouter) -> None:
-    request = pb.GenerateStreamRequest(encoder_prompt=source(), request_id="r1")
+    request = pb.GenerateStreamRequest(encoder_prompt=source(), options={"request_id": "r1"})
     messages = [m async for m in api.GenerateStream(request.SerializeToString(), Context())]
     count = len(messages)
     assert [message.HasField("started") for message in messages] == [True] + [False] * (count - 1)
@@ -162,14 +164,14 @@ async def test_beams_come_whole_and_at_the_end_of_a_stream(api: Api, router: Fak
          "encoder_prompt.token_ids: id 2147483648"),
         (pb.GenerateRequest(encoder_prompt=source(), decoder_prompt=text("a b c d " * 30)),
          "decoder_prompt: has"),
-        (pb.GenerateRequest(encoder_prompt=source(), timeout_ms=0), "timeout_ms: "),
-        (pb.GenerateRequest(encoder_prompt=source(), timeout_ms=60_001), "timeout_ms: "),
-        (pb.GenerateRequest(encoder_prompt=source(), priority=99), "priority: "),
-        (pb.GenerateRequest(encoder_prompt=source(), request_id="a\nb"), "request_id: "),
+        (pb.GenerateRequest(encoder_prompt=source(), options={"timeout_ms": 0}), "timeout_ms: "),
+        (pb.GenerateRequest(encoder_prompt=source(), options={"timeout_ms": 60_001}), "timeout_ms: "),
+        (pb.GenerateRequest(encoder_prompt=source(), options={"priority": 99}), "priority: "),
+        (pb.GenerateRequest(encoder_prompt=source(), options={"request_id": "a\nb"}), "request_id: "),
         (pb.GenerateRequest(encoder_prompt=source(), sampling_params=pb.SamplingParams(n=65)), "n: "),
-        (pb.GenerateRequest(encoder_prompt=source(), sampling_params=pb.SamplingParams(top_p=float("nan"))),
+        (pb.GenerateRequest(encoder_prompt=source(), sampling_params={"decoding": {"top_p": float("nan")}}),
          "top_p: "),
-        (pb.GenerateRequest(encoder_prompt=source(), sampling_params=pb.SamplingParams(max_tokens=64)),
+        (pb.GenerateRequest(encoder_prompt=source(), sampling_params={"decoding": {"max_tokens": 64}}),
          "max_tokens: "),
     ],
 )  # fmt: skip
@@ -190,9 +192,13 @@ async def test_bad_bytes_are_refused(api: Api) -> None:
     good = pb.GenerateRequest(encoder_prompt=source()).SerializeToString()
     for data, code, details in (
         (b"\xff", "INVALID_ARGUMENT", "not a tandem.v1.GenerateRequest message"),
-        (b"\x0a\x01\xff" + good, "INVALID_ARGUMENT", "request_id: must be UTF-8"),
+        (b"\x2a\x03\x0a\x01\xff" + good, "INVALID_ARGUMENT", "options.request_id: must be UTF-8"),
         (good + b"\x98\x06\x01", "INVALID_ARGUMENT", "99: unknown field of GenerateRequest"),
-        (good + b"\x0a\xa0\x9c\x01" + b"x" * 20_000, "RESOURCE_EXHAUSTED", "message larger than max (20"),
+        (
+            good + b"\x2a\xa4\x9c\x01\x0a\xa0\x9c\x01" + b"x" * 20_000,  # options { request_id }
+            "RESOURCE_EXHAUSTED",
+            "message larger than max (20",
+        ),
         (b"x" * 30_001, "RESOURCE_EXHAUSTED", "message larger than max (30001 vs. 30000"),
     ):
         context = Context()
@@ -215,11 +221,11 @@ async def test_media_have_a_limit_of_their_own_and_are_refused_by_name(api: Api,
 
 
 async def test_media_reach_the_engine_request(
-    service: Service, request_builder: RequestBuilder, router: FakeRouter
+    service: Service, request_builder: RequestBuilder, router: FakeRouter, folder: Path
 ) -> None:
-    hearing = copy.copy(request_builder)
-    hearing.info = replace(request_builder.info, modalities=frozenset({"audio"}))
-    service.request_builder = hearing
+    info = replace(request_builder.info, front=HEARING.front)
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    service.request_builder = RequestBuilder(info, tokenizer, request_builder.limits, processor=HEARING)
     prompt: TextPrompt = {"prompt": "", "multi_modal_data": {"audio": [b"RIFF", b"fLaC"]}}
     request = wire.generate_request(pb.GenerateRequest, prompt)
     await Api(service).Generate(request.SerializeToString(), Context())
@@ -235,8 +241,9 @@ async def test_media_reach_the_engine_request(
 
 async def test_score(api: Api, router: FakeRouter, request_builder: RequestBuilder) -> None:
     request = pb.ScoreRequest(
-        request_id="r1", model="tiny", encoder_prompt=source(), decoder_prompt=text("le"),
-        targets=[text(SENTENCE), pb.Prompt(token_ids=pb.TokenIds(ids=[7, 1]))], priority=3, timeout_ms=1500,
+        encoder_prompt=source(), decoder_prompt=text("le"),
+        targets=[text(SENTENCE), pb.Prompt(token_ids=pb.TokenIds(ids=[7, 1]))],
+        options=pb.RequestOptions(request_id="r1", model="tiny", priority=3, timeout_ms=1500),
     )  # fmt: skip
     answer = await api.Score(request.SerializeToString(), Context())
     assert answer.request_id == "r1"
@@ -271,8 +278,9 @@ async def test_score(api: Api, router: FakeRouter, request_builder: RequestBuild
          "targets.0.token_ids: has no tokens"),
         (pb.ScoreRequest(encoder_prompt=source(), targets=[pb.Prompt(token_ids=pb.TokenIds(ids=[2**31]))]),
          "targets.0.token_ids: id 2147483648"),
-        (pb.ScoreRequest(encoder_prompt=source(), targets=[text()], timeout_ms=0), "timeout_ms: "),
-        (pb.ScoreRequest(encoder_prompt=source(), targets=[text()], priority=99), "priority: "),
+        (pb.ScoreRequest(encoder_prompt=source(), targets=[text()], options={"timeout_ms": 0}),
+         "timeout_ms: "),
+        (pb.ScoreRequest(encoder_prompt=source(), targets=[text()], options={"priority": 99}), "priority: "),
     ],
 )  # fmt: skip
 async def test_a_bad_score_request_is_refused_by_name(

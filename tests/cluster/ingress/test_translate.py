@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -15,8 +14,8 @@ from libretranslatepy import LibreTranslateAPI
 
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
+from tandem.workers.requests.defaults import GenerationDefaults
 from tandem.workers.requests.languages import Language
-from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.requests.tasks import Task, Tasks
 
@@ -100,13 +99,13 @@ async def test_languages(http: httpx.AsyncClient) -> None:
 
 
 def with_tasks(service: Service, prefixes: dict[str, str]) -> httpx.AsyncClient:
-    service.request_builder.tasks = Tasks(with_prefixes(service, prefixes))
+    service.request_builder.tasks = Tasks(*with_prefixes(service, prefixes))
     return client_of(service)
 
 
-def with_prefixes(service: Service, prefixes: dict[str, str]) -> ModelInfo:
-    info = service.request_builder.info
-    return replace(info, tasks={name: Task({"prefix": p}, info.defaults) for name, p in prefixes.items()})
+def with_prefixes(service: Service, prefixes: dict[str, str]) -> tuple[dict[str, Task], GenerationDefaults]:
+    own = service.request_builder.info.defaults
+    return {name: Task({"prefix": prefix}, own) for name, prefix in prefixes.items()}, own
 
 
 def client_of(service: Service) -> httpx.AsyncClient:
@@ -142,7 +141,7 @@ async def test_a_multilingual_model_is_told_the_languages(own_info: Service, rou
         "en_XX": Language(50, (50,), (1,), (50,), (1,)),
         "fr_XX": Language(51, (51,), (1,), (51,), (1,)),
     }
-    own_info.request_builder.tasks = Tasks(with_prefixes(own_info, {}), languages)
+    own_info.request_builder.tasks = Tasks(*with_prefixes(own_info, {}), languages)
     async with client_of(own_info) as http:
         assert (await http.post("/translate", json=BODY)).json() == {"translatedText": SENTENCE}
         sample = router.requests[-1]
@@ -162,7 +161,7 @@ async def test_a_multilingual_model_is_told_the_languages(own_info: Service, rou
 
 
 async def test_a_model_of_one_pair_needs_no_task(own_info: Service, router: FakeRouter) -> None:
-    own_info.request_builder.tasks = Tasks(with_prefixes(own_info, {}), pair=("en", "fr"))
+    own_info.request_builder.tasks = Tasks(*with_prefixes(own_info, {}), pair=("en", "fr"))
     async with client_of(own_info) as http:
         assert (await http.post("/translate", json=BODY)).json() == {"translatedText": SENTENCE}
         expected = tuple(own_info.request_builder.tokenize("the cat"))

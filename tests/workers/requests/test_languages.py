@@ -88,7 +88,7 @@ def test_languages(kind: str, source: str, target: str, starts: bool, tmp_path: 
     tokenizer = make(kind, tmp_path)
     request_builder = RequestBuilder.load(tmp_path / "model", kind)
     target_id = tokenizer.convert_tokens_to_ids(f"__{target}__" if kind == "m2m-100" else target)
-    own = request_builder.prepare("the cat", GREEDY).samples[0]
+    own = request_builder.prepare("the cat", GREEDY).sequences[0]
     assert list(own.encoder.token_ids) == tokenizer("the cat").input_ids
     assert own.decoding.forced_bos_id is None
 
@@ -99,7 +99,7 @@ def test_languages(kind: str, source: str, target: str, starts: bool, tmp_path: 
     for asked in {source, source.partition("_")[0]} if kind != "nllb" else {source, "fra"}:
         [sample] = request_builder.prepare(
             "the cat", GREEDY, source_language=asked, target_language=target
-        ).samples
+        ).sequences
         assert list(sample.encoder.token_ids) == expected != list(own.encoder.token_ids)
         if starts:
             assert (sample.prefix_ids, sample.decoding.forced_bos_id) == ((target_id,), None)
@@ -141,15 +141,15 @@ def test_targets_are_tokenized_as_labels_in_their_language(kind: str, tmp_path: 
     if kind.startswith("mbart"):
         inputs = model.prepare_decoder_input_ids_from_labels(labels=torch.tensor([labels]))[0].tolist()
     prepared = request_builder.prepare_score("the cat", ["le chat est"], **chosen)
-    [scored] = prepared.targets
+    [scored] = prepared.sequences
     assert list(scored.encoder.token_ids) == tokenizer("the cat").input_ids
     assert list(scored.target_ids) == labels
     assert [*scored.prefix_ids, *labels[:-1]] == inputs
     # A target behind a decoder prompt goes on from it.
     prompt = {"encoder_prompt": "the cat", "decoder_prompt": "le chat"}
-    [behind] = request_builder.prepare_score(prompt, ["est"], **chosen).targets
+    [behind] = request_builder.prepare_score(prompt, ["est"], **chosen).sequences
     assert [*behind.prefix_ids, *behind.target_ids[:-1]] == inputs
-    [sample] = request_builder.prepare(prompt, GREEDY, **chosen).samples
+    [sample] = request_builder.prepare(prompt, GREEDY, **chosen).sequences
     assert sample.prefix_ids == behind.prefix_ids
     with pytest.raises(InvalidRequest, match="is needed for a target that is text") as caught:
         request_builder.prepare_score("the cat", ["le chat"], source_language=source)
@@ -180,7 +180,7 @@ def test_a_model_of_one_pair(tmp_path: Path) -> None:
     prepared = request_builder.prepare_score(
         {"encoder_prompt": "the cat", "decoder_prompt": "le chat"}, ["le chat"]
     )
-    assert list(prepared.targets[0].target_ids) == expected != request_builder.tokenize("le chat")
+    assert list(prepared.sequences[0].target_ids) == expected != request_builder.tokenize("le chat")
     assert prepared.prompt_token_ids[1:] == expected[:-1]
     for chosen in ({"target_language": "fr"}, {"source_language": "en"}):
         assert request_builder.prepare("the cat", GREEDY, **chosen).encoder_prompt_token_ids == ids

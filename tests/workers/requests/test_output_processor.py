@@ -43,7 +43,7 @@ def feed(output_processor: OutputProcessor, request_id: str, ids: list[int], **l
 def test_the_deltas_make_up_the_output(request_builder: RequestBuilder) -> None:
     prepared, output_processor = begin(request_builder)
     assert not output_processor.finished
-    deltas = feed(output_processor, prepared.samples[0].request_id, ids_of(request_builder))
+    deltas = feed(output_processor, prepared.sequences[0].request_id, ids_of(request_builder))
     output = output_processor.output()
     [sample] = output.outputs
     assert sample.text == "".join(delta.text for delta in deltas) == SENTENCE
@@ -64,7 +64,7 @@ def test_a_stop_string_ends_the_sample_at_the_token_that_completed_it(
 ) -> None:
     ids = ids_of(request_builder)
     prepared, output_processor = begin(request_builder, stop=[" est s"], logprobs=0)
-    request_id = prepared.samples[0].request_id
+    request_id = prepared.sequences[0].request_id
     logprobs = [TokenLogprobs(i, -0.5, []) for i in ids]
     [delta] = output_processor.push(Delta(request_id, ids, logprobs))
     assert delta is not None
@@ -89,7 +89,7 @@ def test_stop_strings_do_not_depend_on_the_deltas(
     stop = SENTENCE[cut : cut + length] or "not there"
     ids = ids_of(request_builder)
     prepared, output_processor = begin(request_builder, stop=stop)
-    request_id = prepared.samples[0].request_id
+    request_id = prepared.sequences[0].request_id
     for start in range(0, len(ids), chunk):
         output_processor.push(Delta(request_id, ids[start : start + chunk]))
     output_processor.push(Delta(request_id, [], finish_reason="length"))
@@ -101,7 +101,7 @@ def test_stop_strings_do_not_depend_on_the_deltas(
 def test_held_back_text_comes_out_at_the_end(request_builder: RequestBuilder) -> None:
     prepared, output_processor = begin(request_builder, stop=["tapis vert"])
     *_, last = feed(
-        output_processor, prepared.samples[0].request_id, ids_of(request_builder), finish_reason="length"
+        output_processor, prepared.sequences[0].request_id, ids_of(request_builder), finish_reason="length"
     )
     assert last.text.endswith("tapis")
     assert not output_processor.stopped(0)
@@ -111,21 +111,21 @@ def test_held_back_text_comes_out_at_the_end(request_builder: RequestBuilder) ->
 def test_stop_strings_wait_for_min_tokens(request_builder: RequestBuilder) -> None:
     ids = ids_of(request_builder)
     prepared, output_processor = begin(request_builder, stop=["le"], min_tokens=4)
-    feed(output_processor, prepared.samples[0].request_id, ids)
+    feed(output_processor, prepared.sequences[0].request_id, ids)
     assert output_processor.output().outputs[0].text == SENTENCE[: SENTENCE.rindex("le")]
 
 
 def test_stop_ids_and_other_reasons_are_passed_on(request_builder: RequestBuilder) -> None:
     for last in ({"finish_reason": "stop", "stop_reason": 9}, {"finish_reason": "deadline"}):
         prepared, output_processor = begin(request_builder)
-        feed(output_processor, prepared.samples[0].request_id, [5], **last)
+        feed(output_processor, prepared.sequences[0].request_id, [5], **last)
         [sample] = output_processor.output().outputs
         assert (sample.finish_reason, sample.stop_reason) == (last["finish_reason"], last.get("stop_reason"))
 
 
 def test_samples_are_told_apart(request_builder: RequestBuilder) -> None:
     prepared, output_processor = begin(request_builder, n=2)
-    one, two = (sample.request_id for sample in prepared.samples)
+    one, two = (sample.request_id for sample in prepared.sequences)
     feed(output_processor, two, ids_of(request_builder, "le tapis"))
     assert not output_processor.finished
     feed(output_processor, one, ids_of(request_builder, "le chat"))
@@ -137,31 +137,31 @@ def test_text_goes_on_from_the_decoder_prompt(request_builder: RequestBuilder) -
     prepared, output_processor = begin(
         request_builder, {"encoder_prompt": "the cat", "decoder_prompt": "le chat"}
     )
-    feed(output_processor, prepared.samples[0].request_id, ids_of(request_builder, "est sur le tapis"))
+    feed(output_processor, prepared.sequences[0].request_id, ids_of(request_builder, "est sur le tapis"))
     assert output_processor.output().outputs[0].text == " est sur le tapis"
 
 
 def test_special_tokens_are_shown_where_asked_for(request_builder: RequestBuilder) -> None:
     prepared, output_processor = begin(request_builder, skip_special_tokens=False)
-    feed(output_processor, prepared.samples[0].request_id, ids_of(request_builder))
+    feed(output_processor, prepared.sequences[0].request_id, ids_of(request_builder))
     assert output_processor.output().outputs[0].text == SENTENCE + "</s>"
 
 
 def test_an_error_is_raised(request_builder: RequestBuilder) -> None:
     prepared, output_processor = begin(request_builder)
     with pytest.raises(Unavailable):
-        output_processor.push(Delta(prepared.samples[0].request_id, [], error=Unavailable("gone")))
+        output_processor.push(Delta(prepared.sequences[0].request_id, [], error=Unavailable("gone")))
 
 
 def test_a_delta_that_says_nothing_is_nothing(request_builder: RequestBuilder) -> None:
     prepared, output_processor = begin(request_builder)
-    assert output_processor.push(Delta(prepared.samples[0].request_id, [])) == []
+    assert output_processor.push(Delta(prepared.sequences[0].request_id, [])) == []
 
 
 def test_beams_end_with_an_answer_each(request_builder: RequestBuilder) -> None:
     prepared = request_builder.prepare("the cat", BeamSearchParams(num_beams=4, num_return_sequences=2))
     output_processor = request_builder.output_processor(prepared)
-    [request] = prepared.samples
+    [request] = prepared.sequences
     ids = ids_of(request_builder)
     found = [Hypothesis([*ids, EOS], -0.5, "stop", None), Hypothesis(ids[:3], -0.75, "length", None)]
     deltas = output_processor.push(Delta(request.request_id, [], finish_reason="stop", hypotheses=found))
@@ -179,7 +179,7 @@ def test_beams_end_with_an_answer_each(request_builder: RequestBuilder) -> None:
 def test_beams_that_are_cancelled_end_all_their_answers(request_builder: RequestBuilder) -> None:
     prepared = request_builder.prepare("the cat", BeamSearchParams(num_beams=3, num_return_sequences=3))
     output_processor = request_builder.output_processor(prepared)
-    deltas = output_processor.push(Delta(prepared.samples[0].request_id, [], finish_reason="cancelled"))
+    deltas = output_processor.push(Delta(prepared.sequences[0].request_id, [], finish_reason="cancelled"))
     assert [(d.index, d.token_ids, d.score, d.finish_reason) for d in deltas] == [
         (index, [], None, "cancelled") for index in range(3)
     ]

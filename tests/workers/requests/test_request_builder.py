@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hearing import HEARING
 from hypothesis import given
 from hypothesis import strategies as st
 from models import make_checkpoint
@@ -41,7 +41,7 @@ def request_builder(folder: Path) -> RequestBuilder:
 def decoding(folder: Path, generation: dict[str, Any] | None, **params: Any) -> Decoding:
     write_model(folder, generation=generation)
     request_builder = RequestBuilder.load(folder, "tiny")
-    return request_builder.prepare("the cat", SamplingParams(**params)).samples[0].decoding
+    return request_builder.prepare("the cat", SamplingParams(**params)).sequences[0].decoding
 
 
 # -- what is accepted
@@ -49,7 +49,7 @@ def decoding(folder: Path, generation: dict[str, Any] | None, **params: Any) -> 
 
 def test_a_text_is_tokenized_with_the_models_special_tokens(request_builder: RequestBuilder) -> None:
     prepared = request_builder.prepare("the cat", GREEDY, request_id="r1", priority=3, timeout_s=5)
-    [sample] = prepared.samples
+    [sample] = prepared.sequences
     assert sample.encoder.token_ids[-1] == EOS
     assert (
         list(sample.encoder.token_ids)
@@ -66,7 +66,7 @@ def test_a_decoder_only_model_is_given_one_prompt(checkpoint: Callable[..., Path
     ids = request_builder.tokenize("ba be bi")
     for prompt in ("ba be bi", {"prompt": "ba be bi"}, {"prompt_token_ids": ids}):
         prepared = request_builder.prepare(prompt, GREEDY)
-        [sample] = prepared.samples
+        [sample] = prepared.sequences
         assert sample.encoder.token_ids == ()
         assert list(sample.prefix_ids) == prepared.prompt_token_ids == prepared.context_ids == ids
         assert (prepared.encoder_prompt, prepared.encoder_prompt_token_ids) == (None, [])
@@ -87,7 +87,7 @@ def test_targets_are_tokenized_as_labels(request_builder: RequestBuilder) -> Non
     prepared = request_builder.prepare_score(
         "the cat", ["the cat", {"prompt_token_ids": [7]}], priority=3, timeout_s=5
     )
-    first, second = prepared.targets
+    first, second = prepared.sequences
     assert list(first.target_ids) == ids
     assert ids[-1] == EOS
     assert second.target_ids == (7,)
@@ -100,7 +100,7 @@ def test_targets_are_tokenized_as_labels(request_builder: RequestBuilder) -> Non
 def test_a_decoder_only_models_target_goes_on_from_its_prompt(checkpoint: Callable[..., Path]) -> None:
     request_builder = RequestBuilder.load(checkpoint("gpt2"), "gpt2", LIMITS)
     prepared = request_builder.prepare_score("ba be", ["bi bo"])
-    [target] = prepared.targets
+    [target] = prepared.sequences
     assert list(target.prefix_ids) == prepared.prompt_token_ids == request_builder.tokenize("ba be")
     assert list(target.target_ids) == request_builder.tokenize("bi bo")[:-1], "no special tokens"
     assert target.encoder.token_ids == ()
@@ -166,7 +166,7 @@ def test_every_kind_of_prompt_means_the_same(request_builder: RequestBuilder) ->
         {"encoder_prompt": "the cat", "decoder_prompt": None},
         {"encoder_prompt": {"prompt_token_ids": ids}, "decoder_prompt": ""},
     ]
-    encoders = {request_builder.prepare(kind, GREEDY).samples[0].encoder for kind in kinds}
+    encoders = {request_builder.prepare(kind, GREEDY).sequences[0].encoder for kind in kinds}
     assert len(encoders) == 1
     assert [request_builder.prepare(kind, GREEDY).encoder_prompt for kind in kinds] == [
         "the cat", "the cat", None, "shown only", "the cat", None,
@@ -187,7 +187,7 @@ def test_a_decoder_prompt_has_no_special_tokens_and_follows_the_start_token(
 
 
 def test_samples_share_their_encoder_input_and_differ_in_id_and_seed(request_builder: RequestBuilder) -> None:
-    samples = request_builder.prepare("the cat", SamplingParams(n=4, seed=7, max_tokens=4)).samples
+    samples = request_builder.prepare("the cat", SamplingParams(n=4, seed=7, max_tokens=4)).sequences
     assert len({sample.request_id for sample in samples}) == 4
     assert len({id(sample.encoder) for sample in samples}) == 1
     assert [sample.decoding.seed for sample in samples] == [sample_seed(7, index) for index in range(4)]
@@ -196,7 +196,7 @@ def test_samples_share_their_encoder_input_and_differ_in_id_and_seed(request_bui
 
 def test_two_requests_of_one_id_do_not_meet_in_an_engine(request_builder: RequestBuilder) -> None:
     one, two = (
-        request_builder.prepare("a", GREEDY, request_id="same").samples[0].request_id for _ in range(2)
+        request_builder.prepare("a", GREEDY, request_id="same").sequences[0].request_id for _ in range(2)
     )
     assert one != two
 
@@ -212,14 +212,14 @@ def test_sample_seeds_never_change() -> None:
 
 
 def test_without_a_seed_each_request_has_a_fresh_one(request_builder: RequestBuilder) -> None:
-    assert len({request_builder.prepare("a", GREEDY).samples[0].decoding.seed for _ in range(8)}) == 8
+    assert len({request_builder.prepare("a", GREEDY).sequences[0].decoding.seed for _ in range(8)}) == 8
 
 
 def test_encoder_keys_depend_on_the_model_and_the_ids(
     tmp_path: Path, request_builder: RequestBuilder
 ) -> None:
     def key(request_builder: RequestBuilder, text: str) -> str:
-        return request_builder.prepare(text, GREEDY).samples[0].encoder.key
+        return request_builder.prepare(text, GREEDY).sequences[0].encoder.key
 
     other = RequestBuilder.load(write_model(tmp_path, d_ff=64), "tiny")
     assert key(request_builder, "the cat") == key(request_builder, "the cat")
@@ -230,12 +230,11 @@ def test_encoder_keys_depend_on_the_model_and_the_ids(
 
 
 @pytest.fixture
-def hearing(request_builder: RequestBuilder) -> RequestBuilder:
-    """As of a model that takes audio."""
-    hearing = copy.copy(request_builder)
-    hearing.info = replace(request_builder.info, modalities=frozenset({"audio"}))
-    hearing.limits = replace(request_builder.limits, media_items=2, media_bytes=9)
-    return hearing
+def hearing(request_builder: RequestBuilder, folder: Path) -> RequestBuilder:
+    """For a model that takes audio, at three positions each, and text after it."""
+    info = replace(request_builder.info, front=HEARING.front)
+    limits = replace(LIMITS, media_items=2, media_bytes=9)
+    return RequestBuilder(info, AutoTokenizer.from_pretrained(folder), limits, processor=HEARING)
 
 
 def test_media_go_with_the_encoder_input(hearing: RequestBuilder) -> None:
@@ -246,14 +245,17 @@ def test_media_go_with_the_encoder_input(hearing: RequestBuilder) -> None:
         {"prompt": "the cat", "multi_modal_data": {"audio": b"RIFF"}},
         {"prompt": "the cat"},
     ]
-    inputs = [hearing.prepare(prompt, GREEDY).samples[0].encoder for prompt in prompts]
+    inputs = [hearing.prepare(prompt, GREEDY).sequences[0].encoder for prompt in prompts]
     assert [len(one.media) for one in inputs] == [1, 1, 2, 1, 0]
     assert inputs[0].media == (Media("audio", b"RIFF"),)
-    assert inputs[0].token_ids == ()
-    assert inputs[3].token_ids == inputs[4].token_ids != ()
+    here = [HEARING.front.placeholder_id] * 3
+    assert [list(one.token_ids) for one in inputs[:3]] == [here, here, here * 2]
+    assert [*here, *inputs[4].token_ids] == list(inputs[3].token_ids)
+    # Nobody is shown the placeholders.
+    assert hearing.prepare(prompts[3], GREEDY).encoder_prompt_token_ids == list(inputs[4].token_ids)
     assert len({one.key for one in inputs}) == len(inputs)
     again = hearing.prepare({"encoder_prompt": prompts[0], "decoder_prompt": "le"}, GREEDY)  # type: ignore[typeddict-item]
-    assert again.samples[0].encoder == inputs[0]
+    assert again.sequences[0].encoder == inputs[0]
 
 
 @pytest.mark.parametrize(
@@ -343,7 +345,7 @@ def test_the_models_processors_hold_unless_the_request_has_its_own(tmp_path: Pat
 def beams(folder: Path, generation: dict[str, Any] | None, **params: Any) -> BeamSearch | None:
     write_model(folder, generation=generation)
     prepared = RequestBuilder.load(folder, "tiny").prepare("the cat", BeamSearchParams(**params))
-    [request] = prepared.samples
+    [request] = prepared.sequences
     assert (request.decoding.temperature, request.decoding.logprobs) == (0, None)
     return request.decoding.beams
 
@@ -366,7 +368,7 @@ def test_a_tasks_defaults_come_before_the_models_and_behind_the_servers(tmp_path
     write_model(tmp_path, generation=generation, task_specific_params=tasks)
     request_builder = RequestBuilder.load(tmp_path, "tiny", overrides={"no_repeat_ngram_size": 5})
     prepared = request_builder.prepare("cat", task="summarization")
-    [sample] = prepared.samples
+    [sample] = prepared.sequences
     assert (prepared.encoder_prompt, prepared.encoder_prompt_token_ids) == (
         "cat",
         request_builder.tokenize("the cat"),
@@ -374,11 +376,11 @@ def test_a_tasks_defaults_come_before_the_models_and_behind_the_servers(tmp_path
     how = sample.decoding
     assert how.beams is not None
     assert (how.beams.num_beams, how.max_tokens, how.min_tokens, how.no_repeat_ngram_size) == (3, 8, 2, 5)
-    [sample] = request_builder.prepare("cat", SamplingParams(max_tokens=20), task="summarization").samples
+    [sample] = request_builder.prepare("cat", SamplingParams(max_tokens=20), task="summarization").sequences
     assert (sample.decoding.beams, sample.decoding.max_tokens) == (None, 20)
-    [sample] = request_builder.prepare({"prompt_token_ids": [7, EOS]}, task="summarization").samples
+    [sample] = request_builder.prepare({"prompt_token_ids": [7, EOS]}, task="summarization").sequences
     assert (sample.encoder.token_ids, sample.decoding.max_tokens) == ((7, EOS), 8)
-    [sample] = request_builder.prepare("cat", source_language="en", target_language="fr").samples
+    [sample] = request_builder.prepare("cat", source_language="en", target_language="fr").sequences
     assert (sample.decoding.max_tokens, sample.decoding.min_tokens, sample.decoding.beams) == (30, 2, None)
     with pytest.raises(InvalidRequest, match="it has summarization, translation_en_to_fr") as caught:
         request_builder.prepare("cat", task="x" * 1000)
@@ -390,10 +392,10 @@ def test_the_servers_own_defaults_come_between_request_and_model(tmp_path: Path)
     write_model(tmp_path, generation={"num_beams": 6, "no_repeat_ngram_size": 3, "max_new_tokens": 9})
     overrides = {"num_beams": 1, "no_repeat_ngram_size": 2, "do_sample": True, "temperature": 0.5}
     request_builder = RequestBuilder.load(tmp_path, "tiny", overrides=overrides)
-    got = request_builder.prepare("a").samples[0].decoding
+    got = request_builder.prepare("a").sequences[0].decoding
     assert (got.beams, got.no_repeat_ngram_size, got.temperature, got.max_tokens) == (None, 2, 0.5, 9)
     asked = SamplingParams(temperature=0, no_repeat_ngram_size=0)
-    got = request_builder.prepare("a", asked).samples[0].decoding
+    got = request_builder.prepare("a", asked).sequences[0].decoding
     assert (got.no_repeat_ngram_size, got.temperature) == (0, 0)
     with pytest.raises(InvalidRequest, match=r"override_generation_config\.beams: unknown"):
         RequestBuilder.load(tmp_path, "tiny", overrides={"beams": 2})
@@ -402,7 +404,7 @@ def test_the_servers_own_defaults_come_between_request_and_model(tmp_path: Path)
 def test_without_parameters_the_models_own_way_of_decoding_holds(tmp_path: Path) -> None:
     def default(generation: dict[str, Any] | None) -> Decoding:
         write_model(tmp_path, generation=generation)
-        return RequestBuilder.load(tmp_path, "tiny").prepare("the cat").samples[0].decoding
+        return RequestBuilder.load(tmp_path, "tiny").prepare("the cat").sequences[0].decoding
 
     assert default(None).beams is None
     assert default({"num_beams": 5, "length_penalty": 0.6}).beams == BeamSearch(
@@ -416,11 +418,11 @@ def test_beams_are_drawn_where_they_have_a_temperature(folder: Path) -> None:
     request_builder = RequestBuilder.load(folder, "tiny", overrides={"top_p": 0.9})
     [request] = request_builder.prepare(
         "a", BeamSearchParams(num_beams=3, temperature=0.5, top_k=7, seed=9)
-    ).samples
+    ).sequences
     how = request.decoding
     assert how.beams is not None
     assert (how.temperature, how.top_k, how.top_p, how.seed) == (0.5, 7, 0.9, 9)
-    [request] = request_builder.prepare("a", BeamSearchParams(num_beams=3)).samples
+    [request] = request_builder.prepare("a", BeamSearchParams(num_beams=3)).sequences
     assert request.decoding.temperature == 0
 
 
@@ -470,7 +472,7 @@ def test_lengths_that_count_the_start_token_are_reduced_by_it(tmp_path: Path) ->
 
 def test_defaults_are_clamped_where_a_request_is_refused(request_builder: RequestBuilder) -> None:
     prompt: Prompt = {"encoder_prompt": "a", "decoder_prompt": {"prompt_token_ids": [5, 6, 7]}}
-    assert request_builder.prepare(prompt, SamplingParams()).samples[0].decoding.max_tokens == 6
+    assert request_builder.prepare(prompt, SamplingParams()).sequences[0].decoding.max_tokens == 6
     with pytest.raises(InvalidRequest, match=r"max_tokens: 7 tokens after the 4 .* limit of 10"):
         request_builder.prepare(prompt, SamplingParams(max_tokens=7))
 
@@ -617,7 +619,7 @@ def test_another_model_is_not_found(request_builder: RequestBuilder) -> None:
 
 def test_an_infinite_limit_means_no_deadline(folder: Path) -> None:
     request_builder = RequestBuilder.load(folder, "tiny", Limits(timeout_s=math.inf))
-    assert request_builder.prepare("a", GREEDY).samples[0].timeout_s is None
+    assert request_builder.prepare("a", GREEDY).sequences[0].timeout_s is None
 
 
 def test_a_model_of_limited_positions_has_the_smaller_limit(
@@ -653,7 +655,7 @@ def test_any_prompt_is_prepared_or_refused(request_builder: RequestBuilder, prom
         named = error.field
     else:
         named = "nothing"
-        [sample] = prepared.samples
+        [sample] = prepared.sequences
         assert 0 < len(sample.encoder.token_ids) <= LIMITS.encoder_tokens
         assert len(sample.prefix_ids) + sample.decoding.max_tokens <= LIMITS.decoder_tokens
     assert named is not None

@@ -1,0 +1,226 @@
+"""A prompt of any kind → what the encoder reads and what the decoder starts from."""
+
+from __future__ import annotations
+
+import hashlib
+from array import array
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import takewhile
+
+from tandem.errors import InvalidRequest, RequestTooLarge, renaming_fields
+from tandem.inputs import Media, Prompt, PromptSide, SingletonPrompt, decoder_side, split_prompt
+from tandem.limits import Limits
+from tandem.workers.request import EncoderInput
+from tandem.workers.requests.decoding import check_ids
+from tandem.workers.requests.media import MediaProcessor
+from tandem.workers.requests.model_info import ModelInfo
+from tandem.workers.requests.speech import Opening
+from tandem.workers.requests.tasks import ResolvedTask
+from tandem.workers.requests.tokenizer import TextTokenizer, check_text
+
+
+@dataclass(frozen=True, slots=True)
+class ParsedPrompt:
+    """A prompt, read."""
+
+    encoder: EncoderInput
+    encoder_ids: list[int]
+    prefix: list[int]  # what the decoder starts from, start token included
+    context: list[int]  # the decoder prompt alone
+    encoder_text: str | None  # as given, where it was text
+    decoder_text: str | None
+    opening: Opening  # what follows the prefix and is for the model to say
+
+
+class PromptReader:
+    """Checks prompts and makes their ids, for one model."""
+
+    def __init__(
+        self,
+        info: ModelInfo,
+        tokenizer: TextTokenizer,
+        limits: Limits,
+        processor: MediaProcessor | None,
+        *,
+        languages: bool,
+    ) -> None:
+        """`processor` is that of a model that reads media; `languages`: the tokenizer marks languages."""
+        self.info, self.limits = info, limits
+        self.max_encoder_tokens = min(limits.encoder_tokens, info.encoder_positions or limits.encoder_tokens)
+        self.max_decoder_tokens = min(limits.decoder_tokens, info.decoder_positions or limits.decoder_tokens)
+        self._tokenizer, self._processor, self._languages = tokenizer, processor, languages
+
+    def read(self, prompt: Prompt, task: ResolvedTask) -> ParsedPrompt:
+        """Checks a prompt and makes its ids. Raises InvalidRequest, naming the field and the limit."""
+        encoder_side, side, explicit = split_prompt(prompt)
+        before = "encoder_prompt." if explicit else ""
+        names = ("encoder_prompt" if explicit else "prompt"), f"{before}prompt_token_ids"
+        media, front = encoder_side.media, self.info.front
+        self._check_media(media, f"{before}multi_modal_data")
+        encoder_ids = self._media_ids(media, f"{before}multi_modal_data") if front else []
+        if front and self.info.encoder_vocab_size is None:
+            said = bool(encoder_side.text) or encoder_side.token_ids is not None
+            if explicit and said:
+                raise InvalidRequest(f"{self.info.name!r} reads no text, its decoder does", field=names[0])
+            if not explicit:  # the text of a lone prompt is the decoder's
+                encoder_side, side = PromptSide(None, None), encoder_side if said else None
+        else:
+            encoder_ids += self.prompt_ids(encoder_side, *names, task)
+        shown = _shown(encoder_side, names[0]), side and _shown(side, "decoder_prompt")
+        if not self.info.decoder_only:
+            prefix = self._prefix(side, task)
+            context = prefix[1:]
+        elif explicit:
+            raise InvalidRequest(f"{self.info.name!r} is decoder-only: give a single prompt", field=names[0])
+        else:
+            context = prefix = encoder_ids
+            encoder_ids, shown = [], (None, shown[0])
+        encoder = EncoderInput(self._encoder_key(encoder_ids, media), tuple(encoder_ids), media=media)
+        # Placeholders are no tokens that a client could read.
+        encoder_ids = [one for one in encoder_ids if front is None or one != front.placeholder_id]
+        opening: Opening = ()
+        if not context:
+            known = takewhile(lambda ids: len(ids) == 1, task.opening)
+            prefix = [*prefix, *(ids[0] for ids in known)]
+            opening = task.opening[len(prefix) - 1 :]
+        elif task.said is not None:
+            raise InvalidRequest("does not go with a decoder prompt, which says it", field=task.said)
+        return ParsedPrompt(encoder, encoder_ids, prefix, context, *shown, opening)
+
+    def _media_ids(self, media: Sequence[Media], name: str) -> list[int]:
+        """The front's placeholder at each encoder position of the media, which come before the text."""
+        front = self.info.front
+        assert self._processor is not None
+        assert front is not None
+        field = f"{name}.{front.modality}"
+        if not media and self.info.encoder_vocab_size is None:
+            raise InvalidRequest(f"is needed: {self.info.name!r} reads {front.modality}", field=field)
+        with renaming_fields({f"multi_modal_data.{front.modality}": field}):
+            positions = sum(self._processor.positions(one, self.limits) for one in media)
+        if positions > self.max_encoder_tokens:
+            raise InvalidRequest(
+                f"{len(media)} take {positions} encoder positions, the limit is {self.max_encoder_tokens}",
+                field=field,
+            )
+        return [front.placeholder_id] * positions
+
+    def _check_media(self, media: Sequence[Media], name: str) -> None:
+        """Checks what needs no decoding: the media's modalities, number and bytes."""
+        takes, limits = self.info.modalities, self.limits
+        for modality in dict.fromkeys(one.modality for one in media):
+            if modality not in takes:
+                text = [] if takes and self.info.encoder_vocab_size is None else ["text"]
+                known = [*text, *sorted(takes)]
+                only = " only" if len(known) == 1 else ""
+                raise InvalidRequest(
+                    f"{self.info.name!r} takes {' and '.join(known)}{only}", field=f"{name}.{modality}"
+                )
+        if not media:
+            return
+        field = f"{name}.{media[-1].modality}"
+        if len(media) > limits.media_items:
+            raise InvalidRequest(f"at most {limits.media_items} items, got {len(media)}", field=field)
+        if not all(one.data for one in media):
+            raise InvalidRequest("has no bytes", field=field)
+        if (size := sum(len(one.data) for one in media)) > limits.media_bytes:
+            raise RequestTooLarge(f"has {size} bytes, the limit is {limits.media_bytes}", field=field)
+
+    def prompt_ids(self, side: PromptSide, name: str, ids_name: str, task: ResolvedTask) -> list[int]:
+        """The encoder prompt's ids, or a decoder-only model's."""
+        size, limit, source = self.info.encoder_vocab_size, self.max_encoder_tokens, task.source
+        if size is None:
+            size, limit = self.info.vocab_size, self.max_decoder_tokens - 1  # one at least is to be generated
+        ids = side.token_ids
+        if ids is None:
+            text = side.text or ""
+            if not text and side.media:
+                return []
+            if not text:
+                raise InvalidRequest("must not be empty", field=name)
+            ids = self._tokenizer.encode(task.prefix + text, name, limit, special=source is None)
+            ids = [*source.prefix, *ids, *source.suffix] if source else ids
+        elif source:
+            raise InvalidRequest("is for a prompt that is text", field="source_language")
+        else:
+            name = ids_name
+        if not ids:
+            raise InvalidRequest("has no tokens", field=name)
+        if len(ids) > limit:
+            raise InvalidRequest(f"has {len(ids)} tokens, the limit is {limit}", field=name)
+        check_ids(ids, name, size)
+        return list(ids)
+
+    def _prefix(self, side: PromptSide | None, task: ResolvedTask) -> list[int]:
+        """What the decoder starts from: the start token, unless it is there, and the decoder prompt."""
+        text, ids = (None, None) if side is None else (side.text, side.token_ids)
+        name, limit = "decoder_prompt", self.max_decoder_tokens - 1  # one at least is to be generated
+        start, target = self.info.decoder_start_id, task.target
+        assert start is not None
+        if target is not None and start not in self.info.eos_ids:
+            # mBART and PLBart start from the target language; the later families from EOS, and then comes the
+            # language: forced upon the first token, or before a decoder prompt.
+            start = target.token_id
+        if ids is None:
+            ids = self._tokenizer.encode(text, name, limit, special=False, target=True) if text else []
+            if target is not None and ids and start != target.token_id:
+                ids = [target.token_id, *ids]
+        else:
+            name = "decoder_prompt.prompt_token_ids"
+            if not ids:
+                raise InvalidRequest("has no tokens; leave it out for none", field=name)
+            if target is not None:
+                raise InvalidRequest("is for a decoder prompt that is text", field="target_language")
+        prefix = list(ids) if ids[:1] == [start] else [start, *ids]
+        if len(prefix) > limit:
+            raise InvalidRequest(
+                f"has {len(prefix)} tokens with the start token, the limit is {limit}", field=name
+            )
+        check_ids(ids, name, self.info.vocab_size)
+        return prefix
+
+    def target_ids(
+        self, target: SingletonPrompt, name: str, given: ParsedPrompt, task: ResolvedTask
+    ) -> list[int]:
+        """The ids of a target to be scored, which errors call `name`. Raises InvalidRequest."""
+        start = len(given.prefix)
+        limit = self.max_decoder_tokens - start
+        text, ids, _ = decoder_side(target, name)
+        if ids is not None:
+            name += ".prompt_token_ids"
+        elif not text:
+            raise InvalidRequest("must not be empty", field=name)
+        elif task.target is not None:
+            ids = self._tokenizer.encode(text, name, limit, special=False, target=True)
+            # A decoder prompt has the language already.
+            before = () if given.context else task.target.label_prefix
+            ids = [*before, *ids, *task.target.label_suffix]
+        elif self._languages:
+            raise InvalidRequest("is needed for a target that is text", field="target_language")
+        else:
+            special = self.info.encoder_vocab_size is not None
+            ids = self._tokenizer.encode(text, name, limit, special=special, target=True)
+        if not ids:
+            raise InvalidRequest("has no tokens", field=name)
+        if len(ids) > limit:
+            raise InvalidRequest(
+                f"has {len(ids)} tokens, after the {start} the decoder starts from the limit is {limit}",
+                field=name,
+            )
+        check_ids(ids, name, self.info.vocab_size)
+        return ids
+
+    def _encoder_key(self, ids: list[int], media: Sequence[Media]) -> str:
+        digest = hashlib.blake2b(self.info.revision.encode(), digest_size=16)
+        digest.update(b"\0" + array("I", ids).tobytes())
+        for modality, data in media:
+            digest.update(f"\0{modality}\0{len(data)}\0".encode())
+            digest.update(data)
+        return digest.hexdigest()
+
+
+def _shown(side: PromptSide, name: str) -> str | None:
+    """A prompt's text, for the answer to repeat."""
+    if side.text is not None:
+        check_text(side.text, name)
+    return side.text
