@@ -2,22 +2,53 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 
 from tandem.kernels import RowGroups
 from tandem.workers.distributed import Group
 from tandem.workers.models.batch import AttentionRows, DecoderBatch
 from tandem.workers.models.kv_pool import KVPool
-from tandem.workers.models.layers import Placement
-from tandem.workers.models.spec import ModelSpec
+from tandem.workers.models.layers import Placement, WeightSlot
+from tandem.workers.models.spec import ModelSpec, StackSpec
 from tandem.workers.models.stacks import DecoderStack
 
 PLACE = Placement(torch.device("cpu"), torch.float32, Group())
 PAGE, LONGEST, VOCAB = 4, 24, 13
 HEAD_DIM = 4
+
+# A small model whose stacks differ in width.
+STACK = StackSpec(
+    vocab_size=11, layers=2, d_model=6, heads=2, head_dim=3, d_ff=8, activation="relu", bias=True,
+    norm="layer", norm_eps=1e-5, attention_scale=1.0,
+)  # fmt: skip
+MODEL = ModelSpec(
+    family="test",
+    encoder=replace(STACK, d_model=4),
+    decoder=STACK,
+    decoder_start_id=0,
+    pad_id=0,
+    eos_ids=(1,),
+)
+
+
+def fill(block: Any) -> dict[str, torch.Tensor]:
+    """Random weights, by their names."""
+    slots: Iterable[WeightSlot] = block.slots()
+    found = {}
+    for slot in slots:
+        slot.into.copy_(torch.randn(slot.into.shape))
+        found[slot.name] = slot.into.clone()
+    return found
+
+
+def norm(x: torch.Tensor, weights: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    return F.layer_norm(x, x.shape[-1:], weights[name], weights[f"{name}.bias"], 1e-5)
 
 
 def filled(stack: Any) -> Any:
