@@ -37,7 +37,9 @@ SCRIPTS = {
 @pytest.fixture(scope="session")
 def model(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     """The folder of a tiny random checkpoint, by the second column of `SCRIPTS`."""
-    whisper = cache(lambda: make_whisper(tmp_path_factory.mktemp("whisper"), "base"))
+    whisper = cache(
+        lambda: make_whisper(tmp_path_factory.mktemp("whisper"), "base", max_target_positions=128)
+    )
     return lambda variant: whisper() if variant == "whisper" else checkpoint(variant)
 
 
