@@ -70,8 +70,9 @@ GEOMETRIES = {
 }  # fmt: skip
 
 
-def make_whisper(folder: Path, geometry: str, seed: int = 0) -> Path:
-    """Writes a checkpoint with tokenizer and feature extractor into `folder` and returns it."""
+def make_whisper(folder: Path, geometry: str, seed: int = 0, **overrides: Any) -> Path:
+    """Writes a checkpoint with tokenizer and feature extractor into `folder` and returns it. `overrides` are
+    of its config."""
     kind = GEOMETRIES[geometry]
     positions = 50 * kind.seconds
     size = WORDS + len(SPECIAL) + positions + 1  # the last are timestamps, 0.02 s apart
@@ -83,7 +84,7 @@ def make_whisper(folder: Path, geometry: str, seed: int = 0) -> Path:
         "begin_suppress_tokens": None,
     }  # fmt: skip
     variant = Variant("Whisper", True, options, kind.eos_gain)
-    model = variant.make(**kind.options)
+    model = variant.make(**kind.options, **overrides)
     models.fill(model, variant, seed, eos=EOS)
     generation = {
         "decoder_start_token_id": SOT, "eos_token_id": EOS, "pad_token_id": EOS, "bos_token_id": EOS,
