@@ -113,11 +113,12 @@ class LLM:
             sampling_params: `SamplingParams` or `BeamSearchParams`, one for all prompts or a list with one
                 for each; None: the model's own way of decoding, or the task's.
             source_language, target_language: of a translation, as the model calls them: codes of its
-                tokenizer ("eng_Latn", "en_XX", "en") or of its translation tasks. One for all prompts or a
-                list with one for each.
+                tokenizer ("eng_Latn", "en_XX", "en") or of its translation tasks. source_language is also
+                that of a recording ("en", "english"); without it a speech model detects the language, and
+                the first generated tokens say it. One for all prompts or a list with one for each.
             task: one of those the model's config declares, such as "summarization": its text is put before a
-                prompt that is text, and its decoding defaults go before the model's. One for all prompts or
-                a list with one for each.
+                prompt that is text, and its decoding defaults go before the model's. A speech model's are
+                "transcribe" and "translate", into English. One for all prompts or a list with one for each.
             use_tqdm: show a progress bar for more than a few prompts.
 
         Raises InvalidRequest, naming the field, before anything is generated.
