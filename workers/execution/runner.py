@@ -149,8 +149,8 @@ class Runner:
     def _encode(
         self, encoder: EncoderStack, token_ids: Ints, lengths: Ints, own: torch.Tensor | None
     ) -> torch.Tensor:
-        """`encode_packed`, after rank 0's features have come to all ranks. To be called on the side stream: the
-        copy must not wait for the step under way, and its memory is the side stream's."""
+        """`encode_packed`, after rank 0's features have come to all ranks. To be called on the side stream,
+        whose memory they are: the copy must not wait for the step under way."""
         features = share(token_ids, own, encoder.spec.front, self.device, self.group)
         return encode_packed(encoder, token_ids, lengths, features)
 

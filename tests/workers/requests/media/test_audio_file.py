@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import struct
-import time
 import tracemalloc
 import zlib
 from fractions import Fraction
@@ -15,7 +14,7 @@ import pytest
 from audio_files import encoded, wav
 
 from tandem.errors import InvalidRequest
-from tandem.workers.requests.media.audio_file import check_audio, read_audio
+from tandem.workers.requests.media.audio_file import _opened, check_audio, read_audio
 
 RATE = 16_000
 
@@ -127,14 +126,14 @@ def test_a_stream_that_changes_midway_is_refused_by_name() -> None:
 
 @pytest.mark.parametrize("container", ["avi", "mov"])
 def test_pictures_beside_the_sound_are_not_decoded(container: str) -> None:
-    """FFmpeg decodes a picture to say what a video is like: this one has 64 million pixels."""
+    """FFmpeg decodes a picture, of any size, to say what a video is like."""
     file = BytesIO()
     with av.open(file, "w", format=container) as output:
         sound = output.add_stream("pcm_s16le", rate=RATE, layout="mono")
         video = output.add_stream("png", rate=25)
-        video.width = video.height = 8000
+        video.width = video.height = 64
         video.pix_fmt = "rgba"
-        picture = av.Packet(_png(8000))
+        picture = av.Packet(_png(64))
         picture.stream, picture.pts, picture.dts, picture.is_keyframe = video, 0, 0, True
         picture.time_base = Fraction(1, 25)
         output.mux(picture)
@@ -142,12 +141,9 @@ def test_pictures_beside_the_sound_are_not_decoded(container: str) -> None:
         frame.sample_rate = RATE
         output.mux(sound.encode(frame))
         output.mux(sound.encode(None))
-    data = file.getvalue()
-    assert len(data) < 500_000
-    started = time.process_time()
-    check_audio(data, 30)
-    assert len(read_audio(data, RATE, 30)) == RATE
-    assert time.process_time() - started < 0.5
+    with _opened(file.getvalue()) as (opened, _):
+        assert opened.streams.video[0].codec_context.pix_fmt is None
+    assert len(read_audio(file.getvalue(), RATE, 30)) == RATE
 
 
 def _png(side: int) -> bytes:
@@ -157,7 +153,7 @@ def _png(side: int) -> bytes:
         return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
     head = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
-    packer, row = zlib.compressobj(9), bytes(4 * side + 1)
+    packer, row = zlib.compressobj(1), bytes(4 * side + 1)
     data = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
     return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
 
