@@ -31,7 +31,7 @@ from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.head import TargetScores
 from tandem.workers.models.kv_pool import KVPool, pool_pages
 from tandem.workers.models.layers import Placement
-from tandem.workers.models.stacks import load_decoder, load_encoder
+from tandem.workers.models.stacks import EncoderStack, load_decoder, load_encoder
 
 _LOG = logging.getLogger(__name__)
 
@@ -138,17 +138,21 @@ class Runner:
             return
         assert self.encoder is not None, "this engine was told not to load the encoder"
         tokens = packet.overlapped_tokens
-        arguments = self.encoder, tokens, inputs.length, self._features(tokens, media.overlapped)
-        self._encoding = self._side.begin(lambda: encode_packed(*arguments))
+        arguments = self.encoder, tokens, inputs.length, media.overlapped
+        self._encoding = self._side.begin(lambda: self._encode(*arguments))
         ends = np.cumsum(inputs.length)
         self._encoding_parts = {
             int(entry): slice(end - length, end)
             for entry, length, end in zip(inputs.entry, inputs.length, ends, strict=True)
         }
 
-    def _features(self, token_ids: Ints, own: torch.Tensor | None) -> torch.Tensor | None:
-        assert self.spec.encoder is not None
-        return share(token_ids, own, self.spec.encoder.front, self.device, self.group)
+    def _encode(
+        self, encoder: EncoderStack, token_ids: Ints, lengths: Ints, own: torch.Tensor | None
+    ) -> torch.Tensor:
+        """`encode_packed`, after rank 0's features have come to all ranks. To be called on the side stream,
+        whose memory they are: the copy must not wait for the step under way."""
+        features = share(token_ids, own, encoder.spec.front, self.device, self.group)
+        return encode_packed(encoder, token_ids, lengths, features)
 
     def _admit(self, packet: Packet, hidden: Hidden, media: StepMedia) -> None:
         """Computes the cross-attention K/V of new encoder inputs into their pages."""
@@ -159,9 +163,9 @@ class Runner:
         if here.any():
             assert self.encoder is not None, "this engine was told not to load the encoder"
             tokens = packet.admission_tokens
-            inputs = self.encoder, tokens, admissions.length[here], self._features(tokens, media.admitted)
+            inputs = self.encoder, tokens, admissions.length[here], media.admitted
             # K and V are written by the main stream: the step under way may still read the pages' last owner.
-            states.append(self._side.begin(lambda: encode_packed(*inputs)).wait())
+            states.append(self._side.begin(lambda: self._encode(*inputs)).wait())
             order += np.flatnonzero(here).tolist()
         overlapped = admissions.handle == ENCODED_ASYNC
         if overlapped.any():

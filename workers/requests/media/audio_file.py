@@ -26,9 +26,19 @@ _FORMATS: Final = (
     "wav,w64,aiff,au,caf,flac,mp3,ogg,aac,ac3,amr,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,avi,mpeg,mpegts,"
     "flv"
 )
+# Decoders of audio. Any other stream of a file stays closed: to say what a video is like, FFmpeg decodes a
+# picture of it, of any size.
+_NAMED: Final = (
+    "aac,aac_fixed,aac_latm,ac3,ac3_fixed,alac,amrnb,amrwb,eac3,flac,gsm,gsm_ms,libopencore_amrnb,"
+    "libopencore_amrwb,libopus,libspeex,libvorbis,mp1,mp1float,mp2,mp2float,mp3,mp3float,opus,speex,vorbis,"
+    "wavpack,wmalossless,wmapro,wmav1,wmav2"
+)
+_PCM: Final = sorted(name for name in av.codecs_available if name.startswith(("pcm_", "adpcm_")))
+_CODECS: Final = ",".join([_NAMED, *_PCM])
+_HIGHEST_RATE: Final = 768_000  # samples a second: the filter of a resampler grows with the rate
 # Channels are averaged: full scale in each stays full scale.
 _MIX: Final = {"rematrix_maxval": "1.0"}
-_OPTIONS: Final = {"format_whitelist": _FORMATS, "protocol_whitelist": "none"}
+_OPTIONS: Final = {"format_whitelist": _FORMATS, "codec_whitelist": _CODECS, "protocol_whitelist": "none"}
 
 
 def check_audio(data: bytes, longest_s: float, padding_s: float = 0.0) -> None:
@@ -38,6 +48,8 @@ def check_audio(data: bytes, longest_s: float, padding_s: float = 0.0) -> None:
     """
     with _opened(data) as (container, stream):
         duration_s = 0.0
+        if container.format.name == "aac":
+            return  # a raw stream, which says no duration: FFmpeg takes the first frames' bit rate for all
         if stream.duration is not None and stream.time_base is not None:
             duration_s = float(stream.duration * stream.time_base)
         elif container.duration is not None:
@@ -57,9 +69,15 @@ def read_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.0)
     seconds = Fraction()
     with _opened(data) as (container, stream):
         resampler = AudioResampler(format="flt", layout="mono", rate=rate, options=_MIX)
+        first: tuple[int, str, str] | None = None
         for frame in container.decode(stream):
-            if not frame.sample_rate:
-                raise InvalidRequest("has a sample rate of 0", field=FIELD)
+            kind = frame.sample_rate, frame.layout.name, frame.format.name
+            if not 0 < frame.sample_rate <= _HIGHEST_RATE:
+                raise InvalidRequest(
+                    f"has {frame.sample_rate} samples a second, the limit is {_HIGHEST_RATE}", field=FIELD
+                )
+            if kind != (first := first or kind):
+                raise InvalidRequest("changes its sample rate, channels or format midway", field=FIELD)
             seconds += Fraction(frame.samples, frame.sample_rate)
             if seconds > longest_s + padding_s:
                 raise _too_long(None, longest_s)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import struct
 import tracemalloc
+import zlib
+from fractions import Fraction
+from io import BytesIO
 
+import av
 import numpy as np
 import pytest
 from audio_files import encoded, wav
 
 from tandem.errors import InvalidRequest
-from tandem.workers.requests.media.audio_file import check_audio, read_audio
+from tandem.workers.requests.media.audio_file import _opened, check_audio, read_audio
 
 RATE = 16_000
 
@@ -105,3 +110,56 @@ def test_what_is_no_audio_is_refused_by_name(data: bytes, why: str) -> None:
 def test_a_file_that_was_cut_off_has_what_came() -> None:
     samples = tone(RATE)
     assert len(read_audio(wav(samples, RATE)[:-4000], RATE, 30)) == len(samples) - 1000
+
+
+def test_a_rate_whose_filter_would_be_huge_is_refused() -> None:
+    """A resampler's filter for this prime takes 800 MB and 13 s."""
+    with pytest.raises(InvalidRequest, match="99999989 samples a second"):
+        read_audio(wav(tone(RATE), 99_999_989), RATE, 30)
+
+
+def test_a_stream_that_changes_midway_is_refused_by_name() -> None:
+    mono, stereo = (encoded(tone(44_100), 44_100, "adts", "aac", stereo=stereo) for stereo in (False, True))
+    with pytest.raises(InvalidRequest, match="midway"):
+        read_audio(mono + stereo, RATE, 30)
+
+
+@pytest.mark.parametrize("container", ["avi", "mov"])
+def test_pictures_beside_the_sound_are_not_decoded(container: str) -> None:
+    """FFmpeg decodes a picture, of any size, to say what a video is like."""
+    file = BytesIO()
+    with av.open(file, "w", format=container) as output:
+        sound = output.add_stream("pcm_s16le", rate=RATE, layout="mono")
+        video = output.add_stream("png", rate=25)
+        video.width = video.height = 64
+        video.pix_fmt = "rgba"
+        picture = av.Packet(_png(64))
+        picture.stream, picture.pts, picture.dts, picture.is_keyframe = video, 0, 0, True
+        picture.time_base = Fraction(1, 25)
+        output.mux(picture)
+        frame = av.AudioFrame.from_ndarray(np.zeros((1, RATE), np.int16), format="s16", layout="mono")
+        frame.sample_rate = RATE
+        output.mux(sound.encode(frame))
+        output.mux(sound.encode(None))
+    with _opened(file.getvalue()) as (opened, _):
+        assert opened.streams.video[0].codec_context.pix_fmt is None
+    assert len(read_audio(file.getvalue(), RATE, 30)) == RATE
+
+
+def _png(side: int) -> bytes:
+    """Black, RGBA."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    head = struct.pack(">IIBBBBB", side, side, 8, 6, 0, 0, 0)
+    packer, row = zlib.compressobj(1), bytes(4 * side + 1)
+    data = b"".join(packer.compress(row) for _ in range(side)) + packer.flush()
+    return b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", data) + chunk(b"IEND", b"")
+
+
+def test_a_raw_stream_that_begins_quietly_is_not_taken_for_a_long_one() -> None:
+    noise = np.random.default_rng(0).normal(0, 0.3, 44_100 * 3).astype(np.float32)
+    data = encoded(np.concatenate([np.zeros(44_100 * 5, np.float32), noise]), 44_100, "adts", "aac")
+    check_audio(data, 10)
+    assert len(read_audio(data, RATE, 10)) == pytest.approx(8 * RATE, abs=RATE * 0.2)
