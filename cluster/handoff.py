@@ -20,7 +20,7 @@ import ray
 import torch
 from ray.exceptions import RayError, RayTaskError
 
-from tandem.errors import HiddenStatesLost, InvalidRequest
+from tandem.errors import HiddenStatesLost, TandemError
 
 # The version of PackedHidden and of messages.py: during an update the two ends may run different code.
 SCHEMA: Final = 4
@@ -56,7 +56,7 @@ class BatchSummary(TypedDict):
     nbytes: int  # of the hidden states
     seconds: float  # of the forward
     # Inputs whose media cannot be decoded, by their number in the batch. Their rows are zeros.
-    refused: dict[int, InvalidRequest]
+    refused: dict[int, TandemError]
 
 
 @dataclass(frozen=True, slots=True)

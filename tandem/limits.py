@@ -20,6 +20,7 @@ class Limits:
     encoder_tokens: int = 4096  # one encoder input, after tokenization; also bounded by the model
     decoder_tokens: int = 4096  # decoder prompt + max_tokens
     media_items: int = 8  # recordings and images of one request
+    queued_media_bytes: int = 2**30  # files of all requests at one router
     media_bytes: int = 25 * 2**20  # all of them together, as files
     audio_seconds: float = 30.0  # one recording
     stop_strings: int = 16

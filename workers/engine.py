@@ -6,7 +6,6 @@ from __future__ import annotations
 import time
 from collections import deque
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,7 +16,7 @@ from tandem.workers.distributed import Group
 from tandem.workers.execution.packet import CLOSE, Packet
 from tandem.workers.execution.runner import Runner
 from tandem.workers.execution.step_media import StepMedia
-from tandem.workers.request import Delta, EngineRequest, EngineStats
+from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
 from tandem.workers.requests.media import MediaProcessor, prepare_input, read_processor
 from tandem.workers.sampling.sampler import HostCopy, Sampled, Sampler, Scored
 from tandem.workers.scheduling.drafts import STEP_ROWS
@@ -70,13 +69,13 @@ class Engine:
         self._in_flight: deque[tuple[StepPlan, Sampled | None, Scored | None]] = deque()
         self._hidden: dict[int, torch.Tensor] = {}  # by handle: hidden states of the step to be launched
 
-    def prepare(self, request: EngineRequest) -> EngineRequest:
-        """The request with the features of its encoder input's media, which `submit` needs. Decoding takes
+    def prepare(self, encoder_input: EncoderInput) -> EncoderInput:
+        """The input with the features of its media, which `submit` needs, in their place. Decoding takes
         milliseconds of CPU time; any thread may call this.
 
         Raises InvalidRequest for media that cannot be decoded.
         """
-        return replace(request, encoder=prepare_input(request.encoder, self._processor))
+        return prepare_input(encoder_input, self._processor)
 
     def submit(self, request: EngineRequest) -> None:
         """Takes a request in; its deltas come from the steps that follow.

@@ -12,6 +12,7 @@ from collections.abc import Generator, Sequence
 
 from tandem.errors import InternalError, TandemError
 from tandem.workers.engine import Engine
+from tandem.workers.media_feed import MediaFeed
 from tandem.workers.request import Delta, EngineRequest
 
 
@@ -38,22 +39,17 @@ class SharedEngine:
 
     def deltas(self, requests: Sequence[EngineRequest]) -> Generator[Delta]:
         """The requests' deltas, until all have ended. Closing the generator cancels those that have not."""
-        # Media are decoded before the lock is taken: other threads go on meanwhile.
-        requests = [self.engine.prepare(request) for request in requests]
-        call = _Call()
+        call, of_media = _Call(), [request for request in requests if request.encoder.media]
         try:
-            with self._engine_lock:
-                self._check_usable()
-                for request in requests:
-                    self.engine.submit(request)
-                    call.live.add(request.request_id)
-                    with self._lock:
-                        self._calls[request.request_id] = call
-            while call.live:
-                delta = self._next(call)
-                if delta.last:
-                    call.live.discard(delta.request_id)
-                yield delta
+            self._submit(call, [request for request in requests if not request.encoder.media])
+            with MediaFeed(self.engine.prepare, of_media, 2 * self.engine.config.max_num_seqs) as feed:
+                while call.live or feed:
+                    for group in feed.ready(len(call.live)):
+                        self._submit(call, group)
+                    delta = self._next(call)
+                    if delta.last:
+                        call.live.discard(delta.request_id)
+                    yield delta
         finally:
             for request_id in call.live:
                 self.cancel(request_id)
@@ -63,6 +59,15 @@ class SharedEngine:
                 if call in self._asleep:  # an exception woke it
                     self._asleep.remove(call)
                 self._wake_one()  # this one may have been woken to step
+
+    def _submit(self, call: _Call, requests: Sequence[EngineRequest]) -> None:
+        with self._engine_lock:
+            self._check_usable()
+            for request in requests:
+                self.engine.submit(request)
+                call.live.add(request.request_id)
+                with self._lock:
+                    self._calls[request.request_id] = call
 
     def cancel(self, request_id: str) -> None:
         with self._engine_lock:

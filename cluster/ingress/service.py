@@ -287,7 +287,9 @@ class Call:
 
 
 def _length(prompt: object) -> int:
-    """Characters and token ids in prompts of any kind."""
+    """Characters and token ids in prompts of any kind; a file, which is opened and hashed, is long."""
+    if isinstance(prompt, bytes):
+        return _SHORT + 1
     if isinstance(prompt, dict):
         return sum(map(_length, prompt.values()))
     if isinstance(prompt, Sequence) and len(prompt):

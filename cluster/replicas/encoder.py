@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -15,10 +16,12 @@ from tandem.cluster.handoff import BatchSummary, PackedHidden, pack
 from tandem.cluster.messages import read_input
 from tandem.cluster.replicas.supervisor import Supervisor
 from tandem.cluster.replicas.threads import use_cpus
-from tandem.errors import InvalidRequest, Unavailable
+from tandem.errors import InternalError, InvalidRequest, TandemError, Unavailable
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution import encoder
 from tandem.workers.request import EncoderInput
+
+logger = logging.getLogger(__name__)
 
 MEDIA_THREADS = 2
 QUEUE_REPORT_S = 10.0  # a router's last report of its queue counts this long
@@ -109,7 +112,7 @@ class EncoderActor:
             del self._waiting[number]
             self._progress_at = time.monotonic()
 
-    async def _prepared(self, inputs: list[EncoderInput]) -> list[EncoderInput | InvalidRequest]:
+    async def _prepared(self, inputs: list[EncoderInput]) -> list[EncoderInput | TandemError]:
         """The inputs with the features of their media, or why an input has none."""
         if not any(each.media for each in inputs):
             return list(inputs)
@@ -117,18 +120,21 @@ class EncoderActor:
         calls = [loop.run_in_executor(self._media_threads, self._prepare, each) for each in inputs]
         return await asyncio.gather(*calls)
 
-    def _prepare(self, encoder_input: EncoderInput) -> EncoderInput | InvalidRequest:
+    def _prepare(self, encoder_input: EncoderInput) -> EncoderInput | TandemError:
         try:
             return self._encoder.prepare(encoder_input)
         except InvalidRequest as error:
             return error
+        except Exception:  # a fault of ours: the others of the batch go on
+            logger.exception("media of input %s were not decoded", encoder_input.key)
+            return InternalError("media were not decoded")
 
     def _forward(
-        self, inputs: list[EncoderInput], prepared: list[EncoderInput | InvalidRequest]
+        self, inputs: list[EncoderInput], prepared: list[EncoderInput | TandemError]
     ) -> tuple[PackedHidden, BatchSummary]:
         started = time.monotonic()
         good = [each for each in prepared if isinstance(each, EncoderInput)]
-        refused = {number: each for number, each in enumerate(prepared) if isinstance(each, InvalidRequest)}
+        refused = {number: each for number, each in enumerate(prepared) if isinstance(each, TandemError)}
         with torch.inference_mode():
             hidden = self._encoder.encode(good) if good else torch.zeros(0, 1)
             if refused:

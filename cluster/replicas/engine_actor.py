@@ -32,7 +32,7 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group, open_meeting
 from tandem.workers.engine import Engine
 from tandem.workers.execution.runner import Runner
-from tandem.workers.request import Delta, EngineRequest, EngineStats
+from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
 
 logger = logging.getLogger(__name__)
 
@@ -176,18 +176,21 @@ class EngineActor:
         if not self._accepting:
             return False
         arrivals: defaultdict[ray.ObjectRef[PackedHidden], list[_Arrival]] = defaultdict(list)
+        recordings: defaultdict[str, list[EngineRequest]] = defaultdict(list)
         for request, hidden in submissions:
             link.requests.add(request.request_id)
             media = hidden is None and bool(request.encoder.media)
             self._live[request.request_id] = _Live(link, arriving=media or hidden is not None)
             if media:
-                self._background.start(self._admit_media(request), "admit media")
+                recordings[request.encoder.key].append(request)
             elif hidden is None:
                 self._thread.submit(request)
             else:
                 arrivals[hidden.reference].append((request, hidden))
         for reference, group in arrivals.items():
             self._background.start(self._admit(reference, group), "admit")
+        for requests in recordings.values():
+            self._background.start(self._admit_media(requests), "admit media")
         return True
 
     async def detach(self, link_id: str) -> None:
@@ -197,21 +200,29 @@ class EngineActor:
 
     # --- Within ---
 
-    async def _admit_media(self, request: EngineRequest) -> None:
-        """Submits a request to the engine once its media are decoded."""
+    async def _admit_media(self, requests: list[EngineRequest]) -> None:
+        """Submits requests of one encoder input to the engine once its media are decoded."""
         started = time.monotonic()
         loop = asyncio.get_running_loop()
         try:
-            request = await loop.run_in_executor(self._media_threads, self._thread.prepare, request)
+            encoder_input = await loop.run_in_executor(self._media_threads, self._prepare, requests)
         except Exception as failure:
             error = failure if isinstance(failure, TandemError) else InternalError("media were not decoded")
             if error is not failure:
-                logger.exception("the media of request %s were not decoded", request.request_id)
-            self._deliver([Delta(request.request_id, [], error=error)], self._stats)
+                logger.exception("the media of %d requests were not decoded", len(requests))
+            self._deliver([Delta(request.request_id, [], error=error) for request in requests], self._stats)
             return
-        if (live := self._live.get(request.request_id)) is not None:  # else it was cancelled meanwhile
-            live.arriving = False
-            self._thread.submit(_later(request, time.monotonic() - started))
+        waited_s = time.monotonic() - started
+        for request in requests:
+            if (live := self._live.get(request.request_id)) is not None:  # else it was cancelled meanwhile
+                live.arriving = False
+                self._thread.submit(_later(dataclasses.replace(request, encoder=encoder_input), waited_s))
+
+    def _prepare(self, requests: list[EngineRequest]) -> EncoderInput:
+        """In a thread. Nothing is decoded for requests that were all cancelled."""
+        encoder_input = requests[0].encoder
+        wanted = any(request.request_id in self._live for request in requests)
+        return self._thread.prepare(encoder_input) if wanted else encoder_input
 
     async def _admit(self, reference: ray.ObjectRef[PackedHidden], group: list[_Arrival]) -> None:
         """Submits requests to the engine once every rank has their hidden states. An encoder may still be at

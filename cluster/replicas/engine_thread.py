@@ -11,7 +11,7 @@ from concurrent.futures import Future
 from typing import Protocol
 
 from tandem.errors import InternalError, TandemError
-from tandem.workers.request import Delta, EngineRequest, EngineStats
+from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
 from tandem.workers.scheduling.scheduler import EndReason
 
 logger = logging.getLogger(__name__)
@@ -22,7 +22,7 @@ class StepEngine(Protocol):
 
     @property
     def has_work(self) -> bool: ...
-    def prepare(self, request: EngineRequest) -> EngineRequest: ...
+    def prepare(self, encoder_input: EncoderInput) -> EncoderInput: ...
     def submit(self, request: EngineRequest) -> None: ...
     def cancel(self, request_id: str, reason: EndReason = "cancelled") -> None: ...
     def step(self) -> list[Delta]: ...
@@ -61,9 +61,9 @@ class EngineThread:
         self._thread.start()
         return self._made
 
-    def prepare(self, request: EngineRequest) -> EngineRequest:
+    def prepare(self, encoder_input: EncoderInput) -> EncoderInput:
         """`Engine.prepare`, in the caller's thread."""
-        return self._engine.prepare(request)
+        return self._engine.prepare(encoder_input)
 
     def submit(self, request: EngineRequest) -> None:
         self._put(request)

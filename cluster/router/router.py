@@ -63,6 +63,7 @@ class Router:
             config.staged_encoder_tokens, config.replica_wait_s, lambda: self._engines.ready
         )
         self._requests: set[RoutedRequest] = set()
+        self._media_bytes = 0  # files of the requests that were accepted and not closed
         self._accepting = True
         self._resubmitted = 0
         self._generated_tokens = 0
@@ -89,9 +90,9 @@ class Router:
             await self._encoders.close()
         await self._engines.close()
 
-    def check_room(self, sequences: int = 1) -> None:
-        """Raises Overloaded where so many more sequences would exceed the limit, Unavailable where the server
-        shuts down."""
+    def check_room(self, sequences: int = 1, media_bytes: int = 0) -> None:
+        """Raises Overloaded where so many more sequences, or bytes of media, would exceed the limit, Unavailable
+        where the server shuts down."""
         if not self._accepting:
             raise Unavailable("the server shuts down")
         limit, there = self._config.limits.queued_requests, len(self._requests)
@@ -99,21 +100,28 @@ class Router:
             raise Overloaded(
                 f"{there} sequences are in work and {sequences} more exceed {limit}; try again later"
             )
+        held, most = self._media_bytes, self._config.limits.queued_media_bytes
+        if media_bytes and held + media_bytes > most:
+            raise Overloaded(
+                f"{held} bytes of media are in work and {media_bytes} more exceed {most}; try again later"
+            )
 
     @contextmanager
     def accept(self, requests: Sequence[EngineRequest]) -> Iterator[list[RoutedRequest]]:
         """Accepts all of the requests, each for one call of `deltas`, or none. Their `timeout_s` counts from
         here; leaving the block cancels the requests that have not ended. Raises what `check_room` raises."""
-        self.check_room(len(requests))
+        self.check_room(len(requests), _media_bytes(requests))
         now = asyncio.get_running_loop().time()
         routed_requests = []
         for request in requests:
             timeout_s = self._config.limits.timeout_s if request.timeout_s is None else request.timeout_s
             routed_requests.append(RoutedRequest(request, now + timeout_s, self._requests.discard))
         self._requests.update(routed_requests)
+        self._media_bytes += (media_bytes := _media_bytes(requests))
         try:
             yield routed_requests
         finally:
+            self._media_bytes -= media_bytes
             for routed in routed_requests:
                 routed.close()
 
@@ -203,3 +211,9 @@ class Router:
                     await self._engines.submit(routed)
         except TimeoutError:
             routed.expire()
+
+
+def _media_bytes(requests: Sequence[EngineRequest]) -> int:
+    """What the requests' files take, those of one input once."""
+    inputs = {request.encoder.key: request.encoder for request in requests}
+    return sum(len(media.data) for one in inputs.values() for media in one.media)

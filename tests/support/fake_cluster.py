@@ -88,8 +88,8 @@ class FakeEngine:
     def has_work(self) -> bool:
         return bool(self._rows or self._ended)
 
-    def prepare(self, request: EngineRequest) -> EngineRequest:
-        return request
+    def prepare(self, encoder_input: EncoderInput) -> EncoderInput:
+        return encoder_input
 
     def submit(self, request: EngineRequest) -> None:
         assert request.request_id not in self._rows

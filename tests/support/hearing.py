@@ -13,7 +13,6 @@ from tandem.workers.models.spec import FrontSpec
 class Hearing:
     """Each recording takes three encoder positions."""
 
-    revision = "1"
     front = FrontSpec(
         kind="audio_convolutions", modality="audio", placeholder_id=VOCAB, positions=3, features=(2, 6)
     )

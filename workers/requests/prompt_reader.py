@@ -198,8 +198,10 @@ class PromptReader:
         elif self._languages:
             raise InvalidRequest("is needed for a target that is text", field="target_language")
         else:
-            special = self.info.encoder_vocab_size is not None
+            # The special tokens before Whisper's text are its opening, which the prefix has.
+            special = not self.info.decoder_only and self.info.speech is None
             ids = self._tokenizer.encode(text, name, limit, special=special, target=True)
+            ids += sorted(self.info.eos_ids)[:1] if self.info.speech else []
         if not ids:
             raise InvalidRequest("has no tokens", field=name)
         if len(ids) > limit:

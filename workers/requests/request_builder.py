@@ -110,7 +110,7 @@ class RequestBuilder:
         check_counts(params, self.limits)
 
         given = self._reader.read(prompt, task)
-        decoding = replace(self._decoding(params, task, given.prefix), opening_ids=given.opening)
+        decoding = self._decoding(params, task, given)
         self._check_answer(params.outputs, decoding)
 
         samples = params.n if isinstance(params, SamplingParams) else 1
@@ -174,7 +174,7 @@ class RequestBuilder:
 
     # -- the parts of a request
 
-    def _decoding(self, params: Params, task: ResolvedTask, prefix: list[int]) -> Decoding:
+    def _decoding(self, params: Params, task: ResolvedTask, given: ParsedPrompt) -> Decoding:
         def encode(text: str, name: str) -> list[int]:
             limit = self.limits.bad_word_tokens
             ids = self._tokenizer.encode(text, name, limit, special=False, target=True)
@@ -182,8 +182,20 @@ class RequestBuilder:
                 raise InvalidRequest(f"{text!r} has {len(ids)} tokens, the limit is {limit}", field=name)
             return ids
 
-        room = self.max_decoder_tokens - len(prefix)
+        prefix, opening = given.prefix, len(given.opening)
+        room = self.max_decoder_tokens - len(prefix) - opening
         decoding = decoding_of(params, task.defaults, prefix, room, self.info, encode)
+        if opening:  # it comes on top of what a request bounds, as where the prefix has it
+            decoding = replace(
+                decoding,
+                opening_ids=given.opening,
+                max_tokens=decoding.max_tokens + opening,
+                min_tokens=decoding.min_tokens and decoding.min_tokens + opening,
+            )
+        if self.info.front is not None and self.info.encoder_vocab_size is None:
+            if params.encoder_no_repeat_ngram_size:
+                raise InvalidRequest("the encoder reads no tokens", field="encoder_no_repeat_ngram_size")
+            decoding = replace(decoding, encoder_no_repeat_ngram_size=0)
         target = task.target
         if target is None or target.token_id in prefix[:2]:
             return decoding

@@ -26,10 +26,6 @@ __all__ = ["MediaProcessor", "prepare_input", "read_processor"]
 class MediaProcessor(Protocol):
     """One model's way with one modality. Its methods may be called from several threads at once."""
 
-    @property
-    def revision(self) -> str:
-        """Part of every encoder key: changes with how features are made."""
-
     def positions(self, media: Media, limits: Limits) -> int:
         """Encoder positions of an item, from its header: nothing is decoded. Raises InvalidRequest."""
 
@@ -46,11 +42,12 @@ def read_processor(folder: Path, front: FrontSpec | None) -> MediaProcessor | No
 
 
 def prepare_input(encoder: EncoderInput, processor: MediaProcessor | None) -> EncoderInput:
-    """The input with the features of its media, for the engine or encoder that encodes it. Takes milliseconds
-    of CPU time for an item: not for an event loop or a step. Raises InvalidRequest."""
-    if not encoder.media or encoder.features is not None or encoder.hidden is not None:
+    """The input with the features of its media in the media's place, for the engine or encoder that encodes it. It
+    takes milliseconds of CPU time for an item: not for an event loop or a step. Raises InvalidRequest."""
+    if not encoder.media or encoder.hidden is not None:
         return encoder
     import torch
 
     assert processor is not None, "the validator lets media through for models that take them"
-    return replace(encoder, features=torch.stack([processor.features(item) for item in encoder.media]))
+    features = torch.stack([processor.features(item) for item in encoder.media])
+    return replace(encoder, features=features, media=())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -29,10 +28,8 @@ class AudioProcessor:
     Its methods may be called from several threads at once.
     """
 
-    def __init__(self, extractor: WhisperFeatureExtractor, front: FrontSpec, revision: str) -> None:
-        """revision: changes with the checkpoint's preprocessor_config.json. Raises ModelLoadError where the
-        extractor does not make what the encoder reads."""
-        self.revision = revision
+    def __init__(self, extractor: WhisperFeatureExtractor, front: FrontSpec) -> None:
+        """Raises ModelLoadError where the extractor does not make what the encoder reads."""
         self._extractor, self._front = extractor, front
         made = extractor.feature_size, extractor.nb_max_frames
         if made != front.features:
@@ -49,12 +46,11 @@ class AudioProcessor:
 
         try:
             extractor = WhisperFeatureExtractor.from_pretrained(folder, local_files_only=True)
-            revision = hashlib.blake2b((folder / CONFIG).read_bytes(), digest_size=16).hexdigest()
         except (OSError, ValueError) as error:
             raise ModelLoadError(
                 f"{folder} has no {CONFIG} that can be read: {error}", field="model"
             ) from None
-        return cls(extractor, front, revision)
+        return cls(extractor, front)
 
     def positions(self, media: Media, limits: Limits) -> int:
         """Encoder positions of an item, from its header alone. Raises InvalidRequest."""

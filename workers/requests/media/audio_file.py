@@ -21,6 +21,7 @@ from tandem.errors import InvalidRequest
 Samples = npt.NDArray[np.float32]
 
 FIELD: Final = "multi_modal_data.audio"
+LOUDEST: Final = 1e4  # beyond it spectra overflow float32
 # Containers that hold what they name. Playlists, which FFmpeg reads too, would open files and addresses.
 _FORMATS: Final = (
     "wav,w64,aiff,au,caf,flac,mp3,ogg,aac,ac3,amr,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,avi,mpeg,mpegts,"
@@ -86,8 +87,10 @@ def read_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.0)
     samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
     if not len(samples):
         raise InvalidRequest("has no samples", field=FIELD)
-    if not np.isfinite(samples).all():
-        raise InvalidRequest("has samples that are not finite numbers", field=FIELD)
+    if not np.isfinite(samples).all() or np.abs(samples).max() > LOUDEST:
+        raise InvalidRequest(
+            f"has samples that are no numbers up to {LOUDEST:g}; full scale is 1", field=FIELD
+        )
     return samples
 
 

@@ -1,0 +1,68 @@
+"""The media of many requests, decoded a little ahead of the engine."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
+from itertools import groupby
+from types import TracebackType
+from typing import Final, Self
+
+from tandem.workers.request import EncoderInput, EngineRequest
+
+THREADS: Final = 2
+AHEAD: Final = 4  # inputs decoded, or being decoded, that are not submitted yet
+
+
+class MediaFeed:
+    """Requests with media, in order, with the features that the engine needs; use it in a `with` statement.
+
+    Samples and targets of one prompt share their input, which is decoded once. Features are large, so no more
+    are made than the engine can use soon.
+    """
+
+    def __init__(
+        self,
+        prepare: Callable[[EncoderInput], EncoderInput],
+        requests: Sequence[EngineRequest],
+        most_live: int,
+    ) -> None:
+        """`prepare` decodes, see `Engine.prepare`; `most_live`: sequences at the engine beyond which none are
+        added."""
+        self._prepare, self._most_live = prepare, most_live
+        self._groups = deque(list(group) for _, group in groupby(requests, lambda one: one.encoder.key))
+        self._decoding: deque[tuple[Future[EncoderInput], list[EngineRequest]]] = deque()
+        self._pool: ThreadPoolExecutor | None = None  # made for the first of the requests
+
+    def __bool__(self) -> bool:
+        """Whether some are still to come."""
+        return bool(self._groups or self._decoding)
+
+    def ready(self, live: int) -> Iterator[list[EngineRequest]]:
+        """The requests of inputs that are decoded by now, while fewer than `most_live` sequences are at the engine;
+        `live` are. With none there it waits for the first input. Raises InvalidRequest for media that cannot
+        be decoded."""
+        while self and live < self._most_live:
+            while self._groups and len(self._decoding) < AHEAD:
+                if self._pool is None:
+                    self._pool = ThreadPoolExecutor(THREADS, "media")
+                group = self._groups.popleft()
+                self._decoding.append((self._pool.submit(self._prepare, group[0].encoder), group))
+            future, group = self._decoding[0]
+            if live and not future.done():
+                return
+            encoder_input = future.result()
+            self._decoding.popleft()
+            live += len(group)
+            yield [replace(request, encoder=encoder_input) for request in group]
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False, cancel_futures=True)
