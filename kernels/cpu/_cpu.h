@@ -97,7 +97,8 @@ namespace rows {
 // The sum of x and the residual, and its norm: LayerNorm with a bias, RMSNorm without. Without a residual, the norm of
 // x, and no sum.
 struct Norm {
-    const void *x, *residual, *weight, *bias;  // the first two [rows, width], the others [width]; bfloat16 if half, else float32
+    const void *x, *residual;   // [rows, width]: bfloat16 if half, else float32, as all here
+    const void *weight, *bias;  // [width]
     void *out, *sum;
     i64 width;
     float eps;

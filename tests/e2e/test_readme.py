@@ -42,7 +42,8 @@ def at(server: Server, text: str) -> str:
 
 
 def test_python_examples(server: Server, tmp_path: Path) -> None:
-    examples = [text for language, text in BLOCKS if language == "python"]
+    # tests/examples/test_seeds.py runs Whisper's, which needs a model that is not bundled.
+    examples = [text for language, text in BLOCKS if language == "python" and "whisper" not in text]
     assert len(examples) == 4, "LLM, Client, openai, pipeline"
     # In one interpreter, which takes longer to start than the examples to run.
     script = "\nprint('----')\n".join(examples)

@@ -1,4 +1,4 @@
-"""Every T5 through `LLM` and through the cluster, tensor-parallel 1 and 2: token for token transformers'."""
+"""Every T5, and Whisper, through the cluster, tensor-parallel 1 and 2: token for token transformers'."""
 
 from __future__ import annotations
 
@@ -7,18 +7,24 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import grpc
+import numpy as np
 import pytest
+import whisper
+from audio_files import wav
 from models import EOS, T5_VARIANTS, load_reference, reference_greedy
 from serving import Stub, ids_request, make_config, on_ports_of
 
-from tandem import LLM, SamplingParams
+from tandem import LLM, Client, InvalidRequest, SamplingParams, TandemError
 from tandem.cluster import launch
-from tandem.cluster.config import ServeConfig
+from tandem.cluster.config import Placement, ServeConfig
 
 pytestmark = pytest.mark.ray
 MAX_TOKENS = 24
+# Its header can be read; its samples are no numbers.
+BROKEN = wav(np.full(4_000, np.nan), whisper.RATE)
 PROMPTS = 64
 
 
@@ -66,3 +72,45 @@ def test_greedy(
             prompts(),
         )
         assert [list(answer.outputs[0].token_ids) for answer in answers] == expected
+
+
+@pytest.mark.parametrize(("placement", "tensor_parallel_size"), [("disaggregated", 2), ("colocated", 1)])
+def test_whisper(
+    started: tuple[launch.RunningCluster, ServeConfig],
+    tmp_path: Path,
+    placement: Placement,
+    tensor_parallel_size: int,
+) -> None:
+    """Recordings from many clients at once; what one damaged file gets is its own."""
+    cluster, first = started
+    folder = whisper.make_whisper(tmp_path, "base")
+    reference = whisper.Reference(folder)
+    asked = {"source_language": "fr", "task": "translate"}
+    found = whisper.cases(reference, asked, 12)
+    config = make_config(
+        model=str(folder),
+        placement=placement,
+        tensor_parallel_size=tensor_parallel_size,
+        max_encoder_tokens=200,
+    )
+    endpoints = cluster.deploy(on_ports_of(config, first))
+    greedy = SamplingParams(temperature=0, max_tokens=whisper.TOKENS)
+
+    with Client(endpoints.grpc[0]) as client, ThreadPoolExecutor(13) as pool:
+
+        def ask(samples: Any) -> list[int] | TandemError:
+            try:
+                answer = client.generate(whisper.audio(samples), greedy, **asked)
+            except TandemError as error:
+                return error
+            return whisper.text_ids(answer.outputs[0].token_ids, 0)
+
+        answers = list(pool.map(ask, [*(samples for samples, _ in found), BROKEN]))
+        *right, wrong = answers
+        assert right == [ids for _, ids in found]
+        assert isinstance(wrong, InvalidRequest)
+        assert wrong.field == "multi_modal_data.audio"
+        detected = client.generate(whisper.audio(found[0][0]), greedy).outputs[0].token_ids
+        assert detected[0] == int(reference.model.detect_language(reference.features(found[0][0]))[0])
+        pieces = list(client.stream(whisper.audio(found[0][0]), greedy, **asked))
+        assert [i for piece in pieces for i in piece.token_ids if i != whisper.EOS] == found[0][1]

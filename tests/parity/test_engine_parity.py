@@ -25,7 +25,7 @@ from tandem.workers.engine import Engine
 from tandem.workers.execution.encoder import Encoder
 from tandem.workers.execution.side_stream import Work
 from tandem.workers.local_group import LocalGroup
-from tandem.workers.request import Decoding, EngineRequest, EngineStats
+from tandem.workers.request import Decoding, EncoderInput, EngineRequest, EngineStats
 
 
 @pytest.fixture
@@ -190,7 +190,8 @@ def test_samples_of_one_prompt_share_its_encoder_input(variant: Reference) -> No
 def test_tensor_parallel(variant: Reference) -> None:
     """Two ranks; every other encoder input is encoded elsewhere, and both ranks read it."""
     prompts, answers = variant.prompts[:24], variant.answers[:24]
-    states = Encoder(variant.config()).encode(prompts).split([len(ids) for ids in prompts])
+    inputs = [EncoderInput("", tuple(ids)) for ids in prompts]
+    states = Encoder(variant.config()).encode(inputs).split([len(ids) for ids in prompts])
     requests = greedy(prompts)
     config = variant.config(tensor_parallel_size=2, overlap=True, num_pages=60, page_size=4)
     with ranks_in_threads(config) as (engine, followers):

@@ -132,7 +132,8 @@ def test_tensor_parallel(name: str, checkpoint: Callable[..., Path]) -> None:
     config = case.config(tensor_parallel_size=2, overlap=True, max_num_seqs=8, max_batched_tokens=20)
     with ranks_in_threads(config) as (engine, followers):
         if requests[0].encoder.token_ids:
-            states = Encoder(case.config()).encode(case.prompts).split([len(ids) for ids in case.prompts])
+            inputs = [EncoderInput("", tuple(ids)) for ids in case.prompts]
+            states = Encoder(case.config()).encode(inputs).split([len(ids) for ids in case.prompts])
             for prompt, one in list(zip(case.prompts, states, strict=True))[::2]:
                 hidden = Kept(100 + case.prompts.index(prompt), one)
                 followers[0].register(hidden)

@@ -13,21 +13,25 @@ import torch
 from audio_files import encoded, wav
 from real_whisper import real_whisper
 from whisper import (
-    EOS,
+    CLEAR,
     GEOMETRIES,
     LANGUAGES,
     NO_TIMESTAMPS,
     RATE,
+    TOKENS,
     TRANSCRIBE,
     Reference,
+    audio,
+    cases,
     make_whisper,
+    said,
     sound,
+    text_ids,
+    theirs,
 )
 
 from tandem import LLM, BeamSearchParams, InvalidRequest, SamplingParams
 
-TOKENS = 24
-CLEAR = 1e-3  # lead of each token's logit: below it rounding decides
 GREEDY = SamplingParams(temperature=0, max_tokens=TOKENS)
 TASKS: list[dict[str, str]] = [
     {},
@@ -42,45 +46,7 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     return cache(lambda geometry: make_whisper(tmp_path_factory.mktemp(geometry), geometry))
 
 
-def audio(value: Any) -> Any:
-    if isinstance(value, np.ndarray):
-        value = (value, RATE)
-    return {"prompt": "", "multi_modal_data": {"audio": value}}
-
-
 SOUND = audio(sound(0))
-
-
-def theirs(asked: dict[str, str]) -> dict[str, str]:
-    names = {"source_language": "language", "task": "task"}
-    return {names[name]: value for name, value in asked.items()}
-
-
-def cases(
-    reference: Reference, asked: dict[str, str], count: int, *, tokens: int = TOKENS, first: int = 0
-) -> list[tuple[np.ndarray[Any, Any], list[int]]]:
-    """Sounds whose answers are clear, and transformers' answers."""
-    found = []
-    for seed in range(first, first + 200):
-        samples = sound(seed)
-        ids = reference.generate(samples, max_new_tokens=tokens, **theirs(asked))
-        if reference.lead(samples, ids, **theirs(asked)) > CLEAR:
-            found.append((samples, ids))
-        if len(found) == count:
-            return found
-    raise AssertionError("no clear answers")
-
-
-def text_ids(ids: list[int], opening: int) -> list[int]:
-    """Without the opening that the model said, and without EOS."""
-    return [token for token in ids[opening:] if token != EOS]
-
-
-def said(reference: Reference, asked: dict[str, str]) -> int:
-    """How many generated tokens come before the text: those after a language that the model is to say."""
-    if not reference.multilingual or "source_language" in asked:
-        return 0
-    return len(reference.opening(theirs(asked))) - 1
 
 
 @pytest.mark.parametrize("geometry", GEOMETRIES)

@@ -323,10 +323,9 @@ class FakeEncoders:
                 raise self.faults.pop(0)
             if any(self.poison in ids for ids in inputs):
                 raise task_error(ValueError("poison"))
-            hidden = torch.cat([encode(ids) for ids in inputs])
-            return pack(hidden), BatchSummary(
-                tokens=len(hidden), nbytes=hidden.nbytes, seconds=0.0, refused={}
-            )
+            hidden = torch.cat([torch.zeros(0, D_MODEL), *map(encode, inputs)])
+            summary = BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=0.0, refused={})
+            return pack(hidden), summary
         finally:
             self.running -= 1
 

@@ -24,6 +24,8 @@ from transformers import (
     WhisperForConditionalGeneration,
 )
 
+TOKENS = 24
+CLEAR = 1e-3  # lead of each token's logit: below it rounding decides
 RATE = 16_000  # samples a second
 WORDS = 90
 EOS, SOT, TRANSLATE, TRANSCRIBE, NO_TIMESTAMPS = (
@@ -68,8 +70,9 @@ GEOMETRIES = {
 }  # fmt: skip
 
 
-def make_whisper(folder: Path, geometry: str, seed: int = 0) -> Path:
-    """Writes a checkpoint with tokenizer and feature extractor into `folder` and returns it."""
+def make_whisper(folder: Path, geometry: str, seed: int = 0, **overrides: Any) -> Path:
+    """Writes a checkpoint with tokenizer and feature extractor into `folder` and returns it. `overrides` are
+    of its config."""
     kind = GEOMETRIES[geometry]
     positions = 50 * kind.seconds
     size = WORDS + len(SPECIAL) + positions + 1  # the last are timestamps, 0.02 s apart
@@ -81,7 +84,7 @@ def make_whisper(folder: Path, geometry: str, seed: int = 0) -> Path:
         "begin_suppress_tokens": None,
     }  # fmt: skip
     variant = Variant("Whisper", True, options, kind.eos_gain)
-    model = variant.make(**kind.options)
+    model = variant.make(**kind.options, **overrides)
     models.fill(model, variant, seed, eos=EOS)
     generation = {
         "decoder_start_token_id": SOT, "eos_token_id": EOS, "pad_token_id": EOS, "bos_token_id": EOS,
@@ -186,3 +189,41 @@ class Reference:
         logits[:, self.config["suppress_tokens"]] = -torch.inf
         logits[0, self.config["begin_suppress_tokens"]] = -torch.inf
         return min(lead, float(-logits.topk(2).values.diff().max()))
+
+
+def theirs(asked: dict[str, str]) -> dict[str, str]:
+    names = {"source_language": "language", "task": "task"}
+    return {names[name]: value for name, value in asked.items()}
+
+
+def cases(
+    reference: Reference, asked: dict[str, str], count: int, *, tokens: int = TOKENS, first: int = 0
+) -> list[tuple[np.ndarray[Any, Any], list[int]]]:
+    """Sounds whose answers are clear, and transformers' answers."""
+    found = []
+    for seed in range(first, first + 200):
+        samples = sound(seed)
+        ids = reference.generate(samples, max_new_tokens=tokens, **theirs(asked))
+        if reference.lead(samples, ids, **theirs(asked)) > CLEAR:
+            found.append((samples, ids))
+        if len(found) == count:
+            return found
+    raise AssertionError("no clear answers")
+
+
+def text_ids(ids: list[int], opening: int) -> list[int]:
+    """Without the opening that the model said, and without EOS."""
+    return [token for token in ids[opening:] if token != EOS]
+
+
+def said(reference: Reference, asked: dict[str, str]) -> int:
+    """How many generated tokens come before the text: those after a language that the model is to say."""
+    if not reference.multilingual or "source_language" in asked:
+        return 0
+    return len(reference.opening(theirs(asked))) - 1
+
+
+def audio(value: Any) -> Any:
+    if isinstance(value, np.ndarray):
+        value = (value, RATE)
+    return {"prompt": "", "multi_modal_data": {"audio": value}}

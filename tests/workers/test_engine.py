@@ -194,7 +194,11 @@ def test_hidden_states_from_elsewhere_give_the_same_tokens(config: EngineConfig)
     for number in range(4):
         engine.submit(request(number))
     expected = {name: tokens(deltas) for name, deltas in drain(engine).items()}
-    states = Encoder(config).encode(PROMPTS).split([len(ids) for ids in PROMPTS])
+    states = (
+        Encoder(config)
+        .encode([EncoderInput("", tuple(ids)) for ids in PROMPTS])
+        .split([len(ids) for ids in PROMPTS])
+    )
     for with_encoder in (False, True):
         engine = Engine(replace(config, with_encoder=with_encoder))
         kept = [Kept(100 + number, part) for number, part in enumerate(states)]

@@ -65,7 +65,10 @@ class Embedding:
         the front's for features float32 [items, *FrontSpec.features], elsewhere the token's."""
         assert self.front is not None, "this stack reads no media"
         vectors = self.front(features)
-        return vectors if self.tokens is None else self.embed(token_ids).index_copy(0, media, vectors)
+        if self.tokens is None:
+            return vectors
+        # The placeholder is no token, so it is not looked up.
+        return self.embed(token_ids.index_fill(0, media, 0)).index_copy(0, media, vectors)
 
     def add_positions(self, x: torch.Tensor, positions: torch.Tensor | None) -> torch.Tensor:
         """Vectors [N, d_model] at positions int64 [N] → what the first layer reads, [N, d_model].

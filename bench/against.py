@@ -1,0 +1,237 @@
+"""This checkout against another one, in turns on one machine: what a change did to the speed.
+
+    python bench/against.py OTHER [--rounds 9] [--out bench/results/against.json]
+
+OTHER is the folder of another checkout with its `.venv`. Each has processes of its own, which use only names
+that both have: `LLM`, the parameters, `AsyncClient`, `launch.serve`. Loads of the engine are those of
+engine.py, of the random T5-small shape and the bundled model, in float32 and in 8 bits; of the cluster 32
+clients, whole answers and streams, and the first token of one client. In every round both do the same
+requests, each first in turn. A figure is the ratio of this checkout's tokens/s to the other's, or for first
+tokens of the other's time to this checkout's: above 1 this one is ahead. Medians over rounds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import random
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+BATCH = 32  # sequences at once
+CLIENTS = 32
+ROOT = Path(__file__).resolve().parents[1]
+
+
+# -- in a process of each checkout
+
+
+def _engine(model: str, how: dict[str, Any]) -> Any:
+    from tandem import LLM, BeamSearchParams, SamplingParams
+
+    llm = LLM(model, **how, max_num_seqs=BATCH)
+
+    def run(load: dict[str, Any]) -> float:
+        """Tokens/s."""
+        prompts = [{"prompt_token_ids": ids} for ids, _ in load["requests"]]
+        params: list[Any] = []
+        for _, tokens in load["requests"]:
+            if load["beams"] > 1:
+                params.append(
+                    BeamSearchParams(num_beams=load["beams"], max_tokens=tokens or 64, min_tokens=tokens or 0)
+                )
+            else:
+                params.append(SamplingParams(temperature=0, max_tokens=tokens or 64, ignore_eos=bool(tokens)))
+        size = 1 if load["at_once"] == 1 else len(prompts)
+        start, made = time.perf_counter(), 0
+        for at in range(0, len(prompts), size):
+            outputs = llm.generate(prompts[at : at + size], params[at : at + size], use_tqdm=False)
+            made += sum(len(output.outputs[0].token_ids) for output in outputs)
+        return made / (time.perf_counter() - start)
+
+    return run
+
+
+def _cluster(stack: ExitStack) -> Any:
+    from tandem import AsyncClient, SamplingParams
+    from tandem.cluster import launch
+    from tandem.cluster.config import ServeConfig
+
+    ports = []
+    for _ in range(2):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            ports.append(free.getsockname()[1])
+    config = ServeConfig(max_num_seqs=BATCH, http_port=ports[0], grpc_port=ports[1])
+    address = stack.enter_context(launch.serve(config)).endpoints().grpc[0]
+
+    async def ask(load: dict[str, Any]) -> float:
+        async with AsyncClient(address) as client:
+            todo, made, first_s = iter(load["prompts"]), 0, []
+
+            async def one() -> None:
+                nonlocal made
+                for prompt in todo:
+                    params, start = SamplingParams(temperature=0, max_tokens=64), time.perf_counter()
+                    if load["kind"] == "whole":
+                        answer = await client.generate(prompt, params)
+                        made += len(answer.outputs[0].token_ids)
+                        continue
+                    seen = 0
+                    async for piece in client.stream(prompt, params):
+                        if not seen:
+                            first_s.append(time.perf_counter() - start)
+                        seen += len(piece.token_ids)
+                    made += seen
+
+            start = time.perf_counter()
+            await asyncio.gather(*(one() for _ in range(load["clients"])))
+            taken = time.perf_counter() - start
+        return 1 / sorted(first_s)[len(first_s) // 2] if load["kind"] == "first" else made / taken
+
+    return lambda load: asyncio.run(ask(load))
+
+
+def work() -> None:
+    """Makes what the first line says, then answers a load a line with a rate."""
+    kind, *how = json.loads(sys.stdin.readline())
+    out, sys.stdout = sys.stdout, sys.stderr  # what libraries print is no answer
+    with ExitStack() as stack:
+        run = _cluster(stack) if kind == "cluster" else _engine(*how)
+        print("null", file=out, flush=True)
+        for line in sys.stdin:
+            print(json.dumps(run(json.loads(line))), file=out, flush=True)
+
+
+# -- in this one
+
+
+class Worker:
+    """A process of a checkout."""
+
+    def __init__(self, checkout: Path, *what: Any) -> None:
+        self._process = subprocess.Popen(
+            [checkout / ".venv/bin/python", str(Path(__file__).resolve()), "--work"],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, cwd=checkout,
+        )  # fmt: skip
+        self._say(what)
+
+    def ready(self) -> None:
+        self._hear()
+
+    def do(self, load: dict[str, Any]) -> float:
+        self._say(load)
+        return float(self._hear())
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait(120)
+
+    def _say(self, what: Any) -> None:
+        assert self._process.stdin is not None
+        print(json.dumps(what), file=self._process.stdin, flush=True)
+
+    def _hear(self) -> Any:
+        assert self._process.stdout is not None
+        return json.loads(self._process.stdout.readline())
+
+
+def in_turns(
+    checkouts: list[Path], what: list[Any], loads: list[dict[str, dict[str, Any]]]
+) -> dict[str, Any]:
+    """This checkout's rate over the other's, of each load by its name; `loads` are a round's each."""
+    import machine
+
+    workers = [Worker(checkout, *what) for checkout in checkouts]
+    rates: dict[str, list[list[float]]] = {}
+    try:
+        for worker in workers:
+            worker.ready()
+        for number, by_name in enumerate(loads):
+            for name, load in by_name.items():
+                order = [0, 1] if number % 2 else [1, 0]
+                made = {which: workers[which].do(load) for which in order}
+                if number:  # the first round warms up
+                    rates.setdefault(name, []).append([made[0], made[1]])
+    finally:
+        for worker in workers:
+            worker.close()
+    return {
+        name: {
+            "ratio": machine.spread([this / other for this, other in pairs]),
+            "rate": machine.spread([this for this, _ in pairs]),
+        }
+        for name, pairs in rates.items()
+    }
+
+
+def main() -> None:
+    import engine
+    import machine
+    from transformers import AutoTokenizer
+
+    from tandem.quickstart import PATH as QUICKSTART
+
+    parser = machine.parser(__doc__, "against", rounds=9)
+    parser.add_argument("other", type=Path)
+    args = parser.parse_args()
+    checkouts = [ROOT, args.other.resolve()]
+    tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
+    results: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as folder:
+        engine.make_model(Path(folder))
+        for model, path, make in (
+            ("random T5-small", folder, engine.random_requests),
+            ("quickstart", str(QUICKSTART), lambda count, rng: engine.sentences(count, rng, tokenizer)),
+        ):
+            rounds = []
+            for number in range(args.rounds + 1):
+                rng = random.Random(number)
+                rounds.append(
+                    {
+                        name: {
+                            "at_once": at_once,
+                            "beams": beams,
+                            "requests": [[list(one.ids), one.tokens] for one in make(count, rng)],
+                        }
+                        for name, count, at_once, beams in (
+                            ("1", 6, 1, 1), ("8", 8, 8, 1), ("stream", 64, 32, 1), ("beam 4", 8, 8, 4),
+                        )
+                    }
+                )  # fmt: skip
+            for precision, how in (
+                ("float32", {"dtype": "float32"}),
+                ("int8", {"quantization": "int8"}),
+            ):
+                results[f"{model}, {precision}"] = in_turns(checkouts, ["engine", path, how], rounds)
+    texts = [f"translate English to French: I have {n} books." for n in range(2, 400)]
+    rounds = [
+        {
+            "whole": {"kind": "whole", "clients": CLIENTS, "prompts": texts[:256]},
+            "stream": {"kind": "stream", "clients": CLIENTS, "prompts": texts[:256]},
+            "first token": {"kind": "first", "clients": 1, "prompts": texts[256 : 256 + 24]},
+        }
+        for _ in range(args.rounds + 1)
+    ]
+    results["cluster, quickstart"] = in_turns(checkouts, ["cluster"], rounds)
+    other = subprocess.run(
+        ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=args.other, check=True
+    ).stdout.strip()
+    for title, figures in results.items():
+        for name, values in figures.items():
+            ratio = values["ratio"]
+            print(f"{title:28} {name:12} {ratio['median']:.3f} ({ratio['min']:.3f} to {ratio['max']:.3f})")
+    result = {"machine": machine.describe(), "other": other, "rounds": args.rounds, "loads": results}
+    machine.write(args.out, result)
+    print(f"wrote {args.out}")
+
+
+if __name__ == "__main__":
+    work() if sys.argv[1:] == ["--work"] else main()
