@@ -19,6 +19,8 @@ BIN := .venv/bin
 PIP_INSTALL = PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1) $(2)/bin/pip install \
     $(if $(TORCH_INDEX_URL),--extra-index-url "$(TORCH_INDEX_URL)")
 
+EXTENSION := $(wildcard kernels/cpu/_*.cpp kernels/cpu/_*.h)
+
 .DEFAULT_GOAL := help
 .PHONY: help .venv demo test lint types protos bench lock test-lowest test-latest clean
 
@@ -27,7 +29,7 @@ help:  ## This list.
 
 .venv: .venv/.installed  ## The virtual environment with all dependencies.
 
-.venv/.installed: pyproject.toml constraints.txt $(wildcard kernels/cpu/_*.cpp kernels/cpu/_*.h)
+.venv/.installed: pyproject.toml constraints.txt $(EXTENSION)
 	@test -n "$(PYTHON)" || { \
 	    echo "Tandem needs Python 3.11 to 3.14. None of $(PYTHONS) is; name one: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
@@ -64,9 +66,9 @@ bench: .venv/.installed  ## Measure on this machine, in less than 20 minutes; on
 	$(BIN)/python bench/simulate.py
 	$(BIN)/python bench/summary.py
 
-# The parts of the tests that hold Tandem against other projects: transformers and CTranslate2, Ray, gRPC, OpenAI's
-# client.
-PEERS := tests/parity tests/cluster tests/protos tests/face
+# The parts of the tests that depend on other projects' behaviour: transformers and CTranslate2, Ray, gRPC, OpenAI's
+# client, PyAV.
+PEERS := tests/parity tests/cluster tests/protos tests/face tests/workers/requests/media
 
 # uv resolves for every platform at once, which pip cannot. Only these two targets need it.
 UV := build/uv/bin/uv
@@ -84,7 +86,7 @@ test-latest: build/also.in  ## The same with the newest versions allowed.
 	$(call PIP_INSTALL,build/also.in,.venv-latest) --upgrade --upgrade-strategy eager --editable ".[dev,bench]"
 	.venv-latest/bin/pytest $(PEERS)
 
-.venv-lowest/.installed: pyproject.toml build/also.in $(UV)
+.venv-lowest/.installed: pyproject.toml build/also.in $(UV) $(EXTENSION)
 	$(PYTHON) -m venv --clear .venv-lowest
 	$(COMPILE) --resolution lowest-direct --python .venv-lowest/bin/python --output-file build/lowest.txt --upgrade
 	$(call PIP_INSTALL,build/lowest.txt,.venv-lowest) --editable ".[dev,bench]"
