@@ -14,6 +14,7 @@ from tandem.workers.request import EncoderInput, EngineRequest
 
 THREADS: Final = 2
 AHEAD: Final = 4  # inputs decoded, or being decoded, that are not submitted yet
+MOST_LIVE: Final = 256  # sequences of a call at the engine, running and waiting, that hold features
 
 
 class MediaFeed:
@@ -24,14 +25,10 @@ class MediaFeed:
     """
 
     def __init__(
-        self,
-        prepare: Callable[[EncoderInput], EncoderInput],
-        requests: Sequence[EngineRequest],
-        most_live: int,
+        self, prepare: Callable[[EncoderInput], EncoderInput], requests: Sequence[EngineRequest]
     ) -> None:
-        """`prepare` decodes, see `Engine.prepare`; `most_live`: sequences at the engine beyond which none are
-        added."""
-        self._prepare, self._most_live = prepare, most_live
+        """`prepare` decodes, see `Engine.prepare`."""
+        self._prepare = prepare
         self._groups = deque(list(group) for _, group in groupby(requests, lambda one: one.encoder.key))
         self._decoding: deque[tuple[Future[EncoderInput], list[EngineRequest]]] = deque()
         self._pool: ThreadPoolExecutor | None = None  # made for the first of the requests
@@ -41,10 +38,10 @@ class MediaFeed:
         return bool(self._groups or self._decoding)
 
     def ready(self, live: int) -> Iterator[list[EngineRequest]]:
-        """The requests of inputs that are decoded by now, while fewer than `most_live` sequences are at the engine;
-        `live` are. With none there it waits for the first input. Raises InvalidRequest for media that cannot
-        be decoded."""
-        while self and live < self._most_live:
+        """The requests whose inputs are decoded by now, while fewer than MOST_LIVE of the sequences are
+        at the engine, where `live` are. Without any there, it waits for the first input. Raises
+        InvalidRequest for media that cannot be decoded."""
+        while self and live < MOST_LIVE:
             while self._groups and len(self._decoding) < AHEAD:
                 if self._pool is None:
                     self._pool = ThreadPoolExecutor(THREADS, "media")

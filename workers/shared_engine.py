@@ -42,7 +42,7 @@ class SharedEngine:
         call, of_media = _Call(), [request for request in requests if request.encoder.media]
         try:
             self._submit(call, [request for request in requests if not request.encoder.media])
-            with MediaFeed(self.engine.prepare, of_media, 2 * self.engine.config.max_num_seqs) as feed:
+            with MediaFeed(self.engine.prepare, of_media) as feed:
                 while call.live or feed:
                     for group in feed.ready(len(call.live)):
                         self._submit(call, group)

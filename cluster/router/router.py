@@ -91,8 +91,8 @@ class Router:
         await self._engines.close()
 
     def check_room(self, sequences: int = 1, media_bytes: int = 0) -> None:
-        """Raises Overloaded where so many more sequences, or bytes of media, would exceed the limit, Unavailable
-        where the server shuts down."""
+        """Raises Overloaded where so many more sequences, or bytes of media, would exceed a limit,
+        Unavailable where the server shuts down."""
         if not self._accepting:
             raise Unavailable("the server shuts down")
         limit, there = self._config.limits.queued_requests, len(self._requests)

@@ -14,6 +14,7 @@ from audio_files import encoded, wav
 from real_whisper import real_whisper
 from whisper import (
     CLEAR,
+    EOS,
     GEOMETRIES,
     LANGUAGES,
     NO_TIMESTAMPS,
@@ -31,6 +32,8 @@ from whisper import (
 )
 
 from tandem import LLM, BeamSearchParams, InvalidRequest, SamplingParams
+from tandem.inputs import Media
+from tandem.workers.requests.media.audio import AudioProcessor
 
 GREEDY = SamplingParams(temperature=0, max_tokens=TOKENS)
 TASKS: list[dict[str, str]] = [
@@ -60,7 +63,7 @@ def test_every_language_and_task_in_one_batch(whisper: Callable[[str], Path], ge
             options.append(asked)
             expected.append(ids)
     opened = [said(reference, asked) for asked in options]
-    params = [SamplingParams(temperature=0, max_tokens=TOKENS + opening) for opening in opened]
+    params = [GREEDY] * len(prompts)
     with LLM(str(folder), dtype="float32", max_num_seqs=8) as llm:
         outputs = llm.generate(
             prompts,
@@ -98,7 +101,7 @@ def test_beams(whisper: Callable[[str], Path], asked: dict[str, str]) -> None:
         for one in samples
     ]
     with LLM(str(whisper("base")), dtype="float32") as llm:
-        params = BeamSearchParams(num_beams=3, length_penalty=1.4, max_tokens=12 + opened)
+        params = BeamSearchParams(num_beams=3, length_penalty=1.4, max_tokens=12)
         outputs = llm.generate([audio(one) for one in samples], params, use_tqdm=False, **asked)
     assert [text_ids(output.outputs[0].token_ids, opened) for output in outputs] == expected
 
@@ -227,3 +230,52 @@ def test_the_spectrogram_is_transformers(whisper: Callable[[str], Path]) -> None
             features = processor.features(Media("audio", wav(sound(5, seconds), RATE)))
             expected = Reference(folder).features(sound(5, seconds))[0]
             torch.testing.assert_close(features, expected, rtol=0, atol=1e-5)
+
+
+def test_samples_and_targets_of_one_recording_decode_it_once(
+    whisper: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    decoded: list[int] = []
+    features = AudioProcessor.features
+
+    def counted(processor: AudioProcessor, media: Media) -> torch.Tensor:
+        decoded.append(len(media.data))
+        return features(processor, media)
+
+    monkeypatch.setattr(AudioProcessor, "features", counted)
+    with LLM(str(whisper("base")), dtype="float32", max_num_seqs=2) as llm:
+        (several,) = llm.generate(audio(sound(0)), SamplingParams(n=6, temperature=1.0, max_tokens=4, seed=1))
+        assert len(several.outputs) == 6
+        assert len(decoded) == 1
+        llm.score(audio(sound(1)), ["ba be", "da", "fu"], source_language="en")
+        assert len(decoded) == 2
+        # More recordings than are decoded ahead, each with its own answer.
+        many = [audio(sound(seed)) for seed in range(12)]
+        alone = [llm.generate(one, GREEDY, source_language="en")[0].outputs[0].token_ids for one in many]
+        together = llm.generate(many, GREEDY, source_language="en", use_tqdm=False)
+        assert [output.outputs[0].token_ids for output in together] == alone
+
+
+def test_the_score_of_an_answer_is_transformers(whisper: Callable[[str], Path]) -> None:
+    reference = Reference(whisper("base"))
+    text = "ba be da"
+    with LLM(str(whisper("base")), dtype="float32") as llm:
+        (scores,) = llm.score(audio(sound(2)), text, source_language="en")
+    (score,) = scores.scores
+    prefix = reference.opening({"language": "en"})
+    assert score.token_ids[-1] == EOS
+    with torch.no_grad():
+        ids = torch.tensor([[*prefix, *score.token_ids]])
+        logits = reference.model(reference.features(sound(2)), decoder_input_ids=ids).logits[0]
+    expected = logits.log_softmax(-1)[len(prefix) - 1 : -1].gather(1, ids[0, len(prefix) :, None]).squeeze(1)
+    assert score.logprobs == pytest.approx(expected.tolist(), abs=1e-4)
+
+
+def test_a_damaged_recording_ends_the_call_and_not_the_llm(whisper: Callable[[str], Path]) -> None:
+    broken = wav(np.full(1_000, np.nan), RATE)
+    with LLM(str(whisper("base")), dtype="float32") as llm:
+        with pytest.raises(InvalidRequest, match="no numbers"):
+            llm.generate([audio(sound(0)), audio(broken), audio(sound(1))], GREEDY, use_tqdm=False)
+        assert llm.generate(audio(sound(0)), GREEDY)[0].outputs[0].token_ids
+        stats = llm.stats()
+        assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)

@@ -29,6 +29,10 @@ class Counting:
         self.fails_at: int | None = None
         self._inside = threading.Lock()
 
+    def prepare(self, encoder_input: EncoderInput) -> EncoderInput:
+        """Only for media."""
+        raise AssertionError(encoder_input)
+
     def submit(self, request: EngineRequest) -> None:
         assert self._inside.acquire(blocking=False), "two threads at once"
         self.left[request.request_id] = 0, request.decoding.max_tokens

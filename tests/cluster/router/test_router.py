@@ -21,8 +21,9 @@ from fake_cluster import (
 )
 from ray.exceptions import ActorDiedError
 
-from tandem.errors import InternalError, InvalidRequest, Unavailable
+from tandem.errors import InternalError, InvalidRequest, Overloaded, Unavailable
 from tandem.inputs import Media
+from tandem.limits import Limits
 from tandem.workers.request import BeamSearch, Delta, EngineRequest
 
 
@@ -506,3 +507,24 @@ async def test_a_router_that_vanishes_loses_its_requests_after_the_lease(
                 await asyncio.sleep(0.01)
         assert replica.engine.cancelled == ["r"]
         assert not await replica.actor.exchange("vanishing", [], [])
+
+
+async def test_files_in_work_are_bounded_in_bytes() -> None:
+    """Samples of one input hold its file once, and what has ended holds none."""
+    limits = Limits(queued_media_bytes=100)
+    async with FakeCluster(limits=limits) as cluster:
+
+        def hearing(key: str, size: int) -> EngineRequest:
+            one = request(key, 3)
+            media = (Media("audio", bytes(size)),)
+            return replace(one, encoder=replace(one.encoder, key=key, media=media))
+
+        first = [hearing("a", 60), replace(hearing("a", 60), request_id="a2")]
+        with cluster.router.accept(first):
+            with pytest.raises(Overloaded, match="60 bytes of media are in work and 50 more exceed 100"):
+                with cluster.router.accept([hearing("b", 50)]):
+                    pass
+            with cluster.router.accept([hearing("c", 40)]), cluster.router.accept([request("text", 3)]):
+                pass
+        with cluster.router.accept([hearing("d", 100)]):
+            pass

@@ -42,8 +42,8 @@ def read_processor(folder: Path, front: FrontSpec | None) -> MediaProcessor | No
 
 
 def prepare_input(encoder: EncoderInput, processor: MediaProcessor | None) -> EncoderInput:
-    """The input with the features of its media in the media's place, for the engine or encoder that encodes it. It
-    takes milliseconds of CPU time for an item: not for an event loop or a step. Raises InvalidRequest."""
+    """The input with features in its media's place, for the engine or encoder that encodes it. It takes
+    milliseconds of CPU time for an item: not for an event loop or a step. Raises InvalidRequest."""
     if not encoder.media or encoder.hidden is not None:
         return encoder
     import torch
