@@ -12,6 +12,7 @@ from tandem.cluster.app import application
 from tandem.cluster.config import ServeConfig
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution.encoder import Encoder
+from tandem.workers.request import EncoderInput
 
 
 def test_as_many_tokens_as_asked_for(checkpoint: Callable[..., Path]) -> None:
@@ -31,7 +32,8 @@ def test_as_many_tokens_as_asked_for(checkpoint: Callable[..., Path]) -> None:
 
 def test_an_encoder_gives_as_many_hidden_states_as_a_real_one(checkpoint: Callable[..., Path]) -> None:
     config = EngineConfig.of(model=str(checkpoint("flan")), dtype="float32", device="cpu")
-    simulated, real, inputs = InstantEncoder(config), Encoder(config), [[5, 6, 1], [7, 1]]
+    simulated, real = InstantEncoder(config), Encoder(config)
+    inputs = [EncoderInput("a", (5, 6, 1)), EncoderInput("b", (7, 1))]
     assert simulated.encode(inputs).shape == real.encode(inputs).shape
     assert not simulated.encode(inputs).any()
     assert real.encode(inputs).any()
