@@ -77,7 +77,9 @@ def read_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.0)
                 raise InvalidRequest(
                     f"has {frame.sample_rate} samples a second, the limit is {_HIGHEST_RATE}", field=FIELD
                 )
-            if kind != (first := first or kind):
+            if first is None:
+                first = kind
+            elif kind != first:
                 raise InvalidRequest("changes its sample rate, channels or format midway", field=FIELD)
             seconds += Fraction(frame.samples, frame.sample_rate)
             if seconds > longest_s + padding_s:
