@@ -44,8 +44,9 @@ class SharedEngine:
             self._submit(call, [request for request in requests if not request.encoder.media])
             with MediaFeed(self.engine.prepare, of_media) as feed:
                 while call.live or feed:
-                    for group in feed.ready(len(call.live)):
-                        self._submit(call, group)
+                    if feed:
+                        for group in feed.ready(len(call.live)):
+                            self._submit(call, group)
                     delta = self._next(call)
                     if delta.last:
                         call.live.discard(delta.request_id)
