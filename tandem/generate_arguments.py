@@ -51,6 +51,8 @@ def to_params(arguments: Mapping[str, Any], prefix_length: int, *, beams: bool) 
         values |= {name: arguments[name] for name in _BEAMS & arguments.keys()}
         return BeamSearchParams(**values, num_return_sequences=samples)
     _warn_of(_BEAMS - {"num_beams"}, arguments, "num_beams")
+    if beams:
+        values["num_beams"] = 1
     if do_sample:
         return SamplingParams(**values, n=samples)
     if samples != 1:

@@ -48,13 +48,13 @@ def identity(values: Mapping[str, Any], default: int | None) -> int | str | None
 
 
 def request(
-    values: Mapping[str, Any], defaults: Mapping[str, Any], *, beams: bool
+    values: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> tuple[Prompt, Params | None, TaskOptions]:
     """A line's prompt, decoding parameters, task and languages; what it sets goes before the defaults.
 
     The prompt is `prompt` (text), `prompt_token_ids`, or `encoder_prompt` (of either kind, nested), the
     first two with an optional `decoder_prompt`. All else but `id`, `source_language`,
-    `target_language` and `task` is a parameter. `beams`: the model's own way of decoding is beam search.
+    `target_language` and `task` is a parameter.
 
     Raises InvalidRequest, naming the field.
     """
@@ -73,16 +73,16 @@ def request(
     for name, value in options.items():
         if not isinstance(value, str):
             raise InvalidRequest(f"must be a str, got {type(value).__name__}", field=name)
-    return prompt, parameters(params, beams=beams), TaskOptions(**options)  # type: ignore[typeddict-item]
+    return prompt, parameters(params), TaskOptions(**options)  # type: ignore[typeddict-item]
 
 
-def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:
+def parameters(values: dict[str, Any]) -> Params | None:
     """Decoding parameters by name; None, which is the model's own way, where there are none.
 
     Raises InvalidRequest, naming the one at fault.
     """
     given = {name: value for name, value in values.items() if name not in TASK_OPTIONS}
-    return params_of(given, beams=beams) if given else None
+    return params_of(given) if given else None
 
 
 def answer(output: RequestOutput) -> dict[str, Any]:

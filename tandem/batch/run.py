@@ -78,7 +78,7 @@ class Answerer:
     Args:
         connect: makes the connection to the cluster.
         concurrency: requests sent ahead of their answers.
-        defaults, beams, timeout_s, patience_s: see `run`.
+        defaults, timeout_s, patience_s: see `run`.
     """
 
     def __init__(
@@ -87,11 +87,10 @@ class Answerer:
         connect: Callable[[], Server],
         concurrency: int,
         defaults: Mapping[str, Any],
-        beams: bool,
         timeout_s: float,
         patience_s: float,
     ) -> None:
-        self._connect, self._defaults, self._beams = connect, defaults, beams
+        self._connect, self._defaults = connect, defaults
         self._timeout_s, self._patience_s = timeout_s, patience_s
         self._server: Server | None = None
         self._free = asyncio.Semaphore(concurrency)
@@ -118,7 +117,7 @@ class Answerer:
         identity = {"id": corpus.identity(text, number)}
         async with self._free:
             try:
-                asked = records.request(records.parse(text), self._defaults, beams=self._beams)
+                asked = records.request(records.parse(text), self._defaults)
                 return identity | records.answer(await self._ask(server, *asked))
             except (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError) as error:
                 if error.field in ("timeout_s", "timeout_ms"):  # not the line's
@@ -161,7 +160,6 @@ def run(
     *,
     connections: int = 1,
     defaults: Mapping[str, Any] | None = None,
-    beams: bool = False,
     concurrency: int = CONCURRENCY,
     timeout_s: float = DEFAULT_LIMITS.timeout_s,
     patience_s: float = 600.0,
@@ -176,7 +174,6 @@ def run(
         connect: makes a connection to the cluster, in an actor on this machine.
         connections: how many connections.
         defaults: decoding parameters, task and languages for lines that do not set them.
-        beams: the model searches with beams where a line does not say how to decode.
         concurrency: requests at the cluster at a time.
         timeout_s: longest time an answer may take.
         patience_s: how long the cluster may be gone or full before the run gives up.
@@ -188,14 +185,13 @@ def run(
     """
     if concurrency < 1:
         raise InvalidRequest(f"must be at least 1, got {concurrency}", field="concurrency")
-    records.parameters(dict(defaults or {}), beams=beams)  # else every line would be refused
+    records.parameters(dict(defaults or {}))  # else every line would be refused
     total = sum(1 for _ in corpus.lines(source))
     with corpus.answers(source, sink) as (out, done):
         answerer = {
             "connect": connect,
             "concurrency": -(-concurrency // connections),
             "defaults": dict(defaults or {}),
-            "beams": beams,
             "timeout_s": timeout_s,
             "patience_s": patience_s,
         }

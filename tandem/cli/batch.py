@@ -22,7 +22,6 @@ from tandem.cli.options import (
     err,
     errors_shown,
     ingress_mode,
-    model_info,
     with_cluster_options,
 )
 
@@ -45,8 +44,8 @@ def batch(
     server: Annotated[
         str | None,
         typer.Option(
-            help="host:port of a running server's gRPC endpoint; for beam search with it, say num_beams. "
-            "Without it a cluster is started, as the options below say.",
+            help="host:port of a running server's gRPC endpoint. Without it a cluster is started, as the "
+            "options below say.",
             show_default=False,
         ),
     ] = None,
@@ -86,7 +85,7 @@ def batch(
         given = {} if max_tokens is None else {"max_tokens": max_tokens}
         defaults = given | assignments(param or [])
         # Before a cluster is started for nothing.
-        parameters(defaults, beams=False)
+        parameters(defaults)
         if not remaining(source, sink):
             err.print(f"Every line of {source} is answered in {sink}.", highlight=False)
             return
@@ -96,14 +95,13 @@ def batch(
         from tandem.batch import run as batch
         from tandem.cluster import launch, start
 
-        def answer(target: str, beams: bool) -> None:
+        def answer(target: str) -> None:
             done = batch.run(
                 source,
                 sink,
                 partial(_connect, target),
                 connections=cluster.ingress_replicas,
                 defaults=defaults,
-                beams=beams,
                 concurrency=concurrency,
                 timeout_s=timeout,
             )
@@ -113,7 +111,7 @@ def batch(
         try:
             if server is not None:
                 with start.ray_alone(cluster.address):
-                    answer(server, beams=False)
+                    answer(server)
                 return
             http_port, grpc_port = start.free_ports("127.0.0.1", 2)
             config = cluster.config(
@@ -123,10 +121,9 @@ def batch(
                 grpc_port=grpc_port,
                 ingress_mode=ingress_mode(cluster.address),
             )
-            beams = model_info(model).defaults.beams
             err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
             with launch.serve(config, address=cluster.address) as running:
-                answer("ipv4:" + ",".join(running.endpoints().grpc), beams)
+                answer("ipv4:" + ",".join(running.endpoints().grpc))
         except KeyboardInterrupt:
             err.print(f"Interrupted. {sink} holds what is done; the same command goes on from there.")
             raise typer.Exit(130) from None

@@ -72,7 +72,7 @@ def generate(
         if stream and jsonl:
             raise typer.BadParameter("streamed text is not JSON; leave one out", param_hint="--stream")
         options = TaskOptions(task=task, source_language=source_language, target_language=target_language)
-        params = _params(model, server, param, options, max_tokens=max_tokens, temperature=temperature)
+        params = _params(param, max_tokens=max_tokens, temperature=temperature)
         texts = _texts(prompts, file)
         if stream:
             _stream(texts, model, server, params, options)
@@ -110,7 +110,7 @@ def translate(
 
     with errors_shown():
         options = TaskOptions(source_language=source, target_language=to)
-        params = _params(model, server, param, options, max_tokens=max_tokens)
+        params = _params(param, max_tokens=max_tokens)
         _answer(_texts(sentences, file), model, server, params, options, jsonl)
 
 
@@ -143,25 +143,16 @@ def summarize(
         if tasks and not known:
             err.print(f"{model} has no summarization task, only {', '.join(tasks)}.", style="dim")
         options = TaskOptions(task="summarization" if known else None)
-        params = _params(model, server, param, options, max_tokens=max_tokens)
+        params = _params(param, max_tokens=max_tokens)
         _answer(_texts(documents, file), model, server, params, options, jsonl)
 
 
-def _params(
-    model: str, server: str | None, param: list[str] | None, options: TaskOptions, **params: Any
-) -> Params | None:
+def _params(param: list[str] | None, **params: Any) -> Params | None:
     """The command line's parameters, which go before the task's."""
     from tandem.batch.records import assignments, parameters
 
-    given = {name: value for name, value in params.items() if value is not None} | assignments(param or [])
-    # What a server's model does by itself is only known where the model is named for its tasks.
-    beams = False
-    if given and (server is None or any(options.values())):
-        info = model_info(model)
-        task = f"translation_{options.get('source_language')}_to_{options.get('target_language')}"
-        task = options.get("task") or task
-        beams = info.tasks.get(task, info).defaults.beams
-    return parameters(given, beams=beams)
+    given = {name: value for name, value in params.items() if value is not None}
+    return parameters(given | assignments(param or []))
 
 
 def _texts(arguments: list[str] | None, file: Path | None) -> list[str]:

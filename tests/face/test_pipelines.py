@@ -212,7 +212,10 @@ def test_arguments_of_generate_become_parameters() -> None:
         num_beams=3, num_return_sequences=2, length_penalty=2.0
     )
     assert params(True, max_new_tokens=5) == BeamSearchParams(max_tokens=5), "the model's own way"
-    assert params(True, num_beams=1) == SamplingParams()
+    assert params(True, num_beams=1) == SamplingParams(num_beams=1)
+    assert params(True, num_beams=1, do_sample=True, num_return_sequences=2) == SamplingParams(
+        num_beams=1, temperature=1.0, n=2
+    )
     with pytest.warns(UserWarning, match="without do_sample=True: top_k"):
         assert params(top_k=5) == SamplingParams()
     with pytest.warns(UserWarning, match="without num_beams: length_penalty"):

@@ -21,9 +21,9 @@ from tandem.inputs import (
     SingletonPrompt,
 )
 from tandem.limits import DEFAULT_LIMITS, Limits
-from tandem.params import BeamSearchParams, Params, SamplingParams
+from tandem.params import Params, SamplingParams
 from tandem.workers.request import Decoding, EngineRequest
-from tandem.workers.requests.decoding import check_counts, decoding_of, scoring_of
+from tandem.workers.requests.decoding import check_counts, completed, decoding_of, scoring_of
 from tandem.workers.requests.detokenizer import Vocabulary
 from tandem.workers.requests.media import MediaProcessor, read_processor
 from tandem.workers.requests.model_info import ModelInfo
@@ -93,8 +93,8 @@ class RequestBuilder:
         params: Params | None = None,
         **options: Unpack[RequestOptions],
     ) -> PreparedRequest:
-        """Checks everything there is to check about a request, and fills in every default. Without params
-        the model's own way of decoding holds, or the task's.
+        """Checks everything there is to check about a request, and fills in every default. The model's own
+        way of decoding, or the task's, holds unless `params` choose another: see `completed`.
 
         The options may name one of the model's `task_specific_params`, or the languages of a translation:
         codes of its tokenizer, or those that name a task. What the model wants to read for them is put before
@@ -105,8 +105,7 @@ class RequestBuilder:
         self.check_model(options.get("model"))
         checked = check_options(self.limits, self.tasks, **options)
         task = checked.task
-        if params is None:
-            params = BeamSearchParams() if task.defaults.beams else SamplingParams()
+        params = completed(params, task.defaults)
         check_counts(params, self.limits)
 
         given = self._reader.read(prompt, task)
@@ -126,7 +125,7 @@ class RequestBuilder:
             given,
             sequences,
             outputs=params.outputs,
-            stop=params.stop if isinstance(params, SamplingParams) else (),
+            stop=(params.stop or task.defaults.stop) if isinstance(params, SamplingParams) else (),
             skip_special_tokens=params.skip_special_tokens,
         )
 

@@ -19,17 +19,19 @@ DECODER_TOKENIZER: Final = "decoder_tokenizer"
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder. Raises ModelLoadError where there is none."""
+    """The tokenizer in a folder. Raises ModelLoadError where there is none that can be read."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{folder} has no tokenizer that can be read: {error}") from error
+    # Where a file is missing or damaged, each class fails in a way of its own: TypeError is Marian's.
+    except Exception as error:
+        why = f"{type(error).__name__}: {error}"
+        raise ModelLoadError(f"{folder} has no tokenizer that can be read: {why}", field="model") from error
     # Without its files transformers makes an empty tokenizer, and says nothing. (ByT5 needs none.)
     files = set(tokenizer.vocab_files_names.values())
     if files and not any((folder / name).is_file() for name in files):
-        raise ModelLoadError(f"{folder} has no tokenizer: none of {', '.join(sorted(files))}")
+        raise ModelLoadError(f"{folder} has no tokenizer: none of {', '.join(sorted(files))}", field="model")
     return cast("PreTrainedTokenizerBase", tokenizer)
 
 

@@ -1,6 +1,6 @@
 """OpenAI's completions and models, for encoder-decoder models: `prompt` is the encoder's, the extra field
 `decoder_prompt` begins the answer, and the request options are fields as well. All of `SamplingParams` may be
-given, or of `BeamSearchParams` where one of its own is."""
+given, or of `BeamSearchParams` where one of its own asks for beams."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from tandem.inputs import (
     RequestOptions,
     SingletonPrompt,
     TokensPrompt,
-    task_options,
 )
 from tandem.params import Params, SamplingParams, invalid, params_of
 from tandem.workers.requests.output_processor import PreparedRequest
@@ -65,8 +64,7 @@ def routes(service: Service) -> APIRouter:
             values = await read_json(request, service.config.limits)
             options = take_options(request, values)
             body = _parse(values)
-            task = service.request_builder.tasks.resolve(**task_options(options))
-            params = _params(body, beams=task.defaults.beams)
+            params = _params(body)
             prepared = await _prepare(service, call, body, params, options)
             shape = CompletionShape(service.model.id, service.request_builder.vocabulary, prepared, params)
             if not body.stream:
@@ -112,13 +110,13 @@ def _parse(values: dict[str, Any]) -> _Body:
     return body
 
 
-def _params(body: _Body, *, beams: bool) -> Params:
+def _params(body: _Body) -> Params:
     """OpenAI lets null stand for any parameter's default."""
     values = {name: value for name, value in (body.model_extra or {}).items() if value is not None}
     for name in _UNSUPPORTED.keys() & values.keys() - SamplingParams.model_fields.keys():
         if values.pop(name) != _UNSUPPORTED[name]:
             raise InvalidRequest("is not supported", field=name)
-    return params_of(values, beams=beams)
+    return params_of(values)
 
 
 def _prompts(body: _Body) -> list[Prompt]:

@@ -135,10 +135,6 @@ def test_published_configs_of_the_bart_like(values: dict[str, Any]) -> None:
     assert (spec.pad_id, spec.eos_ids) == (config.pad_token_id, (config.eos_token_id,))
     start = config.decoder_start_token_id
     assert spec.decoder_start_id == (config.bos_token_id if start is None else start)
-    # Where config.json does not say.
-    defaults, theirs = family_of(values).defaults, type(config)()
-    for key, ours in defaults.items():
-        assert ours == getattr(theirs, key, 0 if "size" in key else None)
 
 
 BERT = {

@@ -45,8 +45,6 @@ class _Kind:
     pad: int = 1  # default token ids
     eos: int = 2
     start: int | None = None  # None: BOS
-    forced_eos: bool = True  # the last token of an answer of full length is EOS by default
-    encoder_no_repeat_ngram_size: int = 0
     activation: Activation = "gelu"
     scale_embedding: bool = False
     max_positions: int = 1024
@@ -148,7 +146,7 @@ _KINDS = (
     _Kind("bart", post_norm=True, embedding_norms=("sum", "sum"), offset=2, start=2),
     _Kind("plbart", post_norm=True, embedding_norms=("sum", "sum"), offset=2, scale_embedding=True),
     _Kind("mbart", embedding_norms=("sum", "sum"), offset=2),
-    _Kind("blenderbot", pad=0, start=1, max_positions=128, encoder_no_repeat_ngram_size=3),
+    _Kind("blenderbot", pad=0, start=1, max_positions=128),
     _Kind(
         "blenderbot-small", post_norm=True, embedding_norms=("sum", "tokens"), pad=0, start=1,
         max_positions=512,
@@ -157,19 +155,8 @@ _KINDS = (
     _Kind("marian", post_norm=True, positions="sinusoidal", pad=58100, start=58100, eos=0),
     _Kind(
         "m2m_100", positions="sinusoidal_tensor2tensor", offset=None, output_bias=False, start=2,
-        forced_eos=False, activation="relu", scale_embedding=True,
+        activation="relu", scale_embedding=True,
     ),
 )  # fmt: skip
 
-FAMILIES = {
-    kind.family: Family(
-        kind.spec,
-        kind.names,
-        _UNUSED,
-        {
-            "forced_eos_token_id": kind.eos if kind.forced_eos else None,
-            "encoder_no_repeat_ngram_size": kind.encoder_no_repeat_ngram_size,
-        },
-    )
-    for kind in _KINDS
-}
+FAMILIES = {kind.family: Family(kind.spec, kind.names, _UNUSED) for kind in _KINDS}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tandem.errors import ModelLoadError
@@ -34,8 +34,6 @@ class Family:
     names: Callable[[Config, ModelSpec], WeightNames]
     # Shell patterns of weights that occur in the wild, are never read, and are passed over without complaint.
     unused: tuple[str, ...] = ()
-    # The family's own decoding parameters, by transformers' names, for what config.json does not say.
-    defaults: Config = field(default_factory=dict)
 
 
 def sides(spec: ModelSpec) -> Iterator[tuple[str, StackSpec]]:
