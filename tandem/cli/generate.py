@@ -38,7 +38,9 @@ def generate(
     max_tokens: MaxTokensOption = None,
     temperature: Annotated[
         float | None,
-        typer.Option(help="0 is greedy; higher is more varied.", show_default="the model's, usually greedy"),
+        typer.Option(
+            help="0 takes the likeliest; higher is more varied.", show_default="the model's, usually 0"
+        ),
     ] = None,
     task: Annotated[
         str | None,

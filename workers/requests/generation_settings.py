@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from tandem.params import EarlyStopping
 from tandem.workers.models.model_folder import read_json
 
 Settings = Mapping[str, Any]  # under transformers' names
@@ -116,8 +117,10 @@ def _flag(value: Any) -> bool:
     return value
 
 
-def _early_stopping(value: Any) -> bool | str:
-    if value != "never" and not isinstance(value, bool):
+def _early_stopping(value: Any) -> EarlyStopping:
+    if value == "never":
+        return "never"
+    if not isinstance(value, bool):
         raise ValueError('must be true, false or "never"')
     return value
 

@@ -26,8 +26,11 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     # Where a file is missing or damaged, each class fails in a way of its own: TypeError is Marian's.
     except Exception as error:
-        why = f"{type(error).__name__}: {error}"
-        raise ModelLoadError(f"{folder} has no tokenizer that can be read: {why}", field="model") from error
+        raise ModelLoadError(
+            f"{folder} has no tokenizer that can be read: it must hold all files of the model's "
+            f"({type(error).__name__}: {error})",
+            field="model",
+        ) from error
     # Without its files transformers makes an empty tokenizer, and says nothing. (ByT5 needs none.)
     files = set(tokenizer.vocab_files_names.values())
     if files and not any((folder / name).is_file() for name in files):

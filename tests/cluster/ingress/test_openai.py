@@ -142,7 +142,8 @@ async def test_a_default_that_is_written_out_leaves_the_models_beams(
     await client.completions.create(model="tiny", prompt="the cat", temperature=0.7, n=2)
     await client.completions.create(model="tiny", prompt="the cat", stop="x", extra_body={"num_beams": 1})
     assert [request.decoding.beams for request in router.requests] == [None] * 3
-    for name, value in {"n": 2, "stop": ["x"], "logprobs": 1}.items():
+    refused: dict[str, Any] = {"n": 2, "stop": ["x"], "logprobs": 1}
+    for name, value in refused.items():
         with pytest.raises(openai.BadRequestError, match=f"{name}: does not go with beam search") as caught:
             await client.completions.create(model="tiny", prompt="the cat", **{name: value})
         assert caught.value.param == name

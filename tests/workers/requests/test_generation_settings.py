@@ -159,7 +159,7 @@ def test_tokens_are_those_of_generate(
         (folder / "generation_config.json").write_text(json.dumps(generation))
     model = load_reference(folder)
     own = model.generation_config
-    # Where nothing says how much to generate, transformers stops after 20 tokens, and Tandem at its own limit.
+    # Where nothing says how much to generate, transformers stops after 20 tokens, and Tandem at its limit.
     most = {} if own.max_length or own.max_new_tokens else {"max_new_tokens": 20}
     with LLM(str(folder), dtype="float32", device="cpu", max_decoder_length=21) as llm:
         for prompt in ([10, 44, 90, 13, EOS], [70, 5, 6, EOS]):
