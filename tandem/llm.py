@@ -122,10 +122,10 @@ class LLM:
             task: one of those the model's config declares, such as "summarization": its text is put before a
                 prompt that is text, and its decoding defaults go before the model's. A speech model's are
                 "transcribe" and "translate", into English. One for all prompts or a list with one for each.
-            truncate_prompt_tokens: read no more than so many tokens of a prompt, rather than refuse it where it
-                is too long. Of an encoder prompt those of `tokenizer(text, truncation=True, max_length=…)`:
-                its beginning and the special tokens (token ids: the first, and the EOS); of a decoder-only
-                model's prompt the last, as vLLM does. -1: as many as the model's tokenizer is made for.
+            truncate_prompt_tokens: read so many tokens of a prompt at most, rather than refuse a longer one.
+                Of an encoder prompt those of `tokenizer(text, truncation=True, max_length=…)`: its beginning
+                and the special tokens (of token ids the first, and the EOS); of a decoder-only model's prompt
+                the last, as vLLM does. -1: as many as the model's tokenizer is made for.
             use_tqdm: show a progress bar for more than a few prompts.
 
         Raises InvalidRequest, naming the field and the prompt, before anything is generated.
@@ -172,8 +172,8 @@ class LLM:
         task: _OneOrEach,
         truncate_prompt_tokens: int | None,
     ) -> Iterator[PreparedRequest | InvalidRequest]:
-        """Each prompt's request, or why it is refused. Raises InvalidRequest for arguments that do not go with
-        the prompts' number."""
+        """Each prompt's request, or why it is refused. Raises InvalidRequest for arguments that do not go
+        with the prompts' number."""
         many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
         for prompt, params, options in zip(
             many,
