@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from tandem.llm import LLM
     from tandem.outputs import (
         CompletionOutput,
+        EmbeddingOutput,
         RequestOutput,
         ScoreOutput,
         TargetScore,
@@ -52,7 +53,8 @@ _WHERE = {
     "tandem.limits": ("Limits",),
     "tandem.llm": ("LLM",),
     "tandem.outputs": (
-        "CompletionOutput", "RequestOutput", "ScoreOutput", "TargetScore", "TextDelta", "TokenLogprobs",
+        "CompletionOutput", "EmbeddingOutput", "RequestOutput", "ScoreOutput", "TargetScore", "TextDelta",
+        "TokenLogprobs",
     ),
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "pipeline"),
@@ -67,6 +69,7 @@ __all__ = [
     "Client",
     "CompletionOutput",
     "DeadlineExceeded",
+    "EmbeddingOutput",
     "ExplicitEncoderDecoderPrompt",
     "InternalError",
     "InvalidRequest",

@@ -45,7 +45,8 @@ def batch(
     server: Annotated[
         str | None,
         typer.Option(
-            help="host:port of a running server's gRPC endpoint; for beam search with it, say num_beams. "
+            help="host:port of a running server's gRPC endpoint, or http://host:port of its HTTP endpoint "
+            "for OpenAI's request lines; for beam search with it, say num_beams. "
             "Without it a cluster is started, as the options below say.",
             show_default=False,
         ),
@@ -74,6 +75,12 @@ def batch(
       {"id": "a", "outputs": [{"text": "Salut.", "finish_reason": "stop", …
       {"id": 2, "error": {"message": "top_q: unknown parameter", …
 
+    Or it is one of OpenAI's request lines, for /v1/completions,
+    /v1/chat/completions or /v1/embeddings, and its answer has OpenAI's form:
+
+      {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {…
+      {"id": "batch_req_…", "custom_id": "a", "response": {"status_code": 200, …
+
     [bold]Examples[/bold]
 
       tandem batch in.jsonl out.jsonl --model google/flan-t5-xl --decoders 8
@@ -94,13 +101,15 @@ def batch(
         # Ray warns on stderr about every actor that can be restarted, as Ray Data's can.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         from tandem.batch import run as batch
+        from tandem.batch.openai_lines import HttpServer
         from tandem.cluster import launch, start
 
-        def answer(target: str, beams: bool) -> None:
+        def answer(target: str | None, http: list[str], beams: bool) -> None:
             done = batch.run(
                 source,
                 sink,
-                partial(_connect, target),
+                None if target is None else partial(_connect, target),
+                connect_http=partial(HttpServer, http) if http else None,
                 connections=cluster.ingress_replicas,
                 defaults=defaults,
                 beams=beams,
@@ -113,7 +122,10 @@ def batch(
         try:
             if server is not None:
                 with start.ray_alone(cluster.address):
-                    answer(server, beams=False)
+                    if server.startswith(("http://", "https://")):
+                        answer(None, [server], beams=False)
+                    else:
+                        answer(server, [], beams=False)
                 return
             http_port, grpc_port = start.free_ports("127.0.0.1", 2)
             config = cluster.config(
@@ -126,7 +138,9 @@ def batch(
             beams = model_info(model).defaults.beams
             err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
             with launch.serve(config, address=cluster.address) as running:
-                answer("ipv4:" + ",".join(running.endpoints().grpc), beams)
+                endpoints = running.endpoints()
+                http = [f"http://{address}" for address in endpoints.http]
+                answer("ipv4:" + ",".join(endpoints.grpc), http, beams)
         except KeyboardInterrupt:
             err.print(f"Interrupted. {sink} holds what is done; the same command goes on from there.")
             raise typer.Exit(130) from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, cast
 
@@ -71,6 +72,10 @@ class TextTokenizer:
             return list(backend.encode(text, add_special_tokens=special).ids)
         tokenizer = self._target_tokenizer if target else self._tokenizer
         return list(tokenizer.encode(text, add_special_tokens=special, verbose=False))
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The tokens of these ids, of the prompt's tokenizer, as the vocabulary writes them."""
+        return list(self._tokenizer.convert_ids_to_tokens(list(ids)))
 
 
 def check_text(text: str, name: str) -> None:
