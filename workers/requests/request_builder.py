@@ -73,6 +73,7 @@ class RequestBuilder:
         languages = bool(self.tasks.languages)
         self._reader = PromptReader(info, self._tokenizer, limits, processor, languages=languages)
         self.max_encoder_tokens = self._reader.max_encoder_tokens
+        self.max_prompt_tokens = self._reader.max_prompt_tokens
         self.max_decoder_tokens = self._reader.max_decoder_tokens
 
     @classmethod
@@ -201,7 +202,7 @@ class RequestBuilder:
     def chat_prompt(self, conversation: Conversation) -> TokensPrompt:
         """The prompt that a conversation is by the model's chat template. Raises InvalidRequest."""
         text = self.chat_template.render(conversation)
-        ids = self._tokenizer.encode(text, "messages", self._prompt_limit, special=False)
+        ids = self._tokenizer.encode(text, "messages", self.max_prompt_tokens, special=False)
         return TokensPrompt(prompt_token_ids=ids)
 
     def tokenize(self, text: str, *, field: str = "text", special: bool = True) -> list[int]:
@@ -209,8 +210,8 @@ class RequestBuilder:
         if special:
             return self._reader.prompt_ids(PromptSide(text, None), field, field, self.tasks.resolve())
         ids, limit = (
-            self._tokenizer.encode(text, field, self._prompt_limit, special=False),
-            self._prompt_limit,
+            self._tokenizer.encode(text, field, self.max_prompt_tokens, special=False),
+            self.max_prompt_tokens,
         )
         if not 0 < len(ids) <= limit:
             raise InvalidRequest(f"has {len(ids)} tokens, the limits are 1 and {limit}", field=field)
@@ -239,13 +240,6 @@ class RequestBuilder:
             raise ModelNotFound(f"no model {model[:80]!r}; this server has {self.info.name!r}", field="model")
 
     # -- the parts of a request
-
-    @property
-    def _prompt_limit(self) -> int:
-        """Tokens of a single prompt that is text, at most."""
-        if self.info.encoder_vocab_size is None:
-            return self.max_decoder_tokens - 1  # one at least is to be generated
-        return self.max_encoder_tokens
 
     def _embedded(self, prompt: Prompt, number: int, prompts: int, task: ResolvedTask) -> EncoderInput:
         with naming_prompt(number, prompts):

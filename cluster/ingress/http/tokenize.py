@@ -50,7 +50,7 @@ def routes(service: Service) -> APIRouter:
             answer: dict[str, Any] = {
                 "tokens": ids,
                 "count": len(ids),
-                "max_model_len": service.model.max_encoder_tokens,
+                "max_model_len": service.request_builder.max_prompt_tokens,
             }
             if body.return_token_strs:
                 answer["token_strs"] = service.request_builder.token_strings(ids)
