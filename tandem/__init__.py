@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from tandem.llm import LLM
     from tandem.outputs import (
         CompletionOutput,
+        EmbeddingOutput,
         RequestOutput,
         ScoreOutput,
         TargetScore,
@@ -55,7 +56,8 @@ _WHERE = {
     "tandem.limits": ("Limits",),
     "tandem.llm": ("LLM",),
     "tandem.outputs": (
-        "CompletionOutput", "RequestOutput", "ScoreOutput", "TargetScore", "TextDelta", "TokenLogprobs",
+        "CompletionOutput", "EmbeddingOutput", "RequestOutput", "ScoreOutput", "TargetScore", "TextDelta",
+        "TokenLogprobs",
     ),
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "pipeline"),
@@ -70,6 +72,7 @@ __all__ = [
     "Client",
     "CompletionOutput",
     "DeadlineExceeded",
+    "EmbeddingOutput",
     "ExplicitEncoderDecoderPrompt",
     "InternalError",
     "InvalidRequest",

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from tandem.connection import OPTIONS, Metadata, Settings, positive, serving, typed_errors
 from tandem.errors import OF_ONE_REQUEST, DeadlineExceeded, TandemError, Unavailable
 from tandem.inputs import Prompt, RequestOptions, SingletonPrompt
-from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
-from tandem.params import Params, for_each
+from tandem.outputs import EmbeddingOutput, RequestOutput, ScoreOutput, TextDelta
+from tandem.params import Params, Pooling, for_each
 from tandem.protocol import wire, wire_answers
 from tandem.protocol.rpc import error_of
 from tandem.protocol.wire_answers import ServedModel
@@ -193,11 +193,37 @@ class Client(Settings):
             response = self._stub.Score(request, **self._request_call(options))
         return wire_answers.scores_of(request, response)
 
+    def embed(
+        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "mean", **options: Unpack[RequestOptions]
+    ) -> list[EmbeddingOutput]:
+        """The encoder's hidden states of a prompt, or of each of a list, pooled as in `LLM.embed`.
+
+        Raises `DeadlineExceeded` where the `timeout_s` passes.
+        """
+        request = self._embed_request(prompts, pooling, options)
+        with typed_errors():
+            response = self._stub.Embed(request, **self._request_call(options))
+        return wire_answers.embeddings_of(request, response)
+
     def tokenize(self, text: str, *, model: str | None = None, timeout_s: float | None = None) -> list[int]:
         """The token ids the encoder is given for `text`, special tokens included."""
         request = wire.tokenize_request(text, model)
         with typed_errors():
             return list(self._stub.Tokenize(request, **self._call(timeout_s)).token_ids)
+
+    def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = False,
+        model: str | None = None,
+        timeout_s: float | None = None,
+    ) -> str:
+        """The text of ids that the decoder generates, as the tokenizer's `decode` gives it."""
+        request = wire.detokenize_request(token_ids, skip_special_tokens=skip_special_tokens, model=model)
+        with typed_errors():
+            text: str = self._stub.Detokenize(request, **self._call(timeout_s)).text
+        return text
 
     def models(self, *, timeout_s: float | None = None) -> list[ServedModel]:
         """The models served."""
@@ -354,6 +380,15 @@ class AsyncClient(Settings):
             response = await self._stub.Score(request, **self._request_call(options))
         return wire_answers.scores_of(request, response)
 
+    async def embed(
+        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling = "mean", **options: Unpack[RequestOptions]
+    ) -> list[EmbeddingOutput]:
+        """See `Client.embed`."""
+        request = self._embed_request(prompts, pooling, options)
+        with typed_errors():
+            response = await self._stub.Embed(request, **self._request_call(options))
+        return wire_answers.embeddings_of(request, response)
+
     async def tokenize(
         self, text: str, *, model: str | None = None, timeout_s: float | None = None
     ) -> list[int]:
@@ -361,6 +396,20 @@ class AsyncClient(Settings):
         request = wire.tokenize_request(text, model)
         with typed_errors():
             return list((await self._stub.Tokenize(request, **self._call(timeout_s))).token_ids)
+
+    async def detokenize(
+        self,
+        token_ids: Sequence[int],
+        *,
+        skip_special_tokens: bool = False,
+        model: str | None = None,
+        timeout_s: float | None = None,
+    ) -> str:
+        """See `Client.detokenize`."""
+        request = wire.detokenize_request(token_ids, skip_special_tokens=skip_special_tokens, model=model)
+        with typed_errors():
+            text: str = (await self._stub.Detokenize(request, **self._call(timeout_s))).text
+        return text
 
     async def models(self, *, timeout_s: float | None = None) -> list[ServedModel]:
         """See `Client.models`."""

@@ -13,7 +13,7 @@ from grpc_health.v1 import health_pb2
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, RequestOptions, SingletonPrompt
-from tandem.params import Params
+from tandem.params import Params, Pooling
 from tandem.protocol import wire
 from tandem.protocol.rpc import SERVICE, error_of
 from tandem.v1 import inference_pb2 as pb
@@ -89,6 +89,12 @@ class Settings:
         options: RequestOptions,
     ) -> pb.ScoreRequest:
         return wire.score_request(prompt, targets, **self._timed(options))
+
+    def _embed_request(
+        self, prompts: Prompt | Sequence[Prompt], pooling: Pooling, options: RequestOptions
+    ) -> pb.EmbedRequest:
+        many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
+        return wire.embed_request(many, pooling, **self._timed(options))
 
     def _timed(self, options: RequestOptions) -> RequestOptions:
         return {**options, "timeout_s": self._seconds(options.get("timeout_s"))}

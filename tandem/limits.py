@@ -38,6 +38,7 @@ class Limits:
     # One prompt's answers have n x max_tokens x (1 + logprobs) values, of up to 16 bytes each on the wire. An
     # answer that gRPC refuses to send, beyond `transport_bytes`, would be generated for nothing.
     answer_values: int = 2**20
+    embedding_values: int = 2**20  # numbers of one call's embeddings, each of 4 bytes in gRPC
     request_id_chars: int = 128
     timeout_s: float = 600.0  # longest and default time a request may take
     priority: int = 10  # greatest magnitude, either sign

@@ -15,8 +15,8 @@ from tqdm import tqdm
 from tandem.errors import InvalidRequest
 from tandem.inputs import Prompt, SingletonPrompt, TaskOptions
 from tandem.limits import DEFAULT_LIMITS, Limits
-from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
-from tandem.params import Params, for_each
+from tandem.outputs import EmbeddingOutput, RequestOutput, ScoreOutput, TextDelta
+from tandem.params import Params, Pooling, for_each
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.engine import Engine
@@ -24,6 +24,7 @@ from tandem.workers.execution.runner import Runner
 from tandem.workers.local_group import LocalGroup
 from tandem.workers.models.model_folder import QUICKSTART, resolve
 from tandem.workers.request import EngineStats
+from tandem.workers.requests.embedding import embedding_output
 from tandem.workers.requests.request_builder import (
     ModelInfo,
     OutputProcessor,
@@ -82,6 +83,7 @@ class LLM:
         limits = Limits(
             encoder_tokens=config.max_encoder_length,
             decoder_tokens=config.max_decoder_length,
+            embedding_values=sys.maxsize,
             n=DEFAULT_LIMITS.n,
             segments=sys.maxsize,
             answer_values=sys.maxsize,  # no answer is sent anywhere
@@ -269,6 +271,40 @@ class LLM:
             ends = {delta.request_id: delta for delta in deltas}
         return [score_output(request, ends) for request in prepared]
 
+    def embed(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        pooling: Pooling = "mean",
+        *,
+        source_language: _OneOrEach = None,
+        target_language: _OneOrEach = None,
+        task: _OneOrEach = None,
+    ) -> list[EmbeddingOutput]:
+        """The encoder's hidden states of prompts, in their order: transformers' `last_hidden_state`.
+
+        Args:
+            prompts: what the encoder reads, one prompt or a list, as for `generate`.
+            pooling: "mean" of all positions, special tokens included; "first", the first position's, which is
+                BERT's [CLS]; "none", all of them.
+            source_language, target_language, task: as for `generate`.
+
+        Raises InvalidRequest, naming the field, before anything is encoded, and for a decoder-only model.
+        """
+        many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
+        prepared = [
+            self._request_builder.prepare_embed([prompt], pooling, **options)
+            for prompt, options in zip(
+                many, _each_options(len(many), source_language, target_language, task), strict=True
+            )
+        ]
+        found: dict[int, EmbeddingOutput] = {}
+        lengths = [one.encoder_tokens for one in prepared]
+        for batch in _batches(lengths, self._engine.engine.config.max_encoder_tokens):
+            states = self._engine.encode([prepared[number].requests[0].encoder for number in batch])
+            for number, own in zip(batch, states.split([lengths[number] for number in batch]), strict=True):
+                found[number] = embedding_output(prepared[number].request_id, own, pooling)
+        return [found[number] for number in range(len(prepared))]
+
     @property
     def info(self) -> ModelInfo:
         """What is known of the model."""
@@ -296,6 +332,10 @@ class LLM:
     def tokenize(self, text: str) -> list[int]:
         """The encoder's token ids for a text, special tokens included."""
         return self._request_builder.tokenize(text)
+
+    def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """The text of ids that the decoder generates, as the tokenizer's `decode` gives it."""
+        return self._request_builder.detokenize(token_ids, skip_special_tokens=skip_special_tokens)
 
     def close(self) -> None:
         """Ends the worker processes. Calls under way fail; closing twice does no harm."""
@@ -350,3 +390,18 @@ def _each_options(count: int, source: _OneOrEach, target: _OneOrEach, task: _One
         TaskOptions(source_language=one, target_language=other, task=what)
         for one, other, what in zip(*columns, strict=True)
     ]
+
+
+def _batches(lengths: Sequence[int], budget_tokens: int) -> Iterator[list[int]]:
+    """The numbers of all inputs of these lengths in batches, neighbours in length together. An input beyond
+    the budget goes alone."""
+    batch: list[int] = []
+    tokens = 0
+    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
+        if batch and tokens + lengths[number] > budget_tokens:
+            yield batch
+            batch, tokens = [], 0
+        batch.append(number)
+        tokens += lengths[number]
+    if batch:
+        yield batch

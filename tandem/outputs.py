@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 
@@ -71,6 +75,17 @@ class ScoreOutput:
     prompt: str | None  # the decoder prompt as given
     prompt_token_ids: list[int]  # what stands before the targets, start token included
     scores: list[TargetScore]  # in the targets' order
+
+
+@dataclass(frozen=True, slots=True)
+class EmbeddingOutput:
+    """The encoder's hidden states for one prompt, after its last layer and norm: transformers'
+    `last_hidden_state`, pooled or as it is."""
+
+    request_id: str
+    encoder_tokens: int  # of the prompt
+    # [d_model], or without pooling [encoder_tokens, d_model].
+    embedding: NDArray[np.float32] = field(repr=False)
 
 
 @dataclass(frozen=True, slots=True)

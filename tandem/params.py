@@ -14,6 +14,8 @@ from tandem.limits import DEFAULT_LIMITS as CAP
 _INT32_MAX = 2**31 - 1
 
 EarlyStopping = bool | Literal["never"]
+# What an encoder's hidden states become: their mean, the first position's, or each one as it is.
+Pooling = Literal["mean", "first", "none"]
 TokenId = Annotated[int, Field(ge=0, le=_INT32_MAX)]
 TokenSequence = Annotated[list[TokenId], Field(min_length=1, max_length=CAP.bad_word_tokens)]
 LengthPenalty = Annotated[

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -13,7 +13,7 @@ import torch
 from tandem.errors import HiddenStatesLost, InternalError, InvalidRequest
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.execution.packet import CLOSE, Packet
+from tandem.workers.execution.packet import CLOSE, EncodePacket, Packet
 from tandem.workers.execution.runner import Runner
 from tandem.workers.execution.step_media import StepMedia
 from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
@@ -166,6 +166,26 @@ class Engine:
             sampled.drafts = None if drafts is None else HostCopy(drafts)
         self.runner.encode_async(packet, media)
         return sampled, scored
+
+    def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor:
+        """The hidden states [sum of lengths, d_model] of inputs, one after another, on the CPU, and in the
+        encoder's dtype. Inputs with media have their features. They are encoded at once, between two steps,
+        and no page is needed.
+
+        An exception leaves the ranks apart, see `step`. Raises InvalidRequest where there is no encoder.
+        """
+        if self.runner.encoder is None:
+            raise InvalidRequest("this engine has no encoder", field="model")
+        if self._failed:
+            raise InternalError("a step of this engine failed before; make another engine")
+        self._failed = True
+        packet = EncodePacket.of(inputs)
+        if self.group.size > 1:
+            self.group.send_integers(packet.to_ints().tolist())
+        found = [one.features for one in inputs if one.features is not None]
+        states = self.runner.encode(packet, torch.cat(found) if found else None).cpu()
+        self._failed = False
+        return states
 
     def stats(self) -> EngineStats:
         return self.scheduler.stats()

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
-from tandem.workers.execution.packet import CLOSE, Packet
+from tandem.workers.execution.packet import CLOSE, ENCODE, EncodePacket, Packet
 from tandem.workers.execution.runner import Runner
 from tandem.workers.request import HiddenStates
 
@@ -42,6 +42,9 @@ class Follower:
     def run(self) -> None:
         """Executes steps until rank 0 closes the group."""
         while (values := self.group.receive_integers()).tolist() != CLOSE:
+            if values[0] == ENCODE:
+                self.runner.encode(EncodePacket.from_ints(values.numpy()))
+                continue
             packet = Packet.from_ints(values.numpy())
             self.runner.execute(packet, lambda handle: self._hidden[handle]())
             self.runner.finish(packet, None)

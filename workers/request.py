@@ -119,6 +119,15 @@ class EngineRequest:
     waited_s: float = 0.0  # since its arrival, before it was submitted here: it keeps its place in the order
 
 
+@dataclass(frozen=True, slots=True)
+class EncodeRequest:
+    """One encoder input whose hidden states are wanted, and no answer."""
+
+    encoder: EncoderInput
+    priority: int = 0  # higher is earlier; see limits.PRIORITY_S
+    timeout_s: float | None = None  # from its acceptance; None: the server's limit
+
+
 class Hypothesis(NamedTuple):
     """A finished beam."""
 

@@ -9,11 +9,15 @@ from __future__ import annotations
 import threading
 from collections import deque
 from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING
 
-from tandem.errors import InternalError, TandemError
+from tandem.errors import InternalError, InvalidRequest, TandemError
 from tandem.workers.engine import Engine
 from tandem.workers.media_feed import MediaFeed
-from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.request import Delta, EncoderInput, EngineRequest
+
+if TYPE_CHECKING:
+    import torch
 
 
 class _Call:
@@ -60,6 +64,19 @@ class SharedEngine:
                 if call in self._asleep:  # an exception woke it
                     self._asleep.remove(call)
                 self._wake_one()  # this one may have been woken to step
+
+    def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor:
+        """See `Engine.encode`; media are decoded here."""
+        prepared = [self.engine.prepare(one) if one.media else one for one in inputs]
+        try:
+            with self._engine_lock:
+                self._check_usable()
+                return self.engine.encode(prepared)
+        except InvalidRequest:
+            raise
+        except BaseException as error:  # Ctrl-C too: the ranks may be apart
+            self._fail(InternalError(f"the engine failed: {error!r}"))
+            raise
 
     def _submit(self, call: _Call, requests: Sequence[EngineRequest]) -> None:
         with self._engine_lock:

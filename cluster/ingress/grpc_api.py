@@ -22,6 +22,12 @@ from tandem.workers.requests.output_processor import PreparedRequest
 _SERVICES: Final = ("", SERVICE.full_name)  # whose health can be asked for; "" is the whole server
 _WATCH_S: Final = 1.0  # between looks at the health for Watch
 
+# What the validator calls the prompts of Embed, in its message's words.
+_EMBED_FIELDS: Final = {
+    **{name: ours.replace("encoder_prompt", "encoder_prompts") for name, ours in wire.FIELDS.items()},
+    "prompts": "encoder_prompts",
+}
+
 RequestT = TypeVar("RequestT", pb.GenerateRequest, pb.GenerateStreamRequest)
 
 
@@ -71,12 +77,34 @@ class GrpcApi:
                 )
             return wire_answers.score_response(await call.score(prepared))
 
+    async def Embed(self, request: bytes, grpc_context: Any) -> pb.EmbedResponse:
+        with self._call("Embed", grpc_context) as call:
+            message = self._parse(pb.EmbedRequest, request)
+            with renaming_fields(_EMBED_FIELDS):
+                prepared = await call.prepare_embed(
+                    wire.embed_prompts_of(message),
+                    wire.pooling_of(message),
+                    **wire.options_of(message.options),
+                )
+            return wire_answers.embed_response(prepared.request_id, await call.embed(prepared))
+
     async def Tokenize(self, request: bytes, grpc_context: Any) -> pb.TokenizeResponse:
         with self._call("Tokenize", grpc_context) as call:
             message = self._parse(pb.TokenizeRequest, request)
             model = message.model if message.HasField("model") else None
             ids = await call.tokenize(message.text, field="text", model=model)
             return pb.TokenizeResponse(token_ids=ids)
+
+    async def Detokenize(self, request: bytes, grpc_context: Any) -> pb.DetokenizeResponse:
+        with self._call("Detokenize", grpc_context) as call:
+            message = self._parse(pb.DetokenizeRequest, request)
+            text = await call.detokenize(
+                list(message.token_ids),
+                field="token_ids",
+                model=message.model if message.HasField("model") else None,
+                skip_special_tokens=message.skip_special_tokens,
+            )
+            return pb.DetokenizeResponse(text=text)
 
     async def ListModels(self, request: bytes, grpc_context: Any) -> pb.ListModelsResponse:
         with self._call("ListModels", grpc_context):

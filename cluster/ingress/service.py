@@ -8,7 +8,7 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
-from typing import Final, Protocol, TypeVar, Unpack
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar, Unpack
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.ingress.health import Health, Workers
@@ -17,14 +17,19 @@ from tandem.cluster.ingress.metrics import Protocol as WireProtocol
 from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.errors import DeadlineExceeded, InvalidRequest
 from tandem.inputs import Prompt, RequestOptions, SingletonPrompt, TaskOptions
-from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
-from tandem.params import Params
+from tandem.outputs import EmbeddingOutput, RequestOutput, ScoreOutput, TextDelta
+from tandem.params import Params, Pooling
 from tandem.protocol.wire_answers import ServedModel
-from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.request import Delta, EncodeRequest, EngineRequest
+from tandem.workers.requests.chat import Conversation
+from tandem.workers.requests.embedding import PreparedEmbedding, embedding_output
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
-from tandem.workers.requests.request_builder import RequestBuilder
+from tandem.workers.requests.request_builder import RequestBuilder, naming_prompt
 from tandem.workers.requests.scoring import score_output
 from tandem.workers.requests.segmentation import Document, Split
+
+if TYPE_CHECKING:
+    import torch
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -48,6 +53,7 @@ class Router(Workers, Protocol):
     def check_room(self, sequences: int = 1) -> None: ...
     def accept(self, requests: Sequence[EngineRequest]) -> AbstractContextManager[list[RoutedRequest]]: ...
     def deltas(self, routed: RoutedRequest, gather_s: Callable[[], float] = ...) -> AsyncGenerator[Delta]: ...
+    async def hidden_states(self, requests: Sequence[EncodeRequest]) -> list[torch.Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,7 +102,15 @@ class Service:
         texts than the prompt's."""
         if not several and _length(prompt) <= _SHORT:
             return work()
+        return await self.in_thread(work)
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Runs work that takes a while in one of the tokenizer's threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
+
+    async def hidden_states(self, requests: Sequence[EncodeRequest]) -> list[torch.Tensor]:
+        """See `cluster.router.Router.hidden_states`."""
+        return await self._router.hidden_states(requests)
 
     async def pieces(
         self,
@@ -212,6 +226,39 @@ class Call:
         self._prepared(prepared[0].request_id, options.get("timeout_s"))
         return prepared
 
+    async def prepare_chat(
+        self, conversation: Conversation, params: Params, **options: Unpack[RequestOptions]
+    ) -> PreparedRequest:
+        """Renders, validates and tokenizes a conversation: see `RequestBuilder.chat_prompt` and `prepare`."""
+        self._service.check_room()
+        request_builder = self._service.request_builder
+        prepared = await self._service.in_thread(
+            lambda: request_builder.prepare(request_builder.chat_prompt(conversation), params, **options)
+        )
+        self._prepared(prepared.request_id, options.get("timeout_s"))
+        return prepared
+
+    async def prepare_embed(
+        self, prompts: Sequence[Prompt], pooling: Pooling, **options: Unpack[RequestOptions]
+    ) -> PreparedEmbedding:
+        """Validates and tokenizes a request for hidden states: see `prepare` and
+        `RequestBuilder.prepare_embed`."""
+        self._service.check_room()
+        request_builder = self._service.request_builder
+        prepared = await self._service.tokenizing(
+            lambda: request_builder.prepare_embed(prompts, pooling, **options), prompts, len(prompts) > 1
+        )
+        self._prepared(prepared.request_id, options.get("timeout_s"))
+        return prepared
+
+    async def embed(self, prepared: PreparedEmbedding) -> list[EmbeddingOutput]:
+        """The prompts' hidden states, pooled as they are asked for."""
+        states = await self._service.hidden_states(prepared.requests)
+        self._observation.accepted(prepared.encoder_tokens)
+        return await self._service.in_thread(
+            lambda: [embedding_output(prepared.request_id, one, prepared.pooling) for one in states]
+        )
+
     async def prepare_score(
         self,
         prompt: Prompt,
@@ -235,11 +282,25 @@ class Call:
         self._observation.accepted(len(prepared.encoder_prompt_token_ids))
         return score_output(prepared, {end.request_id: end for end in ends})
 
-    async def tokenize(self, text: str, *, field: str, model: str | None = None) -> list[int]:
-        """The encoder's ids for a text."""
+    async def tokenize(
+        self, text: str, *, field: str, model: str | None = None, special: bool = True
+    ) -> list[int]:
+        """The encoder's ids for a text, `special` tokens included."""
         request_builder = self._service.request_builder
         request_builder.check_model(model)
-        return await self._service.tokenizing(lambda: request_builder.tokenize(text, field=field), text)
+        return await self._service.tokenizing(
+            lambda: request_builder.tokenize(text, field=field, special=special), text
+        )
+
+    async def detokenize(
+        self, ids: Sequence[int], *, field: str, model: str | None = None, skip_special_tokens: bool = False
+    ) -> str:
+        """The text of ids: see `RequestBuilder.detokenize`."""
+        request_builder = self._service.request_builder
+        request_builder.check_model(model)
+        return await self._service.tokenizing(
+            lambda: request_builder.detokenize(ids, field=field, skip_special_tokens=skip_special_tokens), ids
+        )
 
     async def segment(
         self, texts: Sequence[str], split: Split, **options: Unpack[TaskOptions]
@@ -307,12 +368,9 @@ class Call:
 def _each(prompts: Sequence[P], work: Callable[[P], T]) -> list[T]:
     """What the work makes of each prompt. Its InvalidRequest says which of several prompts is at fault."""
     made: list[T] = []
-    for prompt in prompts:
-        try:
+    for number, prompt in enumerate(prompts):
+        with naming_prompt(number, len(prompts)):
             made.append(work(prompt))
-        except InvalidRequest as error:
-            where = f" (in prompt {len(made)} of {len(prompts)})" if len(prompts) > 1 else ""
-            raise InvalidRequest(error.message + where, field=error.field) from None
     return made
 
 

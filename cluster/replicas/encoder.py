@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,16 +11,15 @@ from typing import Any, ClassVar, NamedTuple, Protocol
 import torch
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.handoff import BatchSummary, PackedHidden, pack
+from tandem.cluster.handoff import BatchSummary, PackedHidden
 from tandem.cluster.messages import read_input
+from tandem.cluster.replicas.encoding import Prepared, accepted, packed_batch, prepare_inputs
 from tandem.cluster.replicas.supervisor import Supervisor
 from tandem.cluster.replicas.threads import use_cpus
-from tandem.errors import InternalError, InvalidRequest, TandemError, Unavailable
+from tandem.errors import Unavailable
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution import encoder
 from tandem.workers.request import EncoderInput
-
-logger = logging.getLogger(__name__)
 
 MEDIA_THREADS = 2
 QUEUE_REPORT_S = 10.0  # a router's last report of its queue counts this long
@@ -105,50 +103,19 @@ class EncoderActor:
             self._progress_at = time.monotonic()
         self._waiting[number] = sum(len(each.token_ids) for each in inputs)
         try:
-            prepared = await self._prepared(inputs)
+            prepared = await prepare_inputs(inputs, self._encoder.prepare, self._media_threads)
             loop = asyncio.get_running_loop()
             return await loop.run_in_executor(self._thread, self._forward, inputs, prepared)
         finally:
             del self._waiting[number]
             self._progress_at = time.monotonic()
 
-    async def _prepared(self, inputs: list[EncoderInput]) -> list[EncoderInput | TandemError]:
-        """The inputs with the features of their media, or why an input has none."""
-        if not any(each.media for each in inputs):
-            return list(inputs)
-        loop = asyncio.get_running_loop()
-        calls = [loop.run_in_executor(self._media_threads, self._prepare, each) for each in inputs]
-        return await asyncio.gather(*calls)
-
-    def _prepare(self, encoder_input: EncoderInput) -> EncoderInput | TandemError:
-        try:
-            return self._encoder.prepare(encoder_input)
-        except InvalidRequest as error:
-            return error
-        except Exception:  # a fault of ours: the others of the batch go on
-            logger.exception("media of input %s were not decoded", encoder_input.key)
-            return InternalError("media were not decoded")
-
-    def _forward(
-        self, inputs: list[EncoderInput], prepared: list[EncoderInput | TandemError]
-    ) -> tuple[PackedHidden, BatchSummary]:
+    def _forward(self, inputs: list[EncoderInput], prepared: Prepared) -> tuple[PackedHidden, BatchSummary]:
         started = time.monotonic()
-        good = [each for each in prepared if isinstance(each, EncoderInput)]
-        refused = {number: each for number, each in enumerate(prepared) if isinstance(each, TandemError)}
+        good = accepted(prepared)
         with torch.inference_mode():
             hidden = self._encoder.encode(good) if good else torch.zeros(0, 1)
-            if refused:
-                rows = iter(hidden.split([len(each.token_ids) for each in good]))
-                hidden = torch.cat(
-                    [
-                        hidden.new_zeros(len(each.token_ids), hidden.shape[1]) if n in refused else next(rows)
-                        for n, each in enumerate(inputs)
-                    ]
-                )
-            packed = pack(hidden)
-        seconds = time.monotonic() - started
-        summary = BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=seconds, refused=refused)
-        return packed, summary
+            return packed_batch(inputs, prepared, hidden, started)
 
     async def watch(self) -> None:
         """Never returns: only its process's end ends an encoder."""

@@ -18,11 +18,13 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import ray
+import torch
 
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.handoff import HiddenLoader, HiddenSlice, PackedHidden, fetch
-from tandem.cluster.messages import LEASE_S, HandoffTotals, Submission, packed_message
+from tandem.cluster.handoff import BatchSummary, HiddenLoader, HiddenSlice, PackedHidden, fetch
+from tandem.cluster.messages import LEASE_S, HandoffTotals, Submission, packed_message, read_input
+from tandem.cluster.replicas.encoding import accepted, packed_batch, prepare_inputs
 from tandem.cluster.replicas.engine_thread import EngineThread, StepEngine
 from tandem.cluster.replicas.router_link import RouterLink
 from tandem.cluster.replicas.step_inbox import StepInbox
@@ -74,6 +76,7 @@ class EngineActor:
         self._shards: list[Any] = []
         self._links: dict[str, RouterLink] = {}
         self._live: dict[str, _Live] = {}  # every request accepted and not ended
+        self._encodings = 0  # batches that `encode` is at
         self._next_handle = itertools.count()
         self._handoff = HandoffTotals()
         self._failure: str | None = None
@@ -130,7 +133,7 @@ class EngineActor:
         self._deliver([Delta(request_id, [], error=refused) for request_id in arriving], self._stats)
         for link in self._links.values():
             link.wake()
-        while self._live and self._failure is None:
+        while (self._live or self._encodings) and self._failure is None:
             await asyncio.sleep(0.05)
         for link in self._links.values():
             link.close()
@@ -197,6 +200,25 @@ class EngineActor:
         """Ends a router's link and cancels its requests."""
         if (link := self._links.pop(link_id, None)) is not None:
             self._end(link)
+
+    async def encode(
+        self, packed_inputs: list[list[Any]], router_id: str, queued_tokens: int
+    ) -> tuple[PackedHidden, BatchSummary]:
+        """`EncoderActor.encode`, for routers that want hidden states of a decoder that encodes by itself: one
+        batch between two steps. Raises Unavailable when draining."""
+        del router_id, queued_tokens  # for the encoders' autoscaler
+        if not self._accepting:
+            raise Unavailable("the engine drains")
+        started = time.monotonic()
+        inputs = list(map(read_input, packed_inputs))
+        self._encodings += 1
+        try:
+            prepared = await prepare_inputs(inputs, self._thread.prepare, self._media_threads)
+            good = accepted(prepared)
+            hidden = await asyncio.wrap_future(self._thread.encode(good)) if good else torch.zeros(0, 1)
+            return packed_batch(inputs, prepared, hidden, started)
+        finally:
+            self._encodings -= 1
 
     # --- Within ---
 

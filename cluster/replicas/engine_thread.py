@@ -6,11 +6,14 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections import deque
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
-from tandem.errors import InternalError, TandemError
+import torch
+
+from tandem.errors import InternalError, InvalidRequest, TandemError, Unavailable
 from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
 from tandem.workers.scheduling.scheduler import EndReason
 
@@ -25,9 +28,17 @@ class StepEngine(Protocol):
     def prepare(self, encoder_input: EncoderInput) -> EncoderInput: ...
     def submit(self, request: EngineRequest) -> None: ...
     def cancel(self, request_id: str, reason: EndReason = "cancelled") -> None: ...
+    def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor: ...
     def step(self) -> list[Delta]: ...
     def stats(self) -> EngineStats: ...
     def close(self) -> None: ...
+
+
+class _Encoding(NamedTuple):
+    """Inputs whose hidden states are wanted."""
+
+    inputs: Sequence[EncoderInput]
+    states: Future[torch.Tensor]
 
 
 class EngineThread:
@@ -35,7 +46,7 @@ class EngineThread:
     block.
 
     A request that the engine refuses is answered with a delta that carries the error. An exception out
-    of a step leaves the engine in an unknown state: it is reported once and the thread ends.
+    of a step or an encoding leaves the engine in an unknown state: it is reported once and the thread ends.
     """
 
     def __init__(
@@ -49,8 +60,9 @@ class EngineThread:
         self._on_failure = on_failure
         self._made: Future[EngineStats] = Future()
         self._inbox: list[EngineRequest | str] = []  # a request to submit, or the id of one to cancel
+        self._encodings: deque[_Encoding] = deque()  # one between two steps
         self._changed = threading.Condition()
-        self._stopping = False
+        self._stopping = self._ended = False
         self._progress_at: float | None = None  # monotonic: the last step, or when work came; None: idle
         self._steps = 0
         self._thread = threading.Thread(target=self._run, name="engine", daemon=True)
@@ -71,6 +83,17 @@ class EngineThread:
     def cancel(self, request_id: str) -> None:
         """Cancels a request; nothing happens if it has ended."""
         self._put(request_id)
+
+    def encode(self, inputs: Sequence[EncoderInput]) -> Future[torch.Tensor]:
+        """`Engine.encode`, between two steps. The future has Unavailable where the thread ends before."""
+        encoding = _Encoding(inputs, Future())
+        with self._changed:
+            if self._ended:
+                encoding.states.set_exception(_gone())
+            else:
+                self._encodings.append(encoding)
+                self._changed.notify()
+        return encoding.states
 
     def stop(self) -> None:
         """Has the thread end after the running step and close the engine. Does not wait."""
@@ -102,13 +125,16 @@ class EngineThread:
         try:
             while True:
                 with self._changed:
-                    while not (self._inbox or self._stopping or self._engine.has_work):
+                    while not (self._inbox or self._encodings or self._stopping or self._engine.has_work):
                         self._changed.wait()
                     if self._stopping:
                         break
                     inbox, self._inbox = self._inbox, []
+                    encoding = self._encodings.popleft() if self._encodings else None
                 if self._progress_at is None:
                     self._progress_at = time.monotonic()
+                if encoding is not None:
+                    self._encode(encoding)
                 deltas = [delta for item in inbox if (delta := self._take(item))]
                 deltas += self._engine.step()
                 stats = self._engine.stats()
@@ -118,6 +144,12 @@ class EngineThread:
         except BaseException as error:
             logger.exception("the engine failed")
             self._on_failure(error)
+        finally:
+            with self._changed:
+                self._ended = True
+            for encoding in self._encodings:
+                if encoding.states.set_running_or_notify_cancel():
+                    encoding.states.set_exception(_gone())
 
     def _note_progress(self, stats: EngineStats) -> None:
         if not self._engine.has_work:
@@ -125,6 +157,16 @@ class EngineThread:
         elif stats.steps != self._steps:
             self._progress_at = time.monotonic()
         self._steps = stats.steps
+
+    def _encode(self, encoding: _Encoding) -> None:
+        if not encoding.states.set_running_or_notify_cancel():
+            return
+        try:
+            encoding.states.set_result(self._engine.encode(encoding.inputs))
+        except BaseException as error:
+            encoding.states.set_exception(error)
+            if not isinstance(error, InvalidRequest):  # the ranks may be apart
+                raise
 
     def _take(self, item: EngineRequest | str) -> Delta | None:
         if isinstance(item, str):
@@ -139,3 +181,7 @@ class EngineThread:
             logger.exception("the engine could not take request %s", item.request_id)
             return Delta(item.request_id, [], error=InternalError("the engine could not take the request"))
         return None
+
+
+def _gone() -> Unavailable:
+    return Unavailable("the engine has ended")

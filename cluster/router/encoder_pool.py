@@ -63,6 +63,7 @@ class EncoderPool:
         self._queue = EncoderQueue()
         self._jobs: dict[str, EncodeJob] = {}  # by key: queued or being encoded
         self._background = Background()
+        self._started: asyncio.Task[None] | None = None
         self._closed = False
         self.counters = EncoderCounters()
 
@@ -79,12 +80,16 @@ class EncoderPool:
         return self._cache.nbytes
 
     async def start(self) -> None:
-        """Looks for the encoders once, and goes on looking."""
-        await self._discovery.start()
+        """Looks for the encoders once, and goes on looking. Calling it again waits for that first look."""
+        if self._started is None:
+            self._started = asyncio.create_task(self._discovery.start())
+        await asyncio.shield(self._started)
 
     async def close(self) -> None:
         """Fails all jobs with Unavailable and drops all references."""
         self._closed = True
+        if self._started is not None:
+            self._started.cancel()
         await self._discovery.close()
         for job in list(self._jobs.values()):
             self._end(job, Unavailable("the router closes"))

@@ -19,6 +19,12 @@ DEADLINE_GRACE_S = 2.0
 _numbers = itertools.count()
 
 
+def order_of(arrived_at: float, priority: int) -> tuple[float, int]:
+    """The place of a request that arrived then, on the event loop's clock. Where there is not room for all,
+    the lowest goes first, as in the engines; no two are equal."""
+    return arrived_at - priority * PRIORITY_S, next(_numbers)
+
+
 class Place(Protocol):
     """The engine that has a request, as far as the request needs it."""
 
@@ -47,8 +53,7 @@ class RoutedRequest:
         self._on_end = on_end
         self.deadline = deadline
         self.arrived_at = asyncio.get_running_loop().time()
-        # The lowest goes first where there is not room for all, as in the engines. Never changes.
-        self.order = (self.arrived_at - request.priority * PRIORITY_S, next(_numbers))
+        self.order = order_of(self.arrived_at, request.priority)  # never changes
         self.hidden: HiddenSlice | None = None  # kept until it ends: a replacement engine reads it again
         self.hidden_lost = False  # set when the engine could not read them
         self.place: Place | None = None  # the engine that has it, or will; set by the engine's link

@@ -9,16 +9,18 @@ from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.messages import HandoffTotals
 from tandem.cluster.router.encoder_pool import EncoderCounters, EncoderPool
 from tandem.cluster.router.engine_pool import EnginePool
+from tandem.cluster.router.hidden_states import HiddenStates
 from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.cluster.router.staging import Staging
 from tandem.errors import InternalError, Overloaded, Unavailable
-from tandem.workers.request import Delta, EngineRequest, EngineStats
+from tandem.workers.request import Delta, EncodeRequest, EngineRequest, EngineStats
 
 # A request whose engines keep dying under it may be what kills them.
 MAX_LOSSES = 4
@@ -33,7 +35,7 @@ class RouterStats:
     engines: dict[str, EngineStats]
     handoffs: dict[str, HandoffTotals]
     messages: dict[str, int]  # counters: step messages to this router that had deltas
-    outstanding: int  # sequences accepted and not ended
+    outstanding: int  # sequences accepted and not ended, and inputs whose hidden states are awaited
     waiting: int  # outstanding sequences that wait for room on an engine, encoded or not
     queued_encoder_tokens: int
     encoder: EncoderCounters
@@ -55,15 +57,17 @@ class Router:
         """Only workers of this `identity` are used: see `identity.identity_of`. `encoder` is None where
         decoders encode by themselves."""
         self._config = config
-        self._encoders = (
-            None if encoder is None else EncoderPool(config, identity, encoder, uuid.uuid4().hex[:8])
-        )
+        self._colocated = encoder is None
+        # Decoders that encode by themselves do it for `hidden_states` as encoders would.
+        handle = decoder if encoder is None else encoder
+        self._encoders = EncoderPool(config, identity, handle, uuid.uuid4().hex[:8])
         self._engines = EnginePool(identity, decoder, config.replica_wait_s)
         self._staging = Staging(
             config.staged_encoder_tokens, config.replica_wait_s, lambda: self._engines.ready
         )
         self._requests: set[RoutedRequest] = set()
         self._media_bytes = 0  # files of the requests that were accepted and not closed
+        self._hidden_states = HiddenStates(self._encoders, config)
         self._accepting = True
         self._resubmitted = 0
         self._generated_tokens = 0
@@ -71,14 +75,14 @@ class Router:
     async def start(self) -> None:
         """Finds the workers and attaches to the engines; workers that start later are found later. Call it
         once, in the event loop that will generate."""
-        if self._encoders is not None:
+        if not self._colocated:
             await self._encoders.start()
         await self._engines.start()
 
     async def drain(self) -> None:
         """Refuses new requests; returns when the accepted ones have ended."""
         self._accepting = False
-        while self._requests:
+        while self._requests or self._hidden_states.outstanding:
             await asyncio.sleep(0.05)
 
     async def close(self) -> None:
@@ -86,8 +90,7 @@ class Router:
         self._accepting = False
         for routed in list(self._requests):
             routed.fail(Unavailable("the server shuts down"))
-        if self._encoders is not None:
-            await self._encoders.close()
+        await self._encoders.close()
         await self._engines.close()
 
     def check_room(self, sequences: int = 1, media_bytes: int = 0) -> None:
@@ -95,7 +98,7 @@ class Router:
         Unavailable where the server shuts down."""
         if not self._accepting:
             raise Unavailable("the server shuts down")
-        limit, there = self._config.limits.queued_requests, len(self._requests)
+        limit, there = self._config.limits.queued_requests, self._outstanding
         if there + sequences > limit:
             raise Overloaded(
                 f"{there} sequences are in work and {sequences} more exceed {limit}; try again later"
@@ -160,32 +163,51 @@ class Router:
                 async for delta in deltas:
                     yield delta
 
+    async def hidden_states(self, requests: Sequence[EncodeRequest]) -> list[torch.Tensor]:
+        """The hidden states [length, d_model] of each input, float32 or bfloat16 on the CPU, which are not to
+        be written to. Their time counts from here. Cancel the caller's task to give them up.
+
+        Raises what `check_room` raises; Unavailable where workers are missing for too long or keep failing;
+        DeadlineExceeded; InvalidRequest where a worker refuses an input.
+        """
+        media_bytes = _media_bytes(requests)
+        self.check_room(len(requests), media_bytes)
+        self._media_bytes += media_bytes
+        try:
+            return await self._hidden_states.of(requests)
+        finally:
+            self._media_bytes -= media_bytes
+
     async def ready(self) -> bool:
         """Whether a request would find an encoder and an engine."""
-        encoders = self._encoders is None or self._encoders.replicas > 0
+        encoders = self._colocated or self._encoders.replicas > 0
         return self._accepting and self._engines.ready and encoders
 
     def stats(self) -> RouterStats:
         encoders = self._encoders
         engines = [link for link in self._engines.links if link.accepting]
         return RouterStats(
-            encoder_replicas=encoders.replicas if encoders else 0,
+            encoder_replicas=0 if self._colocated else encoders.replicas,
             engines={link.engine_id: link.stats for link in engines if link.stats},
             handoffs={link.engine_id: link.handoff for link in engines},
             messages={link.engine_id: link.messages for link in engines},
-            outstanding=len(self._requests),
+            outstanding=self._outstanding,
             waiting=self._staging.waiting + self._engines.waiting,
-            queued_encoder_tokens=encoders.queued_tokens if encoders else 0,
-            encoder=encoders.counters if encoders else EncoderCounters(),
-            encoder_cache_bytes=encoders.cache_bytes if encoders else 0,
+            queued_encoder_tokens=encoders.queued_tokens,
+            encoder=encoders.counters,
+            encoder_cache_bytes=encoders.cache_bytes,
             resubmitted=self._resubmitted,
             generated_tokens=self._generated_tokens,
         )
 
+    @property
+    def _outstanding(self) -> int:
+        return len(self._requests) + self._hidden_states.outstanding
+
     async def _place(self, routed: RoutedRequest) -> None:
         """Has the input encoded and the request sent to an engine, both again where that was lost. A request
         whose time is over meanwhile is ended."""
-        if routed.hidden is not None and routed.hidden_lost and self._encoders is not None:
+        if routed.hidden is not None and routed.hidden_lost:
             self._encoders.forget(routed.hidden)
             routed.hidden, routed.hidden_lost = None, False
             routed.encodings += 1
@@ -198,7 +220,7 @@ class Router:
         try:
             async with asyncio.timeout_at(routed.deadline), self._staging.room(routed):
                 announced = False
-                if self._encoders is not None and routed.hidden is None:
+                if not self._colocated and routed.hidden is None:
                     encoder_input = routed.request.encoder
                     async with aclosing(self._encoders.encode(encoder_input, routed.order)) as tries:
                         async for hidden in tries:  # one, unless it fails
@@ -213,7 +235,7 @@ class Router:
             routed.expire()
 
 
-def _media_bytes(requests: Sequence[EngineRequest]) -> int:
+def _media_bytes(requests: Sequence[EngineRequest | EncodeRequest]) -> int:
     """What the requests' files take, those of one input once."""
     inputs = {request.encoder.key: request.encoder for request in requests}
     return sum(len(media.data) for one in inputs.values() for media in one.media)

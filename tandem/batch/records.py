@@ -50,8 +50,8 @@ def parse(text: bytes) -> dict[str, Any]:
 
 
 def identity(values: Mapping[str, Any], default: int | None) -> int | str | None:
-    """A line's own `id`, else `default`."""
-    own = values.get("id", default)
+    """A line's own `custom_id`, which is OpenAI's, or `id`; else `default`."""
+    own = values.get("custom_id", values.get("id", default))
     return own if type(own) in (int, str) else default
 
 

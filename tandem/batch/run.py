@@ -12,17 +12,17 @@ import asyncio
 import itertools
 import logging
 import os
-from collections.abc import Callable, Generator, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Generator, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, Protocol, Unpack
+from typing import Any, Final, Protocol, TypeVar, Unpack
 
 import pyarrow as pa
 from tqdm import tqdm
 
-from tandem.batch import corpus, records
+from tandem.batch import corpus, openai_lines, records
 from tandem.errors import (
     OF_ONE_REQUEST,
     DeadlineExceeded,
@@ -35,6 +35,8 @@ from tandem.inputs import Prompt, RequestOptions
 from tandem.limits import DEFAULT_LIMITS
 from tandem.outputs import RequestOutput
 from tandem.params import Params
+
+T = TypeVar("T")
 
 CONCURRENCY: Final = 256  # requests at the cluster at a time
 # Lines that are sent, answered and written together: what Ray does for each costs about as much as a
@@ -76,7 +78,8 @@ class Answerer:
     """Has lines answered: what an actor does.
 
     Args:
-        connect: makes the connection to the cluster.
+        connect, connect_http: make the connections to the cluster, for lines of Tandem's and of OpenAI's.
+            Lines without a connection are refused.
         concurrency: requests sent ahead of their answers.
         defaults, timeout_s, patience_s: see `run`.
     """
@@ -84,32 +87,32 @@ class Answerer:
     def __init__(
         self,
         *,
-        connect: Callable[[], Server],
+        connect: Callable[[], Server] | None,
+        connect_http: Callable[[], openai_lines.HttpServer] | None,
         concurrency: int,
         defaults: Mapping[str, Any],
         timeout_s: float,
         patience_s: float,
     ) -> None:
-        self._connect, self._defaults = connect, defaults
+        self._connect, self._connect_http = connect, connect_http
+        self._defaults = defaults
         self._timeout_s, self._patience_s = timeout_s, patience_s
         self._server: Server | None = None
+        self._http: openai_lines.HttpServer | None = None
         self._free = asyncio.Semaphore(concurrency)
 
     async def __call__(self, chunk: pa.Table) -> pa.Table:
         """A chunk is one row: the lines' `numbers` and `texts` become `answers`, which are lines as well, the
         `tokens` of each answer, null where it is an error, and the `errors`, each after its line's number."""
-        if self._server is None:  # it belongs to the event loop, which the constructor is not in
-            self._server = self._connect()
-        server = self._server
         (numbers,), (texts,) = chunk["numbers"].to_pylist(), chunk["texts"].to_pylist()
         answers = await asyncio.gather(
-            *(self._answer(server, number, text) for number, text in zip(numbers, texts, strict=True))
+            *(self._answer(number, text) for number, text in zip(numbers, texts, strict=True))
         )
         lines = "".join(map(records.line, answers)).encode()
         errors = [
-            f"line {number}: {answer['error']['message']}".encode(errors="backslashreplace")
+            f"line {number}: {message}".encode(errors="backslashreplace")
             for number, answer in zip(numbers, answers, strict=True)
-            if "error" in answer
+            if (message := _error(answer)) is not None
         ]
         return pa.table(
             {
@@ -119,30 +122,58 @@ class Answerer:
             }
         )
 
-    async def _answer(self, server: Server, number: int, text: bytes) -> dict[str, Any]:
+    async def _answer(self, number: int, text: bytes) -> dict[str, Any]:
         identity = {"id": corpus.identity(text, number)}
         async with self._free:
             try:
-                asked = records.request(records.parse(text), self._defaults)
-                return identity | records.answer(await self._ask(server, *asked))
+                values = records.parse(text)
+                if openai_lines.is_request(values):
+                    return await self._post(values)
+                asked = records.request(values, self._defaults)
+                return identity | records.answer(await self._patiently(partial(self._ask, *asked)))
             except OF_ONE_REQUEST as error:
                 if error.field in ("timeout_s", "timeout_ms"):  # not the line's
                     raise
                 return identity | records.failure(error)
 
-    async def _ask(
-        self, server: Server, prompt: Prompt, params: Params | None, options: RequestOptions
-    ) -> RequestOutput:
-        """Tries again while the server is gone or full, and a few times where a request fails."""
+    async def _ask(self, prompt: Prompt, params: Params | None, options: RequestOptions) -> RequestOutput:
+        if self._connect is None:
+            raise InvalidRequest(
+                "is needed over HTTP, for one of OpenAI's request lines; --server HOST:PORT, the gRPC "
+                "endpoint, answers the others",
+                field="custom_id",
+            )
+        if self._server is None:  # it belongs to the event loop, which the constructor is not in
+            self._server = self._connect()
         options = {**options, "priority": _PRIORITY, "timeout_s": self._timeout_s}
+        output = await self._server.generate(prompt, params, **options)
+        if any(sample.finish_reason == "deadline" for sample in output.outputs):
+            raise DeadlineExceeded(f"not finished after {self._timeout_s:g} s")
+        return output
+
+    async def _post(self, values: dict[str, Any]) -> dict[str, Any]:
+        """The answer of one of OpenAI's lines."""
+        try:
+            if self._connect_http is None:
+                raise InvalidRequest(
+                    "is of OpenAI's HTTP API: give --server http://HOST:PORT", field="custom_id"
+                )
+            if self._http is None:
+                self._http = self._connect_http()
+            url, body = openai_lines.request(values, self._defaults)
+            body = {"priority": _PRIORITY, "timeout_s": self._timeout_s, **body}
+            response = await self._patiently(partial(self._http.post, url, body, self._timeout_s))
+        except OF_ONE_REQUEST as error:
+            return openai_lines.failure(values, error)
+        return openai_lines.answer(values, response)
+
+    async def _patiently(self, ask: Callable[[], Awaitable[T]]) -> T:
+        """Tries again while the server is gone or full, and a few times where a request fails."""
         loop = asyncio.get_running_loop()
         give_up, pause, attempts = loop.time() + self._patience_s, _FIRST_PAUSE_S, 0
         while True:
             try:
-                output = await server.generate(prompt, params, **options)
-                if all(sample.finish_reason != "deadline" for sample in output.outputs):
-                    return output
-                raise DeadlineExceeded(f"not finished after {self._timeout_s:g} s")
+                return await ask()
             except (Unavailable, Overloaded):
                 if loop.time() > give_up:
                     raise
@@ -161,8 +192,9 @@ Pipeline = Callable[[Callable[[], Iterator[pa.Table]], dict[str, Any], int], Gen
 def run(
     source: Path,
     sink: Path,
-    connect: Callable[[], Server],
+    connect: Callable[[], Server] | None,
     *,
+    connect_http: Callable[[], openai_lines.HttpServer] | None = None,
     connections: int = 1,
     defaults: Mapping[str, Any] | None = None,
     concurrency: int = CONCURRENCY,
@@ -177,7 +209,8 @@ def run(
     Args:
         source: a file, a folder or a pattern (see `corpus.files`): a JSON object a line, which is a prompt
             (see `records.request`) and its decoding parameters.
-        connect: makes a connection to the cluster, in an actor on this machine.
+        connect, connect_http: make a connection to the cluster, in an actor on this machine, for lines of
+            Tandem's and of OpenAI's (see `openai_lines`); None: such lines are refused.
         connections: how many connections.
         defaults: decoding parameters, task and languages for lines that do not set them.
         concurrency: requests at the cluster at a time.
@@ -198,6 +231,7 @@ def run(
     with corpus.answers(source, sink) as (out, done):
         answerer = {
             "connect": connect,
+            "connect_http": connect_http,
             "concurrency": -(-concurrency // connections),
             "defaults": dict(defaults or {}),
             "timeout_s": timeout_s,
@@ -279,5 +313,13 @@ def _read(source: Path, done: int) -> Iterator[pa.Table]:
         )
 
 
+def _error(answer: Mapping[str, Any]) -> str | None:
+    if "custom_id" in answer:
+        return openai_lines.message(answer)
+    return str(answer["error"]["message"]) if "error" in answer else None
+
+
 def _tokens(answer: Mapping[str, Any]) -> int | None:
+    if "custom_id" in answer:
+        return openai_lines.tokens(answer)
     return sum(output["tokens"] for output in answer["outputs"]) if "outputs" in answer else None

@@ -50,8 +50,8 @@ def batch(
     server: Annotated[
         str | None,
         typer.Option(
-            help="host:port of a running server's gRPC endpoint. Without it a cluster is started, as the "
-            "options below say.",
+            help="host:port of a running server's gRPC endpoint, or http://host:port of its HTTP endpoint "
+            "for OpenAI's request lines. Without it a cluster is started, as the options below say.",
             show_default=False,
         ),
     ] = None,
@@ -80,6 +80,12 @@ def batch(
       {"id": "a", "outputs": [{"text": "Salut.", "finish_reason": "stop", …
       {"id": 2, "error": {"message": "top_q: unknown parameter", …
 
+    Or it is one of OpenAI's request lines, for /v1/completions,
+    /v1/chat/completions or /v1/embeddings, and its answer has OpenAI's form:
+
+      {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {…
+      {"id": "batch_req_…", "custom_id": "a", "response": {"status_code": 200, …
+
     Lines with errors are named on standard error, too, and the exit status
     is 1 then.
 
@@ -105,6 +111,7 @@ def batch(
         # Ray warns on stderr about every actor that can be restarted, as Ray Data's can.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
         from tandem.batch import run as batch
+        from tandem.batch.openai_lines import HttpServer
         from tandem.cluster import launch, start
 
         named = itertools.count(1)
@@ -113,11 +120,12 @@ def batch(
             if next(named) <= _NAMED:
                 tqdm.write(error, file=sys.stderr)
 
-        def answer(target: str) -> batch.Summary:
+        def answer(target: str | None, http: list[str]) -> batch.Summary:
             done = batch.run(
                 source,
                 sink,
-                partial(_connect, target),
+                None if target is None else partial(_connect, target),
+                connect_http=partial(HttpServer, http) if http else None,
                 connections=cluster.ingress_replicas,
                 defaults=defaults,
                 concurrency=concurrency,
@@ -133,7 +141,10 @@ def batch(
         try:
             if server is not None:
                 with start.ray_alone(cluster.address):
-                    done = answer(server)
+                    if server.startswith(("http://", "https://")):
+                        done = answer(None, [server])
+                    else:
+                        done = answer(server, [])
                 raise typer.Exit(1 if done.refused else 0)
             http_port, grpc_port = start.free_ports("127.0.0.1", 2)
             config = cluster.config(
@@ -145,7 +156,9 @@ def batch(
             )
             err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
             with launch.serve(config, address=cluster.address) as running:
-                done = answer("ipv4:" + ",".join(running.endpoints().grpc))
+                endpoints = running.endpoints()
+                http = [f"http://{address}" for address in endpoints.http]
+                done = answer("ipv4:" + ",".join(endpoints.grpc), http)
             raise typer.Exit(1 if done.refused else 0)
         except KeyboardInterrupt:
             err.print(f"Interrupted. {sink} holds what is done; the same command goes on from there.")

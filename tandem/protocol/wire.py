@@ -4,8 +4,8 @@ Answers are in `wire_answers`."""
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from typing import Any, Final, TypeVar, Unpack, cast
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Final, TypeVar, Unpack, cast, get_args
 
 from google.protobuf.message import Message
 
@@ -23,7 +23,7 @@ from tandem.inputs import (
     decoder_side,
     split_prompt,
 )
-from tandem.params import BeamSearchParams, EarlyStopping, Params, SamplingParams
+from tandem.params import BeamSearchParams, EarlyStopping, Params, Pooling, SamplingParams
 from tandem.v1 import inference_pb2 as pb
 
 MessageT = TypeVar("MessageT", bound=Message)
@@ -51,7 +51,7 @@ def prompt_of(request: GenerateRequest | pb.ScoreRequest) -> Prompt:
     """Raises `InvalidRequest` for a prompt that is missing."""
     if not request.HasField("encoder_prompt"):
         raise InvalidRequest("is required", field="encoder_prompt")
-    encoder = _encoder_prompt(request.encoder_prompt)
+    encoder = _encoder_prompt(request.encoder_prompt, "encoder_prompt")
     if not request.HasField("decoder_prompt"):
         return encoder  # a decoder-only model's, too
     decoder = _singleton(request.decoder_prompt, "decoder_prompt")
@@ -73,6 +73,23 @@ def params_of(request: GenerateRequest) -> Params | None:
     return None
 
 
+def embed_prompts_of(request: pb.EmbedRequest) -> list[SingletonPrompt]:
+    """Raises `InvalidRequest` for a prompt that is neither text nor ids nor media."""
+    return [
+        _encoder_prompt(prompt, f"encoder_prompts.{number}")
+        for number, prompt in enumerate(request.encoder_prompts)
+    ]
+
+
+def pooling_of(request: pb.EmbedRequest) -> Pooling:
+    """Raises `InvalidRequest` for a number that is no pooling."""
+    if request.pooling not in _POOLINGS:
+        raise InvalidRequest(
+            f"must be one of {', '.join(pb.Pooling.keys())}, got {request.pooling}", field="pooling"
+        )
+    return _POOLINGS[request.pooling]
+
+
 def options_of(message: pb.RequestOptions) -> RequestOptions:
     """The options that are set; they are not validated yet."""
     options: dict[str, Any] = {field.name: value for field, value in message.ListFields()}
@@ -83,9 +100,11 @@ def options_of(message: pb.RequestOptions) -> RequestOptions:
 
 def media_bytes(request: Message) -> int:
     """How much of a request is media, which have a limit of their own."""
-    if not isinstance(request, GenerateRequest | pb.ScoreRequest):
-        return 0
-    return sum(len(media.data) for media in request.encoder_prompt.media)
+    if isinstance(request, GenerateRequest | pb.ScoreRequest):
+        prompts: Iterable[pb.EncoderPrompt] = [request.encoder_prompt]
+    else:
+        prompts = request.encoder_prompts if isinstance(request, pb.EmbedRequest) else ()
+    return sum(len(media.data) for prompt in prompts for media in prompt.media)
 
 
 _MODALITIES: Final[dict[Modality, pb.Media.Modality]] = {
@@ -94,16 +113,24 @@ _MODALITIES: Final[dict[Modality, pb.Media.Modality]] = {
 }
 
 
-def _encoder_prompt(message: pb.EncoderPrompt) -> SingletonPrompt:
+_POOLINGS: Final[dict[int, Pooling]] = {
+    pb.POOLING_UNSPECIFIED: "mean",
+    pb.POOLING_MEAN: "mean",
+    pb.POOLING_FIRST: "first",
+    pb.POOLING_NONE: "none",
+}
+
+
+def _encoder_prompt(message: pb.EncoderPrompt, field: str) -> SingletonPrompt:
     if not message.media:
-        return _singleton(message, "encoder_prompt")
+        return _singleton(message, field)
     names = {number: name for name, number in _MODALITIES.items()}
     data = MultiModalData()
     for number, media in enumerate(message.media):
         if media.modality not in names:
             raise InvalidRequest(
                 f"must be one of {', '.join(map(pb.Media.Modality.Name, names))}",
-                field=f"encoder_prompt.media.{number}.modality",
+                field=f"{field}.media.{number}.modality",
             )
         data.setdefault(names[media.modality], []).append(media.data)  # type: ignore[union-attr]
     if message.HasField("token_ids"):
@@ -184,8 +211,36 @@ def score_request(
     return _make_message(pb.ScoreRequest, values)
 
 
+def embed_request(
+    prompts: Sequence[Prompt], pooling: Pooling = "mean", **options: Unpack[RequestOptions]
+) -> pb.EmbedRequest:
+    encoders = []
+    for prompt in prompts:
+        encoder, decoder, _ = split_prompt(prompt)
+        if decoder is not None:
+            raise InvalidRequest("the encoder reads none", field="decoder_prompt")
+        encoders.append(_prompt_fields(encoder))
+    if pooling not in _POOLINGS.values():
+        raise InvalidRequest(
+            f"must be one of {', '.join(get_args(Pooling))}, got {pooling!r}", field="pooling"
+        )
+    values = {
+        "encoder_prompts": encoders,
+        "pooling": f"POOLING_{pooling.upper()}",
+        "options": _options_message(options),
+    }
+    return _make_message(pb.EmbedRequest, values)
+
+
 def tokenize_request(text: str, model: str | None = None) -> pb.TokenizeRequest:
     return _make_message(pb.TokenizeRequest, {"text": text, "model": model})
+
+
+def detokenize_request(
+    token_ids: Sequence[int], *, skip_special_tokens: bool = False, model: str | None = None
+) -> pb.DetokenizeRequest:
+    values = {"token_ids": token_ids, "skip_special_tokens": skip_special_tokens or None, "model": model}
+    return _make_message(pb.DetokenizeRequest, values)
 
 
 def _make_message(kind: type[MessageT], values: Mapping[str, Any]) -> MessageT:

@@ -9,6 +9,7 @@ from typing import cast
 
 from tandem.outputs import (
     CompletionOutput,
+    EmbeddingOutput,
     FinishReason,
     RequestOutput,
     ScoreOutput,
@@ -210,6 +211,41 @@ def scores_of(request: pb.ScoreRequest, response: pb.ScoreResponse) -> ScoreOutp
             for score in response.scores
         ],
     )
+
+
+# Embed
+
+
+def embed_response(request_id: str, outputs: Iterable[EmbeddingOutput]) -> pb.EmbedResponse:
+    """The answer to Embed."""
+    return pb.EmbedResponse(
+        request_id=request_id,
+        embeddings=[
+            pb.Embedding(
+                encoder_tokens=output.encoder_tokens,
+                width=output.embedding.shape[-1],
+                values=output.embedding.ravel().tolist(),
+            )
+            for output in outputs
+        ],
+    )
+
+
+def embeddings_of(request: pb.EmbedRequest, response: pb.EmbedResponse) -> list[EmbeddingOutput]:
+    """The answer to a request."""
+    import numpy as np
+
+    pooled = request.pooling != pb.POOLING_NONE
+    return [
+        EmbeddingOutput(
+            response.request_id,
+            embedding.encoder_tokens,
+            np.array(embedding.values, np.float32).reshape(
+                embedding.width if pooled else (-1, embedding.width)
+            ),
+        )
+        for embedding in response.embeddings
+    ]
 
 
 # Models

@@ -10,6 +10,7 @@ from contextlib import aclosing, closing
 from typing import Any
 
 import grpc
+import numpy as np
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
@@ -24,7 +25,14 @@ from tandem.errors import (
     Unavailable,
 )
 from tandem.inputs import Prompt, TokensPrompt
-from tandem.outputs import CompletionOutput, RequestOutput, ScoreOutput, TargetScore, TextDelta
+from tandem.outputs import (
+    CompletionOutput,
+    EmbeddingOutput,
+    RequestOutput,
+    ScoreOutput,
+    TargetScore,
+    TextDelta,
+)
 from tandem.params import SamplingParams
 from tandem.protocol import wire_answers
 from tandem.protocol.rpc import add_inference_service, parse, set_error
@@ -85,6 +93,20 @@ class Servicer(health_pb2_grpc.HealthServicer):
     async def Tokenize(self, data: bytes, context: Any) -> pb.TokenizeResponse:
         request = self._read(pb.TokenizeRequest, data, context)
         return pb.TokenizeResponse(token_ids=[*request.text.encode(), 1])
+
+    async def Embed(self, data: bytes, context: Any) -> pb.EmbedResponse:
+        """A state of a prompt's ids for each of them."""
+        request = self._read(pb.EmbedRequest, data, context)
+        ids = [np.array(prompt.token_ids.ids, np.float32) for prompt in request.encoder_prompts]
+        pooled = request.pooling != pb.POOLING_NONE
+        return wire_answers.embed_response(
+            "r",
+            [EmbeddingOutput("r", len(one), one if pooled else np.stack([one] * len(one))) for one in ids],
+        )
+
+    async def Detokenize(self, data: bytes, context: Any) -> pb.DetokenizeResponse:
+        request = self._read(pb.DetokenizeRequest, data, context)
+        return pb.DetokenizeResponse(text=f"{list(request.token_ids)} {request.skip_special_tokens}")
 
     async def ListModels(self, data: bytes, context: Any) -> pb.ListModelsResponse:
         self._read(pb.ListModelsRequest, data, context)
@@ -461,6 +483,28 @@ def test_no_server_is_unavailable(ask: Ask) -> None:
 def test_tokenize(ask: Ask, servicer: Servicer) -> None:
     assert ask("tokenize", "ab", model="m") == [97, 98, 1]
     assert servicer.requests[0].model == "m"
+
+
+def test_detokenize(ask: Ask, servicer: Servicer) -> None:
+    assert ask("detokenize", [97, 1], model="m") == "[97, 1] False"
+    assert ask("detokenize", [97], skip_special_tokens=True) == "[97] True"
+    assert servicer.requests[0].model == "m"
+
+
+def test_embed(ask: Ask, servicer: Servicer) -> None:
+    first, second = ask("embed", [{"prompt_token_ids": [7, 1]}, {"prompt_token_ids": [8, 9]}], priority=3)
+    assert (first.embedding.tolist(), second.embedding.tolist()) == ([7, 1], [8, 9])
+    assert servicer.requests[0].options.priority == 3
+    [raw] = ask("embed", {"prompt_token_ids": [7, 8, 1]}, "none")
+    assert (raw.encoder_tokens, raw.embedding.tolist()) == (3, [[7, 8, 1]] * 3)
+    assert raw.embedding.dtype == np.float32
+    for wrong, field in (
+        (({"encoder_prompt": "a", "decoder_prompt": "b"},), "decoder_prompt"),
+        (("a", "max"), "pooling"),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            ask("embed", *wrong)
+        assert caught.value.field == field
 
 
 def test_models(ask: Ask) -> None:

@@ -6,7 +6,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import Future
 from typing import Any
 
@@ -20,7 +20,7 @@ from tandem.cluster.handoff import BatchSummary, pack
 from tandem.cluster.messages import read_input
 from tandem.cluster.replicas.engine_actor import EngineActor
 from tandem.cluster.router.router import Router
-from tandem.errors import HiddenStatesLost
+from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.inputs import Media
 from tandem.outputs import FinishReason, TokenLogprobs
 from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest, EngineStats, Hypothesis
@@ -75,9 +75,11 @@ class FakeEngine:
         self.slots, self.step_s = slots, step_s
         self.cancelled: list[str] = []
         self.submitted: list[EngineRequest] = []
+        self.encoded: list[list[list[int]]] = []  # batches
         self.closed = False
         self.stuck = False
         self.fail_with: BaseException | None = None
+        self.refusal: InvalidRequest | None = None  # of inputs to encode
         self._rows: dict[str, EngineRequest] = {}
         self._done: dict[str, int] = {}
         self._deadlines: dict[str, float] = {}
@@ -103,6 +105,13 @@ class FakeEngine:
         if self._rows.pop(request_id, None):
             self.cancelled.append(request_id)
             self._ended.append(Delta(request_id, [], finish_reason=reason))
+
+    def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor:
+        self.encoded.append([list(one.token_ids) for one in inputs])
+        time.sleep(self.step_s)
+        if self.refusal is not None:
+            raise self.refusal
+        return torch.cat([encode(one.token_ids) for one in inputs])
 
     def step(self) -> list[Delta]:
         if self.fail_with is not None:
@@ -227,17 +236,35 @@ class FakeActor:
 
 class FakeMethod:
     def __init__(self, handle: FakeActor, method: Callable[..., Any]) -> None:
-        self._handle, self._method = handle, method
+        self._handle, self._method, self._two = handle, method, False
 
-    def options(self, *, num_returns: str) -> FakeMethod:
-        assert num_returns == "streaming"
+    def options(self, *, num_returns: str | int) -> FakeMethod:
+        assert num_returns in ("streaming", 2)
+        self._two = num_returns == 2
         return self
 
     def remote(self, *args: Any) -> Any:
         result = self._method(*args)
         if hasattr(result, "__anext__"):
             return self._stream(result)
+        if self._two:
+            return self._pair(result)
         return asyncio.ensure_future(self._or_die(self._late(result)))
+
+    def _pair(self, call: Any) -> tuple[FakeReference, asyncio.Future[Any]]:
+        """The two results of a call, each an object of its own."""
+        reference = FakeReference()
+
+        async def second() -> Any:
+            try:
+                first, other = await self._or_die(self._late(call))
+            except BaseException as error:
+                reference.arrive(error)
+                raise
+            reference.arrive(first)
+            return other
+
+        return reference, asyncio.ensure_future(second())
 
     async def _late(self, call: Any) -> Any:
         if delays := self._handle.delays.get(self._method.__name__):
@@ -259,6 +286,7 @@ class FakeMethod:
         done = asyncio.ensure_future(work)
         await asyncio.wait([dead, done], return_when=asyncio.FIRST_COMPLETED)
         if dead.done():
+            done.add_done_callback(lambda late: late.cancelled() or late.exception())
             done.cancel()
             raise ActorDiedError
         dead.cancel()

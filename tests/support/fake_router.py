@@ -7,12 +7,16 @@ import zlib
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
+
 from tandem.cluster.messages import HandoffTotals
 from tandem.cluster.router.encoder_pool import EncoderCounters
 from tandem.cluster.router.router import RouterStats
 from tandem.errors import Overloaded, TandemError
 from tandem.outputs import TokenLogprobs
-from tandem.workers.request import Delta, EngineRequest, EngineStats, Hypothesis
+from tandem.workers.request import Delta, EncodeRequest, EngineRequest, EngineStats, Hypothesis
+
+WIDTH = 4  # of hidden states
 
 
 def engine_stats(*, running: int = 0, steps: int = 0) -> EngineStats:
@@ -30,6 +34,7 @@ class FakeRouter:
     def __init__(self, answer: Sequence[int], eos_id: int = 1) -> None:
         self.answer, self.eos_id = list(answer), eos_id
         self.requests: list[EngineRequest] = []
+        self.encoded: list[EncodeRequest] = []
         self.live: set[str] = set()
         self.cancelled: list[str] = []  # streams closed before their end
         self.delay_s = 0.0  # before each token
@@ -133,6 +138,22 @@ class FakeRouter:
         if asked is None:
             return None
         return [TokenLogprobs(token_id, -2.5, [(5, -0.5)][:asked], 7) for token_id in request.prefix_ids[1:]]
+
+    async def hidden_states(self, requests: Sequence[EncodeRequest]) -> list[torch.Tensor]:
+        """Row i of an input is its i-th id times 1, 2, … `WIDTH`."""
+        self.check_room(len(requests))
+        self.encoded += requests
+        try:
+            await asyncio.sleep(self.delay_s)
+            if self.stall_after is not None:
+                await asyncio.Event().wait()
+            if self.error is not None:
+                raise self.error[1]
+            columns = torch.arange(1.0, WIDTH + 1)
+            return [torch.tensor(one.encoder.token_ids)[:, None] * columns for one in requests]
+        except asyncio.CancelledError:
+            self.cancelled += [one.encoder.key for one in requests]
+            raise
 
     async def ready(self) -> bool:
         return self.is_ready

@@ -10,11 +10,13 @@ from typing import Any, ClassVar, Self, get_type_hints
 import numpy as np
 import numpy.typing as npt
 
+from tandem.workers.request import EncoderInput
 from tandem.workers.scheduling.plan import Admission, StepPlan
 
 Ints = npt.NDArray[np.int64]
 
 CLOSE = [0]  # in place of a step: no more will come
+ENCODE = -1  # in place of a step's first number: encoder inputs are to be encoded, see `EncodePacket`
 # In place of a handle: the ranks encode the tokens themselves, in this step or alongside earlier ones.
 ENCODE_HERE, ENCODED_ASYNC = -1, -2
 SINGLE, FIRST_BEAM, BEAM = range(3)  # kinds of row: FIRST_BEAM computes the prefix for all beams
@@ -208,6 +210,28 @@ class Packet:
             parts[name] = part if table is None else table(part.reshape(-1, width))
             at += count * width
         return cls(**parts)
+
+
+@dataclass(slots=True)
+class EncodePacket:
+    """Encoder inputs that all ranks encode between two steps, for their hidden states alone."""
+
+    lengths: Ints
+    token_ids: Ints  # of all inputs, one after another
+
+    @classmethod
+    def of(cls, inputs: Sequence[EncoderInput]) -> EncodePacket:
+        token_ids = [token_id for one in inputs for token_id in one.token_ids]
+        return cls(_vector([len(one.token_ids) for one in inputs]), _vector(token_ids))
+
+    def to_ints(self) -> Ints:
+        """One vector: ENCODE, how many inputs there are, then their lengths and their tokens."""
+        return np.concatenate([[ENCODE, len(self.lengths)], self.lengths, self.token_ids])
+
+    @classmethod
+    def from_ints(cls, values: Ints) -> EncodePacket:
+        start, stop = 2, 2 + int(values[1])
+        return cls(values[start:stop], values[stop:])
 
 
 # The packet's fields, in order, each with its kind of table; None: a vector.

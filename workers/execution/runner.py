@@ -21,6 +21,7 @@ from tandem.workers.execution.packet import (
     ENCODED_ASYNC,
     FIRST_BEAM,
     SINGLE,
+    EncodePacket,
     Ints,
     Packet,
 )
@@ -145,6 +146,14 @@ class Runner:
             int(entry): slice(end - length, end)
             for entry, length, end in zip(inputs.entry, inputs.length, ends, strict=True)
         }
+
+    @torch.inference_mode()
+    def encode(self, packet: EncodePacket, features: torch.Tensor | None = None) -> torch.Tensor:
+        """The hidden states [sum of lengths, d_model] of inputs that no step admits, on the device. To be
+        called between two steps; `features` are rank 0's, in the packet's order."""
+        assert self.encoder is not None, "this engine was told not to load the encoder"
+        arguments = self.encoder, packet.token_ids, packet.lengths, features
+        return self._side.begin(lambda: self._encode(*arguments)).wait()
 
     def _encode(
         self, encoder: EncoderStack, token_ids: Ints, lengths: Ints, own: torch.Tensor | None

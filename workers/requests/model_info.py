@@ -51,6 +51,7 @@ class ModelInfo:
     revision: str  # changes with the model and its preprocessor; part of every encoder key
     front: FrontSpec | None = None  # how the encoder reads media; None: it reads text alone
     speech: Speech | None = None  # what the decoder of a speech model starts from
+    encoder_width: int | None = None  # numbers of a hidden state; None: there is no encoder
 
     @classmethod
     def read(cls, folder: Path, name: str, overrides: Mapping[str, Any] | None = None) -> ModelInfo:
@@ -99,6 +100,7 @@ class ModelInfo:
             revision=revision_of(folder),
             front=front,
             speech=speech,
+            encoder_width=None if spec.encoder is None else spec.encoder.d_model,
         )
 
     @property

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -21,18 +22,22 @@ from tandem.inputs import (
     RequestOptions,
     SingletonPrompt,
     TaskOptions,
+    TokensPrompt,
 )
 from tandem.limits import DEFAULT_LIMITS, Limits
-from tandem.params import Params, SamplingParams
-from tandem.workers.request import Decoding, EngineRequest
+from tandem.params import Params, Pooling, SamplingParams
+from tandem.workers.request import Decoding, EncodeRequest, EncoderInput, EngineRequest
+from tandem.workers.requests.chat import ChatTemplate, Conversation
 from tandem.workers.requests.decoding import (
     check_counts,
+    check_ids,
     completed,
     decoding_of,
     default_max_tokens,
     scoring_of,
 )
-from tandem.workers.requests.detokenizer import Vocabulary
+from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
+from tandem.workers.requests.embedding import PreparedEmbedding, check_pooling
 from tandem.workers.requests.media import MediaProcessor, read_processor
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.options import CheckedOptions, check_options
@@ -52,6 +57,7 @@ __all__ = [
     "RequestBuilder",
     "Tasks",
     "check_text",
+    "naming_prompt",
     "sample_seed",
 ]
 
@@ -74,6 +80,7 @@ class RequestBuilder:
         self.info, self.limits = info, limits
         self.vocabulary = Vocabulary(tokenizer if target is None else target)
         self.tasks = Tasks.of(info.tasks, info.defaults, tokenizer, info.speech)
+        self.chat_template = ChatTemplate(tokenizer)
         self._tokenizer = TextTokenizer(tokenizer, target)
         languages = bool(self.tasks.languages)
         self._reader = PromptReader(info, self._tokenizer, limits, processor, languages=languages)
@@ -203,9 +210,69 @@ class RequestBuilder:
         answer = default_max_tokens(task.defaults, 1, self.max_decoder_tokens - 1)
         return max(1, min(room, max(answer // 2, _LEAST_SEGMENT_TOKENS)))
 
-    def tokenize(self, text: str, *, field: str = "text") -> list[int]:
-        """The ids a prompt's text becomes, special tokens included. Raises InvalidRequest."""
-        return self._reader.prompt_ids(PromptSide(text, None), field, field, self.tasks.resolve())
+    def prepare_embed(
+        self, prompts: Sequence[Prompt], pooling: Pooling = "mean", **options: Unpack[RequestOptions]
+    ) -> PreparedEmbedding:
+        """Checks a request for the encoder's hidden states of prompts; the options are as for `prepare`.
+
+        Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
+        """
+        self.check_model(options.get("model"))
+        checked = check_options(self.limits, self.tasks, **options)
+        check_pooling(pooling)
+        if self.info.encoder_width is None:
+            raise InvalidRequest(
+                f"{self.info.name!r} is decoder-only: it has no encoder whose states could be given",
+                field="model",
+            )
+        if not 0 < len(prompts) <= self.limits.prompts:
+            raise InvalidRequest(f"1 to {self.limits.prompts} prompts, got {len(prompts)}", field="prompts")
+        inputs = [
+            self._embedded(prompt, number, len(prompts), checked.task)
+            for number, prompt in enumerate(prompts)
+        ]
+        rows = sum(len(one.token_ids) for one in inputs) if pooling == "none" else len(inputs)
+        if (values := rows * self.info.encoder_width) > (limit := self.limits.embedding_values):
+            raise InvalidRequest(
+                f"{rows} embeddings of {self.info.encoder_width} have {values} numbers, the limit is {limit}",
+                field="prompts",
+            )
+        return PreparedEmbedding(
+            checked.request_id,
+            pooling,
+            [EncodeRequest(one, checked.priority, checked.timeout_s) for one in inputs],
+        )
+
+    def chat_prompt(self, conversation: Conversation) -> TokensPrompt:
+        """The prompt that a conversation is by the model's chat template. Raises InvalidRequest."""
+        text = self.chat_template.render(conversation)
+        ids = self._tokenizer.encode(text, "messages", self.max_prompt_tokens, special=False)
+        return TokensPrompt(prompt_token_ids=ids)
+
+    def tokenize(self, text: str, *, field: str = "text", special: bool = True) -> list[int]:
+        """The ids a prompt's text becomes, `special` tokens included. Raises InvalidRequest."""
+        if special:
+            return self._reader.prompt_ids(PromptSide(text, None), field, field, self.tasks.resolve())
+        ids, limit = (
+            self._tokenizer.encode(text, field, self.max_prompt_tokens, special=False),
+            self.max_prompt_tokens,
+        )
+        if not 0 < len(ids) <= limit:
+            raise InvalidRequest(f"has {len(ids)} tokens, the limits are 1 and {limit}", field=field)
+        return ids
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """An encoder input's tokens, as its tokenizer writes them."""
+        return self._tokenizer.token_strings(ids)
+
+    def detokenize(
+        self, ids: Sequence[int], *, field: str = "token_ids", skip_special_tokens: bool = False
+    ) -> str:
+        """The text of ids that the decoder generates, as the tokenizer's `decode` gives it. Raises
+        InvalidRequest."""
+        check_ids(ids, field, self.info.vocab_size)
+        detokenizer = Detokenizer(self.vocabulary, skip_special_tokens=skip_special_tokens)
+        return detokenizer.push(ids) + detokenizer.flush()
 
     def output_processor(self, prepared: PreparedRequest) -> OutputProcessor:
         """What turns this request's deltas into its answer."""
@@ -217,6 +284,13 @@ class RequestBuilder:
             raise ModelNotFound(f"no model {model[:80]!r}; this server has {self.info.name!r}", field="model")
 
     # -- the parts of a request
+
+    def _embedded(self, prompt: Prompt, number: int, prompts: int, task: ResolvedTask) -> EncoderInput:
+        with naming_prompt(number, prompts):
+            given = self._reader.read(prompt, task)
+            if given.context:
+                raise InvalidRequest("the encoder reads none", field="decoder_prompt")
+            return given.encoder
 
     def _decoding(self, params: Params, task: ResolvedTask, given: ParsedPrompt) -> Decoding:
         def encode(text: str, name: str) -> list[int]:
@@ -290,6 +364,16 @@ def _prepared(
         stop=stop,
         skip_special_tokens=skip_special_tokens,
     )
+
+
+@contextmanager
+def naming_prompt(number: int, prompts: int) -> Iterator[None]:
+    """Adds to an InvalidRequest which of several prompts is at fault."""
+    try:
+        yield
+    except InvalidRequest as error:
+        where = f" (in prompt {number} of {prompts})" if prompts > 1 else ""
+        raise InvalidRequest(error.message + where, field=error.field) from None
 
 
 def sample_seed(seed: int, index: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
@@ -113,6 +114,10 @@ class TextTokenizer:
         ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
         ids = ids[:room] if side == "right" else ids[max(0, len(ids) - room) :]
         return list(tokenizer.build_inputs_with_special_tokens(ids) if special else ids)
+
+    def token_strings(self, ids: Sequence[int]) -> list[str]:
+        """The tokens of these ids, of the prompt's tokenizer, as the vocabulary writes them."""
+        return list(self._tokenizer.convert_ids_to_tokens(list(ids)))
 
 
 def check_text(text: str, name: str) -> None:

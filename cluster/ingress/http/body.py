@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar, cast, get_type_hints
 from urllib.parse import parse_qsl
 
 from fastapi import Request
-from pydantic import ConfigDict, ValidationError, create_model
+from pydantic import BaseModel, ConfigDict, ValidationError, create_model
 from pydantic_core import from_json
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
@@ -19,6 +19,7 @@ from tandem.limits import Limits
 from tandem.params import invalid
 
 T = TypeVar("T")
+BodyT = TypeVar("BodyT", bound=BaseModel)
 
 # What the validator calls the fields of a request, in the words of the APIs that take a `prompt`.
 FIELDS: Final = {
@@ -63,11 +64,16 @@ def take_options(request: Request, body: dict[str, Any]) -> RequestOptions:
     """Takes the request options out of a body, by name. Raises InvalidRequest, naming the field, for a value
     of a wrong type."""
     given = {name: body.pop(name) for name in _OPTIONS if name in body}
+    validated(_Options, given)
+    return cast(RequestOptions, {**given, "request_id": request.headers.get("x-request-id")})
+
+
+def validated(kind: type[BodyT], values: dict[str, Any]) -> BodyT:
+    """The values as this model. Raises InvalidRequest, naming the field."""
     try:
-        _Options.model_validate(given)
+        return kind.model_validate(values)
     except ValidationError as error:
         raise invalid(error) from None
-    return cast(RequestOptions, {**given, "request_id": request.headers.get("x-request-id")})
 
 
 async def unless_disconnected(receive: Receive, work: Coroutine[Any, Any, T]) -> T:

@@ -1,21 +1,75 @@
-"""OpenAI's JSON for a completion: whole, or chunk by chunk."""
+"""The fields of OpenAI's completions, and their JSON."""
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
-from tandem.cluster.ingress.service import Piece
-from tandem.outputs import RequestOutput, TokenLogprobs
+from tandem.cluster.ingress.http.answers import AnswerShape, Shown
+from tandem.cluster.ingress.http.openai_fields import Fields, StreamOptions
+from tandem.errors import InvalidRequest
+from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt
+from tandem.outputs import CompletionOutput, TextDelta, TokenLogprobs
 from tandem.params import Params
 from tandem.workers.requests.detokenizer import Vocabulary
 from tandem.workers.requests.output_processor import PreparedRequest
 
 
-class CompletionShape:
-    """Shapes the answer to one request. Choices are numbered through: the first prompt's samples, then the
-    second's. `finish_reason` may be `deadline`, which OpenAI does not have: the time ran out."""
+class CompletionBody(Fields):
+    """What is neither a request option nor a parameter of decoding."""
+
+    model: str | None = None
+    prompt: Any = None
+    decoder_prompt: Any = None  # Tandem's: one for all prompts, or as many as there are
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+
+    def prompts(self) -> list[Prompt]:
+        """Raises InvalidRequest, naming the field."""
+        encoders = prompts_of(self.prompt, "prompt")
+        if self.decoder_prompt is None:
+            return cast(list[Prompt], encoders)
+        decoders = prompts_of(self.decoder_prompt, "decoder_prompt")
+        if len(decoders) == 1:
+            decoders *= len(encoders)
+        if len(decoders) != len(encoders):
+            raise InvalidRequest(
+                f"one, or as many as the {len(encoders)} prompts, got {len(decoders)}", field="decoder_prompt"
+            )
+        return [
+            ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder)
+            for encoder, decoder in zip(encoders, decoders, strict=True)
+        ]
+
+
+def prompts_of(value: object, field: str) -> list[SingletonPrompt]:
+    """A string, a list of strings, a list of ids, or a list of lists of ids. Raises InvalidRequest."""
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, list) and value:
+        if all(isinstance(item, str) for item in value):
+            return cast(list[SingletonPrompt], value)
+        if _are_ids(value):
+            return [TokensPrompt(prompt_token_ids=value)]
+        if all(isinstance(item, list) and _are_ids(item) for item in value):
+            return [TokensPrompt(prompt_token_ids=item) for item in value]
+    raise InvalidRequest(
+        "must be a string, a list of strings, a list of token ids or a list of such lists, and not empty",
+        field=field,
+    )
+
+
+def _are_ids(value: list[Any]) -> bool:
+    return all(type(item) is int for item in value)
+
+
+class CompletionShape(AnswerShape):
+    """A completion's JSON."""
+
+    id_prefix = "cmpl"
+    object = chunk_object = "text_completion"
 
     def __init__(
         self,
@@ -23,107 +77,42 @@ class CompletionShape:
         vocabulary: Vocabulary,
         prepared: Sequence[PreparedRequest],
         params: Params,
+        shown: Shown,
     ) -> None:
-        self._head = {
-            "id": f"cmpl-{prepared[0].request_id}",
-            "object": "text_completion",
-            "created": int(time.time()),
-            "model": model,
-        }
-        self._n = params.outputs
-        self._vocabulary = vocabulary
-        self._prompt_tokens = sum(
-            len(one.encoder_prompt_token_ids) + len(one.context_ids) for one in prepared
-        )
-        self._completion_tokens = 0
+        super().__init__(model, vocabulary, prepared, params, shown)
+        hidden = vocabulary.special_ids if params.skip_special_tokens else frozenset[int]()
         self._logprobs = [
-            _LogprobsShape(vocabulary, params.skip_special_tokens, first=not one.context_ids)
+            _LogprobsShape(self, hidden, vocabulary, first=not one.context_ids)
             for one in prepared
             for _ in range(params.outputs)
         ]
 
-    def whole(self, outputs: Sequence[RequestOutput]) -> dict[str, Any]:
-        choices = []
-        for number, output in enumerate(outputs):
-            for sample in output.outputs:
-                self._completion_tokens += len(sample.token_ids)
-                index = number * self._n + sample.index
-                logprobs = self._logprobs[index].shape(sample.logprobs)
-                choice = _choice(
-                    index, sample.text, logprobs, sample.finish_reason, sample.stop_reason, sample.score
-                )
-                self._add_prompt_logprobs(choice, output.prompt_logprobs)
-                choices.append(choice)
-        return {**self._head, "choices": choices, "usage": self._usage()}
-
-    def chunks(self, piece: Piece) -> Iterator[dict[str, Any]]:
-        """The piece as a chunk; none where it has nothing to show yet."""
-        delta = piece.delta
-        self._completion_tokens += len(delta.token_ids)
-        if delta.text or delta.logprobs or delta.finish_reason is not None:
-            index = piece.prompt * self._n + delta.index
-            logprobs = self._logprobs[index].shape(delta.logprobs)
-            choice = _choice(index, delta.text, logprobs, delta.finish_reason, delta.stop_reason, delta.score)
-            self._add_prompt_logprobs(choice, delta.prompt_logprobs)
-            yield {**self._head, "choices": [choice]}
-
-    def usage_chunk(self) -> dict[str, Any]:
-        return {**self._head, "choices": [], "usage": self._usage()}
-
-    def _add_prompt_logprobs(
-        self, choice: dict[str, Any], logprobs: Sequence[TokenLogprobs | None] | None
-    ) -> None:
-        """vLLM's extension: for each token of the decoder prompt, the entries of the token and of its
-        likeliest alternatives, by id; null for the first token."""
-        if logprobs is not None:
-            choice["prompt_logprobs"] = [token and self._prompt_entries(token) for token in logprobs]
-
-    def _prompt_entries(self, token: TokenLogprobs) -> dict[str, Any]:
-        likeliest = [(rank, *entry) for rank, entry in enumerate(token.top, 1)]
-        return {
-            str(token_id): {
-                "logprob": logprob,
-                "rank": rank,
-                "decoded_token": self._vocabulary.token_text(token_id, first=False),
-            }
-            for rank, token_id, logprob in [*likeliest, (token.rank, token.token_id, token.logprob)]
+    def choice(self, index: int, sample: CompletionOutput | TextDelta) -> dict[str, Any]:
+        choice = {
+            "index": index,
+            "text": sample.text,
+            "logprobs": self._logprobs[index].shape(sample.logprobs),
         }
+        return self.add_sample(choice, sample)
 
-    def _usage(self) -> dict[str, int]:
-        return {
-            "prompt_tokens": self._prompt_tokens,
-            "completion_tokens": self._completion_tokens,
-            "total_tokens": self._prompt_tokens + self._completion_tokens,
-        }
+    def choices_of(self, index: int, delta: TextDelta, *, first: bool) -> Iterator[dict[str, Any]]:
+        del first
+        yield self.choice(index, delta)
 
-
-def _choice(
-    index: int,
-    text: str,
-    logprobs: dict[str, Any] | None,
-    finish_reason: str | None,
-    stop_reason: int | str | None,
-    score: float | None,
-) -> dict[str, Any]:
-    choice = {
-        "index": index,
-        "text": text,
-        "logprobs": logprobs,
-        "finish_reason": finish_reason,
-        "stop_reason": stop_reason,  # vLLM's extension: the stop id or text, null for EOS
-    }
-    if score is not None:
-        choice["score"] = score  # Tandem's extension, for beam search
-    return choice
+    def add_prompt(self, answer: dict[str, Any], choice: dict[str, Any], prompt: dict[str, Any]) -> None:
+        del answer
+        choice.update(prompt)
 
 
 class _LogprobsShape:
     """OpenAI's legacy shape: parallel lists over the tokens, one of them with the place in the choice's text
     where each begins."""
 
-    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool, *, first: bool) -> None:
-        self._vocabulary = vocabulary
-        self._hidden = vocabulary.special_ids if skip_special_tokens else frozenset[int]()
+    def __init__(
+        self, answer: AnswerShape, hidden: frozenset[int], vocabulary: Vocabulary, *, first: bool
+    ) -> None:
+        """`hidden`: ids that are left out of the text."""
+        self._answer, self._hidden, self._vocabulary = answer, hidden, vocabulary
         self._first = first  # a text's first token has no space before it
         self._offset = 0
 
@@ -134,17 +123,16 @@ class _LogprobsShape:
         offsets: list[int] = []
         top: list[dict[str, float]] = []
         for position in logprobs:
-            text = self._vocabulary.token_text(position.token_id, first=self._first)
-            tokens.append(text)
+            tokens.append(self._answer.token_text(position.token_id, first=self._first))
             offsets.append(self._offset)
             top.append(
                 {
-                    self._vocabulary.token_text(token_id, first=self._first): logprob
+                    self._answer.token_text(token_id, first=self._first): logprob
                     for token_id, logprob in reversed(position.top)  # the likeliest of equal texts stays
                 }
             )
             if position.token_id not in self._hidden:
-                self._offset += len(text)
+                self._offset += len(self._vocabulary.token_text(position.token_id, first=self._first))
                 self._first = False
         return {
             "tokens": tokens,

@@ -1,57 +1,54 @@
-"""OpenAI's completions and models, for encoder-decoder models: `prompt` is the encoder's, the extra field
-`decoder_prompt` begins the answer, and the request options are fields as well. All of `SamplingParams` may be
-given, or of `BeamSearchParams` where one of its own asks for beams."""
+"""OpenAI's completions, chat completions, embeddings and models.
+
+The encoder of an encoder-decoder model reads `prompt`, or the chat, and the extra field `decoder_prompt`
+begins the answer. The request options are fields as well. All of `SamplingParams` may be given, or of
+`BeamSearchParams` where one of its own asks for beams.
+"""
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
-from typing import Any, Final, cast
+from dataclasses import dataclass
+from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
-from pydantic import BaseModel, ConfigDict, ValidationError
 
-from tandem.cluster.ingress.http.body import FIELDS, read_json, take_options, unless_disconnected
-from tandem.cluster.ingress.http.completions import CompletionShape
+from tandem.cluster.ingress.http.answers import AnswerShape, Shown
+from tandem.cluster.ingress.http.body import (
+    FIELDS,
+    read_json,
+    take_options,
+    unless_disconnected,
+    validated,
+)
+from tandem.cluster.ingress.http.chat import ChatBody, ChatShape
+from tandem.cluster.ingress.http.completions import CompletionBody, CompletionShape
+from tandem.cluster.ingress.http.embeddings import EmbeddingShape
+from tandem.cluster.ingress.http.openai_fields import CHAT, COMPLETION, decoding_params, refuse_unsupported
 from tandem.cluster.ingress.http.sse import EventStream
 from tandem.cluster.ingress.service import Call, Piece, Service
 from tandem.errors import InvalidRequest, renaming_fields
-from tandem.inputs import (
-    ExplicitEncoderDecoderPrompt,
-    Prompt,
-    RequestOptions,
-    SingletonPrompt,
-    TokensPrompt,
-)
-from tandem.params import Params, SamplingParams, invalid, params_of
+from tandem.inputs import RequestOptions
 from tandem.workers.requests.output_processor import PreparedRequest
 
-# OpenAI's parameters that we do not have, with the value that asks for nothing.
-_UNSUPPORTED: Final[dict[str, object]] = {
-    "best_of": 1,
-    "echo": False,
-    "suffix": "",
-}
+# What the validator calls a prompt, in the words of chats and of embeddings.
+_OF_CHATS: Final = dict.fromkeys(("prompt", "prompt_token_ids", "encoder_prompt"), "messages")
+_OF_EMBEDDINGS: Final = dict.fromkeys(("prompt", "prompt_token_ids", "prompts"), "input")
 
 
-class _StreamOptions(BaseModel):
-    model_config = ConfigDict(strict=True, extra="forbid")
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """A request's body, read."""
 
-    include_usage: bool = False
+    values: dict[str, Any]  # all but the options
+    options: RequestOptions
+    names: Mapping[str, str]  # what the validator calls the fields, in the words of the request
 
 
-class _Body(BaseModel):
-    """What is neither a request option nor a decoding parameter; the latter are left in `model_extra`."""
-
-    model_config = ConfigDict(strict=True, extra="allow", allow_inf_nan=False)
-
-    model: str | None = None
-    prompt: Any = None
-    decoder_prompt: Any = None  # one for all prompts, or as many as there are
-    stream: bool | None = None
-    stream_options: _StreamOptions | None = None
-    user: str | None = None  # OpenAI's, for its monitoring of abuse; of no effect here
+_Generation = tuple[list[PreparedRequest], AnswerShape, bool]  # the bool: it is to be streamed
+_Prepare = Callable[[Service, Call, _Asked], Awaitable[_Generation]]
 
 
 def routes(service: Service) -> APIRouter:
@@ -59,22 +56,21 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/completions")
     async def completions(request: Request) -> Response:
-        async with AsyncExitStack() as resources:
-            call = resources.enter_context(service.call("http", "completions"))
-            values = await read_json(request, service.config.limits)
-            options = take_options(request, values)
-            body = _parse(values)
-            params = _params(body)
-            prepared = await _prepare(service, call, body, params, options)
-            shape = CompletionShape(service.model.id, service.request_builder.vocabulary, prepared, params)
-            if not body.stream:
-                outputs = await unless_disconnected(request.receive, call.generate(prepared))
-                return JSONResponse(shape.whole(outputs))
-            pieces = await resources.enter_async_context(aclosing(call.stream(prepared)))
-            # Awaited here, so that an error before the first piece has a status of its own.
-            first = await unless_disconnected(request.receive, _first(pieces))
-            usage = body.stream_options is not None and body.stream_options.include_usage
-            return EventStream(_chunks(shape, first, pieces, usage=usage), resources.pop_all())
+        return await _generate(service, request, "completions", _completion)
+
+    @router.post("/chat/completions")
+    async def chat_completions(request: Request) -> Response:
+        return await _generate(service, request, "chat_completions", _chat)
+
+    @router.post("/embeddings")
+    async def embeddings(request: Request) -> Response:
+        with service.call("http", "embeddings") as call:
+            asked = await _read(service, request)
+            shape = EmbeddingShape.of(asked.values, service.model.id, service.request_builder.info)
+            with renaming_fields({**asked.names, **_OF_EMBEDDINGS}):
+                prepared = await call.prepare_embed(shape.prompts, shape.pooling, **asked.options)
+            outputs = await unless_disconnected(request.receive, call.embed(prepared))
+        return JSONResponse(shape.whole(outputs))
 
     @router.get("/models")
     async def models() -> Response:
@@ -88,73 +84,74 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-async def _prepare(
-    service: Service, call: Call, body: _Body, params: Params, options: RequestOptions
-) -> list[PreparedRequest]:
-    prompts, limit = _prompts(body), service.config.limits.prompts
+async def _generate(service: Service, request: Request, method: str, prepare: _Prepare) -> Response:
+    async with AsyncExitStack() as resources:
+        call = resources.enter_context(service.call("http", method))
+        prepared, shape, streams = await prepare(service, call, await _read(service, request))
+        if not streams:
+            outputs = await unless_disconnected(request.receive, call.generate(prepared))
+            return JSONResponse(shape.whole(outputs))
+        pieces = await resources.enter_async_context(aclosing(call.stream(prepared)))
+        # Awaited here, so that an error before the first piece has a status of its own.
+        first = await unless_disconnected(request.receive, _first(pieces))
+        return EventStream(_chunks(shape, first, pieces), resources.pop_all())
+
+
+async def _read(service: Service, request: Request) -> _Asked:
+    """OpenAI lets null stand for any field's default. vLLM has a request's id in the body, unless the header
+    has one."""
+    values = await read_json(request, service.config.limits)
+    values = {name: value for name, value in values.items() if value is not None}
+    request_id, names = values.pop("request_id", None), FIELDS
+    options = take_options(request, values)
+    if request_id is not None and options.get("request_id") is None:
+        if not isinstance(request_id, str):
+            raise InvalidRequest("must be a string", field="request_id")
+        options["request_id"] = request_id
+        names = {**FIELDS, "request_id": "request_id"}
+    return _Asked(values, options, names)
+
+
+async def _completion(service: Service, call: Call, asked: _Asked) -> _Generation:
+    refuse_unsupported(asked.values, COMPLETION)
+    body = validated(CompletionBody, asked.values)
+    shown = _shown(body)
+    params = decoding_params(dict(body.model_extra or {}))
+    prompts, limit = body.prompts(), service.config.limits.prompts
     if len(prompts) * params.outputs > limit:
         raise InvalidRequest(
             f"{len(prompts)} prompts of {params.outputs} answers each exceed {limit} in all", field="prompt"
         )
-    with renaming_fields(FIELDS):
-        return await call.prepare(prompts, params, **options)
+    with renaming_fields(asked.names):
+        prepared = await call.prepare(prompts, params, **asked.options)
+    shape = CompletionShape(service.model.id, service.request_builder.vocabulary, prepared, params, shown)
+    return prepared, shape, bool(body.stream)
 
 
-def _parse(values: dict[str, Any]) -> _Body:
-    try:
-        body = _Body.model_validate(values)
-    except ValidationError as error:
-        raise invalid(error) from None
-    if body.stream_options is not None and not body.stream:
-        raise InvalidRequest("is for streams only", field="stream_options")
-    return body
-
-
-def _params(body: _Body) -> Params:
-    """OpenAI lets null stand for any parameter's default."""
-    values = {name: value for name, value in (body.model_extra or {}).items() if value is not None}
-    for name in _UNSUPPORTED.keys() & values.keys() - SamplingParams.model_fields.keys():
-        if values.pop(name) != _UNSUPPORTED[name]:
-            raise InvalidRequest("is not supported", field=name)
-    return params_of(values)
-
-
-def _prompts(body: _Body) -> list[Prompt]:
-    encoders = _singletons(body.prompt, "prompt")
-    if body.decoder_prompt is None:
-        return cast(list[Prompt], encoders)
-    decoders = _singletons(body.decoder_prompt, "decoder_prompt")
-    if len(decoders) == 1:
-        decoders *= len(encoders)
-    if len(decoders) != len(encoders):
+async def _chat(service: Service, call: Call, asked: _Asked) -> _Generation:
+    request_builder = service.request_builder
+    request_builder.check_model(asked.options.get("model"))
+    if not request_builder.chat_template.exists:
         raise InvalidRequest(
-            f"one, or as many as the {len(encoders)} prompts, got {len(decoders)}", field="decoder_prompt"
+            f"{request_builder.info.name!r} has no chat template; use /v1/completions", field="messages"
         )
-    return [
-        ExplicitEncoderDecoderPrompt(encoder_prompt=encoder, decoder_prompt=decoder)
-        for encoder, decoder in zip(encoders, decoders, strict=True)
-    ]
+    refuse_unsupported(asked.values, CHAT)
+    body = validated(ChatBody, asked.values)
+    shown = _shown(body)
+    given, names = body.params()
+    with renaming_fields(names):
+        params = decoding_params(given)
+    with renaming_fields({**asked.names, **_OF_CHATS, **names}):
+        prepared = [await call.prepare_chat(body.conversation(), params, **asked.options)]
+    shape = ChatShape(service.model.id, request_builder.vocabulary, prepared, params, shown)
+    return prepared, shape, bool(body.stream)
 
 
-def _singletons(value: object, field: str) -> list[SingletonPrompt]:
-    """A string, a list of strings, a list of ids, or a list of lists of ids."""
-    if isinstance(value, str):
-        return [value]
-    if isinstance(value, list) and value:
-        if all(isinstance(item, str) for item in value):
-            return cast(list[SingletonPrompt], value)
-        if _are_ids(value):
-            return [TokensPrompt(prompt_token_ids=value)]
-        if all(isinstance(item, list) and _are_ids(item) for item in value):
-            return [TokensPrompt(prompt_token_ids=item) for item in value]
-    raise InvalidRequest(
-        "must be a string, a list of strings, a list of token ids or a list of such lists, and not empty",
-        field=field,
-    )
-
-
-def _are_ids(value: list[Any]) -> bool:
-    return all(type(item) is int for item in value)
+def _shown(body: CompletionBody | ChatBody) -> Shown:
+    options = body.stream_options
+    if not body.stream and options is not None and options.model_fields_set:
+        raise InvalidRequest("is for streams only", field="stream_options")
+    return Shown(bool(body.return_token_ids), bool(body.return_tokens_as_token_ids), options)
 
 
 async def _first(pieces: AsyncGenerator[Piece]) -> Piece:
@@ -162,15 +159,15 @@ async def _first(pieces: AsyncGenerator[Piece]) -> Piece:
 
 
 async def _chunks(
-    shape: CompletionShape, first: Piece, rest: AsyncIterator[Piece], *, usage: bool
+    shape: AnswerShape, first: Piece, rest: AsyncIterator[Piece]
 ) -> AsyncIterator[dict[str, Any]]:
     for chunk in shape.chunks(first):
         yield chunk
     async for piece in rest:
         for chunk in shape.chunks(piece):
             yield chunk
-    if usage:
-        yield shape.usage_chunk()
+    for chunk in shape.last_chunks():
+        yield chunk
 
 
 def _model(service: Service) -> dict[str, Any]:
@@ -180,5 +177,7 @@ def _model(service: Service) -> dict[str, Any]:
         "object": "model",
         "created": service.started,
         "owned_by": "tandem",
+        "root": model.id,  # vLLM's, like the next two; its benchmark reads it
+        "parent": None,
         "max_model_len": model.max_encoder_tokens,
     }

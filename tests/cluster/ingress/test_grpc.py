@@ -10,13 +10,13 @@ from typing import Any
 import grpc
 import pytest
 from fake_router import FakeRouter
+from grpc_calls import Api, Context, refused
 from grpc_health.v1 import health_pb2
 from hearing import HEARING
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from transformers import AutoTokenizer
 
-from tandem.cluster.ingress.grpc_api import GrpcApi
 from tandem.cluster.ingress.service import _LONGEST_GATHER_S, _MESSAGES_PER_S, _WHOLE_GATHER_S, Service
 from tandem.errors import InternalError, InvalidRequest, Overloaded, TandemError, Unavailable
 from tandem.inputs import Media, TextPrompt
@@ -26,25 +26,6 @@ from tandem.workers.request import BeamSearch
 from tandem.workers.requests.request_builder import RequestBuilder
 
 SENTENCE = "le chat est sur le tapis"
-
-
-class Context:
-    """What Serve's gRPC context offers to a handler, as far as it is used."""
-
-    def __init__(self) -> None:
-        self.code: grpc.StatusCode | None = None
-        self.details = ""
-
-    def set_code(self, code: grpc.StatusCode) -> None:
-        self.code = code
-
-    def set_details(self, details: str) -> None:
-        self.details = details
-
-
-class Api(GrpcApi):
-    def __init__(self, service: Service) -> None:
-        self._service = service
 
 
 @pytest.fixture
@@ -62,21 +43,6 @@ def source_ids(*ids: int) -> pb.EncoderPrompt:
 
 def text(value: str = "the cat") -> pb.Prompt:
     return pb.Prompt(text=value)
-
-
-async def consume(answer: Any) -> None:
-    if hasattr(answer, "__aiter__"):
-        async for _ in answer:
-            pass
-    else:
-        await answer
-
-
-async def refused(answer: Any, context: Context) -> tuple[grpc.StatusCode, str]:
-    with pytest.raises(TandemError):
-        await consume(answer)
-    assert context.code is not None
-    return context.code, context.details
 
 
 async def test_generate(api: Api, router: FakeRouter, request_builder: RequestBuilder) -> None:

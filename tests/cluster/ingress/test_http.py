@@ -99,7 +99,7 @@ async def test_a_body_beyond_the_limit_is_not_read(http: httpx.AsyncClient) -> N
 
 
 async def test_fastapis_own_refusals_have_the_same_shape(http: httpx.AsyncClient) -> None:
-    missing = await http.get("/v1/chat/completions")
+    missing = await http.get("/v1/responses")
     assert (missing.status_code, error(missing)["type"]) == (404, "not_found_error")
     method = await http.get("/v1/completions")
     assert (method.status_code, error(method)["type"]) == (405, "invalid_request_error")

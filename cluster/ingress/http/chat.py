@@ -1,0 +1,131 @@
+"""The fields of OpenAI's chat completions, and their JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Final
+
+from tandem.cluster.ingress.http.answers import AnswerShape, Shown
+from tandem.cluster.ingress.http.openai_fields import Fields, StreamOptions
+from tandem.errors import InvalidRequest
+from tandem.outputs import CompletionOutput, TextDelta, TokenLogprobs
+from tandem.params import Params
+from tandem.workers.requests.chat import Conversation
+from tandem.workers.requests.detokenizer import Vocabulary
+from tandem.workers.requests.output_processor import PreparedRequest
+
+_BYTES: Final = "bytes:"  # how a part of a character is shown, see `Vocabulary.token_text`
+
+
+class ChatBody(Fields):
+    """What is neither a request option nor a parameter of decoding."""
+
+    model: str | None = None
+    messages: Any = None
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    max_completion_tokens: int | None = None
+    max_tokens: int | None = None  # its older name
+    logprobs: bool | None = None
+    top_logprobs: int | None = None
+    # vLLM's:
+    return_token_ids: bool | None = None
+    return_tokens_as_token_ids: bool | None = None
+    add_generation_prompt: bool | None = None
+    continue_final_message: bool | None = None
+    documents: list[dict[str, Any]] | None = None
+    chat_template_kwargs: dict[str, Any] | None = None
+
+    def conversation(self) -> Conversation:
+        """What the chat template is given; it is checked there."""
+        goes_on = bool(self.continue_final_message)
+        begins = self.add_generation_prompt
+        return Conversation(
+            messages=self.messages,
+            add_generation_prompt=not goes_on if begins is None else begins,
+            continue_final_message=goes_on,
+            documents=self.documents,
+            variables=self.chat_template_kwargs or {},
+        )
+
+    def params(self) -> tuple[dict[str, Any], Mapping[str, str]]:
+        """The parameters of decoding by Tandem's names, and what a chat calls those it calls otherwise.
+
+        Raises InvalidRequest for fields that contradict each other.
+        """
+        values = dict(self.model_extra or {})
+        names = {"logprobs": "top_logprobs"}
+        if self.logprobs:
+            values["logprobs"] = self.top_logprobs or 0
+        elif self.top_logprobs:
+            raise InvalidRequest("needs logprobs: true", field="top_logprobs")
+        if self.max_completion_tokens is not None:
+            if self.max_tokens not in (None, self.max_completion_tokens):
+                raise InvalidRequest(
+                    f"is max_completion_tokens' older name, and they are {self.max_tokens} and "
+                    f"{self.max_completion_tokens}",
+                    field="max_tokens",
+                )
+            values["max_tokens"] = self.max_completion_tokens
+            names["max_tokens"] = "max_completion_tokens"
+        elif self.max_tokens is not None:
+            values["max_tokens"] = self.max_tokens
+        return values, names
+
+
+class ChatShape(AnswerShape):
+    """A chat completion's JSON."""
+
+    id_prefix = "chatcmpl"
+    object, chunk_object = "chat.completion", "chat.completion.chunk"
+
+    def __init__(
+        self,
+        model: str,
+        vocabulary: Vocabulary,
+        prepared: Sequence[PreparedRequest],
+        params: Params,
+        shown: Shown,
+    ) -> None:
+        super().__init__(model, vocabulary, prepared, params, shown)
+        self._hidden = vocabulary.special_ids if params.skip_special_tokens else frozenset[int]()
+        self._at_start = [True] * params.outputs  # a text's first token has no space before it
+
+    def choice(self, index: int, sample: CompletionOutput) -> dict[str, Any]:
+        message = {"role": "assistant", "content": sample.text, "refusal": None}
+        choice = {"index": index, "message": message, "logprobs": self._logprobs(index, sample.logprobs)}
+        return self.add_sample(choice, sample)
+
+    def choices_of(self, index: int, delta: TextDelta, *, first: bool) -> Iterator[dict[str, Any]]:
+        if first:
+            said: dict[str, Any] = {"role": "assistant", "content": "", "refusal": None}
+            yield {"index": index, "delta": said, "logprobs": None, "finish_reason": None}
+        said = {"content": delta.text} if delta.text or delta.finish_reason is None else {}
+        choice = {"index": index, "delta": said, "logprobs": self._logprobs(index, delta.logprobs)}
+        yield self.add_sample(choice, delta)
+
+    def add_prompt(self, answer: dict[str, Any], choice: dict[str, Any], prompt: dict[str, Any]) -> None:
+        del choice  # a chat has one prompt
+        answer.update(prompt)
+
+    def _logprobs(self, index: int, logprobs: Sequence[TokenLogprobs] | None) -> dict[str, Any] | None:
+        if logprobs is None:
+            return None
+        content = []
+        for position in logprobs:
+            first = self._at_start[index]
+            content.append(
+                {
+                    **self._entry(position.token_id, position.logprob, first),
+                    "top_logprobs": [self._entry(*entry, first) for entry in position.top],
+                }
+            )
+            self._at_start[index] = first and position.token_id in self._hidden
+        return {"content": content, "refusal": None}
+
+    def _entry(self, token_id: int, logprob: float, first: bool) -> dict[str, Any]:
+        text = self._vocabulary.token_text(token_id, first=first)
+        data = text.encode()
+        if text.startswith(_BYTES + "\\x"):
+            data = bytes.fromhex(text.removeprefix(_BYTES).replace("\\x", ""))
+        return {"token": self.token_text(token_id, first=first), "logprob": logprob, "bytes": list(data)}
