@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
-from typing import Any, ClassVar, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, cast
 
 from tqdm import tqdm
 
@@ -32,7 +32,11 @@ from tandem.workers.requests.request_builder import (
     Tasks,
 )
 from tandem.workers.requests.scoring import score_output
+from tandem.workers.requests.tokenizer import read_tokenizers
 from tandem.workers.shared_engine import SharedEngine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
 
@@ -58,6 +62,7 @@ class LLM:
         self,
         model: str = QUICKSTART,
         *,
+        tokenizer: str | None = None,
         dtype: str = "auto",
         tensor_parallel_size: int = 1,
         override_generation_config: Mapping[str, Any] | None = None,
@@ -66,6 +71,7 @@ class LLM:
         """
         Args:
             model: a folder, a Hugging Face hub id, or "quickstart".
+            tokenizer: a folder or hub id; None: the model's own.
             dtype: "auto" (bfloat16 on a GPU, float32 on a CPU), "float32" (or "float") or "bfloat16".
             tensor_parallel_size: ranks the model is split over; those above 0 are child processes.
             override_generation_config: decoding defaults that come before the model's
@@ -85,7 +91,10 @@ class LLM:
             answer_values=sys.maxsize,  # no answer is sent anywhere
             timeout_s=math.inf,
         )
-        self._request_builder = RequestBuilder.load(folder, model, limits, override_generation_config)
+        self._tokenizer = tokenizer
+        self._request_builder = RequestBuilder.load(
+            folder, model, limits, override_generation_config, tokenizer
+        )
         self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
         self._closing, self._closed = threading.Lock(), False
         try:
@@ -230,6 +239,12 @@ class LLM:
     def tokenize(self, text: str) -> list[int]:
         """The encoder's token ids for a text, special tokens included."""
         return self._request_builder.tokenize(text)
+
+    def get_tokenizer(self, *, target: bool = False) -> PreTrainedTokenizerBase:
+        """transformers' tokenizer of the prompts, or of the answers (`target`), which is the same for most
+        models. It is the caller's own: the engine's is not shared, so that changing it does no harm."""
+        source, own = read_tokenizers(self.folder, self._tokenizer)
+        return own if target and own is not None else source
 
     def close(self) -> None:
         """Ends the worker processes. Calls under way fail; closing twice does no harm."""

@@ -18,19 +18,40 @@ _CHARS_PER_TOKEN: Final = 64
 DECODER_TOKENIZER: Final = "decoder_tokenizer"
 
 
-def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder. Raises ModelLoadError where there is none."""
+def read_tokenizer(where: str | Path) -> PreTrainedTokenizerBase:
+    """The tokenizer in a folder, or of a hub id. Raises ModelLoadError where there is none."""
     from transformers import AutoTokenizer
 
+    folder = Path(where).expanduser()
+    local = isinstance(where, Path) or folder.is_dir()
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder if local else where, local_files_only=local, trust_remote_code=False
+        )
     except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{folder} has no tokenizer that can be read: {error}") from error
+        raise ModelLoadError(
+            f"{where} has no tokenizer that can be read: {error}", field="tokenizer"
+        ) from error
     # Without its files transformers makes an empty tokenizer, and says nothing. (ByT5 needs none.)
     files = set(tokenizer.vocab_files_names.values())
-    if files and not any((folder / name).is_file() for name in files):
-        raise ModelLoadError(f"{folder} has no tokenizer: none of {', '.join(sorted(files))}")
+    if local and files and not any((folder / name).is_file() for name in files):
+        raise ModelLoadError(
+            f"{folder} has none of {', '.join(sorted(files))}: save it there with `save_pretrained`, or give "
+            "the folder or hub id of another",
+            field="tokenizer",
+        )
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def read_tokenizers(
+    folder: Path, tokenizer: str | None = None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
+    """A model's tokenizer and its decoder's, None where that is the same.
+
+    tokenizer: a folder or hub id; None: the model's folder. Raises ModelLoadError where one cannot be read.
+    """
+    own = folder / DECODER_TOKENIZER
+    return read_tokenizer(tokenizer or folder), read_tokenizer(own) if own.is_dir() else None
 
 
 class TextTokenizer:
