@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, cast
 
@@ -60,9 +61,9 @@ class LLM:
 
     def __init__(
         self,
-        model: str = QUICKSTART,
+        model: str | Path = QUICKSTART,
         *,
-        tokenizer: str | None = None,
+        tokenizer: str | Path | None = None,
         dtype: str = "auto",
         tensor_parallel_size: int = 1,
         override_generation_config: Mapping[str, Any] | None = None,
@@ -80,6 +81,13 @@ class LLM:
 
         Raises ModelLoadError for a model that cannot be served, InvalidRequest for an unusable option.
         """
+        for name, value in (("model", model), ("tokenizer", tokenizer or "")):
+            if not isinstance(value, str | Path):
+                raise InvalidRequest(
+                    f"must be a folder or a hub id, got {type(value).__name__}: save it with "
+                    "`save_pretrained`, and give that folder",
+                    field=name,
+                )
         self.folder = folder = resolve(model)
         config = EngineConfig.of(
             model=str(folder), dtype=dtype, tensor_parallel_size=tensor_parallel_size, **engine_options
@@ -93,7 +101,7 @@ class LLM:
         )
         self._tokenizer = tokenizer
         self._request_builder = RequestBuilder.load(
-            folder, model, limits, override_generation_config, tokenizer
+            folder, str(model), limits, override_generation_config, tokenizer
         )
         self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
         self._closing, self._closed = threading.Lock(), False

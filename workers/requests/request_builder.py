@@ -77,7 +77,7 @@ class RequestBuilder:
         served_name: str,
         limits: Limits = DEFAULT_LIMITS,
         overrides: Mapping[str, Any] | None = None,
-        tokenizer: str | None = None,
+        tokenizer: str | Path | None = None,
     ) -> RequestBuilder:
         """Reads a model's folder, all but its weights. Raises ModelLoadError.
 

@@ -44,7 +44,7 @@ def read_tokenizer(where: str | Path) -> PreTrainedTokenizerBase:
 
 
 def read_tokenizers(
-    folder: Path, tokenizer: str | None = None
+    folder: Path, tokenizer: str | Path | None = None
 ) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
     """A model's tokenizer and its decoder's, None where that is the same.
 
