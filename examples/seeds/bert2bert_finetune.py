@@ -55,7 +55,7 @@ tokenizer.save_pretrained("./bert2bert")
 
 llm = LLM("./bert2bert", dtype="float32")
 [score] = llm.score(text, summary)[0].scores
-print(f"loss {loss:.4f}, served {-score.cumulative_logprob / len(score.token_ids):.4f}")
+print(f"loss {loss:.4f}, served {score.loss:.4f}")
 
 outputs = llm.generate(
     text, SamplingParams(temperature=0, max_tokens=60, stop_token_ids=[tokenizer.sep_token_id])

@@ -46,7 +46,7 @@ tokenizer.save_pretrained("./bert2bert-from-configs")
 
 llm = LLM("./bert2bert-from-configs", dtype="float32")
 [score] = llm.score(text, label)[0].scores
-print(f"loss {loss:.4f}, served {-score.cumulative_logprob / len(score.token_ids):.4f}")
+print(f"loss {loss:.4f}, served {score.loss:.4f}")
 
 outputs = llm.generate(
     text, SamplingParams(temperature=0, max_tokens=20, stop_token_ids=[tokenizer.sep_token_id])

@@ -61,5 +61,4 @@ outputs = llm.generate(train_texts, SamplingParams(temperature=0, max_tokens=20)
 scores = llm.score(train_texts, train_labels)
 for output, score in zip(outputs, scores, strict=True):
     [label] = score.scores
-    loss = -label.cumulative_logprob / len(label.token_ids)
-    print(f"{output.encoder_prompt} -> {output.outputs[0].text} (the label's loss is {loss:.4f})")
+    print(f"{output.encoder_prompt} -> {output.outputs[0].text} (the label's loss is {label.loss:.4f})")

@@ -90,6 +90,6 @@ scores = llm.score(texts, labels)
 for output, label, score in zip(outputs, labels, scores, strict=True):
     [target] = score.scores
     print(f"Input: {output.encoder_prompt}")
-    print(f"Output: {label} (loss {-target.cumulative_logprob / len(target.token_ids):.4f})")
+    print(f"Output: {label} (loss {target.loss:.4f})")
     print(f"Generated: {output.outputs[0].text}")
     print()
