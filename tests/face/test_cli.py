@@ -32,7 +32,7 @@ def tandem(*arguments: str, stdin: str | bytes = "", code: int = 0) -> Result:
 
 def test_help_names_every_verb_and_teaches_by_example() -> None:
     shown = tandem("--help").stdout
-    for verb in ("serve", "show", "generate", "translate", "summarize", "compose", "demo"):
+    for verb in ("serve", "show", "generate", "translate", "summarize", "score", "compose", "demo"):
         assert verb in shown
         assert f"tandem {verb}" in tandem(verb, "--help").stdout, verb
 

@@ -45,7 +45,7 @@ from tandem.workers.requests.output_processor import OutputProcessor, PreparedRe
 from tandem.workers.requests.prompt_reader import ParsedPrompt, PromptReader
 from tandem.workers.requests.segmentation import Document, Split, segment, within
 from tandem.workers.requests.tasks import ResolvedTask, Tasks
-from tandem.workers.requests.tokenizer import DECODER_TOKENIZER, TextTokenizer, check_text, read_tokenizer
+from tandem.workers.requests.tokenizer import TextTokenizer, check_text, read_tokenizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -95,16 +95,17 @@ class RequestBuilder:
         served_name: str,
         limits: Limits = DEFAULT_LIMITS,
         overrides: Mapping[str, Any] | None = None,
+        tokenizer: str | Path | None = None,
     ) -> RequestBuilder:
         """Reads a model's folder, all but its weights. Raises ModelLoadError.
 
         overrides: decoding defaults that come before the model's own, under transformers' names.
+        tokenizer: the folder or hub id of a tokenizer that is not in the model's folder.
         """
         folder = Path(folder)
         info = ModelInfo.read(folder, served_name, overrides)
-        own = folder / DECODER_TOKENIZER
-        target = read_tokenizer(own) if own.is_dir() else None
-        return cls(info, read_tokenizer(folder), limits, target, read_processor(folder, info.front))
+        source, target = read_tokenizers(folder, tokenizer)
+        return cls(info, source, limits, target, read_processor(folder, info.front))
 
     def prepare(
         self,

@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from tandem.errors import InvalidRequest, ModelLoadError
+from tandem.errors import InvalidRequest, ModelLoadError, renaming_fields
+from tandem.workers.models.hub import Repository
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -32,13 +33,37 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
         raise ModelLoadError(
             f"{folder} has no tokenizer that can be read: it must hold all files of the model's "
             f"({type(error).__name__}: {error})",
-            field="model",
+            field="tokenizer",
         ) from error
     # Without its files transformers makes an empty tokenizer, and says nothing. (ByT5 needs none.)
     files = set(tokenizer.vocab_files_names.values())
     if files and not any((folder / name).is_file() for name in files):
-        raise ModelLoadError(f"{folder} has no tokenizer: none of {', '.join(sorted(files))}", field="model")
+        raise ModelLoadError(
+            f"{folder} has none of {', '.join(sorted(files))}: save it there with `save_pretrained`, or give "
+            "the folder or hub id of another",
+            field="tokenizer",
+        )
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def read_tokenizers(
+    folder: Path, tokenizer: str | Path | None = None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
+    """A model's tokenizer and its decoder's, None where that is the same.
+
+    tokenizer: a folder or hub id; None: the model's folder. Raises ModelLoadError where one cannot be read.
+    """
+    own = folder / DECODER_TOKENIZER
+    source = folder if tokenizer is None else _tokenizer_folder(tokenizer)
+    return read_tokenizer(source), read_tokenizer(own) if own.is_dir() else None
+
+
+def _tokenizer_folder(tokenizer: str | Path) -> Path:
+    folder = Path(tokenizer).expanduser()
+    if isinstance(tokenizer, Path) or folder.is_dir():
+        return folder
+    with renaming_fields({"model": "tokenizer"}):
+        return Repository(tokenizer).fetch()
 
 
 class TextTokenizer:
