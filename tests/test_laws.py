@@ -17,7 +17,8 @@ import tandem
 
 ROOT = Path(__file__).parents[1]
 with (ROOT / "pyproject.toml").open("rb") as file:
-    PACKAGE_DIR: dict[str, str] = tomllib.load(file)["tool"]["setuptools"]["package-dir"]
+    SETUPTOOLS = tomllib.load(file)["tool"]["setuptools"]
+PACKAGE_DIR: dict[str, str] = SETUPTOOLS["package-dir"]
 
 # What stands earlier may import what stands later, never the other way round; docs/architecture.md says what
 # each is. A module belongs to the entry with the longest name that is the module's or a package of it.
@@ -84,6 +85,15 @@ def rank(module: str) -> int:
     while module not in RANK:
         module = module.rpartition(".")[0]
     return RANK[module]
+
+
+def test_every_package_is_installed() -> None:
+    found = {"tandem.v1"}
+    for package in ("tandem", "tandem.cluster", "tandem.workers", "tandem.kernels"):
+        folder = ROOT / PACKAGE_DIR[package]
+        for path in folder.rglob("__init__.py"):
+            found.add(".".join((package, *path.relative_to(folder).parts[:-1])))
+    assert set(SETUPTOOLS["packages"]) == found
 
 
 def test_imports_point_down() -> None:

@@ -37,7 +37,7 @@ class CompletionShape:
         )
         self._completion_tokens = 0
         self._logprobs = [
-            _LogprobsShape(vocabulary, params.skip_special_tokens, first=not one.context_ids)
+            _LogprobsShape(vocabulary, params.skip_special_tokens, one.context_ids)
             for one in prepared
             for _ in range(params.outputs)
         ]
@@ -121,10 +121,12 @@ class _LogprobsShape:
     """OpenAI's legacy shape: parallel lists over the tokens, one of them with the place in the choice's text
     where each begins."""
 
-    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool, *, first: bool) -> None:
+    def __init__(self, vocabulary: Vocabulary, skip_special_tokens: bool, context_ids: Sequence[int]) -> None:
         self._vocabulary = vocabulary
-        self._hidden = vocabulary.special_ids if skip_special_tokens else frozenset[int]()
-        self._first = first  # a text's first token has no space before it
+        special = vocabulary.special_ids if skip_special_tokens else frozenset[int]()
+        self._hidden = special | vocabulary.timestamp_ids
+        # The text's last token; None: the next one is its first.
+        self._last = next((i for i in reversed(context_ids) if i not in self._hidden), None)
         self._offset = 0
 
     def shape(self, logprobs: Sequence[TokenLogprobs] | None) -> dict[str, Any] | None:
@@ -134,21 +136,24 @@ class _LogprobsShape:
         offsets: list[int] = []
         top: list[dict[str, float]] = []
         for position in logprobs:
-            text = self._vocabulary.token_text(position.token_id, first=self._first)
+            text = self._text(position.token_id)
             tokens.append(text)
             offsets.append(self._offset)
             top.append(
                 {
-                    self._vocabulary.token_text(token_id, first=self._first): logprob
+                    self._text(token_id): logprob
                     for token_id, logprob in reversed(position.top)  # the likeliest of equal texts stays
                 }
             )
             if position.token_id not in self._hidden:
                 self._offset += len(text)
-                self._first = False
+                self._last = position.token_id
         return {
             "tokens": tokens,
             "token_logprobs": [position.logprob for position in logprobs],
             "top_logprobs": [dict(reversed(list(one.items()))) for one in top],
             "text_offset": offsets,
         }
+
+    def _text(self, token_id: int) -> str:
+        return self._vocabulary.token_text(token_id, first=self._last is None, after=self._last)
