@@ -1,4 +1,4 @@
-"""What a tokenizer's decode does to a text after its tokens became one, on a text that comes piece by piece."""
+"""What a tokenizer's decode does to the text of its tokens, on a text that comes piece by piece."""
 
 from __future__ import annotations
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import codecs
 from collections.abc import Iterable, Sequence
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
@@ -133,7 +132,7 @@ class WholeReader:
 
     def flush(self) -> str:
         text = self._vocabulary.decode(self._ids)
-        return text[len(commonprefix([self._given, text])) :]
+        return text[common_length(self._given, text) :]
 
 
 def reads(kind: type[Reader], vocabulary: Vocabulary, samples: Iterable[Sequence[int]]) -> bool:
@@ -146,8 +145,13 @@ def reads(kind: type[Reader], vocabulary: Vocabulary, samples: Iterable[Sequence
     return True
 
 
-def _common_end(one: str, other: str) -> int:
-    """Length of the longest common end."""
-    if other.endswith(one):
+def common_length(one: str, other: str) -> int:
+    """Characters of the longest text that both begin with."""
+    if other.startswith(one):
         return len(one)
-    return len(commonprefix([one[::-1], other[::-1]]))
+    return next(at for at in range(len(one)) if one[at] != other[at : at + 1])
+
+
+def _common_end(one: str, other: str) -> int:
+    """Characters of the longest text that both end with."""
+    return len(one) if other.endswith(one) else common_length(one[::-1], other[::-1])

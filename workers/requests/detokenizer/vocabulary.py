@@ -7,7 +7,6 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from os.path import commonprefix
 from typing import TYPE_CHECKING, Any, Final
 
 from tandem.workers.requests.detokenizer.edits import CleanUp, Edit, WithoutTimestamps, is_timestamp
@@ -16,6 +15,7 @@ from tandem.workers.requests.detokenizer.readers import (
     Reader,
     WholeReader,
     WindowReader,
+    common_length,
     reads,
 )
 
@@ -105,7 +105,7 @@ class Vocabulary:
             assert self._neighbour is not None
             text = self.decode([self._neighbour, token_id])
             longer = self.decode([self._neighbour, token_id, self._neighbour])
-            found = self._unsettled[token_id] = len(text) - len(commonprefix([text, longer]))
+            found = self._unsettled[token_id] = len(text) - common_length(text, longer)
         return found
 
     def token_text(self, token_id: int, *, first: bool = False, after: int | None = None) -> str:
@@ -154,9 +154,9 @@ class Vocabulary:
         for token_id in range(self._size):
             if token_id not in self.special_ids and token_id not in self.byte_ids:
                 text = self._text_of(token_id) or ""
-                if text.strip() and "\ufffd" not in text:
-                    if self.decode([token_id, token_id]).startswith(text):
-                        return token_id
+                seen = text.strip() and "\ufffd" not in text
+                if seen and self.decode([token_id, token_id]).startswith(text):
+                    return token_id
         return None
 
     def _samples(self) -> list[list[int]]:
