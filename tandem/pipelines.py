@@ -228,7 +228,7 @@ class Pipeline:
         if self._key != "translation_text":
             if split is not None:
                 raise InvalidRequest("is for translation", field="split")
-            return Document.whole(text)
+            return Document((text,), ("", ""))
         if split is not None and split not in SPLITS:
             raise InvalidRequest(f"must be one of {', '.join(SPLITS)}, got {split!r}", field="split")
         return self.llm.segment(text, split or "sentence", **options)

@@ -69,10 +69,10 @@ class Checkpoint:
         """
         for slot in slots:
             part = self._parts[slot.name]
-            if part is None:
-                slot.into.zero_()
-            else:
+            if part is not None:
                 self._read(part, slot)
+            elif not slot.filled:
+                slot.into.zero_()
 
     def _read(self, part: Part, slot: WeightSlot) -> None:
         stored = self._files[part.name].get_slice(part.name)

@@ -24,7 +24,8 @@ class Part:
 
 
 # Our name of a weight → the names it may have in the checkpoint: the first that is there is read.
-# The others, if present too, are tied copies. None at the end: a weight that is absent is zero.
+# The others, if present too, are tied copies. None at the end: a weight that is absent is zero, or what its
+# slot is filled with.
 WeightNames = dict[str, tuple[str | Part | None, ...]]
 
 
