@@ -26,7 +26,7 @@ class Shown:
 
 
 class TokenTexts:
-    """A choice's tokens in its log-probabilities. What a token adds to a text depends on the one before it."""
+    """A choice's tokens in log-probabilities. What a token adds to a text depends on the one before it."""
 
     def __init__(self, vocabulary: Vocabulary, prepared: PreparedRequest, *, as_ids: bool) -> None:
         """`as_ids`: vLLM's `token_id:7` is shown in place of a text."""
