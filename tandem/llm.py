@@ -149,13 +149,13 @@ class LLM:
 
         Raises InvalidRequest, naming the field and the prompt, before anything is generated.
         """
-        several = not isinstance(prompts, str | dict)
+        many = _listed(prompts)
         prepared: list[PreparedRequest] = []
         for request in self._prepare(
-            prompts, sampling_params, source_language, target_language, task, truncate_prompt_tokens
+            many, sampling_params, source_language, target_language, task, truncate_prompt_tokens
         ):
             if isinstance(request, InvalidRequest):
-                where = f" (in prompt {len(prepared)} of {len(prompts)})" if several else ""
+                where = f" (in prompt {len(prepared)} of {len(many)})" if len(many) > 1 else ""
                 raise InvalidRequest(request.message + where, field=request.field)
             prepared.append(request)
         return self._answer(prepared, use_tqdm)
@@ -175,7 +175,12 @@ class LLM:
         are answered."""
         each = list(
             self._prepare(
-                prompts, sampling_params, source_language, target_language, task, truncate_prompt_tokens
+                _listed(prompts),
+                sampling_params,
+                source_language,
+                target_language,
+                task,
+                truncate_prompt_tokens,
             )
         )
         prepared = [request for request in each if isinstance(request, PreparedRequest)]
@@ -184,7 +189,7 @@ class LLM:
 
     def _prepare(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Sequence[Prompt],
         sampling_params: Params | Sequence[Params | None] | None,
         source_language: _OneOrEach,
         target_language: _OneOrEach,
@@ -193,11 +198,11 @@ class LLM:
     ) -> Iterator[PreparedRequest | InvalidRequest]:
         """Each prompt's request, or why it is refused. Raises InvalidRequest for arguments that do not go
         with the prompts' number."""
-        many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
+        count = len(prompts)
         for prompt, params, options in zip(
-            many,
-            for_each(sampling_params, len(many), "sampling_params"),
-            _each_options(len(many), source_language, target_language, task),
+            prompts,
+            for_each(sampling_params, count, "sampling_params"),
+            _each_options(count, source_language, target_language, task),
             strict=True,
         ):
             try:
@@ -269,7 +274,7 @@ class LLM:
         field, before anything is scored.
         """
         single = isinstance(prompts, str | dict)
-        many = cast(list[Prompt], [prompts] if single else list(prompts))
+        many = _listed(prompts)
         each = [targets] if single else list(targets)
         if len(each) != len(many):
             raise InvalidRequest(f"got {len(each)} for {len(many)} prompts", field="targets")
@@ -398,6 +403,10 @@ class LLM:
                     self._engine.cancel(delta.request_id)
                 for piece in pieces:
                     yield number, piece
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    return cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
 
 
 def _each_options(count: int, source: _OneOrEach, target: _OneOrEach, task: _OneOrEach) -> list[TaskOptions]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
@@ -15,6 +16,7 @@ from multilingual import multilingual_checkpoint
 from typer.testing import CliRunner, Result
 
 from tandem import LLM
+from tandem.batch import run
 from tandem.cli import app
 from tandem.cli.options import ClusterOptions, Placement
 from tandem.outputs import CompletionOutput, RequestOutput, TextDelta
@@ -358,6 +360,32 @@ def test_a_batch_that_cannot_or_need_not_run_starts_nothing(tmp_path: Path) -> N
     assert "top_q: unknown" in tandem("batch", str(source), str(sink), "-p", "top_q=1", code=1).stderr
     sink.write_text('{"id": 1}\n')
     assert "Every line" in tandem("batch", str(source), str(sink)).stderr
+
+
+def test_a_batch_names_its_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Echo:
+        async def generate(self, prompt: Any, *_: Any, **options: Any) -> RequestOutput:
+            assert options["truncate_prompt_tokens"] == -1
+            return RequestOutput("", "", [], None, [], [CompletionOutput(0, prompt["prompt"], [1], "stop")])
+
+    def in_process(read: Any, answerer: dict[str, Any], _: int) -> Iterator[Any]:
+        answer = run.Answerer(**answerer)
+        return (asyncio.run(answer(chunk)) for chunk in read())
+
+    monkeypatch.setattr("tandem.cluster.start.ray_alone", lambda _: nullcontext())
+    monkeypatch.setattr("tandem.cli.batch._connect", lambda _: Echo())
+    monkeypatch.setattr(run, "on_ray", in_process)
+    source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('\ufeff{"prompt": "a"}\n' + '{"prompt": "b", "top_q": 1}\n' * 30 + '{"prompt": "c"}')
+    command = ["batch", str(source), str(sink), "--server", "x", "--truncate"]
+    said = tandem(*command, code=1).stderr
+    assert "line 2: top_q: unknown parameter\n" in said
+    assert "line 21: " in said
+    assert "line 22: " not in said
+    assert "10 more lines have errors: see" in said
+    assert "2 answers, 2 tokens, 30 errors." in said
+    assert len(sink.read_text().splitlines()) == 32
+    assert "Every line" in tandem(*command).stderr
 
 
 def test_summarize_says_what_a_model_has_instead() -> None:

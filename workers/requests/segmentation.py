@@ -18,7 +18,7 @@ import re
 import unicodedata
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import Final, Literal, get_args
 
 from tandem.errors import InvalidRequest
@@ -34,6 +34,9 @@ _LINE: Final = re.compile(rf"[^{_ENDS}]*(?:\r\n|[{_ENDS}]|\Z)")
 # Characters of a line that the segmenter is given at once, which bounds its time.
 _WINDOW: Final = 2048
 
+# Khmer's full stop is no end to the segmenter, which knows it as the one of other languages.
+_KHMER_END, _DANDA = "។", "।"
+
 _QUOTED: Final = re.compile(
     r"\"[^\"]*\"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|»[^«]*«|「[^」]*」|『[^』]*』|\([^)]*\)|（[^）]*）"
 )
@@ -43,8 +46,8 @@ _QUOTED: Final = re.compile(
 # "example.com" stay whole.
 _CLOSERS: Final = r"[\"'”’»)\]」』】）]*"
 _CUTS: Final = (
-    re.compile(rf"[。！？｡؟۔।॥።၊။៕]{_CLOSERS}\s*|[.!?…]{_CLOSERS}\s+"),
-    re.compile(rf"[，、；：،؛፣፤]{_CLOSERS}\s*|[,;:)\]—–]{_CLOSERS}\s+|\s[—–-]\s+"),
+    re.compile(rf"[。！？｡؟۔।॥።။។៕։]{_CLOSERS}\s*|[.!?…]{_CLOSERS}\s+"),
+    re.compile(rf"[，、；：،؛፣፤၊།]{_CLOSERS}\s*|[,;:)\]—–]{_CLOSERS}\s+|\s[—–-]\s+"),
     re.compile(r"\s+"),
 )
 
@@ -205,24 +208,31 @@ def _sentences(line: str, language: str) -> Iterator[str]:
 
 def _ended(line: str, language: str) -> Iterator[str]:
     """What the segmenter finds in a line, and in its quotations and parentheses, which it leaves whole."""
-    from sentencex import segment as sentences_of
-
     start = 0
     while start < len(line):
         window = line[start : start + _WINDOW]
-        sentences = sentences_of(language, window)
+        sentences = _segmented(window, language)
         if start + len(window) < len(line):  # the last one may go on
             sentences = sentences[:-1] or [window[: window.rfind(" ") + 1] or window]
         for sentence in sentences:
             begin = 0
             for quoted in _QUOTED.finditer(sentence):
                 end = quoted.start() + 1
-                for inner in sentences_of(language, sentence[end : quoted.end() - 1])[:-1]:
+                for inner in _segmented(sentence[end : quoted.end() - 1], language)[:-1]:
                     end += len(inner)
                     yield sentence[begin:end]
                     begin = end
             yield sentence[begin:]
         start += sum(map(len, sentences))
+
+
+def _segmented(text: str, language: str) -> list[str]:
+    from sentencex import segment as sentences_of
+
+    if _KHMER_END not in text:
+        return list(sentences_of(language, text))
+    ends = accumulate(map(len, sentences_of(language, text.replace(_KHMER_END, _DANDA))))
+    return [text[a:b] for a, b in pairwise([0, *ends])]
 
 
 def _fitting(text: str, fits: Callable[[str], bool]) -> Iterator[str]:
