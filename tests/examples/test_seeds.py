@@ -95,7 +95,7 @@ def answers(model: Any, tokenizer: Any, names: Mapping[str, Any]) -> str:
     return "\n\n".join(f"{one}\n{expected(model, tokenizer, {'text': one})}" for one in asked)
 
 
-LONG = {"max_new_tokens": 140}  # as many as fit into the smallest of these models
+LONG: dict[str, Any] = {"max_new_tokens": 140}  # as many as fit into the smallest of these models
 ANSWERS: dict[str, Callable[[Any, Any, Mapping[str, Any]], str]] = {
     "bart_instruction.py": answer(
         max_length=150, min_length=40, length_penalty=2.0, num_beams=4, early_stopping=True
