@@ -244,7 +244,7 @@ class Pipeline:
     @property
     def _most(self) -> int:
         """Tokens of the longest input."""
-        return min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens)
+        return int(min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens))
 
     def _prompt(self, text: str, resolved: ResolvedTask, call: Mapping[str, Any]) -> tuple[Prompt, int]:
         """The prompt, and the number of tokens that `max_length` counts before the first new one."""
