@@ -57,7 +57,8 @@ class Vocabulary:
             )
             self.malformed = "ignore"
         self._tokenizer, self._size = tokenizer, len(tokenizer)
-        self._decode = _plain_decode(tokenizer, backend)
+        # The text of ids, special ones included, before any edits.
+        self.decode: Callable[[Sequence[int]], str] = _plain_decode(tokenizer, backend)
         # Ids that stand for one byte, in tokenizers whose other tokens are text.
         names_of_bytes = {
             name: tokenizer.convert_tokens_to_ids(name) for name in (f"<0x{byte:02X}>" for byte in range(256))
@@ -89,10 +90,6 @@ class Vocabulary:
         self._by_what_follows: dict[str, int] = {}
         samples = self._samples()
         self._readers = {skip: self._fastest(samples, skip) for skip in (False, True)}
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids, special ones included, before any edits."""
-        return self._decode(ids)
 
     def reader(self, skip_special_tokens: bool) -> type[Reader]:
         """How the text is read piece by piece."""
@@ -222,8 +219,9 @@ def _plain_decode(tokenizer: PreTrainedTokenizerBase, backend: Any) -> Callable[
         TokenizersBackend._decode,
         WhisperTokenizer._decode,
     ):
-        decode = backend.decode  # four times faster than through the wrapper
-        return lambda ids: str(decode(ids, skip_special_tokens=False))
+        # Four times faster than through the wrapper.
+        decode = backend.decode
+        return lambda ids: decode(ids, False)
     # A copy that shares all its parts: PLBart's decode takes no word on cleaning up.
     plain: Any = object.__new__(type(tokenizer))
     vars(plain).update(vars(tokenizer))
