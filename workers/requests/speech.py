@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from tandem.errors import InvalidRequest, ModelLoadError
 
+T = TypeVar("T")
 Opening = tuple[tuple[int, ...], ...]  # for each position after the start token, the ids that may stand there
 
 
@@ -35,10 +36,10 @@ class Speech:
         return cls(
             languages=_languages(generation.get("lang_to_id")) if multilingual else {},
             tasks=_ids(generation.get("task_to_id"), "task_to_id") if multilingual else {},
-            language=generation.get("language"),
-            task=generation.get("task"),
+            language=_typed(generation, "language", str),
+            task=_typed(generation, "task", str),
             forced=_forced(forced),
-            no_timestamps_id=generation.get("no_timestamps_token_id"),
+            no_timestamps_id=_typed(generation, "no_timestamps_token_id", int),
         )
 
     def opening(self, language: str | None, task: str | None) -> Opening:
@@ -86,6 +87,13 @@ class Speech:
                 field="task",
             )
         return self.tasks[task]
+
+
+def _typed(generation: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
+    value = generation.get(key)
+    if value is not None and type(value) is not kind:
+        raise ModelLoadError(f"must be of type {kind.__name__}, got {value!r:.100}", field=key)
+    return value
 
 
 def _languages(value: object) -> dict[str, int]:

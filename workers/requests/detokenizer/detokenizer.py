@@ -53,7 +53,7 @@ class _Transcript:
     """Ids without the earlier text that Whisper's may begin with, from one mark to the other: its decode
     leaves that out with the special tokens."""
 
-    def __init__(self, begins: int, ends: int) -> None:
+    def __init__(self, begins: int | None, ends: int | None) -> None:
         self._begins, self._ends = begins, ends
         self._left_out: bool | None = None  # None: no id has been seen
 
