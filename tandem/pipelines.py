@@ -26,7 +26,7 @@ _KEYS: Final[Mapping[str, str]] = {
     "text2text-generation": "generated_text",
     "text-generation": "generated_text",
 }
-_TRANSLATION: Final = re.compile(r"translation_(\w+)_to_(\w+)")
+_TRANSLATION: Final = re.compile(r"translation_([\w-]+)_to_([\w-]+)")
 # What a call takes besides the arguments of `generate`. Batches form by themselves: batch_size has no effect.
 _CALL: Final = frozenset(
     {"truncation", "clean_up_tokenization_spaces", "batch_size", "src_lang", "tgt_lang", "return_full_text"}
@@ -148,7 +148,10 @@ class Pipeline:
         tasks = self.llm.tasks
         match = _TRANSLATION.fullmatch(self.task)
         source, target = (call.get("src_lang"), call.get("tgt_lang")) if match is None else match.groups()
-        if source is not None and target is not None and (tasks.languages or tasks.pairs):
+        both = source is not None and target is not None
+        if (both and tasks.languages) or (
+            (source or target) is not None and tasks.pairs and not tasks.languages
+        ):
             return TaskOptions(source_language=source, target_language=target)
         if self.task == "translation" and tasks.languages:
             raise InvalidRequest("this model needs src_lang and tgt_lang", field="src_lang")
@@ -169,7 +172,7 @@ class Pipeline:
                 prompt = TokensPrompt(prompt_token_ids=self._cut(text, resolved, most), prompt=text)
             if not self._continues:
                 return prompt, 1  # the decoder's start token
-            length = len(self.tokenizer(resolved.prefix + text)["input_ids"])
+            length = len(self.tokenizer(resolved.input(text))["input_ids"])
             return prompt, min(length, most) if _truncates(call) else length
 
     def _cut(self, text: str, resolved: ResolvedTask, most: int) -> list[int]:
@@ -177,7 +180,7 @@ class Pipeline:
         source = resolved.source
         before, after = (source.prefix, source.suffix) if source else ((), ())
         ids = self.tokenizer(
-            resolved.prefix + text,
+            resolved.input(text),
             add_special_tokens=source is None,  # else the prefix and the suffix are added
             truncation=True,
             max_length=most - len(before) - len(after),

@@ -138,7 +138,7 @@ class PromptReader:
                 return []
             if not text:
                 raise InvalidRequest("must not be empty", field=name)
-            ids = self._tokenizer.encode(task.prefix + text, name, limit, special=source is None)
+            ids = self._tokenizer.encode(task.input(text), name, limit, special=source is None)
             ids = [*source.prefix, *ids, *source.suffix] if source else ids
         elif source:
             raise InvalidRequest("is for a prompt that is text", field="source_language")
