@@ -38,6 +38,7 @@ from tandem.workers.requests.decoding import (
 )
 from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
 from tandem.workers.requests.embedding import PreparedEmbedding, check_pooling
+from tandem.workers.requests.languages import split_target
 from tandem.workers.requests.media import MediaProcessor, read_processor
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.options import CheckedOptions, check_options
@@ -182,7 +183,8 @@ class RequestBuilder:
         """A text as the segments that are translated each by itself, and what stands between them.
 
         `split` is "sentence" or "line", for models that translate sentences, or "none", which leaves the text
-        whole. The options are those of the segments' requests. Raises InvalidRequest, naming the field.
+        whole. The options are those of the segments' requests; a token with which the text chooses its target
+        stands before each. Raises InvalidRequest, naming the field.
         """
         check_text(text, "prompt")
         task = self.tasks.resolve(**options)
@@ -190,7 +192,9 @@ class RequestBuilder:
         fits = within(most, lambda part: len(self._tokenizer.encode(part, "prompt", most, special=False)))
         of_task = (pair.source for pair in self.tasks.pairs if pair.task == task.task)
         source = options.get("source_language") or next(of_task, None)
-        return segment(text, split, language=source, fits=fits, most=self.limits.segments)
+        chosen, text = split_target(text) if any(pair.prefix for pair in self.tasks.pairs) else ("", text)
+        document = segment(text, split, language=source, fits=fits, most=self.limits.segments)
+        return replace(document, segments=tuple(chosen + part for part in document.segments))
 
     @cached_property
     def max_segment_tokens(self) -> int:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from tandem.errors import InvalidRequest, ModelLoadError
+from tandem.workers.requests.language_names import LanguageNames
 
 T = TypeVar("T")
 Opening = tuple[tuple[int, ...], ...]  # for each position after the start token, the ids that may stand there
@@ -46,7 +48,7 @@ class Speech:
         """What follows the start token. The one position with several ids is the language's, where none is
         said: the model is to say it.
 
-        language: a code, a name ("english") or a token ("<|en|>"). Raises InvalidRequest for what the model
+        language: its name, code or token ("<|en|>"). Raises InvalidRequest for what the model
         does not know.
         """
         for field, said in (("source_language", language), ("task", task)):
@@ -68,17 +70,8 @@ class Speech:
         return tuple(every if token_id is None else (token_id,) for token_id in ids)
 
     def _language_id(self, language: str) -> int:
-        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-        said = language.lower().removeprefix("<|").removesuffix("|>")
-        code = TO_LANGUAGE_CODE.get(said, said)
-        if code not in self.languages:
-            known = ", ".join(sorted(self.languages))
-            raise InvalidRequest(
-                f"{language[:20]!r} is not one of {len(self.languages)} languages: {known}",
-                field="source_language",
-            )
-        return self.languages[code]
+        names = _names(tuple(self.languages))
+        return self.languages[names.resolve(language, "source_language")]
 
     def _task_id(self, task: str) -> int:
         if task not in self.tasks:
@@ -87,6 +80,14 @@ class Speech:
                 field="task",
             )
         return self.tasks[task]
+
+
+@cache
+def _names(codes: tuple[str, ...]) -> LanguageNames:
+    """A model's languages by the names that transformers has for them, and all others."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    return LanguageNames(codes, {name: code for name, code in TO_LANGUAGE_CODE.items() if code in codes})
 
 
 def _typed(generation: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
