@@ -40,7 +40,7 @@ SCRIPTS = {
 # test_seed_training.py runs these.
 TRAIN = {"bert2bert_finetune.py", "bert2bert_from_configs.py", "t5_finetune.py", "t5_instructions.py"}
 # What the published configs say of tasks, and the scripts count on.
-TASKS = {
+TASKS: dict[str, dict[str, dict[str, Any]]] = {
     "gpt2": {"text-generation": {"do_sample": True, "max_length": 50}},
     "t5": {
         "translation_en_to_fr": {
