@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from test_batch import Server, in_process, output, read, write
+from batches import in_process
+from test_batch import Server, output, read, write
 
 from tandem.batch import run as batch
 from tandem.batch.openai_lines import HttpServer
