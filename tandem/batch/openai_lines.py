@@ -76,6 +76,14 @@ def tokens(line: Mapping[str, Any]) -> int | None:
     return int(response["body"].get("usage", {}).get("completion_tokens", 0))
 
 
+def message(line: Mapping[str, Any]) -> str | None:
+    """Why an answer's line has no answer; None: it has one."""
+    error, response = line["error"], line["response"]
+    if error is None and response["status_code"] != 200:
+        error = response["body"].get("error")
+    return None if error is None else str(error.get("message", error))
+
+
 def _line(
     values: Mapping[str, Any], response: dict[str, Any] | None, error: dict[str, Any] | None = None
 ) -> dict[str, Any]:

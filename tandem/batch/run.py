@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from tandem.batch import corpus, openai_lines, records
 from tandem.errors import (
+    OF_ONE_REQUEST,
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
     Overloaded,
-    RequestTooLarge,
     Unavailable,
 )
-from tandem.inputs import Prompt, RequestOptions, TaskOptions
+from tandem.inputs import Prompt, RequestOptions
 from tandem.limits import DEFAULT_LIMITS
 from tandem.outputs import RequestOutput
 from tandem.params import Params
@@ -100,38 +100,51 @@ class Answerer:
         self._timeout_s, self._patience_s = timeout_s, patience_s
         self._server: Server | None = None
         self._http: openai_lines.HttpServer | None = None
+        self._carried: dict[str, None] = {}  # names that no chunk has told yet
         self._free = asyncio.Semaphore(concurrency)
 
     async def __call__(self, chunk: pa.Table) -> pa.Table:
-        """A chunk is one row: the lines' `numbers` and `texts` become `answers`, which are lines as well, and
-        the `tokens` of each answer, null where it is an error."""
+        """A chunk is one row: the lines' `numbers` and `texts` become `answers`, which are lines as well, the
+        `tokens` of each answer, null where it is an error, the `errors`, each after its line's number, and
+        the names of what is `carried`."""
         (numbers,), (texts,) = chunk["numbers"].to_pylist(), chunk["texts"].to_pylist()
         answers = await asyncio.gather(
             *(self._answer(number, text) for number, text in zip(numbers, texts, strict=True))
         )
         lines = "".join(map(records.line, answers)).encode()
+        errors = [
+            f"line {number}: {message}".encode(errors="backslashreplace")
+            for number, answer in zip(numbers, answers, strict=True)
+            if (message := _message(answer)) is not None
+        ]
+        carried, self._carried = self._carried, {}
         return pa.table(
             {
                 "answers": pa.array([lines], pa.large_binary()),
                 "tokens": pa.array([[_tokens(answer) for answer in answers]], pa.list_(pa.int64())),
+                "errors": pa.array([errors], pa.list_(pa.large_binary())),
+                "carried": pa.array([list(carried)], pa.list_(pa.string())),
             }
         )
 
     async def _answer(self, number: int, text: bytes) -> dict[str, Any]:
-        identity = {"id": corpus.identity(text, number)}
+        identity: dict[str, Any] = {"id": corpus.identity(text, number)}
         async with self._free:
             try:
                 values = records.parse(text)
                 if openai_lines.is_request(values):
                     return await self._post(values)
+                carried = records.carried(values)
+                self._carried |= dict.fromkeys(carried)
+                identity |= carried
                 asked = records.request(values, self._defaults, beams=self._beams)
                 return identity | records.answer(await self._patiently(partial(self._ask, *asked)))
-            except (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError) as error:
+            except OF_ONE_REQUEST as error:
                 if error.field in ("timeout_s", "timeout_ms"):  # not the line's
                     raise
                 return identity | records.failure(error)
 
-    async def _ask(self, prompt: Prompt, params: Params | None, options: TaskOptions) -> RequestOutput:
+    async def _ask(self, prompt: Prompt, params: Params | None, options: RequestOptions) -> RequestOutput:
         if self._connect is None:
             raise InvalidRequest(
                 "is needed over HTTP, for one of OpenAI's request lines; --server HOST:PORT, the gRPC "
@@ -140,9 +153,8 @@ class Answerer:
             )
         if self._server is None:  # it belongs to the event loop, which the constructor is not in
             self._server = self._connect()
-        output = await self._server.generate(
-            prompt, params, priority=_PRIORITY, timeout_s=self._timeout_s, **options
-        )
+        options = {**options, "priority": _PRIORITY, "timeout_s": self._timeout_s}
+        output = await self._server.generate(prompt, params, **options)
         if any(sample.finish_reason == "deadline" for sample in output.outputs):
             raise DeadlineExceeded(f"not finished after {self._timeout_s:g} s")
         return output
@@ -159,7 +171,7 @@ class Answerer:
             url, body = openai_lines.request(values, self._defaults)
             body = {"priority": _PRIORITY, "timeout_s": self._timeout_s, **body}
             response = await self._patiently(partial(self._http.post, url, body, self._timeout_s))
-        except (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError) as error:
+        except OF_ONE_REQUEST as error:
             return openai_lines.failure(values, error)
         return openai_lines.answer(values, response)
 
@@ -198,6 +210,8 @@ def run(
     timeout_s: float = DEFAULT_LIMITS.timeout_s,
     patience_s: float = 600.0,
     use_tqdm: bool = True,
+    on_error: Callable[[str], None] = lambda _: None,
+    on_carried: Callable[[list[str]], None] = lambda _: None,
     pipeline: Pipeline | None = None,
 ) -> Summary:
     """Answers the lines of `source` that `sink` does not answer yet. Ray must run.
@@ -214,6 +228,8 @@ def run(
         timeout_s: longest time an answer may take.
         patience_s: how long the cluster may be gone or full before the run gives up.
         use_tqdm: show a progress bar.
+        on_error: is told of each line that is refused, "line 17: …", the lines of all files numbered through.
+        on_carried: is told the names of members that are copied to the answers, see `records.carried`, once.
         pipeline: has the lines answered; None: `on_ray`.
 
     A line that is refused has its error in the output. Raises InvalidRequest for files that do not belong
@@ -221,7 +237,8 @@ def run(
     """
     if concurrency < 1:
         raise InvalidRequest(f"must be at least 1, got {concurrency}", field="concurrency")
-    records.parameters(dict(defaults or {}), beams=beams)  # else every line would be refused
+    records.parameters(defaults or {}, beams=beams)  # else every line would be refused
+    records.options(defaults or {})
     total = sum(1 for _ in corpus.lines(source))
     with corpus.answers(source, sink) as (out, done):
         answerer = {
@@ -235,12 +252,19 @@ def run(
         }
         read = partial(_read, source.absolute(), done)
         answered = refused = tokens = 0
+        carried: set[str] = set()
         progress = tqdm(total=total, initial=done, desc="Answering", unit="line", disable=not use_tqdm)
         with closing(progress), closing((pipeline or on_ray)(read, answerer, connections)) as chunks:
             for chunk in chunks:
                 (lines,), (counts,) = chunk["answers"].to_pylist(), chunk["tokens"].to_pylist()
+                (messages,), (names,) = chunk["errors"].to_pylist(), chunk["carried"].to_pylist()
                 out.write(lines)
                 out.flush()
+                for message in messages:
+                    on_error(message.decode())
+                if new := [name for name in names if name not in carried]:
+                    carried.update(new)
+                    on_carried(new)
                 errors = counts.count(None)
                 answered, refused = answered + len(counts) - errors, refused + errors
                 tokens += sum(filter(None, counts))
@@ -304,6 +328,13 @@ def _read(source: Path, done: int) -> Iterator[pa.Table]:
                 "texts": pa.array([texts], pa.list_(pa.large_binary())),
             }
         )
+
+
+def _message(answer: Mapping[str, Any]) -> str | None:
+    """Why a line was refused; None: it was not."""
+    if "custom_id" in answer:
+        return openai_lines.message(answer)
+    return str(answer["error"]["message"]) if "error" in answer else None
 
 
 def _tokens(answer: Mapping[str, Any]) -> int | None:

@@ -5,18 +5,21 @@ T5 does; or by the languages of their tokenizer, as mBART, M2M100, NLLB and Mari
 from __future__ import annotations
 
 import re
+from itertools import islice
 from typing import Annotated, Any, Final, Literal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
+from tandem.cluster.ingress.documents import answer_segments
 from tandem.cluster.ingress.http.body import read_json_or_form, unless_disconnected
 from tandem.cluster.ingress.service import Call, Service
 from tandem.errors import InvalidRequest, renaming_fields
-from tandem.inputs import Prompt, TaskOptions
+from tandem.inputs import TaskOptions
 from tandem.limits import DEFAULT_LIMITS
-from tandem.params import BeamSearchParams, SamplingParams, invalid
+from tandem.params import BeamSearchParams, Params, SamplingParams, invalid
+from tandem.workers.requests.segmentation import Document, Split
 from tandem.workers.requests.tasks import Tasks
 
 _PREFIX: Final = re.compile(r"translate (\w+) to (\w+):", re.IGNORECASE)
@@ -35,6 +38,7 @@ class _Body(BaseModel):
     source: str
     target: str
     format: Literal["text"] | None = None
+    split: Split = "sentence"  # Tandem's extension
     # Forms have no numbers.
     alternatives: Annotated[
         int, BeforeValidator(lambda v: int(v) if isinstance(v, str) and v.isdecimal() else v)
@@ -61,7 +65,7 @@ def routes(service: Service) -> APIRouter:
             request_id = request.headers.get("x-request-id")
             answers = await unless_disconnected(
                 request.receive,
-                _translate(call, request_builder.tasks, texts, body.alternatives, told, request_id),
+                _translate(call, service, texts, body, told, request_id),
             )
         best = [answer[0] for answer in answers]
         others = [answer[1:] for answer in answers]
@@ -85,23 +89,37 @@ def routes(service: Service) -> APIRouter:
 
 
 async def _translate(
-    call: Call, tasks: Tasks, texts: list[str], alternatives: int, told: TaskOptions, request_id: str | None
+    call: Call, service: Service, texts: list[str], body: _Body, told: TaskOptions, request_id: str | None
 ) -> list[list[str]]:
-    """For each text the likeliest translation, then up to `alternatives` different ones."""
-    prompts: list[Prompt] = list(texts)
+    """For each text the likeliest translation, then up to `alternatives` different ones.
+
+    Texts are translated segment by segment: `call.segment` makes a Document of each, whose `segments` are
+    prompts and whose `join` puts their translations together.
+    """
     with renaming_fields(_FIELDS):
+        defaults = service.request_builder.tasks.resolve(**told).defaults
         # A model whose own way is beam search translates best by it.
-        likeliest = BeamSearchParams if tasks.resolve(**told).defaults.beams else SamplingParams
-        requests = await call.prepare(prompts, likeliest(temperature=0), request_id=request_id, **told)
-        if alternatives:
-            sampling = SamplingParams(n=alternatives, **_ALTERNATIVE)
-            requests += await call.prepare(prompts, sampling, request_id=request_id, **told)
-    outputs = await call.generate(requests)
-    answers = [[sample.text for sample in output.outputs] for output in outputs]
-    count = len(texts)
-    for best, others in zip(answers[:count], answers[count:], strict=False):
-        best += (text for text in dict.fromkeys(others) if text not in best)
-    return answers[:count]
+        params: list[Params] = [(BeamSearchParams if defaults.beams else SamplingParams)(temperature=0)]
+        if body.alternatives:
+            params.append(SamplingParams(n=body.alternatives, **_ALTERNATIVE))
+        documents = await call.segment(texts, body.split, **told)
+        outputs = await answer_segments(
+            call,
+            [segment for document in documents for segment in document.segments],
+            params,
+            timeout_s=service.config.limits.timeout_s,
+            request_id=request_id,
+            **told,
+        )
+    samples = ([sample.text for output in each for sample in output.outputs] for each in outputs)
+    return [_joined(document, list(islice(samples, len(document.segments)))) for document in documents]
+
+
+def _joined(document: Document, samples: list[list[str]]) -> list[str]:
+    """The different translations of a document: one of its segments' first samples, one of their second, …"""
+    if not samples:
+        return [document.join([])]
+    return list(dict.fromkeys(map(document.join, zip(*samples, strict=True))))
 
 
 def _parse(values: dict[str, Any]) -> _Body:
