@@ -18,7 +18,7 @@ from tandem.cluster.replicas.autoscaling import decoder_autoscaling, encoder_aut
 from tandem.cluster.replicas.decoder import Decoder
 from tandem.cluster.replicas.encoder import Encoder
 from tandem.workers.models.families import spec_of
-from tandem.workers.models.model_folder import read_json, resolve
+from tandem.workers.models.model_folder import pinned, read_json, resolve
 
 INGRESS = "Ingress"  # the deployment's name
 SUPERVISOR_CPUS = 0.05  # a supervisor is idle nearly always
@@ -84,14 +84,17 @@ def application(
 
 
 def resolve_auto(config: ServeConfig) -> ServeConfig:
-    """The configuration with what `auto` and the model decide filled in: the device, and no encoders for a
-    decoder-only model.
+    """The configuration with what `auto` and the model decide filled in: the device, no encoders for a
+    decoder-only model, and of a hub id the commit, so that all processes on all nodes have the same.
 
     Raises ModelLoadError where there is no such model here.
     """
-    decoder_only = spec_of(read_json(resolve(config.model), "config.json")).encoder is None
+    model = pinned(config.model)
+    decoder_only = spec_of(read_json(resolve(model), "config.json")).encoder is None
     return dataclasses.replace(
         config,
+        model=model,
+        served_model_name=config.model_name,
         device="cuda" if uses_gpus(config) else "cpu",
         placement="colocated" if decoder_only else config.placement,
     )

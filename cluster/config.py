@@ -47,6 +47,7 @@ class ServeConfig:
     # The model
     model: str = "quickstart"  # a folder or hub id: see workers/models/model_folder.py
     served_model_name: str | None = None  # what clients call it; None: `model`
+    tokenizer: str | None = None  # a folder or hub id; None: the one in the model's folder
     dtype: Dtype = EngineConfig.dtype
     device: Device = EngineConfig.device  # auto: GPUs if the cluster has any when the application is built
     quantization: Quantization | None = EngineConfig.quantization

@@ -34,7 +34,7 @@ def compose(encoder: str, decoder: str, out: str | Path, *, seed: int = 0) -> Co
     import torch
     from transformers import EncoderDecoderModel
 
-    parts = resolve(encoder), resolve(decoder)
+    parts = resolve(encoder, served=False), resolve(decoder, served=False)
     configs = [read_json(part, "config.json") for part in parts]
     # Refuses, by name, what could not be served.
     spec_of({"model_type": "encoder-decoder", "encoder": configs[0], "decoder": configs[1]})

@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from tandem.workers.config import EngineConfig
-from tandem.workers.models.families import family_of, spec_of
+from tandem.workers.models.families import spec_of
 from tandem.workers.models.footprint import Footprint
 from tandem.workers.models.model_folder import read_json, resolve
+from tandem.workers.requests.defaults import SET_BY
+from tandem.workers.requests.generation_settings import generation_config, own_layers, sound
 from tandem.workers.requests.model_info import ModelInfo
 
 # A default's names in the files, where they are not its own.
-_CALLED: Final = {"temperature": ("do_sample", "temperature")}
+_CALLED: Final = {"temperature": ("do_sample", "temperature")} | {
+    ours: (name,) for name, ours in SET_BY.items()
+}
 _BUILT_IN: Final = "Tandem"
 
 
@@ -61,19 +65,13 @@ def describe(
 
 def _defaults(folder: Path, info: ModelInfo, overrides: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Each decoding default and who sets it."""
-    generation, config = (read_json(folder, name) for name in ("generation_config.json", "config.json"))
-    layers: dict[str, Mapping[str, Any]] = {
-        "server": overrides,
-        "generation_config.json": generation,
-        "config.json": config,
-        # transformers' classes have defaults of their own, for a model without generation_config.json.
-        f"family {info.family}": {} if generation else family_of(config).defaults,
-    }
+    own = own_layers(read_json(folder, "config.json"), generation_config(folder))
+    layers = {who: sound(said, info.vocab_size)[0] for who, said in {"server": overrides, **own}.items()}
 
     def source(name: str) -> str:
         keys = _CALLED.get(name, (name,))
         return next(
-            (who for who, values in layers.items() if any(values.get(key) is not None for key in keys)),
+            (who for who, values in layers.items() if any(key in values for key in keys)),
             _BUILT_IN,
         )
 

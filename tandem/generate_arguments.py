@@ -29,12 +29,14 @@ _LENGTHS: Final = frozenset({"max_length", "max_new_tokens", "min_length", "min_
 ARGUMENTS: Final = _SAME | _SAMPLING | _BEAMS | _LENGTHS | {"do_sample", "num_return_sequences"}
 
 
-def to_params(arguments: Mapping[str, Any], prefix_length: int, *, beams: bool) -> Params:
+def to_params(
+    arguments: Mapping[str, Any], prefix_length: int, *, beams: bool, sampling: bool = False
+) -> Params:
     """Decoding parameters that mean the same.
 
     `max_length` and `min_length` count `prefix_length` tokens that are there before the first new one: the
     decoder's start token, or a decoder-only model's prompt. `beams`: the model searches with beams where
-    `num_beams` is left out.
+    `num_beams` is left out; `sampling`: it samples where `do_sample` is.
 
     Raises InvalidRequest, naming the argument, for one that is unknown or unusable.
     """
@@ -42,16 +44,20 @@ def to_params(arguments: Mapping[str, Any], prefix_length: int, *, beams: bool) 
         raise InvalidRequest("unknown parameter", field=unknown[0])
     values = {name: arguments[name] for name in _SAME & arguments.keys()} | _lengths(arguments, prefix_length)
     samples, do_sample = arguments.get("num_return_sequences", 1), arguments.get("do_sample")
-    if do_sample:
-        values |= {"temperature": 1.0} | {name: arguments[name] for name in _SAMPLING & arguments.keys()}
+    if do_sample is not None:
+        sampling = bool(do_sample)
+        values["temperature"] = 1.0 if do_sample else 0.0
+    if sampling:
+        values |= {name: arguments[name] for name in _SAMPLING & arguments.keys()}
     else:
         _warn_of(_SAMPLING, arguments, "do_sample=True")
-        values |= {} if do_sample is None else {"temperature": 0.0}
     if arguments["num_beams"] != 1 if "num_beams" in arguments else beams:
         values |= {name: arguments[name] for name in _BEAMS & arguments.keys()}
         return BeamSearchParams(**values, num_return_sequences=samples)
     _warn_of(_BEAMS - {"num_beams"}, arguments, "num_beams")
-    if do_sample:
+    if beams:
+        values["num_beams"] = 1
+    if sampling:
         return SamplingParams(**values, n=samples)
     if samples != 1:
         raise InvalidRequest(

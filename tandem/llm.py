@@ -7,8 +7,9 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from types import TracebackType
-from typing import Any, ClassVar, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, cast
 
 from tqdm import tqdm
 
@@ -34,7 +35,11 @@ from tandem.workers.requests.request_builder import (
 )
 from tandem.workers.requests.scoring import score_output
 from tandem.workers.requests.segmentation import Document, Split
+from tandem.workers.requests.tokenizer import read_tokenizers
 from tandem.workers.shared_engine import SharedEngine
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 _PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
 
@@ -58,8 +63,9 @@ class LLM:
 
     def __init__(
         self,
-        model: str = QUICKSTART,
+        model: str | Path = QUICKSTART,
         *,
+        tokenizer: str | Path | None = None,
         dtype: str = "auto",
         tensor_parallel_size: int = 1,
         override_generation_config: Mapping[str, Any] | None = None,
@@ -68,6 +74,7 @@ class LLM:
         """
         Args:
             model: a folder, a Hugging Face hub id, or "quickstart".
+            tokenizer: a folder or hub id; None: the model's own.
             dtype: "auto" (bfloat16 on a GPU, float32 on a CPU), "float32" (or "float") or "bfloat16".
             tensor_parallel_size: ranks the model is split over; those above 0 are child processes.
             override_generation_config: decoding defaults that come before the model's
@@ -76,6 +83,13 @@ class LLM:
 
         Raises ModelLoadError for a model that cannot be served, InvalidRequest for an unusable option.
         """
+        for name, value in (("model", model), ("tokenizer", tokenizer or "")):
+            if not isinstance(value, str | Path):
+                raise InvalidRequest(
+                    f"must be a folder or a hub id, got {type(value).__name__}: save it with "
+                    "`save_pretrained`, and give that folder",
+                    field=name,
+                )
         self.folder = folder = resolve(model)
         config = EngineConfig.of(
             model=str(folder), dtype=dtype, tensor_parallel_size=tensor_parallel_size, **engine_options
@@ -89,7 +103,10 @@ class LLM:
             answer_values=sys.maxsize,  # no answer is sent anywhere
             timeout_s=math.inf,
         )
-        self._request_builder = RequestBuilder.load(folder, model, limits, override_generation_config)
+        self._tokenizer = tokenizer
+        self._request_builder = RequestBuilder.load(
+            folder, str(model), limits, override_generation_config, tokenizer
+        )
         self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
         self._closing, self._closed = threading.Lock(), False
         try:
@@ -344,6 +361,12 @@ class LLM:
     def detokenize(self, token_ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """The text of ids that the decoder generates, as the tokenizer's `decode` gives it."""
         return self._request_builder.detokenize(token_ids, skip_special_tokens=skip_special_tokens)
+
+    def get_tokenizer(self, *, target: bool = False) -> PreTrainedTokenizerBase:
+        """transformers' tokenizer of the prompts, or of the answers (`target`), which is the same for most
+        models. It is the caller's own: the engine's is not shared, so that changing it does no harm."""
+        source, own = read_tokenizers(self.folder, self._tokenizer)
+        return own if target and own is not None else source
 
     def close(self) -> None:
         """Ends the worker processes. Calls under way fail; closing twice does no harm."""

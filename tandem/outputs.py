@@ -58,11 +58,16 @@ class RequestOutput:
 @dataclass(frozen=True, slots=True)
 class TargetScore:
     """How likely a target is: natural-log probabilities, each given all tokens before it, under the model's
-    own distribution. `-cumulative_logprob / len(token_ids)` is transformers' loss."""
+    own distribution."""
 
     token_ids: list[int]  # EOS included, where the tokenizer adds one
     logprobs: list[float]  # one for each
     cumulative_logprob: float  # their sum
+
+    @property
+    def loss(self) -> float:
+        """transformers' loss: minus the mean of the log-probabilities."""
+        return -self.cumulative_logprob / len(self.token_ids)
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,21 @@ EarlyStopping = bool | Literal["never"]
 Pooling = Literal["mean", "first", "none"]
 TokenId = Annotated[int, Field(ge=0, le=_INT32_MAX)]
 TokenSequence = Annotated[list[TokenId], Field(min_length=1, max_length=CAP.bad_word_tokens)]
+LengthPenalty = Annotated[
+    float | None,
+    Field(
+        ge=-100,
+        le=100,
+        description="Of beam search: a score is divided by length ** this; above 0 favours long answers.",
+    ),
+]
+WhenToStop = Annotated[
+    EarlyStopping | None,
+    Field(
+        description="Of beam search: true stops at num_beams finished ones; false when better ones are "
+        'unlikely; "never" when there can be none.'
+    ),
+]
 
 
 class DecodingParams(BaseModel):
@@ -116,14 +131,20 @@ class DecodingParams(BaseModel):
 class SamplingParams(DecodingParams):
     """Greedy decoding or sampling of one request. None means the model's own default.
 
-    Precedence: this request, then the server's own settings, then the model's `generation_config.json` and
-    `config.json`, then greedy decoding.
+    Precedence: this request, then the server's own settings, then the model's `generation_config.json` (or,
+    where it has none, its `config.json`), then greedy decoding. Where a model's own way is beam search, so is
+    that of a request without a temperature above 0, unless it sets num_beams to 1.
     Raises `InvalidRequest`, naming the field, for a wrong type, a value out of range, a combination
     that cannot hold, or an unknown name.
 
     Example: `SamplingParams(temperature=0.8, top_p=0.95, max_tokens=64, seed=7, stop=["\\n"])`
     """
 
+    num_beams: int | None = Field(
+        None, ge=1, le=1, description="1: no beam search, even where it is the model's own way."
+    )
+    length_penalty: LengthPenalty = None
+    early_stopping: WhenToStop = None
     n: int = Field(1, ge=1, le=CAP.n, description="Independent samples of each prompt.")
     stop: list[Annotated[str, Field(min_length=1, max_length=CAP.stop_string_chars)]] = Field(
         [], max_length=CAP.stop_strings, description="Texts that end generation; not part of the output."
@@ -154,6 +175,20 @@ class SamplingParams(DecodingParams):
         """Answers to a prompt."""
         return self.n
 
+    def with_beams(self) -> BeamSearchParams:
+        """The same for a model whose own way is beam search. Raises InvalidRequest, naming the field, for
+        what does not go with it."""
+        try:
+            return BeamSearchParams(**self.model_dump(exclude_unset=True, exclude={"num_beams"}))
+        except InvalidRequest as error:
+            if error.field not in _NOT_WITH_BEAMS:
+                raise
+            raise InvalidRequest(
+                f"{error.message}; this model's own way is beam search, which num_beams=1 or a temperature "
+                "above 0 leaves",
+                field=error.field,
+            ) from None
+
 
 class BeamSearchParams(DecodingParams):
     """Beam search of one request, with transformers' semantics. None means the model's own default.
@@ -171,21 +206,13 @@ class BeamSearchParams(DecodingParams):
     num_return_sequences: int = Field(
         1, ge=1, le=CAP.num_beams, description="Answers to return, best first; at most num_beams."
     )
-    length_penalty: float | None = Field(
-        None,
-        ge=-100,
-        le=100,
-        description="A score is divided by length ** this: above 0 favours long answers.",
-    )
-    early_stopping: EarlyStopping | None = Field(
-        None,
-        description="true: stop at num_beams finished ones; false: when better ones are unlikely; "
-        '"never": when there can be none.',
-    )
+    length_penalty: LengthPenalty = None
+    early_stopping: WhenToStop = None
 
     def __init__(self, **values: Any) -> None:
-        for name in values.keys() & _NOT_WITH_BEAMS.keys():
-            raise InvalidRequest(_NOT_WITH_BEAMS[name], field=name)
+        for name, (neutral, why) in _NOT_WITH_BEAMS.items():
+            if (value := values.pop(name, None)) is not None and value not in neutral:
+                raise InvalidRequest(why, field=name)
         super().__init__(**values)
 
     @model_validator(mode="after")
@@ -205,26 +232,36 @@ class BeamSearchParams(DecodingParams):
 
 Params = SamplingParams | BeamSearchParams
 
-_SAMPLING = frozenset({"temperature", "top_k", "top_p", "min_p", "typical_p", "seed"})
-_NOT_WITH_BEAMS = {
-    "n": "does not go with beam search: ask for num_return_sequences",
-    "stop": "does not go with beam search: give stop_token_ids",
-    "logprobs": "does not go with beam search, whose answers have a score",
-    "prompt_logprobs": "does not go with beam search: score the prompt as a target",
-    "num_beam_groups": "diverse beam search is not supported",
-    "diversity_penalty": "diverse beam search is not supported",
-    "penalty_alpha": "contrastive search is not supported",
+# With the values that ask for nothing, which may be written out.
+_NOT_WITH_BEAMS: dict[str, tuple[list[object], str]] = {
+    "n": ([1], "does not go with beam search: ask for num_return_sequences"),
+    "stop": ([[], ""], "does not go with beam search: give stop_token_ids"),
+    "logprobs": ([], "does not go with beam search, whose answers have a score"),
+    "prompt_logprobs": ([], "does not go with beam search: score the prompt as a target"),
+    "num_beam_groups": ([1], "diverse beam search is not supported"),
+    "diversity_penalty": ([0], "diverse beam search is not supported"),
+    "penalty_alpha": ([0], "contrastive search is not supported"),
 }
 
 
-def params_of(values: dict[str, Any], *, beams: bool) -> Params:
-    """Parameters of a protocol in which all stand side by side: beam search where one of its own is there, or
-    where the model's default is `beams`, all of them go with it and none is for sampling."""
-    names = BeamSearchParams.model_fields.keys()
-    own = names - SamplingParams.model_fields.keys()
-    if values.keys() & own or (beams and values.keys() <= names - _SAMPLING):
+# The parameters of beam search, with the value of each that asks for none.
+_OF_BEAMS: dict[str, object] = {
+    "num_beams": 1,
+    "num_return_sequences": 1,
+    "length_penalty": 1.0,
+    "early_stopping": False,
+}
+
+
+def params_of(values: dict[str, Any]) -> Params:
+    """Parameters of a protocol in which all stand side by side: those of beam search where one of them asks
+    for it. What asks for nothing, such as a length penalty of 1, may be written out."""
+    asking = {name for name, neutral in _OF_BEAMS.items() if values.get(name) not in (None, neutral)}
+    if values.get("num_beams") == 1:
+        asking &= {"num_return_sequences"}  # the others have no effect
+    if asking:
         return BeamSearchParams(**values)
-    return SamplingParams(**values)
+    return SamplingParams(**{name: value for name, value in values.items() if name != "num_return_sequences"})
 
 
 def invalid(error: ValidationError, prefix: str = "") -> InvalidRequest:

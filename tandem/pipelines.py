@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
@@ -13,7 +13,7 @@ from tandem.errors import InvalidRequest, renaming_fields
 from tandem.generate_arguments import ARGUMENTS, to_params
 from tandem.inputs import Prompt, TaskOptions, TokensPrompt
 from tandem.llm import LLM
-from tandem.outputs import RequestOutput
+from tandem.params import Params
 from tandem.workers.models.model_folder import QUICKSTART
 from tandem.workers.requests.defaults import merged
 from tandem.workers.requests.segmentation import SPLITS, Document
@@ -88,16 +88,14 @@ class Pipeline:
     """Made by `pipeline`. `close` (or `with`) ends the worker processes of a model that it has loaded."""
 
     def __init__(self, task: str, key: str, llm: LLM, arguments: Mapping[str, Any], *, owned: bool) -> None:
-        from transformers import AutoTokenizer
-
         self.task, self.llm = task, llm
-        self.tokenizer: Any = AutoTokenizer.from_pretrained(
-            llm.folder, local_files_only=True, trust_remote_code=False
-        )
+        self.tokenizer: Any = llm.get_tokenizer()
+        self._target_tokenizer: Any = llm.get_tokenizer(target=True)
         self._lock = threading.Lock()  # around the tokenizer, which remembers how it cut last
         self._key, self._arguments, self._owned = key, dict(arguments), owned
         encoder_decoder = not llm.info.decoder_only
         self._continues = task == "text-generation"
+        self._sequences = "generated_sequence" if self._continues else "output_ids"  # a key of `forward`'s
         if self._continues == encoder_decoder:
             kind = "text2text-generation" if encoder_decoder else "text-generation"
             raise InvalidRequest(f"{task} is not what this model does; it does {kind}", field="task")
@@ -121,8 +119,7 @@ class Pipeline:
         Raises InvalidRequest, naming the argument, before anything is generated.
         """
         texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        given = merged(self._arguments, arguments)
-        call = {name: given.pop(name) for name in list(given) if name in _CALL}
+        given, call = self._split(arguments)
         options = self._task_options(call)
         resolved = self._resolve(options)
         prompts, params = [], []
@@ -130,23 +127,73 @@ class Pipeline:
         for segment in (segment for document in documents for segment in document.segments):
             prompt, counted = self._prompt(segment, resolved, call)
             prompts.append(prompt)
-            params.append(to_params(given, counted, beams=resolved.defaults.beams))
-        if _truncates(call):  # the ids hold the task's text and the source language's tokens
-            options = TaskOptions(
-                task=resolved.task,
-                target_language=options.get("target_language") if resolved.target else None,
-            )
+            params.append(_params(given, counted, resolved))
+        if _truncates(call):
+            options = _of_ids(options, resolved)
         outputs = iter(self.llm.generate(prompts, params, **options, use_tqdm=False))
-        samples = (params or [to_params(given, 1, beams=resolved.defaults.beams)])[0].outputs
+        samples = (params or [_params(given, 1, resolved)])[0].outputs
         results = []
         for text, document in zip(texts, documents, strict=True):
-            of_segments = list(islice(outputs, len(document.segments)))
-            results.append(self._records(text, document.output(text, of_segments, samples), call))
+            own = list(islice(outputs, len(document.segments)))
+            output = document.output(text, own, samples)
+            results.append(self._records(text, [sample.text for sample in output.outputs], call))
         if isinstance(inputs, str):
             return results[0]
         if not self._continues and all(len(records) == 1 for records in results):
             return [records[0] for records in results]
         return results
+
+    def preprocess(self, text: str, **arguments: Any) -> dict[str, Any]:
+        """The first part of a call: what the model reads of a text.
+
+        Args:
+            arguments: as for a call; those of `generate` have no effect here.
+
+        `input_ids` and `attention_mask`, lists [1, tokens], with the task's text and the special tokens, and
+        `prompt_text`, the text. Raises InvalidRequest, naming the argument.
+        """
+        _, call = self._split(arguments)
+        resolved = self._resolve(self._task_options(call))
+        with self._lock:
+            ids = self._ids(text, resolved, self._most if _truncates(call) else None)
+        return {"input_ids": [ids], "attention_mask": [[1] * len(ids)], "prompt_text": text}
+
+    def forward(self, model_inputs: Mapping[str, Any], **arguments: Any) -> dict[str, Any]:
+        """The second part of a call: ids to ids.
+
+        Args:
+            model_inputs: what `preprocess` returned.
+            arguments: as for a call.
+
+        `output_ids`, lists [1, returned sequences, tokens] that begin with the decoder's start token, or for
+        text-generation `generated_sequence`, which begin with the prompt; `input_ids` and `prompt_text` as
+        they were. Raises InvalidRequest, naming the argument.
+        """
+        given, call = self._split(arguments)
+        options = self._task_options(call)
+        resolved = self._resolve(options)
+        [ids] = model_inputs["input_ids"]
+        params = _params(given, len(ids) if self._continues else 1, resolved)
+        (output,) = self.llm.generate(
+            TokensPrompt(prompt_token_ids=list(ids)), params, **_of_ids(options, resolved)
+        )
+        sequences = [[*output.prompt_token_ids, *sample.token_ids] for sample in output.outputs]
+        kept = {name: model_inputs[name] for name in ("input_ids", "prompt_text")}
+        return {self._sequences: [sequences], **kept}
+
+    def postprocess(self, model_outputs: Mapping[str, Any], **arguments: Any) -> list[Record]:
+        """The last part of a call: ids to a dict for each returned sequence.
+
+        Args:
+            model_outputs: what `forward` returned.
+            arguments: as for a call; those of `generate` have no effect here.
+        """
+        _, call = self._split(arguments)
+        [prompt] = model_outputs["input_ids"] if self._continues else [[]]
+        [sequences] = model_outputs[self._sequences]
+        start = len(self._decode(prompt))
+        texts = [self._decode(ids if prompt else ids[1:])[start:] for ids in sequences]
+        return self._records(model_outputs["prompt_text"], texts, call)
 
     def close(self) -> None:
         if self._owned:
@@ -176,8 +223,7 @@ class Pipeline:
             return self.llm.tasks.resolve(**options)
 
     def _document(self, text: str, call: Mapping[str, Any], options: TaskOptions) -> Document:
-        if not isinstance(text, str):
-            raise InvalidRequest(f"must be str, got {type(text).__name__}", field="inputs")
+        _check_text(text)
         split = call.get("split")
         if self._key != "translation_text":
             if split is not None:
@@ -187,39 +233,68 @@ class Pipeline:
             raise InvalidRequest(f"must be one of {', '.join(SPLITS)}, got {split!r}", field="split")
         return self.llm.segment(text, split or "sentence", **options)
 
+    def _split(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The arguments of `generate` and the pipeline's own, for one call."""
+        given = merged(self._arguments, arguments)
+        call = {name: given.pop(name) for name in list(given) if name in _CALL}
+        if unknown := sorted(given.keys() - ARGUMENTS):
+            raise InvalidRequest("unknown parameter", field=unknown[0])
+        return given, call
+
+    @property
+    def _most(self) -> int:
+        """Tokens of the longest input."""
+        return min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens)
+
     def _prompt(self, text: str, resolved: ResolvedTask, call: Mapping[str, Any]) -> tuple[Prompt, int]:
         """The prompt, and the number of tokens that `max_length` counts before the first new one."""
-        prompt: Prompt = text
-        most = min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens)
         with self._lock:
             if _truncates(call):
-                prompt = TokensPrompt(prompt_token_ids=self._cut(text, resolved, most), prompt=text)
-            if not self._continues:
-                return prompt, 1  # the decoder's start token
-            length = len(self.tokenizer(resolved.prefix + text)["input_ids"])
-            return prompt, min(length, most) if _truncates(call) else length
+                ids = self._ids(text, resolved, self._most)
+                prompt: Prompt = TokensPrompt(prompt_token_ids=ids, prompt=text)
+                return prompt, len(ids) if self._continues else 1
+            # 1 is the decoder's start token.
+            return text, len(self._ids(text, resolved, None)) if self._continues else 1
 
-    def _cut(self, text: str, resolved: ResolvedTask, most: int) -> list[int]:
-        """The first `most` tokens, special ones included."""
+    def _ids(self, text: str, resolved: ResolvedTask, most: int | None) -> list[int]:
+        """A text's tokens, special ones included: the first `most`, or all."""
+        _check_text(text)
         source = resolved.source
         before, after = (source.prefix, source.suffix) if source else ((), ())
         ids = self.tokenizer(
             resolved.prefix + text,
             add_special_tokens=source is None,  # else the prefix and the suffix are added
-            truncation=True,
-            max_length=most - len(before) - len(after),
+            truncation=most is not None,
+            max_length=None if most is None else most - len(before) - len(after),
         )["input_ids"]
         return [*before, *ids, *after]
 
-    def _records(self, text: str, output: RequestOutput, call: Mapping[str, Any]) -> list[Record]:
-        whole = self._continues and call.get("return_full_text", True)
-        records = []
-        for sample in output.outputs:
-            generated = sample.text
-            if call.get("clean_up_tokenization_spaces"):
-                generated = self.tokenizer.clean_up_tokenization(generated)
-            records.append({self._key: text + generated if whole else generated})
-        return records
+    def _decode(self, ids: Sequence[int]) -> str:
+        return str(self._target_tokenizer.decode(ids, skip_special_tokens=True)) if ids else ""
+
+    def _records(self, text: str, generated: Sequence[str], call: Mapping[str, Any]) -> list[Record]:
+        if call.get("clean_up_tokenization_spaces"):
+            generated = [self.tokenizer.clean_up_tokenization(one) for one in generated]
+        before = text if self._continues and call.get("return_full_text", True) else ""
+        return [{self._key: before + one} for one in generated]
+
+
+def _check_text(text: object) -> None:
+    if not isinstance(text, str):
+        raise InvalidRequest(f"must be str, got {type(text).__name__}", field="inputs")
+
+
+def _params(given: Mapping[str, Any], counted: int, resolved: ResolvedTask) -> Params:
+    """The parameters of one text; `counted` tokens of `max_length` are there before the first new one."""
+    own = resolved.defaults
+    return to_params(given, counted, beams=own.beams, sampling=own.temperature > 0)
+
+
+def _of_ids(options: TaskOptions, resolved: ResolvedTask) -> TaskOptions:
+    """The options that go with ids, which hold the task's text and the source language's tokens."""
+    return TaskOptions(
+        task=resolved.task, target_language=options.get("target_language") if resolved.target else None
+    )
 
 
 def _truncates(call: Mapping[str, Any]) -> bool:

@@ -87,6 +87,15 @@ def rank(module: str) -> int:
     return RANK[module]
 
 
+def test_every_package_is_installed() -> None:
+    found = {"tandem.v1"}
+    for package in ("tandem", "tandem.cluster", "tandem.workers", "tandem.kernels"):
+        folder = ROOT / PACKAGE_DIR[package]
+        for path in folder.rglob("__init__.py"):
+            found.add(".".join((package, *path.relative_to(folder).parts[:-1])))
+    assert set(SETUPTOOLS["packages"]) == found
+
+
 def test_imports_point_down() -> None:
     upward = [
         f"{module} imports {other}"

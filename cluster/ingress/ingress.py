@@ -56,5 +56,9 @@ class Ingress(GrpcApi):
 
 def _load(config: ServeConfig) -> RequestBuilder:
     return RequestBuilder.load(
-        resolve(config.model), config.model_name, config.limits, config.override_generation_config
+        resolve(config.model),
+        config.model_name,
+        config.limits,
+        config.override_generation_config,
+        config.tokenizer,
     )

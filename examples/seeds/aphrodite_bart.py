@@ -12,10 +12,11 @@ from tandem import (
 )
 
 llm = LLM(model=sys.argv[1] if len(sys.argv) > 1 else "facebook/bart-large-cnn", dtype="float")
+tokenizer = llm.get_tokenizer()
 
 single_text_prompt_raw = "Hello, my name is"
 single_text_prompt = TextPrompt(prompt="The president of the United States is")
-single_tokens_prompt = TokensPrompt(prompt_token_ids=llm.tokenize("The capital of France is"))
+single_tokens_prompt = TokensPrompt(prompt_token_ids=tokenizer.encode("The capital of France is"))
 
 enc_dec_prompt1 = ExplicitEncoderDecoderPrompt(
     encoder_prompt="Summarize this text:",

@@ -14,3 +14,13 @@ for entry in dataset:
     for token in llm.stream(f"{P}: {Q}", SamplingParams(temperature=0, max_tokens=50)):
         print(token.text, end="", flush=True)
     print("\n")
+
+# EXERCISE 1: one-shot conditioning, the example in front of the question, both in the decoder's prompt.
+for entry in dataset:
+    P, Q = entry["premise"], entry["question"]
+    FSQ, FSA = entry["few_shot"]["question"], entry["few_shot"]["answer"]
+    prompt = {"encoder_prompt": f"{P}: ", "decoder_prompt": f"{FSQ}? {FSA}</s>{Q}? "}
+    print(f"{P}: {Q}")
+    for token in llm.stream(prompt, SamplingParams(temperature=0, max_tokens=50)):
+        print(token.text, end="", flush=True)
+    print("\n")

@@ -13,6 +13,8 @@ text_fr = resp_fr[0]["translation_text"]
 
 tknzr = translator.tokenizer
 tokens_ins = [tknzr.decode(x) for x in tknzr.encode(text_en)]
+tokens_in2 = [tknzr.decode(x) for x in translator.preprocess(text_en)["input_ids"][0]]
 tokens_out = [tknzr.decode(x) for x in tknzr.encode(text_fr)]
 print(f"Inputs Into Preprocessing: {' | '.join(tokens_ins)}")
+print(f"Inputs Into Model Forward: {' | '.join(tokens_in2)}")
 print(f"Output From Model Forward: {' | '.join(tokens_out)}")

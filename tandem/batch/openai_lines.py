@@ -77,11 +77,14 @@ def tokens(line: Mapping[str, Any]) -> int | None:
 
 
 def message(line: Mapping[str, Any]) -> str | None:
-    """Why an answer's line has no answer; None: it has one."""
-    error, response = line["error"], line["response"]
-    if error is None and response["status_code"] != 200:
-        error = response["body"].get("error")
-    return None if error is None else str(error.get("message", error))
+    """What is wrong, of an answer's line; None where nothing is."""
+    if line["error"] is not None:
+        return str(line["error"]["message"])
+    if line["response"]["status_code"] == 200:
+        return None
+    body = line["response"]["body"]
+    error = body.get("error", body)
+    return str(error.get("message", error) if isinstance(error, dict) else error)
 
 
 def _line(

@@ -82,14 +82,13 @@ def _is_parameter(name: str) -> bool:
 
 
 def request(
-    values: Mapping[str, Any], defaults: Mapping[str, Any], *, beams: bool
+    values: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> tuple[Prompt, Params | None, RequestOptions]:
     """A line's prompt, decoding parameters and options; what it sets goes before the defaults.
 
     The prompt is `prompt` (text), `prompt_token_ids`, or `encoder_prompt` (of either kind, nested), the
     first two with an optional `decoder_prompt`. The options are `source_language`, `target_language`, `task`
-    and `truncate_prompt_tokens`; all else but `id` and what is `carried` is a parameter. `beams`: the model's
-    own way of decoding is beam search.
+    and `truncate_prompt_tokens`; all else but `id` and what is `carried` is a parameter.
 
     Raises InvalidRequest, naming the field.
     """
@@ -105,7 +104,7 @@ def request(
     if "encoder_prompt" in given or "decoder_prompt" in values:
         prompt = {"encoder_prompt": prompt, "decoder_prompt": values.get("decoder_prompt")}
     split_prompt(prompt)
-    return prompt, parameters(params, beams=beams), options(all_values)
+    return prompt, parameters(params), options(all_values)
 
 
 def options(values: Mapping[str, Any]) -> RequestOptions:
@@ -118,13 +117,13 @@ def options(values: Mapping[str, Any]) -> RequestOptions:
     return cast(RequestOptions, given)
 
 
-def parameters(values: Mapping[str, Any], *, beams: bool) -> Params | None:
+def parameters(values: Mapping[str, Any]) -> Params | None:
     """Decoding parameters by name; None, which is the model's own way, where there are none.
 
     Raises InvalidRequest, naming the one at fault.
     """
     given = {name: value for name, value in values.items() if name not in _OPTIONS}
-    return params_of(given, beams=beams) if given else None
+    return params_of(given) if given else None
 
 
 def answer(output: RequestOutput) -> dict[str, Any]:

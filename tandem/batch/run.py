@@ -81,7 +81,7 @@ class Answerer:
         connect, connect_http: make the connections to the cluster, for lines of Tandem's and of OpenAI's.
             Lines without a connection are refused.
         concurrency: requests sent ahead of their answers.
-        defaults, beams, timeout_s, patience_s: see `run`.
+        defaults, timeout_s, patience_s: see `run`.
     """
 
     def __init__(
@@ -91,12 +91,11 @@ class Answerer:
         connect_http: Callable[[], openai_lines.HttpServer] | None,
         concurrency: int,
         defaults: Mapping[str, Any],
-        beams: bool,
         timeout_s: float,
         patience_s: float,
     ) -> None:
         self._connect, self._connect_http = connect, connect_http
-        self._defaults, self._beams = defaults, beams
+        self._defaults = defaults
         self._timeout_s, self._patience_s = timeout_s, patience_s
         self._server: Server | None = None
         self._http: openai_lines.HttpServer | None = None
@@ -115,7 +114,7 @@ class Answerer:
         errors = [
             f"line {number}: {message}".encode(errors="backslashreplace")
             for number, answer in zip(numbers, answers, strict=True)
-            if (message := _message(answer)) is not None
+            if (message := _error(answer)) is not None
         ]
         carried, self._carried = self._carried, {}
         return pa.table(
@@ -137,7 +136,7 @@ class Answerer:
                 carried = records.carried(values)
                 self._carried |= dict.fromkeys(carried)
                 identity |= carried
-                asked = records.request(values, self._defaults, beams=self._beams)
+                asked = records.request(values, self._defaults)
                 return identity | records.answer(await self._patiently(partial(self._ask, *asked)))
             except OF_ONE_REQUEST as error:
                 if error.field in ("timeout_s", "timeout_ms"):  # not the line's
@@ -205,7 +204,6 @@ def run(
     connect_http: Callable[[], openai_lines.HttpServer] | None = None,
     connections: int = 1,
     defaults: Mapping[str, Any] | None = None,
-    beams: bool = False,
     concurrency: int = CONCURRENCY,
     timeout_s: float = DEFAULT_LIMITS.timeout_s,
     patience_s: float = 600.0,
@@ -223,7 +221,6 @@ def run(
             Tandem's and of OpenAI's (see `openai_lines`); None: such lines are refused.
         connections: how many connections.
         defaults: decoding parameters, task and languages for lines that do not set them.
-        beams: the model searches with beams where a line does not say how to decode.
         concurrency: requests at the cluster at a time.
         timeout_s: longest time an answer may take.
         patience_s: how long the cluster may be gone or full before the run gives up.
@@ -237,7 +234,7 @@ def run(
     """
     if concurrency < 1:
         raise InvalidRequest(f"must be at least 1, got {concurrency}", field="concurrency")
-    records.parameters(defaults or {}, beams=beams)  # else every line would be refused
+    records.parameters(defaults or {})  # else every line would be refused
     records.options(defaults or {})
     total = sum(1 for _ in corpus.lines(source))
     with corpus.answers(source, sink) as (out, done):
@@ -246,7 +243,6 @@ def run(
             "connect_http": connect_http,
             "concurrency": -(-concurrency // connections),
             "defaults": dict(defaults or {}),
-            "beams": beams,
             "timeout_s": timeout_s,
             "patience_s": patience_s,
         }
@@ -330,8 +326,7 @@ def _read(source: Path, done: int) -> Iterator[pa.Table]:
         )
 
 
-def _message(answer: Mapping[str, Any]) -> str | None:
-    """Why a line was refused; None: it was not."""
+def _error(answer: Mapping[str, Any]) -> str | None:
     if "custom_id" in answer:
         return openai_lines.message(answer)
     return str(answer["error"]["message"]) if "error" in answer else None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from tandem.cli import batch, compose, demo, generate, serve, show
+from tandem.cli import batch, compose, demo, generate, score, serve, show
 
 app = typer.Typer(
     name="tandem",
@@ -21,6 +21,7 @@ for command in (
     generate.generate,
     generate.translate,
     generate.summarize,
+    score.score,
     batch.batch,
     compose.compose,
     demo.demo,

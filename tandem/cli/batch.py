@@ -26,7 +26,6 @@ from tandem.cli.options import (
     err,
     errors_shown,
     ingress_mode,
-    model_info,
     with_cluster_options,
 )
 
@@ -52,8 +51,7 @@ def batch(
         str | None,
         typer.Option(
             help="host:port of a running server's gRPC endpoint, or http://host:port of its HTTP endpoint "
-            "for OpenAI's request lines; for beam search with it, say num_beams. "
-            "Without it a cluster is started, as the options below say.",
+            "for OpenAI's request lines. Without it a cluster is started, as the options below say.",
             show_default=False,
         ),
     ] = None,
@@ -104,7 +102,7 @@ def batch(
         defaults |= {"truncate_prompt_tokens": -1} if truncate else {}
         defaults |= records.assignments(param or [])
         # Before a cluster is started for nothing.
-        records.parameters(defaults, beams=False)
+        records.parameters(defaults)
         records.options(defaults)
         if not remaining(source, sink):
             err.print(f"Every line of {source} is answered in {sink}.", highlight=False)
@@ -126,7 +124,7 @@ def batch(
             text = f"Copied to the answers, because they are no parameters: {', '.join(names)}"
             tqdm.write(text, file=sys.stderr)
 
-        def answer(target: str | None, http: list[str], beams: bool) -> batch.Summary:
+        def answer(target: str | None, http: list[str]) -> batch.Summary:
             done = batch.run(
                 source,
                 sink,
@@ -134,7 +132,6 @@ def batch(
                 connect_http=partial(HttpServer, http) if http else None,
                 connections=cluster.ingress_replicas,
                 defaults=defaults,
-                beams=beams,
                 concurrency=concurrency,
                 timeout_s=timeout,
                 on_error=name,
@@ -150,9 +147,9 @@ def batch(
             if server is not None:
                 with start.ray_alone(cluster.address):
                     if server.startswith(("http://", "https://")):
-                        done = answer(None, [server], beams=False)
+                        done = answer(None, [server])
                     else:
-                        done = answer(server, [], beams=False)
+                        done = answer(server, [])
                 raise typer.Exit(1 if done.refused else 0)
             http_port, grpc_port = start.free_ports("127.0.0.1", 2)
             config = cluster.config(
@@ -162,12 +159,11 @@ def batch(
                 grpc_port=grpc_port,
                 ingress_mode=ingress_mode(cluster.address),
             )
-            beams = model_info(model).defaults.beams
             err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
             with launch.serve(config, address=cluster.address) as running:
                 endpoints = running.endpoints()
                 http = [f"http://{address}" for address in endpoints.http]
-                done = answer("ipv4:" + ",".join(endpoints.grpc), http, beams)
+                done = answer("ipv4:" + ",".join(endpoints.grpc), http)
             raise typer.Exit(1 if done.refused else 0)
         except KeyboardInterrupt:
             err.print(f"Interrupted. {sink} holds what is done; the same command goes on from there.")

@@ -47,7 +47,9 @@ def generate(
     max_tokens: MaxTokensOption = None,
     temperature: Annotated[
         float | None,
-        typer.Option(help="0 is greedy; higher is more varied.", show_default="the model's, usually greedy"),
+        typer.Option(
+            help="0 takes the likeliest; higher is more varied.", show_default="the model's, usually 0"
+        ),
     ] = None,
     task: Annotated[
         str | None,
@@ -186,14 +188,7 @@ def _asked(
     values |= {"truncate_prompt_tokens": -1} if truncate else {}
     values |= records.assignments(param or [])
     all_options = cast(RequestOptions, {**options, **records.options(values)})
-    # What a server's model does by itself is only known where the model is named for its tasks.
-    beams = False
-    if values and (server is None or any(options.values())):
-        info = model_info(model)
-        task = f"translation_{options.get('source_language')}_to_{options.get('target_language')}"
-        task = options.get("task") or task
-        beams = info.tasks.get(task, info).defaults.beams
-    return _Asked(model, server, records.parameters(values, beams=beams), all_options, split)
+    return _Asked(model, server, records.parameters(values), all_options, split)
 
 
 def _answer(texts: list[str], asked: _Asked, *, jsonl: bool) -> None:

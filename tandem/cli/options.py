@@ -26,7 +26,8 @@ err = Console(stderr=True, soft_wrap=True)  # whole lines, which logs and `grep`
 ModelArgument = Annotated[
     str,
     typer.Argument(
-        help="A folder with config.json, tokenizer and safetensors; a Hugging Face hub id; or "
+        help="A folder with config.json, tokenizer and safetensors; a Hugging Face hub id, as it is or "
+        "@ a branch, tag or commit; or "
         "[bold]quickstart[/bold], the small translation model that comes with Tandem."
     ),
 ]

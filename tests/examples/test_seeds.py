@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 import runpy
+import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
+from models import load_reference, make_checkpoint, word_tokenizer
+from transformers import AutoTokenizer
 from whisper import RATE, make_whisper, sound
 
 from tandem.media import wav
@@ -22,15 +27,29 @@ SCRIPTS = {
     "bart_instruction.py": ("bart", 1),
     "bert2bert_summarize.py": ("bert2bert", 1),
     "bert2bert_translate.py": ("bert2bert", 1),
-    "flan_t5_questions.py": ("flan", 21),
-    "gpt2_text_generation.py": ("gpt2", 8),
+    "flan_t5_questions.py": ("flan", 42),
+    "gpt2_text_generation.py": ("gpt2", 15),
     "marian_translate.py": ("marian", 1),
     "pegasus_summarize.py": ("pegasus", 1),
     "phi_questions.py": ("phi", 14),
-    "t5_pipeline.py": ("t5", 3),
+    "t5_pipeline.py": ("t5", 4),
     "t5_token_stream.py": ("t5", 1),
     "t5_translate.py": ("t5", 1),
     "whisper.py": ("whisper", 4),
+}
+# test_seed_training.py runs these.
+TRAIN = {"bert2bert_finetune.py", "bert2bert_from_configs.py", "t5_finetune.py", "t5_instructions.py"}
+# What the published configs say of tasks, and the scripts count on.
+TASKS = {
+    "gpt2": {"text-generation": {"do_sample": True, "max_length": 50}},
+    "t5": {
+        "translation_en_to_fr": {
+            "early_stopping": True,
+            "max_length": 300,
+            "num_beams": 4,
+            "prefix": "translate English to French: ",
+        }
+    },
 }
 
 
@@ -40,14 +59,78 @@ def model(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
     whisper = cache(
         lambda: make_whisper(tmp_path_factory.mktemp("whisper"), "base", max_target_positions=128)
     )
-    return lambda variant: whisper() if variant == "whisper" else checkpoint(variant)
+    tiny = cache(
+        lambda variant: (
+            make_checkpoint(tmp_path_factory.mktemp(variant), variant, task_specific_params=TASKS[variant])
+            if variant in TASKS
+            else checkpoint(variant)
+        )
+    )
+    return lambda variant: whisper() if variant == "whisper" else tiny(variant)
 
 
 def test_none_is_forgotten() -> None:
     scripts = {path.name for path in EXAMPLES.glob("*.py")} - {"questions.py"}
-    assert scripts == set(SCRIPTS)
+    assert scripts == SCRIPTS.keys() | TRAIN
     readme = (EXAMPLES / "README.md").read_text()
     assert all(f"`{script}`" in readme for script in scripts)
+
+
+def answer(*, special: bool = True, **how: Any) -> Callable[[Any, Any, Mapping[str, Any]], str]:
+    """What the published snippet prints: transformers' answer to the script's text."""
+
+    def expected(model: Any, tokenizer: Any, names: Mapping[str, Any]) -> str:
+        text = next(names[name] for name in ("input_text", "text", "input_raw_str") if name in names)
+        inputs = tokenizer(text, return_tensors="pt", add_special_tokens=special).input_ids
+        (ids,) = model.generate(inputs, do_sample=False, use_cache=False, **how)
+        return str(tokenizer.decode(ids[1:], skip_special_tokens=True))  # all but the start token
+
+    return expected
+
+
+def answers(model: Any, tokenizer: Any, names: Mapping[str, Any]) -> str:
+    """What flan_t5_questions.py asks first."""
+    expected = answer(max_new_tokens=50)
+    asked = [f"{entry['premise']}: {entry['question']}" for entry in names["dataset"]]
+    return "\n\n".join(f"{one}\n{expected(model, tokenizer, {'text': one})}" for one in asked)
+
+
+LONG = {"max_new_tokens": 140}  # as many as fit into the smallest of these models
+ANSWERS: dict[str, Callable[[Any, Any, Mapping[str, Any]], str]] = {
+    "bart_instruction.py": answer(
+        max_length=150, min_length=40, length_penalty=2.0, num_beams=4, early_stopping=True
+    ),
+    "bert2bert_summarize.py": answer(max_length=60, num_beams=4, early_stopping=True),
+    "bert2bert_translate.py": answer(special=False, **LONG),
+    "flan_t5_questions.py": answers,
+    "marian_translate.py": answer(**LONG),
+    "pegasus_summarize.py": answer(max_length=50, min_length=10),
+    "t5_token_stream.py": answer(max_new_tokens=50),
+    "t5_translate.py": answer(**LONG),
+}
+
+
+@pytest.mark.parametrize("script", ANSWERS)
+def test_prints_the_answer_of_transformers(
+    model: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+    script: str,
+) -> None:
+    """On a model whose tokenizer knows the script's words."""
+    folder = tmp_path / "model"
+    shutil.copytree(model(SCRIPTS[script][0]), folder)
+    words = dict.fromkeys(re.findall(r"[\w.:!?']+", (EXAMPLES / script).read_text(encoding="utf-8")))
+    word_tokenizer(first=words).save_pretrained(folder)
+    monkeypatch.syspath_prepend(EXAMPLES)
+    monkeypatch.setattr(sys, "argv", [script, str(folder)])
+    names = runpy.run_path(str(EXAMPLES / script), run_name="__main__")
+    printed = capsys.readouterr().out
+    with torch.no_grad():
+        expected = ANSWERS[script](load_reference(folder), AutoTokenizer.from_pretrained(folder), names)
+    assert len(expected.split()) > 3
+    assert expected in printed.replace("|", "")
 
 
 @pytest.mark.parametrize("script", SCRIPTS)

@@ -145,12 +145,10 @@ def test_lines_say_task_and_languages(files: tuple[Path, Path]) -> None:
 
 def test_a_line_without_parameters_is_left_to_the_model(files: tuple[Path, Path]) -> None:
     write(files[0], {"prompt": "a"}, {"prompt": "b", "num_beams": 2}, {"prompt": "c", "max_tokens": 5})
-    for beams, kind in ((False, SamplingParams), (True, BeamSearchParams)):
-        server = Server()
-        files[1].unlink(missing_ok=True)
-        run(files, server, beams=beams)
-        asked = [params for _, params, _ in server.asked]
-        assert asked == [None, BeamSearchParams(num_beams=2), kind(max_tokens=5)]
+    server = Server()
+    run(files, server)
+    asked = [params for _, params, _ in server.asked]
+    assert asked == [None, BeamSearchParams(num_beams=2), SamplingParams(max_tokens=5)]
 
 
 def test_a_bad_line_has_its_error_and_holds_nobody_up(files: tuple[Path, Path]) -> None:

@@ -34,7 +34,7 @@ def tandem(*arguments: str, stdin: str | bytes = "", code: int = 0) -> Result:
 
 def test_help_names_every_verb_and_teaches_by_example() -> None:
     shown = tandem("--help").stdout
-    for verb in ("serve", "show", "generate", "translate", "summarize", "compose", "demo"):
+    for verb in ("serve", "show", "generate", "translate", "summarize", "score", "compose", "demo"):
         assert verb in shown
         assert f"tandem {verb}" in tandem(verb, "--help").stdout, verb
 
@@ -263,6 +263,21 @@ def test_progress_goes_to_stderr() -> None:
     result = tandem("translate", *["I am tired."] * 5)
     assert "5/5" in result.stderr
     assert len(result.stdout.splitlines()) == 5
+
+
+def test_a_default_that_is_written_out_leaves_the_models_beams(tmp_path: Path) -> None:
+    folder = make_checkpoint(tmp_path, "flan")
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "num_beams": 2, "max_new_tokens": 4}))
+    arguments = ["generate", "--model", str(folder), "--jsonl", "ba be"]
+    own = tandem(*arguments).stdout
+    assert "score" in json.loads(own)["outputs"][0]
+    assert (
+        tandem(*arguments, "--temperature", "0", "-p", "n=1", "-p", "top_p=1", "-p", "seed=1").stdout == own
+    )
+    greedy = tandem(*arguments, "-p", "num_beams=1", "-p", "logprobs=0").stdout
+    assert "score" not in json.loads(greedy)["outputs"][0]
+    assert "n: does not go with beam search" in tandem(*arguments, "-p", "n=2", code=1).stderr
 
 
 def test_translate_knows_the_models_languages() -> None:

@@ -249,6 +249,19 @@ def test_bad_prompts_name_their_field(llm: LLM, prompt: object, field: str) -> N
     assert caught.value.field.startswith(field)
 
 
+def test_a_default_that_is_written_out_leaves_the_models_beams() -> None:
+    written = SamplingParams(n=1, temperature=0, top_p=1.0, top_k=0, seed=3, stop=[], max_tokens=32)
+    with LLM(dtype="float32", override_generation_config={"num_beams": 3}) as llm:
+        searched, same, greedy = llm.generate(
+            [FRENCH + "I am tired."] * 3, [None, written, SamplingParams(num_beams=1, logprobs=0)]
+        )
+        assert searched.outputs[0].score is not None
+        assert searched.outputs == same.outputs
+        assert (greedy.outputs[0].score, greedy.outputs[0].logprobs is None) == (None, False)
+        with pytest.raises(InvalidRequest, match="n: does not go with beam search"):
+            llm.generate(FRENCH + "I am tired.", SamplingParams(n=2))
+
+
 def test_beams_beside_samples(llm: LLM) -> None:
     """Both kinds of parameters in one list; the best beam is at least as likely as the greedy answer."""
     search = BeamSearchParams(num_beams=4, num_return_sequences=3, length_penalty=0.0, max_tokens=32)

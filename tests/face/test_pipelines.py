@@ -106,6 +106,59 @@ def test_text_generation_goes_on_from_the_prompt(checkpoint: Callable[..., Path]
             pipeline("summarization", pipe.llm)
 
 
+@pytest.mark.parametrize("variant", ["t5", "bart", "marian", "gpt2"])
+def test_a_call_is_its_three_parts(variant: str, checkpoint: Callable[..., Path]) -> None:
+    task = "text-generation" if variant == "gpt2" else "text2text-generation"
+    with pipeline(task, str(checkpoint(variant)), dtype="float32", max_new_tokens=8) as pipe:
+        for text in TEXTS:
+            inputs = pipe.preprocess(text)
+            assert inputs["input_ids"] == [pipe.tokenizer(text)["input_ids"]]
+            assert inputs["attention_mask"] == [[1] * len(inputs["input_ids"][0])]
+            outputs = pipe.forward(inputs, num_beams=3, num_return_sequences=2)
+            records = pipe.postprocess(outputs)
+            assert records == pipe(text, num_beams=3, num_return_sequences=2)
+            name, start = (
+                ("generated_sequence", inputs["input_ids"][0]) if variant == "gpt2" else ("output_ids", [])
+            )
+            assert len(outputs[name][0]) == len(records) == 2
+            assert all(one[: len(start)] == start for one in outputs[name][0])
+        if variant == "gpt2":
+            new = pipe.postprocess(outputs, return_full_text=False)
+            assert [TEXTS[-1] + one["generated_text"] for one in new] == [
+                one["generated_text"] for one in records
+            ]
+
+
+def test_the_parts_of_a_task(summarizer: Pipeline, tmp_path: Path) -> None:
+    text = TEXTS[0]
+    inputs = summarizer.preprocess(text)
+    assert inputs["input_ids"] == [summarizer.tokenizer("ba be: " + text)["input_ids"]]
+    assert summarizer.postprocess(summarizer.forward(inputs)) == summarizer(text)
+    assert len(summarizer.forward(inputs, max_length=4)["output_ids"][0][0]) == 4
+    with pytest.raises(InvalidRequest) as caught:
+        summarizer.preprocess(text, no_such=1)
+    assert caught.value.field == "no_such"
+    with pipeline(
+        "translation", str(multilingual_checkpoint(tmp_path)), dtype="float32", max_length=9
+    ) as pipe:
+        languages = {"src_lang": "eng_Latn", "tgt_lang": "fra_Latn"}
+        outputs = pipe.forward(pipe.preprocess("a b", **languages), **languages)
+        assert pipe.postprocess(outputs, **languages) == pipe("a b", **languages)
+
+
+def test_a_model_that_samples_by_itself_gives_several_sequences(tmp_path: Path) -> None:
+    """As gpt2's config says of text-generation."""
+    sampling = {"text-generation": {"do_sample": True, "max_length": 12}}
+    folder = make_checkpoint(tmp_path, "gpt2", task_specific_params=sampling)
+    with pipeline("text-generation", str(folder), dtype="float32") as pipe:
+        several = pipe(TEXTS[0], num_return_sequences=5, seed=3)
+        assert len({one["generated_text"] for one in several}) > 1
+        assert several == pipe(TEXTS[0], do_sample=True, num_return_sequences=5, seed=3)
+        assert pipe(TEXTS[0], top_k=1) == pipe(TEXTS[0], do_sample=False)
+        with pytest.raises(InvalidRequest, match="equal answers"):
+            pipe(TEXTS[0], do_sample=False, num_return_sequences=5)
+
+
 def test_languages_choose_the_prefix(llm: LLM) -> None:
     named = pipeline("translation_en_to_fr", llm)("bi bo")
     assert pipeline("translation", llm)("bi bo", src_lang="en", tgt_lang="fr") == named
@@ -246,7 +299,10 @@ def test_arguments_of_generate_become_parameters() -> None:
         num_beams=3, num_return_sequences=2, length_penalty=2.0
     )
     assert params(True, max_new_tokens=5) == BeamSearchParams(max_tokens=5), "the model's own way"
-    assert params(True, num_beams=1) == SamplingParams()
+    assert params(True, num_beams=1) == SamplingParams(num_beams=1)
+    assert params(True, num_beams=1, do_sample=True, num_return_sequences=2) == SamplingParams(
+        num_beams=1, temperature=1.0, n=2
+    )
     with pytest.warns(UserWarning, match="without do_sample=True: top_k"):
         assert params(top_k=5) == SamplingParams()
     with pytest.warns(UserWarning, match="without num_beams: length_penalty"):

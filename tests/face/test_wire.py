@@ -88,6 +88,9 @@ def test_options_arrive_by_name() -> None:
 def test_what_is_set_arrives_as_it_is() -> None:
     params = SamplingParams(
         n=1,  # a default, given explicitly
+        num_beams=1,
+        length_penalty=0.0,
+        early_stopping="never",
         temperature=0.8,
         top_k=-1,
         top_p=0.95,

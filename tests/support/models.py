@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -298,11 +298,12 @@ def _scale(name: str, kind: Variant) -> float:
     return 0.15
 
 
-def word_tokenizer(size: int = VOCAB) -> PreTrainedTokenizerFast:
-    """A tokenizer of whole words with `size` ids: three special ones, then `words()`. Inputs end with EOS."""
+def word_tokenizer(size: int = VOCAB, first: Iterable[str] = ()) -> PreTrainedTokenizerFast:
+    """A tokenizer of whole words with `size` ids: three special ones, then those of `first` and of `words()`.
+    Inputs end with EOS."""
     vocabulary = {"<pad>": PAD, "</s>": EOS, "<unk>": UNK}
-    for word in itertools.islice(words(), size - len(vocabulary)):
-        vocabulary[word] = len(vocabulary)
+    for word in itertools.islice(itertools.chain(first, words()), size - len(vocabulary)):
+        vocabulary.setdefault(word, len(vocabulary))
     tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
     tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", EOS)])
@@ -331,11 +332,7 @@ def load_reference(folder: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The checkpoint in transformers, in eval mode."""
     config = json.loads((folder / "config.json").read_text())
     kind = AutoModelForSeq2SeqLM if config.get("is_encoder_decoder") else AutoModelForCausalLM
-    model = kind.from_pretrained(folder, dtype=dtype).eval()
-    if config["model_type"] == "umt5":
-        # transformers 5.23 takes every UMT5 for tied and scales its logits; the published ones are not tied.
-        model.config.tie_word_embeddings = config["tie_word_embeddings"]
-    return model
+    return kind.from_pretrained(folder, dtype=dtype).eval()
 
 
 @torch.no_grad()

@@ -5,16 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from tandem.errors import ModelLoadError
 from tandem.workers.models.families import Part, family_of, spec_of
 from tandem.workers.models.layers import WeightSlot
-from tandem.workers.models.model_folder import read_json
-
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
+from tandem.workers.models.model_folder import read_json, some, weight_files
 
 
 class Checkpoint:
@@ -30,8 +28,8 @@ class Checkpoint:
         self.spec = spec_of(config)
         self._files = {
             name: file
-            for path in _weight_files(folder)
-            for file in [safe_open(path, framework="pt")]
+            for path in weight_files(folder)
+            for file in [_opened(path)]
             for name in file.keys()  # noqa: SIM118
         }
         names = {
@@ -46,7 +44,7 @@ class Checkpoint:
         )
         if unused:
             raise ModelLoadError(
-                f"{folder} has {len(unused)} weights that the model does not: {_some(unused)}"
+                f"{folder} has {len(unused)} weights that the model does not: {some(unused)}"
             )
         self._parts: dict[str, Part | None] = {}
         missing = []
@@ -58,7 +56,7 @@ class Checkpoint:
             else:
                 missing += [part.name for part in alternatives[:1] if part]
         if missing:
-            raise ModelLoadError(f"{folder} lacks {len(missing)} weights: {_some(sorted(missing))}")
+            raise ModelLoadError(f"{folder} lacks {len(missing)} weights: {some(sorted(missing))}")
 
     def tied(self, one: str, other: str) -> bool:
         """Whether two of our weights are one in the checkpoint."""
@@ -71,10 +69,10 @@ class Checkpoint:
         """
         for slot in slots:
             part = self._parts[slot.name]
-            if part is None:
-                slot.into.zero_()
-            else:
+            if part is not None:
                 self._read(part, slot)
+            elif not slot.filled:
+                slot.into.zero_()
 
     def _read(self, part: Part, slot: WeightSlot) -> None:
         stored = self._files[part.name].get_slice(part.name)
@@ -99,23 +97,12 @@ class Checkpoint:
             slot.into.add_(slot.plus)
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    index = read_json(folder, INDEX)
-    names = sorted(set(index.get("weight_map", {}).values())) if index else [SINGLE]
-    if any(Path(name).name != name for name in names):
-        raise ModelLoadError(f"{folder / INDEX} names files outside its folder")
-    paths = [folder / name for name in names]
-    if absent := [path.name for path in paths if not path.is_file()]:
-        pickled = any(folder.glob("pytorch_model*.bin"))
-        hint = (
-            "; it has pytorch_model.bin only, which is a pickle and not read: convert it with "
-            "transformers' `save_pretrained(..., safe_serialization=True)`"
-            if pickled
-            else ""
-        )
-        raise ModelLoadError(f"{folder} lacks {_some(absent)}{hint}", field="model")
-    return paths
-
-
-def _some(names: list[str], count: int = 5) -> str:
-    return ", ".join(names[:count]) + (" …" if len(names) > count else "")
+def _opened(path: Path) -> Any:
+    """An open file of weights, which `safe_open` gives no type. Raises ModelLoadError for what is none."""
+    try:
+        return safe_open(path, framework="pt")
+    except (OSError, SafetensorError) as error:
+        with path.open("rb") as file:
+            pointer = file.read(40).startswith(b"version https://git-lfs")
+        hint = ": it is a pointer of git-lfs, run `git lfs pull`" if pointer else f": {error}"
+        raise ModelLoadError(f"{path} cannot be read{hint}", field="model") from error

@@ -21,6 +21,9 @@ class Embedding:
         self.tokens: Vocabulary | None = None  # None: no position holds a token
         if stack.vocab_size is not None:
             self.tokens = Vocabulary(f"{side}.embedding", stack.vocab_size, stack.d_model, place)
+        self._own: torch.Tensor | None = None  # [d_model]
+        if stack.own_vector is not None:
+            self._own = place.empty(stack.d_model)
         self.front = make_front(f"{side}.front", stack, place)
         self.norm = stack_norm(f"{side}.embedding_norm", stack, place) if stack.embedding_norm else None
         self.positions: torch.Tensor | None = None  # [positions, d_model], from position 0 on
@@ -40,8 +43,12 @@ class Embedding:
 
     def slots(self) -> Iterator[WeightSlot]:
         yield from weights_of(self.tokens, self.front, self.norm)
-        if self._rows is not None and self.spec.positions and self.spec.positions.kind == "learned":
-            yield WeightSlot(f"{self.side}.positions", self._rows, tuple(self._rows.shape))
+        if self._own is not None:
+            yield WeightSlot(f"{self.side}.own_vector", self._own, tuple(self._own.shape))
+        table = self.spec.positions
+        if self._rows is not None and table is not None and table.stored:
+            computed = table.kind != "learned"
+            yield WeightSlot(f"{self.side}.positions", self._rows, tuple(self._rows.shape), filled=computed)
         if self._types is not None:
             yield WeightSlot(f"{self.side}.token_types", self._types, tuple(self._types.shape))
 
@@ -56,7 +63,10 @@ class Embedding:
     def embed(self, token_ids: torch.Tensor) -> torch.Tensor:
         """int64 [N] → each token's scaled vector, [N, d_model]."""
         assert self.tokens is not None, "this stack embeds no tokens"
-        return kernels.scale(self.tokens.embed(token_ids), self.spec.embedding_scale)
+        x = kernels.scale(self.tokens.embed(token_ids), self.spec.embedding_scale)
+        if self._own is not None:
+            x = torch.where((token_ids == self.spec.own_vector).unsqueeze(1), self._own, x)
+        return x
 
     def embed_media(
         self, token_ids: torch.Tensor, media: torch.Tensor, features: torch.Tensor

@@ -26,6 +26,7 @@ class WeightSlot:
     dim: int | None = None  # sharded along this dimension; None: every rank holds all of it
     start: int = 0  # first index of this rank's slice along `dim`
     plus: float = 0.0  # added to what the checkpoint holds, see spec.NormKind
+    filled: bool = False  # `into` holds what an absent weight is; else that is zero
 
 
 class HasWeights(Protocol):

@@ -3,45 +3,73 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from tandem import quickstart
 from tandem.errors import ModelLoadError
+from tandem.workers.models.families import spec_of
+from tandem.workers.models.hub import Repository
 
-# What is fetched from a hub: never pickles, never code.
-HUB_PATTERNS = ["*.json", "*.safetensors", "*.model", "*.txt", "*.jinja"]
 QUICKSTART = "quickstart"
+INDEX: Final = "model.safetensors.index.json"
+SINGLE: Final = "model.safetensors"
+
+_ADAPTER: Final = "adapter_config.json"
+# Weights that are not read, by what is said of them.
+_PICKLES: Final = ("pytorch_model*.bin",)
+_OTHERS: Final = (
+    "*.safetensors", "*model*.bin", "*model*.pt", "*model*.pth", "*.h5", "*.msgpack", "*.ot", "*.onnx",
+    "*.gguf", "*.ckpt*",
+)  # fmt: skip
 
 
-def resolve(model: str | Path, revision: str | None = None) -> Path:
+def resolve(model: str | Path, *, served: bool = True) -> Path:
     """The folder of a model: `quickstart` is the bundled one, a local folder is taken as it is, anything
-    else is a Hugging Face hub id, fetched into the hub's cache. Raises ModelLoadError where there is none.
+    else is a Hugging Face hub id, `owner/name` or `owner/name@revision`, fetched into the hub's cache.
+
+    served: whether the model is to be served; of another family nothing but its small files is fetched.
+
+    Raises ModelLoadError, saying what to do, where there is no model.
     """
     if model == QUICKSTART:
         return quickstart.PATH
     folder = Path(model).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise ModelLoadError(f"no config.json in {folder}", field="model")
+        check_config(folder, str(folder))
         return folder
-    if folder.is_absolute() or str(model).startswith(".") or str(model).count("/") > 1:
+    if folder.is_absolute() or str(model).startswith(".") or str(model).partition("@")[0].count("/") > 1:
         raise ModelLoadError(f"no folder {folder}", field="model")
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
+    return _fetched(str(model), served=served)
 
-    try:
-        return Path(snapshot_download(str(model), revision=revision, allow_patterns=HUB_PATTERNS))
-    except HFValidationError as error:
-        raise ModelLoadError(
-            f"{str(model)!r} is neither a folder nor a hub id: {error}", field="model"
-        ) from None
-    except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
-        raise ModelLoadError(
-            f"{str(model)!r} is not a folder here and could not be had from the hub "
-            f"({type(error).__name__}); download it once and give its folder",
-            field="model",
-        ) from error
+
+def pinned(model: str) -> str:
+    """The model at the commit that it has now: what several processes are given, each of which resolves it.
+    A folder, and the bundled model, are themselves. Raises ModelLoadError as `resolve`."""
+    folder = resolve(model)
+    if model == QUICKSTART or Path(model).expanduser().is_dir():
+        return model
+    return f"{model.partition('@')[0]}@{folder.name}"  # the cache's folders have their commit's name
+
+
+def _fetched(model: str, *, served: bool) -> Path:
+    """The folder of a hub id. Small files come first, so that what cannot be loaded is refused before its
+    weights are fetched."""
+    repository = Repository(model)
+    folder = repository.fetch()
+    check_config(folder, model)
+    if served:
+        spec_of(read_json(folder, "config.json"))
+    if all((folder / name).is_file() for name in weight_names(folder)):
+        return folder
+    there = repository.files()
+    wanted = [SINGLE] if SINGLE in there else weight_names(folder)
+    if absent := [name for name in wanted if name not in there]:
+        raise missing_weights(folder, model, absent, there)
+    repository.fetch_files(wanted)
+    return folder
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:
@@ -56,3 +84,77 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ModelLoadError(f"{path} is not a JSON object", field="model")
     return value
+
+
+def check_config(folder: Path, model: str) -> None:
+    """Raises ModelLoadError, saying what the folder of `model` is instead, where it has no config.json."""
+    if (folder / "config.json").is_file():
+        return
+    if (folder / _ADAPTER).is_file():
+        raise _adapter(folder, model)
+    inner = sorted(path.parent.name for path in folder.glob("*/config.json"))
+    hint = f"; there is one in its folder {inner[-1]}" if inner else ""
+    raise ModelLoadError(
+        f"no config.json in {model}, so it is no checkpoint of transformers{hint}", field="model"
+    )
+
+
+def weight_names(folder: Path) -> list[str]:
+    """The names of the files that a model's weights are in, there or not: the single one or, where there is
+    none, those of the index. Raises ModelLoadError for a malformed index."""
+    index = {} if (folder / SINGLE).is_file() else read_json(folder, INDEX)
+    if not index:
+        return [SINGLE]
+    parts = index.get("weight_map")
+    if not isinstance(parts, dict) or not parts or not all(isinstance(name, str) for name in parts.values()):
+        raise ModelLoadError(f"{folder / INDEX} has no weight_map of names of files", field="model")
+    names = sorted(set(parts.values()))
+    if any(Path(name).name != name for name in names):
+        raise ModelLoadError(f"{folder / INDEX} names files outside its folder", field="model")
+    return names
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """The files that a model's weights are in. Raises ModelLoadError where one is not there."""
+    names = weight_names(folder)
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        raise missing_weights(folder, str(folder), absent, [path.name for path in folder.iterdir()])
+    return [folder / name for name in names]
+
+
+def missing_weights(folder: Path, model: str, absent: list[str], there: Collection[str]) -> ModelLoadError:
+    """What to do about weights of `model` that are absent; `there` are the names of all its files."""
+    if (folder / _ADAPTER).is_file():
+        return _adapter(folder, model)
+    text = f"{model} lacks {some(absent)}"
+    others = sorted(name for name in there if any(fnmatchcase(name, pattern) for pattern in _OTHERS))
+    if absent != [SINGLE]:
+        text += f", named by {INDEX}: it is incomplete"
+    elif any(fnmatchcase(name, pattern) for name in others for pattern in _PICKLES):
+        kind = next(
+            iter(read_json(folder, "config.json").get("architectures") or ()), "AutoModelForSeq2SeqLM"
+        )
+        text += (
+            "; it has pytorch_model.bin only, which is a pickle and not read: convert it once with "
+            f"transformers, `{kind}.from_pretrained({model!r}).save_pretrained(FOLDER)`, save its tokenizer "
+            "there as well, and give that folder"
+        )
+    elif others:
+        text += f"; it has weights of other names or formats, which are not read: {some(others)}"
+    return ModelLoadError(text, field="model")
+
+
+def _adapter(folder: Path, model: str) -> ModelLoadError:
+    adapter = read_json(folder, _ADAPTER)
+    base, kind = adapter.get("base_model_name_or_path"), adapter.get("peft_type") or "LoRA"
+    return ModelLoadError(
+        f"{model} is not a model but a {kind} adapter of {base or 'a model that it does not name'}: merge it "
+        "into that one with peft's `merge_and_unload()`, save the result and its tokenizer, and give that "
+        "folder",
+        field="model",
+    )
+
+
+def some(names: list[str], count: int = 5) -> str:
+    """The names, or the first of them."""
+    return ", ".join(names[:count]) + (" …" if len(names) > count else "")

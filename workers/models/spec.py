@@ -39,6 +39,8 @@ class PositionTable:
 
     kind: PositionKind
     offset: int = 0  # row of position 0
+    # A checkpoint may hold a table of a computed kind, too, which then counts; False: it is always computed.
+    stored: bool = True
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,7 @@ class StackSpec:
     cross_layers: tuple[int, ...] | None = None
     embedding_scale: float = 1.0
     embedding_norm: EmbeddingNorm = None
+    own_vector: int | None = None  # a token whose vector is a weight of its own, which is not scaled
     token_types: int = 0  # rows of the table of token types; only the first is used
     max_positions: int | None = None  # longest sequence; None: any length
     positions: PositionTable | None = None

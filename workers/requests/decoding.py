@@ -28,6 +28,20 @@ def scoring_of(tokens: int) -> Decoding:
     )  # fmt: skip
 
 
+def completed(params: Params | None, own: GenerationDefaults) -> Params:
+    """What a request asks for, in the model's own way of decoding where it does not choose another.
+
+    Where that way is beam search, `SamplingParams` leave it by a temperature above 0, which draws samples, or
+    by `num_beams=1`; all else that they say holds for the beams. Raises InvalidRequest for what does not go
+    with beams.
+    """
+    if params is None:
+        return BeamSearchParams() if own.beams else SamplingParams()
+    if isinstance(params, BeamSearchParams) or not own.beams or params.num_beams == 1 or params.temperature:
+        return params
+    return params.with_beams()
+
+
 def decoding_of(
     params: Params,
     own: GenerationDefaults,
@@ -122,7 +136,8 @@ def _max_tokens(params: DecodingParams, prefix: int, room: int, own: GenerationD
 def _min_tokens(params: DecodingParams, prefix: int, max_tokens: int, own: GenerationDefaults) -> int:
     """transformers' `min_length` counts what the decoder starts from, `min_new_tokens` does not."""
     if "min_tokens" not in params.model_fields_set:
-        return max(0, min(max(own.min_new_tokens, own.min_length - prefix), max_tokens))
+        default = own.min_length - prefix if own.min_new_tokens is None else own.min_new_tokens
+        return max(0, min(default, max_tokens))
     if params.min_tokens > max_tokens:
         raise InvalidRequest(
             f"must not exceed max_tokens, here {max_tokens}, got {params.min_tokens}", field="min_tokens"

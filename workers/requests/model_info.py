@@ -11,15 +11,15 @@ from typing import Any
 
 from tandem.errors import ModelLoadError
 from tandem.inputs import Modality
-from tandem.workers.models.families import family_of, first_id, spec_of
+from tandem.workers.models.families import spec_of
 from tandem.workers.models.model_folder import read_json
-from tandem.workers.models.spec import FrontSpec
-from tandem.workers.requests.defaults import (
-    GenerationDefaults,
-    checked_overrides,
-    ids_of,
-    merged,
+from tandem.workers.models.spec import FrontSpec, ModelSpec
+from tandem.workers.requests.defaults import GenerationDefaults, checked_overrides, merged
+from tandem.workers.requests.generation_settings import (
+    generation_config,
     not_applied,
+    own_settings,
+    sound,
 )
 from tandem.workers.requests.speech import Speech
 from tandem.workers.requests.tasks import Task
@@ -57,28 +57,33 @@ class ModelInfo:
     def read(cls, folder: Path, name: str, overrides: Mapping[str, Any] | None = None) -> ModelInfo:
         """Reads `config.json` and `generation_config.json`; `overrides`, the server's, come before both.
 
-        Raises ModelLoadError for a model Tandem cannot serve and for a malformed file, InvalidRequest for an
-        override of an unknown name.
+        What the files ask for and does not happen, because it is not there or malformed, is warned of.
+
+        Raises ModelLoadError for a model Tandem cannot serve, InvalidRequest for an override of an unknown
+        name or a malformed value.
         """
-        config, generation = read_json(folder, "config.json"), read_json(folder, "generation_config.json")
+        config, generation = read_json(folder, "config.json"), generation_config(folder)
         spec = spec_of(config)
-        start = first_id("decoder_start_token_id", generation)
-        start = spec.decoder_start_id if start is None else start
-        if start is None and spec.encoder is not None:
-            raise ModelLoadError(
-                "is in neither config.json nor generation_config.json", field="decoder_start_token_id"
-            )
-        # A null in config.json unsets a default of the family's; in generation_config.json it says nothing.
-        own = {**({} if generation else family_of(config).defaults), **config}, generation
-        server = checked_overrides(overrides or {})
-        settings = merged(*own, server)
+        settings = own_settings(config, generation)
+        own, malformed = sound(settings, spec.vocab_size)
         front = None if spec.encoder is None else spec.encoder.front
         speech = None
         if front is not None and front.modality == "audio":
-            speech = Speech.read(config, generation)
+            speech = Speech.read(config, generation or {})
             settings.pop("forced_decoder_ids", None)
-        if ignored := not_applied(settings):
+        server = checked_overrides(overrides or {}, spec.vocab_size)
+        defaults = GenerationDefaults.of(merged(own, server))
+        ignored = _ignored(settings, defaults)
+        tasks = {}
+        for task, said in _tasks(config).items():
+            good, bad = sound(said, spec.vocab_size)
+            tasks[task] = Task(said, GenerationDefaults.of(merged(own, good, server)))
+            malformed |= {f"{task}.{setting}": why for setting, why in bad.items()}
+            ignored |= {f"{task}.{setting}": value for setting, value in not_applied(said).items()}
+        if ignored:
             logger.warning("%s: the model's own decoding defaults that are not applied: %s", name, ignored)
+        if malformed:
+            logger.warning("%s: the model's own decoding defaults that are malformed: %s", name, malformed)
         return cls(
             name=name,
             family=spec.family,
@@ -87,14 +92,11 @@ class ModelInfo:
             decoder_only=spec.encoder is None,
             encoder_vocab_size=None if spec.encoder is None else spec.encoder.vocab_size,
             vocab_size=spec.vocab_size,
-            decoder_start_id=start if spec.encoder else None,
+            decoder_start_id=None if spec.encoder is None else _start(own, generation, spec),
             pad_id=spec.pad_id,
-            eos_ids=frozenset(ids_of(generation.get("eos_token_id"), "eos_token_id") or spec.eos_ids),
-            defaults=GenerationDefaults.of(settings),
-            tasks={
-                task: Task(said, GenerationDefaults.of(merged(*own, said, server)))
-                for task, said in _tasks(config).items()
-            },
+            eos_ids=_ends(own, generation, spec),
+            defaults=defaults,
+            tasks=tasks,
             revision=revision_of(folder),
             front=front,
             speech=speech,
@@ -107,11 +109,40 @@ class ModelInfo:
         return frozenset() if self.front is None else frozenset([self.front.modality])
 
 
+def _start(own: Mapping[str, Any], generation: Mapping[str, Any] | None, spec: ModelSpec) -> int:
+    """What the decoder starts from. transformers takes BOS where `generation_config.json` has no start; where
+    it has neither, it refuses the model, and config.json's is taken here. Raises ModelLoadError."""
+    start: int | None = own.get("decoder_start_token_id")
+    if start is None and generation is not None:
+        start = own.get("bos_token_id")
+    start = spec.decoder_start_id if start is None else start
+    if start is None:
+        raise ModelLoadError(
+            "is in neither config.json nor generation_config.json", field="decoder_start_token_id"
+        )
+    return start
+
+
+def _ends(own: Mapping[str, Any], generation: Mapping[str, Any] | None, spec: ModelSpec) -> frozenset[int]:
+    """The ids that end an answer: those of `generation_config.json`, where null says that there are none. A
+    file that does not speak of them leaves them to config.json; in transformers its answers would not end."""
+    says_none = generation is not None and generation.get("eos_token_id", spec) is None
+    return frozenset(own.get("eos_token_id", () if says_none else spec.eos_ids))
+
+
+def _ignored(settings: Mapping[str, Any], defaults: GenerationDefaults) -> dict[str, Any]:
+    """Settings without effect. Texts that end an answer do not go with beam search."""
+    stop = {"stop_strings": list(defaults.stop)} if defaults.beams and defaults.stop else {}
+    return {**not_applied(settings), **stop}
+
+
 def _tasks(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    tasks = config.get("task_specific_params") or {}
-    if not isinstance(tasks, dict):
-        raise ModelLoadError("task_specific_params must be an object")
-    return {task: said for task, said in tasks.items() if isinstance(said, dict)}
+    tasks = config.get("task_specific_params")
+    return (
+        {task: said for task, said in tasks.items() if isinstance(said, dict)}
+        if isinstance(tasks, dict)
+        else {}
+    )
 
 
 def revision_of(folder: Path) -> str:
@@ -120,8 +151,9 @@ def revision_of(folder: Path) -> str:
     whose shapes are the same."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update((folder / "config.json").read_bytes())
-    if (preprocessor := folder / "preprocessor_config.json").is_file():  # how media become features
-        digest.update(b"\0" + preprocessor.read_bytes())
+    for name in ("preprocessor_config.json", "processor_config.json"):  # how media become features
+        if (processor := folder / name).is_file():
+            digest.update(b"\0" + processor.read_bytes())
     for path in sorted(folder.glob("*.safetensors")):
         size = path.stat().st_size
         digest.update(f"\0{path.name}\0{size}\0".encode())

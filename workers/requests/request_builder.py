@@ -25,12 +25,13 @@ from tandem.inputs import (
     TokensPrompt,
 )
 from tandem.limits import DEFAULT_LIMITS, Limits
-from tandem.params import BeamSearchParams, Params, Pooling, SamplingParams
+from tandem.params import Params, Pooling, SamplingParams
 from tandem.workers.request import Decoding, EncodeRequest, EncoderInput, EngineRequest
 from tandem.workers.requests.chat import ChatTemplate, Conversation
 from tandem.workers.requests.decoding import (
     check_counts,
     check_ids,
+    completed,
     decoding_of,
     default_max_tokens,
     scoring_of,
@@ -44,7 +45,7 @@ from tandem.workers.requests.output_processor import OutputProcessor, PreparedRe
 from tandem.workers.requests.prompt_reader import ParsedPrompt, PromptReader
 from tandem.workers.requests.segmentation import Document, Split, segment, within
 from tandem.workers.requests.tasks import ResolvedTask, Tasks
-from tandem.workers.requests.tokenizer import DECODER_TOKENIZER, TextTokenizer, check_text, read_tokenizer
+from tandem.workers.requests.tokenizer import TextTokenizer, check_text, read_tokenizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -94,16 +95,17 @@ class RequestBuilder:
         served_name: str,
         limits: Limits = DEFAULT_LIMITS,
         overrides: Mapping[str, Any] | None = None,
+        tokenizer: str | Path | None = None,
     ) -> RequestBuilder:
         """Reads a model's folder, all but its weights. Raises ModelLoadError.
 
         overrides: decoding defaults that come before the model's own, under transformers' names.
+        tokenizer: the folder or hub id of a tokenizer that is not in the model's folder.
         """
         folder = Path(folder)
         info = ModelInfo.read(folder, served_name, overrides)
-        own = folder / DECODER_TOKENIZER
-        target = read_tokenizer(own) if own.is_dir() else None
-        return cls(info, read_tokenizer(folder), limits, target, read_processor(folder, info.front))
+        source, target = read_tokenizers(folder, tokenizer)
+        return cls(info, source, limits, target, read_processor(folder, info.front))
 
     def prepare(
         self,
@@ -111,8 +113,8 @@ class RequestBuilder:
         params: Params | None = None,
         **options: Unpack[RequestOptions],
     ) -> PreparedRequest:
-        """Checks everything there is to check about a request, and fills in every default. Without params
-        the model's own way of decoding holds, or the task's.
+        """Checks everything there is to check about a request, and fills in every default. The model's own
+        way of decoding, or the task's, holds unless `params` choose another: see `completed`.
 
         The options may name one of the model's `task_specific_params`, or the languages of a translation:
         codes of its tokenizer, or those that name a task. What the model wants to read for them is put before
@@ -123,8 +125,7 @@ class RequestBuilder:
         self.check_model(options.get("model"))
         checked = check_options(self.limits, self.tasks, **options)
         task = checked.task
-        if params is None:
-            params = BeamSearchParams() if task.defaults.beams else SamplingParams()
+        params = completed(params, task.defaults)
         check_counts(params, self.limits)
 
         given = self._reader.read(prompt, task, checked.truncate, params.max_tokens)
@@ -144,7 +145,7 @@ class RequestBuilder:
             given,
             sequences,
             outputs=params.outputs,
-            stop=params.stop if isinstance(params, SamplingParams) else (),
+            stop=(params.stop or task.defaults.stop) if isinstance(params, SamplingParams) else (),
             skip_special_tokens=params.skip_special_tokens,
         )
 
@@ -176,6 +177,39 @@ class RequestBuilder:
         ]
         sequences = [(scoring_of(len(target)), tuple(target)) for target in ids]
         return _prepared(checked, given, sequences, outputs=len(ids))
+
+    def segment(self, text: str, split: Split, **options: Unpack[TaskOptions]) -> Document:
+        """A text as the segments that are translated each by itself, and what stands between them.
+
+        `split` is "sentence" or "line", for models that translate sentences, or "none", which leaves the text
+        whole. The options are those of the segments' requests. Raises InvalidRequest, naming the field.
+        """
+        check_text(text, "prompt")
+        task = self.tasks.resolve(**options)
+        most = self.segment_tokens(task)
+        fits = within(most, lambda part: len(self._tokenizer.encode(part, "prompt", most, special=False)))
+        of_task = (pair.source for pair in self.tasks.pairs if pair.task == task.task)
+        source = options.get("source_language") or next(of_task, None)
+        return segment(text, split, language=source, fits=fits, most=self.limits.segments)
+
+    @cached_property
+    def max_segment_tokens(self) -> int:
+        """The least of its translation tasks' `segment_tokens`."""
+        tasks = [pair.task for pair in self.tasks.pairs] or [None]
+        return min(self.segment_tokens(self.tasks.resolve(task=task)) for task in tasks)
+
+    def segment_tokens(self, task: ResolvedTask) -> int:
+        """Longest segment of a translated text, special tokens and the task's text not counted: what the
+        tokenizer's makers had in mind, and half of what the model generates at most, because translations may
+        be longer than their sources."""
+        source = task.source
+        around = len(source.prefix) + len(source.suffix) if source else 0
+        around += len(
+            self._tokenizer.encode(task.prefix, "prompt", self.max_encoder_tokens, special=not source)
+        )
+        room = min(self.max_encoder_tokens, self._tokenizer.max_length) - around
+        answer = default_max_tokens(task.defaults, 1, self.max_decoder_tokens - 1)
+        return max(1, min(room, max(answer // 2, _LEAST_SEGMENT_TOKENS)))
 
     def prepare_embed(
         self, prompts: Sequence[Prompt], pooling: Pooling = "mean", **options: Unpack[RequestOptions]
@@ -214,39 +248,6 @@ class RequestBuilder:
         text = self.chat_template.render(conversation)
         ids = self._tokenizer.encode(text, "messages", self.max_prompt_tokens, special=False)
         return TokensPrompt(prompt_token_ids=ids)
-
-    def segment(self, text: str, split: Split, **options: Unpack[TaskOptions]) -> Document:
-        """A text as the segments that are translated each by itself, and what stands between them.
-
-        `split` is "sentence" or "line", for models that translate sentences, or "none", which leaves the text
-        whole. The options are those of the segments' requests. Raises InvalidRequest, naming the field.
-        """
-        check_text(text, "prompt")
-        task = self.tasks.resolve(**options)
-        most = self.segment_tokens(task)
-        fits = within(most, lambda part: len(self._tokenizer.encode(part, "prompt", most, special=False)))
-        of_task = (pair.source for pair in self.tasks.pairs if pair.task == task.task)
-        source = options.get("source_language") or next(of_task, None)
-        return segment(text, split, language=source, fits=fits, most=self.limits.segments)
-
-    @cached_property
-    def max_segment_tokens(self) -> int:
-        """The least of its translation tasks' `segment_tokens`."""
-        tasks = [pair.task for pair in self.tasks.pairs] or [None]
-        return min(self.segment_tokens(self.tasks.resolve(task=task)) for task in tasks)
-
-    def segment_tokens(self, task: ResolvedTask) -> int:
-        """Longest segment of a translated text, special tokens and the task's text not counted: what the
-        tokenizer's makers had in mind, and half of what the model generates at most, because translations may
-        be longer than their sources."""
-        source = task.source
-        around = len(source.prefix) + len(source.suffix) if source else 0
-        around += len(
-            self._tokenizer.encode(task.prefix, "prompt", self.max_encoder_tokens, special=not source)
-        )
-        room = min(self.max_encoder_tokens, self._tokenizer.max_length) - around
-        answer = default_max_tokens(task.defaults, 1, self.max_decoder_tokens - 1)
-        return max(1, min(room, max(answer // 2, _LEAST_SEGMENT_TOKENS)))
 
     def tokenize(self, text: str, *, field: str = "text", special: bool = True) -> list[int]:
         """The ids a prompt's text becomes, `special` tokens included. Raises InvalidRequest."""

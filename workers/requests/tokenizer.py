@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
-from tandem.errors import InvalidRequest, ModelLoadError
+from tandem.errors import InvalidRequest, ModelLoadError, renaming_fields
+from tandem.workers.models.hub import Repository
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -22,18 +23,47 @@ DECODER_TOKENIZER: Final = "decoder_tokenizer"
 
 
 def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
-    """The tokenizer in a folder. Raises ModelLoadError where there is none."""
+    """The tokenizer in a folder. Raises ModelLoadError where there is none that can be read."""
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise ModelLoadError(f"{folder} has no tokenizer that can be read: {error}") from error
+    # Where a file is missing or damaged, each class fails in a way of its own: TypeError is Marian's.
+    except Exception as error:
+        raise ModelLoadError(
+            f"{folder} has no tokenizer that can be read: it must hold all files of the model's "
+            f"({type(error).__name__}: {error})",
+            field="tokenizer",
+        ) from error
     # Without its files transformers makes an empty tokenizer, and says nothing. (ByT5 needs none.)
     files = set(tokenizer.vocab_files_names.values())
     if files and not any((folder / name).is_file() for name in files):
-        raise ModelLoadError(f"{folder} has no tokenizer: none of {', '.join(sorted(files))}")
+        raise ModelLoadError(
+            f"{folder} has none of {', '.join(sorted(files))}: save it there with `save_pretrained`, or give "
+            "the folder or hub id of another",
+            field="tokenizer",
+        )
     return cast("PreTrainedTokenizerBase", tokenizer)
+
+
+def read_tokenizers(
+    folder: Path, tokenizer: str | Path | None = None
+) -> tuple[PreTrainedTokenizerBase, PreTrainedTokenizerBase | None]:
+    """A model's tokenizer and its decoder's, None where that is the same.
+
+    tokenizer: a folder or hub id; None: the model's folder. Raises ModelLoadError where one cannot be read.
+    """
+    own = folder / DECODER_TOKENIZER
+    source = folder if tokenizer is None else _tokenizer_folder(tokenizer)
+    return read_tokenizer(source), read_tokenizer(own) if own.is_dir() else None
+
+
+def _tokenizer_folder(tokenizer: str | Path) -> Path:
+    folder = Path(tokenizer).expanduser()
+    if isinstance(tokenizer, Path) or folder.is_dir():
+        return folder
+    with renaming_fields({"model": "tokenizer"}):
+        return Repository(tokenizer).fetch()
 
 
 class TextTokenizer:

@@ -25,6 +25,31 @@ class Shown:
     stream: StreamOptions | None = None
 
 
+class TokenTexts:
+    """A choice's tokens in log-probabilities. What a token adds to a text depends on the one before it."""
+
+    def __init__(self, vocabulary: Vocabulary, prepared: PreparedRequest, *, as_ids: bool) -> None:
+        """`as_ids`: vLLM's `token_id:7` is shown in place of a text."""
+        self._vocabulary, self._as_ids = vocabulary, as_ids
+        special = vocabulary.special_ids if prepared.skip_special_tokens else frozenset[int]()
+        self._hidden = special | vocabulary.timestamp_ids
+        # The text's last token; None: the next one is its first.
+        self._last = next((i for i in reversed(prepared.context_ids) if i not in self._hidden), None)
+
+    def text(self, token_id: int) -> str:
+        return self._vocabulary.token_text(token_id, first=self._last is None, after=self._last)
+
+    def shown(self, token_id: int) -> str:
+        return f"token_id:{token_id}" if self._as_ids else self.text(token_id)
+
+    def advance(self, token_id: int) -> bool:
+        """Goes on behind the choice's next token. Returns whether the choice's text has it."""
+        if token_id in self._hidden:
+            return False
+        self._last = token_id
+        return True
+
+
 class AnswerShape(ABC):
     """Shapes the answer to one request. Choices are numbered through: the first prompt's samples, then the
     second's. `finish_reason` may be `deadline`, which OpenAI does not have: the time ran out."""
@@ -99,11 +124,9 @@ class AnswerShape(ABC):
         if self._shown.stream is not None and self._shown.stream.include_usage:
             yield {**self._chunk([]), "usage": self._usage()}
 
-    def token_text(self, token_id: int, *, first: bool) -> str:
-        """A token in log-probabilities; at the beginning of a text if `first`."""
-        if self._shown.tokens_as_ids:
-            return f"token_id:{token_id}"
-        return self._vocabulary.token_text(token_id, first=first)
+    def token_texts(self, prepared: PreparedRequest) -> TokenTexts:
+        """For one choice of a prompt."""
+        return TokenTexts(self._vocabulary, prepared, as_ids=self._shown.tokens_as_ids)
 
     def add_sample(self, choice: dict[str, Any], sample: CompletionOutput | TextDelta) -> dict[str, Any]:
         """Adds to a choice why it ended, and what goes beyond OpenAI's: vLLM's stop id or text, null for EOS,

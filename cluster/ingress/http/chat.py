@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from tandem.cluster.ingress.http.answers import AnswerShape, Shown
+from tandem.cluster.ingress.http.answers import AnswerShape, Shown, TokenTexts
 from tandem.cluster.ingress.http.openai_fields import Fields, StreamOptions
 from tandem.errors import InvalidRequest
 from tandem.outputs import CompletionOutput, TextDelta, TokenLogprobs
@@ -88,8 +88,7 @@ class ChatShape(AnswerShape):
         shown: Shown,
     ) -> None:
         super().__init__(model, vocabulary, prepared, params, shown)
-        self._hidden = vocabulary.special_ids if params.skip_special_tokens else frozenset[int]()
-        self._at_start = [True] * params.outputs  # a text's first token has no space before it
+        self._texts = [self.token_texts(prepared[0]) for _ in range(params.outputs)]
 
     def choice(self, index: int, sample: CompletionOutput) -> dict[str, Any]:
         message = {"role": "assistant", "content": sample.text, "refusal": None}
@@ -111,21 +110,21 @@ class ChatShape(AnswerShape):
     def _logprobs(self, index: int, logprobs: Sequence[TokenLogprobs] | None) -> dict[str, Any] | None:
         if logprobs is None:
             return None
-        content = []
+        content, texts = [], self._texts[index]
         for position in logprobs:
-            first = self._at_start[index]
             content.append(
                 {
-                    **self._entry(position.token_id, position.logprob, first),
-                    "top_logprobs": [self._entry(*entry, first) for entry in position.top],
+                    **_entry(texts, position.token_id, position.logprob),
+                    "top_logprobs": [_entry(texts, *entry) for entry in position.top],
                 }
             )
-            self._at_start[index] = first and position.token_id in self._hidden
+            texts.advance(position.token_id)
         return {"content": content, "refusal": None}
 
-    def _entry(self, token_id: int, logprob: float, first: bool) -> dict[str, Any]:
-        text = self._vocabulary.token_text(token_id, first=first)
-        data = text.encode()
-        if text.startswith(_BYTES + "\\x"):
-            data = bytes.fromhex(text.removeprefix(_BYTES).replace("\\x", ""))
-        return {"token": self.token_text(token_id, first=first), "logprob": logprob, "bytes": list(data)}
+
+def _entry(texts: TokenTexts, token_id: int, logprob: float) -> dict[str, Any]:
+    text = texts.text(token_id)
+    data = text.encode()
+    if text.startswith(_BYTES + "\\x"):
+        data = bytes.fromhex(text.removeprefix(_BYTES).replace("\\x", ""))
+    return {"token": texts.shown(token_id), "logprob": logprob, "bytes": list(data)}

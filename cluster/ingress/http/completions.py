@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
-from tandem.cluster.ingress.http.answers import AnswerShape, Shown
+from tandem.cluster.ingress.http.answers import AnswerShape, Shown, TokenTexts
 from tandem.cluster.ingress.http.openai_fields import Fields, StreamOptions
 from tandem.errors import InvalidRequest
 from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt
@@ -80,11 +80,8 @@ class CompletionShape(AnswerShape):
         shown: Shown,
     ) -> None:
         super().__init__(model, vocabulary, prepared, params, shown)
-        hidden = vocabulary.special_ids if params.skip_special_tokens else frozenset[int]()
         self._logprobs = [
-            _LogprobsShape(self, hidden, vocabulary, first=not one.context_ids)
-            for one in prepared
-            for _ in range(params.outputs)
+            _LogprobsShape(self.token_texts(one)) for one in prepared for _ in range(params.outputs)
         ]
 
     def choice(self, index: int, sample: CompletionOutput | TextDelta) -> dict[str, Any]:
@@ -108,12 +105,8 @@ class _LogprobsShape:
     """OpenAI's legacy shape: parallel lists over the tokens, one of them with the place in the choice's text
     where each begins."""
 
-    def __init__(
-        self, answer: AnswerShape, hidden: frozenset[int], vocabulary: Vocabulary, *, first: bool
-    ) -> None:
-        """`hidden`: ids that are left out of the text."""
-        self._answer, self._hidden, self._vocabulary = answer, hidden, vocabulary
-        self._first = first  # a text's first token has no space before it
+    def __init__(self, texts: TokenTexts) -> None:
+        self._texts = texts
         self._offset = 0
 
     def shape(self, logprobs: Sequence[TokenLogprobs] | None) -> dict[str, Any] | None:
@@ -123,17 +116,17 @@ class _LogprobsShape:
         offsets: list[int] = []
         top: list[dict[str, float]] = []
         for position in logprobs:
-            tokens.append(self._answer.token_text(position.token_id, first=self._first))
+            text = self._texts.text(position.token_id)
+            tokens.append(self._texts.shown(position.token_id))
             offsets.append(self._offset)
             top.append(
                 {
-                    self._answer.token_text(token_id, first=self._first): logprob
+                    self._texts.shown(token_id): logprob
                     for token_id, logprob in reversed(position.top)  # the likeliest of equal texts stays
                 }
             )
-            if position.token_id not in self._hidden:
-                self._offset += len(self._vocabulary.token_text(position.token_id, first=self._first))
-                self._first = False
+            if self._texts.advance(position.token_id):
+                self._offset += len(text)
         return {
             "tokens": tokens,
             "token_logprobs": [position.logprob for position in logprobs],

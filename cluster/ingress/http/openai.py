@@ -2,7 +2,7 @@
 
 The encoder of an encoder-decoder model reads `prompt`, or the chat, and the extra field `decoder_prompt`
 begins the answer. The request options are fields as well. All of `SamplingParams` may be given, or of
-`BeamSearchParams` where one of its own is.
+`BeamSearchParams` where one of its own asks for beams.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from tandem.cluster.ingress.http.openai_fields import CHAT, COMPLETION, decoding
 from tandem.cluster.ingress.http.sse import EventStream
 from tandem.cluster.ingress.service import Call, Piece, Service
 from tandem.errors import InvalidRequest, renaming_fields
-from tandem.inputs import RequestOptions, task_options
+from tandem.inputs import RequestOptions
 from tandem.workers.requests.output_processor import PreparedRequest
 
 # What the validator calls a prompt, in the words of chats and of embeddings.
@@ -116,7 +116,7 @@ async def _completion(service: Service, call: Call, asked: _Asked) -> _Generatio
     refuse_unsupported(asked.values, COMPLETION)
     body = validated(CompletionBody, asked.values)
     shown = _shown(body)
-    params = decoding_params(dict(body.model_extra or {}), beams=_beams(service, asked.options))
+    params = decoding_params(dict(body.model_extra or {}))
     prompts, limit = body.prompts(), service.config.limits.prompts
     if len(prompts) * params.outputs > limit:
         raise InvalidRequest(
@@ -140,16 +140,11 @@ async def _chat(service: Service, call: Call, asked: _Asked) -> _Generation:
     shown = _shown(body)
     given, names = body.params()
     with renaming_fields(names):
-        params = decoding_params(given, beams=_beams(service, asked.options))
+        params = decoding_params(given)
     with renaming_fields({**asked.names, **_OF_CHATS, **names}):
         prepared = [await call.prepare_chat(body.conversation(), params, **asked.options)]
     shape = ChatShape(service.model.id, request_builder.vocabulary, prepared, params, shown)
     return prepared, shape, bool(body.stream)
-
-
-def _beams(service: Service, options: RequestOptions) -> bool:
-    """Whether the model's, or the task's, own way of decoding is beam search."""
-    return service.request_builder.tasks.resolve(**task_options(options)).defaults.beams
 
 
 def _shown(body: CompletionBody | ChatBody) -> Shown:

@@ -11,7 +11,7 @@ from typing import Any, Final, NamedTuple
 from pydantic import BaseModel, ConfigDict
 
 from tandem.errors import InvalidRequest, renaming_fields
-from tandem.params import BeamSearchParams, Params, SamplingParams, params_of
+from tandem.params import BeamSearchParams, Params, params_of
 
 
 class Fields(BaseModel):
@@ -157,13 +157,8 @@ def refuse_unsupported(values: dict[str, Any], unsupported: Mapping[str, Unsuppo
             raise InvalidRequest(reason, field=name)
 
 
-_OF_BEAMS: Final = BeamSearchParams.model_fields.keys() - SamplingParams.model_fields.keys()
-# What vLLM's clients write out although only its beam search reads it.
-_WRITTEN_OUT: Final[Mapping[str, object]] = {"length_penalty": 1.0, "early_stopping": False}
-
-
-def decoding_params(values: dict[str, Any], *, beams: bool) -> Params:
-    """The parameters of decoding among fields that are left; `beams` as for `params_of`. Null is any one's
+def decoding_params(values: dict[str, Any]) -> Params:
+    """The parameters of decoding among fields that are left, as `params_of` reads them. Null is any one's
     default. `use_beam_search` has vLLM's meaning: `n` beams and as many answers, of which nothing is drawn.
 
     Raises InvalidRequest, naming the field.
@@ -176,10 +171,7 @@ def decoding_params(values: dict[str, Any], *, beams: bool) -> Params:
         raise InvalidRequest("must be true or false", field="use_beam_search")
     if search:
         return _vllm_beam_search(values)
-    own = _OF_BEAMS & values.keys()
-    if not beams and all(values[name] == _WRITTEN_OUT.get(name) for name in own):
-        values = {name: value for name, value in values.items() if name not in own}
-    return params_of(values, beams=beams)
+    return params_of(values)
 
 
 def _vllm_beam_search(values: dict[str, Any]) -> Params:

@@ -95,6 +95,27 @@ async def test_generate_stream(api: Api, router: FakeRouter) -> None:
     assert messages[-1].usage.generated_tokens == len(router.answer) + 1
 
 
+async def test_sampling_params_that_ask_for_no_samples_leave_the_models_beams(
+    service: Service, folder: Path, router: FakeRouter
+) -> None:
+    service.request_builder = RequestBuilder.load(folder, "tiny", overrides={"num_beams": 3})
+    cases: list[tuple[pb.SamplingParams, int | None]] = [
+        (pb.SamplingParams(), 3),
+        (pb.SamplingParams(n=1, decoding={"temperature": 0, "top_p": 1, "seed": 4, "max_tokens": 9}), 3),
+        (pb.SamplingParams(length_penalty=0.5, early_stopping=pb.EARLY_STOPPING_TRUE), 3),
+        (pb.SamplingParams(decoding={"temperature": 0.5}), None),
+        (pb.SamplingParams(num_beams=1, n=1, stop=["x"]), None),
+    ]
+    for params, num_beams in cases:
+        request = pb.GenerateRequest(encoder_prompt=source(), sampling_params=params)
+        await Api(service).Generate(request.SerializeToString(), Context())
+        beams = router.requests[-1].decoding.beams
+        assert (beams and beams.num_beams) == num_beams
+    request = pb.GenerateRequest(encoder_prompt=source(), sampling_params=pb.SamplingParams(n=2))
+    with pytest.raises(InvalidRequest, match="n: does not go with beam search"):
+        await Api(service).Generate(request.SerializeToString(), Context())
+
+
 async def test_beams_come_whole_and_at_the_end_of_a_stream(api: Api, router: FakeRouter) -> None:
     asked = pb.BeamSearchParams(num_beams=4, num_return_sequences=2, length_penalty=0.6)
     answer = await api.Generate(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -11,6 +13,7 @@ import openai
 import pytest
 from fake_router import FakeRouter
 
+from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
 from tandem.errors import InternalError, Overloaded, Unavailable
 from tandem.workers.request import BeamSearch
@@ -110,6 +113,40 @@ async def test_beams(http: httpx.AsyncClient, router: FakeRouter) -> None:
     assert done == "[DONE]"
     shown = sorted((one for event in streamed for one in event["choices"]), key=lambda one: one["index"])
     assert shown == found
+
+
+@pytest.fixture
+async def searching(service: Service, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of a server whose own way is beam search."""
+    service.request_builder = RequestBuilder.load(folder, "tiny", overrides={"num_beams": 3})
+    transport = httpx.ASGITransport(build_app(service))
+    async with httpx.AsyncClient(transport=transport, base_url="http://tandem") as client:
+        yield client
+
+
+async def test_a_default_that_is_written_out_leaves_the_models_beams(
+    searching: httpx.AsyncClient, router: FakeRouter
+) -> None:
+    client = client_of(searching)
+    await client.completions.create(model="tiny", prompt="the cat")
+    await client.completions.create(
+        model="tiny", prompt="the cat", n=1, temperature=0, top_p=1, stop=[], seed=3, presence_penalty=0,
+        frequency_penalty=0, logprobs=None, max_tokens=20, best_of=1, echo=False, logit_bias={},
+        extra_body={"top_k": -1, "min_p": 0, "length_penalty": 1.0, "num_return_sequences": 1},
+    )  # fmt: skip
+    assert [request.decoding.beams and request.decoding.beams.num_beams for request in router.requests] == [
+        3,
+        3,
+    ]
+    router.requests.clear()
+    await client.completions.create(model="tiny", prompt="the cat", temperature=0.7, n=2)
+    await client.completions.create(model="tiny", prompt="the cat", stop="x", extra_body={"num_beams": 1})
+    assert [request.decoding.beams for request in router.requests] == [None] * 3
+    refused: dict[str, Any] = {"n": 2, "stop": ["x"], "logprobs": 1}
+    for name, value in refused.items():
+        with pytest.raises(openai.BadRequestError, match=f"{name}: does not go with beam search") as caught:
+            await client.completions.create(model="tiny", prompt="the cat", **{name: value})
+        assert caught.value.param == name
 
 
 async def test_beam_sampling(http: httpx.AsyncClient, router: FakeRouter) -> None:

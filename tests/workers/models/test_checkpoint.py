@@ -11,14 +11,14 @@ import pytest
 import torch
 from models import EOS, PAD, make_checkpoint
 from safetensors.torch import load_file, save_file
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, T5ForConditionalGeneration
 
 from tandem.errors import ModelLoadError
 from tandem.workers.distributed import Group
-from tandem.workers.models.checkpoint import INDEX, Checkpoint
+from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.families import FAMILIES, Config, Part, WeightNames
 from tandem.workers.models.layers import Placement, WeightSlot
-from tandem.workers.models.model_folder import read_json
+from tandem.workers.models.model_folder import INDEX, read_json
 from tandem.workers.models.spec import ModelSpec
 from tandem.workers.models.stacks import DecoderStack, EncoderStack, load_decoder
 
@@ -129,9 +129,27 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
         open_checkpoint(folder)
 
 
-def test_an_index_must_not_point_outside(folder: Path) -> None:
-    (folder / INDEX).write_text(json.dumps({"weight_map": {"shared.weight": "../model.safetensors"}}))
-    with pytest.raises(ModelLoadError, match="outside its folder"):
+def test_a_stale_index_does_not_count(folder: Path) -> None:
+    """transformers takes the single file first, too."""
+    before = slots(folder)
+    (folder / INDEX).write_text(json.dumps({"weight_map": {"shared.weight": "model-1.safetensors"}}))
+    for one, other in zip(before.values(), slots(folder).values(), strict=True):
+        assert torch.equal(one.into, other.into)
+
+
+@pytest.mark.parametrize(
+    ("index", "complaint"),
+    [
+        ({"weight_map": {"shared.weight": "../model.safetensors"}}, "outside its folder"),
+        ({"weight_map": {"shared.weight": 3}}, "no weight_map"),
+        ({"weight_map": []}, "no weight_map"),
+        ({"metadata": {}}, "no weight_map"),
+    ],
+)
+def test_a_malformed_index_is_refused(folder: Path, index: dict[str, object], complaint: str) -> None:
+    (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
+    (folder / INDEX).write_text(json.dumps(index))
+    with pytest.raises(ModelLoadError, match=complaint):
         open_checkpoint(folder)
 
 
@@ -139,8 +157,36 @@ def test_pickles_are_not_read_but_hinted_at(folder: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(ModelLoadError, match=r"lacks model\.safetensors$"):
         open_checkpoint(folder)
-    (folder / "pytorch_model.bin").write_bytes(b"")
-    with pytest.raises(ModelLoadError, match=r"pytorch_model\.bin only.* convert it"):
+    (folder / "tf_model.h5").write_bytes(b"")
+    with pytest.raises(ModelLoadError, match=r"of other names or formats, which are not read: tf_model\.h5"):
+        open_checkpoint(folder)
+    (folder / "pytorch_model-00001-of-00002.bin").write_bytes(b"")
+    hint = r"a pickle and not read: convert it .*`T5ForConditionalGeneration\.from_pretrained\('.*/model'\)"
+    with pytest.raises(ModelLoadError, match=hint):
+        open_checkpoint(folder)
+
+
+def test_the_hint_about_pickles_is_right(folder: Path, tmp_path: Path) -> None:
+    theirs = T5ForConditionalGeneration.from_pretrained(folder)
+    before = slots(folder)
+    (folder / "model.safetensors").unlink()
+    torch.save(theirs.state_dict(), folder / "pytorch_model.bin")
+    T5ForConditionalGeneration.from_pretrained(folder).save_pretrained(tmp_path / "converted")
+    for one, other in zip(before.values(), slots(tmp_path / "converted").values(), strict=True):
+        assert torch.equal(one.into, other.into)
+
+
+@pytest.mark.parametrize(
+    ("content", "complaint"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 9\n", "git lfs pull"),
+        (b"\xff" * 99, "cannot be read: "),
+        (b"", "cannot be read: "),
+    ],
+)
+def test_weights_that_are_damaged_are_named(folder: Path, content: bytes, complaint: str) -> None:
+    (folder / "model.safetensors").write_bytes(content)
+    with pytest.raises(ModelLoadError, match=rf"model\.safetensors .*{complaint}"):
         open_checkpoint(folder)
 
 
@@ -303,12 +349,15 @@ def test_bart_saved_without_its_head_and_with_what_older_files_hold(tmp_path: Pa
         for name in list(weights):
             weights[name.removeprefix("model.")] = weights.pop(name)
         weights["lm_head.weight"] = weights.pop("shared.weight")
-        weights["encoder.embed_positions.weight"] = torch.randn(160, 32)
+        weights["encoder.embed_positions.weight"] = table
         weights["encoder.version"] = torch.tensor([3.0])
 
+    table = torch.randn(160, 32)
     edit(folder, age)
     after = {name: slot.into for name, slot in slots(folder).items()}
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert torch.equal(after.pop("encoder.positions"), table)
+    assert all(torch.equal(after[name], before[name]) for name in after)
+    assert after.keys() == before.keys() - {"encoder.positions"}
 
 
 # -- slices

@@ -9,6 +9,7 @@ import torch
 from filled_stacks import PLACE, STACK, fill, norm
 
 from tandem.workers.models.embedding import Embedding
+from tandem.workers.models.positions import sinusoidal
 from tandem.workers.models.spec import EmbeddingNorm, PositionTable
 
 
@@ -38,6 +39,22 @@ def test_embedding(place: EmbeddingNorm) -> None:
     torch.testing.assert_close(embedding.add_positions(embedding.embed(ids), rows), x)
 
 
-def test_computed_positions_are_not_weights() -> None:
+def test_computed_positions_may_be_stored_or_not() -> None:
     stack = replace(STACK, max_positions=5, positions=PositionTable("sinusoidal"))
-    assert [slot.name for slot in Embedding("decoder", stack, PLACE).slots()] == ["decoder.embedding"]
+    embedding, table = Embedding("decoder", stack, PLACE), sinusoidal(5, 6)
+    _, positions = embedding.slots()
+    assert (positions.name, positions.filled) == ("decoder.positions", True)
+    assert torch.equal(positions.into, table)
+    stack = replace(stack, positions=PositionTable("sinusoidal", stored=False))
+    embedding = Embedding("decoder", stack, PLACE)
+    assert [slot.name for slot in embedding.slots()] == ["decoder.embedding"]
+    assert embedding.positions is not None
+    assert torch.equal(embedding.positions, table)
+
+
+def test_a_token_may_have_a_vector_of_its_own() -> None:
+    embedding = Embedding("decoder", replace(STACK, embedding_scale=2.5, own_vector=4), PLACE)
+    weights = fill(embedding)
+    x = embedding.embed(torch.tensor([4, 10, 4]))
+    own = weights["decoder.own_vector"]
+    assert torch.equal(x, torch.stack([own, weights["decoder.embedding"][10] * 2.5, own]))

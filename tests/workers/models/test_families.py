@@ -135,10 +135,6 @@ def test_published_configs_of_the_bart_like(values: dict[str, Any]) -> None:
     assert (spec.pad_id, spec.eos_ids) == (config.pad_token_id, (config.eos_token_id,))
     start = config.decoder_start_token_id
     assert spec.decoder_start_id == (config.bos_token_id if start is None else start)
-    # Where config.json does not say.
-    defaults, theirs = family_of(values).defaults, type(config)()
-    for key, ours in defaults.items():
-        assert ours == getattr(theirs, key, 0 if "size" in key else None)
 
 
 BERT = {
@@ -382,10 +378,11 @@ def test_names_cover_a_checkpoint_exactly(variant: str, checkpoint: Callable[...
     with safe_open(folder / "model.safetensors", framework="pt") as file:
         stored = set(file.keys())
     plain = [[part.name if isinstance(part, Part) else part for part in parts] for parts in names.values()]
-    first = {next((name for name in theirs if name in stored), None) for theirs in plain}
+    # None among the names: the weight may be absent.
+    first = {next((name for name in theirs if name in stored or name is None), "absent") for theirs in plain}
+    first.discard(None)
     assert first <= stored
     assert values["model_type"] in FAMILIES
-    # What is left are embeddings that the stacks have of their own, computed positions, a pooler, and what
-    # sees images.
-    left = ("shared", "embed_positions", "pooler", "vision_tower", "multi_modal", "eoi_embedding")
+    # What is left are embeddings that the stacks have of their own, a pooler, and what sees images.
+    left = ("shared", "pooler", "vision_tower", "multi_modal", "eoi_embedding")
     assert all(any(part in name for part in left) for name in stored - first)

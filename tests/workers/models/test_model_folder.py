@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -9,7 +10,7 @@ from models import make_checkpoint
 
 from tandem import quickstart
 from tandem.errors import ModelLoadError
-from tandem.workers.models.model_folder import read_json, resolve
+from tandem.workers.models.model_folder import pinned, read_json, resolve, weight_files
 
 
 def test_json_files(tmp_path: Path) -> None:
@@ -33,11 +34,30 @@ def test_resolve(tmp_path: Path) -> None:
         resolve("no such id!")
 
 
-def test_a_hub_that_cannot_be_reached_is_said_so(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreachable(*_: object, **options: object) -> None:
-        assert "*.bin" not in str(options["allow_patterns"])
-        raise OSError("no network")
+def test_an_adapter_says_of_which_model_it_is(tmp_path: Path) -> None:
+    adapter = {"peft_type": "LORA", "base_model_name_or_path": "google/flan-t5-base"}
+    (tmp_path / "adapter_config.json").write_text(json.dumps(adapter))
+    expected = "not a model but a LORA adapter of google/flan-t5-base: merge it"
+    with pytest.raises(ModelLoadError, match=expected):
+        resolve(tmp_path)
+    # With the base's config.json, as some save it, but not with its weights.
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match=expected):
+        weight_files(tmp_path)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(ModelLoadError, match="adapter of a model that it does not name"):
+        weight_files(tmp_path)
+    # What was merged into the folder of the adapter is a model.
+    (tmp_path / "model.safetensors").touch()
+    assert weight_files(tmp_path) == [tmp_path / "model.safetensors"]
 
-    monkeypatch.setattr("huggingface_hub.snapshot_download", unreachable)
-    with pytest.raises(ModelLoadError, match="not a folder here and could not be had from the hub"):
-        resolve("google/flan-t5-small")
+
+def test_a_folder_of_checkpoints_says_which_it_has(tmp_path: Path) -> None:
+    make_checkpoint(tmp_path / "checkpoint-50", "flan")
+    with pytest.raises(ModelLoadError, match="there is one in its folder checkpoint-50"):
+        resolve(tmp_path)
+
+
+def test_a_folder_is_pinned_to_itself(tmp_path: Path) -> None:
+    folder = str(make_checkpoint(tmp_path, "flan"))
+    assert [pinned(model) for model in (folder, "quickstart")] == [folder, "quickstart"]

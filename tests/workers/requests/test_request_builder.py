@@ -20,7 +20,7 @@ from transformers import AutoTokenizer
 from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound, RequestTooLarge, TandemError
 from tandem.inputs import Media, MultiModalData, Prompt, TextPrompt
 from tandem.limits import Limits
-from tandem.params import BeamSearchParams, SamplingParams
+from tandem.params import BeamSearchParams, SamplingParams, params_of
 from tandem.workers.request import BeamSearch, Decoding
 from tandem.workers.requests.request_builder import ModelInfo, RequestBuilder, sample_seed
 
@@ -343,6 +343,13 @@ def test_the_models_processors_hold_unless_the_request_has_its_own(tmp_path: Pat
     assert (got.presence_penalty, got.frequency_penalty, got.logit_bias) == (0.5, -1, ((15, 2),))
 
 
+@pytest.fixture(scope="module")
+def searching(tmp_path_factory: pytest.TempPathFactory) -> RequestBuilder:
+    """Of a model whose own way is beam search."""
+    own = {"num_beams": 5, "length_penalty": 0.6, "early_stopping": True, "max_new_tokens": 16}
+    return RequestBuilder.load(write_model(tmp_path_factory.mktemp("searching"), generation=own), "tiny")
+
+
 def beams(folder: Path, generation: dict[str, Any] | None, **params: Any) -> BeamSearch | None:
     write_model(folder, generation=generation)
     prepared = RequestBuilder.load(folder, "tiny").prepare("the cat", BeamSearchParams(**params))
@@ -377,8 +384,9 @@ def test_a_tasks_defaults_come_before_the_models_and_behind_the_servers(tmp_path
     how = sample.decoding
     assert how.beams is not None
     assert (how.beams.num_beams, how.max_tokens, how.min_tokens, how.no_repeat_ngram_size) == (3, 8, 2, 5)
-    [sample] = request_builder.prepare("cat", SamplingParams(max_tokens=20), task="summarization").sequences
-    assert (sample.decoding.beams, sample.decoding.max_tokens) == (None, 20)
+    for asked, beams in (({"max_tokens": 20}, how.beams), ({"max_tokens": 20, "num_beams": 1}, None)):
+        [sample] = request_builder.prepare("cat", SamplingParams(**asked), task="summarization").sequences
+        assert (sample.decoding.beams, sample.decoding.max_tokens) == (beams, 20)
     [sample] = request_builder.prepare({"prompt_token_ids": [7, EOS]}, task="summarization").sequences
     assert (sample.encoder.token_ids, sample.decoding.max_tokens) == ((7, EOS), 8)
     [sample] = request_builder.prepare("cat", source_language="en", target_language="fr").sequences
@@ -478,17 +486,109 @@ def test_defaults_are_clamped_where_a_request_is_refused(request_builder: Reques
         request_builder.prepare(prompt, SamplingParams(max_tokens=7))
 
 
-def test_a_malformed_default_fails_the_load(tmp_path: Path) -> None:
-    for key, value in {
-        "top_p": 3, "bad_words_ids": [3], "forced_eos_token_id": "end", "suppress_tokens": [-1],
-    }.items():  # fmt: skip
-        with pytest.raises(ModelLoadError, match=key):
-            decoding(tmp_path, {key: value})
+def test_the_models_stop_texts_hold_unless_the_request_has_its_own(tmp_path: Path) -> None:
+    write_model(tmp_path, generation={"stop_strings": "le"})
+    request_builder = RequestBuilder.load(tmp_path, "tiny")
+
+    def stop(**params: Any) -> list[str]:
+        return list(request_builder.prepare("a", SamplingParams(**params)).stop)
+
+    assert (stop(), stop(stop=[]), stop(stop=["chat"])) == (["le"], ["le"], ["chat"])
 
 
-def test_defaults_that_are_not_applied_are_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    decoding(tmp_path, {"num_beam_groups": 4, "guidance_scale": 1.0})
-    assert "{'num_beam_groups': 4}" in caplog.text
+# What asks for nothing, as clients write it out.
+WRITTEN_OUT: dict[str, Any] = {
+    "n": 1, "num_return_sequences": 1, "temperature": 0.0, "top_p": 1.0, "top_k": -1, "min_p": 0.0,
+    "typical_p": 1.0, "seed": 7, "stop": [], "logprobs": None, "prompt_logprobs": None, "bad_words": [],
+    "presence_penalty": 0.0, "frequency_penalty": 0.0, "ignore_eos": False, "skip_special_tokens": True,
+    "stop_token_ids": [], "logit_bias": {}, "max_tokens": 16, "min_tokens": 0, "repetition_penalty": 1.0,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", [*WRITTEN_OUT, "all of them"])
+def test_what_asks_for_nothing_leaves_the_models_beams(searching: RequestBuilder, name: str) -> None:
+    given = {name: WRITTEN_OUT[name]} if name in WRITTEN_OUT else WRITTEN_OUT
+    own = BeamSearch(5, 1, 0.6, early_stopping=True)
+    [request] = searching.prepare("the cat", params_of(given)).sequences
+    assert (request.decoding.beams, request.decoding.temperature) == (own, 0)
+    if "num_return_sequences" not in given:
+        [request] = searching.prepare("the cat", SamplingParams(**given)).sequences
+        assert request.decoding.beams == own
+
+
+def test_what_asks_for_nothing_makes_no_search_of_a_greedy_answer(folder: Path) -> None:
+    request_builder = RequestBuilder.load(folder, "tiny")
+    for more in ({}, {"num_beams": 1}, {"length_penalty": 1.0, "early_stopping": False}):
+        [request] = request_builder.prepare("the cat", params_of(WRITTEN_OUT | more)).sequences
+        assert request.decoding.beams is None
+    [request] = request_builder.prepare("the cat", params_of({"length_penalty": 0.5})).sequences
+    assert request.decoding.beams == BeamSearch(4, 1, 0.5, early_stopping=False)
+
+
+@given(
+    chosen=st.sets(st.sampled_from([name for name in WRITTEN_OUT if name != "temperature"])),
+    temperature=st.sampled_from([None, 0.0, 0.7]),
+    num_beams=st.sampled_from([None, 1]),
+)
+def test_only_a_temperature_or_one_beam_leaves_the_models_beams(
+    searching: RequestBuilder, chosen: set[str], temperature: float | None, num_beams: int | None
+) -> None:
+    given = {name: WRITTEN_OUT[name] for name in chosen} | {
+        "temperature": temperature,
+        "num_beams": num_beams,
+    }
+    for said in (given, {name: value for name, value in given.items() if value is not None}):
+        [request] = searching.prepare("a", params_of(said)).sequences
+        assert (request.decoding.beams is None) == bool(temperature or num_beams == 1)
+        assert request.decoding.temperature == (temperature or 0)
+
+
+def test_what_a_request_says_of_beams_holds_for_the_models(searching: RequestBuilder) -> None:
+    for params in (
+        params_of({"length_penalty": 1.0, "early_stopping": False}),
+        BeamSearchParams(length_penalty=1.0, early_stopping=False),
+    ):
+        [request] = searching.prepare("a", params).sequences
+        assert request.decoding.beams == BeamSearch(5, 1, 1.0, early_stopping=False)
+    [request] = searching.prepare("a", params_of({"top_p": 0.5, "top_k": 3, "min_tokens": 2})).sequences
+    assert request.decoding.beams == BeamSearch(5, 1, 0.6, early_stopping=True)
+    assert (request.decoding.min_tokens, request.decoding.max_tokens) == (2, 16)
+
+
+@pytest.mark.parametrize("params", [{"n": 2}, {"stop": ["a"]}, {"logprobs": 0}, {"prompt_logprobs": 1}])
+def test_what_does_not_go_with_the_models_beams_is_refused_by_name(
+    searching: RequestBuilder, params: dict[str, Any]
+) -> None:
+    [name] = params
+    with pytest.raises(
+        InvalidRequest, match=r"own way is beam search, which num_beams=1 or .* leaves"
+    ) as caught:
+        searching.prepare("a", SamplingParams(**params))
+    assert caught.value.field == name
+    for way in ({"num_beams": 1}, {"temperature": 0.7}):
+        [request, *_] = searching.prepare("a", SamplingParams(**params, **way)).sequences
+        assert request.decoding.beams is None
+    with pytest.raises(InvalidRequest, match="does not go with beam search") as caught:
+        searching.prepare("a", params_of({**params, "num_beams": 3}))
+    assert caught.value.field == name
+
+
+def test_more_beams_than_one_are_not_sampling_params() -> None:
+    for wrong in (2, 0, True):
+        with pytest.raises(InvalidRequest) as caught:
+            SamplingParams(num_beams=wrong)
+        assert caught.value.field == "num_beams"
+    with pytest.raises(InvalidRequest, match="must not exceed num_beams, got 2 > 1"):
+        params_of({"num_beams": 1, "num_return_sequences": 2})
+
+
+def test_a_model_that_draws_its_beams_is_told_not_to_by_a_temperature_of_0(tmp_path: Path) -> None:
+    write_model(tmp_path, generation={"num_beams": 3, "do_sample": True, "temperature": 0.5})
+    request_builder = RequestBuilder.load(tmp_path, "tiny")
+    for params, drawn in ((SamplingParams(temperature=0), 0.0), (SamplingParams(top_p=0.9), 0.5)):
+        [request] = request_builder.prepare("a", params).sequences
+        assert request.decoding.beams is not None
+        assert request.decoding.temperature == drawn
 
 
 # -- what is refused

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from tandem.errors import ModelLoadError
 from tandem.workers.models.families import bart, encoder_decoder, gpt2, phi, t5, t5gemma, whisper
-from tandem.workers.models.families.entry import Config, Family, Part, WeightNames, first_id
+from tandem.workers.models.families.entry import Config, Family, Part, WeightNames
 from tandem.workers.models.spec import ModelSpec
 
-__all__ = ["FAMILIES", "Config", "Family", "Part", "WeightNames", "family_of", "first_id", "spec_of"]
+__all__ = ["FAMILIES", "Config", "Family", "Part", "WeightNames", "family_of", "spec_of"]
 
 # By the `model_type` of config.json.
 FAMILIES: dict[str, Family] = {

@@ -40,13 +40,12 @@ class _Kind:
     post_norm: bool = False
     embedding_norms: tuple[EmbeddingNorm, EmbeddingNorm] = (None, None)  # the encoder's and the decoder's
     positions: PositionKind = "learned"
+    stored: bool = True  # see PositionTable
     offset: int | None = 0  # the first position's row; None: the one after the pad id's
     output_bias: bool = True
     pad: int = 1  # default token ids
     eos: int = 2
     start: int | None = None  # None: BOS
-    forced_eos: bool = True  # the last token of an answer of full length is EOS by default
-    encoder_no_repeat_ngram_size: int = 0
     activation: Activation = "gelu"
     scale_embedding: bool = False
     max_positions: int = 1024
@@ -74,7 +73,9 @@ class _Kind:
                 embedding_scale=config["d_model"] ** 0.5 if scaled else 1.0,
                 embedding_norm=self.embedding_norms[side == "decoder"],
                 max_positions=config.get("max_position_embeddings", self.max_positions),
-                positions=PositionTable(self.positions, pad + 1 if self.offset is None else self.offset),
+                positions=PositionTable(
+                    self.positions, pad + 1 if self.offset is None else self.offset, self.stored
+                ),
             )
 
         shared = config["vocab_size"]
@@ -105,8 +106,8 @@ class _Kind:
         if spec.output_bias:
             names["decoder.output.bias"] = (Part("final_logits_bias", row=True), None)
         for side, stack in sides(spec):
-            if self.positions == "learned":
-                names[f"{side}.positions"] = either_prefix(f"{side}.embed_positions.weight")
+            if self.stored:
+                names[f"{side}.positions"] = stored_positions(side, stack)
             if stack.embedding_norm is not None:
                 names |= affine(f"{side}.embedding_norm", *either_prefix(f"{side}.layernorm_embedding"))
             if not stack.post_norm:
@@ -125,6 +126,13 @@ def either_prefix(name: str) -> tuple[str, str]:
     return f"model.{name}", name
 
 
+def stored_positions(side: str, stack: StackSpec) -> tuple[str | None, ...]:
+    """A position table's names. One that can be computed may be absent."""
+    assert stack.positions is not None
+    absent = () if stack.positions.kind == "learned" else (None,)
+    return (*either_prefix(f"{side}.embed_positions.weight"), *absent)
+
+
 _OUTPUT = ("lm_head.weight",)
 LAYER = {
     "self_attention.q": "self_attn.q_proj",
@@ -141,14 +149,15 @@ LAYER = {
     "feed_forward.down": "fc2",
     "feed_forward.norm": "final_layer_norm",
 }
-# Older files hold computed position vectors, and a version number.
-_UNUSED = ("*.embed_positions.weight", "*.embed_positions.weights", "*.version")
+_UNUSED = ("*.version",)  # older files number their layout
+# Older files hold position vectors that transformers computes anew.
+_UNUSED_POSITIONS = ("*.embed_positions.weight", "*.embed_positions.weights")
 
 _KINDS = (
     _Kind("bart", post_norm=True, embedding_norms=("sum", "sum"), offset=2, start=2),
     _Kind("plbart", post_norm=True, embedding_norms=("sum", "sum"), offset=2, scale_embedding=True),
     _Kind("mbart", embedding_norms=("sum", "sum"), offset=2),
-    _Kind("blenderbot", pad=0, start=1, max_positions=128, encoder_no_repeat_ngram_size=3),
+    _Kind("blenderbot", pad=0, start=1, max_positions=128),
     _Kind(
         "blenderbot-small", post_norm=True, embedding_norms=("sum", "tokens"), pad=0, start=1,
         max_positions=512,
@@ -156,20 +165,12 @@ _KINDS = (
     _Kind("pegasus", positions="sinusoidal", pad=0, start=0, eos=1),
     _Kind("marian", post_norm=True, positions="sinusoidal", pad=58100, start=58100, eos=0),
     _Kind(
-        "m2m_100", positions="sinusoidal_tensor2tensor", offset=None, output_bias=False, start=2,
-        forced_eos=False, activation="relu", scale_embedding=True,
+        "m2m_100", positions="sinusoidal_tensor2tensor", stored=False, offset=None, output_bias=False,
+        start=2, activation="relu", scale_embedding=True,
     ),
 )  # fmt: skip
 
 FAMILIES = {
-    kind.family: Family(
-        kind.spec,
-        kind.names,
-        _UNUSED,
-        {
-            "forced_eos_token_id": kind.eos if kind.forced_eos else None,
-            "encoder_no_repeat_ngram_size": kind.encoder_no_repeat_ngram_size,
-        },
-    )
+    kind.family: Family(kind.spec, kind.names, _UNUSED if kind.stored else _UNUSED + _UNUSED_POSITIONS)
     for kind in _KINDS
 }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Final
 
 from tandem.errors import ModelLoadError
@@ -24,7 +24,8 @@ class Part:
 
 
 # Our name of a weight → the names it may have in the checkpoint: the first that is there is read.
-# The others, if present too, are tied copies. None at the end: a weight that is absent is zero.
+# The others, if present too, are tied copies. None at the end: a weight that is absent is zero, or what its
+# slot is filled with.
 WeightNames = dict[str, tuple[str | Part | None, ...]]
 
 
@@ -34,8 +35,6 @@ class Family:
     names: Callable[[Config, ModelSpec], WeightNames]
     # Shell patterns of weights that occur in the wild, are never read, and are passed over without complaint.
     unused: tuple[str, ...] = ()
-    # The family's own decoding parameters, by transformers' names, for what config.json does not say.
-    defaults: Config = field(default_factory=dict)
 
 
 def sides(spec: ModelSpec) -> Iterator[tuple[str, StackSpec]]:

@@ -130,11 +130,7 @@ _UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weig
 def _scaled(config: Config) -> bool:
     # transformers 5 writes the flag; in older files untied embeddings imply unscaled logits.
     flag = config.get("scale_decoder_outputs")
-    return _tied(config) if flag is None else bool(flag)
-
-
-def _tied(config: Config) -> bool:
-    return bool(config.get("tie_word_embeddings", True))
+    return bool(config.get("tie_word_embeddings", True) if flag is None else flag)
 
 
 def _never(_: Config) -> bool:
@@ -145,5 +141,5 @@ FAMILIES = {
     "t5": Family(_spec("t5", scaled=_scaled), _names, _UNUSED),
     "mt5": Family(_spec("mt5", scaled=_never), _names, _UNUSED),
     "longt5": Family(_spec("longt5", scaled=_scaled, local=True), _names, _UNUSED),
-    "umt5": Family(_spec("umt5", scaled=_tied, bias_per_layer=True), _names, _UNUSED),
+    "umt5": Family(_spec("umt5", scaled=_scaled, bias_per_layer=True), _names, _UNUSED),
 }

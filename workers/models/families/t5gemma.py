@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from tandem.errors import ModelLoadError
@@ -113,10 +114,17 @@ def _spec(
             first_id(key, config, decoder)
             for key in ("decoder_start_token_id", "bos_token_id", "pad_token_id")
         )
+        # What ends an image may stand in a text, too.
+        end_of_image = encoder.get("eoi_token_index", 256_000) if "text_config" in encoder else None
+
+        def made(values: Config, decodes: bool) -> StackSpec:
+            has = end_of_image is not None and end_of_image < values["vocab_size"]
+            return replace(stack(values, decodes), own_vector=end_of_image if has else None)
+
         return ModelSpec(
             family=family,
-            encoder=stack(encoder.get("text_config", encoder), False),
-            decoder=stack(decoder, True),
+            encoder=made(encoder.get("text_config", encoder), False),
+            decoder=made(decoder, True),
             logit_softcap=decoder.get("final_logit_softcapping", capped),
             decoder_start_id=(2 if bos is None else bos) if start is None else start,
             pad_id=0 if pad is None else pad,
@@ -144,6 +152,10 @@ def _names(*encoders: str) -> Callable[[Config, ModelSpec], WeightNames]:
         }
         for side, stack in sides(spec):
             names[f"{side}.final_norm"] = either(side, "norm")
+            if stack.own_vector is not None:
+                alike = prefixes[side] + prefixes["encoder"]
+                stored = (f"{prefix}.embed_tokens.eoi_embedding" for prefix in alike)
+                names[f"{side}.own_vector"] = (*stored, None)
             for i in range(stack.layers):
                 for ours, theirs in _layer(stack, side == "decoder").items():
                     names[f"{side}.layers.{i}.{ours}"] = either(side, f"layers.{i}.{theirs}")
@@ -175,7 +187,7 @@ def _layer(stack: StackSpec, decodes: bool) -> dict[str, str]:
     return found
 
 
-# Weights for images, and the embedding of the token that ends one.
+# Weights for images, and the vector of the token that ends one, where that is no token of the vocabulary.
 _IMAGES = ("model.encoder.vision_tower.*", "model.encoder.multi_modal_projector.*", "*.eoi_embedding")
 
 FAMILIES = {

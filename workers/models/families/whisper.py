@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from tandem.errors import ModelLoadError
-from tandem.workers.models.families.bart import LAYER, either_prefix
+from tandem.workers.models.families.bart import LAYER, either_prefix, stored_positions
 from tandem.workers.models.families.entry import (
     Config,
     Family,
@@ -54,7 +54,7 @@ def _spec(config: Config) -> ModelSpec:
             norm_eps=1e-5,
             attention_scale=width**-0.5,
             max_positions=positions if encodes else config.get("max_target_positions", 448),
-            positions=PositionTable("learned"),
+            positions=PositionTable("sinusoidal_tensor2tensor" if encodes else "learned"),
         )
 
     return ModelSpec(
@@ -77,7 +77,7 @@ def _names(_: Config, spec: ModelSpec) -> WeightNames:
         **affine("encoder.front.conv2", *either_prefix("encoder.conv2")),
     }
     for side, stack in sides(spec):
-        names[f"{side}.positions"] = either_prefix(f"{side}.embed_positions.weight")
+        names[f"{side}.positions"] = stored_positions(side, stack)
         names |= affine(f"{side}.final_norm", *either_prefix(f"{side}.layer_norm"))
         for i in range(stack.layers):
             for ours, theirs in LAYER.items():
