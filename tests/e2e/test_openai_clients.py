@@ -33,16 +33,15 @@ RECORDED: list[dict[str, Any]] = json.loads(
 )
 
 
-def needs(*modules: str) -> Any:
-    missing = [name for name in modules if not _installed(name)]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
-
-
-def _installed(name: str) -> bool:
-    try:
-        return importlib.util.find_spec(name) is not None
-    except ModuleNotFoundError:  # a package above it
-        return False
+def need(*modules: str) -> None:
+    """Skips a test where one of these is not installed."""
+    for name in modules:
+        try:
+            found = importlib.util.find_spec(name) is not None
+        except ModuleNotFoundError:  # a package above it
+            found = False
+        if not found:
+            pytest.skip(f"not installed: {name}")
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +67,12 @@ def test_openai_embeddings_are_the_encoders(server: Server, client: OpenAI) -> N
         raw = [output.embedding for output in grpc.embed(texts, "none")]
         ids = llm_ids(grpc, texts[0])
         assert grpc.detokenize(ids, skip_special_tokens=True) == texts[0]
-    found = ([e.embedding for e in answer.data], [e.embedding for e in floats.data], pooled, alone)
+    found: tuple[list[Any], ...] = (
+        [e.embedding for e in answer.data],
+        [e.embedding for e in floats.data],
+        pooled,
+        alone,
+    )
     for one in found:
         for got, states in zip(one, right, strict=True):
             np.testing.assert_allclose(got, states.mean(0), rtol=1e-5, atol=1e-5)
@@ -131,46 +135,44 @@ def run(folder: Path, *command: str) -> str:
     return said
 
 
-@needs("langchain_openai")
 def test_langchain(server: Server, expected: dict[str, str]) -> None:
-    from langchain_openai import OpenAI, OpenAIEmbeddings
-
+    need("langchain_openai")
+    langchain: Any = importlib.import_module("langchain_openai")
     common: Any = {
         "base_url": f"{server.http}/v1",
         "api_key": "none",
         "model": "quickstart",
         "max_retries": 0,
     }
-    llm = OpenAI(**common, max_tokens=32, temperature=0)
+    llm = langchain.OpenAI(**common, max_tokens=32, temperature=0)
     assert llm.invoke(PROMPTS[0]) == expected[PROMPTS[0]]
     assert "".join(llm.stream(PROMPTS[0])) == expected[PROMPTS[0]]
     answers = llm.generate(PROMPTS[:3])
     assert [one[0].text for one in answers.generations] == [expected[prompt] for prompt in PROMPTS[:3]]
     assert answers.llm_output["token_usage"]["completion_tokens"] > 0
     # Its own tokenizer would make ids of another vocabulary.
-    embeddings = OpenAIEmbeddings(**common, check_embedding_ctx_length=False)
+    embeddings = langchain.OpenAIEmbeddings(**common, check_embedding_ctx_length=False)
     one, other = embeddings.embed_documents(["I am tired.", "I am happy."])
     np.testing.assert_allclose(embeddings.embed_query("I am tired."), one, rtol=1e-5, atol=1e-6)
     assert one != other
 
 
-@needs("llama_index.llms.openai_like", "llama_index.embeddings.openai_like")
 def test_llama_index(server: Server, expected: dict[str, str]) -> None:
-    from llama_index.embeddings.openai_like import OpenAILikeEmbedding
-    from llama_index.llms.openai_like import OpenAILike
-
+    need(embeddings := "llama_index.embeddings.openai_like", llms := "llama_index.llms.openai_like")
     common: Any = {"api_base": f"{server.http}/v1", "api_key": "none", "max_retries": 0}
-    llm = OpenAILike(**common, model="quickstart", is_chat_model=False, max_tokens=32, temperature=0)
+    llm = importlib.import_module(llms).OpenAILike(
+        **common, model="quickstart", is_chat_model=False, max_tokens=32, temperature=0
+    )
     assert llm.complete(PROMPTS[0]).text == expected[PROMPTS[0]]
     assert "".join(one.delta for one in llm.stream_complete(PROMPTS[0])) == expected[PROMPTS[0]]
-    embedding = OpenAILikeEmbedding(**common, model_name="quickstart")
+    embedding = importlib.import_module(embeddings).OpenAILikeEmbedding(**common, model_name="quickstart")
     [one] = embedding.get_text_embedding_batch(["I am tired."])
     np.testing.assert_allclose(embedding.get_text_embedding("I am tired."), one, rtol=1e-5, atol=1e-6)
 
 
-@needs("guidellm")
 @pytest.mark.parametrize("api", ["/v1/completions", "/v1/embeddings"])
 def test_guidellm(server: Server, model: str, tmp_path: Path, api: str) -> None:
+    need("guidellm")
     run(
         tmp_path, "guidellm", "run", "--disable-console",
         "--backend", f"kind=openai_http,target={server.http},request_format={api}",
@@ -184,9 +186,9 @@ def test_guidellm(server: Server, model: str, tmp_path: Path, api: str) -> None:
     assert (totals["successful"], totals["errored"]) == (6, 0)
 
 
-@needs("aiperf")
 @pytest.mark.parametrize("api", ["completions", "embeddings"])
 def test_aiperf(server: Server, model: str, tmp_path: Path, api: str) -> None:
+    need("aiperf")
     streams = ["--streaming", "--extra-inputs", "ignore_eos:true"] if api == "completions" else []
     said = run(
         tmp_path, "aiperf", "profile", "-m", "quickstart", "--url", server.http, "--endpoint-type", api,
@@ -213,8 +215,8 @@ class Client(HttpUser):
 """
 
 
-@needs("locust")
 def test_locust(server: Server, tmp_path: Path) -> None:
+    need("locust")
     (tmp_path / "locustfile.py").write_text(LOCUSTFILE)
     run(
         tmp_path, "locust", "--headless", "-u", "2", "-r", "2", "-t", "3s", "-H", server.http, "--csv", "out",

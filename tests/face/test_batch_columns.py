@@ -8,8 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from batches import in_process
-from test_batch import Server, read, write
+from batches import Server, in_process, read, write
 
 from tandem.batch import run as batch
 

@@ -124,7 +124,7 @@ EMBEDDING = {
     "cache_salt": Field(None, "salt", "share"),
     "messages": Field(None, [], "input"),
 }
-BODIES = {
+BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "the cat"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "the cat"}]},
     "/v1/embeddings": {"input": "the cat"},
@@ -212,7 +212,8 @@ async def test_no_field_of_the_openai_package_is_unknown(
     names = _names(kinds)
     assert len(names) >= 5
     for name in sorted(names - BODIES[path].keys() - {"model"}):
-        for value in (3, "x", True, [], {}, {"a": 1}):
+        values: list[Any] = [3, "x", True, [], {}, {"a": 1}]
+        for value in values:
             answer = await ask(client, path, **{name: value})
             if answer.status_code != 200:
                 error = answer.json()["error"]
