@@ -301,6 +301,7 @@ class LLM:
         source_language: _OneOrEach = None,
         target_language: _OneOrEach = None,
         task: _OneOrEach = None,
+        truncate_prompt_tokens: int | None = None,
     ) -> list[EmbeddingOutput]:
         """The encoder's hidden states of prompts, in their order: transformers' `last_hidden_state`.
 
@@ -308,13 +309,15 @@ class LLM:
             prompts: what the encoder reads, one prompt or a list, as for `generate`.
             pooling: "mean" of all positions, special tokens included; "first", the first position's, which is
                 BERT's [CLS]; "none", all of them.
-            source_language, target_language, task: as for `generate`.
+            source_language, target_language, task, truncate_prompt_tokens: as for `generate`.
 
         Raises InvalidRequest, naming the field, before anything is encoded, and for a decoder-only model.
         """
         many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
         prepared = [
-            self._request_builder.prepare_embed([prompt], pooling, **options)
+            self._request_builder.prepare_embed(
+                [prompt], pooling, truncate_prompt_tokens=truncate_prompt_tokens, **options
+            )
             for prompt, options in zip(
                 many, _each_options(len(many), source_language, target_language, task), strict=True
             )

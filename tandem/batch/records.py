@@ -5,19 +5,29 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from difflib import get_close_matches
+from functools import cache
 from typing import Any, Final, cast
 
+from tandem.cluster.ingress.http.openai_fields import COMPLETION
 from tandem.errors import InvalidRequest, TandemError, status_of
+from tandem.generate_arguments import ARGUMENTS as GENERATE
 from tandem.inputs import TASK_OPTIONS, Prompt, RequestOptions, split_prompt
 from tandem.lines import not_utf8
 from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
-from tandem.params import Params, params_of
+from tandem.params import BeamSearchParams, Params, SamplingParams, params_of
 
 _PROMPTS: Final = ("prompt", "prompt_token_ids", "encoder_prompt")
 # What some readers take for the end of a line, and JSON lets stand.
 _ESCAPED: Final = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 _OPTIONS: Final = (*TASK_OPTIONS, "truncate_prompt_tokens")
 _NOT_PARAMS: Final = frozenset({*_PROMPTS, *_OPTIONS, "decoder_prompt", "id"})
+# Names that are a request's, those that are refused among them: Tandem's, transformers', OpenAI's and vLLM's.
+_KNOWN: Final = frozenset(
+    {*_NOT_PARAMS, *SamplingParams.model_fields, *BeamSearchParams.model_fields, *GENERATE, *COMPLETION}
+)
+_LIKENESS: Final = 0.75  # difflib's, of a misspelt name: top_q and top_k
+_OF_ANSWERS: Final = frozenset({"outputs", "error"})
 
 
 def assignments(texts: Iterable[str]) -> dict[str, Any]:
@@ -55,6 +65,22 @@ def identity(values: Mapping[str, Any], default: int | None) -> int | str | None
     return own if type(own) in (int, str) else default
 
 
+def carried(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A line's members that are no part of its request, such as a data set's label, for its answer to have.
+    What nearly is a parameter's name is a misspelt parameter, and none of them.
+
+    Raises InvalidRequest for a name that answers have themselves.
+    """
+    for name in _OF_ANSWERS & values.keys():
+        raise InvalidRequest("is a member of the answer: give it another name", field=name)
+    return {name: value for name, value in values.items() if not _is_parameter(name)}
+
+
+@cache
+def _is_parameter(name: str) -> bool:
+    return name in _KNOWN or bool(get_close_matches(name, _KNOWN, 1, _LIKENESS))
+
+
 def request(
     values: Mapping[str, Any], defaults: Mapping[str, Any]
 ) -> tuple[Prompt, Params | None, RequestOptions]:
@@ -62,13 +88,14 @@ def request(
 
     The prompt is `prompt` (text), `prompt_token_ids`, or `encoder_prompt` (of either kind, nested), the
     first two with an optional `decoder_prompt`. The options are `source_language`, `target_language`, `task`
-    and `truncate_prompt_tokens`; all else but `id` is a parameter.
+    and `truncate_prompt_tokens`; all else but `id` and what is `carried` is a parameter.
 
     Raises InvalidRequest, naming the field.
     """
     if type(values.get("id", 0)) not in (int, str):
         raise InvalidRequest("must be an integer or a string", field="id")
-    all_values = {**defaults, **values}
+    ignored = carried(values)
+    all_values = {**defaults, **{name: value for name, value in values.items() if name not in ignored}}
     params = {name: value for name, value in all_values.items() if name not in _NOT_PARAMS}
     given = {name: values[name] for name in _PROMPTS if name in values}
     if len(given) != 1:

@@ -99,11 +99,13 @@ class Answerer:
         self._timeout_s, self._patience_s = timeout_s, patience_s
         self._server: Server | None = None
         self._http: openai_lines.HttpServer | None = None
+        self._carried: dict[str, None] = {}  # names that no chunk has told yet
         self._free = asyncio.Semaphore(concurrency)
 
     async def __call__(self, chunk: pa.Table) -> pa.Table:
         """A chunk is one row: the lines' `numbers` and `texts` become `answers`, which are lines as well, the
-        `tokens` of each answer, null where it is an error, and the `errors`, each after its line's number."""
+        `tokens` of each answer, null where it is an error, the `errors`, each after its line's number, and
+        the names of what is `carried`."""
         (numbers,), (texts,) = chunk["numbers"].to_pylist(), chunk["texts"].to_pylist()
         answers = await asyncio.gather(
             *(self._answer(number, text) for number, text in zip(numbers, texts, strict=True))
@@ -114,21 +116,26 @@ class Answerer:
             for number, answer in zip(numbers, answers, strict=True)
             if (message := _error(answer)) is not None
         ]
+        carried, self._carried = self._carried, {}
         return pa.table(
             {
                 "answers": pa.array([lines], pa.large_binary()),
                 "tokens": pa.array([[_tokens(answer) for answer in answers]], pa.list_(pa.int64())),
                 "errors": pa.array([errors], pa.list_(pa.large_binary())),
+                "carried": pa.array([list(carried)], pa.list_(pa.string())),
             }
         )
 
     async def _answer(self, number: int, text: bytes) -> dict[str, Any]:
-        identity = {"id": corpus.identity(text, number)}
+        identity: dict[str, Any] = {"id": corpus.identity(text, number)}
         async with self._free:
             try:
                 values = records.parse(text)
                 if openai_lines.is_request(values):
                     return await self._post(values)
+                carried = records.carried(values)
+                self._carried |= dict.fromkeys(carried)
+                identity |= carried
                 asked = records.request(values, self._defaults)
                 return identity | records.answer(await self._patiently(partial(self._ask, *asked)))
             except OF_ONE_REQUEST as error:
@@ -202,6 +209,7 @@ def run(
     patience_s: float = 600.0,
     use_tqdm: bool = True,
     on_error: Callable[[str], None] = lambda _: None,
+    on_carried: Callable[[list[str]], None] = lambda _: None,
     pipeline: Pipeline | None = None,
 ) -> Summary:
     """Answers the lines of `source` that `sink` does not answer yet. Ray must run.
@@ -218,6 +226,7 @@ def run(
         patience_s: how long the cluster may be gone or full before the run gives up.
         use_tqdm: show a progress bar.
         on_error: is told of each line that is refused, "line 17: …", the lines of all files numbered through.
+        on_carried: is told the names of members that are copied to the answers, see `records.carried`, once.
         pipeline: has the lines answered; None: `on_ray`.
 
     A line that is refused has its error in the output. Raises InvalidRequest for files that do not belong
@@ -239,15 +248,19 @@ def run(
         }
         read = partial(_read, source.absolute(), done)
         answered = refused = tokens = 0
+        carried: set[str] = set()
         progress = tqdm(total=total, initial=done, desc="Answering", unit="line", disable=not use_tqdm)
         with closing(progress), closing((pipeline or on_ray)(read, answerer, connections)) as chunks:
             for chunk in chunks:
                 (lines,), (counts,) = chunk["answers"].to_pylist(), chunk["tokens"].to_pylist()
-                (messages,) = chunk["errors"].to_pylist()
+                (messages,), (names,) = chunk["errors"].to_pylist(), chunk["carried"].to_pylist()
                 out.write(lines)
                 out.flush()
                 for message in messages:
                     on_error(message.decode())
+                if new := [name for name in names if name not in carried]:
+                    carried.update(new)
+                    on_carried(new)
                 errors = counts.count(None)
                 answered, refused = answered + len(counts) - errors, refused + errors
                 tokens += sum(filter(None, counts))

@@ -120,6 +120,10 @@ def batch(
             if next(named) <= _NAMED:
                 tqdm.write(error, file=sys.stderr)
 
+        def copied(names: list[str]) -> None:
+            text = f"Copied to the answers, because they are no parameters: {', '.join(names)}"
+            tqdm.write(text, file=sys.stderr)
+
         def answer(target: str | None, http: list[str]) -> batch.Summary:
             done = batch.run(
                 source,
@@ -131,6 +135,7 @@ def batch(
                 concurrency=concurrency,
                 timeout_s=timeout,
                 on_error=name,
+                on_carried=copied,
             )
             if done.refused > _NAMED:
                 err.print(f"{done.refused - _NAMED} more lines have errors: see {sink}.", highlight=False)

@@ -3,10 +3,12 @@ installed are skipped; the requests that they send are tried here and in test_op
 
 from __future__ import annotations
 
+import csv
 import importlib.util
 import json
 import os
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,14 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
+from batches import in_process
 from models import load_reference
 from openai import BadRequestError, OpenAI
 
 from tandem import LLM, Client
+from tandem.batch import run as batch
+from tandem.batch.openai_lines import HttpServer
+from tandem.workers.models.model_folder import resolve
 
 from .conftest import PROMPTS, Server
 
@@ -27,9 +33,15 @@ RECORDED: list[dict[str, Any]] = json.loads(
 )
 
 
-def needs(*modules: str) -> Any:
-    missing = [name for name in modules if importlib.util.find_spec(name) is None]
-    return pytest.mark.skipif(bool(missing), reason=f"not installed: {', '.join(missing)}")
+def need(*modules: str) -> None:
+    """Skips a test where one of these is not installed."""
+    for name in modules:
+        try:
+            found = importlib.util.find_spec(name) is not None
+        except ModuleNotFoundError:  # a package above it
+            found = False
+        if not found:
+            pytest.skip(f"not installed: {name}")
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +67,12 @@ def test_openai_embeddings_are_the_encoders(server: Server, client: OpenAI) -> N
         raw = [output.embedding for output in grpc.embed(texts, "none")]
         ids = llm_ids(grpc, texts[0])
         assert grpc.detokenize(ids, skip_special_tokens=True) == texts[0]
-    found = ([e.embedding for e in answer.data], [e.embedding for e in floats.data], pooled, alone)
+    found: tuple[list[Any], ...] = (
+        [e.embedding for e in answer.data],
+        [e.embedding for e in floats.data],
+        pooled,
+        alone,
+    )
     for one in found:
         for got, states in zip(one, right, strict=True):
             np.testing.assert_allclose(got, states.mean(0), rtol=1e-5, atol=1e-5)
@@ -100,10 +117,145 @@ def test_recorded_requests(server: Server, recorded: dict[str, Any]) -> None:
     assert answer.status_code == 200, answer.text
 
 
-def run(*command: str, timeout_s: float = 120) -> str:
-    environment = {**os.environ, "HF_HUB_OFFLINE": "1", "OMP_NUM_THREADS": "1"}
+@pytest.fixture(scope="module")
+def model(server: Server) -> str:
+    """The folder of the model that is served: benchmarks count tokens by its tokenizer."""
+    return str(resolve(server.config.model))
+
+
+def run(folder: Path, *command: str) -> str:
+    """Runs a Python module in a folder of its own; returns what it prints."""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        command, capture_output=True, text=True, timeout=timeout_s, env=environment, check=False
+        [sys.executable, "-m", *command], capture_output=True, text=True, timeout=180, env=environment,
+        cwd=folder, check=False,
+    )  # fmt: skip
+    said = done.stdout + done.stderr
+    assert done.returncode == 0, said[-3000:]
+    return said
+
+
+def test_langchain(server: Server, expected: dict[str, str]) -> None:
+    need("langchain_openai")
+    langchain: Any = importlib.import_module("langchain_openai")
+    common: Any = {
+        "base_url": f"{server.http}/v1",
+        "api_key": "none",
+        "model": "quickstart",
+        "max_retries": 0,
+    }
+    llm = langchain.OpenAI(**common, max_tokens=32, temperature=0)
+    assert llm.invoke(PROMPTS[0]) == expected[PROMPTS[0]]
+    assert "".join(llm.stream(PROMPTS[0])) == expected[PROMPTS[0]]
+    answers = llm.generate(PROMPTS[:3])
+    assert [one[0].text for one in answers.generations] == [expected[prompt] for prompt in PROMPTS[:3]]
+    assert answers.llm_output["token_usage"]["completion_tokens"] > 0
+    # Its own tokenizer would make ids of another vocabulary.
+    embeddings = langchain.OpenAIEmbeddings(**common, check_embedding_ctx_length=False)
+    one, other = embeddings.embed_documents(["I am tired.", "I am happy."])
+    np.testing.assert_allclose(embeddings.embed_query("I am tired."), one, rtol=1e-5, atol=1e-6)
+    assert one != other
+
+
+def test_llama_index(server: Server, expected: dict[str, str]) -> None:
+    need(embeddings := "llama_index.embeddings.openai_like", llms := "llama_index.llms.openai_like")
+    common: Any = {"api_base": f"{server.http}/v1", "api_key": "none", "max_retries": 0}
+    llm = importlib.import_module(llms).OpenAILike(
+        **common, model="quickstart", is_chat_model=False, max_tokens=32, temperature=0
     )
-    assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-2000:]
-    return done.stdout
+    assert llm.complete(PROMPTS[0]).text == expected[PROMPTS[0]]
+    assert "".join(one.delta for one in llm.stream_complete(PROMPTS[0])) == expected[PROMPTS[0]]
+    embedding = importlib.import_module(embeddings).OpenAILikeEmbedding(**common, model_name="quickstart")
+    [one] = embedding.get_text_embedding_batch(["I am tired."])
+    np.testing.assert_allclose(embedding.get_text_embedding("I am tired."), one, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("api", ["/v1/completions", "/v1/embeddings"])
+def test_guidellm(server: Server, model: str, tmp_path: Path, api: str) -> None:
+    need("guidellm")
+    run(
+        tmp_path, "guidellm", "run", "--disable-console",
+        "--backend", f"kind=openai_http,target={server.http},request_format={api}",
+        "--profile", "kind=concurrent,streams=2", "--constraint", "kind=max_requests,count=6",
+        "--tokenizer", f"kind=huggingface_auto,model={model}",
+        "--data", "kind=synthetic_text,prompt_tokens=12,output_tokens=8",
+        "--output", "kind=json,path=report.json",
+    )  # fmt: skip
+    [benchmark] = json.loads((tmp_path / "report.json").read_text())["benchmarks"]
+    totals = benchmark["metrics"]["request_totals"]
+    assert (totals["successful"], totals["errored"]) == (6, 0)
+
+
+@pytest.mark.parametrize("api", ["completions", "embeddings"])
+def test_aiperf(server: Server, model: str, tmp_path: Path, api: str) -> None:
+    need("aiperf")
+    streams = ["--streaming", "--extra-inputs", "ignore_eos:true"] if api == "completions" else []
+    said = run(
+        tmp_path, "aiperf", "profile", "-m", "quickstart", "--url", server.http, "--endpoint-type", api,
+        *streams, "--tokenizer", model, "--request-count", "6", "--concurrency", "2", "--ui", "none",
+        "--synthetic-input-tokens-mean", "12", "--output-tokens-mean", "8",
+        "--output-artifact-dir", str(tmp_path / "artifacts"),
+    )  # fmt: skip
+    report = json.loads((tmp_path / "artifacts" / "profile_export_aiperf.json").read_text())
+    assert report["request_count"]["avg"] == 6, said[-2000:]
+    assert not report.get("error_summary")
+
+
+LOCUSTFILE = """
+from locust import HttpUser, task
+
+class Client(HttpUser):
+    @task
+    def complete(self):
+        body = {"model": "quickstart", "prompt": "translate English to French: I am tired.", "max_tokens": 8}
+        self.client.post("/v1/completions", json=body)
+        streamed = self.client.post("/v1/completions", json={**body, "stream": True}, stream=True)
+        assert list(streamed.iter_lines())[-2] == b"data: [DONE]"
+        self.client.post("/v1/embeddings", json={"model": "quickstart", "input": "I am tired."})
+"""
+
+
+def test_locust(server: Server, tmp_path: Path) -> None:
+    need("locust")
+    (tmp_path / "locustfile.py").write_text(LOCUSTFILE)
+    run(
+        tmp_path, "locust", "--headless", "-u", "2", "-r", "2", "-t", "3s", "-H", server.http, "--csv", "out",
+        "--exit-code-on-error", "1",
+    )  # fmt: skip
+    rows = list(csv.DictReader((tmp_path / "out_stats.csv").open()))
+    assert {row["Failure Count"] for row in rows} == {"0"}
+    assert int(rows[-1]["Request Count"]) > 3
+
+
+def test_openai_request_lines_of_a_batch(server: Server, expected: dict[str, str], tmp_path: Path) -> None:
+    """The lines that OpenAI's batches have; the answers are the server's own."""
+    source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    bodies: list[tuple[str, dict[str, Any]]] = [
+        *(("/v1/completions", {"model": "quickstart", "prompt": p, "max_tokens": 32}) for p in PROMPTS[:4]),
+        ("/v1/embeddings", {"model": "quickstart", "input": PROMPTS[0]}),
+        ("/v1/chat/completions", {"messages": [{"role": "user", "content": "Hi."}]}),
+    ]
+    source.write_text(
+        "".join(
+            json.dumps({"custom_id": f"r{n}", "method": "POST", "url": url, "body": body}) + "\n"
+            for n, (url, body) in enumerate(bodies)
+        )
+    )
+    done = batch.run(
+        source,
+        sink,
+        None,
+        connect_http=lambda: HttpServer([server.http]),
+        use_tqdm=False,
+        pipeline=in_process,
+    )
+    assert (done.answered, done.refused) == (5, 1)
+    lines = [json.loads(line) for line in sink.read_text().splitlines()]
+    assert [line["custom_id"] for line in lines] == [f"r{n}" for n in range(6)]
+    assert [line["response"]["status_code"] for line in lines] == [200] * 5 + [400]
+    texts = [line["response"]["body"]["choices"][0]["text"] for line in lines[:4]]
+    assert texts == [expected[prompt] for prompt in PROMPTS[:4]]
+    assert len(lines[4]["response"]["body"]["data"][0]["embedding"]) == 256
+    assert "has no chat template" in lines[5]["response"]["body"]["error"]["message"]
+    assert {line["error"] for line in lines} == {None}
+    assert all(line["response"]["request_id"] for line in lines)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
-from test_batch import Server, in_process, output, read, write
+from batches import Server, in_process, output, read, write
 
 from tandem.batch import run as batch
 from tandem.batch.openai_lines import HttpServer

@@ -12,6 +12,7 @@ from typing import Any
 import grpc
 import numpy as np
 import pytest
+import torch
 import whisper
 from audio_files import wav
 from models import EOS, T5_VARIANTS, load_reference, reference_greedy
@@ -71,7 +72,20 @@ def test_greedy(
             lambda ids: stub.Generate(ids_request(ids, max_tokens=MAX_TOKENS, temperature=0), timeout=120),
             prompts(),
         )
+        embeddings = pool.submit(_embedded, endpoints.grpc[0], folder) if variant != "gpt2" else None
         assert [list(answer.outputs[0].token_ids) for answer in answers] == expected
+        assert embeddings is None or embeddings.result()
+
+
+def _embedded(target: str, folder: Path) -> bool:
+    """Whether a server gives the prompts' hidden states, which are transformers'."""
+    encoder = load_reference(folder, torch.float64).get_encoder()
+    with Client(target) as client, torch.no_grad():
+        found = client.embed([{"prompt_token_ids": ids} for ids in prompts()])
+        for output, ids in zip(found, prompts(), strict=True):
+            states = encoder(input_ids=torch.tensor([ids])).last_hidden_state[0]
+            np.testing.assert_allclose(output.embedding, states.mean(0).numpy(), rtol=1e-5, atol=1e-4)
+    return True
 
 
 @pytest.mark.parametrize(("placement", "tensor_parallel_size"), [("disaggregated", 2), ("colocated", 1)])
@@ -110,6 +124,11 @@ def test_whisper(
         assert right == [ids for _, ids in found]
         assert isinstance(wrong, InvalidRequest)
         assert wrong.field == "multi_modal_data.audio"
+        with torch.no_grad():
+            heard = reference.model.get_encoder()(reference.features(found[0][0])).last_hidden_state[0]
+        [embedding] = client.embed(whisper.audio(found[0][0]))
+        assert embedding.encoder_tokens == len(heard)
+        np.testing.assert_allclose(embedding.embedding, heard.mean(0).numpy(), rtol=1e-5, atol=1e-5)
         detected = client.generate(whisper.audio(found[0][0]), greedy).outputs[0].token_ids
         assert detected[0] == int(reference.model.detect_language(reference.features(found[0][0]))[0])
         pieces = list(client.stream(whisper.audio(found[0][0]), greedy, **asked))

@@ -233,8 +233,7 @@ class RequestBuilder:
         if not 0 < len(prompts) <= self.limits.prompts:
             raise InvalidRequest(f"1 to {self.limits.prompts} prompts, got {len(prompts)}", field="prompts")
         inputs = [
-            self._embedded(prompt, number, len(prompts), checked.task)
-            for number, prompt in enumerate(prompts)
+            self._embedded(prompt, number, len(prompts), checked) for number, prompt in enumerate(prompts)
         ]
         rows = sum(len(one.token_ids) for one in inputs) if pooling == "none" else len(inputs)
         if (values := rows * self.info.encoder_width) > (limit := self.limits.embedding_values):
@@ -290,9 +289,9 @@ class RequestBuilder:
 
     # -- the parts of a request
 
-    def _embedded(self, prompt: Prompt, number: int, prompts: int, task: ResolvedTask) -> EncoderInput:
+    def _embedded(self, prompt: Prompt, number: int, prompts: int, checked: CheckedOptions) -> EncoderInput:
         with naming_prompt(number, prompts):
-            given = self._reader.read(prompt, task)
+            given = self._reader.read(prompt, checked.task, checked.truncate)
             if given.context:
                 raise InvalidRequest("the encoder reads none", field="decoder_prompt")
             return given.encoder

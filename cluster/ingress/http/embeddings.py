@@ -80,7 +80,7 @@ class EmbeddingShape:
     def _embedding(self, output: EmbeddingOutput) -> list[float] | str:
         values = output.embedding
         if self.normalize:
-            values = values / max(float(np.linalg.norm(values)), np.finfo(np.float32).tiny)
+            values = values / max(float(np.linalg.norm(values)), 1e-30)  # zeros stay what they are
         if self.base64:
             return base64.b64encode(values.astype("<f4").tobytes()).decode()
         floats: list[float] = values.tolist()

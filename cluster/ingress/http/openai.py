@@ -98,13 +98,13 @@ async def _generate(service: Service, request: Request, method: str, prepare: _P
 
 
 async def _read(service: Service, request: Request) -> _Asked:
-    """OpenAI lets null stand for any field's default. vLLM has a request's id in the body, unless the header
-    has one."""
+    """OpenAI lets null stand for any field's default. vLLM has a request's id in the body, too, which comes
+    before the header's: Serve sets that where the client does not."""
     values = await read_json(request, service.config.limits)
     values = {name: value for name, value in values.items() if value is not None}
     request_id, names = values.pop("request_id", None), FIELDS
     options = take_options(request, values)
-    if request_id is not None and options.get("request_id") is None:
+    if request_id is not None:
         if not isinstance(request_id, str):
             raise InvalidRequest("must be a string", field="request_id")
         options["request_id"] = request_id

@@ -82,6 +82,9 @@ GENERATION: Final[Mapping[str, Unsupported]] = {
     "guided_decoding_backend": _SCHEMA,
     "guided_whitespace_pattern": _SCHEMA,
     "structural_tag": _SCHEMA,
+    "truncation_side": Unsupported(
+        "is not supported: truncate_prompt_tokens keeps a prompt's beginning, and a decoder-only model's end"
+    ),
     "logits_processors": Unsupported("is not supported: the server runs no code of a request's"),
     "watermarking": Unsupported("is not supported", (False,)),
     "cache_salt": Unsupported("is not supported: clients share the hidden states of equal inputs"),
@@ -138,6 +141,7 @@ EMBEDDING: Final[Mapping[str, Unsupported]] = {
     "embed_dtype": Unsupported("is not supported: embeddings are float32", ("float32",)),
     "endianness": Unsupported("is not supported: base64 holds little-endian numbers", ("little", "native")),
     "add_special_tokens": COMPLETION["add_special_tokens"],
+    "truncation_side": GENERATION["truncation_side"],
     "cache_salt": GENERATION["cache_salt"],
     "mm_processor_kwargs": _MEDIA,
     "media_io_kwargs": _MEDIA,

@@ -120,12 +120,13 @@ async def test_parts_of_text_and_what_clients_add_to_messages(
 ) -> None:
     await chat(chat_http, [USER])
     plain = read_ids(chat_router)
-    for message in (
+    messages: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "text", "text": "cat sat"}]},
-        {**USER, "name": None},  # aiperf's
+        {**USER, "name": None},  # an older aiperf's
         {**USER, "name": "me"},
         {**USER, "refusal": None, "tool_calls": None, "audio": None, "annotations": []},  # openai's dump
-    ):
+    ]
+    for message in messages:
         assert (await chat(chat_http, [message])).status_code == 200
         assert read_ids(chat_router) == plain
     two = [{"type": "text", "text": "cat"}, {"type": "text", "text": "sat"}]

@@ -173,7 +173,10 @@ async def test_embed(api: Api, request_builder: RequestBuilder, router: FakeRout
             pb.EmbedRequest(encoder_prompts=[{"media": [{"modality": 1, "data": b"x"}]}]),
             "encoder_prompts.media: 'tiny' takes text only",
         ),
-        (pb.EmbedRequest(encoder_prompts=[{"text": "a"}], pooling=9), "pooling: must be one of POOLING_"),
+        (
+            pb.EmbedRequest(encoder_prompts=[{"text": "a"}], pooling=cast(Any, 9)),
+            "pooling: must be one of POOLING_",
+        ),
         (pb.EmbedRequest(encoder_prompts=[{"text": "a"}], options={"timeout_ms": 0}), "timeout_ms: "),
         (pb.EmbedRequest(encoder_prompts=[{"text": "a"}], options={"model": "other"}), "model: no model"),
     ],

@@ -76,6 +76,8 @@ SHARED = {
     "repetition_detection": Field(None, {"max_pattern_size": 3}, "repetition_penalty"),
     "thinking_token_budget": Field(-1, 3, "think"),
     "stream_interval": Field(1, 4, "as they come"),
+    "truncate_prompt_tokens": Field(None, -1),
+    "truncation_side": Field(None, "left", "keeps a prompt's beginning"),
     "echo": Field(False, True, "/score"),
     "seed": Field(None, 5),
     "best_of": Field(1, 2, "n answers"),
@@ -110,6 +112,8 @@ EMBEDDING = {
     "request_id": Field(NO_DEFAULT, "r7"),
     "session_id": Field(None, "s7"),
     "normalize": Field(None, True),
+    "truncate_prompt_tokens": Field(None, 3),
+    "truncation_side": Field(None, "left", "keeps a prompt's beginning"),
     "use_activation": Field(None, True, "as they are"),
     "embed_dtype": Field("float32", "float16", "float32"),
     "endianness": Field("native", "big", "little-endian"),
@@ -120,7 +124,7 @@ EMBEDDING = {
     "cache_salt": Field(None, "salt", "share"),
     "messages": Field(None, [], "input"),
 }
-BODIES = {
+BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "the cat"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "the cat"}]},
     "/v1/embeddings": {"input": "the cat"},
@@ -208,7 +212,8 @@ async def test_no_field_of_the_openai_package_is_unknown(
     names = _names(kinds)
     assert len(names) >= 5
     for name in sorted(names - BODIES[path].keys() - {"model"}):
-        for value in (3, "x", True, [], {}, {"a": 1}):
+        values: list[Any] = [3, "x", True, [], {}, {"a": 1}]
+        for value in values:
             answer = await ask(client, path, **{name: value})
             if answer.status_code != 200:
                 error = answer.json()["error"]
@@ -279,7 +284,7 @@ async def test_a_request_id_may_be_in_the_body(client: httpx.AsyncClient) -> Non
     answer = await client.post(
         path, json={**BODIES[path], "request_id": "mine"}, headers={"x-request-id": "header"}
     )
-    assert answer.json()["id"] == "cmpl-header"
+    assert answer.json()["id"] == "cmpl-mine", "the header is Serve's own where the client sets none"
     answer = await ask(client, path, request_id="x" * 129)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "request_id")
 

@@ -36,10 +36,11 @@ async def test_they_share_batches_and_the_cache_with_generations(disaggregated: 
     async with FakeCluster(disaggregated=disaggregated) as cluster:
         cluster.encoders.step_s = 0.02
         generated = [request(f"r{number}", ids=(number, 1)) for number in range(8)]
-        states, *answers = await asyncio.gather(
-            cluster.router.hidden_states([asked([50, number, 1]) for number in range(8)]),
-            *map(cluster.collect, generated),
+        embedding = asyncio.create_task(
+            cluster.router.hidden_states([asked([50, number, 1]) for number in range(8)])
         )
+        answers = await asyncio.gather(*map(cluster.collect, generated))
+        states = await embedding
         assert answers == [(expected(one), "length") for one in generated]
         assert [one.tolist() for one in states] == [encode([50, n, 1]).tolist() for n in range(8)]
         if disaggregated:  # otherwise engines encode what they generate from in their own steps
