@@ -98,8 +98,9 @@ PyObject* attend_inputs(Arguments& args) {
     if (a.shared == 0 || a.heads % a.shared != 0) throw Refused("heads of q must share those of k evenly");
     if (distances % 2 == 0 || of_summaries % 2 == 0) throw Refused("bias tables must have an odd number of distances");
     if (a.windowed && a.own.reach < 1) throw Refused("windowed needs a bias_table that hides keys");
-    const bool some = a.more.k != nullptr;
-    if ((a.more.v != nullptr) != some || (a.more.borders != nullptr) != some || (a.more.bias != nullptr) != some)
+    const bool some = summaries != ANY;  // with no rows they have no memory
+    if ((a.more.borders != nullptr) != some || (a.more.bias != nullptr) != some ||
+        (a.more.k == nullptr) != (a.more.v == nullptr) || (summaries > 0 && a.more.k == nullptr))
         throw Refused("summary_k, summary_v, summary_cu_seqlens and summary_bias_table must come together");
     if (some && a.block < 1) throw Refused("block must be positive");
     if (borders < 1) throw Refused("cu_seqlens must have a border");

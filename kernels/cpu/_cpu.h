@@ -96,8 +96,8 @@ namespace encoder {
 
 // Keys and values of each input, one input after another, and their biases by distance.
 struct Keys {
-    const void *k, *v;       // [rows, G, D], rows k_stride and v_stride apart: in q's dtype; null: there are none
-    const int32_t* borders;  // [S + 1]
+    const void *k, *v;       // [rows, G, D], rows k_stride and v_stride apart: in q's dtype
+    const int32_t* borders;  // [S + 1]; null: there are no summaries
     const float* bias;       // [H, 2 reach + 1], or null
     i64 k_stride, v_stride, reach;
 };

@@ -202,8 +202,8 @@ std::vector<Span> spans_of(const Attention& a, i64 inputs, i64 most) {
     std::vector<Span> spans;
     for (i64 i = 0; i < inputs; ++i) {
         const i64 start = a.own.borders[i], length = a.own.borders[i + 1] - start;
-        const i64 more = a.more.k == nullptr ? 0 : a.more.borders[i];
-        const i64 summaries = a.more.k == nullptr ? 0 : a.more.borders[i + 1] - more;
+        const i64 more = a.more.borders == nullptr ? 0 : a.more.borders[i];
+        const i64 summaries = a.more.borders == nullptr ? 0 : a.more.borders[i + 1] - more;
         const i64 beyond = a.windowed ? a.own.reach - 1 : length;
         for (i64 query = 0; query < length; query += most)
             spans.push_back({start, length, query, std::min(most, length - query), more, summaries, beyond});

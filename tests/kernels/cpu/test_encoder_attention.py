@@ -64,6 +64,11 @@ def test_windows_and_summaries(seed: int) -> None:
     check(case, Scores(0.5, bias_table(4, 9)), False, summaries)
 
 
+def test_inputs_too_short_for_a_summary() -> None:
+    case = packed((3, 2), heads=2, dim=8)
+    check(case, Scores(1.0, bias_table(2, 9)), False, summarized(case, 4))
+
+
 def test_half_precision_in_and_out() -> None:
     case = packed((5, 70, 130), heads=2, dim=40, dtype=torch.bfloat16)
     check(case, Scores(0.5, bias_table(2, 9)), tolerance=1e-2)
