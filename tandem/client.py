@@ -6,18 +6,19 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, Generator, Sequence
 from types import TracebackType
-from typing import Any, Self, Unpack
+from typing import Any, Self, Unpack, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tqdm import tqdm
 
 from tandem.connection import OPTIONS, Metadata, Settings, positive, serving, typed_errors
-from tandem.errors import DeadlineExceeded, Unavailable
+from tandem.errors import OF_ONE_REQUEST, DeadlineExceeded, TandemError, Unavailable
 from tandem.inputs import Prompt, RequestOptions, SingletonPrompt
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params, for_each
 from tandem.protocol import wire, wire_answers
+from tandem.protocol.rpc import error_of
 from tandem.protocol.wire_answers import ServedModel
 from tandem.v1 import inference_pb2 as pb
 from tandem.v1.inference_pb2_grpc import InferenceServiceStub
@@ -87,6 +88,32 @@ class Client(Settings):
     ) -> list[RequestOutput]:
         """Answers all prompts, in their order, `concurrency` of them at a time. `timeout_s` is each one's.
         An error ends the rest. `use_tqdm` shows a progress bar."""
+        outputs = self._generate_all(prompts, params, concurrency, use_tqdm, (), options)
+        return cast(list[RequestOutput], outputs)
+
+    def generate_each(
+        self,
+        prompts: Sequence[Prompt],
+        params: Params | Sequence[Params] | None = None,
+        *,
+        concurrency: int = 64,
+        use_tqdm: bool = False,
+        **options: Unpack[RequestOptions],
+    ) -> list[RequestOutput | TandemError]:
+        """As `generate_many`, but the error of a request that fails stands in its answer's place, and the
+        others are answered. A server that is gone or full ends them all."""
+        return self._generate_all(prompts, params, concurrency, use_tqdm, OF_ONE_REQUEST, options)
+
+    def _generate_all(
+        self,
+        prompts: Sequence[Prompt],
+        params: Params | Sequence[Params] | None,
+        concurrency: int,
+        use_tqdm: bool,
+        kept: tuple[type[TandemError], ...],
+        options: RequestOptions,
+    ) -> list[RequestOutput | TandemError]:
+        """The answers; errors that are not `kept` in their places end the rest."""
         requests = [
             self._generate_request(pb.GenerateRequest, prompt, one, None, options)
             for prompt, one in zip(prompts, for_each(params, len(prompts), "params"), strict=True)
@@ -94,7 +121,8 @@ class Client(Settings):
         free, failed = threading.Semaphore(positive(concurrency, "concurrency")), threading.Event()
 
         def done(call: grpc.Future[pb.GenerateResponse]) -> None:
-            if call.exception() is not None:
+            error = call.exception()
+            if error is not None and not isinstance(error_of(error.code(), error.details()), kept):
                 failed.set()
             progress.update()
             free.release()
@@ -108,11 +136,15 @@ class Client(Settings):
                     break
                 calls.append(self._stub.Generate.future(request, **self._request_call(options)))
                 calls[-1].add_done_callback(done)
-            with typed_errors():  # after a failure there are fewer calls, and one of them raises here
-                return [
-                    wire_answers.output_of(request, call.result())
-                    for request, call in zip(requests, calls, strict=False)
-                ]
+            answers: list[RequestOutput | TandemError] = []
+            # After a failure there are fewer calls, and one of them raises here.
+            for request, call in zip(requests, calls, strict=False):
+                try:
+                    with typed_errors():
+                        answers.append(wire_answers.output_of(request, call.result()))
+                except kept as error:
+                    answers.append(error)
+            return answers
         finally:
             for call in calls:
                 call.cancel()  # nothing happens to those that are done
@@ -247,11 +279,36 @@ class AsyncClient(Settings):
         **options: Unpack[RequestOptions],
     ) -> list[RequestOutput]:
         """See `Client.generate_many`."""
+        outputs = await self._generate_all(prompts, params, concurrency, (), options)
+        return cast(list[RequestOutput], outputs)
+
+    async def generate_each(
+        self,
+        prompts: Sequence[Prompt],
+        params: Params | Sequence[Params] | None = None,
+        *,
+        concurrency: int = 64,
+        **options: Unpack[RequestOptions],
+    ) -> list[RequestOutput | TandemError]:
+        """See `Client.generate_each`."""
+        return await self._generate_all(prompts, params, concurrency, OF_ONE_REQUEST, options)
+
+    async def _generate_all(
+        self,
+        prompts: Sequence[Prompt],
+        params: Params | Sequence[Params] | None,
+        concurrency: int,
+        kept: tuple[type[TandemError], ...],
+        options: RequestOptions,
+    ) -> list[RequestOutput | TandemError]:
         free = asyncio.Semaphore(positive(concurrency, "concurrency"))
 
-        async def answer(prompt: Prompt, one: Params | None) -> RequestOutput:
+        async def answer(prompt: Prompt, one: Params | None) -> RequestOutput | TandemError:
             async with free:
-                return await self.generate(prompt, one, **options)
+                try:
+                    return await self.generate(prompt, one, **options)
+                except kept as error:
+                    return error
 
         pairs = zip(prompts, for_each(params, len(prompts), "params"), strict=True)
         tasks = [asyncio.create_task(answer(prompt, one)) for prompt, one in pairs]

@@ -73,6 +73,10 @@ class ModelLoadError(TandemError):
     """The checkpoint cannot be served: missing, unused or misshapen weights, unknown family."""
 
 
+# What says nothing of other requests: they may succeed.
+OF_ONE_REQUEST = (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError)
+
+
 class Status(NamedTuple):
     """What an error becomes on the wire."""
 

@@ -80,6 +80,7 @@ class RequestOptions(TaskOptions, total=False):
     request_id: str | None  # shown in the answer and in logs; None: the server makes one
     priority: int  # requests with a higher one start first, either sign; 0 where it is left out
     timeout_s: float | None  # that the request may take, from its arrival; None: the server's limit
+    truncate_prompt_tokens: int | None  # most of a prompt to read, see `LLM.generate`; None: all or nothing
 
 
 TASK_OPTIONS: Final = tuple(TaskOptions.__annotations__)

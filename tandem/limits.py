@@ -15,6 +15,7 @@ class Limits:
     message_bytes: int = 4 * 2**20  # one gRPC message or HTTP body, its media not counted
     body_s: float = 30.0  # for an HTTP body to arrive
     prompts: int = 256  # prompts in one HTTP request
+    segments: int = 2**17  # lines or sentences of one request's texts to translate
     n: int = 64  # samples of one prompt
     targets: int = 256  # to be scored for one prompt
     encoder_tokens: int = 4096  # one encoder input, after tokenization; also bounded by the model

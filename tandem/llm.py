@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
 from types import TracebackType
 from typing import Any, ClassVar, Self, Unpack, cast
@@ -32,6 +32,7 @@ from tandem.workers.requests.request_builder import (
     Tasks,
 )
 from tandem.workers.requests.scoring import score_output
+from tandem.workers.requests.segmentation import Document, Split
 from tandem.workers.shared_engine import SharedEngine
 
 _PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
@@ -82,6 +83,7 @@ class LLM:
             encoder_tokens=config.max_encoder_length,
             decoder_tokens=config.max_decoder_length,
             n=DEFAULT_LIMITS.n,
+            segments=sys.maxsize,
             answer_values=sys.maxsize,  # no answer is sent anywhere
             timeout_s=math.inf,
         )
@@ -104,6 +106,7 @@ class LLM:
         source_language: _OneOrEach = None,
         target_language: _OneOrEach = None,
         task: _OneOrEach = None,
+        truncate_prompt_tokens: int | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
         """Answers all prompts in one continuous batch, in their order.
@@ -119,28 +122,82 @@ class LLM:
             task: one of those the model's config declares, such as "summarization": its text is put before a
                 prompt that is text, and its decoding defaults go before the model's. A speech model's are
                 "transcribe" and "translate", into English. One for all prompts or a list with one for each.
+            truncate_prompt_tokens: read no more than so many tokens of a prompt, rather than refuse it where it
+                is too long. Of an encoder prompt those of `tokenizer(text, truncation=True, max_length=…)`:
+                its beginning and the special tokens (token ids: the first, and the EOS); of a decoder-only
+                model's prompt the last, as vLLM does. -1: as many as the model's tokenizer is made for.
             use_tqdm: show a progress bar for more than a few prompts.
 
-        Raises InvalidRequest, naming the field, before anything is generated.
+        Raises InvalidRequest, naming the field and the prompt, before anything is generated.
         """
-        many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
-        prepared = [
-            self._request_builder.prepare(prompt, params, **options)
-            for prompt, params, options in zip(
-                many,
-                for_each(sampling_params, len(many), "sampling_params"),
-                _each_options(len(many), source_language, target_language, task),
-                strict=True,
+        several = not isinstance(prompts, str | dict)
+        prepared: list[PreparedRequest] = []
+        for request in self._prepare(
+            prompts, sampling_params, source_language, target_language, task, truncate_prompt_tokens
+        ):
+            if isinstance(request, InvalidRequest):
+                where = f" (in prompt {len(prepared)} of {len(prompts)})" if several else ""
+                raise InvalidRequest(request.message + where, field=request.field)
+            prepared.append(request)
+        return self._answer(prepared, use_tqdm)
+
+    def generate_each(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params | Sequence[Params | None] | None = None,
+        *,
+        source_language: _OneOrEach = None,
+        target_language: _OneOrEach = None,
+        task: _OneOrEach = None,
+        truncate_prompt_tokens: int | None = None,
+        use_tqdm: bool = True,
+    ) -> list[RequestOutput | InvalidRequest]:
+        """As `generate`, but where a prompt is refused the error stands in its answer's place, and the others
+        are answered."""
+        each = list(
+            self._prepare(
+                prompts, sampling_params, source_language, target_language, task, truncate_prompt_tokens
             )
-        ]
+        )
+        prepared = [request for request in each if isinstance(request, PreparedRequest)]
+        answers = iter(self._answer(prepared, use_tqdm))
+        return [request if isinstance(request, InvalidRequest) else next(answers) for request in each]
+
+    def _prepare(
+        self,
+        prompts: Prompt | Sequence[Prompt],
+        sampling_params: Params | Sequence[Params | None] | None,
+        source_language: _OneOrEach,
+        target_language: _OneOrEach,
+        task: _OneOrEach,
+        truncate_prompt_tokens: int | None,
+    ) -> Iterator[PreparedRequest | InvalidRequest]:
+        """Each prompt's request, or why it is refused. Raises InvalidRequest for arguments that do not go with
+        the prompts' number."""
+        many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
+        for prompt, params, options in zip(
+            many,
+            for_each(sampling_params, len(many), "sampling_params"),
+            _each_options(len(many), source_language, target_language, task),
+            strict=True,
+        ):
+            try:
+                request: PreparedRequest | InvalidRequest = self._request_builder.prepare(
+                    prompt, params, truncate_prompt_tokens=truncate_prompt_tokens, **options
+                )
+            except InvalidRequest as error:
+                request = error
+            yield request
+
+    def _answer(self, prepared: Sequence[PreparedRequest], use_tqdm: bool) -> list[RequestOutput]:
         output_processors = [self._request_builder.output_processor(request) for request in prepared]
         tokens = 0
         with (
             tqdm(
-                total=len(many),
+                total=len(prepared),
                 desc="Generating",
                 unit="prompt",
-                disable=not use_tqdm or len(many) < _PROGRESS_FROM,
+                disable=not use_tqdm or len(prepared) < _PROGRESS_FROM,
             ) as progress,
             closing(self._run(prepared, output_processors)) as pieces,
         ):
@@ -155,6 +212,8 @@ class LLM:
         self,
         prompt: Prompt,
         sampling_params: Params | None = None,
+        *,
+        truncate_prompt_tokens: int | None = None,
         **options: Unpack[TaskOptions],
     ) -> Generator[TextDelta, None, None]:
         """Answers one prompt piece by piece; the arguments are those of `generate`. Closing or dropping the
@@ -162,7 +221,9 @@ class LLM:
 
         Raises InvalidRequest at the first step, naming the field.
         """
-        prepared = self._request_builder.prepare(prompt, sampling_params, **options)
+        prepared = self._request_builder.prepare(
+            prompt, sampling_params, truncate_prompt_tokens=truncate_prompt_tokens, **options
+        )
         with closing(self._run([prepared], [self._request_builder.output_processor(prepared)])) as pieces:
             for _, piece in pieces:
                 yield piece
@@ -226,6 +287,11 @@ class LLM:
     def stats(self) -> EngineStats:
         """What the engine holds and has done so far."""
         return self._engine.engine.stats()
+
+    def segment(self, text: str, split: Split = "sentence", **options: Unpack[TaskOptions]) -> Document:
+        """A text as the segments that a sentence model translates, each a prompt of its own, and as what puts
+        their translations together again. The options are those of `generate`."""
+        return self._request_builder.segment(text, split, **options)
 
     def tokenize(self, text: str) -> list[int]:
         """The encoder's token ids for a text, special tokens included."""

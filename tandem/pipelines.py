@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Iterable, Mapping
+from itertools import islice
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -15,6 +16,7 @@ from tandem.llm import LLM
 from tandem.outputs import RequestOutput
 from tandem.workers.models.model_folder import QUICKSTART
 from tandem.workers.requests.defaults import merged
+from tandem.workers.requests.segmentation import SPLITS, Document
 from tandem.workers.requests.tasks import ResolvedTask
 
 Record = dict[str, str]
@@ -29,7 +31,15 @@ _KEYS: Final[Mapping[str, str]] = {
 _TRANSLATION: Final = re.compile(r"translation_([\w-]+)_to_([\w-]+)")
 # What a call takes besides the arguments of `generate`. Batches form by themselves: batch_size has no effect.
 _CALL: Final = frozenset(
-    {"truncation", "clean_up_tokenization_spaces", "batch_size", "src_lang", "tgt_lang", "return_full_text"}
+    {
+        "truncation",
+        "clean_up_tokenization_spaces",
+        "batch_size",
+        "src_lang",
+        "tgt_lang",
+        "return_full_text",
+        "split",
+    }
 )
 
 
@@ -102,6 +112,8 @@ class Pipeline:
                 is too long instead of refusing it; clean_up_tokenization_spaces; src_lang and tgt_lang
                 for translation; return_full_text for text-generation; batch_size, without effect. They go
                 before the pipeline's own, then the model's for this task, then the model's.
+                split is for translation: "sentence" (the default) translates a text sentence by sentence,
+                "line" line by line, "none" all at once, as transformers does.
 
         For one text a list with a dict for each returned sequence. For several a list with a dict for
         each text, or, in text-generation or with several returned sequences, a list for each.
@@ -114,8 +126,9 @@ class Pipeline:
         options = self._task_options(call)
         resolved = self._resolve(options)
         prompts, params = [], []
-        for text in texts:
-            prompt, counted = self._prompt(text, resolved, call)
+        documents = [self._document(text, call, options) for text in texts]
+        for segment in (segment for document in documents for segment in document.segments):
+            prompt, counted = self._prompt(segment, resolved, call)
             prompts.append(prompt)
             params.append(to_params(given, counted, beams=resolved.defaults.beams))
         if _truncates(call):  # the ids hold the task's text and the source language's tokens
@@ -123,8 +136,12 @@ class Pipeline:
                 task=resolved.task,
                 target_language=options.get("target_language") if resolved.target else None,
             )
-        outputs = self.llm.generate(prompts, params, **options, use_tqdm=False)
-        results = [self._records(text, output, call) for text, output in zip(texts, outputs, strict=True)]
+        outputs = iter(self.llm.generate(prompts, params, **options, use_tqdm=False))
+        samples = (params or [to_params(given, 1, beams=resolved.defaults.beams)])[0].outputs
+        results = []
+        for text, document in zip(texts, documents, strict=True):
+            of_segments = list(islice(outputs, len(document.segments)))
+            results.append(self._records(text, document.output(text, of_segments, samples), call))
         if isinstance(inputs, str):
             return results[0]
         if not self._continues and all(len(records) == 1 for records in results):
@@ -161,10 +178,20 @@ class Pipeline:
         with renaming_fields({"source_language": "src_lang", "target_language": "tgt_lang"}):
             return self.llm.tasks.resolve(**options)
 
-    def _prompt(self, text: str, resolved: ResolvedTask, call: Mapping[str, Any]) -> tuple[Prompt, int]:
-        """The prompt, and the number of tokens that `max_length` counts before the first new one."""
+    def _document(self, text: str, call: Mapping[str, Any], options: TaskOptions) -> Document:
         if not isinstance(text, str):
             raise InvalidRequest(f"must be str, got {type(text).__name__}", field="inputs")
+        split = call.get("split")
+        if self._key != "translation_text":
+            if split is not None:
+                raise InvalidRequest("is for translation", field="split")
+            return Document((text,), ("", ""))
+        if split is not None and split not in SPLITS:
+            raise InvalidRequest(f"must be one of {', '.join(SPLITS)}, got {split!r}", field="split")
+        return self.llm.segment(text, split or "sentence", **options)
+
+    def _prompt(self, text: str, resolved: ResolvedTask, call: Mapping[str, Any]) -> tuple[Prompt, int]:
+        """The prompt, and the number of tokens that `max_length` counts before the first new one."""
         prompt: Prompt = text
         most = min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens)
         with self._lock:

@@ -17,7 +17,7 @@ from tandem.cluster.ingress.metrics import Metrics, Observation
 from tandem.cluster.ingress.metrics import Protocol as WireProtocol
 from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.errors import DeadlineExceeded, InvalidRequest
-from tandem.inputs import Prompt, RequestOptions, SingletonPrompt
+from tandem.inputs import Prompt, RequestOptions, SingletonPrompt, TaskOptions
 from tandem.outputs import RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params
 from tandem.protocol.wire_answers import ServedModel
@@ -25,7 +25,9 @@ from tandem.workers.request import Delta, EngineRequest
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.requests.scoring import score_output
+from tandem.workers.requests.segmentation import Document, Split
 
+P = TypeVar("P")
 T = TypeVar("T")
 
 # A message to a client costs about as much as decoding its tokens, so one replica sends about this many
@@ -82,7 +84,11 @@ class Service:
     def model(self) -> ServedModel:
         front = self.request_builder
         return ServedModel(
-            front.info.name, front.info.family, front.max_encoder_tokens, front.max_decoder_tokens
+            front.info.name,
+            front.info.family,
+            front.max_encoder_tokens,
+            front.max_decoder_tokens,
+            front.max_segment_tokens,
         )
 
     def call(self, protocol: WireProtocol, method: str) -> Call:
@@ -207,14 +213,7 @@ class Call:
         request_builder = self._service.request_builder
 
         def prepare() -> list[PreparedRequest]:
-            prepared: list[PreparedRequest] = []
-            for number, prompt in enumerate(prompts):
-                try:
-                    prepared.append(request_builder.prepare(prompt, params, **options))
-                except InvalidRequest as error:
-                    where = f" (in prompt {number} of {len(prompts)})" if len(prompts) > 1 else ""
-                    raise InvalidRequest(error.message + where, field=error.field) from None
-            return prepared
+            return _each(prompts, lambda prompt: request_builder.prepare(prompt, params, **options))
 
         several = len(prompts) > 1 or (params is not None and params.bad_words)
         prepared = await self._service.tokenizing(prepare, prompts, several)
@@ -250,6 +249,23 @@ class Call:
         request_builder.check_model(model)
         return await self._service.tokenizing(lambda: request_builder.tokenize(text, field=field), text)
 
+    async def segment(
+        self, texts: Sequence[str], split: Split, **options: Unpack[TaskOptions]
+    ) -> list[Document]:
+        """Texts as the segments that are translated each by itself, where there is room for the work: see
+        `RequestBuilder.segment`. Raises InvalidRequest, Overloaded, Unavailable."""
+        self._service.check_room()
+        request_builder = self._service.request_builder
+
+        def documents() -> list[Document]:
+            made = _each(texts, lambda text: request_builder.segment(text, split, **options))
+            total, limit = sum(len(document.segments) for document in made), request_builder.limits.segments
+            if total > limit:
+                raise InvalidRequest(f"{total} {split}s in all, the limit is {limit}", field="prompt")
+            return made
+
+        return await self._service.tokenizing(documents, texts)
+
     async def stream(self, prepared: Sequence[PreparedRequest]) -> AsyncGenerator[Piece]:
         """What the prompts' answers grow by. Close it to cancel the rest.
 
@@ -262,12 +278,13 @@ class Call:
             async for piece in pieces:
                 yield piece
 
-    async def generate(self, prepared: Sequence[PreparedRequest]) -> list[RequestOutput]:
-        """The prompts' whole answers; otherwise as `stream`."""
+    async def generate(self, prepared: Sequence[PreparedRequest], *, first: int = 0) -> list[RequestOutput]:
+        """The prompts' whole answers; otherwise as `stream`. `first` is the first prompt's number in the call,
+        for one that generates more than once."""
         output_processors = [self._service.request_builder.output_processor(one) for one in prepared]
         # Stop strings are found by looking at the text: the engine goes on until they are.
         whole = not any(output_processor.watches for output_processor in output_processors)
-        async with aclosing(self._run(prepared, output_processors, whole=whole)) as pieces:
+        async with aclosing(self._run(prepared, output_processors, whole=whole, first=first)) as pieces:
             async for _ in pieces:
                 pass
         return [output_processor.output() for output_processor in output_processors]
@@ -278,6 +295,7 @@ class Call:
         output_processors: Sequence[OutputProcessor],
         *,
         whole: bool,
+        first: int = 0,
     ) -> AsyncGenerator[Piece]:
         empty = True
         async with aclosing(self._service.pieces(prepared, output_processors, whole=whole)) as pieces:
@@ -290,8 +308,20 @@ class Call:
                         sum(len(request.encoder_prompt_token_ids) for request in prepared)
                     )
                     empty = False
-                self._observation.grew(piece.prompt, delta.index, len(delta.token_ids))
+                self._observation.grew(first + piece.prompt, delta.index, len(delta.token_ids))
                 yield piece
+
+
+def _each(prompts: Sequence[P], work: Callable[[P], T]) -> list[T]:
+    """What the work makes of each prompt. Its InvalidRequest says which of several prompts is at fault."""
+    made: list[T] = []
+    for prompt in prompts:
+        try:
+            made.append(work(prompt))
+        except InvalidRequest as error:
+            where = f" (in prompt {len(made)} of {len(prompts)})" if len(prompts) > 1 else ""
+            raise InvalidRequest(error.message + where, field=error.field) from None
+    return made
 
 
 def _length(prompt: object) -> int:

@@ -18,6 +18,7 @@ from typing import IO, Final
 
 from tandem.batch import records
 from tandem.errors import InvalidRequest
+from tandem.lines import read_lines
 
 _COMPRESSIONS: Final = (".gz", ".bz2", ".zst", ".lz4")
 _KINDS: Final = (".jsonl", *(f".jsonl{compression}" for compression in _COMPRESSIONS), ".parquet")
@@ -58,12 +59,12 @@ def lines(source: Path) -> Iterator[tuple[int, bytes]]:
 def _lines(path: Path) -> Iterator[bytes]:
     if not path.name.endswith(_COMPRESSIONS):
         with path.open("rb") as file:
-            yield from file
+            yield from read_lines(file)
         return
     import pyarrow as pa
 
     with pa.input_stream(path) as stream:  # the name's end says which compression
-        yield from io.BufferedReader(stream)
+        yield from read_lines(io.BufferedReader(stream))
 
 
 def _rows(path: Path) -> Iterator[bytes]:

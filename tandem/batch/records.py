@@ -8,12 +8,16 @@ from dataclasses import asdict
 from typing import Any, Final
 
 from tandem.errors import InvalidRequest, TandemError, status_of
-from tandem.inputs import TASK_OPTIONS, Prompt, TaskOptions, split_prompt
+from tandem.inputs import TASK_OPTIONS, Prompt, RequestOptions, split_prompt
+from tandem.lines import not_utf8
 from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tandem.params import Params, params_of
 
 _PROMPTS: Final = ("prompt", "prompt_token_ids", "encoder_prompt")
-_NOT_PARAMS: Final = frozenset({*_PROMPTS, *TASK_OPTIONS, "decoder_prompt", "id"})
+# What some readers take for the end of a line, and JSON lets stand.
+_ESCAPED: Final = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
+_OPTIONS: Final = (*TASK_OPTIONS, "truncate_prompt_tokens")
+_NOT_PARAMS: Final = frozenset({*_PROMPTS, *_OPTIONS, "decoder_prompt", "id"})
 
 
 def assignments(texts: Iterable[str]) -> dict[str, Any]:
@@ -30,12 +34,16 @@ def assignments(texts: Iterable[str]) -> dict[str, Any]:
     return values
 
 
-def parse(text: str | bytes) -> dict[str, Any]:
+def parse(text: bytes) -> dict[str, Any]:
     """A line's object. Raises InvalidRequest for anything else."""
     try:
-        values = json.loads(text)
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise InvalidRequest(f"not JSON: {error}") from None
+        values = json.loads(text.decode())
+    except UnicodeDecodeError as error:
+        raise InvalidRequest(not_utf8(text, error)) from None
+    except json.JSONDecodeError as error:
+        raise InvalidRequest(f"not JSON: {error.msg} at character {error.pos + 1} of the line") from None
+    except (ValueError, RecursionError) as error:  # an integer of thousands of digits; too deep a nesting
+        raise InvalidRequest(f"not JSON that can be read: {error}") from None
     if not isinstance(values, dict):
         raise InvalidRequest(f"must be a JSON object, got {type(values).__name__}")
     return values
@@ -49,12 +57,13 @@ def identity(values: Mapping[str, Any], default: int | None) -> int | str | None
 
 def request(
     values: Mapping[str, Any], defaults: Mapping[str, Any], *, beams: bool
-) -> tuple[Prompt, Params | None, TaskOptions]:
-    """A line's prompt, decoding parameters, task and languages; what it sets goes before the defaults.
+) -> tuple[Prompt, Params | None, RequestOptions]:
+    """A line's prompt, decoding parameters and options; what it sets goes before the defaults.
 
     The prompt is `prompt` (text), `prompt_token_ids`, or `encoder_prompt` (of either kind, nested), the
-    first two with an optional `decoder_prompt`. All else but `id`, `source_language`,
-    `target_language` and `task` is a parameter. `beams`: the model's own way of decoding is beam search.
+    first two with an optional `decoder_prompt`. The options are `source_language`, `target_language`, `task`
+    and `truncate_prompt_tokens`; all else but `id` is a parameter. `beams`: the model's own way of decoding
+    is beam search.
 
     Raises InvalidRequest, naming the field.
     """
@@ -69,19 +78,25 @@ def request(
     if "encoder_prompt" in given or "decoder_prompt" in values:
         prompt = {"encoder_prompt": prompt, "decoder_prompt": values.get("decoder_prompt")}
     split_prompt(prompt)
-    options = {name: all_values[name] for name in TASK_OPTIONS if all_values.get(name) is not None}
-    for name, value in options.items():
-        if not isinstance(value, str):
-            raise InvalidRequest(f"must be a str, got {type(value).__name__}", field=name)
-    return prompt, parameters(params, beams=beams), TaskOptions(**options)  # type: ignore[typeddict-item]
+    return prompt, parameters(params, beams=beams), options(all_values)
 
 
-def parameters(values: dict[str, Any], *, beams: bool) -> Params | None:
+def options(values: Mapping[str, Any]) -> RequestOptions:
+    """The request's options among values by name. Raises InvalidRequest, naming the one at fault."""
+    given = {name: values[name] for name in _OPTIONS if values.get(name) is not None}
+    for name, value in given.items():
+        kind = str if name in TASK_OPTIONS else int
+        if type(value) is not kind:
+            raise InvalidRequest(f"must be of type {kind.__name__}, got {type(value).__name__}", field=name)
+    return RequestOptions(**given)  # type: ignore[typeddict-item]
+
+
+def parameters(values: Mapping[str, Any], *, beams: bool) -> Params | None:
     """Decoding parameters by name; None, which is the model's own way, where there are none.
 
     Raises InvalidRequest, naming the one at fault.
     """
-    given = {name: value for name, value in values.items() if name not in TASK_OPTIONS}
+    given = {name: value for name, value in values.items() if name not in _OPTIONS}
     return params_of(given, beams=beams) if given else None
 
 
@@ -127,8 +142,9 @@ def failure(error: TandemError) -> dict[str, Any]:
 
 
 def line(values: Mapping[str, Any]) -> str:
-    """One line, with its end. It can be encoded, even where it quotes half a character."""
-    text = json.dumps(values, ensure_ascii=False)
+    """One line, to every reader of lines, with its end. It can be encoded, even where it quotes half a
+    character."""
+    text = json.dumps(values, ensure_ascii=False).translate(_ESCAPED)
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -24,14 +24,14 @@ from tqdm import tqdm
 
 from tandem.batch import corpus, records
 from tandem.errors import (
+    OF_ONE_REQUEST,
     DeadlineExceeded,
     InternalError,
     InvalidRequest,
     Overloaded,
-    RequestTooLarge,
     Unavailable,
 )
-from tandem.inputs import Prompt, RequestOptions, TaskOptions
+from tandem.inputs import Prompt, RequestOptions
 from tandem.limits import DEFAULT_LIMITS
 from tandem.outputs import RequestOutput
 from tandem.params import Params
@@ -97,8 +97,8 @@ class Answerer:
         self._free = asyncio.Semaphore(concurrency)
 
     async def __call__(self, chunk: pa.Table) -> pa.Table:
-        """A chunk is one row: the lines' `numbers` and `texts` become `answers`, which are lines as well, and
-        the `tokens` of each answer, null where it is an error."""
+        """A chunk is one row: the lines' `numbers` and `texts` become `answers`, which are lines as well, the
+        `tokens` of each answer, null where it is an error, and the `errors`, each after its line's number."""
         if self._server is None:  # it belongs to the event loop, which the constructor is not in
             self._server = self._connect()
         server = self._server
@@ -107,10 +107,16 @@ class Answerer:
             *(self._answer(server, number, text) for number, text in zip(numbers, texts, strict=True))
         )
         lines = "".join(map(records.line, answers)).encode()
+        errors = [
+            f"line {number}: {answer['error']['message']}".encode(errors="backslashreplace")
+            for number, answer in zip(numbers, answers, strict=True)
+            if "error" in answer
+        ]
         return pa.table(
             {
                 "answers": pa.array([lines], pa.large_binary()),
                 "tokens": pa.array([[_tokens(answer) for answer in answers]], pa.list_(pa.int64())),
+                "errors": pa.array([errors], pa.list_(pa.large_binary())),
             }
         )
 
@@ -120,13 +126,13 @@ class Answerer:
             try:
                 asked = records.request(records.parse(text), self._defaults, beams=self._beams)
                 return identity | records.answer(await self._ask(server, *asked))
-            except (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError) as error:
+            except OF_ONE_REQUEST as error:
                 if error.field in ("timeout_s", "timeout_ms"):  # not the line's
                     raise
                 return identity | records.failure(error)
 
     async def _ask(
-        self, server: Server, prompt: Prompt, params: Params | None, options: TaskOptions
+        self, server: Server, prompt: Prompt, params: Params | None, options: RequestOptions
     ) -> RequestOutput:
         """Tries again while the server is gone or full, and a few times where a request fails."""
         loop = asyncio.get_running_loop()
@@ -166,6 +172,7 @@ def run(
     timeout_s: float = DEFAULT_LIMITS.timeout_s,
     patience_s: float = 600.0,
     use_tqdm: bool = True,
+    on_error: Callable[[str], None] = lambda _: None,
     pipeline: Pipeline | None = None,
 ) -> Summary:
     """Answers the lines of `source` that `sink` does not answer yet. Ray must run.
@@ -181,6 +188,7 @@ def run(
         timeout_s: longest time an answer may take.
         patience_s: how long the cluster may be gone or full before the run gives up.
         use_tqdm: show a progress bar.
+        on_error: is told of each line that is refused, "line 17: …", the lines of all files numbered through.
         pipeline: has the lines answered; None: `on_ray`.
 
     A line that is refused has its error in the output. Raises InvalidRequest for files that do not belong
@@ -188,7 +196,8 @@ def run(
     """
     if concurrency < 1:
         raise InvalidRequest(f"must be at least 1, got {concurrency}", field="concurrency")
-    records.parameters(dict(defaults or {}), beams=beams)  # else every line would be refused
+    records.parameters(defaults or {}, beams=beams)  # else every line would be refused
+    records.options(defaults or {})
     total = sum(1 for _ in corpus.lines(source))
     with corpus.answers(source, sink) as (out, done):
         answerer = {
@@ -205,8 +214,11 @@ def run(
         with closing(progress), closing((pipeline or on_ray)(read, answerer, connections)) as chunks:
             for chunk in chunks:
                 (lines,), (counts,) = chunk["answers"].to_pylist(), chunk["tokens"].to_pylist()
+                (messages,) = chunk["errors"].to_pylist()
                 out.write(lines)
                 out.flush()
+                for message in messages:
+                    on_error(message.decode())
                 errors = counts.count(None)
                 answered, refused = answered + len(counts) - errors, refused + errors
                 tokens += sum(filter(None, counts))

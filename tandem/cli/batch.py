@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 import signal
+import sys
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
+from tqdm import tqdm
 
 from tandem.cli.options import (
     ClusterOptions,
@@ -19,6 +22,7 @@ from tandem.cli.options import (
     ParamsOption,
     Placement,
     PlacementOption,
+    TruncateOption,
     err,
     errors_shown,
     ingress_mode,
@@ -28,6 +32,8 @@ from tandem.cli.options import (
 
 if TYPE_CHECKING:
     from tandem.client import AsyncClient
+
+_NAMED: Final = 20  # lines with errors that are named; there may be millions
 
 
 @with_cluster_options
@@ -52,6 +58,7 @@ def batch(
     ] = None,
     param: ParamsOption = None,
     max_tokens: MaxTokensOption = None,
+    truncate: TruncateOption = False,
     concurrency: Annotated[int, typer.Option(min=1, help="Requests sent ahead of their answers.")] = 256,
     timeout: Annotated[float, typer.Option(help="Seconds an answer may take.")] = 600,
     model: ModelOption = "quickstart",
@@ -74,19 +81,24 @@ def batch(
       {"id": "a", "outputs": [{"text": "Salut.", "finish_reason": "stop", …
       {"id": 2, "error": {"message": "top_q: unknown parameter", …
 
+    Lines with errors are named on standard error, too, and the exit status
+    is 1 then.
+
     [bold]Examples[/bold]
 
       tandem batch in.jsonl out.jsonl --model google/flan-t5-xl --decoders 8
       tandem batch in.jsonl out.jsonl --server localhost:9000 -p temperature=0
     """
     with errors_shown(), _ends_at_sigterm():
+        from tandem.batch import records
         from tandem.batch.corpus import remaining
-        from tandem.batch.records import assignments, parameters
 
-        given = {} if max_tokens is None else {"max_tokens": max_tokens}
-        defaults = given | assignments(param or [])
+        defaults: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
+        defaults |= {"truncate_prompt_tokens": -1} if truncate else {}
+        defaults |= records.assignments(param or [])
         # Before a cluster is started for nothing.
-        parameters(defaults, beams=False)
+        records.parameters(defaults, beams=False)
+        records.options(defaults)
         if not remaining(source, sink):
             err.print(f"Every line of {source} is answered in {sink}.", highlight=False)
             return
@@ -96,7 +108,13 @@ def batch(
         from tandem.batch import run as batch
         from tandem.cluster import launch, start
 
-        def answer(target: str, beams: bool) -> None:
+        named = itertools.count(1)
+
+        def name(error: str) -> None:
+            if next(named) <= _NAMED:
+                tqdm.write(error, file=sys.stderr)
+
+        def answer(target: str, beams: bool) -> batch.Summary:
             done = batch.run(
                 source,
                 sink,
@@ -106,15 +124,19 @@ def batch(
                 beams=beams,
                 concurrency=concurrency,
                 timeout_s=timeout,
+                on_error=name,
             )
+            if done.refused > _NAMED:
+                err.print(f"{done.refused - _NAMED} more lines have errors: see {sink}.", highlight=False)
             errors = f", {done.refused} errors" if done.refused else ""
             err.print(f"{done.answered} answers, {done.tokens} tokens{errors}.", highlight=False)
+            return done
 
         try:
             if server is not None:
                 with start.ray_alone(cluster.address):
-                    answer(server, beams=False)
-                return
+                    done = answer(server, beams=False)
+                raise typer.Exit(1 if done.refused else 0)
             http_port, grpc_port = start.free_ports("127.0.0.1", 2)
             config = cluster.config(
                 model=model,
@@ -126,7 +148,8 @@ def batch(
             beams = model_info(model).defaults.beams
             err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
             with launch.serve(config, address=cluster.address) as running:
-                answer("ipv4:" + ",".join(running.endpoints().grpc), beams)
+                done = answer("ipv4:" + ",".join(running.endpoints().grpc), beams)
+            raise typer.Exit(1 if done.refused else 0)
         except KeyboardInterrupt:
             err.print(f"Interrupted. {sink} holds what is done; the same command goes on from there.")
             raise typer.Exit(130) from None

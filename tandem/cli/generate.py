@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import islice
+from typing import TYPE_CHECKING, Annotated, Any, cast
 
 import typer
 
@@ -16,15 +18,22 @@ from tandem.cli.options import (
     ModelOption,
     ParamsOption,
     ServerOption,
+    SplitAt,
+    SplitOption,
+    TruncateOption,
     err,
     errors_shown,
     model_info,
 )
+from tandem.cli.texts import read_texts, write_answers, write_stream
+from tandem.errors import InvalidRequest, TandemError
+from tandem.inputs import RequestOptions, TaskOptions, task_options
 
 if TYPE_CHECKING:
-    from tandem.inputs import Prompt, TaskOptions
-    from tandem.outputs import RequestOutput, TextDelta
+    from tandem.client import Client
+    from tandem.outputs import RequestOutput
     from tandem.params import Params
+    from tandem.workers.requests.segmentation import Document, Split
 
 _INPUTS = "lines of --file or of standard input"
 
@@ -52,6 +61,7 @@ def generate(
         str | None, typer.Option("--to", help="The language to answer in.", show_default=False)
     ] = None,
     param: ParamsOption = None,
+    truncate: TruncateOption = False,
     stream: Annotated[bool, typer.Option("--stream", help="Show the text as it grows.")] = False,
     jsonl: JsonLinesOption = False,
 ) -> None:
@@ -66,23 +76,22 @@ def generate(
       tandem generate --stream -p temperature=0.7 -p top_p=0.9 -p seed=1 < prompts.txt
       tandem generate --server localhost:9000 --file prompts.txt --jsonl > answers.jsonl
     """
-    from tandem.inputs import TaskOptions
-
     with errors_shown():
         if stream and jsonl:
             raise typer.BadParameter("streamed text is not JSON; leave one out", param_hint="--stream")
         options = TaskOptions(task=task, source_language=source_language, target_language=target_language)
-        params = _params(model, server, param, options, max_tokens=max_tokens, temperature=temperature)
-        texts = _texts(prompts, file)
+        given = {"max_tokens": max_tokens, "temperature": temperature}
+        asked = _asked(model, server, given, param, options, truncate=truncate)
+        texts = read_texts(prompts, file)
         if stream:
-            _stream(texts, model, server, params, options)
+            _stream(texts, asked)
         else:
-            _answer(texts, model, server, params, options, jsonl)
+            _answer(texts, asked, jsonl=jsonl)
 
 
 def translate(
-    sentences: Annotated[
-        list[str] | None, typer.Argument(help="Sentences to translate.", show_default=_INPUTS)
+    texts: Annotated[
+        list[str] | None, typer.Argument(help="Texts to translate.", show_default=_INPUTS)
     ] = None,
     *,
     to: Annotated[str, typer.Option(help="Target language code, such as fr or de.")] = "fr",
@@ -94,11 +103,12 @@ def translate(
     file: FileOption = None,
     max_tokens: MaxTokensOption = None,
     param: ParamsOption = None,
+    split: SplitOption = SplitAt.sentence,
     jsonl: JsonLinesOption = False,
 ) -> None:
-    """Translate each SENTENCE; one translation a line, in order.
+    """Translate each TEXT; one translation a line, in order.
 
-    What the model wants to read before a sentence is put there.
+    A text is translated sentence by sentence. What the model wants to read before a sentence is put there.
 
     [bold]Examples[/bold]
 
@@ -106,12 +116,10 @@ def translate(
       tandem translate --from en --to fr --file book.en > book.fr
       tandem show MODEL                               which languages it has
     """
-    from tandem.inputs import TaskOptions
-
     with errors_shown():
         options = TaskOptions(source_language=source, target_language=to)
-        params = _params(model, server, param, options, max_tokens=max_tokens)
-        _answer(_texts(sentences, file), model, server, params, options, jsonl)
+        asked = _asked(model, server, {"max_tokens": max_tokens}, param, options, split=split)
+        _answer(read_texts(texts, file), asked, jsonl=jsonl)
 
 
 def summarize(
@@ -124,6 +132,7 @@ def summarize(
     file: FileOption = None,
     max_tokens: MaxTokensOption = None,
     param: ParamsOption = None,
+    truncate: TruncateOption = False,
     jsonl: JsonLinesOption = False,
 ) -> None:
     """Summarize each DOCUMENT; one summary a line, in order.
@@ -136,103 +145,122 @@ def summarize(
       tandem summarize --model google-t5/t5-small --file documents.txt
       tandem summarize --model ./my-t5 --max-tokens 60 "$(tr '\\n' ' ' < article.txt)"
     """
-    from tandem.inputs import TaskOptions
-
     with errors_shown():
         known = "summarization" in (tasks := model_info(model).tasks)
         if tasks and not known:
             err.print(f"{model} has no summarization task, only {', '.join(tasks)}.", style="dim")
         options = TaskOptions(task="summarization" if known else None)
-        params = _params(model, server, param, options, max_tokens=max_tokens)
-        _answer(_texts(documents, file), model, server, params, options, jsonl)
+        asked = _asked(model, server, {"max_tokens": max_tokens}, param, options, truncate=truncate)
+        _answer(read_texts(documents, file), asked, jsonl=jsonl)
 
 
-def _params(
-    model: str, server: str | None, param: list[str] | None, options: TaskOptions, **params: Any
-) -> Params | None:
-    """The command line's parameters, which go before the task's."""
-    from tandem.batch.records import assignments, parameters
+@dataclass(frozen=True, slots=True)
+class _Asked:
+    """What a command line asks of every text."""
 
-    given = {name: value for name, value in params.items() if value is not None} | assignments(param or [])
+    model: str
+    server: str | None
+    params: Params | None
+    options: RequestOptions
+    split: Split
+
+    @property
+    def samples(self) -> int:
+        return 1 if self.params is None else self.params.outputs
+
+
+def _asked(
+    model: str,
+    server: str | None,
+    given: dict[str, Any],
+    param: list[str] | None,
+    options: TaskOptions,
+    *,
+    truncate: bool = False,
+    split: Split = "none",
+) -> _Asked:
+    """The command line's parameters, which go before the task's, and its options."""
+    from tandem.batch import records
+
+    values = {name: value for name, value in given.items() if value is not None}
+    values |= {"truncate_prompt_tokens": -1} if truncate else {}
+    values |= records.assignments(param or [])
+    all_options = cast(RequestOptions, {**options, **records.options(values)})
     # What a server's model does by itself is only known where the model is named for its tasks.
     beams = False
-    if given and (server is None or any(options.values())):
+    if values and (server is None or any(options.values())):
         info = model_info(model)
         task = f"translation_{options.get('source_language')}_to_{options.get('target_language')}"
         task = options.get("task") or task
         beams = info.tasks.get(task, info).defaults.beams
-    return parameters(given, beams=beams)
+    return _Asked(model, server, records.parameters(values, beams=beams), all_options, split)
 
 
-def _texts(arguments: list[str] | None, file: Path | None) -> list[str]:
-    if arguments and file:
-        raise typer.BadParameter("give arguments or a file, not both", param_hint="--file")
-    if arguments:
-        return arguments
-    if file is not None:
-        try:
-            with file.open(encoding="utf-8") as lines:
-                return [line.rstrip("\n") for line in lines]
-        except (OSError, UnicodeDecodeError) as error:
-            raise typer.BadParameter(str(error), param_hint="--file") from None
-    if sys.stdin.isatty():
-        err.print("Reading standard input, one text a line; end with Ctrl-D.", style="dim")
-    return [line.rstrip("\n") for line in sys.stdin]
-
-
-def _answer(
-    texts: list[str], model: str, server: str | None, params: Params | None, options: TaskOptions, jsonl: bool
-) -> None:
+def _answer(texts: list[str], asked: _Asked, *, jsonl: bool) -> None:
     """Prints the answers. A blank line has a blank one, so that the lines of both sides correspond."""
-    from tandem.batch.records import answer, line
-
-    outputs = iter(_outputs([text for text in texts if text.strip()], model, server, params, options))
-    for text in texts:
-        if not text.strip():
-            if not jsonl:
-                print()
-            continue
-        output = next(outputs)
-        if jsonl:
-            sys.stdout.write(line({"prompt": text} | answer(output)))
-        else:
-            for sample in output.outputs:
-                print(sample.text)
-
-
-def _outputs(
-    texts: list[str], model: str, server: str | None, params: Params | None, options: TaskOptions
-) -> list[RequestOutput]:
-    prompts: list[Prompt] = list(texts)
-    if server is not None:
+    keywords: dict[str, Any] = {**asked.options}
+    if asked.server is not None:
         from tandem.client import Client
 
-        with Client(server) as client:
-            return client.generate_many(prompts, params, **options, use_tqdm=True)
-    from tandem.llm import LLM
+        with Client(asked.server) as client:
+            generate = partial(client.generate_each, params=asked.params, use_tqdm=True, **keywords)
+            answers = _answers(texts, _segmenting(client, asked), generate, asked.samples)
+    else:
+        from tandem.llm import LLM
 
-    with LLM(model) as llm:
-        return llm.generate(prompts, params, **options)
+        with LLM(asked.model) as llm:
+            segment = partial(llm.segment, split=asked.split, **task_options(asked.options))
+            generate = partial(llm.generate_each, sampling_params=asked.params, **keywords)
+            answers = _answers(texts, segment, generate, asked.samples)
+    write_answers(texts, answers, samples=asked.samples, jsonl=jsonl)
 
 
-def _stream(
-    texts: list[str], model: str, server: str | None, params: Params | None, options: TaskOptions
-) -> None:
-    if server is not None:
+def _answers(
+    texts: list[str],
+    segment: Callable[[str], Document],
+    generate: Callable[[list[str]], Sequence[RequestOutput | TandemError]],
+    samples: int,
+) -> list[RequestOutput | TandemError]:
+    """Each text's answer, from those to its segments, or the first error of one."""
+    documents = [segment(text) for text in texts]
+    all_answers = iter(generate([part for document in documents for part in document.segments]))
+    answers: list[RequestOutput | TandemError] = []
+    for text, document in zip(texts, documents, strict=True):
+        outputs: list[RequestOutput] = []
+        failed: list[TandemError] = []
+        for answer in islice(all_answers, len(document.segments)):
+            (failed if isinstance(answer, TandemError) else outputs).append(answer)
+        answers.append(failed[0] if failed else document.output(text, outputs, samples))
+    return answers
+
+
+def _segmenting(client: Client, asked: _Asked) -> Callable[[str], Document]:
+    """Cuts texts for a server's model, as the server would."""
+    from tandem.workers.requests.segmentation import Document, segment, within
+
+    if asked.split == "none":
+        return Document.whole
+    most = client.models()[0].max_segment_tokens
+
+    def count(text: str) -> int:
+        try:
+            return len(client.tokenize(text))
+        except InvalidRequest:  # beyond the longest prompt
+            return most + 1
+
+    language = asked.options.get("source_language")
+    return partial(segment, split=asked.split, language=language, fits=within(most, count), most=sys.maxsize)
+
+
+def _stream(texts: list[str], asked: _Asked) -> None:
+    keywords: dict[str, Any] = {**asked.options}
+    if asked.server is not None:
         from tandem.client import Client
 
-        with Client(server) as client:
-            for text in filter(str.strip, texts):
-                _show(client.stream(text, params, **options))
+        with Client(asked.server) as client:
+            write_stream(texts, lambda text: client.stream(text, asked.params, **keywords))
         return
     from tandem.llm import LLM
 
-    with LLM(model) as llm:
-        for text in filter(str.strip, texts):
-            _show(llm.stream(text, params, **options))
-
-
-def _show(pieces: Iterator[TextDelta]) -> None:
-    for piece in pieces:
-        print(piece.text, end="", flush=True)
-    print()
+    with LLM(asked.model) as llm:
+        write_stream(texts, lambda text: llm.stream(text, asked.params, **keywords))

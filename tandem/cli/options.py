@@ -46,6 +46,14 @@ JsonLinesOption = Annotated[
     bool,
     typer.Option("--jsonl", help="One JSON object a line, for texts that may hold line breaks themselves."),
 ]
+TruncateOption = Annotated[
+    bool,
+    typer.Option(
+        "--truncate",
+        help="Read what the model can of an input that is too long, instead of refusing it: its beginning, of a "
+        "decoder-only model's its end. For another length: -p truncate_prompt_tokens=128",
+    ),
+]
 MaxTokensOption = Annotated[
     int | None, typer.Option(help="Most tokens to generate.", show_default="the model's")
 ]
@@ -111,6 +119,18 @@ SetOption = Annotated[
         "--set cuda_graphs=false",
         show_default=False,
     ),
+]
+
+
+class SplitAt(StrEnum):
+    sentence = "sentence"
+    line = "line"
+    none = "none"
+
+
+SplitOption = Annotated[
+    SplitAt,
+    typer.Option(help="Translate sentence by sentence, line by line (of an argument), or each text whole."),
 ]
 
 

@@ -223,6 +223,7 @@ class ServedModel:
     family: str  # its config's `model_type`: "t5", "bart", …
     max_encoder_tokens: int
     max_decoder_tokens: int  # prompt and generated together
+    max_segment_tokens: int  # of a text that is translated by segments, such as sentences
 
 
 def list_models_response(models: Iterable[ServedModel]) -> pb.ListModelsResponse:
@@ -231,6 +232,12 @@ def list_models_response(models: Iterable[ServedModel]) -> pb.ListModelsResponse
 
 def models_of(response: pb.ListModelsResponse) -> list[ServedModel]:
     return [
-        ServedModel(model.id, model.family, model.max_encoder_tokens, model.max_decoder_tokens)
+        ServedModel(
+            model.id,
+            model.family,
+            model.max_encoder_tokens,
+            model.max_decoder_tokens,
+            model.max_segment_tokens,
+        )
         for model in response.models
     ]

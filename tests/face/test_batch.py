@@ -43,6 +43,7 @@ class Server:
     def __init__(self, answer: Callable[[str], Awaitable[RequestOutput]] | None = None) -> None:
         self.asked: list[tuple[Prompt, Params | None, int]] = []
         self.task_options: list[TaskOptions] = []
+        self.truncations: list[int | None] = []
         self.running = self.most = 0
         self._answer = answer
 
@@ -54,6 +55,7 @@ class Server:
     ) -> RequestOutput:
         assert options["timeout_s"]
         self.task_options.append(task_options(options))
+        self.truncations.append(options.get("truncate_prompt_tokens"))
         self.asked.append((prompt, params, options["priority"]))
         self.running += 1
         self.most = max(self.most, self.running)
@@ -175,6 +177,49 @@ def test_a_bad_line_has_its_error_and_holds_nobody_up(files: tuple[Path, Path]) 
     assert {error["error"]["code"] for error in errors} == {"invalid_argument"}
     assert {error["error"]["type"] for error in errors} == {"invalid_request_error"}
     assert good["outputs"][0]["text"] == "good"
+
+
+def test_errors_are_named_with_their_lines(files: tuple[Path, Path]) -> None:
+    files[0].write_bytes(
+        b'\xef\xbb\xbf{"prompt": "a"}\r\n\r\n{"prompt": "b", "id": "x", "top_q": 1}\r\n'
+        + b'{"prompt": "\xe9"}\n[1\n' + b"[" * 100_000 + b"\n" + b"9" * 5000
+        + b'\n{"prompt": "c", "truncate_prompt_tokens": "9"}\n{"prompt": "d\\u2028", "id": 1}'
+    )  # fmt: skip
+    named: list[str] = []
+    assert run(files, Server(), on_error=named.append).answered == 2
+    assert [text[:60] for text in named] == [
+        "line 3: top_q: unknown parameter",
+        "line 4: byte 0xE9: not UTF-8; convert it, as by iconv -f LATIN1 -t UTF-8"[:60],
+        "line 5: not JSON: Expecting ',' delimiter at character 3 of the line"[:60],
+        "line 6: not JSON that can be read: maximum recursion depth exceeded"[:60],
+        "line 7: not JSON that can be read: Exceeds the limit (4300 digits)"[:60],
+        "line 8: truncate_prompt_tokens: must be of type int, got str"[:60],
+    ]
+    answers = read(files[1])
+    assert [answer["id"] for answer in answers] == [1, "x", 4, 5, 6, 7, 8, 1]
+    assert answers[0]["outputs"][0]["text"] == "A", "the byte order mark is no part of the first line"
+    assert files[1].read_text().count("\n") == len(answers)
+
+
+def test_every_file_may_have_a_byte_order_mark(tmp_path: Path) -> None:
+    for name in "ab":
+        (tmp_path / f"{name}.jsonl").write_bytes(b'\xef\xbb\xbf{"prompt": "%s"}\n' % name.encode())
+    with gzip.open(tmp_path / "c.jsonl.gz", "wb") as file:
+        file.write(b'\xef\xbb\xbf{"prompt": "c"}\n')
+    assert run((tmp_path, tmp_path / "out"), Server()).answered == 3
+    (tmp_path / "d.jsonl").write_bytes('{"prompt": "d"}\n'.encode("utf-16"))
+    with pytest.raises(InvalidRequest, match="input: cannot be read: is UTF-16, not UTF-8; convert it"):
+        run((tmp_path, tmp_path / "out"), Server())
+
+
+def test_lines_are_cut_on_request(files: tuple[Path, Path]) -> None:
+    write(files[0], {"prompt": "a", "truncate_prompt_tokens": 5}, {"prompt": "b"})
+    server = Server()
+    run(files, server, defaults={"truncate_prompt_tokens": -1})
+    assert server.truncations == [5, -1]
+    with pytest.raises(InvalidRequest) as caught:
+        run(files, Server(), defaults={"truncate_prompt_tokens": "9"})
+    assert caught.value.field == "truncate_prompt_tokens"
 
 
 def test_an_interrupted_run_goes_on_where_it_was(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,10 @@ from tandem.workers.distributed import Group
 from tandem.workers.models import layers
 from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.stacks import DecoderStack, EncoderStack
+from tandem.workers.requests.output_processor import OutputProcessor
 
 
-def tandem(*arguments: str, stdin: str = "", code: int = 0) -> Result:
+def tandem(*arguments: str, stdin: str | bytes = "", code: int = 0) -> Result:
     result = CliRunner().invoke(app, list(arguments), input=stdin, env={"COLUMNS": "160"})
     assert result.exit_code == code, result.output
     return result
@@ -134,6 +136,79 @@ def test_generate_answers_arguments_a_file_and_stdin_alike(tmp_path: Path) -> No
     assert tandem("generate", stdin=file.read_text()).stdout == from_file
     arguments = tandem("generate", FRENCH + "I am tired.", FRENCH + "I am happy.").stdout
     assert arguments.splitlines() == [text for text in from_file.splitlines() if text]
+
+
+def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "lines"
+    plain = [FRENCH + "I am tired.", "", FRENCH + "I am\u2028happy.", FRENCH + "I see\x0bhim."]
+    expected = tandem("generate", *(text or " " for text in plain)).stdout.replace("\n \n", "\n\n")
+    assert expected.count("\n") == 4
+    for end in ("\n", "\r\n"):
+        for mark in ("", "\ufeff"):
+            data = (mark + end.join(plain)).encode()
+            file.write_bytes(data)
+            assert tandem("generate", "--file", str(file)).stdout == expected
+            assert tandem("generate", stdin=data).stdout == expected
+    file.write_bytes("a\nb\nhé\n".encode("latin-1"))
+    said = "line 3, byte 0xE9: not UTF-8; convert it, as by iconv -f LATIN1 -t UTF-8"
+    assert f"--file: {said}" in tandem("generate", "--file", str(file), code=1).stderr
+    assert f"standard input: {said}" in tandem("generate", stdin=file.read_bytes(), code=1).stderr
+    file.write_bytes("hé".encode("utf-16"))
+    assert "--file: is UTF-16, not UTF-8" in tandem("translate", "--file", str(file), code=1).stderr
+
+
+def test_one_answer_a_line_whatever_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that answers with line feeds, and one line that is too long for it."""
+    folder = str(make_checkpoint(tmp_path, "flan"))
+    monkeypatch.setattr("tandem.workers.requests.tokenizer._CHARS_PER_TOKEN", 4)
+    push = OutputProcessor.push
+
+    def with_line_feeds(self: OutputProcessor, delta: Any) -> Any:
+        return [replace(piece, text=f"{piece.text}\r\n") for piece in push(self, delta)]
+
+    lines = ["ba", "be " * 9000, "", "bi"]
+    short = ["generate", "--model", folder, "--max-tokens", "2"]
+    plain = tandem(*short, stdin="\n".join(lines), code=1)
+    answers = plain.stdout.split("\n")
+    assert (len(answers), answers[1:3], answers[4]) == (5, ["", ""], "")
+    assert answers[0]
+    assert answers[3]
+    assert plain.stderr.startswith("line 2: InvalidRequest prompt: has 27000 characters, of which ")
+    jsonl = [
+        json.loads(line)
+        for line in tandem(*short, "--jsonl", stdin="\n".join(lines), code=1).stdout.splitlines()
+    ]
+    assert [one["prompt"] for one in jsonl] == lines
+    assert [one.get("outputs", [{}])[0].get("text") for one in jsonl] == [answers[0], None, "", answers[3]]
+    assert jsonl[1]["error"]["param"] == "prompt"
+    streamed = tandem(*short, "--stream", stdin="\n".join(lines), code=1)
+    assert (streamed.stdout, streamed.stderr) == (plain.stdout, plain.stderr)
+    sampled = tandem(*short, "-p", "n=2", "-p", "temperature=1.0", stdin="\n".join(lines), code=1)
+    assert sampled.stdout.count("\n") == 8, "two for each"
+    cut = tandem(*short, "--truncate", stdin="\n".join(lines)).stdout.split("\n")
+    assert [cut[0], *cut[2:]] == [answers[0], *answers[2:]]
+    assert cut[1]
+    assert (
+        tandem(*short, "-p", "truncate_prompt_tokens=2", "ba be").stdout == plain.stdout.split("\n")[0] + "\n"
+    )
+    alone = tandem(*short, "be " * 9000, code=1)
+    assert (alone.stdout, alone.stderr.startswith("InvalidRequest prompt: has")) == ("", True)
+    monkeypatch.setattr(OutputProcessor, "push", with_line_feeds)
+    assert tandem(*short, "--stream", stdin="ba\nbi\n").stdout.count("\n") == 2
+
+
+def test_translate_reads_texts_of_many_sentences(tmp_path: Path) -> None:
+    one, two = (tandem("translate", text).stdout[:-1] for text in ("I am tired.", "Where do you live?"))
+    file = tmp_path / "texts"
+    file.write_text("\ufeffI am tired. Where do you live?\n   \nI am tired.\n")
+    result = tandem("translate", "--file", str(file)).stdout
+    assert result == f"{one} {two}\n   \n{one}\n"
+    argument = tandem("translate", "I am tired.\n\nWhere do you live?", "--jsonl").stdout
+    (answer,) = json.loads(argument)["outputs"]
+    assert (answer["text"], answer["finish_reason"]) == (f"{one}\n\n{two}", "stop")
+    by_line = tandem("translate", "--split", "line", "I am tired. Where do you live?").stdout
+    assert by_line == tandem("translate", "--split", "none", "I am tired. Where do you live?").stdout
+    assert by_line == tandem("generate", FRENCH + "I am tired. Where do you live?").stdout
 
 
 def test_generate_streams_the_same_text() -> None:

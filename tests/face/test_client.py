@@ -88,7 +88,9 @@ class Servicer(health_pb2_grpc.HealthServicer):
 
     async def ListModels(self, data: bytes, context: Any) -> pb.ListModelsResponse:
         self._read(pb.ListModelsRequest, data, context)
-        return wire_answers.list_models_response([wire_answers.ServedModel("quickstart", "t5", 512, 256)])
+        return wire_answers.list_models_response(
+            [wire_answers.ServedModel("quickstart", "t5", 512, 256, 128)]
+        )
 
     async def Check(self, _request: Any, _context: Any) -> Any:
         return health_pb2.HealthCheckResponse(status=self.status)
@@ -274,6 +276,26 @@ def test_generate_many_stops_at_an_error(ask: Ask, servicer: Servicer) -> None:
     assert len(servicer.requests) < 1000
 
 
+def test_generate_each_puts_errors_in_their_places(ask: Ask, servicer: Servicer) -> None:
+    async def refuse(request: pb.GenerateRequest) -> pb.GenerateResponse:
+        if request.encoder_prompt.text in ("2", "4"):
+            raise InvalidRequest("will not do", field="encoder_prompt")
+        if request.encoder_prompt.text == "gone":
+            raise ModelNotFound("gone")
+        return await servicer.echo(request)
+
+    servicer.generate = refuse
+    answers = ask("generate_each", [str(i) for i in range(6)], concurrency=2)
+    assert [type(answer) for answer in answers] == [
+        InvalidRequest if i in (2, 4) else RequestOutput for i in range(6)
+    ]
+    assert str(answers[2]) == "encoder_prompt: will not do"
+    assert answers[5].outputs[0].text == "5"
+    with pytest.raises(ModelNotFound):
+        ask("generate_each", ["1", "gone", *map(str, range(1000))], concurrency=2)
+    assert len(servicer.requests) < 1000
+
+
 @pytest.mark.parametrize(
     ("arguments", "field"),
     [
@@ -442,7 +464,7 @@ def test_tokenize(ask: Ask, servicer: Servicer) -> None:
 
 
 def test_models(ask: Ask) -> None:
-    assert ask("models") == [wire_answers.ServedModel("quickstart", "t5", 512, 256)]
+    assert ask("models") == [wire_answers.ServedModel("quickstart", "t5", 512, 256, 128)]
 
 
 def test_health(ask: Ask, servicer: Servicer) -> None:

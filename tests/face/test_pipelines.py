@@ -149,6 +149,40 @@ def test_truncation_cuts_what_is_otherwise_refused(folder: Path) -> None:
         assert pipe("ba be bi bo bu", truncation=True) == pipe("ba be bi")
 
 
+def test_a_text_is_translated_sentence_by_sentence(llm: LLM) -> None:
+    translator = pipeline("translation_en_to_fr", llm)
+    (one,), (other,) = translator("bi bo."), translator("da de?")
+    first, second = one["translation_text"].strip(), other["translation_text"].strip()
+    text = " bi bo. da de?\n\nbi bo.\n"
+    assert translator(text) == [{"translation_text": f" {first} {second}\n\n{first}\n"}]
+    assert translator([text, "bi bo."]) == [*translator(text), one]
+    (by_line,) = translator("bi bo. da de?", split="line")
+    (whole,) = pipeline("text2text-generation", llm)("ma: bi bo. da de?")
+    assert by_line["translation_text"].strip() == whole["generated_text"].strip()
+    assert translator("bi bo. da de?", split="none")[0]["translation_text"] == whole["generated_text"]
+    assert translator(["", " \n", "bi bo."]) == [{"translation_text": ""}, {"translation_text": " \n"}, one]
+    samples = translator(text, num_beams=2, num_return_sequences=2)
+    assert [record["translation_text"].count("\n") for record in samples] == [3, 3]
+    assert translator(" ", num_beams=2, num_return_sequences=2) == [{"translation_text": " "}] * 2
+    long = "bi bo bu " * 5000
+    assert translator(long)[0]["translation_text"]
+    with pytest.raises(InvalidRequest, match="the limit is"):
+        translator(long, split="none")
+    for pipe, arguments in (
+        (pipeline("summarization", llm), {"split": "sentence"}),
+        (translator, {"split": "word"}),
+    ):
+        with pytest.raises(InvalidRequest) as caught:
+            pipe("bi", **arguments)
+        assert caught.value.field == "split"
+
+
+def test_summaries_are_of_whole_texts(summarizer: Pipeline, folder: Path) -> None:
+    text = "bi bo. da de?\nbi bo."
+    expected = reference(folder, summarizer, "ba be: " + text, max_length=9, min_length=5)
+    assert summarizer(text) == [{"summary_text": expected}]
+
+
 def test_the_bundled_model_is_the_default() -> None:
     with pipeline("translation_en_to_de") as translator:
         assert translator("I am happy.")[0]["translation_text"].startswith("Ich bin")

@@ -72,6 +72,7 @@ def test_options_arrive_by_name() -> None:
         request_id="r",
         priority=-3,
         timeout_s=1.5,
+        truncate_prompt_tokens=-1,
     )
     assert options.keys() == set(REQUEST_OPTIONS)
     for request in (

@@ -79,7 +79,7 @@ def test_the_ends_of_a_stream() -> None:
 
 def test_models_come_back_whole() -> None:
     models = [
-        wire_answers.ServedModel("a", "t5", 512, 128),
-        wire_answers.ServedModel("b", "bart", 1024, 1024),
+        wire_answers.ServedModel("a", "t5", 512, 128, 64),
+        wire_answers.ServedModel("b", "bart", 1024, 1024, 512),
     ]
     assert wire_answers.models_of(wire_answers.list_models_response(models)) == models

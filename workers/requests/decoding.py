@@ -100,11 +100,16 @@ def _beams(params: BeamSearchParams, own: GenerationDefaults) -> BeamSearch | No
     )
 
 
+def default_max_tokens(own: GenerationDefaults, prefix: int, room: int) -> int:
+    """Most tokens of an answer, where the request does not say it, after `prefix` that the decoder starts
+    from and with room for `room`. transformers' `max_length` counts the prefix, `max_new_tokens` does not."""
+    default = own.max_new_tokens or (own.max_length and own.max_length - prefix)
+    return max(1, min(default or DEFAULT_MAX_TOKENS, room))
+
+
 def _max_tokens(params: DecodingParams, prefix: int, room: int, own: GenerationDefaults) -> int:
-    """transformers' `max_length` counts what the decoder starts from, `max_new_tokens` does not."""
     if params.max_tokens is None:
-        default = own.max_new_tokens or (own.max_length and own.max_length - prefix)
-        return max(1, min(default or DEFAULT_MAX_TOKENS, room))
+        return default_max_tokens(own, prefix, room)
     if params.max_tokens > room:
         raise InvalidRequest(
             f"{params.max_tokens} tokens after the {prefix} the decoder starts from exceed the limit of "

@@ -239,6 +239,14 @@ class LanguageNames:
         return {_fold(self.name(code)): code for code in self._tags}
 
 
+@lru_cache(_REMEMBERED)
+def subtag_of(name: str) -> str | None:
+    """The BCP 47 subtag of a language, "zh" for "Simplified Chinese"; None for what names none."""
+    folded = _fold(name[:_LONGEST])
+    tag = _parse(folded) or _named(folded)
+    return None if tag is None else tag.subtag
+
+
 def is_group(code: str) -> bool:
     """Whether a code names several languages: OPUS-MT's "ROMANCE", or a collection of ISO 639 as "mul" and
     "sla"."""

@@ -84,4 +84,10 @@ def targets_of(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, str]:
 
 def has_target(text: str) -> bool:
     """Whether a text begins with a token that chooses its target."""
-    return _TARGET.match(text.lstrip()) is not None
+    return bool(split_target(text)[0])
+
+
+def split_target(text: str) -> tuple[str, str]:
+    """The token that chooses a text's target, with the space after it, and the rest; "" where it has none."""
+    match = _TARGET.match(text.lstrip())
+    return (f"{match[0]} ", text.lstrip()[match.end() :]) if match else ("", text)

@@ -22,6 +22,7 @@ class CheckedOptions:
     priority: int
     timeout_s: float | None
     task: ResolvedTask
+    truncate: int | None
     # Engines need an id of their own for each sequence; clients may reuse theirs, and a retry may arrive
     # while the first try is still being cancelled.
     nonce: str = field(default_factory=lambda: secrets.token_hex(8))
@@ -43,6 +44,7 @@ def check_options(limits: Limits, tasks: Tasks, **options: Unpack[RequestOptions
         priority=priority,
         timeout_s=_timeout_s(options.get("timeout_s"), limits.timeout_s),
         task=tasks.resolve(**task_options(options)),
+        truncate=_truncate(options.get("truncate_prompt_tokens")),
     )
 
 
@@ -53,6 +55,14 @@ def _request_id(request_id: str | None, limits: Limits) -> str:
     if not 0 < len(request_id) <= limit or not (request_id.isascii() and request_id.isprintable()):
         raise InvalidRequest(f"must be 1 to {limit} printable ASCII characters", field="request_id")
     return request_id
+
+
+def _truncate(tokens: int | None) -> int | None:
+    if tokens is not None and type(tokens) is not int:
+        raise InvalidRequest(
+            f"must be an integer, got {type(tokens).__name__}", field="truncate_prompt_tokens"
+        )
+    return tokens
 
 
 def _timeout_s(timeout_s: float | None, limit: float) -> float | None:

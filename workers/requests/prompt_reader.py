@@ -17,7 +17,7 @@ from tandem.workers.requests.media import MediaProcessor
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.speech import Opening
 from tandem.workers.requests.tasks import ResolvedTask
-from tandem.workers.requests.tokenizer import TextTokenizer, check_text
+from tandem.workers.requests.tokenizer import Side, TextTokenizer, check_text
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,8 +51,14 @@ class PromptReader:
         self.max_decoder_tokens = min(limits.decoder_tokens, info.decoder_positions or limits.decoder_tokens)
         self._tokenizer, self._processor, self._languages = tokenizer, processor, languages
 
-    def read(self, prompt: Prompt, task: ResolvedTask) -> ParsedPrompt:
-        """Checks a prompt and makes its ids. Raises InvalidRequest, naming the field and the limit."""
+    def read(
+        self, prompt: Prompt, task: ResolvedTask, truncate: int | None = None, answer: int | None = None
+    ) -> ParsedPrompt:
+        """Checks a prompt and makes its ids. Raises InvalidRequest, naming the field and the limit.
+
+        truncate: most tokens of the encoder prompt, or of a decoder-only model's prompt, to read; -1 is the
+            model's own length, which for a decoder-only model leaves `answer` tokens to generate, or one.
+        """
         encoder_side, side, explicit = split_prompt(prompt)
         before = "encoder_prompt." if explicit else ""
         names = ("encoder_prompt" if explicit else "prompt"), f"{before}prompt_token_ids"
@@ -63,10 +69,12 @@ class PromptReader:
             said = bool(encoder_side.text) or encoder_side.token_ids is not None
             if explicit and said:
                 raise InvalidRequest(f"{self.info.name!r} reads no text, its decoder does", field=names[0])
+            if truncate is not None:
+                raise InvalidRequest("is for encoder prompts of text", field="truncate_prompt_tokens")
             if not explicit:  # the text of a lone prompt is the decoder's
                 encoder_side, side = PromptSide(None, None), encoder_side if said else None
         else:
-            encoder_ids += self.prompt_ids(encoder_side, *names, task)
+            encoder_ids += self.prompt_ids(encoder_side, *names, task, truncate, answer)
         shown = _shown(encoder_side, names[0]), side and _shown(side, "decoder_prompt")
         if not self.info.decoder_only:
             prefix = self._prefix(side, task)
@@ -126,11 +134,21 @@ class PromptReader:
         if (size := sum(len(one.data) for one in media)) > limits.media_bytes:
             raise RequestTooLarge(f"has {size} bytes, the limit is {limits.media_bytes}", field=field)
 
-    def prompt_ids(self, side: PromptSide, name: str, ids_name: str, task: ResolvedTask) -> list[int]:
-        """The encoder prompt's ids, or a decoder-only model's."""
+    def prompt_ids(
+        self,
+        side: PromptSide,
+        name: str,
+        ids_name: str,
+        task: ResolvedTask,
+        truncate: int | None = None,
+        answer: int | None = None,
+    ) -> list[int]:
+        """The encoder prompt's ids, or a decoder-only model's. The last two arguments are those of `read`."""
         size, limit, source = self.info.encoder_vocab_size, self.max_encoder_tokens, task.source
         if size is None:
             size, limit = self.info.vocab_size, self.max_decoder_tokens - 1  # one at least is to be generated
+        if truncate is not None:
+            truncate = self._kept(truncate, limit, answer)
         ids = side.token_ids
         if ids is None:
             text = side.text or ""
@@ -138,18 +156,45 @@ class PromptReader:
                 return []
             if not text:
                 raise InvalidRequest("must not be empty", field=name)
-            ids = self._tokenizer.encode(task.input(text), name, limit, special=source is None)
-            ids = [*source.prefix, *ids, *source.suffix] if source else ids
+            text, around = task.input(text), (source.prefix, source.suffix) if source else ((), ())
+            if truncate is None:
+                ids = self._tokenizer.encode(text, name, limit, special=source is None)
+            else:
+                end: Side | None = "left" if self.info.decoder_only else None
+                length = truncate - sum(map(len, around))
+                ids = self._tokenizer.encode_truncated(text, name, length, special=source is None, side=end)
+            ids = [*around[0], *ids, *around[1]]
         elif source:
             raise InvalidRequest("is for a prompt that is text", field="source_language")
         else:
             name = ids_name
+            if truncate is not None and len(ids) > truncate:
+                ids = ids[-truncate:] if self.info.decoder_only else self._truncated_ids(ids, truncate)
         if not ids:
             raise InvalidRequest("has no tokens", field=name)
         if len(ids) > limit:
-            raise InvalidRequest(f"has {len(ids)} tokens, the limit is {limit}", field=name)
+            raise InvalidRequest(
+                f"has {len(ids)} tokens, the limit is {limit}: shorten it or set truncate_prompt_tokens",
+                field=name,
+            )
         check_ids(ids, name, size)
         return list(ids)
+
+    def _kept(self, truncate: int, limit: int, answer: int | None) -> int:
+        """How many tokens of a prompt are read at most."""
+        if truncate == -1:
+            room = self.max_decoder_tokens - (answer or 1) if self.info.decoder_only else limit
+            return max(1, min(room, self._tokenizer.max_length))
+        if not 0 < truncate <= limit:
+            raise InvalidRequest(
+                f"must be 1 to {limit}, or -1 for the model's own length, got {truncate}",
+                field="truncate_prompt_tokens",
+            )
+        return truncate
+
+    def _truncated_ids(self, ids: list[int], length: int) -> list[int]:
+        """The first of an encoder prompt's ids, and its EOS."""
+        return [*ids[: length - 1], ids[-1]] if ids[-1] in self.info.eos_ids else ids[:length]
 
     def _prefix(self, side: PromptSide | None, task: ResolvedTask) -> list[int]:
         """What the decoder starts from: the start token, unless it is there, and the decoder prompt."""

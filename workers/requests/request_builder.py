@@ -10,6 +10,7 @@ import hashlib
 import secrets
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
@@ -19,17 +20,20 @@ from tandem.inputs import (
     PromptSide,
     RequestOptions,
     SingletonPrompt,
+    TaskOptions,
 )
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.params import BeamSearchParams, Params, SamplingParams
 from tandem.workers.request import Decoding, EngineRequest
-from tandem.workers.requests.decoding import check_counts, decoding_of, scoring_of
+from tandem.workers.requests.decoding import check_counts, decoding_of, default_max_tokens, scoring_of
 from tandem.workers.requests.detokenizer import Vocabulary
+from tandem.workers.requests.languages import split_target
 from tandem.workers.requests.media import MediaProcessor, read_processor
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.options import CheckedOptions, check_options
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.prompt_reader import ParsedPrompt, PromptReader
+from tandem.workers.requests.segmentation import Document, Split, segment, within
 from tandem.workers.requests.tasks import ResolvedTask, Tasks
 from tandem.workers.requests.tokenizer import DECODER_TOKENIZER, TextTokenizer, check_text, read_tokenizer
 
@@ -45,6 +49,8 @@ __all__ = [
     "check_text",
     "sample_seed",
 ]
+
+_LEAST_SEGMENT_TOKENS = 16  # however little a model generates by default
 
 
 class RequestBuilder:
@@ -98,7 +104,7 @@ class RequestBuilder:
 
         The options may name one of the model's `task_specific_params`, or the languages of a translation:
         codes of its tokenizer, or those that name a task. What the model wants to read for them is put before
-        a text; token ids are taken as they are.
+        a text; token ids are taken as they are. For `truncate_prompt_tokens` see `LLM.generate`.
 
         Raises InvalidRequest, naming the field and the limit, and ModelNotFound.
         """
@@ -109,7 +115,7 @@ class RequestBuilder:
             params = BeamSearchParams() if task.defaults.beams else SamplingParams()
         check_counts(params, self.limits)
 
-        given = self._reader.read(prompt, task)
+        given = self._reader.read(prompt, task, checked.truncate, params.max_tokens)
         decoding = self._decoding(params, task, given)
         self._check_answer(params.outputs, decoding)
 
@@ -149,7 +155,7 @@ class RequestBuilder:
         task = checked.task
         if not 0 < len(targets) <= self.limits.targets:
             raise InvalidRequest(f"1 to {self.limits.targets} targets, got {len(targets)}", field="targets")
-        given = self._reader.read(prompt, task)
+        given = self._reader.read(prompt, task, checked.truncate)
         if given.opening:
             raise InvalidRequest("is needed: targets follow it", field="source_language")
         ids = [
@@ -158,6 +164,42 @@ class RequestBuilder:
         ]
         sequences = [(scoring_of(len(target)), tuple(target)) for target in ids]
         return _prepared(checked, given, sequences, outputs=len(ids))
+
+    def segment(self, text: str, split: Split, **options: Unpack[TaskOptions]) -> Document:
+        """A text as the segments that are translated each by itself, and what stands between them.
+
+        `split` is "sentence" or "line", for models that translate sentences, or "none", which leaves the text
+        whole. The options are those of the segments' requests; a token with which the text chooses its target
+        stands before each. Raises InvalidRequest, naming the field.
+        """
+        check_text(text, "prompt")
+        task = self.tasks.resolve(**options)
+        most = self.segment_tokens(task)
+        fits = within(most, lambda part: len(self._tokenizer.encode(part, "prompt", most, special=False)))
+        of_task = (pair.source for pair in self.tasks.pairs if pair.task == task.task)
+        source = options.get("source_language") or next(of_task, None)
+        chosen, text = split_target(text) if any(pair.prefix for pair in self.tasks.pairs) else ("", text)
+        document = segment(text, split, language=source, fits=fits, most=self.limits.segments)
+        return replace(document, segments=tuple(chosen + part for part in document.segments))
+
+    @cached_property
+    def max_segment_tokens(self) -> int:
+        """The least of its translation tasks' `segment_tokens`."""
+        tasks = [pair.task for pair in self.tasks.pairs] or [None]
+        return min(self.segment_tokens(self.tasks.resolve(task=task)) for task in tasks)
+
+    def segment_tokens(self, task: ResolvedTask) -> int:
+        """Longest segment of a translated text, special tokens and the task's text not counted: what the
+        tokenizer's makers had in mind, and half of what the model generates at most, because translations may
+        be longer than their sources."""
+        source = task.source
+        around = len(source.prefix) + len(source.suffix) if source else 0
+        around += len(
+            self._tokenizer.encode(task.prefix, "prompt", self.max_encoder_tokens, special=not source)
+        )
+        room = min(self.max_encoder_tokens, self._tokenizer.max_length) - around
+        answer = default_max_tokens(task.defaults, 1, self.max_decoder_tokens - 1)
+        return max(1, min(room, max(answer // 2, _LEAST_SEGMENT_TOKENS)))
 
     def tokenize(self, text: str, *, field: str = "text") -> list[int]:
         """The ids a prompt's text becomes, special tokens included. Raises InvalidRequest."""

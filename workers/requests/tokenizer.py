@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, cast
+from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from tandem.errors import InvalidRequest, ModelLoadError
 
@@ -13,6 +13,8 @@ if TYPE_CHECKING:
 
 # No tokenizer in use averages this many characters a token, so a longer text is refused unread.
 _CHARS_PER_TOKEN: Final = 64
+
+Side = Literal["left", "right"]  # of a text, in the order that it is read
 
 # The subfolder of a model's folder with its decoder's tokenizer, where that is another than the encoder's.
 DECODER_TOKENIZER: Final = "decoder_tokenizer"
@@ -54,6 +56,9 @@ class TextTokenizer:
             # Set once here: setting them for each call, as the wrapper does, is not thread-safe.
             backend.no_truncation()
             backend.no_padding()
+        # The longest input that the tokenizer's makers had in mind, special tokens included.
+        self.max_length: int = tokenizer.model_max_length
+        self._truncation_side: Side = tokenizer.truncation_side
 
     def encode(self, text: str, name: str, limit: int, *, special: bool, target: bool = False) -> list[int]:
         """A text's ids, `special` tokens included, or as the decoder reads them (`target`).
@@ -71,6 +76,38 @@ class TextTokenizer:
             return list(backend.encode(text, add_special_tokens=special).ids)
         tokenizer = self._target_tokenizer if target else self._tokenizer
         return list(tokenizer.encode(text, add_special_tokens=special, verbose=False))
+
+    def encode_truncated(
+        self, text: str, name: str, length: int, *, special: bool, side: Side | None = None
+    ) -> list[int]:
+        """A text's ids, of which at most `length` are kept, `special` tokens included: those of transformers'
+        `tokenizer(text, truncation=True, max_length=length)`. `side` loses the others; None: the tokenizer's.
+
+        Raises InvalidRequest, naming `name`, or "truncate_prompt_tokens" where the special tokens alone are
+        more.
+        """
+        check_text(text, name)
+        side, most = side or self._truncation_side, max(1, length) * _CHARS_PER_TOKEN
+        near = text[:most] if side == "right" else text[-most:]
+        kept = self._truncated(near, length, special=special, side=side)
+        if near != text and len(kept) < length:  # long runs of spaces, say
+            return self._truncated(text, length, special=special, side=side)
+        return kept
+
+    def _truncated(self, text: str, length: int, *, special: bool, side: Side) -> list[int]:
+        backend, tokenizer = self._backends[0], self._tokenizer
+        added = (backend or tokenizer).num_special_tokens_to_add(False) if special else 0
+        if (room := length - added) < 0:
+            raise InvalidRequest(
+                f"must be at least {added}, the special tokens, got {length}", field="truncate_prompt_tokens"
+            )
+        if backend is not None:
+            encoding = backend.encode(text, add_special_tokens=False)
+            encoding.truncate(room, direction=side)
+            return list(backend.post_process(encoding).ids if special else encoding.ids)
+        ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
+        ids = ids[:room] if side == "right" else ids[max(0, len(ids) - room) :]
+        return list(tokenizer.build_inputs_with_special_tokens(ids) if special else ids)
 
 
 def check_text(text: str, name: str) -> None:

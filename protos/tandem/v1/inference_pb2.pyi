@@ -61,7 +61,7 @@ class GenerateStreamRequest(_message.Message):
     def __init__(self, encoder_prompt: _Optional[_Union[EncoderPrompt, _Mapping]] = ..., decoder_prompt: _Optional[_Union[Prompt, _Mapping]] = ..., sampling_params: _Optional[_Union[SamplingParams, _Mapping]] = ..., beam_search_params: _Optional[_Union[BeamSearchParams, _Mapping]] = ..., options: _Optional[_Union[RequestOptions, _Mapping]] = ...) -> None: ...
 
 class RequestOptions(_message.Message):
-    __slots__ = ("request_id", "model", "priority", "timeout_ms", "source_language", "target_language", "task")
+    __slots__ = ("request_id", "model", "priority", "timeout_ms", "source_language", "target_language", "task", "truncate_prompt_tokens")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
@@ -69,6 +69,7 @@ class RequestOptions(_message.Message):
     SOURCE_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     TARGET_LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
+    TRUNCATE_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     request_id: str
     model: str
     priority: int
@@ -76,7 +77,8 @@ class RequestOptions(_message.Message):
     source_language: str
     target_language: str
     task: str
-    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., task: _Optional[str] = ...) -> None: ...
+    truncate_prompt_tokens: int
+    def __init__(self, request_id: _Optional[str] = ..., model: _Optional[str] = ..., priority: _Optional[int] = ..., timeout_ms: _Optional[int] = ..., source_language: _Optional[str] = ..., target_language: _Optional[str] = ..., task: _Optional[str] = ..., truncate_prompt_tokens: _Optional[int] = ...) -> None: ...
 
 class EncoderPrompt(_message.Message):
     __slots__ = ("text", "token_ids", "media")
@@ -382,13 +384,15 @@ class ListModelsResponse(_message.Message):
     def __init__(self, models: _Optional[_Iterable[_Union[Model, _Mapping]]] = ...) -> None: ...
 
 class Model(_message.Message):
-    __slots__ = ("id", "family", "max_encoder_tokens", "max_decoder_tokens")
+    __slots__ = ("id", "family", "max_encoder_tokens", "max_decoder_tokens", "max_segment_tokens")
     ID_FIELD_NUMBER: _ClassVar[int]
     FAMILY_FIELD_NUMBER: _ClassVar[int]
     MAX_ENCODER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     MAX_DECODER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MAX_SEGMENT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     id: str
     family: str
     max_encoder_tokens: int
     max_decoder_tokens: int
-    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., max_encoder_tokens: _Optional[int] = ..., max_decoder_tokens: _Optional[int] = ...) -> None: ...
+    max_segment_tokens: int
+    def __init__(self, id: _Optional[str] = ..., family: _Optional[str] = ..., max_encoder_tokens: _Optional[int] = ..., max_decoder_tokens: _Optional[int] = ..., max_segment_tokens: _Optional[int] = ...) -> None: ...

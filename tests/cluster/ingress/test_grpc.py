@@ -399,7 +399,7 @@ async def test_tokenize(api: Api, request_builder: RequestBuilder) -> None:
 async def test_list_models(api: Api) -> None:
     [model] = (await api.ListModels(b"", Context())).models
     assert (model.id, model.family) == ("tiny", "t5")
-    assert (model.max_encoder_tokens, model.max_decoder_tokens) == (64, 64)
+    assert (model.max_encoder_tokens, model.max_decoder_tokens, model.max_segment_tokens) == (64, 64, 31)
 
 
 async def test_health(api: Api, router: FakeRouter) -> None:

@@ -1,0 +1,205 @@
+"""A document's segments: sentences where its language ends them, and all else where it was."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+
+from tandem.errors import InvalidRequest
+from tandem.outputs import CompletionOutput, RequestOutput
+from tandem.workers.requests.segmentation import SPLITS, Document, Split, is_blank, segment, within
+
+LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
+
+
+def cut(
+    text: str,
+    split: Split = "sentence",
+    language: str | None = "en",
+    *,
+    words: int = 100,
+    most: int = 100_000,
+) -> Document:
+    """With a limit in words, or in characters where there are no spaces."""
+    fits = within(words, lambda part: len(part.split()) if " " in part else len(part))
+    return segment(text, split, language=language, fits=fits, most=most)
+
+
+@pytest.mark.parametrize(
+    ("language", "text", "segments"),
+    [
+        ("en", "Good morning. How are you? I am fine!", ["Good morning.", "How are you?", "I am fine!"]),
+        ("en", "Dr. Smith met Mr. Jones. They spoke.", ["Dr. Smith met Mr. Jones.", "They spoke."]),
+        ("en", "It costs 3.50 euros. Or 1,000.25.", ["It costs 3.50 euros.", "Or 1,000.25."]),
+        ("en", "See https://example.com/a.b?c=1. It is good.", ["See https://example.com/a.b?c=1.", "It is good."]),
+        ("en", "Mail me@example.com. Now.", ["Mail me@example.com.", "Now."]),
+        ("en", "Wait... what? Yes.", ["Wait... what?", "Yes."]),
+        ("en_XX", "The U.S. is big. Very big.", ["The U.S. is big.", "Very big."]),
+        ("de", "Das ist z. B. gut. Am 3. Mai kam er.", ["Das ist z. B. gut.", "Am 3. Mai kam er."]),
+        ("deu_Latn", "Herr Dr. Meier kommt. Er ist da.", ["Herr Dr. Meier kommt.", "Er ist da."]),
+        ("fr", "Bonjour ! Comment vas-tu ? Bien.", ["Bonjour !", "Comment vas-tu ?", "Bien."]),
+        ("es", "¿Qué tal? ¡Muy bien! Adiós.", ["¿Qué tal?", "¡Muy bien!", "Adiós."]),
+        ("ru", "Привет. Как дела? Хорошо.", ["Привет.", "Как дела?", "Хорошо."]),
+        ("zh", "你好。你好吗？我很好！", ["你好。", "你好吗？", "我很好！"]),
+        ("zho_Hans", "他说：“走吧。”我们走了。", ["他说：“走吧。”", "我们走了。"]),
+        ("ja", "こんにちは。元気ですか？はい、元気です。", ["こんにちは。", "元気ですか？", "はい、元気です。"]),
+        ("ko", "안녕하세요. 잘 지내요? 네.", ["안녕하세요.", "잘 지내요?", "네."]),
+        ("ar", "كيف حالك؟ أنا بخير. شكرا.", ["كيف حالك؟", "أنا بخير.", "شكرا."]),
+        ("hi", "आप कैसे हैं? मैं ठीक हूँ। धन्यवाद।", ["आप कैसे हैं?", "मैं ठीक हूँ।", "धन्यवाद।"]),
+        ("hin_Deva", "यह ठीक है। वह भी।", ["यह ठीक है।", "वह भी।"]),
+        ("hy", "Բարև։ Ինչպե՞ս ես։", ["Բարև։", "Ինչպե՞ս ես։"]),
+        ("urd_Arab", "یہ اچھا ہے۔ وہ بھی۔", ["یہ اچھا ہے۔", "وہ بھی۔"]),
+        ("xx", "One. Two.", ["One.", "Two."]),
+        (None, "One. Two.", ["One.", "Two."]),
+        ("en", "…", ["…"]),
+        ("en", "😀 👍🏽", ["😀 👍🏽"]),
+        ("en", "?!", ["?!"]),
+        ("en", "no mark at the end", ["no mark at the end"]),
+    ],
+)  # fmt: skip
+def test_sentences_of_a_language(language: str | None, text: str, segments: list[str]) -> None:
+    document = cut(text, language=language)
+    assert list(document.segments) == segments
+    assert document.join(segments) == text
+
+
+def test_lines_stay_one_for_one() -> None:
+    text = "\ufeff\n  One. Two.\r\n\r\n\tThree\u2028Four\x0bFive\x85Six  \n\n"
+    document = cut(text)
+    assert document.segments == ("One.", "Two.", "Three", "Four", "Five", "Six")
+    assert document.gaps == ("\ufeff\n  ", " ", "\r\n\r\n\t", "\u2028", "\x0b", "\x85", "  \n\n")
+    assert document.join([s.upper() for s in document.segments]) == text.upper()
+    by_line = cut(text, "line")
+    assert by_line.segments == ("One. Two.", "Three", "Four", "Five", "Six")
+    assert cut(text, "none") == Document((text,), ("", ""))
+
+
+@pytest.mark.parametrize(
+    "text", ["", " ", "\n", "   ", "\r\n\t\n", "\u3000\xa0", "\u200b", "\ufeff", "\u200e \u2028"]
+)
+def test_a_blank_text_has_no_segment(text: str) -> None:
+    assert is_blank(text)
+    for split in SPLITS:
+        document = cut(text, split)
+        assert document == Document((), (text,))
+        assert document.join([]) == text
+        answer = document.output(text, [], samples=2)
+        assert [(one.text, one.finish_reason, one.token_ids) for one in answer.outputs] == [
+            (text, "stop", [])
+        ] * 2
+
+
+@pytest.mark.parametrize(
+    ("text", "translations", "joined"),
+    [
+        ("你好。你好吗？", ["Hello.", "How are you?"], "Hello. How are you?"),
+        ("你好。\n\n你好吗？好。", ["Hello.", "How are you?", "Fine."], "Hello.\n\nHow are you? Fine."),
+        ("Hello. How are you?", ["你好。", "你好吗？"], "你好。你好吗？"),
+        ("Hello.  How are you?\tFine.", ["你好。", "你好吗？", "好。"], "你好。你好吗？\t好。"),
+        ("Hello.\nHow are you?", ["你好。", "你好吗？"], "你好。\n你好吗？"),
+        ("こんにちは。元気？", ["你好。", "好吗？"], "你好。好吗？"),
+        ("Hello.  How are you?", ["Hallo.", "Wie geht's?"], "Hallo.  Wie geht's?"),
+        ("Hello. How are you?", ["안녕하세요.", "잘 지내요?"], "안녕하세요. 잘 지내요?"),
+        ("Hello. How are you?", ["สวัสดี", "สบายดีไหม"], "สวัสดี สบายดีไหม"),
+        ("  Hello. \n", [" Hallo. "], "  Hallo. \n"),
+        ("Hello. How are you?", ["", "Wie geht's?"], " Wie geht's?"),
+    ],
+)
+def test_translations_are_spaced_as_their_language_is(
+    text: str, translations: list[str], joined: str
+) -> None:
+    assert cut(text, language=None).join(translations) == joined
+
+
+def test_a_sentence_that_is_too_long_is_cut_where_it_hurts_least() -> None:
+    long = "he came; she saw the house, the tree, and the dog that slept; they all went home at last"
+    parts = cut(long, words=8).segments
+    assert " ".join(parts) == long
+    assert all(len(part.split()) <= 8 for part in parts)
+    assert [part[-1] for part in parts[:-1]] == [",", ";"]
+    assert cut("word " * 64, words=8).segments == ("word " * 7 + "word",) * 8
+    quoted = cut('"I came. I saw. I left." ' * 2, words=6).segments
+    assert all(len(part.split()) <= 6 for part in quoted)
+    chinese = "我喜欢苹果，他喜欢梨子，她喜欢葡萄，我们都喜欢水果"
+    parts = cut(chinese, language="zh", words=14).segments
+    assert "".join(parts) == chinese
+    assert [part[-1] for part in parts[:-1]] == ["，"] * (len(parts) - 1)
+    assert cut(chinese, language="zh", words=14).join(["a"] * len(parts)) == " ".join(["a"] * len(parts))
+    one_word = "x" * 1000
+    parts = cut(one_word, words=300).segments
+    assert cut(one_word, words=300).join(parts) == one_word, "no space within a word"
+    assert cut("10,000.50 at 10:30, on 1/2/3", words=3).segments == ("10,000.50 at 10:30,", "on 1/2/3")
+
+
+def test_characters_are_not_torn_apart() -> None:
+    family = "👩\u200d👩\u200d👧\u200d👦"
+    for parts in (cut(family * 4, words=16).segments, cut("e\u0301" * 9, words=4).segments):
+        assert all(part[0] not in "\u200d\u0301" and part[-1] != "\u200d" for part in parts)
+        assert len(parts) > 1
+    assert "".join(cut("\u0301" * 500, words=3).segments) == "\u0301" * 500
+
+
+_PARTS = [
+    *LINE_ENDS, *" \t\xa0\u3000.!?。？！…,;:，、\"'“”()«»-–*1aZééя好あ한ไ؟।\u200b\u200d\u0301😀",
+    "\r\n", "Dr. ", ". A", "http://a.b/c ",
+]  # fmt: skip
+TEXTS = st.lists(
+    st.one_of(st.sampled_from(_PARTS), st.characters(exclude_categories=["Cs"])), max_size=80
+).map("".join)
+
+
+@given(
+    TEXTS, st.sampled_from(SPLITS), st.sampled_from([None, "en", "de", "zh", "ja", "ar", "hi", "th"]),
+    st.integers(1, 30),
+)  # fmt: skip
+@example("a\r\n", "line", "en", 1)
+@example('"A. B.\n"C. "', "sentence", "en", 30)
+def test_what_is_joined_unchanged_is_the_text(
+    text: str, split: Split, language: str | None, most: int
+) -> None:
+    def fits(part: str) -> bool:
+        return len(part) <= most
+
+    document = segment(text, split, language=language, fits=fits, most=1000)
+    assert "".join(a + b for a, b in zip(document.gaps, (*document.segments, ""), strict=True)) == text
+    assert document.join(document.segments) == text or split == "none"
+    assert not any(map(is_blank, document.segments))
+    if split != "none":
+        assert all(part == part.strip() and fits(part) for part in document.segments)
+        assert not any(end in part for part in document.segments for end in LINE_ENDS)
+
+
+def test_long_documents() -> None:
+    sentence = "The quick brown fox, which is quick, jumps over the lazy dog. "
+    text = sentence * (200_000 // len(sentence))
+    assert set(cut(text).segments) == {sentence.strip()}
+    text = "no mark " * 25_000
+    document = cut(text)
+    assert document.join(document.segments) == text
+    assert max(len(part.split()) for part in document.segments) <= 100
+    for mark in ('"', "(", "“", "*", ".", "'", "1. ", "a)"):
+        text = mark * (30_000 // len(mark))
+        document = cut(text)
+        assert document.join(document.segments) == text
+    with pytest.raises(InvalidRequest, match="has more than 9 sentences; send it in parts") as caught:
+        cut("One. " * 10, most=9)
+    assert caught.value.field == "prompt"
+    assert len(cut("One. " * 9, most=9).segments) == 9
+
+
+def output(text: str, ids: list[int], reason: str = "stop", score: float | None = None) -> RequestOutput:
+    sample = CompletionOutput(0, text, ids, reason, score=score)  # type: ignore[arg-type]
+    return RequestOutput("r", None, ids, None, [0], [sample])
+
+
+def test_the_answers_to_segments_make_one() -> None:
+    text = "One.\nTwo. "
+    document = cut(text)
+    whole = document.output(text, [output("Eins.", [5, 1]), output("Zwei.", [6, 1], "length")])
+    (sample,) = whole.outputs
+    assert (whole.encoder_prompt, sample.text) == (text, "Eins.\nZwei. ")
+    assert (sample.token_ids, sample.finish_reason, sample.score) == ([5, 1, 6, 1], "length", None)
+    alone = output("Eins.", [5, 1], score=-0.5)
+    assert cut("One.").output("One.", [alone]) is alone
+    assert cut(" One.").output(" One.", [alone]).outputs[0].score == -0.5

@@ -1,0 +1,227 @@
+"""A document as the segments that a sentence model translates, and what stands between them.
+
+    document = segment("Good morning.\\nHow are you? Fine.", "sentence", language="en", fits=fits)
+    document.segments  # ("Good morning.", "How are you?", "Fine.")
+    document.join(["Bonjour.", "Comment vas-tu ?", "Bien."])  # "Bonjour.\\nComment vas-tu ? Bien."
+
+Every segment is a prompt of its own: models of sentences (Marian, NLLB, T5's translation tasks) drop what
+follows the first sentences of a longer text, so that sentences are not packed together.
+`RequestBuilder.segment` knows the language, and how long a segment of its model may be.
+"""
+
+from __future__ import annotations
+
+import re
+import unicodedata
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Final, Literal, get_args
+
+from tandem.errors import InvalidRequest
+from tandem.outputs import CompletionOutput, RequestOutput
+from tandem.workers.requests.language_names import subtag_of
+
+Split = Literal["none", "line", "sentence"]
+SPLITS: Final[tuple[Split, ...]] = get_args(Split)
+
+# Everything that some reader takes for the end of a line.
+_ENDS: Final = r"\n\r\v\f\x1c-\x1e\x85\u2028\u2029"
+_LINE: Final = re.compile(rf"[^{_ENDS}]*(?:\r\n|[{_ENDS}]|\Z)")
+
+# Characters of a line that the segmenter is given at once, which bounds its time.
+_WINDOW: Final = 2048
+
+# Where a sentence that is too long is cut, the best places first: after a sentence within it (in quotes, say),
+# after a clause, between words. Marks of scripts with spaces count where a space follows, so that "1,000.5",
+# "10:30" and "example.com" stay whole.
+_CLOSERS: Final = r"[\"'”’»)\]」』】）]*"
+_CUTS: Final = (
+    re.compile(rf"[。！？｡؟۔।॥።၊။៕]{_CLOSERS}\s*|[.!?…]{_CLOSERS}\s+"),
+    re.compile(rf"[，、；：،؛፣፤]{_CLOSERS}\s*|[,;:)\]—–]{_CLOSERS}\s+|\s[—–-]\s+"),
+    re.compile(r"\s+"),
+)
+
+_MOST_CHARACTERS: Final = 16  # of a token, on average: a longer text is not counted
+_LONGEST_CHARACTER: Final = 16  # code points that are one character to the eye: letters with marks, emoji
+
+# Scripts whose sentences stand without a space between them: Han and kana, with their punctuation.
+_CJK: Final = r"\u2e80-\u312f\u31a0-\u9fff\uf900-\ufaff\ufe30-\ufe4f\uff01-\uff9f\U00020000-\U0003ffff"
+_UNSPACED_SENTENCES: Final = re.compile(f"[{_CJK}]")
+# Scripts whose words do: those, and Thai, Lao, Tibetan, Burmese, Khmer.
+_UNSPACED_WORDS: Final = re.compile(rf"[{_CJK}\u0e00-\u0fff\u1000-\u109f\u1780-\u17ff]")
+
+
+@dataclass(frozen=True, slots=True)
+class Document:
+    """A text, cut: `gaps[0] + segments[0] + gaps[1] + … + gaps[-1]`.
+
+    Gaps are white space, line ends included, or empty, as between Chinese sentences.
+    """
+
+    segments: tuple[str, ...]  # none of them blank; a blank text has none
+    gaps: tuple[str, ...]  # one more
+
+    def join(self, translations: Sequence[str]) -> str:
+        """The segments' translations, in their order, as one text.
+
+        The gaps stay as they are. Where sentences of one language stand apart and those of the other do not,
+        an empty gap becomes a space, or spaces become none.
+        """
+        texts = [text.strip() for text in translations]
+        parts = [self.gaps[0]]
+        for number, (text, gap) in enumerate(zip(texts, self.gaps[1:], strict=True), 1):
+            if number < len(texts):
+                source = self.segments[number - 1], self.segments[number]
+                gap = _gap(gap, source, (text, texts[number]))
+            parts += text, gap
+        return "".join(parts)
+
+    @classmethod
+    def whole(cls, text: str) -> Document:
+        """A text that is one segment; none if it is blank."""
+        return cls((), (text,)) if is_blank(text) else cls((text,), ("", ""))
+
+    def output(self, text: str, outputs: Sequence[RequestOutput], samples: int = 1) -> RequestOutput:
+        """The answer to `text`, the whole document, from those to its segments: their texts joined, their
+        tokens one after another. It has so many `samples`, a blank text's, too, whose answer is the text."""
+        if outputs and self.gaps == ("", ""):
+            return outputs[0]
+        parts = [[output.outputs[index] for output in outputs] for index in range(samples)]
+        return RequestOutput(
+            request_id=outputs[0].request_id if outputs else "",
+            encoder_prompt=text,
+            encoder_prompt_token_ids=[i for output in outputs for i in output.encoder_prompt_token_ids],
+            prompt=None,
+            prompt_token_ids=outputs[0].prompt_token_ids if outputs else [],
+            outputs=[self._sample(index, own) for index, own in enumerate(parts)],
+        )
+
+    def _sample(self, index: int, parts: Sequence[CompletionOutput]) -> CompletionOutput:
+        logprobs = [part.logprobs for part in parts if part.logprobs is not None]
+        sums = [part.cumulative_logprob for part in parts if part.cumulative_logprob is not None]
+        return CompletionOutput(
+            index=index,
+            text=self.join([part.text for part in parts]),
+            token_ids=[i for part in parts for i in part.token_ids],
+            finish_reason=next((p.finish_reason for p in parts if p.finish_reason != "stop"), "stop"),
+            logprobs=list(chain.from_iterable(logprobs)) if logprobs else None,
+            cumulative_logprob=sum(sums) if sums else None,
+            score=parts[0].score if len(parts) == 1 else None,  # scores of several beams have no sum
+        )
+
+
+def segment(
+    text: str, split: Split, *, language: str | None, fits: Callable[[str], bool], most: int
+) -> Document:
+    """Cuts a text at the ends of its lines ("line"), or also at those of its sentences ("sentence"), and
+    where what is left does not fit at clauses, at spaces, then anywhere. "none" leaves it whole.
+
+    Args:
+        language: of the text, by any name; its abbreviations and marks count. What names no language is taken
+            for English, as the segmenter takes every language that it does not know.
+        fits: whether a text is short enough for a segment.
+        most: segments.
+
+    Raises InvalidRequest where there are more.
+    """
+    if split == "none":
+        return Document.whole(text)
+    segments: list[str] = []
+    gaps: list[str] = []
+    gap = ""
+    for part in _parts(text, split, subtag_of(language or "en") or "en", fits):
+        if is_blank(part):
+            gap += part
+            continue
+        if len(segments) == most:
+            raise InvalidRequest(f"has more than {most} {split}s; send it in parts", field="prompt")
+        core = part.strip()
+        start = part.index(core)
+        segments.append(core)
+        gaps.append(gap + part[:start])
+        gap = part[start + len(core) :]
+    return Document(tuple(segments), (*gaps, gap))
+
+
+def within(tokens: int, count: Callable[[str], int]) -> Callable[[str], bool]:
+    """Whether a text has at most so many tokens. They are counted where the characters do not say it."""
+
+    def fits(text: str) -> bool:
+        if len(text) < tokens and text.isascii():
+            return True
+        return len(text) <= tokens * _MOST_CHARACTERS and count(text) <= tokens
+
+    return fits
+
+
+def is_blank(text: str) -> bool:
+    """Whether there is nothing to see: white space, control and format characters only."""
+    return not text or all(unicodedata.category(char) in _INVISIBLE for char in text)
+
+
+_INVISIBLE: Final = frozenset({"Zs", "Zl", "Zp", "Cc", "Cf"})
+
+
+def _parts(text: str, split: Split, language: str, fits: Callable[[str], bool]) -> Iterator[str]:
+    for match in _LINE.finditer(text):
+        line = match.group()
+        for part in _sentences(line, language) if split == "sentence" else [line]:
+            yield from _fitting(part, fits)
+
+
+def _sentences(line: str, language: str) -> Iterator[str]:
+    """The sentences of a line, each with the white space after it."""
+    from sentencex import segment as sentences_of
+
+    start = 0
+    while start < len(line):
+        window = line[start : start + _WINDOW]
+        sentences = sentences_of(language, window)
+        if start + len(window) < len(line):  # the last one may go on
+            sentences = sentences[:-1] or [window[: window.rfind(" ") + 1] or window]
+        yield from sentences
+        start += sum(map(len, sentences))
+
+
+def _fitting(text: str, fits: Callable[[str], bool]) -> Iterator[str]:
+    """`text`, in halves of halves where it does not fit."""
+    core = text.strip()
+    if len(core) < 2 or fits(core):
+        yield text
+        return
+    cut = _cut(text)
+    yield from _fitting(text[:cut], fits)
+    yield from _fitting(text[cut:], fits)
+
+
+def _cut(text: str) -> int:
+    """The place nearest the middle of a text, and not far from it, where it is best cut."""
+    middle, away = len(text) // 2, len(text) // 4
+    for pattern in _CUTS:
+        ends = [match.end() for match in pattern.finditer(text, middle - away, middle + away)]
+        if ends := [end for end in ends if 0 < end < len(text)]:
+            return min(ends, key=lambda end: abs(end - middle))
+    near = range(middle, max(0, middle - _LONGEST_CHARACTER), -1)
+    return next((at for at in near if not _joined(text, at)), middle)
+
+
+def _joined(text: str, at: int) -> bool:
+    """Whether the characters before and after a place are one to the eye."""
+    joiner = "\u200d"
+    return text[at - 1] == joiner or text[at] == joiner or unicodedata.category(text[at]).startswith("M")
+
+
+def _gap(gap: str, source: tuple[str, str], translation: tuple[str, str]) -> str:
+    if not gap:
+        apart = _meets(_UNSPACED_WORDS, source) and not _meets(_UNSPACED_WORDS, translation)
+        return " " if apart else gap
+    if not gap.strip(" ") and not _meets(_UNSPACED_SENTENCES, source):
+        return "" if _meets(_UNSPACED_SENTENCES, translation) else gap
+    return gap
+
+
+def _meets(script: re.Pattern[str], texts: tuple[str, str]) -> bool:
+    """Whether the first text ends in a script, or the second begins in it."""
+    left, right = texts
+    return bool(script.match(left[-1:]) or script.match(right[:1]))
