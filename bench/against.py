@@ -1,13 +1,14 @@
 """This checkout against another one, in turns on one machine: what a change did to the speed.
 
-    python bench/against.py OTHER [--rounds 9] [--out bench/results/against.json]
+    python bench/against.py OTHER [--rounds 12] [--out bench/results/against.json]
 
 OTHER is the folder of another checkout with its `.venv`. Each has processes of its own, which use only names
 that both have: `LLM`, the parameters, `AsyncClient`, `launch.serve`. Loads of the engine are those of
 engine.py, of the random T5-small shape and the bundled model, in float32 and in 8 bits; of the cluster 32
 clients, whole answers and streams, and the first token of one client. In every round both do the same
-requests, each first in turn. A figure is the ratio of this checkout's tokens/s to the other's, or for first
-tokens of the other's time to this checkout's: above 1 this one is ahead. Medians over rounds.
+requests, each first in turn; after a third of the rounds both get new processes, whose places in memory make
+some percent. A figure is the ratio of this checkout's tokens/s to the other's, or for first tokens of the
+other's time to this checkout's: above 1 this one is ahead. Medians over rounds.
 """
 
 from __future__ import annotations
@@ -26,6 +27,8 @@ from typing import Any
 
 BATCH = 32  # sequences at once
 CLIENTS = 32
+PROCESSES = 3  # of each checkout and setup, one after the other
+_TURNS = (0, 1), (1, 0)
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -48,7 +51,7 @@ def _engine(model: str, how: dict[str, Any]) -> Any:
                 )
             else:
                 params.append(SamplingParams(temperature=0, max_tokens=tokens or 64, ignore_eos=bool(tokens)))
-        size = 1 if load["at_once"] == 1 else len(prompts)
+        size = load["at_once"] if load["at_once"] <= BATCH // 4 else len(prompts)
         start, made = time.perf_counter(), 0
         for at in range(0, len(prompts), size):
             outputs = llm.generate(prompts[at : at + size], params[at : at + size], use_tqdm=False)
@@ -149,20 +152,21 @@ def in_turns(
     """This checkout's rate over the other's, of each load by its name; `loads` are a round's each."""
     import machine
 
-    workers = [Worker(checkout, *what) for checkout in checkouts]
     rates: dict[str, list[list[float]]] = {}
-    try:
-        for worker in workers:
-            worker.ready()
-        for number, by_name in enumerate(loads):
-            for name, load in by_name.items():
-                order = [0, 1] if number % 2 else [1, 0]
-                made = {which: workers[which].do(load) for which in order}
-                if number:  # the first round warms up
-                    rates.setdefault(name, []).append([made[0], made[1]])
-    finally:
-        for worker in workers:
-            worker.close()
+    for at in range(PROCESSES):
+        workers = {which: Worker(checkouts[which], *what) for which in _TURNS[at % 2]}
+        try:
+            for worker in workers.values():
+                worker.ready()
+            # The first round warms up.
+            for number, by_name in enumerate([loads[0], *loads[1 + at :: PROCESSES]]):
+                for name, load in by_name.items():
+                    made = {which: workers[which].do(load) for which in _TURNS[number % 2]}
+                    if number:
+                        rates.setdefault(name, []).append([made[0], made[1]])
+        finally:
+            for worker in workers.values():
+                worker.close()
     return {
         name: {
             "ratio": machine.spread([this / other for this, other in pairs]),
@@ -179,7 +183,7 @@ def main() -> None:
 
     from tandem.quickstart import PATH as QUICKSTART
 
-    parser = machine.parser(__doc__, "against", rounds=9)
+    parser = machine.parser(__doc__, "against", rounds=12)
     parser.add_argument("other", type=Path)
     args = parser.parse_args()
     checkouts = [ROOT, args.other.resolve()]
@@ -187,9 +191,10 @@ def main() -> None:
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
         engine.make_model(Path(folder))
-        for model, path, make in (
-            ("random T5-small", folder, engine.random_requests),
-            ("quickstart", str(QUICKSTART), lambda count, rng: engine.sentences(count, rng, tokenizer)),
+        # A load takes half a second and more: shorter ones differ by what else the machine does.
+        for model, path, scale, make in (
+            ("random T5-small", folder, 2, engine.random_requests),
+            ("quickstart", str(QUICKSTART), 8, lambda count, rng: engine.sentences(count, rng, tokenizer)),
         ):
             rounds = []
             for number in range(args.rounds + 1):
@@ -202,7 +207,8 @@ def main() -> None:
                             "requests": [[list(one.ids), one.tokens] for one in make(count, rng)],
                         }
                         for name, count, at_once, beams in (
-                            ("1", 6, 1, 1), ("8", 8, 8, 1), ("stream", 64, 32, 1), ("beam 4", 8, 8, 4),
+                            ("1", scale * 4, 1, 1), ("8", scale * 16, 8, 1), ("stream", scale * 32, 32, 1),
+                            ("beam 4", scale * 8, 8, 4),
                         )
                     }
                 )  # fmt: skip
@@ -211,12 +217,12 @@ def main() -> None:
                 ("int8", {"quantization": "int8"}),
             ):
                 results[f"{model}, {precision}"] = in_turns(checkouts, ["engine", path, how], rounds)
-    texts = [f"translate English to French: I have {n} books." for n in range(2, 400)]
+    texts = [f"translate English to French: I have {n} books." for n in range(2, 600)]
     rounds = [
         {
-            "whole": {"kind": "whole", "clients": CLIENTS, "prompts": texts[:256]},
-            "stream": {"kind": "stream", "clients": CLIENTS, "prompts": texts[:256]},
-            "first token": {"kind": "first", "clients": 1, "prompts": texts[256 : 256 + 24]},
+            "whole": {"kind": "whole", "clients": CLIENTS, "prompts": texts[:512]},
+            "stream": {"kind": "stream", "clients": CLIENTS, "prompts": texts[:512]},
+            "first token": {"kind": "first", "clients": 1, "prompts": texts[512:576]},
         }
         for _ in range(args.rounds + 1)
     ]

@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     )
     from tandem.inputs import (
         ExplicitEncoderDecoderPrompt,
+        Media,
+        MultiModalData,
         Prompt,
         TextPrompt,
         TokensPrompt,
@@ -47,7 +49,8 @@ _WHERE = {
         "ModelNotFound", "Overloaded", "RequestTooLarge", "TandemError", "Unavailable",
     ),
     "tandem.inputs": (
-        "ExplicitEncoderDecoderPrompt", "Prompt", "TextPrompt", "TokensPrompt", "zip_enc_dec_prompt_lists",
+        "ExplicitEncoderDecoderPrompt", "Media", "MultiModalData", "Prompt", "TextPrompt", "TokensPrompt",
+        "zip_enc_dec_prompt_lists",
     ),
     "tandem.limits": ("Limits",),
     "tandem.llm": ("LLM",),
@@ -71,8 +74,10 @@ __all__ = [
     "InternalError",
     "InvalidRequest",
     "Limits",
+    "Media",
     "ModelLoadError",
     "ModelNotFound",
+    "MultiModalData",
     "Overloaded",
     "Pipeline",
     "Prompt",

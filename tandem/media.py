@@ -11,12 +11,18 @@ from tandem.errors import InvalidRequest
 
 _IEEE_FLOAT: Final = 3  # WAVE_FORMAT_IEEE_FLOAT
 _SAMPLE_BYTES: Final = 4
+_LARGEST: Final = 2**31  # bytes; no message carries more
 
 
 def file_bytes(path: str | os.PathLike[str], field: str) -> bytes:
     """A file's content. Raises InvalidRequest, naming the field, where it cannot be read."""
     try:
-        return Path(path).read_bytes()
+        file = Path(path)
+        if file.exists() and not file.is_file():  # a device or a pipe may never end
+            raise InvalidRequest("is no file", field=field)
+        if (size := file.stat().st_size) >= _LARGEST:
+            raise InvalidRequest(f"has {size} bytes, the limit is {_LARGEST - 1}", field=field)
+        return file.read_bytes()
     except (OSError, ValueError) as error:  # a path with a null character is a ValueError
         raise InvalidRequest(f"cannot be read: {error}", field=field) from None
 

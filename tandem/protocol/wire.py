@@ -42,6 +42,8 @@ FIELDS: Final = {
     "timeout_s": "timeout_ms",
 }
 
+_DECODING: Final = frozenset(pb.DecodingParams.DESCRIPTOR.fields_by_name)
+
 # Values from messages
 
 
@@ -226,8 +228,6 @@ def _params_fields(params: Params) -> dict[str, Any]:
     if "early_stopping" in fields:
         numbers = {value: number for number, value in _EARLY_STOPPING.items()}
         fields["early_stopping"] = numbers[fields["early_stopping"]]
-    if decoding := {
-        name: fields.pop(name) for name in pb.DecodingParams.DESCRIPTOR.fields_by_name if name in fields
-    }:
+    if decoding := {name: fields.pop(name) for name in _DECODING & fields.keys()}:
         fields["decoding"] = decoding
     return fields

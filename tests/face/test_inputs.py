@@ -50,6 +50,7 @@ def test_files_are_read_and_modalities_ordered(tmp_path: Path) -> None:
         ({"audio": 5}, "multi_modal_data.audio", "bytes or path, or"),
         ({"audio": np.zeros(5)}, "multi_modal_data.audio", "got ndarray"),
         ({"audio": "/nowhere/at/all"}, "multi_modal_data.audio", "cannot be read"),
+        ({"audio": "/dev/zero"}, "multi_modal_data.audio", "is no file"),
         ({"audio": (np.zeros((2, 5)), 16_000)}, "multi_modal_data.audio", "must be mono floats"),
         ({"audio": (np.zeros(5, np.int16), 16_000)}, "multi_modal_data.audio", "got int16"),
         ({"audio": (np.array([0.0, np.nan]), 16_000)}, "multi_modal_data.audio", "not finite"),

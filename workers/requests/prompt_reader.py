@@ -49,6 +49,9 @@ class PromptReader:
         self.info, self.limits = info, limits
         self.max_encoder_tokens = min(limits.encoder_tokens, info.encoder_positions or limits.encoder_tokens)
         self.max_decoder_tokens = min(limits.decoder_tokens, info.decoder_positions or limits.decoder_tokens)
+        # Tokens of a prompt's text: the encoder's, or the decoder's and one to be generated.
+        text_is_decoded = info.encoder_vocab_size is None
+        self.max_prompt_tokens = self.max_decoder_tokens - 1 if text_is_decoded else self.max_encoder_tokens
         self._tokenizer, self._processor, self._languages = tokenizer, processor, languages
 
     def read(
@@ -144,9 +147,9 @@ class PromptReader:
         answer: int | None = None,
     ) -> list[int]:
         """The encoder prompt's ids, or a decoder-only model's. The last two arguments are those of `read`."""
-        size, limit, source = self.info.encoder_vocab_size, self.max_encoder_tokens, task.source
+        size, limit, source = self.info.encoder_vocab_size, self.max_prompt_tokens, task.source
         if size is None:
-            size, limit = self.info.vocab_size, self.max_decoder_tokens - 1  # one at least is to be generated
+            size = self.info.vocab_size
         if truncate is not None:
             truncate = self._kept(truncate, limit, answer)
         ids = side.token_ids

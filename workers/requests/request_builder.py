@@ -73,6 +73,7 @@ class RequestBuilder:
         languages = bool(self.tasks.languages)
         self._reader = PromptReader(info, self._tokenizer, limits, processor, languages=languages)
         self.max_encoder_tokens = self._reader.max_encoder_tokens
+        self.max_prompt_tokens = self._reader.max_prompt_tokens
         self.max_decoder_tokens = self._reader.max_decoder_tokens
 
     @classmethod

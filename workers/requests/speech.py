@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
-from typing import Any
+from typing import Any, TypeVar
 
 from tandem.errors import InvalidRequest, ModelLoadError
 from tandem.workers.requests.language_names import LanguageNames
 
+T = TypeVar("T")
 Opening = tuple[tuple[int, ...], ...]  # for each position after the start token, the ids that may stand there
 
 
@@ -37,10 +38,10 @@ class Speech:
         return cls(
             languages=_languages(generation.get("lang_to_id")) if multilingual else {},
             tasks=_ids(generation.get("task_to_id"), "task_to_id") if multilingual else {},
-            language=generation.get("language"),
-            task=generation.get("task"),
+            language=_typed(generation, "language", str),
+            task=_typed(generation, "task", str),
             forced=_forced(forced),
-            no_timestamps_id=generation.get("no_timestamps_token_id"),
+            no_timestamps_id=_typed(generation, "no_timestamps_token_id", int),
         )
 
     def opening(self, language: str | None, task: str | None) -> Opening:
@@ -87,6 +88,13 @@ def _names(codes: tuple[str, ...]) -> LanguageNames:
     from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 
     return LanguageNames(codes, {name: code for name, code in TO_LANGUAGE_CODE.items() if code in codes})
+
+
+def _typed(generation: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
+    value = generation.get(key)
+    if value is not None and type(value) is not kind:
+        raise ModelLoadError(f"must be of type {kind.__name__}, got {value!r:.100}", field=key)
+    return value
 
 
 def _languages(value: object) -> dict[str, int]:

@@ -62,7 +62,7 @@ def build_app(service: Service) -> FastAPI:
                 raise InvalidRequest("must be a string", field=field)
             ids = await unless_disconnected(request.receive, call.tokenize(text, field=field, model=model))
         return JSONResponse(
-            {"tokens": ids, "count": len(ids), "max_model_len": service.model.max_encoder_tokens}
+            {"tokens": ids, "count": len(ids), "max_model_len": service.request_builder.max_prompt_tokens}
         )
 
     return app

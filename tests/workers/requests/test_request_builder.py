@@ -63,6 +63,7 @@ def test_a_text_is_tokenized_with_the_models_special_tokens(request_builder: Req
 
 def test_a_decoder_only_model_is_given_one_prompt(checkpoint: Callable[..., Path]) -> None:
     request_builder = RequestBuilder.load(checkpoint("gpt2"), "gpt2", LIMITS)
+    assert request_builder.max_prompt_tokens == 9  # and one to be generated
     ids = request_builder.tokenize("ba be bi")
     for prompt in ("ba be bi", {"prompt": "ba be bi"}, {"prompt_token_ids": ids}):
         prepared = request_builder.prepare(prompt, GREEDY)

@@ -101,6 +101,9 @@ def test_what_the_model_does_not_know_is_refused(language: Any, task: Any, field
         {"forced_decoder_ids": [[2, 5]]},
         {"lang_to_id": [1]},
         {"task_to_id": {"a": "b"}},
+        {"language": 3},
+        {"task": ["transcribe"]},
+        {"no_timestamps_token_id": "<|notimestamps|>"},
     ],
 )
 def test_a_malformed_configuration_is_said(config: dict[str, Any]) -> None:
