@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from tandem.client import Client
     from tandem.outputs import RequestOutput
     from tandem.params import Params
+    from tandem.workers.requests.defaults import GenerationDefaults
+    from tandem.workers.requests.model_info import ModelInfo
     from tandem.workers.requests.segmentation import Document, Split
 
 _INPUTS = "lines of --file or of standard input"
@@ -189,11 +191,18 @@ def _asked(
     # What a server's model does by itself is only known where the model is named for its tasks.
     beams = False
     if values and (server is None or any(options.values())):
-        info = model_info(model)
-        task = f"translation_{options.get('source_language')}_to_{options.get('target_language')}"
-        task = options.get("task") or task
-        beams = info.tasks.get(task, info).defaults.beams
+        beams = _defaults(model_info(model), options).beams
     return _Asked(model, server, records.parameters(values, beams=beams), all_options, split)
+
+
+def _defaults(info: ModelInfo, options: TaskOptions) -> GenerationDefaults:
+    """How the model decodes for a task, or for languages that are a task's; those of a tokenizer have none."""
+    from tandem.workers.requests.tasks import Tasks
+
+    try:
+        return Tasks(info.tasks, info.defaults).resolve(**options).defaults
+    except InvalidRequest:  # or what does the work says why
+        return info.defaults
 
 
 def _answer(texts: list[str], asked: _Asked, *, jsonl: bool) -> None:

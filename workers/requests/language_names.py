@@ -1,7 +1,7 @@
 """What languages are called: ISO 639, BCP 47 and English names → a model's own codes.
 
-CLDR's data, in langcodes, say which names mean the same language, and which script or region is likely where a
-name says none.
+CLDR's data, in langcodes, say which names mean the same language, and which script or region is likely where
+a name says none.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final
 
 from tandem.errors import InvalidRequest
 
-# A code in its tokenizer's marks: ">>fra<<" (Marian), "<|fr|>" (Whisper), "<2fr>" (MADLAD), "__fr__" (M2M100).
+# A code in a tokenizer's marks: ">>fra<<" (Marian), "<|fr|>" (Whisper), "<2fr>" (MADLAD), "__fr__" (M2M100).
 _MARKED: Final = re.compile(r">>(.+)<<|<\|(.+)\|>|<2(.+)>|__(.+)__")
 # Language, or extended language after the macrolanguage that it belongs to; script, region; then variants and
 # extensions, which no model tells apart.
@@ -121,8 +121,8 @@ class LanguageNames:
         return list(dict.fromkeys(names[name] for name in similar))
 
     def tag(self, code: str) -> str:
-        """The shortest BCP 47 tag that means one of the model's codes and no other: "en" for eng_Latn. Chinese
-        has its script where the model tells it. The code itself where there is no such tag."""
+        """The shortest BCP 47 tag that means one of the model's codes and no other: "en" for eng_Latn.
+        Chinese has its script where the model tells it. The code itself where there is no such tag."""
         return self._shown[code]
 
     def name(self, code: str) -> str:
@@ -266,7 +266,7 @@ def _fold(name: str) -> str:
 def _parse(name: str) -> _Tag | None:
     """A language tag's parts, aliases replaced; None for what is no tag.
 
-    langcodes remembers all that it was asked, so it is asked for language subtags alone, of which there are few.
+    langcodes remembers all that it was asked, so it is asked for language subtags alone, which are few.
     """
     import langcodes
 
@@ -322,7 +322,7 @@ class _Names:
     def get(self, name: str) -> str | None:
         from language_data.names import normalize_name
 
-        found = self._trie.get(normalize_name(name))
+        found = self._trie.get(normalize_name(name)) if name.isprintable() else None  # NUL ends its keys
         return found[0].decode() if found else None
 
 

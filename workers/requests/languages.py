@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-# A language among a tokenizer's added tokens: NLLB's "eng_Latn", mBART's "en_XX", M2M100's "__en__". transformers
-# lists mBART's and M2M100's own languages, and not those that a fine-tuning added.
+# A language among a tokenizer's added tokens: NLLB's "eng_Latn", mBART's "en_XX", M2M100's "__en__".
+# transformers lists mBART's and M2M100's own languages, and not those that a fine-tuning added.
 _CODE: Final = re.compile(r"[a-z]{2,3}_(?:[A-Z][a-z]{3}|[A-Z]{2})|__[a-z]{2,3}(?:_[A-Za-z]+)?__")
 # A target among the tokens of a vocabulary, which a text begins with: Marian's ">>fra<<", MADLAD's "<2fr>".
 _TARGET: Final = re.compile(r">>([^<>\s]+)<<|<2([a-z]{2,3}(?:_[A-Za-z]{2,4})?)>")
@@ -70,7 +70,7 @@ def languages_of(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Language]:
 
 
 def targets_of(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, str]:
-    """The tokens that choose a target language at the beginning of a text, by their codes: {"fra": ">>fra<<"}.
+    """The tokens that choose a text's target language at its beginning, by their codes: {"fra": ">>fra<<"}.
     Empty for a model of one target, and for a tokenizer that marks languages by itself."""
     if getattr(tokenizer, "src_lang", None) is not None:
         return {}

@@ -66,8 +66,8 @@ class ResolvedTask:
 class Tasks:
     """A model's tasks and languages.
 
-    The languages are in its tokenizer's vocabulary (NLLB, mBART, M2M100; Marian's targets), in its tasks (T5),
-    or they are its only pair (Marian). Every name of a language is as good as the model's own code.
+    The languages are in its tokenizer's vocabulary (NLLB, mBART, M2M100; Marian's targets), in its tasks
+    (T5), or they are its only pair (Marian). Every name of a language is as good as the model's own code.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class Tasks:
         """The targets of each source, by the model's own codes; empty for a model that says nothing of
         languages."""
         if self.languages:
-            return dict.fromkeys(self.languages, list(self.languages))
+            return {code: list(self.languages) for code in self.languages}
         targets: dict[str, list[str]] = {}
         for pair in self.pairs:
             targets.setdefault(pair.source, []).append(pair.target)
@@ -197,7 +197,8 @@ class Tasks:
                 found = [pair for pair in found if pair[at] == code]
             if not found:
                 raise InvalidRequest(
-                    f"{name!r:.40} is not one of this model's languages from which there is {target}: {there}",
+                    f"{name!r:.40} is not one of this model's languages from which there is {target}: "
+                    f"{there}",
                     field=field,
                 )
         if len(found) > 1:

@@ -78,7 +78,7 @@ async def _disconnect(receive: Receive) -> None:
 
 
 def media_type(request: Request) -> str:
-    """What kind of body a request says it has, in lower case and without parameters; "" where it says none."""
+    """What kind of body a request says it has, in lower case, without parameters; "" where it says none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 

@@ -1,4 +1,4 @@
-"""Fields of a request: of its query, and of a body that is a JSON object, a URL-encoded or a multipart form."""
+"""A request's fields: of its query, and of a body that is JSON, a URL-encoded form or a multipart form."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FormFile:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """A request's fields by name: of a JSON body any value; of forms texts and files, lists where repeated."""
+    """Values by name: of JSON whatever it has; of forms texts and files, in a list where repeated."""
 
     values: dict[str, Any]
     typed: bool  # from JSON, where numbers and lists are what they are
@@ -39,8 +39,8 @@ class Fields:
 async def read_fields(request: Request, limits: Limits, limit: int) -> Fields:
     """The fields of a request; those of its query come before those of a form.
 
-    Raises InvalidRequest for a body of another kind, RequestTooLarge beyond `limit` bytes and DeadlineExceeded
-    beyond `limits.body_s`.
+    Raises InvalidRequest for a body of another kind, RequestTooLarge beyond `limit` bytes and
+    DeadlineExceeded beyond `limits.body_s`.
     """
     kind = media_type(request)
     body = await read_body(request, limits, limit)

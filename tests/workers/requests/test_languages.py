@@ -225,13 +225,14 @@ def marian(folder: Path, source: str, target: str, tokens: list[str]) -> Any:
 
 
 def test_targets_in_a_vocabulary(tmp_path: Path) -> None:
-    """OPUS-MT's models of several targets: transformers' tokenizer reads the token at the text's beginning."""
+    """OPUS-MT's models of several targets: transformers' tokenizer reads the token at a text's beginning."""
     codes = ["fra", "por", "pt_br", "cmn_Hans", "cmn_Hant"]
     made = marian(tmp_path, "en", "ROMANCE", [f">>{code}<<" for code in codes])
     request_builder = RequestBuilder.load(tmp_path / "model", "marian")
     assert request_builder.tasks.translations == {"en": codes}
     names = {
-        "fr": "fra", "French": "fra", ">>fra<<": "fra", "FRA": "fra", "fr-CA": "fra", "pt": "por", "pt-BR": "pt_br",
+        "fr": "fra", "French": "fra", ">>fra<<": "fra", "FRA": "fra", "fr-CA": "fra", "pt": "por",
+        "pt-BR": "pt_br",
         "zh": "cmn_Hans", "zh-TW": "cmn_Hant", ">>cmn_Hans<<": "cmn_Hans",
     }  # fmt: skip
     for asked, code in names.items():

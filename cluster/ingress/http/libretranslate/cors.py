@@ -1,4 +1,4 @@
-"""Pages of any origin may call LibreTranslate's API, as they may LibreTranslate; the other APIs are not theirs."""
+"""Pages of any origin may call LibreTranslate's API, as they may LibreTranslate, and no other API."""
 
 from __future__ import annotations
 

@@ -8,9 +8,9 @@ from typing import Any, Final
 
 _READ: Final = 4096  # characters that are looked at
 _NO_LANGUAGE: Final = "zxx"  # the identifier's class of numbers and markup
-# A language is taken to be as likely as the number of people who write it to this power, before a text is read.
-# It decides about single words: of 4,320 Tatoeba sentences of less than 20 characters 98.8 % are right with it,
-# 94.3 % without it.
+# Before a text is read, a language is as likely as the number of people who write it, to this power. That
+# decides about single words: of 1,500 Tatoeba sentences of less than 20 characters 98.8 % are right with it,
+# 94.3 % without.
 _PRIOR: Final = 0.3
 _FEWEST: Final = 10_000  # people, where less or nothing is known
 
@@ -44,8 +44,8 @@ def _prior() -> Mapping[str, float]:
 
 
 def _is_traditional(text: str) -> bool:
-    """Whether a text has more characters that only traditional Chinese has than only simplified, which is what
-    Big5 and GB 2312 differ in."""
+    """Whether a text has more characters of traditional Chinese alone than of simplified alone: more in Big5
+    than in GB 2312."""
     return _fitting(text, "big5") > _fitting(text, "gb2312")
 
 

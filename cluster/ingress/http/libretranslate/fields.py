@@ -71,7 +71,8 @@ def _known(values: dict[str, Any], names: set[str]) -> None:
 
 
 def _needed(values: dict[str, Any], name: str, *kinds: type) -> Any:
-    if not (value := values.get(name)):
+    value = values.get(name)
+    if value in (None, []) or (value == "" and name != "q"):  # a blank text has a blank translation
         raise InvalidRequest(f"Invalid request: missing {name} parameter")
     if not isinstance(value, kinds):
         wanted = " or ".join(
@@ -82,8 +83,8 @@ def _needed(values: dict[str, Any], name: str, *kinds: type) -> Any:
 
 
 def _texts(q: str | list[Any], typed: bool) -> tuple[list[str], bool]:
-    """Texts, and whether there was a list of them. A form's text may be a JSON list, and has the line ends that
-    browsers give it."""
+    """Texts, and whether there was a list of them. A form's text may be a JSON list, and has the line ends
+    that browsers give it."""
     given = q if typed or isinstance(q, list) else _json_list(q)
     texts = given if isinstance(given, list) else [given]
     if not all(isinstance(text, str) for text in texts):

@@ -46,9 +46,8 @@ class Languages:
             return found.setdefault(tag, {"code": tag, "name": names.name(code), "targets": []})
 
         for source, targets in self._tasks.translations.items():
-            entry(self._tasks.sources, source)["targets"] = [
-                entry(self._tasks.targets, target)["code"] for target in targets
-            ]
+            shown = entry(self._tasks.sources, source)
+            shown["targets"] = [entry(self._tasks.targets, target)["code"] for target in targets]
         return list(found.values())
 
     def target(self, asked: str) -> str:

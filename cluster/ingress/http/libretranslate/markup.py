@@ -12,92 +12,23 @@ from typing import Final, Literal
 
 from tandem.cluster.ingress.http.libretranslate.phrases import Phrase, Piece
 
+# fmt: off
 # Elements within a sentence: HTML's phrasing content that holds text.
-_INLINE: Final = frozenset(
-    [
-        "a",
-        "abbr",
-        "acronym",
-        "b",
-        "bdi",
-        "bdo",
-        "big",
-        "cite",
-        "data",
-        "del",
-        "dfn",
-        "em",
-        "font",
-        "i",
-        "ins",
-        "label",
-        "mark",
-        "nobr",
-        "output",
-        "q",
-        "rp",
-        "rt",
-        "ruby",
-        "s",
-        "small",
-        "span",
-        "strike",
-        "strong",
-        "sub",
-        "sup",
-        "tt",
-        "u",
-        "code",
-        "kbd",
-        "samp",
-        "var",
-        "time",
-    ]
-)
+_INLINE: Final = frozenset([
+    "a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i",
+    "ins", "kbd", "label", "mark", "nobr", "output", "q", "rp", "rt", "ruby", "s", "samp", "small", "span",
+    "strike", "strong", "sub", "sup", "time", "tt", "u", "var",
+])
 # Elements whose text is no prose. LibreTranslate leaves these, and what is marked translate="no".
-_KEPT: Final = frozenset(
-    [
-        "script",
-        "style",
-        "code",
-        "kbd",
-        "samp",
-        "var",
-        "time",
-        "address",
-        "applet",
-        "audio",
-        "canvas",
-        "embed",
-        "iframe",
-        "math",
-        "noembed",
-        "noframes",
-        "object",
-        "svg",
-        "template",
-        "video",
-        "xmp",
-    ]
-)
-_VOID: Final = frozenset(
-    [
-        "area",
-        "base",
-        "br",
-        "col",
-        "embed",
-        "hr",
-        "img",
-        "input",
-        "link",
-        "meta",
-        "param",
-        "source",
-        "track",
-        "wbr",
-    ]
-)
+_KEPT: Final = frozenset([
+    "address", "applet", "audio", "canvas", "code", "embed", "iframe", "kbd", "math", "noembed", "noframes",
+    "object", "samp", "script", "style", "svg", "template", "time", "var", "video", "xmp",
+])
+_VOID: Final = frozenset([
+    "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track",
+    "wbr",
+])
+# fmt: on
 _PREFORMATTED: Final = frozenset(["pre", "textarea", "listing"])
 
 
@@ -249,23 +180,23 @@ class _Events(HTMLParser):
         ).split()
         self._add("void" if tag in _VOID else "start", tag, no or tag in _KEPT)
 
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
         self._add("void", tag)
 
     def handle_endtag(self, tag: str) -> None:
         self._add("end", tag)
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data: str) -> None:  # noqa: ARG002
         self._add("text")
 
-    def handle_comment(self, data: str) -> None:
+    def handle_comment(self, data: str) -> None:  # noqa: ARG002
         self._add("other")
 
-    def handle_decl(self, decl: str) -> None:
+    def handle_decl(self, decl: str) -> None:  # noqa: ARG002
         self._add("void")
 
-    def handle_pi(self, data: str) -> None:
+    def handle_pi(self, data: str) -> None:  # noqa: ARG002
         self._add("void")
 
-    def unknown_decl(self, data: str) -> None:
+    def unknown_decl(self, data: str) -> None:  # noqa: ARG002
         self._add("void")

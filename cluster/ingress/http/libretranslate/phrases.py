@@ -1,8 +1,9 @@
 """Sentences whose words are marked in part: "I have <b>two</b> dogs." → "J'ai <b>deux</b> chiens."
 
-A model translates plain text. The whole phrase is translated, and so is each marked piece by itself; where the
-pieces' translations are found in the whole's, the marks go there. Else each piece keeps its own translation,
-which loses the context and no mark. (Argos Translate describes the same; LibreTranslate translates pieces.)
+A model translates plain text. The whole phrase is translated, and so is each marked piece by itself; where
+the pieces' translations are found in the whole's, the marks go there. Else each piece keeps its own
+translation, which loses the context and no mark. (Argos Translate describes the same; LibreTranslate
+translates pieces.)
 """
 
 from __future__ import annotations
@@ -102,8 +103,8 @@ def _around(piece: str, text: str) -> str:
 
 
 def _placed(phrase: Phrase, texts: Mapping[str, str]) -> list[str] | None:
-    """The whole's translation, cut where the marked pieces' are found in it, in their order; None where one is
-    not found, or more than once, or where text is left over that no piece can take."""
+    """The whole's translation, cut where the marked pieces' are found in it, in their order; None where one
+    is not found, or more than once, or where text is left over that no piece can take."""
     if not phrase.numbers:
         return None
     pieces = phrase.pieces

@@ -26,7 +26,7 @@ class Translator:
     ) -> None:
         self._service, self._call, self._told, self._split = service, call, told, split
         self._request_id = request_id
-        self._end = time.monotonic() + service.config.limits.timeout_s
+        self._end: float | None = None  # of its time, which begins with the first texts
 
     async def texts(self, texts: Sequence[str]) -> list[str]:
         """The likeliest translation of each text."""
@@ -47,7 +47,7 @@ class Translator:
                 self._call,
                 [segment for document in documents for segment in document.segments],
                 params,
-                timeout_s=max(0.0, self._end - time.monotonic()),
+                timeout_s=self._left_s(),
                 request_id=self._request_id,
                 **self._told,
             )
@@ -59,6 +59,13 @@ class Translator:
             for document in documents
         )
         return [next(made)[: 1 + count] if _has_words(text) else [text] for text in texts]
+
+    def _left_s(self) -> float:
+        if self._end is not None:
+            return max(0.0, self._end - time.monotonic())
+        longest_s = self._service.config.limits.timeout_s
+        self._end = time.monotonic() + longest_s
+        return longest_s
 
     def _params(self, count: int) -> list[Params]:
         # A model whose own way is beam search translates best by it.

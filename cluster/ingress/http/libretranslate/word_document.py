@@ -102,8 +102,8 @@ def _serialized(part: Any) -> bytes:
 
 
 def _groups(part: Any) -> Iterator[list[_Run]]:
-    """The runs of each paragraph, or of its parts between tabs and line breaks; those with nothing to translate
-    are left out."""
+    """The runs of each paragraph, or of its parts between tabs and line breaks, if there is something to
+    translate."""
     for paragraph in part.iter(_PARAGRAPH):
         for broken, elements in groupby(_pieces(paragraph), key=lambda element: element.tag in _BREAKS):
             if broken:

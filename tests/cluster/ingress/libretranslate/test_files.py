@@ -44,7 +44,8 @@ and its end & more
     ("A.TXT", "", ""),
     ("a.html", "<p>a &amp; b</p>", "<p>A &amp; B</p>"), ("a.htm", "<p>a", "<p>A"),
     ("a.srt", SRT, SRT.replace("Hello", "HELLO").replace("my friend", "MY FRIEND")
-     .replace("A line\nand its end & more", "A LINE AND ITS END & MORE").replace("Who", "WHO").replace("Me!", "ME!")),
+     .replace("A line\nand its end & more", "A LINE AND ITS END & MORE").replace("Who", "WHO")
+     .replace("Me!", "ME!")),
     ("a.srt", "\n\n", "\n\n"), ("a.srt", "no times\n", "no times\n"),
 ])  # fmt: skip
 def test_texts(name: str, data: str, expected: str) -> None:
@@ -81,7 +82,7 @@ def test_what_cannot_be_read_is_said(name: str, data: bytes, message: str) -> No
 
 
 W = 'xmlns:w="http://schemas.openxmlformats.org/wordprocessingml/2006/main"'
-MC = 'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006" mc:Ignorable="w14" xmlns:w14="urn:w14"'
+MC = 'xmlns:mc="http://schemas.openxmlformats.org/markup-compatibility/2006" mc:Ignorable="v" xmlns:v="urn:v"'
 BODY = f"""<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
 <w:document {W} {MC}><w:body>
 <w:p><w:pPr><w:tabs><w:tab w:val="left"/></w:tabs></w:pPr>
@@ -89,8 +90,8 @@ BODY = f"""<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
 <w:r><w:t xml:space="preserve">ave </w:t></w:r><w:r><w:rPr><w:b/></w:rPr><w:t>two</w:t></w:r>
 <w:r><w:t xml:space="preserve"> dogs.</w:t></w:r></w:p>
 <w:p><w:r><w:t>left</w:t><w:tab/><w:t>right</w:t><w:br/></w:r><w:r><w:instrText>PAGE</w:instrText></w:r></w:p>
-<w:p><w:r><w:t>  </w:t></w:r><w:r><w:drawing><w:txbxContent><w:p><w:r><w:t>a &amp; b</w:t></w:r></w:p></w:txbxContent>
-</w:drawing></w:r></w:p></w:body></w:document>"""
+<w:p><w:r><w:t>  </w:t></w:r><w:r><w:drawing><w:txbxContent><w:p><w:r><w:t>a &amp; b</w:t></w:r></w:p>
+</w:txbxContent></w:drawing></w:r></w:p></w:body></w:document>"""
 
 
 def docx(parts: dict[str, str | bytes]) -> bytes:
@@ -103,7 +104,8 @@ def docx(parts: dict[str, str | bytes]) -> bytes:
 
 PARTS: dict[str, str | bytes] = {
     "[Content_Types].xml": "<x/>", "word/document.xml": BODY, "word/media/image1.png": b"\x89PNG",
-    "word/header1.xml": f"<w:hdr {W}><w:p><w:r><w:t>head</w:t></w:r></w:p></w:hdr>", "word/styles.xml": "<s/>",
+    "word/header1.xml": f"<w:hdr {W}><w:p><w:r><w:t>head</w:t></w:r></w:p></w:hdr>",
+    "word/styles.xml": "<s/>",
 }  # fmt: skip
 
 
@@ -122,7 +124,7 @@ def test_word_documents() -> None:
         assert "HEAD" in made.read("word/header1.xml").decode()
     texts = [element.text or "" for element in etree.fromstring(body.encode()).iter("{*}t")]
     assert texts == ["I HAVE ", "", "TWO", " DOGS.", "LEFT", "RIGHT", "  ", "A & B"]
-    assert 'mc:Ignorable="w14"' in body
+    assert 'mc:Ignorable="v"' in body
     assert "<w:instrText>PAGE</w:instrText>" in body
     assert body.startswith("<?xml version='1.0' encoding='UTF-8' standalone='yes'?>")
 

@@ -13,7 +13,8 @@ from tandem.cluster.ingress.http.libretranslate.phrases import Phrase, Piece, tr
 
 FRENCH = {
     "I have two dogs.": "J'ai deux chiens.", "two": "deux.", "I have": "J'ai", "dogs.": "chiens.",
-    "The black cat sleeps.": "Le chat noir dort.", "black": "Noir", "cat": "chat", "The": "Le", "sleeps.": "Dort.",
+    "The black cat sleeps.": "Le chat noir dort.", "black": "Noir", "cat": "chat", "The": "Le",
+    "sleeps.": "Dort.",
     "Run pip install now.": "Lancez pip install maintenant.", "Run": "Lancez", "now.": "Maintenant.",
     "Note: read this.": "Remarque : lisez ceci.", "Note": "Remarque", "this": "ceci", ": read": ": lisez",
     "I am I.": "Je suis je.", "I": "je", "am": "suis", "I.": "Je.",
