@@ -196,7 +196,7 @@ def _asked(
 
 
 def _defaults(info: ModelInfo, options: TaskOptions) -> GenerationDefaults:
-    """How the model decodes for a task, or for languages that are a task's; those of a tokenizer have none."""
+    """How the model decodes for a task, or for the languages of one; those of a tokenizer change nothing."""
     from tandem.workers.requests.tasks import Tasks
 
     try:

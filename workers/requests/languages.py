@@ -46,11 +46,11 @@ def languages_of(tokenizer: PreTrainedTokenizerBase) -> Mapping[str, Language]:
     if source is None:
         return {}
     own: Mapping[str, int] = getattr(tokenizer, "lang_code_to_id", None) or {}
-    added: Mapping[str, int] = {
-        token: token_id
-        for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab())
-        if _CODE.fullmatch(token) and (token_id := tokenizer.convert_tokens_to_ids(token)) not in own.values()
-    }
+    added: dict[str, int] = {}
+    for token in (*tokenizer.all_special_tokens, *tokenizer.get_added_vocab()):
+        token_id = tokenizer.convert_tokens_to_ids(token)
+        if _CODE.fullmatch(token) and isinstance(token_id, int) and token_id not in own.values():
+            added[token] = token_id
     found = {}
     for code, token_id in own.items() if own else list(added.items())[:1]:
         tokenizer.src_lang = code

@@ -174,7 +174,7 @@ class Tasks:
     @cached_property
     def _tasks_of_languages(self) -> Mapping[tuple[str | None, str | None], str]:
         """The tasks that translate between languages of the tokenizer, by its own codes."""
-        found = {}
+        found: dict[tuple[str | None, str | None], str] = {}
         for pair in self.pairs:
             sources, targets = self.sources.matching(pair.source), self.targets.matching(pair.target)
             if len(sources) == len(targets) == 1 and pair.task is not None:

@@ -64,11 +64,12 @@ class Markup:
 
     def render(self, translations: Sequence[Sequence[str]]) -> str:
         """The source with each phrase's pieces in place of its own."""
-        parts, at = [], 0
+        parts: list[str] = []
+        at = 0
         for group, texts in zip(self._groups, translations, strict=True):
             for span, text in zip(group, texts, strict=True):
                 if text != span.piece.text:
-                    parts += self._source[at : span.start], _escaped(text)
+                    parts += [self._source[at : span.start], _escaped(text)]
                     at = span.end
         return "".join([*parts, self._source[at:]])
 

@@ -1,23 +1,29 @@
 """Sentences whose words are marked in part: "I have <b>two</b> dogs." → "J'ai <b>deux</b> chiens."
 
-A model translates plain text. The whole phrase is translated, and so is each marked piece by itself; where
-the pieces' translations are found in the whole's, the marks go there. Else each piece keeps its own
-translation, which loses the context and no mark. (Argos Translate describes the same; LibreTranslate
-translates pieces.)
+A model translates plain text. A phrase is translated whole, and so is each marked piece by itself, to know
+it again in the whole's translation: the mark goes to the words that are most like it, near to where it was.
+A piece that must stay as it is (code, a name) has to be there itself; where it is not, every piece of the
+phrase is translated by itself, as LibreTranslate does.
 """
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Final
 
 Translate = Callable[[Sequence[str]], Awaitable[Sequence[str]]]  # as many texts as it is given
 
 _SPACE: Final = re.compile(r"[ \t\r\n\f]+")
 _ENDS: Final = ".!?。！？…"
-_SPACED: Final = 0x2E80  # scripts whose words stand apart; from here on Han, kana and others
+# A word, or a character of the scripts whose words do not stand apart: Han, kana and others.
+_WORD: Final = re.compile(r"[\u2e80-\uffff]|[^\W\u2e80-\uffff]+(?:['’-][^\W\u2e80-\uffff]+)*")
+_MARK: Final = re.compile(r"\s?[^\w\s]+")
+_NEAR: Final = 40  # words
+_MORE_OR_LESS: Final = 0.05  # of likeness, that a word more or less than in the source costs
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +82,8 @@ async def translate_phrases(phrases: Sequence[Phrase], translate: Translate) -> 
         texts.update(zip(new, await translate(new), strict=True))
 
     await look_up([text for phrase in phrases for text in _first_texts(phrase)])
-    done = {number: _placed(phrase, texts) for number, phrase in enumerate(phrases) if not phrase.single}
+    placing = {number: phrase for number, phrase in enumerate(phrases) if not phrase.single}
+    done = await asyncio.to_thread(lambda: {i: _placed(phrase, texts) for i, phrase in placing.items()})
     apart = [phrase for number, phrase in enumerate(phrases) if done.get(number) is None]
     await look_up([one_line(phrase.pieces[i].text) for phrase in apart for i in phrase.numbers])
     return [done.get(number) or _apart(phrase, texts) for number, phrase in enumerate(phrases)]
@@ -103,25 +110,21 @@ def _around(piece: str, text: str) -> str:
 
 
 def _placed(phrase: Phrase, texts: Mapping[str, str]) -> list[str] | None:
-    """The whole's translation, cut where the marked pieces' are found in it, in their order; None where one
-    is not found, or more than once, or where text is left over that no piece can take."""
+    """The whole's translation in pieces; None where a marked piece has no place in it."""
     if not phrase.numbers:
         return None
-    pieces = phrase.pieces
-    whole = texts[phrase.whole].strip()
+    pieces, whole = phrase.pieces, texts[phrase.whole].strip()
+    places = _places(phrase, whole, texts)
+    if places is None:
+        return None
     made = [""] * len(pieces)
     at, after = 0, -1  # in the translation, and the marked piece that ends there
     for number in (*phrase.marked, len(pieces)):
-        if number == len(pieces):
-            start = end = len(whole)
-        else:
-            found = _find(_alone(pieces[number], texts), whole)
-            if found is None or found[0] < at:
-                return None
-            start, end = found
-            made[number] = pieces[number].text if pieces[number].kept else whole[start:end]
-        if (gap := whole[at:start]) and not _fill(made, pieces, range(after + 1, number), gap):
-            return None
+        start, end = places.get(number, (len(whole), len(whole)))
+        if gap := whole[at:start]:
+            _give(made, pieces, range(after + 1, number), gap)
+        if number in places:
+            made[number] += pieces[number].text if pieces[number].kept else whole[start:end]
         at, after = end, number
     first, last = pieces[0].text, pieces[-1].text
     made[0] = first[: len(first) - len(first.lstrip())] + made[0]
@@ -129,35 +132,85 @@ def _placed(phrase: Phrase, texts: Mapping[str, str]) -> list[str] | None:
     return made
 
 
-def _fill(made: list[str], pieces: Sequence[Piece], between: range, gap: str) -> bool:
-    """Gives a part of the translation to one of the unmarked pieces in its place."""
+def _give(made: list[str], pieces: Sequence[Piece], between: range, gap: str) -> None:
+    """Gives a part of the translation to an unmarked piece in its place, else to the marked one before it, or
+    after it where there is none."""
     there = [i for i in between if not pieces[i].marked and not pieces[i].kept]
-    if not there:
-        if gap.strip() or not made or between.start == 0:
-            return False
-        made[between.start - 1] += gap
-        return True
-    made[next((i for i in there if not pieces[i].blank), there[0])] = gap
-    return True
+    if there:
+        made[next((i for i in there if not pieces[i].blank), there[0])] = gap
+    else:
+        made[max(0, between.start - 1)] += gap
+
+
+def _places(phrase: Phrase, whole: str, texts: Mapping[str, str]) -> dict[int, tuple[int, int]] | None:
+    """Where the marked pieces are in the translation, in their order; None where one is nowhere.
+
+    The pieces that are surest of their place take it first; the others are between them.
+    """
+    words = [match.span() for match in _WORD.finditer(whole)]
+    ends = list(accumulate(len(piece.text) for piece in phrase.pieces))
+    found: dict[int, list[tuple[float, int, int]]] = {}
+    for number in phrase.marked:
+        piece = phrase.pieces[number]
+        alone = piece.text.strip() if piece.kept else _alone(piece, texts)
+        expected = (ends[number] - len(piece.text) / 2) / ends[-1]
+        if piece.kept:
+            candidates = [(1.0, *match.span()) for match in re.finditer(re.escape(alone), whole)]
+        else:
+            candidates = list(_like(piece.text, alone, whole, words, expected))
+        found[number] = sorted(
+            (likeness - abs((start + end) / 2 / len(whole) - expected), start, end)
+            for likeness, start, end in candidates
+        )
+    places: dict[int, tuple[int, int]] = {}
+    for number in sorted(found, key=lambda i: -found[i][-1][0] if found[i] else 0):
+        low = max((places[i][1] for i in places if i < number), default=0)
+        high = min((places[i][0] for i in places if i > number), default=len(whole))
+        fitting = [(start, end) for _, start, end in found[number] if low <= start and end <= high]
+        if not fitting:
+            return None
+        places[number] = _with_end(phrase.pieces[number], *fitting[-1], whole[:high])
+    return places
 
 
 def _alone(piece: Piece, texts: Mapping[str, str]) -> str:
-    """A marked piece's translation by itself, without an end that a sentence would have."""
-    source = piece.text.strip()
-    if piece.kept:
-        return source
+    """A marked piece's translation by itself, without an end that only a sentence has."""
     text = texts[one_line(piece.text)].strip()
-    return text if source[-1:] in _ENDS else text.rstrip(_ENDS)
+    return text if piece.text.strip()[-1:] in _ENDS else text.rstrip(_ENDS)
 
 
-def _find(text: str, whole: str) -> tuple[int, int] | None:
-    """The one place of a text in another, as whole words where words stand apart, in any case."""
-    if not text:
-        return None
-    before, after = (r"(?<!\w)" if _of_word(text[0]) else "", r"(?!\w)" if _of_word(text[-1]) else "")
-    found = [match.span() for match in re.finditer(before + re.escape(text) + after, whole, re.IGNORECASE)]
-    return found[0] if len(found) == 1 else None
+def _like(
+    source: str, alone: str, whole: str, words: Sequence[tuple[int, int]], expected: float
+) -> Iterator[tuple[float, int, int]]:
+    """The runs of about as many words as a piece has, or as its translation alone, and how like them they
+    are, up to 1; those near to where it is expected. Names are like their sources."""
+    wanted = [_WORD.findall(text.casefold()) for text in (alone, source)]
+    size = len(wanted[1])
+    middle = round(expected * len(words))
+    counts = {max(1, len(one) + more) for one in wanted for more in (-1, 0, 1)}
+    for first in range(max(0, middle - _NEAR), min(len(words), middle + _NEAR)):
+        for count in counts:
+            run = words[first : first + count]
+            if len(run) == count:
+                there = [whole[start:end].casefold() for start, end in run]
+                likeness = max(_likeness(one, there) for one in wanted) - _MORE_OR_LESS * abs(count - size)
+                yield likeness, run[0][0], run[-1][1]
 
 
-def _of_word(character: str) -> bool:
-    return character.isalnum() and ord(character) < _SPACED
+def _likeness(wanted: Sequence[str], there: Sequence[str]) -> float:
+    """The mean share of the letters that words in the same place begin with together."""
+    pairs = zip(wanted, there, strict=False)
+    return sum(_shared(*pair) / max(map(len, pair)) for pair in pairs) / max(1, len(wanted), len(there))
+
+
+def _shared(one: str, other: str) -> int:
+    """How many letters both begin with."""
+    different = (at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
+    return next(different, min(len(one), len(other)))
+
+
+def _with_end(piece: Piece, start: int, end: int, whole: str) -> tuple[int, int]:
+    """The place with the punctuation after it, where the piece has some."""
+    if not piece.kept and not piece.text.strip()[-1:].isalnum() and (mark := _MARK.match(whole, end)):
+        end = mark.end()
+    return start, end

@@ -13,11 +13,12 @@ from tandem.cluster.ingress.http.libretranslate.phrases import Phrase, Piece, tr
 
 FRENCH = {
     "I have two dogs.": "J'ai deux chiens.", "two": "deux.", "I have": "J'ai", "dogs.": "chiens.",
-    "The black cat sleeps.": "Le chat noir dort.", "black": "Noir", "cat": "chat", "The": "Le",
-    "sleeps.": "Dort.",
+    "Where is the station?": "Où est la gare ?", "the station": "La station !",
     "Run pip install now.": "Lancez pip install maintenant.", "Run": "Lancez", "now.": "Maintenant.",
-    "Note: read this.": "Remarque : lisez ceci.", "Note": "Remarque", "this": "ceci", ": read": ": lisez",
-    "I am I.": "Je suis je.", "I": "je", "am": "suis", "I.": "Je.",
+    "Run make now.": "Lancez faire maintenant.",
+    "Note: read this.": "Remarque : lisez ceci.", "Note:": "Remarque :", "Note": "Note", "this": "ceci",
+    "I know I know.": "Je sais que je sais.", "I": "je",
+    "I see the old house.": "Ich sehe das alte Haus.", "old house": "altes Haus",
     "我有两只狗": "I have two dogs", "两只": "two",
 }  # fmt: skip
 
@@ -41,12 +42,17 @@ def translated(*pieces: str | Piece) -> tuple[list[str], list[str]]:
 @pytest.mark.parametrize(("pieces", "expected"), [
     (["I have ", "*two*", " dogs."], ["J'ai ", "deux", " chiens."]),
     (["\n  I have ", "*two*", "  dogs.\n"], ["\n  J'ai ", "deux", " chiens.\n"]),
-    (["I ", "*am*", " ", "*I.*"], ["Je ", "suis", " ", "je."]),
+    # By itself a piece may be translated otherwise: the likest words near its place have the mark.
+    (["Where is ", "*the station*", "?"], ["Où est ", "la gare", " ?"]),
+    (["I see the ", "*old house*", "."], ["Ich sehe das ", "alte Haus", "."]),
+    (["", "*Note:*", " read ", "*this*", "."], ["", "Remarque :", " lisez ", "ceci", "."]),
     (["", "*Note*", ": read ", "*this*", "."], ["", "Remarque", " : lisez ", "ceci", "."]),
-    # The order changes, or the place is not one: every piece by itself.
-    (["The ", "*black*", " ", "*cat*", " sleeps."], ["Le ", "Noir", " ", "chat", " Dort."]),
-    (["", "*I*", " ", "*am*", " I."], ["", "je", " ", "suis", " Je."]),
+    # The same words twice: the nearer ones. What is next to one another stays so.
+    (["", "*I*", " know ", "*I*", " know."], ["", "Je", " sais que ", "je", " sais."]),
+    (["I ", "*have*", "* two*", " dogs."], ["", "J'ai ", "deux", " chiens."]),
+    # Words that are kept are there, or else every piece is translated by itself.
     (["Run ", Piece("pip install", kept=True), " now."], ["Lancez ", "pip install", " maintenant."]),
+    (["Run ", Piece("make", kept=True), " now."], ["Lancez ", "make", " Maintenant."]),
     # A comment stands between texts without a mark.
     (["I have two", " dogs."], ["J'ai deux chiens.", ""]),
     (["我有", "*两只*", "狗"], ["I have ", "two", " dogs"]),
@@ -59,8 +65,8 @@ def test_marks_go_where_their_words_do(pieces: list[str | Piece], expected: list
 def test_what_is_kept_is_never_asked_and_nothing_twice() -> None:
     _, asked = translated("Run ", Piece("pip install", kept=True), " now.")
     assert asked == ["Run pip install now."]
-    _, asked = translated("The ", "*black*", " ", "*cat*", " sleeps.")
-    assert asked == ["The black cat sleeps.", "black", "cat", "The", "sleeps."]
+    _, asked = translated("Run ", Piece("make", kept=True), " now.")
+    assert asked == ["Run make now.", "Run", "now."]
     found, asked = translated(Piece("a = 1", kept=True))
     assert (found, asked) == (["a = 1"], [])
 
