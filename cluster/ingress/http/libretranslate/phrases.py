@@ -23,6 +23,7 @@ _ENDS: Final = ".!?。！？…"
 _WORD: Final = re.compile(r"[\u2e80-\uffff]|[^\W\u2e80-\uffff]+(?:['’-][^\W\u2e80-\uffff]+)*")
 _MARK: Final = re.compile(r"\s?[^\w\s]+")
 _NEAR: Final = 40  # words
+_MOST_MARKS: Final = 64  # of one sentence
 _MORE_OR_LESS: Final = 0.05  # of likeness, that a word more or less than in the source costs
 
 
@@ -58,14 +59,16 @@ class Phrase:
         return [i for i, piece in enumerate(self.pieces) if not piece.blank and not piece.kept]
 
     @property
-    def single(self) -> bool:
-        """Whether no more than one piece is to be looked at."""
-        return sum(not piece.blank for piece in self.pieces) < 2
-
-    @property
     def marked(self) -> list[int]:
         """The pieces whose places in the translation are looked for."""
         return [i for i, piece in enumerate(self.pieces) if (piece.marked or piece.kept) and not piece.blank]
+
+    @property
+    def joined(self) -> bool:
+        """Whether the pieces are translated as one sentence: there are several, and not more marks than one
+        has."""
+        several = sum(not piece.blank for piece in self.pieces) > 1
+        return several and bool(self.numbers) and len(self.marked) <= _MOST_MARKS
 
 
 def one_line(text: str) -> str:
@@ -82,7 +85,7 @@ async def translate_phrases(phrases: Sequence[Phrase], translate: Translate) -> 
         texts.update(zip(new, await translate(new), strict=True))
 
     await look_up([text for phrase in phrases for text in _first_texts(phrase)])
-    placing = {number: phrase for number, phrase in enumerate(phrases) if not phrase.single}
+    placing = {number: phrase for number, phrase in enumerate(phrases) if phrase.joined}
     done = await asyncio.to_thread(lambda: {i: _placed(phrase, texts) for i, phrase in placing.items()})
     apart = [phrase for number, phrase in enumerate(phrases) if done.get(number) is None]
     await look_up([one_line(phrase.pieces[i].text) for phrase in apart for i in phrase.numbers])
@@ -91,7 +94,7 @@ async def translate_phrases(phrases: Sequence[Phrase], translate: Translate) -> 
 
 def _first_texts(phrase: Phrase) -> list[str]:
     """What is translated before it is known whether the marks find their places."""
-    if phrase.single or not phrase.numbers:
+    if not phrase.joined:
         return [one_line(phrase.pieces[i].text) for i in phrase.numbers]
     return [phrase.whole, *(one_line(phrase.pieces[i].text) for i in phrase.marked if i in phrase.numbers)]
 
@@ -111,8 +114,6 @@ def _around(piece: str, text: str) -> str:
 
 def _placed(phrase: Phrase, texts: Mapping[str, str]) -> list[str] | None:
     """The whole's translation in pieces; None where a marked piece has no place in it."""
-    if not phrase.numbers:
-        return None
     pieces, whole = phrase.pieces, texts[phrase.whole].strip()
     places = _places(phrase, whole, texts)
     if places is None:

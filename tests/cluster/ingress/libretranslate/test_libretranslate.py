@@ -293,7 +293,11 @@ async def test_detect_says_languages_that_the_model_does_not_have(http: httpx.As
     assert (await http.post("/translate", json=body)).json()["detectedLanguage"] == {
         "confidence": 0.0, "language": "en",
     }  # fmt: skip
-    assert (await http.post("/detect", json={"q": "!!"})).json()[0].keys() == {"confidence", "language"}
+    for nothing in ("!!", "12", "🎉"):
+        unknown = {"confidence": 0.0, "language": "en"}
+        assert (await http.post("/detect", json={"q": nothing})).json() == [unknown]
+        answer = await http.post("/translate", json={**BODY, "q": nothing, "source": "auto"})
+        assert answer.json()["detectedLanguage"] == unknown
 
 
 async def test_targets_among_a_vocabularys_tokens(own_info: Service, router: FakeRouter) -> None:

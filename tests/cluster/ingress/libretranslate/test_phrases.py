@@ -71,6 +71,12 @@ def test_what_is_kept_is_never_asked_and_nothing_twice() -> None:
     assert (found, asked) == (["a = 1"], [])
 
 
+def test_more_marks_than_a_sentence_has_are_no_sentence() -> None:
+    found, asked = translated(*[Piece("two ", marked=True), "and "] * 2000)
+    assert found == ["deux. ", "<and> "] * 2000
+    assert asked == ["two", "and"]
+
+
 PIECES = st.builds(Piece, st.text(alphabet="ab. \n<é两", max_size=6), st.booleans(), st.booleans())
 
 
