@@ -121,7 +121,7 @@ class Client(Settings):
         free, failed = threading.Semaphore(positive(concurrency, "concurrency")), threading.Event()
 
         def done(call: grpc.Future[pb.GenerateResponse]) -> None:
-            error = call.exception()
+            error: Any = call.exception()
             if error is not None and not isinstance(error_of(error.code(), error.details()), kept):
                 failed.set()
             progress.update()

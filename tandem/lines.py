@@ -1,8 +1,8 @@
 """Files of lines: UTF-8, with or without a byte order mark.
 
-Lines that are read end with a line feed, or a carriage return and a line feed, as they do for `wc`, and with
-nothing else: a carriage return alone, U+2028, U+0085, a vertical tab and a form feed are parts of texts. Lines
-that are written have none of these within, so that line n is line n to readers that take them for line ends.
+Lines that are read end with a line feed, or a carriage return and a line feed, as they do for `wc`, and
+with nothing else: a carriage return alone, U+2028, U+0085, a vertical tab and a form feed are parts of texts.
+Lines that are written have none of these within, so that line n is line n to every reader.
 """
 
 from __future__ import annotations

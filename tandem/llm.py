@@ -122,21 +122,21 @@ class LLM:
             task: one of those the model's config declares, such as "summarization": its text is put before a
                 prompt that is text, and its decoding defaults go before the model's. A speech model's are
                 "transcribe" and "translate", into English. One for all prompts or a list with one for each.
-            truncate_prompt_tokens: read no more than so many tokens of a prompt, rather than refuse it where it
-                is too long. Of an encoder prompt those of `tokenizer(text, truncation=True, max_length=…)`:
-                its beginning and the special tokens (token ids: the first, and the EOS); of a decoder-only
-                model's prompt the last, as vLLM does. -1: as many as the model's tokenizer is made for.
+            truncate_prompt_tokens: read so many tokens of a prompt at most, rather than refuse a longer one.
+                Of an encoder prompt those of `tokenizer(text, truncation=True, max_length=…)`: its beginning
+                and the special tokens (of token ids the first, and the EOS); of a decoder-only model's prompt
+                the last, as vLLM does. -1: as many as the model's tokenizer is made for.
             use_tqdm: show a progress bar for more than a few prompts.
 
         Raises InvalidRequest, naming the field and the prompt, before anything is generated.
         """
-        several = not isinstance(prompts, str | dict)
+        many = _listed(prompts)
         prepared: list[PreparedRequest] = []
         for request in self._prepare(
-            prompts, sampling_params, source_language, target_language, task, truncate_prompt_tokens
+            many, sampling_params, source_language, target_language, task, truncate_prompt_tokens
         ):
             if isinstance(request, InvalidRequest):
-                where = f" (in prompt {len(prepared)} of {len(prompts)})" if several else ""
+                where = f" (in prompt {len(prepared)} of {len(many)})" if len(many) > 1 else ""
                 raise InvalidRequest(request.message + where, field=request.field)
             prepared.append(request)
         return self._answer(prepared, use_tqdm)
@@ -156,7 +156,12 @@ class LLM:
         are answered."""
         each = list(
             self._prepare(
-                prompts, sampling_params, source_language, target_language, task, truncate_prompt_tokens
+                _listed(prompts),
+                sampling_params,
+                source_language,
+                target_language,
+                task,
+                truncate_prompt_tokens,
             )
         )
         prepared = [request for request in each if isinstance(request, PreparedRequest)]
@@ -165,20 +170,20 @@ class LLM:
 
     def _prepare(
         self,
-        prompts: Prompt | Sequence[Prompt],
+        prompts: Sequence[Prompt],
         sampling_params: Params | Sequence[Params | None] | None,
         source_language: _OneOrEach,
         target_language: _OneOrEach,
         task: _OneOrEach,
         truncate_prompt_tokens: int | None,
     ) -> Iterator[PreparedRequest | InvalidRequest]:
-        """Each prompt's request, or why it is refused. Raises InvalidRequest for arguments that do not go with
-        the prompts' number."""
-        many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
+        """Each prompt's request, or why it is refused. Raises InvalidRequest for arguments that do not go
+        with the prompts' number."""
+        count = len(prompts)
         for prompt, params, options in zip(
-            many,
-            for_each(sampling_params, len(many), "sampling_params"),
-            _each_options(len(many), source_language, target_language, task),
+            prompts,
+            for_each(sampling_params, count, "sampling_params"),
+            _each_options(count, source_language, target_language, task),
             strict=True,
         ):
             try:
@@ -250,7 +255,7 @@ class LLM:
         field, before anything is scored.
         """
         single = isinstance(prompts, str | dict)
-        many = cast(list[Prompt], [prompts] if single else list(prompts))
+        many = _listed(prompts)
         each = [targets] if single else list(targets)
         if len(each) != len(many):
             raise InvalidRequest(f"got {len(each)} for {len(many)} prompts", field="targets")
@@ -335,6 +340,10 @@ class LLM:
                     self._engine.cancel(delta.request_id)
                 for piece in pieces:
                     yield number, piece
+
+
+def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
+    return cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
 
 
 def _each_options(count: int, source: _OneOrEach, target: _OneOrEach, task: _OneOrEach) -> list[TaskOptions]:

@@ -8,7 +8,7 @@ from typing import Final, Unpack
 
 from tandem.cluster.ingress.service import Call
 from tandem.errors import DeadlineExceeded, Overloaded
-from tandem.inputs import RequestOptions
+from tandem.inputs import TaskOptions
 from tandem.outputs import RequestOutput
 from tandem.params import Params
 
@@ -23,7 +23,8 @@ async def answer_segments(
     params: Sequence[Params],
     *,
     timeout_s: float,
-    **options: Unpack[RequestOptions],
+    request_id: str | None = None,
+    **options: Unpack[TaskOptions],
 ) -> list[list[RequestOutput]]:
     """The whole answers to any number of segments, each a prompt: for every one of them an answer with each
     of the `params`. Equal segments are answered once. `timeout_s` is what all of it may take.
@@ -42,7 +43,10 @@ async def answer_segments(
         for number, segment in left:
             while True:
                 try:
-                    prepared = [(await call.prepare([segment], one, **options))[0] for one in params]
+                    prepared = [
+                        (await call.prepare([segment], one, request_id=request_id, **options))[0]
+                        for one in params
+                    ]
                     outputs = await call.generate(prepared, first=number * len(params))
                     break
                 except Overloaded:

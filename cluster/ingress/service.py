@@ -279,8 +279,8 @@ class Call:
                 yield piece
 
     async def generate(self, prepared: Sequence[PreparedRequest], *, first: int = 0) -> list[RequestOutput]:
-        """The prompts' whole answers; otherwise as `stream`. `first` is the first prompt's number in the call,
-        for one that generates more than once."""
+        """The prompts' whole answers; otherwise as `stream`. `first` is the first prompt's number in a call
+        that generates more than once."""
         output_processors = [self._service.request_builder.output_processor(one) for one in prepared]
         # Stop strings are found by looking at the text: the engine goes on until they are.
         whole = not any(output_processor.watches for output_processor in output_processors)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tandem.errors import InvalidRequest, TandemError, status_of
 from tandem.inputs import TASK_OPTIONS, Prompt, RequestOptions, split_prompt
@@ -88,7 +88,7 @@ def options(values: Mapping[str, Any]) -> RequestOptions:
         kind = str if name in TASK_OPTIONS else int
         if type(value) is not kind:
             raise InvalidRequest(f"must be of type {kind.__name__}, got {type(value).__name__}", field=name)
-    return RequestOptions(**given)  # type: ignore[typeddict-item]
+    return cast(RequestOptions, given)
 
 
 def parameters(values: Mapping[str, Any], *, beams: bool) -> Params | None:

@@ -135,13 +135,12 @@ class Answerer:
         self, server: Server, prompt: Prompt, params: Params | None, options: RequestOptions
     ) -> RequestOutput:
         """Tries again while the server is gone or full, and a few times where a request fails."""
+        options = {**options, "priority": _PRIORITY, "timeout_s": self._timeout_s}
         loop = asyncio.get_running_loop()
         give_up, pause, attempts = loop.time() + self._patience_s, _FIRST_PAUSE_S, 0
         while True:
             try:
-                output = await server.generate(
-                    prompt, params, priority=_PRIORITY, timeout_s=self._timeout_s, **options
-                )
+                output = await server.generate(prompt, params, **options)
                 if all(sample.finish_reason != "deadline" for sample in output.outputs):
                     return output
                 raise DeadlineExceeded(f"not finished after {self._timeout_s:g} s")

@@ -120,7 +120,7 @@ def translate(
     """
     with errors_shown():
         options = TaskOptions(source_language=source, target_language=to)
-        asked = _asked(model, server, {"max_tokens": max_tokens}, param, options, split=split)
+        asked = _asked(model, server, {"max_tokens": max_tokens}, param, options, split=split.value)
         _answer(read_texts(texts, file), asked, jsonl=jsonl)
 
 
@@ -208,6 +208,7 @@ def _defaults(info: ModelInfo, options: TaskOptions) -> GenerationDefaults:
 def _answer(texts: list[str], asked: _Asked, *, jsonl: bool) -> None:
     """Prints the answers. A blank line has a blank one, so that the lines of both sides correspond."""
     keywords: dict[str, Any] = {**asked.options}
+    generate: Callable[..., Sequence[RequestOutput | TandemError]]
     if asked.server is not None:
         from tandem.client import Client
 
@@ -235,11 +236,10 @@ def _answers(
     all_answers = iter(generate([part for document in documents for part in document.segments]))
     answers: list[RequestOutput | TandemError] = []
     for text, document in zip(texts, documents, strict=True):
-        outputs: list[RequestOutput] = []
-        failed: list[TandemError] = []
-        for answer in islice(all_answers, len(document.segments)):
-            (failed if isinstance(answer, TandemError) else outputs).append(answer)
-        answers.append(failed[0] if failed else document.output(text, outputs, samples))
+        own = list(islice(all_answers, len(document.segments)))
+        outputs = [answer for answer in own if not isinstance(answer, TandemError)]
+        failed = next((answer for answer in own if isinstance(answer, TandemError)), None)
+        answers.append(failed or document.output(text, outputs, samples))
     return answers
 
 

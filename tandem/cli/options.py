@@ -50,8 +50,8 @@ TruncateOption = Annotated[
     bool,
     typer.Option(
         "--truncate",
-        help="Read what the model can of an input that is too long, instead of refusing it: its beginning, of a "
-        "decoder-only model's its end. For another length: -p truncate_prompt_tokens=128",
+        help="Read what the model can of an input that is too long, instead of refusing it: its beginning; "
+        "a decoder-only model its end. For another length: -p truncate_prompt_tokens=128",
     ),
 ]
 MaxTokensOption = Annotated[

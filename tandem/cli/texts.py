@@ -1,4 +1,4 @@
-"""Texts in, one a line, and their answers out, one a line: line n of the output answers line n of the input."""
+"""Texts in, one a line, and answers out, one a line: line n of the output answers line n of the input."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 
 def read_texts(arguments: Sequence[str] | None, file: Path | None) -> list[str]:
-    """The arguments, or the lines of a file or of standard input. Raises InvalidRequest for lines that are not
-    UTF-8."""
+    """The arguments, or the lines of a file or of standard input. Raises InvalidRequest, naming the line, for
+    one that is not UTF-8."""
     if arguments and file:
         raise typer.BadParameter("give arguments or a file, not both", param_hint="--file")
     if arguments:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,15 @@ from models import make_checkpoint
 from multilingual import multilingual_checkpoint
 from typer.testing import CliRunner, Result
 
+from tandem import LLM
+from tandem.batch import run
 from tandem.cli import app
 from tandem.cli.options import ClusterOptions, Placement
+from tandem.outputs import CompletionOutput, RequestOutput, TextDelta
 from tandem.workers.distributed import Group
 from tandem.workers.models import layers
 from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.stacks import DecoderStack, EncoderStack
-from tandem.workers.requests.output_processor import OutputProcessor
 
 
 def tandem(*arguments: str, stdin: str | bytes = "", code: int = 0) -> Result:
@@ -138,17 +141,33 @@ def test_generate_answers_arguments_a_file_and_stdin_alike(tmp_path: Path) -> No
     assert arguments.splitlines() == [text for text in from_file.splitlines() if text]
 
 
-def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def loaded() -> Iterator[LLM]:
+    with LLM() as llm:
+        yield llm
+
+
+@pytest.fixture
+def quick(loaded: LLM, monkeypatch: pytest.MonkeyPatch) -> LLM:
+    """The bundled model, loaded once for the commands of several tests."""
+    monkeypatch.setattr("tandem.llm.LLM", lambda _: nullcontext(loaded))
+    return loaded
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_lines_are_those_of_the_file(tmp_path: Path, quick: LLM, end: str, mark: str) -> None:
     file = tmp_path / "lines"
-    plain = [FRENCH + "I am tired.", "", FRENCH + "I am\u2028happy.", FRENCH + "I see\x0bhim."]
-    expected = tandem("generate", *(text or " " for text in plain)).stdout.replace("\n \n", "\n\n")
-    assert expected.count("\n") == 4
-    for end in ("\n", "\r\n"):
-        for mark in ("", "\ufeff"):
-            data = (mark + end.join(plain)).encode()
-            file.write_bytes(data)
-            assert tandem("generate", "--file", str(file)).stdout == expected
-            assert tandem("generate", stdin=data).stdout == expected
+    lines = [FRENCH + "I am tired.", "", FRENCH + "I am\u2028happy.", FRENCH + "I see\x0bhim."]
+    answers = [output.outputs[0].text for output in quick.generate([line for line in lines if line])]
+    expected = [answers[0], "", *answers[1:]]
+    file.write_bytes((mark + end.join(lines)).encode())
+    assert tandem("generate", "--file", str(file)).stdout == "\n".join([*expected, ""])
+    assert tandem("generate", stdin=file.read_bytes()).stdout == "\n".join([*expected, ""])
+
+
+def test_files_that_are_not_utf_8_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
+    file = tmp_path / "lines"
     file.write_bytes("a\nb\nhé\n".encode("latin-1"))
     said = "line 3, byte 0xE9: not UTF-8; convert it, as by iconv -f LATIN1 -t UTF-8"
     assert f"--file: {said}" in tandem("generate", "--file", str(file), code=1).stderr
@@ -157,58 +176,72 @@ def test_lines_are_those_of_the_file(tmp_path: Path) -> None:
     assert "--file: is UTF-16, not UTF-8" in tandem("translate", "--file", str(file), code=1).stderr
 
 
-def test_one_answer_a_line_whatever_is_in_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model that answers with line feeds, and one line that is too long for it."""
-    folder = str(make_checkpoint(tmp_path, "flan"))
-    monkeypatch.setattr("tandem.workers.requests.tokenizer._CHARS_PER_TOKEN", 4)
-    push = OutputProcessor.push
-
-    def with_line_feeds(self: OutputProcessor, delta: Any) -> Any:
-        return [replace(piece, text=f"{piece.text}\r\n") for piece in push(self, delta)]
-
-    lines = ["ba", "be " * 9000, "", "bi"]
-    short = ["generate", "--model", folder, "--max-tokens", "2"]
-    plain = tandem(*short, stdin="\n".join(lines), code=1)
-    answers = plain.stdout.split("\n")
-    assert (len(answers), answers[1:3], answers[4]) == (5, ["", ""], "")
-    assert answers[0]
-    assert answers[3]
-    assert plain.stderr.startswith("line 2: InvalidRequest prompt: has 27000 characters, of which ")
-    jsonl = [
-        json.loads(line)
-        for line in tandem(*short, "--jsonl", stdin="\n".join(lines), code=1).stdout.splitlines()
-    ]
-    assert [one["prompt"] for one in jsonl] == lines
-    assert [one.get("outputs", [{}])[0].get("text") for one in jsonl] == [answers[0], None, "", answers[3]]
-    assert jsonl[1]["error"]["param"] == "prompt"
-    streamed = tandem(*short, "--stream", stdin="\n".join(lines), code=1)
+def test_a_line_that_is_too_long_is_named_and_the_others_are_answered(quick: LLM) -> None:
+    lines = [FRENCH + "I am tired.", "be " * 9000, "", FRENCH + "I am happy."]
+    stdin = "\n".join(lines)
+    plain = tandem("generate", stdin=stdin, code=1)
+    tired, happy = (output.outputs[0].text for output in quick.generate([lines[0], lines[3]]))
+    assert plain.stdout == f"{tired}\n\n\n{happy}\n"
+    refusal = "has 9001 tokens, the limit is 4096: shorten it or set truncate_prompt_tokens"
+    assert plain.stderr == f"line 2: InvalidRequest prompt: {refusal}\n"
+    jsonl = tandem("generate", "--jsonl", stdin=stdin, code=1)
+    answers = [json.loads(line) for line in jsonl.stdout.splitlines()]
+    assert jsonl.stderr == plain.stderr
+    assert [answer["prompt"] for answer in answers] == lines
+    assert [one.get("outputs", [{}])[0].get("text") for one in answers] == [tired, None, "", happy]
+    assert answers[1]["error"]["param"] == "prompt"
+    streamed = tandem("generate", "--stream", stdin=stdin, code=1)
     assert (streamed.stdout, streamed.stderr) == (plain.stdout, plain.stderr)
-    sampled = tandem(*short, "-p", "n=2", "-p", "temperature=1.0", stdin="\n".join(lines), code=1)
-    assert sampled.stdout.count("\n") == 8, "two for each"
-    cut = tandem(*short, "--truncate", stdin="\n".join(lines)).stdout.split("\n")
-    assert [cut[0], *cut[2:]] == [answers[0], *answers[2:]]
-    assert cut[1]
+    sampled = tandem("generate", "-p", "n=2", "-p", "temperature=1.0", "-p", "seed=1", stdin=stdin, code=1)
+    assert len(sampled.stdout.splitlines()) == 8, "two for each"
+    assert sampled.stdout.splitlines()[2:6] == [""] * 4
+    alone = tandem("generate", lines[1], code=1)
+    assert (alone.stdout, alone.stderr) == ("", f"InvalidRequest prompt: {refusal}\n")
+    every = tandem("generate", lines[1], lines[1], code=1)
+    assert (every.stdout, every.stderr) == ("", f"InvalidRequest prompt: {refusal}\n"), "once for all"
+    cut = tandem("generate", "--truncate", stdin=stdin).stdout.splitlines()
+    assert [cut[0], cut[2], cut[3]] == [tired, "", happy]
+    (first,) = quick.generate(lines[1], truncate_prompt_tokens=512)
+    assert cut[1] == first.outputs[0].text
+    short = tandem("generate", "-p", "truncate_prompt_tokens=9", lines[0] + " and happy.").stdout
     assert (
-        tandem(*short, "-p", "truncate_prompt_tokens=2", "ba be").stdout == plain.stdout.split("\n")[0] + "\n"
+        short == quick.generate(lines[0] + " and happy.", truncate_prompt_tokens=9)[0].outputs[0].text + "\n"
     )
-    alone = tandem(*short, "be " * 9000, code=1)
-    assert (alone.stdout, alone.stderr.startswith("InvalidRequest prompt: has")) == ("", True)
-    monkeypatch.setattr(OutputProcessor, "push", with_line_feeds)
-    assert tandem(*short, "--stream", stdin="ba\nbi\n").stdout.count("\n") == 2
 
 
-def test_translate_reads_texts_of_many_sentences(tmp_path: Path) -> None:
-    one, two = (tandem("translate", text).stdout[:-1] for text in ("I am tired.", "Where do you live?"))
+def test_one_answer_a_line_whatever_is_in_it(quick: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model that answers with line feeds."""
+
+    def generate_each(prompts: list[str], **_: Any) -> list[RequestOutput]:
+        texts = (f"{prompt}\na\r\nb\u2028c\n" for prompt in prompts)
+        return [RequestOutput("", "", [], None, [], [CompletionOutput(0, text, [])]) for text in texts]
+
+    monkeypatch.setattr(quick, "generate_each", generate_each)
+    assert tandem("generate", stdin="1\n2\n\n4\n").stdout == "1 a b c \n2 a b c \n\n4 a b c \n"
+    jsonl = tandem("generate", "--jsonl", stdin="1\n2\n\n4\n").stdout
+    assert jsonl.count("\n") == len(jsonl.splitlines()) == 4
+    assert json.loads(jsonl.splitlines()[3])["outputs"][0]["text"] == "4\na\r\nb\u2028c\n"
+    pieces = [TextDelta(0, text, []) for text in ("x\n", "y\r", "\nz")]
+    monkeypatch.setattr(quick, "stream", lambda *_, **__: iter(pieces))
+    assert tandem("generate", "--stream", stdin="1\n\n3\n").stdout == "x y  z\n\nx y  z\n"
+
+
+def test_translate_reads_texts_of_many_sentences(tmp_path: Path, quick: LLM) -> None:
+    prompts = [
+        FRENCH + text for text in ("I am tired.", "Where do you live?", "I am tired. Where do you live?")
+    ]
+    one, two, whole = (output.outputs[0].text for output in quick.generate(prompts))
     file = tmp_path / "texts"
     file.write_text("\ufeffI am tired. Where do you live?\n   \nI am tired.\n")
-    result = tandem("translate", "--file", str(file)).stdout
-    assert result == f"{one} {two}\n   \n{one}\n"
+    assert tandem("translate", "--file", str(file)).stdout == f"{one} {two}\n   \n{one}\n"
     argument = tandem("translate", "I am tired.\n\nWhere do you live?", "--jsonl").stdout
     (answer,) = json.loads(argument)["outputs"]
     assert (answer["text"], answer["finish_reason"]) == (f"{one}\n\n{two}", "stop")
-    by_line = tandem("translate", "--split", "line", "I am tired. Where do you live?").stdout
-    assert by_line == tandem("translate", "--split", "none", "I am tired. Where do you live?").stdout
-    assert by_line == tandem("generate", FRENCH + "I am tired. Where do you live?").stdout
+    for split in ("line", "none"):
+        split_at = ["--split", split, "I am tired. Where do you live?"]
+        assert tandem("translate", *split_at).stdout == f"{whole}\n"
+    long = "I am tired, and I am happy, " * 1000
+    assert tandem("translate", long).stdout.count("\n") == 1, "no text is too long"
 
 
 def test_generate_streams_the_same_text() -> None:
@@ -314,6 +347,32 @@ def test_a_batch_that_cannot_or_need_not_run_starts_nothing(tmp_path: Path) -> N
     assert "top_q: unknown" in tandem("batch", str(source), str(sink), "-p", "top_q=1", code=1).stderr
     sink.write_text('{"id": 1}\n')
     assert "Every line" in tandem("batch", str(source), str(sink)).stderr
+
+
+def test_a_batch_names_its_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Echo:
+        async def generate(self, prompt: Any, *_: Any, **options: Any) -> RequestOutput:
+            assert options["truncate_prompt_tokens"] == -1
+            return RequestOutput("", "", [], None, [], [CompletionOutput(0, prompt["prompt"], [1], "stop")])
+
+    def in_process(read: Any, answerer: dict[str, Any], _: int) -> Iterator[Any]:
+        answer = run.Answerer(**answerer)
+        return (asyncio.run(answer(chunk)) for chunk in read())
+
+    monkeypatch.setattr("tandem.cluster.start.ray_alone", lambda _: nullcontext())
+    monkeypatch.setattr("tandem.cli.batch._connect", lambda _: Echo())
+    monkeypatch.setattr(run, "on_ray", in_process)
+    source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text('\ufeff{"prompt": "a"}\n' + '{"prompt": "b", "top_q": 1}\n' * 30 + '{"prompt": "c"}')
+    command = ["batch", str(source), str(sink), "--server", "x", "--truncate"]
+    said = tandem(*command, code=1).stderr
+    assert "line 2: top_q: unknown parameter\n" in said
+    assert "line 21: " in said
+    assert "line 22: " not in said
+    assert "10 more lines have errors: see" in said
+    assert "2 answers, 2 tokens, 30 errors." in said
+    assert len(sink.read_text().splitlines()) == 32
+    assert "Every line" in tandem(*command).stderr
 
 
 def test_summarize_says_what_a_model_has_instead() -> None:

@@ -40,7 +40,7 @@ def test_lines_come_back(texts: list[str]) -> None:
         (b"\xfe\xff" + "hé\n".encode("utf-16-be"), "is UTF-16, not UTF-8"),
         ("hé\n".encode("utf-32"), "is UTF-32, not UTF-8; convert it, as by iconv -f UTF-32 -t UTF-8"),
         ("hé\n".encode("utf-16-le"), "line 1 has NUL bytes, as UTF-16 has"),
-        ("a\nb\nhé\n".encode("latin-1"), "line 3, byte 0xE9: not UTF-8; convert it, as by iconv -f LATIN1 -t UTF-8"),
+        (b"a\nb\nh\xe9", "line 3, byte 0xE9: not UTF-8; convert it, as by iconv -f LATIN1 -t UTF-8"),
         (b"\xef\xbb\xbfa\n\xff\n", "line 2, byte 0xFF: not UTF-8"),
     ],
 )  # fmt: skip

@@ -77,7 +77,7 @@ def test_task_and_languages_say_what_a_prefix_says(llm: LLM) -> None:
     sentence = "I am tired."
     french, german = llm.generate([FRENCH + sentence, "translate English to German: " + sentence], GREEDY)
     named, other = llm.generate(
-        [sentence] * 2, GREEDY, source_language="en", target_language=["fr", "de"], use_tqdm=False
+        [sentence] * 2, GREEDY, source_language="en-US", target_language=["French", "deu"], use_tqdm=False
     )
     (by_task,) = llm.generate(sentence, GREEDY, task="translation_en_to_fr")
     assert [text(output) for output in (named, other, by_task)] == [text(french), text(german), text(french)]
@@ -325,3 +325,22 @@ def test_heads_that_do_not_split_are_refused_without_leaving_processes() -> None
     with pytest.raises(ModelLoadError, match="not divisible") as caught:
         LLM(tensor_parallel_size=3)
     assert caught.value.field == "tensor_parallel_size"
+
+
+def test_each_prompt_by_itself(llm: LLM) -> None:
+    prompts: list[Prompt] = ["translate English to French: I am happy.", "", {"prompt_token_ids": [10**6]}]
+    first, empty, unknown = llm.generate_each(prompts, SamplingParams(max_tokens=4))
+    assert isinstance(first, RequestOutput)
+    assert first.outputs == llm.generate(prompts[0], SamplingParams(max_tokens=4))[0].outputs
+    assert [str(error).partition(",")[0] for error in (empty, unknown)] == [
+        "prompt: must not be empty",
+        "prompt_token_ids: id 1000000 at 0 is not in the vocabulary",
+    ]
+    with pytest.raises(InvalidRequest, match=r"prompt: must not be empty \(in prompt 1 of 3\)"):
+        llm.generate(prompts)
+
+
+def test_a_text_and_its_sentences(llm: LLM) -> None:
+    document = llm.segment("I am tired. And you?\n", source_language="en", target_language="fr")
+    assert document.segments == ("I am tired.", "And you?")
+    assert llm.segment("I am tired. And you?", "none").segments == ("I am tired. And you?",)

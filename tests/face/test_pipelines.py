@@ -167,8 +167,8 @@ def test_a_text_is_translated_sentence_by_sentence(llm: LLM) -> None:
     samples = translator(text, num_beams=2, num_return_sequences=2)
     assert [record["translation_text"].count("\n") for record in samples] == [3, 3]
     assert translator(" ", num_beams=2, num_return_sequences=2) == [{"translation_text": " "}] * 2
-    long = "bi bo bu " * 5000
-    assert translator(long)[0]["translation_text"]
+    long = "bi bo bu " * 1500
+    assert translator(long[:1800])[0]["translation_text"]
     with pytest.raises(InvalidRequest, match="the limit is"):
         translator(long, split="none")
     for pipe, arguments in (

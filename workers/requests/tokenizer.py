@@ -58,7 +58,7 @@ class TextTokenizer:
             backend.no_padding()
         # The longest input that the tokenizer's makers had in mind, special tokens included.
         self.max_length: int = tokenizer.model_max_length
-        self._truncation_side: Side = tokenizer.truncation_side
+        self._truncation_side = cast(Side, tokenizer.truncation_side)
 
     def encode(self, text: str, name: str, limit: int, *, special: bool, target: bool = False) -> list[int]:
         """A text's ids, `special` tokens included, or as the decoder reads them (`target`).
