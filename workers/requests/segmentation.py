@@ -23,7 +23,7 @@ from typing import Final, Literal, get_args
 
 from tandem.errors import InvalidRequest
 from tandem.outputs import CompletionOutput, RequestOutput
-from tandem.workers.requests.language_names import subtag_of
+from tandem.workers.requests.language_tags import subtag_of
 
 Split = Literal["none", "line", "sentence"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)

@@ -96,6 +96,7 @@ MODELS = {
         ("m2m", "no", "no nb nor nob"),
         ("m2m", "en", "__en__ en eng"),
         ("m2m", "sr", "sr sr-Latn sh"),
+        ("m2m", "ns", "ns nso Pedi nso_Latn"),
         ("whisper", "jw", "jw jv jav javanese"),
         ("whisper", "es", "es castilian <|es|> Spanish es-MX"),
         ("whisper", "zh", "zh mandarin chinese cmn"),

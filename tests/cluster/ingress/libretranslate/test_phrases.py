@@ -72,7 +72,8 @@ def test_what_is_kept_is_never_asked_and_nothing_twice() -> None:
 
 
 def test_more_marks_than_a_sentence_has_are_no_sentence() -> None:
-    found, asked = translated(*[Piece("two ", marked=True), "and "] * 2000)
+    pieces: list[str | Piece] = [Piece("two ", marked=True), "and "]
+    found, asked = translated(*pieces * 2000)
     assert found == ["deux. ", "<and> "] * 2000
     assert asked == ["two", "and"]
 
