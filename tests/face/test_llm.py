@@ -325,3 +325,9 @@ def test_heads_that_do_not_split_are_refused_without_leaving_processes() -> None
     with pytest.raises(ModelLoadError, match="not divisible") as caught:
         LLM(tensor_parallel_size=3)
     assert caught.value.field == "tensor_parallel_size"
+
+
+def test_a_model_of_text_transcribes_nothing(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="no speech model") as refused:
+        llm.transcribe(([0.0] * 16_000, 16_000))  # type: ignore[arg-type]
+    assert refused.value.field == "model"
