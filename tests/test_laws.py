@@ -17,7 +17,8 @@ import tandem
 
 ROOT = Path(__file__).parents[1]
 with (ROOT / "pyproject.toml").open("rb") as file:
-    PACKAGE_DIR: dict[str, str] = tomllib.load(file)["tool"]["setuptools"]["package-dir"]
+    SETUPTOOLS = tomllib.load(file)["tool"]["setuptools"]
+PACKAGE_DIR: dict[str, str] = SETUPTOOLS["package-dir"]
 
 # What stands earlier may import what stands later, never the other way round; docs/architecture.md says what
 # each is. A module belongs to the entry with the longest name that is the module's or a package of it.
@@ -134,3 +135,24 @@ def test_the_face_is_what_is_documented() -> None:
     documented = set(re.findall(r"`(\w+)`", section))
     assert documented == set(tandem.__all__)
     assert all(hasattr(tandem, name) for name in tandem.__all__)
+
+
+def test_an_installation_has_every_file() -> None:
+    """setuptools finds no packages below a folder that is renamed, so they are listed by hand. An editable
+    installation, which tests use, would not notice one that is missing."""
+    found = {name: ROOT / folder for name, folder in PACKAGE_DIR.items()}
+    for package, folder in list(found.items()):
+        for path in folder.rglob("__init__.py"):
+            found[".".join((package, *path.parent.relative_to(folder).parts))] = path.parent
+    assert sorted(found) == sorted(SETUPTOOLS["packages"])
+    data: dict[str, list[str]] = SETUPTOOLS["package-data"]
+    [extension] = SETUPTOOLS["ext-modules"]
+    compiled = {*extension["sources"], *extension["depends"]}
+    for package, folder in found.items():
+        for path in folder.iterdir():
+            if not path.is_file() or path.suffix in (".py", ".so"):
+                continue
+            if path.suffix in (".cpp", ".h"):
+                assert str(path.relative_to(ROOT)) in compiled
+            else:
+                assert any(path.match(pattern) for pattern in data.get(package, [])), path
