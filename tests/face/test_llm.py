@@ -357,3 +357,9 @@ def test_a_text_and_its_sentences(llm: LLM) -> None:
     document = llm.segment("I am tired. And you?\n", source_language="en", target_language="fr")
     assert document.segments == ("I am tired.", "And you?")
     assert llm.segment("I am tired. And you?", "none").segments == ("I am tired. And you?",)
+
+
+def test_a_model_of_text_transcribes_nothing(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="no speech model") as refused:
+        llm.transcribe(([0.0] * 16_000, 16_000))  # type: ignore[arg-type]
+    assert refused.value.field == "model"

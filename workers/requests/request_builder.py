@@ -78,7 +78,7 @@ class RequestBuilder:
     ) -> None:
         """`target` is the decoder's tokenizer, where that is another; `processor` is for a model that reads
         media."""
-        self.info, self.limits = info, limits
+        self.info, self.limits, self.processor = info, limits, processor
         self.vocabulary = Vocabulary(tokenizer if target is None else target)
         self.tasks = Tasks.of(info.tasks, info.defaults, tokenizer, info.speech)
         self.chat_template = ChatTemplate(tokenizer)
@@ -278,6 +278,14 @@ class RequestBuilder:
         detokenizer = Detokenizer(self.vocabulary, skip_special_tokens=skip_special_tokens)
         return detokenizer.push(ids) + detokenizer.flush()
 
+    def decoder_ids(self, text: str, field: str, limit: int) -> list[int]:
+        """The decoder's ids for a text, special tokens not added. Raises InvalidRequest, naming the field,
+        for more than the limit."""
+        ids = self._tokenizer.encode(text, field, limit, special=False, target=True)
+        if len(ids) > limit:
+            raise InvalidRequest(f"{text[:60]!r} has {len(ids)} tokens, the limit is {limit}", field=field)
+        return ids
+
     def output_processor(self, prepared: PreparedRequest) -> OutputProcessor:
         """What turns this request's deltas into its answer."""
         return OutputProcessor(self.vocabulary, prepared)
@@ -298,11 +306,7 @@ class RequestBuilder:
 
     def _decoding(self, params: Params, task: ResolvedTask, given: ParsedPrompt) -> Decoding:
         def encode(text: str, name: str) -> list[int]:
-            limit = self.limits.bad_word_tokens
-            ids = self._tokenizer.encode(text, name, limit, special=False, target=True)
-            if len(ids) > limit:
-                raise InvalidRequest(f"{text!r} has {len(ids)} tokens, the limit is {limit}", field=name)
-            return ids
+            return self.decoder_ids(text, name, self.limits.bad_word_tokens)
 
         prefix, opening = given.prefix, len(given.opening)
         room = self.max_decoder_tokens - len(prefix) - opening
