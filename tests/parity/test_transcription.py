@@ -143,7 +143,7 @@ def test_recordings_together_are_as_alone(model: Callable[[str], Path], ready: C
         "condition_on_prev_tokens": True, "semantics": "openai", "no_speech_threshold": 2.0,
     }  # fmt: skip
     with LLM(
-        str(model("base")), dtype="float32", page_size=4, num_pages=40, max_num_seqs=6, check_invariants=True
+        str(model("base")), dtype="float32", page_size=4, num_pages=32, max_num_seqs=6, check_invariants=True
     ) as llm:
         together = llm.transcribe(recordings, **asked)
         stats = llm.stats()
