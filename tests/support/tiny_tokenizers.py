@@ -238,7 +238,10 @@ def marian(*, two: bool = False, byte_fallback: bool = False) -> PreTrainedToken
     model = _spm(byte_fallback=byte_fallback)
     spm = _file(f"marian-{byte_fallback}.spm", model)
     names = ["</s>", "<unk>", ">>fra<<", "▁", *_pieces(model), "<pad>"]
-    more = {"target_vocab_file": _file("target.json", _numbers(names[::-1])), "separate_vocabs": True}
+    more: dict[str, Any] = {
+        "target_vocab_file": _file("target.json", _numbers(names[::-1])),
+        "separate_vocabs": True,
+    }
     return transformers.MarianTokenizer(
         spm, spm, _file(f"marian-{byte_fallback}.json", _numbers(names)), source_lang="en", target_lang="fr",
         **(more if two else {}),
