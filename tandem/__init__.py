@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     )
     from tandem.params import BeamSearchParams, SamplingParams
     from tandem.pipelines import Pipeline, pipeline
+    from tandem.transcription import Transcription, TranscriptionParams, TranscriptionSegment
 
 # Imported on first use: `import tandem` costs nothing, and a client needs no torch.
 _WHERE = {
@@ -61,6 +62,7 @@ _WHERE = {
     ),
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "pipeline"),
+    "tandem.transcription": ("Transcription", "TranscriptionParams", "TranscriptionSegment"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -94,6 +96,9 @@ __all__ = [
     "TextPrompt",
     "TokenLogprobs",
     "TokensPrompt",
+    "Transcription",
+    "TranscriptionParams",
+    "TranscriptionSegment",
     "Unavailable",
     "pipeline",
     "zip_enc_dec_prompt_lists",

@@ -23,7 +23,8 @@ class Limits:
     media_items: int = 8  # recordings and images of one request
     queued_media_bytes: int = 2**30  # files of all requests at one router
     media_bytes: int = 25 * 2**20  # all of them together, as files
-    audio_seconds: float = 30.0  # one recording
+    audio_seconds: float = 30.0  # one recording that is one encoder input
+    transcription_seconds: float = 7200.0  # one recording that is transcribed, in as many windows as it takes
     stop_strings: int = 16
     stop_string_chars: int = 256
     stop_token_ids: int = 64

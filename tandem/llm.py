@@ -7,17 +7,19 @@ import sys
 import threading
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, cast
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, cast, overload
 
 from tqdm import tqdm
 
 from tandem.errors import InvalidRequest
-from tandem.inputs import Prompt, SingletonPrompt, TaskOptions
+from tandem.inputs import Audio, Prompt, SingletonPrompt, TaskOptions, recording
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import EmbeddingOutput, RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params, Pooling, for_each
+from tandem.transcription import Transcription, TranscriptionOptions, TranscriptionParams
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.engine import Engine
@@ -37,6 +39,8 @@ from tandem.workers.requests.scoring import score_output
 from tandem.workers.requests.segmentation import Document, Split
 from tandem.workers.requests.tokenizer import read_tokenizers
 from tandem.workers.shared_engine import SharedEngine
+from tandem.workers.transcription.builder import TranscriptionBuilder
+from tandem.workers.transcription.local import transcribe_all
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -102,11 +106,14 @@ class LLM:
             segments=sys.maxsize,
             answer_values=sys.maxsize,  # no answer is sent anywhere
             timeout_s=math.inf,
+            transcription_seconds=math.inf,
         )
         self._tokenizer = tokenizer
         self._request_builder = RequestBuilder.load(
             folder, str(model), limits, override_generation_config, tokenizer
         )
+        self._transcription_builder = TranscriptionBuilder(self._request_builder)
+        self._most_recordings = config.max_num_seqs  # transcribed at once
         self._ranks = LocalGroup(config) if tensor_parallel_size > 1 else None
         self._closing, self._closed = threading.Lock(), False
         try:
@@ -329,6 +336,56 @@ class LLM:
             for number, own in zip(batch, states.split([lengths[number] for number in batch]), strict=True):
                 found[number] = embedding_output(prepared[number].request_id, own, pooling)
         return [found[number] for number in range(len(prepared))]
+
+    @overload
+    def transcribe(
+        self, audio: Audio, *, use_tqdm: bool = True, **asked: Unpack[TranscriptionOptions]
+    ) -> Transcription: ...
+
+    @overload
+    def transcribe(
+        self, audio: list[Audio], *, use_tqdm: bool = True, **asked: Unpack[TranscriptionOptions]
+    ) -> list[Transcription]: ...
+
+    def transcribe(
+        self, audio: Audio | list[Audio], *, use_tqdm: bool = True, **asked: Unpack[TranscriptionOptions]
+    ) -> Transcription | list[Transcription]:
+        """Transcribes recordings of any length with a speech model.
+
+        A recording is decoded window by window, each after the one before. The windows of all recordings
+        share the batch, and no recording changes another's answer.
+
+        Args:
+            audio: a file's bytes, its path, or mono samples and their rate; or a list of them.
+            use_tqdm: show a progress bar for more than a few recordings.
+            asked: the fields of `TranscriptionParams`, as `language="en"`.
+
+        Returns one answer for one recording, a list for a list. Raises InvalidRequest, naming the field: in a
+        list "audio.0" is the first recording.
+        """
+        params, builder = TranscriptionParams(**asked), self._transcription_builder
+        each = audio if isinstance(audio, list) else [audio]
+        fields = [f"audio.{number}" if isinstance(audio, list) else "audio" for number in range(len(each))]
+        how = builder.check(params)
+        recordings = [(recording(one, field), field) for one, field in zip(each, fields, strict=True)]
+        for media, field in recordings:
+            builder.check_recording(media, field)
+        begins = [partial(builder.begin, media, field, how, params.seed) for media, field in recordings]
+        answers: dict[int, Transcription] = {}
+        with (
+            tqdm(
+                total=len(each),
+                desc="Transcribing",
+                unit="recording",
+                disable=not use_tqdm or len(each) < _PROGRESS_FROM,
+            ) as progress,
+            closing(transcribe_all(self._engine, begins, self._most_recordings)) as steps,
+        ):
+            for number, transcriber in steps:
+                if transcriber.done:
+                    answers[number] = transcriber.transcription()
+                    progress.update()
+        return [answers[number] for number in range(len(each))] if isinstance(audio, list) else answers[0]
 
     @property
     def info(self) -> ModelInfo:

@@ -28,7 +28,7 @@ _KEYS: Final[Mapping[str, str]] = {
     "text2text-generation": "generated_text",
     "text-generation": "generated_text",
 }
-_TRANSLATION: Final = re.compile(r"translation_(\w+)_to_(\w+)")
+_TRANSLATION: Final = re.compile(r"translation_([\w-]+)_to_([\w-]+)")
 # What a call takes besides the arguments of `generate`. Batches form by themselves: batch_size has no effect.
 _CALL: Final = frozenset(
     {
@@ -212,7 +212,10 @@ class Pipeline:
         tasks = self.llm.tasks
         match = _TRANSLATION.fullmatch(self.task)
         source, target = (call.get("src_lang"), call.get("tgt_lang")) if match is None else match.groups()
-        if source is not None and target is not None and (tasks.languages or tasks.pairs):
+        both = source is not None and target is not None
+        if (both and tasks.languages) or (
+            (source or target) is not None and tasks.pairs and not tasks.languages
+        ):
             return TaskOptions(source_language=source, target_language=target)
         if self.task == "translation" and tasks.languages:
             raise InvalidRequest("this model needs src_lang and tgt_lang", field="src_lang")
@@ -244,7 +247,7 @@ class Pipeline:
     @property
     def _most(self) -> int:
         """Tokens of the longest input."""
-        return min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens)
+        return int(min(self.tokenizer.model_max_length, self.llm.max_encoder_tokens))
 
     def _prompt(self, text: str, resolved: ResolvedTask, call: Mapping[str, Any]) -> tuple[Prompt, int]:
         """The prompt, and the number of tokens that `max_length` counts before the first new one."""
@@ -262,7 +265,7 @@ class Pipeline:
         source = resolved.source
         before, after = (source.prefix, source.suffix) if source else ((), ())
         ids = self.tokenizer(
-            resolved.prefix + text,
+            resolved.input(text),
             add_special_tokens=source is None,  # else the prefix and the suffix are added
             truncation=most is not None,
             max_length=None if most is None else most - len(before) - len(after),

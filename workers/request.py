@@ -59,6 +59,17 @@ class BeamSearch:
 
 
 @dataclass(frozen=True, slots=True)
+class TimestampRules:
+    """Times among the generated tokens, in pairs around each stretch of text, never decreasing: the rules of
+    transformers' `WhisperTimeStampLogitsProcessor`."""
+
+    first_id: int  # the time 0; this id and all above it are times
+    text_end: int  # ids below it are text; those from it on, the model's EOS first, are special
+    without_id: int  # says that no times follow: never generated
+    last_initial_id: int | None  # the latest time that may come first; None: any
+
+
+@dataclass(frozen=True, slots=True)
 class Decoding:
     """`SamplingParams` with every default filled in: what the scheduler and the sampler read."""
 
@@ -88,10 +99,15 @@ class Decoding:
     forced_eos_ids: tuple[int, ...] = ()  # the only tokens at max_tokens
     suppress_ids: tuple[int, ...] = ()  # never generated
     begin_suppress_ids: tuple[int, ...] = ()  # never generated first, after forced tokens
+    timestamps: TimestampRules | None = None  # they begin after the opening; None: times are tokens like any
     beams: BeamSearch | None = None  # then no logprobs
     prompt_logprobs: int | None = (
         None  # alternatives to each token of the prefix, with its log-probability; None: none
     )
+    sum_logprobs: bool = False  # deltas have `sum_logprob`
+    # A position of the prefix and a token: the first delta has the token's log-probability there, under the
+    # raw logits. Not with prompt_logprobs.
+    probe: tuple[int, int] | None = None
 
     @property
     def greedy(self) -> bool:
@@ -114,6 +130,8 @@ class EngineRequest:
     # The tokens of a target, which are scored and not generated: the decoder is given them, as many as
     # `max_tokens`, and the one delta has their log-probabilities.
     target_ids: tuple[int, ...] = ()
+    # The pages of its encoder input stay after it until they are needed: another request is to read them.
+    keeps_input: bool = False
     priority: int = 0  # higher is earlier; see limits.PRIORITY_S
     timeout_s: float | None = None  # from submission; then it ends with reason `deadline`
     waited_s: float = 0.0  # since its arrival, before it was submitted here: it keeps its place in the order
@@ -135,6 +153,7 @@ class Hypothesis(NamedTuple):
     score: float  # sum of the tokens' scores over length ** length_penalty
     finish_reason: FinishReason
     stop_reason: int | None
+    sum_logprob: float | None = None  # see `Delta`
 
 
 class Delta(NamedTuple):
@@ -154,6 +173,10 @@ class Delta(NamedTuple):
     hypotheses: list[Hypothesis] | None = None  # of beams that ended by themselves, best first
     # The prefix's from its second token on, where they were asked for; on the first delta with a token.
     prompt_logprobs: list[TokenLogprobs] | None = None
+    # Of token_ids: the log-probability of each among the processed scores it was chosen from. Where it was
+    # drawn, these are the warped scores times the temperature.
+    sum_logprob: float | None = None
+    probe_logprob: float | None = None  # see `Decoding.probe`; on the first delta with a token
 
     @property
     def last(self) -> bool:
@@ -179,7 +202,13 @@ class Delta(NamedTuple):
             self.queued_s if later.queued_s is None else later.queued_s,
             later.hypotheses,
             self.prompt_logprobs if later.prompt_logprobs is None else later.prompt_logprobs,
+            _sum(self.sum_logprob, later.sum_logprob),
+            self.probe_logprob if later.probe_logprob is None else later.probe_logprob,
         )
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return other if one is None else one if other is None else one + other
 
 
 # What follows the tokens in most deltas.

@@ -41,8 +41,13 @@ class SharedEngine:
         self._stepping = False  # a thread steps
         self._asleep: list[_Call] = []  # they wait meanwhile
 
-    def deltas(self, requests: Sequence[EngineRequest]) -> Generator[Delta]:
-        """The requests' deltas, until all have ended. Closing the generator cancels those that have not."""
+    def deltas(
+        self, requests: Sequence[EngineRequest]
+    ) -> Generator[Delta, Sequence[EngineRequest] | None, None]:
+        """The requests' deltas, until all have ended. Closing the generator cancels those that have not.
+
+        More requests, without media, may be sent to the generator in return for a delta.
+        """
         call, of_media = _Call(), [request for request in requests if request.encoder.media]
         try:
             self._submit(call, [request for request in requests if not request.encoder.media])
@@ -54,7 +59,8 @@ class SharedEngine:
                     delta = self._next(call)
                     if delta.last:
                         call.live.discard(delta.request_id)
-                    yield delta
+                    if more := (yield delta):
+                        self._submit(call, more)
         finally:
             for request_id in call.live:
                 self.cancel(request_id)

@@ -14,6 +14,7 @@ from tandem.cluster.identity import identity_of
 from tandem.cluster.ingress.grpc_api import GrpcApi
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
+from tandem.cluster.ingress.shared_files import SharedFiles
 from tandem.cluster.router.router import Router
 from tandem.cluster.serve_compat.direct_ingress import reuse_http_port
 from tandem.workers.models.model_folder import resolve
@@ -37,8 +38,10 @@ class Ingress(GrpcApi):
         identity = await asyncio.to_thread(identity_of, config)
         self._router = Router(config, identity, encoder, decoder)
         await self._router.start()
-        replica = serve.get_replica_context().replica_id.unique_id
-        self._service = Service(config, request_builder, self._router, replica)
+        context = serve.get_replica_context()
+        files = SharedFiles(context.app_name)
+        replica = context.replica_id.unique_id
+        self._service = Service(config, request_builder, self._router, replica, files)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this once the constructor is done."""

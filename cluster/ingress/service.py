@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar, Unpack
 
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.ingress.files import Files, LocalFiles
 from tandem.cluster.ingress.health import Health, Workers
 from tandem.cluster.ingress.metrics import Metrics, Observation
 from tandem.cluster.ingress.metrics import Protocol as WireProtocol
@@ -68,11 +69,18 @@ class Service:
     """One model, served through one router."""
 
     def __init__(
-        self, config: ServeConfig, request_builder: RequestBuilder, router: Router, replica: str
+        self,
+        config: ServeConfig,
+        request_builder: RequestBuilder,
+        router: Router,
+        replica: str,
+        files: Files | None = None,
     ) -> None:
+        """`files` are those of all replicas; None: there is one replica."""
         self.config, self.request_builder = config, request_builder
         self.health = Health(router, config.stall_timeout_s)
         self.metrics = Metrics(request_builder.info.name, replica, router.stats)
+        self.files = LocalFiles() if files is None else files
         self.started = int(time.time())  # seconds since 1970
         self._router = router
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")

@@ -112,9 +112,9 @@ class Arguments {
         return real(name, find(name), half, sizes, row_stride);
     }
 
-    void* optional_real(const char* name, i64* half, Sizes sizes) {
+    void* optional_real(const char* name, i64* half, Sizes sizes, i64* row_stride = nullptr) {
         PyObject* x = find(name);
-        return x == Py_None ? nullptr : real(name, x, half, sizes, nullptr);
+        return x == Py_None ? nullptr : real(name, x, half, sizes, row_stride);
     }
 
     i64 integer(const char* name) { return integer(find(name), name); }

@@ -65,6 +65,52 @@ PyObject* attend(Arguments& args) {
     return perform(args, a, sequences);
 }
 
+// Refuses borders of packed rows unless they run from 0 to the number of rows.
+void check_borders(const char* name, const int32_t* borders, i64 count, i64 rows) {
+    if (borders[0] != 0 || borders[count - 1] != rows || !std::is_sorted(borders, borders + count))
+        throw Refused(std::string(name) + " must run from 0 to " + std::to_string(rows));
+}
+
+PyObject* attend_inputs(Arguments& args) {
+    encoder::Attention a;
+    i64 rows = ANY, borders = ANY, distances = ANY, summaries = ANY, half = ANY;
+    a.heads = a.shared = a.dim = ANY;
+    a.q = args.real("q", &half, {&rows, &a.heads, &a.dim}, &a.q_stride);
+    a.own.k = args.real("k", &half, {&rows, &a.shared, &a.dim}, &a.own.k_stride);
+    a.own.v = args.real("v", &half, {&rows, &a.shared, &a.dim}, &a.own.v_stride);
+    a.own.borders = args.tensor<int32_t>("cu_seqlens", {&borders});
+    a.own.bias = args.optional<float>("bias_table", {&a.heads, &distances});
+    a.own.reach = a.own.bias == nullptr ? 0 : distances / 2;
+    a.windowed = args.flag("windowed");
+    a.more.k = args.optional_real("summary_k", &half, {&summaries, &a.shared, &a.dim}, &a.more.k_stride);
+    a.more.v = args.optional_real("summary_v", &half, {&summaries, &a.shared, &a.dim}, &a.more.v_stride);
+    a.more.borders = args.optional<int32_t>("summary_cu_seqlens", {&borders});
+    i64 of_summaries = ANY;
+    a.more.bias = args.optional<float>("summary_bias_table", {&a.heads, &of_summaries});
+    a.more.reach = a.more.bias == nullptr ? 0 : of_summaries / 2;
+    a.block = args.integer("block");
+    a.scale = args.number("scale");
+    a.softcap = args.number("softcap");
+    a.out = args.real("out", &half, {&rows, &a.heads, &a.dim});
+    a.lanes = static_cast<int>(args.integer("lanes"));
+    a.threads = threads(args);
+    a.half = half != 0;
+    if (a.shared == 0 || a.heads % a.shared != 0) throw Refused("heads of q must share those of k evenly");
+    if (distances % 2 == 0 || of_summaries % 2 == 0) throw Refused("bias tables must have an odd number of distances");
+    if (a.windowed && a.own.reach < 1) throw Refused("windowed needs a bias_table that hides keys");
+    const bool some = summaries != ANY;  // with no rows they have no memory
+    if ((a.more.borders != nullptr) != some || (a.more.bias != nullptr) != some ||
+        (a.more.k == nullptr) != (a.more.v == nullptr) || (summaries > 0 && a.more.k == nullptr))
+        throw Refused("summary_k, summary_v, summary_cu_seqlens and summary_bias_table must come together");
+    if (some && a.block < 1) throw Refused("block must be positive");
+    if (borders < 1) throw Refused("cu_seqlens must have a border");
+    check_borders("cu_seqlens", a.own.borders, borders, rows);
+    if (some) check_borders("summary_cu_seqlens", a.more.borders, borders, summaries);
+    if ((a.lanes != 4 && a.lanes != 8 && a.lanes != 16) || a.lanes > encoder::most_lanes())
+        throw Refused("lanes must be 4, 8 or 16, and at most most_lanes");
+    return perform(args, a, borders - 1);
+}
+
 PyObject* add_norm(Arguments& args) {
     rows::Norm op;
     i64 rows = ANY, half = ANY;
@@ -179,6 +225,11 @@ PyObject* match_prompt_tokens(Arguments& args) {
 PyObject* has_avx512(Arguments& args) {
     args.finish();
     return PyBool_FromLong(::has_avx512());
+}
+
+PyObject* most_lanes(Arguments& args) {
+    args.finish();
+    return PyLong_FromLong(encoder::most_lanes());
 }
 
 // -- matrix products
@@ -299,6 +350,7 @@ PyMethodDef method(const char* name) {
 
 PyMethodDef methods[] = {
     method<attend>("attend"),
+    method<attend_inputs>("attend_inputs"),
     method<add_norm>("add_norm"),
     method<write_kv>("write_kv"),
     method<embed>("embed"),
@@ -308,6 +360,7 @@ PyMethodDef methods[] = {
     method<gather_rows>("gather_rows"),
     method<match_prompt_tokens>("match_prompt_tokens"),
     method<has_avx512>("has_avx512"),
+    method<most_lanes>("most_lanes"),
     method<size<float_linear::packed_floats>>("float_size"),
     method<float_pack>("float_pack"),
     method<float_linear>("float_linear"),

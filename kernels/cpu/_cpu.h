@@ -92,6 +92,33 @@ void apply(const Attention& a, i64 sequences);
 
 }  // namespace attention
 
+namespace encoder {
+
+// Keys and values of each input, one input after another, and their biases by distance.
+struct Keys {
+    const void *k, *v;       // [rows, G, D], rows k_stride and v_stride apart: in q's dtype
+    const int32_t* borders;  // [S + 1]; null: there are no summaries
+    const float* bias;       // [H, 2 reach + 1], or null
+    i64 k_stride, v_stride, reach;
+};
+
+struct Attention {
+    const void* q;         // [N, H, D], rows q_stride apart: bfloat16 if half, else float32
+    void* out;             // [N, H, D], in q's dtype
+    Keys own, more;        // more: summaries, each of `block` of an input's own
+    i64 heads, shared, dim, q_stride, block;
+    float scale, softcap;  // scores become softcap tanh(score / softcap); 0: no cap
+    bool windowed, half;   // windowed: own keys `reach` or more away are hidden
+    int lanes, threads;    // lanes: floats in a register, at most `most_lanes`
+};
+
+// Of this machine: 16 with AVX-512, 8 with AVX2, else 4.
+int most_lanes();
+
+void apply(const Attention& a, i64 inputs);
+
+}  // namespace encoder
+
 namespace rows {
 
 // The sum of x and the residual, and its norm: LayerNorm with a bias, RMSNorm without. Without a residual, the norm of

@@ -20,6 +20,25 @@ def attend(
     by_cell: bool,
     threads: int,
 ) -> None: ...
+def attend_inputs(
+    *,
+    q: Tensor,  # float32 or bfloat16 [N, H, D], as k and v; rows of them may lie apart
+    k: Tensor,  # [N, G, D]
+    v: Tensor,
+    cu_seqlens: Tensor,  # int32 [S + 1]
+    bias_table: Tensor | None,  # float32 [H, 2R + 1]
+    windowed: bool,
+    summary_k: Tensor | None,  # [M, G, D]; these four come together
+    summary_v: Tensor | None,
+    summary_cu_seqlens: Tensor | None,  # int32 [S + 1]
+    summary_bias_table: Tensor | None,  # float32 [H, 2R' + 1]
+    block: int,  # positions that a summary stands for
+    scale: float,
+    softcap: float,  # 0: no cap
+    out: Tensor,  # like q, written
+    lanes: int,  # floats in a register: 16, 8 or 4, at most `most_lanes`
+    threads: int,
+) -> None: ...
 def add_norm(
     *,
     x: Tensor,  # float32 or bfloat16 [N, d], as all others
@@ -62,6 +81,7 @@ def write_kv(
     slots: Tensor,  # int64 [N]
 ) -> None: ...
 def has_avx512() -> bool: ...
+def most_lanes() -> int: ...
 def float_size(*, outputs: int, inputs: int) -> int: ...  # in floats
 def float_pack(*, weight: Tensor, packed: Tensor, threads: int) -> None: ...
 def float_linear(*, x: Tensor, out: Tensor, bias: Tensor | None, threads: int, packed: Tensor) -> None: ...

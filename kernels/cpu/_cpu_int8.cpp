@@ -28,10 +28,14 @@ constexpr i64 OFFSET = 128;
 // Below this many multiplications a second thread costs more than it gives.
 constexpr i64 WORTH_A_THREAD = 1 << 20;
 
+#ifdef HAS_AVX512_PATH
+const bool has_wide = has_avx512(), has_vnni = has_wide && __builtin_cpu_supports("avx512vnni");
+#endif
+
 inline i64 up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 
 // Quantizes n numbers and returns their scale; `sum` receives the sum of the integers.
-EVERY_LEVEL float quantize(const float* x, int8_t* to, i64 n, int32_t* sum) {
+EVERY_LEVEL float quantize_plain(const float* x, int8_t* to, i64 n, int32_t* sum) {
     float most = 0;
 #pragma omp simd reduction(max : most)
     for (i64 i = 0; i < n; ++i) most = std::max(most, std::fabs(x[i]));
@@ -45,6 +49,38 @@ EVERY_LEVEL float quantize(const float* x, int8_t* to, i64 n, int32_t* sum) {
     }
     *sum = total;
     return most / 127.0f;
+}
+
+#ifdef HAS_AVX512_PATH
+
+// To the same integers: both round to the nearest, ties to even.
+AVX512 float quantize_wide(const float* x, int8_t* to, i64 n, int32_t* sum) {
+    const __mmask16 rest = static_cast<__mmask16>((1u << n % 16) - 1);
+    const i64 whole = n / 16 * 16;
+    __m512 most = _mm512_setzero_ps();  // the second operand, which the maximum is where the first is not a number
+    for (i64 i = 0; i < whole; i += 16) most = _mm512_max_ps(_mm512_abs_ps(_mm512_loadu_ps(x + i)), most);
+    most = _mm512_max_ps(_mm512_abs_ps(_mm512_maskz_loadu_ps(rest, x + whole)), most);
+    const float largest = _mm512_reduce_max_ps(most);
+    const __m512 inverse = _mm512_set1_ps(largest > 0 ? 127.0f / largest : 0.0f);
+    __m512i total = _mm512_setzero_si512();
+    for (i64 i = 0; i < whole; i += 16) {
+        const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_loadu_ps(x + i), inverse));
+        _mm_storeu_si128(reinterpret_cast<__m128i*>(to + i), _mm512_cvtepi32_epi8(q));
+        total = _mm512_add_epi32(total, q);
+    }
+    const __m512i q = _mm512_cvtps_epi32(_mm512_mul_ps(_mm512_maskz_loadu_ps(rest, x + whole), inverse));
+    _mm512_mask_cvtepi32_storeu_epi8(to + whole, rest, q);
+    *sum = _mm512_reduce_add_epi32(_mm512_add_epi32(total, q));
+    return largest / 127.0f;
+}
+
+#endif
+
+float quantize(const float* x, int8_t* to, i64 n, int32_t* sum) {
+#ifdef HAS_AVX512_PATH
+    if (has_wide) return quantize_wide(x, to, n, sum);
+#endif
+    return quantize_plain(x, to, n, sum);
 }
 
 // The quantized x: rows of `width` bytes, their scales, and the excess that the offset adds to each row's sums.
@@ -146,8 +182,6 @@ VNNI void panels_vnni(const Rows& x, i64 rows, const uint8_t* packed, const Out&
         }
     }
 }
-
-const bool has_vnni = has_avx512() && __builtin_cpu_supports("avx512vnni");
 
 #endif
 

@@ -16,20 +16,21 @@ import torch
 from torch import Tensor
 
 from tandem.kernels import reference
-from tandem.kernels.values import DecodeRows, DecodeTables, PagedKV, RowGroups, Scores
+from tandem.kernels.values import DecodeRows, DecodeTables, PagedKV, RowGroups, Scores, Summaries
 
 try:
     from tandem.kernels.cpu import _cpu  # which checks dtype, shape and layout of all it is given
 except ImportError:
     COMPILED = AVX512 = False
+    LANES = 0
 else:
-    COMPILED, AVX512 = True, _cpu.has_avx512()
+    COMPILED, AVX512, LANES = True, _cpu.has_avx512(), _cpu.most_lanes()
 
 # The ops here by the dtype of the tensors that choose them, see `dispatch.backend`.
 _ROWS: Final = ("gather_rows", "match_prompt_tokens")
 _HALF: Final = (
-    "add_layer_norm", "add_rms_norm", "layer_norm", "paged_beam_attention", "paged_cross_attention",
-    "paged_self_attention", "rms_norm", "write_kv",
+    "add_layer_norm", "add_rms_norm", "encoder_attention", "layer_norm", "paged_beam_attention",
+    "paged_cross_attention", "paged_self_attention", "rms_norm", "write_kv",
 )  # fmt: skip
 DTYPES: Final = {
     torch.float32: (*_HALF, "activate", "argmax", "embed", "scale"),
@@ -221,6 +222,40 @@ def int8_linear(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None) 
     _cpu.int8_linear(
         x=_rows(x), out=out, bias=bias, threads=torch.get_num_threads(), packed=packed, scales=scales
     )
+    return out
+
+
+def encoder_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    cu_seqlens: Tensor,
+    max_length: int,  # noqa: ARG001  the extension reads the borders themselves
+    scores: Scores,
+    windowed: bool = False,
+    summaries: Summaries | None = None,
+) -> Tensor:
+    return attend_inputs(q, k, v, cu_seqlens, scores, windowed, summaries, LANES)
+
+
+def attend_inputs(
+    q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scores: Scores, windowed: bool,
+    summaries: Summaries | None, lanes: int,
+) -> Tensor:  # fmt: skip
+    """`encoder_attention` in registers of so many floats."""
+    out = _empty(q.shape, q.dtype)
+    scale, bias_table, softcap = scores
+    _cpu.attend_inputs(
+        q=_rows(q), k=_rows(k), v=_rows(v), cu_seqlens=cu_seqlens,
+        bias_table=None if bias_table is None else bias_table.contiguous(),
+        windowed=windowed and bias_table is not None,
+        summary_k=None if summaries is None else _rows(summaries.k),
+        summary_v=None if summaries is None else _rows(summaries.v),
+        summary_cu_seqlens=None if summaries is None else summaries.cu_seqlens,
+        summary_bias_table=None if summaries is None else summaries.bias_table.contiguous(),
+        block=0 if summaries is None else summaries.block, scale=scale, softcap=softcap or 0.0, out=out,
+        lanes=lanes, threads=torch.get_num_threads(),
+    )  # fmt: skip
     return out
 
 

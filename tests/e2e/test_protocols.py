@@ -117,6 +117,47 @@ def test_libretranslate(server: Server, expected: dict[str, str]) -> None:
     assert {language["code"] for language in client.languages()} >= {"en", "fr", "de"}
     sentence = PROMPT.removeprefix("translate English to French: ")
     assert client.translate(sentence, "en", "fr") == expected[PROMPT]
+    assert client.translate(sentence, "auto", "French") == expected[PROMPT]
+    assert client.detect("This is a sentence in English.")[0]["language"] == "en"
+
+
+def test_libretranslates_page(server: Server, expected: dict[str, str]) -> None:
+    """The requests of its page, which sends FormData, from another origin."""
+    origin = {"origin": "https://example.com"}
+    sentence = PROMPT.removeprefix("translate English to French: ")
+    fields = {
+        "q": f"<p>{sentence}</p>",
+        "source": "auto",
+        "target": "fr",
+        "format": "html",
+        "alternatives": "3",
+    }
+    form = {name: (None, value) for name, value in {**fields, "api_key": ""}.items()}
+    answer = httpx.post(f"{server.http}/translate", files=form, headers=origin, timeout=60)
+    assert answer.json()["translatedText"] == f"<p>{expected[PROMPT]}</p>"
+    assert answer.json()["detectedLanguage"]["language"] == "en"
+    assert answer.headers["access-control-allow-origin"] == "*"
+    form |= {"q": (None, sentence), "format": (None, "text")}
+    answer = httpx.post(f"{server.http}/translate", files=form, timeout=60)
+    texts = [answer.json()["translatedText"], *answer.json()["alternatives"]]
+    assert texts[0] == expected[PROMPT]
+    assert len(texts) == len(set(texts)) == 4
+    settings = httpx.get(f"{server.http}/frontend/settings", timeout=60).json()
+    assert settings["language"]["target"] in [
+        {"code": "fr", "name": "French"},
+        {"code": "de", "name": "German"},
+    ]
+
+
+def test_a_translated_file_is_fetched(server: Server, expected: dict[str, str]) -> None:
+    """From the actor that keeps files for all replicas."""
+    sentence = PROMPT.removeprefix("translate English to French: ")
+    file = ("page.html", f"<h1>{sentence}</h1>".encode())
+    data = {"source": "en", "target": "fr"}
+    sent = httpx.post(f"{server.http}/translate_file", files={"file": file}, data=data, timeout=60)
+    url = sent.json()["translatedFileUrl"]
+    assert url.startswith(f"{server.http}/download_file/")
+    assert httpx.get(url, timeout=60).text == f"<h1>{expected[PROMPT]}</h1>"
 
 
 def test_http_tokenize_health_and_metrics(server: Server) -> None:

@@ -77,7 +77,7 @@ def test_task_and_languages_say_what_a_prefix_says(llm: LLM) -> None:
     sentence = "I am tired."
     french, german = llm.generate([FRENCH + sentence, "translate English to German: " + sentence], GREEDY)
     named, other = llm.generate(
-        [sentence] * 2, GREEDY, source_language="en", target_language=["fr", "de"], use_tqdm=False
+        [sentence] * 2, GREEDY, source_language="en-US", target_language=["French", "deu"], use_tqdm=False
     )
     (by_task,) = llm.generate(sentence, GREEDY, task="translation_en_to_fr")
     assert [text(output) for output in (named, other, by_task)] == [text(french), text(german), text(french)]
@@ -357,3 +357,9 @@ def test_a_text_and_its_sentences(llm: LLM) -> None:
     document = llm.segment("I am tired. And you?\n", source_language="en", target_language="fr")
     assert document.segments == ("I am tired.", "And you?")
     assert llm.segment("I am tired. And you?", "none").segments == ("I am tired. And you?",)
+
+
+def test_a_model_of_text_transcribes_nothing(llm: LLM) -> None:
+    with pytest.raises(InvalidRequest, match="no speech model") as refused:
+        llm.transcribe(([0.0] * 16_000, 16_000))  # type: ignore[arg-type]
+    assert refused.value.field == "model"

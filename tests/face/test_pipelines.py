@@ -176,6 +176,9 @@ def test_a_tokenizer_of_many_languages_marks_both(tmp_path: Path) -> None:
     with pipeline("translation", str(folder), dtype="float32", max_length=9) as pipe:
         (record,) = pipe("a b", src_lang="eng_Latn", tgt_lang="fra_Latn")
         assert pipe(["a b"], src_lang="deu_Latn", tgt_lang="fra_Latn") != [record]
+        assert pipe("a b", src_lang="English", tgt_lang="fr-CA") == [record]
+        with pipeline("translation_en_to_fr", pipe.llm, max_length=9) as named:
+            assert named("a b") == [record]
         ids: Any = pipe.tokenizer.convert_tokens_to_ids(["eng_Latn", "fra_Latn"])
         prompt = TokensPrompt(prompt_token_ids=[ids[0], *pipe.llm.tokenize("a b")[1:]])
         params = SamplingParams(temperature=0, max_tokens=8, forced_bos_token_id=ids[1])
@@ -184,8 +187,8 @@ def test_a_tokenizer_of_many_languages_marks_both(tmp_path: Path) -> None:
         assert record["translation_text"] == output.outputs[0].text
         for arguments, field in (
             ({}, "src_lang"),
-            ({"src_lang": "eng_Latn", "tgt_lang": "fr"}, "tgt_lang"),
-            ({"src_lang": "en", "tgt_lang": "fra_Latn"}, "src_lang"),
+            ({"src_lang": "eng_Latn", "tgt_lang": "xx"}, "tgt_lang"),
+            ({"src_lang": "xx", "tgt_lang": "fra_Latn"}, "src_lang"),
         ):
             with pytest.raises(InvalidRequest) as caught:
                 pipe("a b", **arguments)

@@ -30,6 +30,7 @@ from tandem.workers.scheduling.pages import PagePool
 from tandem.workers.scheduling.plan import (
     ON_DEVICE,
     DraftOutcome,
+    Found,
     Row,
     Sequence,
     StepPlan,
@@ -674,7 +675,7 @@ class Simulator:
                     self.histories[slot].append((cell, token))
         return written
 
-    def _choose(self, row: Row, life: Life) -> list[tuple[list[int], float]] | None:
+    def _choose(self, row: Row, life: Life) -> Found | None:
         """Every beam goes on from any other's history, with a token of its own."""
         slots, count = row.sequence.slots, row.start + row.count - life.job.prefix
         parents = random.Random(1000 * life.job.number + count).choices(slots[: row.width], k=len(slots))
@@ -683,7 +684,7 @@ class Simulator:
             self.histories[slot] = history
             self.sequences[slot, LAST] = 100 * life.job.token(count) + beam
         answer = life.job.answer[0]
-        return [(answer, -1.5)] if count + 1 == len(answer) else None
+        return [(answer, -1.5, None)] if count + 1 == len(answer) else None
 
     def _cell(self, pages: list[int], position: int) -> tuple[int, int]:
         return pages[position // self.page_size], position % self.page_size

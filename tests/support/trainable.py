@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import string
 from pathlib import Path
+from typing import Any
 
 import torch
 from transformers import (
@@ -25,11 +26,11 @@ def make_t5(folder: Path, texts: str) -> Path:
     pieces += [(word, -3.0) for word in words] + [(letter, -9.0) for letter in letters]
     T5Tokenizer(vocab=pieces, extra_ids=0).save_pretrained(folder)
     torch.manual_seed(0)
-    config = T5Config(
-        vocab_size=len(pieces), d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4,
-        dropout_rate=0.0, decoder_start_token_id=0,
-    )  # fmt: skip
-    T5ForConditionalGeneration(config).save_pretrained(folder)
+    values: dict[str, Any] = {
+        "vocab_size": len(pieces), "d_model": 32, "d_kv": 8, "d_ff": 64, "num_layers": 2, "num_heads": 4,
+        "dropout_rate": 0.0, "decoder_start_token_id": 0,
+    }  # fmt: skip
+    T5ForConditionalGeneration(T5Config(**values)).save_pretrained(folder)
     return folder
 
 

@@ -70,9 +70,13 @@ GEOMETRIES = {
 }  # fmt: skip
 
 
-def make_whisper(folder: Path, geometry: str, seed: int = 0, **overrides: Any) -> Path:
-    """Writes a checkpoint with tokenizer and feature extractor into `folder` and returns it. `overrides` are
-    of its config."""
+def make_whisper(
+    folder: Path, geometry: str, seed: int = 0, *, times: bool = False, **overrides: Any
+) -> Path:
+    """Writes a checkpoint with tokenizer and feature extractor into `folder` and returns it.
+
+    times: it may say them, and its answers are short. `overrides` are of its config.
+    """
     kind = GEOMETRIES[geometry]
     positions = 50 * kind.seconds
     size = WORDS + len(SPECIAL) + positions + 1  # the last are timestamps, 0.02 s apart
@@ -88,12 +92,14 @@ def make_whisper(folder: Path, geometry: str, seed: int = 0, **overrides: Any) -
     models.fill(model, variant, seed, eos=EOS)
     generation = {
         "decoder_start_token_id": SOT, "eos_token_id": EOS, "pad_token_id": EOS, "bos_token_id": EOS,
-        "max_length": 64,
+        "max_length": 26 if times else 64,
         # A random model would emit timestamps, which make transformers move its window.
-        "suppress_tokens": [*SUPPRESSED, *range(SOT, size)], "begin_suppress_tokens": BEGIN_SUPPRESSED,
+        "suppress_tokens": [*SUPPRESSED, *range(SOT, NO_TIMESTAMPS if times else size)],
+        "begin_suppress_tokens": BEGIN_SUPPRESSED,
         "is_multilingual": True, "lang_to_id": {f"<|{code}|>": i for code, i in LANGUAGES.items()},
         "task_to_id": {"translate": TRANSLATE, "transcribe": TRANSCRIBE}, "return_timestamps": False,
         "no_timestamps_token_id": NO_TIMESTAMPS, "prev_sot_token_id": SOT + 7,
+        "max_initial_timestamp_index": 8,
     } | kind.generation  # fmt: skip
     model.generation_config = GenerationConfig(
         **{name: value for name, value in generation.items() if value is not None}

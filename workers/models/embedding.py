@@ -64,8 +64,8 @@ class Embedding:
         """int64 [N] → each token's scaled vector, [N, d_model]."""
         assert self.tokens is not None, "this stack embeds no tokens"
         x = kernels.scale(self.tokens.embed(token_ids), self.spec.embedding_scale)
-        if self._own is not None:
-            x = torch.where((token_ids == self.spec.own_vector).unsqueeze(1), self._own, x)
+        if self._own is not None and self.spec.own_vector is not None:
+            x = torch.where(token_ids.eq(self.spec.own_vector).unsqueeze(1), self._own, x)
         return x
 
     def embed_media(

@@ -110,8 +110,14 @@ class _Sample:
     def take(self, delta: Delta, found: Hypothesis) -> TextDelta | None:
         """The whole answer of a beam."""
         self.output.score = found.score
-        ids, _, finish_reason, stop_reason = found
-        return self.push(Delta(delta.request_id, ids, finish_reason=finish_reason, stop_reason=stop_reason))
+        return self.push(
+            Delta(
+                delta.request_id,
+                found.token_ids,
+                finish_reason=found.finish_reason,
+                stop_reason=found.stop_reason,
+            )
+        )
 
     def push(self, delta: Delta) -> TextDelta | None:
         ids, text = self._read(delta.token_ids)

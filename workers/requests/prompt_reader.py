@@ -159,7 +159,7 @@ class PromptReader:
                 return []
             if not text:
                 raise InvalidRequest("must not be empty", field=name)
-            text, around = task.prefix + text, (source.prefix, source.suffix) if source else ((), ())
+            text, around = task.input(text), (source.prefix, source.suffix) if source else ((), ())
             if truncate is None:
                 ids = self._tokenizer.encode(text, name, limit, special=source is None)
             else:

@@ -38,6 +38,7 @@ from tandem.workers.requests.decoding import (
 )
 from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
 from tandem.workers.requests.embedding import PreparedEmbedding, check_pooling
+from tandem.workers.requests.languages import split_target
 from tandem.workers.requests.media import MediaProcessor, read_processor
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.options import CheckedOptions, check_options
@@ -77,7 +78,7 @@ class RequestBuilder:
     ) -> None:
         """`target` is the decoder's tokenizer, where that is another; `processor` is for a model that reads
         media."""
-        self.info, self.limits = info, limits
+        self.info, self.limits, self.processor = info, limits, processor
         self.vocabulary = Vocabulary(tokenizer if target is None else target)
         self.tasks = Tasks.of(info.tasks, info.defaults, tokenizer, info.speech)
         self.chat_template = ChatTemplate(tokenizer)
@@ -182,7 +183,8 @@ class RequestBuilder:
         """A text as the segments that are translated each by itself, and what stands between them.
 
         `split` is "sentence" or "line", for models that translate sentences, or "none", which leaves the text
-        whole. The options are those of the segments' requests. Raises InvalidRequest, naming the field.
+        whole. The options are those of the segments' requests; a token with which the text chooses its target
+        stands before each. Raises InvalidRequest, naming the field.
         """
         check_text(text, "prompt")
         task = self.tasks.resolve(**options)
@@ -190,7 +192,9 @@ class RequestBuilder:
         fits = within(most, lambda part: len(self._tokenizer.encode(part, "prompt", most, special=False)))
         of_task = (pair.source for pair in self.tasks.pairs if pair.task == task.task)
         source = options.get("source_language") or next(of_task, None)
-        return segment(text, split, language=source, fits=fits, most=self.limits.segments)
+        chosen, text = split_target(text) if any(pair.prefix for pair in self.tasks.pairs) else ("", text)
+        document = segment(text, split, language=source, fits=fits, most=self.limits.segments)
+        return replace(document, segments=tuple(chosen + part for part in document.segments))
 
     @cached_property
     def max_segment_tokens(self) -> int:
@@ -274,6 +278,14 @@ class RequestBuilder:
         detokenizer = Detokenizer(self.vocabulary, skip_special_tokens=skip_special_tokens)
         return detokenizer.push(ids) + detokenizer.flush()
 
+    def decoder_ids(self, text: str, field: str, limit: int) -> list[int]:
+        """The decoder's ids for a text, special tokens not added. Raises InvalidRequest, naming the field,
+        for more than the limit."""
+        ids = self._tokenizer.encode(text, field, limit, special=False, target=True)
+        if len(ids) > limit:
+            raise InvalidRequest(f"{text[:60]!r} has {len(ids)} tokens, the limit is {limit}", field=field)
+        return ids
+
     def output_processor(self, prepared: PreparedRequest) -> OutputProcessor:
         """What turns this request's deltas into its answer."""
         return OutputProcessor(self.vocabulary, prepared)
@@ -294,11 +306,7 @@ class RequestBuilder:
 
     def _decoding(self, params: Params, task: ResolvedTask, given: ParsedPrompt) -> Decoding:
         def encode(text: str, name: str) -> list[int]:
-            limit = self.limits.bad_word_tokens
-            ids = self._tokenizer.encode(text, name, limit, special=False, target=True)
-            if len(ids) > limit:
-                raise InvalidRequest(f"{text!r} has {len(ids)} tokens, the limit is {limit}", field=name)
-            return ids
+            return self.decoder_ids(text, name, self.limits.bad_word_tokens)
 
         prefix, opening = given.prefix, len(given.opening)
         room = self.max_decoder_tokens - len(prefix) - opening

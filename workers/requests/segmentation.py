@@ -23,6 +23,7 @@ from typing import Final, Literal, get_args
 
 from tandem.errors import InvalidRequest
 from tandem.outputs import CompletionOutput, RequestOutput
+from tandem.workers.requests.language_tags import subtag_of
 
 Split = Literal["none", "line", "sentence"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)
@@ -127,7 +128,8 @@ def segment(
     where what is left does not fit at clauses, at spaces, then anywhere. "none" leaves it whole.
 
     Args:
-        language: of the text, by any code ("eng_Latn", "en_XX", "en"); its abbreviations and marks count.
+        language: of the text, by any name; its abbreviations and marks count. What names no language is taken
+            for English, as the segmenter takes every language that it does not know.
         fits: whether a text is short enough for a segment.
         most: segments.
 
@@ -138,7 +140,7 @@ def segment(
     segments: list[str] = []
     gaps: list[str] = []
     gap = ""
-    for part in _parts(text, split, _iso_639(language), fits):
+    for part in _parts(text, split, subtag_of(language or "en") or "en", fits):
         if is_blank(part):
             gap += part
             continue
@@ -176,18 +178,6 @@ def _parts(text: str, split: Split, language: str, fits: Callable[[str], bool]) 
         line = match.group()
         for part in _sentences(line, language) if split == "sentence" else [line]:
             yield from _fitting(part, fits)
-
-
-def _iso_639(code: str | None) -> str:
-    """A language's ISO 639-1 code, or its longer one where there is none. What names no language is taken for
-    English, as the segmenter takes every language that it does not know."""
-    from langcodes import Language
-    from langcodes.tag_parser import LanguageTagError
-
-    try:
-        return Language.get(code or "en").language or "en"
-    except LanguageTagError:
-        return "en"
 
 
 def _sentences(line: str, language: str) -> Iterator[str]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, TypeVar
 
 from tandem.errors import InvalidRequest, ModelLoadError
+from tandem.workers.requests.language_names import LanguageNames
 
 T = TypeVar("T")
 Opening = tuple[tuple[int, ...], ...]  # for each position after the start token, the ids that may stand there
@@ -27,6 +29,13 @@ class Speech:
     # the older `forced_decoder_ids`. None: the language, to be detected.
     forced: tuple[int | None, ...]
     no_timestamps_id: int | None
+    before_id: int | None = None  # begins what was said before the start token: "<|startofprev|>"
+    max_initial_timestamp: int | None = None  # in steps of a time; None: any may come first
+    # How recordings of many windows are transcribed, for requests that do not say.
+    condition_on_prev_tokens: bool = False
+    compression_ratio_threshold: float | None = None
+    logprob_threshold: float | None = None
+    no_speech_threshold: float | None = None
 
     @classmethod
     def read(cls, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Speech:
@@ -40,13 +49,29 @@ class Speech:
             task=_typed(generation, "task", str),
             forced=_forced(forced),
             no_timestamps_id=_typed(generation, "no_timestamps_token_id", int),
+            before_id=_before_id(config, generation),
+            max_initial_timestamp=_typed(generation, "max_initial_timestamp_index", int),
+            condition_on_prev_tokens=bool(generation.get("condition_on_prev_tokens")),
+            compression_ratio_threshold=_number(generation, "compression_ratio_threshold"),
+            logprob_threshold=_number(generation, "logprob_threshold"),
+            no_speech_threshold=_number(generation, "no_speech_threshold"),
         )
 
-    def opening(self, language: str | None, task: str | None) -> Opening:
+    @property
+    def first_time_id(self) -> int:
+        """The time 0; those after it are 0.02 s apart each. For models that have times."""
+        assert self.no_timestamps_id is not None
+        return self.no_timestamps_id + 1
+
+    def code(self, token_id: int) -> str:
+        """A language's, of its token."""
+        return next(code for code, one in self.languages.items() if one == token_id)
+
+    def opening(self, language: str | None, task: str | None, *, timestamps: bool = False) -> Opening:
         """What follows the start token. The one position with several ids is the language's, where none is
         said: the model is to say it.
 
-        language: a code, a name ("english") or a token ("<|en|>"). Raises InvalidRequest for what the model
+        language: its name, code or token ("<|en|>"). Raises InvalidRequest for what the model
         does not know.
         """
         for field, said in (("source_language", language), ("task", task)):
@@ -62,23 +87,16 @@ class Speech:
             ids.append(self._task_id(task))
         elif language is not None and "transcribe" in self.tasks:
             ids.append(self.tasks["transcribe"])
-        if self.no_timestamps_id is not None and ids[-1:] != [self.no_timestamps_id]:
+        if timestamps and ids[-1:] == [self.no_timestamps_id]:
+            del ids[-1]
+        elif not timestamps and self.no_timestamps_id is not None and ids[-1:] != [self.no_timestamps_id]:
             ids.append(self.no_timestamps_id)
         every = tuple(self.languages.values())
         return tuple(every if token_id is None else (token_id,) for token_id in ids)
 
     def _language_id(self, language: str) -> int:
-        from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
-
-        said = language.lower().removeprefix("<|").removesuffix("|>")
-        code = TO_LANGUAGE_CODE.get(said, said)
-        if code not in self.languages:
-            known = ", ".join(sorted(self.languages))
-            raise InvalidRequest(
-                f"{language[:20]!r} is not one of {len(self.languages)} languages: {known}",
-                field="source_language",
-            )
-        return self.languages[code]
+        names = _names(tuple(self.languages))
+        return self.languages[names.resolve(language, "source_language")]
 
     def _task_id(self, task: str) -> int:
         if task not in self.tasks:
@@ -89,11 +107,34 @@ class Speech:
         return self.tasks[task]
 
 
+@cache
+def _names(codes: tuple[str, ...]) -> LanguageNames:
+    """A model's languages by the names that transformers has for them, and all others."""
+    from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
+
+    return LanguageNames(codes, {name: code for name, code in TO_LANGUAGE_CODE.items() if code in codes})
+
+
 def _typed(generation: Mapping[str, Any], key: str, kind: type[T]) -> T | None:
     value = generation.get(key)
     if value is not None and type(value) is not kind:
         raise ModelLoadError(f"must be of type {kind.__name__}, got {value!r:.100}", field=key)
     return value
+
+
+def _number(generation: Mapping[str, Any], key: str) -> float | None:
+    value = generation.get(key)
+    if value is not None and (not isinstance(value, int | float) or isinstance(value, bool)):
+        raise ModelLoadError(f"must be a number, got {value!r:.100}", field=key)
+    return value
+
+
+def _before_id(config: Mapping[str, Any], generation: Mapping[str, Any]) -> int | None:
+    """As transformers' `_prepare_decoder_input_ids` finds it, where older configurations do not have it."""
+    suppressed = generation.get("suppress_tokens") or config.get("suppress_tokens") or []
+    if generation.get("prev_sot_token_id") is None and isinstance(suppressed, list) and len(suppressed) > 1:
+        return _typed({"suppress_tokens": suppressed[-2]}, "suppress_tokens", int)
+    return _typed(generation, "prev_sot_token_id", int)
 
 
 def _languages(value: object) -> dict[str, int]:

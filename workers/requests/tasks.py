@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from tandem.errors import InvalidRequest
 from tandem.workers.requests.defaults import GenerationDefaults
-from tandem.workers.requests.languages import Language, language, languages_of
+from tandem.workers.requests.language_names import LanguageNames
+from tandem.workers.requests.languages import Language, has_target, languages_of, targets_of
 from tandem.workers.requests.speech import Opening, Speech
 
 if TYPE_CHECKING:
@@ -18,6 +20,7 @@ if TYPE_CHECKING:
 _TRANSLATION: Final = re.compile(
     r"translation_([A-Za-z]{2,3}(?:[-_]\w+)?)_to_([A-Za-z]{2,3}(?:[-_]\w+)?)", re.ASCII
 )
+_ANY: Final = "mul"  # ISO 639's code for several languages: the source of a model that says none
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,7 +42,8 @@ class Pair(NamedTuple):
 
     source: str
     target: str
-    task: str | None  # the task that translates it; None where the model does nothing else
+    task: str | None = None  # the task that translates it; None where the model does nothing else
+    prefix: str = ""  # text before the input that chooses the target, where no task does
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +58,16 @@ class ResolvedTask:
     opening: Opening = ()  # what follows the decoder's start token, of a speech model
     said: str | None = None  # the request's option that the opening is from
 
+    def input(self, text: str) -> str:
+        """What the encoder reads for a text. One that begins with a token for its target keeps it."""
+        return text if has_target(self.prefix) and has_target(text) else self.prefix + text
+
 
 class Tasks:
     """A model's tasks and languages.
 
-    The languages are in its tokenizer's vocabulary (NLLB, mBART, M2M100), in its tasks (T5), or they are its
-    only pair (Marian).
+    The languages are in its tokenizer's vocabulary (NLLB, mBART, M2M100; Marian's targets), in its tasks
+    (T5), or they are its only pair (Marian). Every name of a language is as good as the model's own code.
     """
 
     def __init__(
@@ -67,17 +75,20 @@ class Tasks:
         tasks: Mapping[str, Task],
         defaults: GenerationDefaults,
         languages: Mapping[str, Language] | None = None,
-        pair: tuple[str, str] | None = None,
+        pairs: Sequence[Pair] = (),
         speech: Speech | None = None,
     ) -> None:
-        """`defaults` hold without a task; `languages` are those of the tokenizer, `pair` the only ones it
-        knows; `speech` is that of a speech model."""
+        """`defaults` hold without a task; `languages` are those of the tokenizer, `pairs` what the model
+        translates without a task; `speech` is that of a speech model."""
         self._tasks, self._defaults, self._speech = tasks, defaults, speech
         self.languages: Mapping[str, Language] = languages or {}
         named = ((_TRANSLATION.fullmatch(name), name) for name in tasks)
-        self.pairs = [Pair(match[1], match[2], name) for match, name in named if match]
-        if pair is not None:
-            self.pairs.append(Pair(*pair, None))
+        self.pairs = [Pair(match[1], match[2], name) for match, name in named if match] + list(pairs)
+        if self.languages:
+            self.sources = self.targets = LanguageNames(self.languages)
+        else:
+            self.sources = LanguageNames((pair.source for pair in self.pairs), any_language=True)
+            self.targets = LanguageNames(pair.target for pair in self.pairs)
 
     @classmethod
     def of(
@@ -87,9 +98,18 @@ class Tasks:
         tokenizer: PreTrainedTokenizerBase,
         speech: Speech | None = None,
     ) -> Tasks:
-        source, target = (getattr(tokenizer, f"{side}_lang", None) for side in ("source", "target"))
-        pair = (source, target) if source and target else None
-        return cls(tasks, defaults, languages_of(tokenizer), pair, speech)
+        return cls(tasks, defaults, languages_of(tokenizer), _pairs_of(tokenizer), speech)
+
+    @cached_property
+    def translations(self) -> Mapping[str, Sequence[str]]:
+        """The targets of each source, by the model's own codes; empty for a model that says nothing of
+        languages."""
+        if self.languages:
+            return {code: list(self.languages) for code in self.languages}
+        targets: dict[str, list[str]] = {}
+        for pair in self.pairs:
+            targets.setdefault(pair.source, []).append(pair.target)
+        return targets
 
     def __contains__(self, task: str) -> bool:
         return task in self._tasks
@@ -112,20 +132,25 @@ class Tasks:
             there = f"it has {', '.join(self._tasks)}" if self._tasks else "it declares none"
             raise InvalidRequest(f"{task[:60]!r} is not a task of this model; {there}", field="task")
         source = target = None
+        prefix = ""
         if self.languages:
-            source = language(self.languages, source_language, "source_language")
-            target = language(self.languages, target_language, "target_language")
-            named = f"translation_{source_language}_to_{target_language}"
-            task = named if task is None and named in self._tasks else task
+            asked = source_language, target_language
+            codes = (
+                None if asked[0] is None else self.sources.resolve(asked[0], "source_language"),
+                None if asked[1] is None else self.targets.resolve(asked[1], "target_language"),
+            )
+            source, target = (None if code is None else self.languages[code] for code in codes)
+            task = self._tasks_of_languages.get(codes) if task is None else task
         elif source_language is not None or target_language is not None:
             if task is not None:
                 field = "target_language" if source_language is None else "source_language"
                 raise InvalidRequest("does not go with task, which says it already", field=field)
-            task = self._pair(source_language, target_language).task
+            pair = self._pair(source_language, target_language)
+            task, prefix = pair.task, pair.prefix
         chosen = None if task is None else self._tasks[task]
         return ResolvedTask(
             task=task,
-            prefix=self.prefix(task),
+            prefix=prefix or self.prefix(task),
             defaults=self._defaults if chosen is None else chosen.defaults,
             source=source,
             target=target,
@@ -146,23 +171,35 @@ class Tasks:
             said="source_language" if source_language is not None else None if task is None else "task",
         )
 
+    @cached_property
+    def _tasks_of_languages(self) -> Mapping[tuple[str | None, str | None], str]:
+        """The tasks that translate between languages of the tokenizer, by its own codes."""
+        found: dict[tuple[str | None, str | None], str] = {}
+        for pair in self.pairs:
+            sources, targets = self.sources.matching(pair.source), self.targets.matching(pair.target)
+            if len(sources) == len(targets) == 1 and pair.task is not None:
+                found[sources[0], targets[0]] = pair.task
+        return found
+
     def _pair(self, source: str | None, target: str | None) -> Pair:
         """The pair from `source` to `target`; one of them may be None where that leaves no choice."""
         found = self.pairs
-        asked: tuple[tuple[str, str | None, Literal[0, 1]], ...] = (
-            ("target_language", target, 1),
-            ("source_language", source, 0),
+        asked: tuple[tuple[str, str | None, Literal[0, 1], LanguageNames], ...] = (
+            ("target_language", target, 1, self.targets),
+            ("source_language", source, 0, self.sources),
         )
-        for field, code, at in asked:
+        for field, name, at, names in asked:
             there = _listed(found, at)
-            if code is not None:
-                found = [pair for pair in found if pair[at] == code]
             if not there:
                 raise InvalidRequest("this model says nothing of languages", field=field)
+            if name is not None:
+                code = names.resolve(name, field)
+                found = [pair for pair in found if pair[at] == code]
             if not found:
-                which = "" if at == 1 or target is None else f" from which there is {target}"
                 raise InvalidRequest(
-                    f"{code!r:.20} is not one of this model's languages{which}: {there}", field=field
+                    f"{name!r:.40} is not one of this model's languages from which there is {target}: "
+                    f"{there}",
+                    field=field,
                 )
         if len(found) > 1:
             at = 1 if target is None else 0
@@ -171,6 +208,15 @@ class Tasks:
                 field="target_language" if at else "source_language",
             )
         return found[0]
+
+
+def _pairs_of(tokenizer: PreTrainedTokenizerBase) -> list[Pair]:
+    """What a tokenizer says that its model translates: from one language to another, or to several, which are
+    then among its tokens."""
+    source, target = (getattr(tokenizer, f"{side}_lang", None) for side in ("source", "target"))
+    if tokens := targets_of(tokenizer):
+        return [Pair(source or _ANY, code, prefix=f"{token} ") for code, token in tokens.items()]
+    return [Pair(source, target)] if source and target else []
 
 
 def _listed(pairs: Iterable[Pair], at: Literal[0, 1]) -> str:

@@ -46,6 +46,7 @@ class _Finished:
     groups: list[_Group]
     done: torch.Tensor  # bool [G]: the search is over
     scores: torch.Tensor  # float32 [G, W], best first
+    logprobs: torch.Tensor  # float32 [G, W]: see `Delta.sum_logprob`
     lengths: torch.Tensor  # int64 [G, W]
     tokens: torch.Tensor  # int64 [G, W, positions], each answer's prefix first
 
@@ -63,25 +64,27 @@ class BeamStep:
     def to_host(self) -> None:
         """Starts the copies; call `found` when they are done."""
         for part in self.finished:
-            part.done, part.scores = (x.to("cpu", non_blocking=True) for x in (part.done, part.scores))
-            part.lengths, part.tokens = (x.to("cpu", non_blocking=True) for x in (part.lengths, part.tokens))
+            for name in ("done", "scores", "logprobs", "lengths", "tokens"):
+                setattr(part, name, getattr(part, name).to("cpu", non_blocking=True))
 
     def found(self) -> list[Found | None]:
-        """Each row's answers, ids and score, best first; None where the search goes on."""
+        """Each row's answers, best first; None where the search goes on."""
         found: list[Found | None] = [None] * len(self._rows)
         for part in self.finished:
             for at, group in enumerate(part.groups):
                 if part.done[at]:
                     request = self._rows[group.number].sequence.request
-                    assert request.decoding.beams is not None
+                    decoding = request.decoding
+                    assert decoding.beams is not None
                     prefix = len(request.prefix_ids)
                     answers = zip(
                         part.tokens[at].tolist(), part.lengths[at].tolist(), part.scores[at].tolist(),
-                        strict=True,
+                        part.logprobs[at].tolist(), strict=True,
                     )  # fmt: skip
                     found[group.number] = [
-                        (tokens[prefix : prefix + length], score) for tokens, length, score in answers
-                    ][: request.decoding.beams.num_return_sequences]
+                        (tokens[prefix : prefix + length], score, logprob if decoding.sum_logprobs else None)
+                        for tokens, length, score, logprob in answers
+                    ][: decoding.beams.num_return_sequences]
         return found
 
 
@@ -91,7 +94,9 @@ class Beams:
     def __init__(self, slots: int, processors: Processors, warpers: Warpers, device: torch.device) -> None:
         self.device = device
         self._processors, self._warpers = processors, warpers
-        self._floats = Columns(slots, ("running", "score", "penalty"), torch.float32, device)
+        # norm: the log of what a beam's processed scores sum to, over its steps; logprob: an answer's sum.
+        floats = ("running", "score", "penalty", "norm", "logprob")
+        self._floats = Columns(slots, floats, torch.float32, device)
         columns = ("length", "max_tokens", "prefix", "seed", "opening")
         self._ints = Columns(slots, columns, torch.int64, device)
         # finished: the slot holds an answer; open: a running beam may still improve on the request's answers.
@@ -112,7 +117,7 @@ class Beams:
             self._processors.keep_history(sequence)
             for beam in range(sequence.width):
                 # Before the first step all beams are the same one, so only the first may be continued.
-                floats.append((0.0 if beam == 0 else _NEVER, _NEVER, how.length_penalty))
+                floats.append((0.0 if beam == 0 else _NEVER, _NEVER, how.length_penalty, 0.0, 0.0))
                 decoding, prefix = request.decoding, len(request.prefix_ids)
                 ints.append((0, decoding.max_tokens, prefix, decoding.seed, len(decoding.opening_ids)))
                 flags.append((False, True, *_flags(how)))
@@ -139,6 +144,9 @@ class Beams:
         if any(_how(row).renormalize for row in rows):
             again = self._flags["renormalize"][slots, None]
             scores = torch.where(again, scores.log_softmax(-1), scores)
+        norms = torch.zeros_like(scores[:, 0])
+        if any(decoding.sum_logprobs for decoding in decodings):
+            norms = scores.logsumexp(-1)
 
         alike: defaultdict[tuple[int, int, bool], list[_Group]] = defaultdict(list)
         at = place = longest = 0
@@ -156,15 +164,18 @@ class Beams:
         # The history may have grown for any slot.
         self._answers = widened(self._answers, self._processors.history.width, 0)
         for (width, candidates, drawn), groups in alike.items():
-            self._advance(scores, groups, width, candidates, longest, step, drawn=drawn)
+            self._advance(scores, norms, groups, width, candidates, longest, step, drawn=drawn)
         step.to_host()
         return step
 
     def _advance(
-        self, scores: torch.Tensor, groups: list[_Group], width: int, candidates: int, longest: int,
-        step: BeamStep, *, drawn: bool,
+        self, scores: torch.Tensor, norms: torch.Tensor, groups: list[_Group], width: int, candidates: int,
+        longest: int, step: BeamStep, *, drawn: bool,
     ) -> None:  # fmt: skip
-        """One step of G requests with W beams and K candidates each, drawn ones or the best."""
+        """One step of G requests with W beams and K candidates each, drawn ones or the best.
+
+        norms: the log of what each row of `scores` sums to, where that is asked for.
+        """
         numbers = [
             (g.slots, g.logits, g.source, range(g.place, g.place + width), [g.step] * width) for g in groups
         ]
@@ -194,6 +205,7 @@ class Beams:
         beam = best // ids.shape[2]
         token = ids.flatten(1).gather(1, best)
         parent = source.gather(1, beam)
+        norm = self._floats["norm"][parent] + norms[at].gather(1, beam)
         stops = self._stops[first]
         ended = (token.unsqueeze(2) == stops.unsqueeze(1)).any(2) | (length >= max_tokens)
 
@@ -211,6 +223,7 @@ class Beams:
         finished = torch.cat([was_finished, finishes], 1).gather(1, kept)
         before = slots.gather(1, kept.clamp(max=width - 1))
         lengths = torch.where(new, length, self._ints["length"][before])
+        logprobs = torch.where(new, (top - norm).gather(1, from_new), self._floats["logprob"][before])
         answers = torch.where(
             new.unsqueeze(2),
             self._processors.history[parent.gather(1, from_new)],
@@ -232,7 +245,9 @@ class Beams:
         done = ~is_open | (finished.all(1, keepdim=True) & early) | ended.all(1, keepdim=True)
 
         self._floats["running"][slots] = running
+        self._floats["norm"][slots] = norm.gather(1, pick)
         self._floats["score"][slots] = score
+        self._floats["logprob"][slots] = logprobs
         self._ints["length"][slots] = lengths
         self._flags["finished"][slots] = finished
         self._flags["open"][first] = is_open.squeeze(1)
@@ -241,7 +256,8 @@ class Beams:
         self._processors.append(slots.flatten(), steps.flatten(), tokens.flatten())
         step.tokens[places] = tokens
         step.parents[places] = parents
-        step.finished.append(_Finished(groups, done.squeeze(1), score, lengths, answers[:, :, :longest]))
+        found = _Finished(groups, done.squeeze(1), score, logprobs, lengths, answers[:, :, :longest])
+        step.finished.append(found)
 
 
 def _how(row: Row) -> BeamSearch:

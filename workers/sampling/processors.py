@@ -22,6 +22,8 @@ from tandem.workers.sampling.to_device import to_device
 from tandem.workers.scheduling.plan import Sequence
 from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
+_NO_ID = 2**31 - 1  # above every token's
+
 
 class Processors:
     """Every slot's processor parameters and, where a processor reads them, its tokens."""
@@ -32,7 +34,7 @@ class Processors:
         self._ints = Columns(
             slots,
             ("prefix", "ngram", "encoder_ngram", "encoder", "min_tokens", "max_tokens", "forced_bos",
-             "begin"),
+             "begin", "opening", "time", "text_end", "without", "last_initial"),
             torch.int64,
             device,
         )  # fmt: skip
@@ -156,6 +158,8 @@ class Processors:
             scores = self._without(scores, self._suppress[slots])
             begins = column["step"] == column["begin"]
             scores = self._without(scores, self._begin_suppress[slots], begins)
+        if ProcessorFlags.TIMESTAMPS in need:
+            scores = self._with_times(scores, self.history[slots], column)
         if ProcessorFlags.OPENING in need:
             opens = self._opening_steps[slots] == column["step"]
             scores = self._opened(raw, scores, self._opening_ids[slots], opens)
@@ -210,6 +214,35 @@ class Processors:
             complete &= same | (back >= sizes)
         return complete
 
+    def _with_times(
+        self, scores: torch.Tensor, history: torch.Tensor, column: dict[str, torch.Tensor]
+    ) -> torch.Tensor:
+        """Applies `TimestampRules`; rows whose first time is no token stay as they are."""
+        first, lengths = column["time"], column["prefix"] + column["step"]
+        begin = column["prefix"] + column["opening"]
+        count = lengths - begin
+        position = torch.arange(history.shape[1], device=self.device)
+        there = (position >= begin) & (position < lengths) & (history >= first)
+        at = torch.where(there, position, -1).amax(1, keepdim=True)
+        latest = torch.where(at < 0, -1, _at(history, at))
+        last, before = (_at(history, lengths - back) for back in (1, 2))
+        ended = (count >= 1) & (last >= first)
+        paired = (count < 2) | (before >= first)
+        initial = (count == 0) & (first < self.vocab_size)
+        # Text may follow a pair of times, and a time or the end must follow the first of a pair.
+        lowest = torch.where(initial, first, torch.where(ended & ~paired, column["text_end"], 0))
+        earliest = torch.where(latest < 0, first, latest + ~(ended & ~paired))
+        earliest = torch.where(ended & paired, self.vocab_size, earliest)
+        most = torch.where(initial, column["last_initial"], self.vocab_size)
+        ids = torch.arange(self.vocab_size, device=self.device)
+        is_time = ids >= first
+        banned = (ids < lowest) | (ids == column["without"]) | (is_time & (ids < earliest)) | (ids > most)
+        scores = scores.masked_fill(banned, -torch.inf)
+        # A time comes where all times together are likelier than any one other token.
+        times = scores.masked_fill(~is_time, -torch.inf).logsumexp(1, keepdim=True)
+        text = scores.masked_fill(is_time, -torch.inf).amax(1, keepdim=True)
+        return scores.masked_fill(~is_time & (times > text), -torch.inf)
+
     def _without(
         self, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -242,7 +275,8 @@ def _at(history: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
 def _ints(sequence: Sequence) -> tuple[int, ...]:
     request: EngineRequest = sequence.request
     decoding: Decoding = request.decoding
-    bos = decoding.forced_bos_id
+    bos, rules = decoding.forced_bos_id, decoding.timestamps
+    last_initial = None if rules is None else rules.last_initial_id
     return (
         len(request.prefix_ids),
         decoding.no_repeat_ngram_size,
@@ -252,4 +286,7 @@ def _ints(sequence: Sequence) -> tuple[int, ...]:
         decoding.max_tokens,
         -1 if bos is None else bos,
         len(decoding.opening_ids) + (bos is not None and len(request.prefix_ids) == 1),
+        len(decoding.opening_ids),
+        *((_NO_ID, 0, -1) if rules is None else (rules.first_id, rules.text_end, rules.without_id)),
+        _NO_ID if last_initial is None else last_initial,
     )

@@ -9,7 +9,6 @@ import torch
 from tandem import kernels
 from tandem.outputs import TokenLogprobs
 from tandem.workers.models.head import TargetScores
-from tandem.workers.request import Decoding
 from tandem.workers.sampling.beams import Beams, BeamStep
 from tandem.workers.sampling.noise import uniform
 from tandem.workers.sampling.processors import Processors
@@ -70,18 +69,21 @@ class Sampled:
         logprobs: torch.Tensor | None = None,  # float32 [positions, 1 + k]: the token's, the k likeliest's
         top_ids: torch.Tensor | None = None,  # int64 [positions, k]
         beams: BeamStep | None = None,
+        chosen_logprobs: torch.Tensor | None = None,  # float32 [positions]: see `Delta.sum_logprob`
     ) -> None:
         # What every rank must know, int64: the tokens, the beams' tokens, the slots of the beams' parents.
         self.choice = tokens if beams is None else torch.cat([tokens, beams.tokens, beams.parents])
         self._wants, self._beams = wants_logprobs, beams
         self._host = HostCopy(*(part for part in (tokens, logprobs, top_ids) if part is not None))
+        self._chosen = None if chosen_logprobs is None else HostCopy(chosen_logprobs)
         # Each sampling sequence's draft outcome, beams excluded, int64 [sequences, 3]: see `Runner.finish`.
         # None: nothing drafts. Set by the engine.
         self.drafts: HostCopy | None = None
 
     def wait(self) -> StepResult:
         drafts = [] if self.drafts is None else [DraftOutcome(*of) for of in self.drafts.wait()[0].tolist()]
-        return self._without_drafts()._replace(drafts=drafts)
+        chosen = None if self._chosen is None else self._chosen.wait()[0].tolist()
+        return self._without_drafts()._replace(drafts=drafts, chosen_logprobs=chosen)
 
     def _without_drafts(self) -> StepResult:
         tokens, *of_tokens = self._host.wait()
@@ -161,24 +163,27 @@ class Sampler:
         raw = logits.log_softmax(-1) if any(k is not None for k in wants) else None
         need = self._processors.need_of(numbers)
         logits = self._processors(logits, slots, steps, need)
-        tokens = kernels.argmax(logits)
+        tokens, warped = kernels.argmax(logits), None
         if not all(d.greedy for d in decodings):
-            drawn = self._draw(logits, slots, steps, decodings)
-            tokens = torch.where(self._warpers.temperature[slots] > 0, drawn, tokens)
+            # With the maximum subtracted, a small temperature overflows to -inf, probability 0, and not NaN.
+            warped = self._warpers(logits - logits.amax(-1, keepdim=True), slots, decodings)
+            temperature = self._warpers.temperature[slots, None]
+            tokens = torch.where(temperature[:, 0] > 0, self._draw(warped, slots, steps), tokens)
+        chosen = None
+        if any(d.sum_logprobs for d in decodings):
+            if warped is not None:
+                logits = torch.where(temperature > 0, warped * temperature, logits)
+            chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
         if need & ProcessorFlags.HISTORY:
             self._processors.append(slots, steps, tokens)
         if raw is None:
-            return Sampled(tokens, wants, beams=beams)
+            return Sampled(tokens, wants, beams=beams, chosen_logprobs=chosen)
         top, top_ids = raw.topk(max(k or 0 for k in wants), dim=-1)
         own = raw.gather(1, tokens.unsqueeze(1))
-        return Sampled(tokens, wants, torch.cat([own, top], dim=1), top_ids, beams)
+        return Sampled(tokens, wants, torch.cat([own, top], dim=1), top_ids, beams, chosen)
 
-    def _draw(
-        self, logits: torch.Tensor, slots: torch.Tensor, steps: torch.Tensor, decodings: list[Decoding]
-    ) -> torch.Tensor:
-        # With the maximum subtracted, a small temperature overflows to -inf, probability 0, and not to NaN.
-        logits = self._warpers(logits - logits.amax(-1, keepdim=True), slots, decodings)
-        probs = logits.softmax(-1)
+    def _draw(self, warped: torch.Tensor, slots: torch.Tensor, steps: torch.Tensor) -> torch.Tensor:
+        probs = warped.softmax(-1)
         # Inverse CDF in float64, in the vocabulary's order.
         cdf = probs.double().cumsum(-1)
         noise = uniform(self._ints["seed"][slots], steps)

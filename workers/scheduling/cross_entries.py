@@ -9,7 +9,8 @@ from tandem.workers.scheduling.plan import CrossEntry
 
 
 class CrossEntries:
-    """Entries by their inputs' keys. An entry lives as long as it has readers."""
+    """Entries by their inputs' keys. An entry lives as long as it has readers; one that is kept, until its
+    pages or its index are needed."""
 
     def __init__(self, pool: PagePool, most: int) -> None:
         """most: entries at once."""
@@ -17,12 +18,38 @@ class CrossEntries:
         self.page_count = 0  # pages of all entries
         self._entries: dict[str, CrossEntry] = {}
         self._free = list(range(most - 1, -1, -1))  # indices
+        self._idle: dict[str, CrossEntry] = {}  # without readers, the longest so first
 
     def get(self, key: str) -> CrossEntry | None:
         return self._entries.get(key)
 
-    def make(self, key: str, length: int) -> CrossEntry:
-        """An entry for an input of this length, without readers yet; the pool must have the pages."""
+    @property
+    def idle_pages(self) -> int:
+        """Pages of entries without readers."""
+        return sum(len(entry.pages) for entry in self._idle.values())
+
+    def is_read(self, key: str) -> bool:
+        return key in self._entries and key not in self._idle
+
+    def read(self, key: str, length: int, *, keep: bool) -> CrossEntry:
+        """The entry of an input of this length, with one reader more. The pool must have the pages of one
+        without readers so far."""
+        entry = self._entries.get(key) or self._make(key, length)
+        self._idle.pop(key, None)
+        entry.readers += 1
+        entry.kept |= keep
+        return entry
+
+    def drop_idle(self) -> bool:
+        """Gives back what the entry holds that has been without readers the longest; False: there is none."""
+        if not self._idle:
+            return False
+        self._drop(self._idle.pop(next(iter(self._idle))))
+        return True
+
+    def _make(self, key: str, length: int) -> CrossEntry:
+        if not self._free:
+            self.drop_idle()
         pages = self._pool.take(self._pool.pages_for(length))
         assert pages is not None
         self.page_count += len(pages)
@@ -30,13 +57,18 @@ class CrossEntries:
         return entry
 
     def release(self, entry: CrossEntry) -> None:
-        """One reader less; with the last one the pages go back."""
+        """One reader less; with the last one the pages go back, unless the entry is kept."""
         entry.readers -= 1
-        if entry.readers == 0:
-            self._pool.give_back(entry.pages)
-            self.page_count -= len(entry.pages)
-            self._free.append(entry.index)
-            del self._entries[entry.key]
+        if entry.readers == 0 and entry.kept and entry.written:
+            self._idle[entry.key] = entry
+        elif entry.readers == 0:
+            self._drop(entry)
+
+    def _drop(self, entry: CrossEntry) -> None:
+        self._pool.give_back(entry.pages)
+        self.page_count -= len(entry.pages)
+        self._free.append(entry.index)
+        del self._entries[entry.key]
 
     @property
     def pages(self) -> list[int]:
@@ -53,5 +85,5 @@ class CrossEntries:
         read = list(read)
         for entry in self._entries.values():
             readers = sum(one is entry for one in read)
-            if readers != entry.readers or readers == 0:
+            if readers != entry.readers or (readers == 0) != (entry.key in self._idle):
                 raise AssertionError(f"cross entry {entry.key} counts {entry.readers} readers, has {readers}")

@@ -20,12 +20,17 @@ def finish_reason(sequence: Sequence) -> Reason | None:
 
 
 def token_delta(
-    sequence: Sequence, tokens: list[int], reason: Reason | None, logprobs: list[TokenLogprobs] | None = None
+    sequence: Sequence,
+    tokens: list[int],
+    reason: Reason | None,
+    logprobs: list[TokenLogprobs] | None = None,
+    sum_logprob: float | None = None,
 ) -> Delta:
     """
     Args:
         tokens: the sequence's last ones.
         logprobs: one for each of `tokens`, or empty where they were not asked for.
+        sum_logprob: of `tokens`, where it was asked for.
     """
     first = sequence.generated == len(tokens)
     wants_prompt = sequence.request.decoding.prompt_logprobs is not None
@@ -37,6 +42,8 @@ def token_delta(
         stop_reason=_stop_reason(sequence.request.decoding, sequence.tokens[-1], reason),
         queued_s=sequence.queued_s if first else None,
         prompt_logprobs=sequence.scores if first and wants_prompt else None,
+        sum_logprob=sum_logprob,
+        probe_logprob=_probe_logprob(sequence) if first else None,
     )
 
 
@@ -53,9 +60,10 @@ def score_delta(sequence: Sequence) -> Delta:
 def beam_delta(sequence: Sequence, found: Found) -> Delta:
     decoding = sequence.request.decoding
     hypotheses = []
-    for ids, score in found:
+    for ids, score, sum_logprob in found:
         reason: Reason = "stop" if ids[-1] in decoding.stop_ids else "length"
-        hypotheses.append(Hypothesis(ids, score, reason, _stop_reason(decoding, ids[-1], reason)))
+        stop_reason = _stop_reason(decoding, ids[-1], reason)
+        hypotheses.append(Hypothesis(ids, score, reason, stop_reason, sum_logprob))
     return Delta(
         sequence.request.request_id,
         [],
@@ -63,7 +71,12 @@ def beam_delta(sequence: Sequence, found: Found) -> Delta:
         stop_reason=hypotheses[0].stop_reason,
         queued_s=sequence.queued_s,
         hypotheses=hypotheses,
+        probe_logprob=_probe_logprob(sequence),
     )
+
+
+def _probe_logprob(sequence: Sequence) -> float | None:
+    return None if sequence.request.decoding.probe is None else sequence.scores[0].logprob
 
 
 def _stop_reason(decoding: Decoding, last: int, reason: Reason | None) -> int | None:

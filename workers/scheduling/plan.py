@@ -46,6 +46,8 @@ class CrossEntry:
     length: int  # encoder positions
     readers: int = 0  # running sequences
     encoded: bool = True  # False while its input is encoded alongside steps: its readers have no rows yet
+    written: bool = False  # K and V are in the pages, or will be by the steps in flight
+    kept: bool = False  # it stays without readers, until its pages are needed
 
 
 @dataclass(slots=True, eq=False)
@@ -84,15 +86,22 @@ class Sequence:
 
     @property
     def scored_from(self) -> int:
-        """The position whose next token is the first to be scored, of a target or of the prefix."""
-        return len(self.request.prefix_ids) - 1 if self.request.target_ids else 0
+        """The position whose next token is the first to be scored, of a target or of the prefix, or the
+        probe's."""
+        if self.request.target_ids:
+            return len(self.request.prefix_ids) - 1
+        probe = self.request.decoding.probe
+        return 0 if probe is None else probe[0]
 
     def targets(self, start: int, stop: int) -> tuple[int, ...]:
         """The tokens to be scored that follow these positions."""
         request, first = self.request, self.scored_from
-        ids = request.target_ids
-        if request.decoding.prompt_logprobs is not None and not self.generated:  # they are not delivered yet
-            ids = request.prefix_ids[1:]
+        ids, decoding = request.target_ids, request.decoding
+        if not self.generated:  # else they are delivered
+            if decoding.prompt_logprobs is not None:
+                ids = request.prefix_ids[1:]
+            elif decoding.probe is not None:
+                ids = decoding.probe[1:]
         return ids[max(0, start - first) : max(0, stop - first)]
 
 
@@ -142,7 +151,8 @@ class StepPlan:
     ended: list[Delta] = field(default_factory=list)  # ended without a token: cancelled, deadline
 
 
-Found = list[tuple[list[int], float]]  # by beams: generated ids and score, best first
+# By beams, best first: generated ids, score, and the sum of log-probabilities where it was asked for.
+Found = list[tuple[list[int], float, float | None]]
 
 
 class DraftOutcome(NamedTuple):
@@ -161,3 +171,5 @@ class StepResult(NamedTuple):
     beams: Seq[Found | None] = ()  # one for each row of beams; None while they go on
     scores: Seq[TokenLogprobs] = ()  # of the rows' targets, one after another
     drafts: Seq[DraftOutcome] = ()  # one for each sampling sequence without beams; none if nothing drafts
+    # One for each of `tokens`, if any row asked: see `Delta.sum_logprob`.
+    chosen_logprobs: list[float] | None = None

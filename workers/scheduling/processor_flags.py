@@ -22,7 +22,9 @@ class ProcessorFlags(Flag):
     FORCED = auto()
     SUPPRESS = auto()
     OPENING = auto()
-    HISTORY = REPETITION | PRESENCE | NGRAM | ENCODER_NGRAM | BAD_WORDS  # read the tokens so far
+    TIMESTAMPS = auto()
+    # Read the tokens so far.
+    HISTORY = REPETITION | PRESENCE | NGRAM | ENCODER_NGRAM | BAD_WORDS | TIMESTAMPS
 
     @classmethod
     def of(cls, request: EngineRequest) -> ProcessorFlags:
@@ -39,6 +41,7 @@ class ProcessorFlags(Flag):
             cls.FORCED: decoding.forced_eos_ids or decoding.forced_bos_id is not None,
             cls.SUPPRESS: decoding.suppress_ids or decoding.begin_suppress_ids,
             cls.OPENING: decoding.opening_ids,
+            cls.TIMESTAMPS: decoding.timestamps,
         }
         need = cls.NOTHING
         for flag, wanted in asked.items():

@@ -31,8 +31,13 @@ class Resources:
 
     @property
     def cross_pages(self) -> int:
-        """Pages that hold cross-attention K/V."""
-        return self._cross.page_count
+        """Pages that hold cross-attention K/V, of inputs that are only kept excluded."""
+        return self._cross.page_count - self._cross.idle_pages
+
+    @property
+    def free_pages(self) -> int:
+        """Pages that hold nothing, or inputs that are only kept."""
+        return self.pool.free + self._cross.idle_pages
 
     def check_fits(self, request: EngineRequest, width: int) -> None:
         """Raises InvalidRequest where a request of `width` beams has no room even if it runs alone."""
@@ -51,7 +56,7 @@ class Resources:
             )
 
     def holds_input(self, key: str) -> bool:
-        """Whether a running sequence reads this encoder input."""
+        """Whether the pages have this encoder input, or will have it by a step in flight."""
         return self._cross.get(key) is not None
 
     def lacks(self, sequence: Sequence) -> WaitingFor | None:
@@ -59,11 +64,11 @@ class Resources:
         if sequence.width > len(self._free_slots):
             return WaitingFor.SLOTS
         encoder, cross_pages = sequence.request.encoder, 0
-        if not self.holds_input(encoder.key):
+        if not self._cross.is_read(encoder.key):
             cross_pages = self.pool.pages_for(len(encoder.token_ids))
         # Room for one more token, and for each running sequence to grow: fewer preemptions.
         self_pages = sequence.width * self.pool.pages_for(len(sequence.tokens) + 1)
-        if cross_pages + self_pages + self.used_slots > self.pool.free:
+        if cross_pages + self_pages + self.used_slots > self.free_pages:
             return WaitingFor.PAGES
         return None
 
@@ -71,9 +76,10 @@ class Resources:
         """Gives a sequence that lacks nothing its slots, and its encoder input's pages. The entry's only
         reader is its first: K and V are still to be computed."""
         encoder = sequence.request.encoder
-        entry = self._cross.get(encoder.key) or self._cross.make(encoder.key, len(encoder.token_ids))
-        entry.readers += 1
-        sequence.cross = entry
+        if not self.holds_input(encoder.key):
+            self._make_free(self.pool.pages_for(len(encoder.token_ids)))
+        keep = sequence.request.keeps_input
+        sequence.cross = entry = self._cross.read(encoder.key, len(encoder.token_ids), keep=keep)
         sequence.slots = [self._free_slots.pop() for _ in range(sequence.width)]
         return entry
 
@@ -83,6 +89,7 @@ class Resources:
         more = self._pages(sequence, count) - len(sequence.pages)
         if not more:  # as at most steps
             return []
+        self._make_free(more)
         if (pages := self.pool.take(more)) is None:
             return None
         new = []
@@ -109,6 +116,11 @@ class Resources:
         assert sequence.cross is not None
         self._cross.release(sequence.cross)
         sequence.cross = None
+
+    def _make_free(self, pages: int) -> None:
+        """Drops inputs that are only kept, while fewer pages are free."""
+        while self.pool.free < pages and self._cross.drop_idle():
+            pass
 
     def _pages(self, sequence: Sequence, more: int = 0) -> int:
         """Pages for the positions a sequence may have come to, and some more."""

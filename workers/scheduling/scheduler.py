@@ -125,6 +125,7 @@ class Scheduler:
     def fail(self, plan: StepPlan, admission: Admission, error: TandemError) -> None:
         """Takes an encoder input that cannot be read out of a plan, and ends its readers."""
         plan.admissions.remove(admission)
+        admission.entry.written = False
         readers = [s for s in self.queue.running if s.cross is admission.entry]
         plan.rows = [row for row in plan.rows if row.sequence.cross is not admission.entry]
         plan.started = [s for s in plan.started if s.cross is not admission.entry]
@@ -180,6 +181,8 @@ class Scheduler:
         budget = self.max_batched_tokens - plan.positions
         page_size = self.resources.pool.page_size
         self._drafted += add_drafts(plan, budget, self.draft_tokens, page_size, self.step_rows)
+        for admission in plan.admissions:
+            admission.entry.written = True
         plan.rows.sort(key=_row_order)
         plan.ended = self._take_ended()
         return plan
@@ -230,7 +233,7 @@ class Scheduler:
             if (reason := self._lacks(sequence, plan, encoder_tokens)) is not None:
                 break
             entry = self.resources.admit(sequence)
-            if entry.readers == 1:
+            if entry.readers == 1 and not entry.written:
                 self._encode(sequence, plan, overlapped=decoding and self.async_encode)
                 encoder_tokens += entry.length
             self.queue.start(sequence)
@@ -295,7 +298,12 @@ class Scheduler:
     def apply(self, plan: StepPlan, result: StepResult) -> list[Delta]:
         """Takes in what the plan's sampling rows gave."""
         deltas = []
-        sampled = zip(result.tokens, result.logprobs or repeat(None), strict=False)
+        sampled = zip(
+            result.tokens,
+            result.logprobs or repeat(None),
+            result.chosen_logprobs or repeat(0.0),
+            strict=False,
+        )
         finished, scores, outcomes = iter(result.beams), iter(result.scores), iter(result.drafts)
         for row in plan.rows:
             sequence = row.sequence
@@ -315,17 +323,21 @@ class Scheduler:
         return deltas
 
     def _apply_tokens(
-        self, row: Row, chosen: list[tuple[int, TokenLogprobs | None]], outcome: DraftOutcome | None
+        self,
+        row: Row,
+        chosen: list[tuple[int, TokenLogprobs | None, float]],
+        outcome: DraftOutcome | None,
     ) -> Delta:
         """chosen: the tokens after the row's sampled positions, right as long as its draft tokens are."""
         sequence = row.sequence
         if sequence.drafter is not None and outcome is not None:
             sequence.drafter.observe(outcome, row.samples)
-        new, logprobs = [], []
-        for token, logprob in chosen[: 1 if outcome is None else outcome.right + 1]:
+        new, logprobs, sum_logprob = [], [], 0.0
+        for token, logprob, chosen_logprob in chosen[: 1 if outcome is None else outcome.right + 1]:
             sequence.tokens.append(token)
             new.append(token)
             logprobs.append(logprob)
+            sum_logprob += chosen_logprob
             reason = finish_reason(sequence)
             if reason is not None:
                 break
@@ -334,7 +346,13 @@ class Scheduler:
             self.resources.trim(sequence)
         self._generated += len(new)
         self._accepted += len(new) - 1
-        delta = token_delta(sequence, new, reason, [one for one in logprobs if one is not None])
+        delta = token_delta(
+            sequence,
+            new,
+            reason,
+            [one for one in logprobs if one is not None],
+            sum_logprob if sequence.request.decoding.sum_logprobs else None,
+        )
         if reason is not None:
             self._end(sequence, None)
         return delta
@@ -370,7 +388,7 @@ class Scheduler:
             running=self.resources.used_slots,
             waiting=len(self.queue) - len(self.queue.running),
             max_running=self.resources.slots,
-            free_pages=self.resources.pool.free,
+            free_pages=self.resources.free_pages,
             total_pages=self.resources.pool.total,
             cross_pages=self.resources.cross_pages,
             steps=self._steps,

@@ -10,8 +10,9 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from tandem.cluster.ingress.http import openai as openai_api
 from tandem.cluster.ingress.http import score as score_api
 from tandem.cluster.ingress.http import tokenize as tokenize_api
-from tandem.cluster.ingress.http import translate as translate_api
 from tandem.cluster.ingress.http.errors import add_error_handlers
+from tandem.cluster.ingress.http.libretranslate import cors
+from tandem.cluster.ingress.http.libretranslate import routes as libretranslate_api
 from tandem.cluster.ingress.service import Service
 
 
@@ -19,7 +20,8 @@ def build_app(service: Service) -> FastAPI:
     """The ASGI application. It has no documentation pages: they load scripts from elsewhere."""
     app = FastAPI(title="Tandem", openapi_url=None, docs_url=None, redoc_url=None)
     add_error_handlers(app)
-    apis = [api.routes(service) for api in (openai_api, translate_api, score_api, tokenize_api)]
+    app.add_middleware(cors.OfLibreTranslate)
+    apis = [api.routes(service) for api in (openai_api, libretranslate_api, score_api, tokenize_api)]
     for api in apis:
         app.include_router(api)
 

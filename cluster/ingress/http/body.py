@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar, cast, get_type_hints
-from urllib.parse import parse_qsl
 
 from fastapi import Request
 from pydantic import BaseModel, ConfigDict, ValidationError, create_model
@@ -43,21 +42,9 @@ _Options: Final = create_model(  # type: ignore[call-overload]
 async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
     """The body, a JSON object. Raises InvalidRequest, RequestTooLarge beyond `limits.message_bytes`,
     DeadlineExceeded beyond `limits.body_s`."""
-    if _media_type(request) != "application/json":
+    if media_type(request) != "application/json":
         raise InvalidRequest("must be application/json", field="content-type")
-    return _object(await read_body(request, limits, limits.message_bytes))
-
-
-async def read_json_or_form(request: Request, limits: Limits) -> dict[str, Any]:
-    """The body, a JSON object or a URL-encoded form, whose repeated fields become lists."""
-    media_type = _media_type(request)
-    if media_type == "application/json":
-        return _object(await read_body(request, limits, limits.message_bytes))
-    if media_type == "application/x-www-form-urlencoded":
-        return _form(await read_body(request, limits, limits.message_bytes))
-    raise InvalidRequest(
-        "must be application/json or application/x-www-form-urlencoded", field="content-type"
-    )
+    return json_object(await read_body(request, limits, limits.message_bytes))
 
 
 def take_options(request: Request, body: dict[str, Any]) -> RequestOptions:
@@ -96,7 +83,8 @@ async def _disconnect(receive: Receive) -> None:
         pass
 
 
-def _media_type(request: Request) -> str:
+def media_type(request: Request) -> str:
+    """What kind of body a request says it has, in lower case, without parameters; "" where it says none."""
     return request.headers.get("content-type", "").partition(";")[0].strip().lower()
 
 
@@ -120,7 +108,8 @@ async def read_body(request: Request, limits: Limits, limit: int) -> bytes:
     return bytes(body)
 
 
-def _object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes) -> dict[str, Any]:
+    """A body as a JSON object. Raises InvalidRequest for anything else."""
     try:
         value = from_json(body)  # NaN passes here, to be refused where its field is known
     except ValueError as error:
@@ -128,19 +117,3 @@ def _object(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise InvalidRequest(f"the body must be a JSON object, got {type(value).__name__}")
     return value
-
-
-def _form(body: bytes) -> dict[str, Any]:
-    try:
-        fields = parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=1000)
-    except ValueError as error:  # of which UnicodeDecodeError is one
-        raise InvalidRequest(f"the body is not a form: {error}") from None
-    values: dict[str, Any] = {}
-    for name, value in fields:
-        if name not in values:
-            values[name] = value
-        elif isinstance(values[name], list):
-            values[name].append(value)
-        else:
-            values[name] = [values[name], value]
-    return values

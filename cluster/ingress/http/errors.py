@@ -11,7 +11,10 @@ from starlette.exceptions import HTTPException
 
 from tandem.errors import STATUS, InternalError, InvalidRequest, ModelNotFound, Status, TandemError, status_of
 
-_LIBRETRANSLATE: Final = ("/translate", "/languages")
+# The paths of LibreTranslate's API, or what they begin with.
+LIBRETRANSLATE: Final = (
+    "/translate", "/languages", "/detect", "/suggest", "/frontend/settings", "/download_file", "/spec",
+)  # fmt: skip
 _LONGEST_MESSAGE: Final = 1000  # characters
 _RETRY_AFTER_S: Final = 1  # with 429 and 503; openai-python waits this long before it tries again
 
@@ -33,7 +36,7 @@ def error_body(error: BaseException, path: str) -> dict[str, Any]:
 
 def _body(message: str, field: str | None, status: Status, path: str) -> dict[str, Any]:
     message = message[:_LONGEST_MESSAGE]  # it may quote the request, and so may the field
-    if path.startswith(_LIBRETRANSLATE):
+    if path.startswith(LIBRETRANSLATE):
         return {"error": message}
     field = field and field[:_LONGEST_MESSAGE]
     return {"error": {"message": message, "type": status.kind, "param": field, "code": status.grpc.lower()}}

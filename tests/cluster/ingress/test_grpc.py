@@ -67,6 +67,7 @@ async def test_languages_and_task_reach_the_validator(
     prefixed = tuple(request_builder.tokenize("translate English to French: the cat"))
     for chosen in (
         {"source_language": "en", "target_language": "fr"},
+        {"source_language": "English", "target_language": "fra_Latn"},
         {"task": "translation_en_to_fr"},
     ):
         request = wire.generate_request(pb.GenerateRequest, "the cat", **chosen)  # type: ignore[arg-type]

@@ -90,7 +90,11 @@ async def test_languages_and_task(
     http: httpx.AsyncClient, router: FakeRouter, request_builder: RequestBuilder
 ) -> None:
     prefixed = tuple(request_builder.tokenize("translate English to French: the cat"))
-    for chosen in ({"source_language": "en", "target_language": "fr"}, {"task": "translation_en_to_fr"}):
+    for chosen in (
+        {"source_language": "en", "target_language": "fr"},
+        {"source_language": "eng", "target_language": "fr-CA"},
+        {"task": "translation_en_to_fr"},
+    ):
         response = await http.post("/v1/completions", json={"prompt": "the cat", **chosen})
         assert response.is_success
         assert router.requests[-1].encoder.token_ids == prefixed

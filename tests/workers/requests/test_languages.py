@@ -10,6 +10,8 @@ import pytest
 import sentencepiece
 import torch
 from models import load_reference, make_checkpoint
+from tiny_t5 import write_model
+from tokenizers import Tokenizer
 from transformers import (
     AutoTokenizer,
     M2M100Tokenizer,
@@ -24,6 +26,7 @@ from tandem.inputs import TaskOptions
 from tandem.params import SamplingParams
 from tandem.workers.requests.detokenizer import Detokenizer
 from tandem.workers.requests.request_builder import RequestBuilder
+from tandem.workers.requests.tasks import Pair
 
 GREEDY = SamplingParams(max_tokens=4)
 LINES = ["the cat sat on the mat", "le chat est sur le tapis", "a b c d e f g", "die Katze sitzt dort"]
@@ -96,7 +99,7 @@ def test_languages(kind: str, source: str, target: str, starts: bool, tmp_path: 
 
     tokenizer.src_lang = source
     expected = tokenizer("the cat").input_ids
-    for asked in {source, source.partition("_")[0]} if kind != "nllb" else {source, "fra"}:
+    for asked in (source, "fr", "FRA", "fr-CA", "French"):
         [sample] = request_builder.prepare(
             "the cat", GREEDY, source_language=asked, target_language=target
         ).sequences
@@ -108,7 +111,9 @@ def test_languages(kind: str, source: str, target: str, starts: bool, tmp_path: 
             assert sample.decoding.forced_bos_id == target_id
 
     for field in ("source_language", "target_language"):
-        with pytest.raises(InvalidRequest, match=r"'xx' is not one of \d+ languages: .*, ") as caught:
+        with pytest.raises(
+            InvalidRequest, match=r"'xx' is not one of this model's languages: .*, "
+        ) as caught:
             request_builder.prepare("the cat", GREEDY, **{field: "xx"})
         assert caught.value.field == field
     with pytest.raises(InvalidRequest, match="a prompt that is text") as caught:
@@ -156,6 +161,149 @@ def test_targets_are_tokenized_as_labels_in_their_language(kind: str, tmp_path: 
     assert caught.value.field == "target_language"
 
 
+@pytest.mark.parametrize(
+    ("kind", "token"),
+    [("mbart", "gn_PY"), ("mbart-50", "tyv_XX"), ("nllb", "tyv_Cyrl"), ("m2m-100", "__tyv__")],
+)
+@pytest.mark.parametrize("special", [True, False])
+def test_languages_that_a_fine_tuning_added(kind: str, token: str, special: bool, tmp_path: Path) -> None:
+    """They are put around a text as transformers puts the languages that it knows."""
+    tokenizer = make(kind, tmp_path)
+    before = RequestBuilder.load(tmp_path / "model", kind)
+    if kind == "m2m-100":  # as its checkpoints say; else the new token had the first language's id
+        tokenizer.add_tokens([f"__{own}__" for own in tokenizer.lang_code_to_id], special_tokens=True)
+    tokenizer.add_tokens([token], special_tokens=special)
+    tokenizer.save_pretrained(tmp_path / "model")
+    request_builder = RequestBuilder.load(tmp_path / "model", kind)
+    added = tokenizer.convert_tokens_to_ids(token)
+    code = token.strip("_")
+    assert request_builder.tasks.languages.keys() - before.tasks.languages.keys() == {code}
+    if kind != "m2m-100":  # whose tokenizer finds an added language's token nowhere
+        tokenizer.src_lang = token
+        expected = tokenizer("the cat").input_ids
+    else:
+        tokenizer.src_lang = "en"
+        known = tokenizer.convert_tokens_to_ids("__en__")
+        expected = [added if i == known else i for i in tokenizer("the cat").input_ids]
+    for asked in (token, code, code.upper(), code.partition("_")[0]):
+        [sample] = request_builder.prepare(
+            "the cat", GREEDY, source_language=asked, target_language=asked
+        ).sequences
+        assert list(sample.encoder.token_ids) == expected
+        assert added in (sample.decoding.forced_bos_id, sample.prefix_ids[0])
+    [scored] = request_builder.prepare_score("the cat", ["le chat"], target_language=code).sequences
+    assert added in (*scored.target_ids, *scored.prefix_ids)
+
+
+def test_the_task_of_two_languages_holds_for_all_their_names(tmp_path: Path) -> None:
+    tokenizer = make("mbart", tmp_path)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["task_specific_params"] = {"translation_en_to_ro": {"min_length": 3}}
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    tasks = RequestBuilder.load(tmp_path / "model", "mbart").tasks
+    for source, target in (("en", "ro"), ("en_XX", "ro_RO"), ("English", "mo")):
+        resolved = tasks.resolve(source_language=source, target_language=target)
+        assert (resolved.task, resolved.defaults.min_length) == ("translation_en_to_ro", 3)
+        assert resolved.target is not None
+        assert resolved.target.token_id == tokenizer.convert_tokens_to_ids("ro_RO")
+    assert tasks.resolve(source_language="en", target_language="de").task is None
+
+
+def marian(folder: Path, source: str, target: str, tokens: list[str]) -> Any:
+    """Marian's tokenizer with targets in its vocabulary, put beside a checkpoint."""
+    spm = sentencepiece_model(folder)
+    special = ["<pad>", "</s>", "<unk>", *tokens]
+    (folder / "vocab.json").write_text(json.dumps(pieces(spm, **{name: i for i, name in enumerate(special)})))
+    target_spm = sentencepiece_model(folder, "target", 26, "chat")
+    made = MarianTokenizer(
+        str(spm), str(target_spm), str(folder / "vocab.json"), source_lang=source, target_lang=target
+    )
+    checkpoint = make_checkpoint(folder / "model", "marian")
+    (checkpoint / "tokenizer.json").unlink()
+    made.save_pretrained(checkpoint)
+    return made
+
+
+def test_targets_in_a_vocabulary(tmp_path: Path) -> None:
+    """OPUS-MT's models of several targets: transformers' tokenizer reads the token at a text's beginning."""
+    codes = ["fra", "por", "pt_br", "cmn_Hans", "cmn_Hant"]
+    made = marian(tmp_path, "en", "ROMANCE", [f">>{code}<<" for code in codes])
+    request_builder = RequestBuilder.load(tmp_path / "model", "marian")
+    assert request_builder.tasks.translations == {"en": codes}
+    names = {
+        "fr": "fra", "French": "fra", ">>fra<<": "fra", "FRA": "fra", "fr-CA": "fra", "pt": "por",
+        "pt-BR": "pt_br",
+        "zh": "cmn_Hans", "zh-TW": "cmn_Hant", ">>cmn_Hans<<": "cmn_Hans",
+    }  # fmt: skip
+    for asked, code in names.items():
+        expected = made(f">>{code}<< the cat").input_ids
+        assert expected[0] == made.convert_tokens_to_ids(f">>{code}<<")
+        for source in (None, "en", "English"):
+            [sample] = request_builder.prepare(
+                "the cat", GREEDY, source_language=source, target_language=asked
+            ).sequences
+            assert list(sample.encoder.token_ids) == expected
+    # A text that has a token keeps it, with and without a target.
+    expected = made(">>por<< the cat").input_ids
+    for options in ({}, {"target_language": "fr"}):
+        prepared = request_builder.prepare(">>por<< the cat", GREEDY, **options)
+        assert prepared.encoder_prompt_token_ids == expected
+    assert request_builder.prepare("the cat", GREEDY).encoder_prompt_token_ids == made("the cat").input_ids
+    for field, asked, message in (
+        (
+            "target_language",
+            "de",
+            "'de' is not one of this model's languages: cmn_Hans, cmn_Hant, fra, por, pt_br",
+        ),
+        ("target_language", "ROMANCE", "is not one of"),
+        ("source_language", "fr", "'fr' is not one of this model's languages: en"),
+    ):
+        with pytest.raises(InvalidRequest, match=message) as caught:
+            request_builder.prepare("the cat", GREEDY, **{field: asked})
+        assert caught.value.field == field
+    with pytest.raises(InvalidRequest, match="is needed: one of cmn_Hans") as caught:
+        request_builder.prepare("the cat", GREEDY, source_language="en")
+    assert caught.value.field == "target_language"
+
+
+def test_a_source_that_is_a_group(tmp_path: Path) -> None:
+    made = marian(tmp_path, "ROMANCE", "en", [])
+    request_builder = RequestBuilder.load(tmp_path / "model", "marian")
+    assert request_builder.tasks.pairs == [Pair("ROMANCE", "en")]
+    for source in ("fr", "Italian", "ROMANCE", "por_Latn"):
+        prepared = request_builder.prepare(
+            "le chat", GREEDY, source_language=source, target_language="English"
+        )
+        assert prepared.encoder_prompt_token_ids == made("le chat").input_ids
+    with pytest.raises(InvalidRequest, match="'xx' is not one of") as caught:
+        request_builder.prepare("le chat", GREEDY, source_language="xx")
+    assert caught.value.field == "source_language"
+
+
+def test_one_token_in_a_vocabulary_is_no_choice(tmp_path: Path) -> None:
+    made = marian(tmp_path, "en", "fr", [">>fra<<"])
+    request_builder = RequestBuilder.load(tmp_path / "model", "marian")
+    prepared = request_builder.prepare("the cat", GREEDY, target_language="fr")
+    assert prepared.encoder_prompt_token_ids == made("the cat").input_ids
+
+
+def test_madlads_targets(tmp_path: Path) -> None:
+    """T5's tokenizer with "<2fr>" in its vocabulary, which a text begins with."""
+    folder = write_model(tmp_path / "model", task_specific_params={})
+    path = folder / "tokenizer.json"
+    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer.add_special_tokens(["<2fr>", "<2de>", "<2zh_Hant>", "<2translate>"])
+    tokenizer.save(str(path))
+    request_builder = RequestBuilder.load(folder, "madlad")
+    assert request_builder.tasks.translations == {"mul": ["fr", "de", "zh_Hant"]}
+    for asked, code in (("French", "fr"), ("deu_Latn", "de"), ("zh-TW", "zh_Hant"), ("<2fr>", "fr")):
+        prepared = request_builder.prepare("the cat", GREEDY, source_language="en", target_language=asked)
+        expected = AutoTokenizer.from_pretrained(folder)(f"<2{code}> the cat").input_ids
+        assert prepared.encoder_prompt_token_ids == expected
+    prepared = request_builder.prepare("<2de> the cat", GREEDY, target_language="fr")
+    assert prepared.encoder_prompt_token_ids == request_builder.tokenize("<2de> the cat")
+
+
 def test_a_model_of_one_pair(tmp_path: Path) -> None:
     """Marian's tokenizer: two SentencePiece models, and no languages to choose from."""
     spm = sentencepiece_model(tmp_path)
@@ -171,7 +319,7 @@ def test_a_model_of_one_pair(tmp_path: Path) -> None:
     (folder / "tokenizer.json").unlink()
     made.save_pretrained(folder)
     request_builder = RequestBuilder.load(folder, "marian")
-    assert request_builder.tasks.pairs == [("en", "fr", None)]
+    assert request_builder.tasks.pairs == [Pair("en", "fr")]
     ids = made("the cat").input_ids
     assert request_builder.tokenize("the cat") == ids
     assert ids[-1] == made.eos_token_id
@@ -182,7 +330,7 @@ def test_a_model_of_one_pair(tmp_path: Path) -> None:
     )
     assert list(prepared.sequences[0].target_ids) == expected != request_builder.tokenize("le chat")
     assert prepared.prompt_token_ids[1:] == expected[:-1]
-    for chosen in ({"target_language": "fr"}, {"source_language": "en"}):
+    for chosen in ({"target_language": "fr"}, {"source_language": "en"}, {"target_language": "French"}):
         assert request_builder.prepare("the cat", GREEDY, **chosen).encoder_prompt_token_ids == ids
     for field in ("source_language", "target_language"):
         with pytest.raises(InvalidRequest, match="'xx' is not one of this model's languages: ") as caught:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from models import make_checkpoint
 from tiny_t5 import EOS, write_model
+from tiny_tokenizers import blenderbot_small
 
 from tandem.errors import Unavailable
 from tandem.outputs import TextDelta, TokenLogprobs
@@ -184,3 +187,22 @@ def test_beams_that_are_cancelled_end_all_their_answers(request_builder: Request
         (index, [], None, "cancelled") for index in range(3)
     ]
     assert output_processor.finished
+
+
+def test_pieces_whose_text_the_next_changes(tmp_path: Path) -> None:
+    """Blenderbot-small's: whole and streamed text are its decode, and stop strings are found across marks."""
+    folder = make_checkpoint(tmp_path, "blenderbot-small")
+    (folder / "tokenizer.json").unlink()
+    tokenizer = blenderbot_small()
+    tokenizer.save_pretrained(folder)
+    builder = RequestBuilder.load(folder, "blenderbot")
+    ids = tokenizer.convert_tokens_to_ids(["ye@@", "z@@", "db", "uc", "a@@"])
+    prepared, output_processor = begin(builder, {"prompt_token_ids": [5]})
+    deltas = feed(output_processor, prepared.sequences[0].request_id, ids)
+    [sample] = output_processor.output().outputs
+    assert sample.text == "".join(delta.text for delta in deltas) == tokenizer.decode(ids) == "yezdb uc a@@"
+
+    prepared, output_processor = begin(builder, {"prompt_token_ids": [5]}, stop=["zdb u"])
+    feed(output_processor, prepared.sequences[0].request_id, ids)
+    [sample] = output_processor.output().outputs
+    assert (sample.text, sample.token_ids, sample.stop_reason) == ("ye", ids[:4], "zdb u")

@@ -84,7 +84,7 @@ def test_the_older_key_may_be_in_config_json() -> None:
 @pytest.mark.parametrize(
     ("language", "task", "field", "why"),
     [
-        ("xx", None, "source_language", "'xx' is not one of 3 languages: de, en, fr"),
+        ("xx", None, "source_language", "'xx' is not one of this model's languages: de, en, fr"),
         (None, "summarize", "task", "it has transcribe, translate"),
     ],
 )

@@ -11,11 +11,10 @@ from models import decoding
 
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
 from tandem.workers.sampling.sampler import Sampler
-from tandem.workers.scheduling.plan import Row, Sequence, StepResult
+from tandem.workers.scheduling.plan import Found, Row, Sequence, StepResult
 
 VOCAB, EOS, START = 5, 1, 0
 CPU = torch.device("cpu")
-Found = list[tuple[list[int], float]]
 
 
 class Table:
@@ -37,7 +36,7 @@ class Table:
                     continue
                 pairs = enumerate(zip((START, *ids), ids, strict=False))
                 total = sum(float(scores[step, last, token]) for step, (last, token) in pairs)
-                found.append((list(ids), total / length**penalty))
+                found.append((list(ids), total / length**penalty, None))
         return sorted(found, key=lambda one: -one[1])
 
 
@@ -100,8 +99,8 @@ def test_a_wide_search_finds_the_best_there_is(seed: int, penalty: float) -> Non
     searches = Searches(width)
     searches.start(sequence(list(range(width)), 3, exhaustive(width, penalty)), table)
     found, best = searches.run(), table.all(penalty)[:8]
-    assert [ids for ids, _ in found] == [ids for ids, _ in best]
-    assert [score for _, score in found] == pytest.approx([score for _, score in best], abs=1e-5)
+    assert [ids for ids, *_ in found] == [ids for ids, *_ in best]
+    assert [score for _, score, _ in found] == pytest.approx([score for _, score, _ in best], abs=1e-5)
 
 
 def test_searches_of_all_widths_side_by_side_are_as_alone() -> None:

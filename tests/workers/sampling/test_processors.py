@@ -14,6 +14,7 @@ from transformers import (
     EncoderNoRepeatNGramLogitsProcessor,
     ForcedBOSTokenLogitsProcessor,
     ForcedEOSTokenLogitsProcessor,
+    GenerationConfig,
     LogitsProcessor,
     MinNewTokensLengthLogitsProcessor,
     NoBadWordsLogitsProcessor,
@@ -22,9 +23,10 @@ from transformers import (
     SequenceBiasLogitsProcessor,
     SuppressTokensAtBeginLogitsProcessor,
     SuppressTokensLogitsProcessor,
+    WhisperTimeStampLogitsProcessor,
 )
 
-from tandem.workers.request import EncoderInput, EngineRequest
+from tandem.workers.request import EncoderInput, EngineRequest, TimestampRules
 from tandem.workers.sampling.processors import Processors
 from tandem.workers.scheduling.plan import Sequence
 from tandem.workers.scheduling.processor_flags import ProcessorFlags
@@ -92,11 +94,24 @@ def expected(scores: torch.Tensor, of: Sequence) -> torch.Tensor:
     if how.begin_suppress_ids:
         begin = prefix + len(how.opening_ids) + (prefix == 1 and how.forced_bos_id is not None)
         apply(SuppressTokensAtBeginLogitsProcessor(list(how.begin_suppress_ids), begin))
+    if how.timestamps is not None and len(of.tokens) - prefix >= len(how.opening_ids):
+        apply(_times(how.timestamps, prefix + len(how.opening_ids)))
     if (at := len(of.tokens) - prefix) < len(how.opening_ids):
         allowed = list(how.opening_ids[at])
         row = torch.full_like(row, -torch.inf)
         row[0, allowed[int(scores[allowed].argmax())]] = 0
     return row[0]
+
+
+def _times(rules: TimestampRules, begin: int) -> LogitsProcessor:
+    assert rules.first_id == rules.without_id + 1
+    last = rules.last_initial_id
+    config = GenerationConfig(
+        no_timestamps_token_id=rules.without_id,
+        eos_token_id=rules.text_end,
+        max_initial_timestamp_index=None if last is None else last - rules.first_id,
+    )
+    return WhisperTimeStampLogitsProcessor(config, begin)
 
 
 def assert_as_expected(sequences: list[Sequence], seed: int) -> None:
@@ -128,6 +143,11 @@ options = st.fixed_dictionaries(
         "opening_ids": st.lists(st.lists(tokens, min_size=1, max_size=4, unique=True).map(tuple), max_size=4)
         .map(tuple),
         "begin_suppress_ids": st.lists(tokens, min_size=1, max_size=3, unique=True).map(tuple),
+        # Among the few tokens that the texts have.
+        "timestamps": st.builds(
+            lambda first, text, last: TimestampRules(first, first - text, first - 1, last and first + last),
+            st.integers(4, 14), st.integers(1, 3), st.none() | st.integers(0, 5),
+        ),
     },
 )  # fmt: skip
 rows = st.tuples(st.lists(st.integers(2, 5), max_size=3), texts, texts.filter(bool), options)
@@ -169,7 +189,8 @@ def test_a_slot_keeps_nothing_of_its_last_sequence() -> None:
         0, (0, 2), (3, 4, 2, 3), (2, 3, 4), no_repeat_ngram_size=2, encoder_no_repeat_ngram_size=2,
         bad_words=((6,), (3, 7)), logit_bias=((8, 3.0),), suppress_ids=(9,), begin_suppress_ids=(10,),
         forced_eos_ids=(EOS,), forced_bos_id=11, presence_penalty=1.0, repetition_penalty=2.0, min_tokens=11,
-        max_tokens=40, opening_ids=((3, 4), (5,), (6, 7), (8, 9), (10, 12)),
+        max_tokens=40, timestamps=TimestampRules(14, 12, 13, 15),
+        opening_ids=((3, 4), (5,), (6, 7), (8, 9), (10, 12)),
     )  # fmt: skip
     modest = sequence(0, (0,), (2, 3), bad_words=((2, 3, 12),), suppress_ids=(13,), min_tokens=2)
     everything = ProcessorFlags.of(demanding.request)

@@ -24,13 +24,19 @@ class Detokenizer:
         self._hidden = vocabulary.special_ids if skip_special_tokens else frozenset[int]()
         marks = vocabulary.earlier_text if skip_special_tokens else None
         self._transcript = None if marks is None else _Transcript(*marks)
-        self._reader = vocabulary.reader(skip_special_tokens)(vocabulary, self._shown(context_ids))
+        if self._transcript is not None:
+            context_ids = self._transcript.of(context_ids)
+        context = [i for i in context_ids if i not in self._hidden]
+        self._reader = vocabulary.reader(skip_special_tokens)(vocabulary, context)
         self._edits = [edit() for edit in vocabulary.edits]
 
     def push(self, token_ids: Sequence[int]) -> str:
         """Adds ids; returns the text that has become final, "" if none has."""
-        ids = self._shown(token_ids)
-        text = self._reader.push(ids) if ids else ""
+        if self._transcript is not None:
+            token_ids = self._transcript.of(token_ids)
+        if self._hidden:
+            token_ids = [i for i in token_ids if i not in self._hidden]
+        text = self._reader.push(token_ids) if token_ids else ""
         for edit in self._edits:
             text = edit.push(text)
         return text
@@ -42,17 +48,12 @@ class Detokenizer:
             text = edit.push(text) + edit.flush()
         return text
 
-    def _shown(self, ids: Sequence[int]) -> Sequence[int]:
-        if self._transcript is not None:
-            ids = self._transcript.of(ids)
-        return [i for i in ids if i not in self._hidden] if self._hidden else ids
-
 
 class _Transcript:
     """Ids without the earlier text that Whisper's may begin with, from one mark to the other: its decode
     leaves that out with the special tokens."""
 
-    def __init__(self, begins: int, ends: int) -> None:
+    def __init__(self, begins: int | None, ends: int | None) -> None:
         self._begins, self._ends = begins, ends
         self._left_out: bool | None = None  # None: no id has been seen
 

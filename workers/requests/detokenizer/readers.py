@@ -72,14 +72,14 @@ class WindowReader:
         self._most = _WINDOW  # tokens at which a shorter window is tried
 
     def push(self, ids: Sequence[int]) -> str:
-        while self._read == len(self._ids) >= self._most:
+        while self._most <= self._read == len(self._ids):
             self._shorten()
         self._ids += ids
+        count = len(self._ids)
         # A window that cannot be shortened, as of endless spaces, is read less often the longer it is.
-        soon = len(self._ids) - self._read < self._read // 16
-        if soon or ids[-1] in self._vocabulary.byte_ids:
+        if count - self._read < self._read // 16 or ids[-1] in self._vocabulary.byte_ids:
             return ""
-        self._text, self._read = self._vocabulary.decode(self._ids), len(self._ids)
+        self._text, self._read = self._vocabulary.decode(self._ids), count
         return self._take(self._settled(self._done))
 
     def flush(self) -> str:
@@ -104,18 +104,23 @@ class WindowReader:
         return max(end, done)
 
     def _shorten(self) -> None:
-        """Forgets half of the window, where the text of the other half is the same without it: all but the
-        text of its own first half, which lacks the neighbours to its left. It is not where that is empty, as
-        that of spaces at the beginning of a text."""
-        decode = self._vocabulary.decode
+        """Forgets half of the window, where the other half alone has the text that it has there."""
         ids = self._ids[len(self._ids) // 2 :]
-        text, first = decode(ids), decode(ids[: len(ids) // 2])
-        held = len(self._text) - self._done
-        if len(text) > len(first) and _common_end(text, self._text) >= max(len(text) - len(first), held):
+        text, held = self._vocabulary.decode(ids), len(self._text) - self._done
+        if self._same_end(text, ids, held):
             self._ids, self._text, self._read = ids, text, len(ids)
             self._done, self._most = len(text) - held, _WINDOW
         else:
             self._most = 2 * len(self._ids)
+
+    def _same_end(self, text: str, ids: Sequence[int], held: int) -> bool:
+        """Whether the window's text ends like that of its last ids, `text`. Their own first half may differ,
+        which lacks the neighbours to its left; but something must be seen of the others, which spaces at the
+        beginning of a text are not."""
+        if self._text.endswith(text) and len(text) >= held and not text.isspace():
+            return bool(text)
+        others = len(text) - len(self._vocabulary.decode(ids[: len(ids) // 2]))
+        return others > 0 and _common_end(text, self._text) >= max(others, held)
 
 
 class WholeReader:

@@ -7,7 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 from tandem.workers.requests.detokenizer.edits import CleanUp, Edit, WithoutTimestamps, is_timestamp
 from tandem.workers.requests.detokenizer.readers import (
@@ -57,28 +57,26 @@ class Vocabulary:
             )
             self.malformed = "ignore"
         self._tokenizer, self._size = tokenizer, len(tokenizer)
-        self._decode = _plain_decode(tokenizer, backend)
+        # The text of ids, special ones included, before any edits.
+        self.decode: Callable[[Sequence[int]], str] = _plain_decode(tokenizer, backend)
         # Ids that stand for one byte, in tokenizers whose other tokens are text.
-        names_of_bytes = {
-            name: tokenizer.convert_tokens_to_ids(name) for name in (f"<0x{byte:02X}>" for byte in range(256))
-        }
+        names_of_bytes = [f"<0x{byte:02X}>" for byte in range(256)]
         self.byte_ids = frozenset(
             i
-            for name, i in names_of_bytes.items()
+            for name, i in zip(names_of_bytes, _ids(tokenizer, names_of_bytes), strict=True)
             if i is not None and i != tokenizer.unk_token_id and self.decode([i]) != name
         )
 
         # What decode does to the text of the tokens.
         edits: list[Callable[[], Edit]] = []
         # The marks around the earlier text that comes before a transcript.
-        self.earlier_text: tuple[int, int] | None = None
+        self.earlier_text: Sequence[int | None] | None = None
         self.timestamp_ids = frozenset[int]()  # they are left out
         if clean_up := _clean_up(tokenizer, backend):
             edits.append(lambda: CleanUp(clean_up))
         if isinstance(tokenizer, WhisperTokenizer):
             edits.append(WithoutTimestamps)
-            begins, ends = tokenizer.convert_tokens_to_ids(["<|startofprev|>", "<|startoftranscript|>"])
-            self.earlier_text = begins, ends
+            self.earlier_text = _ids(tokenizer, ["<|startofprev|>", "<|startoftranscript|>"])
             self.timestamp_ids = frozenset(i for i, token in added.items() if is_timestamp(token.content))
         self.edits: Sequence[Callable[[], Edit]] = edits
 
@@ -89,10 +87,6 @@ class Vocabulary:
         self._by_what_follows: dict[str, int] = {}
         samples = self._samples()
         self._readers = {skip: self._fastest(samples, skip) for skip in (False, True)}
-
-    def decode(self, ids: Sequence[int]) -> str:
-        """The text of these ids, special ones included, before any edits."""
-        return self._decode(ids)
 
     def reader(self, skip_special_tokens: bool) -> type[Reader]:
         """How the text is read piece by piece."""
@@ -164,8 +158,9 @@ class Vocabulary:
         text: list[int] = []
         with suppress(Exception):  # a vocabulary may lack both a character and a token for what is unknown
             text = self._tokenizer.encode(_TEXT, add_special_tokens=False, verbose=False)
-        pools = [text, range(self._size), list(self._tokenizer.added_tokens_decoder), sorted(self.byte_ids)]
-        pools, rng = [pool for pool in pools if pool], random.Random(0)
+        added = list(self._tokenizer.added_tokens_decoder)
+        kinds: list[Sequence[int]] = [text, range(self._size), added, sorted(self.byte_ids)]
+        pools, rng = [kind for kind in kinds if kind], random.Random(0)
         random_ids = [
             [rng.choice(rng.choice(pools)) for _ in range(_TOKENS)] for _ in range(_SAMPLES) if pools
         ]
@@ -202,6 +197,11 @@ class Vocabulary:
 _NO_TOKEN: Final = (IndexError, KeyError, ValueError, TypeError, OverflowError)
 
 
+def _ids(tokenizer: PreTrainedTokenizerBase, names: list[str]) -> list[int | None]:
+    """The ids of tokens; None, or that of what is unknown, where there is no such token."""
+    return cast("list[int | None]", tokenizer.convert_tokens_to_ids(names))
+
+
 def _clean_up(tokenizer: PreTrainedTokenizerBase, backend: Any) -> Callable[[str], str] | None:
     """The cleaning up of spaces that is part of the tokenizer's decode."""
     if not tokenizer.clean_up_tokenization_spaces or (
@@ -222,8 +222,9 @@ def _plain_decode(tokenizer: PreTrainedTokenizerBase, backend: Any) -> Callable[
         TokenizersBackend._decode,
         WhisperTokenizer._decode,
     ):
-        decode = backend.decode  # four times faster than through the wrapper
-        return lambda ids: str(decode(ids, skip_special_tokens=False))
+        # Four times faster than through the wrapper.
+        decode = backend.decode
+        return lambda ids: decode(ids, False)
     # A copy that shares all its parts: PLBart's decode takes no word on cleaning up.
     plain: Any = object.__new__(type(tokenizer))
     vars(plain).update(vars(tokenizer))

@@ -11,7 +11,8 @@ from tandem.errors import ModelLoadError
 from tandem.inputs import Media
 from tandem.limits import Limits
 from tandem.workers.models.spec import FrontSpec
-from tandem.workers.requests.media.audio_file import check_audio, read_audio
+from tandem.workers.requests.media.audio_file import check_audio, decode_audio, read_audio
+from tandem.workers.requests.media.spectrogram import LogMel, Spectrogram
 
 if TYPE_CHECKING:
     import torch
@@ -67,6 +68,29 @@ class AudioProcessor:
         samples = read_audio(media.data, self._extractor.sampling_rate, self._window_s, _PADDING_S)
         made = self._extractor(samples, sampling_rate=self._extractor.sampling_rate, return_tensors="np")
         return torch.from_numpy(np.ascontiguousarray(made["input_features"][0], dtype=np.float32))
+
+    def check_recording(self, media: Media, longest_s: float) -> None:
+        """Reads the header of a recording of any number of windows. Raises InvalidRequest."""
+        check_audio(media.data, longest_s)
+
+    def spectrogram(self, media: Media, longest_s: float, *, followed_by_silence: bool) -> Spectrogram:
+        """The whole recording, decoded once.
+
+        followed_by_silence: a window of silence comes after it, as openai-whisper has it, whose frames are
+        left out; else a recording shorter than a window is filled up with silence, whose frames are there.
+
+        Raises InvalidRequest for what cannot be decoded, and as soon as more than `longest_s` is.
+        """
+        parts = decode_audio(media.data, self._extractor.sampling_rate, longest_s)
+        least, silence = self._extractor.n_samples, 0
+        if followed_by_silence:
+            least, silence = silence, least
+        return LogMel(self._extractor)(parts, least=least, silence=silence)
+
+    @property
+    def frame_s(self) -> float:
+        """Seconds from one frame to the next."""
+        return float(self._extractor.hop_length / self._extractor.sampling_rate)
 
     @property
     def _window_s(self) -> float:

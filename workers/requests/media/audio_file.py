@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Final
@@ -11,6 +11,7 @@ from typing import Final
 import av
 import numpy as np
 import numpy.typing as npt
+from av.audio.frame import AudioFrame
 from av.audio.resampler import AudioResampler
 from av.audio.stream import AudioStream
 from av.container import InputContainer
@@ -60,14 +61,19 @@ def check_audio(data: bytes, longest_s: float, padding_s: float = 0.0) -> None:
 
 
 def read_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.0) -> Samples:
-    """float32 [samples], mono, at `rate` samples a second, in [-1, 1].
+    """What `decode_audio` gives, float32 [samples]: no more is held in memory than the limit says."""
+    return np.concatenate(list(decode_audio(data, rate, longest_s, padding_s)))
+
+
+def decode_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.0) -> Iterator[Samples]:
+    """A file's samples in parts of some milliseconds, float32 [n] and not empty: mono, at `rate` samples a
+    second, in [-1, 1].
 
     Channels are mixed and other rates resampled by libswresample. Raises InvalidRequest for what is no audio,
     is damaged, empty or not finite, and as soon as more than `longest_s` and `padding_s` seconds together are
-    decoded: no more is held in memory than that.
+    decoded.
     """
-    parts: list[Samples] = []
-    seconds = Fraction()
+    seconds, empty = Fraction(), True
     with _opened(data) as (container, stream):
         resampler = AudioResampler(format="flt", layout="mono", rate=rate, options=_MIX)
         first: tuple[int, str, str] | None = None
@@ -84,16 +90,25 @@ def read_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.0)
             seconds += Fraction(frame.samples, frame.sample_rate)
             if seconds > longest_s + padding_s:
                 raise _too_long(None, longest_s)
-            parts += [out.to_ndarray()[0] for out in resampler.resample(frame)]
-        parts += [out.to_ndarray()[0] for out in resampler.resample(None)]
-    samples = np.concatenate(parts) if parts else np.zeros(0, np.float32)
-    if not len(samples):
+            for part in _samples(resampler.resample(frame)):
+                empty = False
+                yield part
+        for part in _samples(resampler.resample(None)):
+            empty = False
+            yield part
+    if empty:
         raise InvalidRequest("has no samples", field=FIELD)
-    if not np.isfinite(samples).all() or np.abs(samples).max() > LOUDEST:
-        raise InvalidRequest(
-            f"has samples that are no numbers up to {LOUDEST:g}; full scale is 1", field=FIELD
-        )
-    return samples
+
+
+def _samples(frames: Iterable[AudioFrame]) -> Iterator[Samples]:
+    for frame in frames:
+        samples = frame.to_ndarray()[0]
+        if not np.isfinite(samples).all() or np.abs(samples).max(initial=0) > LOUDEST:
+            raise InvalidRequest(
+                f"has samples that are no numbers up to {LOUDEST:g}; full scale is 1", field=FIELD
+            )
+        if len(samples):
+            yield samples
 
 
 @contextmanager

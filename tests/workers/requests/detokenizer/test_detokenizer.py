@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import assume, given
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import (
     BYTES,
@@ -105,6 +105,7 @@ TYPED = [
 
 
 @pytest.mark.parametrize("maker", TYPED)
+@settings(max_examples=30)
 @given(text=TEXT, skip=st.booleans(), chunk=st.integers(1, 5))
 def test_the_pieces_of_a_text_make_up_its_decode(maker: Maker, text: str, skip: bool, chunk: int) -> None:
     tokenizer, vocabulary = made(maker)
@@ -117,6 +118,7 @@ def test_the_pieces_of_a_text_make_up_its_decode(maker: Maker, text: str, skip: 
 
 
 @pytest.mark.parametrize("maker", MAKERS)
+@settings(max_examples=30)
 @given(data=st.data())
 def test_so_do_those_of_arbitrary_ids(maker: Maker, data: st.DataObject) -> None:
     tokenizer, vocabulary = made(maker)
@@ -127,6 +129,7 @@ def test_so_do_those_of_arbitrary_ids(maker: Maker, data: st.DataObject) -> None
 
 
 @pytest.mark.parametrize("maker", [one for one in MAKERS if one not in CLEANED])
+@settings(max_examples=12)
 @given(data=st.data())
 def test_a_text_goes_on_from_its_context(maker: Maker, data: st.DataObject) -> None:
     tokenizer, vocabulary = made(maker)
@@ -153,6 +156,7 @@ def test_how_each_is_read(maker: Maker) -> None:
 
 
 @pytest.mark.parametrize("maker", [*BYTES, *WINDOWS])
+@settings(max_examples=8)
 @given(data=st.data())
 def test_a_piece_comes_at_most_a_token_late(maker: Maker, data: st.DataObject) -> None:
     tokenizer, vocabulary = made(maker)
@@ -273,6 +277,7 @@ def test_an_answer_that_comes_whole_is_decoded_once(maker: Maker, monkeypatch: p
 
 
 @pytest.mark.parametrize("maker", [one for one in MAKERS if one not in WHOLE])
+@settings(max_examples=8)
 @given(data=st.data())
 def test_the_texts_of_tokens_make_up_the_text(maker: Maker, data: st.DataObject) -> None:
     tokenizer, vocabulary = made(maker)

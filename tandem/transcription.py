@@ -1,0 +1,169 @@
+"""Transcriptions of recordings of any length: what a caller asks for, and the answer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tandem.errors import InvalidRequest
+from tandem.limits import DEFAULT_LIMITS as CAP
+from tandem.params import invalid
+
+_HOTTEST = 1.0  # where openai-whisper's ladder of temperatures ends
+_STEP = 0.2
+
+_GREATEST = 100.0
+
+
+class TranscriptionParams(BaseModel):
+    """How recordings are transcribed. None means the semantics' own default.
+
+    `semantics` says whose way it is, for what one transcription of one recording gives:
+
+    | | "transformers" | "openai" |
+    |---|---|---|
+    | after | `generate` of transformers, batch 1 | `transcribe` of openai-whisper |
+    | temperature | 0 | 0, 0.2, … 1.0; one number begins the ladder |
+    | compression_ratio_threshold | off; of token ids | 2.4; of the text |
+    | logprob_threshold, no_speech_threshold | off | -1, 0.6 |
+    | condition_on_prev_tokens | off, or the model's own | on |
+    | samples where the temperature is above 0 | 1, of the 50 likeliest tokens | best of 5 |
+    | prompt | before every window, or history where it is conditioned on | history |
+    | what a window may generate | the model's max_length | half of what its decoder holds |
+    | a short recording with timestamps | goes on in its silence | ends where it ends |
+
+    A threshold that is never met turns a gate off: infinity, minus infinity for `logprob_threshold`.
+
+    Raises `InvalidRequest`, naming the field, as `SamplingParams` does.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    language: str | None = Field(
+        None,
+        description='Of the recording, as "en" or "english". None: the model\'s own, else it is detected.',
+    )
+    task: str | None = Field(None, description='"transcribe", or "translate" into English.')
+    timestamps: Literal["segment"] | None = Field(
+        "segment", description="None: the answer has no segments; a recording of one window needs no times."
+    )
+    prompt: str | None = Field(
+        None, description="Text that comes before the recording: its style is followed, its names are known."
+    )
+    prompt_condition_type: Literal["first-segment", "all-segments"] = Field(
+        "first-segment",
+        description="Where windows are conditioned on what was said: whether the prompt is only the first of "
+        "that, or comes before it in every window.",
+    )
+    condition_on_prev_tokens: bool | None = Field(
+        None, description="A window is decoded after what the windows before it said."
+    )
+    temperature: float | tuple[float, ...] | None = Field(
+        None,
+        description="0 takes the likeliest tokens. Several: the next one is for a window that the thresholds "
+        "refuse.",
+    )
+    compression_ratio_threshold: float | None = Field(
+        None, description="A window whose answer is compressed better than by this factor is decoded again."
+    )
+    logprob_threshold: float | None = Field(
+        None, description="A window is decoded again if its tokens' mean log-probability is below."
+    )
+    no_speech_threshold: float | None = Field(
+        None, description="A window without speech, with a greater probability, is left out if its answer is "
+        "below logprob_threshold, too."
+    )  # fmt: skip
+    num_beams: int | None = Field(
+        None, ge=1, le=CAP.num_beams, description="Where the temperature is 0. None: the model's own."
+    )
+    length_penalty: float | None = Field(None, ge=-100, le=100, description="Of beams, see BeamSearchParams.")
+    best_of: int | None = Field(
+        None, ge=1, le=CAP.n, description="Samples of a window where the temperature is above 0."
+    )
+    max_tokens: int | None = Field(
+        None,
+        ge=1,
+        le=CAP.decoder_tokens,
+        description="Most tokens of a window, within what its decoder holds.",
+    )
+    seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed draws the same samples.")
+    semantics: Literal["transformers", "openai"] = Field("transformers", description="See above.")
+
+    def __init__(self, **values: Any) -> None:
+        if isinstance(temperature := values.get("temperature"), list):
+            values["temperature"] = temperature = tuple(temperature)
+        several = temperature if isinstance(temperature, tuple) else (temperature,)
+        if not several or not all(one is None or _is_temperature(one) for one in several):
+            raise InvalidRequest(
+                f"must be a number of 0 to {_GREATEST:g}, or several, got {temperature!r:.100}",
+                field="temperature",
+            )
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise invalid(error) from None
+
+    @property
+    def temperatures(self) -> tuple[float, ...]:
+        """In the order in which they are tried."""
+        if isinstance(self.temperature, tuple):
+            return self.temperature
+        first = self.temperature or 0.0
+        if self.semantics == "transformers":
+            return (first,)
+        steps = max(0, int((_HOTTEST - first + 1e-6) / _STEP))
+        return (first, *(round(first + _STEP * step, 6) for step in range(1, steps + 1)))
+
+
+def _is_temperature(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= _GREATEST
+
+
+class TranscriptionOptions(TypedDict, total=False):
+    """The fields of `TranscriptionParams` as keyword arguments."""
+
+    language: str | None
+    task: str | None
+    timestamps: Literal["segment"] | None
+    prompt: str | None
+    prompt_condition_type: Literal["first-segment", "all-segments"]
+    condition_on_prev_tokens: bool | None
+    temperature: float | Sequence[float] | None
+    compression_ratio_threshold: float | None
+    logprob_threshold: float | None
+    no_speech_threshold: float | None
+    num_beams: int | None
+    length_penalty: float | None
+    best_of: int | None
+    max_tokens: int | None
+    seed: int | None
+    semantics: Literal["transformers", "openai"]
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionSegment:
+    """What was said from one time to another, and how its window was decoded."""
+
+    id: int  # 0, 1, …
+    seek_s: float  # where its window begins, in seconds of the recording
+    start_s: float
+    end_s: float
+    text: str  # with the space that sets it off
+    token_ids: list[int]  # times included, EOS excluded
+    temperature: float
+    avg_logprob: float  # mean over the window's tokens
+    compression_ratio: float  # of the window's text: bytes over compressed bytes
+    no_speech_prob: float  # of the window
+
+
+@dataclass(frozen=True, slots=True)
+class Transcription:
+    """The answer to one recording."""
+
+    text: str
+    language: str  # code, said or detected
+    duration_s: float  # of the recording
+    segments: list[TranscriptionSegment]  # none where no timestamps were asked for

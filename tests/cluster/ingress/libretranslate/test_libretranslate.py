@@ -1,0 +1,466 @@
+"""LibreTranslate's endpoints as its clients and its own tests know them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fake_router import FakeRouter
+from libretranslatepy import LibreTranslateAPI
+
+from tandem.cluster.ingress.files import FileStore
+from tandem.cluster.ingress.http.app import build_app
+from tandem.cluster.ingress.service import Service
+from tandem.workers.requests.defaults import GenerationDefaults
+from tandem.workers.requests.languages import Language
+from tandem.workers.requests.request_builder import RequestBuilder
+from tandem.workers.requests.tasks import Pair, Task, Tasks
+
+SENTENCE = "le chat est sur le tapis"
+BODY = {"q": "the cat", "source": "en", "target": "fr"}
+
+
+async def test_a_text_gets_the_models_prefix(
+    http: httpx.AsyncClient, router: FakeRouter, request_builder: RequestBuilder
+) -> None:
+    for source, target in (("en", "fr"), ("EN", "French"), ("eng_Latn", "fr-CA")):
+        body = {**BODY, "source": source, "target": target, "format": "text"}
+        assert (await http.post("/translate", json=body)).json() == {"translatedText": SENTENCE}
+    expected = tuple(request_builder.tokenize("translate English to French: the cat"))
+    assert [request.encoder.token_ids for request in router.requests] == [expected] * 3
+    assert {request.decoding.temperature for request in router.requests} == {0.0}
+
+
+async def test_several_texts(http: httpx.AsyncClient) -> None:
+    response = await http.post("/translate", json={**BODY, "q": ["the cat", "a", " ", "🎉"]})
+    assert response.json() == {"translatedText": [SENTENCE, SENTENCE, " ", "🎉"]}
+
+
+async def test_alternatives_are_different_and_the_same_each_time(http: httpx.AsyncClient) -> None:
+    answers = [(await http.post("/translate", json={**BODY, "alternatives": 3})).json() for _ in range(2)]
+    assert answers[0] == answers[1]
+    texts = [answers[0]["translatedText"], *answers[0]["alternatives"]]
+    assert texts[0] == SENTENCE
+    assert len(texts) == len(set(texts)) == 4
+    many = (await http.post("/translate", json={**BODY, "q": ["a", "b"], "alternatives": 2})).json()
+    assert [len(each) for each in many["alternatives"]] == [2, 2]
+    # More than there are beams: as many as there are.
+    most = (await http.post("/translate", json={**BODY, "alternatives": 63})).json()
+    assert 5 < len(set(most["alternatives"])) == len(most["alternatives"]) < 63
+    none = (await http.post("/translate", json={**BODY, "alternatives": -1})).json()
+    assert none == {"translatedText": SENTENCE}
+
+
+@pytest.mark.parametrize("kind", ["json", "form", "multipart", "query"])
+async def test_every_kind_of_body(http: httpx.AsyncClient, kind: str) -> None:
+    fields = {**BODY, "q": "the cat\r\non the mat", "api_key": "k", "secret": "", "alternatives": "1"}
+    sent: dict[str, dict[str, Any]] = {
+        "json": {"json": {**fields, "q": "the cat\non the mat"}},
+        "form": {"data": fields},
+        "multipart": {"files": {name: (None, value) for name, value in fields.items()}},
+        "query": {"params": fields},
+    }
+    answer = (await http.post("/translate", **sent[kind])).json()
+    assert answer["translatedText"] == f"{SENTENCE}\n{SENTENCE}"
+    assert len(answer["alternatives"]) == 1
+
+
+async def test_lists_in_forms(http: httpx.AsyncClient) -> None:
+    for q in (["a", "b"], '["a", "b"]'):
+        for sent in ({"data": {**BODY, "q": q}}, {"params": {**BODY, "q": q}}):
+            response = await http.post("/translate", **sent)  # type: ignore[arg-type]
+            assert response.json() == {"translatedText": [SENTENCE, SENTENCE]}
+    for q in ("[a, b]", "[1]", "[]", '{"a": 1}'):
+        response = await http.post("/translate", data={**BODY, "q": q})
+        assert response.json() == {"translatedText": SENTENCE if any(map(str.isalnum, q)) else q}
+
+
+async def test_html(http: httpx.AsyncClient) -> None:
+    page = '<p class="x">the cat</p><script>let a = "<b>";</script><p>a <code>b</code></p>&copy; '
+    answer = (
+        await http.post("/translate", json={**BODY, "q": page, "format": "html", "alternatives": 2})
+    ).json()
+    assert answer == {
+        "translatedText": f'<p class="x">{SENTENCE}</p><script>let a = "<b>";</script>'
+        f"<p>{SENTENCE} <code>b</code></p>&copy; ",
+        "alternatives": [],
+    }
+    pages = await http.post("/translate", json={**BODY, "q": ["<i>a</i>", ""], "format": "html"})
+    assert pages.json() == {"translatedText": [f"<i>{SENTENCE}</i>", ""]}
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"target": "es"}, "es is not supported"),
+        ({"source": "Klingon"}, "Klingon is not supported"),
+        ({"source": "Englsh"}, "Englsh is not supported; nearest: English (en)"),
+        ({"q": None}, "Invalid request: missing q parameter"),
+        ({"source": ""}, "Invalid request: missing source parameter"),
+        ({"q": []}, "Invalid request: missing q parameter"),
+        ({"q": ["a"] * 9}, "Invalid request: request (9) exceeds text limit (8)"),
+        ({"q": 3}, "q: must be text or a list"),
+        ({"q": ["a", 3]}, "q: must be text, or a list of texts"),
+        ({"format": "pdf"}, "pdf format is not supported"),
+        ({"split": "word"}, "split: must be one of none, line, sentence, got 'word'"),
+        ({"alternatives": 64}, "Invalid request: alternatives parameter must be <= 63"),
+        ({"alternatives": "many"}, "Invalid request: alternatives parameter is not a number"),
+        ({"wild": 1}, "wild: unknown parameter"),
+    ],
+)
+async def test_a_bad_value_is_refused_in_libretranslates_words(
+    http: httpx.AsyncClient, change: dict[str, Any], message: str
+) -> None:
+    response = await http.post("/translate", json={**BODY, **change})
+    assert response.status_code == 400
+    assert response.json() == {"error": message}
+
+
+async def test_so_are_other_errors(http: httpx.AsyncClient, router: FakeRouter) -> None:
+    assert (await http.get("/translate")).json() == {"error": "Method Not Allowed: GET /translate"}
+    for sent in (
+        {"content": b"x"}, {"content": b"x", "headers": {"content-type": "multipart/form-data"}},
+        {"content": b"x", "headers": {"content-type": "multipart/form-data; boundary=b"}},
+        {"content": b"q=\xff", "headers": {"content-type": "application/x-www-form-urlencoded"}},
+        {"json": [1]}, {"files": {"q": ("name", b"x")}},
+    ):  # fmt: skip
+        response = await http.post("/translate", **sent)  # type: ignore[arg-type]
+        assert (response.status_code, list(response.json())) == (400, ["error"]), sent
+    for path in ("/translate", "/translate_file", "/detect"):
+        response = await http.post(path, files={"q": (None, "x" * 30_000)})
+        assert (response.status_code, list(response.json())) == (413, ["error"])
+    router.fail(RuntimeError("secret"))
+    assert (await http.post("/translate", json=BODY)).json() == {
+        "error": "internal error, see the server's log"
+    }
+
+
+async def test_languages(http: httpx.AsyncClient) -> None:
+    assert (await http.get("/languages")).json() == [
+        {"code": "en", "name": "English", "targets": ["fr", "de"]},
+        {"code": "fr", "name": "French", "targets": []},
+        {"code": "de", "name": "German", "targets": []},
+    ]
+
+
+async def test_what_its_page_asks_for(http: httpx.AsyncClient) -> None:
+    settings = (await http.get("/frontend/settings")).json()
+    assert settings["language"] == {
+        "source": {"code": "auto", "name": "Auto Detect"}, "target": {"code": "fr", "name": "French"},
+    }  # fmt: skip
+    assert settings["supportedFilesFormat"] == [".txt", ".srt", ".html", ".htm", ".docx"]
+    assert settings.keys() == {
+        "charLimit", "frontendTimeout", "apiKeys", "keyRequired", "suggestions", "filesTranslation",
+        "supportedFilesFormat", "language",
+    }  # fmt: skip
+    refused = await http.post("/suggest", files=dict.fromkeys(("q", "s", "source", "target"), (None, "x")))
+    assert (refused.status_code, refused.json()) == (
+        403,
+        {"error": "Suggestions are disabled on this server."},
+    )
+    assert "/translate" in (await http.get("/spec")).json()["paths"]
+
+
+async def test_pages_of_other_origins_may_call_it_and_no_other_api(http: httpx.AsyncClient) -> None:
+    origin = {"origin": "https://example.com"}
+    for response in (
+        await http.post("/translate", json=BODY, headers=origin),
+        await http.post("/translate", json={}, headers=origin),
+        await http.options("/translate", headers={**origin, "access-control-request-method": "POST",
+                                                  "access-control-request-headers": "content-type"}),
+    ):  # fmt: skip
+        assert response.headers["access-control-allow-origin"] == "*"
+    for path in ("/v1/models", "/health"):
+        assert "access-control-allow-origin" not in (await http.get(path, headers=origin)).headers
+
+
+# -- languages of models
+
+
+def client_of(service: Service, tasks: Tasks) -> httpx.AsyncClient:
+    service.request_builder.tasks = tasks
+    transport = httpx.ASGITransport(build_app(service))
+    return httpx.AsyncClient(transport=transport, base_url="http://tandem")
+
+
+def with_prefixes(service: Service, prefixes: dict[str, str]) -> tuple[dict[str, Task], GenerationDefaults]:
+    own = service.request_builder.info.defaults
+    return {name: Task({"prefix": prefix}, own) for name, prefix in prefixes.items()}, own
+
+
+def with_pairs(service: Service, pairs: Sequence[Pair]) -> Tasks:
+    return Tasks(*with_prefixes(service, {}), pairs=pairs)
+
+
+@pytest.fixture
+def own_info(service: Service) -> Iterator[Service]:
+    tasks = service.request_builder.tasks
+    yield service
+    service.request_builder.tasks = tasks
+
+
+async def test_a_model_without_tasks_says_so(own_info: Service) -> None:
+    async with client_of(own_info, Tasks(*with_prefixes(own_info, {"summarization": "summarize: "}))) as http:
+        response = await http.post("/translate", json=BODY)
+        assert response.status_code == 400
+        assert response.json() == {"error": "target: this model says nothing of languages"}
+        assert (await http.get("/languages")).json() == []
+        assert (await http.get("/frontend/settings")).status_code == 200
+
+
+async def test_a_pair_that_is_not_there(own_info: Service) -> None:
+    tasks = {"translation_en_to_fr": "a: ", "translation_de_to_fr": "b: ", "translation_de_to_en": "c: "}
+    async with client_of(own_info, Tasks(*with_prefixes(own_info, tasks))) as http:
+        refused = await http.post("/translate", json={**BODY, "target": "en"})
+        assert refused.status_code == 400
+        assert refused.json() == {
+            "error": "English (en) is not available as a target language from English (en)"
+        }
+        assert (await http.post("/translate", json={**BODY, "source": "de", "target": "en"})).is_success
+        french = await http.post("/translate", json={**BODY, "q": "Das ist eine Katze.", "source": "auto"})
+        assert french.json()["detectedLanguage"]["language"] == "de"
+
+
+MANY = {
+    "eng_Latn": Language(50, (50,), (1,), (50,), (1,)),
+    "fra_Latn": Language(51, (51,), (1,), (51,), (1,)),
+    "zho_Hans": Language(52, (52,), (1,), (52,), (1,)),
+    "zho_Hant": Language(53, (53,), (1,), (53,), (1,)),
+}
+
+
+async def test_a_multilingual_model_is_told_the_languages(own_info: Service, router: FakeRouter) -> None:
+    async with client_of(own_info, Tasks(*with_prefixes(own_info, {}), MANY)) as http:
+        for target, token_id in (("fr", 51), ("zh", 52), ("zh-Hans", 52), ("zt", 53), ("zh-TW", 53)):
+            answer = await http.post("/translate", json={**BODY, "target": target})
+            assert answer.json() == {"translatedText": SENTENCE}
+            sample = router.requests[-1]
+            assert (sample.encoder.token_ids[0], sample.encoder.token_ids[-1]) == (50, 1)
+            # This model's decoder does not start from EOS, so it starts from the language.
+            assert sample.prefix_ids == (token_id,)
+        for field in ("source", "target"):
+            refused = await http.post("/translate", json={**BODY, field: "de"})
+            assert (refused.status_code, refused.json()) == (400, {"error": "de is not supported"})
+        known = ["en", "fr", "zh-Hans", "zh-Hant"]
+        listed = (await http.get("/languages")).json()
+        assert [one["code"] for one in listed] == known
+        assert [one["name"] for one in listed] == [
+            "English", "French", "Chinese (Simplified)", "Chinese (Traditional)",
+        ]  # fmt: skip
+        assert all(one["targets"] == known for one in listed)
+
+
+@pytest.mark.parametrize(
+    ("text", "language", "token_id"),
+    [
+        ("This is a sentence in English.", "en", 50), ("Ceci est une phrase en français.", "fr", 51),
+        ("这是一个简体中文句子，汉语没有时态变化。", "zh-Hans", 52),
+        ("這是一個繁體中文句子，漢語沒有時態變化。", "zh-Hant", 53),
+    ],
+)  # fmt: skip
+async def test_auto_detects_among_the_models_languages(
+    own_info: Service, router: FakeRouter, text: str, language: str, token_id: int
+) -> None:
+    async with client_of(own_info, Tasks(*with_prefixes(own_info, {}), MANY)) as http:
+        answer = (await http.post("/translate", json={"q": text, "source": "auto", "target": "fr"})).json()
+        assert answer["detectedLanguage"]["language"] == language
+        assert 50 < answer["detectedLanguage"]["confidence"] <= 100
+        assert router.requests[-1].encoder.token_ids[0] == token_id
+        several = await http.post("/translate", json={"q": [text, "?"], "source": "auto", "target": "en"})
+        assert [one["language"] for one in several.json()["detectedLanguage"]] == [language] * 2
+        [first, *_] = (await http.post("/detect", data={"q": text})).json()
+        assert first == answer["detectedLanguage"]
+
+
+async def test_detect_says_languages_that_the_model_does_not_have(http: httpx.AsyncClient) -> None:
+    texts = {
+        "ja": "これは日本語の文です。", "ru": "Это предложение на русском языке.",
+        "en": "This is a sentence.",
+        "es": "Esta es una frase en español, y no muy larga.", "ar": "هذه جملة باللغة العربية.",
+    }  # fmt: skip
+    for language, text in texts.items():
+        found = (await http.post("/detect", json={"q": text})).json()
+        assert found[0]["language"] == language
+        assert 50 < found[0]["confidence"] <= 100
+        assert sum(one["confidence"] for one in found) <= 101
+    # The model reads English alone, and it is sure that this is none.
+    body = {**BODY, "q": texts["ja"], "source": "auto"}
+    assert (await http.post("/translate", json=body)).json()["detectedLanguage"] == {
+        "confidence": 0.0, "language": "en",
+    }  # fmt: skip
+    for nothing in ("!!", "12", "🎉"):
+        unknown = {"confidence": 0.0, "language": "en"}
+        assert (await http.post("/detect", json={"q": nothing})).json() == [unknown]
+        answer = await http.post("/translate", json={**BODY, "q": nothing, "source": "auto"})
+        assert answer.json()["detectedLanguage"] == unknown
+
+
+async def test_targets_among_a_vocabularys_tokens(own_info: Service, router: FakeRouter) -> None:
+    pairs = [Pair("ROMANCE", code, prefix=f">>{code}<< ") for code in ("deu", "eng", "cmn_Hans")]
+    async with client_of(own_info, with_pairs(own_info, pairs)) as http:
+        assert (await http.get("/languages")).json() == [
+            {"code": "ROMANCE", "name": "ROMANCE", "targets": ["de", "en", "zh-Hans"]},
+            {"code": "de", "name": "German", "targets": []}, {"code": "en", "name": "English", "targets": []},
+            {"code": "zh-Hans", "name": "Chinese (Simplified)", "targets": []},
+        ]  # fmt: skip
+        tokenize = own_info.request_builder.tokenize
+        for source, target, token in (("fr", "de", "deu"), ("Italian", "zh", "cmn_Hans")):
+            await http.post("/translate", json={"q": "the cat", "source": source, "target": target})
+            assert router.requests[-1].encoder.token_ids == tuple(tokenize(f">>{token}<< the cat"))
+        answer = await http.post(
+            "/translate", json={"q": "Ceci est une phrase.", "source": "auto", "target": "en"}
+        )
+        assert answer.json()["detectedLanguage"]["language"] == "fr"
+        # A text's own token stays, for each of its sentences.
+        await http.post("/translate", json={"q": ">>deu<< the cat. le chat.", "source": "fr", "target": "en"})
+        assert [request.encoder.token_ids for request in router.requests[-2:]] == [
+            tuple(tokenize(f">>deu<< {text}")) for text in ("the cat.", "le chat.")
+        ]
+
+
+async def test_a_model_of_one_pair_needs_no_task(own_info: Service, router: FakeRouter) -> None:
+    async with client_of(own_info, with_pairs(own_info, [Pair("en", "fr")])) as http:
+        assert (await http.post("/translate", json=BODY)).json() == {"translatedText": SENTENCE}
+        expected = tuple(own_info.request_builder.tokenize("the cat"))
+        assert router.requests[-1].encoder.token_ids == expected
+        assert (await http.post("/translate", json={**BODY, "target": "de"})).status_code == 400
+
+
+# -- files
+
+
+async def test_files_are_translated_and_fetched_by_their_address(http: httpx.AsyncClient) -> None:
+    for name, data, expected in (
+        ("my notes.txt", b"the cat\r\n\r\na\n", f"{SENTENCE}\r\n\r\n{SENTENCE}\n"),
+        ("../a.html", b"<p>a</p>", f"<p>{SENTENCE}</p>"),
+        (
+            "ü.srt",
+            b"1\n00:00:01,000 --> 00:00:02,000\na\n",
+            f"1\n00:00:01,000 --> 00:00:02,000\n{SENTENCE}\n",
+        ),
+    ):
+        sent = await http.post(
+            "/translate_file", files={"file": (name, data)}, data={"source": "en", "target": "fr"}
+        )
+        url = sent.json()["translatedFileUrl"]
+        assert url.startswith("http://tandem/download_file/")
+        got = await http.get(url)
+        assert got.content.decode() == expected
+        assert got.headers["content-disposition"].startswith('attachment; filename="')
+        assert got.headers["content-disposition"].endswith(f'fr.{name.rpartition(".")[2]}"')
+    other = await http.get("http://tandem/download_file/guess.a_fr.txt")
+    assert (other.status_code, list(other.json())) == (404, ["error"])
+
+
+@pytest.mark.parametrize(("files", "data", "message"), [
+    ({}, {"source": "en", "target": "fr"}, "Invalid request: missing file parameter"),
+    ({"file": ("a.txt", b"a")}, {"target": "fr"}, "Invalid request: missing source parameter"),
+    ({"file": ("a.xyz", b"a")}, {"source": "en", "target": "fr"},
+     "Invalid request: file format not supported, only .txt, .srt, .html, .htm, .docx"),
+    ({"file": ("a.txt", b"\xe9")}, {"source": "en", "target": "fr"}, "file: is not UTF-8: save it as UTF-8"),
+    ({"file": ("a.txt", b"a")}, {"source": "en", "target": "zz"}, "zz is not supported"),
+    ({}, {"file": "text", "source": "en", "target": "fr"}, "file: must be a file"),
+])  # fmt: skip
+async def test_bad_files(http: httpx.AsyncClient, files: Any, data: dict[str, str], message: str) -> None:
+    response = await http.post("/translate_file", files=files or None, data=data)
+    assert (response.status_code, response.json()) == (400, {"error": message})
+
+
+def test_the_store_of_files_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 0.0
+    store = FileStore(lambda: now)
+    monkeypatch.setattr("tandem.cluster.ingress.files._BYTES", 10)
+    names = [store.put(bytes([n]) * 4) for n in range(3)]
+    assert [store.get(name) for name in names] == [None, b"\1" * 4, b"\2" * 4]
+    assert store.put(b"x" * 11) is not None, "what is larger than the store is gone at once"
+    kept = store.put(b"y")
+    now = 1799.0
+    assert store.get(kept) == b"y"
+    now = 1801.0
+    assert store.get(kept) is None
+    assert len({store.put(b"") for _ in range(100)}) == 100
+    assert min(len(store.put(b"")) for _ in range(100)) >= 22
+
+
+# -- LibreTranslate's own tests, and its Python client
+
+
+@pytest.fixture
+def address(service: Service) -> Iterator[str]:
+    server = uvicorn.Server(uvicorn.Config(build_app(service), port=0, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        thread.join(0.02)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    yield f"http://127.0.0.1:{port}"
+    server.should_exit = True
+    thread.join()
+
+
+def test_libretranslatepy(address: str) -> None:
+    api = LibreTranslateAPI(address, api_key="k")
+    assert api.translate("the cat", "en", "fr") == SENTENCE
+    assert api.translate("the cat", "auto", "fr", timeout=60) == SENTENCE
+    assert [language["code"] for language in api.languages()] == ["en", "fr", "de"]
+    found = api.detect("This is a sentence in English.")
+    assert found[0]["language"] == "en"
+    assert found[0].keys() == {"confidence", "language"}
+
+
+class FlaskClient:
+    """Flask's test client, as LibreTranslate's tests use it."""
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+
+    def get(self, path: str) -> Any:
+        return self._answer(httpx.get(self._address + path, timeout=60))
+
+    def post(self, path: str, **sent: Any) -> Any:
+        return self._answer(httpx.post(self._address + path, timeout=60, **sent))
+
+    def _answer(self, response: httpx.Response) -> Any:
+        class Answer:
+            status_code, data = response.status_code, response.text
+            json = response.json() if response.text else None
+
+        return Answer
+
+
+def test_libretranslates_own_tests(address: str) -> None:
+    """LibreTranslate's tests of its API (libretranslate/tests/test_api/), with a target that there is."""
+    client = FlaskClient(address)
+    detected = client.post("/detect", data={"q": "Hello"})
+    assert detected.status_code == 200
+    assert "confidence" in json.loads(detected.data)[0]
+    assert "language" in json.loads(detected.data)[0]
+    missing = client.post("/detect")
+    assert (missing.status_code, "error" in missing.json) == (400, True)
+    assert client.get("/detect").status_code == 405
+    assert client.get("/frontend/settings").status_code == 200
+    languages = client.get("/languages")
+    assert languages.status_code == 200
+    assert {"code", "name"} <= languages.json[0].keys()
+    assert client.post("/languages").status_code == 405
+    assert client.get("/health").json == {"status": "ok"}
+    assert client.post("/health").status_code == 405
+    assert client.get("/spec").status_code == 200
+    assert client.post("/spec").status_code == 405
+    translated = client.post(
+        "/translate", data={"q": "Hello", "source": "en", "target": "fr", "format": "text"}
+    )
+    assert (translated.status_code, "translatedText" in translated.json) == (200, True)
+    batch = client.post(
+        "/translate", json={"q": ["Hello", "World"], "source": "en", "target": "fr", "format": "text"}
+    )
+    assert (batch.status_code, len(batch.json["translatedText"])) == (200, 2)
+    unknown = client.post("/translate", data={"q": "Hello", "source": "en", "target": "zz", "format": "text"})
+    assert (unknown.status_code, unknown.json["error"]) == (400, "zz is not supported")
+    without = client.post("/translate", data={"source": "en", "target": "fr", "format": "text"})
+    assert (without.status_code, without.json["error"]) == (400, "Invalid request: missing q parameter")

@@ -1,0 +1,66 @@
+"""A recording and parameters → its transcriber, for one model."""
+
+from __future__ import annotations
+
+import hashlib
+import uuid
+from itertools import count
+
+from tandem.errors import InvalidRequest, renaming_fields
+from tandem.inputs import Media
+from tandem.transcription import TranscriptionParams
+from tandem.workers.requests.media.audio import AudioProcessor
+from tandem.workers.requests.media.audio_file import FIELD
+from tandem.workers.requests.request_builder import RequestBuilder
+from tandem.workers.transcription.asked import Asked
+from tandem.workers.transcription.transcriber import Transcriber
+from tandem.workers.transcription.window_requests import WindowRequests
+
+
+class TranscriptionBuilder:
+    """Checks and begins transcriptions. Its methods may be called from several threads at once."""
+
+    def __init__(self, requests: RequestBuilder) -> None:
+        self._requests = requests
+
+    def check(self, params: TranscriptionParams) -> Asked:
+        """Raises InvalidRequest, naming the field, for what the model cannot do."""
+        return Asked.of(params, self._requests.info, self._prompt_ids(params.prompt))
+
+    def check_recording(self, media: Media, field: str) -> None:
+        """Reads a recording's header. Raises InvalidRequest, which calls it `field`."""
+        with renaming_fields({FIELD: field}):
+            self._processor.check_recording(media, self._requests.limits.transcription_seconds)
+
+    def begin(self, media: Media, field: str, asked: Asked, seed: int | None) -> Transcriber:
+        """Decodes the recording, which is work for another thread than an event loop's.
+
+        Raises InvalidRequest, which calls it `field`, for one that cannot be decoded or is too long.
+        """
+        info, longest_s = self._requests.info, self._requests.limits.transcription_seconds
+        with renaming_fields({FIELD: field}):
+            recording = self._processor.spectrogram(media, longest_s, followed_by_silence=asked.openai)
+        digest = hashlib.blake2b(f"{info.revision}\0{asked.openai}\0".encode(), digest_size=16)
+        digest.update(media.data)
+        name, numbers = uuid.uuid4().hex, count()
+        windows = WindowRequests(
+            asked, info, self._requests.max_decoder_tokens, digest.hexdigest(),
+            lambda: f"{name}:{next(numbers)}",
+        )  # fmt: skip
+        return Transcriber(asked, recording, windows, self._requests.vocabulary, seed)
+
+    @property
+    def _processor(self) -> AudioProcessor:
+        processor = self._requests.processor
+        if not isinstance(processor, AudioProcessor):
+            raise InvalidRequest(f"{self._requests.info.name!r} reads no audio", field="model")
+        return processor
+
+    def _prompt_ids(self, prompt: str | None) -> tuple[int, ...]:
+        if prompt is None or not prompt.strip():
+            return ()
+        ids = self._requests.decoder_ids(f" {prompt.strip()}", "prompt", self._requests.max_decoder_tokens)
+        if special := [token for token in ids if token >= min(self._requests.info.eos_ids)]:
+            token = self._requests.vocabulary.decode(special[:1])
+            raise InvalidRequest(f"has {token}, which is no text", field="prompt")
+        return tuple(ids)

@@ -1,0 +1,63 @@
+"""Whether a window's answer is good enough, and whether it is left out."""
+
+from __future__ import annotations
+
+import math
+import zlib
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from tandem.workers.transcription.asked import Asked
+
+
+class Attempt(NamedTuple):
+    """A window, decoded at one temperature."""
+
+    token_ids: list[int]  # times included, EOS excluded
+    temperature: float
+    avg_logprob: float
+    ids_ratio: float  # how well its ids are compressed, EOS included
+    text_ratio: float  # how well its text is
+    no_speech_prob: float
+
+
+class Verdict(NamedTuple):
+    again: bool  # at the next temperature, if there is one
+    silent: bool  # it is left out
+
+
+def judged(attempt: Attempt, asked: Asked) -> Verdict:
+    """By the thresholds: `_need_fallback` of transformers, or `decode_with_fallback` of openai-whisper and
+    what follows it there."""
+    ratio = attempt.text_ratio if asked.openai else attempt.ids_ratio
+    unlikely = _below(attempt.avg_logprob, asked.logprob_threshold)
+    again = unlikely or _above(ratio, asked.compression_ratio_threshold)
+    if not _above(attempt.no_speech_prob, asked.no_speech_threshold):
+        return Verdict(again, silent=False)
+    if unlikely:
+        return Verdict(again=False, silent=True)
+    likely = asked.logprob_threshold is not None and attempt.avg_logprob > asked.logprob_threshold
+    return Verdict(again, silent=asked.openai and not likely)
+
+
+def _above(value: float, threshold: float | None) -> bool:
+    return threshold is not None and value > threshold
+
+
+def _below(value: float, threshold: float | None) -> bool:
+    return threshold is not None and value < threshold
+
+
+def ids_ratio(ids: Sequence[int], vocab_size: int) -> float:
+    """transformers' `_retrieve_compression_ratio`. ids: one at least."""
+    size = int(math.log2(vocab_size) / 8) + 1
+    return _ratio(b"".join(token.to_bytes(size, "little") for token in ids))
+
+
+def text_ratio(text: str) -> float:
+    """openai-whisper's `compression_ratio`."""
+    return _ratio(text.encode())
+
+
+def _ratio(data: bytes) -> float:
+    return len(data) / len(zlib.compress(data))

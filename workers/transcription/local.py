@@ -1,0 +1,127 @@
+"""The transcriptions of many recordings with an engine in this process."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import Final, NamedTuple
+
+from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.shared_engine import SharedEngine
+from tandem.workers.transcription.answers import WindowAnswers
+from tandem.workers.transcription.transcriber import Transcriber
+
+THREADS: Final = 2
+AHEAD: Final = 2  # recordings decoded, or being decoded, that have not begun
+# Audio of the recordings under way, whose spectrograms are held: 32 kB a second with 80 mel bins.
+LIVE_S: Final = 8 * 3600.0
+
+
+class Progress(NamedTuple):
+    """A recording is transcribed further."""
+
+    number: int
+    transcriber: Transcriber
+
+
+class _Live(NamedTuple):
+    number: int
+    transcriber: Transcriber
+    answers: WindowAnswers
+
+
+def transcribe_all(
+    engine: SharedEngine, begin: Sequence[Callable[[], Transcriber]], most: int
+) -> Generator[Progress]:
+    """Transcribes recordings whose windows share the engine's batch, and yields each step of each.
+
+    Args:
+        begin: decodes a recording, in another thread, and begins its transcription.
+        most: recordings under way at once.
+
+    Closing the generator cancels what is under way. Raises what `begin` and the engine raise.
+    """
+    recordings = _Recordings(begin)
+    with recordings.pool:
+        try:
+            live: dict[str, _Live] = {}  # by the ids of their requests
+            while recordings.left:
+                number, transcriber = recordings.take()
+                yield Progress(number, transcriber)
+                requests = _wait_for(live, number, transcriber)
+                if not requests:
+                    continue
+                with closing(engine.deltas(requests)) as deltas:
+                    delta = next(deltas, None)
+                    while delta is not None:
+                        moved, requests = _push(live, delta)
+                        if moved is not None:
+                            yield moved
+                        while recordings.ready and _room(live, most):
+                            number, transcriber = recordings.take()
+                            yield Progress(number, transcriber)
+                            requests += _wait_for(live, number, transcriber)
+                        try:
+                            delta = deltas.send(requests)
+                        except StopIteration:
+                            delta = None
+        finally:
+            recordings.cancel()
+
+
+def _wait_for(live: dict[str, _Live], number: int, transcriber: Transcriber) -> list[EngineRequest]:
+    """What the transcriber asks for next."""
+    waiting = _Live(number, transcriber, WindowAnswers(transcriber.requests))
+    live.update((request.request_id, waiting) for request in transcriber.requests)
+    return list(transcriber.requests)
+
+
+def _push(live: dict[str, _Live], delta: Delta) -> tuple[Progress | None, list[EngineRequest]]:
+    """Takes a delta in; returns what is transcribed by it, and what is asked for then."""
+    number, transcriber, answers = live.pop(delta.request_id) if delta.last else live[delta.request_id]
+    whole = answers.push(delta)
+    if whole is None:
+        return None, []
+    transcriber.push(whole)
+    return Progress(number, transcriber), _wait_for(live, number, transcriber)
+
+
+def _room(live: dict[str, _Live], most: int) -> bool:
+    under_way = {one.number: one.transcriber.duration_s for one in live.values()}
+    return len(under_way) < most and sum(under_way.values()) < LIVE_S
+
+
+class _Recordings:
+    """Recordings in order, decoded a little ahead."""
+
+    def __init__(self, begin: Sequence[Callable[[], Transcriber]]) -> None:
+        self.pool = ThreadPoolExecutor(THREADS, "media")
+        self._begin = deque(enumerate(begin))
+        self._decoding: deque[tuple[int, Future[Transcriber]]] = deque()
+        self._fill()
+
+    @property
+    def left(self) -> bool:
+        """Whether some are still to be taken."""
+        return bool(self._decoding)
+
+    @property
+    def ready(self) -> bool:
+        """Whether the next is decoded."""
+        return bool(self._decoding) and self._decoding[0][1].done()
+
+    def take(self) -> tuple[int, Transcriber]:
+        """The next one, when it is decoded. Raises what kept it from being."""
+        number, future = self._decoding.popleft()
+        self._fill()
+        return number, future.result()
+
+    def cancel(self) -> None:
+        self.pool.shutdown(wait=False, cancel_futures=True)
+
+    def _fill(self) -> None:
+        while self._begin and len(self._decoding) < AHEAD:
+            number, begin = self._begin.popleft()
+            self._decoding.append((number, self.pool.submit(begin)))
