@@ -30,7 +30,7 @@ from tandem.cluster.ingress.http.openai_fields import CHAT, COMPLETION, decoding
 from tandem.cluster.ingress.http.sse import EventStream
 from tandem.cluster.ingress.service import Call, Piece, Service
 from tandem.errors import InvalidRequest, renaming_fields
-from tandem.inputs import RequestOptions
+from tandem.inputs import RequestOptions, task_options
 from tandem.workers.requests.output_processor import PreparedRequest
 
 # What the validator calls a prompt, in the words of chats and of embeddings.
@@ -135,6 +135,8 @@ async def _chat(service: Service, call: Call, asked: _Asked) -> _Generation:
         raise InvalidRequest(
             f"{request_builder.info.name!r} has no chat template; use /v1/completions", field="messages"
         )
+    for name in task_options(asked.options):
+        raise InvalidRequest("does not go with a chat, in which the messages say it", field=name)
     refuse_unsupported(asked.values, CHAT)
     body = validated(ChatBody, asked.values)
     shown = _shown(body)

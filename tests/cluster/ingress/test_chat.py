@@ -269,6 +269,8 @@ async def test_token_ids(chat_http: httpx.AsyncClient, chat_router: FakeRouter) 
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
+        ({"task": "translation_en_to_fr"}, "task"),
+        ({"target_language": "fr"}, "target_language"),
         ({"max_completion_tokens": 0}, "max_completion_tokens"),
         ({"max_completion_tokens": 64}, "max_completion_tokens"),
         ({"max_tokens": 0}, "max_tokens"),
