@@ -143,7 +143,7 @@ def test_recordings_together_are_as_alone(model: Callable[[str], Path], ready: C
         "condition_on_prev_tokens": True, "semantics": "openai", "no_speech_threshold": 2.0,
     }  # fmt: skip
     with LLM(
-        str(model("base")), dtype="float32", page_size=4, num_pages=40, max_num_seqs=6, check_invariants=True
+        str(model("base")), dtype="float32", page_size=4, num_pages=32, max_num_seqs=6, check_invariants=True
     ) as llm:
         together = llm.transcribe(recordings, **asked)
         stats = llm.stats()
@@ -280,5 +280,5 @@ def test_real_weights() -> None:
         answer = llm.transcribe((samples, RATE), condition_on_prev_tokens=True)
     expected = Transcripts(folder).generate(samples, return_timestamps=True, condition_on_prev_tokens=True)
     assert expected.lead < CLEAR or found(answer) == expected.segments
-    assert answer.text.startswith("Good morning.")
+    assert answer.text.startswith("Good morning")
     assert answer.segments[-1].end_s == pytest.approx(34.0, abs=2.0)
