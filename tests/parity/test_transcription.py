@@ -280,5 +280,5 @@ def test_real_weights() -> None:
         answer = llm.transcribe((samples, RATE), condition_on_prev_tokens=True)
     expected = Transcripts(folder).generate(samples, return_timestamps=True, condition_on_prev_tokens=True)
     assert expected.lead < CLEAR or found(answer) == expected.segments
-    assert answer.text.startswith("Good morning.")
+    assert answer.text.startswith("Good morning")
     assert answer.segments[-1].end_s == pytest.approx(34.0, abs=2.0)

@@ -74,7 +74,8 @@ def test_openai_whisper_ends_where_the_recording_ends(builder: RequestBuilder) -
     assert transcriber.seek_s == 2.5
     first, *later = asked
     assert first.prefix_ids == (SOT,)
-    assert first.decoding.opening_ids == (tuple(LANGUAGES.values()), (TRANSCRIBE,))
+    languages, task = first.decoding.opening_ids
+    assert (set(languages), task) == (set(LANGUAGES.values()), (TRANSCRIBE,))
     history = (BEFORE, TIME, 1, TIME + 20)
     assert [one.prefix_ids for one in later] == [(*history, SOT, LANGUAGES["fr"], TRANSCRIBE)] * 2
     assert [one.decoding.probe for one in later] == [(4, NO_TIMESTAMPS - 1)] * 2
