@@ -77,7 +77,7 @@ def check(folder: Path, prompts: list[list[int]] = PROMPTS, targets: list[list[i
 
 
 @pytest.mark.filterwarnings("ignore")
-@pytest.mark.parametrize("variant", [name for name in VARIANTS if "pegasus" not in name])
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_trained_further(
     variant: str, trained: Callable[[str], Any], checkpoint: Callable[..., Path], tmp_path: Path
 ) -> None:
