@@ -28,13 +28,20 @@ class Shown:
 class TokenTexts:
     """A choice's tokens in log-probabilities. What a token adds to a text depends on the one before it."""
 
-    def __init__(self, vocabulary: Vocabulary, prepared: PreparedRequest, *, as_ids: bool) -> None:
-        """`as_ids`: vLLM's `token_id:7` is shown in place of a text."""
+    def __init__(
+        self,
+        vocabulary: Vocabulary,
+        context_ids: Sequence[int] = (),
+        *,
+        skip_special_tokens: bool = True,
+        as_ids: bool = False,
+    ) -> None:
+        """The text goes on from `context_ids`. `as_ids`: vLLM's `token_id:7` is shown in place of a text."""
         self._vocabulary, self._as_ids = vocabulary, as_ids
-        special = vocabulary.special_ids if prepared.skip_special_tokens else frozenset[int]()
+        special = vocabulary.special_ids if skip_special_tokens else frozenset[int]()
         self._hidden = special | vocabulary.timestamp_ids
         # The text's last token; None: the next one is its first.
-        self._last = next((i for i in reversed(prepared.context_ids) if i not in self._hidden), None)
+        self._last = next((i for i in reversed(context_ids) if i not in self._hidden), None)
 
     def text(self, token_id: int) -> str:
         return self._vocabulary.token_text(token_id, first=self._last is None, after=self._last)
@@ -126,7 +133,12 @@ class AnswerShape(ABC):
 
     def token_texts(self, prepared: PreparedRequest) -> TokenTexts:
         """For one choice of a prompt."""
-        return TokenTexts(self._vocabulary, prepared, as_ids=self._shown.tokens_as_ids)
+        return TokenTexts(
+            self._vocabulary,
+            prepared.context_ids,
+            skip_special_tokens=prepared.skip_special_tokens,
+            as_ids=self._shown.tokens_as_ids,
+        )
 
     def add_sample(self, choice: dict[str, Any], sample: CompletionOutput | TextDelta) -> dict[str, Any]:
         """Adds to a choice why it ended, and what goes beyond OpenAI's: vLLM's stop id or text, null for EOS,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from tiny_tokenizers import Maker, blenderbot_small, unigram, whisper
 
+from tandem.cluster.ingress.http.answers import TokenTexts
 from tandem.cluster.ingress.http.completions import _LogprobsShape
 from tandem.outputs import TokenLogprobs
 from tandem.workers.requests.detokenizer import Vocabulary
@@ -24,7 +25,7 @@ def test_tokens_and_offsets(maker: Maker, names: list[str], shown: list[str], of
     ids = tokenizer.convert_tokens_to_ids(names)
     assert isinstance(ids, list)
     made = [TokenLogprobs(i, -1.0, [(i, -1.0)]) for i in ids]
-    shape = _LogprobsShape(Vocabulary(tokenizer), True, []).shape(made)
+    shape = _LogprobsShape(TokenTexts(Vocabulary(tokenizer))).shape(made)
     assert shape is not None
     assert (shape["tokens"], shape["text_offset"]) == (shown, offsets)
     assert shape["top_logprobs"] == [{text: -1.0} for text in shown]
