@@ -118,8 +118,8 @@ def _start(own: Mapping[str, Any], generation: Mapping[str, Any] | None, spec: M
     start = spec.decoder_start_id if start is None else start
     if start is None:
         raise ModelLoadError(
-            "is in neither config.json nor generation_config.json: set it there (a decoder like BERT's starts "
-            "with the tokenizer's cls_token_id)",
+            "is in neither config.json nor generation_config.json: set it there (a decoder like BERT's "
+            "starts with the tokenizer's cls_token_id)",
             field="decoder_start_token_id",
         )
     return start
