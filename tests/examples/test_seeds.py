@@ -135,8 +135,10 @@ def translations(model: Any, tokenizer: Any, names: Mapping[str, Any]) -> str:
     """What t5_pipeline.py prints first: the task's text before each sentence, its beams, its length."""
     task = dict(TASKS["t5"]["translation_en_to_fr"])
     prefix, expected = task.pop("prefix"), answer(**task)
-    asked = [{"text": prefix + text} for text in (names["text_en"], "What's your name?")]
-    return str([{"translation_text": expected(model, tokenizer, one)} for one in asked])
+    first, second = ["Hello World!", "How's it going?"], ["What's your name?"]
+    assert names["text_en"] == " ".join(first)
+    made = [[expected(model, tokenizer, {"text": prefix + one}) for one in each] for each in (first, second)]
+    return str([{"translation_text": " ".join(each)} for each in made])
 
 
 LONG: dict[str, Any] = {"max_new_tokens": 140}  # as many as fit into the smallest of these models

@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 from typing import Any, Unpack
 
+import batches
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -350,7 +351,8 @@ class Capitals:
 
 @pytest.mark.ray
 def test_on_ray(files: tuple[Path, Path]) -> None:
-    ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # actors cannot import it
+    for module in (sys.modules[__name__], batches):  # actors cannot import them
+        ray.cloudpickle.register_pickle_by_value(module)
     write(files[0], *[{"prompt": "x" * (n % 7)} for n in range(500)], {"prompt": "end"})
     with start.ray_alone():
         # No CPU is left: workers may have reserved them all.
