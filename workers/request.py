@@ -173,8 +173,8 @@ class Delta(NamedTuple):
     hypotheses: list[Hypothesis] | None = None  # of beams that ended by themselves, best first
     # The prefix's from its second token on, where they were asked for; on the first delta with a token.
     prompt_logprobs: list[TokenLogprobs] | None = None
-    # Of token_ids: the log-probability of each among the processed scores it was chosen from. Where it was
-    # drawn, these are the warped scores times the temperature.
+    # The sum of the token_ids' log-probabilities, each among the processed scores that the token was chosen
+    # from. For a drawn token these are the warped scores times the temperature.
     sum_logprob: float | None = None
     probe_logprob: float | None = None  # see `Decoding.probe`; on the first delta with a token
 

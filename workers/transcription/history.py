@@ -44,7 +44,7 @@ class TransformersHistory:
     def extend(self, segments: Iterable[Sequence[int]], temperature: float) -> None:
         first_time = self._asked.first_time_id
         for ids in segments:
-            # Of two times that end it, the second begins what the next window says itself.
+            # The second of two times that end a segment begins what the next window says itself.
             twice = len(ids) > 2 and ids[-2] >= first_time
             self._said.append(list(ids[:-1] if twice else ids))
         self.left_out(temperature)

@@ -59,7 +59,7 @@ _HANDOFF: Final = Unsupported(
 _NO_TOOLS: Final = "is not supported: the model calls no tools"
 _MEDIA: Final = Unsupported("is not supported: media come with gRPC and from Python")
 
-# Of completions and chats alike.
+# Fields that completions and chats share.
 GENERATION: Final[Mapping[str, Unsupported]] = {
     "echo": Unsupported(
         "is not supported: an answer has no prompt in it; /score gives a given text's log-probabilities",
