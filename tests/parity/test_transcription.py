@@ -195,7 +195,7 @@ def test_what_is_drawn_has_transformers_probability(
     llm, params = ready("base"), TranscriptionParams(**asked)
     builder = llm._transcription_builder
     media = Media("audio", wav(samples, RATE))
-    (request,) = builder.begin(media, "audio", builder.check(params), 3).requests
+    (request,) = builder.begin(media, "audio", builder.check(params), 3).start()
     answers = WindowAnswers([request])
     for delta in llm._engine.deltas([request]):
         (answer,) = answers.push(delta) or [None]

@@ -8,9 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from typing import Final, NamedTuple
 
-from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.request import EngineRequest
 from tandem.workers.shared_engine import SharedEngine
-from tandem.workers.transcription.answers import WindowAnswers
 from tandem.workers.transcription.transcriber import Transcriber
 
 THREADS: Final = 2
@@ -20,16 +19,10 @@ LIVE_S: Final = 8 * 3600.0
 
 
 class Progress(NamedTuple):
-    """A recording is transcribed further."""
+    """A recording that is under way."""
 
     number: int
     transcriber: Transcriber
-
-
-class _Live(NamedTuple):
-    number: int
-    transcriber: Transcriber
-    answers: WindowAnswers
 
 
 def transcribe_all(
@@ -46,23 +39,24 @@ def transcribe_all(
     recordings = _Recordings(begin)
     with recordings.pool:
         try:
-            live: dict[str, _Live] = {}  # by the ids of their requests
+            live: dict[str, Progress] = {}  # by the ids of their requests
             while recordings.left:
-                number, transcriber = recordings.take()
-                yield Progress(number, transcriber)
-                requests = _wait_for(live, number, transcriber)
+                one = recordings.take()
+                requests = _wait_for(live, one, one.transcriber.start())
+                yield one
                 if not requests:
                     continue
                 with closing(engine.deltas(requests)) as deltas:
                     delta = next(deltas, None)
                     while delta is not None:
-                        moved, requests = _push(live, delta)
-                        if moved is not None:
-                            yield moved
+                        one = live.pop(delta.request_id) if delta.last else live[delta.request_id]
+                        requests = _wait_for(live, one, one.transcriber.push(delta))
+                        if delta.last:
+                            yield one
                         while recordings.ready and _room(live, most):
-                            number, transcriber = recordings.take()
-                            yield Progress(number, transcriber)
-                            requests += _wait_for(live, number, transcriber)
+                            one = recordings.take()
+                            requests += _wait_for(live, one, one.transcriber.start())
+                            yield one
                         try:
                             delta = deltas.send(requests)
                         except StopIteration:
@@ -71,24 +65,12 @@ def transcribe_all(
             recordings.cancel()
 
 
-def _wait_for(live: dict[str, _Live], number: int, transcriber: Transcriber) -> list[EngineRequest]:
-    """What the transcriber asks for next."""
-    waiting = _Live(number, transcriber, WindowAnswers(transcriber.requests))
-    live.update((request.request_id, waiting) for request in transcriber.requests)
-    return list(transcriber.requests)
+def _wait_for(live: dict[str, Progress], one: Progress, requests: list[EngineRequest]) -> list[EngineRequest]:
+    live.update((request.request_id, one) for request in requests)
+    return requests
 
 
-def _push(live: dict[str, _Live], delta: Delta) -> tuple[Progress | None, list[EngineRequest]]:
-    """Takes a delta in; returns what is transcribed by it, and what is asked for then."""
-    number, transcriber, answers = live.pop(delta.request_id) if delta.last else live[delta.request_id]
-    whole = answers.push(delta)
-    if whole is None:
-        return None, []
-    transcriber.push(whole)
-    return Progress(number, transcriber), _wait_for(live, number, transcriber)
-
-
-def _room(live: dict[str, _Live], most: int) -> bool:
+def _room(live: dict[str, Progress], most: int) -> bool:
     under_way = {one.number: one.transcriber.duration_s for one in live.values()}
     return len(under_way) < most and sum(under_way.values()) < LIVE_S
 
@@ -112,11 +94,11 @@ class _Recordings:
         """Whether the next is decoded."""
         return bool(self._decoding) and self._decoding[0][1].done()
 
-    def take(self) -> tuple[int, Transcriber]:
+    def take(self) -> Progress:
         """The next one, when it is decoded. Raises what kept it from being."""
         number, future = self._decoding.popleft()
         self._fill()
-        return number, future.result()
+        return Progress(number, future.result())
 
     def cancel(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)

@@ -1,20 +1,20 @@
 """One recording's transcription: a loop of windows, each of them ordinary engine requests.
 
 The loop neither waits nor knows who decodes: it says which requests are to be generated next, and is given
-their answers. So windows of many recordings, and any other requests, share an engine's batch.
+their deltas. So windows of many recordings, and any other requests, share an engine's batch.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 
 from tandem.transcription import Transcription, TranscriptionSegment
-from tandem.workers.request import EngineRequest
+from tandem.workers.request import Delta, EngineRequest
 from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
 from tandem.workers.requests.media.spectrogram import Spectrogram
 from tandem.workers.requests.request_builder import sample_seed
-from tandem.workers.transcription.answers import WindowAnswer
+from tandem.workers.transcription.answers import WindowAnswer, WindowAnswers
 from tandem.workers.transcription.asked import Asked
 from tandem.workers.transcription.fallback import Attempt, ids_ratio, judged, text_ratio
 from tandem.workers.transcription.history import history_of
@@ -26,7 +26,7 @@ Trying = Generator[list[EngineRequest], list[WindowAnswer], tuple[Attempt, bool]
 
 
 class Transcriber:
-    """Ask for `requests` until there are none, and `push` their answers.
+    """`start` it, and `push` the deltas of its requests until it is `done`.
 
     Windows, segments, seek and fallback are those of transformers' `WhisperForConditionalGeneration.generate`
     for a batch of one, or of openai-whisper's `transcribe`: see `TranscriptionParams`.
@@ -46,12 +46,9 @@ class Transcriber:
         self._timestamps = asked.segments or recording.frames > windows.frames
         self._opening = asked.opening(timestamps=self._timestamps)
         self._history = history_of(asked, windows.most_before)
+        self.done = False
         self._flow = self._run()
-        self.requests: list[EngineRequest] = next(self._flow, [])
-
-    @property
-    def done(self) -> bool:
-        return not self.requests
+        self._answers = WindowAnswers([])  # of the requests that are generated now
 
     @property
     def seek_s(self) -> float:
@@ -62,14 +59,17 @@ class Transcriber:
     def duration_s(self) -> float:
         return self._recording.duration_s
 
-    def push(self, answers: list[WindowAnswer]) -> list[TranscriptionSegment]:
-        """Takes the answers to `requests`, in their order. Returns the segments that have become final."""
-        before = len(self.segments)
-        try:
-            self.requests = self._flow.send(answers)
-        except StopIteration:
-            self.requests = []
-        return self.segments[before:]
+    def start(self) -> list[EngineRequest]:
+        """The requests that are to be generated first; to be called once."""
+        return self._wait_for(lambda: next(self._flow))
+
+    def push(self, delta: Delta) -> list[EngineRequest]:
+        """Takes in a delta of one of its requests. Returns those that are to be generated now, too.
+
+        Raises the delta's error, or why its request was ended: DeadlineExceeded, Cancelled.
+        """
+        answers = self._answers.push(delta)
+        return [] if answers is None else self._wait_for(lambda: self._flow.send(answers))
 
     def transcription(self) -> Transcription:
         """What is transcribed so far."""
@@ -88,6 +88,14 @@ class Transcriber:
         known = set(languages.values())
         said = [ids[0] for ids in self._opening if len(ids) == 1 and ids[0] in known]
         return self._asked.speech.code(said[0]) if said else ""
+
+    def _wait_for(self, go_on: Callable[[], list[EngineRequest]]) -> list[EngineRequest]:
+        try:
+            requests = go_on()
+        except StopIteration:
+            requests, self.done = [], True
+        self._answers = WindowAnswers(requests)
+        return requests
 
     # -- the loop
 

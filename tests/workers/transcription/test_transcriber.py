@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ import torch
 from whisper import EOS, LANGUAGES, NO_TIMESTAMPS, SOT, TRANSCRIBE, make_whisper
 
 from tandem.transcription import Transcription, TranscriptionOptions, TranscriptionParams
-from tandem.workers.request import EngineRequest
+from tandem.workers.request import Delta, EngineRequest
 from tandem.workers.requests.media.spectrogram import Spectrogram
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.transcription.answers import WindowAnswer
@@ -32,6 +33,14 @@ def said(ids: list[int], mean: float = -0.1, silent: float = 0.0) -> WindowAnswe
     return WindowAnswer([*ids, EOS], mean * (len(ids) + 1), silent)
 
 
+def ended(request: EngineRequest, answer: WindowAnswer) -> Delta:
+    silent = math.log(answer.no_speech_prob) if answer.no_speech_prob else -math.inf
+    return Delta(
+        request.request_id, answer.token_ids, finish_reason="stop", sum_logprob=answer.sum_logprob,
+        probe_logprob=silent,
+    )  # fmt: skip
+
+
 def begun(builder: RequestBuilder, frames: int, **asked: Any) -> Transcriber:
     params = TranscriptionParams(**asked)
     prompt = builder.decoder_ids(params.prompt, "prompt", 9) if params.prompt else []
@@ -45,9 +54,12 @@ def begun(builder: RequestBuilder, frames: int, **asked: Any) -> Transcriber:
 def run(transcriber: Transcriber, answers: list[WindowAnswer]) -> tuple[Transcription, list[EngineRequest]]:
     """The transcription, and the first request that was asked for each answer."""
     asked, left = [], iter(answers)
+    requests = transcriber.start()
     while not transcriber.done:
-        asked.append(transcriber.requests[0])
-        transcriber.push([next(left) for _ in transcriber.requests])
+        asked.append(requests[0])
+        each, requests = requests, []
+        for request in each:
+            requests += transcriber.push(ended(request, next(left)))
     assert not list(left)
     return transcriber.transcription(), asked
 
