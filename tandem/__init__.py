@@ -41,7 +41,12 @@ if TYPE_CHECKING:
     )
     from tandem.params import BeamSearchParams, SamplingParams
     from tandem.pipelines import Pipeline, pipeline
-    from tandem.transcription import Transcription, TranscriptionParams, TranscriptionSegment
+    from tandem.transcription import (
+        Transcription,
+        TranscriptionDelta,
+        TranscriptionParams,
+        TranscriptionSegment,
+    )
 
 # Imported on first use: `import tandem` costs nothing, and a client needs no torch.
 _WHERE = {
@@ -62,7 +67,9 @@ _WHERE = {
     ),
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "pipeline"),
-    "tandem.transcription": ("Transcription", "TranscriptionParams", "TranscriptionSegment"),
+    "tandem.transcription": (
+        "Transcription", "TranscriptionDelta", "TranscriptionParams", "TranscriptionSegment",
+    ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -97,6 +104,7 @@ __all__ = [
     "TokenLogprobs",
     "TokensPrompt",
     "Transcription",
+    "TranscriptionDelta",
     "TranscriptionParams",
     "TranscriptionSegment",
     "Unavailable",

@@ -167,3 +167,13 @@ class Transcription:
     language: str  # code, said or detected
     duration_s: float  # of the recording
     segments: list[TranscriptionSegment]  # none where no timestamps were asked for
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionDelta:
+    """What a transcription grew by. All of it is final."""
+
+    text: str  # to append to the text so far
+    segments: list[TranscriptionSegment]  # none where no timestamps were asked for
+    done_s: float  # up to where the recording is transcribed
+    transcription: Transcription | None = None  # the whole answer, with the last delta

@@ -11,15 +11,18 @@ from tandem.cluster.ingress.metrics import Observation
 from tandem.cluster.ingress.metrics import Protocol as WireProtocol
 from tandem.cluster.ingress.service import Piece, Service
 from tandem.errors import DeadlineExceeded, InvalidRequest
-from tandem.inputs import Prompt, RequestOptions, SingletonPrompt, TaskOptions
+from tandem.inputs import CallOptions, Media, Prompt, RequestOptions, SingletonPrompt, TaskOptions
 from tandem.outputs import EmbeddingOutput, RequestOutput, ScoreOutput
 from tandem.params import Params, Pooling
+from tandem.transcription import Transcription, TranscriptionDelta, TranscriptionParams
 from tandem.workers.requests.chat import Conversation
 from tandem.workers.requests.embedding import PreparedEmbedding, embedding_output
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.request_builder import naming_prompt
 from tandem.workers.requests.scoring import score_output
 from tandem.workers.requests.segmentation import Document, Split
+from tandem.workers.transcription.builder import PreparedTranscription
+from tandem.workers.transcription.transcriber import Transcriber
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -105,6 +108,49 @@ class Call:
         return await self._service.in_thread(
             lambda: [embedding_output(prepared.request_id, one, prepared.pooling) for one in states]
         )
+
+    async def prepare_transcription(
+        self, media: Media, params: TranscriptionParams, field: str, **options: Unpack[CallOptions]
+    ) -> PreparedTranscription:
+        """Validates a request to transcribe and reads its recording's header: see
+        `TranscriptionBuilder.prepare`. Errors call the recording `field`."""
+        self._service.check_room()
+        prepared = await self._service.recordings.prepare(media, params, field, **options)
+        self._prepared(prepared.request_id, prepared.timeout_s)
+        return prepared
+
+    async def transcribe(self, prepared: PreparedTranscription) -> AsyncGenerator[Transcriber]:
+        """A recording's transcription as it grows: see `Recordings.transcribe`."""
+        recorded: Transcriber | None = None
+        async with aclosing(self._service.recordings.transcribe(prepared)) as steps:
+            try:
+                async for recorded in steps:
+                    yield recorded
+            finally:
+                if recorded is not None:
+                    self._observation.transcribed(recorded)
+
+    async def transcription_deltas(
+        self, prepared: PreparedTranscription
+    ) -> AsyncGenerator[TranscriptionDelta]:
+        """What a recording's transcription grows by; the last has the whole answer."""
+        text, segments = "", 0
+        async with aclosing(self.transcribe(prepared)) as steps:
+            async for one in steps:
+                grown, found = one.text[len(text) :], one.final_segments[segments:]
+                text, segments = text + grown, segments + len(found)
+                if grown or found or one.done:
+                    whole = one.transcription() if one.done else None
+                    yield TranscriptionDelta(grown, found, one.seek_s, whole)
+
+    async def transcription(self, prepared: PreparedTranscription) -> Transcription:
+        """A recording's whole transcription."""
+        whole: Transcriber | None = None
+        async with aclosing(self.transcribe(prepared)) as steps:
+            async for transcriber in steps:
+                whole = transcriber
+        assert whole is not None  # it began
+        return whole.transcription()
 
     async def prepare_score(
         self,

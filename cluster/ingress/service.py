@@ -14,7 +14,9 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.ingress.files import Files, LocalFiles
 from tandem.cluster.ingress.health import Health, Workers
 from tandem.cluster.ingress.metrics import Metrics
+from tandem.cluster.ingress.recordings import Recordings
 from tandem.cluster.router.routed_request import RoutedRequest
+from tandem.cluster.router.router import Room
 from tandem.outputs import TextDelta
 from tandem.protocol.wire_answers import ServedModel
 from tandem.workers.request import Delta, EncodeRequest, EngineRequest
@@ -44,7 +46,10 @@ class Router(Workers, Protocol):
     """What the service needs of `cluster.router.Router`; tests have their own."""
 
     def check_room(self, sequences: int = 1) -> None: ...
-    def accept(self, requests: Sequence[EngineRequest]) -> AbstractContextManager[list[RoutedRequest]]: ...
+    def keep_room(self, media_bytes: int, audio_s: float) -> AbstractContextManager[Room]: ...
+    def accept(
+        self, requests: Sequence[EngineRequest], *, within: Room | None = None
+    ) -> AbstractContextManager[list[RoutedRequest]]: ...
     def deltas(self, routed: RoutedRequest, gather_s: Callable[[], float] = ...) -> AsyncGenerator[Delta]: ...
     async def hidden_states(self, requests: Sequence[EncodeRequest]) -> list[torch.Tensor]: ...
 
@@ -74,6 +79,7 @@ class Service:
         self.metrics = Metrics(request_builder.info.name, replica, router.stats)
         self.files = LocalFiles() if files is None else files
         self.started = int(time.time())  # seconds since 1970
+        self.recordings = Recordings(request_builder, router)
         self._router = router
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._live = 0  # sequences being generated that are read as they grow

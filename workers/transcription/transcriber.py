@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 
 from tandem.transcription import Transcription, TranscriptionSegment
 from tandem.workers.request import Delta, EngineRequest
@@ -20,6 +21,17 @@ from tandem.workers.transcription.fallback import Attempt, ids_ratio, judged, te
 from tandem.workers.transcription.history import history_of
 from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S, split
 from tandem.workers.transcription.window_requests import Start, WindowRequests
+
+
+@dataclass(slots=True)
+class WindowCounts:
+    """How a recording's windows were decoded. Counters."""
+
+    windows: int = 0
+    silent: int = 0  # of them, left out as nobody speaks there
+    refused: int = 0  # answers that the thresholds refused, the last temperature's included
+    tokens: int = 0  # generated, those of answers that were not kept included
+
 
 Asking = Generator[list[EngineRequest], list[WindowAnswer], None]
 Trying = Generator[list[EngineRequest], list[WindowAnswer], tuple[Attempt, bool]]
@@ -41,7 +53,8 @@ class Transcriber:
         self._vocabulary = vocabulary
         self._seed, self._drawn = secrets.randbits(63) if seed is None else seed, 0
         self._seek = 0  # frames
-        self._said: list[int] = []  # text of all segments
+        self._detokenizer, self._said = Detokenizer(vocabulary), ""  # text of all segments
+        self.counts = WindowCounts()
         # A window's place cannot be told from text alone.
         self._timestamps = asked.segments or recording.frames > windows.frames
         self._opening = asked.opening(timestamps=self._timestamps)
@@ -71,13 +84,23 @@ class Transcriber:
         answers = self._answers.push(delta)
         return [] if answers is None else self._wait_for(lambda: self._flow.send(answers))
 
+    @property
+    def final_segments(self) -> list[TranscriptionSegment]:
+        """Those so far that the answer has; there are none where no times were asked for."""
+        return self.segments if self._asked.segments else []
+
+    @property
+    def text(self) -> str:
+        """What is said so far. It only grows."""
+        return self._said.strip()
+
     def transcription(self) -> Transcription:
         """What is transcribed so far."""
         return Transcription(
-            text=self._text(self._said).strip(),
+            text=self.text,
             language=self._language,
             duration_s=self.duration_s,
-            segments=self.segments if self._asked.segments else [],
+            segments=self.final_segments,
         )
 
     @property
@@ -94,6 +117,7 @@ class Transcriber:
             requests = go_on()
         except StopIteration:
             requests, self.done = [], True
+            self._said += self._detokenizer.flush()
         self._answers = WindowAnswers(requests)
         return requests
 
@@ -104,7 +128,9 @@ class Transcriber:
         while self._seek < content:
             frames = min(self._windows.frames, content - self._seek)
             attempt, silent = yield from self._decode(frames)
+            self.counts.windows += 1
             if silent:
+                self.counts.silent += 1
                 self._history.left_out(attempt.temperature)
                 self._seek += frames
                 continue
@@ -117,7 +143,7 @@ class Transcriber:
                 if asked.openai and (piece.start_s == piece.end_s or not text.strip()):
                     continue
                 kept.append(piece.token_ids)
-                self._said += piece.token_ids
+                self._said += self._detokenizer.push(self._words(piece.token_ids))
                 self.segments.append(
                     TranscriptionSegment(
                         id=len(self.segments),
@@ -158,6 +184,7 @@ class Transcriber:
             again, silent = judged(attempt, self._asked)
             if not again:
                 break
+            self.counts.refused += 1
         return attempt, silent
 
     def _opened(self, answer: WindowAnswer) -> None:
@@ -173,6 +200,7 @@ class Transcriber:
         return attempts[each.index(max(each))]
 
     def _attempt(self, answer: WindowAnswer, said: int, temperature: float) -> Attempt:
+        self.counts.tokens += len(answer.token_ids)
         ids = answer.token_ids[said:]
         text_ids = ids[:-1] if ids[-1] in self._windows.eos_ids else ids
         count = len(text_ids) + 1 if self._asked.openai else len(ids)
@@ -191,7 +219,10 @@ class Transcriber:
         first, self._drawn = self._drawn, self._drawn + count
         return [sample_seed(self._seed, number) for number in range(first, self._drawn)]
 
+    def _words(self, ids: Sequence[int]) -> list[int]:
+        """The ids without times."""
+        return [token for token in ids if token < self._windows.text_end]
+
     def _text(self, ids: Sequence[int]) -> str:
-        words = [token for token in ids if token < self._windows.text_end]
         detokenizer = Detokenizer(self._vocabulary)
-        return detokenizer.push(words) + detokenizer.flush()
+        return detokenizer.push(self._words(ids)) + detokenizer.flush()
