@@ -12,7 +12,8 @@ from typing import Any, Final, TypeVar
 
 from grpc_health.v1 import health_pb2
 
-from tandem.cluster.ingress.service import Call, Service
+from tandem.cluster.ingress.call import Call
+from tandem.cluster.ingress.service import Service
 from tandem.errors import InternalError, ModelNotFound, TandemError, renaming_fields
 from tandem.protocol import wire, wire_answers
 from tandem.protocol.rpc import SERVICE, MessageT, check_size, parse, set_error
@@ -164,7 +165,7 @@ class GrpcApi:
         """A client's call, whose errors become its status. Only errors of ours are raised further: Serve
         shows the text of any."""
         try:
-            with self._service.call("grpc", method) as call:
+            with Call(self._service, "grpc", method) as call:
                 yield call
         except Exception as error:
             set_error(context, error)
