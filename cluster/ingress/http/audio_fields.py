@@ -39,6 +39,7 @@ class AudioForm:
 
     @classmethod
     def read(cls, fields: Fields, task: str, request_id: str | None) -> AudioForm:
+        """A form's fields; `task` is the endpoint's. Raises InvalidRequest, naming the field."""
         values = {name.removesuffix("[]"): value for name, value in fields.values.items()}
         for name in _REFUSED.keys() & values.keys():
             raise InvalidRequest(_REFUSED[name], field=name)
@@ -69,10 +70,8 @@ class AudioForm:
             asked[name] = _parameter(values.pop(name), name)
         for name in values:
             raise InvalidRequest("unknown field", field=name)
+        # Times are always generated: by them a window is divided, as in openai-whisper.
         asked["timestamps"] = "word" if "word" in granularities else "segment"
-        if shape in ("json", "text") and not stream:
-            # Times are still generated: they are how a window is divided, as in openai-whisper.
-            asked["timestamps"] = "segment"
         if request_id is not None:
             options["request_id"] = request_id
         assert options.keys() <= set(CALL_OPTIONS)
