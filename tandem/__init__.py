@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     )
     from tandem.params import BeamSearchParams, SamplingParams
     from tandem.pipelines import Pipeline, pipeline
-    from tandem.transcription import Transcription, TranscriptionParams, TranscriptionSegment
+    from tandem.transcription import ServerVad, Transcription, TranscriptionParams, TranscriptionSegment
 
 # Imported on first use: `import tandem` costs nothing, and a client needs no torch.
 _WHERE = {
@@ -62,7 +62,7 @@ _WHERE = {
     ),
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "pipeline"),
-    "tandem.transcription": ("Transcription", "TranscriptionParams", "TranscriptionSegment"),
+    "tandem.transcription": ("ServerVad", "Transcription", "TranscriptionParams", "TranscriptionSegment"),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -90,6 +90,7 @@ __all__ = [
     "RequestTooLarge",
     "SamplingParams",
     "ScoreOutput",
+    "ServerVad",
     "TandemError",
     "TargetScore",
     "TextDelta",

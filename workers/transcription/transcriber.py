@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Sequence
+from typing import Protocol
 
 from tandem.transcription import Transcription, TranscriptionSegment
 from tandem.workers.request import Delta, EngineRequest
 from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
 from tandem.workers.requests.media.spectrogram import Spectrogram
 from tandem.workers.requests.request_builder import sample_seed
+from tandem.workers.requests.speech import language_of, opened
 from tandem.workers.transcription.answers import WindowAnswer, WindowAnswers
 from tandem.workers.transcription.asked import Asked
+from tandem.workers.transcription.chunks import Chunk
 from tandem.workers.transcription.fallback import Attempt, ids_ratio, judged, text_ratio
 from tandem.workers.transcription.history import history_of
 from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S, split
@@ -25,8 +28,38 @@ Asking = Generator[list[EngineRequest], list[WindowAnswer], None]
 Trying = Generator[list[EngineRequest], list[WindowAnswer], tuple[Attempt, bool]]
 
 
-class Transcriber:
-    """`start` it, and `push` the deltas of its requests until it is `done`.
+class Transcriber(Protocol):
+    """`start` it, and `push` the deltas of its requests until it is `done`."""
+
+    segments: list[TranscriptionSegment]  # so far; those that are there stay
+
+    @property
+    def done(self) -> bool: ...
+
+    @property
+    def seek_s(self) -> float:
+        """Up to where the recording is transcribed."""
+
+    @property
+    def duration_s(self) -> float:
+        """Of the recording."""
+
+    def start(self) -> list[EngineRequest]:
+        """The requests that are to be generated first, all at once; to be called once."""
+
+    def push(self, delta: Delta) -> list[EngineRequest]:
+        """Takes in a delta of one of its requests. Returns those that are to be generated now, too.
+
+        Raises the delta's error, or why its request was ended: DeadlineExceeded, Cancelled. Its other
+        requests may be under way then.
+        """
+
+    def transcription(self) -> Transcription:
+        """What is transcribed so far."""
+
+
+class SequentialTranscriber:
+    """A `Transcriber` of one window after another.
 
     Windows, segments, seek and fallback are those of transformers' `WhisperForConditionalGeneration.generate`
     for a batch of one, or of openai-whisper's `transcribe`: see `TranscriptionParams`.
@@ -34,17 +67,22 @@ class Transcriber:
 
     def __init__(
         self, asked: Asked, recording: Spectrogram, windows: WindowRequests, vocabulary: Vocabulary,
-        seed: int | None,
+        seed: int | None, chunk: Chunk | None = None, language_id: int | None = None,
     ) -> None:  # fmt: skip
-        self.segments: list[TranscriptionSegment] = []  # so far
+        """chunk: what is transcribed; None: all of the recording. language_id: the token of the language,
+        where that is detected already."""
+        self.segments: list[TranscriptionSegment] = []
         self._asked, self._recording, self._windows = asked, recording, windows
         self._vocabulary = vocabulary
         self._seed, self._drawn = secrets.randbits(63) if seed is None else seed, 0
-        self._seek = 0  # frames
+        self._chunk = chunk or Chunk(0, recording.frames, recording.frames)
+        self._seek = self._chunk.start  # frames
         self._said: list[int] = []  # text of all segments
         # A window's place cannot be told from text alone.
-        self._timestamps = asked.segments or recording.frames > windows.frames
+        self._timestamps = asked.segments or self._chunk.stop - self._chunk.start > windows.frames
         self._opening = asked.opening(timestamps=self._timestamps)
+        if language_id is not None:
+            self._opening = opened(self._opening, language_id)
         self._history = history_of(asked, windows.most_before)
         self.done = False
         self._flow = self._run()
@@ -52,7 +90,6 @@ class Transcriber:
 
     @property
     def seek_s(self) -> float:
-        """Up to where the recording is transcribed."""
         return min(self._seek * TIME_S / FRAMES_A_TIME, self.duration_s)
 
     @property
@@ -60,34 +97,20 @@ class Transcriber:
         return self._recording.duration_s
 
     def start(self) -> list[EngineRequest]:
-        """The requests that are to be generated first; to be called once."""
         return self._wait_for(lambda: next(self._flow))
 
     def push(self, delta: Delta) -> list[EngineRequest]:
-        """Takes in a delta of one of its requests. Returns those that are to be generated now, too.
-
-        Raises the delta's error, or why its request was ended: DeadlineExceeded, Cancelled.
-        """
         answers = self._answers.push(delta)
         return [] if answers is None else self._wait_for(lambda: self._flow.send(answers))
 
     def transcription(self) -> Transcription:
-        """What is transcribed so far."""
         return Transcription(
             text=self._text(self._said).strip(),
-            language=self._language,
+            language=language_of(self._asked.speech, self._opening),
             duration_s=self.duration_s,
             segments=self.segments if self._asked.segments else [],
+            mode="sequential",
         )
-
-    @property
-    def _language(self) -> str:
-        languages = self._asked.speech.languages
-        if not languages:
-            return "en"
-        known = set(languages.values())
-        said = [ids[0] for ids in self._opening if len(ids) == 1 and ids[0] in known]
-        return self._asked.speech.code(said[0]) if said else ""
 
     def _wait_for(self, go_on: Callable[[], list[EngineRequest]]) -> list[EngineRequest]:
         try:
@@ -100,9 +123,9 @@ class Transcriber:
     # -- the loop
 
     def _run(self) -> Asking:
-        asked, content = self._asked, self._recording.frames
-        while self._seek < content:
-            frames = min(self._windows.frames, content - self._seek)
+        asked, chunk = self._asked, self._chunk
+        while self._seek < chunk.speech_stop:
+            frames = min(self._windows.frames, chunk.stop - self._seek)
             attempt, silent = yield from self._decode(frames)
             if silent:
                 self._history.left_out(attempt.temperature)
@@ -145,7 +168,7 @@ class Transcriber:
         if before and any(len(ids) > 1 for ids in self._opening):
             # The language is what follows the start token alone.
             (answer,) = yield [self._windows.detection(encoder, self._opening)]
-            self._opened(answer)
+            self._opening = opened(self._opening, answer.token_ids[0])
         most = self._windows.max_tokens(len(before) + 1 + len(self._opening))
         for temperature in self._asked.temperatures:
             start = Start(before, self._opening, timestamps=self._timestamps)
@@ -153,17 +176,12 @@ class Transcriber:
             answers = yield requests
             said = len(requests[0].decoding.opening_ids)
             if said:
-                self._opened(answers[0])
+                self._opening = opened(self._opening, answers[0].token_ids[0])
             attempt = self._best(answers, said, temperature)
             again, silent = judged(attempt, self._asked)
             if not again:
                 break
         return attempt, silent
-
-    def _opened(self, answer: WindowAnswer) -> None:
-        """The model has said the language."""
-        at = next(number for number, ids in enumerate(self._opening) if len(ids) > 1)
-        self._opening = (*self._opening[:at], (answer.token_ids[0],), *self._opening[at + 1 :])
 
     def _best(self, answers: Sequence[WindowAnswer], said: int, temperature: float) -> Attempt:
         """The likeliest of several samples, a token. said: tokens before the text."""
@@ -192,6 +210,10 @@ class Transcriber:
         return [sample_seed(self._seed, number) for number in range(first, self._drawn)]
 
     def _text(self, ids: Sequence[int]) -> str:
-        words = [token for token in ids if token < self._windows.text_end]
-        detokenizer = Detokenizer(self._vocabulary)
-        return detokenizer.push(words) + detokenizer.flush()
+        return text_of(ids, self._windows.text_end, self._vocabulary)
+
+
+def text_of(ids: Sequence[int], text_end: int, vocabulary: Vocabulary) -> str:
+    """ids: with times. text_end: text has ids below."""
+    detokenizer = Detokenizer(vocabulary)
+    return detokenizer.push([token for token in ids if token < text_end]) + detokenizer.flush()
