@@ -52,7 +52,9 @@ class TranscriptionBuilder:
             recording = self._processor.spectrogram(
                 media, longest_s, followed_by_silence=asked.openai, voice=voice
             )
-        digest = hashlib.blake2b(f"{info.revision}\0{asked.openai}\0".encode(), digest_size=16)
+        digest = hashlib.blake2b(
+            f"{info.revision}\0{asked.openai}\0{asked.vad is None}\0".encode(), digest_size=16
+        )
         digest.update(media.data)
         name, numbers = uuid.uuid4().hex, count()
 
