@@ -41,7 +41,12 @@ if TYPE_CHECKING:
     )
     from tandem.params import BeamSearchParams, SamplingParams
     from tandem.pipelines import Pipeline, pipeline
-    from tandem.transcription import Transcription, TranscriptionParams, TranscriptionSegment
+    from tandem.transcription import (
+        Transcription,
+        TranscriptionParams,
+        TranscriptionSegment,
+        TranscriptionWord,
+    )
 
 # Imported on first use: `import tandem` costs nothing, and a client needs no torch.
 _WHERE = {
@@ -62,7 +67,12 @@ _WHERE = {
     ),
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "pipeline"),
-    "tandem.transcription": ("Transcription", "TranscriptionParams", "TranscriptionSegment"),
+    "tandem.transcription": (
+        "Transcription",
+        "TranscriptionParams",
+        "TranscriptionSegment",
+        "TranscriptionWord",
+    ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -99,6 +109,7 @@ __all__ = [
     "Transcription",
     "TranscriptionParams",
     "TranscriptionSegment",
+    "TranscriptionWord",
     "Unavailable",
     "pipeline",
     "zip_enc_dec_prompt_lists",

@@ -18,11 +18,13 @@ from tandem.workers.transcription.answers import WindowAnswer, WindowAnswers
 from tandem.workers.transcription.asked import Asked
 from tandem.workers.transcription.fallback import Attempt, ids_ratio, judged, text_ratio
 from tandem.workers.transcription.history import history_of
-from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S, split
+from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S, Split, split
 from tandem.workers.transcription.window_requests import Start, WindowRequests
+from tandem.workers.transcription.word_times import TimedWindow, Window, word_times_of
 
 Asking = Generator[list[EngineRequest], list[WindowAnswer], None]
 Trying = Generator[list[EngineRequest], list[WindowAnswer], tuple[Attempt, bool]]
+Timing = Generator[list[EngineRequest], list[WindowAnswer], TimedWindow]
 
 
 class Transcriber:
@@ -46,6 +48,7 @@ class Transcriber:
         self._timestamps = asked.segments or recording.frames > windows.frames
         self._opening = asked.opening(timestamps=self._timestamps)
         self._history = history_of(asked, windows.most_before)
+        self._words = word_times_of(asked, recording, windows, vocabulary)  # None: they are not asked for
         self.done = False
         self._flow = self._run()
         self._answers = WindowAnswers([])  # of the requests that are generated now
@@ -108,11 +111,12 @@ class Transcriber:
                 self._history.left_out(attempt.temperature)
                 self._seek += frames
                 continue
-            pieces, advance = split(
-                attempt.token_ids, self._seek, frames, asked.first_time_id, openai=asked.openai
-            )
+            parts = split(attempt.token_ids, self._seek, frames, asked.first_time_id, openai=asked.openai)
+            (pieces, advance), words = parts, [None] * len(parts.pieces)
+            if self._words is not None:
+                (pieces, advance), words = yield from self._timed(attempt, parts, frames)
             kept = []
-            for piece in pieces:
+            for piece, of_piece in zip(pieces, words, strict=True):
                 text = self._text(piece.token_ids)
                 if asked.openai and (piece.start_s == piece.end_s or not text.strip()):
                     continue
@@ -130,6 +134,7 @@ class Transcriber:
                         avg_logprob=attempt.avg_logprob,
                         compression_ratio=attempt.text_ratio,
                         no_speech_prob=attempt.no_speech_prob,
+                        words=of_piece,
                     )
                 )
             self._history.extend(kept, attempt.temperature)
@@ -160,6 +165,17 @@ class Transcriber:
                 break
         return attempt, silent
 
+    def _timed(self, attempt: Attempt, parts: Split, frames: int) -> Timing:
+        """The window's segments and their words, timed by one more request."""
+        assert self._words is not None
+        start = [*self._history.before(), self._windows.start_id, *(ids[0] for ids in self._opening)]
+        window = Window(self._seek, frames, start, attempt.token_ids, attempt.ended, self._language, parts)
+        if (reading := self._words.reading(window)) is None:
+            return self._words.timed(window, WindowAnswer())
+        encoder = self._windows.encoder_input(self._recording, self._seek, self._seek + frames)
+        (answer,) = yield [self._windows.alignment(encoder, *reading)]
+        return self._words.timed(window, answer)
+
     def _opened(self, answer: WindowAnswer) -> None:
         """The model has said the language."""
         at = next(number for number, ids in enumerate(self._opening) if len(ids) > 1)
@@ -183,6 +199,7 @@ class Transcriber:
             ids_ratio=ids_ratio(ids, self._windows.vocab_size),
             text_ratio=text_ratio(self._text(text_ids).strip()),
             no_speech_prob=answer.no_speech_prob,
+            ended=len(text_ids) < len(ids),
         )
 
     def _seeds(self, temperature: float) -> list[int]:
