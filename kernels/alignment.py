@@ -80,8 +80,7 @@ def time_warp(x: Tensor) -> Tensor:
     """
     rows, columns = x.shape
     first = np.zeros(rows, np.int64)
-    steps, values = np.full((rows + 1, columns + 1), _COLUMN, np.int8), x.numpy()
-    steps[:, 0] = _ROW
+    steps, values = np.empty((rows + 1, columns + 1), np.int8), x.numpy()
     # Costs by antidiagonal: the cells of one depend on the two before it alone.
     before = np.full(rows + 1, np.inf, np.float32)
     last = before.copy()
@@ -97,7 +96,7 @@ def time_warp(x: Tensor) -> Tensor:
     row, column = rows, columns
     while row > 0:
         first[row - 1] = max(0, column - 1)
-        step = steps[row, column]
+        step = steps[row, column] if column > 1 else _ROW
         row -= int(step != _COLUMN)
         column -= int(step != _ROW)
     return torch.from_numpy(first)

@@ -30,8 +30,9 @@ void apply(const TimeWarp& op, i64 rows) {
     }
     i64 column = op.columns - 1;
     for (i64 row = rows - 1; row >= 0;) {
-        op.out[row] = std::max<i64>(0, column);
-        const Step step = column < 0 ? ROW : steps[column * rows + row];
+        op.out[row] = column;
+        // Only of NaN a path comes to the edge before the first row.
+        const Step step = column == 0 ? ROW : steps[column * rows + row];
         row -= step != COLUMN;
         column -= step != ROW;
     }

@@ -186,8 +186,9 @@ def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tens
 
 
 def time_warp(x: Tensor) -> Tensor:
-    out = torch.empty(x.shape[:1], dtype=torch.int64)
-    _cpu.time_warp(x=x.contiguous(), out=out)
+    out = torch.zeros(x.shape[:1], dtype=torch.int64)
+    if x.numel():
+        _cpu.time_warp(x=x.contiguous(), out=out)
     return out
 
 

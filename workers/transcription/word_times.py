@@ -82,14 +82,15 @@ class TransformersWords:
             return None
         start = len(window.start_ids)
         ids = [*window.ids, self._windows.text_end] if window.ended else window.ids
-        # In the padding nothing is left, and transformers' slice counts from the window's end.
         positions = range(self._windows.frames // FRAMES_A_TIME)
+        # In the padding it is below 0; transformers' slice, which it takes twice, then counts from the end.
+        left = (self._content - window.seek) // FRAMES_A_TIME
         how = Alignment(
             heads=self._asked.alignment_heads,
             compared_from=start,
             first=start,
             stop=start + len(ids) - 1,
-            input_length=len(positions[: (self._content - window.seek) // FRAMES_A_TIME]),
+            input_length=len(positions[:left][:left]),
             cropped=False,
             filter_width=self._asked.speech.median_filter_width,
         )
