@@ -58,6 +58,8 @@ def _characters(ids: Sequence[int], decode: Decode) -> list[Word]:
                 continue
         parts.append(Word(text, list(range(start, stop))))
         seen, start = seen + len(text), stop
+    if start < len(ids):  # parts of a character; transformers leaves them out
+        parts.append(Word(decode(ids[start:]), list(range(start, len(ids)))))
     return parts
 
 
