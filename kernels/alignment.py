@@ -86,17 +86,17 @@ def time_warp(x: Tensor) -> Tensor:
     last = before.copy()
     before[0] = 0.0
     for diagonal in range(2, rows + columns + 1):
-        row = np.arange(max(1, diagonal - columns), min(rows, diagonal - 1) + 1)
-        both, up, left = before[row - 1], last[row - 1], last[row]
+        cells = np.arange(max(1, diagonal - columns), min(rows, diagonal - 1) + 1)
+        both, up, left = before[cells - 1], last[cells - 1], last[cells]
         by_row = np.where((up < both) & (up < left), _ROW, _COLUMN)
         step = np.where((both < up) & (both < left), _BOTH, by_row)
-        steps[row, diagonal - row] = step
+        steps[cells, diagonal - cells] = step
         before, last = last, np.full_like(last, np.inf)
-        last[row] = np.choose(step, (both, up, left)) - values[row - 1, diagonal - row - 1]
+        last[cells] = np.choose(step, (both, up, left)) - values[cells - 1, diagonal - cells - 1]
     row, column = rows, columns
     while row > 0:
         first[row - 1] = max(0, column - 1)
-        step = steps[row, column] if column > 1 else _ROW
-        row -= int(step != _COLUMN)
-        column -= int(step != _ROW)
+        came_by = int(steps[row, column]) if column > 1 else _ROW
+        row -= came_by != _COLUMN
+        column -= came_by != _ROW
     return torch.from_numpy(first)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import cache
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -32,8 +33,6 @@ HEADS = {
     "turbo": ((0, 0), (0, 2)),
     "english": ((0, 0), (0, 1), (1, 2), (1, 3)),
 }
-PROMPT_IDS = [0, 40, 21]
-PROMPT = " bango bo"
 TOP_1 = {"top_k": 1}  # what is drawn is the likeliest, in both
 ASKED: dict[str, dict[str, Any]] = {
     "plain": {},
@@ -42,6 +41,8 @@ ASKED: dict[str, dict[str, Any]] = {
     "beams": {"num_beams": 3},
     "drawn": {"temperature": (0.4,), "language": "en"},
     "few tokens": {"max_tokens": 5, "language": "en"},
+    "one word": {"max_tokens": 2, "language": "en"},
+    "prompt": {"prompt": "5!.", "condition_on_prev_tokens": True, "prompt_condition_type": "all-segments"},
 }
 CASES = [("base", name) for name in ASKED] + [
     ("english", "plain"), ("english", "beams"), ("turbo", "plain"), ("turbo", "chinese"), ("large", "plain"),
@@ -92,15 +93,23 @@ def test_as_transformers(
     assert (stats.encoded_tokens - before) % positions == 0
     compared = 0
     for one, answer in zip(samples, answers, strict=True):
-        expected, words = transcripts(geometry).timed(one, answer.language, **theirs(ours))
+        whole = transcripts(geometry)
+        options = theirs(ours)
+        if "prompt" in options:
+            options["prompt"] = whole.tokenizer.encode(" 5!.", add_special_tokens=False)
+            assert len(options["prompt"]) == 4
+        expected, words = whole.timed(one, answer.language, **options)
         if expected.lead < CLEAR:
             continue
         assert found(answer) == expected.segments
-        compared += sum(map(len, words))
-        assert close(found_words(answer), words, within_s=0.02)
-        for segment in answer.segments:
+        # Where a text has parts of characters, transformers may lose what follows.
+        whole_text = ["\ufffd" not in segment.text for segment in answer.segments]
+        ours_too, theirs_too = (list(compress(of, whole_text)) for of in (found_words(answer), words))
+        compared += sum(map(len, theirs_too))
+        assert close(ours_too, theirs_too, within_s=0.02)
+        for segment, is_whole in zip(answer.segments, whole_text, strict=True):
             assert segment.words is not None
-            assert "".join(word.word for word in segment.words) == segment.text
+            assert not is_whole or "".join(word.word for word in segment.words) == segment.text
             assert all(0 <= word.probability <= 1 for word in segment.words)
     assert compared > 5
 
@@ -188,7 +197,7 @@ def test_on_two_ranks(model: Callable[[str], Path], ready: Callable[[str], LLM])
 def test_a_reading_is_no_second_pass_of_the_encoder(ready: Callable[[str], LLM]) -> None:
     """Nor is any other thing that is asked of a window."""
     asked: Any = {
-        "prompt": PROMPT, "temperature": (0.0, 0.2, 0.4), "logprob_threshold": 1.0, "timestamps": "word",
+        "prompt": "5!", "temperature": (0.0, 0.2, 0.4), "logprob_threshold": 1.0, "timestamps": "word",
         "condition_on_prev_tokens": True,
     }  # fmt: skip
     llm = ready("base")
@@ -229,10 +238,11 @@ def test_what_is_not_asked_for_is_not_there(ready: Callable[[str], LLM]) -> None
         (((0, 1), (2, 0)), "head 0 of layer 2, its decoder has 2 layers of 4 heads"),
         (((0, 4),), "head 4 of layer 0"),
         (((-1, 0),), "layer -1"),
+        (HEADS["base"], "median_filter_width of its config.json is 4"),
     ],
 )
 def test_a_model_that_cannot(tmp_path: Path, heads: Any, why: str) -> None:
-    folder = make_timed(tmp_path, "base", heads)
+    folder = make_timed(tmp_path, "base", heads, median_filter_width=4 if heads == HEADS["base"] else 7)
     with LLM(str(folder), dtype="float32") as llm:
         with pytest.raises(InvalidRequest, match=why) as refused:
             llm.transcribe((sound(0), RATE), timestamps="word")

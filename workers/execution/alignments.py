@@ -109,6 +109,6 @@ def _aligned(packet: Packet) -> list[_Aligned]:
     heads = packet.alignment_heads.reshape(-1, 2).tolist()
     found, at = [], 0
     for *columns, count in packet.alignments.values.tolist():
-        found.append(_Aligned(*columns, heads[at : at + count]))
+        found.append(_Aligned._make([*columns, heads[at : at + count]]))
         at += count
     return found

@@ -80,7 +80,13 @@ class Head:
                 if targets.top >= 0:
                     part += [(logprobs > own).sum(1) + 1, *logprobs.topk(targets.top, dim=1)]
                 parts.append(part)
-        return TargetScores(*map(torch.cat, zip(*parts, strict=True))) if parts else None
+        if not parts:
+            return None
+        logprobs, *others = (torch.cat(part) for part in zip(*parts, strict=True))
+        if not others:
+            return TargetScores(logprobs)
+        ranks, top, top_ids = others
+        return TargetScores(logprobs, ranks, top, top_ids)
 
     def slots(self) -> Iterator[WeightSlot]:
         return weights_of(None if self.tied else self.projection, self.bias, self.transform, self.norm)

@@ -62,7 +62,7 @@ class Speech:
             no_speech_threshold=_number(generation, "no_speech_threshold"),
             alignment_heads=_heads(generation.get("alignment_heads")),
             decoder_heads=(config.get("decoder_layers", 0), config.get("decoder_attention_heads", 0)),
-            median_filter_width=_typed(config, "median_filter_width", int) or 7,
+            median_filter_width=config.get("median_filter_width", 7),
         )
 
     @property

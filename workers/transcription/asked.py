@@ -118,6 +118,12 @@ def _alignment_heads(params: TranscriptionParams, name: str, speech: Speech) -> 
             "openai-whisper, which guesses",
             field="timestamps",
         )
+    if speech.median_filter_width < 1 or speech.median_filter_width % 2 == 0:
+        raise InvalidRequest(
+            f"{name!r} cannot tell the times of words: median_filter_width of its config.json is "
+            f"{speech.median_filter_width}, which must be odd",
+            field="timestamps",
+        )
     for layer, head in named:
         if not (0 <= layer < layers and 0 <= head < heads):
             raise InvalidRequest(

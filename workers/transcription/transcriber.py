@@ -112,11 +112,11 @@ class Transcriber:
                 self._seek += frames
                 continue
             parts = split(attempt.token_ids, self._seek, frames, asked.first_time_id, openai=asked.openai)
-            (pieces, advance), words = parts, [None] * len(parts.pieces)
+            timed = None
             if self._words is not None:
-                (pieces, advance), words = yield from self._timed(attempt, parts, frames)
+                parts, timed = yield from self._timed(attempt, parts, frames)
             kept = []
-            for piece, of_piece in zip(pieces, words, strict=True):
+            for number, piece in enumerate(parts.pieces):
                 text = self._text(piece.token_ids)
                 if asked.openai and (piece.start_s == piece.end_s or not text.strip()):
                     continue
@@ -134,12 +134,12 @@ class Transcriber:
                         avg_logprob=attempt.avg_logprob,
                         compression_ratio=attempt.text_ratio,
                         no_speech_prob=attempt.no_speech_prob,
-                        words=of_piece,
+                        words=None if timed is None else timed[number],
                     )
                 )
             self._history.extend(kept, attempt.temperature)
             # Tokens without the rules of times may say that nothing is done: the loop goes on all the same.
-            self._seek += advance or frames
+            self._seek += parts.advance or frames
 
     def _decode(self, frames: int) -> Trying:
         """Decodes the next window, at one temperature after another; returns the last attempt, and whether it

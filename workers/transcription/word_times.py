@@ -17,7 +17,7 @@ from tandem.workers.transcription.answers import WindowAnswer
 from tandem.workers.transcription.asked import Asked
 from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S, Piece, Split
 from tandem.workers.transcription.window_requests import WindowRequests
-from tandem.workers.transcription.words import Word, merge_punctuation, split_words
+from tandem.workers.transcription.words import TokenBytes, Word, merge_punctuation, split_words
 
 _TIMES_A_SECOND: Final = 50
 _FRAMES_A_SECOND: Final = 100
@@ -73,7 +73,8 @@ class TransformersWords:
     def __init__(
         self, asked: Asked, recording: Spectrogram, windows: WindowRequests, vocabulary: Vocabulary
     ) -> None:
-        self._asked, self._windows, self._decode = asked, windows, vocabulary.decode
+        self._asked, self._windows = asked, windows
+        self._token_bytes = _token_bytes(vocabulary)
         # Without the padding of a recording that is shorter than a window; the small number is for rounding.
         self._content = min(recording.frames, ceil(recording.duration_s * _FRAMES_A_SECOND - 1e-6))
 
@@ -109,7 +110,7 @@ class TransformersWords:
 
     def _split(self, said: list[int], window: Window) -> list[Word]:
         ids = [window.ids[at] for at in said]
-        words = split_words(ids, window.language, self._windows.text_end, self._decode)
+        words = split_words(ids, window.language, self._windows.text_end, self._token_bytes)
         merge_punctuation(words, self._BEFORE, self._AFTER)
         return [word for word in words if word.text]
 
@@ -137,7 +138,8 @@ class OpenAIWords:
     _NEAR_S: Final = 0.5  # a word is not that far out of its segment
 
     def __init__(self, asked: Asked, windows: WindowRequests, vocabulary: Vocabulary) -> None:
-        self._asked, self._windows, self._decode = asked, windows, vocabulary.decode
+        self._asked, self._windows = asked, windows
+        self._token_bytes = _token_bytes(vocabulary)
         self._spoken_until_s = 0.0
 
     def reading(self, window: Window) -> Reading | None:
@@ -187,7 +189,7 @@ class OpenAIWords:
 
     def _words(self, window: Window, answer: WindowAnswer) -> list[Word]:
         """With their times in the window."""
-        words = split_words(self._text(window), window.language, self._windows.text_end, self._decode)
+        words = split_words(self._text(window), window.language, self._windows.text_end, self._token_bytes)
         for word in words:
             start, stop = word.at[0], word.at[-1] + 1
             word.start_s = answer.alignment[start] / _TIMES_A_SECOND
@@ -249,3 +251,7 @@ def word_times_of(
     if asked.openai:
         return OpenAIWords(asked, windows, vocabulary)
     return TransformersWords(asked, recording, windows, vocabulary)
+
+
+def _token_bytes(vocabulary: Vocabulary) -> TokenBytes:
+    return vocabulary.token_bytes or (lambda token: vocabulary.decode([token]).encode())

@@ -9,9 +9,8 @@ from typing import Final
 
 # Chinese, Japanese, Thai, Lao, Burmese, Cantonese.
 _WITHOUT_SPACES: Final = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
-_MALFORMED: Final = "\ufffd"  # part of a character
 
-Decode = Callable[[Sequence[int]], str]
+TokenBytes = Callable[[int], bytes]  # of an id, special tokens as they are written
 
 
 @dataclass(slots=True)
@@ -23,15 +22,12 @@ class Word:
     probability: float = 0.0
 
 
-def split_words(ids: Sequence[int], language: str, text_end: int, decode: Decode) -> list[Word]:
+def split_words(ids: Sequence[int], language: str, text_end: int, token_bytes: TokenBytes) -> list[Word]:
     """`split_to_word_tokens` of openai-whisper, which transformers has, too.
 
-    Args:
-        language: its code.
-        text_end: ids from it on are no text; each is a word by itself.
-        decode: ids → their text, special tokens included.
+    language: its code. text_end: ids from it on are no text; each is a word by itself.
     """
-    parts = _characters(ids, decode)
+    parts = _characters(ids, token_bytes)
     if language in _WITHOUT_SPACES:
         return parts
     words: list[Word] = []
@@ -45,21 +41,21 @@ def split_words(ids: Sequence[int], language: str, text_end: int, decode: Decode
     return words
 
 
-def _characters(ids: Sequence[int], decode: Decode) -> list[Word]:
-    """The shortest runs of tokens that are whole characters."""
-    whole, parts = decode(ids), list[Word]()
-    seen, start = 0, 0  # characters, tokens
-    for stop in range(1, len(ids) + 1):
-        text = decode(ids[start:stop])
-        if _MALFORMED in text:
-            # The text itself may have it, too.
-            at = seen + text.index(_MALFORMED)
-            if at < len(whole) and whole[at] != _MALFORMED:
-                continue
-        parts.append(Word(text, list(range(start, stop))))
-        seen, start = seen + len(text), stop
-    if start < len(ids):  # parts of a character; transformers leaves them out
-        parts.append(Word(decode(ids[start:]), list(range(start, len(ids)))))
+def _characters(ids: Sequence[int], token_bytes: TokenBytes) -> list[Word]:
+    """The shortest runs of tokens that are whole characters. A byte that is of none is one by itself, so that
+    no token after it is lost."""
+    pieces = [token_bytes(token) for token in ids]
+    ends, size = set(), 0
+    for char in b"".join(pieces).decode(errors="surrogateescape"):
+        size += len(char.encode(errors="surrogateescape"))
+        ends.add(size)
+    parts, start, size = list[Word](), 0, 0
+    for stop, piece in enumerate(pieces, 1):
+        size += len(piece)
+        if size in ends:
+            text = b"".join(pieces[start:stop]).decode(errors="replace")
+            parts.append(Word(text, list(range(start, stop))))
+            start = stop
     return parts
 
 
