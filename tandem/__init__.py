@@ -42,7 +42,9 @@ if TYPE_CHECKING:
     from tandem.params import BeamSearchParams, SamplingParams
     from tandem.pipelines import Pipeline, pipeline
     from tandem.transcription import (
+        ServerVad,
         Transcription,
+        TranscriptionDelta,
         TranscriptionParams,
         TranscriptionSegment,
         TranscriptionWord,
@@ -68,10 +70,8 @@ _WHERE = {
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "pipeline"),
     "tandem.transcription": (
-        "Transcription",
-        "TranscriptionParams",
-        "TranscriptionSegment",
-        "TranscriptionWord",
+        "ServerVad", "Transcription", "TranscriptionDelta", "TranscriptionParams",
+        "TranscriptionSegment", "TranscriptionWord",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -100,6 +100,7 @@ __all__ = [
     "RequestTooLarge",
     "SamplingParams",
     "ScoreOutput",
+    "ServerVad",
     "TandemError",
     "TargetScore",
     "TextDelta",
@@ -107,6 +108,7 @@ __all__ = [
     "TokenLogprobs",
     "TokensPrompt",
     "Transcription",
+    "TranscriptionDelta",
     "TranscriptionParams",
     "TranscriptionSegment",
     "TranscriptionWord",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from tandem.errors import InvalidRequest, renaming_fields
-from tandem.transcription import TranscriptionParams
+from tandem.transcription import ServerVad, TranscriptionParams
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.speech import Heads, Opening, Speech
 
@@ -15,6 +15,7 @@ T = TypeVar("T")
 # openai-whisper's defaults.
 _COMPRESSION, _LOGPROB, _NO_SPEECH, _BEST_OF = 2.4, -1.0, 0.6, 5
 _MAX_INITIAL: Final = 50  # steps of a time, which are a second
+_ENGLISH: Final = ("en", "english", "English")
 _NO_ID: Final = 2**31
 _TOP_K: Final = 50  # transformers' default where it draws
 
@@ -41,29 +42,37 @@ class Asked:
     top_k: int | None  # where a token is drawn; None: the model's own
     max_tokens: int | None
     max_initial_timestamp: int | None
+    vad: ServerVad | None = None  # how the recording is cut into chunks; None: it is not
     alignment_heads: Heads = ()  # those that words are timed by; none: no words are asked for
 
     @classmethod
     def of(cls, params: TranscriptionParams, info: ModelInfo, prompt_ids: tuple[int, ...]) -> Asked:
         """Raises InvalidRequest, naming the field, for what the model cannot do."""
-        speech, openai = info.speech, params.semantics == "openai"
+        speech, openai, chunked = info.speech, params.semantics == "openai", params.vad is not None
         if speech is None:
             raise InvalidRequest(f"{info.name!r} is no speech model", field="model")
+        if chunked and params.condition_on_prev_tokens:
+            raise InvalidRequest(
+                "does not go with chunking_strategy, whose chunks are independent of each other",
+                field="condition_on_prev_tokens",
+            )
         compression, logprob = speech.compression_ratio_threshold, speech.logprob_threshold
         no_speech, condition, best_of = speech.no_speech_threshold, speech.condition_on_prev_tokens, 1
         top_k, max_initial = info.defaults.top_k or _TOP_K, speech.max_initial_timestamp
         if openai:
             compression, logprob, no_speech = _COMPRESSION, _LOGPROB, _NO_SPEECH
             condition, best_of, top_k, max_initial = True, _BEST_OF, 0, _MAX_INITIAL
+        # openai-whisper's English-only models may be told what they do anyway.
+        english_only = openai and not speech.languages
         asked = cls(
             openai=openai,
             speech=speech,
-            language=params.language,
-            task=params.task,
+            language=None if english_only and params.language in _ENGLISH else params.language,
+            task=None if english_only and params.task == "transcribe" else params.task,
             segments=params.timestamps is not None,
             prompt_ids=prompt_ids,
             prompt_each=params.prompt_condition_type == "all-segments",
-            condition=_given(params.condition_on_prev_tokens, condition),
+            condition=not chunked and _given(params.condition_on_prev_tokens, condition),
             temperatures=params.temperatures,
             compression_ratio_threshold=_given(params.compression_ratio_threshold, compression),
             logprob_threshold=_given(params.logprob_threshold, logprob),
@@ -74,6 +83,7 @@ class Asked:
             top_k=top_k,
             max_tokens=params.max_tokens,
             max_initial_timestamp=max_initial,
+            vad=params.vad,
             alignment_heads=_alignment_heads(params, info.name, speech),
         )
         asked._check(info)

@@ -42,6 +42,7 @@ class WindowRequests:
         self._recording_key, self._next_id = recording_key, next_id
         self.frames = self._front.features[1]  # of a window
         self.start_id = info.decoder_start_id
+        self.positions = self._front.positions  # of a window's encoder input
         self.eos_ids, self.vocab_size = info.eos_ids, info.vocab_size
         self.text_end = min(info.eos_ids)  # text has ids below
         held = info.decoder_positions or positions
@@ -52,10 +53,11 @@ class WindowRequests:
     def encoder_input(self, recording: Spectrogram, start: int, stop: int) -> EncoderInput:
         digest = hashlib.blake2b(self._recording_key.encode(), digest_size=16)
         digest.update(f"\0{start}\0{stop}".encode())
+        fill = 0.0 if self._asked.vad is None else recording.silence
         return EncoderInput(
             digest.hexdigest(),
             (self._front.placeholder_id,) * self._front.positions,
-            features=recording.window(start, stop, self.frames),
+            features=recording.window(start, stop, self.frames, fill),
         )
 
     def max_tokens(self, start: int) -> int:

@@ -15,6 +15,7 @@ from tandem.workers.requests.detokenizer import Vocabulary
 from tandem.workers.requests.media.spectrogram import Spectrogram
 from tandem.workers.transcription.answers import WindowAnswer
 from tandem.workers.transcription.asked import Asked
+from tandem.workers.transcription.chunks import Chunk
 from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S, Piece, Split
 from tandem.workers.transcription.window_requests import WindowRequests
 from tandem.workers.transcription.words import TokenBytes, Word, merge_punctuation, split_words
@@ -70,13 +71,11 @@ class TransformersWords:
     _BEFORE: Final = "\"'“¡¿([{-"
     _AFTER: Final = "\"'.。,，!！?？:：”)]}、"
 
-    def __init__(
-        self, asked: Asked, recording: Spectrogram, windows: WindowRequests, vocabulary: Vocabulary
-    ) -> None:
+    def __init__(self, asked: Asked, content: int, windows: WindowRequests, vocabulary: Vocabulary) -> None:
+        """content: frames of the recording up to where it, or its chunk, ends; all after it is padding."""
         self._asked, self._windows = asked, windows
         self._token_bytes = _token_bytes(vocabulary)
-        # Without the padding of a recording that is shorter than a window; the small number is for rounding.
-        self._content = min(recording.frames, ceil(recording.duration_s * _FRAMES_A_SECOND - 1e-6))
+        self._content = content
 
     def reading(self, window: Window) -> Reading | None:
         if all(token >= self._windows.text_end for token in window.ids):
@@ -137,10 +136,11 @@ class OpenAIWords:
     _LONGEST_MEDIAN_S: Final = 0.7
     _NEAR_S: Final = 0.5  # a word is not that far out of its segment
 
-    def __init__(self, asked: Asked, windows: WindowRequests, vocabulary: Vocabulary) -> None:
+    def __init__(self, asked: Asked, start_s: float, windows: WindowRequests, vocabulary: Vocabulary) -> None:
+        """start_s: of the recording, or of its chunk."""
         self._asked, self._windows = asked, windows
         self._token_bytes = _token_bytes(vocabulary)
-        self._spoken_until_s = 0.0
+        self._spoken_until_s = start_s
 
     def reading(self, window: Window) -> Reading | None:
         """The text after a start without a prompt, all of which is compared."""
@@ -243,14 +243,16 @@ class OpenAIWords:
 
 
 def word_times_of(
-    asked: Asked, recording: Spectrogram, windows: WindowRequests, vocabulary: Vocabulary
+    asked: Asked, recording: Spectrogram, chunk: Chunk, windows: WindowRequests, vocabulary: Vocabulary
 ) -> WordTimes | None:
     """None: words are not asked for."""
     if not asked.alignment_heads:
         return None
     if asked.openai:
-        return OpenAIWords(asked, windows, vocabulary)
-    return TransformersWords(asked, recording, windows, vocabulary)
+        return OpenAIWords(asked, chunk.start / _FRAMES_A_SECOND, windows, vocabulary)
+    # A recording that is shorter than a window is padded; the small number is for rounding.
+    content = min(chunk.stop, ceil(recording.duration_s * _FRAMES_A_SECOND - 1e-6))
+    return TransformersWords(asked, content, windows, vocabulary)
 
 
 def _token_bytes(vocabulary: Vocabulary) -> TokenBytes:

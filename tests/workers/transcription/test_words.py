@@ -117,7 +117,7 @@ def make_window(ids: list[int], seek: int, frames: int) -> Window:
 def openai_words() -> OpenAIWords:
     windows: Any = Windows()
     texts: Any = Texts(TEXTS)
-    return OpenAIWords(ASKED, windows, texts)
+    return OpenAIWords(ASKED, 0.0, windows, texts)
 
 
 def test_a_pause_belongs_to_no_word() -> None:
