@@ -47,6 +47,7 @@ if TYPE_CHECKING:
         TranscriptionDelta,
         TranscriptionParams,
         TranscriptionSegment,
+        TranscriptionWord,
     )
 
 # Imported on first use: `import tandem` costs nothing, and a client needs no torch.
@@ -70,7 +71,7 @@ _WHERE = {
     "tandem.pipelines": ("Pipeline", "pipeline"),
     "tandem.transcription": (
         "ServerVad", "Transcription", "TranscriptionDelta", "TranscriptionParams",
-        "TranscriptionSegment",
+        "TranscriptionSegment", "TranscriptionWord",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -110,6 +111,7 @@ __all__ = [
     "TranscriptionDelta",
     "TranscriptionParams",
     "TranscriptionSegment",
+    "TranscriptionWord",
     "Unavailable",
     "pipeline",
     "zip_enc_dec_prompt_lists",
