@@ -54,21 +54,24 @@ def _percent(share: float) -> str:
 def headline() -> str:
     """README's three claims and their figures: two medians of ratios, and the sum of the parity matrix."""
     stream = load("engine")["models"]["random T5-small"]["stream"]
-    peers = (stream[peer]["tandem_over_this"]["tandem int8"] for peer in ("ctranslate2 int8", "transformers"))
-    over_ctranslate2, over_transformers = (f"{ratio['median']:.1f}" for ratio in peers)
+    pairs = (("tandem int8", "ctranslate2 int8"), ("tandem float32", "transformers"))  # each of one precision
+    over_ctranslate2, over_transformers = (
+        f"{stream[peer]['tandem_over_this'][ours]['median']:.1f}" for ours, peer in pairs
+    )
     mixed = f"{load('placement')['workloads']['mixed']['ratio']['median']:.1f}"
     exact, total, models, ways = parity()
     rows = [
         ["Continuous batching for encoder-decoder models, beam search in the same batch, self- and "
          "cross-attention in one pool of pages",
-         f"**{over_ctranslate2} ×** CTranslate2's tokens/s in int8, {over_transformers} × transformers' "
-         "in float32"],
+         f"In int8 **{over_ctranslate2} ×** CTranslate2's tokens/s in int8; in float32 {over_transformers} × "
+         "transformers'"],
         ["Encoders and decoders as separate deployments that scale by themselves; an input is encoded once, "
          "whichever decoders answer",
          f"**{mixed} ×** the tokens/s of the same two workers colocated, on mixed requests"],
         ["The tokens and beams of `transformers.generate` whatever the batch: preempted, resumed, "
          "tensor-parallel",
-         f"**{exact} of {total}** requests exact, on {models} models in {ways} ways of decoding"],
+         f"**{exact} of {total}** requests exact in float32, on {models} tiny random checkpoints in {ways} "
+         "ways of decoding"],
     ]  # fmt: skip
     return markdown(["What", "Measured"], rows)
 
@@ -269,6 +272,22 @@ def admission() -> str:
     return markdown(["load", "order", "tokens/s", "mean latency", "p99 latency"], rows)
 
 
+# The results that the tables of docs/performance.md are made from, each written by the script of its name.
+MEASURED = ("engine", "speculation", "cluster", "placement", "roofline", "simulate", "admission")
+VERSIONS = {"torch": "PyTorch", "transformers": "transformers", "ray": "Ray", "ctranslate2": "CTranslate2"}
+
+
+def versions() -> str:
+    """Machine and versions of each results file; they differ where files were written on different days."""
+    rows = []
+    for name in MEASURED:
+        machine = load(name)["machine"]
+        installed = (machine["versions"][package] or "–" for package in VERSIONS)
+        script = f"[`bench/{name}.py`](../bench/{name}.py)"
+        rows.append([script, machine["date"], machine["cpu"], machine["python"], *installed])
+    return markdown(["measured by", "on", "processor", "Python", *VERSIONS.values()], rows)
+
+
 def _spread(values: Figures) -> str:
     return f"{values['median']:.2f} ({values['min']:.2f} to {values['max']:.2f})"
 
@@ -277,7 +296,7 @@ DOCUMENTS: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (headline,),
     ROOT / "docs" / "performance.md": (
         engine, speculation, cluster, first_token, placement, cache, roofline, handoff, costs, validation,
-        saturation, scaling, choices, admission,
+        saturation, scaling, choices, admission, versions,
     ),
 }  # fmt: skip
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
+import torch
+
 from tandem.cluster.handoff import HiddenSlice
 from tandem.inputs import Media
 from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
@@ -17,18 +19,22 @@ SILENCE_S = 30.0
 
 
 def packed_input(encoder_input: EncoderInput) -> list[object]:
-    """An input as it travels to an encoder: plain values, which Ray packs without pickle."""
-    return [encoder_input.key, list(encoder_input.token_ids), [list(each) for each in encoder_input.media]]
+    """An input as it travels to an encoder: plain values, which Ray packs without pickle, and an array."""
+    features = None if encoder_input.features is None else encoder_input.features.numpy()
+    media = [list(each) for each in encoder_input.media]
+    return [encoder_input.key, list(encoder_input.token_ids), media, features]
 
 
 def read_input(packed: list[Any]) -> EncoderInput:
-    key, token_ids, media = packed
-    return EncoderInput(key, tuple(token_ids), media=tuple(Media(*each) for each in media))
+    key, token_ids, media, features = packed
+    # Ray's array is read-only, and not the reader's to keep.
+    made = None if features is None else torch.tensor(features)
+    return EncoderInput(key, tuple(token_ids), media=tuple(Media(*each) for each in media), features=made)
 
 
 class Submission(NamedTuple):
     """One request on its way to an engine. `request.encoder.hidden` is made there, from `hidden`; where there
-    is `hidden`, `request.encoder` has no media."""
+    is `hidden`, `request.encoder` has no media and no features."""
 
     request: EngineRequest
     hidden: HiddenSlice | None  # None: the engine encodes by itself

@@ -41,7 +41,13 @@ if TYPE_CHECKING:
     )
     from tandem.params import BeamSearchParams, SamplingParams
     from tandem.pipelines import Pipeline, pipeline
-    from tandem.transcription import ServerVad, Transcription, TranscriptionParams, TranscriptionSegment
+    from tandem.transcription import (
+        ServerVad,
+        Transcription,
+        TranscriptionDelta,
+        TranscriptionParams,
+        TranscriptionSegment,
+    )
 
 # Imported on first use: `import tandem` costs nothing, and a client needs no torch.
 _WHERE = {
@@ -62,7 +68,9 @@ _WHERE = {
     ),
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "pipeline"),
-    "tandem.transcription": ("ServerVad", "Transcription", "TranscriptionParams", "TranscriptionSegment"),
+    "tandem.transcription": (
+        "ServerVad", "Transcription", "TranscriptionDelta", "TranscriptionParams", "TranscriptionSegment",
+    ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
 
@@ -98,6 +106,7 @@ __all__ = [
     "TokenLogprobs",
     "TokensPrompt",
     "Transcription",
+    "TranscriptionDelta",
     "TranscriptionParams",
     "TranscriptionSegment",
     "Unavailable",

@@ -72,18 +72,24 @@ class TaskOptions(TypedDict, total=False):
     task: str | None
 
 
-class RequestOptions(TaskOptions, total=False):
-    """All of a request but its prompt and its parameters, as keyword arguments. The proto's message and the
-    JSON bodies have the same names."""
+class CallOptions(TypedDict, total=False):
+    """What any request may say of itself, as keyword arguments."""
 
     model: str | None  # None: the only one served
     request_id: str | None  # shown in the answer and in logs; None: the server makes one
     priority: int  # requests with a higher one start first, either sign; 0 where it is left out
     timeout_s: float | None  # that the request may take, from its arrival; None: the server's limit
+
+
+class RequestOptions(CallOptions, TaskOptions, total=False):
+    """All of a request but its prompt and its parameters, as keyword arguments. The proto's message and the
+    JSON bodies have the same names."""
+
     truncate_prompt_tokens: int | None  # most of a prompt to read, see `LLM.generate`; None: all or nothing
 
 
 TASK_OPTIONS: Final = tuple(TaskOptions.__annotations__)
+CALL_OPTIONS: Final = tuple(CallOptions.__annotations__)
 REQUEST_OPTIONS: Final = tuple(RequestOptions.__annotations__)
 
 

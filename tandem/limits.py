@@ -25,6 +25,9 @@ class Limits:
     media_bytes: int = 25 * 2**20  # all of them together, as files
     audio_seconds: float = 30.0  # one recording that is one encoder input
     transcription_seconds: float = 7200.0  # one recording that is transcribed, in as many windows as it takes
+    queued_audio_seconds: float = (
+        8 * 3600.0
+    )  # recordings under way at one router; 32 kB each with 80 mel bins
     stop_strings: int = 16
     stop_string_chars: int = 256
     stop_token_ids: int = 64

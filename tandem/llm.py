@@ -370,7 +370,7 @@ class LLM:
         how = builder.check(params)
         recordings = [(recording(one, field), field) for one, field in zip(each, fields, strict=True)]
         for media, field in recordings:
-            builder.check_recording(media, field)
+            builder.recording_s(media, field)
         begins = [partial(builder.begin, media, field, how, params.seed) for media, field in recordings]
         answers: dict[int, Transcription] = {}
         with (

@@ -217,4 +217,17 @@ class Transcription:
     language: str  # code, said or detected; "" where no speech is found to detect it from
     duration_s: float  # of the recording
     segments: list[TranscriptionSegment]  # none where no timestamps were asked for
-    mode: Literal["sequential", "chunked"]  # windows one after another, or chunks between silences
+    encoder_tokens: int  # positions of the windows that were decoded
+    generated_tokens: int  # all answers to windows together, those that were refused included
+    # Windows one after another, or chunks between silences.
+    mode: Literal["sequential", "chunked"] = "sequential"
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionDelta:
+    """What a transcription grew by. All of it is final."""
+
+    text: str  # to append to the text so far
+    segments: list[TranscriptionSegment]  # none where no timestamps were asked for
+    done_s: float  # up to where the recording is transcribed
+    transcription: Transcription | None = None  # the whole answer, with the last delta

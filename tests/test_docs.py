@@ -1,11 +1,15 @@
-"""The documentation's links and references lead somewhere."""
+"""The documentation's links and references lead somewhere, and its calls fit what they call."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import re
+from collections.abc import Callable
 from functools import cache
+from importlib import import_module
 from pathlib import Path
+from textwrap import dedent
 
 import pytest
 
@@ -15,6 +19,7 @@ FOLDERS = "bench|cluster|deploy|docs|examples|kernels|protos|scripts|tandem|test
 _LINK = re.compile(r"\]\(([^)\s]+)\)")
 _PATH = re.compile(rf"`((?:{FOLDERS})/[\w./-]*)(?::([\w.]+))?`")
 _CODE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
+_PYTHON = re.compile(r"^( *)```python\n(.*?)^\1```$", re.MULTILINE | re.DOTALL)  # also within lists
 
 
 def read(page: Path) -> str:
@@ -68,3 +73,41 @@ def test_what_is_named_exists(page: Path) -> None:
         if not target.exists() or (name and name not in names(target)):
             missing.append(f"{path}:{name}" if name else path)
     assert not missing
+
+
+def calls(code: str) -> list[tuple[str, TypeError | None]]:
+    """Calls of what the code imports from `tandem`, and why the arguments do not fit the signature."""
+    tree = ast.parse(code)
+    ours: dict[str, Callable[..., object]] = {}
+    found: list[tuple[str, TypeError | None]] = []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "tandem":
+            module = import_module(node.module)
+            ours |= {alias.asname or alias.name: getattr(module, alias.name) for alias in node.names}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in ours:
+            wrong = None
+            try:
+                keywords = {str(keyword.arg): keyword.value for keyword in node.keywords}
+                inspect.signature(ours[node.func.id]).bind(*node.args, **keywords)
+            except TypeError as error:
+                wrong = error
+            found.append((ast.unparse(node), wrong))
+    return found
+
+
+def python(page: Path) -> str:
+    return "\n".join(dedent(block) for _, block in _PYTHON.findall(page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_calls_fit_their_signatures(page: Path) -> None:
+    assert not [call for call in calls(python(page)) if call[1]]
+
+
+def test_a_call_that_does_not_fit_is_found() -> None:
+    page = ROOT / "docs" / "add-a-family.md"
+    (call,) = (call for call, _ in calls(python(page)) if call.startswith("Family("))
+    code = python(page).replace(call, "Family(spec, names, defaults={})")
+    (wrong,) = (wrong for _, wrong in calls(code))
+    assert "'defaults'" in str(wrong)

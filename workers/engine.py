@@ -107,7 +107,7 @@ class Engine:
         return self.scheduler.has_work or bool(self._in_flight)
 
     def step(self) -> list[Delta]:
-        """Decides, submits and applies one step; returns what the sequences grew by.
+        """Plans, launches and applies one step; returns what the sequences grew by.
 
         An exception leaves scheduler and device apart: every later step raises InternalError.
         """

@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final, Unpack
 
-from tandem.cluster.ingress.service import Call
+from tandem.cluster.ingress.call import Call
 from tandem.errors import DeadlineExceeded, Overloaded
 from tandem.inputs import TaskOptions
 from tandem.outputs import RequestOutput

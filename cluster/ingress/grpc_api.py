@@ -12,12 +12,14 @@ from typing import Any, Final, TypeVar
 
 from grpc_health.v1 import health_pb2
 
-from tandem.cluster.ingress.service import Call, Service
+from tandem.cluster.ingress.call import Call
+from tandem.cluster.ingress.service import Service
 from tandem.errors import InternalError, ModelNotFound, TandemError, renaming_fields
-from tandem.protocol import wire, wire_answers
+from tandem.protocol import wire, wire_answers, wire_transcription
 from tandem.protocol.rpc import SERVICE, MessageT, check_size, parse, set_error
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.requests.output_processor import PreparedRequest
+from tandem.workers.transcription.builder import PreparedTranscription
 
 _SERVICES: Final = ("", SERVICE.full_name)  # whose health can be asked for; "" is the whole server
 _WATCH_S: Final = 1.0  # between looks at the health for Watch
@@ -28,6 +30,7 @@ _EMBED_FIELDS: Final = {
     "prompts": "encoder_prompts",
 }
 
+TranscribeT = TypeVar("TranscribeT", pb.TranscribeRequest, pb.TranscribeStreamRequest)
 RequestT = TypeVar("RequestT", pb.GenerateRequest, pb.GenerateStreamRequest)
 
 
@@ -87,6 +90,22 @@ class GrpcApi:
                     **wire.options_of(message.options),
                 )
             return wire_answers.embed_response(prepared.request_id, await call.embed(prepared))
+
+    async def Transcribe(self, request: bytes, grpc_context: Any) -> pb.TranscribeResponse:
+        with self._call("Transcribe", grpc_context) as call:
+            prepared = await self._prepare_transcription(call, pb.TranscribeRequest, request)
+            return wire_transcription.transcribe_response(
+                prepared.request_id, await call.transcription(prepared)
+            )
+
+    async def TranscribeStream(
+        self, request: bytes, grpc_context: Any
+    ) -> AsyncIterator[pb.TranscribeStreamResponse]:
+        with self._call("TranscribeStream", grpc_context) as call:
+            prepared = await self._prepare_transcription(call, pb.TranscribeStreamRequest, request)
+            async with aclosing(call.transcription_deltas(prepared)) as deltas:
+                async for delta in deltas:
+                    yield wire_transcription.transcribe_stream_response(prepared.request_id, delta)
 
     async def Tokenize(self, request: bytes, grpc_context: Any) -> pb.TokenizeResponse:
         with self._call("Tokenize", grpc_context) as call:
@@ -153,6 +172,18 @@ class GrpcApi:
             )
         return prepared
 
+    async def _prepare_transcription(
+        self, call: Call, kind: type[TranscribeT], request: bytes
+    ) -> PreparedTranscription:
+        message = self._parse(kind, request)
+        with renaming_fields(wire_transcription.FIELDS):
+            return await call.prepare_transcription(
+                wire_transcription.recording_of(message),
+                wire_transcription.params_of(message),
+                "audio",
+                **wire_transcription.call_options_of(message),
+            )
+
     def _parse(self, kind: type[MessageT], request: bytes) -> MessageT:
         limits = self._service.config.limits
         message = parse(kind, request, limits.request_bytes)
@@ -164,7 +195,7 @@ class GrpcApi:
         """A client's call, whose errors become its status. Only errors of ours are raised further: Serve
         shows the text of any."""
         try:
-            with self._service.call("grpc", method) as call:
+            with Call(self._service, "grpc", method) as call:
                 yield call
         except Exception as error:
             set_error(context, error)

@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from tandem.cluster.router.router import RouterStats
 from tandem.errors import TandemError, status_of
+from tandem.workers.transcription.transcriber import Transcriber
 
 logger = logging.getLogger(__name__)
 
@@ -27,6 +28,7 @@ Protocol = Literal["grpc", "http"]
 # Buckets in seconds, from a small model's step on a GPU to a long answer's end.
 _LATENCY: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 300.0)
 _TOKEN: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+_REAL_TIME: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _LABELS: Final = ("model", "replica")
 
 
@@ -64,6 +66,20 @@ class Metrics:
         )
         self.encoder_tokens = counter("prompt_tokens", "Encoder tokens of accepted requests.")
         self.generated_tokens = counter("generation_tokens", "Tokens delivered to clients.")
+        self.audio_seconds = counter("transcribed_audio_seconds", "Audio of recordings, once transcribed.")
+        self.real_time = histogram(
+            "transcription_real_time_factor",
+            "Time a whole transcription took, from the request's arrival, over its recording's.",
+            _REAL_TIME,
+        )
+        self.windows = counter("transcription_windows", "Windows of recordings that were decoded.")
+        self.silent_windows = counter(
+            "transcription_silent_windows", "Windows left out, as nobody speaks there."
+        )
+        self.refused_answers = counter(
+            "transcription_refused_answers",
+            "Answers that the thresholds refused: the window is decoded again, at the next temperature.",
+        )
         self._ended = Counter(
             "tandem_requests",
             "Requests that have ended, by the name of their gRPC status.",
@@ -107,6 +123,20 @@ class Observation:
             for _ in range(tokens):
                 self._metrics.between_tokens.observe(each)
         self._last[key] = now
+
+    def transcribed(self, transcriber: Transcriber) -> None:
+        """Counts a transcription that has ended, or has been given up."""
+        metrics, counts = self._metrics, transcriber.counts
+        metrics.audio_seconds.inc(transcriber.seek_s)
+        metrics.windows.inc(counts.windows)
+        metrics.silent_windows.inc(counts.silent)
+        metrics.refused_answers.inc(counts.refused)
+        metrics.generated_tokens.inc(counts.tokens)
+        if transcriber.done:
+            took_s = time.monotonic() - self._arrived
+            metrics.whole_request.observe(took_s)
+            if transcriber.duration_s:
+                metrics.real_time.observe(took_s / transcriber.duration_s)
 
     def __enter__(self) -> Self:
         return self

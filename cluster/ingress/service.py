@@ -8,26 +8,20 @@ from collections.abc import AsyncGenerator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, aclosing
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Protocol, TypeVar, Unpack
+from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.ingress.files import Files, LocalFiles
 from tandem.cluster.ingress.health import Health, Workers
-from tandem.cluster.ingress.metrics import Metrics, Observation
-from tandem.cluster.ingress.metrics import Protocol as WireProtocol
+from tandem.cluster.ingress.metrics import Metrics
+from tandem.cluster.ingress.recordings import Recordings
 from tandem.cluster.router.routed_request import RoutedRequest
-from tandem.errors import DeadlineExceeded, InvalidRequest
-from tandem.inputs import Prompt, RequestOptions, SingletonPrompt, TaskOptions
-from tandem.outputs import EmbeddingOutput, RequestOutput, ScoreOutput, TextDelta
-from tandem.params import Params, Pooling
+from tandem.cluster.router.router import Room
+from tandem.outputs import TextDelta
 from tandem.protocol.wire_answers import ServedModel
 from tandem.workers.request import Delta, EncodeRequest, EngineRequest
-from tandem.workers.requests.chat import Conversation
-from tandem.workers.requests.embedding import PreparedEmbedding, embedding_output
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
-from tandem.workers.requests.request_builder import RequestBuilder, naming_prompt
-from tandem.workers.requests.scoring import score_output
-from tandem.workers.requests.segmentation import Document, Split
+from tandem.workers.requests.request_builder import RequestBuilder
 
 if TYPE_CHECKING:
     import torch
@@ -52,7 +46,10 @@ class Router(Workers, Protocol):
     """What the service needs of `cluster.router.Router`; tests have their own."""
 
     def check_room(self, sequences: int = 1) -> None: ...
-    def accept(self, requests: Sequence[EngineRequest]) -> AbstractContextManager[list[RoutedRequest]]: ...
+    def keep_room(self, media_bytes: int, audio_s: float) -> AbstractContextManager[Room]: ...
+    def accept(
+        self, requests: Sequence[EngineRequest], *, within: Room | None = None
+    ) -> AbstractContextManager[list[RoutedRequest]]: ...
     def deltas(self, routed: RoutedRequest, gather_s: Callable[[], float] = ...) -> AsyncGenerator[Delta]: ...
     async def hidden_states(self, requests: Sequence[EncodeRequest]) -> list[torch.Tensor]: ...
 
@@ -82,6 +79,7 @@ class Service:
         self.metrics = Metrics(request_builder.info.name, replica, router.stats)
         self.files = LocalFiles() if files is None else files
         self.started = int(time.time())  # seconds since 1970
+        self.recordings = Recordings(request_builder, router)
         self._router = router
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._live = 0  # sequences being generated that are read as they grow
@@ -96,10 +94,6 @@ class Service:
             front.max_decoder_tokens,
             front.max_segment_tokens,
         )
-
-    def call(self, protocol: WireProtocol, method: str) -> Call:
-        """Begins a client's call; use it in a `with` statement."""
-        return Call(self, Observation(self.metrics, protocol, method))
 
     def check_room(self) -> None:
         """Raises Overloaded, Unavailable where no request would be accepted now."""
@@ -186,200 +180,6 @@ class Service:
 
     def _gather_s(self) -> float:
         return min(_LONGEST_GATHER_S, self._live / _MESSAGES_PER_S)
-
-
-class Call:
-    """One call of a client: one or more prompts, validated together and answered together.
-
-    The task that enters it is cancelled some time after the call's deadline: the answer is complete by then,
-    and nobody takes it.
-    """
-
-    def __init__(self, service: Service, observation: Observation) -> None:
-        self._service, self._observation = service, observation
-        self._limit: asyncio.TimerHandle | None = None
-
-    def __enter__(self) -> Call:
-        self._task = asyncio.current_task()
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        if self._limit is not None:
-            self._limit.cancel()
-        self._observation.__exit__(*raised)  # type: ignore[arg-type]
-
-    def _prepared(self, request_id: str, timeout_s: float | None) -> None:
-        self._observation.request_id = request_id
-        if self._limit is None and self._task is not None:
-            longest_s = self._service.config.limits.timeout_s if timeout_s is None else timeout_s
-            loop = asyncio.get_running_loop()
-            self._limit = loop.call_later(longest_s + _UNREAD_S, self._task.cancel)
-
-    async def prepare(
-        self,
-        prompts: Sequence[Prompt],
-        params: Params | None,
-        **options: Unpack[RequestOptions],
-    ) -> list[PreparedRequest]:
-        """Validates and tokenizes, where there is room for the work. Raises InvalidRequest, ModelNotFound:
-        see `RequestBuilder.prepare`; Overloaded, Unavailable."""
-        self._service.check_room()
-        request_builder = self._service.request_builder
-
-        def prepare() -> list[PreparedRequest]:
-            return _each(prompts, lambda prompt: request_builder.prepare(prompt, params, **options))
-
-        several = len(prompts) > 1 or (params is not None and params.bad_words)
-        prepared = await self._service.tokenizing(prepare, prompts, several)
-        self._prepared(prepared[0].request_id, options.get("timeout_s"))
-        return prepared
-
-    async def prepare_chat(
-        self, conversation: Conversation, params: Params, **options: Unpack[RequestOptions]
-    ) -> PreparedRequest:
-        """Renders, validates and tokenizes a conversation: see `RequestBuilder.chat_prompt` and `prepare`."""
-        self._service.check_room()
-        request_builder = self._service.request_builder
-        prepared = await self._service.in_thread(
-            lambda: request_builder.prepare(request_builder.chat_prompt(conversation), params, **options)
-        )
-        self._prepared(prepared.request_id, options.get("timeout_s"))
-        return prepared
-
-    async def prepare_embed(
-        self, prompts: Sequence[Prompt], pooling: Pooling, **options: Unpack[RequestOptions]
-    ) -> PreparedEmbedding:
-        """Validates and tokenizes a request for hidden states: see `prepare` and
-        `RequestBuilder.prepare_embed`."""
-        self._service.check_room()
-        request_builder = self._service.request_builder
-        prepared = await self._service.tokenizing(
-            lambda: request_builder.prepare_embed(prompts, pooling, **options), prompts, len(prompts) > 1
-        )
-        self._prepared(prepared.request_id, options.get("timeout_s"))
-        return prepared
-
-    async def embed(self, prepared: PreparedEmbedding) -> list[EmbeddingOutput]:
-        """The prompts' hidden states, pooled as they are asked for."""
-        states = await self._service.hidden_states(prepared.requests)
-        self._observation.accepted(prepared.encoder_tokens)
-        return await self._service.in_thread(
-            lambda: [embedding_output(prepared.request_id, one, prepared.pooling) for one in states]
-        )
-
-    async def prepare_score(
-        self,
-        prompt: Prompt,
-        targets: Sequence[SingletonPrompt],
-        **options: Unpack[RequestOptions],
-    ) -> PreparedRequest:
-        """Validates and tokenizes a request to score: see `prepare` and `RequestBuilder.prepare_score`."""
-        self._service.check_room()
-        request_builder = self._service.request_builder
-        prepared = await self._service.tokenizing(
-            lambda: request_builder.prepare_score(prompt, targets, **options),
-            [prompt, *targets],
-            len(targets) > 1,
-        )
-        self._prepared(prepared.request_id, options.get("timeout_s"))
-        return prepared
-
-    async def score(self, prepared: PreparedRequest) -> ScoreOutput:
-        """All targets' scores."""
-        ends = await self._service.ends(prepared.sequences)
-        self._observation.accepted(len(prepared.encoder_prompt_token_ids))
-        return score_output(prepared, {end.request_id: end for end in ends})
-
-    async def tokenize(
-        self, text: str, *, field: str, model: str | None = None, special: bool = True
-    ) -> list[int]:
-        """The encoder's ids for a text, `special` tokens included."""
-        request_builder = self._service.request_builder
-        request_builder.check_model(model)
-        return await self._service.tokenizing(
-            lambda: request_builder.tokenize(text, field=field, special=special), text
-        )
-
-    async def detokenize(
-        self, ids: Sequence[int], *, field: str, model: str | None = None, skip_special_tokens: bool = False
-    ) -> str:
-        """The text of ids: see `RequestBuilder.detokenize`."""
-        request_builder = self._service.request_builder
-        request_builder.check_model(model)
-        return await self._service.tokenizing(
-            lambda: request_builder.detokenize(ids, field=field, skip_special_tokens=skip_special_tokens), ids
-        )
-
-    async def segment(
-        self, texts: Sequence[str], split: Split, **options: Unpack[TaskOptions]
-    ) -> list[Document]:
-        """Texts as the segments that are translated each by itself, where there is room for the work: see
-        `RequestBuilder.segment`. Raises InvalidRequest, Overloaded, Unavailable."""
-        self._service.check_room()
-        request_builder = self._service.request_builder
-
-        def documents() -> list[Document]:
-            made = _each(texts, lambda text: request_builder.segment(text, split, **options))
-            total, limit = sum(len(document.segments) for document in made), request_builder.limits.segments
-            if total > limit:
-                raise InvalidRequest(f"{total} {split}s in all, the limit is {limit}", field="prompt")
-            return made
-
-        return await self._service.tokenizing(documents, texts)
-
-    async def stream(self, prepared: Sequence[PreparedRequest]) -> AsyncGenerator[Piece]:
-        """What the prompts' answers grow by. Close it to cancel the rest.
-
-        Raises DeadlineExceeded if the time is over before there is any token; with some, it ends with
-        finish reason `deadline` and they stand.
-        """
-        request_builder = self._service.request_builder
-        output_processors = [request_builder.output_processor(one) for one in prepared]
-        async with aclosing(self._run(prepared, output_processors, whole=False)) as pieces:
-            async for piece in pieces:
-                yield piece
-
-    async def generate(self, prepared: Sequence[PreparedRequest], *, first: int = 0) -> list[RequestOutput]:
-        """The prompts' whole answers; otherwise as `stream`. `first` is the first prompt's number in a call
-        that generates more than once."""
-        output_processors = [self._service.request_builder.output_processor(one) for one in prepared]
-        # Stop strings are found by looking at the text: the engine goes on until they are.
-        whole = not any(output_processor.watches for output_processor in output_processors)
-        async with aclosing(self._run(prepared, output_processors, whole=whole, first=first)) as pieces:
-            async for _ in pieces:
-                pass
-        return [output_processor.output() for output_processor in output_processors]
-
-    async def _run(
-        self,
-        prepared: Sequence[PreparedRequest],
-        output_processors: Sequence[OutputProcessor],
-        *,
-        whole: bool,
-        first: int = 0,
-    ) -> AsyncGenerator[Piece]:
-        empty = True
-        async with aclosing(self._service.pieces(prepared, output_processors, whole=whole)) as pieces:
-            async for piece in pieces:
-                delta = piece.delta
-                if empty:
-                    if delta.finish_reason == "deadline" and not delta.token_ids:
-                        raise DeadlineExceeded("the request's time was over before its first token")
-                    self._observation.accepted(
-                        sum(len(request.encoder_prompt_token_ids) for request in prepared)
-                    )
-                    empty = False
-                self._observation.grew(first + piece.prompt, delta.index, len(delta.token_ids))
-                yield piece
-
-
-def _each(prompts: Sequence[P], work: Callable[[P], T]) -> list[T]:
-    """What the work makes of each prompt. Its InvalidRequest says which of several prompts is at fault."""
-    made: list[T] = []
-    for number, prompt in enumerate(prompts):
-        with naming_prompt(number, len(prompts)):
-            made.append(work(prompt))
-    return made
 
 
 def _length(prompt: object) -> int:

@@ -9,7 +9,7 @@ import itertools
 import logging
 import math
 import uuid
-from collections import Counter
+from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -30,6 +30,7 @@ from tandem.workers.request import EngineStats
 logger = logging.getLogger(__name__)
 
 DETACH_TIMEOUT_S = 1.0  # for the call that says goodbye
+KEPT = 256  # encoder inputs that a link remembers
 
 
 class EngineLink:
@@ -46,6 +47,8 @@ class EngineLink:
         self.messages = 0  # counter: messages that had deltas
         self.routed_requests: dict[str, RoutedRequest] = {}  # by placement id
         self.keys: Counter[str] = Counter()  # of their encoder inputs
+        # Of the latest inputs that the engine keeps beyond a request's end, while it has pages for them.
+        self._kept: OrderedDict[str, None] = OrderedDict()
         self._actor = actor
         self._on_change = on_change  # called when the engine accepts, may have room, or is lost
         self._link_id = uuid.uuid4().hex[:12]
@@ -74,6 +77,10 @@ class EngineLink:
         sequences = max(stats.running + stats.waiting + len(self._outbox), len(self.routed_requests))
         pages = 1 - stats.free_pages / stats.total_pages
         return max(sequences / stats.max_running, pages)
+
+    def holds(self, key: str) -> bool:
+        """Whether the engine has the encoder input, or probably still has it."""
+        return key in self.keys or key in self._kept
 
     async def run(self) -> None:
         """Attaches and receives until the engine has drained, is lost, or this task is cancelled. On return
@@ -108,8 +115,9 @@ class EngineLink:
         request_id = f"{self._link_id}.{next(self._numbers)}"
         now = asyncio.get_running_loop().time()
         encoder_input = routed.request.encoder
-        if routed.hidden is not None and encoder_input.media:  # the engine reads what an encoder made of them
-            encoder_input = dataclasses.replace(encoder_input, media=())
+        made = encoder_input.media or encoder_input.features is not None
+        if routed.hidden is not None and made:  # the engine reads what an encoder made of them
+            encoder_input = dataclasses.replace(encoder_input, media=(), features=None)
         request = dataclasses.replace(
             routed.request,
             request_id=request_id,
@@ -122,6 +130,11 @@ class EngineLink:
         self._ids[routed] = request_id
         self.routed_requests[request_id] = routed
         self.keys[request.encoder.key] += 1
+        if request.keeps_input:
+            self._kept[request.encoder.key] = None
+            self._kept.move_to_end(request.encoder.key)
+            if len(self._kept) > KEPT:
+                self._kept.popitem(last=False)
         self._outbox[request_id] = Submission(request, routed.hidden)
         self._flush_soon()
 

@@ -80,8 +80,8 @@ class EnginePool:
         key = routed.request.encoder.key
         roomy = [link for link in self._links.values() if link.accepting and link.load() < busy]
         some = random.sample(roomy, min(CHOICES, len(roomy)))
-        some += [link for link in roomy if key in link.keys]
-        return min(some, key=lambda link: link.load() - AFFINITY * (key in link.keys), default=None)
+        some += [link for link in roomy if link.holds(key)]
+        return min(some, key=lambda link: link.load() - AFFINITY * link.holds(key), default=None)
 
     def _found(self, engine_id: str, actor: Any) -> None:
         if engine_id not in self._links:

@@ -44,6 +44,13 @@ class RouterStats:
     generated_tokens: int  # counter: tokens given to readers
 
 
+@dataclass(slots=True, eq=False)
+class Room:
+    """Room for a recording while it is transcribed, window by window: see `Router.keep_room`."""
+
+    audio_s: float  # of its spectrogram, which the ingress holds; whoever decodes it may correct it
+
+
 class Router:
     """Turns requests into streams of deltas. Lives in one event loop."""
 
@@ -66,9 +73,10 @@ class Router:
             config.staged_encoder_tokens, config.replica_wait_s, lambda: self._engines.ready
         )
         self._requests: set[RoutedRequest] = set()
+        self._rooms: set[Room] = set()
         self._media_bytes = 0  # files of the requests that were accepted and not closed
         self._hidden_states = HiddenStates(self._encoders, config)
-        self._accepting = True
+        self._accepting, self._closed = True, False
         self._resubmitted = 0
         self._generated_tokens = 0
 
@@ -82,38 +90,60 @@ class Router:
     async def drain(self) -> None:
         """Refuses new requests; returns when the accepted ones have ended."""
         self._accepting = False
-        while self._requests or self._hidden_states.outstanding:
+        while self._requests or self._rooms or self._hidden_states.outstanding:
             await asyncio.sleep(0.05)
 
     async def close(self) -> None:
         """Ends all requests with Unavailable and detaches."""
-        self._accepting = False
+        self._accepting, self._closed = False, True
         for routed in list(self._requests):
             routed.fail(Unavailable("the server shuts down"))
         await self._encoders.close()
         await self._engines.close()
 
-    def check_room(self, sequences: int = 1, media_bytes: int = 0) -> None:
-        """Raises Overloaded where so many more sequences, or bytes of media, would exceed a limit,
-        Unavailable where the server shuts down."""
+    def check_room(self, sequences: int = 1, media_bytes: int = 0, audio_s: float = 0.0) -> None:
+        """Raises Overloaded where so many more sequences, bytes of media or seconds of recordings would
+        exceed a limit, Unavailable where the server shuts down."""
         if not self._accepting:
             raise Unavailable("the server shuts down")
-        limit, there = self._config.limits.queued_requests, self._outstanding
-        if there + sequences > limit:
-            raise Overloaded(
-                f"{there} sequences are in work and {sequences} more exceed {limit}; try again later"
-            )
-        held, most = self._media_bytes, self._config.limits.queued_media_bytes
-        if media_bytes and held + media_bytes > most:
-            raise Overloaded(
-                f"{held} bytes of media are in work and {media_bytes} more exceed {most}; try again later"
-            )
+        limits = self._config.limits
+        for there, more, limit, what in (
+            (self._outstanding, sequences, limits.queued_requests, "sequences"),
+            (self._media_bytes, media_bytes, limits.queued_media_bytes, "bytes of media"),
+            (sum(room.audio_s for room in self._rooms), audio_s, limits.queued_audio_seconds, "s of audio"),
+        ):
+            # A recording beyond the limit goes alone.
+            if more and there + more > limit and not (audio_s and not there):
+                raise Overloaded(
+                    f"{there:.0f} {what} are in work and {more:.0f} more exceed {limit:g}; try again later"
+                )
 
     @contextmanager
-    def accept(self, requests: Sequence[EngineRequest]) -> Iterator[list[RoutedRequest]]:
+    def keep_room(self, media_bytes: int, audio_s: float) -> Iterator[Room]:
+        """Room for a recording of this length while the block runs: requests that are accepted `within` it
+        are not refused, however full the queue is by then or if the server begins to shut down. Raises what
+        `check_room` raises."""
+        self.check_room(1, media_bytes, audio_s)
+        room = Room(audio_s)
+        self._rooms.add(room)
+        self._media_bytes += media_bytes
+        try:
+            yield room
+        finally:
+            self._media_bytes -= media_bytes
+            self._rooms.discard(room)
+
+    @contextmanager
+    def accept(
+        self, requests: Sequence[EngineRequest], *, within: Room | None = None
+    ) -> Iterator[list[RoutedRequest]]:
         """Accepts all of the requests, each for one call of `deltas`, or none. Their `timeout_s` counts from
-        here; leaving the block cancels the requests that have not ended. Raises what `check_room` raises."""
-        self.check_room(len(requests), _media_bytes(requests))
+        here; leaving the block cancels the requests that have not ended. Raises what `check_room` raises;
+        `within` a room only Unavailable, where the server is gone."""
+        if within is None:
+            self.check_room(len(requests), _media_bytes(requests))
+        elif self._closed:
+            raise Unavailable("the server shuts down")
         now = asyncio.get_running_loop().time()
         routed_requests = []
         for request in requests:

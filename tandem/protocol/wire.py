@@ -11,6 +11,7 @@ from google.protobuf.message import Message
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import (
+    CallOptions,
     ExplicitEncoderDecoderPrompt,
     Modality,
     MultiModalData,
@@ -67,9 +68,9 @@ def params_of(request: GenerateRequest) -> Params | None:
     """None: the model's own way of decoding. Raises `InvalidRequest`, naming the parameter."""
     match request.WhichOneof("params"):
         case "sampling_params":
-            return SamplingParams(**_parameters(request.sampling_params))
+            return SamplingParams(**plain_fields(request.sampling_params))
         case "beam_search_params":
-            return BeamSearchParams(**_parameters(request.beam_search_params))
+            return BeamSearchParams(**plain_fields(request.beam_search_params))
     return None
 
 
@@ -100,6 +101,8 @@ def options_of(message: pb.RequestOptions) -> RequestOptions:
 
 def media_bytes(request: Message) -> int:
     """How much of a request is media, which have a limit of their own."""
+    if isinstance(request, pb.TranscribeRequest | pb.TranscribeStreamRequest):
+        return len(request.audio)
     if isinstance(request, GenerateRequest | pb.ScoreRequest):
         prompts: Iterable[pb.EncoderPrompt] = [request.encoder_prompt]
     else:
@@ -155,12 +158,12 @@ _EARLY_STOPPING: Final[dict[int, EarlyStopping | None]] = {
 }
 
 
-def _parameters(message: Message) -> dict[str, Any]:
+def plain_fields(message: Message) -> dict[str, Any]:
     """What the message sets, as keyword arguments."""
     values: dict[str, Any] = {}
     for field, value in message.ListFields():
         if isinstance(value, pb.DecodingParams):
-            values |= _parameters(value)
+            values |= plain_fields(value)
         else:
             values[field.name] = _plain(value)
     if "early_stopping" in values:
@@ -190,9 +193,9 @@ def generate_request(
         "decoder_prompt": _prompt_fields(decoder),
         "sampling_params": _params_fields(params) if isinstance(params, SamplingParams) else None,
         "beam_search_params": _params_fields(params) if isinstance(params, BeamSearchParams) else None,
-        "options": _options_message(options),
+        "options": options_message(options),
     }
-    return _make_message(kind, values)
+    return make_message(kind, values)
 
 
 def score_request(
@@ -206,9 +209,9 @@ def score_request(
         "targets": [
             _prompt_fields(decoder_side(target, f"targets.{number}")) for number, target in enumerate(many)
         ],
-        "options": _options_message(options),
+        "options": options_message(options),
     }
-    return _make_message(pb.ScoreRequest, values)
+    return make_message(pb.ScoreRequest, values)
 
 
 def embed_request(
@@ -227,23 +230,23 @@ def embed_request(
     values = {
         "encoder_prompts": encoders,
         "pooling": f"POOLING_{pooling.upper()}",
-        "options": _options_message(options),
+        "options": options_message(options),
     }
-    return _make_message(pb.EmbedRequest, values)
+    return make_message(pb.EmbedRequest, values)
 
 
 def tokenize_request(text: str, model: str | None = None) -> pb.TokenizeRequest:
-    return _make_message(pb.TokenizeRequest, {"text": text, "model": model})
+    return make_message(pb.TokenizeRequest, {"text": text, "model": model})
 
 
 def detokenize_request(
     token_ids: Sequence[int], *, skip_special_tokens: bool = False, model: str | None = None
 ) -> pb.DetokenizeRequest:
     values = {"token_ids": token_ids, "skip_special_tokens": skip_special_tokens or None, "model": model}
-    return _make_message(pb.DetokenizeRequest, values)
+    return make_message(pb.DetokenizeRequest, values)
 
 
-def _make_message(kind: type[MessageT], values: Mapping[str, Any]) -> MessageT:
+def make_message(kind: type[MessageT], values: Mapping[str, Any]) -> MessageT:
     message = kind()
     for field, value in values.items():
         if value is not None:
@@ -254,11 +257,12 @@ def _make_message(kind: type[MessageT], values: Mapping[str, Any]) -> MessageT:
     return message
 
 
-def _options_message(options: RequestOptions) -> pb.RequestOptions | None:
+def options_message(options: RequestOptions | CallOptions) -> pb.RequestOptions | None:
+    """None where nothing is set."""
     values: dict[str, Any] = {**options}
     if (timeout_s := values.pop("timeout_s", None)) is not None:
         values["timeout_ms"] = math.ceil(timeout_s * 1000)
-    return _make_message(pb.RequestOptions, values) if values else None
+    return make_message(pb.RequestOptions, values) if values else None
 
 
 def _prompt_fields(side: PromptSide | None) -> dict[str, Any] | None:

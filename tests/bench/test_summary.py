@@ -24,6 +24,20 @@ def test_every_block_is_made(path: Path) -> None:
     assert marks == len(summary.DOCUMENTS[path])
 
 
+def test_versions_are_those_of_every_table(monkeypatch: pytest.MonkeyPatch) -> None:
+    load, loaded = summary.load, set()
+
+    def seen(name: str) -> summary.Figures:
+        loaded.add(name)
+        return load(name)
+
+    monkeypatch.setattr(summary, "load", seen)
+    for _, make in MADE:
+        if make is not summary.versions:
+            make()
+    assert loaded == set(summary.MEASURED)
+
+
 def test_ratios_come_with_their_spread() -> None:
     found = list(summary.ratios())
     assert {what for _, what, _ in found} >= {"cluster, streaming / engine", "disaggregated / colocated"}

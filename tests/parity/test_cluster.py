@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import httpx
 import numpy as np
 import pytest
 import torch
@@ -21,6 +23,7 @@ from serving import Stub, ids_request, make_config, on_ports_of
 from tandem import LLM, Client, InvalidRequest, SamplingParams, TandemError
 from tandem.cluster import launch
 from tandem.cluster.config import Placement, ServeConfig
+from tandem.transcription import Transcription, TranscriptionOptions
 
 pytestmark = pytest.mark.ray
 MAX_TOKENS = 24
@@ -133,3 +136,48 @@ def test_whisper(
         assert detected[0] == int(reference.model.detect_language(reference.features(found[0][0]))[0])
         pieces = list(client.stream(whisper.audio(found[0][0]), greedy, **asked))
         assert [i for piece in pieces for i in piece.token_ids if i != whisper.EOS] == found[0][1]
+
+
+def test_transcriptions(started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path) -> None:
+    """Long recordings and short ones at once, each as `LLM` has it alone; every window is encoded once."""
+    cluster, first = started
+    folder = whisper.make_whisper(tmp_path, "base", times=True)
+    lengths = (0.7, 3.3, 5.2)
+    recordings = [(whisper.sound(number, seconds), whisper.RATE) for number, seconds in enumerate(lengths)]
+    asked: TranscriptionOptions = {"temperature": (0.0, 0.4), "logprob_threshold": -0.25, "seed": 1}
+    with LLM(str(folder), dtype="float32") as llm:
+        expected = llm.transcribe([*recordings], **asked)
+        encoded = llm.stats().encoded_tokens
+    config = make_config(model=str(folder), tensor_parallel_size=2, max_encoder_tokens=200)
+    endpoints = cluster.deploy(on_ports_of(config, first))
+    with Client(endpoints.grpc[0]) as client, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda one: client.transcribe(one, **asked), recordings))
+        assert list(map(said, answers)) == list(map(said, expected))
+        numbers = metrics(endpoints.http[0])
+        assert numbers["tandem_engine_encoded_tokens_total"] == encoded
+        assert numbers["tandem_transcription_windows_total"] == encoded / 50
+        assert numbers["tandem_transcribed_audio_seconds_total"] == pytest.approx(sum(lengths))
+        *deltas, last = client.stream_transcription(recordings[2], **asked)
+        assert [one.transcription for one in deltas] == [None] * len(deltas)
+        assert last.transcription == answers[2]
+        assert [segment for one in (*deltas, last) for segment in one.segments] == answers[2].segments
+        assert "".join(one.text for one in (*deltas, last)) == answers[2].text
+        with pytest.raises(InvalidRequest) as refused:
+            client.transcribe(BROKEN)
+        assert refused.value.field == "audio"
+
+
+def said(answer: Transcription) -> tuple[object, ...]:
+    """All of an answer but the numbers that depend on the order of sums."""
+    times = [(one.start_s, one.end_s, one.token_ids, one.temperature) for one in answer.segments]
+    return answer.text, answer.language, answer.duration_s, times
+
+
+def metrics(address: str) -> Counter[str]:
+    """The values of /metrics by name, those of several engines or of several reasons together."""
+    values: Counter[str] = Counter()
+    for line in httpx.get(f"http://{address}/metrics").text.splitlines():
+        if not line.startswith("#"):
+            name, value = line.rsplit(" ", 1)
+            values[name.partition("{")[0]] += float(value)
+    return values

@@ -11,7 +11,7 @@ import torch
 
 from tandem.cluster.messages import HandoffTotals
 from tandem.cluster.router.encoder_pool import EncoderCounters
-from tandem.cluster.router.router import RouterStats
+from tandem.cluster.router.router import Room, RouterStats
 from tandem.errors import Overloaded, TandemError
 from tandem.outputs import TokenLogprobs
 from tandem.workers.request import Delta, EncodeRequest, EngineRequest, EngineStats, Hypothesis
@@ -52,8 +52,17 @@ class FakeRouter:
             raise Overloaded("full")
 
     @contextmanager
-    def accept(self, requests: Sequence[EngineRequest]) -> Iterator[list[EngineRequest]]:
-        self.check_room(len(requests))
+    def keep_room(self, media_bytes: int, audio_s: float) -> Iterator[Room]:
+        del media_bytes
+        self.check_room()
+        yield Room(audio_s)
+
+    @contextmanager
+    def accept(
+        self, requests: Sequence[EngineRequest], *, within: Room | None = None
+    ) -> Iterator[list[EngineRequest]]:
+        if within is None:
+            self.check_room(len(requests))
         yield list(requests)
 
     async def deltas(

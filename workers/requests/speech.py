@@ -107,6 +107,14 @@ class Speech:
         return self.tasks[task]
 
 
+def english_name(code: str) -> str:
+    """A language's name in English and small letters, as transformers and OpenAI have it."""
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    name: str = LANGUAGES.get(code, code)
+    return name
+
+
 def opened(opening: Opening, language_id: int) -> Opening:
     """The opening after the model has said the language."""
     return tuple((language_id,) if len(ids) > 1 else ids for ids in opening)

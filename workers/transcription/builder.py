@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import uuid
+from dataclasses import dataclass
 from itertools import count
+from typing import Unpack
 
 from tandem.errors import InvalidRequest, renaming_fields
-from tandem.inputs import Media
+from tandem.inputs import CallOptions, Media
 from tandem.transcription import TranscriptionParams
 from tandem.workers.requests.media.audio import AudioProcessor
 from tandem.workers.requests.media.audio_file import FIELD
 from tandem.workers.requests.media.voice_activity import RATE, VoiceActivity
+from tandem.workers.requests.options import check_options
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.transcription.asked import Asked
 from tandem.workers.transcription.chunked import ChunkedTranscriber
@@ -20,11 +23,46 @@ from tandem.workers.transcription.transcriber import SequentialTranscriber, Tran
 from tandem.workers.transcription.window_requests import WindowRequests
 
 
+@dataclass(frozen=True, slots=True)
+class PreparedTranscription:
+    """A recording that can be transcribed as it is asked for, as far as its header tells."""
+
+    request_id: str
+    media: Media
+    field: str  # what errors call the recording
+    asked: Asked
+    seed: int | None
+    audio_s: float  # of the recording by its header, the longest where that says nothing
+    priority: int
+    timeout_s: float  # from its arrival
+
+
 class TranscriptionBuilder:
     """Checks and begins transcriptions. Its methods may be called from several threads at once."""
 
     def __init__(self, requests: RequestBuilder) -> None:
         self._requests = requests
+
+    def prepare(
+        self, media: Media, params: TranscriptionParams, field: str, **options: Unpack[CallOptions]
+    ) -> PreparedTranscription:
+        """Checks everything there is to check before a recording is decoded.
+
+        Raises InvalidRequest, naming the field, and ModelNotFound.
+        """
+        self._requests.check_model(options.get("model"))
+        limits = self._requests.limits
+        checked = check_options(limits, self._requests.tasks, **options)
+        return PreparedTranscription(
+            request_id=checked.request_id,
+            media=media,
+            field=field,
+            asked=self.check(params),
+            seed=params.seed,
+            audio_s=self.recording_s(media, field),
+            priority=checked.priority,
+            timeout_s=limits.timeout_s if checked.timeout_s is None else checked.timeout_s,
+        )
 
     def check(self, params: TranscriptionParams) -> Asked:
         """Raises InvalidRequest, naming the field, for what the model cannot do."""
@@ -36,10 +74,11 @@ class TranscriptionBuilder:
             )
         return asked
 
-    def check_recording(self, media: Media, field: str) -> None:
-        """Reads a recording's header. Raises InvalidRequest, which calls it `field`."""
+    def recording_s(self, media: Media, field: str) -> float:
+        """Seconds of a recording by its header, the longest where that says nothing. Raises InvalidRequest,
+        which calls it `field`."""
         with renaming_fields({FIELD: field}):
-            self._processor.check_recording(media, self._requests.limits.transcription_seconds)
+            return self._processor.recording_s(media, self._requests.limits.transcription_seconds)
 
     def begin(self, media: Media, field: str, asked: Asked, seed: int | None) -> Transcriber:
         """Decodes the recording, which is work for another thread than an event loop's.

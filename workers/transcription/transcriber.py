@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import astuple, dataclass
 from typing import Protocol
 
 from tandem.transcription import Transcription, TranscriptionSegment
@@ -24,6 +25,20 @@ from tandem.workers.transcription.history import history_of
 from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S, split
 from tandem.workers.transcription.window_requests import Start, WindowRequests
 
+
+@dataclass(slots=True)
+class WindowCounts:
+    """How a recording's windows were decoded. Counters."""
+
+    windows: int = 0
+    silent: int = 0  # of them, left out as nobody speaks there
+    refused: int = 0  # answers that the thresholds refused, the last temperature's included
+    tokens: int = 0  # generated, those of answers that were not kept included
+
+    def __add__(self, other: WindowCounts) -> WindowCounts:
+        return WindowCounts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
+
+
 Asking = Generator[list[EngineRequest], list[WindowAnswer], None]
 Trying = Generator[list[EngineRequest], list[WindowAnswer], tuple[Attempt, bool]]
 
@@ -31,10 +46,18 @@ Trying = Generator[list[EngineRequest], list[WindowAnswer], tuple[Attempt, bool]
 class Transcriber(Protocol):
     """`start` it, and `push` the deltas of its requests until it is `done`."""
 
-    segments: list[TranscriptionSegment]  # so far; those that are there stay
+    counts: WindowCounts
 
     @property
     def done(self) -> bool: ...
+
+    @property
+    def text(self) -> str:
+        """What is said so far. It only grows."""
+
+    @property
+    def final_segments(self) -> list[TranscriptionSegment]:
+        """Those so far that the answer has; there are none where no times were asked for."""
 
     @property
     def seek_s(self) -> float:
@@ -77,7 +100,8 @@ class SequentialTranscriber:
         self._seed, self._drawn = secrets.randbits(63) if seed is None else seed, 0
         self._chunk = chunk or Chunk(0, recording.frames, recording.frames)
         self._seek = self._chunk.start  # frames
-        self._said: list[int] = []  # text of all segments
+        self._detokenizer, self._said = Detokenizer(vocabulary), ""  # text of all segments
+        self.counts = WindowCounts()
         # A window's place cannot be told from text alone.
         self._timestamps = asked.segments or self._chunk.stop - self._chunk.start > windows.frames
         self._opening = asked.opening(timestamps=self._timestamps)
@@ -103,13 +127,22 @@ class SequentialTranscriber:
         answers = self._answers.push(delta)
         return [] if answers is None else self._wait_for(lambda: self._flow.send(answers))
 
+    @property
+    def final_segments(self) -> list[TranscriptionSegment]:
+        return self.segments if self._asked.segments else []
+
+    @property
+    def text(self) -> str:
+        return self._said.strip()
+
     def transcription(self) -> Transcription:
         return Transcription(
-            text=self._text(self._said).strip(),
+            text=self.text,
             language=language_of(self._asked.speech, self._opening),
             duration_s=self.duration_s,
-            segments=self.segments if self._asked.segments else [],
-            mode="sequential",
+            segments=self.final_segments,
+            encoder_tokens=self.counts.windows * self._windows.positions,
+            generated_tokens=self.counts.tokens,
         )
 
     def _wait_for(self, go_on: Callable[[], list[EngineRequest]]) -> list[EngineRequest]:
@@ -117,6 +150,7 @@ class SequentialTranscriber:
             requests = go_on()
         except StopIteration:
             requests, self.done = [], True
+            self._said += self._detokenizer.flush()
         self._answers = WindowAnswers(requests)
         return requests
 
@@ -127,7 +161,9 @@ class SequentialTranscriber:
         while self._seek < chunk.speech_stop:
             frames = min(self._windows.frames, chunk.stop - self._seek)
             attempt, silent = yield from self._decode(frames)
+            self.counts.windows += 1
             if silent:
+                self.counts.silent += 1
                 self._history.left_out(attempt.temperature)
                 self._seek += frames
                 continue
@@ -140,7 +176,7 @@ class SequentialTranscriber:
                 if asked.openai and (piece.start_s == piece.end_s or not text.strip()):
                     continue
                 kept.append(piece.token_ids)
-                self._said += piece.token_ids
+                self._said += self._detokenizer.push(self._windows.words(piece.token_ids))
                 self.segments.append(
                     TranscriptionSegment(
                         id=len(self.segments),
@@ -181,6 +217,7 @@ class SequentialTranscriber:
             again, silent = judged(attempt, self._asked)
             if not again:
                 break
+            self.counts.refused += 1
         return attempt, silent
 
     def _best(self, answers: Sequence[WindowAnswer], said: int, temperature: float) -> Attempt:
@@ -191,6 +228,7 @@ class SequentialTranscriber:
         return attempts[each.index(max(each))]
 
     def _attempt(self, answer: WindowAnswer, said: int, temperature: float) -> Attempt:
+        self.counts.tokens += len(answer.token_ids)
         ids = answer.token_ids[said:]
         text_ids = ids[:-1] if ids[-1] in self._windows.eos_ids else ids
         count = len(text_ids) + 1 if self._asked.openai else len(ids)
@@ -210,10 +248,5 @@ class SequentialTranscriber:
         return [sample_seed(self._seed, number) for number in range(first, self._drawn)]
 
     def _text(self, ids: Sequence[int]) -> str:
-        return text_of(ids, self._windows.text_end, self._vocabulary)
-
-
-def text_of(ids: Sequence[int], text_end: int, vocabulary: Vocabulary) -> str:
-    """ids: with times. text_end: text has ids below."""
-    detokenizer = Detokenizer(vocabulary)
-    return detokenizer.push([token for token in ids if token < text_end]) + detokenizer.flush()
+        detokenizer = Detokenizer(self._vocabulary)
+        return detokenizer.push(self._windows.words(ids)) + detokenizer.flush()

@@ -41,12 +41,17 @@ class WindowRequests:
         self._start_id, self._positions = info.decoder_start_id, positions
         self._recording_key, self._next_id = recording_key, next_id
         self.frames = self._front.features[1]  # of a window
+        self.positions = self._front.positions  # of a window's encoder input
         self.eos_ids, self.vocab_size = info.eos_ids, info.vocab_size
         self.text_end = min(info.eos_ids)  # text has ids below
         held = info.decoder_positions or positions
         self.most_before = held // 2 - 1  # ids of history
         self._sample_length = held // 2
         self._max_length = info.defaults.max_length
+
+    def words(self, ids: Sequence[int]) -> list[int]:
+        """The ids without times."""
+        return [token for token in ids if token < self.text_end]
 
     def encoder_input(self, recording: Spectrogram, start: int, stop: int) -> EncoderInput:
         digest = hashlib.blake2b(self._recording_key.encode(), digest_size=16)

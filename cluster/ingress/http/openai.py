@@ -15,6 +15,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.http.answers import AnswerShape, Shown
 from tandem.cluster.ingress.http.body import (
     FIELDS,
@@ -28,7 +29,7 @@ from tandem.cluster.ingress.http.completions import CompletionBody, CompletionSh
 from tandem.cluster.ingress.http.embeddings import EmbeddingShape
 from tandem.cluster.ingress.http.openai_fields import CHAT, COMPLETION, decoding_params, refuse_unsupported
 from tandem.cluster.ingress.http.sse import EventStream
-from tandem.cluster.ingress.service import Call, Piece, Service
+from tandem.cluster.ingress.service import Piece, Service
 from tandem.errors import InvalidRequest, renaming_fields
 from tandem.inputs import RequestOptions, task_options
 from tandem.workers.requests.output_processor import PreparedRequest
@@ -64,7 +65,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/embeddings")
     async def embeddings(request: Request) -> Response:
-        with service.call("http", "embeddings") as call:
+        with Call(service, "http", "embeddings") as call:
             asked = await _read(service, request)
             shape = EmbeddingShape.of(asked.values, service.model.id, service.request_builder.info)
             with renaming_fields({**asked.names, **_OF_EMBEDDINGS}):
@@ -86,7 +87,7 @@ def routes(service: Service) -> APIRouter:
 
 async def _generate(service: Service, request: Request, method: str, prepare: _Prepare) -> Response:
     async with AsyncExitStack() as resources:
-        call = resources.enter_context(service.call("http", method))
+        call = resources.enter_context(Call(service, "http", method))
         prepared, shape, streams = await prepare(service, call, await _read(service, request))
         if not streams:
             outputs = await unless_disconnected(request.receive, call.generate(prepared))

@@ -29,6 +29,25 @@ class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     POOLING_MEAN: _ClassVar[Pooling]
     POOLING_FIRST: _ClassVar[Pooling]
     POOLING_NONE: _ClassVar[Pooling]
+
+class Timestamps(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TIMESTAMPS_UNSPECIFIED: _ClassVar[Timestamps]
+    TIMESTAMPS_NONE: _ClassVar[Timestamps]
+    TIMESTAMPS_SEGMENT: _ClassVar[Timestamps]
+    TIMESTAMPS_WORD: _ClassVar[Timestamps]
+
+class PromptConditionType(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    PROMPT_CONDITION_TYPE_UNSPECIFIED: _ClassVar[PromptConditionType]
+    PROMPT_CONDITION_TYPE_FIRST_SEGMENT: _ClassVar[PromptConditionType]
+    PROMPT_CONDITION_TYPE_ALL_SEGMENTS: _ClassVar[PromptConditionType]
+
+class TranscriptionSemantics(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TRANSCRIPTION_SEMANTICS_UNSPECIFIED: _ClassVar[TranscriptionSemantics]
+    TRANSCRIPTION_SEMANTICS_TRANSFORMERS: _ClassVar[TranscriptionSemantics]
+    TRANSCRIPTION_SEMANTICS_OPENAI: _ClassVar[TranscriptionSemantics]
 EARLY_STOPPING_UNSPECIFIED: EarlyStopping
 EARLY_STOPPING_FALSE: EarlyStopping
 EARLY_STOPPING_TRUE: EarlyStopping
@@ -42,6 +61,16 @@ POOLING_UNSPECIFIED: Pooling
 POOLING_MEAN: Pooling
 POOLING_FIRST: Pooling
 POOLING_NONE: Pooling
+TIMESTAMPS_UNSPECIFIED: Timestamps
+TIMESTAMPS_NONE: Timestamps
+TIMESTAMPS_SEGMENT: Timestamps
+TIMESTAMPS_WORD: Timestamps
+PROMPT_CONDITION_TYPE_UNSPECIFIED: PromptConditionType
+PROMPT_CONDITION_TYPE_FIRST_SEGMENT: PromptConditionType
+PROMPT_CONDITION_TYPE_ALL_SEGMENTS: PromptConditionType
+TRANSCRIPTION_SEMANTICS_UNSPECIFIED: TranscriptionSemantics
+TRANSCRIPTION_SEMANTICS_TRANSFORMERS: TranscriptionSemantics
+TRANSCRIPTION_SEMANTICS_OPENAI: TranscriptionSemantics
 
 class GenerateRequest(_message.Message):
     __slots__ = ("encoder_prompt", "decoder_prompt", "sampling_params", "beam_search_params", "options")
@@ -403,6 +432,126 @@ class Embedding(_message.Message):
     width: int
     values: _containers.RepeatedScalarFieldContainer[float]
     def __init__(self, encoder_tokens: _Optional[int] = ..., width: _Optional[int] = ..., values: _Optional[_Iterable[float]] = ...) -> None: ...
+
+class TranscribeRequest(_message.Message):
+    __slots__ = ("audio", "params", "options")
+    AUDIO_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    audio: bytes
+    params: TranscriptionParams
+    options: RequestOptions
+    def __init__(self, audio: _Optional[bytes] = ..., params: _Optional[_Union[TranscriptionParams, _Mapping]] = ..., options: _Optional[_Union[RequestOptions, _Mapping]] = ...) -> None: ...
+
+class TranscribeStreamRequest(_message.Message):
+    __slots__ = ("audio", "params", "options")
+    AUDIO_FIELD_NUMBER: _ClassVar[int]
+    PARAMS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    audio: bytes
+    params: TranscriptionParams
+    options: RequestOptions
+    def __init__(self, audio: _Optional[bytes] = ..., params: _Optional[_Union[TranscriptionParams, _Mapping]] = ..., options: _Optional[_Union[RequestOptions, _Mapping]] = ...) -> None: ...
+
+class TranscriptionParams(_message.Message):
+    __slots__ = ("language", "task", "timestamps", "prompt", "prompt_condition_type", "condition_on_prev_tokens", "temperature", "temperatures", "compression_ratio_threshold", "logprob_threshold", "no_speech_threshold", "num_beams", "length_penalty", "best_of", "max_tokens", "seed", "semantics")
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_CONDITION_TYPE_FIELD_NUMBER: _ClassVar[int]
+    CONDITION_ON_PREV_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURES_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSION_RATIO_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    LOGPROB_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    NO_SPEECH_THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    NUM_BEAMS_FIELD_NUMBER: _ClassVar[int]
+    LENGTH_PENALTY_FIELD_NUMBER: _ClassVar[int]
+    BEST_OF_FIELD_NUMBER: _ClassVar[int]
+    MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    SEED_FIELD_NUMBER: _ClassVar[int]
+    SEMANTICS_FIELD_NUMBER: _ClassVar[int]
+    language: str
+    task: str
+    timestamps: Timestamps
+    prompt: str
+    prompt_condition_type: PromptConditionType
+    condition_on_prev_tokens: bool
+    temperature: float
+    temperatures: _containers.RepeatedScalarFieldContainer[float]
+    compression_ratio_threshold: float
+    logprob_threshold: float
+    no_speech_threshold: float
+    num_beams: int
+    length_penalty: float
+    best_of: int
+    max_tokens: int
+    seed: int
+    semantics: TranscriptionSemantics
+    def __init__(self, language: _Optional[str] = ..., task: _Optional[str] = ..., timestamps: _Optional[_Union[Timestamps, str]] = ..., prompt: _Optional[str] = ..., prompt_condition_type: _Optional[_Union[PromptConditionType, str]] = ..., condition_on_prev_tokens: _Optional[bool] = ..., temperature: _Optional[float] = ..., temperatures: _Optional[_Iterable[float]] = ..., compression_ratio_threshold: _Optional[float] = ..., logprob_threshold: _Optional[float] = ..., no_speech_threshold: _Optional[float] = ..., num_beams: _Optional[int] = ..., length_penalty: _Optional[float] = ..., best_of: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., semantics: _Optional[_Union[TranscriptionSemantics, str]] = ...) -> None: ...
+
+class TranscribeResponse(_message.Message):
+    __slots__ = ("request_id", "transcription")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TRANSCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    transcription: Transcription
+    def __init__(self, request_id: _Optional[str] = ..., transcription: _Optional[_Union[Transcription, _Mapping]] = ...) -> None: ...
+
+class TranscribeStreamResponse(_message.Message):
+    __slots__ = ("request_id", "text", "segments", "done_s", "transcription")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    DONE_S_FIELD_NUMBER: _ClassVar[int]
+    TRANSCRIPTION_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    text: str
+    segments: _containers.RepeatedCompositeFieldContainer[TranscriptionSegment]
+    done_s: float
+    transcription: Transcription
+    def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[TranscriptionSegment, _Mapping]]] = ..., done_s: _Optional[float] = ..., transcription: _Optional[_Union[Transcription, _Mapping]] = ...) -> None: ...
+
+class Transcription(_message.Message):
+    __slots__ = ("text", "language", "duration_s", "segments", "encoder_tokens", "generated_tokens")
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    DURATION_S_FIELD_NUMBER: _ClassVar[int]
+    SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    language: str
+    duration_s: float
+    segments: _containers.RepeatedCompositeFieldContainer[TranscriptionSegment]
+    encoder_tokens: int
+    generated_tokens: int
+    def __init__(self, text: _Optional[str] = ..., language: _Optional[str] = ..., duration_s: _Optional[float] = ..., segments: _Optional[_Iterable[_Union[TranscriptionSegment, _Mapping]]] = ..., encoder_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+
+class TranscriptionSegment(_message.Message):
+    __slots__ = ("id", "seek_s", "start_s", "end_s", "text", "token_ids", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
+    ID_FIELD_NUMBER: _ClassVar[int]
+    SEEK_S_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
+    END_S_FIELD_NUMBER: _ClassVar[int]
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TEMPERATURE_FIELD_NUMBER: _ClassVar[int]
+    AVG_LOGPROB_FIELD_NUMBER: _ClassVar[int]
+    COMPRESSION_RATIO_FIELD_NUMBER: _ClassVar[int]
+    NO_SPEECH_PROB_FIELD_NUMBER: _ClassVar[int]
+    id: int
+    seek_s: float
+    start_s: float
+    end_s: float
+    text: str
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    temperature: float
+    avg_logprob: float
+    compression_ratio: float
+    no_speech_prob: float
+    def __init__(self, id: _Optional[int] = ..., seek_s: _Optional[float] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., avg_logprob: _Optional[float] = ..., compression_ratio: _Optional[float] = ..., no_speech_prob: _Optional[float] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("model", "text")

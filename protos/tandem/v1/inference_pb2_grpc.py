@@ -65,6 +65,16 @@ class InferenceServiceStub:
                 request_serializer=tandem_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
                 _registered_method=True)
+        self.Transcribe = channel.unary_unary(
+                '/tandem.v1.InferenceService/Transcribe',
+                request_serializer=tandem_dot_v1_dot_inference__pb2.TranscribeRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_inference__pb2.TranscribeResponse.FromString,
+                _registered_method=True)
+        self.TranscribeStream = channel.unary_stream(
+                '/tandem.v1.InferenceService/TranscribeStream',
+                request_serializer=tandem_dot_v1_dot_inference__pb2.TranscribeStreamRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_inference__pb2.TranscribeStreamResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/tandem.v1.InferenceService/Tokenize',
                 request_serializer=tandem_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -125,6 +135,21 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Transcribe(self, request, context):
+        """Transcribes a recording of any length with a speech model, window by window.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TranscribeStream(self, request, context):
+        """Transcribe, answering as windows are transcribed. What a message has is final. Cancelling the call ends the
+        request on the server.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Turns text into the token ids the encoder would be given for it.
         """
@@ -168,6 +193,16 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.Embed,
                     request_deserializer=tandem_dot_v1_dot_inference__pb2.EmbedRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_inference__pb2.EmbedResponse.SerializeToString,
+            ),
+            'Transcribe': grpc.unary_unary_rpc_method_handler(
+                    servicer.Transcribe,
+                    request_deserializer=tandem_dot_v1_dot_inference__pb2.TranscribeRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_inference__pb2.TranscribeResponse.SerializeToString,
+            ),
+            'TranscribeStream': grpc.unary_stream_rpc_method_handler(
+                    servicer.TranscribeStream,
+                    request_deserializer=tandem_dot_v1_dot_inference__pb2.TranscribeStreamRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_inference__pb2.TranscribeStreamResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -303,6 +338,60 @@ class InferenceService:
             '/tandem.v1.InferenceService/Embed',
             tandem_dot_v1_dot_inference__pb2.EmbedRequest.SerializeToString,
             tandem_dot_v1_dot_inference__pb2.EmbedResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Transcribe(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tandem.v1.InferenceService/Transcribe',
+            tandem_dot_v1_dot_inference__pb2.TranscribeRequest.SerializeToString,
+            tandem_dot_v1_dot_inference__pb2.TranscribeResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TranscribeStream(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/tandem.v1.InferenceService/TranscribeStream',
+            tandem_dot_v1_dot_inference__pb2.TranscribeStreamRequest.SerializeToString,
+            tandem_dot_v1_dot_inference__pb2.TranscribeStreamResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -15,6 +15,7 @@ from fake_router import WIDTH, FakeRouter
 from grpc_calls import Api, Context, refused
 from transformers import AutoTokenizer
 
+from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.service import Service
 from tandem.errors import Unavailable
 from tandem.protocol import wire, wire_answers
@@ -108,7 +109,7 @@ async def test_failures_and_a_full_server(http: httpx.AsyncClient, router: FakeR
 
 async def test_a_client_that_goes_cancels(service: Service, router: FakeRouter) -> None:
     router.stall_after = 0
-    with service.call("grpc", "Embed") as call:
+    with Call(service, "grpc", "Embed") as call:
         prepared = await call.prepare_embed(["the cat"], "mean")
         working = asyncio.create_task(call.embed(prepared))
         await asyncio.sleep(0.01)

@@ -1,6 +1,6 @@
 """The families table: Hugging Face config → `ModelSpec`, and our weight names → theirs.
 
-To add a family, add an entry; CONTRIBUTING.md walks through it.
+To add a family, add an entry; docs/add-a-family.md walks through it.
 """
 
 from __future__ import annotations

@@ -70,9 +70,11 @@ class AudioProcessor:
         made = self._extractor(samples, sampling_rate=self._extractor.sampling_rate, return_tensors="np")
         return torch.from_numpy(np.ascontiguousarray(made["input_features"][0], dtype=np.float32))
 
-    def check_recording(self, media: Media, longest_s: float) -> None:
-        """Reads the header of a recording of any number of windows. Raises InvalidRequest."""
-        check_audio(media.data, longest_s)
+    def recording_s(self, media: Media, longest_s: float) -> float:
+        """Seconds of a recording of any number of windows, as its header says; the longest where it says
+        nothing. Raises InvalidRequest."""
+        seconds = check_audio(media.data, longest_s)
+        return longest_s if seconds is None else seconds
 
     def spectrogram(
         self, media: Media, longest_s: float, *, followed_by_silence: bool, voice: VoiceActivity | None = None

@@ -43,21 +43,24 @@ _MIX: Final = {"rematrix_maxval": "1.0"}
 _OPTIONS: Final = {"format_whitelist": _FORMATS, "codec_whitelist": _CODECS, "protocol_whitelist": "none"}
 
 
-def check_audio(data: bytes, longest_s: float, padding_s: float = 0.0) -> None:
-    """Reads a file's header. Raises InvalidRequest where it is no audio or says that it is too long.
+def check_audio(data: bytes, longest_s: float, padding_s: float = 0.0) -> float | None:
+    """Reads a file's header. Returns the seconds that it says, None where it says none. Raises InvalidRequest
+    where it is no audio or says that it is too long.
 
     Up to padding_s seconds more are let pass. A header may lie: `read_audio` checks what is decoded.
     """
     with _opened(data) as (container, stream):
-        duration_s = 0.0
         if container.format.name == "aac":
-            return  # a raw stream, which says no duration: FFmpeg takes the first frames' bit rate for all
+            return None  # a raw stream: FFmpeg takes the first frames' bit rate for all
         if stream.duration is not None and stream.time_base is not None:
             duration_s = float(stream.duration * stream.time_base)
         elif container.duration is not None:
             duration_s = container.duration / av.time_base
+        else:
+            return None
         if duration_s > longest_s + padding_s:
             raise _too_long(duration_s, longest_s)
+        return duration_s
 
 
 def read_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.0) -> Samples:

@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.http.body import unless_disconnected
 from tandem.cluster.ingress.http.forms import FormFile, read_fields
 from tandem.cluster.ingress.http.libretranslate.fields import (
@@ -25,7 +26,7 @@ from tandem.cluster.ingress.http.libretranslate.files import FORMATS, read_file
 from tandem.cluster.ingress.http.libretranslate.languages import AUTO, Detected, Languages
 from tandem.cluster.ingress.http.libretranslate.markup import Markup
 from tandem.cluster.ingress.http.libretranslate.translator import Translator
-from tandem.cluster.ingress.service import Call, Service
+from tandem.cluster.ingress.service import Service
 from tandem.inputs import TaskOptions
 
 _FRONTEND_TIMEOUT_MS: Final = 500  # LibreTranslate's own: how long its page waits for another key
@@ -41,7 +42,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/translate")
     async def translate(request: Request) -> Response:
         """Text or HTML, one or a list. `split` is Tandem's own: "sentence", "line" or "none"."""
-        with service.call("http", "translate") as call:
+        with Call(service, "http", "translate") as call:
             asked = translation(await read_fields(request, limits, limits.message_bytes), limits)
             work = _Work(service, languages, call, request.headers.get("x-request-id"))
             return JSONResponse(await unless_disconnected(request.receive, work.translate(asked)))
@@ -49,7 +50,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/translate_file")
     async def translate_file(request: Request) -> Response:
         """A file in a form; the answer says where the translated one is."""
-        with service.call("http", "translate_file") as call:
+        with Call(service, "http", "translate_file") as call:
             file, source, target = file_to_translate(await read_fields(request, limits, limits.media_bytes))
             work = _Work(service, languages, call, request.headers.get("x-request-id"))
             name = await unless_disconnected(request.receive, work.translate_file(file, source, target))
@@ -72,7 +73,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/detect")
     async def detect(request: Request) -> Response:
         """The likeliest languages of a text."""
-        with service.call("http", "detect"):
+        with Call(service, "http", "detect"):
             text = text_to_detect(await read_fields(request, limits, limits.message_bytes))
             found = await service.tokenizing(lambda: languages.detected(text), text)
         return JSONResponse([one.body() for one in found])

@@ -7,9 +7,10 @@ from collections.abc import Iterator, Sequence
 from itertools import islice
 from typing import Final
 
+from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.documents import answer_segments
 from tandem.cluster.ingress.http.libretranslate.phrases import Phrase, translate_phrases
-from tandem.cluster.ingress.service import Call, Service
+from tandem.cluster.ingress.service import Service
 from tandem.errors import renaming_fields
 from tandem.inputs import TaskOptions
 from tandem.params import BeamSearchParams, Params, SamplingParams

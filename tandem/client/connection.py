@@ -12,10 +12,19 @@ import grpc
 from grpc_health.v1 import health_pb2
 
 from tandem.errors import InvalidRequest
-from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, RequestOptions, SingletonPrompt
+from tandem.inputs import (
+    Audio,
+    CallOptions,
+    ExplicitEncoderDecoderPrompt,
+    Prompt,
+    RequestOptions,
+    SingletonPrompt,
+    recording,
+)
 from tandem.params import Params, Pooling
-from tandem.protocol import wire
+from tandem.protocol import wire, wire_transcription
 from tandem.protocol.rpc import SERVICE, error_of
+from tandem.transcription import TranscriptionOptions
 from tandem.v1 import inference_pb2 as pb
 
 Metadata = Sequence[tuple[str, str | bytes]]
@@ -96,6 +105,16 @@ class Settings:
         many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
         return wire.embed_request(many, pooling, **self._timed(options))
 
+    def _transcribe_request(
+        self,
+        kind: type[wire_transcription.TranscribeT],
+        audio: Audio,
+        asked: TranscriptionOptions,
+        options: CallOptions,
+    ) -> wire_transcription.TranscribeT:
+        timed: CallOptions = {**options, "timeout_s": self._seconds(options.get("timeout_s"))}
+        return wire_transcription.transcribe_request(kind, recording(audio, "audio"), asked, timed)
+
     def _timed(self, options: RequestOptions) -> RequestOptions:
         return {**options, "timeout_s": self._seconds(options.get("timeout_s"))}
 
@@ -109,7 +128,7 @@ class Settings:
         """The keyword arguments of a gRPC call."""
         return {"timeout": self._seconds(timeout_s), "metadata": self._metadata}
 
-    def _request_call(self, options: RequestOptions) -> dict[str, Any]:
+    def _request_call(self, options: RequestOptions | CallOptions) -> dict[str, Any]:
         """The keyword arguments of a call that waits a little longer than these options' timeout."""
         return self._call(self._seconds(options.get("timeout_s")) + _GRACE_S)
 

@@ -1,0 +1,6 @@
+"""Clients of a Tandem server's gRPC port."""
+
+from tandem.client.asynchronous import AsyncClient
+from tandem.client.blocking import Client
+
+__all__ = ["AsyncClient", "Client"]

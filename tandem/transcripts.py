@@ -1,0 +1,119 @@
+"""Transcriptions as files: text, subtitles, and OpenAI's JSON."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from typing import Any, Final, Literal, get_args
+
+from tandem.errors import InvalidRequest
+from tandem.transcription import Transcription, TranscriptionSegment
+
+TranscriptFormat = Literal["txt", "srt", "vtt", "json", "jsonl"]
+FORMATS: Final[tuple[TranscriptFormat, ...]] = get_args(TranscriptFormat)
+_FRAMES_A_SECOND: Final = 100  # in which OpenAI counts where windows begin
+
+
+def written(transcription: Transcription, kind: TranscriptFormat) -> str:
+    """The content of a file: a line a segment where it is text, a JSON object a segment where it is jsonl.
+
+    Raises InvalidRequest for subtitles of a transcription without times."""
+    return _WRITERS[kind](transcription)
+
+
+def txt(transcription: Transcription) -> str:
+    """A line a segment; the whole text in one line where there are no segments."""
+    lines = [segment.text.strip() for segment in transcription.segments] or [transcription.text]
+    return "".join(f"{line}\n" for line in lines)
+
+
+def srt(transcription: Transcription) -> str:
+    """SubRip. Raises InvalidRequest where there are no times."""
+    return "".join(
+        f"{number}\n{_clock(one.start_s, ',')} --> {_clock(one.end_s, ',')}\n{_cue(one.text)}\n\n"
+        for number, one in enumerate(_timed(transcription), 1)
+    )
+
+
+def vtt(transcription: Transcription) -> str:
+    """WebVTT. Raises InvalidRequest where there are no times."""
+    return "WEBVTT\n\n" + "".join(
+        f"{_clock(one.start_s, '.')} --> {_clock(one.end_s, '.')}\n{_cue(one.text)}\n\n"
+        for one in _timed(transcription)
+    )
+
+
+def verbose(transcription: Transcription, *, task: str, language: str) -> dict[str, Any]:
+    """OpenAI's `verbose_json`. language: as OpenAI writes it, in English and small letters."""
+    return {
+        "task": task,
+        "language": language,
+        "duration": transcription.duration_s,
+        "text": transcription.text,
+        "segments": [verbose_segment(segment) for segment in transcription.segments],
+    }
+
+
+def verbose_segment(segment: TranscriptionSegment) -> dict[str, Any]:
+    """A segment of OpenAI's `verbose_json`."""
+    return {
+        "id": segment.id,
+        "seek": round(segment.seek_s * _FRAMES_A_SECOND),
+        "start": segment.start_s,
+        "end": segment.end_s,
+        "text": segment.text,
+        "tokens": segment.token_ids,
+        "temperature": segment.temperature,
+        "avg_logprob": segment.avg_logprob,
+        "compression_ratio": segment.compression_ratio,
+        "no_speech_prob": segment.no_speech_prob,
+    }
+
+
+def _json(transcription: Transcription) -> str:
+    return _line(_plain(transcription))
+
+
+def _jsonl(transcription: Transcription) -> str:
+    return "".join(_line(verbose_segment(segment)) for segment in transcription.segments)
+
+
+def _plain(transcription: Transcription) -> dict[str, Any]:
+    return {
+        "text": transcription.text,
+        "language": transcription.language,
+        "duration": transcription.duration_s,
+        "segments": [verbose_segment(segment) for segment in transcription.segments],
+    }
+
+
+def _line(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def _timed(transcription: Transcription) -> Iterable[TranscriptionSegment]:
+    if transcription.text and not transcription.segments:
+        raise InvalidRequest("subtitles need times", field="timestamps")
+    return transcription.segments
+
+
+def _cue(text: str) -> str:
+    """A cue's text: neither a blank line nor an arrow may stand in it."""
+    return "\n".join(filter(str.strip, text.strip().splitlines())).replace("-->", "->")
+
+
+def _clock(seconds: float, point: str) -> str:
+    """Hours, minutes, seconds and, after the point, milliseconds."""
+    whole, milliseconds = divmod(round(seconds * 1000), 1000)
+    minutes, second = divmod(whole, 60)
+    hour, minute = divmod(minutes, 60)
+    return f"{hour:02}:{minute:02}:{second:02}{point}{milliseconds:03}"
+
+
+_WRITERS: Final[dict[TranscriptFormat, Callable[[Transcription], str]]] = {
+    "txt": txt,
+    "srt": srt,
+    "vtt": vtt,
+    "json": _json,
+    "jsonl": _jsonl,
+}
