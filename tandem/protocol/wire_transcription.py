@@ -5,12 +5,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import CALL_OPTIONS, CallOptions, Media
 from tandem.protocol.wire import make_message, options_message, options_of, plain_fields
 from tandem.transcription import (
+    ServerVad,
     Transcription,
     TranscriptionDelta,
     TranscriptionOptions,
@@ -28,6 +29,7 @@ FIELDS: Final = {
     "priority": "options.priority",
     "request_id": "options.request_id",
     **{name: f"params.{name}" for name in TranscriptionParams.model_fields},
+    **{f"chunking_strategy.{name}": f"params.chunking_strategy.{name}" for name in ServerVad.model_fields},
 }
 
 # By parameter, the values of its enum.
@@ -45,6 +47,11 @@ _ENUMS: Final[dict[str, dict[int, str | None]]] = {
         pb.TRANSCRIPTION_SEMANTICS_TRANSFORMERS: "transformers",
         pb.TRANSCRIPTION_SEMANTICS_OPENAI: "openai",
     },
+}
+
+_MODES: Final[dict[int, Literal["sequential", "chunked"]]] = {
+    pb.TRANSCRIPTION_MODE_SEQUENTIAL: "sequential",
+    pb.TRANSCRIPTION_MODE_CHUNKED: "chunked",
 }
 
 # Values from messages
@@ -87,6 +94,7 @@ def transcription_of(message: pb.Transcription) -> Transcription:
         segments=list(map(_segment_of, message.segments)),
         encoder_tokens=message.encoder_tokens,
         generated_tokens=message.generated_tokens,
+        mode=_MODES[message.mode],
     )
 
 
@@ -115,6 +123,9 @@ def transcribe_request(
     fields: dict[str, Any] = params.model_dump(exclude_unset=True)
     if isinstance(fields.get("temperature"), tuple):
         fields["temperatures"] = fields.pop("temperature")
+    if (chunking := params.chunking_strategy) is not None:
+        said = {} if chunking == "auto" else chunking.model_dump(exclude={"type"}, exclude_unset=True)
+        fields["chunking_strategy"] = pb.ServerVad(**said)
     for name, values in _ENUMS.items():
         if name in fields:
             fields[name] = next(number for number, value in values.items() if value == fields[name])
@@ -151,6 +162,7 @@ def _transcription(value: Transcription) -> pb.Transcription:
         segments=_segments(value.segments),
         encoder_tokens=value.encoder_tokens,
         generated_tokens=value.generated_tokens,
+        mode=next(number for number, mode in _MODES.items() if mode == value.mode),
     )
 
 

@@ -19,6 +19,7 @@ _REFUSED: Final = {
     "known_speaker_names": "speakers are not told apart",
     "known_speaker_references": "speakers are not told apart",
 }
+_CHUNKING: Final = "chunking_strategy"
 # Fields of TranscriptionParams that the form says in OpenAI's words, or that are the endpoint's.
 _OPENAI_S: Final = ("timestamps", "task")
 
@@ -64,6 +65,8 @@ class AudioForm:
         }
         options |= {name: values.pop(name) for name in ("model",) if name in values}
         asked: dict[str, Any] = {"semantics": "openai", "task": task}
+        if (chunking := _chunking_strategy(values)) is not None:
+            asked["chunking_strategy"] = chunking
         for name in [name for name in values if name in TranscriptionParams.model_fields]:
             if name in _OPENAI_S:
                 continue
@@ -108,6 +111,27 @@ def _flag(value: object, field: str) -> bool:
         case "false" | "0" | "":
             return False
     raise InvalidRequest(f"must be true or false, got {value!r:.40}", field=field)
+
+
+def _chunking_strategy(values: dict[str, Any]) -> Any:
+    """Takes "auto", or an object, as JSON or as the openai package sends its fields: with names such as
+    chunking_strategy[threshold]."""
+    whole = values.pop(_CHUNKING, None)
+    parts = [name for name in values if name.startswith(f"{_CHUNKING}[") and name.endswith("]")]
+    said = {name[len(_CHUNKING) + 1 : -1]: values.pop(name) for name in parts}
+    if said:
+        if whole:
+            raise InvalidRequest("is given twice", field=_CHUNKING)
+        return {
+            name: value if name == "type" else _number(value, f"{_CHUNKING}.{name}")
+            for name, value in said.items()
+        }
+    if isinstance(whole, str) and whole.lstrip().startswith("{"):
+        try:
+            return json.loads(whole)
+        except ValueError:
+            raise InvalidRequest(f"is no JSON object: {whole!r:.60}", field=_CHUNKING) from None
+    return whole or None
 
 
 def _listed(value: object, field: str) -> list[str]:
