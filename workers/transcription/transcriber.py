@@ -46,7 +46,9 @@ Trying = Generator[list[EngineRequest], list[WindowAnswer], tuple[Attempt, bool]
 class Transcriber(Protocol):
     """`start` it, and `push` the deltas of its requests until it is `done`."""
 
-    counts: WindowCounts
+    @property
+    def counts(self) -> WindowCounts:
+        """So far."""
 
     @property
     def done(self) -> bool: ...

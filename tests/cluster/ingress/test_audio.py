@@ -147,7 +147,8 @@ async def test_a_prompt_and_what_openai_does_not_have(openai: AsyncOpenAI, llm: 
 async def test_chunks_between_silences(openai: AsyncOpenAI, llm: LLM, strategy: Any, vad: ServerVad) -> None:
     """As OpenAI's client says them, whole and in a stream; and as JSON."""
     file = wav(voices([(0.2, 0.8), (1.4, 1.9), (2.5, 3.1)], SECONDS), RATE)
-    expected = llm.transcribe(file, chunking_strategy=vad, **ASKED)
+    asked: TranscriptionOptions = {**ASKED, "chunking_strategy": vad}
+    expected = llm.transcribe(file, **asked)
     assert expected.mode == "chunked"
     assert expected.text != llm.transcribe(file, **ASKED).text
     more = {"file": ("speech.wav", file), "chunking_strategy": strategy}
