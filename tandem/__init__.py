@@ -69,7 +69,8 @@ _WHERE = {
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "pipeline"),
     "tandem.transcription": (
-        "ServerVad", "Transcription", "TranscriptionDelta", "TranscriptionParams", "TranscriptionSegment",
+        "ServerVad", "Transcription", "TranscriptionDelta", "TranscriptionParams",
+        "TranscriptionSegment",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}

@@ -217,10 +217,9 @@ class Transcription:
     language: str  # code, said or detected; "" where no speech is found to detect it from
     duration_s: float  # of the recording
     segments: list[TranscriptionSegment]  # none where no timestamps were asked for
+    mode: Literal["sequential", "chunked"]  # windows one after another, or chunks between silences
     encoder_tokens: int  # positions of the windows that were decoded
     generated_tokens: int  # all answers to windows together, those that were refused included
-    # Windows one after another, or chunks between silences.
-    mode: Literal["sequential", "chunked"] = "sequential"
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Final, Literal, TypeVar
+from typing import Any, Final, TypeVar
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import CALL_OPTIONS, CallOptions, Media
@@ -49,11 +49,6 @@ _ENUMS: Final[dict[str, dict[int, str | None]]] = {
     },
 }
 
-_MODES: Final[dict[int, Literal["sequential", "chunked"]]] = {
-    pb.TRANSCRIPTION_MODE_SEQUENTIAL: "sequential",
-    pb.TRANSCRIPTION_MODE_CHUNKED: "chunked",
-}
-
 # Values from messages
 
 
@@ -94,7 +89,7 @@ def transcription_of(message: pb.Transcription) -> Transcription:
         segments=list(map(_segment_of, message.segments)),
         encoder_tokens=message.encoder_tokens,
         generated_tokens=message.generated_tokens,
-        mode=_MODES[message.mode],
+        mode="chunked" if message.mode == pb.TRANSCRIPTION_MODE_CHUNKED else "sequential",
     )
 
 
@@ -120,12 +115,11 @@ def transcribe_request(
 ) -> TranscribeT:
     """Raises InvalidRequest, naming the field, for what a message cannot hold."""
     params = TranscriptionParams(**asked)
-    fields: dict[str, Any] = params.model_dump(exclude_unset=True)
+    fields: dict[str, Any] = params.model_dump(exclude_unset=True, exclude={"chunking_strategy"})
     if isinstance(fields.get("temperature"), tuple):
         fields["temperatures"] = fields.pop("temperature")
-    if (chunking := params.chunking_strategy) is not None:
-        said = {} if chunking == "auto" else chunking.model_dump(exclude={"type"}, exclude_unset=True)
-        fields["chunking_strategy"] = pb.ServerVad(**said)
+    if params.vad is not None:
+        fields["chunking_strategy"] = params.vad.model_dump(exclude_unset=True, exclude={"type"})
     for name, values in _ENUMS.items():
         if name in fields:
             fields[name] = next(number for number, value in values.items() if value == fields[name])
@@ -162,7 +156,7 @@ def _transcription(value: Transcription) -> pb.Transcription:
         segments=_segments(value.segments),
         encoder_tokens=value.encoder_tokens,
         generated_tokens=value.generated_tokens,
-        mode=next(number for number, mode in _MODES.items() if mode == value.mode),
+        mode=f"TRANSCRIPTION_MODE_{value.mode.upper()}",
     )
 
 

@@ -45,6 +45,6 @@ def test_what_is_no_silence_is_refused_by_its_name() -> None:
 
 @pytest.mark.parametrize("mode", ["sequential", "chunked"])
 def test_the_answer_says_the_way(mode: Any) -> None:
-    answer = Transcription("Hello.", "en", 2.0, [], 1_500, 9, mode)
+    answer = Transcription("Hello.", "en", 2.0, [], encoder_tokens=1_500, generated_tokens=9, mode=mode)
     message = wire.transcribe_response("one", answer)
     assert wire.transcription_of(message.transcription) == answer

@@ -10,13 +10,14 @@ from typing import Final, NamedTuple
 
 from tandem.transcription import Transcription, TranscriptionSegment
 from tandem.workers.request import Delta, EngineRequest
-from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
+from tandem.workers.requests.detokenizer import Vocabulary
 from tandem.workers.requests.media.spectrogram import Spectrogram
 from tandem.workers.requests.request_builder import sample_seed
 from tandem.workers.requests.speech import language_of, opened
 from tandem.workers.transcription.answers import WindowAnswers
 from tandem.workers.transcription.asked import Asked
 from tandem.workers.transcription.chunks import Chunk
+from tandem.workers.transcription.said import Said
 from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S
 from tandem.workers.transcription.transcriber import SequentialTranscriber, WindowCounts
 from tandem.workers.transcription.window_requests import WindowRequests
@@ -38,12 +39,13 @@ class ChunkedTranscriber:
         windows: Callable[[], WindowRequests], vocabulary: Vocabulary, seed: int | None,
     ) -> None:  # fmt: skip
         """chunks: in order. windows: makes what makes a chunk's requests."""
-        self._segments: list[TranscriptionSegment] = []  # given out
-        self._detokenizer, self._said = Detokenizer(vocabulary), ""  # their text
-        self._counts = WindowCounts()  # of the chunks that are done
+        self.segments: list[TranscriptionSegment] = []
         self.duration_s = recording.duration_s
-        self._asked, self._recording, self._vocabulary = asked, recording, vocabulary
-        self._windows_of_chunk, self._windows = windows, windows()
+        self._asked, self._recording, self._windows = asked, recording, windows
+        self._vocabulary = vocabulary
+        # What is the same for all chunks is asked of the first one's.
+        self._first, self.counts = windows(), WindowCounts()
+        self._said = Said(vocabulary, self._first.text_end)
         self._seed = secrets.randbits(63) if seed is None else seed
         self._opening = asked.opening(timestamps=True)
         self._detecting: WindowAnswers | None = None  # of the request whose answer is the language
@@ -53,18 +55,6 @@ class ChunkedTranscriber:
         self._owners: dict[str, SequentialTranscriber] = {}  # by the ids of the requests under way
         self._live = 0  # chunks that are begun and not done
         self._given = 0  # segments of the first of these that are given out
-
-    @property
-    def counts(self) -> WindowCounts:
-        return sum((one.transcriber.counts for one in self._begun), self._counts)
-
-    @property
-    def text(self) -> str:
-        return self._said.strip()
-
-    @property
-    def final_segments(self) -> list[TranscriptionSegment]:
-        return self._segments if self._asked.segments else []
 
     @property
     def done(self) -> bool:
@@ -77,12 +67,20 @@ class ChunkedTranscriber:
             return self._begun[0].transcriber.seek_s
         return 0.0 if self._waiting else self.duration_s
 
+    @property
+    def text(self) -> str:
+        return self._said.text
+
+    @property
+    def final_segments(self) -> list[TranscriptionSegment]:
+        return self.segments if self._asked.segments else []
+
     def start(self) -> list[EngineRequest]:
         if self._waiting and any(len(ids) > 1 for ids in self._opening):
-            _, first = self._waiting[0]
-            stop = min(first.stop, first.start + self._windows.frames)
-            encoder = self._windows.encoder_input(self._recording, first.start, stop)
-            request = self._windows.detection(encoder, self._opening)
+            first = self._waiting[0][1]
+            stop = min(first.stop, first.start + self._first.frames)
+            encoder = self._first.encoder_input(self._recording, first.start, stop)
+            request = self._first.detection(encoder, self._opening)
             self._detecting = WindowAnswers([request])
             return [request]
         return self._begin()
@@ -103,14 +101,13 @@ class ChunkedTranscriber:
         return requests + self._begin()
 
     def transcription(self) -> Transcription:
-        counts = self.counts
         return Transcription(
             text=self.text,
             language=language_of(self._asked.speech, self._opening),
             duration_s=self.duration_s,
             segments=self.final_segments,
-            encoder_tokens=counts.windows * self._windows.positions,
-            generated_tokens=counts.tokens,
+            encoder_tokens=self.counts.windows * self._first.positions,
+            generated_tokens=self.counts.tokens,
             mode="chunked",
         )
 
@@ -119,8 +116,8 @@ class ChunkedTranscriber:
         while self._waiting and self._live < LIVE:
             number, chunk = self._waiting.popleft()
             transcriber = SequentialTranscriber(
-                self._asked, self._recording, self._windows_of_chunk(), self._vocabulary,
-                sample_seed(self._seed, number), chunk, self._detected,
+                self._asked, self._recording, self._windows(), self._vocabulary,
+                sample_seed(self._seed, number), chunk, self._detected, self.counts,
             )  # fmt: skip
             self._begun.append(_Begun(chunk, transcriber))
             self._live += 1
@@ -139,13 +136,12 @@ class ChunkedTranscriber:
             for segment in transcriber.segments[self._given :]:
                 # The model may hear speech go on in what a window is filled up with.
                 start_s, end_s = min(segment.start_s, stop_s), min(segment.end_s, stop_s)
-                self._segments.append(replace(segment, id=len(self._segments), start_s=start_s, end_s=end_s))
-                self._said += self._detokenizer.push(self._windows.words(segment.token_ids))
+                self._said.push(segment.token_ids)
+                self.segments.append(replace(segment, id=len(self.segments), start_s=start_s, end_s=end_s))
             self._given = len(transcriber.segments)
             if not transcriber.done:
                 return
-            self._counts += transcriber.counts
             self._begun.popleft()
             self._given = 0
         if self.done:
-            self._said += self._detokenizer.flush()
+            self._said.flush()

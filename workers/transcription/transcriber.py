@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable, Generator, Sequence
-from dataclasses import astuple, dataclass
+from dataclasses import dataclass
 from typing import Protocol
 
 from tandem.transcription import Transcription, TranscriptionSegment
 from tandem.workers.request import Delta, EngineRequest
-from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
+from tandem.workers.requests.detokenizer import Vocabulary
 from tandem.workers.requests.media.spectrogram import Spectrogram
 from tandem.workers.requests.request_builder import sample_seed
 from tandem.workers.requests.speech import language_of, opened
@@ -22,6 +22,7 @@ from tandem.workers.transcription.asked import Asked
 from tandem.workers.transcription.chunks import Chunk
 from tandem.workers.transcription.fallback import Attempt, ids_ratio, judged, text_ratio
 from tandem.workers.transcription.history import history_of
+from tandem.workers.transcription.said import Said, text_of
 from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S, split
 from tandem.workers.transcription.window_requests import Start, WindowRequests
 
@@ -35,9 +36,6 @@ class WindowCounts:
     refused: int = 0  # answers that the thresholds refused, the last temperature's included
     tokens: int = 0  # generated, those of answers that were not kept included
 
-    def __add__(self, other: WindowCounts) -> WindowCounts:
-        return WindowCounts(*map(sum, zip(astuple(self), astuple(other), strict=True)))
-
 
 Asking = Generator[list[EngineRequest], list[WindowAnswer], None]
 Trying = Generator[list[EngineRequest], list[WindowAnswer], tuple[Attempt, bool]]
@@ -46,20 +44,11 @@ Trying = Generator[list[EngineRequest], list[WindowAnswer], tuple[Attempt, bool]
 class Transcriber(Protocol):
     """`start` it, and `push` the deltas of its requests until it is `done`."""
 
-    @property
-    def counts(self) -> WindowCounts:
-        """So far."""
+    segments: list[TranscriptionSegment]  # so far; those that are there stay
+    counts: WindowCounts
 
     @property
     def done(self) -> bool: ...
-
-    @property
-    def text(self) -> str:
-        """What is said so far. It only grows."""
-
-    @property
-    def final_segments(self) -> list[TranscriptionSegment]:
-        """Those so far that the answer has; there are none where no times were asked for."""
 
     @property
     def seek_s(self) -> float:
@@ -68,6 +57,14 @@ class Transcriber(Protocol):
     @property
     def duration_s(self) -> float:
         """Of the recording."""
+
+    @property
+    def text(self) -> str:
+        """What is said so far. It only grows."""
+
+    @property
+    def final_segments(self) -> list[TranscriptionSegment]:
+        """Those so far that the answer has; there are none where no times were asked for."""
 
     def start(self) -> list[EngineRequest]:
         """The requests that are to be generated first, all at once; to be called once."""
@@ -93,17 +90,18 @@ class SequentialTranscriber:
     def __init__(
         self, asked: Asked, recording: Spectrogram, windows: WindowRequests, vocabulary: Vocabulary,
         seed: int | None, chunk: Chunk | None = None, language_id: int | None = None,
+        counts: WindowCounts | None = None,
     ) -> None:  # fmt: skip
         """chunk: what is transcribed; None: all of the recording. language_id: the token of the language,
-        where that is detected already."""
+        where that is detected already. counts: to be counted in; None: a chunk's own."""
         self.segments: list[TranscriptionSegment] = []
         self._asked, self._recording, self._windows = asked, recording, windows
         self._vocabulary = vocabulary
         self._seed, self._drawn = secrets.randbits(63) if seed is None else seed, 0
         self._chunk = chunk or Chunk(0, recording.frames, recording.frames)
         self._seek = self._chunk.start  # frames
-        self._detokenizer, self._said = Detokenizer(vocabulary), ""  # text of all segments
-        self.counts = WindowCounts()
+        self._said = Said(vocabulary, windows.text_end)
+        self.counts = WindowCounts() if counts is None else counts
         # A window's place cannot be told from text alone.
         self._timestamps = asked.segments or self._chunk.stop - self._chunk.start > windows.frames
         self._opening = asked.opening(timestamps=self._timestamps)
@@ -135,7 +133,7 @@ class SequentialTranscriber:
 
     @property
     def text(self) -> str:
-        return self._said.strip()
+        return self._said.text
 
     def transcription(self) -> Transcription:
         return Transcription(
@@ -145,6 +143,7 @@ class SequentialTranscriber:
             segments=self.final_segments,
             encoder_tokens=self.counts.windows * self._windows.positions,
             generated_tokens=self.counts.tokens,
+            mode="sequential",
         )
 
     def _wait_for(self, go_on: Callable[[], list[EngineRequest]]) -> list[EngineRequest]:
@@ -152,7 +151,7 @@ class SequentialTranscriber:
             requests = go_on()
         except StopIteration:
             requests, self.done = [], True
-            self._said += self._detokenizer.flush()
+            self._said.flush()
         self._answers = WindowAnswers(requests)
         return requests
 
@@ -178,7 +177,7 @@ class SequentialTranscriber:
                 if asked.openai and (piece.start_s == piece.end_s or not text.strip()):
                     continue
                 kept.append(piece.token_ids)
-                self._said += self._detokenizer.push(self._windows.words(piece.token_ids))
+                self._said.push(piece.token_ids)
                 self.segments.append(
                     TranscriptionSegment(
                         id=len(self.segments),
@@ -250,5 +249,4 @@ class SequentialTranscriber:
         return [sample_seed(self._seed, number) for number in range(first, self._drawn)]
 
     def _text(self, ids: Sequence[int]) -> str:
-        detokenizer = Detokenizer(self._vocabulary)
-        return detokenizer.push(self._windows.words(ids)) + detokenizer.flush()
+        return text_of(ids, self._windows.text_end, self._vocabulary)

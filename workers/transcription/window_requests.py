@@ -49,10 +49,6 @@ class WindowRequests:
         self._sample_length = held // 2
         self._max_length = info.defaults.max_length
 
-    def words(self, ids: Sequence[int]) -> list[int]:
-        """The ids without times."""
-        return [token for token in ids if token < self.text_end]
-
     def encoder_input(self, recording: Spectrogram, start: int, stop: int) -> EncoderInput:
         digest = hashlib.blake2b(self._recording_key.encode(), digest_size=16)
         digest.update(f"\0{start}\0{stop}".encode())

@@ -19,7 +19,6 @@ _REFUSED: Final = {
     "known_speaker_names": "speakers are not told apart",
     "known_speaker_references": "speakers are not told apart",
 }
-_CHUNKING: Final = "chunking_strategy"
 # Fields of TranscriptionParams that the form says in OpenAI's words, or that are the endpoint's.
 _OPENAI_S: Final = ("timestamps", "task")
 
@@ -64,9 +63,8 @@ class AudioForm:
             name: _number(values.pop(name), name) for name in ("priority", "timeout_s") if name in values
         }
         options |= {name: values.pop(name) for name in ("model",) if name in values}
-        asked: dict[str, Any] = {"semantics": "openai", "task": task}
-        if (chunking := _chunking_strategy(values)) is not None:
-            asked["chunking_strategy"] = chunking
+        chunking = _chunking(values)
+        asked: dict[str, Any] = {"semantics": "openai", "task": task, "chunking_strategy": chunking}
         for name in [name for name in values if name in TranscriptionParams.model_fields]:
             if name in _OPENAI_S:
                 continue
@@ -104,6 +102,23 @@ def _format(value: object) -> ResponseFormat:
     return cast(ResponseFormat, value)
 
 
+def _chunking(values: dict[str, Any]) -> Any:
+    """Takes `chunking_strategy`, which is "auto" or an object: as JSON, or as OpenAI's client sends it, a
+    field for each of its own. `TranscriptionParams` checks it."""
+    nested = [name for name in values if name.startswith("chunking_strategy[")]
+    own = {name[len("chunking_strategy[") : -1]: _value(values.pop(name)) for name in nested}
+    whole = _value(values.pop("chunking_strategy", None))
+    return own or whole or None
+
+
+def _value(value: object) -> Any:
+    """JSON, or the text itself where it is none."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
+
+
 def _flag(value: object, field: str) -> bool:
     match str(value).lower():
         case "true" | "1":
@@ -111,27 +126,6 @@ def _flag(value: object, field: str) -> bool:
         case "false" | "0" | "":
             return False
     raise InvalidRequest(f"must be true or false, got {value!r:.40}", field=field)
-
-
-def _chunking_strategy(values: dict[str, Any]) -> Any:
-    """Takes "auto", or an object, as JSON or as the openai package sends its fields: with names such as
-    chunking_strategy[threshold]."""
-    whole = values.pop(_CHUNKING, None)
-    parts = [name for name in values if name.startswith(f"{_CHUNKING}[") and name.endswith("]")]
-    said = {name[len(_CHUNKING) + 1 : -1]: values.pop(name) for name in parts}
-    if said:
-        if whole:
-            raise InvalidRequest("is given twice", field=_CHUNKING)
-        return {
-            name: value if name == "type" else _number(value, f"{_CHUNKING}.{name}")
-            for name, value in said.items()
-        }
-    if isinstance(whole, str) and whole.lstrip().startswith("{"):
-        try:
-            return json.loads(whole)
-        except ValueError:
-            raise InvalidRequest(f"is no JSON object: {whole!r:.60}", field=_CHUNKING) from None
-    return whole or None
 
 
 def _listed(value: object, field: str) -> list[str]:

@@ -502,16 +502,6 @@ class TranscriptionParams(_message.Message):
     chunking_strategy: ServerVad
     def __init__(self, language: _Optional[str] = ..., task: _Optional[str] = ..., timestamps: _Optional[_Union[Timestamps, str]] = ..., prompt: _Optional[str] = ..., prompt_condition_type: _Optional[_Union[PromptConditionType, str]] = ..., condition_on_prev_tokens: _Optional[bool] = ..., temperature: _Optional[float] = ..., temperatures: _Optional[_Iterable[float]] = ..., compression_ratio_threshold: _Optional[float] = ..., logprob_threshold: _Optional[float] = ..., no_speech_threshold: _Optional[float] = ..., num_beams: _Optional[int] = ..., length_penalty: _Optional[float] = ..., best_of: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., semantics: _Optional[_Union[TranscriptionSemantics, str]] = ..., chunking_strategy: _Optional[_Union[ServerVad, _Mapping]] = ...) -> None: ...
 
-class ServerVad(_message.Message):
-    __slots__ = ("threshold", "prefix_padding_ms", "silence_duration_ms")
-    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
-    PREFIX_PADDING_MS_FIELD_NUMBER: _ClassVar[int]
-    SILENCE_DURATION_MS_FIELD_NUMBER: _ClassVar[int]
-    threshold: float
-    prefix_padding_ms: int
-    silence_duration_ms: int
-    def __init__(self, threshold: _Optional[float] = ..., prefix_padding_ms: _Optional[int] = ..., silence_duration_ms: _Optional[int] = ...) -> None: ...
-
 class TranscribeResponse(_message.Message):
     __slots__ = ("request_id", "transcription")
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
@@ -551,6 +541,16 @@ class Transcription(_message.Message):
     generated_tokens: int
     mode: TranscriptionMode
     def __init__(self, text: _Optional[str] = ..., language: _Optional[str] = ..., duration_s: _Optional[float] = ..., segments: _Optional[_Iterable[_Union[TranscriptionSegment, _Mapping]]] = ..., encoder_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., mode: _Optional[_Union[TranscriptionMode, str]] = ...) -> None: ...
+
+class ServerVad(_message.Message):
+    __slots__ = ("threshold", "prefix_padding_ms", "silence_duration_ms")
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_PADDING_MS_FIELD_NUMBER: _ClassVar[int]
+    SILENCE_DURATION_MS_FIELD_NUMBER: _ClassVar[int]
+    threshold: float
+    prefix_padding_ms: int
+    silence_duration_ms: int
+    def __init__(self, threshold: _Optional[float] = ..., prefix_padding_ms: _Optional[int] = ..., silence_duration_ms: _Optional[int] = ...) -> None: ...
 
 class TranscriptionSegment(_message.Message):
     __slots__ = ("id", "seek_s", "start_s", "end_s", "text", "token_ids", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")

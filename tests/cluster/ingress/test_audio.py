@@ -166,9 +166,7 @@ async def test_chunks_between_silences(openai: AsyncOpenAI, llm: LLM, strategy: 
 @pytest.mark.parametrize(
     ("more", "param"),
     [
-        ({"chunking_strategy": "silences"}, "chunking_strategy"),
         ({"chunking_strategy": {"type": "semantic_vad"}}, "chunking_strategy.type"),
-        ({"chunking_strategy": {"type": "server_vad", "threshold": 3}}, "chunking_strategy.threshold"),
         ({"extra_body": {"chunking_strategy": "{nothing"}}, "chunking_strategy"),
         (
             {"extra_body": {"chunking_strategy": "auto", "condition_on_prev_tokens": "true"}},
@@ -190,6 +188,8 @@ async def test_chunks_between_silences(openai: AsyncOpenAI, llm: LLM, strategy: 
         ({"extra_body": {"colour": "red"}}, "colour"),
         ({"extra_body": {"stream": "perhaps"}}, "stream"),
         ({"extra_body": {"timeout_s": "0"}}, "timeout_s"),
+        ({"chunking_strategy": "never"}, "chunking_strategy"),
+        ({"chunking_strategy": {"type": "server_vad", "threshold": 7}}, "chunking_strategy.threshold"),
         ({"known_speaker_names": ["Ann"]}, "known_speaker_names"),
         ({"file": ("speech.wav", b"")}, "file"),
         ({"file": ("speech.wav", b"no audio at all")}, "file"),

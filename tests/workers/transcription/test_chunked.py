@@ -66,10 +66,10 @@ def test_chunks_are_asked_for_at_once_and_given_out_in_order(builder: RequestBui
     assert fourth.encoder.features[0, 0, 0] == 330
     assert fourth.prefix_ids == third.prefix_ids
     assert answer(transcriber, second, [TIME + 5, 4, TIME + 9, TIME + 9, 5, TIME + 49]) == []
-    assert (transcriber.final_segments, transcriber.seek_s) == ([], 0.1)
+    assert (transcriber.segments, transcriber.seek_s) == ([], 0.1)
     assert transcriber.transcription().text == ""
     assert answer(transcriber, first, [TIME, 1, TIME + 30]) == []
-    assert [one.token_ids[1] for one in transcriber.final_segments] == [1, 4, 5, 6]
+    assert [one.token_ids[1] for one in transcriber.segments] == [1, 4, 5, 6]
     assert (transcriber.seek_s, transcriber.done) == (pytest.approx(3.3), False)
     assert answer(transcriber, fourth, [TIME, 7, TIME + 50]) == []
     assert (transcriber.seek_s, transcriber.done) == (45.0, True)
@@ -140,7 +140,7 @@ def test_so_many_chunks_are_under_way(builder: RequestBuilder) -> None:
         seen += len(more)
         live += more
     assert transcriber.done
-    assert [one.seek_s for one in transcriber.final_segments] == [float(at) for at in range(len(chunks))]
+    assert [one.seek_s for one in transcriber.segments] == [float(at) for at in range(len(chunks))]
 
 
 def test_each_chunk_falls_back_by_itself(builder: RequestBuilder) -> None:
@@ -158,10 +158,7 @@ def test_each_chunk_falls_back_by_itself(builder: RequestBuilder) -> None:
             for mean, one in zip((-0.9, -0.5), each, strict=True):
                 transcriber.push(ended(one, said([TIME, at + 3, TIME + 9], mean)))
         assert transcriber.done
-        assert [(one.token_ids[1], one.temperature) for one in transcriber.final_segments] == [
-            (3, 0.8),
-            (4, 0.8),
-        ]
+        assert [(one.token_ids[1], one.temperature) for one in transcriber.segments] == [(3, 0.8), (4, 0.8)]
     assert seeds[0] == seeds[1]
     assert len({seed for each in seeds[0].values() for seed in each}) == 4
 
