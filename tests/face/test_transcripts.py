@@ -19,6 +19,7 @@ SPOKEN = Transcription(
     "en",
     3726.5,
     [segment(0, 0.0, 1.5, " Hello --> you."), segment(1, 3725.02, 3726.4999, " Bye")],
+    "sequential",
     0,
     0,
 )
