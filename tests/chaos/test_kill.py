@@ -7,7 +7,6 @@ import itertools
 import os
 import signal
 import threading
-import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +19,7 @@ import pytest
 import ray
 from ray import serve
 from ray.serve.schema import ReplicaState
-from serving import Stub, make_config, on_ports_of, pids, text_stream
+from serving import Stub, eventually, make_config, on_ports_of, pids, text_stream
 
 from tandem import LLM, SamplingParams
 from tandem.cluster import launch
@@ -115,13 +114,6 @@ def under_load(
         for run in runs:
             run.result()
     return load
-
-
-def eventually(condition: Callable[[], bool], otherwise: str, within_s: float = 180.0) -> None:
-    deadline = time.monotonic() + within_s
-    while not condition():
-        assert time.monotonic() < deadline, otherwise
-        time.sleep(0.1)
 
 
 def report(what: str, load: Load, record: Callable[[str, object], None]) -> None:

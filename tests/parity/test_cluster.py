@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import random
 import time
-from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import product
@@ -12,14 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc
-import httpx
 import numpy as np
 import pytest
 import torch
 import whisper
 from audio_files import wav
 from models import EOS, T5_VARIANTS, load_reference, reference_greedy
-from serving import Stub, ids_request, make_config, on_ports_of
+from serving import Stub, ids_request, make_config, metrics, on_ports_of
 
 from tandem import LLM, Client, InvalidRequest, SamplingParams, TandemError
 from tandem.cluster import launch
@@ -199,13 +197,3 @@ def said(answer: Transcription) -> tuple[object, ...]:
     """All of an answer but the numbers that depend on the order of sums."""
     times = [(one.start_s, one.end_s, one.token_ids, one.temperature) for one in answer.segments]
     return answer.text, answer.language, answer.duration_s, times
-
-
-def metrics(address: str) -> Counter[str]:
-    """The values of /metrics by name, those of several engines or of several reasons together."""
-    values: Counter[str] = Counter()
-    for line in httpx.get(f"http://{address}/metrics").text.splitlines():
-        if not line.startswith("#"):
-            name, value = line.rsplit(" ", 1)
-            values[name.partition("{")[0]] += float(value)
-    return values

@@ -6,9 +6,13 @@ import dataclasses
 import os
 import socket
 import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import grpc
+import httpx
 from models import load_reference, reference_greedy
 
 from tandem.cluster.config import ServeConfig
@@ -89,3 +93,20 @@ def pids(class_name: str) -> set[int]:
         return pid == os.getpid()
 
     return {int(pid) for pid, _, *args in rows if args and f"ray::{class_name}" in args[0] and ours(int(pid))}
+
+
+def eventually(condition: Callable[[], bool], otherwise: str, within_s: float = 180.0) -> None:
+    deadline = time.monotonic() + within_s
+    while not condition():
+        assert time.monotonic() < deadline, otherwise
+        time.sleep(0.1)
+
+
+def metrics(address: str) -> Counter[str]:
+    """The values of /metrics by name, those of several engines or of several reasons together."""
+    values: Counter[str] = Counter()
+    for line in httpx.get(f"http://{address}/metrics").text.splitlines():
+        if not line.startswith("#"):
+            name, value = line.rsplit(" ", 1)
+            values[name.partition("{")[0]] += float(value)
+    return values
