@@ -19,7 +19,8 @@ from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.transcription.builder import PreparedTranscription, TranscriptionBuilder
 from tandem.workers.transcription.transcriber import Transcriber
 
-_THREADS: Final = 2
+_THREADS: Final = 2  # for short recordings, and as many for long ones
+_SHORT_S: Final = 60.0  # decoded in a fraction of a second
 
 
 class Recordings:
@@ -29,6 +30,8 @@ class Recordings:
     def __init__(self, request_builder: RequestBuilder, router: Router) -> None:
         self._builder, self._router = TranscriptionBuilder(request_builder), router
         self._threads = ThreadPoolExecutor(_THREADS, "media")
+        # Hours of audio take a core for seconds, which nobody with a short recording waits for.
+        self._long = ThreadPoolExecutor(_THREADS, "long media")
 
     async def prepare(
         self, media: Media, params: TranscriptionParams, field: str, **options: Unpack[CallOptions]
@@ -48,11 +51,12 @@ class Recordings:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + prepared.timeout_s
+        threads = self._threads if prepared.audio_s <= _SHORT_S else self._long
         with self._router.keep_room(len(prepared.media.data), prepared.audio_s) as room:
             try:
                 async with asyncio.timeout_at(deadline):
                     transcriber = await loop.run_in_executor(
-                        self._threads,
+                        threads,
                         lambda: self._builder.begin(
                             prepared.media, prepared.field, prepared.asked, prepared.seed
                         ),

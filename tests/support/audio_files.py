@@ -40,3 +40,20 @@ def encoded(samples: Samples, rate: int, container: str, codec: str, *, stereo: 
             output.mux(stream.encode(part))
         output.mux(stream.encode(None))
     return file.getvalue()
+
+
+def repeated(file: bytes, container: str, seconds: float) -> bytes:
+    """The packets of a file's one stream again and again, as often as it takes: nothing is encoded."""
+    with av.open(io.BytesIO(file)) as source:
+        packets = [packet for packet in source.demux(source.streams[0]) if packet.size]
+        template, made = source.streams[0], io.BytesIO()
+        base, parts = packets[0].time_base, [bytes(packet) for packet in packets]
+        each = packets[-1].duration or 1
+        with av.open(made, "w", format=container) as output:
+            stream = output.add_stream_from_template(template)
+            for number in range(int(seconds / (each * base))):
+                packet = av.Packet(parts[number % len(parts)])
+                packet.stream, packet.time_base, packet.duration = stream, base, each
+                packet.pts = packet.dts = number * each
+                output.mux(packet)
+    return made.getvalue()

@@ -1,0 +1,161 @@
+"""Recordings of several clients at one ingress replica: who waits for whom, and who goes on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import tracemalloc
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from audio_files import encoded, repeated, wav
+from fake_service import connected, make_service
+from local_router import LocalRouter
+from whisper import RATE, make_whisper, sound
+
+from tandem import LLM, InvalidRequest, Transcription, TranscriptionParams
+from tandem.cluster.ingress.recordings import Recordings
+from tandem.inputs import Media
+from tandem.limits import Limits
+from tandem.workers.requests.request_builder import RequestBuilder
+from tandem.workers.transcription.builder import TranscriptionBuilder
+from tandem.workers.transcription.transcriber import Transcriber
+
+LONG_S, SHORT_S = 70.0, 3.0
+LONG, SHORT = (wav(sound(seed, seconds), RATE) for seed, seconds in ((0, LONG_S), (1, SHORT_S)))
+LIMITS = Limits(transcription_seconds=90.0)
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_whisper(tmp_path_factory.mktemp("whisper"), "base", times=True)
+
+
+@pytest.fixture(scope="module")
+def llm(whisper: Path) -> Iterator[LLM]:
+    with LLM(str(whisper), dtype="float32") as llm:
+        yield llm
+
+
+@pytest.fixture
+def router(llm: LLM) -> LocalRouter:
+    return LocalRouter(llm._engine)
+
+
+@pytest.fixture
+def recordings(whisper: Path, router: LocalRouter) -> Recordings:
+    builder = RequestBuilder.load(whisper, "tiny", LIMITS)
+    return Recordings(builder, router)  # type: ignore[arg-type]
+
+
+async def transcribed(
+    recordings: Recordings, file: bytes, done_s: list[float] | None = None
+) -> Transcription:
+    """done_s: is given up to where the recording is transcribed, at every step."""
+    prepared = await recordings.prepare(Media("audio", file), TranscriptionParams(language="en"), "file")
+    async with aclosing(recordings.transcribe(prepared)) as steps:
+        async for transcriber in steps:
+            if done_s is not None:
+                done_s.append(transcriber.seek_s)
+    return transcriber.transcription()
+
+
+async def test_a_short_recording_does_not_wait_for_a_long_one(recordings: Recordings, llm: LLM) -> None:
+    """Its windows and those of the long one take turns, although that was there before."""
+    done_s: list[float] = []
+    long = asyncio.create_task(transcribed(recordings, LONG, done_s))
+    while not long.done() and (not done_s or done_s[-1] < 3):
+        await asyncio.sleep(0.001)
+    at = done_s[-1]
+    short = await transcribed(recordings, SHORT)
+    assert not long.done()
+    assert done_s[-1] - at < 6 * SHORT_S
+    assert short.text == llm.transcribe(SHORT, language="en").text
+    assert (await long).duration_s == LONG_S
+
+
+async def test_nor_does_it_while_long_ones_are_decoded(
+    recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    begin, go_on = TranscriptionBuilder.begin, threading.Event()
+
+    def slow(builder: TranscriptionBuilder, media: Media, *more: Any) -> Transcriber:
+        if media.data == LONG:
+            assert go_on.wait(60)
+        return begin(builder, media, *more)
+
+    monkeypatch.setattr(TranscriptionBuilder, "begin", slow)
+    long = [asyncio.create_task(transcribed(recordings, LONG)) for _ in range(4)]
+    await asyncio.sleep(0.05)
+    try:
+        assert (await asyncio.wait_for(transcribed(recordings, SHORT), 30)).text
+        assert not any(one.done() for one in long)
+    finally:
+        go_on.set()
+        for one in long:
+            one.cancel()
+        await asyncio.gather(*long, return_exceptions=True)
+
+
+async def test_a_client_that_goes_hurts_nobody(recordings: Recordings, router: LocalRouter, llm: LLM) -> None:
+    """Its window is freed on the engine; the others get what they get alone."""
+    done_s: list[float] = []
+    going = asyncio.create_task(transcribed(recordings, LONG, done_s))
+    staying = [asyncio.create_task(transcribed(recordings, SHORT)) for _ in range(2)]
+    while not going.done() and (not done_s or done_s[-1] < 2):
+        await asyncio.sleep(0.001)
+    going.cancel()
+    await asyncio.gather(going, return_exceptions=True)
+    expected = llm.transcribe(SHORT, language="en").text
+    assert [(await one).text for one in staying] == [expected] * 2
+    assert not router.live
+    stats = llm.stats()
+    assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)
+
+
+def forged_length(flac: bytes, samples: int) -> bytes:
+    """Its header says that it has so many."""
+    return flac[:22] + samples.to_bytes(4, "big") + flac[26:]
+
+
+SILENCE = np.zeros(100 * RATE, np.float32)
+BOMBS = {
+    "half an hour of opus": repeated(encoded(SILENCE[:RATE], 48_000, "ogg", "libopus"), "ogg", 1800.0),
+    "a raw stream, which says no length": 60 * encoded(SILENCE[: 2 * RATE], RATE, "adts", "aac"),
+    "a forged length": forged_length(encoded(SILENCE, RATE, "flac", "flac"), RATE),
+    "a forged rate": wav(np.random.default_rng(0).uniform(-1, 1, 40 * RATE), 4_000),
+}
+
+
+@pytest.mark.parametrize("name", BOMBS)
+async def test_bombs_are_errors_of_http(whisper: Path, router: LocalRouter, name: str) -> None:
+    """A status of its own, not an answer with an error in it; a stream, too, has none of its events."""
+    service = make_service(whisper, RequestBuilder.load(whisper, "tiny", LIMITS), router, LIMITS)
+    assert len(BOMBS[name]) < LIMITS.media_bytes
+    async with connected(service) as client:
+        for stream in ("false", "true"):
+            response: httpx.Response = await client.post(
+                "/v1/audio/transcriptions", data={"stream": stream}, files={"file": ("a", BOMBS[name])}
+            )
+            error = response.json()["error"]
+            assert (response.status_code, error["param"]) == (400, "file")
+            assert "the limit is 90 s" in error["message"]
+    assert router.requests == []
+
+
+@pytest.mark.parametrize("name", BOMBS)
+def test_bombs_are_refused_while_they_are_decoded(whisper: Path, name: str) -> None:
+    """Whatever the header says: no more is held than the limit lets in."""
+    builder = TranscriptionBuilder(RequestBuilder.load(whisper, "tiny", LIMITS))
+    asked = builder.check(TranscriptionParams())
+    tracemalloc.start()
+    with pytest.raises(InvalidRequest, match="has more, the limit is 90 s"):
+        builder.begin(Media("audio", BOMBS[name]), "file", asked, None)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < LIMITS.transcription_seconds * (RATE + 100 * 80) * 4 * 3
