@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import count
 from typing import Any
 
 import pytest
@@ -33,7 +34,7 @@ def begun(builder: RequestBuilder, frames: int, **asked: Any) -> Transcriber:
     params = TranscriptionParams(**asked)
     prompt = builder.decoder_ids(params.prompt, "prompt", 9) if params.prompt else []
     how = Asked.of(params, builder.info, tuple(prompt))
-    names = iter(map(str, range(99)))
+    names = map(str, count())
     windows = WindowRequests(how, builder.info, builder.max_decoder_tokens, "key", lambda: next(names))
     recording = Spectrogram(torch.zeros(80, frames), frames / 100)
     return SequentialTranscriber(how, recording, windows, builder.vocabulary, seed=1)
@@ -128,6 +129,19 @@ def test_a_window_that_gets_nowhere_is_passed(builder: RequestBuilder) -> None:
     assert answer.segments == []
     assert asked[0].decoding.timestamps is None
     assert asked[0].prefix_ids[-1] == NO_TIMESTAMPS
+
+
+def test_times_do_not_drift(builder: RequestBuilder) -> None:
+    """Ten minutes of windows that each end 0.06 s before the audio that they were given."""
+    transcriber = begun(builder, 60_000, language="en")
+    requests = transcriber.start()
+    while not transcriber.done:
+        (request,) = requests
+        requests = transcriber.push(ended(request, said([TIME, 1, TIME + 47, TIME + 47])))
+    assert len(transcriber.segments) == 639
+    for number, segment in enumerate(transcriber.segments):
+        assert segment.start_s == pytest.approx(0.94 * number, abs=1e-6)
+        assert segment.end_s == pytest.approx(0.94 * (number + 1), abs=1e-6)
 
 
 @pytest.mark.parametrize(
