@@ -55,6 +55,7 @@ def verbose(transcription: Transcription, *, task: str, language: str) -> dict[s
         "language": language,
         "duration": transcription.duration_s,
         "text": transcription.text,
+        "mode": transcription.mode,
         "segments": [verbose_segment(segment) for segment in transcription.segments],
         **({"words": [_verbose_word(word) for word in words]} if asked else {}),
     }
