@@ -40,11 +40,12 @@ if TYPE_CHECKING:
         TokenLogprobs,
     )
     from tandem.params import BeamSearchParams, SamplingParams
-    from tandem.pipelines import Pipeline, pipeline
+    from tandem.pipelines import Pipeline, SpeechPipeline, pipeline
     from tandem.transcription import (
         Transcription,
         TranscriptionDelta,
         TranscriptionParams,
+        TranscriptionProgress,
         TranscriptionSegment,
     )
 
@@ -66,9 +67,10 @@ _WHERE = {
         "TokenLogprobs",
     ),
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
-    "tandem.pipelines": ("Pipeline", "pipeline"),
+    "tandem.pipelines": ("Pipeline", "SpeechPipeline", "pipeline"),
     "tandem.transcription": (
-        "Transcription", "TranscriptionDelta", "TranscriptionParams", "TranscriptionSegment",
+        "Transcription", "TranscriptionDelta", "TranscriptionParams", "TranscriptionProgress",
+        "TranscriptionSegment",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -97,6 +99,7 @@ __all__ = [
     "RequestTooLarge",
     "SamplingParams",
     "ScoreOutput",
+    "SpeechPipeline",
     "TandemError",
     "TargetScore",
     "TextDelta",
@@ -106,6 +109,7 @@ __all__ = [
     "Transcription",
     "TranscriptionDelta",
     "TranscriptionParams",
+    "TranscriptionProgress",
     "TranscriptionSegment",
     "Unavailable",
     "pipeline",
