@@ -167,6 +167,8 @@ class Transcription:
     language: str  # code, said or detected
     duration_s: float  # of the recording
     segments: list[TranscriptionSegment]  # none where no timestamps were asked for
+    encoder_tokens: int  # positions of the windows that were decoded
+    generated_tokens: int  # all answers to windows together, those that were refused included
 
 
 @dataclass(frozen=True, slots=True)

@@ -85,6 +85,8 @@ def transcription_of(message: pb.Transcription) -> Transcription:
         language=message.language,
         duration_s=message.duration_s,
         segments=list(map(_segment_of, message.segments)),
+        encoder_tokens=message.encoder_tokens,
+        generated_tokens=message.generated_tokens,
     )
 
 
@@ -147,6 +149,8 @@ def _transcription(value: Transcription) -> pb.Transcription:
         language=value.language,
         duration_s=value.duration_s,
         segments=_segments(value.segments),
+        encoder_tokens=value.encoder_tokens,
+        generated_tokens=value.generated_tokens,
     )
 
 

@@ -100,7 +100,7 @@ def test_whisper(
 ) -> None:
     """Recordings from many clients at once; what one damaged file gets is its own."""
     cluster, first = started
-    folder = whisper.make_whisper(tmp_path, "base", times=True)
+    folder = whisper.make_whisper(tmp_path, "base")
     reference = whisper.Reference(folder)
     asked = {"source_language": "fr", "task": "translate"}
     found = whisper.cases(reference, asked, 12)
@@ -136,33 +136,35 @@ def test_whisper(
         assert detected[0] == int(reference.model.detect_language(reference.features(found[0][0]))[0])
         pieces = list(client.stream(whisper.audio(found[0][0]), greedy, **asked))
         assert [i for piece in pieces for i in piece.token_ids if i != whisper.EOS] == found[0][1]
-        transcribes_as_llm(client, endpoints.http[0], folder)
 
 
-def transcribes_as_llm(client: Client, address: str, folder: Path) -> None:
+def test_transcriptions(started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path) -> None:
     """Long recordings and short ones at once, each as `LLM` has it alone; every window is encoded once."""
+    cluster, first = started
+    folder = whisper.make_whisper(tmp_path, "base", times=True)
     lengths = (0.7, 3.3, 5.2)
     recordings = [(whisper.sound(number, seconds), whisper.RATE) for number, seconds in enumerate(lengths)]
     asked: TranscriptionOptions = {"temperature": (0.0, 0.4), "logprob_threshold": -0.25, "seed": 1}
     with LLM(str(folder), dtype="float32") as llm:
         expected = llm.transcribe([*recordings], **asked)
         encoded = llm.stats().encoded_tokens
-    before = metrics(address)
-    with ThreadPoolExecutor(8) as pool:
+    config = make_config(model=str(folder), tensor_parallel_size=2, max_encoder_tokens=200)
+    endpoints = cluster.deploy(on_ports_of(config, first))
+    with Client(endpoints.grpc[0]) as client, ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda one: client.transcribe(one, **asked), recordings))
-    assert list(map(said, answers)) == list(map(said, expected))
-    grown = {name: value - before[name] for name, value in metrics(address).items()}
-    assert grown["tandem_engine_encoded_tokens_total"] == encoded
-    assert grown["tandem_transcription_windows_total"] == encoded / 50
-    assert grown["tandem_transcribed_audio_seconds_total"] == pytest.approx(sum(lengths))
-    *deltas, last = client.stream_transcription(recordings[2], **asked)
-    assert [one.transcription for one in deltas] == [None] * len(deltas)
-    assert last.transcription == answers[2]
-    assert [segment for one in (*deltas, last) for segment in one.segments] == answers[2].segments
-    assert "".join(one.text for one in (*deltas, last)) == answers[2].text
-    with pytest.raises(InvalidRequest) as refused:
-        client.transcribe(BROKEN)
-    assert refused.value.field == "audio"
+        assert list(map(said, answers)) == list(map(said, expected))
+        numbers = metrics(endpoints.http[0])
+        assert numbers["tandem_engine_encoded_tokens_total"] == encoded
+        assert numbers["tandem_transcription_windows_total"] == encoded / 50
+        assert numbers["tandem_transcribed_audio_seconds_total"] == pytest.approx(sum(lengths))
+        *deltas, last = client.stream_transcription(recordings[2], **asked)
+        assert [one.transcription for one in deltas] == [None] * len(deltas)
+        assert last.transcription == answers[2]
+        assert [segment for one in (*deltas, last) for segment in one.segments] == answers[2].segments
+        assert "".join(one.text for one in (*deltas, last)) == answers[2].text
+        with pytest.raises(InvalidRequest) as refused:
+            client.transcribe(BROKEN)
+        assert refused.value.field == "audio"
 
 
 def said(answer: Transcription) -> tuple[object, ...]:

@@ -22,9 +22,11 @@ LIMITS = Limits(
 )
 
 
-def make_service(folder: Path, request_builder: RequestBuilder, router: FakeRouter) -> Service:
+def make_service(
+    folder: Path, request_builder: RequestBuilder, router: FakeRouter, limits: Limits = LIMITS
+) -> Service:
     """A service of the model `tiny`."""
-    config = replace(ServeConfig(model=str(folder)), served_model_name="tiny", limits=LIMITS)
+    config = replace(ServeConfig(model=str(folder)), served_model_name="tiny", limits=limits)
     # Its routed_requests are the requests themselves, which the service hands back unseen.
     return Service(config, request_builder, cast("Router", router), "replica-1")
 

@@ -107,6 +107,14 @@ class Speech:
         return self.tasks[task]
 
 
+def english_name(code: str) -> str:
+    """A language's name in English and small letters, as transformers and OpenAI have it."""
+    from transformers.models.whisper.tokenization_whisper import LANGUAGES
+
+    name: str = LANGUAGES.get(code, code)
+    return name
+
+
 @cache
 def _names(codes: tuple[str, ...]) -> LanguageNames:
     """A model's languages by the names that transformers has for them, and all others."""

@@ -15,6 +15,7 @@ T = TypeVar("T")
 # openai-whisper's defaults.
 _COMPRESSION, _LOGPROB, _NO_SPEECH, _BEST_OF = 2.4, -1.0, 0.6, 5
 _MAX_INITIAL: Final = 50  # steps of a time, which are a second
+_ENGLISH: Final = ("en", "english", "English")
 _NO_ID: Final = 2**31
 _TOP_K: Final = 50  # transformers' default where it draws
 
@@ -54,11 +55,13 @@ class Asked:
         if openai:
             compression, logprob, no_speech = _COMPRESSION, _LOGPROB, _NO_SPEECH
             condition, best_of, top_k, max_initial = True, _BEST_OF, 0, _MAX_INITIAL
+        # openai-whisper's English-only models may be told what they do anyway.
+        english_only = openai and not speech.languages
         asked = cls(
             openai=openai,
             speech=speech,
-            language=params.language,
-            task=params.task,
+            language=None if english_only and params.language in _ENGLISH else params.language,
+            task=None if english_only and params.task == "transcribe" else params.task,
             segments=params.timestamps is not None,
             prompt_ids=prompt_ids,
             prompt_each=params.prompt_condition_type == "all-segments",

@@ -101,6 +101,8 @@ class Transcriber:
             language=self._language,
             duration_s=self.duration_s,
             segments=self.final_segments,
+            encoder_tokens=self.counts.windows * self._windows.positions,
+            generated_tokens=self.counts.tokens,
         )
 
     @property

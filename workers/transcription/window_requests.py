@@ -41,6 +41,7 @@ class WindowRequests:
         self._start_id, self._positions = info.decoder_start_id, positions
         self._recording_key, self._next_id = recording_key, next_id
         self.frames = self._front.features[1]  # of a window
+        self.positions = self._front.positions  # of a window's encoder input
         self.eos_ids, self.vocab_size = info.eos_ids, info.vocab_size
         self.text_end = min(info.eos_ids)  # text has ids below
         held = info.decoder_positions or positions

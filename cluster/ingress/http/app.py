@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from tandem.cluster.ingress.http import audio as audio_api
 from tandem.cluster.ingress.http import openai as openai_api
 from tandem.cluster.ingress.http import score as score_api
 from tandem.cluster.ingress.http import tokenize as tokenize_api
@@ -21,7 +22,9 @@ def build_app(service: Service) -> FastAPI:
     app = FastAPI(title="Tandem", openapi_url=None, docs_url=None, redoc_url=None)
     add_error_handlers(app)
     app.add_middleware(cors.OfLibreTranslate)
-    apis = [api.routes(service) for api in (openai_api, libretranslate_api, score_api, tokenize_api)]
+    apis = [
+        api.routes(service) for api in (openai_api, audio_api, libretranslate_api, score_api, tokenize_api)
+    ]
     for api in apis:
         app.include_router(api)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import AsyncGenerator, Coroutine
 from typing import Any, Final, TypeVar, cast, get_type_hints
 
 from fastapi import Request
@@ -89,23 +89,32 @@ def media_type(request: Request) -> str:
 
 
 async def read_body(request: Request, limits: Limits, limit: int) -> bytes:
-    """The whole body. Raises RequestTooLarge beyond `limit` bytes, as soon as it is announced or sent, and
-    DeadlineExceeded beyond `limits.body_s`."""
+    """The whole body. Raises what `body_chunks` raises."""
+    return b"".join([chunk async for chunk in body_chunks(request, limits, limit)])
+
+
+async def body_chunks(request: Request, limits: Limits, limit: int) -> AsyncGenerator[bytes]:
+    """The body as it comes. Raises RequestTooLarge beyond `limit` bytes, as soon as it is announced or sent,
+    and DeadlineExceeded beyond `limits.body_s`."""
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise RequestTooLarge(f"the body has {announced} bytes, the limit is {limit}")
-    body = bytearray()
-    try:
-        async with asyncio.timeout(limits.body_s):
-            async for chunk in request.stream():
-                body += chunk
-                if len(body) > limit:
-                    raise RequestTooLarge(f"the body has more than {limit} bytes")
-    except TimeoutError:
-        raise DeadlineExceeded(f"the body has not arrived within {limits.body_s:g} s") from None
-    except ClientDisconnect:
-        raise Cancelled("the client has gone") from None
-    return bytes(body)
+    size, stream = 0, aiter(request.stream())
+    deadline = asyncio.get_running_loop().time() + limits.body_s
+    while True:
+        try:
+            async with asyncio.timeout_at(deadline):
+                chunk = await anext(stream)
+        except StopAsyncIteration:
+            return
+        except TimeoutError:
+            raise DeadlineExceeded(f"the body has not arrived within {limits.body_s:g} s") from None
+        except ClientDisconnect:
+            raise Cancelled("the client has gone") from None
+        size += len(chunk)
+        if size > limit:
+            raise RequestTooLarge(f"the body has more than {limit} bytes")
+        yield chunk
 
 
 def json_object(body: bytes) -> dict[str, Any]:

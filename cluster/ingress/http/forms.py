@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import parse_qsl
@@ -11,7 +11,7 @@ from fastapi import Request
 from starlette.datastructures import UploadFile
 from starlette.formparsers import MultiPartException, MultiPartParser
 
-from tandem.cluster.ingress.http.body import json_object, media_type, read_body
+from tandem.cluster.ingress.http.body import body_chunks, json_object, media_type, read_body
 from tandem.errors import InvalidRequest
 from tandem.limits import Limits
 
@@ -43,12 +43,13 @@ async def read_fields(request: Request, limits: Limits, limit: int) -> Fields:
     DeadlineExceeded beyond `limits.body_s`.
     """
     kind = media_type(request)
+    if kind == "multipart/form-data":
+        pairs = await _multipart(request, limits, limit)
+        return Fields({**_grouped(pairs), **_grouped(request.query_params.multi_items())}, typed=False)
     body = await read_body(request, limits, limit)
     if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
         return Fields(json_object(body), typed=True)
-    if kind == "multipart/form-data":
-        pairs = await _multipart(request, body)
-    elif kind == "application/x-www-form-urlencoded":
+    if kind == "application/x-www-form-urlencoded":
         pairs = _url_encoded(body)
     elif not body:
         pairs = []
@@ -64,12 +65,14 @@ def _url_encoded(body: bytes) -> list[tuple[str, Any]]:
         raise InvalidRequest(f"the body is not a form: {error}") from None
 
 
-async def _multipart(request: Request, body: bytes) -> list[tuple[str, Any]]:
-    async def stream() -> AsyncGenerator[bytes]:
-        yield body
-
+async def _multipart(request: Request, limits: Limits, limit: int) -> list[tuple[str, Any]]:
+    """Files are read to the disk as they come."""
     parser = MultiPartParser(
-        request.headers, stream(), max_files=_FILES, max_fields=_FIELDS, max_part_size=len(body)
+        request.headers,
+        body_chunks(request, limits, limit),
+        max_files=_FILES,
+        max_fields=_FIELDS,
+        max_part_size=limits.message_bytes,
     )
     try:
         form = await parser.parse()

@@ -514,16 +514,20 @@ class TranscribeStreamResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[TranscriptionSegment, _Mapping]]] = ..., done_s: _Optional[float] = ..., transcription: _Optional[_Union[Transcription, _Mapping]] = ...) -> None: ...
 
 class Transcription(_message.Message):
-    __slots__ = ("text", "language", "duration_s", "segments")
+    __slots__ = ("text", "language", "duration_s", "segments", "encoder_tokens", "generated_tokens")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     DURATION_S_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
+    ENCODER_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     text: str
     language: str
     duration_s: float
     segments: _containers.RepeatedCompositeFieldContainer[TranscriptionSegment]
-    def __init__(self, text: _Optional[str] = ..., language: _Optional[str] = ..., duration_s: _Optional[float] = ..., segments: _Optional[_Iterable[_Union[TranscriptionSegment, _Mapping]]] = ...) -> None: ...
+    encoder_tokens: int
+    generated_tokens: int
+    def __init__(self, text: _Optional[str] = ..., language: _Optional[str] = ..., duration_s: _Optional[float] = ..., segments: _Optional[_Iterable[_Union[TranscriptionSegment, _Mapping]]] = ..., encoder_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
 
 class TranscriptionSegment(_message.Message):
     __slots__ = ("id", "seek_s", "start_s", "end_s", "text", "token_ids", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")

@@ -1,0 +1,216 @@
+"""OpenAI's audio endpoints, asked by OpenAI's own client: its every call, and what it cannot ask."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from audio_files import wav
+from fake_service import connected, make_service
+from local_router import LocalRouter
+from openai import AsyncOpenAI, BadRequestError, RateLimitError
+from whisper import RATE, make_whisper, sound
+
+from tandem import LLM, Transcription, Unavailable
+from tandem.cluster.ingress.service import Service
+from tandem.limits import Limits
+from tandem.transcription import TranscriptionOptions
+from tandem.workers.requests.request_builder import RequestBuilder
+
+SECONDS = 3.3  # four windows
+FILE = wav(sound(3, SECONDS), RATE)
+ASKED: TranscriptionOptions = {"semantics": "openai", "language": "en", "temperature": (0.0,)}
+
+
+@pytest.fixture(scope="module")
+def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_whisper(tmp_path_factory.mktemp("whisper"), "base", times=True)
+
+
+@pytest.fixture(scope="module")
+def llm(whisper: Path) -> Iterator[LLM]:
+    with LLM(str(whisper), dtype="float32") as llm:
+        yield llm
+
+
+@pytest.fixture(scope="module")
+def spoken(llm: LLM) -> Transcription:
+    """What is to be answered."""
+    answer = llm.transcribe(FILE, **ASKED)
+    assert len(answer.segments) > 3
+    return answer
+
+
+@pytest.fixture
+def router(llm: LLM) -> LocalRouter:
+    return LocalRouter(llm._engine)
+
+
+@pytest.fixture
+def service(whisper: Path, router: LocalRouter) -> Service:
+    limits = Limits(media_bytes=len(FILE) + 100, message_bytes=20_000)
+    return make_service(whisper, RequestBuilder.load(whisper, "tiny", limits), router, limits)
+
+
+@pytest.fixture
+async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
+    async with connected(service) as client:
+        yield client
+
+
+@pytest.fixture
+def openai(http: httpx.AsyncClient) -> AsyncOpenAI:
+    return AsyncOpenAI(base_url="http://tandem/v1", api_key="none", http_client=http, max_retries=0)
+
+
+def form(**more: Any) -> dict[str, Any]:
+    one = {"language": "en", "extra_body": {"temperature": "[0.0]"}}
+    return {"model": "tiny", "file": ("speech.wav", FILE), **one, **more}
+
+
+async def test_every_format(openai: AsyncOpenAI, spoken: Transcription) -> None:
+    audio = openai.audio.transcriptions
+    answer = await audio.create(**form())
+    assert answer.text == spoken.text
+    assert answer.usage is not None
+    assert (answer.usage.type, answer.usage.seconds) == ("duration", 4)
+    assert await audio.create(**form(response_format="text")) == f"{spoken.text}\n"
+    subtitles = await audio.create(**form(response_format="srt"))
+    assert subtitles.count(" --> ") == len(spoken.segments)
+    assert (await audio.create(**form(response_format="vtt"))).startswith("WEBVTT\n\n00:00:00.")
+    verbose = await audio.create(**form(response_format="verbose_json"))
+    assert (verbose.text, verbose.language, verbose.duration) == (spoken.text, "english", SECONDS)
+    for found, expected in zip(verbose.segments, spoken.segments, strict=True):
+        assert (found.id, found.start, found.end, found.text) == (
+            expected.id, expected.start_s, expected.end_s, expected.text,
+        )  # fmt: skip
+        assert (found.tokens, found.seek) == (expected.token_ids, round(100 * expected.seek_s))
+        assert found.avg_logprob == pytest.approx(expected.avg_logprob)
+        assert found.compression_ratio == pytest.approx(expected.compression_ratio)
+        assert found.no_speech_prob == pytest.approx(expected.no_speech_prob)
+        assert found.temperature == 0
+
+
+async def test_a_stream(openai: AsyncOpenAI, spoken: Transcription) -> None:
+    """Its text adds up; what is asked for as verbose JSON has the segments, too."""
+    for more in ({}, {"response_format": "verbose_json"}):
+        events = [
+            event async for event in await openai.audio.transcriptions.create(**form(stream=True, **more))
+        ]
+        deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
+        assert "".join(deltas) == spoken.text
+        assert len(deltas) > 1
+        done = events[-1]
+        assert (done.type, done.text) == ("transcript.text.done", spoken.text)
+        assert done.usage is not None
+        assert (done.usage.type, done.usage.input_tokens) == ("tokens", spoken.encoder_tokens)
+        assert done.usage.output_tokens == spoken.generated_tokens > len(spoken.segments)
+        segments = [event for event in events if event.type == "transcript.text.segment"]
+        expected = [(str(one.id), one.start_s, one.text) for one in spoken.segments] if more else []
+        assert [(one.id, one.start, one.text) for one in segments] == expected
+
+
+async def test_translations(openai: AsyncOpenAI, llm: LLM) -> None:
+    answer = await openai.audio.translations.create(
+        model="tiny", file=("speech.wav", FILE), extra_body={"temperature": "[0.0]", "language": "en"}
+    )
+    asked: TranscriptionOptions = {**ASKED, "task": "translate"}
+    assert answer.text == llm.transcribe(FILE, **asked).text
+
+
+async def test_a_prompt_and_what_openai_does_not_have(openai: AsyncOpenAI, llm: LLM) -> None:
+    more = {"temperature": "[0.0]", "num_beams": "2", "condition_on_prev_tokens": "false", "timeout_s": "30"}
+    answer = await openai.audio.transcriptions.create(**form(prompt="ba be", extra_body=more))
+    asked: TranscriptionOptions = {
+        **ASKED, "prompt": "ba be", "num_beams": 2, "condition_on_prev_tokens": False,
+    }  # fmt: skip
+    assert answer.text == llm.transcribe(FILE, **asked).text
+
+
+@pytest.mark.parametrize(
+    ("more", "param"),
+    [
+        ({"response_format": "pdf"}, "response_format"),
+        ({"response_format": "diarized_json"}, "response_format"),
+        ({"response_format": "srt", "stream": True}, "response_format"),
+        (
+            {"timestamp_granularities": ["letter"], "response_format": "verbose_json"},
+            "timestamp_granularities[]",
+        ),
+        ({"timestamp_granularities": ["word"]}, "timestamp_granularities[]"),
+        ({"language": "klingon"}, "language"),
+        ({"extra_body": {"temperature": "-1"}}, "temperature"),
+        ({"extra_body": {"temperature": "hot"}}, "temperature"),
+        ({"extra_body": {"num_beams": "99"}}, "num_beams"),
+        ({"extra_body": {"num_beams": "two"}}, "num_beams"),
+        ({"extra_body": {"colour": "red"}}, "colour"),
+        ({"extra_body": {"stream": "perhaps"}}, "stream"),
+        ({"extra_body": {"timeout_s": "0"}}, "timeout_s"),
+        ({"known_speaker_names": ["Ann"]}, "known_speaker_names"),
+        ({"file": ("speech.wav", b"")}, "file"),
+        ({"file": ("speech.wav", b"no audio at all")}, "file"),
+        ({"file": ("speech.wav", wav(np.full(1_000, np.nan), RATE))}, "file"),
+        ({"prompt": "<|en|>"}, "prompt"),
+    ],
+)
+async def test_what_cannot_be_is_refused_by_name(
+    openai: AsyncOpenAI, more: dict[str, Any], param: str
+) -> None:
+    with pytest.raises(BadRequestError) as refused:
+        await openai.audio.transcriptions.create(**form(**more))
+    body: Any = refused.value.body
+    assert body["param"] == param
+    assert body["message"]
+
+
+async def test_a_form_without_a_file_and_what_is_no_form(http: httpx.AsyncClient) -> None:
+    for request in (
+        {"data": {"model": "tiny"}},
+        {"json": {"model": "tiny", "file": "abc"}},
+        {"files": {"file": ""}},
+    ):
+        response = await http.post("/v1/audio/transcriptions", **request)  # type: ignore[arg-type]
+        assert (response.status_code, response.json()["error"]["param"]) == (400, "file")
+    large = {"file": ("speech.wav", FILE + bytes(30_000))}
+    response = await http.post("/v1/audio/transcriptions", files=large)
+    assert response.status_code == 413
+
+
+async def test_an_unknown_model_and_a_full_server(openai: AsyncOpenAI, router: LocalRouter) -> None:
+    response = await openai.with_options().audio.transcriptions.with_raw_response.create(**form())
+    assert response.status_code == 200
+    router.full = True
+    with pytest.raises(RateLimitError):
+        await openai.audio.transcriptions.create(**form())
+
+
+async def test_an_error_after_the_first_window_ends_the_stream(
+    http: httpx.AsyncClient, router: LocalRouter
+) -> None:
+    router.error = (1, Unavailable("the worker is gone"))
+    data = {"stream": "true", "temperature": "[0.0]", "language": "en"}
+    response = await http.post("/v1/audio/transcriptions", data=data, files={"file": ("a.wav", FILE)})
+    *_, last = [line for line in response.text.split("\n\n") if line]
+    assert json.loads(last.removeprefix("data: "))["error"]["code"] == "unavailable"
+    assert not router.live
+
+
+async def test_a_client_that_goes_frees_its_window(service: Service, router: LocalRouter) -> None:
+    router.stall_after = 1
+    async with connected(service) as client:
+        data = {"temperature": "[0.0]", "language": "en"}
+        asking = asyncio.create_task(
+            client.post("/v1/audio/transcriptions", data=data, files={"file": ("a.wav", FILE)})
+        )
+        while len(router.requests) < 2:
+            await asyncio.sleep(0.01)
+        asking.cancel()
+        await asyncio.gather(asking, return_exceptions=True)
+        assert not router.live
+        assert len(router.cancelled) == 1
