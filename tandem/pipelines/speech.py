@@ -107,7 +107,8 @@ class SpeechPipeline(ModelOwner):
                 waiting.append(one)
                 yield one.audio
 
-        with closing(self.llm.transcribe_each(audio(), **asked)) as steps:
+        names = {"prompt": "prompt_ids"} if "prompt_ids" in given else {}
+        with renaming_fields(names), closing(self.llm.transcribe_each(audio(), **asked)) as steps:
             for step in steps:
                 if step.answer is None:
                     continue
