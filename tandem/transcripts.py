@@ -54,6 +54,16 @@ def verbose(transcription: Transcription, *, task: str, language: str) -> dict[s
     }
 
 
+def plain(transcription: Transcription) -> dict[str, Any]:
+    """A transcription's own members, its segments as OpenAI has them."""
+    return {
+        "text": transcription.text,
+        "language": transcription.language,
+        "duration": transcription.duration_s,
+        "segments": [verbose_segment(segment) for segment in transcription.segments],
+    }
+
+
 def verbose_segment(segment: TranscriptionSegment) -> dict[str, Any]:
     """A segment of OpenAI's `verbose_json`."""
     return {
@@ -71,20 +81,11 @@ def verbose_segment(segment: TranscriptionSegment) -> dict[str, Any]:
 
 
 def _json(transcription: Transcription) -> str:
-    return _line(_plain(transcription))
+    return _line(plain(transcription))
 
 
 def _jsonl(transcription: Transcription) -> str:
     return "".join(_line(verbose_segment(segment)) for segment in transcription.segments)
-
-
-def _plain(transcription: Transcription) -> dict[str, Any]:
-    return {
-        "text": transcription.text,
-        "language": transcription.language,
-        "duration": transcription.duration_s,
-        "segments": [verbose_segment(segment) for segment in transcription.segments],
-    }
 
 
 def _line(value: object) -> str:

@@ -22,7 +22,7 @@ from typing import Any, Final, Protocol, TypeVar, Unpack
 import pyarrow as pa
 from tqdm import tqdm
 
-from tandem.batch import corpus, openai_lines, records
+from tandem.batch import corpus, openai_lines, recordings, records
 from tandem.errors import (
     OF_ONE_REQUEST,
     DeadlineExceeded,
@@ -30,11 +30,13 @@ from tandem.errors import (
     InvalidRequest,
     Overloaded,
     Unavailable,
+    renaming_fields,
 )
-from tandem.inputs import Prompt, RequestOptions
+from tandem.inputs import Audio, CallOptions, Prompt, RequestOptions
 from tandem.limits import DEFAULT_LIMITS
 from tandem.outputs import RequestOutput
 from tandem.params import Params
+from tandem.transcription import Transcription, TranscriptionOptions
 
 T = TypeVar("T")
 
@@ -42,6 +44,7 @@ CONCURRENCY: Final = 256  # requests at the cluster at a time
 # Lines that are sent, answered and written together: what Ray does for each costs about as much as a
 # request, and an actor that dies has them done again.
 _CHUNK: Final = 16
+_CHUNK_BYTES: Final = 8 * 2**20  # a line may hold a recording
 # Lines an actor holds, as a multiple of its requests, so that it never waits for the slowest of a chunk.
 _AHEAD: Final = 2
 # Lines read, and answers that are ready before those of an earlier line, take no more than this of the
@@ -64,6 +67,10 @@ class Server(Protocol):
         **options: Unpack[RequestOptions],
     ) -> RequestOutput: ...
 
+    async def transcribe(
+        self, audio: Audio, *, options: CallOptions | None = None, **asked: Unpack[TranscriptionOptions]
+    ) -> Transcription: ...
+
 
 @dataclass(frozen=True, slots=True)
 class Summary:
@@ -72,6 +79,7 @@ class Summary:
     answered: int
     refused: int  # lines whose answer is an error
     tokens: int  # generated
+    audio_s: float = 0.0  # of recordings
 
 
 class Answerer:
@@ -81,7 +89,8 @@ class Answerer:
         connect, connect_http: make the connections to the cluster, for lines of Tandem's and of OpenAI's.
             Lines without a connection are refused.
         concurrency: requests sent ahead of their answers.
-        defaults, timeout_s, patience_s: see `run`.
+        defaults, timeout_s, patience_s, audio_column: see `run`.
+        folder: where relative paths begin.
     """
 
     def __init__(
@@ -93,10 +102,13 @@ class Answerer:
         defaults: Mapping[str, Any],
         timeout_s: float,
         patience_s: float,
+        audio_column: str | None,
+        folder: Path,
     ) -> None:
         self._connect, self._connect_http = connect, connect_http
         self._defaults = defaults
         self._timeout_s, self._patience_s = timeout_s, patience_s
+        self._audio_column, self._folder = audio_column, folder
         self._server: Server | None = None
         self._http: openai_lines.HttpServer | None = None
         self._carried: dict[str, None] = {}  # names that no chunk has told yet
@@ -104,8 +116,8 @@ class Answerer:
 
     async def __call__(self, chunk: pa.Table) -> pa.Table:
         """A chunk is one row: the lines' `numbers` and `texts` become `answers`, which are lines as well, the
-        `tokens` of each answer, null where it is an error, the `errors`, each after its line's number, and
-        the names of what is `carried`."""
+        `tokens` of each answer, null where it is an error, the seconds of their recordings (`audio_s`), the
+        `errors`, each after its line's number, and the names of what is `carried`."""
         (numbers,), (texts,) = chunk["numbers"].to_pylist(), chunk["texts"].to_pylist()
         answers = await asyncio.gather(
             *(self._answer(number, text) for number, text in zip(numbers, texts, strict=True))
@@ -121,6 +133,7 @@ class Answerer:
             {
                 "answers": pa.array([lines], pa.large_binary()),
                 "tokens": pa.array([[_tokens(answer) for answer in answers]], pa.list_(pa.int64())),
+                "audio_s": pa.array([sum(map(_audio_s, answers))], pa.float64()),
                 "errors": pa.array([errors], pa.list_(pa.large_binary())),
                 "carried": pa.array([list(carried)], pa.list_(pa.string())),
             }
@@ -131,6 +144,11 @@ class Answerer:
         async with self._free:
             try:
                 values = records.parse(text)
+                if self._audio_column is not None:
+                    carried = recordings.carried(values, self._audio_column)
+                    self._carried |= dict.fromkeys(carried)
+                    identity |= recordings.place(values, self._audio_column) | carried
+                    return identity | await self._transcribe(values, self._audio_column)
                 if openai_lines.is_request(values):
                     return await self._post(values)
                 carried = records.carried(values)
@@ -143,7 +161,19 @@ class Answerer:
                     raise
                 return identity | records.failure(error)
 
-    async def _ask(self, prompt: Prompt, params: Params | None, options: RequestOptions) -> RequestOutput:
+    async def _transcribe(self, values: dict[str, Any], column: str) -> dict[str, Any]:
+        """The answer's part of a line with a recording."""
+        asked = recordings.request(values, column, self._defaults)
+        data = await asyncio.to_thread(recordings.read, values, column, self._folder)
+        options = CallOptions(priority=_PRIORITY, timeout_s=self._timeout_s)
+
+        async def ask() -> Transcription:
+            return await self._connected().transcribe(data, options=options, **asked)
+
+        with renaming_fields({recordings.COLUMN: column}):
+            return recordings.answer(await self._patiently(ask))
+
+    def _connected(self) -> Server:
         if self._connect is None:
             raise InvalidRequest(
                 "is needed over HTTP, for one of OpenAI's request lines; --server HOST:PORT, the gRPC "
@@ -152,8 +182,11 @@ class Answerer:
             )
         if self._server is None:  # it belongs to the event loop, which the constructor is not in
             self._server = self._connect()
+        return self._server
+
+    async def _ask(self, prompt: Prompt, params: Params | None, options: RequestOptions) -> RequestOutput:
         options = {**options, "priority": _PRIORITY, "timeout_s": self._timeout_s}
-        output = await self._server.generate(prompt, params, **options)
+        output = await self._connected().generate(prompt, params, **options)
         if any(sample.finish_reason == "deadline" for sample in output.outputs):
             raise DeadlineExceeded(f"not finished after {self._timeout_s:g} s")
         return output
@@ -204,6 +237,7 @@ def run(
     connect_http: Callable[[], openai_lines.HttpServer] | None = None,
     connections: int = 1,
     defaults: Mapping[str, Any] | None = None,
+    audio_column: str | None = None,
     concurrency: int = CONCURRENCY,
     timeout_s: float = DEFAULT_LIMITS.timeout_s,
     patience_s: float = 600.0,
@@ -221,6 +255,9 @@ def run(
             Tandem's and of OpenAI's (see `openai_lines`); None: such lines are refused.
         connections: how many connections.
         defaults: decoding parameters, task and languages for lines that do not set them.
+        audio_column: the member of lines that has a recording (see `recordings.read`), which is transcribed;
+            the other members are fields of `TranscriptionParams` or copied. None: lines are prompts, unless
+            `source` is recordings.
         concurrency: requests at the cluster at a time.
         timeout_s: longest time an answer may take.
         patience_s: how long the cluster may be gone or full before the run gives up.
@@ -234,9 +271,10 @@ def run(
     """
     if concurrency < 1:
         raise InvalidRequest(f"must be at least 1, got {concurrency}", field="concurrency")
-    records.parameters(defaults or {})  # else every line would be refused
-    records.options(defaults or {})
-    total = sum(1 for _ in corpus.lines(source))
+    if audio_column is None and corpus.are_recordings(source):
+        audio_column = recordings.COLUMN
+    check_defaults(defaults or {}, of_recordings=audio_column is not None)
+    total = corpus.count(source)
     with corpus.answers(source, sink) as (out, done):
         answerer = {
             "connect": connect,
@@ -245,9 +283,12 @@ def run(
             "defaults": dict(defaults or {}),
             "timeout_s": timeout_s,
             "patience_s": patience_s,
+            "audio_column": audio_column,
+            "folder": Path.cwd(),
         }
         read = partial(_read, source.absolute(), done)
         answered = refused = tokens = 0
+        audio_s = 0.0
         carried: set[str] = set()
         progress = tqdm(total=total, initial=done, desc="Answering", unit="line", disable=not use_tqdm)
         with closing(progress), closing((pipeline or on_ray)(read, answerer, connections)) as chunks:
@@ -264,10 +305,21 @@ def run(
                 errors = counts.count(None)
                 answered, refused = answered + len(counts) - errors, refused + errors
                 tokens += sum(filter(None, counts))
-                progress.set_postfix(tokens=tokens, errors=refused, refresh=False)
+                audio_s += chunk["audio_s"][0].as_py()
+                audio = {} if audio_column is None else {"audio_s": round(audio_s)}
+                progress.set_postfix(tokens=tokens, **audio, errors=refused, refresh=False)
                 progress.update(len(counts))
         os.fsync(out.fileno())
-    return Summary(answered, refused, tokens)
+    return Summary(answered, refused, tokens, audio_s)
+
+
+def check_defaults(defaults: Mapping[str, Any], *, of_recordings: bool) -> None:
+    """Raises InvalidRequest, naming the field, for what would refuse every line."""
+    if of_recordings:
+        recordings.parameters(defaults)
+    else:
+        records.parameters(defaults)
+        records.options(defaults)
 
 
 def on_ray(
@@ -315,8 +367,7 @@ def on_ray(
 
 def _read(source: Path, done: int) -> Iterator[pa.Table]:
     """The lines after the first `done`, in chunks, with their numbers."""
-    lines = itertools.islice(corpus.lines(source), done, None)
-    while chunk := list(itertools.islice(lines, _CHUNK)):
+    for chunk in _chunks(itertools.islice(corpus.lines(source), done, None)):
         numbers, texts = zip(*chunk, strict=True)
         yield pa.table(
             {
@@ -324,6 +375,19 @@ def _read(source: Path, done: int) -> Iterator[pa.Table]:
                 "texts": pa.array([texts], pa.list_(pa.large_binary())),
             }
         )
+
+
+def _chunks(lines: Iterator[tuple[int, bytes]]) -> Iterator[list[tuple[int, bytes]]]:
+    chunk: list[tuple[int, bytes]] = []
+    size = 0
+    for line in lines:
+        chunk.append(line)
+        size += len(line[1])
+        if len(chunk) == _CHUNK or size >= _CHUNK_BYTES:
+            yield chunk
+            chunk, size = [], 0
+    if chunk:
+        yield chunk
 
 
 def _error(answer: Mapping[str, Any]) -> str | None:
@@ -335,4 +399,10 @@ def _error(answer: Mapping[str, Any]) -> str | None:
 def _tokens(answer: Mapping[str, Any]) -> int | None:
     if "custom_id" in answer:
         return openai_lines.tokens(answer)
+    if recordings.is_answer(answer):
+        return recordings.tokens(answer)
     return sum(output["tokens"] for output in answer["outputs"]) if "outputs" in answer else None
+
+
+def _audio_s(answer: Mapping[str, Any]) -> float:
+    return float(answer["duration"]) if recordings.is_answer(answer) else 0.0
