@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tandem.params import BeamSearchParams, SamplingParams
     from tandem.pipelines import Pipeline, SpeechPipeline, pipeline
     from tandem.transcription import (
+        ServerVad,
         Transcription,
         TranscriptionDelta,
         TranscriptionParams,
@@ -69,8 +70,8 @@ _WHERE = {
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "SpeechPipeline", "pipeline"),
     "tandem.transcription": (
-        "Transcription", "TranscriptionDelta", "TranscriptionParams", "TranscriptionProgress",
-        "TranscriptionSegment",
+        "ServerVad", "Transcription", "TranscriptionDelta", "TranscriptionParams",
+        "TranscriptionProgress", "TranscriptionSegment",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -99,6 +100,7 @@ __all__ = [
     "RequestTooLarge",
     "SamplingParams",
     "ScoreOutput",
+    "ServerVad",
     "SpeechPipeline",
     "TandemError",
     "TargetScore",

@@ -51,6 +51,7 @@ def describe(
         "spec": dataclasses.asdict(spec),
         "defaults": _defaults(folder, info, overrides or {}),
         "tasks": {name: dict(task.settings) for name, task in info.tasks.items()},
+        "speech": None if info.speech is None else _speech(folder, info.speech, spec),
         "memory": {
             **dataclasses.asdict(footprint),
             "kv_cache": footprint.kv_cache,
@@ -59,6 +60,30 @@ def describe(
                 "output_tokens": outputs,
                 "sequences": footprint.sequences(inputs, outputs),
             },
+        },
+    }
+
+
+def _speech(folder: Path, speech: Speech, spec: ModelSpec) -> dict[str, Any]:
+    """What a speech model hears, and how it transcribes where a request says nothing: transformers' way."""
+    front = spec.encoder and spec.encoder.front
+    extractor = read_json(folder, CONFIG)
+    return {
+        "languages": {code: display_name(code) for code in speech.languages} or {"en": "English"},
+        "tasks": sorted(speech.tasks) or ["transcribe"],
+        "timestamps": speech.no_timestamps_id is not None,
+        "prompts": speech.before_id is not None,
+        "window_s": extractor.get("chunk_length", _CHUNK_LENGTH_S),
+        "mel_bins": front.features[0] if front else extractor.get("feature_size"),
+        "sampling_rate": extractor.get("sampling_rate", _SAMPLING_RATE),
+        "defaults": {
+            "language": speech.language,
+            "task": speech.task,
+            "condition_on_prev_tokens": speech.condition_on_prev_tokens,
+            "compression_ratio_threshold": speech.compression_ratio_threshold,
+            "logprob_threshold": speech.logprob_threshold,
+            "no_speech_threshold": speech.no_speech_threshold,
+            "max_initial_timestamp": speech.max_initial_timestamp,
         },
     }
 

@@ -60,6 +60,7 @@ def plain(transcription: Transcription) -> dict[str, Any]:
         "text": transcription.text,
         "language": transcription.language,
         "duration": transcription.duration_s,
+        "mode": transcription.mode,
         "segments": [verbose_segment(segment) for segment in transcription.segments],
     }
 

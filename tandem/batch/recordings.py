@@ -20,7 +20,7 @@ COLUMN: Final = "audio"  # of lines that stand for files
 # Those of `tandem transcribe`.
 _DEFAULTS: Final[Mapping[str, Any]] = {"semantics": "openai"}
 _PARAMS: Final = frozenset(TranscriptionParams.model_fields)
-_OF_ANSWERS: Final = frozenset({"text", "language", "duration", "segments", "error"})
+_OF_ANSWERS: Final = frozenset({"text", "language", "duration", "mode", "segments", "error"})
 _RENAMED: Final = "input_"  # a data set's own text is for comparison
 
 

@@ -44,6 +44,10 @@ _BAR: Final = (
 Format = StrEnum("Format", {kind: kind for kind in get_args(TranscriptFormat)})
 
 
+class Chunking(StrEnum):
+    auto = "auto"
+
+
 class Semantics(StrEnum):
     openai = "openai"
     transformers = "transformers"
@@ -90,6 +94,13 @@ def transcribe(
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="transcribe, or translate into English.", show_default="transcribe")
+    ] = None,
+    chunking_strategy: Annotated[
+        Chunking | None,
+        typer.Option(
+            help="auto: cut at silences, and decode the chunks at once: faster for a long recording.",
+            show_default="window after window",
+        ),
     ] = None,
     words: Annotated[bool, typer.Option("--words", help="Times of words, in json, jsonl and vtt.")] = False,
     prompt: Annotated[
@@ -145,6 +156,7 @@ def transcribe(
         asked = _asked(
             param, language=language, task=task, prompt=prompt, temperature=temperature, num_beams=num_beams,
             best_of=best_of, semantics=semantics.value, timestamps="word" if words else None,
+            chunking_strategy=chunking_strategy and chunking_strategy.value,
         )  # fmt: skip
         work = _work(files, formats, output_dir, output_file, overwrite=overwrite)
         if not work.recordings:

@@ -175,11 +175,12 @@ class SpeechPipeline(ModelOwner):
         return self.llm.info.vocab_size if speech.no_timestamps_id is None else speech.first_time_id
 
     def _language(self, code: str) -> dict[str, str | None]:
-        """As transformers names it; None for a model of English alone."""
+        """As transformers names it; None for a model of English alone, and where there is no speech."""
         from transformers.models.whisper.tokenization_whisper import LANGUAGES
 
         speech = self.llm.info.speech
-        return {"language": LANGUAGES.get(code, code) if speech and speech.languages else None}
+        known = speech is not None and code in speech.languages
+        return {"language": LANGUAGES.get(code, code) if known else None}
 
     # -- arguments
 

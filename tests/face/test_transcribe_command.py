@@ -18,9 +18,8 @@ from tandem.cli import app
 from tandem.cli.recordings import destinations, named
 from tandem.transcripts import written
 
-SPOKEN = Transcription(
-    "Hello.", "en", 2.0, [TranscriptionSegment(0, 0.0, 0.0, 1.5, " Hello.", [1], 0.0, -0.5, 1.0, 0.1)], 50, 1
-)
+SEGMENT = TranscriptionSegment(0, 0.0, 0.0, 1.5, " Hello.", [1], 0.0, -0.5, 1.0, 0.1)
+SPOKEN = Transcription("Hello.", "en", 2.0, [SEGMENT], "sequential", 50, 1)
 
 
 def run(*arguments: str | Path, stdin: bytes = b"", code: int = 0) -> Result:

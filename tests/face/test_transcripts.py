@@ -22,8 +22,8 @@ SPOKEN = Transcription(
     0,
     0,
 )
-UNTIMED = Transcription("Hello.", "en", 2.0, [], 0, 0)
-SILENT = Transcription("", "en", 2.0, [], 0, 0)
+UNTIMED = Transcription("Hello.", "en", 2.0, [], "sequential", 0, 0)
+SILENT = Transcription("", "en", 2.0, [], "sequential", 0, 0)
 
 
 def test_subtitles() -> None:
@@ -41,7 +41,7 @@ def test_subtitles() -> None:
 
 
 def test_a_blank_line_would_end_a_cue() -> None:
-    one = Transcription("a\n\nb", "en", 1.0, [segment(0, 0.0, 1.0, "a\n \nb")], 0, 0)
+    one = Transcription("a\n\nb", "en", 1.0, [segment(0, 0.0, 1.0, "a\n \nb")], "sequential", 0, 0)
     assert written(one, "srt") == "1\n00:00:00,000 --> 00:00:01,000\na\nb\n\n"
 
 

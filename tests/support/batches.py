@@ -23,7 +23,7 @@ def output(text: str, finish_reason: Any = "stop") -> RequestOutput:
 
 def transcription(text: str, duration_s: float) -> Transcription:
     segment = TranscriptionSegment(0, 0.0, 0.0, duration_s, f" {text}", [7, 8], 0.0, -0.5, 1.0, 0.1)
-    return Transcription(text, "en", duration_s, [segment], 50, 2)
+    return Transcription(text, "en", duration_s, [segment], "sequential", 50, 2)
 
 
 class Server:

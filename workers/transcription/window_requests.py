@@ -52,10 +52,11 @@ class WindowRequests:
     def encoder_input(self, recording: Spectrogram, start: int, stop: int) -> EncoderInput:
         digest = hashlib.blake2b(self._recording_key.encode(), digest_size=16)
         digest.update(f"\0{start}\0{stop}".encode())
+        fill = 0.0 if self._asked.vad is None else recording.silence
         return EncoderInput(
             digest.hexdigest(),
             (self._front.placeholder_id,) * self._front.positions,
-            features=recording.window(start, stop, self.frames),
+            features=recording.window(start, stop, self.frames, fill),
         )
 
     def max_tokens(self, start: int) -> int:
