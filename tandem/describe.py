@@ -11,15 +11,21 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.footprint import Footprint
 from tandem.workers.models.model_folder import read_json, resolve
+from tandem.workers.models.spec import ModelSpec
 from tandem.workers.requests.defaults import SET_BY
 from tandem.workers.requests.generation_settings import generation_config, own_layers, sound
+from tandem.workers.requests.media.audio import CONFIG
 from tandem.workers.requests.model_info import ModelInfo
+from tandem.workers.requests.speech import Speech, english_name
 
 # A default's names in the files, where they are not its own.
 _CALLED: Final = {"temperature": ("do_sample", "temperature")} | {
     ours: (name,) for name, ours in SET_BY.items()
 }
 _BUILT_IN: Final = "Tandem"
+# transformers' feature extractor's, where its file says none.
+_CHUNK_LENGTH_S: Final = 30
+_SAMPLING_RATE: Final = 16_000
 
 
 def describe(
@@ -69,12 +75,12 @@ def _speech(folder: Path, speech: Speech, spec: ModelSpec) -> dict[str, Any]:
     front = spec.encoder and spec.encoder.front
     extractor = read_json(folder, CONFIG)
     return {
-        "languages": {code: display_name(code) for code in speech.languages} or {"en": "English"},
+        "languages": {code: english_name(code) for code in speech.languages or ("en",)},
         "tasks": sorted(speech.tasks) or ["transcribe"],
         "timestamps": speech.no_timestamps_id is not None,
         "prompts": speech.before_id is not None,
         "window_s": extractor.get("chunk_length", _CHUNK_LENGTH_S),
-        "mel_bins": front.features[0] if front else extractor.get("feature_size"),
+        "mel_bins": front.features[0] if front else None,
         "sampling_rate": extractor.get("sampling_rate", _SAMPLING_RATE),
         "defaults": {
             "language": speech.language,

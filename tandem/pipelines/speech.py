@@ -22,6 +22,7 @@ from tandem.transcription import (
 from tandem.workers.models.model_folder import read_json
 from tandem.workers.requests.generation_settings import generation_config, own_settings
 from tandem.workers.requests.media.audio import CONFIG
+from tandem.workers.requests.speech import english_name
 from tandem.workers.transcription.segments import TIME_S
 
 if TYPE_CHECKING:
@@ -176,11 +177,9 @@ class SpeechPipeline(ModelOwner):
 
     def _language(self, code: str) -> dict[str, str | None]:
         """As transformers names it; None for a model of English alone, and where there is no speech."""
-        from transformers.models.whisper.tokenization_whisper import LANGUAGES
-
         speech = self.llm.info.speech
         known = speech is not None and code in speech.languages
-        return {"language": LANGUAGES.get(code, code) if known else None}
+        return {"language": english_name(code) if known else None}
 
     # -- arguments
 

@@ -248,3 +248,23 @@ def test_no_two_transcripts_are_one_file(tmp_path: Path) -> None:
         paths = destinations(given.recordings, folder)
         assert len(set(paths)) == 7
         assert next(path for path in paths if path.name == "b").parent == (folder or tmp_path)
+
+
+def test_show_says_what_a_speech_model_hears(model: Path, tmp_path: Path) -> None:
+    def shown(folder: Path, *more: str) -> str:
+        result = CliRunner().invoke(app, ["show", str(folder), *more], env={"COLUMNS": "160"})
+        assert result.exit_code == 0, result.output
+        return result.stdout
+
+    speech = json.loads(shown(model, "--json"))["speech"]
+    assert speech["languages"] == {"de": "german", "en": "english", "fr": "french"}
+    assert speech["tasks"] == ["transcribe", "translate"]
+    assert (speech["timestamps"], speech["window_s"], speech["mel_bins"]) == (True, 1, 80)
+    assert speech["defaults"]["condition_on_prev_tokens"] is False
+    table = shown(model)
+    for fact in ("3: german (de), english (en), french (fr)", "transcribe, translate", "1 s, 80 mel bins"):
+        assert fact in table
+    english = make_whisper(tmp_path, "english", times=True)
+    speech = json.loads(shown(english, "--json"))["speech"]
+    assert (speech["languages"], speech["tasks"]) == ({"en": "english"}, ["transcribe"])
+    assert json.loads(shown(Path("quickstart"), "--json"))["speech"] is None
