@@ -36,7 +36,7 @@ from tandem.inputs import Audio, CallOptions, Prompt, RequestOptions
 from tandem.limits import DEFAULT_LIMITS
 from tandem.outputs import RequestOutput
 from tandem.params import Params
-from tandem.transcription import Transcription, TranscriptionOptions
+from tandem.transcription import Transcription, TranscriptionOptions, TranscriptionParams
 
 T = TypeVar("T")
 
@@ -54,6 +54,7 @@ _BUFFER_BYTES: Final = 256 * 2**20
 _ATTEMPTS: Final = 3
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 10.0
+_PARAMS: Final = {f"params.{name}": name for name in TranscriptionParams.model_fields}
 _PRIORITY: Final = -DEFAULT_LIMITS.priority  # whoever waits for an answer goes first
 
 
@@ -170,7 +171,8 @@ class Answerer:
         async def ask() -> Transcription:
             return await self._connected().transcribe(data, options=options, **asked)
 
-        with renaming_fields({recordings.COLUMN: column}):
+        # gRPC's request has the recording as audio, and the parameters in a message of their own.
+        with renaming_fields({recordings.COLUMN: column} | _PARAMS):
             return recordings.answer(await self._patiently(ask))
 
     def _connected(self) -> Server:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -25,7 +26,7 @@ from tandem.cli.recordings import (
     say_left_out,
     write,
 )
-from tandem.errors import OF_ONE_REQUEST, InvalidRequest, TandemError
+from tandem.errors import OF_ONE_REQUEST, InvalidRequest, Overloaded, TandemError, renaming_fields
 from tandem.limits import DEFAULT_LIMITS
 from tandem.transcripts import FORMATS, TranscriptFormat, written
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from tandem.transcription import Transcription, TranscriptionOptions
 
 _AT_ONCE: Final = 8  # recordings at a server
+_PAUSE_S: Final = 0.5  # before a full server is asked again
 _FIELD: Final = "audio"  # what errors call a recording
 _BAR: Final = (
     "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s of audio "
@@ -265,13 +267,23 @@ def _on_server(
     steps: SimpleQueue[_Step | Exception] = SimpleQueue()
 
     def transcribe(number: int, one: Audio) -> None:
-        try:
-            for delta in client.stream_transcription(one, options={"timeout_s": timeout_s}, **asked):
-                steps.put(_Step(number, delta.done_s, delta.transcription))
-        except TandemError as error:
-            steps.put(_Step(number, 0.0, error))
-        except Exception as error:
-            steps.put(error)
+        give_up = time.monotonic() + timeout_s
+        while True:
+            try:
+                # gRPC's request has the parameters in a message of their own.
+                with renaming_fields(lambda field: field.removeprefix("params.")):
+                    for delta in client.stream_transcription(one, options={"timeout_s": timeout_s}, **asked):
+                        steps.put(_Step(number, delta.done_s, delta.transcription))
+            except Overloaded as error:
+                if time.monotonic() < give_up:
+                    time.sleep(_PAUSE_S)
+                    continue
+                steps.put(_Step(number, 0.0, error))
+            except TandemError as error:
+                steps.put(_Step(number, 0.0, error))
+            except Exception as error:
+                steps.put(error)
+            return
 
     pool = ThreadPoolExecutor(_AT_ONCE, "recording")
     try:
@@ -327,7 +339,6 @@ def _write_all(work: _Work, steps: Iterator[_Step]) -> int:
                     if not isinstance(error, OF_ONE_REQUEST) or error.field not in (None, _FIELD):
                         raise  # it is every recording's
                     failed += 1
-                    _name(work.recordings[number], error)
                     _name(work.recordings[number], error)
     except KeyboardInterrupt:
         err.print(f"Interrupted after {done} of {count}; the same command goes on from there.")

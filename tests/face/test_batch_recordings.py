@@ -105,7 +105,7 @@ def test_tables_hold_recordings(tmp_path: Path) -> None:
 
 def test_a_line_that_fails_has_its_error(files: tuple[Path, Path]) -> None:
     async def refuse(text: str) -> RequestOutput:
-        raise InvalidRequest(f"{text} cannot be decoded", field="audio")
+        raise InvalidRequest(f"{text} is refused", field="audio" if text == "a" else "params.language")
 
     bad: list[tuple[dict[str, Any], str]] = [
         ({"file": "nowhere.wav"}, "file"),
@@ -117,6 +117,7 @@ def test_a_line_that_fails_has_its_error(files: tuple[Path, Path]) -> None:
         ({"file": "talks/a.wav", "num_beams": 0}, "num_beams"),
         ({"file": "talks/a.wav", "id": [1]}, "id"),
         ({"file": "talks/a.wav"}, "file"),
+        ({"file": "talks/b/be.mp3"}, "language"),
     ]
     write(files[0], *(line for line, _ in bad))
     named: list[str] = []
@@ -125,7 +126,7 @@ def test_a_line_that_fails_has_its_error(files: tuple[Path, Path]) -> None:
     answers = read(files[1])
     assert [one["error"]["param"] for one in answers] == [field for _, field in bad]
     assert answers[5]["file"] == "talks/a.wav", "what it was is said"
-    assert "a cannot be decoded" in answers[8]["error"]["message"]
+    assert "a is refused" in answers[8]["error"]["message"]
     assert named[0].startswith("line 1: file: cannot be read")
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -10,14 +12,25 @@ from typing import Any, Self
 
 import pytest
 from audio_files import encoded, wav
+from hypothesis import given
+from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 from whisper import RATE, make_whisper, sound
 
-from tandem import LLM, InvalidRequest, Transcription, TranscriptionDelta, TranscriptionSegment, Unavailable
+from tandem import (
+    LLM,
+    InvalidRequest,
+    Overloaded,
+    Transcription,
+    TranscriptionDelta,
+    TranscriptionSegment,
+    Unavailable,
+)
 from tandem.cli import app
-from tandem.cli.recordings import destinations, named
+from tandem.cli.recordings import Recording, destinations, named
 from tandem.transcripts import written
 
+ROOT = Path(__file__).parents[2]
 SEGMENT = TranscriptionSegment(0, 0.0, 0.0, 1.5, " Hello.", [1], 0.0, -0.5, 1.0, 0.1)
 SPOKEN = Transcription("Hello.", "en", 2.0, [SEGMENT], "sequential", 50, 1)
 
@@ -42,9 +55,10 @@ def expected(model: Path) -> Iterator[Any]:
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Recordings of the same name, one that is broken, and files that are none."""
-    root = tmp_path / "talks"
+    monkeypatch.chdir(tmp_path)
+    root = tmp_path / "some"
     (root / "old").mkdir(parents=True)
     (root / ".hidden").mkdir()
     for name in ("one.wav", "old/one.wav", ".hidden/two.wav"):
@@ -77,7 +91,7 @@ def test_a_folder_and_again(model: Path, folder: Path, tmp_path: Path, expected:
     assert texts(out / "old/one.jsonl") == [one.text for one in expected(1, 0.7).segments]
     assert "notes.md: no recording by its name" in said.stderr
     assert "hidden" not in said.stderr
-    assert f"{folder / 'broken.mp3'}: cannot be decoded" in said.stderr
+    assert said.stderr.count(f"{folder / 'broken.mp3'}: cannot be decoded") == 1
     assert "3 transcribed, 1 failed." in said.stderr
 
     (out / "old/one.srt").write_text("corrected by hand")
@@ -139,15 +153,20 @@ def test_options_are_the_parameters(monkeypatch: pytest.MonkeyPatch, folder: Pat
 class _Server:
     """In place of `Client`: answers all recordings of this length, unless told otherwise."""
 
-    def __init__(self, monkeypatch: pytest.MonkeyPatch, error: Exception | None = None) -> None:
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        error: Exception | None = None,
+        target: str = "somewhere:9000",
+    ) -> None:
         self.asked: list[dict[str, Any]] = []
         self.options: list[Any] = []
         self.most, self._running, self._lock = 0, 0, threading.Lock()
         server = self
 
         class Client:
-            def __init__(self, target: str) -> None:
-                assert target == "somewhere:9000"
+            def __init__(self, named: str) -> None:
+                assert named == target
 
             def __enter__(self) -> Self:
                 return self
@@ -156,7 +175,7 @@ class _Server:
 
             def close(self) -> None: ...
 
-            def stream_transcription(self, audio: Any, *, options: Any, **asked: Any) -> Any:
+            def stream_transcription(self, audio: Any, *, options: Any = None, **asked: Any) -> Any:
                 with server._lock:
                     server.asked.append(asked)
                     server.options.append(options)
@@ -184,15 +203,24 @@ def test_a_server_has_several_at_a_time(monkeypatch: pytest.MonkeyPatch, tmp_pat
 
 
 @pytest.mark.parametrize(
-    "error", [Unavailable("nobody there"), InvalidRequest("has no such language", field="language")]
+    "error", [Unavailable("nobody there"), InvalidRequest("has no such language", field="params.language")]
 )
 def test_what_is_everybodys_error_ends_the_command(
     monkeypatch: pytest.MonkeyPatch, folder: Path, error: Exception
 ) -> None:
     _Server(monkeypatch, error)
     said = run(folder, "--server", "somewhere:9000", code=1).stderr
-    assert str(error) in said
+    assert str(error).removeprefix("params.") in said
+    assert "params" not in said
     assert "broken.mp3" not in said
+
+
+def test_a_full_server_is_asked_again(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
+    monkeypatch.setattr("tandem.cli.transcribe._PAUSE_S", 0.01)
+    server = _Server(monkeypatch, Overloaded("full"))
+    said = run(folder / "broken.mp3", "--server", "somewhere:9000", "--timeout", "0.2", code=1).stderr
+    assert "Overloaded full" in said
+    assert len(server.asked) > 2
 
 
 def test_an_interruption_leaves_what_is_done(
@@ -237,17 +265,38 @@ def test_only_speech_models_transcribe(folder: Path) -> None:
     assert "is no speech model" in run(folder / "one.wav", "--model", "quickstart", code=1).stderr
 
 
-def test_no_two_transcripts_are_one_file(tmp_path: Path) -> None:
-    for name in ("x/a.wav", "y/a.wav", "y/A.WAV", "a.mp3.wav", "a.mp3", "b.wav"):
-        path = tmp_path / name
-        path.parent.mkdir(exist_ok=True)
-        path.touch()
-    given = named([str(tmp_path / "x"), str(tmp_path), str(tmp_path / "y" / ".." / "b.wav"), "-"])
-    assert len(given.recordings) == 7, "each once"
-    for folder in (None, tmp_path / "out"):
-        paths = destinations(given.recordings, folder)
-        assert len(set(paths)) == 7
-        assert next(path for path in paths if path.name == "b").parent == (folder or tmp_path)
+def test_each_file_is_named_once(tmp_path: Path) -> None:
+    for name in ("x/a.wav", "b.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = named([str(tmp_path / "x"), str(tmp_path), str(tmp_path / "x" / ".." / "b.wav"), "-", "-"])
+    assert [one.name for one in found.recordings] == [
+        str(tmp_path / "x" / "a.wav"), str(tmp_path / "b.wav"), "standard input",
+    ]  # fmt: skip
+
+
+NAMES = st.sampled_from(["a", "A", "b", "a.wav", "b.wav.mp3", "c"])
+FILES = st.builds(
+    lambda folders, stem, end: Path("/talks", *folders, stem + end),
+    st.lists(st.sampled_from(["x", "y", "a"]), max_size=2), NAMES,
+    st.sampled_from([".wav", ".mp3", ".WAV", ""]),
+)  # fmt: skip
+
+
+@given(st.lists(FILES, unique_by=lambda path: str(path).casefold(), max_size=8), st.booleans(), st.booleans())
+def test_no_two_transcripts_are_one_file(paths: list[Path], within: bool, folder: bool) -> None:
+    """Nor does one replace another where a file system takes small and capital letters for the same."""
+    recordings = [
+        Recording(path, path.relative_to("/talks") if folder else Path(path.name)) for path in paths
+    ] + [Recording(None, Path("stdin"))]
+    out = Path("/out") if within else None
+    found = destinations(recordings, out)
+    assert len({str(path.absolute()).casefold() for path in found}) == len(recordings)
+    for path, end in zip(paths, found, strict=False):
+        assert end.name.startswith(path.stem)
+        assert end.is_relative_to(out or path.parent)
+        alone = destinations([Recording(path, Path(path.name))], out)
+        assert alone == [(out or path.parent) / path.stem]
 
 
 def test_show_says_what_a_speech_model_hears(model: Path, tmp_path: Path) -> None:
@@ -268,3 +317,33 @@ def test_show_says_what_a_speech_model_hears(model: Path, tmp_path: Path) -> Non
     speech = json.loads(shown(english, "--json"))["speech"]
     assert (speech["languages"], speech["tasks"]) == ({"en": "english"}, ["transcribe"])
     assert json.loads(shown(Path("quickstart"), "--json"))["speech"] is None
+
+
+def test_the_documented_examples(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Those of docs/run.md, as they stand there but for the model."""
+    section = (ROOT / "docs" / "run.md").read_text().partition("## Transcribe recordings")[2]
+    [shell] = re.findall(r"^```sh\n(.*?)^```$", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+    [python] = re.findall(r"^```python\n(.*?)^```$", section.partition("\n## ")[0], re.MULTILINE | re.DOTALL)
+    server = _Server(monkeypatch, target="localhost:9000")
+    for name in ("interview.mp3", "one.flac", "two.flac", "three.m4a"):
+        Path(name).write_bytes((folder / "one.flac").read_bytes())
+    (folder / "broken.mp3").unlink()
+    folder.rename("talks")
+    commands = [shlex.split(line, comments=True) for line in shell.splitlines()]
+    shown = [
+        run(*(str(model) if word == "openai/whisper-base" else word.replace("*", "three") for word in words))
+        for _, _, *words in commands
+    ]
+    assert shown[0].stdout
+    assert sorted(path.name for path in Path("transcripts").rglob("*.srt")) == [
+        "one.flac.srt", "one.srt", "one.wav.srt",
+    ]  # fmt: skip
+    assert json.loads(shown[2].stdout)["text"] == "Hello."
+    assert server.asked[0]["timestamps"] == "word"
+    capsys.readouterr()
+    exec(python.replace("openai/whisper-base", str(model)), {})
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[-1] == "Hello."
+    assert "'timestamp': (" in lines[-2]
