@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tandem.batch import records
 from tandem.errors import InvalidRequest
@@ -28,7 +28,7 @@ def parameters(values: Mapping[str, Any]) -> TranscriptionOptions:
     """Parameters by name. Raises InvalidRequest, naming the one at fault."""
     asked = {**_DEFAULTS, **values}
     TranscriptionParams(**asked)
-    return TranscriptionOptions(**asked)  # type: ignore[typeddict-item]
+    return cast(TranscriptionOptions, asked)
 
 
 def carried(values: Mapping[str, Any], column: str) -> dict[str, Any]:

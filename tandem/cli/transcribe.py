@@ -3,22 +3,18 @@
 from __future__ import annotations
 
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterable, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from queue import SimpleQueue
-from typing import TYPE_CHECKING, Annotated, Any, Final, NamedTuple, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 from tqdm import tqdm
 
 from tandem.cli.options import ParamsOption, ServerOption, err, errors_shown
 from tandem.cli.recordings import (
-    STDIN,
     Recording,
     destinations,
     named,
@@ -26,24 +22,27 @@ from tandem.cli.recordings import (
     say_left_out,
     write,
 )
-from tandem.errors import OF_ONE_REQUEST, InvalidRequest, Overloaded, TandemError, renaming_fields
+from tandem.cli.transcription_steps import Step, transcription_steps
+from tandem.errors import OF_ONE_REQUEST, InvalidRequest, TandemError
 from tandem.limits import DEFAULT_LIMITS
 from tandem.transcripts import FORMATS, TranscriptFormat, written
 
 if TYPE_CHECKING:
-    from tandem.client import Client
-    from tandem.inputs import Audio
-    from tandem.transcription import Transcription, TranscriptionOptions
+    from tandem.transcription import TranscriptionOptions
 
-_AT_ONCE: Final = 8  # recordings at a server
-_PAUSE_S: Final = 0.5  # before a full server is asked again
 _FIELD: Final = "audio"  # what errors call a recording
 _BAR: Final = (
     "{desc}: {percentage:3.0f}%|{bar}| {n:.0f} of {total:.0f} s of audio "
     "[{elapsed}<{remaining}, {rate_noinv_fmt}{postfix}]"
 )
 
-Format = StrEnum("Format", {kind: kind for kind in get_args(TranscriptFormat)})
+
+class Format(StrEnum):
+    txt = "txt"
+    srt = "srt"
+    vtt = "vtt"
+    json = "json"
+    jsonl = "jsonl"
 
 
 class Chunking(StrEnum):
@@ -163,7 +162,7 @@ def transcribe(
         work = _work(files, formats, output_dir, output_file, overwrite=overwrite)
         if not work.recordings:
             return
-        with closing(_steps(work.recordings, model, server, asked, timeout)) as steps:
+        with closing(transcription_steps(work.recordings, model, server, asked, timeout)) as steps:
             failed = _write_all(work, steps)
     if failed:
         raise typer.Exit(1)
@@ -172,14 +171,14 @@ def transcribe(
 def _asked(param: list[str] | None, **options: Any) -> TranscriptionOptions:
     """The fields of `TranscriptionParams`. Raises InvalidRequest, naming the one at fault."""
     from tandem.batch.records import assignments
-    from tandem.transcription import TranscriptionOptions, TranscriptionParams
+    from tandem.transcription import TranscriptionParams
 
     values = {name: value for name, value in options.items() if value not in (None, [])}
     if temperatures := values.get("temperature"):
         values["temperature"] = temperatures[0] if len(temperatures) == 1 else temperatures
     values |= assignments(param or [])
     TranscriptionParams(**values)
-    return TranscriptionOptions(**values)  # type: ignore[typeddict-item]
+    return cast("TranscriptionOptions", values)
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,82 +231,7 @@ def _work(
     return work
 
 
-class _Step(NamedTuple):
-    number: int  # the recording's
-    done_s: float
-    answer: Transcription | TandemError | None  # with its last step
-
-
-def _steps(
-    recordings: Sequence[Recording],
-    model: str | None,
-    server: str | None,
-    asked: TranscriptionOptions,
-    timeout_s: float,
-) -> Iterator[_Step]:
-    audio = [_read_stdin() if one.path is None else one.path for one in recordings]
-    if server is not None:
-        from tandem.client import Client
-
-        with Client(server) as client:
-            yield from _on_server(client, audio, asked, timeout_s)
-        return
-    assert model is not None
-    from tandem.llm import LLM
-
-    with LLM(model) as llm, closing(llm.transcribe_each(audio, **asked)) as steps:
-        for step in steps:
-            yield _Step(step.number, step.done_s, step.answer)
-
-
-def _on_server(
-    client: Client, audio: Sequence[Audio], asked: TranscriptionOptions, timeout_s: float
-) -> Iterator[_Step]:
-    """A few recordings at a time, so that their windows share batches there."""
-    steps: SimpleQueue[_Step | Exception] = SimpleQueue()
-
-    def transcribe(number: int, one: Audio) -> None:
-        give_up = time.monotonic() + timeout_s
-        while True:
-            try:
-                # gRPC's request has the parameters in a message of their own.
-                with renaming_fields(lambda field: field.removeprefix("params.")):
-                    for delta in client.stream_transcription(one, options={"timeout_s": timeout_s}, **asked):
-                        steps.put(_Step(number, delta.done_s, delta.transcription))
-            except Overloaded as error:
-                if time.monotonic() < give_up:
-                    time.sleep(_PAUSE_S)
-                    continue
-                steps.put(_Step(number, 0.0, error))
-            except TandemError as error:
-                steps.put(_Step(number, 0.0, error))
-            except Exception as error:
-                steps.put(error)
-            return
-
-    pool = ThreadPoolExecutor(_AT_ONCE, "recording")
-    try:
-        for number, one in enumerate(audio):
-            pool.submit(transcribe, number, one)
-        left = len(audio)
-        while left:
-            step = steps.get()
-            if isinstance(step, Exception):
-                raise step
-            left -= step.answer is not None
-            yield step
-    finally:
-        pool.shutdown(wait=False, cancel_futures=True)
-        client.close()  # ends what is under way
-
-
-def _read_stdin() -> bytes:
-    if sys.stdin.isatty():
-        raise typer.BadParameter(f"{STDIN} is a terminal, not a recording", param_hint="FILES")
-    return sys.stdin.buffer.read()
-
-
-def _write_all(work: _Work, steps: Iterator[_Step]) -> int:
+def _write_all(work: _Work, steps: Iterable[Step]) -> int:
     """Writes each transcript when it is there. Returns how many recordings failed.
 
     Raises what is every recording's error, and typer.Exit where the user interrupts.
@@ -360,15 +284,16 @@ class _Progress:
     def __init__(self, seconds: Sequence[float]) -> None:
         """seconds: each recording's by its header, 0 where that says nothing."""
         self._seconds, self._done = list(seconds), [0.0] * len(seconds)
-        self._ended = 0
+        self._ended, self._total = 0, sum(seconds)
         self._bar = tqdm(
-            total=sum(seconds), desc="Transcribing", unit="s", bar_format=_BAR, disable=None, leave=False
+            total=self._total, desc="Transcribing", unit="s", bar_format=_BAR, disable=None, leave=False
         )
 
     def to(self, number: int, done_s: float) -> None:
         if (beyond := done_s - self._seconds[number]) > 0:  # headers err
             self._seconds[number] = done_s
-            self._bar.total += beyond
+            self._total += beyond
+            self._bar.total = self._total
         self._bar.update(max(0.0, done_s - self._done[number]))
         self._done[number] = max(done_s, self._done[number])
 

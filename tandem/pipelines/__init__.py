@@ -19,7 +19,7 @@ _SPEECH: Final = "automatic-speech-recognition"
 
 
 @overload
-def pipeline(  # type: ignore[overload-overlap]
+def pipeline(
     task: Literal["automatic-speech-recognition"],
     model: str | LLM,
     *,

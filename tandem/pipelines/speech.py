@@ -6,7 +6,7 @@ import os
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from itertools import zip_longest
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, cast
 
 import numpy as np
 
@@ -225,7 +225,7 @@ class SpeechPipeline(ModelOwner):
         values["timestamps"] = "word" if times == "word" else "segment" if times else None
         with renaming_fields({"max_tokens": "max_new_tokens", "timestamps": "return_timestamps"}):
             TranscriptionParams(**values)
-        return TranscriptionOptions(**values)  # type: ignore[typeddict-item]
+        return cast(TranscriptionOptions, values)
 
     def _prompt(self, ids: Any) -> str:
         """The text of what `get_prompt_ids` of transformers' tokenizer gave."""

@@ -28,7 +28,8 @@ from tandem import (
 )
 from tandem.cli import app
 from tandem.cli.recordings import Recording, destinations, named
-from tandem.transcripts import written
+from tandem.cli.transcribe import Format
+from tandem.transcripts import FORMATS, written
 
 ROOT = Path(__file__).parents[2]
 SEGMENT = TranscriptionSegment(0, 0.0, 0.0, 1.5, " Hello.", [1], 0.0, -0.5, 1.0, 0.1)
@@ -121,6 +122,10 @@ def test_next_to_the_recordings_and_told_from_them_the_next_time(model: Path, fo
     assert "3 of 3" in said
     assert "one.json" not in said
     assert "notes.md" in said
+
+
+def test_every_format_is_an_option() -> None:
+    assert tuple(Format) == FORMATS
 
 
 def test_output_says_the_format(model: Path, folder: Path) -> None:
@@ -216,7 +221,7 @@ def test_what_is_everybodys_error_ends_the_command(
 
 
 def test_a_full_server_is_asked_again(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr("tandem.cli.transcribe._PAUSE_S", 0.01)
+    monkeypatch.setattr("tandem.cli.transcription_steps._PAUSE_S", 0.01)
     server = _Server(monkeypatch, Overloaded("full"))
     said = run(folder / "broken.mp3", "--server", "somewhere:9000", "--timeout", "0.2", code=1).stderr
     assert "Overloaded full" in said

@@ -10,7 +10,7 @@ from typing import Any, Unpack
 
 import pyarrow as pa
 
-from tandem.batch import run as batch
+from tandem.batch.answerer import Answerer
 from tandem.inputs import Audio, CallOptions, Prompt, RequestOptions, TaskOptions, task_options
 from tandem.outputs import CompletionOutput, RequestOutput
 from tandem.params import Params
@@ -79,7 +79,7 @@ def in_process(
     read: Callable[[], Iterator[pa.Table]], answerer: dict[str, Any], connections: int
 ) -> Generator[pa.Table, None, None]:
     assert connections == 1
-    answer = batch.Answerer(**answerer)
+    answer = Answerer(**answerer)
     with asyncio.Runner() as runner:
         for chunk in read():
             yield runner.run(answer(chunk))
