@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import Final, NamedTuple
 
+from tandem.errors import InvalidRequest
+
 # Containers with an audio track, films among them.
 _NAMES: Final = (
     "3g2,3gp,aac,ac3,aif,aifc,aiff,amr,asf,au,avi,caf,flac,flv,m4a,m4b,m4v,mj2,mka,mkv,mov,mp2,mp3,mp4,mpeg,mpg,"
@@ -26,9 +28,14 @@ def is_recording(path: Path) -> bool:
 
 
 def files_in(folder: Path) -> FolderFiles:
-    """Folders that are links are not entered, or they could go round in a circle."""
+    """Folders that are links are not entered, or they could go round in a circle. Raises InvalidRequest where
+    one cannot be read."""
+
+    def refuse(error: OSError) -> None:
+        raise InvalidRequest(f"cannot be read: {error}", field=str(folder))
+
     paths: list[Path] = []
-    for parent, folders, names in os.walk(folder):
+    for parent, folders, names in os.walk(folder, onerror=refuse):
         folders[:] = [name for name in folders if not name.startswith(".")]
         paths += [Path(parent, name) for name in names if not name.startswith(".")]
     paths.sort()

@@ -310,7 +310,7 @@ def _seconds(recording: Recording) -> float:
     """By its header."""
     from tandem.workers.requests.media.audio_file import check_audio
 
-    if recording.path is None:
+    if recording.path is None or not recording.path.is_file():  # a pipe can be read once
         return 0.0
     try:
         with recording.path.open("rb") as file:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
 import threading
@@ -264,6 +265,19 @@ def test_what_cannot_be_is_said_before_a_model_is_loaded(folder: Path, tmp_path:
         assert f"{field}:" in run(file, "--model", "m", "-p", option, code=1).stderr
     (tmp_path / "empty").mkdir()
     assert "no recording" in run(tmp_path / "empty", "--model", "m").stderr
+
+
+def test_pipes_and_folders_that_cannot_be_read(
+    model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    os.mkfifo(folder / "pipe.wav")
+    assert "is no file" in run(folder / "pipe.wav", "--model", model, code=1).stderr
+
+    def scandir(path: object) -> object:
+        raise PermissionError(f"not you: {path}")
+
+    monkeypatch.setattr("os.scandir", scandir)
+    assert "cannot be read: not you" in run(folder, "--model", model, code=1).stderr
 
 
 def test_only_speech_models_transcribe(folder: Path) -> None:
