@@ -48,6 +48,7 @@ if TYPE_CHECKING:
         TranscriptionParams,
         TranscriptionProgress,
         TranscriptionSegment,
+        TranscriptionWord,
     )
 
 # Imported on first use: `import tandem` costs nothing, and a client needs no torch.
@@ -71,7 +72,7 @@ _WHERE = {
     "tandem.pipelines": ("Pipeline", "SpeechPipeline", "pipeline"),
     "tandem.transcription": (
         "ServerVad", "Transcription", "TranscriptionDelta", "TranscriptionParams",
-        "TranscriptionProgress", "TranscriptionSegment",
+        "TranscriptionProgress", "TranscriptionSegment", "TranscriptionWord",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -113,6 +114,7 @@ __all__ = [
     "TranscriptionParams",
     "TranscriptionProgress",
     "TranscriptionSegment",
+    "TranscriptionWord",
     "Unavailable",
     "pipeline",
     "zip_enc_dec_prompt_lists",

@@ -78,6 +78,7 @@ def _speech(folder: Path, speech: Speech, spec: ModelSpec) -> dict[str, Any]:
         "languages": {code: english_name(code) for code in speech.languages or ("en",)},
         "tasks": sorted(speech.tasks) or ["transcribe"],
         "timestamps": speech.no_timestamps_id is not None,
+        "word_times": speech.alignment_heads is not None,
         "prompts": speech.before_id is not None,
         "window_s": extractor.get("chunk_length", _CHUNK_LENGTH_S),
         "mel_bins": front.features[0] if front else None,

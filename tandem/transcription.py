@@ -65,6 +65,7 @@ class TranscriptionParams(BaseModel):
     | prompt | before every window, or history where it is conditioned on | history |
     | what a window may generate | the model's max_length | half of what its decoder holds |
     | a short recording with timestamps | goes on in its silence | ends where it ends |
+    | words | `return_token_timestamps` | `word_timestamps`: cut at pauses, segments begin and end with them |
 
     A threshold that is never met turns a gate off: infinity, minus infinity for `logprob_threshold`.
 
@@ -78,8 +79,10 @@ class TranscriptionParams(BaseModel):
         description='Of the recording, as "en" or "english". None: the model\'s own, else it is detected.',
     )
     task: str | None = Field(None, description='"transcribe", or "translate" into English.')
-    timestamps: Literal["segment"] | None = Field(
-        "segment", description="None: the answer has no segments; a recording of one window needs no times."
+    timestamps: Literal["segment", "word"] | None = Field(
+        "segment",
+        description='"word": segments have words, with times of their own. None: the answer has no segments; '
+        "a recording of one window needs no times.",
     )
     prompt: str | None = Field(
         None, description="Text that comes before the recording: its style is followed, its names are known."
@@ -176,7 +179,7 @@ class TranscriptionOptions(TypedDict, total=False):
 
     language: str | None
     task: str | None
-    timestamps: Literal["segment"] | None
+    timestamps: Literal["segment", "word"] | None
     prompt: str | None
     prompt_condition_type: Literal["first-segment", "all-segments"]
     condition_on_prev_tokens: bool | None
@@ -194,6 +197,17 @@ class TranscriptionOptions(TypedDict, total=False):
 
 
 @dataclass(frozen=True, slots=True)
+class TranscriptionWord:
+    """A word, with the punctuation around it. In Chinese, Japanese, Thai, Lao, Burmese and Cantonese, which
+    put no spaces between words, a character."""
+
+    word: str  # with the space that sets it off
+    start_s: float  # in the recording
+    end_s: float
+    probability: float  # the mean of its tokens', among tokens of text
+
+
+@dataclass(frozen=True, slots=True)
 class TranscriptionSegment:
     """What was said from one time to another, and how its window was decoded."""
 
@@ -207,6 +221,7 @@ class TranscriptionSegment:
     avg_logprob: float  # mean over the window's tokens
     compression_ratio: float  # of the window's text: bytes over compressed bytes
     no_speech_prob: float  # of the window
+    words: list[TranscriptionWord] | None = None  # None: they were not asked for
 
 
 @dataclass(frozen=True, slots=True)

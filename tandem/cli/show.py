@@ -119,6 +119,7 @@ def _speech(facts: dict[str, Any]) -> Table:
     table.add_row("languages", f"{len(languages)}: {', '.join(languages)}")
     table.add_row("tasks", ", ".join(speech["tasks"]))
     table.add_row("times", _value(speech["timestamps"]))
+    table.add_row("times of words", _value(speech["word_times"]))
     table.add_row("prompts", _value(speech["prompts"]))
     table.add_row("window", f"{speech['window_s']} s, {speech['mel_bins']} mel bins")
     table.add_row("samples a second", str(speech["sampling_rate"]))

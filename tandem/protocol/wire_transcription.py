@@ -16,6 +16,7 @@ from tandem.transcription import (
     TranscriptionOptions,
     TranscriptionParams,
     TranscriptionSegment,
+    TranscriptionWord,
 )
 from tandem.v1 import inference_pb2 as pb
 
@@ -102,7 +103,11 @@ def delta_of(message: pb.TranscribeStreamResponse) -> TranscriptionDelta:
 
 def _segment_of(message: pb.TranscriptionSegment) -> TranscriptionSegment:
     values = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
-    return TranscriptionSegment(**{**values, "token_ids": list(message.token_ids)})
+    words = [
+        TranscriptionWord(one.word, one.start_s, one.end_s, one.probability) for one in message.words.words
+    ]
+    lists = {"token_ids": list(message.token_ids), "words": words if message.HasField("words") else None}
+    return TranscriptionSegment(**{**values, **lists})
 
 
 # Messages from values
@@ -159,4 +164,10 @@ def _transcription(value: Transcription) -> pb.Transcription:
 
 
 def _segments(values: Iterable[TranscriptionSegment]) -> list[pb.TranscriptionSegment]:
-    return [pb.TranscriptionSegment(**asdict(value)) for value in values]
+    return list(map(_segment, values))
+
+
+def _segment(value: TranscriptionSegment) -> pb.TranscriptionSegment:
+    fields = asdict(value)
+    words = fields.pop("words")
+    return pb.TranscriptionSegment(**fields, words=None if words is None else {"words": words})

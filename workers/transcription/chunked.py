@@ -137,7 +137,13 @@ class ChunkedTranscriber:
                 # The model may hear speech go on in what a window is filled up with.
                 start_s, end_s = min(segment.start_s, stop_s), min(segment.end_s, stop_s)
                 self._said.push(segment.token_ids)
-                self.segments.append(replace(segment, id=len(self.segments), start_s=start_s, end_s=end_s))
+                words = segment.words and [
+                    replace(word, start_s=min(word.start_s, stop_s), end_s=min(word.end_s, stop_s))
+                    for word in segment.words
+                ]
+                self.segments.append(
+                    replace(segment, id=len(self.segments), start_s=start_s, end_s=end_s, words=words)
+                )
             self._given = len(transcriber.segments)
             if not transcriber.done:
                 return

@@ -19,6 +19,7 @@ class Attempt(NamedTuple):
     ids_ratio: float  # how well its ids are compressed, EOS included
     text_ratio: float  # how well its text is
     no_speech_prob: float
+    ended: bool = True  # by EOS
 
 
 class Verdict(NamedTuple):

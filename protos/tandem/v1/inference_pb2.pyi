@@ -553,7 +553,7 @@ class ServerVad(_message.Message):
     def __init__(self, threshold: _Optional[float] = ..., prefix_padding_ms: _Optional[int] = ..., silence_duration_ms: _Optional[int] = ...) -> None: ...
 
 class TranscriptionSegment(_message.Message):
-    __slots__ = ("id", "seek_s", "start_s", "end_s", "text", "token_ids", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
+    __slots__ = ("id", "seek_s", "start_s", "end_s", "text", "token_ids", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob", "words")
     ID_FIELD_NUMBER: _ClassVar[int]
     SEEK_S_FIELD_NUMBER: _ClassVar[int]
     START_S_FIELD_NUMBER: _ClassVar[int]
@@ -564,6 +564,7 @@ class TranscriptionSegment(_message.Message):
     AVG_LOGPROB_FIELD_NUMBER: _ClassVar[int]
     COMPRESSION_RATIO_FIELD_NUMBER: _ClassVar[int]
     NO_SPEECH_PROB_FIELD_NUMBER: _ClassVar[int]
+    WORDS_FIELD_NUMBER: _ClassVar[int]
     id: int
     seek_s: float
     start_s: float
@@ -574,7 +575,26 @@ class TranscriptionSegment(_message.Message):
     avg_logprob: float
     compression_ratio: float
     no_speech_prob: float
-    def __init__(self, id: _Optional[int] = ..., seek_s: _Optional[float] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., avg_logprob: _Optional[float] = ..., compression_ratio: _Optional[float] = ..., no_speech_prob: _Optional[float] = ...) -> None: ...
+    words: TranscriptionWords
+    def __init__(self, id: _Optional[int] = ..., seek_s: _Optional[float] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., avg_logprob: _Optional[float] = ..., compression_ratio: _Optional[float] = ..., no_speech_prob: _Optional[float] = ..., words: _Optional[_Union[TranscriptionWords, _Mapping]] = ...) -> None: ...
+
+class TranscriptionWords(_message.Message):
+    __slots__ = ("words",)
+    WORDS_FIELD_NUMBER: _ClassVar[int]
+    words: _containers.RepeatedCompositeFieldContainer[TranscriptionWord]
+    def __init__(self, words: _Optional[_Iterable[_Union[TranscriptionWord, _Mapping]]] = ...) -> None: ...
+
+class TranscriptionWord(_message.Message):
+    __slots__ = ("word", "start_s", "end_s", "probability")
+    WORD_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
+    END_S_FIELD_NUMBER: _ClassVar[int]
+    PROBABILITY_FIELD_NUMBER: _ClassVar[int]
+    word: str
+    start_s: float
+    end_s: float
+    probability: float
+    def __init__(self, word: _Optional[str] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., probability: _Optional[float] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("model", "text")
