@@ -12,6 +12,7 @@ import pytest
 import torch
 import transformers
 from audio_files import encoded, wav
+from timed_whisper import make_timed
 from transcripts import Transcripts
 from transformers import AutoTokenizer, WhisperFeatureExtractor
 from transformers.models.whisper.tokenization_whisper import WhisperTokenizer, _decode_asr
@@ -130,6 +131,23 @@ def test_many_windows(theirs: Both, speech: SpeechPipeline, folder: Any) -> None
                 assert (round(end - 0.02 * (last - said[0]), 2), round(end, 2)) in times
                 compared += 1
     assert compared > 10
+
+
+def test_words(tmp_path: Path) -> None:
+    folder = make_timed(tmp_path, "base", ((0, 1), (1, 0), (1, 3)))
+    theirs = transformers.pipeline(TASK, model=str(folder), dtype=torch.float32)
+    call = {"return_timestamps": "word", "return_language": True, "language": "fr", **GREEDY}
+    near = []
+    with pipeline(TASK, str(folder), dtype="float32") as ours:
+        for seed in range(10):
+            expected, found = theirs(sound(seed), **call), ours(sound(seed), **call)
+            assert found["text"] == expected["text"]
+            for one, other in zip(found["chunks"], expected["chunks"], strict=True):
+                assert (one["text"], one["language"]) == (other["text"], other["language"])
+                near.append(one["timestamp"] == pytest.approx(other["timestamp"], abs=0.0201))
+    assert len(near) > 15
+    # Attention of a random model is nearly even: rounding may decide where a word is.
+    assert sum(near) >= 0.8 * len(near)
 
 
 def test_every_kind_of_input(speech: SpeechPipeline, tmp_path: Path) -> None:
