@@ -10,6 +10,7 @@ from typing import Unpack
 
 from tandem.errors import InvalidRequest, renaming_fields
 from tandem.inputs import CallOptions, Media
+from tandem.live import LiveParams
 from tandem.transcription import TranscriptionParams
 from tandem.workers.requests.media.audio import AudioProcessor
 from tandem.workers.requests.media.audio_file import FIELD
@@ -19,6 +20,7 @@ from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.transcription.asked import Asked
 from tandem.workers.transcription.chunked import ChunkedTranscriber
 from tandem.workers.transcription.chunks import chunks
+from tandem.workers.transcription.live.live_transcriber import LiveTranscriber
 from tandem.workers.transcription.transcriber import SequentialTranscriber, Transcriber
 from tandem.workers.transcription.window_requests import WindowRequests
 
@@ -35,6 +37,16 @@ class PreparedTranscription:
     audio_s: float  # of the recording by its header, the longest where that says nothing
     priority: int
     timeout_s: float  # from its arrival
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedLive:
+    """Speech that is to be transcribed while it goes on."""
+
+    request_id: str
+    transcriber: LiveTranscriber
+    sample_rate: int  # of the sound that will come
+    priority: int
 
 
 class TranscriptionBuilder:
@@ -63,6 +75,37 @@ class TranscriptionBuilder:
             priority=checked.priority,
             timeout_s=limits.timeout_s if checked.timeout_s is None else checked.timeout_s,
         )
+
+    def prepare_live(self, params: LiveParams, **options: Unpack[CallOptions]) -> PreparedLive:
+        """Checks a request to transcribe speech while it goes on, with openai-whisper's semantics. Raises
+        InvalidRequest, naming the field, and ModelNotFound."""
+        requests = self._requests
+        requests.check_model(options.get("model"))
+        checked = check_options(requests.limits, requests.tasks, **options)
+        asked = self.check(
+            TranscriptionParams(
+                language=params.language,
+                task=params.task,
+                prompt=params.prompt,
+                timestamps=None,
+                semantics="openai",
+            )
+        )
+        if self._processor.rate != RATE:
+            raise InvalidRequest(
+                f"{requests.info.name!r} takes {self._processor.rate} samples a second, not {RATE}",
+                field="model",
+            )
+        name, numbers = uuid.uuid4().hex, count()
+
+        def windows(turn: int) -> WindowRequests:
+            return WindowRequests(
+                asked, requests.info, requests.max_decoder_tokens, f"{name} {turn}",
+                lambda: f"{name}:{next(numbers)}",
+            )  # fmt: skip
+
+        live = LiveTranscriber(params, asked, self._processor, requests.vocabulary, windows)
+        return PreparedLive(checked.request_id, live, params.sample_rate, checked.priority)
 
     def check(self, params: TranscriptionParams) -> Asked:
         """Raises InvalidRequest, naming the field, for what the model cannot do."""

@@ -40,7 +40,7 @@ def speech_spans(probabilities: Sequence[float], vad: ServerVad) -> list[tuple[i
     """From which frame of the voice activity model to which somebody speaks: Silero's
     `get_speech_timestamps_from_probs`, however short a speech is. Every frame of at least the threshold is in
     one of them."""
-    leave = max(vad.threshold - _HYSTERESIS, _LEAST)
+    leave = leaving(vad)
     spans: list[tuple[int, int]] = []
     start = quiet = None
     for at, probability in enumerate(probabilities):
@@ -55,6 +55,11 @@ def speech_spans(probabilities: Sequence[float], vad: ServerVad) -> list[tuple[i
     if start is not None:
         spans.append((start, len(probabilities)))
     return spans
+
+
+def leaving(vad: ServerVad) -> float:
+    """Probability below which a speech that goes on is silent."""
+    return max(vad.threshold - _HYSTERESIS, _LEAST)
 
 
 def chunks(probabilities: npt.NDArray[np.float32], frames: int, most: int, vad: ServerVad) -> list[Chunk]:

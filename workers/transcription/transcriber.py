@@ -20,7 +20,7 @@ from tandem.workers.requests.speech import language_of, opened
 from tandem.workers.transcription.answers import WindowAnswer, WindowAnswers
 from tandem.workers.transcription.asked import Asked
 from tandem.workers.transcription.chunks import Chunk
-from tandem.workers.transcription.fallback import Attempt, ids_ratio, judged, text_ratio
+from tandem.workers.transcription.fallback import Attempt, attempt_of, judged
 from tandem.workers.transcription.history import history_of
 from tandem.workers.transcription.said import Said, text_of
 from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S, Split, split
@@ -247,18 +247,7 @@ class SequentialTranscriber:
 
     def _attempt(self, answer: WindowAnswer, said: int, temperature: float) -> Attempt:
         self.counts.tokens += len(answer.token_ids)
-        ids = answer.token_ids[said:]
-        text_ids = ids[:-1] if ids[-1] in self._windows.eos_ids else ids
-        count = len(text_ids) + 1 if self._asked.openai else len(ids)
-        return Attempt(
-            token_ids=text_ids,
-            temperature=temperature,
-            avg_logprob=answer.sum_logprob / count,
-            ids_ratio=ids_ratio(ids, self._windows.vocab_size),
-            text_ratio=text_ratio(self._text(text_ids).strip()),
-            no_speech_prob=answer.no_speech_prob,
-            ended=len(text_ids) < len(ids),
-        )
+        return attempt_of(answer, said, temperature, self._windows, self._asked, self._text)
 
     def _seeds(self, temperature: float) -> list[int]:
         """One for each sample."""

@@ -24,6 +24,8 @@ class Start(NamedTuple):
     before: list[int]  # ids before the start token
     opening: Opening
     timestamps: bool  # times are to be generated
+    # Text that the window begins with, which the answer goes on from. Only after an opening that is known.
+    said: tuple[int, ...] = ()
 
 
 class WindowRequests:
@@ -96,7 +98,7 @@ class WindowRequests:
     ) -> list[EngineRequest]:
         """One for each of the seeds. most: tokens to generate, without what of the opening is generated."""
         known = list(takewhile(lambda ids: len(ids) == 1, start.opening))
-        prefix = [*start.before, self.start_id, *(ids[0] for ids in known)]
+        prefix = [*start.before, self.start_id, *(ids[0] for ids in known), *start.said]
         rest = start.opening[len(known) :]
         decoding = self._decoding(self._params(temperature, most), len(prefix))
         speech = self._asked.speech
@@ -112,6 +114,8 @@ class WindowRequests:
                 without_id=speech.no_timestamps_id,
                 last_initial_id=None if last is None else speech.first_time_id + last,
             )
+        if start.said:  # what is generated first is not the window's first
+            decoding = replace(decoding, begin_suppress_ids=())
         decoding = replace(
             decoding,
             timestamps=rules,

@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-# Chinese, Japanese, Thai, Lao, Burmese, Cantonese.
-_WITHOUT_SPACES: Final = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
+# Languages that put no spaces between words, as transformers and openai-whisper have them: Chinese, Japanese,
+# Thai, Lao, Burmese, Cantonese.
+WITHOUT_SPACES: Final = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 
 TokenBytes = Callable[[int], bytes]  # of an id, special tokens as they are written
 
@@ -28,7 +29,7 @@ def split_words(ids: Sequence[int], language: str, text_end: int, token_bytes: T
     language: its code. text_end: ids from it on are no text; each is a word by itself.
     """
     parts = _characters(ids, token_bytes)
-    if language in _WITHOUT_SPACES:
+    if language in WITHOUT_SPACES:
         return parts
     words: list[Word] = []
     for part in parts:

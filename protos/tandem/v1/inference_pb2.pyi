@@ -596,6 +596,58 @@ class TranscriptionWord(_message.Message):
     probability: float
     def __init__(self, word: _Optional[str] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., probability: _Optional[float] = ...) -> None: ...
 
+class TranscribeLiveRequest(_message.Message):
+    __slots__ = ("start", "pcm", "commit")
+    START_FIELD_NUMBER: _ClassVar[int]
+    PCM_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    start: LiveStart
+    pcm: bytes
+    commit: LiveCommit
+    def __init__(self, start: _Optional[_Union[LiveStart, _Mapping]] = ..., pcm: _Optional[bytes] = ..., commit: _Optional[_Union[LiveCommit, _Mapping]] = ...) -> None: ...
+
+class LiveStart(_message.Message):
+    __slots__ = ("sample_rate", "language", "task", "prompt", "server_vad", "manual", "step_ms", "options")
+    SAMPLE_RATE_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    SERVER_VAD_FIELD_NUMBER: _ClassVar[int]
+    MANUAL_FIELD_NUMBER: _ClassVar[int]
+    STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    sample_rate: int
+    language: str
+    task: str
+    prompt: str
+    server_vad: ServerVad
+    manual: LiveCommit
+    step_ms: int
+    options: RequestOptions
+    def __init__(self, sample_rate: _Optional[int] = ..., language: _Optional[str] = ..., task: _Optional[str] = ..., prompt: _Optional[str] = ..., server_vad: _Optional[_Union[ServerVad, _Mapping]] = ..., manual: _Optional[_Union[LiveCommit, _Mapping]] = ..., step_ms: _Optional[int] = ..., options: _Optional[_Union[RequestOptions, _Mapping]] = ...) -> None: ...
+
+class LiveCommit(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TranscribeLiveResponse(_message.Message):
+    __slots__ = ("request_id", "turn", "final", "partial", "start_s", "end_s", "language")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
+    END_S_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    turn: int
+    final: str
+    partial: str
+    start_s: float
+    end_s: float
+    language: str
+    def __init__(self, request_id: _Optional[str] = ..., turn: _Optional[int] = ..., final: _Optional[str] = ..., partial: _Optional[str] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., language: _Optional[str] = ...) -> None: ...
+
 class TokenizeRequest(_message.Message):
     __slots__ = ("model", "text")
     MODEL_FIELD_NUMBER: _ClassVar[int]

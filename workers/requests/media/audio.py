@@ -11,7 +11,7 @@ from tandem.errors import ModelLoadError
 from tandem.inputs import Media
 from tandem.limits import Limits
 from tandem.workers.models.spec import FrontSpec
-from tandem.workers.requests.media.audio_file import check_audio, decode_audio, read_audio
+from tandem.workers.requests.media.audio_file import Samples, check_audio, decode_audio, read_audio
 from tandem.workers.requests.media.spectrogram import LogMel, Spectrogram
 from tandem.workers.requests.media.voice_activity import VoiceActivity
 
@@ -96,6 +96,10 @@ class AudioProcessor:
         if followed_by_silence:
             least, silence = silence, least
         return LogMel(self._extractor)(parts, least=least, silence=silence)
+
+    def spectrogram_of(self, samples: Samples) -> Spectrogram:
+        """As `spectrogram` with `followed_by_silence`, of samples float32 [n] at `rate`."""
+        return LogMel(self._extractor)([samples], silence=self._extractor.n_samples)
 
     @property
     def rate(self) -> int:

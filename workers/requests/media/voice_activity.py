@@ -64,6 +64,16 @@ class VoiceActivity:
             samples = np.concatenate(held)
             self._hear(np.pad(samples, (0, -count % FRAME)))
 
+    def hear(self, samples: Samples) -> npt.NDArray[np.float32]:
+        """Probabilities of speech, [frames], of a stream's next whole frames, float32 [frames * FRAME]."""
+        if not len(samples):
+            return np.zeros(0, np.float32)
+        before = len(self._found)
+        self._hear(samples)
+        found = torch.cat(self._found[before:]).numpy()
+        self._found.clear()
+        return found
+
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
         """Of speech, [frames]; silence fills the recording's last frame up."""
