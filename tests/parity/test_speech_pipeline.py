@@ -136,15 +136,18 @@ def test_many_windows(theirs: Both, speech: SpeechPipeline, folder: Any) -> None
 def test_words(tmp_path: Path) -> None:
     folder = make_timed(tmp_path, "base", ((0, 1), (1, 0), (1, 3)))
     theirs = transformers.pipeline(TASK, model=str(folder), dtype=torch.float32)
-    call = {"return_timestamps": "word", "return_language": True, "language": "fr", **GREEDY}
+    call = {"return_timestamps": "word", "language": "fr", **GREEDY}
     near = []
     with pipeline(TASK, str(folder), dtype="float32") as ours:
         for seed in range(10):
             expected, found = theirs(sound(seed), **call), ours(sound(seed), **call)
             assert found["text"] == expected["text"]
             for one, other in zip(found["chunks"], expected["chunks"], strict=True):
-                assert (one["text"], one["language"]) == (other["text"], other["language"])
+                assert one["text"] == other["text"]
                 near.append(one["timestamp"] == pytest.approx(other["timestamp"], abs=0.0201))
+        # transformers' puts the language before the tokens, but not before their times, and fails.
+        named = ours(sound(2), return_language=True, **call)["chunks"]
+    assert {one["language"] for one in named} == {"french"}
     assert len(near) > 15
     # Attention of a random model is nearly even: rounding may decide where a word is.
     assert sum(near) >= 0.8 * len(near)
