@@ -334,7 +334,7 @@ def test_a_folder_or_a_pattern_is_read_as_one_file(tmp_path: Path) -> None:
         corpus.remaining(folder, folder / "b.jsonl")
 
 
-class Capitals:
+class Capitals(Server):
     """A server that can be sent to another process."""
 
     async def generate(

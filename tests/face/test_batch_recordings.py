@@ -69,7 +69,8 @@ def test_lines_name_files_and_say_how(files: tuple[Path, Path]) -> None:
         {"file": {"path": "talks/b/be.mp3"}, "id": "two", "semantics": "transformers"},
         {"file": {"bytes": base64.b64encode(b"bi").decode(), "path": "elsewhere.wav"}},
     )
-    server, told = Server(), []
+    server = Server()
+    told: list[list[str]] = []
     done = run(
         *files, server, audio_column="file", defaults={"language": "fr", "seed": 1}, on_carried=told.append
     )

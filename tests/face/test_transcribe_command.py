@@ -84,7 +84,8 @@ def test_one_recording_goes_to_standard_output(model: Path, folder: Path, expect
 
 def test_a_folder_and_again(model: Path, folder: Path, tmp_path: Path, expected: Any) -> None:
     out = tmp_path / "out"
-    command = [folder, "--model", model, "-d", out, "--format", "srt", "--format", "jsonl", "-p", "seed=1"]
+    formats = ["--format", "srt", "--format", "jsonl"]
+    command: list[str | Path] = [folder, "--model", model, "-d", out, *formats, "-p", "seed=1"]
     said = run(*command, code=1)
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.*")) == [
         "old/one.jsonl", "old/one.srt", "one.flac.jsonl", "one.flac.srt", "one.wav.jsonl", "one.wav.srt",
@@ -232,7 +233,7 @@ def test_a_full_server_is_asked_again(monkeypatch: pytest.MonkeyPatch, folder: P
 def test_an_interruption_leaves_what_is_done(
     model: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    written_files = []
+    written_files: list[Path] = []
 
     def write(path: Path, content: str) -> None:
         if written_files:

@@ -31,7 +31,7 @@ def encoded(samples: Samples, rate: int, container: str, codec: str, *, stereo: 
     frame.sample_rate = rate
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
-        stream = output.add_stream(codec, rate=rate, layout=layout)
+        stream: Any = output.add_stream(codec, rate=rate, layout=layout)
         stream.codec_context.open()
         resampler = AudioResampler(
             format=stream.format, layout=layout, rate=rate, frame_size=stream.codec_context.frame_size or 0
