@@ -255,3 +255,14 @@ class TranscriptionDelta:
     segments: list[TranscriptionSegment]  # none where no timestamps were asked for
     done_s: float  # up to where the recording is transcribed
     transcription: Transcription | None = None  # the whole answer, with the last delta
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionProgress:
+    """How far one of several recordings is."""
+
+    number: int  # the recording's: 0, 1, …
+    done_s: float  # up to where it is transcribed
+    duration_s: float  # of the recording
+    segments: list[TranscriptionSegment]  # so far; there are some where no timestamps were asked for, too
+    answer: Transcription | InvalidRequest | None  # with the last of its steps; an error where it is refused
