@@ -146,7 +146,10 @@ def test_transcriptions(started: tuple[launch.RunningCluster, ServeConfig], tmp_
     folder = whisper.make_whisper(tmp_path, "base", times=True)
     lengths = (0.7, 3.3, 5.2)
     recordings = [(whisper.sound(number, seconds), whisper.RATE) for number, seconds in enumerate(lengths)]
-    asked: TranscriptionOptions = {"temperature": (0.0, 0.4), "logprob_threshold": -0.25, "seed": 1}
+    asked: TranscriptionOptions = {
+        "temperature": (0.0, 0.4), "logprob_threshold": -0.25, "seed": 1, "timestamps": "word",
+        "semantics": "openai",
+    }  # fmt: skip
     with LLM(str(folder), dtype="float32") as llm:
         expected = llm.transcribe([*recordings], **asked)
         encoded = llm.stats().encoded_tokens
@@ -197,7 +200,10 @@ def speaks_live(client: Client, samples: Any) -> None:
 
 def said(answer: Transcription) -> tuple[object, ...]:
     """All of an answer but the numbers that depend on the order of sums."""
-    times = [(one.start_s, one.end_s, one.token_ids, one.temperature) for one in answer.segments]
+    times = [
+        (one.start_s, one.end_s, one.token_ids, one.temperature, [word.word for word in one.words or ()])
+        for one in answer.segments
+    ]
     return answer.text, answer.language, answer.duration_s, times
 
 
