@@ -23,6 +23,7 @@ from typing import Final, Literal, get_args
 
 from tandem.errors import InvalidRequest
 from tandem.outputs import CompletionOutput, RequestOutput
+from tandem.workers.requests.abbreviations import goes_on
 from tandem.workers.requests.language_tags import subtag_of
 
 Split = Literal["none", "line", "sentence"]
@@ -44,11 +45,14 @@ _QUOTED: Final = re.compile(
 
 # Where a sentence that is too long is cut, the best places first: after a sentence within it, after a clause,
 # between words. Marks of scripts with spaces count where a space follows, so that "1,000.5", "10:30" and
-# "example.com" stay whole.
-_CLOSERS: Final = r"[\"'”’»)\]」』】）]*"
+# "example.com" stay whole. A run of closing marks is read once, not from each of them.
+_CLOSER: Final = r"[\"'”’»)\]」』】）]"
 _CUTS: Final = (
-    re.compile(rf"[。！？｡؟۔।॥።။។៕։]{_CLOSERS}\s*|[.!?…]{_CLOSERS}\s+"),
-    re.compile(rf"[，、；：،؛፣፤၊།]{_CLOSERS}\s*|[,;:)\]—–]{_CLOSERS}\s+|\s[—–-]\s+"),
+    re.compile(rf"[。！？｡؟۔।॥።။។៕։]{_CLOSER}*+\s*|[.!?…]{_CLOSER}*+\s+"),
+    re.compile(
+        rf"[，、；：،؛፣፤၊།]{_CLOSER}*+\s*|[,;:—–]{_CLOSER}*+\s+|\s[—–-]\s+"
+        rf"|(?<!{_CLOSER})(?={_CLOSER}*[)\]]){_CLOSER}++\s+"
+    ),
     re.compile(r"\s+"),
 )
 
@@ -219,10 +223,15 @@ def _ended(line: str, language: str) -> Iterator[str]:
 def _segmented(text: str, language: str) -> list[str]:
     from sentencex import segment as sentences_of
 
-    if _KHMER_END not in text:
-        return list(sentences_of(language, text))
     ends = accumulate(map(len, sentences_of(language, text.replace(_KHMER_END, _DANDA))))
-    return [text[a:b] for a, b in pairwise([0, *ends])]
+    sentences: list[str] = []
+    for start, end in pairwise([0, *ends]):
+        sentence = text[start:end]
+        if sentences and goes_on(sentences[-1], sentence, language):
+            sentences[-1] += sentence
+        else:
+            sentences.append(sentence)
+    return sentences
 
 
 def _fitting(text: str, fits: Callable[[str], bool]) -> Iterator[str]:
