@@ -53,7 +53,13 @@ def lines(source: Path) -> Iterator[tuple[int, bytes]]:
                 if text.strip():
                     yield number, text
         except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
-            raise InvalidRequest(f"cannot be read: {error}", field="input") from None
+            raise unreadable(path, error) from None
+
+
+def unreadable(path: Path, error: OSError | ValueError) -> InvalidRequest:
+    """Which file of several cannot be read, and why."""
+    why = (isinstance(error, OSError) and error.strerror) or error
+    return InvalidRequest(f"cannot be read: {path}: {why}", field="input")
 
 
 def _lines(path: Path) -> Iterator[bytes]:

@@ -105,7 +105,7 @@ def batch(
         records.parameters(defaults)
         records.options(defaults)
         if not remaining(source, sink):
-            err.print(f"Every line of {source} is answered in {sink}.", highlight=False)
+            err.print(f"Every line of {source} is answered in {sink}.")
             return
 
         # Ray warns on stderr about every actor that can be restarted, as Ray Data's can.
@@ -138,9 +138,9 @@ def batch(
                 on_carried=copied,
             )
             if done.refused > _NAMED:
-                err.print(f"{done.refused - _NAMED} more lines have errors: see {sink}.", highlight=False)
+                err.print(f"{done.refused - _NAMED} more lines have errors: see {sink}.")
             errors = f", {done.refused} errors" if done.refused else ""
-            err.print(f"{done.answered} answers, {done.tokens} tokens{errors}.", highlight=False)
+            err.print(f"{done.answered} answers, {done.tokens} tokens{errors}.")
             return done
 
         try:
