@@ -21,8 +21,8 @@ app = typer.Typer(
 
 @app.callback()
 def _utf_8() -> None:
-    """Answers and messages are UTF-8, as inputs are, whatever the locale says. What an argument had that is no
-    UTF-8 goes out as it came."""
+    """Answers and messages are UTF-8, as inputs are, whatever the locale says. What is not UTF-8 in an
+    argument goes out as it came."""
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(encoding="utf-8", errors=errors)

@@ -187,7 +187,7 @@ def test_files_in_other_encodings(tmp_path: Path, quick: LLM) -> None:
     assert "standard input: is UTF-16" in tandem("generate", stdin=file.read_bytes(), code=1).stderr
 
 
-def test_what_is_said_may_look_like_markup(tmp_path: Path) -> None:
+def test_what_is_said_may_look_like_markup() -> None:
     folder = "./models/[v2][/x]:smile:"
     for verb in ("generate", "summarize", "score"):
         said = tandem(verb, "--model", folder, "hi", "there", code=1).stderr
@@ -295,7 +295,8 @@ def test_a_server_is_asked_for_the_segments_that_it_would_cut_itself(
     assert asked == [text]
 
 
-def test_translate_truncates_what_it_does_not_cut(quick: LLM) -> None:
+@pytest.mark.usefixtures("quick")
+def test_translate_truncates_what_it_does_not_cut() -> None:
     long = "I am tired. " * 2000
     whole = ["translate", "--split", "none", "--max-tokens", "3"]
     assert "has 8006 tokens" in tandem(*whole, long, code=1).stderr

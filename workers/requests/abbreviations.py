@@ -103,6 +103,6 @@ def _pattern(language: str) -> re.Pattern[str]:
     either: list[str] = []
     for word in sorted(_ABBREVIATIONS.get(language, "").split(), key=len, reverse=True):
         name, number = word.rstrip("#"), r"(?=\d)" if word.endswith("#") else ""
-        for spelled in dict.fromkeys([name, name[0].upper() + name[1:]]):
-            either.append(re.escape(spelled).replace(r"\~", r"\s?") + rf"\.\s*{number}")
+        spellings = dict.fromkeys([name, name[0].upper() + name[1:]])
+        either += (re.escape(one).replace(r"\~", r"\s?") + rf"\.\s*{number}" for one in spellings)
     return re.compile(rf"(?<![\w.])(?:{'|'.join(either) or '(?!)'})")
