@@ -273,8 +273,12 @@ class RequestBuilder:
         self, ids: Sequence[int], *, field: str = "token_ids", skip_special_tokens: bool = False
     ) -> str:
         """The text of ids that the decoder generates, as the tokenizer's `decode` gives it. Raises
-        InvalidRequest."""
+        InvalidRequest, for what it takes for no token, too."""
         check_ids(ids, field, self.info.vocab_size)
+        known = frozenset(self.vocabulary.tokens(ids))
+        for index, token_id in enumerate(ids):
+            if token_id not in known:
+                raise InvalidRequest(f"id {token_id} at {index} is no token of the tokenizer", field=field)
         detokenizer = Detokenizer(self.vocabulary, skip_special_tokens=skip_special_tokens)
         return detokenizer.push(ids) + detokenizer.flush()
 
