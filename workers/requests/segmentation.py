@@ -158,6 +158,12 @@ def segment(
     return Document(tuple(segments), (*gaps, gap))
 
 
+def check_split(split: object) -> None:
+    """Raises InvalidRequest for what is not one of `SPLITS`."""
+    if split not in SPLITS:
+        raise InvalidRequest(f"must be one of {', '.join(SPLITS)}, got {split!r:.60}", field="split")
+
+
 def within(tokens: int, count: Callable[[str], int]) -> Callable[[str], bool]:
     """Whether a text has at most so many tokens. They are counted where the characters do not say it."""
 

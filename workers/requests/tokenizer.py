@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from tandem.errors import InvalidRequest, ModelLoadError, renaming_fields
 from tandem.workers.models.hub import Repository
+from tandem.workers.models.model_folder import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,10 +66,10 @@ def read_tokenizers(
 
 
 def _tokenizer_folder(tokenizer: str | Path) -> Path:
-    folder = Path(tokenizer).expanduser()
-    if isinstance(tokenizer, Path) or folder.is_dir():
-        return folder
     with renaming_fields({"model": "tokenizer"}):
+        folder = local_path(tokenizer)
+        if isinstance(tokenizer, Path) or folder.is_dir():
+            return folder
         return Repository(tokenizer).fetch()
 
 

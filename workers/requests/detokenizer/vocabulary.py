@@ -118,8 +118,8 @@ class Vocabulary:
 
     def token_text(self, token_id: int, *, first: bool = False, after: int | None = None) -> str:
         """What a token adds to a text, for showing it: to an empty one if `first`, else after the token
-        `after`, or after some word. A part of a character is shown as OpenAI does: `bytes:\\xe2\\x82`; what is
-        no token, as nothing."""
+        `after`, or after some word. A part of a character is shown as OpenAI does: `bytes:\\xe2\\x82`. An id
+        that is no token is shown as nothing."""
         if not self._is_token(token_id):
             return ""
         if after is not None and not self._is_token(after):
