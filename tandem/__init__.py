@@ -42,10 +42,12 @@ if TYPE_CHECKING:
     from tandem.params import BeamSearchParams, SamplingParams
     from tandem.pipelines import Pipeline, pipeline
     from tandem.transcription import (
+        ServerVad,
         Transcription,
         TranscriptionDelta,
         TranscriptionParams,
         TranscriptionSegment,
+        TranscriptionWord,
     )
 
 # Imported on first use: `import tandem` costs nothing, and a client needs no torch.
@@ -68,7 +70,8 @@ _WHERE = {
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "pipeline"),
     "tandem.transcription": (
-        "Transcription", "TranscriptionDelta", "TranscriptionParams", "TranscriptionSegment",
+        "ServerVad", "Transcription", "TranscriptionDelta", "TranscriptionParams",
+        "TranscriptionSegment", "TranscriptionWord",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -97,6 +100,7 @@ __all__ = [
     "RequestTooLarge",
     "SamplingParams",
     "ScoreOutput",
+    "ServerVad",
     "TandemError",
     "TargetScore",
     "TextDelta",
@@ -107,6 +111,7 @@ __all__ = [
     "TranscriptionDelta",
     "TranscriptionParams",
     "TranscriptionSegment",
+    "TranscriptionWord",
     "Unavailable",
     "pipeline",
     "zip_enc_dec_prompt_lists",

@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, renaming_fields
 from tandem.limits import DEFAULT_LIMITS as CAP
 from tandem.params import invalid
 
@@ -16,6 +16,37 @@ _HOTTEST = 1.0  # where openai-whisper's ladder of temperatures ends
 _STEP = 0.2
 
 _GREATEST = 100.0
+_LONGEST_MS = 60_000
+
+
+class ServerVad(BaseModel):
+    """How a recording is cut at silences, which a voice activity model finds. The fields are OpenAI's, of
+    `chunking_strategy`.
+
+    Raises `InvalidRequest`, naming the field.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    type: Literal["server_vad"] = Field("server_vad", description="Always this.")
+    threshold: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Probability from which on it is speech. Less of it hears fainter voices, and noise.",
+    )
+    prefix_padding_ms: int = Field(
+        300, ge=0, le=_LONGEST_MS, description="Milliseconds before a speech that belong to it."
+    )
+    silence_duration_ms: int = Field(
+        200, ge=0, le=_LONGEST_MS, description="Milliseconds of silence that end a speech. They belong to it."
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise invalid(error) from None
 
 
 class TranscriptionParams(BaseModel):
@@ -34,6 +65,7 @@ class TranscriptionParams(BaseModel):
     | prompt | before every window, or history where it is conditioned on | history |
     | what a window may generate | the model's max_length | half of what its decoder holds |
     | a short recording with timestamps | goes on in its silence | ends where it ends |
+    | words | `return_token_timestamps` | `word_timestamps`: cut at pauses, segments begin and end with them |
 
     A threshold that is never met turns a gate off: infinity, minus infinity for `logprob_threshold`.
 
@@ -47,8 +79,10 @@ class TranscriptionParams(BaseModel):
         description='Of the recording, as "en" or "english". None: the model\'s own, else it is detected.',
     )
     task: str | None = Field(None, description='"transcribe", or "translate" into English.')
-    timestamps: Literal["segment"] | None = Field(
-        "segment", description="None: the answer has no segments; a recording of one window needs no times."
+    timestamps: Literal["segment", "word"] | None = Field(
+        "segment",
+        description='"word": segments have words, with times of their own. None: the answer has no segments; '
+        "a recording of one window needs no times.",
     )
     prompt: str | None = Field(
         None, description="Text that comes before the recording: its style is followed, its names are known."
@@ -90,6 +124,11 @@ class TranscriptionParams(BaseModel):
         description="Most tokens of a window, within what its decoder holds.",
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed draws the same samples.")
+    chunking_strategy: Literal["auto"] | ServerVad | None = Field(
+        None,
+        description="The recording is cut at silences into chunks, which are transcribed independently and "
+        'many at once. "auto", or `ServerVad` to say what a silence is. None: window after window.',
+    )
     semantics: Literal["transformers", "openai"] = Field("transformers", description="See above.")
 
     def __init__(self, **values: Any) -> None:
@@ -101,10 +140,23 @@ class TranscriptionParams(BaseModel):
                 f"must be a number of 0 to {_GREATEST:g}, or several, got {temperature!r:.100}",
                 field="temperature",
             )
+        chunking = values.get("chunking_strategy")
+        if isinstance(chunking, dict):
+            with renaming_fields(lambda field: f"chunking_strategy.{field}"):
+                values["chunking_strategy"] = ServerVad(**chunking)
+        elif not isinstance(chunking, ServerVad) and chunking not in (None, "auto"):
+            raise InvalidRequest(
+                f'must be "auto" or of type "server_vad", got {chunking!r:.100}', field="chunking_strategy"
+            )
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise invalid(error) from None
+
+    @property
+    def vad(self) -> ServerVad | None:
+        """How the recording is cut; None: it is not."""
+        return ServerVad() if self.chunking_strategy == "auto" else self.chunking_strategy
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -127,7 +179,7 @@ class TranscriptionOptions(TypedDict, total=False):
 
     language: str | None
     task: str | None
-    timestamps: Literal["segment"] | None
+    timestamps: Literal["segment", "word"] | None
     prompt: str | None
     prompt_condition_type: Literal["first-segment", "all-segments"]
     condition_on_prev_tokens: bool | None
@@ -140,7 +192,19 @@ class TranscriptionOptions(TypedDict, total=False):
     best_of: int | None
     max_tokens: int | None
     seed: int | None
+    chunking_strategy: Literal["auto"] | ServerVad | None
     semantics: Literal["transformers", "openai"]
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionWord:
+    """A word, with the punctuation around it. In Chinese, Japanese, Thai, Lao, Burmese and Cantonese, which
+    put no spaces between words, a character."""
+
+    word: str  # with the space that sets it off
+    start_s: float  # in the recording
+    end_s: float
+    probability: float  # the mean of its tokens', among tokens of text
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +221,7 @@ class TranscriptionSegment:
     avg_logprob: float  # mean over the window's tokens
     compression_ratio: float  # of the window's text: bytes over compressed bytes
     no_speech_prob: float  # of the window
+    words: list[TranscriptionWord] | None = None  # None: they were not asked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,9 +229,10 @@ class Transcription:
     """The answer to one recording."""
 
     text: str
-    language: str  # code, said or detected
+    language: str  # code, said or detected; "" where no speech is found to detect it from
     duration_s: float  # of the recording
     segments: list[TranscriptionSegment]  # none where no timestamps were asked for
+    mode: Literal["sequential", "chunked"]  # windows one after another, or chunks between silences
     encoder_tokens: int  # positions of the windows that were decoded
     generated_tokens: int  # all answers to windows together, those that were refused included
 

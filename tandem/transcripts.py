@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from typing import Any, Final, Literal, get_args
 
 from tandem.errors import InvalidRequest
-from tandem.transcription import Transcription, TranscriptionSegment
+from tandem.transcription import Transcription, TranscriptionSegment, TranscriptionWord
 
 TranscriptFormat = Literal["txt", "srt", "vtt", "json", "jsonl"]
 FORMATS: Final[tuple[TranscriptFormat, ...]] = get_args(TranscriptFormat)
@@ -44,14 +44,24 @@ def vtt(transcription: Transcription) -> str:
 
 
 def verbose(transcription: Transcription, *, task: str, language: str) -> dict[str, Any]:
-    """OpenAI's `verbose_json`. language: as OpenAI writes it, in English and small letters."""
+    """OpenAI's `verbose_json`, with words where they were asked for.
+
+    language: as OpenAI writes it, in English and small letters.
+    """
+    words = [word for segment in transcription.segments for word in segment.words or ()]
+    asked = any(segment.words is not None for segment in transcription.segments)
     return {
         "task": task,
         "language": language,
         "duration": transcription.duration_s,
         "text": transcription.text,
         "segments": [verbose_segment(segment) for segment in transcription.segments],
+        **({"words": [_verbose_word(word) for word in words]} if asked else {}),
     }
+
+
+def _verbose_word(word: TranscriptionWord) -> dict[str, Any]:
+    return {"word": word.word.strip(), "start": word.start_s, "end": word.end_s}
 
 
 def verbose_segment(segment: TranscriptionSegment) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from tandem.transcription import (
     TranscriptionOptions,
     TranscriptionParams,
     TranscriptionSegment,
+    TranscriptionWord,
 )
 from tandem.v1 import inference_pb2 as pb
 
@@ -87,6 +88,7 @@ def transcription_of(message: pb.Transcription) -> Transcription:
         segments=list(map(_segment_of, message.segments)),
         encoder_tokens=message.encoder_tokens,
         generated_tokens=message.generated_tokens,
+        mode="chunked" if message.mode == pb.TRANSCRIPTION_MODE_CHUNKED else "sequential",
     )
 
 
@@ -101,7 +103,11 @@ def delta_of(message: pb.TranscribeStreamResponse) -> TranscriptionDelta:
 
 def _segment_of(message: pb.TranscriptionSegment) -> TranscriptionSegment:
     values = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
-    return TranscriptionSegment(**{**values, "token_ids": list(message.token_ids)})
+    words = [
+        TranscriptionWord(one.word, one.start_s, one.end_s, one.probability) for one in message.words.words
+    ]
+    lists = {"token_ids": list(message.token_ids), "words": words if message.HasField("words") else None}
+    return TranscriptionSegment(**{**values, **lists})
 
 
 # Messages from values
@@ -112,9 +118,11 @@ def transcribe_request(
 ) -> TranscribeT:
     """Raises InvalidRequest, naming the field, for what a message cannot hold."""
     params = TranscriptionParams(**asked)
-    fields: dict[str, Any] = params.model_dump(exclude_unset=True)
+    fields: dict[str, Any] = params.model_dump(exclude_unset=True, exclude={"chunking_strategy"})
     if isinstance(fields.get("temperature"), tuple):
         fields["temperatures"] = fields.pop("temperature")
+    if params.vad is not None:
+        fields["chunking_strategy"] = params.vad.model_dump(exclude_unset=True, exclude={"type"})
     for name, values in _ENUMS.items():
         if name in fields:
             fields[name] = next(number for number, value in values.items() if value == fields[name])
@@ -151,8 +159,15 @@ def _transcription(value: Transcription) -> pb.Transcription:
         segments=_segments(value.segments),
         encoder_tokens=value.encoder_tokens,
         generated_tokens=value.generated_tokens,
+        mode=f"TRANSCRIPTION_MODE_{value.mode.upper()}",
     )
 
 
 def _segments(values: Iterable[TranscriptionSegment]) -> list[pb.TranscriptionSegment]:
-    return [pb.TranscriptionSegment(**asdict(value)) for value in values]
+    return list(map(_segment, values))
+
+
+def _segment(value: TranscriptionSegment) -> pb.TranscriptionSegment:
+    fields = asdict(value)
+    words = fields.pop("words")
+    return pb.TranscriptionSegment(**fields, words=None if words is None else {"words": words})

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from tandem import InvalidRequest, Transcription, TranscriptionSegment
+from tandem import InvalidRequest, Transcription, TranscriptionSegment, TranscriptionWord
 from tandem.transcripts import FORMATS, verbose, written
 
 
@@ -19,11 +20,12 @@ SPOKEN = Transcription(
     "en",
     3726.5,
     [segment(0, 0.0, 1.5, " Hello --> you."), segment(1, 3725.02, 3726.4999, " Bye")],
+    "sequential",
     0,
     0,
 )
-UNTIMED = Transcription("Hello.", "en", 2.0, [], 0, 0)
-SILENT = Transcription("", "en", 2.0, [], 0, 0)
+UNTIMED = Transcription("Hello.", "en", 2.0, [], "sequential", 0, 0)
+SILENT = Transcription("", "en", 2.0, [], "sequential", 0, 0)
 
 
 def test_subtitles() -> None:
@@ -41,7 +43,7 @@ def test_subtitles() -> None:
 
 
 def test_a_blank_line_would_end_a_cue() -> None:
-    one = Transcription("a\n\nb", "en", 1.0, [segment(0, 0.0, 1.0, "a\n \nb")], 0, 0)
+    one = Transcription("a\n\nb", "en", 1.0, [segment(0, 0.0, 1.0, "a\n \nb")], "sequential", 0, 0)
     assert written(one, "srt") == "1\n00:00:00,000 --> 00:00:01,000\na\nb\n\n"
 
 
@@ -61,3 +63,13 @@ def test_text_and_json() -> None:
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_ends_a_line(kind: str) -> None:
     assert written(SPOKEN, kind).endswith("\n")  # type: ignore[arg-type]
+
+
+def test_words() -> None:
+    """Of all segments together, without the spaces that set them off."""
+    words = [TranscriptionWord(" Hello", 0.1, 0.5, 0.9), TranscriptionWord(" you.", 0.5, 1.5, 0.9)]
+    timed = replace(SPOKEN, segments=[replace(one, words=[*words]) for one in SPOKEN.segments])
+    found = verbose(timed, task="transcribe", language="english")["words"]
+    first = [{"word": "Hello", "start": 0.1, "end": 0.5}, {"word": "you.", "start": 0.5, "end": 1.5}]
+    assert found == [*first, *first]
+    assert "words" not in verbose(SPOKEN, task="transcribe", language="english")

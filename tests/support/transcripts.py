@@ -39,6 +39,7 @@ class Expected:
     lead: float  # see `_Lead`
     avg_logprobs: list[float] = field(default_factory=list)  # of every attempt, where it is looked at
     no_speech_probs: list[float] = field(default_factory=list)
+    token_ends: list[list[float]] = field(default_factory=list)  # of each segment's tokens, where asked for
 
 
 class Transcripts:
@@ -55,8 +56,11 @@ class Transcripts:
         return made
 
     @torch.no_grad()
-    def generate(self, samples: Samples, *, prompt: list[int] | None = None, **options: Any) -> Expected:
-        """prompt: ids of its text."""
+    def generate(
+        self, samples: Samples, features: torch.Tensor | None = None, *, prompt: list[int] | None = None,
+        **options: Any,
+    ) -> Expected:  # fmt: skip
+        """features: those of a part. prompt: ids of its text."""
         if prompt is not None:
             before = self.reference.config["prev_sot_token_id"]
             options["prompt_ids"] = torch.tensor([before, *prompt])
@@ -64,14 +68,18 @@ class Transcripts:
         options = {"temperature": 0.0, **options}
         with _recorded() as (avg_logprobs, no_speech_probs):
             made = self.model.generate(
-                self.features(samples), return_segments=True, logits_processor=[lead], **options
+                self.features(samples) if features is None else features,
+                return_segments=True,
+                logits_processor=[lead],
+                **options,
             )
         segments = [
             (float(one["start"]), float(one["end"]), one["tokens"].tolist()) for one in made["segments"][0]
         ]
         said = [token for _, _, ids in segments for token in ids if token < EOS]
         text = self.tokenizer.decode(said).strip()
-        return Expected(segments, text, lead.least, avg_logprobs, no_speech_probs)
+        ends = [one["token_timestamps"].tolist() for one in made["segments"][0] if "token_timestamps" in one]
+        return Expected(segments, text, lead.least, avg_logprobs, no_speech_probs, ends)
 
 
 @contextmanager

@@ -11,6 +11,7 @@ from tandem.errors import InvalidRequest, ModelLoadError
 from tandem.workers.requests.language_names import LanguageNames
 
 T = TypeVar("T")
+Heads = tuple[tuple[int, int], ...]  # of the decoder's cross-attention: layer and head
 Opening = tuple[tuple[int, ...], ...]  # for each position after the start token, the ids that may stand there
 
 
@@ -36,6 +37,10 @@ class Speech:
     compression_ratio_threshold: float | None = None
     logprob_threshold: float | None = None
     no_speech_threshold: float | None = None
+    # The heads that follow the audio, for the times of words; None: the configuration names none.
+    alignment_heads: Heads | None = None
+    decoder_heads: tuple[int, int] = (0, 0)  # layers of the decoder, heads of each
+    median_filter_width: int = 7  # of attention along the audio; odd
 
     @classmethod
     def read(cls, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Speech:
@@ -55,6 +60,9 @@ class Speech:
             compression_ratio_threshold=_number(generation, "compression_ratio_threshold"),
             logprob_threshold=_number(generation, "logprob_threshold"),
             no_speech_threshold=_number(generation, "no_speech_threshold"),
+            alignment_heads=_heads(generation.get("alignment_heads")),
+            decoder_heads=(config.get("decoder_layers", 0), config.get("decoder_attention_heads", 0)),
+            median_filter_width=config.get("median_filter_width", 7),
         )
 
     @property
@@ -115,6 +123,20 @@ def english_name(code: str) -> str:
     return name
 
 
+def opened(opening: Opening, language_id: int) -> Opening:
+    """The opening after the model has said the language."""
+    return tuple((language_id,) if len(ids) > 1 else ids for ids in opening)
+
+
+def language_of(speech: Speech, opening: Opening) -> str:
+    """The code of the language in an opening; "" where the model is still to say it."""
+    if not speech.languages:
+        return "en"
+    known = set(speech.languages.values())
+    said = [ids[0] for ids in opening if len(ids) == 1 and ids[0] in known]
+    return speech.code(said[0]) if said else ""
+
+
 @cache
 def _names(codes: tuple[str, ...]) -> LanguageNames:
     """A model's languages by the names that transformers has for them, and all others."""
@@ -158,6 +180,16 @@ def _ids(value: object, key: str) -> dict[str, int]:
     if not isinstance(value, dict) or not all(type(token_id) is int for token_id in value.values()):
         raise ModelLoadError(f"must be an object of token ids, got {value!r:.100}", field=key)
     return dict(value)
+
+
+def _heads(value: object) -> Heads | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(
+        isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in value
+    ):
+        raise ModelLoadError(f"must be pairs of layer and head, got {value!r:.100}", field="alignment_heads")
+    return tuple((layer, head) for layer, head in value)
 
 
 def _forced(value: object) -> tuple[int | None, ...]:

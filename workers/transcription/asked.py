@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from tandem.errors import InvalidRequest, renaming_fields
-from tandem.transcription import TranscriptionParams
+from tandem.transcription import ServerVad, TranscriptionParams
 from tandem.workers.requests.model_info import ModelInfo
-from tandem.workers.requests.speech import Opening, Speech
+from tandem.workers.requests.speech import Heads, Opening, Speech
 
 T = TypeVar("T")
 
@@ -42,13 +42,20 @@ class Asked:
     top_k: int | None  # where a token is drawn; None: the model's own
     max_tokens: int | None
     max_initial_timestamp: int | None
+    vad: ServerVad | None = None  # how the recording is cut into chunks; None: it is not
+    alignment_heads: Heads = ()  # those that words are timed by; none: no words are asked for
 
     @classmethod
     def of(cls, params: TranscriptionParams, info: ModelInfo, prompt_ids: tuple[int, ...]) -> Asked:
         """Raises InvalidRequest, naming the field, for what the model cannot do."""
-        speech, openai = info.speech, params.semantics == "openai"
+        speech, openai, chunked = info.speech, params.semantics == "openai", params.vad is not None
         if speech is None:
             raise InvalidRequest(f"{info.name!r} is no speech model", field="model")
+        if chunked and params.condition_on_prev_tokens:
+            raise InvalidRequest(
+                "does not go with chunking_strategy, whose chunks are independent of each other",
+                field="condition_on_prev_tokens",
+            )
         compression, logprob = speech.compression_ratio_threshold, speech.logprob_threshold
         no_speech, condition, best_of = speech.no_speech_threshold, speech.condition_on_prev_tokens, 1
         top_k, max_initial = info.defaults.top_k or _TOP_K, speech.max_initial_timestamp
@@ -65,7 +72,7 @@ class Asked:
             segments=params.timestamps is not None,
             prompt_ids=prompt_ids,
             prompt_each=params.prompt_condition_type == "all-segments",
-            condition=_given(params.condition_on_prev_tokens, condition),
+            condition=not chunked and _given(params.condition_on_prev_tokens, condition),
             temperatures=params.temperatures,
             compression_ratio_threshold=_given(params.compression_ratio_threshold, compression),
             logprob_threshold=_given(params.logprob_threshold, logprob),
@@ -76,6 +83,8 @@ class Asked:
             top_k=top_k,
             max_tokens=params.max_tokens,
             max_initial_timestamp=max_initial,
+            vad=params.vad,
+            alignment_heads=_alignment_heads(params, info.name, speech),
         )
         asked._check(info)
         return asked
@@ -102,6 +111,37 @@ class Asked:
             raise InvalidRequest("needs a logprob_threshold", field="no_speech_threshold")
         if self.prompt_ids and self.speech.before_id is None:
             raise InvalidRequest(f"{info.name!r} takes none", field="prompt")
+
+
+def _alignment_heads(params: TranscriptionParams, name: str, speech: Speech) -> Heads:
+    """Raises InvalidRequest where the model's configuration names none that it has."""
+    if params.timestamps != "word":
+        return ()
+    layers, heads = speech.decoder_heads
+    named = speech.alignment_heads
+    if params.semantics == "openai" and named is None:  # as `Whisper.__init__` of openai-whisper
+        named = tuple((layer, head) for layer in range(layers // 2, layers) for head in range(heads))
+    if not named:
+        raise InvalidRequest(
+            f"{name!r} cannot tell the times of words: its generation_config.json has no alignment_heads; "
+            "copy those of the model that it was made from, or ask for segments, or for the semantics of "
+            "openai-whisper, which guesses",
+            field="timestamps",
+        )
+    if speech.median_filter_width < 1 or speech.median_filter_width % 2 == 0:
+        raise InvalidRequest(
+            f"{name!r} cannot tell the times of words: median_filter_width of its config.json is "
+            f"{speech.median_filter_width}, which must be odd",
+            field="timestamps",
+        )
+    for layer, head in named:
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise InvalidRequest(
+                f"{name!r} cannot tell the times of words: alignment_heads of its generation_config.json has "
+                f"head {head} of layer {layer}, its decoder has {layers} layers of {heads} heads",
+                field="timestamps",
+            )
+    return named
 
 
 def _given(value: T | None, default: T) -> T:
