@@ -73,7 +73,7 @@ _ABBREVIATIONS: Final = {
     "uk": "просп інж канд ген наприкл рис# табл# гл# тел# бл#",
     "vi": "TS GS PGS ThS KS LS TP Tp ĐT#",
 }  # fmt: skip
-_ABBREVIATIONS |= {"nb": _ABBREVIATIONS["no"], "nn": _ABBREVIATIONS["no"]}
+_SAME: Final = {"nb": "no", "nn": "no"}
 
 _LONGEST: Final = 16  # characters of an abbreviation, with the white space after it
 # What a sentence does not begin with: it stands after something ("n.º", "「行く。」と言った").
@@ -101,7 +101,8 @@ def _pattern(language: str) -> re.Pattern[str]:
     """A language's abbreviations, with the white space after them. One of several letters with stops may have
     been cut within."""
     either: list[str] = []
-    for word in sorted(_ABBREVIATIONS.get(language, "").split(), key=len, reverse=True):
+    words = _ABBREVIATIONS.get(_SAME.get(language, language), "").split()
+    for word in sorted(words, key=len, reverse=True):
         name, number = word.rstrip("#"), r"(?=\d)" if word.endswith("#") else ""
         spellings = dict.fromkeys([name, name[0].upper() + name[1:]])
         either += (re.escape(one).replace(r"\~", r"\s?") + rf"\.\s*{number}" for one in spellings)

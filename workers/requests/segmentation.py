@@ -35,6 +35,7 @@ _LINE: Final = re.compile(rf"[^{_ENDS}]*(?:\r\n|[{_ENDS}]|\Z)")
 
 # Characters of a line that the segmenter is given at once, which bounds its time.
 _WINDOW: Final = 2048
+_LONG: Final = 1536  # of a sentence that is not looked at again from its beginning
 
 # Khmer's full stop is no end to the segmenter, which knows it as the one of other languages.
 _KHMER_END, _DANDA = "។", "।"
@@ -213,7 +214,9 @@ def _ended(line: str, language: str) -> Iterator[str]:
         window = line[start : start + _WINDOW]
         sentences = _segmented(window, language)
         if start + len(window) < len(line):  # the last one may go on
-            sentences = sentences[:-1] or [window[: window.rfind(" ") + 1] or window]
+            last = sentences.pop()
+            if len(last) > _LONG:  # then little more of it would be seen
+                sentences.append(last[: last.rfind(" ") + 1] or last)
         for sentence in sentences:
             begin = 0
             for quoted in _QUOTED.finditer(sentence):

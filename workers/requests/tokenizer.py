@@ -131,21 +131,23 @@ class TextTokenizer:
             raise InvalidRequest(
                 f"must be at least {added}, the special tokens, got {length}", field="truncate_prompt_tokens"
             )
+
+        def encoded(near: str) -> Any:
+            if backend is not None:
+                return backend.encode(near, add_special_tokens=False)
+            return tokenizer.encode(near, add_special_tokens=False, verbose=False)
+
         count = (room + _BEYOND) * _NEAR
-        while True:
-            near = _nearest(text, count, side)
-            encoding = None if backend is None else backend.encode(near, add_special_tokens=False)
-            if encoding is not None:
-                ids = encoding.ids
-            else:
-                ids = tokenizer.encode(near, add_special_tokens=False, verbose=False)
-            if near is text or len(ids) >= room + _BEYOND:
-                break
+        near = _nearest(text, count, side)
+        found = encoded(near)
+        while near is not text and len(found) < room + _BEYOND:
             count *= 4
-        if encoding is not None:
-            encoding.truncate(room, direction=side)
-            return list(backend.post_process(encoding).ids if special else encoding.ids)
-        ids = ids[:room] if side == "right" else ids[max(0, len(ids) - room) :]
+            near = _nearest(text, count, side)
+            found = encoded(near)
+        if backend is not None:
+            found.truncate(room, direction=side)
+            return list(backend.post_process(found).ids if special else found.ids)
+        ids = found[:room] if side == "right" else found[max(0, len(found) - room) :]
         return list(tokenizer.build_inputs_with_special_tokens(ids) if special else ids)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 
 import pytest
+import sentencex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
@@ -229,6 +230,25 @@ def test_time_grows_with_the_length_whatever_is_repeated() -> None:
     for repeated in dict.fromkeys([*marks, *(f"{mark})" for mark in marks), *(f"]{mark}" for mark in marks)]):
         short, long = (min(seconds(repeated * count) for _ in range(2)) for count in (500, 4000))
         assert long < 24 * max(short, 1e-4), repeated
+
+
+@pytest.mark.parametrize(
+    "repeated", ["M.", "M. ", "a.", "A. a", "x", "x" * 900 + ". ", "x " * 900 + ". ", ".\u200d"]
+)
+def test_the_segmenter_reads_a_text_a_few_times(monkeypatch: pytest.MonkeyPatch, repeated: str) -> None:
+    read = 0
+
+    def counted(language: str, text: str) -> list[str]:
+        nonlocal read
+        read += len(text)
+        return sentences_of(language, text)
+
+    sentences_of = sentencex.segment
+    monkeypatch.setattr(sentencex, "segment", counted)
+    text = repeated * (40_000 // len(repeated))
+    for language in ("en", "ru", "de"):
+        cut(text, language=language)
+    assert read <= 3 * 6 * len(text)
 
 
 def test_no_sentence_ends_at_an_abbreviation() -> None:
