@@ -11,6 +11,7 @@ from tandem.errors import InvalidRequest
 from tandem.inputs import CALL_OPTIONS, CallOptions, Media
 from tandem.protocol.wire import make_message, options_message, options_of, plain_fields
 from tandem.transcription import (
+    ServerVad,
     Transcription,
     TranscriptionDelta,
     TranscriptionOptions,
@@ -29,6 +30,7 @@ FIELDS: Final = {
     "priority": "options.priority",
     "request_id": "options.request_id",
     **{name: f"params.{name}" for name in TranscriptionParams.model_fields},
+    **{f"chunking_strategy.{name}": f"params.chunking_strategy.{name}" for name in ServerVad.model_fields},
 }
 
 # By parameter, the values of its enum.

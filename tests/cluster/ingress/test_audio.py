@@ -15,9 +15,10 @@ from audio_files import wav
 from fake_service import connected, make_service
 from local_router import LocalRouter
 from openai import AsyncOpenAI, BadRequestError, RateLimitError
+from voices import voices
 from whisper import RATE, make_whisper, sound
 
-from tandem import LLM, Transcription, Unavailable
+from tandem import LLM, ServerVad, Transcription, Unavailable
 from tandem.cluster.ingress.service import Service
 from tandem.limits import Limits
 from tandem.transcription import TranscriptionOptions
@@ -133,18 +134,44 @@ async def test_a_prompt_and_what_openai_does_not_have(openai: AsyncOpenAI, llm: 
     assert answer.text == llm.transcribe(FILE, **asked).text
 
 
-async def test_chunks(openai: AsyncOpenAI, llm: LLM) -> None:
-    """OpenAI's client sends an object as fields of its own."""
-    vad: Any = {"type": "server_vad", "threshold": 0.4, "silence_duration_ms": 300}
-    for chunking in ("auto", vad):
-        asked: TranscriptionOptions = {**ASKED, "chunking_strategy": chunking}
-        answer = await openai.audio.transcriptions.create(**form(chunking_strategy=chunking))
-        assert answer.text == llm.transcribe(FILE, **asked).text
+@pytest.mark.parametrize(
+    ("strategy", "vad"),
+    [
+        ("auto", ServerVad()),
+        (
+            {"type": "server_vad", "threshold": 0.4, "prefix_padding_ms": 50, "silence_duration_ms": 100},
+            ServerVad(threshold=0.4, prefix_padding_ms=50, silence_duration_ms=100),
+        ),
+    ],
+)
+async def test_chunks_between_silences(openai: AsyncOpenAI, llm: LLM, strategy: Any, vad: ServerVad) -> None:
+    """As OpenAI's client says them, whole and in a stream; and as JSON."""
+    file = wav(voices([(0.2, 0.8), (1.4, 1.9), (2.5, 3.1)], SECONDS), RATE)
+    asked: TranscriptionOptions = {**ASKED, "chunking_strategy": vad}
+    expected = llm.transcribe(file, **asked)
+    assert expected.mode == "chunked"
+    assert expected.text != llm.transcribe(file, **ASKED).text
+    more = {"file": ("speech.wav", file), "chunking_strategy": strategy}
+    verbose = await openai.audio.transcriptions.create(**form(response_format="verbose_json", **more))
+    assert [one.tokens for one in verbose.segments] == [one.token_ids for one in expected.segments]
+    events = [event async for event in await openai.audio.transcriptions.create(**form(stream=True, **more))]
+    deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
+    assert "".join(deltas) == expected.text
+    text = strategy if strategy == "auto" else json.dumps(strategy)
+    more = {"temperature": "[0.0]", "chunking_strategy": text}
+    answer = await openai.audio.transcriptions.create(**form(file=("speech.wav", file), extra_body=more))
+    assert answer.text == expected.text
 
 
 @pytest.mark.parametrize(
     ("more", "param"),
     [
+        ({"chunking_strategy": {"type": "semantic_vad"}}, "chunking_strategy.type"),
+        ({"extra_body": {"chunking_strategy": "{nothing"}}, "chunking_strategy"),
+        (
+            {"extra_body": {"chunking_strategy": "auto", "condition_on_prev_tokens": "true"}},
+            "condition_on_prev_tokens",
+        ),
         ({"response_format": "pdf"}, "response_format"),
         ({"response_format": "diarized_json"}, "response_format"),
         ({"response_format": "srt", "stream": True}, "response_format"),
