@@ -321,6 +321,13 @@ def test_translate_reads_texts_of_many_sentences(tmp_path: Path, quick: LLM) -> 
     assert tandem("translate", long).stdout.count("\n") == 1, "no text is too long"
 
 
+@pytest.mark.usefixtures("quick")
+def test_blank_lines_are_their_own_answers() -> None:
+    for blank in ("", "  ", "\u200b", "\u3000\ufeff"):
+        for more in ([], ["--stream"]):
+            assert tandem("generate", *more, stdin=f"{blank}\n{blank}\n").stdout == f"{blank}\n" * 2
+
+
 def test_generate_streams_the_same_text() -> None:
     whole = tandem("generate", FRENCH + "I am tired.").stdout
     assert tandem("generate", "--stream", FRENCH + "I am tired.").stdout == whole
