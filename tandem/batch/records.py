@@ -26,7 +26,7 @@ _NOT_PARAMS: Final = frozenset({*_PROMPTS, *_OPTIONS, "decoder_prompt", "id"})
 _KNOWN: Final = frozenset(
     {*_NOT_PARAMS, *SamplingParams.model_fields, *BeamSearchParams.model_fields, *GENERATE, *COMPLETION}
 )
-_LIKENESS: Final = 0.75  # difflib's, of a misspelt name: top_q and top_k
+LIKENESS: Final = 0.75  # difflib's, of a misspelt name: top_q and top_k
 _OF_ANSWERS: Final = frozenset({"outputs", "error"})
 
 
@@ -78,7 +78,7 @@ def carried(values: Mapping[str, Any]) -> dict[str, Any]:
 
 @cache
 def _is_parameter(name: str) -> bool:
-    return name in _KNOWN or bool(get_close_matches(name, _KNOWN, 1, _LIKENESS))
+    return name in _KNOWN or bool(get_close_matches(name, _KNOWN, 1, LIKENESS))
 
 
 def request(

@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 import pytest
 from batches import Server, in_process, output, read, write
 
+from tandem.batch import answerer
 from tandem.batch import run as batch
 from tandem.batch.openai_lines import HttpServer
 from tandem.errors import InvalidRequest
@@ -113,7 +114,7 @@ def test_lines_of_both_kinds_and_a_run_that_goes_on(files: tuple[Path, Path], ur
 def test_a_server_that_is_full_or_gone_is_tried_again(
     files: tuple[Path, Path], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(answerer, "_FIRST_PAUSE_S", 0.01)
     Handler.statuses.extend([503, 429, 500, 200])
     write(files[0], line("a", {"prompt": "hi"}))
     assert run(files, url).answered == 1

@@ -122,6 +122,7 @@ class WindowRequests:
             opening_ids=rest,
             max_tokens=most + len(rest),
             sum_logprobs=True,
+            logprobs=0 if self._asked.logprobs else None,
             probe=probe,
         )
         return [self._request(encoder, prefix, replace(decoding, seed=seed)) for seed in seeds]
