@@ -80,7 +80,13 @@ def _read(path: Path, folder: Path) -> Iterator[Iterator[bytes]]:
         else:
             yield _lines(path)
     except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
-        raise InvalidRequest(f"cannot be read: {error}", field="input") from None
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> InvalidRequest:
+    """Which file of several cannot be read, and why."""
+    why = (isinstance(error, OSError) and error.strerror) or error
+    return InvalidRequest(f"cannot be read: {path}: {why}", field="input")
 
 
 def _folder(source: Path) -> Path:
@@ -97,7 +103,7 @@ def _row_count(path: Path, folder: Path) -> int:
         try:
             return int(pq.read_metadata(path).num_rows)
         except (OSError, ValueError) as error:
-            raise InvalidRequest(f"cannot be read: {error}", field="input") from None
+            raise _unreadable(path, error) from None
     with _read(path, folder) as texts:
         return sum(1 for text in texts if text.strip())
 

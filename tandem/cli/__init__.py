@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import sys
+
 import typer
 
 from tandem.cli import batch, compose, demo, generate, score, serve, show, transcribe
@@ -14,6 +17,16 @@ app = typer.Typer(
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
 )
+
+
+@app.callback()
+def _utf_8() -> None:
+    """Answers and messages are UTF-8, as inputs are, whatever the locale says. What is not UTF-8 in an
+    argument goes out as it came."""
+    for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors=errors)
+
 
 for command in (
     serve.serve,

@@ -130,7 +130,7 @@ def batch(
         if of_recordings and over_http:
             raise typer.BadParameter("recordings need the gRPC endpoint, host:port", param_hint="--server")
         if not remaining(source, sink):
-            err.print(f"Every line of {source} is answered in {sink}.", highlight=False)
+            err.print(f"Every line of {source} is answered in {sink}.")
             return
 
         # Ray warns on stderr about every actor that can be restarted, as Ray Data's can.
@@ -163,10 +163,10 @@ def batch(
                 on_carried=copied,
             )
             if done.refused > _NAMED:
-                err.print(f"{done.refused - _NAMED} more lines have errors: see {sink}.", highlight=False)
+                err.print(f"{done.refused - _NAMED} more lines have errors: see {sink}.")
             errors = f", {done.refused} errors" if done.refused else ""
             audio = f", {done.audio_s:.0f} s of audio" if of_recordings else ""
-            err.print(f"{done.answered} answers{audio}, {done.tokens} tokens{errors}.", highlight=False)
+            err.print(f"{done.answered} answers{audio}, {done.tokens} tokens{errors}.")
             return done
 
         try:

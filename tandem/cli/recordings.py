@@ -100,9 +100,9 @@ def say_left_out(others: Sequence[Path], outputs: Sequence[Path]) -> None:
     own = set(map(os.path.abspath, outputs))
     left = [path for path in others if os.path.abspath(path) not in own]
     for path in left[:_NAMED]:
-        err.print(f"{path}: no recording by its name, left out", style="dim", highlight=False, markup=False)
+        err.print(f"{path}: no recording by its name, left out", style="dim")
     if len(left) > _NAMED:
-        err.print(f"and {len(left) - _NAMED} more", style="dim", highlight=False)
+        err.print(f"and {len(left) - _NAMED} more", style="dim")
 
 
 def write(path: Path, content: str) -> None:

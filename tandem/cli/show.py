@@ -66,7 +66,7 @@ def show(
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    console = Console(markup=False)
+    console = Console(markup=False, emoji=False)
     for table in (
         _stacks(facts),
         _model(facts),

@@ -222,10 +222,7 @@ def _work(
             work.outputs.append([*missing])
         done += not missing
     if done:
-        err.print(
-            f"{done} of {len(each)} transcribed already; --overwrite transcribes anew.",
-            style="dim", highlight=False,
-        )  # fmt: skip
+        err.print(f"{done} of {len(each)} transcribed already; --overwrite transcribes anew.", style="dim")
     elif not each:
         err.print("There is no recording.", style="dim")
     return work
@@ -268,14 +265,14 @@ def _write_all(work: _Work, steps: Iterable[Step]) -> int:
         err.print(f"Interrupted after {done} of {count}; the same command goes on from there.")
         raise typer.Exit(130) from None
     if count > 1:
-        err.print(f"{done} transcribed{f', {failed} failed' if failed else ''}.", highlight=False)
+        err.print(f"{done} transcribed{f', {failed} failed' if failed else ''}.")
     return failed
 
 
 def _name(recording: Recording, error: TandemError | OSError) -> None:
     said = error.message if isinstance(error, TandemError) and error.field == _FIELD else str(error)
-    err.print(f"[red]{type(error).__name__}[/red]", end=" ", highlight=False)
-    err.print(f"{recording.name}: {said}", highlight=False, markup=False)
+    err.print(type(error).__name__, style="red", end=" ")
+    err.print(f"{recording.name}: {said}")
 
 
 class _Progress:

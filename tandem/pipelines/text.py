@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
 from typing import Any, Final
 
@@ -100,7 +101,8 @@ class Pipeline(ModelOwner):
             params.append(_params(given, counted, resolved))
         if _truncates(call):
             options = _of_ids(options, resolved)
-        outputs = iter(self.llm.generate(prompts, params, **options, use_tqdm=False))
+        with _arguments_named():
+            outputs = iter(self.llm.generate(prompts, params, **options, use_tqdm=False))
         samples = (params or [_params(given, 1, resolved)])[0].outputs
         results = []
         for text, document in zip(texts, documents, strict=True):
@@ -192,7 +194,8 @@ class Pipeline(ModelOwner):
             return Document((text,), ("", ""))
         if split is not None and split not in SPLITS:
             raise InvalidRequest(f"must be one of {', '.join(SPLITS)}, got {split!r}", field="split")
-        return self.llm.segment(text, split or "sentence", **options)
+        with _arguments_named():
+            return self.llm.segment(text, split or "sentence", **options)
 
     def _split(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The arguments of `generate` and the pipeline's own, for one call."""
@@ -238,6 +241,17 @@ class Pipeline(ModelOwner):
             generated = [self.tokenizer.clean_up_tokenization(one) for one in generated]
         before = text if self._continues and call.get("return_full_text", True) else ""
         return [{self._key: before + one} for one in generated]
+
+
+@contextmanager
+def _arguments_named() -> Iterator[None]:
+    """Errors name the arguments of a call, not the request's fields."""
+    try:
+        with renaming_fields({"prompt": "inputs", "truncate_prompt_tokens": "truncation"}):
+            yield
+    except InvalidRequest as error:
+        message = error.message.replace("set truncate_prompt_tokens", "set truncation=True")
+        raise InvalidRequest(message, field=error.field) from None
 
 
 def _check_text(text: object) -> None:
