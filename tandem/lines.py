@@ -14,7 +14,7 @@ from typing import Final
 
 from tandem.errors import InvalidRequest
 
-_MARKS: Final = {  # longer ones first: UTF-32's begins with UTF-16's
+MARKS: Final = {  # byte order marks; longer ones first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -30,7 +30,7 @@ def read_lines(file: Iterable[bytes]) -> Iterator[bytes]:
     """
     for number, line in enumerate(file):
         if number == 0:
-            if name := next((name for mark, name in _MARKS.items() if line.startswith(mark)), None):
+            if name := next((name for mark, name in MARKS.items() if line.startswith(mark)), None):
                 raise InvalidRequest(f"is {name}, not UTF-8; {_convert(name)}")
             if b"\0" in line:
                 raise InvalidRequest(f"line 1 has NUL bytes, as UTF-16 has; {_convert('UTF-16LE')}")
