@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -26,7 +27,13 @@ _NOT_PARAMS: Final = frozenset({*_PROMPTS, *_OPTIONS, "decoder_prompt", "id"})
 _KNOWN: Final = frozenset(
     {*_NOT_PARAMS, *SamplingParams.model_fields, *BeamSearchParams.model_fields, *GENERATE, *COMPLETION}
 )
-_LIKENESS: Final = 0.75  # difflib's, of a misspelt name: top_q and top_k
+# Names that a misspelt one is taken for. Data sets have prompts and suffixes in many columns.
+_LONG: Final = 6  # letters, from which on one that differs is a mistake and no other name
+_SPELT: Final = sorted(name for name in _KNOWN - {"prompt", "suffix"} if len(name) >= _LONG)
+_WRITTEN: Final = frozenset(name.replace("_", "") for name in _KNOWN - _NOT_PARAMS if len(name) > 3)
+_MISTAKEN: Final = frozenset({"top_q", "beam_size", "num_beam_groups", "diversity_penalty", "penalty_alpha"})
+_COLUMNS: Final = frozenset({"logprob"})  # of data sets, although one letter makes it a parameter
+_LIKENESS: Final = 0.75  # difflib's, from which on a column's name is shown with the parameter's
 _OF_ANSWERS: Final = frozenset({"outputs", "error"})
 
 
@@ -67,7 +74,7 @@ def identity(values: Mapping[str, Any], default: int | None) -> int | str | None
 
 def carried(values: Mapping[str, Any]) -> dict[str, Any]:
     """A line's members that are no part of its request, such as a data set's label, for its answer to have.
-    What nearly is a parameter's name is a misspelt parameter, and none of them.
+    What is a parameter's name but for one mistake is a misspelt parameter, and none of them.
 
     Raises InvalidRequest for a name that answers have themselves.
     """
@@ -76,9 +83,32 @@ def carried(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not _is_parameter(name)}
 
 
+def near(name: str) -> str | None:
+    """The parameter whose name is like a member's that is carried."""
+    return next(iter(get_close_matches(name, _KNOWN, 1, _LIKENESS)), None)
+
+
 @cache
 def _is_parameter(name: str) -> bool:
-    return name in _KNOWN or bool(get_close_matches(name, _KNOWN, 1, _LIKENESS))
+    """Whether a name is a request's, or is one with a mistake: another case (maxTokens), another dash, or one
+    letter more, less or other, or two that changed places."""
+    if name in _KNOWN or name in _MISTAKEN:
+        return True
+    if name in _COLUMNS:
+        return False
+    same = re.sub("[-_ ]", "", name).casefold() in _WRITTEN
+    return same or (len(name) >= _LONG and any(_one_mistake(name, known) for known in _SPELT))
+
+
+def _one_mistake(name: str, other: str) -> bool:
+    """Whether two different names are an edit of one letter, or a swap of two, apart."""
+    if abs(len(name) - len(other)) > 1:
+        return False
+    pairs = enumerate(zip(name, other, strict=False))
+    start = next((at for at, (one, two) in pairs if one != two), min(len(name), len(other)))
+    rest, wanted = name[start:], other[start:]
+    swapped = rest[1::-1] + rest[2:]
+    return wanted in (rest[1:], swapped) or rest == wanted[1:] or rest[1:] == wanted[1:]
 
 
 def request(
