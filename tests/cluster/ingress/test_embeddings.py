@@ -176,8 +176,8 @@ async def test_embed(api: Api, request_builder: RequestBuilder, router: FakeRout
     [
         (pb.EmbedRequest(), "encoder_prompts: 1 to 2048 prompts, got 0"),
         (
-            pb.EmbedRequest(encoder_prompts=[{"text": "a"}] * 9),
-            "encoder_prompts: 1 to 2048 prompts, got 2049",
+            pb.EmbedRequest(encoder_prompts=[{"text": "a"}] * 2049),
+            "encoder_prompts: 1 to 2048 prompts, got",
         ),
         (pb.EmbedRequest(encoder_prompts=[{"text": "a"}, {}]), "encoder_prompts.1: one of text"),
         (pb.EmbedRequest(encoder_prompts=[{"text": ""}]), "encoder_prompts: must not be empty"),
