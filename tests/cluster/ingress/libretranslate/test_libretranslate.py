@@ -96,6 +96,7 @@ async def test_html(http: httpx.AsyncClient) -> None:
         ({"target": "es"}, "es is not supported"),
         ({"source": "Klingon"}, "Klingon is not supported"),
         ({"source": "Englsh"}, "Englsh is not supported; nearest: English (en)"),
+        ({"target": "French (wild)"}, "French (wild) is not supported; nearest: French (fr)"),
         ({"q": None}, "Invalid request: missing q parameter"),
         ({"source": ""}, "Invalid request: missing source parameter"),
         ({"q": []}, "Invalid request: missing q parameter"),
