@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from tandem.params import BeamSearchParams, SamplingParams
     from tandem.pipelines import Pipeline, pipeline
     from tandem.transcription import (
+        ServerVad,
         Transcription,
         TranscriptionDelta,
         TranscriptionParams,
@@ -68,7 +69,8 @@ _WHERE = {
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
     "tandem.pipelines": ("Pipeline", "pipeline"),
     "tandem.transcription": (
-        "Transcription", "TranscriptionDelta", "TranscriptionParams", "TranscriptionSegment",
+        "ServerVad", "Transcription", "TranscriptionDelta", "TranscriptionParams",
+        "TranscriptionSegment",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -97,6 +99,7 @@ __all__ = [
     "RequestTooLarge",
     "SamplingParams",
     "ScoreOutput",
+    "ServerVad",
     "TandemError",
     "TargetScore",
     "TextDelta",

@@ -352,8 +352,9 @@ class LLM:
     ) -> Transcription | list[Transcription]:
         """Transcribes recordings of any length with a speech model.
 
-        A recording is decoded window by window, each after the one before. The windows of all recordings
-        share the batch, and no recording changes another's answer.
+        A recording is decoded window by window, each after the one before, or with `chunking_strategy` in
+        chunks between silences, many at once. The windows of all recordings share the batch, and no recording
+        changes another's answer.
 
         Args:
             audio: a file's bytes, its path, or mono samples and their rate; or a list of them.

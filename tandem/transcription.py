@@ -8,7 +8,7 @@ from typing import Any, Literal, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, renaming_fields
 from tandem.limits import DEFAULT_LIMITS as CAP
 from tandem.params import invalid
 
@@ -16,6 +16,37 @@ _HOTTEST = 1.0  # where openai-whisper's ladder of temperatures ends
 _STEP = 0.2
 
 _GREATEST = 100.0
+_LONGEST_MS = 60_000
+
+
+class ServerVad(BaseModel):
+    """How a recording is cut at silences, which a voice activity model finds. The fields are OpenAI's, of
+    `chunking_strategy`.
+
+    Raises `InvalidRequest`, naming the field.
+    """
+
+    model_config = ConfigDict(frozen=True, strict=True, extra="forbid")
+
+    type: Literal["server_vad"] = Field("server_vad", description="Always this.")
+    threshold: float = Field(
+        0.5,
+        ge=0,
+        le=1,
+        description="Probability from which on it is speech. Less of it hears fainter voices, and noise.",
+    )
+    prefix_padding_ms: int = Field(
+        300, ge=0, le=_LONGEST_MS, description="Milliseconds before a speech that belong to it."
+    )
+    silence_duration_ms: int = Field(
+        200, ge=0, le=_LONGEST_MS, description="Milliseconds of silence that end a speech. They belong to it."
+    )
+
+    def __init__(self, **values: Any) -> None:
+        try:
+            super().__init__(**values)
+        except ValidationError as error:
+            raise invalid(error) from None
 
 
 class TranscriptionParams(BaseModel):
@@ -90,6 +121,11 @@ class TranscriptionParams(BaseModel):
         description="Most tokens of a window, within what its decoder holds.",
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed draws the same samples.")
+    chunking_strategy: Literal["auto"] | ServerVad | None = Field(
+        None,
+        description="The recording is cut at silences into chunks, which are transcribed independently and "
+        'many at once. "auto", or `ServerVad` to say what a silence is. None: window after window.',
+    )
     semantics: Literal["transformers", "openai"] = Field("transformers", description="See above.")
 
     def __init__(self, **values: Any) -> None:
@@ -101,10 +137,23 @@ class TranscriptionParams(BaseModel):
                 f"must be a number of 0 to {_GREATEST:g}, or several, got {temperature!r:.100}",
                 field="temperature",
             )
+        chunking = values.get("chunking_strategy")
+        if isinstance(chunking, dict):
+            with renaming_fields(lambda field: f"chunking_strategy.{field}"):
+                values["chunking_strategy"] = ServerVad(**chunking)
+        elif not isinstance(chunking, ServerVad) and chunking not in (None, "auto"):
+            raise InvalidRequest(
+                f'must be "auto" or of type "server_vad", got {chunking!r:.100}', field="chunking_strategy"
+            )
         try:
             super().__init__(**values)
         except ValidationError as error:
             raise invalid(error) from None
+
+    @property
+    def vad(self) -> ServerVad | None:
+        """How the recording is cut; None: it is not."""
+        return ServerVad() if self.chunking_strategy == "auto" else self.chunking_strategy
 
     @property
     def temperatures(self) -> tuple[float, ...]:
@@ -140,6 +189,7 @@ class TranscriptionOptions(TypedDict, total=False):
     best_of: int | None
     max_tokens: int | None
     seed: int | None
+    chunking_strategy: Literal["auto"] | ServerVad | None
     semantics: Literal["transformers", "openai"]
 
 
@@ -164,9 +214,10 @@ class Transcription:
     """The answer to one recording."""
 
     text: str
-    language: str  # code, said or detected
+    language: str  # code, said or detected; "" where no speech is found to detect it from
     duration_s: float  # of the recording
     segments: list[TranscriptionSegment]  # none where no timestamps were asked for
+    mode: Literal["sequential", "chunked"]  # windows one after another, or chunks between silences
     encoder_tokens: int  # positions of the windows that were decoded
     generated_tokens: int  # all answers to windows together, those that were refused included
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar, Unpack
@@ -13,6 +13,7 @@ from tandem.cluster.ingress.metrics import Protocol as WireProtocol
 from tandem.cluster.ingress.service import Piece, Service
 from tandem.errors import DeadlineExceeded, InvalidRequest
 from tandem.inputs import CallOptions, Media, Prompt, RequestOptions, SingletonPrompt, TaskOptions
+from tandem.live import LiveDelta, LiveParams, Sound
 from tandem.outputs import EmbeddingOutput, RequestOutput, ScoreOutput
 from tandem.params import Params, Pooling
 from tandem.transcription import Transcription, TranscriptionDelta, TranscriptionParams
@@ -22,7 +23,7 @@ from tandem.workers.requests.output_processor import OutputProcessor, PreparedRe
 from tandem.workers.requests.request_builder import naming_prompt
 from tandem.workers.requests.scoring import score_output
 from tandem.workers.requests.segmentation import Document, Split
-from tandem.workers.transcription.builder import PreparedTranscription
+from tandem.workers.transcription.builder import PreparedLive, PreparedTranscription
 from tandem.workers.transcription.transcriber import Transcriber
 
 if TYPE_CHECKING:
@@ -158,6 +159,19 @@ class Call:
                 whole = transcriber
         assert whole is not None  # it began
         return whole.transcription()
+
+    async def prepare_live(self, params: LiveParams, **options: Unpack[CallOptions]) -> PreparedLive:
+        """Validates a request to transcribe speech that goes on: see `TranscriptionBuilder.prepare_live`."""
+        self._service.check_room()
+        prepared = await self._service.live.prepare(params, **options)
+        self._observation.request_id = prepared.request_id
+        return prepared
+
+    def transcribe_live(
+        self, prepared: PreparedLive, sound: AsyncIterator[Sound]
+    ) -> AsyncGenerator[LiveDelta]:
+        """What is said, as it is said: see `Live.transcribe`."""
+        return self._service.live.transcribe(prepared, sound)
 
     async def prepare_score(
         self,

@@ -14,8 +14,8 @@ from grpc_health.v1 import health_pb2
 
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.service import Service
-from tandem.errors import InternalError, ModelNotFound, TandemError, renaming_fields
-from tandem.protocol import wire, wire_answers, wire_transcription
+from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemError, renaming_fields
+from tandem.protocol import wire, wire_answers, wire_live, wire_transcription
 from tandem.protocol.rpc import SERVICE, MessageT, check_size, parse, set_error
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.requests.output_processor import PreparedRequest
@@ -106,6 +106,26 @@ class GrpcApi:
             async with aclosing(call.transcription_deltas(prepared)) as deltas:
                 async for delta in deltas:
                     yield wire_transcription.transcribe_stream_response(prepared.request_id, delta)
+
+    async def TranscribeLive(
+        self, requests: AsyncIterator[bytes], grpc_context: Any
+    ) -> AsyncIterator[pb.TranscribeLiveResponse]:
+        with self._call("TranscribeLive", grpc_context) as call:
+            messages = self._live_messages(requests)
+            with renaming_fields(wire_live.FIELDS):
+                start = await anext(messages, None)
+                if start is None or start.WhichOneof("content") != "start":
+                    raise InvalidRequest("is what the first message has", field="start")
+                prepared = await call.prepare_live(
+                    wire_live.params_of(start.start), **wire_live.call_options_of(start.start)
+                )
+            async with aclosing(call.transcribe_live(prepared, wire_live.sound_of(messages))) as deltas:
+                async for delta in deltas:
+                    yield wire_live.live_response(prepared.request_id, delta)
+
+    async def _live_messages(self, requests: AsyncIterator[bytes]) -> AsyncIterator[pb.TranscribeLiveRequest]:
+        async for request in requests:
+            yield parse(pb.TranscribeLiveRequest, request, self._service.config.limits.message_bytes)
 
     async def Tokenize(self, request: bytes, grpc_context: Any) -> pb.TokenizeResponse:
         with self._call("Tokenize", grpc_context) as call:

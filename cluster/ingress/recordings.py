@@ -4,34 +4,22 @@ the router."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, aclosing
-from dataclasses import replace
-from typing import Final, Protocol, Unpack
+from contextlib import aclosing
+from typing import Final, Unpack
 
-from tandem.cluster.router.routed_request import RoutedRequest
+from tandem.cluster.ingress.window_pump import Router, WindowPump
 from tandem.cluster.router.router import Room
 from tandem.errors import DeadlineExceeded
 from tandem.inputs import CallOptions, Media
 from tandem.transcription import TranscriptionParams
-from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.request import Delta
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.transcription.builder import PreparedTranscription, TranscriptionBuilder
 from tandem.workers.transcription.transcriber import Transcriber
 
 _THREADS: Final = 2
-_GATHER_S: Final = 1.0  # a window's answer is read when it is whole
-
-
-class Router(Protocol):
-    """What recordings need of `cluster.router.Router`."""
-
-    def keep_room(self, media_bytes: int, audio_s: float) -> AbstractContextManager[Room]: ...
-    def accept(
-        self, requests: list[EngineRequest], *, within: Room | None = None
-    ) -> AbstractContextManager[list[RoutedRequest]]: ...
-    def deltas(self, routed: RoutedRequest, gather_s: object = ...) -> AsyncGenerator[Delta]: ...
 
 
 class Recordings:
@@ -84,38 +72,16 @@ class Recordings:
         """Yields when it has begun and whenever a request has ended."""
         loop = asyncio.get_running_loop()
         arrived: asyncio.Queue[Delta | Exception] = asyncio.Queue()
-        tasks: set[asyncio.Task[None]] = set()
-
-        def send(requests: Iterable[EngineRequest]) -> None:
-            left_s = max(0.0, deadline - loop.time())
-            for request in requests:
-                one = replace(request, priority=prepared.priority, timeout_s=left_s)
-                task = asyncio.create_task(self._answer(one, room, arrived))
-                tasks.add(task)
-                task.add_done_callback(tasks.discard)
-
+        pump = WindowPump(self._router, room, prepared.priority, arrived.put_nowait)
         try:
-            send(transcriber.start())
+            pump.send(transcriber.start(), deadline - loop.time())
             yield
             while not transcriber.done:
                 delta = await arrived.get()
                 if isinstance(delta, Exception):
                     raise delta
-                send(transcriber.push(delta))
+                pump.send(transcriber.push(delta), deadline - loop.time())
                 if delta.last:
                     yield
         finally:
-            for task in list(tasks):
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
-
-    async def _answer(
-        self, request: EngineRequest, room: Room, arrived: asyncio.Queue[Delta | Exception]
-    ) -> None:
-        try:
-            with self._router.accept([request], within=room) as [routed]:
-                async with aclosing(self._router.deltas(routed, lambda: _GATHER_S)) as deltas:
-                    async for delta in deltas:
-                        arrived.put_nowait(delta)
-        except Exception as error:  # whoever waits for the deltas raises it
-            arrived.put_nowait(error)
+            await pump.close()

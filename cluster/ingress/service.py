@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.ingress.files import Files, LocalFiles
 from tandem.cluster.ingress.health import Health, Workers
+from tandem.cluster.ingress.live import Live
 from tandem.cluster.ingress.metrics import Metrics
 from tandem.cluster.ingress.recordings import Recordings
 from tandem.cluster.router.routed_request import RoutedRequest
@@ -80,6 +81,7 @@ class Service:
         self.files = LocalFiles() if files is None else files
         self.started = int(time.time())  # seconds since 1970
         self.recordings = Recordings(request_builder, router)
+        self.live = Live(request_builder, router)
         self._router = router
         self._threads = ThreadPoolExecutor(_TOKENIZER_THREADS, thread_name_prefix="tokenizer")
         self._live = 0  # sequences being generated that are read as they grow

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterable, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
@@ -13,9 +13,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from tandem.client.connection import OPTIONS, Metadata, Settings, positive, serving, typed_errors
 from tandem.errors import OF_ONE_REQUEST, DeadlineExceeded, TandemError, Unavailable
 from tandem.inputs import Audio, CallOptions, Prompt, RequestOptions, SingletonPrompt
+from tandem.live import LiveDelta, LiveParams, Sound
 from tandem.outputs import EmbeddingOutput, RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params, Pooling, for_each
-from tandem.protocol import wire, wire_answers, wire_transcription
+from tandem.protocol import wire, wire_answers, wire_live, wire_transcription
 from tandem.protocol.wire_answers import ServedModel
 from tandem.transcription import Transcription, TranscriptionDelta, TranscriptionOptions
 from tandem.v1 import inference_pb2 as pb
@@ -192,6 +193,29 @@ class AsyncClient(Settings):
             with typed_errors():
                 async for message in call:
                     yield wire_transcription.delta_of(message)
+        finally:
+            call.cancel()
+
+    async def transcribe_live(
+        self,
+        sound: AsyncIterable[Sound],
+        params: LiveParams | None = None,
+        *,
+        options: CallOptions | None = None,
+    ) -> AsyncGenerator[LiveDelta, None]:
+        """See `Client.transcribe_live`, and `stream` about leaving it early."""
+        start = wire_live.start_message(params or LiveParams(), options or {})
+
+        async def messages() -> AsyncGenerator[pb.TranscribeLiveRequest]:
+            yield start
+            async for one in sound:
+                yield wire_live.sound_message(one)
+
+        call = self._stub.TranscribeLive(messages(), metadata=self._metadata)
+        try:
+            with typed_errors():
+                async for message in call:
+                    yield wire_live.delta_of(message)
         finally:
             call.cancel()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Iterable, Sequence
 from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
@@ -14,9 +14,10 @@ from tqdm import tqdm
 from tandem.client.connection import OPTIONS, Metadata, Settings, positive, serving, typed_errors
 from tandem.errors import OF_ONE_REQUEST, DeadlineExceeded, TandemError, Unavailable
 from tandem.inputs import Audio, CallOptions, Prompt, RequestOptions, SingletonPrompt
+from tandem.live import LiveDelta, LiveParams, Sound
 from tandem.outputs import EmbeddingOutput, RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params, Pooling, for_each
-from tandem.protocol import wire, wire_answers, wire_transcription
+from tandem.protocol import wire, wire_answers, wire_live, wire_transcription
 from tandem.protocol.rpc import error_of
 from tandem.protocol.wire_answers import ServedModel
 from tandem.transcription import Transcription, TranscriptionDelta, TranscriptionOptions
@@ -245,6 +246,24 @@ class Client(Settings):
             with typed_errors():
                 for message in call:
                     yield wire_transcription.delta_of(message)
+        finally:
+            call.cancel()
+
+    def transcribe_live(
+        self, sound: Iterable[Sound], params: LiveParams | None = None, *, options: CallOptions | None = None
+    ) -> Generator[LiveDelta, None, None]:
+        """Transcribes speech that goes on. `sound` is read in another thread, as fast as the server takes
+        it; each delta is about one turn, and its final text is never taken back.
+
+        Closing the iterator ends the session. The options are those of any request, without a time: the
+        server ends a session in which nothing comes.
+        """
+        start = wire_live.start_message(params or LiveParams(), options or {})
+        call = self._stub.TranscribeLive(wire_live.messages(start, sound), metadata=self._metadata)
+        try:
+            with typed_errors():
+                for message in call:
+                    yield wire_live.delta_of(message)
         finally:
             call.cancel()
 

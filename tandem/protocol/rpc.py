@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import grpc
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
@@ -49,11 +49,17 @@ def add_health_service(servicer: Any, server: grpc.Server | grpc.aio.Server) -> 
     _add_service(HEALTH, servicer, server)
 
 
+_HANDLERS: Final[dict[tuple[bool, bool], Any]] = {  # by whether the client streams, and the server
+    (False, False): grpc.unary_unary_rpc_method_handler,
+    (False, True): grpc.unary_stream_rpc_method_handler,
+    (True, True): grpc.stream_stream_rpc_method_handler,
+}
+
+
 def _add_service(service: ServiceDescriptor, servicer: Any, server: grpc.Server | grpc.aio.Server) -> None:
     handlers: dict[str, grpc.RpcMethodHandler[bytes, Message]] = {}
     for method in service.methods:
-        streams = method.server_streaming
-        handler = grpc.unary_stream_rpc_method_handler if streams else grpc.unary_unary_rpc_method_handler
+        handler = _HANDLERS[method.client_streaming, method.server_streaming]
         answer = message_factory.GetMessageClass(method.output_type)
         handlers[method.name] = handler(
             getattr(servicer, method.name), response_serializer=answer.SerializeToString

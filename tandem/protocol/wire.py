@@ -176,6 +176,8 @@ def _plain(value: Any) -> Any:
         return list(value.ids)
     if isinstance(value, pb.TokenIdLists):
         return [list(ids.ids) for ids in value.lists]
+    if isinstance(value, pb.ServerVad):
+        return plain_fields(value)
     if isinstance(value, Mapping):
         return dict(value)
     return value if isinstance(value, bool | int | float | str) else list(value)

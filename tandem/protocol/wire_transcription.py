@@ -87,6 +87,7 @@ def transcription_of(message: pb.Transcription) -> Transcription:
         segments=list(map(_segment_of, message.segments)),
         encoder_tokens=message.encoder_tokens,
         generated_tokens=message.generated_tokens,
+        mode="chunked" if message.mode == pb.TRANSCRIPTION_MODE_CHUNKED else "sequential",
     )
 
 
@@ -112,9 +113,11 @@ def transcribe_request(
 ) -> TranscribeT:
     """Raises InvalidRequest, naming the field, for what a message cannot hold."""
     params = TranscriptionParams(**asked)
-    fields: dict[str, Any] = params.model_dump(exclude_unset=True)
+    fields: dict[str, Any] = params.model_dump(exclude_unset=True, exclude={"chunking_strategy"})
     if isinstance(fields.get("temperature"), tuple):
         fields["temperatures"] = fields.pop("temperature")
+    if params.vad is not None:
+        fields["chunking_strategy"] = params.vad.model_dump(exclude_unset=True, exclude={"type"})
     for name, values in _ENUMS.items():
         if name in fields:
             fields[name] = next(number for number, value in values.items() if value == fields[name])
@@ -151,6 +154,7 @@ def _transcription(value: Transcription) -> pb.Transcription:
         segments=_segments(value.segments),
         encoder_tokens=value.encoder_tokens,
         generated_tokens=value.generated_tokens,
+        mode=f"TRANSCRIPTION_MODE_{value.mode.upper()}",
     )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from tandem.cluster.messages import (
     HandoffTotals,
     StepMessage,
@@ -26,6 +28,10 @@ def test_an_encoder_input_arrives_as_it_was() -> None:
     encoder_input = EncoderInput("key", (3, 1, 1), media=(Media("image", b"12"), Media("audio", b"3")))
     assert read_input(packed_input(encoder_input)) == encoder_input
     assert read_input(packed_input(EncoderInput("key", ()))) == EncoderInput("key", ())
+    features = torch.arange(6.0).reshape(1, 2, 3)
+    found = read_input(packed_input(EncoderInput("key", (3, 3), features=features))).features
+    assert found is not None
+    assert torch.equal(found, features)
 
 
 def plain(value: object) -> bool:

@@ -19,11 +19,12 @@ SPOKEN = Transcription(
     "en",
     3726.5,
     [segment(0, 0.0, 1.5, " Hello --> you."), segment(1, 3725.02, 3726.4999, " Bye")],
+    "sequential",
     0,
     0,
 )
-UNTIMED = Transcription("Hello.", "en", 2.0, [], 0, 0)
-SILENT = Transcription("", "en", 2.0, [], 0, 0)
+UNTIMED = Transcription("Hello.", "en", 2.0, [], "sequential", 0, 0)
+SILENT = Transcription("", "en", 2.0, [], "sequential", 0, 0)
 
 
 def test_subtitles() -> None:
@@ -41,7 +42,7 @@ def test_subtitles() -> None:
 
 
 def test_a_blank_line_would_end_a_cue() -> None:
-    one = Transcription("a\n\nb", "en", 1.0, [segment(0, 0.0, 1.0, "a\n \nb")], 0, 0)
+    one = Transcription("a\n\nb", "en", 1.0, [segment(0, 0.0, 1.0, "a\n \nb")], "sequential", 0, 0)
     assert written(one, "srt") == "1\n00:00:00,000 --> 00:00:01,000\na\nb\n\n"
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -23,6 +24,7 @@ from serving import Stub, ids_request, make_config, on_ports_of
 from tandem import LLM, Client, InvalidRequest, SamplingParams, TandemError
 from tandem.cluster import launch
 from tandem.cluster.config import Placement, ServeConfig
+from tandem.live import LiveParams, Sound
 from tandem.transcription import Transcription, TranscriptionOptions
 
 pytestmark = pytest.mark.ray
@@ -165,6 +167,32 @@ def test_transcriptions(started: tuple[launch.RunningCluster, ServeConfig], tmp_
         with pytest.raises(InvalidRequest) as refused:
             client.transcribe(BROKEN)
         assert refused.value.field == "audio"
+        speaks_live(client, recordings[0][0])
+
+
+def speaks_live(client: Client, samples: Any) -> None:
+    """Turn by turn over a stream in both directions, as soon as there is something to answer."""
+    pcm = (samples * 32767).astype("<i2").tobytes()
+    heard: list[int] = []
+
+    def sound() -> Iterator[Sound]:
+        for turn in range(2):
+            yield pcm
+            yield "commit"
+            while turn not in heard:  # the answer to a turn comes while the speaker is silent
+                time.sleep(0.01)
+
+    texts = ["", ""]
+    params = LiveParams(turn_detection=None, language="fr", step_ms=300)
+    for delta in client.transcribe_live(sound(), params):
+        texts[delta.turn] += delta.final
+        if delta.end_s is not None:
+            heard.append(delta.turn)
+    assert heard == [0, 1]
+    assert all(texts)
+    with pytest.raises(InvalidRequest) as refused:
+        list(client.transcribe_live([pcm[:3]]))
+    assert refused.value.field == "pcm"
 
 
 def said(answer: Transcription) -> tuple[object, ...]:

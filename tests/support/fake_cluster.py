@@ -324,6 +324,7 @@ class FakeEncoders:
         self.step_s = step_s
         self.batches: list[list[list[int]]] = []
         self.media: list[Media] = []  # of all batches
+        self.features: list[torch.Tensor] = []
         self.references: list[FakeReference] = []
         self.faults: list[BaseException] = []
         self.losing = False  # what they have encoded vanishes
@@ -374,6 +375,7 @@ class FakeEncoder:
         encoder_inputs = list(map(read_input, packed))
         inputs = [list(each.token_ids) for each in encoder_inputs]
         self._encoders.media += itertools.chain(*(each.media for each in encoder_inputs))
+        self._encoders.features += [each.features for each in encoder_inputs if each.features is not None]
         assert router_id
         assert queued_tokens >= 0
         self._encoders.batches.append(inputs)

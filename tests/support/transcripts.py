@@ -55,8 +55,11 @@ class Transcripts:
         return made
 
     @torch.no_grad()
-    def generate(self, samples: Samples, *, prompt: list[int] | None = None, **options: Any) -> Expected:
-        """prompt: ids of its text."""
+    def generate(
+        self, samples: Samples, features: torch.Tensor | None = None, *, prompt: list[int] | None = None,
+        **options: Any,
+    ) -> Expected:  # fmt: skip
+        """features: those of a part. prompt: ids of its text."""
         if prompt is not None:
             before = self.reference.config["prev_sot_token_id"]
             options["prompt_ids"] = torch.tensor([before, *prompt])
@@ -64,7 +67,10 @@ class Transcripts:
         options = {"temperature": 0.0, **options}
         with _recorded() as (avg_logprobs, no_speech_probs):
             made = self.model.generate(
-                self.features(samples), return_segments=True, logits_processor=[lead], **options
+                self.features(samples) if features is None else features,
+                return_segments=True,
+                logits_processor=[lead],
+                **options,
             )
         segments = [
             (float(one["start"]), float(one["end"]), one["tokens"].tolist()) for one in made["segments"][0]

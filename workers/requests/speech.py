@@ -115,6 +115,20 @@ def english_name(code: str) -> str:
     return name
 
 
+def opened(opening: Opening, language_id: int) -> Opening:
+    """The opening after the model has said the language."""
+    return tuple((language_id,) if len(ids) > 1 else ids for ids in opening)
+
+
+def language_of(speech: Speech, opening: Opening) -> str:
+    """The code of the language in an opening; "" where the model is still to say it."""
+    if not speech.languages:
+        return "en"
+    known = set(speech.languages.values())
+    said = [ids[0] for ids in opening if len(ids) == 1 and ids[0] in known]
+    return speech.code(said[0]) if said else ""
+
+
 @cache
 def _names(codes: tuple[str, ...]) -> LanguageNames:
     """A model's languages by the names that transformers has for them, and all others."""

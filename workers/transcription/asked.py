@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Final, TypeVar
 
 from tandem.errors import InvalidRequest, renaming_fields
-from tandem.transcription import TranscriptionParams
+from tandem.transcription import ServerVad, TranscriptionParams
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.speech import Opening, Speech
 
@@ -42,13 +42,19 @@ class Asked:
     top_k: int | None  # where a token is drawn; None: the model's own
     max_tokens: int | None
     max_initial_timestamp: int | None
+    vad: ServerVad | None = None  # how the recording is cut into chunks; None: it is not
 
     @classmethod
     def of(cls, params: TranscriptionParams, info: ModelInfo, prompt_ids: tuple[int, ...]) -> Asked:
         """Raises InvalidRequest, naming the field, for what the model cannot do."""
-        speech, openai = info.speech, params.semantics == "openai"
+        speech, openai, chunked = info.speech, params.semantics == "openai", params.vad is not None
         if speech is None:
             raise InvalidRequest(f"{info.name!r} is no speech model", field="model")
+        if chunked and params.condition_on_prev_tokens:
+            raise InvalidRequest(
+                "does not go with chunking_strategy, whose chunks are independent of each other",
+                field="condition_on_prev_tokens",
+            )
         compression, logprob = speech.compression_ratio_threshold, speech.logprob_threshold
         no_speech, condition, best_of = speech.no_speech_threshold, speech.condition_on_prev_tokens, 1
         top_k, max_initial = info.defaults.top_k or _TOP_K, speech.max_initial_timestamp
@@ -65,7 +71,7 @@ class Asked:
             segments=params.timestamps is not None,
             prompt_ids=prompt_ids,
             prompt_each=params.prompt_condition_type == "all-segments",
-            condition=_given(params.condition_on_prev_tokens, condition),
+            condition=not chunked and _given(params.condition_on_prev_tokens, condition),
             temperatures=params.temperatures,
             compression_ratio_threshold=_given(params.compression_ratio_threshold, compression),
             logprob_threshold=_given(params.logprob_threshold, logprob),
@@ -76,6 +82,7 @@ class Asked:
             top_k=top_k,
             max_tokens=params.max_tokens,
             max_initial_timestamp=max_initial,
+            vad=params.vad,
         )
         asked._check(info)
         return asked

@@ -10,13 +10,18 @@ from typing import Unpack
 
 from tandem.errors import InvalidRequest, renaming_fields
 from tandem.inputs import CallOptions, Media
+from tandem.live import LiveParams
 from tandem.transcription import TranscriptionParams
 from tandem.workers.requests.media.audio import AudioProcessor
 from tandem.workers.requests.media.audio_file import FIELD
+from tandem.workers.requests.media.voice_activity import RATE, VoiceActivity
 from tandem.workers.requests.options import check_options
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.transcription.asked import Asked
-from tandem.workers.transcription.transcriber import Transcriber
+from tandem.workers.transcription.chunked import ChunkedTranscriber
+from tandem.workers.transcription.chunks import chunks
+from tandem.workers.transcription.live.live_transcriber import LiveTranscriber
+from tandem.workers.transcription.transcriber import SequentialTranscriber, Transcriber
 from tandem.workers.transcription.window_requests import WindowRequests
 
 
@@ -32,6 +37,16 @@ class PreparedTranscription:
     audio_s: float  # of the recording by its header, the longest where that says nothing
     priority: int
     timeout_s: float  # from its arrival
+
+
+@dataclass(frozen=True, slots=True)
+class PreparedLive:
+    """Speech that is to be transcribed while it goes on."""
+
+    request_id: str
+    transcriber: LiveTranscriber
+    sample_rate: int  # of the sound that will come
+    priority: int
 
 
 class TranscriptionBuilder:
@@ -61,9 +76,46 @@ class TranscriptionBuilder:
             timeout_s=limits.timeout_s if checked.timeout_s is None else checked.timeout_s,
         )
 
+    def prepare_live(self, params: LiveParams, **options: Unpack[CallOptions]) -> PreparedLive:
+        """Checks a request to transcribe speech while it goes on, with openai-whisper's semantics. Raises
+        InvalidRequest, naming the field, and ModelNotFound."""
+        requests = self._requests
+        requests.check_model(options.get("model"))
+        checked = check_options(requests.limits, requests.tasks, **options)
+        asked = self.check(
+            TranscriptionParams(
+                language=params.language,
+                task=params.task,
+                prompt=params.prompt,
+                timestamps=None,
+                semantics="openai",
+            )
+        )
+        if self._processor.rate != RATE:
+            raise InvalidRequest(
+                f"{requests.info.name!r} takes {self._processor.rate} samples a second, not {RATE}",
+                field="model",
+            )
+        name, numbers = uuid.uuid4().hex, count()
+
+        def windows(turn: int) -> WindowRequests:
+            return WindowRequests(
+                asked, requests.info, requests.max_decoder_tokens, f"{name} {turn}",
+                lambda: f"{name}:{next(numbers)}",
+            )  # fmt: skip
+
+        live = LiveTranscriber(params, asked, self._processor, requests.vocabulary, windows)
+        return PreparedLive(checked.request_id, live, params.sample_rate, checked.priority)
+
     def check(self, params: TranscriptionParams) -> Asked:
         """Raises InvalidRequest, naming the field, for what the model cannot do."""
-        return Asked.of(params, self._requests.info, self._prompt_ids(params.prompt))
+        asked = Asked.of(params, self._requests.info, self._prompt_ids(params.prompt))
+        if asked.vad is not None and self._processor.rate != RATE:
+            raise InvalidRequest(
+                f"is for {RATE} samples a second, {self._requests.info.name!r} takes {self._processor.rate}",
+                field="chunking_strategy",
+            )
+        return asked
 
     def recording_s(self, media: Media, field: str) -> float:
         """Seconds of a recording by its header, the longest where that says nothing. Raises InvalidRequest,
@@ -77,16 +129,28 @@ class TranscriptionBuilder:
         Raises InvalidRequest, which calls it `field`, for one that cannot be decoded or is too long.
         """
         info, longest_s = self._requests.info, self._requests.limits.transcription_seconds
+        voice = None if asked.vad is None else VoiceActivity()
         with renaming_fields({FIELD: field}):
-            recording = self._processor.spectrogram(media, longest_s, followed_by_silence=asked.openai)
-        digest = hashlib.blake2b(f"{info.revision}\0{asked.openai}\0".encode(), digest_size=16)
+            recording = self._processor.spectrogram(
+                media, longest_s, followed_by_silence=asked.openai, voice=voice
+            )
+        digest = hashlib.blake2b(
+            f"{info.revision}\0{asked.openai}\0{asked.vad is None}\0".encode(), digest_size=16
+        )
         digest.update(media.data)
         name, numbers = uuid.uuid4().hex, count()
-        windows = WindowRequests(
-            asked, info, self._requests.max_decoder_tokens, digest.hexdigest(),
-            lambda: f"{name}:{next(numbers)}",
-        )  # fmt: skip
-        return Transcriber(asked, recording, windows, self._requests.vocabulary, seed)
+
+        def windows() -> WindowRequests:
+            return WindowRequests(
+                asked, info, self._requests.max_decoder_tokens, digest.hexdigest(),
+                lambda: f"{name}:{next(numbers)}",
+            )  # fmt: skip
+
+        vocabulary = self._requests.vocabulary
+        if asked.vad is None or voice is None:
+            return SequentialTranscriber(asked, recording, windows(), vocabulary, seed)
+        cut = chunks(voice.probabilities, recording.frames, windows().frames, asked.vad)
+        return ChunkedTranscriber(asked, recording, cut, windows, vocabulary, seed)
 
     @property
     def _processor(self) -> AudioProcessor:

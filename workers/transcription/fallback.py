@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
+from tandem.workers.transcription.answers import WindowAnswer
 from tandem.workers.transcription.asked import Asked
+from tandem.workers.transcription.window_requests import WindowRequests
 
 
 class Attempt(NamedTuple):
@@ -24,6 +26,28 @@ class Attempt(NamedTuple):
 class Verdict(NamedTuple):
     again: bool  # at the next temperature, if there is one
     silent: bool  # it is left out
+
+
+def attempt_of(
+    answer: WindowAnswer,
+    said: int,
+    temperature: float,
+    windows: WindowRequests,
+    asked: Asked,
+    text: Callable[[Sequence[int]], str],
+) -> Attempt:
+    """An answer as an attempt. said: tokens of it that stand before the text. text: what ids say."""
+    ids = answer.token_ids[said:]
+    text_ids = ids[:-1] if ids[-1] in windows.eos_ids else ids
+    count = len(text_ids) + 1 if asked.openai else len(ids)
+    return Attempt(
+        token_ids=text_ids,
+        temperature=temperature,
+        avg_logprob=answer.sum_logprob / count,
+        ids_ratio=ids_ratio(ids, windows.vocab_size),
+        text_ratio=text_ratio(text(text_ids).strip()),
+        no_speech_prob=answer.no_speech_prob,
+    )
 
 
 def judged(attempt: Attempt, asked: Asked) -> Verdict:

@@ -9,16 +9,20 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from tandem.transcription import Transcription, TranscriptionSegment
 from tandem.workers.request import Delta, EngineRequest
-from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
+from tandem.workers.requests.detokenizer import Vocabulary
 from tandem.workers.requests.media.spectrogram import Spectrogram
 from tandem.workers.requests.request_builder import sample_seed
+from tandem.workers.requests.speech import language_of, opened
 from tandem.workers.transcription.answers import WindowAnswer, WindowAnswers
 from tandem.workers.transcription.asked import Asked
-from tandem.workers.transcription.fallback import Attempt, ids_ratio, judged, text_ratio
+from tandem.workers.transcription.chunks import Chunk
+from tandem.workers.transcription.fallback import Attempt, attempt_of, judged
 from tandem.workers.transcription.history import history_of
+from tandem.workers.transcription.said import Said, text_of
 from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S, split
 from tandem.workers.transcription.window_requests import Start, WindowRequests
 
@@ -37,8 +41,47 @@ Asking = Generator[list[EngineRequest], list[WindowAnswer], None]
 Trying = Generator[list[EngineRequest], list[WindowAnswer], tuple[Attempt, bool]]
 
 
-class Transcriber:
-    """`start` it, and `push` the deltas of its requests until it is `done`.
+class Transcriber(Protocol):
+    """`start` it, and `push` the deltas of its requests until it is `done`."""
+
+    segments: list[TranscriptionSegment]  # so far; those that are there stay
+    counts: WindowCounts
+
+    @property
+    def done(self) -> bool: ...
+
+    @property
+    def seek_s(self) -> float:
+        """Up to where the recording is transcribed."""
+
+    @property
+    def duration_s(self) -> float:
+        """Of the recording."""
+
+    @property
+    def text(self) -> str:
+        """What is said so far. It only grows."""
+
+    @property
+    def final_segments(self) -> list[TranscriptionSegment]:
+        """Those so far that the answer has; there are none where no times were asked for."""
+
+    def start(self) -> list[EngineRequest]:
+        """The requests that are to be generated first, all at once; to be called once."""
+
+    def push(self, delta: Delta) -> list[EngineRequest]:
+        """Takes in a delta of one of its requests. Returns those that are to be generated now, too.
+
+        Raises the delta's error, or why its request was ended: DeadlineExceeded, Cancelled. Its other
+        requests may be under way then.
+        """
+
+    def transcription(self) -> Transcription:
+        """What is transcribed so far."""
+
+
+class SequentialTranscriber:
+    """A `Transcriber` of one window after another.
 
     Windows, segments, seek and fallback are those of transformers' `WhisperForConditionalGeneration.generate`
     for a batch of one, or of openai-whisper's `transcribe`: see `TranscriptionParams`.
@@ -46,18 +89,24 @@ class Transcriber:
 
     def __init__(
         self, asked: Asked, recording: Spectrogram, windows: WindowRequests, vocabulary: Vocabulary,
-        seed: int | None,
+        seed: int | None, chunk: Chunk | None = None, language_id: int | None = None,
+        counts: WindowCounts | None = None,
     ) -> None:  # fmt: skip
-        self.segments: list[TranscriptionSegment] = []  # so far
+        """chunk: what is transcribed; None: all of the recording. language_id: the token of the language,
+        where that is detected already. counts: to be counted in; None: a chunk's own."""
+        self.segments: list[TranscriptionSegment] = []
         self._asked, self._recording, self._windows = asked, recording, windows
         self._vocabulary = vocabulary
         self._seed, self._drawn = secrets.randbits(63) if seed is None else seed, 0
-        self._seek = 0  # frames
-        self._detokenizer, self._said = Detokenizer(vocabulary), ""  # text of all segments
-        self.counts = WindowCounts()
+        self._chunk = chunk or Chunk(0, recording.frames, recording.frames)
+        self._seek = self._chunk.start  # frames
+        self._said = Said(vocabulary, windows.text_end)
+        self.counts = WindowCounts() if counts is None else counts
         # A window's place cannot be told from text alone.
-        self._timestamps = asked.segments or recording.frames > windows.frames
+        self._timestamps = asked.segments or self._chunk.stop - self._chunk.start > windows.frames
         self._opening = asked.opening(timestamps=self._timestamps)
+        if language_id is not None:
+            self._opening = opened(self._opening, language_id)
         self._history = history_of(asked, windows.most_before)
         self.done = False
         self._flow = self._run()
@@ -65,7 +114,6 @@ class Transcriber:
 
     @property
     def seek_s(self) -> float:
-        """Up to where the recording is transcribed."""
         return min(self._seek * TIME_S / FRAMES_A_TIME, self.duration_s)
 
     @property
@@ -73,62 +121,46 @@ class Transcriber:
         return self._recording.duration_s
 
     def start(self) -> list[EngineRequest]:
-        """The requests that are to be generated first; to be called once."""
         return self._wait_for(lambda: next(self._flow))
 
     def push(self, delta: Delta) -> list[EngineRequest]:
-        """Takes in a delta of one of its requests. Returns those that are to be generated now, too.
-
-        Raises the delta's error, or why its request was ended: DeadlineExceeded, Cancelled.
-        """
         answers = self._answers.push(delta)
         return [] if answers is None else self._wait_for(lambda: self._flow.send(answers))
 
     @property
     def final_segments(self) -> list[TranscriptionSegment]:
-        """Those so far that the answer has; there are none where no times were asked for."""
         return self.segments if self._asked.segments else []
 
     @property
     def text(self) -> str:
-        """What is said so far. It only grows."""
-        return self._said.strip()
+        return self._said.text
 
     def transcription(self) -> Transcription:
-        """What is transcribed so far."""
         return Transcription(
             text=self.text,
-            language=self._language,
+            language=language_of(self._asked.speech, self._opening),
             duration_s=self.duration_s,
             segments=self.final_segments,
             encoder_tokens=self.counts.windows * self._windows.positions,
             generated_tokens=self.counts.tokens,
+            mode="sequential",
         )
-
-    @property
-    def _language(self) -> str:
-        languages = self._asked.speech.languages
-        if not languages:
-            return "en"
-        known = set(languages.values())
-        said = [ids[0] for ids in self._opening if len(ids) == 1 and ids[0] in known]
-        return self._asked.speech.code(said[0]) if said else ""
 
     def _wait_for(self, go_on: Callable[[], list[EngineRequest]]) -> list[EngineRequest]:
         try:
             requests = go_on()
         except StopIteration:
             requests, self.done = [], True
-            self._said += self._detokenizer.flush()
+            self._said.flush()
         self._answers = WindowAnswers(requests)
         return requests
 
     # -- the loop
 
     def _run(self) -> Asking:
-        asked, content = self._asked, self._recording.frames
-        while self._seek < content:
-            frames = min(self._windows.frames, content - self._seek)
+        asked, chunk = self._asked, self._chunk
+        while self._seek < chunk.speech_stop:
+            frames = min(self._windows.frames, chunk.stop - self._seek)
             attempt, silent = yield from self._decode(frames)
             self.counts.windows += 1
             if silent:
@@ -145,7 +177,7 @@ class Transcriber:
                 if asked.openai and (piece.start_s == piece.end_s or not text.strip()):
                     continue
                 kept.append(piece.token_ids)
-                self._said += self._detokenizer.push(self._words(piece.token_ids))
+                self._said.push(piece.token_ids)
                 self.segments.append(
                     TranscriptionSegment(
                         id=len(self.segments),
@@ -173,7 +205,7 @@ class Transcriber:
         if before and any(len(ids) > 1 for ids in self._opening):
             # The language is what follows the start token alone.
             (answer,) = yield [self._windows.detection(encoder, self._opening)]
-            self._opened(answer)
+            self._opening = opened(self._opening, answer.token_ids[0])
         most = self._windows.max_tokens(len(before) + 1 + len(self._opening))
         for temperature in self._asked.temperatures:
             start = Start(before, self._opening, timestamps=self._timestamps)
@@ -181,18 +213,13 @@ class Transcriber:
             answers = yield requests
             said = len(requests[0].decoding.opening_ids)
             if said:
-                self._opened(answers[0])
+                self._opening = opened(self._opening, answers[0].token_ids[0])
             attempt = self._best(answers, said, temperature)
             again, silent = judged(attempt, self._asked)
             if not again:
                 break
             self.counts.refused += 1
         return attempt, silent
-
-    def _opened(self, answer: WindowAnswer) -> None:
-        """The model has said the language."""
-        at = next(number for number, ids in enumerate(self._opening) if len(ids) > 1)
-        self._opening = (*self._opening[:at], (answer.token_ids[0],), *self._opening[at + 1 :])
 
     def _best(self, answers: Sequence[WindowAnswer], said: int, temperature: float) -> Attempt:
         """The likeliest of several samples, a token. said: tokens before the text."""
@@ -203,17 +230,7 @@ class Transcriber:
 
     def _attempt(self, answer: WindowAnswer, said: int, temperature: float) -> Attempt:
         self.counts.tokens += len(answer.token_ids)
-        ids = answer.token_ids[said:]
-        text_ids = ids[:-1] if ids[-1] in self._windows.eos_ids else ids
-        count = len(text_ids) + 1 if self._asked.openai else len(ids)
-        return Attempt(
-            token_ids=text_ids,
-            temperature=temperature,
-            avg_logprob=answer.sum_logprob / count,
-            ids_ratio=ids_ratio(ids, self._windows.vocab_size),
-            text_ratio=text_ratio(self._text(text_ids).strip()),
-            no_speech_prob=answer.no_speech_prob,
-        )
+        return attempt_of(answer, said, temperature, self._windows, self._asked, self._text)
 
     def _seeds(self, temperature: float) -> list[int]:
         """One for each sample."""
@@ -221,10 +238,5 @@ class Transcriber:
         first, self._drawn = self._drawn, self._drawn + count
         return [sample_seed(self._seed, number) for number in range(first, self._drawn)]
 
-    def _words(self, ids: Sequence[int]) -> list[int]:
-        """The ids without times."""
-        return [token for token in ids if token < self._windows.text_end]
-
     def _text(self, ids: Sequence[int]) -> str:
-        detokenizer = Detokenizer(self._vocabulary)
-        return detokenizer.push(self._words(ids)) + detokenizer.flush()
+        return text_of(ids, self._windows.text_end, self._vocabulary)

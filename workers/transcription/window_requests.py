@@ -24,6 +24,8 @@ class Start(NamedTuple):
     before: list[int]  # ids before the start token
     opening: Opening
     timestamps: bool  # times are to be generated
+    # Text that the window begins with, which the answer goes on from. Only after an opening that is known.
+    said: tuple[int, ...] = ()
 
 
 class WindowRequests:
@@ -52,10 +54,11 @@ class WindowRequests:
     def encoder_input(self, recording: Spectrogram, start: int, stop: int) -> EncoderInput:
         digest = hashlib.blake2b(self._recording_key.encode(), digest_size=16)
         digest.update(f"\0{start}\0{stop}".encode())
+        fill = 0.0 if self._asked.vad is None else recording.silence
         return EncoderInput(
             digest.hexdigest(),
             (self._front.placeholder_id,) * self._front.positions,
-            features=recording.window(start, stop, self.frames),
+            features=recording.window(start, stop, self.frames, fill),
         )
 
     def max_tokens(self, start: int) -> int:
@@ -92,7 +95,7 @@ class WindowRequests:
     ) -> list[EngineRequest]:
         """One for each of the seeds. most: tokens to generate, without what of the opening is generated."""
         known = list(takewhile(lambda ids: len(ids) == 1, start.opening))
-        prefix = [*start.before, self._start_id, *(ids[0] for ids in known)]
+        prefix = [*start.before, self._start_id, *(ids[0] for ids in known), *start.said]
         rest = start.opening[len(known) :]
         decoding = self._decoding(self._params(temperature, most), len(prefix))
         speech = self._asked.speech
@@ -108,6 +111,8 @@ class WindowRequests:
                 without_id=speech.no_timestamps_id,
                 last_initial_id=None if last is None else speech.first_time_id + last,
             )
+        if start.said:  # what is generated first is not the window's first
+            decoding = replace(decoding, begin_suppress_ids=())
         decoding = replace(
             decoding,
             timestamps=rules,

@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 
 from tandem.cluster.ingress.http import audio as audio_api
 from tandem.cluster.ingress.http import openai as openai_api
+from tandem.cluster.ingress.http import realtime as realtime_api
 from tandem.cluster.ingress.http import score as score_api
 from tandem.cluster.ingress.http import tokenize as tokenize_api
 from tandem.cluster.ingress.http.errors import add_error_handlers
@@ -23,7 +24,8 @@ def build_app(service: Service) -> FastAPI:
     add_error_handlers(app)
     app.add_middleware(cors.OfLibreTranslate)
     apis = [
-        api.routes(service) for api in (openai_api, audio_api, libretranslate_api, score_api, tokenize_api)
+        api.routes(service)
+        for api in (openai_api, audio_api, realtime_api, libretranslate_api, score_api, tokenize_api)
     ]
     for api in apis:
         app.include_router(api)

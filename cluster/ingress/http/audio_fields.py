@@ -39,6 +39,7 @@ class AudioForm:
 
     @classmethod
     def read(cls, fields: Fields, task: str, request_id: str | None) -> AudioForm:
+        """A form's fields; `task` is the endpoint's. Raises InvalidRequest, naming the field."""
         values = {name.removesuffix("[]"): value for name, value in fields.values.items()}
         for name in _REFUSED.keys() & values.keys():
             raise InvalidRequest(_REFUSED[name], field=name)
@@ -62,17 +63,16 @@ class AudioForm:
             name: _number(values.pop(name), name) for name in ("priority", "timeout_s") if name in values
         }
         options |= {name: values.pop(name) for name in ("model",) if name in values}
-        asked: dict[str, Any] = {"semantics": "openai", "task": task}
+        chunking = _chunking(values)
+        asked: dict[str, Any] = {"semantics": "openai", "task": task, "chunking_strategy": chunking}
         for name in [name for name in values if name in TranscriptionParams.model_fields]:
             if name in _OPENAI_S:
                 continue
             asked[name] = _parameter(values.pop(name), name)
         for name in values:
             raise InvalidRequest("unknown field", field=name)
+        # Times are always generated: by them a window is divided, as in openai-whisper.
         asked["timestamps"] = "word" if "word" in granularities else "segment"
-        if shape in ("json", "text") and not stream:
-            # Times are still generated: they are how a window is divided, as in openai-whisper.
-            asked["timestamps"] = "segment"
         if request_id is not None:
             options["request_id"] = request_id
         assert options.keys() <= set(CALL_OPTIONS)
@@ -100,6 +100,23 @@ def _format(value: object) -> ResponseFormat:
             f"must be one of {', '.join(_FORMATS)}, got {value!r:.40}", field="response_format"
         )
     return cast(ResponseFormat, value)
+
+
+def _chunking(values: dict[str, Any]) -> Any:
+    """Takes `chunking_strategy`, which is "auto" or an object: as JSON, or as OpenAI's client sends it, a
+    field for each of its own. `TranscriptionParams` checks it."""
+    nested = [name for name in values if name.startswith("chunking_strategy[")]
+    own = {name[len("chunking_strategy[") : -1]: _value(values.pop(name)) for name in nested}
+    whole = _value(values.pop("chunking_strategy", None))
+    return own or whole or None
+
+
+def _value(value: object) -> Any:
+    """JSON, or the text itself where it is none."""
+    try:
+        return json.loads(value) if isinstance(value, str) else value
+    except ValueError:
+        return value
 
 
 def _flag(value: object, field: str) -> bool:

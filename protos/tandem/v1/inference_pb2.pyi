@@ -48,6 +48,12 @@ class TranscriptionSemantics(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     TRANSCRIPTION_SEMANTICS_UNSPECIFIED: _ClassVar[TranscriptionSemantics]
     TRANSCRIPTION_SEMANTICS_TRANSFORMERS: _ClassVar[TranscriptionSemantics]
     TRANSCRIPTION_SEMANTICS_OPENAI: _ClassVar[TranscriptionSemantics]
+
+class TranscriptionMode(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    TRANSCRIPTION_MODE_UNSPECIFIED: _ClassVar[TranscriptionMode]
+    TRANSCRIPTION_MODE_SEQUENTIAL: _ClassVar[TranscriptionMode]
+    TRANSCRIPTION_MODE_CHUNKED: _ClassVar[TranscriptionMode]
 EARLY_STOPPING_UNSPECIFIED: EarlyStopping
 EARLY_STOPPING_FALSE: EarlyStopping
 EARLY_STOPPING_TRUE: EarlyStopping
@@ -71,6 +77,9 @@ PROMPT_CONDITION_TYPE_ALL_SEGMENTS: PromptConditionType
 TRANSCRIPTION_SEMANTICS_UNSPECIFIED: TranscriptionSemantics
 TRANSCRIPTION_SEMANTICS_TRANSFORMERS: TranscriptionSemantics
 TRANSCRIPTION_SEMANTICS_OPENAI: TranscriptionSemantics
+TRANSCRIPTION_MODE_UNSPECIFIED: TranscriptionMode
+TRANSCRIPTION_MODE_SEQUENTIAL: TranscriptionMode
+TRANSCRIPTION_MODE_CHUNKED: TranscriptionMode
 
 class GenerateRequest(_message.Message):
     __slots__ = ("encoder_prompt", "decoder_prompt", "sampling_params", "beam_search_params", "options")
@@ -454,7 +463,7 @@ class TranscribeStreamRequest(_message.Message):
     def __init__(self, audio: _Optional[bytes] = ..., params: _Optional[_Union[TranscriptionParams, _Mapping]] = ..., options: _Optional[_Union[RequestOptions, _Mapping]] = ...) -> None: ...
 
 class TranscriptionParams(_message.Message):
-    __slots__ = ("language", "task", "timestamps", "prompt", "prompt_condition_type", "condition_on_prev_tokens", "temperature", "temperatures", "compression_ratio_threshold", "logprob_threshold", "no_speech_threshold", "num_beams", "length_penalty", "best_of", "max_tokens", "seed", "semantics")
+    __slots__ = ("language", "task", "timestamps", "prompt", "prompt_condition_type", "condition_on_prev_tokens", "temperature", "temperatures", "compression_ratio_threshold", "logprob_threshold", "no_speech_threshold", "num_beams", "length_penalty", "best_of", "max_tokens", "seed", "semantics", "chunking_strategy")
     LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
@@ -472,6 +481,7 @@ class TranscriptionParams(_message.Message):
     MAX_TOKENS_FIELD_NUMBER: _ClassVar[int]
     SEED_FIELD_NUMBER: _ClassVar[int]
     SEMANTICS_FIELD_NUMBER: _ClassVar[int]
+    CHUNKING_STRATEGY_FIELD_NUMBER: _ClassVar[int]
     language: str
     task: str
     timestamps: Timestamps
@@ -489,7 +499,8 @@ class TranscriptionParams(_message.Message):
     max_tokens: int
     seed: int
     semantics: TranscriptionSemantics
-    def __init__(self, language: _Optional[str] = ..., task: _Optional[str] = ..., timestamps: _Optional[_Union[Timestamps, str]] = ..., prompt: _Optional[str] = ..., prompt_condition_type: _Optional[_Union[PromptConditionType, str]] = ..., condition_on_prev_tokens: _Optional[bool] = ..., temperature: _Optional[float] = ..., temperatures: _Optional[_Iterable[float]] = ..., compression_ratio_threshold: _Optional[float] = ..., logprob_threshold: _Optional[float] = ..., no_speech_threshold: _Optional[float] = ..., num_beams: _Optional[int] = ..., length_penalty: _Optional[float] = ..., best_of: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., semantics: _Optional[_Union[TranscriptionSemantics, str]] = ...) -> None: ...
+    chunking_strategy: ServerVad
+    def __init__(self, language: _Optional[str] = ..., task: _Optional[str] = ..., timestamps: _Optional[_Union[Timestamps, str]] = ..., prompt: _Optional[str] = ..., prompt_condition_type: _Optional[_Union[PromptConditionType, str]] = ..., condition_on_prev_tokens: _Optional[bool] = ..., temperature: _Optional[float] = ..., temperatures: _Optional[_Iterable[float]] = ..., compression_ratio_threshold: _Optional[float] = ..., logprob_threshold: _Optional[float] = ..., no_speech_threshold: _Optional[float] = ..., num_beams: _Optional[int] = ..., length_penalty: _Optional[float] = ..., best_of: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., semantics: _Optional[_Union[TranscriptionSemantics, str]] = ..., chunking_strategy: _Optional[_Union[ServerVad, _Mapping]] = ...) -> None: ...
 
 class TranscribeResponse(_message.Message):
     __slots__ = ("request_id", "transcription")
@@ -514,20 +525,32 @@ class TranscribeStreamResponse(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., text: _Optional[str] = ..., segments: _Optional[_Iterable[_Union[TranscriptionSegment, _Mapping]]] = ..., done_s: _Optional[float] = ..., transcription: _Optional[_Union[Transcription, _Mapping]] = ...) -> None: ...
 
 class Transcription(_message.Message):
-    __slots__ = ("text", "language", "duration_s", "segments", "encoder_tokens", "generated_tokens")
+    __slots__ = ("text", "language", "duration_s", "segments", "encoder_tokens", "generated_tokens", "mode")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     DURATION_S_FIELD_NUMBER: _ClassVar[int]
     SEGMENTS_FIELD_NUMBER: _ClassVar[int]
     ENCODER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MODE_FIELD_NUMBER: _ClassVar[int]
     text: str
     language: str
     duration_s: float
     segments: _containers.RepeatedCompositeFieldContainer[TranscriptionSegment]
     encoder_tokens: int
     generated_tokens: int
-    def __init__(self, text: _Optional[str] = ..., language: _Optional[str] = ..., duration_s: _Optional[float] = ..., segments: _Optional[_Iterable[_Union[TranscriptionSegment, _Mapping]]] = ..., encoder_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+    mode: TranscriptionMode
+    def __init__(self, text: _Optional[str] = ..., language: _Optional[str] = ..., duration_s: _Optional[float] = ..., segments: _Optional[_Iterable[_Union[TranscriptionSegment, _Mapping]]] = ..., encoder_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., mode: _Optional[_Union[TranscriptionMode, str]] = ...) -> None: ...
+
+class ServerVad(_message.Message):
+    __slots__ = ("threshold", "prefix_padding_ms", "silence_duration_ms")
+    THRESHOLD_FIELD_NUMBER: _ClassVar[int]
+    PREFIX_PADDING_MS_FIELD_NUMBER: _ClassVar[int]
+    SILENCE_DURATION_MS_FIELD_NUMBER: _ClassVar[int]
+    threshold: float
+    prefix_padding_ms: int
+    silence_duration_ms: int
+    def __init__(self, threshold: _Optional[float] = ..., prefix_padding_ms: _Optional[int] = ..., silence_duration_ms: _Optional[int] = ...) -> None: ...
 
 class TranscriptionSegment(_message.Message):
     __slots__ = ("id", "seek_s", "start_s", "end_s", "text", "token_ids", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob")
@@ -552,6 +575,58 @@ class TranscriptionSegment(_message.Message):
     compression_ratio: float
     no_speech_prob: float
     def __init__(self, id: _Optional[int] = ..., seek_s: _Optional[float] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., avg_logprob: _Optional[float] = ..., compression_ratio: _Optional[float] = ..., no_speech_prob: _Optional[float] = ...) -> None: ...
+
+class TranscribeLiveRequest(_message.Message):
+    __slots__ = ("start", "pcm", "commit")
+    START_FIELD_NUMBER: _ClassVar[int]
+    PCM_FIELD_NUMBER: _ClassVar[int]
+    COMMIT_FIELD_NUMBER: _ClassVar[int]
+    start: LiveStart
+    pcm: bytes
+    commit: LiveCommit
+    def __init__(self, start: _Optional[_Union[LiveStart, _Mapping]] = ..., pcm: _Optional[bytes] = ..., commit: _Optional[_Union[LiveCommit, _Mapping]] = ...) -> None: ...
+
+class LiveStart(_message.Message):
+    __slots__ = ("sample_rate", "language", "task", "prompt", "server_vad", "manual", "step_ms", "options")
+    SAMPLE_RATE_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    TASK_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    SERVER_VAD_FIELD_NUMBER: _ClassVar[int]
+    MANUAL_FIELD_NUMBER: _ClassVar[int]
+    STEP_MS_FIELD_NUMBER: _ClassVar[int]
+    OPTIONS_FIELD_NUMBER: _ClassVar[int]
+    sample_rate: int
+    language: str
+    task: str
+    prompt: str
+    server_vad: ServerVad
+    manual: LiveCommit
+    step_ms: int
+    options: RequestOptions
+    def __init__(self, sample_rate: _Optional[int] = ..., language: _Optional[str] = ..., task: _Optional[str] = ..., prompt: _Optional[str] = ..., server_vad: _Optional[_Union[ServerVad, _Mapping]] = ..., manual: _Optional[_Union[LiveCommit, _Mapping]] = ..., step_ms: _Optional[int] = ..., options: _Optional[_Union[RequestOptions, _Mapping]] = ...) -> None: ...
+
+class LiveCommit(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TranscribeLiveResponse(_message.Message):
+    __slots__ = ("request_id", "turn", "final", "partial", "start_s", "end_s", "language")
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    TURN_FIELD_NUMBER: _ClassVar[int]
+    FINAL_FIELD_NUMBER: _ClassVar[int]
+    PARTIAL_FIELD_NUMBER: _ClassVar[int]
+    START_S_FIELD_NUMBER: _ClassVar[int]
+    END_S_FIELD_NUMBER: _ClassVar[int]
+    LANGUAGE_FIELD_NUMBER: _ClassVar[int]
+    request_id: str
+    turn: int
+    final: str
+    partial: str
+    start_s: float
+    end_s: float
+    language: str
+    def __init__(self, request_id: _Optional[str] = ..., turn: _Optional[int] = ..., final: _Optional[str] = ..., partial: _Optional[str] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., language: _Optional[str] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("model", "text")

@@ -75,6 +75,11 @@ class InferenceServiceStub:
                 request_serializer=tandem_dot_v1_dot_inference__pb2.TranscribeStreamRequest.SerializeToString,
                 response_deserializer=tandem_dot_v1_dot_inference__pb2.TranscribeStreamResponse.FromString,
                 _registered_method=True)
+        self.TranscribeLive = channel.stream_stream(
+                '/tandem.v1.InferenceService/TranscribeLive',
+                request_serializer=tandem_dot_v1_dot_inference__pb2.TranscribeLiveRequest.SerializeToString,
+                response_deserializer=tandem_dot_v1_dot_inference__pb2.TranscribeLiveResponse.FromString,
+                _registered_method=True)
         self.Tokenize = channel.unary_unary(
                 '/tandem.v1.InferenceService/Tokenize',
                 request_serializer=tandem_dot_v1_dot_inference__pb2.TokenizeRequest.SerializeToString,
@@ -150,6 +155,14 @@ class InferenceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TranscribeLive(self, request_iterator, context):
+        """Transcribes speech while it goes on. The first message of the client says how, all others have sound; it
+        closes its side when there is no more. What is said to be final is never taken back.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Tokenize(self, request, context):
         """Turns text into the token ids the encoder would be given for it.
         """
@@ -203,6 +216,11 @@ def add_InferenceServiceServicer_to_server(servicer, server):
                     servicer.TranscribeStream,
                     request_deserializer=tandem_dot_v1_dot_inference__pb2.TranscribeStreamRequest.FromString,
                     response_serializer=tandem_dot_v1_dot_inference__pb2.TranscribeStreamResponse.SerializeToString,
+            ),
+            'TranscribeLive': grpc.stream_stream_rpc_method_handler(
+                    servicer.TranscribeLive,
+                    request_deserializer=tandem_dot_v1_dot_inference__pb2.TranscribeLiveRequest.FromString,
+                    response_serializer=tandem_dot_v1_dot_inference__pb2.TranscribeLiveResponse.SerializeToString,
             ),
             'Tokenize': grpc.unary_unary_rpc_method_handler(
                     servicer.Tokenize,
@@ -392,6 +410,33 @@ class InferenceService:
             '/tandem.v1.InferenceService/TranscribeStream',
             tandem_dot_v1_dot_inference__pb2.TranscribeStreamRequest.SerializeToString,
             tandem_dot_v1_dot_inference__pb2.TranscribeStreamResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TranscribeLive(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/tandem.v1.InferenceService/TranscribeLive',
+            tandem_dot_v1_dot_inference__pb2.TranscribeLiveRequest.SerializeToString,
+            tandem_dot_v1_dot_inference__pb2.TranscribeLiveResponse.FromString,
             options,
             channel_credentials,
             insecure,

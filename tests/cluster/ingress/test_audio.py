@@ -133,6 +133,15 @@ async def test_a_prompt_and_what_openai_does_not_have(openai: AsyncOpenAI, llm: 
     assert answer.text == llm.transcribe(FILE, **asked).text
 
 
+async def test_chunks(openai: AsyncOpenAI, llm: LLM) -> None:
+    """OpenAI's client sends an object as fields of its own."""
+    vad: Any = {"type": "server_vad", "threshold": 0.4, "silence_duration_ms": 300}
+    for chunking in ("auto", vad):
+        asked: TranscriptionOptions = {**ASKED, "chunking_strategy": chunking}
+        answer = await openai.audio.transcriptions.create(**form(chunking_strategy=chunking))
+        assert answer.text == llm.transcribe(FILE, **asked).text
+
+
 @pytest.mark.parametrize(
     ("more", "param"),
     [
@@ -152,6 +161,8 @@ async def test_a_prompt_and_what_openai_does_not_have(openai: AsyncOpenAI, llm: 
         ({"extra_body": {"colour": "red"}}, "colour"),
         ({"extra_body": {"stream": "perhaps"}}, "stream"),
         ({"extra_body": {"timeout_s": "0"}}, "timeout_s"),
+        ({"chunking_strategy": "never"}, "chunking_strategy"),
+        ({"chunking_strategy": {"type": "server_vad", "threshold": 7}}, "chunking_strategy.threshold"),
         ({"known_speaker_names": ["Ann"]}, "known_speaker_names"),
         ({"file": ("speech.wav", b"")}, "file"),
         ({"file": ("speech.wav", b"no audio at all")}, "file"),

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import pytest
 import torch
-from whisper import EOS, LANGUAGES, NO_TIMESTAMPS, SOT, TRANSCRIBE, make_whisper
+from given_answers import ended, said
+from whisper import LANGUAGES, NO_TIMESTAMPS, SOT, TRANSCRIBE, make_whisper
 
 from tandem.transcription import Transcription, TranscriptionOptions, TranscriptionParams
-from tandem.workers.request import Delta, EngineRequest
+from tandem.workers.request import EngineRequest
 from tandem.workers.requests.media.spectrogram import Spectrogram
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.transcription.answers import WindowAnswer
 from tandem.workers.transcription.asked import Asked
-from tandem.workers.transcription.transcriber import Transcriber
+from tandem.workers.transcription.transcriber import SequentialTranscriber, Transcriber
 from tandem.workers.transcription.window_requests import WindowRequests
 
 TIME = NO_TIMESTAMPS + 1  # 0.00
@@ -29,18 +29,6 @@ def builder(tmp_path_factory: pytest.TempPathFactory) -> RequestBuilder:
     return RequestBuilder.load(make_whisper(tmp_path_factory.mktemp("base"), "base", times=True), "whisper")
 
 
-def said(ids: list[int], mean: float = -0.1, silent: float = 0.0) -> WindowAnswer:
-    return WindowAnswer([*ids, EOS], mean * (len(ids) + 1), silent)
-
-
-def ended(request: EngineRequest, answer: WindowAnswer) -> Delta:
-    silent = math.log(answer.no_speech_prob) if answer.no_speech_prob else -math.inf
-    return Delta(
-        request.request_id, answer.token_ids, finish_reason="stop", sum_logprob=answer.sum_logprob,
-        probe_logprob=silent,
-    )  # fmt: skip
-
-
 def begun(builder: RequestBuilder, frames: int, **asked: Any) -> Transcriber:
     params = TranscriptionParams(**asked)
     prompt = builder.decoder_ids(params.prompt, "prompt", 9) if params.prompt else []
@@ -48,7 +36,7 @@ def begun(builder: RequestBuilder, frames: int, **asked: Any) -> Transcriber:
     names = iter(map(str, range(99)))
     windows = WindowRequests(how, builder.info, builder.max_decoder_tokens, "key", lambda: next(names))
     recording = Spectrogram(torch.zeros(80, frames), frames / 100)
-    return Transcriber(how, recording, windows, builder.vocabulary, seed=1)
+    return SequentialTranscriber(how, recording, windows, builder.vocabulary, seed=1)
 
 
 def run(transcriber: Transcriber, answers: list[WindowAnswer]) -> tuple[Transcription, list[EngineRequest]]:

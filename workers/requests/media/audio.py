@@ -11,8 +11,9 @@ from tandem.errors import ModelLoadError
 from tandem.inputs import Media
 from tandem.limits import Limits
 from tandem.workers.models.spec import FrontSpec
-from tandem.workers.requests.media.audio_file import check_audio, decode_audio, read_audio
+from tandem.workers.requests.media.audio_file import Samples, check_audio, decode_audio, read_audio
 from tandem.workers.requests.media.spectrogram import LogMel, Spectrogram
+from tandem.workers.requests.media.voice_activity import VoiceActivity
 
 if TYPE_CHECKING:
     import torch
@@ -75,19 +76,35 @@ class AudioProcessor:
         seconds = check_audio(media.data, longest_s)
         return longest_s if seconds is None else seconds
 
-    def spectrogram(self, media: Media, longest_s: float, *, followed_by_silence: bool) -> Spectrogram:
+    def spectrogram(
+        self, media: Media, longest_s: float, *, followed_by_silence: bool, voice: VoiceActivity | None = None
+    ) -> Spectrogram:
         """The whole recording, decoded once.
 
-        followed_by_silence: a window of silence comes after it, as openai-whisper has it, whose frames are
-        left out; else a recording shorter than a window is filled up with silence, whose frames are there.
+        Args:
+            followed_by_silence: a window of silence comes after it, as openai-whisper has it, whose frames
+                are left out; else a recording shorter than a window is filled up with silence, whose frames
+                are there.
+            voice: it listens to the recording, if its rate is this model's.
 
         Raises InvalidRequest for what cannot be decoded, and as soon as more than `longest_s` is.
         """
         parts = decode_audio(media.data, self._extractor.sampling_rate, longest_s)
+        if voice is not None:
+            parts = voice.listen(parts)
         least, silence = self._extractor.n_samples, 0
         if followed_by_silence:
             least, silence = silence, least
         return LogMel(self._extractor)(parts, least=least, silence=silence)
+
+    def spectrogram_of(self, samples: Samples) -> Spectrogram:
+        """As `spectrogram` with `followed_by_silence`, of samples float32 [n] at `rate`."""
+        return LogMel(self._extractor)([samples], silence=self._extractor.n_samples)
+
+    @property
+    def rate(self) -> int:
+        """Samples a second."""
+        return self._extractor.sampling_rate
 
     @property
     def frame_s(self) -> float:

@@ -18,27 +18,29 @@ if TYPE_CHECKING:
     from transformers import WhisperFeatureExtractor
 
 _BLOCK_S: Final = 60  # of audio that is transformed at a time
+_LEAST: Final = -10.0  # log10 of the least energy
 
 
 class Spectrogram:
     """float32 [mel bins, frames] on the CPU."""
 
-    def __init__(self, mel: torch.Tensor, duration_s: float) -> None:
+    def __init__(self, mel: torch.Tensor, duration_s: float, silence: float = 0.0) -> None:
         self.mel = mel
         self.duration_s = duration_s  # of the audio, without silence put after it
+        self.silence = silence  # what samples of zero become
 
     @property
     def frames(self) -> int:
         return self.mel.shape[1]
 
-    def window(self, start: int, stop: int, frames: int) -> torch.Tensor:
-        """Features of an item, float32 [1, mel bins, frames]: from frame `start` to `stop`, then zeros.
+    def window(self, start: int, stop: int, frames: int, fill: float = 0.0) -> torch.Tensor:
+        """Features of an item, float32 [1, mel bins, frames]: from frame `start` to `stop`, then `fill`.
 
-        transformers and openai-whisper pad with zeros, too. They are no silence, whose value depends on the
+        transformers and openai-whisper fill with zeros. They are no silence, whose value depends on the
         recording.
         """
         part = self.mel[:, start:stop]
-        return torch.nn.functional.pad(part, (0, frames - part.shape[1])).unsqueeze(0)
+        return torch.nn.functional.pad(part, (0, frames - part.shape[1]), value=fill).unsqueeze(0)
 
 
 class LogMel:
@@ -71,8 +73,13 @@ class LogMel:
         frames = padded.samples // hop
         mel = torch.cat(kept, dim=1)[:, :frames]
         del kept
-        mel = mel.clamp_(min=float(mel.max()) - 8.0).add_(4.0).div_(4.0)
-        return Spectrogram(mel[:, : (padded.samples - silence) // hop], padded.recorded / self.rate)
+        floor = float(mel.max()) - 8.0
+        mel = mel.clamp_(min=floor).add_(4.0).div_(4.0)
+        return Spectrogram(
+            mel[:, : (padded.samples - silence) // hop],
+            padded.recorded / self.rate,
+            (max(floor, _LEAST) + 4.0) / 4.0,
+        )
 
     def _log(self, samples: Samples) -> torch.Tensor:
         """[mel bins, frames]: a frame every hop, each of whole samples of these."""
@@ -80,7 +87,7 @@ class LogMel:
             torch.from_numpy(samples), self._size, self.hop, window=self._window, center=False,
             return_complex=True,
         )  # fmt: skip
-        return (self._filters @ (spectrum.abs() ** 2)).clamp_(min=1e-10).log10_()
+        return (self._filters @ (spectrum.abs() ** 2)).clamp_(min=10**_LEAST).log10_()
 
 
 class _Padded:

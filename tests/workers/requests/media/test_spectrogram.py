@@ -41,6 +41,7 @@ def test_as_transformers_of_the_whole(
     assert made.frames == max(100, count // 160)
     assert made.duration_s == count / RATE
     torch.testing.assert_close(made.mel, expected, rtol=0, atol=1e-5)
+    assert made.silence == pytest.approx(max(float(expected.max()) - 2.0, -1.5), abs=1e-5)
 
 
 def test_followed_by_silence(extractor: WhisperFeatureExtractor) -> None:
