@@ -131,7 +131,12 @@ def test_a_url_with_the_version_and_connections_that_are_closed(
 ) -> None:
     made: list[aiohttp.ClientSession] = []
     session = aiohttp.ClientSession
-    monkeypatch.setattr(aiohttp, "ClientSession", lambda **given: made.append(session(**given)) or made[-1])
+
+    def remembered(**given: Any) -> aiohttp.ClientSession:
+        made.append(session(**given))
+        return made[-1]
+
+    monkeypatch.setattr(aiohttp, "ClientSession", remembered)
     write(files[0], *(line(f"{n}", {"prompt": "hi"}) for n in range(20)))
     for base in (f"{url}/v1", f"{url}/v1/", f"{url}/"):
         files[1].unlink(missing_ok=True)
