@@ -292,9 +292,8 @@ def test_madlads_targets(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", task_specific_params={})
     path = folder / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.add_special_tokens(
-        ["<2fr>", "<2de>", "<2zh_Hant>", "<2ms_Arab_BN>", "<2nan_Latn_TW>", "<2translate>"]
-    )
+    codes = ["fr", "de", "zh_Hant", "ms_Arab_BN", "nan_Latn_TW"]
+    tokenizer.add_special_tokens([*(f"<2{code}>" for code in codes), "<2translate>"])
     tokenizer.save(str(path))
     request_builder = RequestBuilder.load(folder, "madlad")
     assert request_builder.tasks.translations == {"mul": codes}

@@ -81,6 +81,7 @@ def test_html_in_the_charset_that_it_says() -> None:
     for label in ("utf-16", "UTF-16LE", "unicode", "utf8"):  # a page that says so in ASCII is in UTF-8
         utf8 = f"<meta charset={label}><p>é".encode()
         assert upper("a.html", utf8) == utf8[:-2] + "É".encode()
+    assert upper("a.html", b'<meta charset="utf-8"><p>\xc3\xa9').decode().endswith("É")
 
 
 def test_subtitles_are_wrapped() -> None:
