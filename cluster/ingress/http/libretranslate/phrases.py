@@ -14,7 +14,7 @@ from bisect import bisect
 from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 Translate = Callable[[Sequence[str]], Awaitable[Sequence[str]]]  # as many texts as it is given
 
@@ -24,6 +24,7 @@ _ENDS: Final = ".!?。！？…"
 _WORD: Final = re.compile(r"[\u2e80-\uffff]|[^\W\u2e80-\uffff]+(?:['’-][^\W\u2e80-\uffff]+)*")
 _MARK: Final = re.compile(r"\s?[^\w\s]+")
 _NEAR: Final = 40  # words
+_LONGER: Final = 4  # times as many words as its source has no translation but one that goes round in circles
 _MOST_MARKS: Final = 64  # of one sentence
 _LONGEST: Final = 10_000  # characters of a sentence
 _MORE_OR_LESS: Final = 0.05  # of likeness, that a word more or less than in the source costs
@@ -82,6 +83,14 @@ class Phrase:
         several = sum(not piece.blank for piece in self.pieces) > 1
         fits = len(self.marked) <= _MOST_MARKS and sum(len(piece.text) for piece in self.pieces) <= _LONGEST
         return several and fits and bool(self.numbers)
+
+
+class _Word(NamedTuple):
+    """A word of a translation, in lower case, and where it is."""
+
+    text: str
+    start: int
+    end: int
 
 
 def one_line(text: str) -> str:
@@ -181,7 +190,7 @@ def _places(phrase: Phrase, whole: str, texts: Mapping[str, str]) -> dict[int, t
 
     The pieces that are surest of their place take it first; the others are between them.
     """
-    words = [match.span() for match in _WORD.finditer(whole)]
+    words = [_Word(match.group().casefold(), *match.span()) for match in _WORD.finditer(whole)]
     ends = list(accumulate(len(piece.text) for piece in phrase.pieces))
     found: dict[int, list[tuple[float, int, int]]] = {}
     for number in phrase.marked:
@@ -190,7 +199,7 @@ def _places(phrase: Phrase, whole: str, texts: Mapping[str, str]) -> dict[int, t
         if piece.kept:
             candidates = list(_same(phrase.piece(number), whole))
         else:
-            candidates = list(_like(piece.text, _alone(phrase, number, texts), whole, words, expected))
+            candidates = list(_like(piece.text, _alone(phrase, number, texts), words, expected))
         found[number] = sorted(
             (likeness - abs((start + end) / 2 / len(whole) - expected), start, end)
             for likeness, start, end in candidates
@@ -223,33 +232,40 @@ def _same(kept: str, whole: str) -> Iterator[tuple[float, int, int]]:
 
 
 def _like(
-    source: str, alone: str, whole: str, words: Sequence[tuple[int, int]], expected: float
+    source: str, alone: str, words: Sequence[_Word], expected: float
 ) -> Iterator[tuple[float, int, int]]:
     """The runs of about as many words as a piece has, or as its translation alone, and how like them they
-    are, up to 1; those near to where it is expected. Names are like their sources."""
-    wanted = [_WORD.findall(text.casefold()) for text in (alone, source)]
-    size = len(wanted[1])
+    are, up to 1; those near to where it is expected. Names are like their sources.
+
+    Likeness is the mean share of the letters that words in the same place begin with together.
+    """
+    own = _WORD.findall(source.casefold())
+    size = len(own)
+    wanted = [_WORD.findall(alone.casefold())[: _LONGER * size + _NEAR], own]
     middle = round(expected * len(words))
     counts = {max(1, len(one) + more) for one in wanted for more in (-1, 0, 1)}
     for first in range(max(0, middle - _NEAR), min(len(words), middle + _NEAR)):
+        run = words[first : first + max(counts)]
+        shares = [[0.0, *accumulate(_shares(one, run))] for one in wanted]
         for count in counts:
-            run = words[first : first + count]
-            if len(run) == count:
-                there = [whole[start:end].casefold() for start, end in run]
-                likeness = max(_likeness(one, there) for one in wanted) - _MORE_OR_LESS * abs(count - size)
-                yield likeness, run[0][0], run[-1][1]
+            if count <= len(run):
+                means = (
+                    total[min(count, len(total) - 1)] / max(len(one), count)
+                    for one, total in zip(wanted, shares, strict=True)
+                )
+                likeness = max(means) - _MORE_OR_LESS * abs(count - size)
+                yield likeness, run[0].start, run[count - 1].end
 
 
-def _likeness(wanted: Sequence[str], there: Sequence[str]) -> float:
-    """The mean share of the letters that words in the same place begin with together."""
-    pairs = zip(wanted, there, strict=False)
-    return sum(_shared(*pair) / max(map(len, pair)) for pair in pairs) / max(1, len(wanted), len(there))
-
-
-def _shared(one: str, other: str) -> int:
-    """How many letters both begin with."""
-    different = (at for at, (left, right) in enumerate(zip(one, other, strict=False)) if left != right)
-    return next(different, min(len(one), len(other)))
+def _shares(wanted: Sequence[str], there: Sequence[_Word]) -> Iterator[float]:
+    """For each two words how much of the longer one both begin with."""
+    for one, word in zip(wanted, there, strict=False):
+        same = 0
+        for left, right in zip(one, word.text, strict=False):
+            if left != right:
+                break
+            same += 1
+        yield same / max(len(one), len(word.text))
 
 
 def _with_end(piece: Piece, start: int, end: int, whole: str) -> tuple[int, int]:

@@ -24,6 +24,7 @@ _FURTHER: Final = re.compile(
 )  # with the main part
 _RELATIONS: Final = "_rels/.rels"  # says which part is the main one
 _MAIN: Final = "word/document.xml"  # where nothing says it
+_NUMBERED: Final = re.compile(r"word/document\d*\.xml")  # some of Word's versions count
 _RELATED: Final = 2**20  # bytes of that
 _MEMBERS: Final = 10_000
 # A small file may unpack to a large one. Parts that are copied are read one by one; parsed ones take many
@@ -140,13 +141,13 @@ class WordDocument:
             raise InvalidRequest(f"has more than {_PARSED // 2**20} MiB of text: split it", field="file")
 
     def _main(self) -> str:
-        """The part that the file's relations name as its document."""
-        if _RELATIONS not in self._zip.namelist() or self._zip.getinfo(_RELATIONS).file_size > _RELATED:
-            return _MAIN
-        for relation in _parsed(self._zip.read(_RELATIONS)):
-            if (relation.get("Type") or "").endswith("/officeDocument"):
-                return posixpath.normpath((relation.get("Target") or _MAIN).lstrip("/"))
-        return _MAIN
+        """The part that the file's relations name as its document, else one of the usual name."""
+        names = self._zip.namelist()
+        if _RELATIONS in names and self._zip.getinfo(_RELATIONS).file_size <= _RELATED:
+            for relation in _parsed(self._zip.read(_RELATIONS)):
+                if (relation.get("Type") or "").endswith("/officeDocument"):
+                    return posixpath.normpath((relation.get("Target") or _MAIN).lstrip("/"))
+        return next((name for name in names if _NUMBERED.fullmatch(name)), _MAIN)
 
 
 def _is_further(name: str, main: str) -> bool:

@@ -168,6 +168,7 @@ def test_strict_and_renamed_word_documents() -> None:
              "word/header1.xml": PARTS["word/header1.xml"], "other/header1.xml": "<no"}  # fmt: skip
     file = read_file("a.docx", docx(parts))
     assert file.text == "I have two dogs.\nleft\nright\na & b\nhead"
+    assert read_file("a.docx", docx({"word/document2.xml": strict})).text == file.text.removesuffix("\nhead")
     formula = '<m:r xmlns:m="urn:math"><m:t>x</m:t></m:r>'
     other = docx({"word/document.xml": f"<w:d {W}><w:p><w:r><w:t>is</w:t></w:r>{formula}</w:p></w:d>"})
     assert read_file("a.docx", other).text == "is"
