@@ -34,6 +34,7 @@ __all__ = [
     "activate",
     "add_layer_norm",
     "add_rms_norm",
+    "alignment_scores",
     "argmax",
     "embed",
     "encoder_attention",
@@ -49,6 +50,7 @@ __all__ = [
     "rotary",
     "scale",
     "soft_capped",
+    "time_warp",
     "windowed_bias_table",
     "write_kv",
 ]
@@ -169,3 +171,20 @@ def paged_cross_attention(
 def merge_attention(one: Tensor, one_sums: Tensor, other: Tensor, other_sums: Tensor) -> Tensor:
     """Two attentions [N, H, D] of the same queries as one over the keys of both, by their `sums` [N, H]."""
     return backend(one).merge_attention(one, one_sums, other, other_sums)
+
+
+# -- which tokens go with which encoder positions
+
+
+def alignment_scores(
+    q: Tensor, k: Tensor, scores: Scores, columns: int, width: int, *, cropped: bool
+) -> Tensor:
+    """How much more each token, q [H, N, D], attends to each of the first `columns` keys, k [H, M, D], than
+    the other tokens do: float32 [N, columns]."""
+    return backend(q).alignment_scores(q, k, scores, columns, width, cropped=cropped)
+
+
+def time_warp(x: Tensor) -> Tensor:
+    """The first column of each row, int64 [N], on the path through x, float32 [N, M], on which it adds up to
+    the most."""
+    return backend(x).time_warp(x)

@@ -24,6 +24,7 @@ class Reference:
     activate = staticmethod(reference.activate)
     add_layer_norm = staticmethod(reference.add_layer_norm)
     add_rms_norm = staticmethod(reference.add_rms_norm)
+    alignment_scores = staticmethod(reference.alignment_scores)
     argmax = staticmethod(reference.argmax)
     embed = staticmethod(reference.embed)
     encoder_attention = staticmethod(reference.encoder_attention)
@@ -38,6 +39,7 @@ class Reference:
     rotary = staticmethod(reference.rotary)
     scale = staticmethod(reference.scale)
     soft_capped = staticmethod(reference.soft_capped)
+    time_warp = staticmethod(reference.time_warp)
     write_kv = staticmethod(reference.write_kv)
 
 

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from tandem.kernels.alignment import alignment_scores, time_warp
 from tandem.kernels.decode_rows import gather_rows, match_prompt_tokens
 from tandem.kernels.sparse_attention import Rows, reads_in_place, sparse_attention
 from tandem.kernels.values import PagedKV, RowGroups, Scores, Summaries
@@ -22,6 +23,7 @@ __all__ = [
     "activate",
     "add_layer_norm",
     "add_rms_norm",
+    "alignment_scores",
     "argmax",
     "embed",
     "encoder_attention",
@@ -36,6 +38,7 @@ __all__ = [
     "rotary",
     "scale",
     "soft_capped",
+    "time_warp",
     "write_kv",
 ]
 

@@ -19,6 +19,10 @@ _GREATEST = 100.0
 _LONGEST_MS = 60_000
 
 
+# Windows one after another, or chunks between silences.
+TranscriptionMode = Literal["sequential", "chunked"]
+
+
 class ServerVad(BaseModel):
     """How a recording is cut at silences, which a voice activity model finds. The fields are OpenAI's, of
     `chunking_strategy`.
@@ -65,6 +69,7 @@ class TranscriptionParams(BaseModel):
     | prompt | before every window, or history where it is conditioned on | history |
     | what a window may generate | the model's max_length | half of what its decoder holds |
     | a short recording with timestamps | goes on in its silence | ends where it ends |
+    | words | `return_token_timestamps` | `word_timestamps`: cut at pauses, segments begin and end with them |
 
     A threshold that is never met turns a gate off: infinity, minus infinity for `logprob_threshold`.
 
@@ -78,8 +83,10 @@ class TranscriptionParams(BaseModel):
         description='Of the recording, as "en" or "english". None: the model\'s own, else it is detected.',
     )
     task: str | None = Field(None, description='"transcribe", or "translate" into English.')
-    timestamps: Literal["segment"] | None = Field(
-        "segment", description="None: the answer has no segments; a recording of one window needs no times."
+    timestamps: Literal["segment", "word"] | None = Field(
+        "segment",
+        description='"word": segments have words, with times of their own. None: the answer has no segments; '
+        "a recording of one window needs no times.",
     )
     prompt: str | None = Field(
         None, description="Text that comes before the recording: its style is followed, its names are known."
@@ -121,6 +128,9 @@ class TranscriptionParams(BaseModel):
         description="Most tokens of a window, within what its decoder holds.",
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed draws the same samples.")
+    logprobs: bool = Field(
+        False, description="Segments have the log-probabilities of their tokens. Not with beams."
+    )
     chunking_strategy: Literal["auto"] | ServerVad | None = Field(
         None,
         description="The recording is cut at silences into chunks, which are transcribed independently and "
@@ -176,7 +186,7 @@ class TranscriptionOptions(TypedDict, total=False):
 
     language: str | None
     task: str | None
-    timestamps: Literal["segment"] | None
+    timestamps: Literal["segment", "word"] | None
     prompt: str | None
     prompt_condition_type: Literal["first-segment", "all-segments"]
     condition_on_prev_tokens: bool | None
@@ -189,8 +199,20 @@ class TranscriptionOptions(TypedDict, total=False):
     best_of: int | None
     max_tokens: int | None
     seed: int | None
+    logprobs: bool
     chunking_strategy: Literal["auto"] | ServerVad | None
     semantics: Literal["transformers", "openai"]
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionWord:
+    """A word, with the punctuation around it. In Chinese, Japanese, Thai, Lao, Burmese and Cantonese, which
+    put no spaces between words, a character."""
+
+    word: str  # with the space that sets it off
+    start_s: float  # in the recording
+    end_s: float
+    probability: float  # the mean of its tokens', among tokens of text
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +229,9 @@ class TranscriptionSegment:
     avg_logprob: float  # mean over the window's tokens
     compression_ratio: float  # of the window's text: bytes over compressed bytes
     no_speech_prob: float  # of the window
+    words: list[TranscriptionWord] | None = None  # None: they were not asked for
+    # One for each of token_ids, under the model's own distribution. None: they were not asked for.
+    logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -217,7 +242,7 @@ class Transcription:
     language: str  # code, said or detected; "" where no speech is found to detect it from
     duration_s: float  # of the recording
     segments: list[TranscriptionSegment]  # none where no timestamps were asked for
-    mode: Literal["sequential", "chunked"]  # windows one after another, or chunks between silences
+    mode: TranscriptionMode
     encoder_tokens: int  # positions of the windows that were decoded
     generated_tokens: int  # all answers to windows together, those that were refused included
 
@@ -230,3 +255,14 @@ class TranscriptionDelta:
     segments: list[TranscriptionSegment]  # none where no timestamps were asked for
     done_s: float  # up to where the recording is transcribed
     transcription: Transcription | None = None  # the whole answer, with the last delta
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionProgress:
+    """How far one of several recordings is."""
+
+    number: int  # the recording's: 0, 1, …
+    done_s: float  # up to where it is transcribed
+    duration_s: float  # of the recording
+    segments: list[TranscriptionSegment]  # so far; there are some where no timestamps were asked for, too
+    answer: Transcription | InvalidRequest | None  # with the last of its steps; an error where it is refused

@@ -128,7 +128,8 @@ class Engine:
             applied, sampled, scored = self._in_flight.popleft()
             result = StepResult([]) if sampled is None else sampled.wait()
             if scored is not None:
-                result = result._replace(scores=scored.wait())
+                scores, alignments = scored.wait()
+                result = result._replace(scores=scores, alignments=alignments)
             deltas += self.scheduler.apply(applied, result)
         if self.config.check_invariants:
             self.check()

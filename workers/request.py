@@ -70,6 +70,20 @@ class TimestampRules:
 
 
 @dataclass(frozen=True, slots=True)
+class Alignment:
+    """Asks where in its encoder input each position of the decoder attends to: the positions and the input go
+    together in order, on the path of the most attention (dynamic time warping)."""
+
+    heads: tuple[tuple[int, int], ...]  # of cross-attention, at least one: layer of the decoder, head
+    compared_from: int  # a position's attention is compared with that of all positions from this one on
+    first: int  # positions first:stop are aligned
+    stop: int
+    input_length: int  # encoder positions, from the first on; those after them do not count
+    cropped: bool  # the softmax of attention is over these alone
+    filter_width: int  # of the median filter along the input; odd
+
+
+@dataclass(frozen=True, slots=True)
 class Decoding:
     """`SamplingParams` with every default filled in: what the scheduler and the sampler read."""
 
@@ -108,6 +122,8 @@ class Decoding:
     # A position of the prefix and a token: the first delta has the token's log-probability there, under the
     # raw logits. Not with prompt_logprobs.
     probe: tuple[int, int] | None = None
+    score_below: int | None = None  # a target's tokens are scored among the ids below; None: among all
+    alignment: Alignment | None = None  # of a request with a target alone
 
     @property
     def greedy(self) -> bool:
@@ -177,6 +193,8 @@ class Delta(NamedTuple):
     # from. For a drawn token these are the warped scores times the temperature.
     sum_logprob: float | None = None
     probe_logprob: float | None = None  # see `Decoding.probe`; on the first delta with a token
+    # For each position from `Alignment.first` on, the first encoder position that goes with it.
+    alignment: list[int] | None = None
 
     @property
     def last(self) -> bool:
@@ -204,6 +222,7 @@ class Delta(NamedTuple):
             self.prompt_logprobs if later.prompt_logprobs is None else later.prompt_logprobs,
             _sum(self.sum_logprob, later.sum_logprob),
             self.probe_logprob if later.probe_logprob is None else later.probe_logprob,
+            later.alignment,
         )
 
 

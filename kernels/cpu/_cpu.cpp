@@ -222,6 +222,15 @@ PyObject* match_prompt_tokens(Arguments& args) {
     return perform(args, op, op.stride);
 }
 
+PyObject* time_warp(Arguments& args) {
+    alignment::TimeWarp op;
+    i64 rows = ANY;
+    op.columns = ANY;
+    op.x = args.tensor<float>("x", {&rows, &op.columns});
+    op.out = args.tensor<i64>("out", {&rows});
+    return perform(args, op, rows);
+}
+
 PyObject* has_avx512(Arguments& args) {
     args.finish();
     return PyBool_FromLong(::has_avx512());
@@ -359,6 +368,7 @@ PyMethodDef methods[] = {
     method<argmax>("argmax"),
     method<gather_rows>("gather_rows"),
     method<match_prompt_tokens>("match_prompt_tokens"),
+    method<time_warp>("time_warp"),
     method<has_avx512>("has_avx512"),
     method<most_lanes>("most_lanes"),
     method<size<float_linear::packed_floats>>("float_size"),

@@ -223,6 +223,19 @@ void apply(const MatchPromptTokens& op, i64 rows);
 
 }  // namespace rows
 
+namespace alignment {
+
+// The path through x on which it adds up to the most: the first column of each row.
+struct TimeWarp {
+    const float* x;  // [rows, columns]
+    i64* out;        // [rows]
+    i64 columns;
+};
+
+void apply(const TimeWarp& op, i64 rows);
+
+}  // namespace alignment
+
 // Matrix products with a packed weight [outputs, inputs]: x float32 [rows, inputs], its rows `stride` apart; bias
 // float32 [outputs] or null; out float32 [rows, outputs].
 

@@ -33,7 +33,7 @@ _HALF: Final = (
     "paged_cross_attention", "paged_self_attention", "rms_norm", "write_kv",
 )  # fmt: skip
 DTYPES: Final = {
-    torch.float32: (*_HALF, "activate", "argmax", "embed", "scale"),
+    torch.float32: (*_HALF, "activate", "argmax", "embed", "scale", "time_warp"),
     torch.bfloat16: _HALF,
     torch.int64: _ROWS,
 }
@@ -183,6 +183,13 @@ def match_prompt_tokens(tokens: Tensor, rows: Tensor, sequences: Tensor) -> Tens
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:
     _cpu.write_kv(k=_rows(k), v=_rows(v), k_pages=k_pages, v_pages=v_pages, slots=slots.contiguous())
+
+
+def time_warp(x: Tensor) -> Tensor:
+    out = torch.zeros(x.shape[:1], dtype=torch.int64)
+    if x.numel():
+        _cpu.time_warp(x=x.contiguous(), out=out)
+    return out
 
 
 def float_pack(weight: Tensor) -> Tensor:

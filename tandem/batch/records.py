@@ -27,10 +27,10 @@ _NOT_PARAMS: Final = frozenset({*_PROMPTS, *_OPTIONS, "decoder_prompt", "id"})
 _KNOWN: Final = frozenset(
     {*_NOT_PARAMS, *SamplingParams.model_fields, *BeamSearchParams.model_fields, *GENERATE, *COMPLETION}
 )
-# Names that a misspelt one is taken for. Data sets have prompts and suffixes in many columns.
+# What a misspelt name may be meant for. Data sets have prompts and suffixes in many columns.
+_MEANT: Final = _KNOWN - {*_PROMPTS, "id", "task", "suffix"}
 _LONG: Final = 6  # letters, from which on one that differs is a mistake and no other name
-_SPELT: Final = sorted(name for name in _KNOWN - {"prompt", "suffix"} if len(name) >= _LONG)
-_WRITTEN: Final = frozenset(name.replace("_", "") for name in _KNOWN - _NOT_PARAMS if len(name) > 3)
+_LONG_WRITTEN: Final = 4  # the same of other capitals and dashes
 _MISTAKEN: Final = frozenset({"top_q", "beam_size", "num_beam_groups", "diversity_penalty", "penalty_alpha"})
 _COLUMNS: Final = frozenset({"logprob"})  # of data sets, although one letter makes it a parameter
 _LIKENESS: Final = 0.75  # difflib's, from which on a column's name is shown with the parameter's
@@ -90,14 +90,24 @@ def near(name: str) -> str | None:
 
 @cache
 def _is_parameter(name: str) -> bool:
-    """Whether a name is a request's, or is one with a mistake: another case (maxTokens), another dash, or one
-    letter more, less or other, or two that changed places."""
     if name in _KNOWN or name in _MISTAKEN:
         return True
-    if name in _COLUMNS:
-        return False
-    same = re.sub("[-_ ]", "", name).casefold() in _WRITTEN
-    return same or (len(name) >= _LONG and any(_one_mistake(name, known) for known in _SPELT))
+    return name not in _COLUMNS and misspelt(name, _MEANT)
+
+
+def misspelt(name: str, names: Iterable[str]) -> bool:
+    """Whether a name is one of these but for a mistake: other capitals or dashes (maxTokens), one letter
+    more, less or other, or two that changed places."""
+    plain = _plain(name)
+    return any(
+        (plain == _plain(meant) and len(meant) >= _LONG_WRITTEN)
+        or (min(len(name), len(meant)) >= _LONG and _one_mistake(name, meant))
+        for meant in names
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub("[-_ ]", "", name).casefold()
 
 
 def _one_mistake(name: str, other: str) -> bool:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import typer
 
-from tandem.cli import batch, compose, demo, generate, score, serve, show
+from tandem.cli import batch, compose, demo, generate, score, serve, show, transcribe
 
 app = typer.Typer(
     name="tandem",
-    help="Serve encoder-decoder models (T5, BART, Marian, NLLB, Pegasus …), on this machine or a cluster.",
+    help="Serve encoder-decoder models (T5, BART, Marian, NLLB, Whisper …), on this machine or a cluster.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -21,6 +21,7 @@ for command in (
     generate.generate,
     generate.translate,
     generate.summarize,
+    transcribe.transcribe,
     score.score,
     batch.batch,
     compose.compose,

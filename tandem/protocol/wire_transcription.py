@@ -5,17 +5,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import CALL_OPTIONS, CallOptions, Media
 from tandem.protocol.wire import make_message, options_message, options_of, plain_fields
 from tandem.transcription import (
+    ServerVad,
     Transcription,
     TranscriptionDelta,
     TranscriptionOptions,
     TranscriptionParams,
     TranscriptionSegment,
+    TranscriptionWord,
 )
 from tandem.v1 import inference_pb2 as pb
 
@@ -28,6 +30,7 @@ FIELDS: Final = {
     "priority": "options.priority",
     "request_id": "options.request_id",
     **{name: f"params.{name}" for name in TranscriptionParams.model_fields},
+    **{f"chunking_strategy.{name}": f"params.chunking_strategy.{name}" for name in ServerVad.model_fields},
 }
 
 # By parameter, the values of its enum.
@@ -76,7 +79,7 @@ def call_options_of(request: pb.TranscribeRequest | pb.TranscribeStreamRequest) 
     options: dict[str, Any] = {**options_of(request.options)}
     for name in options.keys() - set(CALL_OPTIONS):
         raise InvalidRequest("does not go with a recording: see params", field=f"options.{name}")
-    return CallOptions(**options)  # type: ignore[typeddict-item]
+    return cast(CallOptions, options)
 
 
 def transcription_of(message: pb.Transcription) -> Transcription:
@@ -102,7 +105,15 @@ def delta_of(message: pb.TranscribeStreamResponse) -> TranscriptionDelta:
 
 def _segment_of(message: pb.TranscriptionSegment) -> TranscriptionSegment:
     values = {field.name: getattr(message, field.name) for field in message.DESCRIPTOR.fields}
-    return TranscriptionSegment(**{**values, "token_ids": list(message.token_ids)})
+    words = [
+        TranscriptionWord(one.word, one.start_s, one.end_s, one.probability) for one in message.words.words
+    ]
+    lists = {
+        "token_ids": list(message.token_ids),
+        "words": words if message.HasField("words") else None,
+        "logprobs": list(message.logprobs) or None,
+    }
+    return TranscriptionSegment(**{**values, **lists})
 
 
 # Messages from values
@@ -159,4 +170,10 @@ def _transcription(value: Transcription) -> pb.Transcription:
 
 
 def _segments(values: Iterable[TranscriptionSegment]) -> list[pb.TranscriptionSegment]:
-    return [pb.TranscriptionSegment(**asdict(value)) for value in values]
+    return list(map(_segment, values))
+
+
+def _segment(value: TranscriptionSegment) -> pb.TranscriptionSegment:
+    fields = asdict(value)
+    words = fields.pop("words")
+    return pb.TranscriptionSegment(**fields, words=None if words is None else {"words": words})

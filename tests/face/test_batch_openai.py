@@ -13,6 +13,7 @@ import aiohttp
 import pytest
 from batches import Server, in_process, output, read, write
 
+from tandem.batch import answerer
 from tandem.batch import run as batch
 from tandem.batch.openai_lines import HttpServer
 from tandem.errors import InvalidRequest
@@ -149,7 +150,7 @@ def test_a_url_with_the_version_and_connections_that_are_closed(
 def test_a_server_that_is_full_or_gone_is_tried_again(
     files: tuple[Path, Path], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(answerer, "_FIRST_PAUSE_S", 0.01)
     Handler.statuses.extend([503, 429, 500, 200])
     write(files[0], line("a", {"prompt": "hi"}))
     assert run(files, url).answered == 1

@@ -39,6 +39,7 @@ class Expected:
     lead: float  # see `_Lead`
     avg_logprobs: list[float] = field(default_factory=list)  # of every attempt, where it is looked at
     no_speech_probs: list[float] = field(default_factory=list)
+    token_ends: list[list[float]] = field(default_factory=list)  # of each segment's tokens, where asked for
 
 
 class Transcripts:
@@ -77,7 +78,8 @@ class Transcripts:
         ]
         said = [token for _, _, ids in segments for token in ids if token < EOS]
         text = self.tokenizer.decode(said).strip()
-        return Expected(segments, text, lead.least, avg_logprobs, no_speech_probs)
+        ends = [one["token_timestamps"].tolist() for one in made["segments"][0] if "token_timestamps" in one]
+        return Expected(segments, text, lead.least, avg_logprobs, no_speech_probs, ends)
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from tandem.kernels import DecodeTables, RowGroups
 from tandem.kernels.decode_rows import resolve
 from tandem.kernels.values import LAST, POSITION, SOURCE
 from tandem.workers.config import EngineConfig
-from tandem.workers.execution.packet import BEAM, SINGLE, Ints, Packet, Rows
+from tandem.workers.execution.packet import ANY_ID, BEAM, SINGLE, Ints, Packet, Rows, TargetTokens
 from tandem.workers.models.batch import AttentionRows, DecoderBatch, Targets
 from tandem.workers.scheduling.plan import ON_DEVICE
 
@@ -99,6 +99,11 @@ class DecodeState:
         self._cross_lengths[admissions.entry] = admissions.length
         return slots
 
+    def cross_input(self, entry: int) -> tuple[torch.Tensor, int]:
+        """Pages, int32 [M], and length of the encoder input of a cross entry."""
+        length = int(self._cross_lengths[entry])
+        return self.tables.cross_pages[entry, : self._pages(length)], length
+
     def lacks_beams(self, packet: Packet) -> bool:
         """Whether the packet has the first beams that come."""
         return self.tables.beam_cells is None and bool((packet.rows.kind != SINGLE).any())
@@ -170,8 +175,12 @@ class DecodeState:
             write_slots=write_slots,
             attention=attention,
             sample_rows=sample_rows,
-            targets=Targets(score_rows, target_ids, int(targets.top.max())) if len(targets) else None,
+            targets=self._targets(targets, score_rows, target_ids) if len(targets) else None,
         )
+
+    def _targets(self, targets: TargetTokens, rows: torch.Tensor, ids: torch.Tensor) -> Targets:
+        below = self._send(targets.below)[0] if (targets.below < ANY_ID).any() else None
+        return Targets(rows, ids, int(targets.top.max()), below)
 
     def _attention_rows(self, rows: Rows, start: int, *, beams: bool) -> AttentionRows:
         starts, counts, entries = rows.start, rows.count, rows.entry

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
+from itertools import chain
 from typing import Any, ClassVar, Self, get_type_hints
 
 import numpy as np
@@ -21,6 +22,7 @@ ENCODE = -1  # in place of a step's first number: encoder inputs are to be encod
 ENCODE_HERE, ENCODED_ASYNC = -1, -2
 SINGLE, FIRST_BEAM, BEAM = range(3)  # kinds of row: FIRST_BEAM computes the prefix for all beams
 NO_TOP = -1  # the token's own log-probability alone
+ANY_ID = 2**62  # above every id
 _NOWHERE = (0, 0, 0)  # of a new sequence: nothing is known to follow, see `kernels.decode_rows`
 
 
@@ -90,6 +92,21 @@ class TargetTokens(Table):
     position: Ints  # the one that the token follows, among all of the step's
     token: Ints
     top: Ints  # how many likeliest alternatives are wanted besides, or NO_TOP
+    below: Ints  # it is scored among the ids below; ANY_ID: among all
+
+
+class Alignments(Table):
+    """Rows of sequences that are aligned with their encoder inputs, see `request.Alignment`."""
+
+    row: Ints  # its number among the rows
+    last: Ints  # 1: no more rows follow
+    compared_from: Ints
+    first: Ints
+    stop: Ints
+    input_length: Ints
+    cropped: Ints  # 0 or 1
+    filter_width: Ints
+    heads: Ints  # how many
 
 
 class Overlapped(Table):
@@ -119,6 +136,8 @@ class Packet:
     row_tokens: Ints  # ON_DEVICE is the slot's last sampled one, below it are draft tokens
     beam_slots: Ints  # of all beams that get a token, those of a request together
     targets: TargetTokens
+    alignments: Alignments
+    alignment_heads: Ints  # layer and head of each
     overlapped: Overlapped  # by length
     overlapped_tokens: Ints
     sources: Sources
@@ -142,6 +161,8 @@ class Packet:
         row_tokens: list[int] = []
         beam_slots: list[int] = []
         targets: list[tuple[int, ...]] = []
+        alignments: list[tuple[int, ...]] = []
+        alignment_heads: list[int] = []
         position = 0
         for row in plan.rows:
             sequence = row.sequence
@@ -152,9 +173,19 @@ class Packet:
                 row_tokens += row.token_ids
             if row.target_ids:
                 first = position + max(0, sequence.scored_from - row.start)
-                asked = sequence.request.decoding.prompt_logprobs
-                top = NO_TOP if asked is None else asked
-                targets += [(first + at, token_id, top) for at, token_id in enumerate(row.target_ids)]
+                decoding = sequence.request.decoding
+                top = NO_TOP if decoding.prompt_logprobs is None else decoding.prompt_logprobs
+                below = ANY_ID if decoding.score_below is None else decoding.score_below
+                targets += [(first + at, token_id, top, below) for at, token_id in enumerate(row.target_ids)]
+            if not row.samples and (how := sequence.request.decoding.alignment) is not None:
+                last = row.start + row.count == len(sequence.tokens)
+                alignments.append(
+                    (
+                        len(rows) - 1, last, how.compared_from, how.first, how.stop, how.input_length,
+                        how.cropped, how.filter_width, len(how.heads),
+                    )
+                )  # fmt: skip
+                alignment_heads += chain.from_iterable(how.heads)
             position += row.count * row.width
             if kind != SINGLE and row.samples:
                 beam_slots += sequence.slots
@@ -176,6 +207,8 @@ class Packet:
             row_tokens=_vector(row_tokens),
             beam_slots=_vector(beam_slots),
             targets=TargetTokens.of(targets),
+            alignments=Alignments.of(alignments),
+            alignment_heads=_vector(alignment_heads),
             overlapped=Overlapped.of([(one.entry.index, one.entry.length) for one in overlapped]),
             overlapped_tokens=_vector(
                 [token_id for one in overlapped for token_id in one.request.encoder.token_ids]

@@ -13,6 +13,7 @@ import torch
 from tandem import kernels
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
+from tandem.workers.execution.alignments import Alignments
 from tandem.workers.execution.decode_state import DecodeState
 from tandem.workers.execution.encoder import encode_packed
 from tandem.workers.execution.packet import (
@@ -76,6 +77,7 @@ class Runner:
         self.state = DecodeState(
             config, self.device, self.page_size, self.num_pages, drafts=self.draft_tokens > 0
         )
+        self._alignments = Alignments(self.spec, group)
         # Decode steps in one launch, by kind of row; for beams, made when the first ones come.
         self._steps: dict[int, Callable[[Ints], torch.Tensor | None]] = {}
         self._make_step(SINGLE)
@@ -99,11 +101,21 @@ class Runner:
             if self.state.lacks_beams(packet):
                 self.state.make_beams()
                 self._make_step(BEAM)
-            return self.decoder(self.state.batch(packet), self.pool)
+            return self._any_rows(packet)
         rows = self.state.rows(packet)
         if kind in self._steps:
             return self._steps[kind](rows), None
         return self._decode(torch.from_numpy(rows).to(self.device, non_blocking=True), kind), None
+
+    def _any_rows(self, packet: Packet) -> tuple[torch.Tensor | None, TargetScores | None]:
+        """Runs rows of several kinds, or with targets."""
+        batch = self.state.batch(packet)
+        batch.recorded = self._alignments.begin(packet)
+        logits, scores = self.decoder(batch, self.pool)
+        attention = self._alignments.finish(packet, self.state, self.pool)
+        if scores is not None and attention:
+            scores = scores._replace(attention=attention)
+        return logits, scores
 
     @torch.inference_mode()
     def finish(self, packet: Packet, choice: torch.Tensor | None) -> torch.Tensor | None:

@@ -221,6 +221,8 @@ class CrossAttention(Attention):
         q = self.q(x).view(x.shape[0], self.heads, self.head_dim)
         if self.q_norm is not None:
             q = self.q_norm.by_head(q)
+        for rows in step.batch.recorded:
+            rows.record(self.plane, q)
         return self.output(_attend_cross(self, q, step))
 
     def slots(self) -> Iterator[WeightSlot]:

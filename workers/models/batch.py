@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +33,21 @@ class Targets(NamedTuple):
     rows: torch.Tensor  # int64: the row that each token follows
     ids: torch.Tensor  # int64
     top: int  # how many of the likeliest tokens to report; below 0 not even the token's rank is
+    below: torch.Tensor | None = None  # int64: each is scored among the ids below; None: all among all
+
+
+@dataclass(slots=True)
+class RecordedRows:
+    """Rows start:stop of a decoder batch, whose queries of cross-attention are kept."""
+
+    start: int
+    stop: int
+    queries: dict[int, list[torch.Tensor]]  # by plane, those that are wanted: [rows, heads, head_dim] a step
+
+    def record(self, plane: int, q: torch.Tensor) -> None:
+        """q: [rows of the batch, heads, head_dim]."""
+        if (parts := self.queries.get(plane)) is not None:
+            parts.append(q[self.start : self.stop])
 
 
 @dataclass(slots=True)
@@ -44,3 +60,4 @@ class DecoderBatch:
     attention: list[AttentionRows]  # cover all rows, in order
     sample_rows: torch.Tensor | None = None  # int64: the rows whose logits are wanted; None: all
     targets: Targets | None = None
+    recorded: Sequence[RecordedRows] = ()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final, NamedTuple
 
 import torch
@@ -26,13 +26,16 @@ _SCORED_AT_ONCE: Final = 256
 
 
 class TargetScores(NamedTuple):
-    """Scores of T tokens under the model's own distribution; ranks and top where `Targets.top` asks for
-    them."""
+    """Scores of T tokens under the model's own distribution, or among some ids; ranks and top where
+    `Targets.top` asks for them."""
 
     logprobs: torch.Tensor  # float32 [T]
     ranks: torch.Tensor | None = None  # int64 [T]: 1 for the likeliest
     top: torch.Tensor | None = None  # float32 [T, k]: the likeliest tokens' log-probabilities
     top_ids: torch.Tensor | None = None  # int64 [T, k]
+    # For each aligned target that the step completes, float32 [positions, encoder positions]: how much each
+    # attends to each. Set by the runner.
+    attention: Sequence[torch.Tensor] = ()
 
 
 class Head:
@@ -64,18 +67,26 @@ class Head:
     def scores(self, x: torch.Tensor, targets: Targets) -> TargetScores | None:
         """Decoder output [N, d_model] → the targets' scores on rank 0, None elsewhere."""
         parts = []
-        for rows, ids in zip(
-            targets.rows.split(_SCORED_AT_ONCE), targets.ids.split(_SCORED_AT_ONCE), strict=True
-        ):
-            logits = self(x[rows])
+        for start in range(0, len(targets.rows), _SCORED_AT_ONCE):
+            some = slice(start, start + _SCORED_AT_ONCE)
+            ids, logits = targets.ids[some], self(x[targets.rows[some]])
             if logits is not None:
+                if targets.below is not None:
+                    every = torch.arange(logits.shape[1], device=logits.device)
+                    logits = logits.masked_fill(every >= targets.below[some].unsqueeze(1), -torch.inf)
                 logprobs = logits.log_softmax(-1)
                 own = logprobs.gather(1, ids.unsqueeze(1))
                 part = [own.squeeze(1)]
                 if targets.top >= 0:
                     part += [(logprobs > own).sum(1) + 1, *logprobs.topk(targets.top, dim=1)]
                 parts.append(part)
-        return TargetScores(*map(torch.cat, zip(*parts, strict=True))) if parts else None
+        if not parts:
+            return None
+        logprobs, *others = (torch.cat(part) for part in zip(*parts, strict=True))
+        if not others:
+            return TargetScores(logprobs)
+        ranks, top, top_ids = others
+        return TargetScores(logprobs, ranks, top, top_ids)
 
     def slots(self) -> Iterator[WeightSlot]:
         return weights_of(None if self.tied else self.projection, self.bias, self.transform, self.norm)

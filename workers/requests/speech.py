@@ -11,6 +11,7 @@ from tandem.errors import InvalidRequest, ModelLoadError
 from tandem.workers.requests.language_names import LanguageNames
 
 T = TypeVar("T")
+Heads = tuple[tuple[int, int], ...]  # of the decoder's cross-attention: layer and head
 Opening = tuple[tuple[int, ...], ...]  # for each position after the start token, the ids that may stand there
 
 
@@ -36,6 +37,10 @@ class Speech:
     compression_ratio_threshold: float | None = None
     logprob_threshold: float | None = None
     no_speech_threshold: float | None = None
+    # The heads that follow the audio, for the times of words; None: the configuration names none.
+    alignment_heads: Heads | None = None
+    decoder_heads: tuple[int, int] = (0, 0)  # layers of the decoder, heads of each
+    median_filter_width: int = 7  # of attention along the audio; odd
 
     @classmethod
     def read(cls, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Speech:
@@ -55,6 +60,9 @@ class Speech:
             compression_ratio_threshold=_number(generation, "compression_ratio_threshold"),
             logprob_threshold=_number(generation, "logprob_threshold"),
             no_speech_threshold=_number(generation, "no_speech_threshold"),
+            alignment_heads=_heads(generation.get("alignment_heads")),
+            decoder_heads=(config.get("decoder_layers", 0), config.get("decoder_attention_heads", 0)),
+            median_filter_width=config.get("median_filter_width", 7),
         )
 
     @property
@@ -172,6 +180,16 @@ def _ids(value: object, key: str) -> dict[str, int]:
     if not isinstance(value, dict) or not all(type(token_id) is int for token_id in value.values()):
         raise ModelLoadError(f"must be an object of token ids, got {value!r:.100}", field=key)
     return dict(value)
+
+
+def _heads(value: object) -> Heads | None:
+    if value is None:
+        return None
+    if not isinstance(value, list) or not all(
+        isinstance(pair, list) and [type(number) for number in pair] == [int, int] for pair in value
+    ):
+        raise ModelLoadError(f"must be pairs of layer and head, got {value!r:.100}", field="alignment_heads")
+    return tuple((layer, head) for layer, head in value)
 
 
 def _forced(value: object) -> tuple[int | None, ...]:

@@ -36,14 +36,23 @@ class HostCopy:
 
 
 class Scored:
-    """The scores of a step's target tokens."""
+    """The scores of a step's target tokens, and what goes together in the targets that it completes."""
 
     def __init__(self, rows: Seq[Row], scores: TargetScores) -> None:
         self._rows = rows
-        self._host = HostCopy(*(part for part in scores if part is not None))
+        *parts, attention = scores
+        self._host = HostCopy(*(part for part in parts if part is not None), *attention)
+        self._aligned = len(attention)
 
-    def wait(self) -> list[TokenLogprobs]:
-        logprobs, *others = (part.tolist() for part in self._host.wait())
+    def wait(self) -> tuple[list[TokenLogprobs], list[list[int]]]:
+        """See `StepResult.scores` and `StepResult.alignments`."""
+        parts = self._host.wait()
+        scored = len(parts) - self._aligned
+        alignments = [kernels.time_warp(attention).tolist() for attention in parts[scored:]]
+        return self._logprobs(parts[:scored]), alignments
+
+    def _logprobs(self, parts: list[torch.Tensor]) -> list[TokenLogprobs]:
+        logprobs, *others = (part.tolist() for part in parts)
         targets = (
             (token_id, row.sequence.request.decoding.prompt_logprobs)
             for row in self._rows

@@ -47,13 +47,14 @@ def token_delta(
     )
 
 
-def score_delta(sequence: Sequence) -> Delta:
+def score_delta(sequence: Sequence, alignment: list[int] | None) -> Delta:
     return Delta(
         sequence.request.request_id,
         [],
         logprobs=sequence.scores,
         finish_reason="length",
         queued_s=sequence.queued_s,
+        alignment=alignment,
     )
 
 

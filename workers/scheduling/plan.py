@@ -173,3 +173,4 @@ class StepResult(NamedTuple):
     drafts: Seq[DraftOutcome] = ()  # one for each sampling sequence without beams; none if nothing drafts
     # One for each of `tokens`, if any row asked: see `Delta.sum_logprob`.
     chosen_logprobs: list[float] | None = None
+    alignments: Seq[list[int]] = ()  # one for each row that completes an aligned target

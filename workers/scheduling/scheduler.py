@@ -19,6 +19,7 @@ plans made ahead know the first and the last position it may be at.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from itertools import islice, repeat
 from typing import Literal
 
@@ -305,10 +306,11 @@ class Scheduler:
             strict=False,
         )
         finished, scores, outcomes = iter(result.beams), iter(result.scores), iter(result.drafts)
+        alignments = iter(result.alignments)
         for row in plan.rows:
             sequence = row.sequence
             if row.target_ids:
-                deltas += self._apply_scores(row, list(islice(scores, len(row.target_ids))))
+                deltas += self._apply_scores(row, list(islice(scores, len(row.target_ids))), alignments)
             if not row.samples:
                 continue
             sequence.in_flight -= 1
@@ -357,7 +359,9 @@ class Scheduler:
             self._end(sequence, None)
         return delta
 
-    def _apply_scores(self, row: Row, scores: list[TokenLogprobs]) -> list[Delta]:
+    def _apply_scores(
+        self, row: Row, scores: list[TokenLogprobs], alignments: Iterator[list[int]]
+    ) -> list[Delta]:
         sequence = row.sequence
         # By position: one that was preempted finds the same again.
         at = max(0, row.start - sequence.scored_from)
@@ -365,11 +369,13 @@ class Scheduler:
         if not sequence.request.target_ids:
             return []  # the prompt's, which go with the first token
         last = row.start + row.count == len(sequence.tokens)
+        aligned = last and sequence.request.decoding.alignment is not None
+        alignment = next(alignments) if aligned else None
         sequence.in_flight -= last
         if sequence.state is State.ENDED or not last:
             return []
         self._end(sequence, None)
-        return [score_delta(sequence)]
+        return [score_delta(sequence, alignment)]
 
     def _apply_beams(self, sequence: Sequence, found: Found | None) -> list[Delta]:
         if sequence.state is not State.RUNNING:

@@ -8,7 +8,7 @@ from typing import Final, TypeVar
 from tandem.errors import InvalidRequest, renaming_fields
 from tandem.transcription import ServerVad, TranscriptionParams
 from tandem.workers.requests.model_info import ModelInfo
-from tandem.workers.requests.speech import Opening, Speech
+from tandem.workers.requests.speech import Heads, Opening, Speech
 
 T = TypeVar("T")
 
@@ -43,6 +43,8 @@ class Asked:
     max_tokens: int | None
     max_initial_timestamp: int | None
     vad: ServerVad | None = None  # how the recording is cut into chunks; None: it is not
+    logprobs: bool = False  # segments have those of their tokens
+    alignment_heads: Heads = ()  # those that words are timed by; none: no words are asked for
 
     @classmethod
     def of(cls, params: TranscriptionParams, info: ModelInfo, prompt_ids: tuple[int, ...]) -> Asked:
@@ -83,6 +85,8 @@ class Asked:
             max_tokens=params.max_tokens,
             max_initial_timestamp=max_initial,
             vad=params.vad,
+            logprobs=params.logprobs,
+            alignment_heads=_alignment_heads(params, info.name, speech),
         )
         asked._check(info)
         return asked
@@ -101,6 +105,8 @@ class Asked:
         self.opening(timestamps=True)
         if self.segments and self.speech.no_timestamps_id is None:
             raise InvalidRequest(f"{info.name!r} has no times", field="timestamps")
+        if self.logprobs and self.num_beams is not None and self.num_beams > 1:
+            raise InvalidRequest(f"are not of beams, and there are {self.num_beams}", field="logprobs")
         if self.prompt_each and not self.condition:
             raise InvalidRequest(
                 'is "all-segments" only where condition_on_prev_tokens is true', field="prompt_condition_type"
@@ -109,6 +115,37 @@ class Asked:
             raise InvalidRequest("needs a logprob_threshold", field="no_speech_threshold")
         if self.prompt_ids and self.speech.before_id is None:
             raise InvalidRequest(f"{info.name!r} takes none", field="prompt")
+
+
+def _alignment_heads(params: TranscriptionParams, name: str, speech: Speech) -> Heads:
+    """Raises InvalidRequest where the model's configuration names none that it has."""
+    if params.timestamps != "word":
+        return ()
+    layers, heads = speech.decoder_heads
+    named = speech.alignment_heads
+    if params.semantics == "openai" and named is None:  # as `Whisper.__init__` of openai-whisper
+        named = tuple((layer, head) for layer in range(layers // 2, layers) for head in range(heads))
+    if not named:
+        raise InvalidRequest(
+            f"{name!r} cannot tell the times of words: its generation_config.json has no alignment_heads; "
+            "copy those of the model that it was made from, or ask for segments, or for the semantics of "
+            "openai-whisper, which guesses",
+            field="timestamps",
+        )
+    if speech.median_filter_width < 1 or speech.median_filter_width % 2 == 0:
+        raise InvalidRequest(
+            f"{name!r} cannot tell the times of words: median_filter_width of its config.json is "
+            f"{speech.median_filter_width}, which must be odd",
+            field="timestamps",
+        )
+    for layer, head in named:
+        if not (0 <= layer < layers and 0 <= head < heads):
+            raise InvalidRequest(
+                f"{name!r} cannot tell the times of words: alignment_heads of its generation_config.json has "
+                f"head {head} of layer {layer}, its decoder has {layers} layers of {heads} heads",
+                field="timestamps",
+            )
+    return named
 
 
 def _given(value: T | None, default: T) -> T:

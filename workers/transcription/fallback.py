@@ -21,6 +21,8 @@ class Attempt(NamedTuple):
     ids_ratio: float  # how well its ids are compressed, EOS included
     text_ratio: float  # how well its text is
     no_speech_prob: float
+    ended: bool = True  # by EOS
+    logprobs: list[float] | None = None  # of token_ids, where they were asked for
 
 
 class Verdict(NamedTuple):
@@ -47,6 +49,8 @@ def attempt_of(
         ids_ratio=ids_ratio(ids, windows.vocab_size),
         text_ratio=text_ratio(text(text_ids).strip()),
         no_speech_prob=answer.no_speech_prob,
+        ended=len(text_ids) < len(ids),
+        logprobs=answer.logprobs[said:] or None,
     )
 
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from tandem.transcription import Transcription, TranscriptionSegment
+from tandem.transcription import Transcription, TranscriptionMode, TranscriptionSegment
 from tandem.workers.request import Delta, EngineRequest
 from tandem.workers.requests.detokenizer import Vocabulary
 from tandem.workers.requests.media.spectrogram import Spectrogram
@@ -23,8 +23,9 @@ from tandem.workers.transcription.chunks import Chunk
 from tandem.workers.transcription.fallback import Attempt, attempt_of, judged
 from tandem.workers.transcription.history import history_of
 from tandem.workers.transcription.said import Said, text_of
-from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S, split
+from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S, Split, split
 from tandem.workers.transcription.window_requests import Start, WindowRequests
+from tandem.workers.transcription.word_times import TimedWindow, Window, word_times_of
 
 
 @dataclass(slots=True)
@@ -39,11 +40,13 @@ class WindowCounts:
 
 Asking = Generator[list[EngineRequest], list[WindowAnswer], None]
 Trying = Generator[list[EngineRequest], list[WindowAnswer], tuple[Attempt, bool]]
+Timing = Generator[list[EngineRequest], list[WindowAnswer], TimedWindow]
 
 
 class Transcriber(Protocol):
     """`start` it, and `push` the deltas of its requests until it is `done`."""
 
+    mode: ClassVar[TranscriptionMode]
     segments: list[TranscriptionSegment]  # so far; those that are there stay
     counts: WindowCounts
 
@@ -87,6 +90,8 @@ class SequentialTranscriber:
     for a batch of one, or of openai-whisper's `transcribe`: see `TranscriptionParams`.
     """
 
+    mode: ClassVar[TranscriptionMode] = "sequential"
+
     def __init__(
         self, asked: Asked, recording: Spectrogram, windows: WindowRequests, vocabulary: Vocabulary,
         seed: int | None, chunk: Chunk | None = None, language_id: int | None = None,
@@ -108,6 +113,7 @@ class SequentialTranscriber:
         if language_id is not None:
             self._opening = opened(self._opening, language_id)
         self._history = history_of(asked, windows.most_before)
+        self._words = word_times_of(asked, recording, self._chunk, windows, vocabulary)
         self.done = False
         self._flow = self._run()
         self._answers = WindowAnswers([])  # of the requests that are generated now
@@ -143,7 +149,7 @@ class SequentialTranscriber:
             segments=self.final_segments,
             encoder_tokens=self.counts.windows * self._windows.positions,
             generated_tokens=self.counts.tokens,
-            mode="sequential",
+            mode=self.mode,
         )
 
     def _wait_for(self, go_on: Callable[[], list[EngineRequest]]) -> list[EngineRequest]:
@@ -168,12 +174,14 @@ class SequentialTranscriber:
                 self._history.left_out(attempt.temperature)
                 self._seek += frames
                 continue
-            pieces, advance = split(
-                attempt.token_ids, self._seek, frames, asked.first_time_id, openai=asked.openai
-            )
-            kept = []
-            for piece in pieces:
+            parts = split(attempt.token_ids, self._seek, frames, asked.first_time_id, openai=asked.openai)
+            timed = None
+            if self._words is not None:
+                parts, timed = yield from self._timed(attempt, parts, frames)
+            kept, at = [], 0
+            for number, piece in enumerate(parts.pieces):
                 text = self._text(piece.token_ids)
+                first, at = at, at + len(piece.token_ids)
                 if asked.openai and (piece.start_s == piece.end_s or not text.strip()):
                     continue
                 kept.append(piece.token_ids)
@@ -190,11 +198,13 @@ class SequentialTranscriber:
                         avg_logprob=attempt.avg_logprob,
                         compression_ratio=attempt.text_ratio,
                         no_speech_prob=attempt.no_speech_prob,
+                        logprobs=attempt.logprobs and attempt.logprobs[first:at],
+                        words=None if timed is None else timed[number],
                     )
                 )
             self._history.extend(kept, attempt.temperature)
             # Tokens without the rules of times may say that nothing is done: the loop goes on all the same.
-            self._seek += advance or frames
+            self._seek += parts.advance or frames
 
     def _decode(self, frames: int) -> Trying:
         """Decodes the next window, at one temperature after another; returns the last attempt, and whether it
@@ -220,6 +230,18 @@ class SequentialTranscriber:
                 break
             self.counts.refused += 1
         return attempt, silent
+
+    def _timed(self, attempt: Attempt, parts: Split, frames: int) -> Timing:
+        """The window's segments and their words, timed by one more request."""
+        assert self._words is not None
+        start = [*self._history.before(), self._windows.start_id, *(ids[0] for ids in self._opening)]
+        language = language_of(self._asked.speech, self._opening)
+        window = Window(self._seek, frames, start, attempt.token_ids, attempt.ended, language, parts)
+        if (reading := self._words.reading(window)) is None:
+            return self._words.timed(window, WindowAnswer())
+        encoder = self._windows.encoder_input(self._recording, self._seek, self._seek + frames)
+        (answer,) = yield [self._windows.alignment(encoder, *reading)]
+        return self._words.timed(window, answer)
 
     def _best(self, answers: Sequence[WindowAnswer], said: int, temperature: float) -> Attempt:
         """The likeliest of several samples, a token. said: tokens before the text."""

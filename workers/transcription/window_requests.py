@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from tandem.errors import InvalidRequest
 from tandem.params import BeamSearchParams, Params, SamplingParams
-from tandem.workers.request import Decoding, EncoderInput, EngineRequest, TimestampRules
+from tandem.workers.request import Alignment, Decoding, EncoderInput, EngineRequest, TimestampRules
 from tandem.workers.requests.decoding import DEFAULT_MAX_TOKENS, decoding_of
 from tandem.workers.requests.media.spectrogram import Spectrogram
 from tandem.workers.requests.model_info import ModelInfo
@@ -40,9 +40,10 @@ class WindowRequests:
         assert info.front is not None
         assert info.decoder_start_id is not None
         self._asked, self._info, self._front = asked, info, info.front
-        self._start_id, self._positions = info.decoder_start_id, positions
+        self._positions = positions
         self._recording_key, self._next_id = recording_key, next_id
         self.frames = self._front.features[1]  # of a window
+        self.start_id = info.decoder_start_id
         self.positions = self._front.positions  # of a window's encoder input
         self.eos_ids, self.vocab_size = info.eos_ids, info.vocab_size
         self.text_end = min(info.eos_ids)  # text has ids below
@@ -75,6 +76,8 @@ class WindowRequests:
             )
         if self._max_length is not None and own.max_new_tokens is None:
             self._max_length = min(self._max_length + min(self.most_before, start), self._positions)
+        if self._asked.openai and self._asked.alignment_heads:
+            room -= 2  # they are read again after another start, with EOS, before words are timed
         if self._asked.max_tokens is not None:
             return min(self._asked.max_tokens, room)
         if self._asked.openai:
@@ -88,14 +91,14 @@ class WindowRequests:
         languages = next(ids for ids in opening if len(ids) > 1)
         decoding = self._decoding(SamplingParams(temperature=0, max_tokens=1), 1)
         decoding = replace(decoding, opening_ids=(languages,))
-        return self._request(encoder, [self._start_id], decoding)
+        return self._request(encoder, [self.start_id], decoding)
 
     def requests(
         self, encoder: EncoderInput, start: Start, temperature: float, most: int, seeds: Sequence[int]
     ) -> list[EngineRequest]:
         """One for each of the seeds. most: tokens to generate, without what of the opening is generated."""
         known = list(takewhile(lambda ids: len(ids) == 1, start.opening))
-        prefix = [*start.before, self._start_id, *(ids[0] for ids in known), *start.said]
+        prefix = [*start.before, self.start_id, *(ids[0] for ids in known), *start.said]
         rest = start.opening[len(known) :]
         decoding = self._decoding(self._params(temperature, most), len(prefix))
         speech = self._asked.speech
@@ -119,9 +122,19 @@ class WindowRequests:
             opening_ids=rest,
             max_tokens=most + len(rest),
             sum_logprobs=True,
+            logprobs=0 if self._asked.logprobs else None,
             probe=probe,
         )
         return [self._request(encoder, prefix, replace(decoding, seed=seed)) for seed in seeds]
+
+    def alignment(
+        self, encoder: EncoderInput, prefix: Sequence[int], ids: Sequence[int], how: Alignment
+    ) -> EngineRequest:
+        """Reads these ids after a prefix, and tells where each position attends to and how likely each id is
+        among those of text."""
+        decoding = self._decoding(SamplingParams(temperature=0, max_tokens=len(ids)), len(prefix))
+        decoding = replace(decoding, alignment=how, score_below=self.text_end)
+        return replace(self._request(encoder, prefix, decoding), target_ids=tuple(ids))
 
     def _params(self, temperature: float, most: int) -> Params:
         asked = self._asked

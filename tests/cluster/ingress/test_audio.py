@@ -15,9 +15,10 @@ from audio_files import wav
 from fake_service import connected, make_service
 from local_router import LocalRouter
 from openai import AsyncOpenAI, BadRequestError, RateLimitError
-from whisper import RATE, make_whisper, sound
+from voices import voices
+from whisper import EOS, RATE, make_whisper, sound
 
-from tandem import LLM, Transcription, Unavailable
+from tandem import LLM, ServerVad, Transcription, Unavailable
 from tandem.cluster.ingress.service import Service
 from tandem.limits import Limits
 from tandem.transcription import TranscriptionOptions
@@ -66,7 +67,8 @@ async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def openai(http: httpx.AsyncClient) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url="http://tandem/v1", api_key="none", http_client=http, max_retries=0)
+    client: Any = http  # a client of httpx, for openai may have a successor of it
+    return AsyncOpenAI(base_url="http://tandem/v1", api_key="none", http_client=client, max_retries=0)
 
 
 def form(**more: Any) -> dict[str, Any]:
@@ -116,6 +118,29 @@ async def test_a_stream(openai: AsyncOpenAI, spoken: Transcription) -> None:
         assert [(one.id, one.start, one.text) for one in segments] == expected
 
 
+async def test_logprobs(openai: AsyncOpenAI, llm: LLM, spoken: Transcription) -> None:
+    """Of all that is said, times left out; those of a stream add up to them."""
+    asked: TranscriptionOptions = {**ASKED, "logprobs": True}
+    segments = llm.transcribe(FILE, **asked).segments
+    assert [one.token_ids for one in segments] == [one.token_ids for one in spoken.segments]
+    assert all(len(one.logprobs or ()) == len(one.token_ids) for one in segments)
+    expected = [
+        logprob
+        for one in segments
+        for token_id, logprob in zip(one.token_ids, one.logprobs or (), strict=True)
+        if token_id < EOS
+    ]
+    include: Any = ["logprobs"]
+    answer = await openai.audio.transcriptions.create(**form(include=include))
+    found = answer.logprobs or []
+    assert [one.logprob for one in found] == pytest.approx(expected)
+    assert "".join(one.token or "" for one in found).strip() == spoken.text
+    stream = await openai.audio.transcriptions.create(**form(include=include, stream=True))
+    events = [event async for event in stream]
+    parts = [one for event in events[:-1] for one in event.logprobs or ()]
+    assert [one.logprob for one in parts] == pytest.approx(expected)
+
+
 async def test_translations(openai: AsyncOpenAI, llm: LLM) -> None:
     answer = await openai.audio.translations.create(
         model="tiny", file=("speech.wav", FILE), extra_body={"temperature": "[0.0]", "language": "en"}
@@ -133,18 +158,44 @@ async def test_a_prompt_and_what_openai_does_not_have(openai: AsyncOpenAI, llm: 
     assert answer.text == llm.transcribe(FILE, **asked).text
 
 
-async def test_chunks(openai: AsyncOpenAI, llm: LLM) -> None:
-    """OpenAI's client sends an object as fields of its own."""
-    vad: Any = {"type": "server_vad", "threshold": 0.4, "silence_duration_ms": 300}
-    for chunking in ("auto", vad):
-        asked: TranscriptionOptions = {**ASKED, "chunking_strategy": chunking}
-        answer = await openai.audio.transcriptions.create(**form(chunking_strategy=chunking))
-        assert answer.text == llm.transcribe(FILE, **asked).text
+@pytest.mark.parametrize(
+    ("strategy", "vad"),
+    [
+        ("auto", ServerVad()),
+        (
+            {"type": "server_vad", "threshold": 0.4, "prefix_padding_ms": 50, "silence_duration_ms": 100},
+            ServerVad(threshold=0.4, prefix_padding_ms=50, silence_duration_ms=100),
+        ),
+    ],
+)
+async def test_chunks_between_silences(openai: AsyncOpenAI, llm: LLM, strategy: Any, vad: ServerVad) -> None:
+    """As OpenAI's client says them, whole and in a stream; and as JSON."""
+    file = wav(voices([(0.2, 0.8), (1.4, 1.9), (2.5, 3.1)], SECONDS), RATE)
+    asked: TranscriptionOptions = {**ASKED, "chunking_strategy": vad}
+    expected = llm.transcribe(file, **asked)
+    assert expected.mode == "chunked"
+    assert expected.text != llm.transcribe(file, **ASKED).text
+    more = {"file": ("speech.wav", file), "chunking_strategy": strategy}
+    verbose = await openai.audio.transcriptions.create(**form(response_format="verbose_json", **more))
+    assert [one.tokens for one in verbose.segments] == [one.token_ids for one in expected.segments]
+    events = [event async for event in await openai.audio.transcriptions.create(**form(stream=True, **more))]
+    deltas = [event.delta for event in events if event.type == "transcript.text.delta"]
+    assert "".join(deltas) == expected.text
+    text = strategy if strategy == "auto" else json.dumps(strategy)
+    more = {"temperature": "[0.0]", "chunking_strategy": text}
+    answer = await openai.audio.transcriptions.create(**form(file=("speech.wav", file), extra_body=more))
+    assert answer.text == expected.text
 
 
 @pytest.mark.parametrize(
     ("more", "param"),
     [
+        ({"chunking_strategy": {"type": "semantic_vad"}}, "chunking_strategy.type"),
+        ({"extra_body": {"chunking_strategy": "{nothing"}}, "chunking_strategy"),
+        (
+            {"extra_body": {"chunking_strategy": "auto", "condition_on_prev_tokens": "true"}},
+            "condition_on_prev_tokens",
+        ),
         ({"response_format": "pdf"}, "response_format"),
         ({"response_format": "diarized_json"}, "response_format"),
         ({"response_format": "srt", "stream": True}, "response_format"),
@@ -163,6 +214,9 @@ async def test_chunks(openai: AsyncOpenAI, llm: LLM) -> None:
         ({"extra_body": {"timeout_s": "0"}}, "timeout_s"),
         ({"chunking_strategy": "never"}, "chunking_strategy"),
         ({"chunking_strategy": {"type": "server_vad", "threshold": 7}}, "chunking_strategy.threshold"),
+        ({"include": ["logprobs"], "response_format": "text"}, "include[]"),
+        ({"include": ["colours"]}, "include[]"),
+        ({"include": ["logprobs"], "extra_body": {"num_beams": "2"}}, "include[]"),
         ({"known_speaker_names": ["Ann"]}, "known_speaker_names"),
         ({"file": ("speech.wav", b"")}, "file"),
         ({"file": ("speech.wav", b"no audio at all")}, "file"),

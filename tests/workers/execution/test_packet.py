@@ -12,6 +12,7 @@ from simulator import EOS, Job, Simulator
 
 from tandem.kernels.values import EARLIER, LENGTH, RUN, SOURCE
 from tandem.workers.execution.packet import (
+    ANY_ID,
     BEAM,
     CLOSE,
     ENCODE_HERE,
@@ -24,7 +25,7 @@ from tandem.workers.execution.packet import (
     Rows,
     Table,
 )
-from tandem.workers.request import EncoderInput
+from tandem.workers.request import Alignment, EncoderInput
 from tandem.workers.scheduling.pages import PagePool
 from tandem.workers.scheduling.plan import ON_DEVICE, DraftOutcome, StepPlan, StepResult
 from tandem.workers.scheduling.resources import Resources
@@ -182,8 +183,8 @@ def test_targets_follow_the_last_positions_of_their_row() -> None:
         [16, 4, 0, 0, SINGLE, 0],
     ]
     assert [packet.targets.values.tolist() for packet in packets] == [
-        [[13 + at, token, NO_TOP] for at, token in enumerate(target[:3])],
-        [[at, token, NO_TOP] for at, token in enumerate(target[3:])],
+        [[13 + at, token, NO_TOP, ANY_ID] for at, token in enumerate(target[:3])],
+        [[at, token, NO_TOP, ANY_ID] for at, token in enumerate(target[3:])],
     ]
     assert packets[1].row_tokens.tolist() == list(target[2:6])
 
@@ -196,7 +197,7 @@ def test_a_prompts_tokens_are_scored_up_to_its_last() -> None:
     arrive(ours, job, (11, 1))
     packet = there_and_back(Packet.of(ours.plan(0.0)))
     assert packet.targets.values.tolist() == [
-        [1 + at, token, 0] for at, token in enumerate(job.prefix_ids[1:])
+        [1 + at, token, 0, ANY_ID] for at, token in enumerate(job.prefix_ids[1:])
     ]
     assert packet.rows.samples.tolist() == [1, 1]
 
@@ -215,7 +216,7 @@ def test_columns_are_views_by_name() -> None:
 def test_an_empty_step() -> None:
     empty = there_and_back(Packet.of(StepPlan()))
     assert [values_of(getattr(empty, part.name)).shape for part in fields(Packet)] == [
-        (0, 4), (0,), (0,), (0, 3), (0, 7), (0,), (0,), (0, 3), (0, 2), (0,), (0, 2), (0,),
+        (0, 4), (0,), (0,), (0, 3), (0, 7), (0,), (0,), (0, 4), (0, 9), (0,), (0, 2), (0,), (0, 2), (0,),
     ]  # fmt: skip
 
 
@@ -264,3 +265,20 @@ def test_every_step_of_busy_traffic_comes_back_the_same(overlapped: tuple[int, .
     while simulator.lives:
         simulator.step(0.0)
     assert len(plans) > 40
+
+
+def test_what_is_aligned_has_an_item_in_every_step() -> None:
+    """The last row says so; the scores are among the ids below."""
+    ours = scheduler()
+    request = Job("a", 0, key=0, encoder_length=2, prefix=14, max_tokens=7, scored=True).request()
+    how = Alignment(
+        ((1, 3), (0, 2)), compared_from=2, first=3, stop=19, input_length=9, cropped=True, filter_width=7
+    )
+    decoding = replace(request.decoding, alignment=how, score_below=50)
+    ours.submit(replace(request, decoding=decoding, encoder=EncoderInput("key", (11, 1))), 0.0)
+    packets = [there_and_back(Packet.of(ours.plan(0.0))) for _ in range(2)]
+    assert [packet.alignments.values.tolist() for packet in packets] == [
+        [[0, last, 2, 3, 19, 9, 1, 7, 2]] for last in (0, 1)
+    ]
+    assert [packet.alignment_heads.tolist() for packet in packets] == [[1, 3, 0, 2]] * 2
+    assert {below for packet in packets for below in packet.targets.below.tolist()} == {50}

@@ -5,8 +5,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-# Languages that are written without spaces between words, as transformers and openai-whisper list them.
-UNSPACED = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 _INCOMPLETE = "\N{REPLACEMENT CHARACTER}"
 
 

@@ -25,9 +25,10 @@ from tandem.workers.transcription.answers import WindowAnswer, WindowAnswers
 from tandem.workers.transcription.asked import Asked
 from tandem.workers.transcription.fallback import Attempt, attempt_of, judged
 from tandem.workers.transcription.history import history_of
-from tandem.workers.transcription.live.agreement import UNSPACED, agreed
+from tandem.workers.transcription.live.agreement import agreed
 from tandem.workers.transcription.live.turns import Turn, Turns
 from tandem.workers.transcription.window_requests import Start, WindowRequests
+from tandem.workers.transcription.words import WITHOUT_SPACES
 
 _LONGEST: Final = 29 / 30  # of a window that a turn may take
 _LEAST_S: Final = 0.1  # of sound that is transcribed
@@ -141,7 +142,7 @@ class LiveTranscriber:
         if again or silent:  # it repeats itself, or nobody speaks: the next one will have heard more
             return
         ids = _words(attempt, windows)
-        count = agreed(self._last, ids, self._vocabulary.decode, spaced=self._language not in UNSPACED)
+        count = agreed(self._last, ids, self._vocabulary.decode, spaced=self._language not in WITHOUT_SPACES)
         grown = self._finalize(ids[:count])
         self._last = ids[count:]
         self.deltas.append(self._delta(grown, self._text(self._last)))

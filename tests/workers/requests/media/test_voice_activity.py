@@ -88,10 +88,10 @@ def test_nothing() -> None:
 
 
 def test_memory_does_not_grow() -> None:
-    """Ten minutes leave four bytes a frame, and on the way no more than some blocks."""
+    """Minutes leave four bytes a frame, and on the way no more than some blocks."""
 
     def parts() -> Iterator[Samples]:
-        for seed in range(600):
+        for seed in range(160):
             yield np.random.default_rng(seed).standard_normal(RATE).astype(np.float32)
 
     activity = VoiceActivity()
@@ -103,4 +103,4 @@ def test_memory_does_not_grow() -> None:
     finally:
         tracemalloc.stop()
     assert peak < 8 * 2**20
-    assert len(activity.probabilities) == 18_750
+    assert len(activity.probabilities) == 5_000
