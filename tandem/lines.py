@@ -15,7 +15,7 @@ from typing import Final
 
 from tandem.errors import InvalidRequest
 
-_MARKS: Final = {  # longer ones first: UTF-32's begins with UTF-16's
+MARKS: Final = {  # byte order marks; longer ones first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
@@ -35,7 +35,7 @@ def read_lines(file: Iterable[bytes]) -> Iterator[bytes]:
     first, second = next(lines, None), next(lines, None)
     if first is None:
         return
-    if name := next((name for mark, name in _MARKS.items() if first.startswith(mark)), None):
+    if name := next((name for mark, name in MARKS.items() if first.startswith(mark)), None):
         raise InvalidRequest(f"is {name}, not UTF-8; {_convert(name)}")
     if _NUL in first or (second is not None and second.startswith(_NUL)):
         raise InvalidRequest(has_nul())

@@ -80,6 +80,7 @@ class Answerer:
         self._audio_column, self._folder = audio_column, folder
         self._server: Server | None = None
         self._http: openai_lines.HttpServer | None = None
+        self._chunks = 0  # at work
         self._carried: dict[str, None] = {}  # names that no chunk has told yet
         self._free = asyncio.Semaphore(concurrency)
 
@@ -88,9 +89,16 @@ class Answerer:
         `tokens` of each answer, null where it is an error, the seconds of their recordings (`audio_s`), the
         `errors`, each after its line's number, and the names of what is `carried`."""
         (numbers,), (texts,) = chunk["numbers"].to_pylist(), chunk["texts"].to_pylist()
-        answers = await asyncio.gather(
-            *(self._answer(number, text) for number, text in zip(numbers, texts, strict=True))
-        )
+        self._chunks += 1
+        try:
+            answers = await asyncio.gather(
+                *(self._answer(number, text) for number, text in zip(numbers, texts, strict=True))
+            )
+        finally:
+            self._chunks -= 1
+            if not self._chunks and self._http is not None:  # nothing says which chunk is the last
+                http, self._http = self._http, None
+                await http.close()
         lines = "".join(map(records.line, answers)).encode()
         errors = [
             f"line {number}: {message}".encode(errors="backslashreplace")

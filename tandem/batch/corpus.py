@@ -173,7 +173,7 @@ def _resume(source: Path, out: IO[bytes]) -> int:
     if answered is None:
         raise InvalidRequest(f"has {done} lines, more than the input", field="output")
     number, text = answered
-    if identity(last, None) != identity(text, number):
+    if _answered(last, number) != identity(text, number):
         raise InvalidRequest(
             f"its line {done} does not answer line {number} of the input; remove it to start anew",
             field="output",
@@ -187,3 +187,12 @@ def identity(text: bytes, default: int | None) -> int | str | None:
         return records.identity(records.parse(text), default)
     except InvalidRequest:
         return default
+
+
+def _answered(line: bytes, number: int) -> int | str | None:
+    """Which line an answer's line is for: one whose `custom_id` is no id is known by its place alone."""
+    try:
+        values = records.parse(line)
+    except InvalidRequest:
+        return None
+    return records.identity(values, number if "custom_id" in values else None)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import binascii
 from collections.abc import Mapping
-from difflib import get_close_matches
 from functools import cache
 from pathlib import Path
 from typing import Any, Final, cast
@@ -33,15 +32,15 @@ def parameters(values: Mapping[str, Any]) -> TranscriptionOptions:
 
 def carried(values: Mapping[str, Any], column: str) -> dict[str, Any]:
     """A line's members that are no part of its request, such as a data set's text, for its answer to have:
-    under their names, or "input_text" and the like where answers have such a member themselves. What nearly
-    is a parameter's name is a misspelt parameter, and none of them."""
+    under their names, or "input_text" and the like where answers have such a member themselves. What is
+    a parameter's name but for one mistake is a misspelt parameter, and none of them."""
     kept = {name: value for name, value in values.items() if name not in (column, "id") and not _known(name)}
     return {_RENAMED * (name in _OF_ANSWERS) + name: value for name, value in kept.items()}
 
 
 @cache
 def _known(name: str) -> bool:
-    return name in _PARAMS or bool(get_close_matches(name, _PARAMS, 1, records.LIKENESS))
+    return name in _PARAMS or records.misspelt(name, _PARAMS)
 
 
 def request(values: Mapping[str, Any], column: str, defaults: Mapping[str, Any]) -> TranscriptionOptions:

@@ -145,7 +145,8 @@ def batch(
                 tqdm.write(error, file=sys.stderr)
 
         def copied(names: list[str]) -> None:
-            text = f"Copied to the answers, because they are no parameters: {', '.join(names)}"
+            shown = (f"{one} (not {like})" if (like := records.near(one)) else one for one in names)
+            text = f"Copied to the answers, because they are no parameters: {', '.join(shown)}"
             tqdm.write(text, file=sys.stderr)
 
         def answer(target: str | None, http: list[str]) -> batch.Summary:

@@ -231,8 +231,9 @@ class RequestBuilder:
                 f"{self.info.name!r} is decoder-only: it has no encoder whose states could be given",
                 field="model",
             )
-        if not 0 < len(prompts) <= self.limits.prompts:
-            raise InvalidRequest(f"1 to {self.limits.prompts} prompts, got {len(prompts)}", field="prompts")
+        most = self.limits.embeddings
+        if not 0 < len(prompts) <= most:
+            raise InvalidRequest(f"1 to {most} prompts, got {len(prompts)}", field="prompts")
         inputs = [
             self._embedded(prompt, number, len(prompts), checked) for number, prompt in enumerate(prompts)
         ]
