@@ -49,8 +49,8 @@ def started() -> Iterator[tuple[launch.RunningCluster, ServeConfig]]:
 
 @pytest.mark.parametrize(
     ("variant", "tensor_parallel_size"),
-    # Every T5 once, as a deployment takes a while: what ranks do is compared for all in the matrix. The last is
-    # colocated, as decoder-only models always are.
+    # Every T5 once, as a deployment takes a while: what ranks do is compared for all in the matrix. The last
+    # is colocated, as decoder-only models always are.
     [*zip(T5_VARIANTS, cycle((1, 2)), strict=False), ("gpt2", 1)],
 )
 def test_greedy(
