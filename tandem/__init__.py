@@ -40,12 +40,13 @@ if TYPE_CHECKING:
         TokenLogprobs,
     )
     from tandem.params import BeamSearchParams, SamplingParams
-    from tandem.pipelines import Pipeline, pipeline
+    from tandem.pipelines import Pipeline, SpeechPipeline, pipeline
     from tandem.transcription import (
         ServerVad,
         Transcription,
         TranscriptionDelta,
         TranscriptionParams,
+        TranscriptionProgress,
         TranscriptionSegment,
         TranscriptionWord,
     )
@@ -68,10 +69,10 @@ _WHERE = {
         "TokenLogprobs",
     ),
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
-    "tandem.pipelines": ("Pipeline", "pipeline"),
+    "tandem.pipelines": ("Pipeline", "SpeechPipeline", "pipeline"),
     "tandem.transcription": (
         "ServerVad", "Transcription", "TranscriptionDelta", "TranscriptionParams",
-        "TranscriptionSegment", "TranscriptionWord",
+        "TranscriptionProgress", "TranscriptionSegment", "TranscriptionWord",
     ),
 }  # fmt: skip
 _MODULE_OF = {name: module for module, names in _WHERE.items() for name in names}
@@ -101,6 +102,7 @@ __all__ = [
     "SamplingParams",
     "ScoreOutput",
     "ServerVad",
+    "SpeechPipeline",
     "TandemError",
     "TargetScore",
     "TextDelta",
@@ -110,6 +112,7 @@ __all__ = [
     "Transcription",
     "TranscriptionDelta",
     "TranscriptionParams",
+    "TranscriptionProgress",
     "TranscriptionSegment",
     "TranscriptionWord",
     "Unavailable",

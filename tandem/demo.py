@@ -64,7 +64,8 @@ def _many(console: Console, client: Client) -> None:
 def _stream(console: Console, client: Client) -> None:
     console.print(f"gRPC, streamed: {STREAMED!r}", highlight=False)
     for piece in client.stream(STREAMED, SamplingParams(temperature=0)):
-        console.print(f"[green]{piece.text}[/green]", end="│" if piece.finish_reason is None else "\n")
+        end = "│" if piece.finish_reason is None else "\n"
+        console.print(piece.text, style="green", end=end, markup=False, emoji=False)
     console.print()
 
 

@@ -11,15 +11,21 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.footprint import Footprint
 from tandem.workers.models.model_folder import read_json, resolve
+from tandem.workers.models.spec import ModelSpec
 from tandem.workers.requests.defaults import SET_BY
 from tandem.workers.requests.generation_settings import generation_config, own_layers, sound
+from tandem.workers.requests.media.audio import CONFIG
 from tandem.workers.requests.model_info import ModelInfo
+from tandem.workers.requests.speech import Speech, english_name
 
 # A default's names in the files, where they are not its own.
 _CALLED: Final = {"temperature": ("do_sample", "temperature")} | {
     ours: (name,) for name, ours in SET_BY.items()
 }
 _BUILT_IN: Final = "Tandem"
+# transformers' feature extractor's, where its file says none.
+_CHUNK_LENGTH_S: Final = 30
+_SAMPLING_RATE: Final = 16_000
 
 
 def describe(
@@ -51,6 +57,7 @@ def describe(
         "spec": dataclasses.asdict(spec),
         "defaults": _defaults(folder, info, overrides or {}),
         "tasks": {name: dict(task.settings) for name, task in info.tasks.items()},
+        "speech": None if info.speech is None else _speech(folder, info.speech, spec),
         "memory": {
             **dataclasses.asdict(footprint),
             "kv_cache": footprint.kv_cache,
@@ -59,6 +66,31 @@ def describe(
                 "output_tokens": outputs,
                 "sequences": footprint.sequences(inputs, outputs),
             },
+        },
+    }
+
+
+def _speech(folder: Path, speech: Speech, spec: ModelSpec) -> dict[str, Any]:
+    """What a speech model hears, and how it transcribes where a request says nothing: transformers' way."""
+    front = spec.encoder and spec.encoder.front
+    extractor = read_json(folder, CONFIG)
+    return {
+        "languages": {code: english_name(code) for code in speech.languages or ("en",)},
+        "tasks": sorted(speech.tasks) or ["transcribe"],
+        "timestamps": speech.no_timestamps_id is not None,
+        "word_times": speech.alignment_heads is not None,
+        "prompts": speech.before_id is not None,
+        "window_s": extractor.get("chunk_length", _CHUNK_LENGTH_S),
+        "mel_bins": front.features[0] if front else None,
+        "sampling_rate": extractor.get("sampling_rate", _SAMPLING_RATE),
+        "defaults": {
+            "language": speech.language,
+            "task": speech.task,
+            "condition_on_prev_tokens": speech.condition_on_prev_tokens,
+            "compression_ratio_threshold": speech.compression_ratio_threshold,
+            "logprob_threshold": speech.logprob_threshold,
+            "no_speech_threshold": speech.no_speech_threshold,
+            "max_initial_timestamp": speech.max_initial_timestamp,
         },
     }
 

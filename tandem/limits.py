@@ -14,7 +14,8 @@ class Limits:
 
     message_bytes: int = 4 * 2**20  # one gRPC message or HTTP body, its media not counted
     body_s: float = 30.0  # for an HTTP body to arrive
-    prompts: int = 256  # prompts in one HTTP request
+    prompts: int = 256  # prompts in one HTTP request, and inputs that are encoded for embeddings at a time
+    embeddings: int = 2048  # inputs of one request for embeddings; OpenAI's limit
     segments: int = 2**17  # lines or sentences of one request's texts to translate
     n: int = 64  # samples of one prompt
     targets: int = 256  # to be scored for one prompt
@@ -42,7 +43,7 @@ class Limits:
     # One prompt's answers have n x max_tokens x (1 + logprobs) values, of up to 16 bytes each on the wire. An
     # answer that gRPC refuses to send, beyond `transport_bytes`, would be generated for nothing.
     answer_values: int = 2**20
-    embedding_values: int = 2**20  # numbers of one call's embeddings, each of 4 bytes in gRPC
+    embedding_values: int = 2**21  # numbers of one call's embeddings, each of 4 bytes in gRPC
     request_id_chars: int = 128
     timeout_s: float = 600.0  # longest and default time a request may take
     priority: int = 10  # greatest magnitude, either sign

@@ -10,43 +10,55 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Final
 
 from tandem.errors import InvalidRequest
 
-_MARKS: Final = {  # longer ones first: UTF-32's begins with UTF-16's
+MARKS: Final = {  # byte order marks; longer ones first: UTF-32's begins with UTF-16's
     codecs.BOM_UTF32_LE: "UTF-32",
     codecs.BOM_UTF32_BE: "UTF-32",
     codecs.BOM_UTF16_LE: "UTF-16",
     codecs.BOM_UTF16_BE: "UTF-16",
 }
+_NUL: Final = b"\0"
 _LINE_END: Final = re.compile(r"\r\n|[\n\r\v\f\x1c-\x1e\x85\u2028\u2029]")  # those of str.splitlines
 
 
 def read_lines(file: Iterable[bytes]) -> Iterator[bytes]:
     """The lines of a binary file, without their ends and without the byte order mark of the first.
 
-    Raises InvalidRequest where the file begins as one in another encoding.
+    Raises InvalidRequest where the file begins as one in another encoding. The second line says it, too:
+    UTF-16's line feeds have a NUL after them, or before.
     """
-    for number, line in enumerate(file):
-        if number == 0:
-            if name := next((name for mark, name in _MARKS.items() if line.startswith(mark)), None):
-                raise InvalidRequest(f"is {name}, not UTF-8; {_convert(name)}")
-            if b"\0" in line:
-                raise InvalidRequest(f"line 1 has NUL bytes, as UTF-16 has; {_convert('UTF-16LE')}")
-            line = line.removeprefix(codecs.BOM_UTF8)
+    lines = iter(file)
+    first, second = next(lines, None), next(lines, None)
+    if first is None:
+        return
+    if name := next((name for mark, name in MARKS.items() if first.startswith(mark)), None):
+        raise InvalidRequest(f"is {name}, not UTF-8; {_convert(name)}")
+    if _NUL in first or (second is not None and second.startswith(_NUL)):
+        raise InvalidRequest(has_nul())
+    for line in chain([first.removeprefix(codecs.BOM_UTF8)], [] if second is None else [second], lines):
         yield line.removesuffix(b"\n").removesuffix(b"\r")
 
 
-def read_text_lines(file: Iterable[bytes]) -> list[str]:
-    """The lines of a binary file as texts. Raises InvalidRequest, naming the line, where one is not UTF-8."""
-    texts = []
-    for number, line in enumerate(read_lines(file), 1):
+def read_text_lines(file: Iterable[bytes]) -> Iterator[str | InvalidRequest]:
+    """The lines of a binary file as texts; in the place of one that is not UTF-8, or has NUL bytes, what is
+    wrong with it. Raises InvalidRequest as `read_lines`."""
+    for line in read_lines(file):
+        if _NUL in line:
+            yield InvalidRequest(has_nul())
+            continue
         try:
-            texts.append(line.decode())
+            yield line.decode()
         except UnicodeDecodeError as error:
-            raise InvalidRequest(f"line {number}, {not_utf8(line, error)}") from None
-    return texts
+            yield InvalidRequest(not_utf8(line, error))
+
+
+def has_nul() -> str:
+    """What is wrong with a file or a line that has NUL bytes, and what to do."""
+    return f"has NUL bytes, as UTF-16 has; {_convert('UTF-16LE')}"
 
 
 def not_utf8(line: bytes, error: UnicodeDecodeError) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,12 @@ from tandem.inputs import Audio, Prompt, SingletonPrompt, TaskOptions, recording
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import EmbeddingOutput, RequestOutput, ScoreOutput, TextDelta
 from tandem.params import Params, Pooling, for_each
-from tandem.transcription import Transcription, TranscriptionOptions, TranscriptionParams
+from tandem.transcription import (
+    Transcription,
+    TranscriptionOptions,
+    TranscriptionParams,
+    TranscriptionProgress,
+)
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.engine import Engine
@@ -40,7 +45,8 @@ from tandem.workers.requests.segmentation import Document, Split
 from tandem.workers.requests.tokenizer import read_tokenizers
 from tandem.workers.shared_engine import SharedEngine
 from tandem.workers.transcription.builder import TranscriptionBuilder
-from tandem.workers.transcription.local import transcribe_all
+from tandem.workers.transcription.local import Refused, transcribe_all
+from tandem.workers.transcription.transcriber import Transcriber
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -382,11 +388,40 @@ class LLM:
             ) as progress,
             closing(transcribe_all(self._engine, begins, self._most_recordings)) as steps,
         ):
-            for number, transcriber in steps:
-                if transcriber.done:
-                    answers[number] = transcriber.transcription()
+            for step in steps:
+                if isinstance(step, Refused):
+                    raise step.error
+                if step.transcriber.done:
+                    answers[step.number] = step.transcriber.transcription()
                     progress.update()
         return [answers[number] for number in range(len(each))] if isinstance(audio, list) else answers[0]
+
+    def transcribe_each(
+        self, audio: Iterable[Audio], **asked: Unpack[TranscriptionOptions]
+    ) -> Generator[TranscriptionProgress, None, None]:
+        """Transcribes recordings as `transcribe` does, and says at each step of one how far that is.
+
+        A recording is taken from `audio`, and read where it is a path, shortly before its turn, so that there
+        may be any number. One that cannot be decoded has its error for an answer, and the others go on.
+        Closing the iterator ends what is under way.
+
+        Raises InvalidRequest at the first step, naming the field, for what no recording can be asked.
+        """
+        params, builder = TranscriptionParams(**asked), self._transcription_builder
+        how = builder.check(params)
+
+        def begin(one: Audio) -> Transcriber:
+            return builder.begin(recording(one, "audio"), "audio", how, params.seed)
+
+        begins = (partial(begin, one) for one in audio)
+        with closing(transcribe_all(self._engine, begins, self._most_recordings)) as steps:
+            for step in steps:
+                if isinstance(step, Refused):
+                    yield TranscriptionProgress(step.number, 0.0, 0.0, [], step.error)
+                    continue
+                number, one = step
+                answer = one.transcription() if one.done else None
+                yield TranscriptionProgress(number, one.seek_s, one.duration_s, one.segments, answer)
 
     @property
     def info(self) -> ModelInfo:

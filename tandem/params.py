@@ -164,8 +164,8 @@ class SamplingParams(DecodingParams):
 
     def __init__(self, **values: Any) -> None:
         stop = values.get("stop")
-        if isinstance(stop, str):  # one stop text may be given bare
-            values["stop"] = [stop]
+        if isinstance(stop, str):  # one stop text may be given bare; "" is none
+            values["stop"] = [stop] if stop else []
         elif stop is None:
             values.pop("stop", None)
         super().__init__(**values)

@@ -19,6 +19,10 @@ _GREATEST = 100.0
 _LONGEST_MS = 60_000
 
 
+# Windows one after another, or chunks between silences.
+TranscriptionMode = Literal["sequential", "chunked"]
+
+
 class ServerVad(BaseModel):
     """How a recording is cut at silences, which a voice activity model finds. The fields are OpenAI's, of
     `chunking_strategy`.
@@ -124,6 +128,9 @@ class TranscriptionParams(BaseModel):
         description="Most tokens of a window, within what its decoder holds.",
     )
     seed: int | None = Field(None, ge=0, lt=2**63, description="The same seed draws the same samples.")
+    logprobs: bool = Field(
+        False, description="Segments have the log-probabilities of their tokens. Not with beams."
+    )
     chunking_strategy: Literal["auto"] | ServerVad | None = Field(
         None,
         description="The recording is cut at silences into chunks, which are transcribed independently and "
@@ -192,6 +199,7 @@ class TranscriptionOptions(TypedDict, total=False):
     best_of: int | None
     max_tokens: int | None
     seed: int | None
+    logprobs: bool
     chunking_strategy: Literal["auto"] | ServerVad | None
     semantics: Literal["transformers", "openai"]
 
@@ -222,6 +230,8 @@ class TranscriptionSegment:
     compression_ratio: float  # of the window's text: bytes over compressed bytes
     no_speech_prob: float  # of the window
     words: list[TranscriptionWord] | None = None  # None: they were not asked for
+    # One for each of token_ids, under the model's own distribution. None: they were not asked for.
+    logprobs: list[float] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,7 +242,7 @@ class Transcription:
     language: str  # code, said or detected; "" where no speech is found to detect it from
     duration_s: float  # of the recording
     segments: list[TranscriptionSegment]  # none where no timestamps were asked for
-    mode: Literal["sequential", "chunked"]  # windows one after another, or chunks between silences
+    mode: TranscriptionMode
     encoder_tokens: int  # positions of the windows that were decoded
     generated_tokens: int  # all answers to windows together, those that were refused included
 
@@ -245,3 +255,14 @@ class TranscriptionDelta:
     segments: list[TranscriptionSegment]  # none where no timestamps were asked for
     done_s: float  # up to where the recording is transcribed
     transcription: Transcription | None = None  # the whole answer, with the last delta
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptionProgress:
+    """How far one of several recordings is."""
+
+    number: int  # the recording's: 0, 1, …
+    done_s: float  # up to where it is transcribed
+    duration_s: float  # of the recording
+    segments: list[TranscriptionSegment]  # so far; there are some where no timestamps were asked for, too
+    answer: Transcription | InvalidRequest | None  # with the last of its steps; an error where it is refused

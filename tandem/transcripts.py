@@ -36,11 +36,26 @@ def srt(transcription: Transcription) -> str:
 
 
 def vtt(transcription: Transcription) -> str:
-    """WebVTT. Raises InvalidRequest where there are no times."""
+    """WebVTT, each word with its time where words were asked for. Raises InvalidRequest where there are no
+    times."""
     return "WEBVTT\n\n" + "".join(
-        f"{_clock(one.start_s, '.')} --> {_clock(one.end_s, '.')}\n{_cue(one.text)}\n\n"
+        f"{_clock(one.start_s, '.')} --> {_clock(one.end_s, '.')}\n{_timed_words(one)}\n\n"
         for one in _timed(transcription)
     )
+
+
+def _timed_words(segment: TranscriptionSegment) -> str:
+    """A cue's text. The times within it grow, and are within the cue's, as WebVTT wants it."""
+    if not segment.words:
+        return _cue(segment.text)
+    parts: list[str] = []
+    last_s = segment.start_s
+    for one in segment.words:
+        if last_s < one.start_s < segment.end_s:
+            parts.append(f"<{_clock(one.start_s, '.')}>")
+            last_s = one.start_s
+        parts.append(f"<c>{one.word if parts else one.word.lstrip()}</c>")
+    return _cue("".join(parts))
 
 
 def verbose(transcription: Transcription, *, task: str, language: str) -> dict[str, Any]:
@@ -55,9 +70,32 @@ def verbose(transcription: Transcription, *, task: str, language: str) -> dict[s
         "language": language,
         "duration": transcription.duration_s,
         "text": transcription.text,
+        "mode": transcription.mode,
         "segments": [verbose_segment(segment) for segment in transcription.segments],
         **({"words": [_verbose_word(word) for word in words]} if asked else {}),
     }
+
+
+def plain(transcription: Transcription) -> dict[str, Any]:
+    """A transcription's own members. Its segments are OpenAI's, with the words that were asked for, as
+    openai-whisper writes them."""
+    return {
+        "text": transcription.text,
+        "language": transcription.language,
+        "duration": transcription.duration_s,
+        "mode": transcription.mode,
+        "segments": [_plain_segment(segment) for segment in transcription.segments],
+    }
+
+
+def _plain_segment(segment: TranscriptionSegment) -> dict[str, Any]:
+    if segment.words is None:
+        return verbose_segment(segment)
+    words = [
+        {"word": one.word, "start": one.start_s, "end": one.end_s, "probability": one.probability}
+        for one in segment.words
+    ]
+    return verbose_segment(segment) | {"words": words}
 
 
 def _verbose_word(word: TranscriptionWord) -> dict[str, Any]:
@@ -81,20 +119,11 @@ def verbose_segment(segment: TranscriptionSegment) -> dict[str, Any]:
 
 
 def _json(transcription: Transcription) -> str:
-    return _line(_plain(transcription))
+    return _line(plain(transcription))
 
 
 def _jsonl(transcription: Transcription) -> str:
-    return "".join(_line(verbose_segment(segment)) for segment in transcription.segments)
-
-
-def _plain(transcription: Transcription) -> dict[str, Any]:
-    return {
-        "text": transcription.text,
-        "language": transcription.language,
-        "duration": transcription.duration_s,
-        "segments": [verbose_segment(segment) for segment in transcription.segments],
-    }
+    return "".join(_line(_plain_segment(segment)) for segment in transcription.segments)
 
 
 def _line(value: object) -> str:

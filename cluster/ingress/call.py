@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
-from typing import Final, TypeVar, Unpack
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar, Unpack
 
 from tandem.cluster.ingress.metrics import Observation
 from tandem.cluster.ingress.metrics import Protocol as WireProtocol
@@ -24,6 +25,9 @@ from tandem.workers.requests.scoring import score_output
 from tandem.workers.requests.segmentation import Document, Split
 from tandem.workers.transcription.builder import PreparedLive, PreparedTranscription
 from tandem.workers.transcription.transcriber import Transcriber
+
+if TYPE_CHECKING:
+    import torch
 
 P = TypeVar("P")
 T = TypeVar("T")
@@ -103,12 +107,15 @@ class Call:
         return prepared
 
     async def embed(self, prepared: PreparedEmbedding) -> list[EmbeddingOutput]:
-        """The prompts' hidden states, pooled as they are asked for."""
-        states = await self._service.hidden_states(prepared.requests)
+        """The prompts' hidden states, pooled as they are asked for. Those of some prompts at a time are held,
+        which are larger than what they become."""
+        outputs: list[EmbeddingOutput] = []
+        size = self._service.config.limits.prompts
+        for first in range(0, len(prepared.requests), size):
+            states = await self._service.hidden_states(prepared.requests[first : first + size])
+            outputs += await self._service.in_thread(partial(_pooled, prepared, states))
         self._observation.accepted(prepared.encoder_tokens)
-        return await self._service.in_thread(
-            lambda: [embedding_output(prepared.request_id, one, prepared.pooling) for one in states]
-        )
+        return outputs
 
     async def prepare_transcription(
         self, media: Media, params: TranscriptionParams, field: str, **options: Unpack[CallOptions]
@@ -270,6 +277,10 @@ class Call:
                     empty = False
                 self._observation.grew(first + piece.prompt, delta.index, len(delta.token_ids))
                 yield piece
+
+
+def _pooled(prepared: PreparedEmbedding, states: Sequence[torch.Tensor]) -> list[EmbeddingOutput]:
+    return [embedding_output(prepared.request_id, one, prepared.pooling) for one in states]
 
 
 def _each(prompts: Sequence[P], work: Callable[[P], T]) -> list[T]:

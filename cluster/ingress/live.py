@@ -83,7 +83,8 @@ class Live:
                         await self._take(prepared, reader, one)
                     if ended and not waiting:
                         ended = False
-                        await self._in_thread(lambda: (live.feed(reader.rest()), live.end()))
+                        await self._in_thread(lambda: live.feed(reader.rest()))
+                        live.end()
                     pump.send(await self._in_thread(live.due), self._limits.timeout_s)
                     while live.deltas:
                         yield live.deltas.popleft()

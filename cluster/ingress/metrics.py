@@ -19,6 +19,7 @@ from prometheus_client.registry import Collector
 
 from tandem.cluster.router.router import RouterStats
 from tandem.errors import TandemError, status_of
+from tandem.transcription import TranscriptionMode
 from tandem.workers.transcription.transcriber import Transcriber
 
 logger = logging.getLogger(__name__)
@@ -72,7 +73,12 @@ class Metrics:
             "Time a whole transcription took, from the request's arrival, over its recording's.",
             _REAL_TIME,
         )
-        self.windows = counter("transcription_windows", "Windows of recordings that were decoded.")
+        self._windows = Counter(
+            "tandem_transcription_windows",
+            "Windows of recordings that were decoded, by the way that is taken through a recording.",
+            (*_LABELS, "mode"),
+            registry=self.registry,
+        )
         self.silent_windows = counter(
             "transcription_silent_windows", "Windows left out, as nobody speaks there."
         )
@@ -91,6 +97,9 @@ class Metrics:
 
     def ended(self, protocol: Protocol, method: str, status: str) -> None:
         self._ended.labels(*self._labels, protocol, method, status).inc()
+
+    def windows(self, mode: TranscriptionMode, count: int) -> None:
+        self._windows.labels(*self._labels, mode).inc(count)
 
     def text(self) -> bytes:
         """The registry in Prometheus' text format."""
@@ -128,7 +137,7 @@ class Observation:
         """Counts a transcription that has ended, or has been given up."""
         metrics, counts = self._metrics, transcriber.counts
         metrics.audio_seconds.inc(transcriber.seek_s)
-        metrics.windows.inc(counts.windows)
+        metrics.windows(transcriber.mode, counts.windows)
         metrics.silent_windows.inc(counts.silent)
         metrics.refused_answers.inc(counts.refused)
         metrics.generated_tokens.inc(counts.tokens)

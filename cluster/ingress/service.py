@@ -40,7 +40,6 @@ _TOKENIZER_THREADS: Final = 2
 # which is what a thread costs.
 _SHORT: Final = 1024  # characters
 _UNSENT: Final = 16  # deltas of a call with several samples that may wait for a slow client
-_UNREAD_S: Final = 10.0  # beyond a call's deadline, for its client to read what there is
 
 
 class Router(Workers, Protocol):

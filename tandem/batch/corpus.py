@@ -16,44 +16,96 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from tandem.batch import records
+from tandem.audio_files import files_in, is_recording
+from tandem.batch import recordings, records
 from tandem.errors import InvalidRequest
 from tandem.lines import read_lines
 
 _COMPRESSIONS: Final = (".gz", ".bz2", ".zst", ".lz4")
+_ROWS_OF_BYTES: Final = 16  # read at once, of tables that hold files
 _KINDS: Final = (".jsonl", *(f".jsonl{compression}" for compression in _COMPRESSIONS), ".parquet")
 
 
 def files(source: Path) -> list[Path]:
-    """The files that `source` stands for, sorted: itself, those of a folder, or those a pattern matches.
+    """The files that `source` stands for, sorted: itself, those of a folder, or those a pattern matches. A
+    folder without lines stands for its recordings and those of the folders in it.
 
     Raises InvalidRequest where there is none.
     """
     if source.is_dir():
         found = sorted(path for path in source.iterdir() if path.name.endswith(_KINDS))
+        found = found or files_in(source).recordings
     elif source.exists() or not glob.has_magic(str(source)):
         return [source]
     else:
         found = sorted(map(Path, glob.glob(str(source), recursive=True)))
     if not found:
-        raise InvalidRequest(f"no {' or '.join(_KINDS)} in {source}", field="input")
+        raise InvalidRequest(f"no {' or '.join(_KINDS)} and no recording in {source}", field="input")
     return found
+
+
+def are_recordings(source: Path) -> bool:
+    """Whether all the files are."""
+    return all(map(is_recording, files(source)))
+
+
+def count(source: Path) -> int:
+    """How many `lines` there are."""
+    return sum(_row_count(path, _folder(source)) for path in files(source))
 
 
 def lines(source: Path) -> Iterator[tuple[int, bytes]]:
     """The lines that hold something, with their numbers, from 1 on through all files.
 
-    A row of a Parquet file is a line, too: its columns are an object's members.
+    A row of a Parquet file is a line, too: its columns are an object's members. So is a recording: its
+    members are "audio", its path, and "id", its path within the folder that was named.
     """
-    number = 0
+    number, folder = 0, _folder(source)
     for path in files(source):
-        try:
-            for text in _rows(path) if path.name.endswith(".parquet") else _lines(path):
+        with _read(path, folder) as texts:
+            for text in texts:
                 number += 1
                 if text.strip():
                     yield number, text
-        except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
-            raise InvalidRequest(f"cannot be read: {error}", field="input") from None
+
+
+@contextmanager
+def _read(path: Path, folder: Path) -> Iterator[Iterator[bytes]]:
+    try:
+        if path.name.endswith(".parquet"):
+            yield _rows(path)
+        elif is_recording(path):
+            values = {"id": path.relative_to(folder).as_posix(), recordings.COLUMN: str(path)}
+            yield iter([json.dumps(values).encode()])
+        else:
+            yield _lines(path)
+    except (OSError, ValueError) as error:  # pyarrow's errors are one or the other
+        raise _unreadable(path, error) from None
+
+
+def _unreadable(path: Path, error: OSError | ValueError) -> InvalidRequest:
+    """Which file of several cannot be read, and why."""
+    why = (isinstance(error, OSError) and error.strerror) or error
+    return InvalidRequest(f"cannot be read: {path}: {why}", field="input")
+
+
+def _folder(source: Path) -> Path:
+    """The folder that a path or a pattern begins with."""
+    named = next(path for path in (source, *source.parents) if not glob.has_magic(str(path)))
+    return named if named.is_dir() else named.parent
+
+
+def _row_count(path: Path, folder: Path) -> int:
+    """Those of a table without a look at them, which may be gigabytes of recordings."""
+    if path.name.endswith(".parquet"):
+        import pyarrow.parquet as pq
+
+        try:
+            return int(pq.read_metadata(path).num_rows)
+        except (OSError, ValueError) as error:
+            raise _unreadable(path, error) from None
+    with _read(path, folder) as texts:
+        return sum(1 for text in texts if text.strip())
 
 
 def _lines(path: Path) -> Iterator[bytes]:
@@ -71,10 +123,11 @@ def _rows(path: Path) -> Iterator[bytes]:
     import pyarrow.parquet as pq
 
     with pq.ParquetFile(path) as file:
-        for batch in file.iter_batches():
+        of_bytes = any("binary" in str(field.type) for field in file.schema_arrow)
+        for batch in file.iter_batches(_ROWS_OF_BYTES) if of_bytes else file.iter_batches():
             for row in batch.to_pylist():
                 # A row has every column of the file; those it makes no use of are null.
-                values = {name: value for name, value in row.items() if value is not None}
+                values = {name: recordings.encoded(value) for name, value in row.items() if value is not None}
                 yield json.dumps(values, default=str).encode()
 
 
@@ -100,7 +153,7 @@ def answers(source: Path, sink: Path) -> Iterator[tuple[IO[bytes], int]]:
 
 def remaining(source: Path, sink: Path) -> int:
     """How many lines of `source` are not answered in `sink` yet. Raises InvalidRequest as `answers`."""
-    total = sum(1 for _ in lines(source))
+    total = count(source)
     with answers(source, sink) as (_, done):
         return total - done
 
@@ -120,7 +173,7 @@ def _resume(source: Path, out: IO[bytes]) -> int:
     if answered is None:
         raise InvalidRequest(f"has {done} lines, more than the input", field="output")
     number, text = answered
-    if identity(last, None) != identity(text, number):
+    if _answered(last, number) != identity(text, number):
         raise InvalidRequest(
             f"its line {done} does not answer line {number} of the input; remove it to start anew",
             field="output",
@@ -134,3 +187,12 @@ def identity(text: bytes, default: int | None) -> int | str | None:
         return records.identity(records.parse(text), default)
     except InvalidRequest:
         return default
+
+
+def _answered(line: bytes, number: int) -> int | str | None:
+    """Which line an answer's line is for: one whose `custom_id` is no id is known by its place alone."""
+    try:
+        values = records.parse(line)
+    except InvalidRequest:
+        return None
+    return records.identity(values, number if "custom_id" in values else None)

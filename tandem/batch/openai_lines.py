@@ -99,14 +99,19 @@ def _line(
 
 
 class HttpServer:
-    """A server's HTTP API. Made and used in one event loop."""
+    """A server's HTTP API. Made, used and closed in one event loop."""
 
     def __init__(self, urls: Sequence[str]) -> None:
-        """`urls`: of its replicas, "http://host:port" each."""
+        """`urls`: of its replicas, "http://host:port" each, with or without the "/v1" that OpenAI's clients
+        are given."""
         import aiohttp
 
-        self._urls = itertools.cycle(url.rstrip("/") for url in urls)
-        self._session = aiohttp.ClientSession()
+        self._urls = itertools.cycle(url.rstrip("/").removesuffix("/v1") for url in urls)
+        # Who posts bounds its requests, and none waits for a connection in its own time.
+        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+
+    async def close(self) -> None:
+        await self._session.close()
 
     async def post(self, url: str, body: Mapping[str, Any], timeout_s: float) -> Response:
         """Raises Unavailable, Overloaded, DeadlineExceeded and InternalError, which may go better another

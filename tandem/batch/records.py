@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from difflib import get_close_matches
@@ -26,7 +27,13 @@ _NOT_PARAMS: Final = frozenset({*_PROMPTS, *_OPTIONS, "decoder_prompt", "id"})
 _KNOWN: Final = frozenset(
     {*_NOT_PARAMS, *SamplingParams.model_fields, *BeamSearchParams.model_fields, *GENERATE, *COMPLETION}
 )
-_LIKENESS: Final = 0.75  # difflib's, of a misspelt name: top_q and top_k
+# What a misspelt name may be meant for. Data sets have prompts and suffixes in many columns.
+_MEANT: Final = _KNOWN - {*_PROMPTS, "id", "task", "suffix"}
+_LONG: Final = 6  # letters, from which on one that differs is a mistake and no other name
+_LONG_WRITTEN: Final = 4  # the same of other capitals and dashes
+_MISTAKEN: Final = frozenset({"top_q", "beam_size", "num_beam_groups", "diversity_penalty", "penalty_alpha"})
+_COLUMNS: Final = frozenset({"logprob"})  # of data sets, although one letter makes it a parameter
+_LIKENESS: Final = 0.75  # difflib's, from which on a column's name is shown with the parameter's
 _OF_ANSWERS: Final = frozenset({"outputs", "error"})
 
 
@@ -67,7 +74,7 @@ def identity(values: Mapping[str, Any], default: int | None) -> int | str | None
 
 def carried(values: Mapping[str, Any]) -> dict[str, Any]:
     """A line's members that are no part of its request, such as a data set's label, for its answer to have.
-    What nearly is a parameter's name is a misspelt parameter, and none of them.
+    What is a parameter's name but for one mistake is a misspelt parameter, and none of them.
 
     Raises InvalidRequest for a name that answers have themselves.
     """
@@ -76,9 +83,42 @@ def carried(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if not _is_parameter(name)}
 
 
+def near(name: str) -> str | None:
+    """The parameter whose name is like a member's that is carried."""
+    return next(iter(get_close_matches(name, _KNOWN, 1, _LIKENESS)), None)
+
+
 @cache
 def _is_parameter(name: str) -> bool:
-    return name in _KNOWN or bool(get_close_matches(name, _KNOWN, 1, _LIKENESS))
+    if name in _KNOWN or name in _MISTAKEN:
+        return True
+    return name not in _COLUMNS and misspelt(name, _MEANT)
+
+
+def misspelt(name: str, names: Iterable[str]) -> bool:
+    """Whether a name is one of these but for a mistake: other capitals or dashes (maxTokens), one letter
+    more, less or other, or two that changed places."""
+    plain = _plain(name)
+    return any(
+        (plain == _plain(meant) and len(meant) >= _LONG_WRITTEN)
+        or (min(len(name), len(meant)) >= _LONG and _one_mistake(name, meant))
+        for meant in names
+    )
+
+
+def _plain(name: str) -> str:
+    return re.sub("[-_ ]", "", name).casefold()
+
+
+def _one_mistake(name: str, other: str) -> bool:
+    """Whether two different names are an edit of one letter, or a swap of two, apart."""
+    if abs(len(name) - len(other)) > 1:
+        return False
+    pairs = enumerate(zip(name, other, strict=False))
+    start = next((at for at, (one, two) in pairs if one != two), min(len(name), len(other)))
+    rest, wanted = name[start:], other[start:]
+    swapped = rest[1::-1] + rest[2:]
+    return wanted in (rest[1:], swapped) or rest == wanted[1:] or rest[1:] == wanted[1:]
 
 
 def request(

@@ -32,6 +32,7 @@ from tandem.cli.options import (
 if TYPE_CHECKING:
     from tandem.client import AsyncClient
 
+_RECORDINGS: Final = 32  # at the cluster at a time, each a file in memory
 _NAMED: Final = 20  # lines with errors that are named; there may be millions
 
 
@@ -42,7 +43,7 @@ def batch(
         typer.Argument(
             metavar="IN.jsonl",
             help="Requests, a JSON object a line. A folder or a quoted pattern stands for its files, in "
-            "the order of their names. They may be compressed (.jsonl.gz) or Parquet.",
+            "the order of their names. They may be compressed (.jsonl.gz) or Parquet, or recordings.",
         ),
     ],
     sink: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Where the answers go.")],
@@ -58,7 +59,19 @@ def batch(
     param: ParamsOption = None,
     max_tokens: MaxTokensOption = None,
     truncate: TruncateOption = False,
-    concurrency: Annotated[int, typer.Option(min=1, help="Requests sent ahead of their answers.")] = 256,
+    audio_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Transcribe the recordings that this member of each line, or column, names or holds.",
+            show_default=False,
+        ),
+    ] = None,
+    concurrency: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Requests sent ahead of their answers.", show_default="256, of recordings 32"
+        ),
+    ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds an answer may take.")] = 600,
     model: ModelOption = "quickstart",
     placement: PlacementOption = Placement.colocated,
@@ -86,6 +99,12 @@ def batch(
       {"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {…
       {"id": "batch_req_…", "custom_id": "a", "response": {"status_code": 200, …
 
+    Recordings are transcribed, as tandem transcribe does: a folder of them, or
+    the column --audio-column of paths (from here on) or of files' bytes:
+
+      {"audio": "talks/a.mp3", "language": "en", "speaker": 7}
+      {"id": 1, "audio": "talks/a.mp3", "speaker": 7, "text": "…", "segments": …
+
     Lines with errors are named on standard error, too, and the exit status
     is 1 then.
 
@@ -93,24 +112,29 @@ def batch(
 
       tandem batch in.jsonl out.jsonl --model google/flan-t5-xl --decoders 8
       tandem batch in.jsonl out.jsonl --server localhost:9000 -p temperature=0
+      tandem batch talks/ out.jsonl --model openai/whisper-base -p language=en
+      tandem batch data.parquet out.jsonl --audio-column audio --model ./whisper
     """
     with errors_shown(), _ends_at_sigterm():
         from tandem.batch import records
-        from tandem.batch.corpus import remaining
+        from tandem.batch import run as batch
+        from tandem.batch.corpus import are_recordings, remaining
 
         defaults: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
         defaults |= {"truncate_prompt_tokens": -1} if truncate else {}
         defaults |= records.assignments(param or [])
         # Before a cluster is started for nothing.
-        records.parameters(defaults)
-        records.options(defaults)
+        of_recordings = audio_column is not None or are_recordings(source)
+        batch.check_defaults(defaults, of_recordings=of_recordings)
+        over_http = server is not None and server.startswith(("http://", "https://"))
+        if of_recordings and over_http:
+            raise typer.BadParameter("recordings need the gRPC endpoint, host:port", param_hint="--server")
         if not remaining(source, sink):
-            err.print(f"Every line of {source} is answered in {sink}.", highlight=False)
+            err.print(f"Every line of {source} is answered in {sink}.")
             return
 
         # Ray warns on stderr about every actor that can be restarted, as Ray Data's can.
         os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-        from tandem.batch import run as batch
         from tandem.batch.openai_lines import HttpServer
         from tandem.cluster import launch, start
 
@@ -121,7 +145,8 @@ def batch(
                 tqdm.write(error, file=sys.stderr)
 
         def copied(names: list[str]) -> None:
-            text = f"Copied to the answers, because they are no parameters: {', '.join(names)}"
+            shown = (f"{one} (not {like})" if (like := records.near(one)) else one for one in names)
+            text = f"Copied to the answers, because they are no parameters: {', '.join(shown)}"
             tqdm.write(text, file=sys.stderr)
 
         def answer(target: str | None, http: list[str]) -> batch.Summary:
@@ -132,24 +157,23 @@ def batch(
                 connect_http=partial(HttpServer, http) if http else None,
                 connections=cluster.ingress_replicas,
                 defaults=defaults,
-                concurrency=concurrency,
+                audio_column=audio_column,
+                concurrency=concurrency or (_RECORDINGS if of_recordings else batch.CONCURRENCY),
                 timeout_s=timeout,
                 on_error=name,
                 on_carried=copied,
             )
             if done.refused > _NAMED:
-                err.print(f"{done.refused - _NAMED} more lines have errors: see {sink}.", highlight=False)
+                err.print(f"{done.refused - _NAMED} more lines have errors: see {sink}.")
             errors = f", {done.refused} errors" if done.refused else ""
-            err.print(f"{done.answered} answers, {done.tokens} tokens{errors}.", highlight=False)
+            audio = f", {done.audio_s:.0f} s of audio" if of_recordings else ""
+            err.print(f"{done.answered} answers{audio}, {done.tokens} tokens{errors}.")
             return done
 
         try:
             if server is not None:
                 with start.ray_alone(cluster.address):
-                    if server.startswith(("http://", "https://")):
-                        done = answer(None, [server])
-                    else:
-                        done = answer(server, [])
+                    done = answer(None, [server]) if over_http else answer(server, [])
                 raise typer.Exit(1 if done.refused else 0)
             http_port, grpc_port = start.free_ports("127.0.0.1", 2)
             config = cluster.config(

@@ -34,9 +34,9 @@ def compose(
         made = put_together(encoder, decoder, out, seed=seed)
     print(made.folder)
     if made.two_tokenizers:
-        err.print("The decoder has a tokenizer of its own, in decoder_tokenizer/.", highlight=False)
+        err.print("The decoder has a tokenizer of its own, in decoder_tokenizer/.")
+    err.print("Fine-tune it before use:", style="yellow", end=" ")
     err.print(
-        f"[yellow]Fine-tune it before use:[/yellow] {len(made.new_weights)} weights of the cross-attention "
-        f"are random (seed {seed}), for neither model has them.",
-        highlight=False,
+        f"{len(made.new_weights)} weights of the cross-attention are random (seed {seed}), for neither model "
+        "has them."
     )

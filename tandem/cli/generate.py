@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, Annotated, Any, cast
+from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
 
@@ -25,7 +26,7 @@ from tandem.cli.options import (
     errors_shown,
     model_info,
 )
-from tandem.cli.texts import read_texts, write_answers, write_stream
+from tandem.cli.texts import Line, read_texts, write_answers, write_stream
 from tandem.errors import InvalidRequest, TandemError
 from tandem.inputs import RequestOptions, TaskOptions, task_options
 
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from tandem.workers.requests.segmentation import Document, Split
 
 _INPUTS = "lines of --file or of standard input"
+_COUNTED_AT_ONCE: Final = 32  # texts whose tokens a server is asked for
 
 
 def generate(
@@ -106,6 +108,7 @@ def translate(
     max_tokens: MaxTokensOption = None,
     param: ParamsOption = None,
     split: SplitOption = SplitAt.sentence,
+    truncate: TruncateOption = False,
     jsonl: JsonLinesOption = False,
 ) -> None:
     """Translate each TEXT; one translation a line, in order.
@@ -120,7 +123,8 @@ def translate(
     """
     with errors_shown():
         options = TaskOptions(source_language=source, target_language=to)
-        asked = _asked(model, server, {"max_tokens": max_tokens}, param, options, split=split.value)
+        given = {"max_tokens": max_tokens}
+        asked = _asked(model, server, given, param, options, truncate=truncate, split=split.value)
         _answer(read_texts(texts, file), asked, jsonl=jsonl)
 
 
@@ -191,16 +195,16 @@ def _asked(
     return _Asked(model, server, records.parameters(values), all_options, split)
 
 
-def _answer(texts: list[str], asked: _Asked, *, jsonl: bool) -> None:
+def _answer(texts: list[Line], asked: _Asked, *, jsonl: bool) -> None:
     """Prints the answers. A blank line has a blank one, so that the lines of both sides correspond."""
     keywords: dict[str, Any] = {**asked.options}
     generate: Callable[..., Sequence[RequestOutput | TandemError]]
     if asked.server is not None:
         from tandem.client import Client
 
-        with Client(asked.server) as client:
+        with Client(asked.server) as client, ThreadPoolExecutor(_COUNTED_AT_ONCE) as pool:
             generate = partial(client.generate_each, params=asked.params, use_tqdm=True, **keywords)
-            answers = _answers(texts, _segmenting(client, asked), generate, asked.samples)
+            answers = _answers(texts, _segmenting(client, asked, pool), generate, asked.samples)
     else:
         from tandem.llm import LLM
 
@@ -212,25 +216,40 @@ def _answer(texts: list[str], asked: _Asked, *, jsonl: bool) -> None:
 
 
 def _answers(
-    texts: list[str],
+    texts: list[Line],
     segment: Callable[[str], Document],
     generate: Callable[[list[str]], Sequence[RequestOutput | TandemError]],
     samples: int,
 ) -> list[RequestOutput | TandemError]:
     """Each text's answer, from those to its segments, or the first error of one."""
-    documents = [segment(text) for text in texts]
-    all_answers = iter(generate([part for document in documents for part in document.segments]))
+    documents = [_document(text, segment) for text in texts]
+    cut = [document for document in documents if not isinstance(document, InvalidRequest)]
+    all_answers = iter(generate([part for document in cut for part in document.segments]))
     answers: list[RequestOutput | TandemError] = []
     for text, document in zip(texts, documents, strict=True):
+        if isinstance(document, InvalidRequest):
+            answers.append(document)
+            continue
         own = list(islice(all_answers, len(document.segments)))
         outputs = [answer for answer in own if not isinstance(answer, TandemError)]
         failed = next((answer for answer in own if isinstance(answer, TandemError)), None)
-        answers.append(failed or document.output(text, outputs, samples))
+        answers.append(failed or document.output(str(text), outputs, samples))
     return answers
 
 
-def _segmenting(client: Client, asked: _Asked) -> Callable[[str], Document]:
-    """Cuts texts for a server's model, as the server would."""
+def _document(text: Line, segment: Callable[[str], Document]) -> Document | InvalidRequest:
+    if isinstance(text, InvalidRequest):
+        return text
+    try:
+        return segment(text)
+    except InvalidRequest as error:
+        return error
+
+
+def _segmenting(client: Client, asked: _Asked, pool: ThreadPoolExecutor) -> Callable[[str], Document]:
+    """Cuts texts for a server's model, as the server would. The tokens of a text's sentences are counted at
+    the same time."""
+    from tandem.workers.requests.languages import split_target
     from tandem.workers.requests.segmentation import Document, segment, within
 
     if asked.split == "none":
@@ -243,11 +262,25 @@ def _segmenting(client: Client, asked: _Asked) -> Callable[[str], Document]:
         except InvalidRequest:  # beyond the longest prompt
             return most + 1
 
-    language = asked.options.get("source_language")
-    return partial(segment, split=asked.split, language=language, fits=within(most, count), most=sys.maxsize)
+    def cut(text: str) -> Document:
+        chosen, text = split_target(text)
+        language = asked.options.get("source_language")
+        cut_by = partial(segment, text, asked.split, language=language, most=sys.maxsize)
+        sentences: list[str] = []  # whose tokens must be counted
+
+        def remember(sentence: str) -> int:
+            sentences.append(sentence)
+            return 0
+
+        cut_by(fits=within(most, remember))
+        counted = dict(zip(sentences, pool.map(count, sentences), strict=True))
+        found = cut_by(fits=within(most, lambda part: counted[part] if part in counted else count(part)))
+        return replace(found, segments=tuple(chosen + part for part in found.segments))
+
+    return cut
 
 
-def _stream(texts: list[str], asked: _Asked) -> None:
+def _stream(texts: list[Line], asked: _Asked) -> None:
     keywords: dict[str, Any] = {**asked.options}
     if asked.server is not None:
         from tandem.client import Client

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from tandem.errors import InvalidRequest, TandemError, renaming_fields
 
@@ -21,7 +22,8 @@ if TYPE_CHECKING:
     from tandem.cluster.config import ServeConfig
     from tandem.workers.requests.model_info import ModelInfo
 
-err = Console(stderr=True, soft_wrap=True)  # whole lines, which logs and `grep` want
+# Whole lines, which logs and `grep` want, as they are: what a user or a server said may look like markup.
+err = Console(stderr=True, soft_wrap=True, markup=False, emoji=False, highlight=False)
 
 ModelArgument = Annotated[
     str,
@@ -277,5 +279,10 @@ def errors_shown() -> Iterator[None]:
     try:
         yield
     except TandemError as error:
-        err.print(f"[red]{type(error).__name__}[/red] {error}", highlight=False)
+        show_error(error)
         raise typer.Exit(1) from None
+
+
+def show_error(error: TandemError, where: str = "") -> None:
+    """An error's line on standard error: where it is, such as "line 3: ", its class and what it says."""
+    err.print(Text.assemble(where, (type(error).__name__, "red"), f" {error}"))

@@ -44,6 +44,7 @@ def score(
       tandem score --model ./results --jsonl "Answer the question: …" "The capital of France is Paris."
     """
     from tandem.inputs import TaskOptions
+    from tandem.lines import one_line
 
     with errors_shown():
         options = TaskOptions(task=task, source_language=source_language, target_language=target_language)
@@ -59,7 +60,7 @@ def score(
             }
             print(json.dumps(values, ensure_ascii=False))
         else:
-            print(f"{target.loss:.6f}\t{text}")
+            print(f"{target.loss:.6f}\t{one_line(text)}")
 
 
 def _score(

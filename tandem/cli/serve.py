@@ -81,10 +81,10 @@ def serve(
         err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
         with launch.serve(config, address=cluster.address) as running:
             endpoints = running.endpoints()
-            err.print(f"[bold]{config.model_name}[/bold] is ready. Ctrl-C ends it.")
-            err.print(f"  gRPC  {', '.join(endpoints.grpc)}   tandem.v1.InferenceService", highlight=False)
+            err.print(f"{config.model_name} is ready. Ctrl-C ends it.", style="bold")
+            err.print(f"  gRPC  {', '.join(endpoints.grpc)}   tandem.v1.InferenceService")
             http = ", ".join(f"http://{where}" for where in endpoints.http)
-            err.print(f"  HTTP  {http}   /v1/completions /translate /health /metrics", highlight=False)
+            err.print(f"  HTTP  {http}   /v1/completions /translate /health /metrics")
             _wait_for_a_signal()
             err.print("Finishing running requests …", style="dim")
 

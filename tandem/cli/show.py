@@ -66,8 +66,15 @@ def show(
     if as_json:
         print(json.dumps(facts, indent=2, ensure_ascii=False))
         return
-    console = Console(markup=False)
-    for table in (_stacks(facts), _model(facts), _defaults(facts), _tasks(facts), _memory(facts)):
+    console = Console(markup=False, emoji=False)
+    for table in (
+        _stacks(facts),
+        _model(facts),
+        _defaults(facts),
+        _speech(facts),
+        _tasks(facts),
+        _memory(facts),
+    ):
         if table.row_count:
             console.print(table)
 
@@ -100,6 +107,24 @@ def _defaults(facts: dict[str, Any]) -> Table:
     table = _table("Decoding, where a request does not say", "", "", "from")
     for name, default in facts["defaults"].items():
         table.add_row(name, _value(default["value"]), default["from"])
+    return table
+
+
+def _speech(facts: dict[str, Any]) -> Table:
+    """What a speech model hears, and how it transcribes."""
+    table = _table("Speech", "", "")
+    if (speech := facts["speech"]) is None:
+        return table
+    languages = [f"{name} ({code})" for code, name in speech["languages"].items()]
+    table.add_row("languages", f"{len(languages)}: {', '.join(languages)}")
+    table.add_row("tasks", ", ".join(speech["tasks"]))
+    table.add_row("times", _value(speech["timestamps"]))
+    table.add_row("times of words", _value(speech["word_times"]))
+    table.add_row("prompts", _value(speech["prompts"]))
+    table.add_row("window", f"{speech['window_s']} s, {speech['mel_bins']} mel bins")
+    table.add_row("samples a second", str(speech["sampling_rate"]))
+    for name, value in speech["defaults"].items():
+        table.add_row(name, _value(value))
     return table
 
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import typer
 
-from tandem.cli.options import err
+from tandem.cli.options import err, show_error
 from tandem.errors import OF_ONE_REQUEST, InvalidRequest, TandemError
 from tandem.lines import one_line, read_text_lines
 
@@ -17,9 +17,15 @@ if TYPE_CHECKING:
     from tandem.outputs import RequestOutput, TextDelta
 
 
-def read_texts(arguments: Sequence[str] | None, file: Path | None) -> list[str]:
-    """The arguments, or the lines of a file or of standard input. Raises InvalidRequest, naming the line, for
-    one that is not UTF-8."""
+Line = str | InvalidRequest  # a text, or why a line is none
+
+# The fields of an error that is one text's own.
+_OF_A_TEXT: Final = frozenset({None, "prompt", "encoder_prompt"})
+
+
+def read_texts(arguments: Sequence[str] | None, file: Path | None) -> list[Line]:
+    """The arguments, or the lines of a file or of standard input. Raises InvalidRequest where the whole file
+    is in another encoding."""
     if arguments and file:
         raise typer.BadParameter("give arguments or a file, not both", param_hint="--file")
     if arguments:
@@ -35,31 +41,33 @@ def read_texts(arguments: Sequence[str] | None, file: Path | None) -> list[str]:
     return _lines(sys.stdin.buffer, "standard input")
 
 
-def _lines(file: Iterable[bytes], name: str) -> list[str]:
+def _lines(file: Iterable[bytes], name: str) -> list[Line]:
     try:
-        return read_text_lines(file)
+        return list(read_text_lines(file))
     except InvalidRequest as error:
         raise InvalidRequest(error.message, field=name) from None
 
 
 def write_answers(
-    texts: Sequence[str], answers: Iterable[RequestOutput | TandemError], *, samples: int, jsonl: bool
+    texts: Sequence[Line], answers: Iterable[RequestOutput | TandemError], *, samples: int, jsonl: bool
 ) -> None:
     """Prints the answers: each sample a line, in which line ends are spaces, or a line of JSON for each text.
 
     A text whose answer is an error has empty lines, or the error as JSON; the errors go to standard error.
-    Raises typer.Exit where there are any, and the error itself where it is everybody's.
+    Raises typer.Exit where there are any, and the error itself where no text but what is asked of all is at
+    fault.
     """
     from tandem.batch.records import answer, failure, line
 
     answers = list(answers)
     errors = {number: one for number, one in enumerate(answers, 1) if isinstance(one, TandemError)}
-    if len(errors) == len(texts) and len({str(error) for error in errors.values()}) == 1:
-        raise errors[1]
+    if (shared := _shared(texts, errors)) is not None:
+        raise shared
     for text, one in zip(texts, answers, strict=True):
         if jsonl:
             said = failure(one) if isinstance(one, TandemError) else answer(one)
-            sys.stdout.write(line({"prompt": text} | said))
+            prompt = None if isinstance(text, InvalidRequest) else text
+            sys.stdout.write(line({"prompt": prompt} | said))
         elif isinstance(one, TandemError):
             print("\n" * (samples - 1))
         else:
@@ -68,14 +76,26 @@ def write_answers(
     report(errors.items())
 
 
-def write_stream(texts: Sequence[str], stream: Callable[[str], Iterator[TextDelta]]) -> None:
-    """Prints the texts' answers as they grow, each in a line; a blank text has an empty one. Errors are
+def _shared(texts: Sequence[Line], errors: Mapping[int, TandemError]) -> TandemError | None:
+    """The error of the only text, or the same one of all that are asked, which says nothing of a text."""
+    from tandem.workers.requests.segmentation import is_blank
+
+    first = next(iter(errors.values()), None)
+    asked = sum(not isinstance(text, str) or not is_blank(text) for text in texts)
+    if first is None or len(errors) < asked or len({str(error) for error in errors.values()}) > 1:
+        return None
+    its_own = isinstance(first, OF_ONE_REQUEST) and first.field in _OF_A_TEXT
+    return None if its_own and len(texts) > 1 else first
+
+
+def write_stream(texts: Sequence[Line], stream: Callable[[str], Iterator[TextDelta]]) -> None:
+    """Prints the texts' answers as they grow, each in a line; a blank text is its own answer. Errors are
     reported as by `write_answers`."""
     errors: list[tuple[int, TandemError]] = []
     for number, text in enumerate(texts, 1):
         try:
-            for piece in stream(text) if text.strip() else ():
-                print(one_line(piece.text), end="", flush=True)
+            for piece in _pieces(text, stream):
+                print(one_line(piece), end="", flush=True)
         except OF_ONE_REQUEST as error:
             if len(texts) == 1:
                 raise
@@ -84,12 +104,23 @@ def write_stream(texts: Sequence[str], stream: Callable[[str], Iterator[TextDelt
     report(errors)
 
 
+def _pieces(text: Line, stream: Callable[[str], Iterator[TextDelta]]) -> Iterator[str]:
+    from tandem.workers.requests.segmentation import is_blank
+
+    if isinstance(text, InvalidRequest):
+        raise text
+    if is_blank(text):
+        yield text
+        return
+    for piece in stream(text):
+        yield piece.text
+
+
 def report(errors: Iterable[tuple[int, TandemError]]) -> None:
     """Names lines with their errors. Raises typer.Exit where there are any."""
     failed = False
     for number, error in errors:
         failed = True
-        err.print(f"line {number}: [red]{type(error).__name__}[/red]", end=" ", highlight=False)
-        err.print(str(error), highlight=False, markup=False)
+        show_error(error, f"line {number}: ")
     if failed:
         raise typer.Exit(1)

@@ -4,7 +4,7 @@ ingress alike."""
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable, Iterator
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import CALL_OPTIONS, CallOptions
@@ -39,7 +39,7 @@ def call_options_of(start: pb.LiveStart) -> CallOptions:
     options: dict[str, Any] = {**options_of(start.options)}
     for name in options.keys() - set(CALL_OPTIONS):
         raise InvalidRequest("does not go with live sound", field=f"start.options.{name}")
-    return CallOptions(**options)  # type: ignore[typeddict-item]
+    return cast(CallOptions, options)
 
 
 async def sound_of(messages: AsyncIterator[pb.TranscribeLiveRequest]) -> AsyncIterator[Sound]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import asdict
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import CALL_OPTIONS, CallOptions, Media
@@ -79,7 +79,7 @@ def call_options_of(request: pb.TranscribeRequest | pb.TranscribeStreamRequest) 
     options: dict[str, Any] = {**options_of(request.options)}
     for name in options.keys() - set(CALL_OPTIONS):
         raise InvalidRequest("does not go with a recording: see params", field=f"options.{name}")
-    return CallOptions(**options)  # type: ignore[typeddict-item]
+    return cast(CallOptions, options)
 
 
 def transcription_of(message: pb.Transcription) -> Transcription:
@@ -108,7 +108,11 @@ def _segment_of(message: pb.TranscriptionSegment) -> TranscriptionSegment:
     words = [
         TranscriptionWord(one.word, one.start_s, one.end_s, one.probability) for one in message.words.words
     ]
-    lists = {"token_ids": list(message.token_ids), "words": words if message.HasField("words") else None}
+    lists = {
+        "token_ids": list(message.token_ids),
+        "words": words if message.HasField("words") else None,
+        "logprobs": list(message.logprobs) or None,
+    }
     return TranscriptionSegment(**{**values, **lists})
 
 

@@ -22,8 +22,9 @@ BLOCKS = [
         r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
 ]
-# These start servers or test runs of their own: test_serve_command.py, test_serve_run.py and CI run them.
-NOT_HERE = ("make ", "tandem serve", "serve run")
+# These start servers or test runs of their own, or need a model that is not bundled: test_serve_command.py,
+# test_serve_run.py, test_transcribe_command.py and CI run them.
+NOT_HERE = ("make ", "tandem serve", "serve run", "tandem transcribe")
 
 
 def run(command: list[str], script: str, folder: Path) -> str:

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from batches import Server, in_process, read, write
 
+from tandem.batch import records
 from tandem.batch import run as batch
 
 
@@ -52,20 +53,10 @@ def test_columns_of_a_table_too(tmp_path: Path) -> None:
     assert told == [["split"]]
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "top_q",
-        "max_token",
-        "temprature",
-        "num_beam",
-        "do_sample",
-        "num_beam_groups",
-        "Seed",
-        "guided_json",
-        "echo",
-    ],
-)
+@pytest.mark.parametrize("name", [
+    "top_q", "max_token", "temprature", "tempreature", "num_beam", "do_sample", "num_beam_groups", "Seed",
+    "guided_json", "echo", "maxTokens", "topP", "top-k", "source_langage", "repitition_penalty", "beam_size",
+])  # fmt: skip
 def test_what_may_be_a_parameter_is_refused_by_name(files: tuple[Path, Path], name: str) -> None:
     write(files[0], {"prompt": "a", name: 1, "label": "kept"})
     told: list[list[str]] = []
@@ -73,6 +64,26 @@ def test_what_may_be_a_parameter_is_refused_by_name(files: tuple[Path, Path], na
     [answer] = read(files[1])
     assert answer["error"]["param"] == name
     assert answer["label"] == "kept"
+
+
+def test_columns_of_common_data_sets_are_carried_and_like_names_named(files: tuple[Path, Path]) -> None:
+    names = [
+        "prompt_id", "idx", "ids", "num_tokens", "n_tokens", "tokens", "token_ids", "source_lang",
+        "target_lang", "length", "task_type", "tasks", "seeds", "logprob", "top", "topic", "prompts",
+        "prompt_text", "response", "stop_reason", "input", "output", "answer", "language", "suffixes", "user",
+        "version", "ID", "N", "temp", "k",
+    ]  # fmt: skip
+    write(files[0], {"prompt": "a", **dict.fromkeys(names, 1)})
+    told: list[list[str]] = []
+    assert run(files, told) == batch.Summary(1, 0, 3)
+    [answer] = read(files[1])
+    assert {name: answer[name] for name in names} == dict.fromkeys(names, 1)
+    assert told == [names]
+    like = {name: records.near(name) for name in ("num_tokens", "source_lang", "seeds", "label", "topic")}
+    assert like == {
+        "num_tokens": "min_tokens", "source_lang": "source_language", "seeds": "seed", "label": None,
+        "topic": None,
+    }  # fmt: skip
 
 
 def test_names_of_answers_are_refused(files: tuple[Path, Path]) -> None:

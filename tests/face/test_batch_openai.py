@@ -9,9 +9,11 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any, ClassVar
 
+import aiohttp
 import pytest
 from batches import Server, in_process, output, read, write
 
+from tandem.batch import answerer
 from tandem.batch import run as batch
 from tandem.batch.openai_lines import HttpServer
 from tandem.errors import InvalidRequest
@@ -55,7 +57,7 @@ def files(tmp_path: Path) -> tuple[Path, Path]:
     return tmp_path / "in.jsonl", tmp_path / "out.jsonl"
 
 
-def line(custom_id: str, body: Any, url: str = "/v1/completions", **others: Any) -> dict[str, Any]:
+def line(custom_id: Any, body: Any, url: str = "/v1/completions", **others: Any) -> dict[str, Any]:
     return {"custom_id": custom_id, "method": "POST", "url": url, "body": body, **others}
 
 
@@ -110,10 +112,45 @@ def test_lines_of_both_kinds_and_a_run_that_goes_on(files: tuple[Path, Path], ur
         run(files, url, Server())
 
 
+@pytest.mark.parametrize("custom_id", [None, ["a"], 1.5, 5, ""])
+def test_a_run_goes_on_after_a_line_whose_custom_id_is_none(
+    files: tuple[Path, Path], url: str, custom_id: Any
+) -> None:
+    write(files[0], line(custom_id, {"prompt": "hi"}), line("b", {"prompt": "ho"}))
+    run(files, url)
+    whole = files[1].read_text()
+    files[1].write_text(whole.splitlines(keepends=True)[0])
+    assert run(files, url) == batch.Summary(1, 0, 3)
+    assert read(files[1])[1]["custom_id"] == "b"
+    files[1].write_text('{"something": "else"}\n')
+    with pytest.raises(InvalidRequest, match="does not answer line 1"):
+        run(files, url)
+
+
+def test_a_url_with_the_version_and_connections_that_are_closed(
+    files: tuple[Path, Path], url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made: list[aiohttp.ClientSession] = []
+    session = aiohttp.ClientSession
+
+    def remembered(**given: Any) -> aiohttp.ClientSession:
+        made.append(session(**given))
+        return made[-1]
+
+    monkeypatch.setattr(aiohttp, "ClientSession", remembered)
+    write(files[0], *(line(f"{n}", {"prompt": "hi"}) for n in range(20)))
+    for base in (f"{url}/v1", f"{url}/v1/", f"{url}/"):
+        files[1].unlink(missing_ok=True)
+        assert run(files, base).answered == 20
+    assert {path for path, _ in Handler.posts} == {"/v1/completions"}
+    assert len(made) == 6, "one for each chunk, where one is at work at a time"
+    assert all(one.closed for one in made)
+
+
 def test_a_server_that_is_full_or_gone_is_tried_again(
     files: tuple[Path, Path], url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(batch, "_FIRST_PAUSE_S", 0.01)
+    monkeypatch.setattr(answerer, "_FIRST_PAUSE_S", 0.01)
     Handler.statuses.extend([503, 429, 500, 200])
     write(files[0], line("a", {"prompt": "hi"}))
     assert run(files, url).answered == 1
@@ -133,7 +170,7 @@ def test_a_server_that_is_full_or_gone_is_tried_again(
         ({**line("a", {"prompt": "x"}), "method": "GET"}, "method"),
         (line("a", "x"), "body"),
         (line("a", {"prompt": "x", "stream": True}), "body.stream"),
-        (line(3, {"prompt": "x"}), "custom_id"),  # type: ignore[arg-type]
+        (line(3, {"prompt": "x"}), "custom_id"),
         ({"custom_id": "a"}, "url"),
     ],
 )

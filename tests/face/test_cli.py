@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import json
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -166,14 +169,48 @@ def test_lines_are_those_of_the_file(tmp_path: Path, quick: LLM, end: str, mark:
     assert tandem("generate", stdin=file.read_bytes()).stdout == "\n".join([*expected, ""])
 
 
-def test_files_that_are_not_utf_8_are_refused_before_anything_is_computed(tmp_path: Path) -> None:
+def test_files_in_other_encodings(tmp_path: Path, quick: LLM) -> None:
+    lines = [FRENCH + "I am tired.", "hé", FRENCH + "I am happy."]
+    stdin = "\n".join(lines).encode("latin-1")
+    tired, happy = (output.outputs[0].text for output in quick.generate([lines[0], lines[2]]))
+    said = "line 2: InvalidRequest byte 0xE9: not UTF-8; convert it, as by iconv -f LATIN1 -t UTF-8\n"
+    for more in ([], ["--stream"]):
+        result = tandem("generate", *more, stdin=stdin, code=1)
+        assert (result.stdout, result.stderr) == (f"{tired}\n\n{happy}\n", said)
+    answers = map(json.loads, tandem("generate", "--jsonl", stdin=stdin, code=1).stdout.splitlines())
+    assert [(one["prompt"], "error" in one) for one in answers] == [
+        (lines[0], False), (None, True), (lines[2], False),
+    ]  # fmt: skip
     file = tmp_path / "lines"
-    file.write_bytes("a\nb\nhé\n".encode("latin-1"))
-    said = "line 3, byte 0xE9: not UTF-8; convert it, as by iconv -f LATIN1 -t UTF-8"
-    assert f"--file: {said}" in tandem("generate", "--file", str(file), code=1).stderr
-    assert f"standard input: {said}" in tandem("generate", stdin=file.read_bytes(), code=1).stderr
     file.write_bytes("hé".encode("utf-16"))
     assert "--file: is UTF-16, not UTF-8" in tandem("translate", "--file", str(file), code=1).stderr
+    assert "standard input: is UTF-16" in tandem("generate", stdin=file.read_bytes(), code=1).stderr
+
+
+def test_what_is_said_may_look_like_markup() -> None:
+    folder = "./models/[v2][/x]:smile:"
+    for verb in ("generate", "summarize", "score"):
+        said = tandem(verb, "--model", folder, "hi", "there", code=1).stderr
+        assert said == f"ModelLoadError model: no folder {folder[2:]}\n"
+    assert (
+        tandem("generate", "-p", "[/x]=1", "hi", code=1).stderr == "InvalidRequest [/x]: unknown parameter\n"
+    )
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_answers_are_utf_8_whatever_the_locale_says(
+    quick: LLM, monkeypatch: pytest.MonkeyPatch, encoding: str
+) -> None:
+    written = {name: io.BytesIO() for name in ("stdout", "stderr")}
+    for name, file in written.items():
+        monkeypatch.setattr(sys, name, io.TextIOWrapper(file, encoding=encoding, write_through=True))
+    text = FRENCH + "I am tired. 你好"
+    for arguments in (["generate", text, "你好 " * 9000], ["show", "./é"]):
+        assert app(arguments, standalone_mode=False) == 1
+    (output,) = quick.generate(text)
+    assert "é" in output.outputs[0].text
+    assert written["stdout"].getvalue().decode() == f"{output.outputs[0].text}\n\n"
+    assert "no folder é" in written["stderr"].getvalue().decode()
 
 
 def test_a_line_that_is_too_long_is_named_and_the_others_are_answered(quick: LLM) -> None:
@@ -198,7 +235,11 @@ def test_a_line_that_is_too_long_is_named_and_the_others_are_answered(quick: LLM
     alone = tandem("generate", lines[1], code=1)
     assert (alone.stdout, alone.stderr) == ("", f"InvalidRequest prompt: {refusal}\n")
     every = tandem("generate", lines[1], lines[1], code=1)
-    assert (every.stdout, every.stderr) == ("", f"InvalidRequest prompt: {refusal}\n"), "once for all"
+    assert every.stdout == "\n\n"
+    assert every.stderr == "".join(f"line {n}: InvalidRequest prompt: {refusal}\n" for n in (1, 2))
+    for more in ([], ["", "  "]):
+        shared = tandem("generate", "-p", "forced_bos_token_id=99999", "a", "b", *more, code=1)
+        assert (shared.stdout, shared.stderr.count("\n")) == ("", 1), "what is asked of all is at fault"
     cut = tandem("generate", "--truncate", stdin=stdin).stdout.splitlines()
     assert [cut[0], cut[2], cut[3]] == [tired, "", happy]
     (first,) = quick.generate(lines[1], truncate_prompt_tokens=512)
@@ -226,6 +267,42 @@ def test_one_answer_a_line_whatever_is_in_it(quick: LLM, monkeypatch: pytest.Mon
     assert tandem("generate", "--stream", stdin="1\n\n3\n").stdout == "x y  z\n\nx y  z\n"
 
 
+def test_a_server_is_asked_for_the_segments_that_it_would_cut_itself(
+    quick: LLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Texts are cut here, by what the server says of its model."""
+    asked: list[str] = []
+
+    class Server:
+        def models(self) -> list[Any]:
+            return [SimpleNamespace(max_segment_tokens=quick._request_builder.max_segment_tokens)]
+
+        def tokenize(self, text: str) -> list[int]:
+            return quick.tokenize(text)
+
+        def generate_each(self, prompts: list[str], **_: Any) -> list[RequestOutput]:
+            asked.extend(prompts)
+            return [RequestOutput("", "", [], None, [], [CompletionOutput(0, "x", [])]) for _ in prompts]
+
+    monkeypatch.setattr("tandem.client.Client", lambda _: nullcontext(Server()))
+    long = "I am tired, and I am happy – " * 100
+    text = f">>fra<< I am tired. Où est-il ? {long}"
+    assert tandem("translate", "--server", "x", text).stdout.count("x") == len(asked)
+    own = [f">>fra<< {part}" for part in quick.segment(text.removeprefix(">>fra<< ")).segments]
+    assert asked == own
+    asked.clear()
+    tandem("translate", "--server", "x", "--split", "none", text)
+    assert asked == [text]
+
+
+@pytest.mark.usefixtures("quick")
+def test_translate_truncates_what_it_does_not_cut() -> None:
+    long = "I am tired. " * 2000
+    whole = ["translate", "--split", "none", "--max-tokens", "3"]
+    assert "has 8006 tokens" in tandem(*whole, long, code=1).stderr
+    assert len(tandem(*whole, "--truncate", long).stdout.splitlines()) == 1
+
+
 def test_translate_reads_texts_of_many_sentences(tmp_path: Path, quick: LLM) -> None:
     prompts = [
         FRENCH + text for text in ("I am tired.", "Where do you live?", "I am tired. Where do you live?")
@@ -242,6 +319,13 @@ def test_translate_reads_texts_of_many_sentences(tmp_path: Path, quick: LLM) -> 
         assert tandem("translate", *split_at).stdout == f"{whole}\n"
     long = "I am tired, and I am happy, " * 1000
     assert tandem("translate", long).stdout.count("\n") == 1, "no text is too long"
+
+
+@pytest.mark.usefixtures("quick")
+def test_blank_lines_are_their_own_answers() -> None:
+    for blank in ("", "  ", "\u200b", "\u3000\ufeff"):
+        for more in ([], ["--stream"]):
+            assert tandem("generate", *more, stdin=f"{blank}\n{blank}\n").stdout == f"{blank}\n" * 2
 
 
 def test_generate_streams_the_same_text() -> None:

@@ -12,8 +12,8 @@ from tandem.errors import InvalidRequest
 from tandem.lines import one_line, read_text_lines
 
 
-def lines(data: bytes) -> list[str]:
-    return read_text_lines(io.BytesIO(data))
+def lines(data: bytes) -> list[str | InvalidRequest]:
+    return list(read_text_lines(io.BytesIO(data)))
 
 
 def test_a_line_ends_with_a_line_feed_and_nothing_else() -> None:
@@ -39,15 +39,30 @@ def test_lines_come_back(texts: list[str]) -> None:
         ("hé\n".encode("utf-16"), "is UTF-16, not UTF-8; convert it, as by iconv -f UTF-16 -t UTF-8"),
         (b"\xfe\xff" + "hé\n".encode("utf-16-be"), "is UTF-16, not UTF-8"),
         ("hé\n".encode("utf-32"), "is UTF-32, not UTF-8; convert it, as by iconv -f UTF-32 -t UTF-8"),
-        ("hé\n".encode("utf-16-le"), "line 1 has NUL bytes, as UTF-16 has"),
-        (b"a\nb\nh\xe9", "line 3, byte 0xE9: not UTF-8; convert it, as by iconv -f LATIN1 -t UTF-8"),
-        (b"\xef\xbb\xbfa\n\xff\n", "line 2, byte 0xFF: not UTF-8"),
+        ("hé\n".encode("utf-16-le"), "has NUL bytes, as UTF-16 has; convert it, as by iconv -f UTF-16LE"),
+        ("привет\nмир\n".encode("utf-16-le"), "has NUL bytes, as UTF-16 has"),
+        ("привет\nмир\n".encode("utf-16-be"), "has NUL bytes, as UTF-16 has"),
     ],
 )  # fmt: skip
 def test_other_encodings_are_named(data: bytes, message: str) -> None:
     with pytest.raises(InvalidRequest) as caught:
         lines(data)
     assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (b"h\xe9", "byte 0xE9: not UTF-8; convert it, as by iconv -f LATIN1 -t UTF-8"),
+        (b"\xff", "byte 0xFF: not UTF-8"),
+        (b"a\0b", "has NUL bytes, as UTF-16 has"),
+    ],
+)
+def test_a_line_that_is_not_utf_8_leaves_the_others(line: bytes, message: str) -> None:
+    texts = lines(b"\xef\xbb\xbfa\nb\n" + line + b"\nc")
+    assert [text for text in texts if isinstance(text, str)] == ["a", "b", "c"]
+    assert isinstance(texts[2], InvalidRequest)
+    assert str(texts[2]).startswith(message)
 
 
 def test_an_answer_is_one_line() -> None:

@@ -73,3 +73,24 @@ def test_words() -> None:
     first = [{"word": "Hello", "start": 0.1, "end": 0.5}, {"word": "you.", "start": 0.5, "end": 1.5}]
     assert found == [*first, *first]
     assert "words" not in verbose(SPOKEN, task="transcribe", language="english")
+
+
+def test_words_in_every_format_that_has_them() -> None:
+    words = [
+        TranscriptionWord(" Hello", 0.0, 0.5, 0.9), TranscriptionWord(" -->", 0.5, 0.8, 0.5),
+        TranscriptionWord(" you.", 0.8, 1.5, 0.25), TranscriptionWord(" late", 1.5, 1.5, 0.1),
+    ]  # fmt: skip
+    one = Transcription("Hello", "en", 2.0, [replace(SPOKEN.segments[0], words=words)], "sequential", 0, 0)
+    [line] = map(json.loads, written(one, "jsonl").splitlines())
+    assert line["words"][0] == {"word": " Hello", "start": 0.0, "end": 0.5, "probability": 0.9}
+    assert len(line["words"]) == 4
+    assert json.loads(written(one, "json"))["segments"] == [line]
+    assert written(one, "vtt") == (
+        "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\n<c>Hello</c><00:00:00.500><c> -></c>"
+        "<00:00:00.800><c> you.</c><c> late</c>\n\n"
+    )
+    for kind in ("txt", "srt"):
+        without = replace(one, segments=[replace(one.segments[0], words=None)])
+        assert written(one, kind) == written(without, kind)  # type: ignore[arg-type]
+    none = replace(one, segments=[replace(one.segments[0], words=[])])
+    assert written(none, "vtt") == "WEBVTT\n\n00:00:00.000 --> 00:00:01.500\nHello -> you.\n\n"

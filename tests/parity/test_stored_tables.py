@@ -131,6 +131,8 @@ def test_learned_tables_count(
 # Of older files: buffers that transformers makes by itself, and a bias that its T5 does not have.
 COMPUTED = {
     "m2m-100": {f"model.{side}.embed_positions.weights": (163, 32) for side in SIDES},
+    "pegasus": {f"model.{side}.embed_positions.weights": (160, 32) for side in SIDES},
+    "marian": {f"model.{side}.embed_positions.weights": (160, 32) for side in SIDES},
     "nllb": {f"model.{side}.embed_positions.weight": (163, 32) for side in SIDES},
     "phi": {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": (8,) for layer in range(2)},
     "gpt2": {"transformer.h.0.attn.bias": (1, 1, 192, 192), "transformer.h.0.attn.masked_bias": ()},

@@ -10,6 +10,7 @@ import av
 import numpy as np
 import numpy.typing as npt
 from av.audio.resampler import AudioResampler
+from av.audio.stream import AudioStream
 
 Samples = npt.NDArray[np.float32]
 
@@ -32,6 +33,7 @@ def encoded(samples: Samples, rate: int, container: str, codec: str, *, stereo: 
     file = io.BytesIO()
     with av.open(file, "w", format=container) as output:
         stream = output.add_stream(codec, rate=rate, layout=layout)
+        assert isinstance(stream, AudioStream)
         stream.codec_context.open()
         resampler = AudioResampler(
             format=stream.format, layout=layout, rate=rate, frame_size=stream.codec_context.frame_size or 0

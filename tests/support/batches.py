@@ -10,23 +10,31 @@ from typing import Any, Unpack
 
 import pyarrow as pa
 
-from tandem.batch import run as batch
-from tandem.inputs import Prompt, RequestOptions, TaskOptions, task_options
+from tandem.batch.answerer import Answerer
+from tandem.inputs import Audio, CallOptions, Prompt, RequestOptions, TaskOptions, task_options
 from tandem.outputs import CompletionOutput, RequestOutput
 from tandem.params import Params
+from tandem.transcription import Transcription, TranscriptionOptions, TranscriptionSegment
 
 
 def output(text: str, finish_reason: Any = "stop") -> RequestOutput:
     return RequestOutput("r", None, [5, 1], None, [0], [CompletionOutput(0, text, [7, 8, 1], finish_reason)])
 
 
+def transcription(text: str, duration_s: float) -> Transcription:
+    segment = TranscriptionSegment(0, 0.0, 0.0, duration_s, f" {text}", [7, 8], 0.0, -0.5, 1.0, 0.1)
+    return Transcription(text, "en", duration_s, [segment], "sequential", 50, 2)
+
+
 class Server:
-    """Answers with the prompt in capitals, unless a test's `answer` says otherwise."""
+    """Answers with the prompt in capitals, unless a test's `answer` says otherwise; to a recording with its
+    bytes, which take a second each."""
 
     def __init__(self, answer: Callable[[str], Awaitable[RequestOutput]] | None = None) -> None:
         self.asked: list[tuple[Prompt, Params | None, int]] = []
         self.task_options: list[TaskOptions] = []
         self.truncations: list[int | None] = []
+        self.heard: list[tuple[Audio, CallOptions, TranscriptionOptions]] = []
         self.running = self.most = 0
         self._answer = answer
 
@@ -49,6 +57,15 @@ class Server:
         finally:
             self.running -= 1
 
+    async def transcribe(
+        self, audio: Audio, *, options: CallOptions | None = None, **asked: Unpack[TranscriptionOptions]
+    ) -> Transcription:
+        assert isinstance(audio, bytes)
+        self.heard.append((audio, options or {}, asked))
+        if self._answer:
+            await self._answer(audio.decode())
+        return transcription(audio.decode().upper(), float(len(audio)))
+
 
 def write(path: Path, *lines: Any) -> None:
     path.write_text("".join((line if isinstance(line, str) else json.dumps(line)) + "\n" for line in lines))
@@ -62,7 +79,7 @@ def in_process(
     read: Callable[[], Iterator[pa.Table]], answerer: dict[str, Any], connections: int
 ) -> Generator[pa.Table, None, None]:
     assert connections == 1
-    answer = batch.Answerer(**answerer)
+    answer = Answerer(**answerer)
     with asyncio.Runner() as runner:
         for chunk in read():
             yield runner.run(answer(chunk))

@@ -36,7 +36,7 @@ def resolve(model: str | Path, *, served: bool = True) -> Path:
     """
     if model == QUICKSTART:
         return quickstart.PATH
-    folder = Path(model).expanduser()
+    folder = local_path(model)
     if folder.is_dir():
         check_config(folder, str(folder))
         return folder
@@ -49,9 +49,20 @@ def pinned(model: str) -> str:
     """The model at the commit that it has now: what several processes are given, each of which resolves it.
     A folder, and the bundled model, are themselves. Raises ModelLoadError as `resolve`."""
     folder = resolve(model)
-    if model == QUICKSTART or Path(model).expanduser().is_dir():
+    if model == QUICKSTART or local_path(model).is_dir():
         return model
     return f"{model.partition('@')[0]}@{folder.name}"  # the cache's folders have their commit's name
+
+
+def local_path(model: str | Path) -> Path:
+    """Where a folder of this name would be. Raises ModelLoadError where that cannot be told."""
+    try:
+        path = Path(model).expanduser()
+        path.is_dir()
+    except (OSError, RuntimeError) as error:  # a user or a folder that is not there, a name that is too long
+        why = (isinstance(error, OSError) and error.strerror) or error
+        raise ModelLoadError(f"{str(model)[:80]!r} cannot be looked up: {why}", field="model") from None
+    return path
 
 
 def _fetched(model: str, *, served: bool) -> Path:
@@ -79,8 +90,10 @@ def read_json(folder: Path, name: str) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ModelLoadError(f"{path} is not JSON: {error}", field="model") from None
+    except OSError as error:
+        raise ModelLoadError(f"{path} cannot be read: {error.strerror}", field="model") from None
     if not isinstance(value, dict):
         raise ModelLoadError(f"{path} is not a JSON object", field="model")
     return value
@@ -131,9 +144,11 @@ def missing_weights(folder: Path, model: str, absent: list[str], there: Collecti
     if absent != [SINGLE]:
         text += f", named by {INDEX}: it is incomplete"
     elif any(fnmatchcase(name, pattern) for name in others for pattern in _PICKLES):
-        kind = next(
-            iter(read_json(folder, "config.json").get("architectures") or ()), "AutoModelForSeq2SeqLM"
-        )
+        match read_json(folder, "config.json").get("architectures"):
+            case [str(kind), *_]:
+                pass
+            case _:
+                kind = "AutoModelForSeq2SeqLM"
         text += (
             "; it has pytorch_model.bin only, which is a pickle and not read: convert it once with "
             f"transformers, `{kind}.from_pretrained({model!r}).save_pretrained(FOLDER)`, save its tokenizer "

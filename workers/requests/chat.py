@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 _ROLES: Final = ("system", "developer", "user", "assistant")
+# The parts that are text, and the member that has it: OpenAI's of chats, and of its Responses.
+_PARTS: Final = {"text": "text", "refusal": "refusal", "input_text": "text", "output_text": "text"}
 # What a template's expressions raise where a conversation is not what they expect, besides jinja2's own.
 _FAULTS: Final = (ArithmeticError, AttributeError, LookupError, TypeError, ValueError)
 
@@ -32,10 +34,13 @@ class ChatTemplate:
     """A tokenizer's template, which transformers compiles once and runs in jinja2's sandbox. Thread-safe."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
+        from transformers.utils.chat_template_utils import render_jinja_template
+
         self.exists = bool(tokenizer.chat_template)
         self._tokenizer: Any = tokenizer
-        # Names that a template's variables cannot have: transformers' own arguments, and the messages.
-        self._taken = {"messages", *inspect.signature(tokenizer.apply_chat_template).parameters}
+        # Names that a template's variables cannot have: the messages, and the arguments of what is called.
+        calls = (tokenizer.apply_chat_template, render_jinja_template)
+        self._taken = {"messages", "self"}.union(*(inspect.signature(call).parameters for call in calls))
 
     def render(self, conversation: Conversation) -> str:
         """The text of `apply_chat_template`, which has the special tokens in it.
@@ -79,7 +84,7 @@ def _message(message: object, name: str, developer: str) -> dict[str, str]:
     if not isinstance(message, dict):
         raise InvalidRequest(f"must be an object, got {type(message).__name__}", field=name)
     # Clients give an answer's message back as they got it, with the fields that are null or empty.
-    said = {key: value for key, value in message.items() if value not in (None, [], {})}
+    said = {key: value for key, value in message.items() if value not in (None, "", [], {})}
     role, content = said.pop("role", None), said.pop("content", "")
     if role in ("tool", "function") or "tool_calls" in said or "function_call" in said:
         raise InvalidRequest("is not supported: the model calls no tools", field=name)
@@ -110,9 +115,11 @@ def _part(part: object, name: str) -> str:
     if isinstance(part, str):
         return part
     kind = part.get("type") if isinstance(part, dict) else None
-    if kind != "text":
-        raise InvalidRequest(f"must be a part of type text, got {kind!r}", field=f"{name}.type")
+    if not isinstance(kind, str) or kind not in _PARTS:
+        raise InvalidRequest(
+            f"must be a part of type {' or '.join(_PARTS)}, got {kind!r}", field=f"{name}.type"
+        )
     assert isinstance(part, dict)
-    if not isinstance(text := part.get("text"), str):
-        raise InvalidRequest("must be a string", field=f"{name}.text")
+    if not isinstance(text := part.get(_PARTS[kind]), str):
+        raise InvalidRequest("must be a string", field=f"{name}.{_PARTS[kind]}")
     return text

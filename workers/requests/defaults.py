@@ -39,7 +39,7 @@ class GenerationDefaults:
     max_length: int | None = None  # decoder start token and prompt included
     min_new_tokens: int | None = None
     min_length: int = 0  # decoder start token and prompt included; of no effect where min_new_tokens is set
-    stop: tuple[str, ...] = ()  # without beam search
+    stop: tuple[str, ...] = ()  # of beam search they cut what it has found
 
     @property
     def beams(self) -> bool:

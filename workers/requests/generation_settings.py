@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import math
+import operator
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
-from tandem.params import EarlyStopping
+from tandem.errors import ModelLoadError
+from tandem.params import BeamSearchParams, EarlyStopping
 from tandem.workers.models.model_folder import read_json
+
+logger = logging.getLogger(__name__)
 
 Settings = Mapping[str, Any]  # under transformers' names
 Reader = Callable[
@@ -19,10 +24,14 @@ _INNER: Final = ("decoder", "generator", "text_config")
 
 
 def generation_config(folder: Path) -> Settings | None:
-    """A model's `generation_config.json`; None where there is none. Raises ModelLoadError where it is no JSON
-    object."""
+    """A model's `generation_config.json`; None where there is none or, as in transformers and with a warning,
+    one that is no JSON object."""
     name = "generation_config.json"
-    return read_json(folder, name) if (folder / name).is_file() else None
+    try:
+        return read_json(folder, name) if (folder / name).is_file() else None
+    except ModelLoadError as error:
+        logger.warning("%s: config.json counts alone", error.message)
+        return None
 
 
 def own_layers(config: Settings, generation: Settings | None) -> dict[str, Settings]:
@@ -89,24 +98,44 @@ def _flat(value: Any) -> Iterator[int]:
         yield value
 
 
-def _number(low: float, high: float = math.inf, *, open_below: bool = False) -> Reader:
-    def read(value: Any) -> float:
-        real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not real or not low <= value <= high or (open_below and value == low):
-            bounds = [f"{'above' if open_below else 'at least'} {low:g}"] if math.isfinite(low) else []
-            bounds += [f"at most {high:g}"] if math.isfinite(high) else []
-            raise ValueError(" ".join(["must be a number", " and ".join(bounds)]).rstrip())
-        return float(value)
-
-    return read
+def _bounds(field: str) -> dict[str, float]:
+    """What a request's field says of its numbers: "ge", "gt" and "le"."""
+    metadata = BeamSearchParams.model_fields[field].metadata
+    return {kind: getattr(bound, kind) for bound in metadata for kind in _BOUNDS if hasattr(bound, kind)}
 
 
-def _count(low: int) -> Reader:
+_BOUNDS: Final[Mapping[str, tuple[str, Callable[[float, float], bool]]]] = {
+    "ge": ("at least", operator.ge),
+    "gt": ("above", operator.gt),
+    "le": ("at most", operator.le),
+}
+
+
+def _bounded(what: str, bounds: Mapping[str, float], value: Any) -> float:
+    """A number within bounds, in which NaN never is."""
+    real = isinstance(value, int | float) and not isinstance(value, bool)
+    if not real or not all(_BOUNDS[kind][1](value, bound) for kind, bound in bounds.items()):
+        said = (f"{_BOUNDS[kind][0]} {bound:.10g}" for kind, bound in bounds.items())
+        raise ValueError(f"must be {what} {' and '.join(said)}")
+    return cast(float, value)
+
+
+def _number(field: str) -> Reader:
+    """A number within the bounds that a request's field has."""
+    bounds = _bounds(field)
+    return lambda value: float(_bounded("a number", bounds, value))
+
+
+def _count(low: int, field: str | None = None) -> Reader:
+    """An integer from `low`, and no greater than a request's field may be. A length may be of any size: it
+    ends where the room does."""
+    bounds = {"ge": low} if field is None else {"ge": low, "le": _bounds(field)["le"]}
+
     def read(value: Any) -> int:
-        real = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if not real or value != int(value) or value < low:
-            raise ValueError(f"must be an integer of at least {low}")
-        return int(value)
+        number = _bounded("an integer of", bounds, value)
+        if number == math.inf or number != int(number):
+            _bounded("an integer of", bounds, None)
+        return int(number)
 
     return read
 
@@ -161,21 +190,21 @@ _SPECIAL: Final[Mapping[str, Reader]] = {
 # How answers are decoded: see `GenerationDefaults`. A server may set them, too.
 DECODING: Final[Mapping[str, Reader]] = {
     "do_sample": _flag,
-    "temperature": _number(0),
-    "top_k": _count(0),
-    "top_p": _number(0, 1, open_below=True),
-    "min_p": _number(0, 1),
-    "typical_p": _number(0, 1, open_below=True),
-    "repetition_penalty": _number(0, open_below=True),
-    "no_repeat_ngram_size": _count(0),
-    "encoder_no_repeat_ngram_size": _count(0),
+    "temperature": _number("temperature"),
+    "top_k": _count(0, "top_k"),
+    "top_p": _number("top_p"),
+    "min_p": _number("min_p"),
+    "typical_p": _number("typical_p"),
+    "repetition_penalty": _number("repetition_penalty"),
+    "no_repeat_ngram_size": _count(0, "no_repeat_ngram_size"),
+    "encoder_no_repeat_ngram_size": _count(0, "encoder_no_repeat_ngram_size"),
     "bad_words_ids": _id_lists,
     "forced_bos_token_id": _id,
     "forced_eos_token_id": _ids,
     "suppress_tokens": _ids,
     "begin_suppress_tokens": _ids,
-    "num_beams": _count(1),
-    "length_penalty": _number(-math.inf),
+    "num_beams": _count(1, "num_beams"),
+    "length_penalty": _number("length_penalty"),
     "early_stopping": _early_stopping,
     "renormalize_logits": _flag,
     "max_new_tokens": _count(1),

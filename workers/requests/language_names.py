@@ -12,17 +12,19 @@ from tandem.errors import InvalidRequest
 from tandem.workers.requests.language_tags import (
     LONGEST_NAME,
     LanguageTag,
+    broader,
     exists,
     fold,
     is_group,
     likely_subtags,
     named_tag,
     parse_tag,
+    unqualified_tag,
 )
 
 _ISO_639_1: Final = re.compile(r"[a-z]{2}")
 _REMEMBERED: Final = 1024  # names that were asked for
-_LISTED: Final = 12  # at most so many languages are listed where one is refused and none is near
+_LISTED: Final = 12  # languages at most, where one is refused: of more, the near ones if there are some
 _NEAREST: Final = 5
 _SIMILAR: Final = 0.75  # difflib's ratio
 _NEAR: Final = 25  # CLDR's distance from which on speakers of one language do not read the other
@@ -66,17 +68,19 @@ class LanguageNames:
         if len(self.codes) > _LISTED and near:
             which = ", ".join(map(self.described, near))
             return f"{asked!r:.40} is not one of this model's {len(self.codes)} languages; nearest: {which}"
-        return f"{asked!r:.40} is not one of this model's languages: {', '.join(sorted(self.codes))}"
+        listed = ", ".join(sorted(self.codes)[:_LISTED])
+        if len(self.codes) > _LISTED:
+            listed += f" and {len(self.codes) - _LISTED} more, which /languages lists if they are translated"
+        return f"{asked!r:.40} is not one of this model's languages: {listed}"
 
     def nearest(self, asked: str) -> list[str]:
         """The model's codes of languages near to one it does not have, or of a similar name."""
-        from langcodes.data_dicts import LANGUAGE_DISTANCES, MACROLANGUAGES
-
-        def broader(tag: LanguageTag) -> str:
-            return MACROLANGUAGES.get(tag.alpha3) or MACROLANGUAGES.get(tag.language) or tag.language
+        from langcodes.data_dicts import LANGUAGE_DISTANCES
 
         ranks: dict[str, int] = {}
-        if (wanted := parse_tag(asked)) is not None:
+        folded = fold(asked[:LONGEST_NAME])
+        wanted = parse_tag(folded) or named_tag(folded) or unqualified_tag(folded)
+        if wanted is not None:
             distances = LANGUAGE_DISTANCES.get(wanted.language, {})
             for code, tag in self._tags.items():
                 kinship = (
@@ -90,7 +94,7 @@ class LanguageNames:
         if ranks:
             return sorted(ranks, key=lambda code: ranks[code])[:_NEAREST]
         names = {**{fold(code): code for code in self.codes}, **self._by_name}
-        similar = difflib.get_close_matches(fold(asked[:LONGEST_NAME]), names, n=_NEAREST, cutoff=_SIMILAR)
+        similar = difflib.get_close_matches(folded, names, n=_NEAREST, cutoff=_SIMILAR)
         return list(dict.fromkeys(names[name] for name in similar))
 
     def tag(self, code: str) -> str:

@@ -20,7 +20,15 @@ _SUBTAGS: Final = re.compile(
     r"(?:(?:ar|kok|lv|ms|sw|uz|zh)-([a-z]{3})|([a-z]{2,3}))(?:-([a-z]{4}))?(?:-([a-z]{2}|\d{3}))?"
     r"(?:-[a-z\d]{5,8}|-\d[a-z\d]{3})*(?:-[a-z\d](?:-[a-z\d]{2,8})+)*"
 )
-_QUALIFIED: Final = re.compile(r"([^(),]+?)(?:\s*[(,]\s*|\s+)([^(),]+)\)?")  # "Chinese (Simplified)"
+# "Chinese (Simplified)", "Chinese, Simplified", "Chinese-Simplified", "中文（简体）"
+_QUALIFIED: Final = re.compile(r"([^(),（）]+?)(?:\s*[(,（-]\s*|\s+)([^(),（）]+?)\s*[)）]?")
+_ANY: Final = frozenset(["modern", "standard", "common", "general"])  # qualifiers that exclude nothing living
+_DASHES: Final = str.maketrans(dict.fromkeys("_\u2010\u2011\u2012\u2013\u2014\u2212", "-"))
+_LOCALE: Final = re.compile(r"([a-z]{2,3})(-[a-z]{2})?(?:\.[\w-]+)?(?:@([a-z]+))?")  # POSIX's: "en_US.UTF-8"
+_LOCALE_SCRIPTS: Final[Mapping[str, str]] = {
+    "latin": "-latn", "cyrillic": "-cyrl", "devanagari": "-deva", "arabic": "-arab",
+}  # fmt: skip
+_OLD: Final[Mapping[str, str]] = {"zh-chs": "zh-hans", "zh-cht": "zh-hant"}  # Windows' of before BCP 47
 _NO_REGION: Final = "XX"  # mBART's, as in "en_XX"
 
 # Languages that models mean by a broader code. CLDR has many of these; here it chooses others than NLLB does,
@@ -69,9 +77,12 @@ def is_group(code: str) -> bool:
 
 
 def fold(name: str) -> str:
-    """A name without its tokenizer's marks, case and kind of dash."""
+    """A name without its tokenizer's marks, a locale's encoding, case and kind of dash."""
     marked = _MARKED.fullmatch(name.strip())
-    return (marked[marked.lastindex or 0] if marked else name).strip().casefold().replace("_", "-")
+    folded = (marked[marked.lastindex or 0] if marked else name).strip().casefold().translate(_DASHES)
+    if ("." in folded or "@" in folded) and (locale := _LOCALE.fullmatch(folded)) is not None:
+        return locale[1] + _LOCALE_SCRIPTS.get(locale[3] or "", "") + (locale[2] or "")
+    return _OLD.get(folded, folded)
 
 
 def parse_tag(name: str) -> LanguageTag | None:
@@ -107,20 +118,48 @@ def parse_tag(name: str) -> LanguageTag | None:
 
 
 def named_tag(name: str) -> LanguageTag | None:
-    """A language by its folded name, in English before any other language, alone or with a script or a
-    region: "serbian (latin)"; None for what is no name."""
+    """A language by its folded name, in English before any other language, alone or with what tells it from
+    others: a script, a region, a language within it, or a word of its longer name: "serbian (latin)",
+    "english (usa)", "kurdish (sorani)", "greek (modern)". None for what is no name."""
+    if (tag := _language(name)) is not None:
+        return tag
+    qualified = _QUALIFIED.fullmatch(name)
+    base = _language(qualified[1]) if qualified else None
+    if qualified is None or base is None:
+        return None
+    qualifier = qualified[2]
+    if script := _subtag("script", qualifier):
+        return parse_tag(f"{base.subtag}-{script}")
+    for within in (_language(qualifier), _language(f"{qualifier} {qualified[1]}")):
+        if within is not None and broader(within) == broader(base):
+            return within
+    if territory := _subtag("territory", qualifier):
+        return parse_tag(f"{base.subtag}-{territory}")
+    return base if qualifier in _ANY else None
+
+
+def unqualified_tag(name: str) -> LanguageTag | None:
+    """The language of a folded name whose qualifier says nothing: "greek (wild)"."""
+    qualified = _QUALIFIED.fullmatch(name)
+    return _language(qualified[1]) if qualified else None
+
+
+def broader(tag: LanguageTag) -> str:
+    """The macrolanguage that a language belongs to, or itself."""
+    from langcodes.data_dicts import MACROLANGUAGES
+
+    return MACROLANGUAGES.get(tag.alpha3) or MACROLANGUAGES.get(tag.language) or tag.language
+
+
+def _language(name: str) -> LanguageTag | None:
     if name.isascii() and len(name) < _SHORTEST_NAME:
         return None
-    for language in ("en", "und"):
-        if (code := _names("language", language).get(name)) is not None:
-            return parse_tag(code)
-    qualified = _QUALIFIED.fullmatch(name)
-    code = _names("language", "en").get(qualified[1]) if qualified else None
-    if qualified is None or code is None:
-        return None
-    subtags = (_names(kind, "en").get(qualified[2]) for kind in ("script", "territory"))
-    subtag = next(filter(None, subtags), None)
-    return parse_tag(f"{code}-{subtag}") if subtag else None
+    code = _subtag("language", name)
+    return None if code is None else parse_tag(code)
+
+
+def _subtag(kind: str, name: str) -> str | None:
+    return _names(kind, "en").get(name) or _names(kind, "und").get(name)
 
 
 class _Names:

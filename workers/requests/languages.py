@@ -13,8 +13,9 @@ if TYPE_CHECKING:
 # A language among a tokenizer's added tokens: NLLB's "eng_Latn", mBART's "en_XX", M2M100's "__en__".
 # transformers lists mBART's and M2M100's own languages, and not those that a fine-tuning added.
 _CODE: Final = re.compile(r"[a-z]{2,3}_(?:[A-Z][a-z]{3}|[A-Z]{2})|__[a-z]{2,3}(?:_[A-Za-z]+)?__")
-# A target among the tokens of a vocabulary, which a text begins with: Marian's ">>fra<<", MADLAD's "<2fr>".
-_TARGET: Final = re.compile(r">>([^<>\s]+)<<|<2([a-z]{2,3}(?:_[A-Za-z]{2,4})?)>")
+# A target among the tokens of a vocabulary, which a text begins with: Marian's ">>fra<<", MADLAD's "<2fr>"
+# and "<2nan_Latn_TW>".
+_TARGET: Final = re.compile(r">>([^<>\s]+)<<|<2([a-z]{2,3}(?:_[A-Z][a-z]{3})?(?:_[A-Za-z]{2,4})?)>")
 
 
 @dataclass(frozen=True, slots=True)

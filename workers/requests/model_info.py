@@ -73,7 +73,7 @@ class ModelInfo:
             settings.pop("forced_decoder_ids", None)
         server = checked_overrides(overrides or {}, spec.vocab_size)
         defaults = GenerationDefaults.of(merged(own, server))
-        ignored = _ignored(settings, defaults)
+        ignored = not_applied(settings)
         tasks = {}
         for task, said in _tasks(config).items():
             good, bad = sound(said, spec.vocab_size)
@@ -130,12 +130,6 @@ def _ends(own: Mapping[str, Any], generation: Mapping[str, Any] | None, spec: Mo
     file that does not speak of them leaves them to config.json; in transformers its answers would not end."""
     says_none = generation is not None and generation.get("eos_token_id", spec) is None
     return frozenset(own.get("eos_token_id", () if says_none else spec.eos_ids))
-
-
-def _ignored(settings: Mapping[str, Any], defaults: GenerationDefaults) -> dict[str, Any]:
-    """Settings without effect. Texts that end an answer do not go with beam search."""
-    stop = {"stop_strings": list(defaults.stop)} if defaults.beams and defaults.stop else {}
-    return {**not_applied(settings), **stop}
 
 
 def _tasks(config: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

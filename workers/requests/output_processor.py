@@ -32,7 +32,8 @@ class OutputProcessor:
     """Turns the deltas of a request's samples, in any order between samples, into its answer.
 
     A stop string ends a sample here, not in the engine: after each `push`, ask `stopped(index)` and
-    cancel the engine request if so. Whatever the engine still sends for it is ignored.
+    cancel the engine request if so. Whatever the engine still sends for it is ignored. A beam, which comes
+    whole, is cut at it.
     """
 
     def __init__(self, vocabulary: Vocabulary, prepared: PreparedRequest) -> None:

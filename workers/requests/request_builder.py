@@ -44,7 +44,7 @@ from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.options import CheckedOptions, check_options
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.prompt_reader import ParsedPrompt, PromptReader
-from tandem.workers.requests.segmentation import Document, Split, segment, within
+from tandem.workers.requests.segmentation import Document, Split, check_split, segment, within
 from tandem.workers.requests.tasks import ResolvedTask, Tasks
 from tandem.workers.requests.tokenizer import TextTokenizer, check_text, read_tokenizers
 
@@ -146,7 +146,7 @@ class RequestBuilder:
             given,
             sequences,
             outputs=params.outputs,
-            stop=(params.stop or task.defaults.stop) if isinstance(params, SamplingParams) else (),
+            stop=(isinstance(params, SamplingParams) and params.stop) or task.defaults.stop,
             skip_special_tokens=params.skip_special_tokens,
         )
 
@@ -186,6 +186,7 @@ class RequestBuilder:
         whole. The options are those of the segments' requests; a token with which the text chooses its target
         stands before each. Raises InvalidRequest, naming the field.
         """
+        check_split(split)
         check_text(text, "prompt")
         task = self.tasks.resolve(**options)
         most = self.segment_tokens(task)
@@ -230,8 +231,9 @@ class RequestBuilder:
                 f"{self.info.name!r} is decoder-only: it has no encoder whose states could be given",
                 field="model",
             )
-        if not 0 < len(prompts) <= self.limits.prompts:
-            raise InvalidRequest(f"1 to {self.limits.prompts} prompts, got {len(prompts)}", field="prompts")
+        most = self.limits.embeddings
+        if not 0 < len(prompts) <= most:
+            raise InvalidRequest(f"1 to {most} prompts, got {len(prompts)}", field="prompts")
         inputs = [
             self._embedded(prompt, number, len(prompts), checked) for number, prompt in enumerate(prompts)
         ]
@@ -273,8 +275,12 @@ class RequestBuilder:
         self, ids: Sequence[int], *, field: str = "token_ids", skip_special_tokens: bool = False
     ) -> str:
         """The text of ids that the decoder generates, as the tokenizer's `decode` gives it. Raises
-        InvalidRequest."""
+        InvalidRequest, for what it takes for no token, too."""
         check_ids(ids, field, self.info.vocab_size)
+        known = frozenset(self.vocabulary.tokens(ids))
+        for index, token_id in enumerate(ids):
+            if token_id not in known:
+                raise InvalidRequest(f"id {token_id} at {index} is no token of the tokenizer", field=field)
         detokenizer = Detokenizer(self.vocabulary, skip_special_tokens=skip_special_tokens)
         return detokenizer.push(ids) + detokenizer.flush()
 

@@ -23,6 +23,7 @@ from typing import Final, Literal, get_args
 
 from tandem.errors import InvalidRequest
 from tandem.outputs import CompletionOutput, RequestOutput
+from tandem.workers.requests.abbreviations import goes_on
 from tandem.workers.requests.language_tags import subtag_of
 
 Split = Literal["none", "line", "sentence"]
@@ -34,6 +35,7 @@ _LINE: Final = re.compile(rf"[^{_ENDS}]*(?:\r\n|[{_ENDS}]|\Z)")
 
 # Characters of a line that the segmenter is given at once, which bounds its time.
 _WINDOW: Final = 2048
+_LONG: Final = 1536  # of a sentence that is not looked at again from its beginning
 
 # Khmer's full stop is no end to the segmenter, which knows it as the one of other languages.
 _KHMER_END, _DANDA = "។", "।"
@@ -44,11 +46,14 @@ _QUOTED: Final = re.compile(
 
 # Where a sentence that is too long is cut, the best places first: after a sentence within it, after a clause,
 # between words. Marks of scripts with spaces count where a space follows, so that "1,000.5", "10:30" and
-# "example.com" stay whole.
-_CLOSERS: Final = r"[\"'”’»)\]」』】）]*"
+# "example.com" stay whole. A run of closing marks is read once, not from each of them.
+_CLOSER: Final = r"[\"'”’»)\]」』】）]"
 _CUTS: Final = (
-    re.compile(rf"[。！？｡؟۔।॥።။។៕։]{_CLOSERS}\s*|[.!?…]{_CLOSERS}\s+"),
-    re.compile(rf"[，、；：،؛፣፤၊།]{_CLOSERS}\s*|[,;:)\]—–]{_CLOSERS}\s+|\s[—–-]\s+"),
+    re.compile(rf"[。！？｡؟۔।॥።။។៕։]{_CLOSER}*+\s*|[.!?…]{_CLOSER}*+\s+"),
+    re.compile(
+        rf"[，、；：،؛፣፤၊།]{_CLOSER}*+\s*|[,;:—–]{_CLOSER}*+\s+|\s[—–-]\s+"
+        rf"|(?<!{_CLOSER})(?={_CLOSER}*[)\]]){_CLOSER}++\s+"
+    ),
     re.compile(r"\s+"),
 )
 
@@ -154,6 +159,12 @@ def segment(
     return Document(tuple(segments), (*gaps, gap))
 
 
+def check_split(split: object) -> None:
+    """Raises InvalidRequest for what is not one of `SPLITS`."""
+    if split not in SPLITS:
+        raise InvalidRequest(f"must be one of {', '.join(SPLITS)}, got {split!r:.60}", field="split")
+
+
 def within(tokens: int, count: Callable[[str], int]) -> Callable[[str], bool]:
     """Whether a text has at most so many tokens. They are counted where the characters do not say it."""
 
@@ -203,7 +214,9 @@ def _ended(line: str, language: str) -> Iterator[str]:
         window = line[start : start + _WINDOW]
         sentences = _segmented(window, language)
         if start + len(window) < len(line):  # the last one may go on
-            sentences = sentences[:-1] or [window[: window.rfind(" ") + 1] or window]
+            last = sentences.pop()
+            if len(last) > _LONG:  # then little more of it would be seen
+                sentences.append(last[: last.rfind(" ") + 1] or last)
         for sentence in sentences:
             begin = 0
             for quoted in _QUOTED.finditer(sentence):
@@ -219,10 +232,15 @@ def _ended(line: str, language: str) -> Iterator[str]:
 def _segmented(text: str, language: str) -> list[str]:
     from sentencex import segment as sentences_of
 
-    if _KHMER_END not in text:
-        return list(sentences_of(language, text))
     ends = accumulate(map(len, sentences_of(language, text.replace(_KHMER_END, _DANDA))))
-    return [text[a:b] for a, b in pairwise([0, *ends])]
+    sentences: list[str] = []
+    for start, end in pairwise([0, *ends]):
+        sentence = text[start:end]
+        if sentences and goes_on(sentences[-1], sentence, language):
+            sentences[-1] += sentence
+        else:
+            sentences.append(sentence)
+    return sentences
 
 
 def _fitting(text: str, fits: Callable[[str], bool]) -> Iterator[str]:

@@ -9,12 +9,19 @@ from typing import TYPE_CHECKING, Any, Final, Literal, cast
 
 from tandem.errors import InvalidRequest, ModelLoadError, renaming_fields
 from tandem.workers.models.hub import Repository
+from tandem.workers.models.model_folder import local_path
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 # No tokenizer in use averages this many characters a token, so a longer text is refused unread.
 _CHARS_PER_TOKEN: Final = 64
+
+# What is read of a text that is truncated: this many characters for each token that is kept, four times as
+# many where that is not enough. The kept ids are the text's where so many lie beyond them, up to the place
+# where it was cut, and that is between words.
+_NEAR: Final = 8
+_BEYOND: Final = 16
 
 Side = Literal["left", "right"]  # of a text, in the order that it is read
 
@@ -59,10 +66,10 @@ def read_tokenizers(
 
 
 def _tokenizer_folder(tokenizer: str | Path) -> Path:
-    folder = Path(tokenizer).expanduser()
-    if isinstance(tokenizer, Path) or folder.is_dir():
-        return folder
     with renaming_fields({"model": "tokenizer"}):
+        folder = local_path(tokenizer)
+        if isinstance(tokenizer, Path) or folder.is_dir():
+            return folder
         return Repository(tokenizer).fetch()
 
 
@@ -118,31 +125,45 @@ class TextTokenizer:
         more.
         """
         check_text(text, name)
-        side, most = side or self._truncation_side, max(1, length) * _CHARS_PER_TOKEN
-        near = text[:most] if side == "right" else text[-most:]
-        kept = self._truncated(near, length, special=special, side=side)
-        if near != text and len(kept) < length:  # long runs of spaces, say
-            return self._truncated(text, length, special=special, side=side)
-        return kept
-
-    def _truncated(self, text: str, length: int, *, special: bool, side: Side) -> list[int]:
-        backend, tokenizer = self._backends[0], self._tokenizer
+        side, backend, tokenizer = side or self._truncation_side, self._backends[0], self._tokenizer
         added = (backend or tokenizer).num_special_tokens_to_add(False) if special else 0
         if (room := length - added) < 0:
             raise InvalidRequest(
                 f"must be at least {added}, the special tokens, got {length}", field="truncate_prompt_tokens"
             )
+
+        def encoded(near: str) -> Any:
+            if backend is not None:
+                return backend.encode(near, add_special_tokens=False)
+            return tokenizer.encode(near, add_special_tokens=False, verbose=False)
+
+        count = (room + _BEYOND) * _NEAR
+        near = _nearest(text, count, side)
+        found = encoded(near)
+        while near is not text and len(found) < room + _BEYOND:
+            count *= 4
+            near = _nearest(text, count, side)
+            found = encoded(near)
         if backend is not None:
-            encoding = backend.encode(text, add_special_tokens=False)
-            encoding.truncate(room, direction=side)
-            return list(backend.post_process(encoding).ids if special else encoding.ids)
-        ids = tokenizer.encode(text, add_special_tokens=False, verbose=False)
-        ids = ids[:room] if side == "right" else ids[max(0, len(ids) - room) :]
+            found.truncate(room, direction=side)
+            return list(backend.post_process(found).ids if special else found.ids)
+        ids = found[:room] if side == "right" else found[max(0, len(found) - room) :]
         return list(tokenizer.build_inputs_with_special_tokens(ids) if special else ids)
 
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The tokens of these ids, of the prompt's tokenizer, as the vocabulary writes them."""
         return list(self._tokenizer.convert_ids_to_tokens(list(ids)))
+
+
+def _nearest(text: str, count: int, side: Side) -> str:
+    """The beginning of a text, or its end where the left `side` loses the others, of about `count` characters
+    and of whole words; the text itself where it has no more."""
+    if len(text) <= count:
+        return text
+    near = text[:count] if side == "right" else text[-count:]
+    parts = near.rsplit(maxsplit=1) if side == "right" else near.split(maxsplit=1)[::-1]
+    # There may be nothing but spaces, or none, as in Chinese.
+    return parts[0] if parts and len(parts[0]) > count // 2 else near
 
 
 def check_text(text: str, name: str) -> None:

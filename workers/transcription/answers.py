@@ -17,6 +17,7 @@ class WindowAnswer:
     token_ids: list[int] = field(default_factory=list)  # EOS included
     sum_logprob: float = 0.0
     no_speech_prob: float = 0.0
+    logprobs: list[float] = field(default_factory=list)  # of token_ids, where they were asked for
     # Of a request that aligns: see `Delta.alignment`, and the tokens' probabilities.
     alignment: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
@@ -39,6 +40,7 @@ class WindowAnswer:
             self.token_ids, self.sum_logprob = best.token_ids, best.sum_logprob or 0.0
         else:
             self.token_ids += delta.token_ids
+            self.logprobs += [one.logprob for one in delta.logprobs or ()]
             self.sum_logprob += delta.sum_logprob or 0.0
 
 

@@ -43,6 +43,7 @@ class Asked:
     max_tokens: int | None
     max_initial_timestamp: int | None
     vad: ServerVad | None = None  # how the recording is cut into chunks; None: it is not
+    logprobs: bool = False  # segments have those of their tokens
     alignment_heads: Heads = ()  # those that words are timed by; none: no words are asked for
 
     @classmethod
@@ -84,6 +85,7 @@ class Asked:
             max_tokens=params.max_tokens,
             max_initial_timestamp=max_initial,
             vad=params.vad,
+            logprobs=params.logprobs,
             alignment_heads=_alignment_heads(params, info.name, speech),
         )
         asked._check(info)
@@ -103,6 +105,8 @@ class Asked:
         self.opening(timestamps=True)
         if self.segments and self.speech.no_timestamps_id is None:
             raise InvalidRequest(f"{info.name!r} has no times", field="timestamps")
+        if self.logprobs and self.num_beams is not None and self.num_beams > 1:
+            raise InvalidRequest(f"are not of beams, and there are {self.num_beams}", field="logprobs")
         if self.prompt_each and not self.condition:
             raise InvalidRequest(
                 'is "all-segments" only where condition_on_prev_tokens is true', field="prompt_condition_type"

@@ -6,9 +6,9 @@ import secrets
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
-from tandem.transcription import Transcription, TranscriptionSegment
+from tandem.transcription import Transcription, TranscriptionMode, TranscriptionSegment
 from tandem.workers.request import Delta, EngineRequest
 from tandem.workers.requests.detokenizer import Vocabulary
 from tandem.workers.requests.media.spectrogram import Spectrogram
@@ -33,6 +33,8 @@ class _Begun(NamedTuple):
 class ChunkedTranscriber:
     """A `Transcriber` whose chunks are under way at once, each transcribed as a recording is by a
     `SequentialTranscriber`. Only the language is detected once, from the first chunk."""
+
+    mode: ClassVar[TranscriptionMode] = "chunked"
 
     def __init__(
         self, asked: Asked, recording: Spectrogram, chunks: Sequence[Chunk],
@@ -108,7 +110,7 @@ class ChunkedTranscriber:
             segments=self.final_segments,
             encoder_tokens=self.counts.windows * self._first.positions,
             generated_tokens=self.counts.tokens,
-            mode="chunked",
+            mode=self.mode,
         )
 
     def _begin(self) -> list[EngineRequest]:

@@ -22,6 +22,7 @@ class Attempt(NamedTuple):
     text_ratio: float  # how well its text is
     no_speech_prob: float
     ended: bool = True  # by EOS
+    logprobs: list[float] | None = None  # of token_ids, where they were asked for
 
 
 class Verdict(NamedTuple):
@@ -49,6 +50,7 @@ def attempt_of(
         text_ratio=text_ratio(text(text_ids).strip()),
         no_speech_prob=answer.no_speech_prob,
         ended=len(text_ids) < len(ids),
+        logprobs=answer.logprobs[said:] or None,
     )
 
 

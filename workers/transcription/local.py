@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from itertools import islice
 from typing import Final, NamedTuple
 
+from tandem.errors import InvalidRequest
 from tandem.workers.request import EngineRequest
 from tandem.workers.shared_engine import SharedEngine
 from tandem.workers.transcription.transcriber import Transcriber
@@ -25,25 +27,34 @@ class Progress(NamedTuple):
     transcriber: Transcriber
 
 
+class Refused(NamedTuple):
+    """A recording that cannot be decoded."""
+
+    number: int
+    error: InvalidRequest
+
+
 def transcribe_all(
-    engine: SharedEngine, begin: Sequence[Callable[[], Transcriber]], most: int
-) -> Generator[Progress]:
+    engine: SharedEngine, begin: Iterable[Callable[[], Transcriber]], most: int
+) -> Generator[Progress | Refused]:
     """Transcribes recordings whose windows share the engine's batch, and yields each step of each.
 
     Args:
-        begin: decodes a recording, in another thread, and begins its transcription.
+        begin: decodes a recording, in another thread, and begins its transcription. Each is taken from here,
+            in this thread, shortly before its turn.
         most: recordings under way at once.
 
-    Closing the generator cancels what is under way. Raises what `begin` and the engine raise.
+    Closing the generator cancels what is under way. Raises what the engine raises, and what `begin` does
+    except InvalidRequest, which refuses one recording.
     """
     recordings = _Recordings(begin)
     with recordings.pool:
         try:
             live: dict[str, Progress] = {}  # by the ids of their requests
             while recordings.left:
-                one = recordings.take()
-                requests = _wait_for(live, one, one.transcriber.start())
-                yield one
+                taken = recordings.take()
+                requests = _start(live, taken)
+                yield taken
                 if not requests:
                     continue
                 with closing(engine.deltas(requests)) as deltas:
@@ -54,15 +65,19 @@ def transcribe_all(
                         if delta.last:
                             yield one
                         while recordings.ready and _room(live, most):
-                            one = recordings.take()
-                            requests += _wait_for(live, one, one.transcriber.start())
-                            yield one
+                            taken = recordings.take()
+                            requests += _start(live, taken)
+                            yield taken
                         try:
                             delta = deltas.send(requests)
                         except StopIteration:
                             delta = None
         finally:
             recordings.cancel()
+
+
+def _start(live: dict[str, Progress], taken: Progress | Refused) -> list[EngineRequest]:
+    return [] if isinstance(taken, Refused) else _wait_for(live, taken, taken.transcriber.start())
 
 
 def _wait_for(live: dict[str, Progress], one: Progress, requests: list[EngineRequest]) -> list[EngineRequest]:
@@ -78,9 +93,9 @@ def _room(live: dict[str, Progress], most: int) -> bool:
 class _Recordings:
     """Recordings in order, decoded a little ahead."""
 
-    def __init__(self, begin: Sequence[Callable[[], Transcriber]]) -> None:
+    def __init__(self, begin: Iterable[Callable[[], Transcriber]]) -> None:
         self.pool = ThreadPoolExecutor(THREADS, "media")
-        self._begin = deque(enumerate(begin))
+        self._begin = enumerate(begin)
         self._decoding: deque[tuple[int, Future[Transcriber]]] = deque()
         self._fill()
 
@@ -94,16 +109,18 @@ class _Recordings:
         """Whether the next is decoded."""
         return bool(self._decoding) and self._decoding[0][1].done()
 
-    def take(self) -> Progress:
-        """The next one, when it is decoded. Raises what kept it from being."""
+    def take(self) -> Progress | Refused:
+        """The next one, when it is decoded."""
         number, future = self._decoding.popleft()
         self._fill()
-        return Progress(number, future.result())
+        try:
+            return Progress(number, future.result())
+        except InvalidRequest as error:
+            return Refused(number, error)
 
     def cancel(self) -> None:
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def _fill(self) -> None:
-        while self._begin and len(self._decoding) < AHEAD:
-            number, begin = self._begin.popleft()
+        for number, begin in islice(self._begin, AHEAD - len(self._decoding)):
             self._decoding.append((number, self.pool.submit(begin)))

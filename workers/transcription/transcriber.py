@@ -9,9 +9,9 @@ from __future__ import annotations
 import secrets
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
-from tandem.transcription import Transcription, TranscriptionSegment
+from tandem.transcription import Transcription, TranscriptionMode, TranscriptionSegment
 from tandem.workers.request import Delta, EngineRequest
 from tandem.workers.requests.detokenizer import Vocabulary
 from tandem.workers.requests.media.spectrogram import Spectrogram
@@ -46,6 +46,7 @@ Timing = Generator[list[EngineRequest], list[WindowAnswer], TimedWindow]
 class Transcriber(Protocol):
     """`start` it, and `push` the deltas of its requests until it is `done`."""
 
+    mode: ClassVar[TranscriptionMode]
     segments: list[TranscriptionSegment]  # so far; those that are there stay
     counts: WindowCounts
 
@@ -88,6 +89,8 @@ class SequentialTranscriber:
     Windows, segments, seek and fallback are those of transformers' `WhisperForConditionalGeneration.generate`
     for a batch of one, or of openai-whisper's `transcribe`: see `TranscriptionParams`.
     """
+
+    mode: ClassVar[TranscriptionMode] = "sequential"
 
     def __init__(
         self, asked: Asked, recording: Spectrogram, windows: WindowRequests, vocabulary: Vocabulary,
@@ -146,7 +149,7 @@ class SequentialTranscriber:
             segments=self.final_segments,
             encoder_tokens=self.counts.windows * self._windows.positions,
             generated_tokens=self.counts.tokens,
-            mode="sequential",
+            mode=self.mode,
         )
 
     def _wait_for(self, go_on: Callable[[], list[EngineRequest]]) -> list[EngineRequest]:
@@ -175,9 +178,10 @@ class SequentialTranscriber:
             timed = None
             if self._words is not None:
                 parts, timed = yield from self._timed(attempt, parts, frames)
-            kept = []
+            kept, at = [], 0
             for number, piece in enumerate(parts.pieces):
                 text = self._text(piece.token_ids)
+                first, at = at, at + len(piece.token_ids)
                 if asked.openai and (piece.start_s == piece.end_s or not text.strip()):
                     continue
                 kept.append(piece.token_ids)
@@ -194,6 +198,7 @@ class SequentialTranscriber:
                         avg_logprob=attempt.avg_logprob,
                         compression_ratio=attempt.text_ratio,
                         no_speech_prob=attempt.no_speech_prob,
+                        logprobs=attempt.logprobs and attempt.logprobs[first:at],
                         words=None if timed is None else timed[number],
                     )
                 )

@@ -122,6 +122,7 @@ class WindowRequests:
             opening_ids=rest,
             max_tokens=most + len(rest),
             sum_logprobs=True,
+            logprobs=0 if self._asked.logprobs else None,
             probe=probe,
         )
         return [self._request(encoder, prefix, replace(decoding, seed=seed)) for seed in seeds]
@@ -132,7 +133,7 @@ class WindowRequests:
         """Reads these ids after a prefix, and tells where each position attends to and how likely each id is
         among those of text."""
         decoding = self._decoding(SamplingParams(temperature=0, max_tokens=len(ids)), len(prefix))
-        decoding = replace(decoding, alignment=how, score_below=self.text_end)
+        decoding = replace(decoding, alignment=how, score_below=self.text_end, logprobs=0)
         return replace(self._request(encoder, prefix, decoding), target_ids=tuple(ids))
 
     def _params(self, temperature: float, most: int) -> Params:

@@ -6,7 +6,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from tandem.cluster.ingress.http.openai_fields import StreamOptions
 from tandem.cluster.ingress.service import Piece
@@ -23,6 +23,9 @@ class Shown:
     token_ids: bool = False  # the prompts' and the answers'
     tokens_as_ids: bool = False  # `token_id:7` in place of a token's text, in log-probabilities
     stream: StreamOptions | None = None
+
+
+_BYTES: Final = "bytes:"  # how a part of a character is shown, see `Vocabulary.token_text`
 
 
 class TokenTexts:
@@ -48,6 +51,14 @@ class TokenTexts:
 
     def shown(self, token_id: int) -> str:
         return f"token_id:{token_id}" if self._as_ids else self.text(token_id)
+
+    def entry(self, token_id: int, logprob: float) -> dict[str, Any]:
+        """A token as OpenAI has it in log-probabilities."""
+        text = self.text(token_id)
+        data = text.encode()
+        if text.startswith(_BYTES + "\\x"):
+            data = bytes.fromhex(text.removeprefix(_BYTES).replace("\\x", ""))
+        return {"token": self.shown(token_id), "logprob": logprob, "bytes": list(data)}
 
     def advance(self, token_id: int) -> bool:
         """Goes on behind the choice's next token. Returns whether the choice's text has it."""

@@ -7,7 +7,7 @@ nothing is said, `priority` and `timeout_s` may stand in them, too.
 from __future__ import annotations
 
 import math
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from typing import Any, Final
 
@@ -16,13 +16,14 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 
 from tandem import transcripts
 from tandem.cluster.ingress.call import Call
+from tandem.cluster.ingress.http.answers import TokenTexts
 from tandem.cluster.ingress.http.audio_fields import FIELDS, AudioForm
 from tandem.cluster.ingress.http.body import unless_disconnected
 from tandem.cluster.ingress.http.forms import read_fields
 from tandem.cluster.ingress.http.sse import EventStream
 from tandem.cluster.ingress.service import Service
 from tandem.errors import renaming_fields
-from tandem.transcription import Transcription, TranscriptionDelta
+from tandem.transcription import Transcription, TranscriptionDelta, TranscriptionSegment
 from tandem.workers.requests.speech import english_name
 
 _TRANSCRIBE: Final = "transcribe"
@@ -55,14 +56,14 @@ async def _answer(service: Service, request: Request, task: str) -> Response:
             prepared = await call.prepare_transcription(form.media, form.params, "file", **form.options)
         if not form.stream:
             whole = await unless_disconnected(request.receive, call.transcription(prepared))
-            return _whole(form, task, whole)
+            return _whole(service, form, task, whole)
         deltas = await resources.enter_async_context(aclosing(call.transcription_deltas(prepared)))
         # Awaited here, so that an error before the first has a status of its own.
         first = await unless_disconnected(request.receive, _next(deltas))
-        return EventStream(_events(form, first, deltas), resources.pop_all())
+        return EventStream(_events(service, form, first, deltas), resources.pop_all())
 
 
-def _whole(form: AudioForm, task: str, answer: Transcription) -> Response:
+def _whole(service: Service, form: AudioForm, task: str, answer: Transcription) -> Response:
     match form.format:
         case "text":
             return PlainTextResponse(f"{answer.text}\n")
@@ -74,7 +75,8 @@ def _whole(form: AudioForm, task: str, answer: Transcription) -> Response:
                 del body["segments"]
             return JSONResponse({**body, "usage": _duration(answer)})
         case "json":
-            return JSONResponse({"text": answer.text, "usage": _duration(answer)})
+            body = {"text": answer.text, **_logprobs(service, answer.segments), "usage": _duration(answer)}
+            return JSONResponse(body)
 
 
 async def _next(deltas: AsyncIterator[TranscriptionDelta]) -> TranscriptionDelta:
@@ -82,19 +84,20 @@ async def _next(deltas: AsyncIterator[TranscriptionDelta]) -> TranscriptionDelta
 
 
 async def _events(
-    form: AudioForm, first: TranscriptionDelta, rest: AsyncIterator[TranscriptionDelta]
+    service: Service, form: AudioForm, first: TranscriptionDelta, rest: AsyncIterator[TranscriptionDelta]
 ) -> AsyncIterator[dict[str, Any]]:
-    for event in _of_delta(form, first):
+    for event in _of_delta(service, form, first):
         yield event
     async for delta in rest:
-        for event in _of_delta(form, delta):
+        for event in _of_delta(service, form, delta):
             yield event
 
 
-def _of_delta(form: AudioForm, delta: TranscriptionDelta) -> list[dict[str, Any]]:
+def _of_delta(service: Service, form: AudioForm, delta: TranscriptionDelta) -> list[dict[str, Any]]:
     events: list[dict[str, Any]] = []
     if delta.text:
-        events.append({"type": "transcript.text.delta", "delta": delta.text})
+        logprobs = _logprobs(service, delta.segments)
+        events.append({"type": "transcript.text.delta", "delta": delta.text, **logprobs})
     if form.format == "verbose_json":
         events += [
             {
@@ -106,8 +109,30 @@ def _of_delta(form: AudioForm, delta: TranscriptionDelta) -> list[dict[str, Any]
             for segment in delta.segments
         ]
     if (whole := delta.transcription) is not None:
-        events.append({"type": "transcript.text.done", "text": whole.text, "usage": _tokens(whole)})
+        events.append(
+            {
+                "type": "transcript.text.done",
+                "text": whole.text,
+                **_logprobs(service, whole.segments),
+                "usage": _tokens(whole),
+            }
+        )
     return events
+
+
+def _logprobs(service: Service, segments: Sequence[TranscriptionSegment]) -> dict[str, Any]:
+    """Of the segments' text, times left out; nothing where they were not asked for."""
+    if not any(segment.logprobs for segment in segments):
+        return {}
+    texts = TokenTexts(service.request_builder.vocabulary)
+    text_end = min(service.request_builder.info.eos_ids)  # text has ids below
+    entries = []
+    for segment in segments:
+        for token_id, logprob in zip(segment.token_ids, segment.logprobs or (), strict=False):
+            if token_id < text_end:
+                entries.append(texts.entry(token_id, logprob))
+                texts.advance(token_id)
+    return {"logprobs": entries}
 
 
 def _tokens(answer: Transcription) -> dict[str, Any]:

@@ -20,10 +20,14 @@ _REFUSED: Final = {
     "known_speaker_references": "speakers are not told apart",
 }
 # Fields of TranscriptionParams that the form says in OpenAI's words, or that are the endpoint's.
-_OPENAI_S: Final = ("timestamps", "task")
+_OPENAI_S: Final = ("timestamps", "task", "logprobs")
 
 # What the validator calls the fields, in the words of the form.
-FIELDS: Final = {"timestamps": "timestamp_granularities[]", "request_id": "x-request-id"}
+FIELDS: Final = {
+    "timestamps": "timestamp_granularities[]",
+    "logprobs": "include[]",
+    "request_id": "x-request-id",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,15 +60,21 @@ class AudioForm:
                 )
         if granularities and shape != "verbose_json":
             raise InvalidRequest("needs response_format=verbose_json", field="timestamp_granularities[]")
-        for one in _listed(values.pop("include", None), "include[]"):
-            raise InvalidRequest(f"{one!r:.40} is not given", field="include[]")
+        included = _listed(values.pop("include", None), "include[]")
+        for one in included:
+            if one != "logprobs" or shape != "json":
+                raise InvalidRequest(
+                    f"logprobs go with response_format=json, got {one!r:.40}", field="include[]"
+                )
         media = _file(values.pop("file", None))
-        options = {
-            name: _number(values.pop(name), name) for name in ("priority", "timeout_s") if name in values
+        options: dict[str, Any] = {
+            name: values.pop(name) if name == "model" else _number(values.pop(name), name)
+            for name in ("model", "priority", "timeout_s")
+            if name in values
         }
-        options |= {name: values.pop(name) for name in ("model",) if name in values}
         chunking = _chunking(values)
         asked: dict[str, Any] = {"semantics": "openai", "task": task, "chunking_strategy": chunking}
+        asked["logprobs"] = bool(included)
         for name in [name for name in values if name in TranscriptionParams.model_fields]:
             if name in _OPENAI_S:
                 continue
@@ -99,7 +109,7 @@ def _format(value: object) -> ResponseFormat:
         raise InvalidRequest(
             f"must be one of {', '.join(_FORMATS)}, got {value!r:.40}", field="response_format"
         )
-    return cast(ResponseFormat, value)
+    return value
 
 
 def _chunking(values: dict[str, Any]) -> Any:
@@ -130,7 +140,7 @@ def _flag(value: object, field: str) -> bool:
 
 def _listed(value: object, field: str) -> list[str]:
     """A field that may be repeated."""
-    each = value if isinstance(value, list) else [] if value is None else [value]
+    each: list[Any] = value if isinstance(value, list) else [] if value is None else [value]
     if not all(isinstance(one, str) for one in each):
         raise InvalidRequest("must be text", field=field)
     return each

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Final
+from typing import Any
 
-from tandem.cluster.ingress.http.answers import AnswerShape, Shown, TokenTexts
+from tandem.cluster.ingress.http.answers import AnswerShape, Shown
 from tandem.cluster.ingress.http.openai_fields import Fields, StreamOptions
 from tandem.errors import InvalidRequest
 from tandem.outputs import CompletionOutput, TextDelta, TokenLogprobs
@@ -13,8 +13,6 @@ from tandem.params import Params
 from tandem.workers.requests.chat import Conversation
 from tandem.workers.requests.detokenizer import Vocabulary
 from tandem.workers.requests.output_processor import PreparedRequest
-
-_BYTES: Final = "bytes:"  # how a part of a character is shown, see `Vocabulary.token_text`
 
 
 class ChatBody(Fields):
@@ -114,17 +112,9 @@ class ChatShape(AnswerShape):
         for position in logprobs:
             content.append(
                 {
-                    **_entry(texts, position.token_id, position.logprob),
-                    "top_logprobs": [_entry(texts, *entry) for entry in position.top],
+                    **texts.entry(position.token_id, position.logprob),
+                    "top_logprobs": [texts.entry(*entry) for entry in position.top],
                 }
             )
             texts.advance(position.token_id)
         return {"content": content, "refusal": None}
-
-
-def _entry(texts: TokenTexts, token_id: int, logprob: float) -> dict[str, Any]:
-    text = texts.text(token_id)
-    data = text.encode()
-    if text.startswith(_BYTES + "\\x"):
-        data = bytes.fromhex(text.removeprefix(_BYTES).replace("\\x", ""))
-    return {"token": texts.shown(token_id), "logprob": logprob, "bytes": list(data)}

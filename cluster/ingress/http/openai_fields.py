@@ -13,6 +13,8 @@ from pydantic import BaseModel, ConfigDict
 from tandem.errors import InvalidRequest, renaming_fields
 from tandem.params import BeamSearchParams, Params, params_of
 
+_LEAST_TOP_P: Final = 1e-6
+
 
 class Fields(BaseModel):
     """Fields that every request may have and that have no effect: they concern OpenAI's accounts, caches and
@@ -105,6 +107,7 @@ COMPLETION: Final[Mapping[str, Unsupported]] = {
     **GENERATION,
     "suffix": Unsupported("is not supported: the model does not fill in what stands before a text", ("",)),
     "prompt_embeds": Unsupported("is not supported: a prompt is text or token ids"),
+    "prompt_token_ids": Unsupported("is not supported: give prompt a list of token ids"),
     "add_special_tokens": Unsupported(
         "is not supported: a prompt of token ids has the special tokens that it is given", (True,)
     ),
@@ -112,9 +115,12 @@ COMPLETION: Final[Mapping[str, Unsupported]] = {
 
 CHAT: Final[Mapping[str, Unsupported]] = {
     **GENERATION,
-    "tools": Unsupported(_NO_TOOLS),
+    "prompt_token_ids": Unsupported(
+        "is not supported: the chat template makes them; /v1/completions takes a list of ids as its prompt"
+    ),
+    "tools": Unsupported(_NO_TOOLS, ([],)),
     "tool_choice": Unsupported(_NO_TOOLS, ("none",)),
-    "functions": Unsupported(_NO_TOOLS),
+    "functions": Unsupported(_NO_TOOLS, ([],)),
     "function_call": Unsupported(_NO_TOOLS, ("none",)),
     "parallel_tool_calls": Unsupported(_NO_TOOLS, (True, False)),
     "audio": Unsupported("is not supported: an answer is text"),
@@ -137,6 +143,8 @@ CHAT: Final[Mapping[str, Unsupported]] = {
 
 EMBEDDING: Final[Mapping[str, Unsupported]] = {
     "messages": Unsupported("is not supported: give input"),
+    "prompt_token_ids": Unsupported("is not supported: give input a list of token ids"),
+    "padding": Unsupported("is not supported: what is computed with an input does not change it", (False,)),
     "use_activation": Unsupported("is not supported: states are pooled as they are"),
     "embed_dtype": Unsupported("is not supported: embeddings are float32", ("float32",)),
     "endianness": Unsupported("is not supported: base64 holds little-endian numbers", ("little", "native")),
@@ -145,6 +153,21 @@ EMBEDDING: Final[Mapping[str, Unsupported]] = {
     "cache_salt": GENERATION["cache_salt"],
     "mm_processor_kwargs": _MEDIA,
     "media_io_kwargs": _MEDIA,
+}
+
+
+_OF_A_CHAT: Final = Unsupported(
+    "is not supported: give prompt or text; return_token_ids shows the prompt that a chat becomes"
+)
+TOKENIZE: Final[Mapping[str, Unsupported]] = {
+    "messages": _OF_A_CHAT,
+    "tools": _OF_A_CHAT._replace(inert=([],)),
+    "chat_template": _OF_A_CHAT,
+    "chat_template_kwargs": _OF_A_CHAT._replace(inert=({},)),
+    "add_generation_prompt": _OF_A_CHAT._replace(inert=(True,)),
+    "continue_final_message": _OF_A_CHAT._replace(inert=(False,)),
+    "media_io_kwargs": _MEDIA,
+    "mm_processor_kwargs": _MEDIA,
 }
 
 
@@ -164,6 +187,12 @@ def decoding_params(values: dict[str, Any]) -> Params:
     Raises InvalidRequest, naming the field.
     """
     values = {name: value for name, value in values.items() if value is not None}
+    if type(values.get("seed")) is int and values["seed"] == -1:  # vLLM's: any
+        del values["seed"]
+    if (
+        type(values.get("top_p")) in (int, float) and values["top_p"] == 0
+    ):  # OpenAI's: the likeliest token alone
+        values["top_p"] = _LEAST_TOP_P
     if values.pop("best_of", n := values.get("n", 1)) != n:
         raise InvalidRequest("is not supported: n answers are drawn, and n are returned", field="best_of")
     search = values.pop("use_beam_search", False)
@@ -175,6 +204,9 @@ def decoding_params(values: dict[str, Any]) -> Params:
 
 
 def _vllm_beam_search(values: dict[str, Any]) -> Params:
+    for name in ("num_beams", "num_return_sequences"):
+        if name in values:
+            raise InvalidRequest("does not go with use_beam_search, where n says it", field=name)
     beams = values.pop("n", 1)
     if values.pop("temperature", 1) not in (0, 1):
         raise InvalidRequest(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict
 
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.http.body import read_json, unless_disconnected, validated
+from tandem.cluster.ingress.http.openai_fields import TOKENIZE, refuse_unsupported
 from tandem.cluster.ingress.service import Service
 from tandem.errors import InvalidRequest
 
@@ -40,7 +41,9 @@ def routes(service: Service) -> APIRouter:
         """{"text" or "prompt": str, "model"?: str, "add_special_tokens"?: bool, "return_token_strs"?: bool} →
         {"tokens": [int], "count": int, "max_model_len": int}: an encoder input."""
         with Call(service, "http", "tokenize") as call:
-            body = validated(_TokenizeBody, await read_json(request, service.config.limits))
+            values = await read_json(request, service.config.limits)
+            refuse_unsupported(values, TOKENIZE)
+            body = validated(_TokenizeBody, values)
             if (body.text is None) == (body.prompt is None):
                 raise InvalidRequest("exactly one of text and prompt is required", field="text")
             field, text = ("prompt", body.prompt) if body.text is None else ("text", body.text)

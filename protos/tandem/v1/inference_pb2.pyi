@@ -463,7 +463,7 @@ class TranscribeStreamRequest(_message.Message):
     def __init__(self, audio: _Optional[bytes] = ..., params: _Optional[_Union[TranscriptionParams, _Mapping]] = ..., options: _Optional[_Union[RequestOptions, _Mapping]] = ...) -> None: ...
 
 class TranscriptionParams(_message.Message):
-    __slots__ = ("language", "task", "timestamps", "prompt", "prompt_condition_type", "condition_on_prev_tokens", "temperature", "temperatures", "compression_ratio_threshold", "logprob_threshold", "no_speech_threshold", "num_beams", "length_penalty", "best_of", "max_tokens", "seed", "semantics", "chunking_strategy")
+    __slots__ = ("language", "task", "timestamps", "prompt", "prompt_condition_type", "condition_on_prev_tokens", "temperature", "temperatures", "compression_ratio_threshold", "logprob_threshold", "no_speech_threshold", "num_beams", "length_penalty", "best_of", "max_tokens", "seed", "semantics", "chunking_strategy", "logprobs")
     LANGUAGE_FIELD_NUMBER: _ClassVar[int]
     TASK_FIELD_NUMBER: _ClassVar[int]
     TIMESTAMPS_FIELD_NUMBER: _ClassVar[int]
@@ -482,6 +482,7 @@ class TranscriptionParams(_message.Message):
     SEED_FIELD_NUMBER: _ClassVar[int]
     SEMANTICS_FIELD_NUMBER: _ClassVar[int]
     CHUNKING_STRATEGY_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     language: str
     task: str
     timestamps: Timestamps
@@ -500,7 +501,8 @@ class TranscriptionParams(_message.Message):
     seed: int
     semantics: TranscriptionSemantics
     chunking_strategy: ServerVad
-    def __init__(self, language: _Optional[str] = ..., task: _Optional[str] = ..., timestamps: _Optional[_Union[Timestamps, str]] = ..., prompt: _Optional[str] = ..., prompt_condition_type: _Optional[_Union[PromptConditionType, str]] = ..., condition_on_prev_tokens: _Optional[bool] = ..., temperature: _Optional[float] = ..., temperatures: _Optional[_Iterable[float]] = ..., compression_ratio_threshold: _Optional[float] = ..., logprob_threshold: _Optional[float] = ..., no_speech_threshold: _Optional[float] = ..., num_beams: _Optional[int] = ..., length_penalty: _Optional[float] = ..., best_of: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., semantics: _Optional[_Union[TranscriptionSemantics, str]] = ..., chunking_strategy: _Optional[_Union[ServerVad, _Mapping]] = ...) -> None: ...
+    logprobs: bool
+    def __init__(self, language: _Optional[str] = ..., task: _Optional[str] = ..., timestamps: _Optional[_Union[Timestamps, str]] = ..., prompt: _Optional[str] = ..., prompt_condition_type: _Optional[_Union[PromptConditionType, str]] = ..., condition_on_prev_tokens: _Optional[bool] = ..., temperature: _Optional[float] = ..., temperatures: _Optional[_Iterable[float]] = ..., compression_ratio_threshold: _Optional[float] = ..., logprob_threshold: _Optional[float] = ..., no_speech_threshold: _Optional[float] = ..., num_beams: _Optional[int] = ..., length_penalty: _Optional[float] = ..., best_of: _Optional[int] = ..., max_tokens: _Optional[int] = ..., seed: _Optional[int] = ..., semantics: _Optional[_Union[TranscriptionSemantics, str]] = ..., chunking_strategy: _Optional[_Union[ServerVad, _Mapping]] = ..., logprobs: _Optional[bool] = ...) -> None: ...
 
 class TranscribeResponse(_message.Message):
     __slots__ = ("request_id", "transcription")
@@ -553,7 +555,7 @@ class ServerVad(_message.Message):
     def __init__(self, threshold: _Optional[float] = ..., prefix_padding_ms: _Optional[int] = ..., silence_duration_ms: _Optional[int] = ...) -> None: ...
 
 class TranscriptionSegment(_message.Message):
-    __slots__ = ("id", "seek_s", "start_s", "end_s", "text", "token_ids", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob", "words")
+    __slots__ = ("id", "seek_s", "start_s", "end_s", "text", "token_ids", "temperature", "avg_logprob", "compression_ratio", "no_speech_prob", "words", "logprobs")
     ID_FIELD_NUMBER: _ClassVar[int]
     SEEK_S_FIELD_NUMBER: _ClassVar[int]
     START_S_FIELD_NUMBER: _ClassVar[int]
@@ -565,6 +567,7 @@ class TranscriptionSegment(_message.Message):
     COMPRESSION_RATIO_FIELD_NUMBER: _ClassVar[int]
     NO_SPEECH_PROB_FIELD_NUMBER: _ClassVar[int]
     WORDS_FIELD_NUMBER: _ClassVar[int]
+    LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     id: int
     seek_s: float
     start_s: float
@@ -576,7 +579,8 @@ class TranscriptionSegment(_message.Message):
     compression_ratio: float
     no_speech_prob: float
     words: TranscriptionWords
-    def __init__(self, id: _Optional[int] = ..., seek_s: _Optional[float] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., avg_logprob: _Optional[float] = ..., compression_ratio: _Optional[float] = ..., no_speech_prob: _Optional[float] = ..., words: _Optional[_Union[TranscriptionWords, _Mapping]] = ...) -> None: ...
+    logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, id: _Optional[int] = ..., seek_s: _Optional[float] = ..., start_s: _Optional[float] = ..., end_s: _Optional[float] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Iterable[int]] = ..., temperature: _Optional[float] = ..., avg_logprob: _Optional[float] = ..., compression_ratio: _Optional[float] = ..., no_speech_prob: _Optional[float] = ..., words: _Optional[_Union[TranscriptionWords, _Mapping]] = ..., logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class TranscriptionWords(_message.Message):
     __slots__ = ("words",)

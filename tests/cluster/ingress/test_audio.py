@@ -16,7 +16,7 @@ from fake_service import connected, make_service
 from local_router import LocalRouter
 from openai import AsyncOpenAI, BadRequestError, RateLimitError
 from voices import voices
-from whisper import RATE, make_whisper, sound
+from whisper import EOS, RATE, make_whisper, sound
 
 from tandem import LLM, ServerVad, Transcription, Unavailable
 from tandem.cluster.ingress.service import Service
@@ -67,7 +67,8 @@ async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 def openai(http: httpx.AsyncClient) -> AsyncOpenAI:
-    return AsyncOpenAI(base_url="http://tandem/v1", api_key="none", http_client=http, max_retries=0)
+    client: Any = http  # a client of httpx, for openai may have a successor of it
+    return AsyncOpenAI(base_url="http://tandem/v1", api_key="none", http_client=client, max_retries=0)
 
 
 def form(**more: Any) -> dict[str, Any]:
@@ -115,6 +116,29 @@ async def test_a_stream(openai: AsyncOpenAI, spoken: Transcription) -> None:
         segments = [event for event in events if event.type == "transcript.text.segment"]
         expected = [(str(one.id), one.start_s, one.text) for one in spoken.segments] if more else []
         assert [(one.id, one.start, one.text) for one in segments] == expected
+
+
+async def test_logprobs(openai: AsyncOpenAI, llm: LLM, spoken: Transcription) -> None:
+    """Of all that is said, times left out; those of a stream add up to them."""
+    asked: TranscriptionOptions = {**ASKED, "logprobs": True}
+    segments = llm.transcribe(FILE, **asked).segments
+    assert [one.token_ids for one in segments] == [one.token_ids for one in spoken.segments]
+    assert all(len(one.logprobs or ()) == len(one.token_ids) for one in segments)
+    expected = [
+        logprob
+        for one in segments
+        for token_id, logprob in zip(one.token_ids, one.logprobs or (), strict=True)
+        if token_id < EOS
+    ]
+    include: Any = ["logprobs"]
+    answer = await openai.audio.transcriptions.create(**form(include=include))
+    found = answer.logprobs or []
+    assert [one.logprob for one in found] == pytest.approx(expected)
+    assert "".join(one.token or "" for one in found).strip() == spoken.text
+    stream = await openai.audio.transcriptions.create(**form(include=include, stream=True))
+    events = [event async for event in stream]
+    parts = [one for event in events[:-1] for one in event.logprobs or ()]
+    assert [one.logprob for one in parts] == pytest.approx(expected)
 
 
 async def test_translations(openai: AsyncOpenAI, llm: LLM) -> None:
@@ -190,6 +214,9 @@ async def test_chunks_between_silences(openai: AsyncOpenAI, llm: LLM, strategy: 
         ({"extra_body": {"timeout_s": "0"}}, "timeout_s"),
         ({"chunking_strategy": "never"}, "chunking_strategy"),
         ({"chunking_strategy": {"type": "server_vad", "threshold": 7}}, "chunking_strategy.threshold"),
+        ({"include": ["logprobs"], "response_format": "text"}, "include[]"),
+        ({"include": ["colours"]}, "include[]"),
+        ({"include": ["logprobs"], "extra_body": {"num_beams": "2"}}, "include[]"),
         ({"known_speaker_names": ["Ann"]}, "known_speaker_names"),
         ({"file": ("speech.wav", b"")}, "file"),
         ({"file": ("speech.wav", b"no audio at all")}, "file"),

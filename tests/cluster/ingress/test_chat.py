@@ -125,10 +125,17 @@ async def test_parts_of_text_and_what_clients_add_to_messages(
         {**USER, "name": None},  # an older aiperf's
         {**USER, "name": "me"},
         {**USER, "refusal": None, "tool_calls": None, "audio": None, "annotations": []},  # openai's dump
+        {**USER, "reasoning_content": ""},
+        {"role": "user", "content": [{"type": "input_text", "text": "cat sat"}]},  # the Responses API's
     ]
     for message in messages:
         assert (await chat(chat_http, [message])).status_code == 200
         assert read_ids(chat_router) == plain
+    refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "dog"}]}
+    assert (await chat(chat_http, [MESSAGES[0], refusal, MESSAGES[2]])).status_code == 200
+    refused = read_ids(chat_router)
+    await chat(chat_http, MESSAGES)
+    assert read_ids(chat_router) == refused
     two = [{"type": "text", "text": "cat"}, {"type": "text", "text": "sat"}]
     await chat(chat_http, [{"role": "user", "content": two}])
     joined = read_ids(chat_router)
@@ -263,10 +270,12 @@ async def test_token_ids(chat_http: httpx.AsyncClient, chat_router: FakeRouter) 
         ({"tools": [{"type": "function", "function": {"name": "f"}}]}, "tools"),
         ({"tool_choice": "auto"}, "tool_choice"),
         ({"response_format": {"type": "json_object"}}, "response_format"),
-        ({"functions": []}, "functions"),
+        ({"functions": [{}]}, "functions"),
         ({"chat_template": "{{ messages }}"}, "chat_template"),
         ({"chat_template_kwargs": {"tokenize": True}}, "chat_template_kwargs.tokenize"),
         ({"chat_template_kwargs": {"messages": []}}, "chat_template_kwargs.messages"),
+        ({"chat_template_kwargs": {"conversations": 1}}, "chat_template_kwargs.conversations"),
+        ({"chat_template_kwargs": {"self": 1}}, "chat_template_kwargs.self"),
         ({"chat_template_kwargs": []}, "chat_template_kwargs"),
         ({"continue_final_message": True, "add_generation_prompt": True}, "continue_final_message"),
         ({"task": "translation_en_to_fr"}, "task"),

@@ -61,6 +61,18 @@ async def test_encodings_and_pooling(http: httpx.AsyncClient, request_builder: R
     assert np.linalg.norm(entry["embedding"]) == pytest.approx(1)
 
 
+async def test_as_many_inputs_as_openai_takes_a_few_at_a_time(
+    http: httpx.AsyncClient, router: FakeRouter, request_builder: RequestBuilder
+) -> None:
+    words = ["the", "cat", "sat"] * 7
+    body = (await embed(http, words)).json()
+    ids = [request_builder.tokenize(word) for word in words]
+    assert [entry["embedding"] for entry in body["data"]] == [pytest.approx(mean(one)) for one in ids]
+    assert [list(one.encoder.token_ids) for one in router.encoded] == ids
+    assert body["usage"]["prompt_tokens"] == sum(map(len, ids))
+    assert len((await embed(http, [[5, 1]] * 2048)).json()["data"]) == 2048
+
+
 async def test_options_reach_the_router(http: httpx.AsyncClient, router: FakeRouter) -> None:
     await embed(http, priority=3, timeout_s=9)
     [one] = router.encoded
@@ -77,7 +89,7 @@ async def test_options_reach_the_router(http: httpx.AsyncClient, router: FakeRou
         ({"input": [[]]}, "input"),
         ({"input": [1, "a"]}, "input"),
         ({"input": [10_000]}, "input"),
-        ({"input": ["a"] * 9}, "input"),
+        ({"input": ["a"] * 2049}, "input"),
         ({"input": "a b c d " * 30}, "input"),
         ({"encoding_format": "bytes"}, "encoding_format"),
         ({"dimensions": 3}, "dimensions"),
@@ -162,8 +174,11 @@ async def test_embed(api: Api, request_builder: RequestBuilder, router: FakeRout
 @pytest.mark.parametrize(
     ("request_", "details"),
     [
-        (pb.EmbedRequest(), "encoder_prompts: 1 to 8 prompts, got 0"),
-        (pb.EmbedRequest(encoder_prompts=[{"text": "a"}] * 9), "encoder_prompts: 1 to 8 prompts, got 9"),
+        (pb.EmbedRequest(), "encoder_prompts: 1 to 2048 prompts, got 0"),
+        (
+            pb.EmbedRequest(encoder_prompts=[{"text": "a"}] * 2049),
+            "encoder_prompts: 1 to 2048 prompts, got",
+        ),
         (pb.EmbedRequest(encoder_prompts=[{"text": "a"}, {}]), "encoder_prompts.1: one of text"),
         (pb.EmbedRequest(encoder_prompts=[{"text": ""}]), "encoder_prompts: must not be empty"),
         (
@@ -210,7 +225,7 @@ async def test_raw_states_have_a_limit(api: Api, service: Service) -> None:
             else:
                 await api.Embed(message, context)
     finally:
-        object.__setattr__(limits, "embedding_values", 2**20)
+        object.__setattr__(limits, "embedding_values", 2**21)
 
 
 async def test_detokenize(

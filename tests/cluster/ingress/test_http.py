@@ -282,7 +282,7 @@ async def test_an_answer_that_is_there_waits_for_nothing(
 async def test_a_client_that_never_reads_is_let_go_after_the_deadline(
     service: Service, router: FakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tandem.cluster.ingress.service._UNREAD_S", 0.05)
+    monkeypatch.setattr("tandem.cluster.ingress.call._UNREAD_S", 0.05)
     connection = Connection(service, {"prompt": "the cat", "stream": True, "timeout_s": 0.05})
     connection.sent = asyncio.Queue(maxsize=2)
     with pytest.raises(asyncio.CancelledError):

@@ -361,7 +361,7 @@ async def test_one_failing_sample_cancels_the_others(http: httpx.AsyncClient, ro
         ({"prompt_logprobs": 1, "num_beams": 2}, "prompt_logprobs"),
         ({"max_tokens": 0}, "max_tokens"),
         ({"max_tokens": 64}, "max_tokens"),
-        ({"seed": -1}, "seed"),
+        ({"seed": -2}, "seed"),
         ({"stop": ["a"] * 17}, "stop"),
         ({"stop": [""]}, "stop.0"),
         ({"stop": 3}, "stop"),

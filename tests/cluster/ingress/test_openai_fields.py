@@ -79,7 +79,8 @@ SHARED = {
     "truncate_prompt_tokens": Field(None, -1),
     "truncation_side": Field(None, "left", "keeps a prompt's beginning"),
     "echo": Field(False, True, "/score"),
-    "seed": Field(None, 5),
+    "seed": Field(-1, 5),
+    "top_p": Field(1, 0),
     "best_of": Field(1, 2, "n answers"),
     "early_stopping": Field(False, NO_DEFAULT),
 }
@@ -87,6 +88,7 @@ COMPLETION = {
     **SHARED,
     "add_special_tokens": Field(True, False, "token ids"),
     "prompt_embeds": Field(None, "AAAA", "text or token ids"),
+    "prompt_token_ids": Field(None, [5], "give prompt a list of token ids"),
     "suffix": Field("", "x", "not supported"),
 }
 CHAT = {
@@ -102,7 +104,9 @@ CHAT = {
     "return_prompt_text": Field(False, True, "return_token_ids"),
     "reasoning_effort": Field("none", "high", "think"),
     "include_reasoning": Field(True, False),
-    "tools": Field(None, [{"type": "function", "function": {"name": "f"}}], "no tools"),
+    "prompt_token_ids": Field(None, [5], "/v1/completions takes a list of ids"),
+    "functions": Field([], [{"name": "f"}], "no tools"),
+    "tools": Field([], [{"type": "function", "function": {"name": "f"}}], "no tools"),
     "tool_choice": Field("none", "auto", "no tools"),
     "parallel_tool_calls": Field(True, False),
 }
@@ -123,15 +127,28 @@ EMBEDDING = {
     "media_io_kwargs": Field(None, {"a": 1}, "gRPC"),
     "cache_salt": Field(None, "salt", "share"),
     "messages": Field(None, [], "input"),
+    "prompt_token_ids": Field(None, [5], "give input a list of token ids"),
+    "padding": Field(False, True, "does not change it"),
+}
+TOKENIZE = {
+    "messages": Field(NO_DEFAULT, [{"role": "user", "content": "a"}], "return_token_ids"),
+    "tools": Field([], [{}], "return_token_ids"),
+    "chat_template": Field(None, "x", "return_token_ids"),
+    "chat_template_kwargs": Field({}, {"a": 1}, "return_token_ids"),
+    "add_generation_prompt": Field(True, False, "return_token_ids"),
+    "continue_final_message": Field(False, True, "return_token_ids"),
+    "media_io_kwargs": Field(None, {"a": 1}, "gRPC"),
+    "mm_processor_kwargs": Field(None, {"a": 1}, "gRPC"),
 }
 BODIES: dict[str, dict[str, Any]] = {
     "/v1/completions": {"prompt": "the cat"},
     "/v1/chat/completions": {"messages": [{"role": "user", "content": "the cat"}]},
     "/v1/embeddings": {"input": "the cat"},
+    "/tokenize": {"prompt": "the cat"},
 }
 TABLE = [
     (path, name, field)
-    for path, fields in zip(BODIES, (COMPLETION, CHAT, EMBEDDING), strict=True)
+    for path, fields in zip(BODIES, (COMPLETION, CHAT, EMBEDDING, TOKENIZE), strict=True)
     for name, field in fields.items()
 ]
 
@@ -222,7 +239,7 @@ async def test_no_field_of_the_openai_package_is_unknown(
                 assert error["param"].partition(".")[0] == name
 
 
-@pytest.mark.parametrize("path", BODIES)
+@pytest.mark.parametrize("path", [path for path in BODIES if path.startswith("/v1/")])
 async def test_harmless_fields_have_no_effect(client: httpx.AsyncClient, path: str) -> None:
     harmless = {
         "user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto",
@@ -245,12 +262,28 @@ async def test_beam_search_as_vllm_asks_for_it(client: httpx.AsyncClient, fake: 
             ({"use_beam_search": True, "n": 3, "temperature": 0.5}, "temperature"),
             ({"use_beam_search": True, "n": 33}, "n"),
             ({"use_beam_search": 3}, "use_beam_search"),
+            ({"use_beam_search": True, "n": 2, "num_beams": 4}, "num_beams"),
+            ({"use_beam_search": True, "num_return_sequences": 2}, "num_return_sequences"),
         ):
             answer = await ask(client, path, **wrong)
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
     await ask(client, "/v1/completions", length_penalty=1.0, early_stopping=False, temperature=0.7)
     assert fake.requests[-1].decoding.beams is None
     assert fake.requests[-1].decoding.temperature == 0.7
+
+
+async def test_what_means_the_likeliest_token_or_any_seed(
+    client: httpx.AsyncClient, fake: FakeRouter
+) -> None:
+    for top_p in (0, 0.0):
+        await ask(client, "/v1/completions", top_p=top_p, temperature=1)
+        assert 0 < fake.requests[-1].decoding.top_p < 1e-5, "no second token is as likely as this"
+    await ask(client, "/v1/completions", seed=-1, temperature=1)
+    one = fake.requests[-1].decoding
+    for wrong in ({"seed": -2}, {"seed": True}, {"top_p": -0.1}, {"top_p": False}):
+        answer = await ask(client, "/v1/completions", temperature=1, **wrong)
+        assert (answer.status_code, answer.json()["error"]["param"]) == (400, *wrong)
+    assert fake.requests[-1].decoding is one
 
 
 async def test_ids_of_prompt_and_answer(client: httpx.AsyncClient, fake: FakeRouter) -> None:

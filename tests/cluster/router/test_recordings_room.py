@@ -67,6 +67,7 @@ async def test_features_go_where_they_are_encoded(disaggregated: bool) -> None:
         there = replica.engine.submitted[0].encoder.features
         found = cluster.encoders.features if disaggregated else [there]
         assert len(found) == 1
+        assert found[0] is not None
         assert torch.equal(found[0], features)
         assert (there is None) == disaggregated
 

@@ -11,6 +11,7 @@ from models import make_checkpoint
 from tandem import quickstart
 from tandem.errors import ModelLoadError
 from tandem.workers.models.model_folder import pinned, read_json, resolve, weight_files
+from tandem.workers.requests.tokenizer import read_tokenizers
 
 
 def test_json_files(tmp_path: Path) -> None:
@@ -32,6 +33,39 @@ def test_resolve(tmp_path: Path) -> None:
             resolve(absent)
     with pytest.raises(ModelLoadError, match="neither a folder nor a hub id"):
         resolve("no such id!")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("~no_such_user/x", "'~no_such_user/x' cannot be looked up: "),
+        ("./" + "x" * 5000, "cannot be looked up: File name too long|no folder"),
+        ("x" * 5000, "cannot be looked up: File name too long|neither a folder nor a hub id"),
+        ("a\0b", "neither a folder nor a hub id"),
+    ],
+)
+def test_names_that_no_folder_has(model: str, message: str) -> None:
+    with pytest.raises(ModelLoadError, match=message) as caught:
+        resolve(model)
+    assert caught.value.field == "model"
+    with pytest.raises(ModelLoadError, match=message) as caught:
+        read_tokenizers(quickstart.PATH, model)
+    assert caught.value.field == "tokenizer"
+
+
+@pytest.mark.parametrize(
+    ("architectures", "named"),
+    [(["MyT5"], "MyT5"), ("T5", "AutoModelForSeq2SeqLM"), (3, "AutoModelForSeq2SeqLM"),
+     ([3], "AutoModelForSeq2SeqLM"), ([], "AutoModelForSeq2SeqLM"), (None, "AutoModelForSeq2SeqLM")],
+)  # fmt: skip
+def test_a_pickle_is_converted_by_the_class_that_made_it(
+    tmp_path: Path, architectures: object, named: str
+) -> None:
+    config = {"model_type": "t5", "architectures": architectures}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    (tmp_path / "pytorch_model.bin").touch()
+    with pytest.raises(ModelLoadError, match=rf"`{named}\.from_pretrained"):
+        weight_files(resolve(tmp_path))
 
 
 def test_an_adapter_says_of_which_model_it_is(tmp_path: Path) -> None:

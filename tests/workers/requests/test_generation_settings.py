@@ -6,6 +6,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,13 @@ from models import EOS, PAD, VOCAB, load_reference
 from tiny_t5 import write_model
 from transformers import GenerationConfig
 
-from tandem import LLM
+from tandem import LLM, quickstart
 from tandem.errors import InvalidRequest
+from tandem.params import BeamSearchParams
 from tandem.workers.models.model_folder import read_json
 from tandem.workers.requests.defaults import GenerationDefaults
 from tandem.workers.requests.generation_settings import (
+    _OF_TOKENS,
     DECODING,
     NOT_APPLIED,
     READERS,
@@ -224,14 +227,29 @@ def test_all_that_is_not_applied_is_named_in_one_warning(
     assert "{'summarization.penalty_alpha': 0.6}" in told
 
 
-def test_texts_that_end_an_answer_do_not_go_with_the_models_beams(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    ModelInfo.read(write_model(tmp_path, generation={"stop_strings": "ba"}), "tiny")
+def copied(folder: Path, generation: dict[str, Any], **config: Any) -> Path:
+    """The bundled model with other settings."""
+    shutil.copytree(quickstart.PATH, folder, copy_function=shutil.copyfile)
+    for name, values in (("generation_config.json", generation), ("config.json", config)):
+        (folder / name).write_text(json.dumps(read_json(folder, name) | values))
+    return folder
+
+
+def test_texts_that_end_an_answer_cut_beams(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A task's, which are a model's own, and a request's."""
+    tasks = {"fr": {"num_beams": 2, "prefix": "translate English to French: "}}
+    beams = BeamSearchParams(num_beams=2, num_return_sequences=2)
+    texts: list[list[str]] = []
+    for stop in (None, ["fat"]):
+        folder = copied(tmp_path / f"{stop}", {"stop_strings": stop}, task_specific_params=tasks)
+        with LLM(str(folder), device="cpu") as llm:
+            (own,) = llm.generate("I am tired.", task="fr", use_tqdm=False)
+            (asked,) = llm.generate(f"{tasks['fr']['prefix']}I am tired.", beams, use_tqdm=False)
+        assert own.outputs[0].stop_reason == (stop and stop[0])
+        texts.append([sample.text for output in (own, asked) for sample in output.outputs])
+    assert texts[1] == [text.partition("fat")[0] for text in texts[0]]
+    assert "fat" in texts[0][0]
     assert warnings(caplog) == []
-    ModelInfo.read(write_model(tmp_path, generation={"stop_strings": "ba", "num_beams": 2}), "tiny")
-    (told,) = warnings(caplog)
-    assert "{'stop_strings': ['ba']}" in told
 
 
 BAD: dict[str, list[Any]] = {
@@ -239,25 +257,25 @@ BAD: dict[str, list[Any]] = {
     "bos_token_id": ["<s>", [1, 2]],
     "decoder_start_token_id": ["<s>", VOCAB, True],
     "do_sample": ["yes", 1],
-    "temperature": [-1, "hot", True, math.nan, math.inf],
-    "top_k": [-1, 2.5, "few", math.inf],
+    "temperature": [-1, "hot", True, math.nan, math.inf, 10**400],
+    "top_k": [-1, 2.5, "few", math.inf, 10**400, 2**63, 1e300],
     "top_p": [0, 3, "most"],
     "min_p": [-0.1, 2],
     "typical_p": [0, 1.5],
-    "repetition_penalty": [0, -1, []],
-    "no_repeat_ngram_size": [-1, "two"],
-    "encoder_no_repeat_ngram_size": [-1, 0.5],
+    "repetition_penalty": [0, -1, [], 1e-320],
+    "no_repeat_ngram_size": [-1, "two", 2**40],
+    "encoder_no_repeat_ngram_size": [-1, 0.5, 33],
     "bad_words_ids": [[3], [[]], [[VOCAB]], "word"],
     "forced_bos_token_id": [VOCAB, [1, 2], -1, "en"],
     "forced_eos_token_id": ["end", [VOCAB]],
     "suppress_tokens": [[-1], "all", [VOCAB]],
     "begin_suppress_tokens": [[0.5], {}],
-    "num_beams": [0, -2, "many", 1.5],
-    "length_penalty": ["long", math.inf],
+    "num_beams": [0, -2, "many", 1.5, 1000],
+    "length_penalty": ["long", math.inf, -1e308],
     "early_stopping": ["maybe", 2, 0],
     "renormalize_logits": ["yes"],
     "max_new_tokens": [0, -1, "long"],
-    "max_length": [0, "long"],
+    "max_length": [0, "long", math.inf, math.nan],
     "min_new_tokens": [-1],
     "min_length": [-1, "short"],
     "stop_strings": [3, [""], "", {}],
@@ -291,7 +309,8 @@ def test_a_malformed_value_is_named_and_ignored(
 
 @settings(max_examples=30)
 @given(value=st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=3)
+    | st.sampled_from([10**400, -(10**400), 2**63, 2**31, 1e308]),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=2),
     max_leaves=5,
 ))  # fmt: skip
@@ -300,3 +319,29 @@ def test_any_value_is_read_or_named(value: Any) -> None:
     assert good.keys() | bad.keys() == (set() if value is None else set(READERS))
     assert not good.keys() & bad.keys()
     GenerationDefaults.of(good)
+
+
+def test_what_is_read_can_be_asked_for(tmp_path: Path) -> None:
+    """Every setting at its greatest, and a request that says nothing."""
+    good = {name: next((one for one in (10**400, 2**31 - 1, 100, 32, 1) if not sound({name: one})[1]), None)
+            for name, read in READERS.items() if read.__name__ != "_flag"}  # fmt: skip
+    assert (good["max_length"], good["top_k"], good["temperature"]) == (10**400, 2**31 - 1, 100)
+    del good["eos_token_id"], good["decoder_start_token_id"]
+    greatest = {name: value for name, value in good.items() if name not in _OF_TOKENS and value is not None}
+    folder = copied(tmp_path / "model", {**greatest, "do_sample": True})
+    with LLM(str(folder), device="cpu", max_decoder_length=4) as llm:
+        assert len(llm.generate("the cat", use_tqdm=False)[0].outputs) == 1
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "\ufeff{}", "[" * 100_000, "\udce9"])
+def test_a_file_that_is_no_json_object_counts_as_none(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, content: str
+) -> None:
+    folder = write_model(tmp_path, num_beams=3)
+    (folder / "generation_config.json").write_text(content, errors="surrogateescape")
+    with suppress(TypeError, RecursionError):  # transformers' own, for a list and for a deep one
+        assert theirs(folder).num_beams == 3
+    assert ModelInfo.read(folder, "tiny").defaults.num_beams == 3
+    (told,) = warnings(caplog)
+    assert "generation_config.json is not " in told
+    assert told.endswith(": config.json counts alone")

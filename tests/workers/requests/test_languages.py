@@ -292,11 +292,19 @@ def test_madlads_targets(tmp_path: Path) -> None:
     folder = write_model(tmp_path / "model", task_specific_params={})
     path = folder / "tokenizer.json"
     tokenizer = Tokenizer.from_file(str(path))
-    tokenizer.add_special_tokens(["<2fr>", "<2de>", "<2zh_Hant>", "<2translate>"])
+    codes = ["fr", "de", "zh_Hant", "ms_Arab_BN", "nan_Latn_TW"]
+    tokenizer.add_special_tokens([*(f"<2{code}>" for code in codes), "<2translate>"])
     tokenizer.save(str(path))
     request_builder = RequestBuilder.load(folder, "madlad")
-    assert request_builder.tasks.translations == {"mul": ["fr", "de", "zh_Hant"]}
-    for asked, code in (("French", "fr"), ("deu_Latn", "de"), ("zh-TW", "zh_Hant"), ("<2fr>", "fr")):
+    assert request_builder.tasks.translations == {"mul": codes}
+    for asked, code in (
+        ("French", "fr"),
+        ("deu_Latn", "de"),
+        ("zh-TW", "zh_Hant"),
+        ("<2fr>", "fr"),
+        ("nan", "nan_Latn_TW"),
+        ("ms-Arab", "ms_Arab_BN"),
+    ):
         prepared = request_builder.prepare("the cat", GREEDY, source_language="en", target_language=asked)
         expected = AutoTokenizer.from_pretrained(folder)(f"<2{code}> the cat").input_ids
         assert prepared.encoder_prompt_token_ids == expected

@@ -15,13 +15,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from models import make_checkpoint
 from tiny_t5 import EOS, PAD, VOCAB, write_model
-from transformers import AutoTokenizer
+from tiny_tokenizers import marian
+from transformers import AutoTokenizer, MarianConfig
 
 from tandem.errors import InvalidRequest, ModelLoadError, ModelNotFound, RequestTooLarge, TandemError
 from tandem.inputs import Media, MultiModalData, Prompt, TextPrompt
 from tandem.limits import Limits
 from tandem.params import BeamSearchParams, SamplingParams, params_of
-from tandem.workers.request import BeamSearch, Decoding
+from tandem.workers.request import BeamSearch, Decoding, Delta
 from tandem.workers.requests.request_builder import ModelInfo, RequestBuilder, sample_seed
 
 LIMITS = Limits(encoder_tokens=12, decoder_tokens=10, timeout_s=60)
@@ -59,6 +60,33 @@ def test_a_text_is_tokenized_with_the_models_special_tokens(request_builder: Req
     assert sample.prefix_ids == (PAD,)
     assert (sample.priority, sample.timeout_s) == (3, 5)
     assert (prepared.encoder_prompt, prepared.prompt, prepared.request_id) == ("the cat", None, "r1")
+
+
+def test_ids_that_are_no_tokens(tmp_path: Path) -> None:
+    """Of a padded embedding, with a tokenizer whose decode raises for them."""
+    tokenizer = marian()
+    tokenizer.save_pretrained(tmp_path)
+    size = len(tokenizer)
+    MarianConfig(vocab_size=size + 8, decoder_start_token_id=1, pad_token_id=1).save_pretrained(tmp_path)
+    builder = RequestBuilder.load(tmp_path, "padded", LIMITS)
+    ids = tokenizer("the cat")["input_ids"]
+    assert builder.detokenize(ids) == tokenizer.decode(ids)
+    with pytest.raises(InvalidRequest, match=f"id {size + 3} at 1 is no token of the tokenizer") as caught:
+        builder.detokenize([ids[0], size + 3])
+    assert caught.value.field == "token_ids"
+    prepared = builder.prepare("the cat", GREEDY)
+    answer = builder.output_processor(prepared)
+    answer.push(Delta(prepared.sequences[0].request_id, [size + 3, *ids, size + 7], finish_reason="length"))
+    [sample] = answer.output().outputs
+    assert sample.token_ids == [size + 3, *ids, size + 7]
+    assert sample.text == tokenizer.decode(ids, skip_special_tokens=True)
+
+
+@pytest.mark.parametrize("split", ["paragraph", None, "", 3, ["line"]])
+def test_a_split_that_is_none_is_refused(request_builder: RequestBuilder, split: Any) -> None:
+    with pytest.raises(InvalidRequest, match="must be one of none, line, sentence, got") as caught:
+        request_builder.segment("One. Two.", split)
+    assert caught.value.field == "split"
 
 
 def test_a_decoder_only_model_is_given_one_prompt(checkpoint: Callable[..., Path]) -> None:
@@ -514,6 +542,15 @@ def test_what_asks_for_nothing_leaves_the_models_beams(searching: RequestBuilder
     if "num_return_sequences" not in given:
         [request] = searching.prepare("the cat", SamplingParams(**given)).sequences
         assert request.decoding.beams == own
+
+
+def test_no_stop_text_may_be_written_out_in_every_way(
+    searching: RequestBuilder, request_builder: RequestBuilder
+) -> None:
+    for stop in (None, [], ""):
+        for params in (SamplingParams(stop=stop), BeamSearchParams(stop=stop), params_of({"stop": stop})):
+            for builder in (searching, request_builder):
+                assert builder.prepare("the cat", params).stop == ()
 
 
 def test_what_asks_for_nothing_makes_no_search_of_a_greedy_answer(folder: Path) -> None:

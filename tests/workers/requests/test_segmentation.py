@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
+import sentencex
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from tandem.errors import InvalidRequest
 from tandem.outputs import CompletionOutput, RequestOutput
+from tandem.workers.requests import abbreviations
 from tandem.workers.requests.segmentation import SPLITS, Document, Split, is_blank, segment, within
 
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
@@ -53,13 +57,28 @@ def cut(
         ("khm_Khmr", "ខ្ញុំសុខសប្បាយ។ អ្នកសុខទេ?", ["ខ្ញុំសុខសប្បាយ។", "អ្នកសុខទេ?"]),
         ("mya_Mymr", "ကျွန်တော် ကောင်းပါတယ်။ နေကောင်းလား။", ["ကျွန်တော် ကောင်းပါတယ်။", "နေကောင်းလား။"]),
         ("pl", "Dzień dobry. Jest np. dobrze.", ["Dzień dobry.", "Jest np. dobrze."]),
+        ("fr", "M. Dupont est là. Il parle avec M. Martin.",
+         ["M. Dupont est là.", "Il parle avec M. Martin."]),
+        ("fra_Latn", "Mlle. Petit fait 10 m. Elle part.", ["Mlle. Petit fait 10 m.", "Elle part."]),
+        ("pl", "Dr. Nowak i inż. Kowalski, tj. oni. Tak.",
+         ["Dr. Nowak i inż. Kowalski, tj. oni.", "Tak."]),
+        ("pt", "Av. Paulista, n.º 5. Fim.", ["Av. Paulista, n.º 5.", "Fim."]),
+        ("hi", "डॉ. शर्मा आए। ठीक है।", ["डॉ. शर्मा आए।", "ठीक है।"]),
+        ("ro", "Dl. Popescu e aici. Da.", ["Dl. Popescu e aici.", "Da."]),
+        ("sv", "T.ex. detta är bra. Ja.", ["T.ex. detta är bra.", "Ja."]),
+        ("ru", "Это т. е. так. Да.", ["Это т. е. так.", "Да."]),
+        ("de", "Die Fa. Meier kommt. Gut.", ["Die Fa. Meier kommt.", "Gut."]),
+        ("en", "The price is approx. 5 dollars. Ok.", ["The price is approx. 5 dollars.", "Ok."]),
+        ("en", "It is on max. Turn it down.", ["It is on max.", "Turn it down."]),
+        ("ja", "彼は「行く。」と言った。私も。", ["彼は「行く。」と言った。", "私も。"]),
+        ("pl", "Zobacz onet.pl. Potem wróć.", ["Zobacz onet.pl.", "Potem wróć."]),
         ("xx", "One. Two.", ["One.", "Two."]),
         (None, "One. Two.", ["One.", "Two."]),
         ("en", '"Stop!" he said. Then he left.', ['"Stop!" he said.', "Then he left."]),
         ("en", 'He said: "I am tired. I go home." Dr. X did (too. Really).',
          ['He said: "I am tired.', 'I go home."', "Dr. X did (too.", "Really)."]),
         ("fr", "« Stop ! » dit-il. « Je pars. Adieu. »", ["« Stop ! » dit-il.", "« Je pars.", "Adieu. »"]),
-        ("ja", "「行こう。早く。」と言った。「はい」", ["「行こう。", "早く。」", "と言った。", "「はい」"]),
+        ("ja", "「行こう。早く。」と言った。「はい」", ["「行こう。", "早く。」と言った。", "「はい」"]),
         ("en", "1. Tea. 2. Coffee, 3.", ["1. Tea.", "2. Coffee, 3."]),
         ("en", "I am happy. 😀 Really. ...", ["I am happy.", "😀 Really. ..."]),
         ("en", "…", ["…"]),
@@ -196,6 +215,47 @@ def test_long_documents() -> None:
         cut("One. " * 10, most=9)
     assert caught.value.field == "prompt"
     assert len(cut("One. " * 9, most=9).segments) == 9
+
+
+def test_time_grows_with_the_length_whatever_is_repeated() -> None:
+    """Against twice the time in a text of the length: eight times the length takes sixty-four times as long
+    where each mark of a run is the beginning of another look at the rest of it."""
+
+    def seconds(text: str) -> float:
+        begun = time.thread_time()
+        cut(text, "line")
+        return time.thread_time() - begun
+
+    marks = "\"'”’»)]」』】）。.!?…，,;:—- \tx"
+    for repeated in dict.fromkeys([*marks, *(f"{mark})" for mark in marks), *(f"]{mark}" for mark in marks)]):
+        short, long = (min(seconds(repeated * count) for _ in range(2)) for count in (500, 4000))
+        assert long < 24 * max(short, 1e-4), repeated
+
+
+@pytest.mark.parametrize(
+    "repeated", ["M.", "M. ", "a.", "A. a", "x", "x" * 900 + ". ", "x " * 900 + ". ", ".\u200d"]
+)
+def test_the_segmenter_reads_a_text_a_few_times(monkeypatch: pytest.MonkeyPatch, repeated: str) -> None:
+    read = 0
+
+    def counted(language: str, text: str) -> list[str]:
+        nonlocal read
+        read += len(text)
+        return sentences_of(language, text)
+
+    sentences_of = sentencex.segment
+    monkeypatch.setattr(sentencex, "segment", counted)
+    text = repeated * (40_000 // len(repeated))
+    for language in ("en", "ru", "de"):
+        cut(text, language=language)
+    assert read <= 3 * 6 * len(text)
+
+
+def test_no_sentence_ends_at_an_abbreviation() -> None:
+    for language, words in abbreviations._ABBREVIATIONS.items():
+        for word in words.split():
+            text = f"1 {word.rstrip('#').replace('~', ' ')}. {'5' if '#' in word else 'Xa'} 2."
+            assert cut(text, language=language).segments == (text,), (language, word)
 
 
 def output(text: str, ids: list[int], reason: str = "stop", score: float | None = None) -> RequestOutput:

@@ -20,6 +20,7 @@ from tiny_t5 import LINES, write_model
 from tokenizers import processors
 from transformers import AutoTokenizer, MarianTokenizer
 
+from tandem import quickstart
 from tandem.errors import InvalidRequest
 from tandem.inputs import RequestOptions
 from tandem.limits import Limits
@@ -87,13 +88,20 @@ def ids(builder: RequestBuilder, text: str, length: int, **options: Any) -> list
         max_size=30,
     ),
     st.integers(3, 30),
+    st.sampled_from([" ", "  ", " " * 63, "\n", ""]),
 )
-@example(["a"] * 200, 30)
+@example(["a"] * 200, 30, " ")
+@example(["a"] * 6 + ["the", "cat", "sat", "le", "chat"], 8, " " * 63)
+@example(["the", "chat"] * 300, 8, "")
 def test_the_ids_are_transformers(
-    models: Callable[[str], tuple[RequestBuilder, Any]], kind: str, words: list[str], length: int
+    models: Callable[[str], tuple[RequestBuilder, Any]],
+    kind: str,
+    words: list[str],
+    length: int,
+    between: str,
 ) -> None:
     builder, tokenizer = models(kind)
-    text = " ".join(words)
+    text = between.join(words)
     expected = tokenizer(text, truncation=True, max_length=length)["input_ids"]
     assert ids(builder, text, length) == expected
     if kind == "languages":
@@ -101,6 +109,19 @@ def test_the_ids_are_transformers(
         expected = tokenizer(text, truncation=True, max_length=length)["input_ids"]
         assert ids(builder, text, length, source_language="fra_Latn") == expected
         tokenizer.src_lang = "eng_Latn"
+
+
+@pytest.mark.parametrize("length", [3, 8, 64])
+def test_a_word_at_the_place_where_a_text_is_cut_is_whole(length: int) -> None:
+    """However many characters a token has, and wherever the next word begins."""
+    builder = RequestBuilder.load(quickstart.PATH, "q")
+    tokenizer = AutoTokenizer.from_pretrained(quickstart.PATH)
+    for wide in (1, 7, 63, 500):
+        for shift in range(-2, 3):
+            text = "".join("I" + " " * wide for _ in range(length - 2))
+            text = text.ljust((wide + 1) * length + shift) + "yesterday we went"
+            expected = tokenizer(text, truncation=True, max_length=length)["input_ids"]
+            assert builder.prepare(text, truncate_prompt_tokens=length).encoder_prompt_token_ids == expected
 
 
 def test_a_task_counts(models: Callable[[str], tuple[RequestBuilder, Any]]) -> None:

@@ -149,9 +149,9 @@ LAYER = {
     "feed_forward.down": "fc2",
     "feed_forward.norm": "final_layer_norm",
 }
-_UNUSED = ("*.version",)  # older files number their layout
-# Older files hold position vectors that transformers computes anew.
-_UNUSED_POSITIONS = ("*.embed_positions.weight", "*.embed_positions.weights")
+# Older files number their layout, and hold position vectors under a name of which transformers reads none.
+_UNUSED = ("*.version", "*.embed_positions.weights")
+_COMPUTED = ("*.embed_positions.weight",)  # anew, for the families whose table is not stored
 
 _KINDS = (
     _Kind("bart", post_norm=True, embedding_norms=("sum", "sum"), offset=2, start=2),
@@ -171,6 +171,6 @@ _KINDS = (
 )  # fmt: skip
 
 FAMILIES = {
-    kind.family: Family(kind.spec, kind.names, _UNUSED if kind.stored else _UNUSED + _UNUSED_POSITIONS)
+    kind.family: Family(kind.spec, kind.names, _UNUSED if kind.stored else _UNUSED + _COMPUTED)
     for kind in _KINDS
 }

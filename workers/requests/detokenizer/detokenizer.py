@@ -21,12 +21,13 @@ class Detokenizer:
     def __init__(
         self, vocabulary: Vocabulary, *, skip_special_tokens: bool = True, context_ids: Sequence[int] = ()
     ) -> None:
+        self._vocabulary = vocabulary
         self._hidden = vocabulary.special_ids if skip_special_tokens else frozenset[int]()
         marks = vocabulary.earlier_text if skip_special_tokens else None
         self._transcript = None if marks is None else _Transcript(*marks)
         if self._transcript is not None:
             context_ids = self._transcript.of(context_ids)
-        context = [i for i in context_ids if i not in self._hidden]
+        context = [i for i in vocabulary.tokens(context_ids) if i not in self._hidden]
         self._reader = vocabulary.reader(skip_special_tokens)(vocabulary, context)
         self._edits = [edit() for edit in vocabulary.edits]
 
@@ -34,6 +35,7 @@ class Detokenizer:
         """Adds ids; returns the text that has become final, "" if none has."""
         if self._transcript is not None:
             token_ids = self._transcript.of(token_ids)
+        token_ids = self._vocabulary.tokens(token_ids)
         if self._hidden:
             token_ids = [i for i in token_ids if i not in self._hidden]
         text = self._reader.push(token_ids) if token_ids else ""

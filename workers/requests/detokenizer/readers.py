@@ -115,12 +115,13 @@ class WindowReader:
 
     def _same_end(self, text: str, ids: Sequence[int], held: int) -> bool:
         """Whether the window's text ends like that of its last ids, `text`. Their own first half may differ,
-        which lacks the neighbours to its left; but something must be seen of the others, which spaces at the
-        beginning of a text are not."""
-        if self._text.endswith(text) and len(text) >= held and not text.isspace():
-            return bool(text)
+        which lacks the neighbours to its left; but something must be seen of the others that the next token
+        does not change. Spaces at the beginning of a text are not seen, nor is a mark that is taken away."""
+        sure = len(text) - self._vocabulary.unsettled(ids[-1])
+        if self._text.endswith(text) and len(text) >= held and not text[:sure].isspace():
+            return sure > 0
         others = len(text) - len(self._vocabulary.decode(ids[: len(ids) // 2]))
-        return others > 0 and _common_end(text, self._text) >= max(others, held)
+        return 0 < len(text) - others < sure and _common_end(text, self._text) >= max(others, held)
 
 
 class WholeReader:

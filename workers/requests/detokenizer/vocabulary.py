@@ -80,6 +80,8 @@ class Vocabulary:
             self.timestamp_ids = frozenset(i for i, token in added.items() if is_timestamp(token.content))
         self.edits: Sequence[Callable[[], Edit]] = edits
 
+        self._backend = backend
+        self._tokens: dict[int, bool] = {}  # which ids are, as far as is known
         self._unsettled: dict[int, int] = {}
         self._token_texts: dict[tuple[int, int | None], str] = {}
         self._neighbour = self._find_neighbour()
@@ -91,6 +93,18 @@ class Vocabulary:
     def reader(self, skip_special_tokens: bool) -> type[Reader]:
         """How the text is read piece by piece."""
         return self._readers[skip_special_tokens]
+
+    def tokens(self, ids: Sequence[int]) -> Sequence[int]:
+        """The ids without those that decode does not take. Embeddings may have more rows than there are
+        tokens, of which `tokenizers` makes nothing, and decodes that are Python's raise."""
+        return ids if self._backend is not None else [i for i in ids if self._is_token(i)]
+
+    def _is_token(self, token_id: int) -> bool:
+        found = self._tokens.get(token_id)
+        if found is None:
+            name = self._text_of if self._backend is None else self._backend.id_to_token
+            found = self._tokens[token_id] = name(token_id) is not None
+        return found
 
     def unsettled(self, token_id: int) -> int:
         """How many characters at the end of a token's text the next token changes, as of `x@@`."""
@@ -104,7 +118,12 @@ class Vocabulary:
 
     def token_text(self, token_id: int, *, first: bool = False, after: int | None = None) -> str:
         """What a token adds to a text, for showing it: to an empty one if `first`, else after the token
-        `after`, or after some word. A part of a character is shown as OpenAI does: `bytes:\\xe2\\x82`."""
+        `after`, or after some word. A part of a character is shown as OpenAI does: `bytes:\\xe2\\x82`. An id
+        that is no token is shown as nothing."""
+        if not self._is_token(token_id):
+            return ""
+        if after is not None and not self._is_token(after):
+            after = None
         before = None if first or self.token_bytes is not None else self._like(after)
         text = self._token_texts.get((token_id, before))
         if text is None:

@@ -6,7 +6,7 @@ import io
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Final
+from typing import BinaryIO, Final
 
 import av
 import numpy as np
@@ -43,7 +43,7 @@ _MIX: Final = {"rematrix_maxval": "1.0"}
 _OPTIONS: Final = {"format_whitelist": _FORMATS, "codec_whitelist": _CODECS, "protocol_whitelist": "none"}
 
 
-def check_audio(data: bytes, longest_s: float, padding_s: float = 0.0) -> float | None:
+def check_audio(data: bytes | BinaryIO, longest_s: float, padding_s: float = 0.0) -> float | None:
     """Reads a file's header. Returns the seconds that it says, None where it says none. Raises InvalidRequest
     where it is no audio or says that it is too long.
 
@@ -115,9 +115,10 @@ def _samples(frames: Iterable[AudioFrame]) -> Iterator[Samples]:
 
 
 @contextmanager
-def _opened(data: bytes) -> Iterator[tuple[InputContainer, AudioStream]]:
+def _opened(data: bytes | BinaryIO) -> Iterator[tuple[InputContainer, AudioStream]]:
+    file = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
-        with av.open(io.BytesIO(data), "r", options=_OPTIONS, metadata_errors="ignore") as container:
+        with av.open(file, "r", options=_OPTIONS, metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise InvalidRequest("has no audio track", field=FIELD)
             yield container, container.streams.audio[0]

@@ -10,6 +10,7 @@ from tandem.cluster.ingress.http.forms import Fields, FormFile
 from tandem.errors import InvalidRequest
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.workers.requests.segmentation import SPLITS, Split
+from tandem.workers.requests.tokenizer import check_text
 
 # Sent by LibreTranslate's clients and its web page; who may call is the gateway's business.
 _OF_NO_EFFECT: Final = frozenset(["api_key", "secret"])
@@ -89,6 +90,8 @@ def _texts(q: str | list[Any], typed: bool) -> tuple[list[str], bool]:
     texts = given if isinstance(given, list) else [given]
     if not all(isinstance(text, str) for text in texts):
         raise InvalidRequest("must be text, or a list of texts", field="q")
+    for text in texts:
+        check_text(text, "q")
     return texts if typed else list(map(_line_feeds, texts)), isinstance(given, list)
 
 
@@ -96,7 +99,7 @@ def _json_list(text: str) -> str | list[str]:
     if text.lstrip().startswith("["):
         try:
             value = json.loads(text)
-        except ValueError:
+        except (ValueError, RecursionError):
             return text
         if isinstance(value, list) and value and all(isinstance(item, str) for item in value):
             return value
@@ -108,10 +111,14 @@ def _line_feeds(text: str) -> str:
 
 
 def _alternatives(value: Any) -> int:
+    """How many are asked for: a number, or in a form its digits."""
+    whole = isinstance(value, float) and value.is_integer()
     try:
-        count = max(0, int(value or 0))
-    except (TypeError, ValueError):
-        raise InvalidRequest("Invalid request: alternatives parameter is not a number") from None
+        count = int(value or 0) if whole or value is None or isinstance(value, int | str) else None
+    except ValueError:
+        count = None
+    if count is None:
+        raise InvalidRequest("Invalid request: alternatives parameter is not a number")
     if count > _MOST_ALTERNATIVES:
         raise InvalidRequest(f"Invalid request: alternatives parameter must be <= {_MOST_ALTERNATIVES}")
-    return count
+    return max(0, count)

@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from collections.abc import Callable, Sequence
 from pathlib import PurePath
 from typing import Final, Protocol
 
+from tandem.cluster.ingress.http.libretranslate.charsets import decoded
 from tandem.cluster.ingress.http.libretranslate.markup import Markup
 from tandem.cluster.ingress.http.libretranslate.phrases import Phrase
 from tandem.cluster.ingress.http.libretranslate.subtitles import Subtitles
 from tandem.errors import InvalidRequest
+from tandem.lines import one_line
 
-_MARKS: Final = {
-    codecs.BOM_UTF8: "utf-8-sig",
-    codecs.BOM_UTF16_LE: "utf-16",
-    codecs.BOM_UTF16_BE: "utf-16",
-}
 _CHARSET: Final = re.compile(rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE)
 _HEAD: Final = 1024  # bytes, in which HTML has its charset
+_LINE_ENDS: Final = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # those of str.splitlines
+_MOST_LINES: Final = 500_000  # of one file; each takes some 300 bytes
 
 
 class Translatable(Protocol):
@@ -45,17 +43,30 @@ def read_file(name: str, data: bytes) -> Translatable:
 
 
 class _Text:
-    """A plain text: each line is a phrase."""
+    """A plain text: each line is a phrase, whose white space counts."""
 
     def __init__(self, data: bytes) -> None:
-        self.text, self._encoding = _decoded(data, None)
+        self.text, self._encoding = decoded(data)
+        _check_lines(self.text)
         self._lines = self.text.splitlines(keepends=True)
         self.phrases = [Phrase.of(line) for line in self._lines if line.strip()]
 
     def render(self, translations: Sequence[Sequence[str]]) -> bytes:
         made = iter(translations)
-        lines = ("".join(next(made)) if line.strip() else line for line in self._lines)
+        lines = (_in_place(line, *next(made)) if line.strip() else line for line in self._lines)
         return "".join(lines).encode(self._encoding)
+
+
+def _in_place(line: str, translation: str) -> str:
+    """A translation as one line, in the line's white space."""
+    text = line.strip()
+    return line.replace(text, one_line(translation.strip()), 1)
+
+
+def _check_lines(text: str) -> None:
+    """Raises InvalidRequest for a text of more lines than there is room for."""
+    if len(text) > _MOST_LINES and sum(map(text.count, _LINE_ENDS)) - text.count("\r\n") > _MOST_LINES:
+        raise InvalidRequest(f"has more than {_MOST_LINES} lines: split it", field="file")
 
 
 class _Parsed:
@@ -64,7 +75,8 @@ class _Parsed:
     def __init__(
         self, parse: Callable[[str], Markup | Subtitles], data: bytes, charset: str | None = None
     ) -> None:
-        source, self._encoding = _decoded(data, charset)
+        source, self._encoding = decoded(data, charset)
+        _check_lines(source)
         self._parsed = parse(source)
         self.phrases, self.text = self._parsed.phrases, self._parsed.text
 
@@ -90,13 +102,3 @@ FORMATS: Final[dict[str, Callable[[bytes], Translatable]]] = {
     ".htm": _html,
     ".docx": _docx,
 }
-
-
-def _decoded(data: bytes, charset: str | None) -> tuple[str, str]:
-    """A file's text and its encoding: by its byte order mark, else as it says itself, else UTF-8."""
-    marked = next((name for mark, name in _MARKS.items() if data.startswith(mark)), None)
-    encoding = marked or charset or "utf-8"
-    try:
-        return data.decode(encoding), encoding
-    except (UnicodeDecodeError, LookupError):
-        raise InvalidRequest(f"is not {encoding.upper()}: save it as UTF-8", field="file") from None

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 import html
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from itertools import accumulate
 from typing import Final, Literal
 
+from tandem.cluster.ingress.http.libretranslate.open_elements import INLINE, OpenElement
 from tandem.cluster.ingress.http.libretranslate.phrases import Phrase, Piece
+from tandem.errors import InvalidRequest
 
 # fmt: off
-# Elements within a sentence: HTML's phrasing content that holds text.
-_INLINE: Final = frozenset([
-    "a", "abbr", "acronym", "b", "bdi", "bdo", "big", "cite", "code", "data", "del", "dfn", "em", "font", "i",
-    "ins", "kbd", "label", "mark", "nobr", "output", "q", "rp", "rt", "ruby", "s", "samp", "small", "span",
-    "strike", "strong", "sub", "sup", "time", "tt", "u", "var",
-])
 # Elements whose text is no prose. LibreTranslate leaves these, and what is marked translate="no".
 _KEPT: Final = frozenset([
     "address", "applet", "audio", "canvas", "code", "embed", "iframe", "kbd", "math", "noembed", "noframes",
     "object", "samp", "script", "style", "svg", "template", "time", "var", "video", "xmp",
+])
+# Those of them that may stand within a sentence and are no part of its words.
+_EMBEDDED: Final = frozenset([
+    "applet", "audio", "canvas", "embed", "iframe", "math", "object", "script", "style", "svg", "template",
+    "video",
 ])
 _VOID: Final = frozenset([
     "area", "base", "br", "col", "embed", "hr", "img", "input", "link", "meta", "param", "source", "track",
     "wbr",
 ])
 # fmt: on
+_BREAKS: Final = frozenset(["br", "hr"])  # the void ones that end a sentence
 _PREFORMATTED: Final = frozenset(["pre", "textarea", "listing"])
+_MOST_EVENTS: Final = 500_000  # tags and texts of one document; each takes some 300 bytes
+
+_Kind = Literal["text", "start", "end", "void", "other"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +48,10 @@ class _Span:
 
 @dataclass(frozen=True, slots=True)
 class _Event:
-    kind: Literal["text", "start", "end", "void", "other"]
+    kind: _Kind  # "void" ends a sentence, "other" stands within one
     start: int
     name: str = ""
-    kept: bool = False  # the element is not to be translated
+    translate: bool | None = None  # whether the element is to be translated; None: as what it stands in
 
 
 class Markup:
@@ -88,26 +93,68 @@ class _Grouping:
         self._depth = 0  # of inline elements that the group has opened
         self._preformatted = 0
         self._start = 0  # of the text that has not become a span
-        self._kept: str | None = None  # the element that is left as it is, and how often it is open
-        self._open = 0
+        # Elements in one another: the first is left as it is, the second one in it is translated, and so on.
+        self._marked: list[OpenElement] = []
+        self._texts: list[str] = []  # of the element that is left as it is
         events = _Events(source)
         ends = [*(event.start for event in events.found[1:]), events.end]
         for event, end in zip(events.found, ends, strict=False):
             self._take(event, end)
         self._finish(events.end)
 
+    @property
+    def _kept(self) -> OpenElement | None:
+        """The innermost element that is left as it is, if the source is within it now."""
+        return self._marked[-1] if len(self._marked) % 2 else None
+
     def _take(self, event: _Event, end: int) -> None:
-        if self._kept is not None:
-            self._open += (event.name == self._kept) * ((event.kind == "start") - (event.kind == "end"))
-            if self._open == 0:
-                self._keep_until(end)
-        elif event.kind == "start" and event.kept:
-            if event.name in _INLINE:
+        ended: bool | None = False
+        while self._marked and (ended := self._ends(event)) is None:
+            self._leave(event.start)
+        kept = self._kept
+        if kept is not None and ended:
+            self._leave(end)
+        elif kept is not None and event.translate and kept.name not in _EMBEDDED:
+            self._keep_until(event.start)
+            self._marked.append(OpenElement(event.name))
+            self._translated(event, end)
+        elif kept is not None:
+            if event.kind == "text":
+                self._texts.append(self._source[event.start : end])
+        elif event.kind == "start" and event.translate is False:
+            if event.name in INLINE or event.name in _EMBEDDED:
                 self._span(event.start)
             else:
                 self._finish(event.start)
-            self._kept, self._open, self._start = event.name, 1, event.start
-        elif event.kind == "other" or (event.kind in ("start", "end") and event.name in _INLINE):
+            self._marked.append(OpenElement(event.name))
+            self._start = event.start
+        else:
+            self._translated(event, end)
+            if ended:
+                self._leave(end)
+
+    def _ends(self, event: _Event) -> bool | None:
+        """Whether the innermost marked element ends with this; None: it has ended before."""
+        element = self._marked[-1]
+        if event.kind == "end":
+            return element.end(event.name)
+        if event.kind == "start" and element.start(event.name):
+            return None
+        return None if event.kind in ("void", "other") and element.void(event.name) else False
+
+    def _leave(self, at: int) -> None:
+        """The innermost marked element has ended."""
+        if self._kept is None:
+            self._span(at)
+            self._start = at
+        else:
+            self._keep_until(at)
+        name = self._marked.pop().name
+        if self._marked:
+            self._marked[-1].end(name)
+
+    def _translated(self, event: _Event, end: int) -> None:
+        if event.kind == "other" or (event.kind in ("start", "end") and event.name in INLINE):
             self._mark(event, end)
         elif event.kind != "text":
             self._finish(event.start)
@@ -126,11 +173,15 @@ class _Grouping:
         self._start = end
 
     def _keep_until(self, end: int) -> None:
-        inline = self._kept in _INLINE
-        self._kept = None
-        if inline:
-            text = re.sub(r"<[^>]*>", "", self._source[self._start : end])
-            self._spans.append(_Span(self._start, end, Piece(html.unescape(text), kept=True)))
+        """A part that is left as it is ends; one within a sentence is a piece of it."""
+        kept = self._kept
+        assert kept is not None
+        if kept.inline:
+            text = html.unescape("".join(self._texts))
+            self._spans.append(_Span(self._start, end, Piece(text, kept=True)))
+        elif kept.name not in _EMBEDDED:
+            self._finish(end)
+        self._texts = []
         self._start = end
 
     def _span(self, end: int) -> None:
@@ -148,9 +199,10 @@ class _Grouping:
 
     def _lines(self, span: _Span) -> Iterator[_Span]:
         """The lines of a text in which they count."""
-        for match in re.finditer(r"[^\r\n]*[^\s][^\r\n]*", self._source[span.start : span.end]):
-            text = html.unescape(match.group())
-            yield _Span(span.start + match.start(), span.start + match.end(), Piece(text))
+        for match in re.finditer(r"[^\r\n]+", self._source[span.start : span.end]):
+            if match.group().strip():
+                text = html.unescape(match.group())
+                yield _Span(span.start + match.start(), span.start + match.end(), Piece(text))
 
 
 class _Events(HTMLParser):
@@ -168,21 +220,21 @@ class _Events(HTMLParser):
         self.feed(source + "\n")  # which ends a character reference at the end
         self.end = min(len(source), len(source) + 1 - len(self.rawdata))
 
-    def _add(
-        self, kind: Literal["text", "start", "end", "void", "other"], name: str = "", kept: bool = False
-    ) -> None:
+    def _add(self, kind: _Kind, name: str = "", translate: bool | None = None) -> None:
+        if len(self.found) == _MOST_EVENTS:
+            raise InvalidRequest(f"the HTML has more than {_MOST_EVENTS} tags and texts: send it in parts")
         line, column = self.getpos()
-        self.found.append(_Event(kind, self._lines[line - 1] + column, name, kept))
+        self.found.append(_Event(kind, self._lines[line - 1] + column, name, translate))
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        given = dict(attrs)
-        no = (given.get("translate") or "").lower() == "no" or "notranslate" in (
-            given.get("class") or ""
-        ).split()
-        self._add("void" if tag in _VOID else "start", tag, no or tag in _KEPT)
+        if tag in _VOID:
+            self._add("void" if tag in _BREAKS else "other", tag)
+        else:
+            self._add("start", tag, _translates(tag, dict(attrs)))
 
     def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:  # noqa: ARG002
-        self._add("void", tag)
+        within = tag not in _BREAKS and (tag in _VOID or tag in INLINE or tag in _EMBEDDED)
+        self._add("other" if within else "void", tag)
 
     def handle_endtag(self, tag: str) -> None:
         self._add("end", tag)
@@ -201,3 +253,13 @@ class _Events(HTMLParser):
 
     def unknown_decl(self, data: str) -> None:  # noqa: ARG002
         self._add("void")
+
+
+def _translates(tag: str, given: Mapping[str, str | None]) -> bool | None:
+    """What a start tag says of its element's translation; None where it says nothing."""
+    said = (given["translate"] or "yes").lower() if "translate" in given else ""
+    if said == "no" or "notranslate" in (given.get("class") or "").split():
+        return False
+    if tag in _KEPT:
+        return said == "yes" and tag not in _EMBEDDED
+    return True if said == "yes" else None

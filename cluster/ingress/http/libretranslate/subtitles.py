@@ -9,11 +9,14 @@ from typing import Final
 
 from tandem.cluster.ingress.http.libretranslate.phrases import Phrase, Piece
 
-# The tags that players know, and those of SubStation Alpha.
-_TAG: Final = re.compile(r"</?(?:i|b|u|s|font)\b[^>]*>|\{\\[^}]*\}", re.IGNORECASE)
+# The tags that players know, and those of SubStation Alpha. None has another's beginning in it: what is never
+# closed is looked at once.
+_TAGS: Final = r"</?(?:i|b|u|s|font)\b[^<>]*>|\{\\[^{}]*\}"
+_TAG: Final = re.compile(_TAGS, re.IGNORECASE)
+_WORD: Final = re.compile(rf"(?:{_TAGS}|\S)+", re.IGNORECASE)  # what stands between spaces that are in no tag
 _LINE: Final = re.compile(r"[^\r\n]*(?:\r\n|\r|\n)|[^\r\n]+\Z")
+_TIMES: Final = re.compile(r"\s*[\d:.,]+\s*-->\s*[\d:.,]+")
 _SPEAKER: Final = re.compile(r"\s*[-–—]")  # each line is another's who speaks
-_BREAK: Final = re.compile(r"\s+(?![^<{]*[>}])")  # a space that is not in a tag
 _WIDTH: Final = 42  # characters of a line, as is usual in subtitles; LibreTranslate has 40
 
 
@@ -27,23 +30,29 @@ class _Text:
 
 
 class Subtitles:
-    """A file, parsed. Numbers, times and blank lines stay as they are."""
+    """A file, parsed. Numbers, times, blank lines and what is before the first times stay as they are.
+
+    A cue begins with its times, and the number before them where there is one, with or without a blank line
+    before it.
+    """
 
     def __init__(self, source: str) -> None:
         self._line_end = "\r\n" if "\r\n" in source else "\n"
         self._parts: list[str | _Text] = []
         self.phrases: list[Phrase] = []
-        cue: list[str] = []
+        text: list[str] = []
         timed = False
-        for match in _LINE.finditer(source):
-            line = match.group()
-            if timed and line.strip():
-                cue.append(line)
+        lines = _LINE.findall(source)
+        for line, following in zip(lines, [*lines[1:], ""], strict=True):
+            timed = timed or _TIMES.match(line) is not None
+            numbers = line.strip().isdecimal() and _TIMES.match(following)
+            if timed and line.strip() and not numbers and not _TIMES.match(line):
+                text.append(line)
                 continue
-            self._add(cue)
-            cue, timed = [], "-->" in line
+            self._add(text)
+            text = []
             self._parts.append(line)
-        self._add(cue)
+        self._add(text)
 
     @property
     def text(self) -> str:
@@ -71,19 +80,19 @@ class Subtitles:
             self._parts.append(_Text(tags, len(lines), last[len(last.rstrip("\r\n")) :]))
 
     def _shown(self, text: _Text, pieces: Sequence[str]) -> str:
-        words = _BREAK.split("".join(map("".join, zip(pieces, [*text.tags, ""], strict=True))).strip())
+        words = _WORD.findall("".join(map("".join, zip(pieces, [*text.tags, ""], strict=True))))
         lengths = [len(_TAG.sub("", word)) for word in words]
         whole = sum(lengths) + len(words) - 1
         width = whole if text.lines == 1 and whole <= 2 * _WIDTH else max(_WIDTH, -(-whole // text.lines))
-        lines, room = [words[0]], width - lengths[0]
-        for word, length in zip(words[1:], lengths[1:], strict=True):
-            if length + 1 > room:
-                lines.append(word)
-                room = width - length
-            else:
-                lines[-1] += f" {word}"
-                room -= length + 1
-        return self._line_end.join(lines) + text.end
+        lines: list[list[str]] = []
+        room = 0
+        for word, length in zip(words, lengths, strict=True):
+            if not lines or length + 1 > room:
+                lines.append([])
+                room = width + 1
+            lines[-1].append(word)
+            room -= length + 1
+        return self._line_end.join(map(" ".join, lines)) + text.end
 
 
 def _pieces(texts: Sequence[str], tags: Sequence[str]) -> Iterator[Piece]:

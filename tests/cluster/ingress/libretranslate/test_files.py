@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import zipfile
 from io import BytesIO
+from random import Random
 
 import pytest
 from lxml import etree
@@ -18,6 +19,7 @@ def upper(name: str, data: bytes) -> bytes:
                         for phrase in file.phrases])  # fmt: skip
 
 
+TIMES = "00:00:01,000 --> 00:00:02,000"
 SRT = """1
 00:00:01,000 --> 00:00:02,500
 Hello, <i>my friend</i>.
@@ -47,16 +49,38 @@ and its end & more
      .replace("A line\nand its end & more", "A LINE AND ITS END & MORE").replace("Who", "WHO")
      .replace("Me!", "ME!")),
     ("a.srt", "\n\n", "\n\n"), ("a.srt", "no times\n", "no times\n"),
+    # Cues without a blank line between them, and with one in their text; numbers may be a text.
+    ("a.srt", f"1\n{TIMES}\na\n2\n{TIMES}\nb\n\nlate\n1999\n{TIMES}\n1999\n\n3\n{TIMES}\nc",
+     f"1\n{TIMES}\nA\n2\n{TIMES}\nB\n\nLATE\n1999\n{TIMES}\n1999\n\n3\n{TIMES}\nC"),
+    ("a.srt", f"title\n{TIMES}\na --> b\n{TIMES}\nx < y and y > z\n",
+     f"title\n{TIMES}\nA --> B\n{TIMES}\nX < Y AND Y > Z\n"),
+    ("a.txt", "name\tvalue\nfoo  bar\n\n    code\x0b \xa0x", "NAME\tVALUE\nFOO  BAR\n\n    CODE\x0b \xa0X"),
 ])  # fmt: skip
 def test_texts(name: str, data: str, expected: str) -> None:
-    for encoding in ("utf-8", "utf-8-sig", "utf-16"):
+    for encoding in ("utf-8", "utf-8-sig", "utf-16", "utf-32"):
         assert upper(name, data.encode(encoding)).decode(encoding) == expected
+
+
+def test_a_line_of_a_text_stays_one() -> None:
+    file = read_file("a.txt", b"a\r\nb")
+    assert file.render([["x\ny\r\n"], ["\tz\u2028"]]) == b"x y\r\nz"
+
+
+def test_tags_that_never_end_take_no_longer() -> None:
+    for text in ("<b " * 8_000, "Hi " + "{\\" * 8_000, "word " * 8_000, "</b><i>" * 2_000):
+        made = upper("a.srt", f"1\n{TIMES}\n{text}\n".encode()).decode()
+        assert "".join(made.split()).casefold() == "".join(f"1{TIMES}{text}".split()).casefold()
 
 
 def test_html_in_the_charset_that_it_says() -> None:
     page = '<meta http-equiv="Content-Type" content="text/html; charset=iso-8859-1"><p>é€</p>'
     made = upper("a.html", page.replace("€", "&euro;").encode("latin-1"))
-    assert made.decode("latin-1").endswith("<p>É&#8364;</p>")
+    assert made.decode("cp1252").endswith("<p>É€</p>"), "browsers read Latin 1 as its successor"
+    greek = upper("a.html", b"<meta charset=iso-8859-7><p>\xe1\xe2 &#8986;")
+    assert greek.endswith(b"<p>\xc1\xc2 &#8986;")
+    for label in ("utf-16", "UTF-16LE", "unicode", "utf8"):  # a page that says so in ASCII is in UTF-8
+        utf8 = f"<meta charset={label}><p>é".encode()
+        assert upper("a.html", utf8) == utf8[:-2] + "É".encode()
     assert upper("a.html", b'<meta charset="utf-8"><p>\xc3\xa9').decode().endswith("É")
 
 
@@ -73,7 +97,11 @@ def test_subtitles_are_wrapped() -> None:
 @pytest.mark.parametrize(("name", "data", "message"), [
     ("a.exe", b"", "file format not supported, only .txt"), ("a", b"", "file format not supported"),
     ("a.txt", b"\xff\xfea", "is not UTF-16"), ("a.txt", b"caf\xe9", "is not UTF-8: save it as UTF-8"),
-    ("a.html", b"<meta charset=nonsense>", "is not NONSENSE"),
+    *(("a.html", f"<meta charset={label}>".encode(), f"is not {label.upper()}")
+      for label in ("nonsense", "undefined", "punycode", "idna", "unicode_escape", "utf-7", "rot13", "hex")),
+    *((name, "ab".encode(encoding), "has NUL bytes")
+      for name in ("a.txt", "a.srt", "a.html") for encoding in ("utf-16-le", "utf-16-be", "utf-32-le")),
+    ("a.html", b"<meta charset=euc-kr>\xff", "is not CP949"),
     ("a.docx", b"PK", "is no Word document"), ("a.docx", b"", "is no Word document"),
 ])  # fmt: skip
 def test_what_cannot_be_read_is_said(name: str, data: bytes, message: str) -> None:
@@ -94,9 +122,9 @@ BODY = f"""<?xml version="1.0" encoding="UTF-8" standalone="yes"?>
 </w:txbxContent></w:drawing></w:r></w:p></w:body></w:document>"""
 
 
-def docx(parts: dict[str, str | bytes]) -> bytes:
+def docx(parts: dict[str, str | bytes], method: int = zipfile.ZIP_DEFLATED) -> bytes:
     made = BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as target:
+    with zipfile.ZipFile(made, "w", method) as target:
         for name, data in parts.items():
             target.writestr(name, data)
     return made.getvalue()
@@ -129,6 +157,51 @@ def test_word_documents() -> None:
     assert body.startswith("<?xml version='1.0' encoding='UTF-8' standalone='yes'?>")
 
 
+def test_strict_and_renamed_word_documents() -> None:
+    strict = BODY.replace("http://schemas.openxmlformats.org/wordprocessingml/2006/main",
+                          "http://purl.oclc.org/ooxml/wordprocessingml/main")  # fmt: skip
+    kind = "http://purl.oclc.org/ooxml/officeDocument/relationships/officeDocument"
+    relations = f"""<Relationships xmlns="http://schemas.openxmlformats.org/package/2006/relationships">
+    <Relationship Id="a" Type="x/core-properties" Target="core.xml"/>
+    <Relationship Id="b" Type="{kind}" Target="/word/document2.xml"/></Relationships>"""
+    parts = {"_rels/.rels": relations, "word/document2.xml": strict, "word/document.xml": "<no/>",
+             "word/header1.xml": PARTS["word/header1.xml"], "other/header1.xml": "<no"}  # fmt: skip
+    file = read_file("a.docx", docx(parts))
+    assert file.text == "I have two dogs.\nleft\nright\na & b\nhead"
+    assert read_file("a.docx", docx({"word/document2.xml": strict})).text == file.text.removesuffix("\nhead")
+    formula = '<m:r xmlns:m="urn:math"><m:t>x</m:t></m:r>'
+    other = docx({"word/document.xml": f"<w:d {W}><w:p><w:r><w:t>is</w:t></w:r>{formula}</w:p></w:d>"})
+    assert read_file("a.docx", other).text == "is"
+
+
+def test_characters_that_xml_cannot_have_are_left_out() -> None:
+    file = read_file(
+        "a.docx", docx({"word/document.xml": f"<w:d {W}><w:p><w:r><w:t>a</w:t></w:r></w:p></w:d>"})
+    )
+    with zipfile.ZipFile(BytesIO(file.render([["x\x01\x0b\ud800\uffff\ty🎉"]]))) as made:
+        assert etree.fromstring(made.read("word/document.xml")).findtext(".//{*}t") == "x\ty🎉"
+
+
+@pytest.mark.parametrize(
+    "method", [zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA]
+)
+def test_damaged_word_documents_are_refused_before_they_are_translated(method: int) -> None:
+    random = Random(method)
+    whole = docx({**PARTS, "word/media/image1.png": b"\x01\x02" * 300}, method)
+    refused = 0
+    for _ in range(150):
+        data = bytearray(whole)
+        for _ in range(random.choice((1, 3))):
+            data[random.randrange(len(data))] = random.randrange(256)
+        try:
+            file = read_file("a.docx", bytes(data))
+        except InvalidRequest:
+            refused += 1
+        else:
+            assert file.render([[piece.text for piece in phrase.pieces] for phrase in file.phrases])
+    assert refused > 50
+
+
 def test_a_word_document_that_would_harm_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     module = "tandem.cluster.ingress.http.libretranslate.word_document"
     bomb = docx({"word/document.xml": BODY, "x": b"\0" * 2**20})
@@ -136,6 +209,11 @@ def test_a_word_document_that_would_harm_is_refused(monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(f"{module}._UNPACKED", 2**20)
     with pytest.raises(InvalidRequest, match="unpacks to more than 10000 parts or 1 MiB"):
         read_file("a.docx", bomb)
+    for name, message in (("_PARSED", "more than 0 MiB of text"), ("_TAGS", "more than 30 tags")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"{module}.{name}", 30)
+            with pytest.raises(InvalidRequest, match=message):
+                read_file("a.docx", docx(PARTS))
     entity = '<!DOCTYPE d [<!ENTITY a "aaaa"><!ENTITY f SYSTEM "file:///etc/passwd">]>'
     inner = f"{entity}<w:d {W}><w:p><w:r><w:t>&a;&f;x</w:t></w:r></w:p></w:d>"
     file = read_file("a.docx", docx({"word/document.xml": inner}))
@@ -147,3 +225,11 @@ def test_a_word_document_that_would_harm_is_refused(monkeypatch: pytest.MonkeyPa
         read_file("a.docx", docx({"x": "y"}))
     with pytest.raises(InvalidRequest, match="is no Word document"):
         read_file("a.docx", docx({"word/document.xml": "<a"}))
+
+
+def test_a_file_of_too_many_lines_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tandem.cluster.ingress.http.libretranslate.files._MOST_LINES", 3)
+    for name in ("a.txt", "a.srt", "a.html"):
+        assert upper(name, b"a\r\n\r\n\n")
+        with pytest.raises(InvalidRequest, match="has more than 3 lines: split it"):
+            read_file(name, b"a\r\n\n\n\r")

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 import httpx
 import pytest
-import uvicorn
 from fake_router import FakeRouter
-from libretranslatepy import LibreTranslateAPI
 
-from tandem.cluster.ingress.files import FileStore
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
 from tandem.workers.requests.defaults import GenerationDefaults
@@ -100,6 +96,7 @@ async def test_html(http: httpx.AsyncClient) -> None:
         ({"target": "es"}, "es is not supported"),
         ({"source": "Klingon"}, "Klingon is not supported"),
         ({"source": "Englsh"}, "Englsh is not supported; nearest: English (en)"),
+        ({"target": "French (wild)"}, "French (wild) is not supported; nearest: French (fr)"),
         ({"q": None}, "Invalid request: missing q parameter"),
         ({"source": ""}, "Invalid request: missing source parameter"),
         ({"q": []}, "Invalid request: missing q parameter"),
@@ -110,6 +107,9 @@ async def test_html(http: httpx.AsyncClient) -> None:
         ({"split": "word"}, "split: must be one of none, line, sentence, got 'word'"),
         ({"alternatives": 64}, "Invalid request: alternatives parameter must be <= 63"),
         ({"alternatives": "many"}, "Invalid request: alternatives parameter is not a number"),
+        ({"alternatives": 2.7}, "Invalid request: alternatives parameter is not a number"),
+        ({"alternatives": [1]}, "Invalid request: alternatives parameter is not a number"),
+        ({"alternatives": "1e999"}, "Invalid request: alternatives parameter is not a number"),
         ({"wild": 1}, "wild: unknown parameter"),
     ],
 )
@@ -119,6 +119,24 @@ async def test_a_bad_value_is_refused_in_libretranslates_words(
     response = await http.post("/translate", json={**BODY, **change})
     assert response.status_code == 400
     assert response.json() == {"error": message}
+
+
+async def test_numbers_and_characters_that_json_alone_has(http: httpx.AsyncClient) -> None:
+    for written in ("1e999", "-1e999", "NaN"):
+        body = json.dumps(BODY)[:-1] + f', "alternatives": {written}}}'
+        response = await http.post("/translate", content=body, headers={"content-type": "application/json"})
+        assert (response.status_code, list(response.json())) == (400, ["error"])
+    for value in (2, 2.0, "2", True):
+        response = await http.post("/translate", json={**BODY, "alternatives": value})
+        assert len(response.json()["alternatives"]) == int(value)
+    for q in ('["\\ud800"]', '["<script>\\ud800</script>"]'):
+        for form in ("text", "html"):
+            response = await http.post("/translate", data={**BODY, "q": q, "format": form})
+            assert response.status_code == 400
+            assert response.json()["error"].startswith("q: lone surrogate at character")
+        assert (await http.post("/detect", data={"q": q})).status_code == 400
+    deep = await http.post("/translate", data={**BODY, "q": "[" * 6_000})
+    assert deep.json() == {"translatedText": "[" * 6_000}
 
 
 async def test_so_are_other_errors(http: httpx.AsyncClient, router: FakeRouter) -> None:
@@ -329,138 +347,3 @@ async def test_a_model_of_one_pair_needs_no_task(own_info: Service, router: Fake
         expected = tuple(own_info.request_builder.tokenize("the cat"))
         assert router.requests[-1].encoder.token_ids == expected
         assert (await http.post("/translate", json={**BODY, "target": "de"})).status_code == 400
-
-
-# -- files
-
-
-async def test_files_are_translated_and_fetched_by_their_address(http: httpx.AsyncClient) -> None:
-    for name, data, expected in (
-        ("my notes.txt", b"the cat\r\n\r\na\n", f"{SENTENCE}\r\n\r\n{SENTENCE}\n"),
-        ("../a.html", b"<p>a</p>", f"<p>{SENTENCE}</p>"),
-        (
-            "ü.srt",
-            b"1\n00:00:01,000 --> 00:00:02,000\na\n",
-            f"1\n00:00:01,000 --> 00:00:02,000\n{SENTENCE}\n",
-        ),
-    ):
-        sent = await http.post(
-            "/translate_file", files={"file": (name, data)}, data={"source": "en", "target": "fr"}
-        )
-        url = sent.json()["translatedFileUrl"]
-        assert url.startswith("http://tandem/download_file/")
-        got = await http.get(url)
-        assert got.content.decode() == expected
-        assert got.headers["content-disposition"].startswith('attachment; filename="')
-        assert got.headers["content-disposition"].endswith(f'fr.{name.rpartition(".")[2]}"')
-    other = await http.get("http://tandem/download_file/guess.a_fr.txt")
-    assert (other.status_code, list(other.json())) == (404, ["error"])
-
-
-@pytest.mark.parametrize(("files", "data", "message"), [
-    ({}, {"source": "en", "target": "fr"}, "Invalid request: missing file parameter"),
-    ({"file": ("a.txt", b"a")}, {"target": "fr"}, "Invalid request: missing source parameter"),
-    ({"file": ("a.xyz", b"a")}, {"source": "en", "target": "fr"},
-     "Invalid request: file format not supported, only .txt, .srt, .html, .htm, .docx"),
-    ({"file": ("a.txt", b"\xe9")}, {"source": "en", "target": "fr"}, "file: is not UTF-8: save it as UTF-8"),
-    ({"file": ("a.txt", b"a")}, {"source": "en", "target": "zz"}, "zz is not supported"),
-    ({}, {"file": "text", "source": "en", "target": "fr"}, "file: must be a file"),
-])  # fmt: skip
-async def test_bad_files(http: httpx.AsyncClient, files: Any, data: dict[str, str], message: str) -> None:
-    response = await http.post("/translate_file", files=files or None, data=data)
-    assert (response.status_code, response.json()) == (400, {"error": message})
-
-
-def test_the_store_of_files_has_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    now = 0.0
-    store = FileStore(lambda: now)
-    monkeypatch.setattr("tandem.cluster.ingress.files._BYTES", 10)
-    names = [store.put(bytes([n]) * 4) for n in range(3)]
-    assert [store.get(name) for name in names] == [None, b"\1" * 4, b"\2" * 4]
-    assert store.put(b"x" * 11) is not None, "what is larger than the store is gone at once"
-    kept = store.put(b"y")
-    now = 1799.0
-    assert store.get(kept) == b"y"
-    now = 1801.0
-    assert store.get(kept) is None
-    assert len({store.put(b"") for _ in range(100)}) == 100
-    assert min(len(store.put(b"")) for _ in range(100)) >= 22
-
-
-# -- LibreTranslate's own tests, and its Python client
-
-
-@pytest.fixture
-def address(service: Service) -> Iterator[str]:
-    server = uvicorn.Server(uvicorn.Config(build_app(service), port=0, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        thread.join(0.02)
-    port = server.servers[0].sockets[0].getsockname()[1]
-    yield f"http://127.0.0.1:{port}"
-    server.should_exit = True
-    thread.join()
-
-
-def test_libretranslatepy(address: str) -> None:
-    api = LibreTranslateAPI(address, api_key="k")
-    assert api.translate("the cat", "en", "fr") == SENTENCE
-    assert api.translate("the cat", "auto", "fr", timeout=60) == SENTENCE
-    assert [language["code"] for language in api.languages()] == ["en", "fr", "de"]
-    found = api.detect("This is a sentence in English.")
-    assert found[0]["language"] == "en"
-    assert found[0].keys() == {"confidence", "language"}
-
-
-class FlaskClient:
-    """Flask's test client, as LibreTranslate's tests use it."""
-
-    def __init__(self, address: str) -> None:
-        self._address = address
-
-    def get(self, path: str) -> Any:
-        return self._answer(httpx.get(self._address + path, timeout=60))
-
-    def post(self, path: str, **sent: Any) -> Any:
-        return self._answer(httpx.post(self._address + path, timeout=60, **sent))
-
-    def _answer(self, response: httpx.Response) -> Any:
-        class Answer:
-            status_code, data = response.status_code, response.text
-            json = response.json() if response.text else None
-
-        return Answer
-
-
-def test_libretranslates_own_tests(address: str) -> None:
-    """LibreTranslate's tests of its API (libretranslate/tests/test_api/), with a target that there is."""
-    client = FlaskClient(address)
-    detected = client.post("/detect", data={"q": "Hello"})
-    assert detected.status_code == 200
-    assert "confidence" in json.loads(detected.data)[0]
-    assert "language" in json.loads(detected.data)[0]
-    missing = client.post("/detect")
-    assert (missing.status_code, "error" in missing.json) == (400, True)
-    assert client.get("/detect").status_code == 405
-    assert client.get("/frontend/settings").status_code == 200
-    languages = client.get("/languages")
-    assert languages.status_code == 200
-    assert {"code", "name"} <= languages.json[0].keys()
-    assert client.post("/languages").status_code == 405
-    assert client.get("/health").json == {"status": "ok"}
-    assert client.post("/health").status_code == 405
-    assert client.get("/spec").status_code == 200
-    assert client.post("/spec").status_code == 405
-    translated = client.post(
-        "/translate", data={"q": "Hello", "source": "en", "target": "fr", "format": "text"}
-    )
-    assert (translated.status_code, "translatedText" in translated.json) == (200, True)
-    batch = client.post(
-        "/translate", json={"q": ["Hello", "World"], "source": "en", "target": "fr", "format": "text"}
-    )
-    assert (batch.status_code, len(batch.json["translatedText"])) == (200, 2)
-    unknown = client.post("/translate", data={"q": "Hello", "source": "en", "target": "zz", "format": "text"})
-    assert (unknown.status_code, unknown.json["error"]) == (400, "zz is not supported")
-    without = client.post("/translate", data={"source": "en", "target": "fr", "format": "text"})
-    assert (without.status_code, without.json["error"]) == (400, "Invalid request: missing q parameter")

@@ -19,7 +19,13 @@ FRENCH = {
     "Note: read this.": "Remarque : lisez ceci.", "Note:": "Remarque :", "Note": "Note", "this": "ceci",
     "I know I know.": "Je sais que je sais.", "I": "je",
     "I see the old house.": "Ich sehe das alte Haus.", "old house": "altes Haus",
-    "我有两只狗": "I have two dogs", "两只": "two",
+    "我有两只狗": "I have two dogs", "两只": "two", "have": "j'ai", ": read": ": lisez", ".": ".",
+    "I like Paris very much": "Ich mag sehr", "Paris": "Paris", "I like": "Ich mag", "very much": "sehr",
+    "Click A or B": "Klicke auf B oder A", "Click": "Klicke", "or": "oder", "A": "A", "B": "B",
+    "Use in now.": "Utilisez maintenant.", "Use": "Utilisez",
+    "Take ab now": "Nimm a und b jetzt", "Take": "Nimm", "now": "jetzt",
+    "a is good": "Das a ist gut", "is good": "ist gut",
+    "Use a b": "Nimm a und b", "使用in模式": "the in mode", "f(x) now.": "f(x) jetzt.", "f": "f",
 }  # fmt: skip
 
 
@@ -46,15 +52,26 @@ def translated(*pieces: str | Piece) -> tuple[list[str], list[str]]:
     (["Where is ", "*the station*", "?"], ["Où est ", "la gare", " ?"]),
     (["I see the ", "*old house*", "."], ["Ich sehe das ", "alte Haus", "."]),
     (["", "*Note:*", " read ", "*this*", "."], ["", "Remarque :", " lisez ", "ceci", "."]),
-    (["", "*Note*", ": read ", "*this*", "."], ["", "Remarque", " : lisez ", "ceci", "."]),
+    # Where no words are alike, every piece is translated by itself; so are marks that change their places.
+    (["", "*Note*", ": read ", "*this*", "."], ["", "Note", ": lisez ", "ceci", "."]),
+    (["I like ", "*Paris*", " very much"], ["Ich mag ", "Paris", " sehr"]),
+    (["Click ", "*A*", " or ", "*B*"], ["Klicke ", "A", " oder ", "B"]),
     # The same words twice: the nearer ones. What is next to one another stays so.
     (["", "*I*", " know ", "*I*", " know."], ["", "Je", " sais que ", "je", " sais."]),
     (["I ", "*have*", "* two*", " dogs."], ["", "J'ai ", "deux", " chiens."]),
     # Words that are kept are there, or else every piece is translated by itself.
     (["Run ", Piece("pip install", kept=True), " now."], ["Lancez ", "pip install", " maintenant."]),
     (["Run ", Piece("make", kept=True), " now."], ["Lancez ", "make", " Maintenant."]),
-    # A comment stands between texts without a mark.
-    (["I have two", " dogs."], ["J'ai deux chiens.", ""]),
+    (["Use ", Piece("in", kept=True), " now."], ["Utilisez ", "in", " Maintenant."]),
+    (["f", Piece("(x)", kept=True), " now."], ["f", "(x)", " jetzt."]),
+    (["使用", Piece("in", kept=True), "模式"], ["the ", "in", " mode"]),
+    # What is next to kept words goes to another piece, and to none of them.
+    (["*Take *", Piece("a", kept=True), "**", Piece("b", kept=True), "* now*"],
+     ["Nimm ", "a", " und ", "b", " jetzt"]),
+    (["**", Piece("a", kept=True), "* is good*"], ["Das ", "a", " ist gut"]),
+    (["*Use *", Piece("a ", kept=True), Piece("b", kept=True)], ["Utilisez ", "a ", "b"]),
+    # A comment or an image stands between texts without a mark.
+    (["I have two", " dogs."], ["J'ai deux", " chiens."]),
     (["我有", "*两只*", "狗"], ["I have ", "two", " dogs"]),
     (["I have"], ["J'ai"]), ([" ", "*I have*", " "], [" ", "J'ai", " "]),
 ])  # fmt: skip
@@ -91,3 +108,22 @@ def test_every_piece_has_a_translation_and_no_text_is_lost(phrases: list[list[Pi
     for pieces, texts in zip(phrases, made, strict=True):
         assert len(texts) == len(pieces)
         assert "".join("".join(texts).split()) == "".join("".join(piece.text for piece in pieces).split())
+
+
+@given(st.lists(PIECES, min_size=1, max_size=6), st.text(alphabet="ab. \n<é两", max_size=9))
+def test_what_is_kept_stays_whatever_the_translation(pieces: list[Piece], said: str) -> None:
+    async def other(texts: Sequence[str]) -> list[str]:
+        return [said + text[::-1] for text in texts]
+
+    [made] = asyncio.run(translate_phrases([Phrase(tuple(pieces))], other))
+    assert [text for text, piece in zip(made, pieces, strict=True) if piece.kept] == [
+        piece.text for piece in pieces if piece.kept
+    ]
+
+
+def test_plain_texts_keep_their_white_space() -> None:
+    async def same(texts: Sequence[str]) -> list[str]:
+        return list(texts)
+
+    for text in ("name\tvalue", "  foo  bar\n", "\xa0a \x0b"):
+        assert asyncio.run(translate_phrases([Phrase.of(text)], same)) == [[text]]

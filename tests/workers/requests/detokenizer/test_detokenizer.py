@@ -6,7 +6,7 @@ from functools import cache
 from typing import Any
 
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from tiny_tokenizers import (
     BYTES,
@@ -17,14 +17,17 @@ from tiny_tokenizers import (
     WINDOWS,
     Maker,
     bert_legacy,
+    bertweet,
     blenderbot_small,
     byte_fallback,
     byte_level,
     byte_level_clean,
+    ctrl,
     gemma,
     m2m_100,
     m2m_100_bytes,
     marian_bytes,
+    phobert,
     plbart,
     prophetnet,
     unigram,
@@ -129,7 +132,7 @@ def test_so_do_those_of_arbitrary_ids(maker: Maker, data: st.DataObject) -> None
 
 
 @pytest.mark.parametrize("maker", [one for one in MAKERS if one not in CLEANED])
-@settings(max_examples=12)
+@settings(max_examples=12, suppress_health_check=[HealthCheck.filter_too_much])
 @given(data=st.data())
 def test_a_text_goes_on_from_its_context(maker: Maker, data: st.DataObject) -> None:
     tokenizer, vocabulary = made(maker)
@@ -222,6 +225,38 @@ def test_ids_beyond_the_vocabulary_have_no_text() -> None:
         tokenizer, vocabulary = made(maker)
         ids = [*tokenizer.encode("the", add_special_tokens=False), len(tokenizer) + 5]
         assert "".join(stream(vocabulary, ids)) == tokenizer.decode(ids)
+
+
+@pytest.mark.parametrize("maker", MAKERS)
+@settings(max_examples=5)
+@given(data=st.data())
+def test_ids_that_no_decode_takes_have_no_text(maker: Maker, data: st.DataObject) -> None:
+    tokenizer, vocabulary = made(maker)
+    ids, beyond = data.draw(some_ids(maker, 12)), len(tokenizer) + data.draw(st.integers(0, 900))
+    at, skip = data.draw(st.integers(0, len(ids))), data.draw(st.booleans())
+    with_it = [*ids[:at], beyond, *ids[at:]]
+    try:
+        full = tokenizer.decode(with_it, skip_special_tokens=skip)
+    except (IndexError, KeyError, ValueError, TypeError):
+        full = tokenizer.decode(ids, skip_special_tokens=skip)
+    assert "".join(stream(vocabulary, with_it, skip=skip)) == full
+    assert isinstance(vocabulary.token_text(beyond, after=beyond), str)
+    assert "".join(stream(vocabulary, [], context=[beyond])) == ""
+
+
+@pytest.mark.parametrize("maker", [blenderbot_small, ctrl, phobert, bertweet])
+def test_a_run_of_marks_alone_is_remembered(maker: Maker) -> None:
+    """A token that begins with a space, after more marks than a window has: they are taken away."""
+    tokenizer = maker()
+    tokenizer.add_tokens([" .", "@@ @@", "q@@"])
+    vocabulary = Vocabulary(tokenizer)
+    dot, *marks = tokenizer.convert_tokens_to_ids([" .", "@@", "@@ @@", "q@@"])
+    words = readable(maker)[5:8]
+    for mark in (mark for mark in marks if mark is not None):
+        for count in range(1, 24):
+            for last in (dot, *words):
+                ids = [words[0], *[mark] * count, last, dot, words[1]]
+                assert "".join(stream(vocabulary, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
 
 
 class Counting:

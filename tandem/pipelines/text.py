@@ -1,20 +1,20 @@
-"""`pipeline`: transformers 4's text-to-text pipelines, which transformers 5 does not have, on Tandem."""
+"""transformers 4's text-to-text pipelines: their calls and their results."""
 
 from __future__ import annotations
 
 import re
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from itertools import islice
-from types import TracebackType
-from typing import Any, Final, Self
+from typing import Any, Final
 
 from tandem.errors import InvalidRequest, renaming_fields
 from tandem.generate_arguments import ARGUMENTS, to_params
 from tandem.inputs import Prompt, TaskOptions, TokensPrompt
 from tandem.llm import LLM
 from tandem.params import Params
-from tandem.workers.models.model_folder import QUICKSTART
+from tandem.pipelines.owner import ModelOwner
 from tandem.workers.requests.defaults import merged
 from tandem.workers.requests.segmentation import SPLITS, Document
 from tandem.workers.requests.tasks import ResolvedTask
@@ -22,7 +22,7 @@ from tandem.workers.requests.tasks import ResolvedTask
 Record = dict[str, str]
 
 # What the text is called in a result.
-_KEYS: Final[Mapping[str, str]] = {
+KEYS: Final[Mapping[str, str]] = {
     "summarization": "summary_text",
     "translation": "translation_text",
     "text2text-generation": "generated_text",
@@ -43,56 +43,27 @@ _CALL: Final = frozenset(
 )
 
 
-def pipeline(
-    task: str,
-    model: str | LLM = QUICKSTART,
-    *,
-    device: object = None,
-    dtype: object = "auto",
-    **options: Any,
-) -> Pipeline:
-    """A callable from texts to lists of dicts, as transformers 4's `pipeline`.
-
-    Args:
-        task: "summarization", "translation", "translation_xx_to_yy", "text2text-generation" or
-            "text-generation".
-        model: a folder, a Hugging Face hub id, "quickstart", or an `LLM`, which then stays the caller's.
-        device: "cpu" or -1, "cuda" or a GPU's number; None: a GPU where there is one.
-        dtype: as for `LLM`, or a torch.dtype.
-        options: arguments for every call (see `Pipeline.__call__`), and options of `LLM`.
-
-    Raises InvalidRequest for an unknown task or option, ModelLoadError for a model that cannot be served.
-
-    Example:
-        translator = pipeline("translation_en_to_fr")
-        translator("I am tired.")  # [{"translation_text": "Je suis fatigué."}]
-    """
-    key = _KEYS.get("translation" if _TRANSLATION.fullmatch(task) else task)
-    if key is None:
-        known = ", ".join([*_KEYS, "translation_xx_to_yy"])
-        raise InvalidRequest(f"must be one of {known}, got {task!r}", field="task")
-    arguments = {name: options.pop(name) for name in list(options) if name in ARGUMENTS | _CALL}
-    if isinstance(model, LLM):
-        if options:
-            raise InvalidRequest("is set already, by the LLM that was given", field=sorted(options)[0])
-        return Pipeline(task, key, model, arguments, owned=False)
-    llm = LLM(model, device=_device(device), dtype=str(dtype).removeprefix("torch."), **options)
-    try:
-        return Pipeline(task, key, llm, arguments, owned=True)
-    except BaseException:
-        llm.close()
-        raise
+CALL_ARGUMENTS: Final = ARGUMENTS | _CALL
 
 
-class Pipeline:
+def is_task(task: str) -> bool:
+    return _key(task) in KEYS.values()
+
+
+def _key(task: str) -> str:
+    """What a task's text is called in a result."""
+    return KEYS.get("translation" if _TRANSLATION.fullmatch(task) else task, "")
+
+
+class Pipeline(ModelOwner):
     """Made by `pipeline`. `close` (or `with`) ends the worker processes of a model that it has loaded."""
 
-    def __init__(self, task: str, key: str, llm: LLM, arguments: Mapping[str, Any], *, owned: bool) -> None:
-        self.task, self.llm = task, llm
+    def __init__(self, task: str, llm: LLM, arguments: Mapping[str, Any], *, owned: bool) -> None:
+        super().__init__(task, llm, owned=owned)
         self.tokenizer: Any = llm.get_tokenizer()
         self._target_tokenizer: Any = llm.get_tokenizer(target=True)
         self._lock = threading.Lock()  # around the tokenizer, which remembers how it cut last
-        self._key, self._arguments, self._owned = key, dict(arguments), owned
+        self._key, self._arguments = _key(task), dict(arguments)
         encoder_decoder = not llm.info.decoder_only
         self._continues = task == "text-generation"
         self._sequences = "generated_sequence" if self._continues else "output_ids"  # a key of `forward`'s
@@ -130,7 +101,8 @@ class Pipeline:
             params.append(_params(given, counted, resolved))
         if _truncates(call):
             options = _of_ids(options, resolved)
-        outputs = iter(self.llm.generate(prompts, params, **options, use_tqdm=False))
+        with _arguments_named():
+            outputs = iter(self.llm.generate(prompts, params, **options, use_tqdm=False))
         samples = (params or [_params(given, 1, resolved)])[0].outputs
         results = []
         for text, document in zip(texts, documents, strict=True):
@@ -195,18 +167,6 @@ class Pipeline:
         texts = [self._decode(ids if prompt else ids[1:])[start:] for ids in sequences]
         return self._records(model_outputs["prompt_text"], texts, call)
 
-    def close(self) -> None:
-        if self._owned:
-            self.llm.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
-
     def _task_options(self, call: Mapping[str, Any]) -> TaskOptions:
         """Task or languages, as `LLM.generate` takes them."""
         tasks = self.llm.tasks
@@ -234,7 +194,8 @@ class Pipeline:
             return Document((text,), ("", ""))
         if split is not None and split not in SPLITS:
             raise InvalidRequest(f"must be one of {', '.join(SPLITS)}, got {split!r}", field="split")
-        return self.llm.segment(text, split or "sentence", **options)
+        with _arguments_named():
+            return self.llm.segment(text, split or "sentence", **options)
 
     def _split(self, arguments: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
         """The arguments of `generate` and the pipeline's own, for one call."""
@@ -282,6 +243,17 @@ class Pipeline:
         return [{self._key: before + one} for one in generated]
 
 
+@contextmanager
+def _arguments_named() -> Iterator[None]:
+    """Errors name the arguments of a call, not the request's fields."""
+    try:
+        with renaming_fields({"prompt": "inputs", "truncate_prompt_tokens": "truncation"}):
+            yield
+    except InvalidRequest as error:
+        message = error.message.replace("set truncate_prompt_tokens", "set truncation=True")
+        raise InvalidRequest(message, field=error.field) from None
+
+
 def _check_text(text: object) -> None:
     if not isinstance(text, str):
         raise InvalidRequest(f"must be str, got {type(text).__name__}", field="inputs")
@@ -305,9 +277,3 @@ def _truncates(call: Mapping[str, Any]) -> bool:
     if value not in (True, False, "longest_first", "only_first", "do_not_truncate"):
         raise InvalidRequest(f"must be True, False or a strategy's name, got {value!r}", field="truncation")
     return value not in (False, "do_not_truncate")
-
-
-def _device(device: object) -> str:
-    """The device's kind, as `LLM` takes it."""
-    kind = "auto" if device is None else str(device).partition(":")[0]
-    return "cpu" if kind == "-1" else "cuda" if kind.isdecimal() else kind
