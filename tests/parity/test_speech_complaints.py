@@ -162,5 +162,6 @@ def test_memory_is_flat(folder: Path) -> None:
         before = answer(6)  # what is compiled, cached and pooled is there by then
         after = answer(14)
         stats = llm.stats()
-    assert after - before < 16, "MiB"
+    # A window's features have 31 KiB, its hidden states 6.
+    assert after - before < 4, "MiB"
     assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)
