@@ -13,6 +13,7 @@ from tandem.cluster.router.router import Room
 from tandem.workers.request import Delta, EngineRequest
 
 _GATHER_S: Final = 1.0  # a window's answer is read when it is whole
+_FIRST: Final = 4  # windows of a recording that are served by their arrival
 
 
 class Router(Protocol):
@@ -26,20 +27,26 @@ class Router(Protocol):
 
 
 class WindowPump:
-    """`put` is given each delta, or the error that ended a request; `close` cancels what is under way."""
+    """`put` is given each delta, or the error that ended a request; `close` cancels what is under way.
+
+    Where a recording has many windows under way at once, those after the first few stand one level of
+    priority behind them: a short recording that comes later does not wait for all.
+    """
 
     def __init__(
         self, router: Router, room: Room, priority: int, put: Callable[[Delta | Exception], None]
     ) -> None:
         self._router, self._room, self._priority, self._put = router, room, priority, put
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], str] = {}  # with the keys of their windows
 
     def send(self, requests: Iterable[EngineRequest], timeout_s: float) -> None:
         for request in requests:
-            one = replace(request, priority=self._priority, timeout_s=max(0.0, timeout_s))
+            key, under_way = request.encoder.key, set(self._tasks.values())
+            behind = key not in under_way and len(under_way) >= _FIRST
+            one = replace(request, priority=self._priority - behind, timeout_s=max(0.0, timeout_s))
             task = asyncio.create_task(self._answer(one))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
+            self._tasks[task] = key
+            task.add_done_callback(self._tasks.pop)
 
     async def close(self) -> None:
         tasks = list(self._tasks)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import threading
 import tracemalloc
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import cache
 from pathlib import Path
@@ -17,12 +18,14 @@ import pytest
 from audio_files import encoded, repeated, wav
 from fake_service import connected, make_service
 from local_router import LocalRouter
+from voices import voices
 from whisper import RATE, make_whisper, sound
 
 from tandem import LLM, InvalidRequest, Transcription, TranscriptionParams
 from tandem.cluster.ingress.recordings import Recordings
 from tandem.inputs import Media
 from tandem.limits import Limits
+from tandem.workers.request import Delta
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.transcription.builder import TranscriptionBuilder
 from tandem.workers.transcription.transcriber import Transcriber
@@ -55,10 +58,11 @@ def recordings(whisper: Path, router: LocalRouter) -> Recordings:
 
 
 async def transcribed(
-    recordings: Recordings, file: bytes, done_s: list[float] | None = None
+    recordings: Recordings, file: bytes, done_s: list[float] | None = None, **asked: Any
 ) -> Transcription:
     """done_s: is given up to where the recording is transcribed, at every step."""
-    prepared = await recordings.prepare(Media("audio", file), TranscriptionParams(language="en"), "file")
+    params = TranscriptionParams(language="en", **asked)
+    prepared = await recordings.prepare(Media("audio", file), params, "file")
     async with aclosing(recordings.transcribe(prepared)) as steps:
         async for transcriber in steps:
             if done_s is not None:
@@ -78,6 +82,32 @@ async def test_a_short_recording_does_not_wait_for_a_long_one(recordings: Record
     assert done_s[-1] - at < 6 * SHORT_S
     assert short.text == llm.transcribe(SHORT, language="en").text
     assert (await long).duration_s == LONG_S
+
+
+async def test_nor_for_the_chunks_of_one(whisper: Path) -> None:
+    """Of which many are under way at once, more than the engine decodes."""
+    asyncio.get_running_loop().set_default_executor(ThreadPoolExecutor(64))  # one for each request
+    file = wav(voices([(0.3 + 1.5 * at, 1.1 + 1.5 * at) for at in range(45)], LONG_S), RATE)
+    ended: list[str] = []
+    with LLM(str(whisper), dtype="float32", max_num_seqs=1) as llm:
+
+        class Counting(LocalRouter):
+            async def deltas(self, *arguments: Any) -> AsyncGenerator[Delta]:
+                async with aclosing(super().deltas(*arguments)) as deltas:
+                    async for delta in deltas:
+                        yield delta
+                ended.append(arguments[0].request_id)
+
+        recordings = Recordings(RequestBuilder.load(whisper, "tiny", LIMITS), Counting(llm._engine))  # type: ignore[arg-type]
+        long = asyncio.create_task(transcribed(recordings, file, chunking_strategy="auto"))
+        while not long.done() and len(ended) < 2:
+            await asyncio.sleep(0.001)
+        before = len(ended)
+        short = await transcribed(recordings, SHORT)
+        assert short.text == llm.transcribe(SHORT, language="en").text
+        windows = len({segment.seek_s for segment in short.segments})
+        assert len(ended) - before <= windows + 8
+        assert (await long).mode == "chunked"
 
 
 async def test_nor_does_it_while_long_ones_are_decoded(
