@@ -46,7 +46,7 @@ def encoded(samples: Samples, rate: int, container: str, codec: str, *, stereo: 
 
 def repeated(file: bytes, container: str, seconds: float) -> bytes:
     """The packets of a file's one stream again and again, as often as it takes: nothing is encoded."""
-    with av.open(io.BytesIO(file)) as source:
+    with av.open(io.BytesIO(file), "r") as source:
         packets = [packet for packet in source.demux(source.streams[0]) if packet.size]
         template, made = source.streams[0], io.BytesIO()
         base, parts = packets[0].time_base, [bytes(packet) for packet in packets]

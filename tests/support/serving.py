@@ -7,7 +7,7 @@ import os
 import socket
 import subprocess
 import time
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Callable
 from typing import Any
 
@@ -102,9 +102,9 @@ def eventually(condition: Callable[[], bool], otherwise: str, within_s: float = 
         time.sleep(0.1)
 
 
-def metrics(address: str) -> Counter[str]:
+def metrics(address: str) -> dict[str, float]:
     """The values of /metrics by name, those of several engines or of several reasons together."""
-    values: Counter[str] = Counter()
+    values: dict[str, float] = defaultdict(float)
     for line in httpx.get(f"http://{address}/metrics").text.splitlines():
         if not line.startswith("#"):
             name, value = line.rsplit(" ", 1)
