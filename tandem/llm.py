@@ -41,7 +41,7 @@ from tandem.workers.requests.request_builder import (
     Tasks,
 )
 from tandem.workers.requests.scoring import score_output
-from tandem.workers.requests.segmentation import Document, Split
+from tandem.workers.requests.segmentation.segments import Document, Split
 from tandem.workers.requests.tokenizer import read_tokenizers
 from tandem.workers.shared_engine import SharedEngine
 from tandem.workers.transcription.builder import TranscriptionBuilder

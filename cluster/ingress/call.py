@@ -22,7 +22,7 @@ from tandem.workers.requests.embedding import PreparedEmbedding, embedding_outpu
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.request_builder import naming_prompt
 from tandem.workers.requests.scoring import score_output
-from tandem.workers.requests.segmentation import Document, Split
+from tandem.workers.requests.segmentation.segments import Document, Split
 from tandem.workers.transcription.builder import PreparedLive, PreparedTranscription
 from tandem.workers.transcription.transcriber import Transcriber
 
