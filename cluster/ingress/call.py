@@ -167,11 +167,16 @@ class Call:
         self._observation.request_id = prepared.request_id
         return prepared
 
-    def transcribe_live(
+    async def transcribe_live(
         self, prepared: PreparedLive, sound: AsyncIterator[Sound]
     ) -> AsyncGenerator[LiveDelta]:
         """What is said, as it is said: see `Live.transcribe`."""
-        return self._service.live.transcribe(prepared, sound)
+        try:
+            async with aclosing(self._service.live.transcribe(prepared, sound)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self._observation.heard(prepared.transcriber)
 
     async def prepare_score(
         self,

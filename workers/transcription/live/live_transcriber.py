@@ -54,6 +54,7 @@ class LiveTranscriber:
         self._opening = asked.opening(timestamps=False)
         self._history = history_of(asked, first.most_before)
         self._seed, self._drawn = secrets.randbits(63), 0
+        self.hypotheses = 0  # so far, those that end turns included
         self._ended = False
         self._flow: Asking | None = None
         self._answers = WindowAnswers([])
@@ -76,6 +77,11 @@ class LiveTranscriber:
         """There is no more sound."""
         self._turns.end()
         self._ended = True
+
+    @property
+    def heard_s(self) -> float:
+        """Seconds of sound so far."""
+        return self._turns.heard / RATE
 
     @property
     def done(self) -> bool:
@@ -185,6 +191,7 @@ class LiveTranscriber:
         seeds = [sample_seed(self._seed, self._drawn + number) for number in range(count)]
         self._drawn += count
         requests = windows.requests(encoder, start, temperature, most, seeds)
+        self.hypotheses += 1
         answers = yield requests
         said = len(requests[0].decoding.opening_ids)
         if said:
