@@ -150,7 +150,12 @@ async def test_translations(openai: AsyncOpenAI, llm: LLM) -> None:
 
 
 async def test_a_prompt_and_what_openai_does_not_have(openai: AsyncOpenAI, llm: LLM) -> None:
-    more = {"temperature": "[0.0]", "num_beams": "2", "condition_on_prev_tokens": "false", "timeout_s": "3600"}
+    more = {
+        "temperature": "[0.0]",
+        "num_beams": "2",
+        "condition_on_prev_tokens": "false",
+        "timeout_s": "3600",
+    }
     answer = await openai.audio.transcriptions.create(**form(prompt="ba be", extra_body=more))
     asked: TranscriptionOptions = {
         **ASKED, "prompt": "ba be", "num_beams": 2, "condition_on_prev_tokens": False,
