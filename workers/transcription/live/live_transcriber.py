@@ -58,7 +58,7 @@ class LiveTranscriber:
         self._ended = False
         self._flow: Asking | None = None
         self._answers = WindowAnswers([])
-        self._turn: Turn | None = None
+        self._turn: Turn | None = None  # that the following fields are about
         self._begin_turn()
 
     def feed(self, samples: Samples) -> None:
@@ -98,8 +98,9 @@ class LiveTranscriber:
         if self._flow is not None or not self._turns.turns:
             return []
         turn = self._turns.turns[0]
-        if turn is not self._turn:
+        if turn is not self._turn:  # the one before may have been cleared
             self._turn = turn
+            self._begin_turn()
             self.deltas.append(self._delta("", ""))
         if turn.ended:
             return self._go(self._finish(turn))
@@ -174,8 +175,6 @@ class LiveTranscriber:
         end_s = (turn.start + turn.length) / RATE
         self.deltas.append(self._delta(grown, "", end_s))
         self._turns.turns.popleft()
-        self._turn = None
-        self._begin_turn()
 
     def _asked_for(
         self, windows: WindowRequests, encoder: EncoderInput, temperature: float
