@@ -46,6 +46,7 @@ class Limits:
     embedding_values: int = 2**21  # numbers of one call's embeddings, each of 4 bytes in gRPC
     request_id_chars: int = 128
     timeout_s: float = 600.0  # longest and default time a request may take
+    transcription_timeout_s: float = 3600.0  # the same of a recording that is transcribed
     priority: int = 10  # greatest magnitude, either sign
     queued_requests: int = 4096  # waiting or running sequences at one router
 

@@ -22,7 +22,7 @@ from tandem.workers.requests.embedding import PreparedEmbedding, embedding_outpu
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.request_builder import naming_prompt
 from tandem.workers.requests.scoring import score_output
-from tandem.workers.requests.segmentation import Document, Split
+from tandem.workers.requests.segmentation.segments import Document, Split
 from tandem.workers.transcription.builder import PreparedLive, PreparedTranscription
 from tandem.workers.transcription.transcriber import Transcriber
 
@@ -167,11 +167,16 @@ class Call:
         self._observation.request_id = prepared.request_id
         return prepared
 
-    def transcribe_live(
+    async def transcribe_live(
         self, prepared: PreparedLive, sound: AsyncIterator[Sound]
     ) -> AsyncGenerator[LiveDelta]:
         """What is said, as it is said: see `Live.transcribe`."""
-        return self._service.live.transcribe(prepared, sound)
+        try:
+            async with aclosing(self._service.live.transcribe(prepared, sound)) as deltas:
+                async for delta in deltas:
+                    yield delta
+        finally:
+            self._observation.heard(prepared.transcriber)
 
     async def prepare_score(
         self,

@@ -20,6 +20,7 @@ from prometheus_client.registry import Collector
 from tandem.cluster.router.router import RouterStats
 from tandem.errors import TandemError, status_of
 from tandem.transcription import TranscriptionMode
+from tandem.workers.transcription.live.live_transcriber import LiveTranscriber
 from tandem.workers.transcription.transcriber import Transcriber
 
 logger = logging.getLogger(__name__)
@@ -78,6 +79,9 @@ class Metrics:
             "Windows of recordings that were decoded, by the way that is taken through a recording.",
             (*_LABELS, "mode"),
             registry=self.registry,
+        )
+        self.hypotheses = counter(
+            "live_hypotheses", "Hypotheses about speech that goes on, or has just ended."
         )
         self.silent_windows = counter(
             "transcription_silent_windows", "Windows left out, as nobody speaks there."
@@ -146,6 +150,11 @@ class Observation:
             metrics.whole_request.observe(took_s)
             if transcriber.duration_s:
                 metrics.real_time.observe(took_s / transcriber.duration_s)
+
+    def heard(self, live: LiveTranscriber) -> None:
+        """Counts speech that was transcribed while it went on."""
+        self._metrics.audio_seconds.inc(live.heard_s)
+        self._metrics.hypotheses.inc(live.hypotheses)
 
     def __enter__(self) -> Self:
         return self

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
     from tandem.client import Client
     from tandem.outputs import RequestOutput
     from tandem.params import Params
-    from tandem.workers.requests.segmentation import Document, Split
+    from tandem.workers.requests.segmentation.segments import Document, Split
 
 _INPUTS = "lines of --file or of standard input"
 _COUNTED_AT_ONCE: Final = 32  # texts whose tokens a server is asked for
@@ -249,8 +249,8 @@ def _document(text: Line, segment: Callable[[str], Document]) -> Document | Inva
 def _segmenting(client: Client, asked: _Asked, pool: ThreadPoolExecutor) -> Callable[[str], Document]:
     """Cuts texts for a server's model, as the server would. The tokens of a text's sentences are counted at
     the same time."""
-    from tandem.workers.requests.languages import split_target
-    from tandem.workers.requests.segmentation import Document, segment, within
+    from tandem.workers.requests.languages.markers import split_target
+    from tandem.workers.requests.segmentation.segments import Document, segment, within
 
     if asked.split == "none":
         return Document.whole

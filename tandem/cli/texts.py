@@ -78,7 +78,7 @@ def write_answers(
 
 def _shared(texts: Sequence[Line], errors: Mapping[int, TandemError]) -> TandemError | None:
     """The error of the only text, or the same one of all that are asked, which says nothing of a text."""
-    from tandem.workers.requests.segmentation import is_blank
+    from tandem.workers.requests.segmentation.segments import is_blank
 
     first = next(iter(errors.values()), None)
     asked = sum(not isinstance(text, str) or not is_blank(text) for text in texts)
@@ -105,7 +105,7 @@ def write_stream(texts: Sequence[Line], stream: Callable[[str], Iterator[TextDel
 
 
 def _pieces(text: Line, stream: Callable[[str], Iterator[TextDelta]]) -> Iterator[str]:
-    from tandem.workers.requests.segmentation import is_blank
+    from tandem.workers.requests.segmentation.segments import is_blank
 
     if isinstance(text, InvalidRequest):
         raise text

@@ -16,7 +16,7 @@ from tandem.llm import LLM
 from tandem.params import Params
 from tandem.pipelines.owner import ModelOwner
 from tandem.workers.requests.defaults import merged
-from tandem.workers.requests.segmentation import SPLITS, Document
+from tandem.workers.requests.segmentation.segments import SPLITS, Document
 from tandem.workers.requests.tasks import ResolvedTask
 
 Record = dict[str, str]

@@ -38,13 +38,13 @@ from tandem.workers.requests.decoding import (
 )
 from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
 from tandem.workers.requests.embedding import PreparedEmbedding, check_pooling
-from tandem.workers.requests.languages import split_target
+from tandem.workers.requests.languages.markers import split_target
 from tandem.workers.requests.media import MediaProcessor, read_processor
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.options import CheckedOptions, check_options
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.prompt_reader import ParsedPrompt, PromptReader
-from tandem.workers.requests.segmentation import Document, Split, check_split, segment, within
+from tandem.workers.requests.segmentation.segments import Document, Split, check_split, segment, within
 from tandem.workers.requests.tasks import ResolvedTask, Tasks
 from tandem.workers.requests.tokenizer import TextTokenizer, check_text, read_tokenizers
 

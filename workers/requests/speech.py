@@ -8,7 +8,7 @@ from functools import cache
 from typing import Any, TypeVar
 
 from tandem.errors import InvalidRequest, ModelLoadError
-from tandem.workers.requests.language_names import LanguageNames
+from tandem.workers.requests.languages.names import LanguageNames
 
 T = TypeVar("T")
 Heads = tuple[tuple[int, int], ...]  # of the decoder's cross-attention: layer and head

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import uuid
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from typing import Unpack
 
@@ -64,6 +64,7 @@ class TranscriptionBuilder:
         """
         self._requests.check_model(options.get("model"))
         limits = self._requests.limits
+        limits = replace(limits, timeout_s=limits.transcription_timeout_s)
         checked = check_options(limits, self._requests.tasks, **options)
         return PreparedTranscription(
             request_id=checked.request_id,

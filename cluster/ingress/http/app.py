@@ -7,14 +7,14 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from tandem.cluster.ingress.http import audio as audio_api
 from tandem.cluster.ingress.http import openai as openai_api
-from tandem.cluster.ingress.http import realtime as realtime_api
 from tandem.cluster.ingress.http import score as score_api
 from tandem.cluster.ingress.http import tokenize as tokenize_api
 from tandem.cluster.ingress.http.errors import add_error_handlers
 from tandem.cluster.ingress.http.libretranslate import cors
 from tandem.cluster.ingress.http.libretranslate import routes as libretranslate_api
+from tandem.cluster.ingress.http.speech import audio as audio_api
+from tandem.cluster.ingress.http.speech import realtime as realtime_api
 from tandem.cluster.ingress.service import Service
 
 

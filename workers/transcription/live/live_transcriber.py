@@ -54,10 +54,11 @@ class LiveTranscriber:
         self._opening = asked.opening(timestamps=False)
         self._history = history_of(asked, first.most_before)
         self._seed, self._drawn = secrets.randbits(63), 0
+        self.hypotheses = 0  # so far, those that end turns included
         self._ended = False
         self._flow: Asking | None = None
         self._answers = WindowAnswers([])
-        self._turn: Turn | None = None
+        self._turn: Turn | None = None  # that the following fields are about
         self._begin_turn()
 
     def feed(self, samples: Samples) -> None:
@@ -78,6 +79,11 @@ class LiveTranscriber:
         self._ended = True
 
     @property
+    def heard_s(self) -> float:
+        """Seconds of sound so far."""
+        return self._turns.heard / RATE
+
+    @property
     def done(self) -> bool:
         """Whether all sound is transcribed."""
         return self._ended and self._flow is None and not self._turns.turns
@@ -92,8 +98,9 @@ class LiveTranscriber:
         if self._flow is not None or not self._turns.turns:
             return []
         turn = self._turns.turns[0]
-        if turn is not self._turn:
+        if turn is not self._turn:  # the one before may have been cleared
             self._turn = turn
+            self._begin_turn()
             self.deltas.append(self._delta("", ""))
         if turn.ended:
             return self._go(self._finish(turn))
@@ -168,8 +175,6 @@ class LiveTranscriber:
         end_s = (turn.start + turn.length) / RATE
         self.deltas.append(self._delta(grown, "", end_s))
         self._turns.turns.popleft()
-        self._turn = None
-        self._begin_turn()
 
     def _asked_for(
         self, windows: WindowRequests, encoder: EncoderInput, temperature: float
@@ -185,6 +190,7 @@ class LiveTranscriber:
         seeds = [sample_seed(self._seed, self._drawn + number) for number in range(count)]
         self._drawn += count
         requests = windows.requests(encoder, start, temperature, most, seeds)
+        self.hypotheses += 1
         answers = yield requests
         said = len(requests[0].decoding.opening_ids)
         if said:

@@ -54,7 +54,7 @@ class Turns:
         self._voice = VoiceActivity()
         self._held = np.zeros(0, np.float32)  # less than a frame
         self._before = np.zeros(0, np.float32)  # silence that a turn would begin with
-        self._at = 0  # samples of the stream up to the frame that is looked at
+        self.heard = 0  # samples of the stream, up to the frame that is looked at
         self._number = 0
         self._quiet = 0  # samples since speech was last heard
         self._likely: deque[float] = deque(maxlen=int(_LATE_S * RATE) // FRAME)
@@ -67,7 +67,7 @@ class Turns:
         for frame, probability in zip(
             samples[:whole].reshape(-1, FRAME), self._voice.hear(samples[:whole]), strict=True
         ):
-            self._at += FRAME
+            self.heard += FRAME
             self._frame(frame, float(probability))
 
     def end(self) -> None:
@@ -114,7 +114,7 @@ class Turns:
             self._begin(rest)
 
     def _begin(self, samples: Samples) -> None:
-        turn = Turn(self._number, self._at - len(samples))
+        turn = Turn(self._number, self.heard - len(samples))
         turn.add(samples)
         self.turns.append(turn)
         self._number += 1

@@ -9,7 +9,7 @@ from typing import Any, Final
 from tandem.cluster.ingress.http.forms import Fields, FormFile
 from tandem.errors import InvalidRequest
 from tandem.limits import DEFAULT_LIMITS, Limits
-from tandem.workers.requests.segmentation import SPLITS, Split
+from tandem.workers.requests.segmentation.segments import SPLITS, Split
 from tandem.workers.requests.tokenizer import check_text
 
 # Sent by LibreTranslate's clients and its web page; who may call is the gateway's business.

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from tandem.cluster.ingress.http.libretranslate.detection import detect
 from tandem.errors import InvalidRequest
-from tandem.workers.requests.language_names import LanguageNames
+from tandem.workers.requests.languages.names import LanguageNames
 from tandem.workers.requests.tasks import Tasks
 
 AUTO: Final = "auto"

@@ -14,7 +14,7 @@ from tandem.cluster.ingress.service import Service
 from tandem.errors import renaming_fields
 from tandem.inputs import TaskOptions
 from tandem.params import BeamSearchParams, Params, SamplingParams
-from tandem.workers.requests.segmentation import Split
+from tandem.workers.requests.segmentation.segments import Split
 
 _FIELDS: Final = {"prompt": "q", "source_language": "source", "target_language": "target"}
 

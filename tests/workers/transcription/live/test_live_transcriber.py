@@ -110,6 +110,25 @@ def test_commits_end_turns_and_what_is_cleared_is_never_said(llm: LLM) -> None:
     assert live.due() == []  # one at a time
 
 
+def test_a_turn_that_is_cleared_leaves_nothing_to_the_next(llm: LLM) -> None:
+    """Nor does it where hypotheses about it were made, and some of it was final."""
+    answers = []
+    for cleared in (np.zeros(0, np.float32), np.tile(sound(2, 0.3), 4)):
+        one = prepared(llm, turn_detection=None, language="fr")
+        live = one.transcriber
+        for part in np.array_split(cleared, 6):
+            live.feed(part)
+            while requests := live.due():
+                while requests:
+                    deltas = list(llm._engine.deltas(requests))
+                    requests = [more for delta in deltas for more in live.push(delta)]
+        live.clear()
+        live.deltas.clear()
+        last = run(llm, one, sound(9, 1.0), RATE)
+        answers.append("".join(delta.final for delta in last))
+    assert answers[0] == answers[1] != ""
+
+
 def test_a_turn_longer_than_a_window_is_cut(llm: LLM) -> None:
     deltas = run(llm, prepared(llm), sound(6, 4.5))
     ends = [(delta.start_s, delta.end_s) for delta in deltas if delta.end_s is not None]

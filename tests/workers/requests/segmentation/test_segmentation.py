@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from tandem.errors import InvalidRequest
 from tandem.outputs import CompletionOutput, RequestOutput
-from tandem.workers.requests import abbreviations
-from tandem.workers.requests.segmentation import SPLITS, Document, Split, is_blank, segment, within
+from tandem.workers.requests.segmentation import abbreviations
+from tandem.workers.requests.segmentation.segments import SPLITS, Document, Split, is_blank, segment, within
 
 LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 

@@ -23,8 +23,8 @@ from typing import Final, Literal, get_args
 
 from tandem.errors import InvalidRequest
 from tandem.outputs import CompletionOutput, RequestOutput
-from tandem.workers.requests.abbreviations import goes_on
-from tandem.workers.requests.language_tags import subtag_of
+from tandem.workers.requests.languages.tags import subtag_of
+from tandem.workers.requests.segmentation.abbreviations import goes_on
 
 Split = Literal["none", "line", "sentence"]
 SPLITS: Final[tuple[Split, ...]] = get_args(Split)

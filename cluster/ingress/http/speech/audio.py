@@ -17,9 +17,9 @@ from fastapi.responses import JSONResponse, PlainTextResponse
 from tandem import transcripts
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.http.answers import TokenTexts
-from tandem.cluster.ingress.http.audio_fields import FIELDS, AudioForm
 from tandem.cluster.ingress.http.body import unless_disconnected
 from tandem.cluster.ingress.http.forms import read_fields
+from tandem.cluster.ingress.http.speech.audio_fields import FIELDS, AudioForm
 from tandem.cluster.ingress.http.sse import EventStream
 from tandem.cluster.ingress.service import Service
 from tandem.errors import renaming_fields

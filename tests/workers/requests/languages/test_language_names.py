@@ -11,7 +11,7 @@ from transformers.models.nllb.tokenization_nllb import FAIRSEQ_LANGUAGE_CODES as
 from transformers.models.whisper.tokenization_whisper import LANGUAGES, TO_LANGUAGE_CODE
 
 from tandem.errors import InvalidRequest
-from tandem.workers.requests.language_names import LanguageNames
+from tandem.workers.requests.languages.names import LanguageNames
 
 MODELS = {
     "nllb": LanguageNames(NLLB),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -120,6 +121,11 @@ def test_turns_are_told_from_each_other(client: TestClient) -> None:
             previous = events[-3]["previous_item_id"]
         assert [len(each) for each in items] == [1, 1]
         assert previous in items[0]
+    metrics = client.get("/metrics").text
+    heard = re.search(r"tandem_transcribed_audio_seconds_total\{.*?\} ([0-9.]+)", metrics)
+    assert heard is not None
+    assert float(heard[1]) == pytest.approx(2 * len(PCM) / 24_000, abs=0.1)
+    assert re.search(r"tandem_live_hypotheses_total\{.*?\} [2-9]", metrics)
 
 
 def test_the_older_words_and_turns_that_the_client_ends(client: TestClient) -> None:

@@ -150,7 +150,12 @@ async def test_translations(openai: AsyncOpenAI, llm: LLM) -> None:
 
 
 async def test_a_prompt_and_what_openai_does_not_have(openai: AsyncOpenAI, llm: LLM) -> None:
-    more = {"temperature": "[0.0]", "num_beams": "2", "condition_on_prev_tokens": "false", "timeout_s": "30"}
+    more = {
+        "temperature": "[0.0]",
+        "num_beams": "2",
+        "condition_on_prev_tokens": "false",
+        "timeout_s": "3600",
+    }
     answer = await openai.audio.transcriptions.create(**form(prompt="ba be", extra_body=more))
     asked: TranscriptionOptions = {
         **ASKED, "prompt": "ba be", "num_beams": 2, "condition_on_prev_tokens": False,
@@ -212,6 +217,7 @@ async def test_chunks_between_silences(openai: AsyncOpenAI, llm: LLM, strategy: 
         ({"extra_body": {"colour": "red"}}, "colour"),
         ({"extra_body": {"stream": "perhaps"}}, "stream"),
         ({"extra_body": {"timeout_s": "0"}}, "timeout_s"),
+        ({"extra_body": {"timeout_s": "3601"}}, "timeout_s"),
         ({"chunking_strategy": "never"}, "chunking_strategy"),
         ({"chunking_strategy": {"type": "server_vad", "threshold": 7}}, "chunking_strategy.threshold"),
         ({"include": ["logprobs"], "response_format": "text"}, "include[]"),

@@ -9,7 +9,7 @@ from functools import cached_property, lru_cache
 from typing import Final
 
 from tandem.errors import InvalidRequest
-from tandem.workers.requests.language_tags import (
+from tandem.workers.requests.languages.tags import (
     LONGEST_NAME,
     LanguageTag,
     broader,

@@ -13,7 +13,7 @@ from pydantic_core import to_json
 
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.http.errors import error_body
-from tandem.cluster.ingress.http.realtime_events import (
+from tandem.cluster.ingress.http.speech.realtime_events import (
     UPDATES,
     Items,
     cleared,
