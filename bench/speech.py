@@ -10,8 +10,8 @@ synthesised with espeak-ng, which must be installed: clips of about 11 s, severa
     beam 5      the clip, five beams
     words       the clip, greedy, with the times of its words
     8, 32       so many clips that are all there. Tandem and `BatchedInferencePipeline` batch them: the latter
-                reads them as one recording whose clips it is told. `WhisperModel` takes one after another, and
-                stays away from 32, which is no different then
+                reads them as one recording whose clips it is told. `WhisperModel` takes one after another,
+                and stays away from 32, which is no different then
     file        five minutes, window after window, with the times of segments
 
 Thresholds, fallback and conditions are off everywhere. Each system has a process of its own, with all cores.
