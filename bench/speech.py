@@ -11,7 +11,7 @@ synthesised with espeak-ng, which must be installed: clips of about 11 s, severa
     words       the clip, greedy, with the times of its words
     8, 32       so many clips that are all there. Tandem and `BatchedInferencePipeline` batch them: the latter
                 reads them as one recording whose clips it is told. `WhisperModel` takes one after another,
-                and stays away from 32, which is no different then
+                and stays away from 32, which is no different; so does the pipeline in float32
     file        five minutes, window after window, with the times of segments
 
 Thresholds, fallback and conditions are off everywhere. Each system has a process of its own, with all cores.
@@ -162,21 +162,26 @@ def _language(folder: Path) -> str | None:
     return "en" if config.get("is_multilingual") else None
 
 
-# The loads of which a system stays away: it would do there what it does in another one.
-LEFT_OUT = {FasterWhisper: ("32",), Batched: ("clip", "beam 5", "words", "file")}
+# The loads of which a system stays away: it would do there what it does in another one, or takes minutes.
+LEFT_OUT = {
+    "faster-whisper float32": ("32",),
+    "faster-whisper int8": ("32",),
+    "faster-whisper batched float32": ("clip", "beam 5", "words", "32", "file"),
+    "faster-whisper batched int8": ("clip", "beam 5", "words", "file"),
+}
 
 
-def systems(folder: Path) -> dict[Process[Load, Outcome], tuple[str, ...]]:
-    """The systems that are installed, Tandem's float32 first, and the loads of which each stays away."""
+def systems(folder: Path) -> list[Process[Load, Outcome]]:
+    """The systems that are installed, Tandem's float32 first."""
     precisions = ["float32", *(["bfloat16"] if _has_bfloat16() else []), "int8"]
-    made: dict[str, tuple[Callable[[], System], tuple[str, ...]]] = {
-        f"tandem {precision}": (partial(Tandem, folder, precision), ()) for precision in precisions
+    made: dict[str, Callable[[], System]] = {
+        f"tandem {precision}": partial(Tandem, folder, precision) for precision in precisions
     }
     if find_spec("faster_whisper") is not None:
         for kind, name in ((FasterWhisper, "faster-whisper"), (Batched, "faster-whisper batched")):
             for compute_type in ("float32", "int8"):
-                made[f"{name} {compute_type}"] = partial(kind, folder, compute_type), LEFT_OUT[kind]
-    return {Process(name, make): left_out for name, (make, left_out) in made.items()}
+                made[f"{name} {compute_type}"] = partial(kind, folder, compute_type)
+    return [Process(name, make) for name, make in made.items()]
 
 
 def _has_bfloat16() -> bool:
@@ -226,8 +231,8 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
         for load in work:
             if number >= load.rounds:
                 continue
-            for system in rotated(list(made), number):
-                if load.name in made[system]:
+            for system in rotated(made, number):
+                if load.name in LEFT_OUT.get(system.name, ()):
                     continue
                 time.sleep(PAUSE_S)
                 outcomes[load.name].setdefault(system.name, []).append(system.do(load))
@@ -293,7 +298,7 @@ def main() -> None:
     for folder in args.folders:
         result["models"][folder.name] = figures = measure(folder, args.rounds)
         console.print(_table(folder.name, figures))
-    machine.write(args.out, result)
+        machine.write(args.out, result)
     console.print(f"wrote {args.out}")
 
 
