@@ -21,7 +21,6 @@ transformers stays away from arrivals and beams.
 
 from __future__ import annotations
 
-import multiprocessing
 import random
 import sys
 import tempfile
@@ -29,14 +28,12 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
-from multiprocessing.connection import Connection
 from pathlib import Path
 from statistics import mean
-from typing import Any, TypeVar
+from typing import Any
 
 import machine
 import torch
@@ -44,6 +41,7 @@ from rich.console import Console
 from rich.table import Table
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from turns import PAUSE_S, Process, rotated
 
 from tandem import LLM, BeamSearchParams, SamplingParams
 from tandem.quickstart import PATH as QUICKSTART
@@ -55,9 +53,6 @@ BATCH = 32  # the static batches' size, and Tandem's sequences at once
 # Left out: they take minutes and decide nothing.
 LEFT_OUT = {"transformers": ("arrivals", "beam 4")}
 
-# Before each measurement: the previous system's threads spin for a while, waiting for more.
-PAUSE_S = 0.3
-
 
 @dataclass(frozen=True)
 class Request:
@@ -65,7 +60,6 @@ class Request:
     tokens: int | None  # to generate; None: until the model ends
 
 
-T = TypeVar("T")
 Make = Callable[[int, random.Random], list[Request]]
 
 
@@ -217,35 +211,7 @@ class CTranslate2(System):
         return super().batches(sorted(requests, key=lambda r: (r.tokens or 0, len(r.ids))), size)
 
 
-class Process:
-    """A system in a process of its own, with its own threads and memory."""
-
-    def __init__(self, name: str, make: Callable[[], System]) -> None:
-        self.name = name
-        context = multiprocessing.get_context("spawn")
-        self._ours, theirs = context.Pipe()
-        self._process = context.Process(target=_answer, args=(theirs, make), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def do(self, load: Load) -> Outcome:
-        self._ours.send(load)
-        outcome: Outcome = self._ours.recv()
-        return outcome
-
-    def close(self) -> None:
-        self._ours.close()
-        self._process.join()
-
-
-def _answer(connection: Connection, make: Callable[[], System]) -> None:
-    system = make()
-    with suppress(EOFError):  # no more work will come
-        while True:
-            connection.send(system.do(connection.recv()))
-
-
-def systems(folder: Path, work: Path) -> list[Process]:
+def systems(folder: Path, work: Path) -> list[Process[Load, Outcome]]:
     """The systems that are installed, Tandem's float32 first."""
     made: dict[str, Callable[[], System]] = {
         f"tandem {precision}": partial(Tandem, folder, precision)
@@ -307,12 +273,7 @@ def loads(make: Make, seed: int) -> list[Load]:
     ]
 
 
-def rotated(systems: list[T], by: int) -> list[T]:
-    at = by % len(systems)
-    return systems[at:] + systems[:at]
-
-
-def measure(systems: list[Process], rounds: int, make: Make) -> dict[str, Any]:
+def measure(systems: list[Process[Load, Outcome]], rounds: int, make: Make) -> dict[str, Any]:
     outcomes: dict[str, dict[str, list[Outcome]]] = {}
     per_second = 1.0  # requests of the stream that Tandem answers
     for number in range(rounds + 1):

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-PEERS = ("torch", "triton", "transformers", "ray", "ctranslate2")
+PEERS = ("torch", "triton", "transformers", "ray", "ctranslate2", "faster-whisper")
 
 
 def describe() -> dict[str, Any]:

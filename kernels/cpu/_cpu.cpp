@@ -9,6 +9,10 @@
 #include <utility>
 #include <vector>
 
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
 namespace {
 
 using Op = std::function<void(i64 rows)>;
@@ -241,6 +245,21 @@ PyObject* most_lanes(Arguments& args) {
     return PyLong_FromLong(encoder::most_lanes());
 }
 
+// Has memory that is not touched yet come in huge pages, where the system leaves that to programs: each page that is
+// not there yet costs a fault, and each entry that the processor does not know a walk through the tables.
+PyObject* prefer_huge_pages(Arguments& args) {
+    constexpr i64 HUGE = 1 << 21;
+    const i64 address = args.integer("address"), bytes = args.integer("bytes");
+    args.finish();
+#ifdef __linux__
+    const i64 first = (address + HUGE - 1) / HUGE * HUGE, last = (address + bytes) / HUGE * HUGE;
+    if (first < last) madvise(reinterpret_cast<void*>(first), static_cast<size_t>(last - first), MADV_HUGEPAGE);
+#else
+    (void)address, (void)bytes, (void)HUGE;
+#endif
+    Py_RETURN_NONE;
+}
+
 // -- matrix products
 
 template <i64 (*SIZE)(i64 outputs, i64 inputs)>
@@ -371,6 +390,7 @@ PyMethodDef methods[] = {
     method<time_warp>("time_warp"),
     method<has_avx512>("has_avx512"),
     method<most_lanes>("most_lanes"),
+    method<prefer_huge_pages>("prefer_huge_pages"),
     method<size<float_linear::packed_floats>>("float_size"),
     method<float_pack>("float_pack"),
     method<float_linear>("float_linear"),

@@ -25,6 +25,7 @@ namespace {
 constexpr i64 PANEL = 16;  // outputs
 constexpr i64 QUAD = 4;    // inputs
 constexpr i64 OFFSET = 128;
+constexpr i64 PIECE = 48;  // rows
 // Below this many multiplications a second thread costs more than it gives.
 constexpr i64 WORTH_A_THREAD = 1 << 20;
 
@@ -210,28 +211,69 @@ void pack(const float* weight, uint8_t* packed, float* scales, i64 outputs, i64 
     }
 }
 
-void apply(const Linear& op, i64 rows) {
-    const i64 width = up(op.inputs, QUAD), count = up(op.outputs, PANEL) / PANEL;
-    const std::unique_ptr<int8_t[]> values(new int8_t[rows * width]);
-    const std::unique_ptr<float[]> scales(new float[rows]);
-    const std::unique_ptr<int32_t[]> excess(new int32_t[rows]);
-    const Rows quantized{values.get(), scales.get(), excess.get(), width};
-    const Out to{op.scales, op.bias, op.out, op.outputs};
-    const int threads = rows * op.outputs * op.inputs < WORTH_A_THREAD ? 1 : op.threads;
+namespace {
+
+// Rows first..last of x, quantized, in memory of their own.
+class Quantized {
+   public:
+    Quantized(i64 rows, i64 inputs)
+        : width_(up(inputs, QUAD)), values_(new int8_t[rows * width_]), scales_(new float[rows]),
+          excess_(new int32_t[rows]) {}
+
+    void set(i64 r, const float* x, i64 inputs) {
+        int8_t* row = values_.get() + r * width_;
+        int32_t sum;
+        scales_[r] = quantize(x, row, inputs, &sum);
+        std::memset(row + inputs, 0, width_ - inputs);
+        excess_[r] = static_cast<int32_t>(OFFSET) * sum;
+    }
+
+    Rows rows() const { return {values_.get(), scales_.get(), excess_.get(), width_}; }
+
+   private:
+    i64 width_;
+    const std::unique_ptr<int8_t[]> values_;
+    const std::unique_ptr<float[]> scales_;
+    const std::unique_ptr<int32_t[]> excess_;
+};
+
+// Few rows: the threads share out the weight, which is read once.
+void multiply_few(const Linear& op, i64 rows, int threads) {
+    Quantized x(rows, op.inputs);
+    const i64 count = up(op.outputs, PANEL) / PANEL;
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
-        for (i64 r = 0; r < rows; ++r) {
-            int8_t* row = values.get() + r * width;
-            int32_t sum;
-            scales[r] = quantize(op.x + r * op.stride, row, op.inputs, &sum);
-            std::memset(row + op.inputs, 0, width - op.inputs);
-            excess[r] = static_cast<int32_t>(OFFSET) * sum;
-        }
+        for (i64 r = 0; r < rows; ++r) x.set(r, op.x + r * op.stride, op.inputs);
 #pragma omp for schedule(static)
         for (i64 part = 0; part < threads; ++part)
-            panels(quantized, rows, op.packed, to, count * part / threads, count * (part + 1) / threads);
+            panels(x.rows(), rows, op.packed, {op.scales, op.bias, op.out, op.outputs}, count * part / threads,
+                   count * (part + 1) / threads);
     }
+}
+
+// Many rows: the threads share out those, in pieces that stay in the cache from being quantized to being written.
+void multiply_many(const Linear& op, i64 rows, int threads) {
+    const i64 count = up(op.outputs, PANEL) / PANEL;
+#pragma omp parallel num_threads(threads)
+    {
+        Quantized x(PIECE, op.inputs);
+#pragma omp for schedule(dynamic)
+        for (i64 first = 0; first < rows; first += PIECE) {
+            const i64 piece = std::min(PIECE, rows - first);
+            for (i64 r = 0; r < piece; ++r) x.set(r, op.x + (first + r) * op.stride, op.inputs);
+            const Out out{op.scales, op.bias, op.out + first * op.outputs, op.outputs};
+            panels(x.rows(), piece, op.packed, out, 0, count);
+        }
+    }
+}
+
+}  // namespace
+
+void apply(const Linear& op, i64 rows) {
+    const int threads = rows * op.outputs * op.inputs < WORTH_A_THREAD ? 1 : op.threads;
+    if (rows < 2 * PIECE * threads) multiply_few(op, rows, threads);
+    else multiply_many(op, rows, threads);
 }
 
 }  // namespace int8_linear

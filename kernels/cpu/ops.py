@@ -39,6 +39,7 @@ DTYPES: Final = {
 }
 # Up to this many query rows of a sequence attend here; for more, the dense products of `reference` pay.
 _FEW_ROWS: Final = 16
+_LARGE: Final = 2**22  # bytes
 # The numbers of `_cpu.h`.
 _ACTIVATIONS: Final = {"relu": 0, "gelu": 1, "gelu_new": 2, "silu": 3}
 
@@ -82,7 +83,14 @@ def run(program: object, rows: int) -> None:
 def _empty(shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> Tensor:
     if _memory.allocate is not None:
         return _memory.allocate(shape, dtype)
-    return torch.empty(shape, dtype=dtype)
+    return in_huge_pages(torch.empty(shape, dtype=dtype))
+
+
+def in_huge_pages(x: Tensor) -> Tensor:
+    """x, which is not written yet, in huge pages if it is large."""
+    if COMPILED and x.is_cpu and x.nbytes >= _LARGE:
+        _cpu.prefer_huge_pages(address=x.data_ptr(), bytes=x.nbytes)
+    return x
 
 
 def _zeros(shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
@@ -195,7 +203,7 @@ def time_warp(x: Tensor) -> Tensor:
 def float_pack(weight: Tensor) -> Tensor:
     """The packed weight, float32 [outputs, inputs], for `float_linear`."""
     outputs, inputs = weight.shape
-    packed = torch.empty(_cpu.float_size(outputs=outputs, inputs=inputs))
+    packed = in_huge_pages(torch.empty(_cpu.float_size(outputs=outputs, inputs=inputs)))
     _cpu.float_pack(weight=weight.contiguous(), packed=packed, threads=torch.get_num_threads())
     return packed
 
@@ -217,7 +225,7 @@ def int8_pack(weight: Tensor) -> tuple[Tensor, Tensor]:
     """The weight, float32 [outputs, inputs], quantized by output for `int8_linear`: bytes, and scales
     [outputs]."""
     outputs, inputs = weight.shape
-    packed = torch.empty(_cpu.int8_size(outputs=outputs, inputs=inputs), dtype=torch.uint8)
+    packed = in_huge_pages(torch.empty(_cpu.int8_size(outputs=outputs, inputs=inputs), dtype=torch.uint8))
     scales = torch.empty(outputs)
     _cpu.int8_pack(weight=weight.contiguous(), packed=packed, scales=scales, threads=torch.get_num_threads())
     return packed, scales

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Final, Generic, Protocol, TypeVar
 
 import torch
 
@@ -22,6 +22,10 @@ from tandem.workers.models.layers import (
     weights_of,
 )
 from tandem.workers.models.spec import Rotary, StackSpec
+
+# Rows that a feed-forward computes at once on a CPU. What is between its projections is several times as
+# wide as they are: of so many rows it stays in the cache, and in memory that the allocator keeps.
+_CPU_ROWS: Final = 256
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the rows' angles, [N, dimensions / 2]
 Rotations = Mapping[Rotary | None, Rotation]  # one for each kind of rotary positions in the stack
@@ -79,7 +83,13 @@ class FeedForward:
         self.output_norm = output_norm(name, stack, place)
         self.gated, self.activation = stack.gated, stack.activation
 
-    def __call__(self, x: torch.Tensor, _: object = None) -> torch.Tensor:
+    def __call__(self, x: torch.Tensor, step: object = None) -> torch.Tensor:
+        # An encoder's rows are many. A decoder's step is recorded with all its rows.
+        if x.is_cpu and isinstance(step, EncoderPass) and len(x) >= 2 * _CPU_ROWS:
+            return torch.cat([self._compute(piece) for piece in x.tensor_split(len(x) // _CPU_ROWS)])
+        return self._compute(x)
+
+    def _compute(self, x: torch.Tensor) -> torch.Tensor:
         x = self.down(kernels.activate(self.up(x), self.activation, gated=self.gated))
         return x if self.output_norm is None else self.output_norm(x)
 
@@ -94,7 +104,7 @@ class Parallel(Generic[PassT]):
         self.norm, self.attention, self.feed_forward = attention.norm, attention, feed_forward
 
     def __call__(self, x: torch.Tensor, step: PassT) -> torch.Tensor:
-        return self.attention(x, step) + self.feed_forward(x)
+        return self.attention(x, step) + self.feed_forward(x, step)
 
     def slots(self) -> Iterator[WeightSlot]:
         return weights_of(self.attention, self.feed_forward)

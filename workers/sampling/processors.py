@@ -137,7 +137,7 @@ class Processors:
         slots, steps: int64 [R], each row's slot and the tokens it has generated. need: what any of the rows
         needs; a row that does not need it stays as it is.
         """
-        column = {name: self._ints[name][slots, None] for name in self._ints.names} if need else {}
+        column = self._ints.of(slots) if need else {}
         column["step"] = steps[:, None]
         raw = scores
         if ProcessorFlags.LOGIT_BIAS in need:
@@ -155,9 +155,10 @@ class Processors:
             only = self._forced_eos[slots]
             scores = self._forced(scores, only, last & (only >= 0))
         if ProcessorFlags.SUPPRESS in need:
-            scores = self._without(scores, self._suppress[slots])
-            begins = column["step"] == column["begin"]
-            scores = self._without(scores, self._begin_suppress[slots], begins)
+            always, first = self._suppress[slots], self._begin_suppress[slots]
+            begins = (column["step"] == column["begin"]).expand_as(first)
+            where = torch.cat([always >= 0, begins & (first >= 0)], dim=1)
+            scores = self._without(scores, torch.cat([always, first], dim=1), where)
         if ProcessorFlags.TIMESTAMPS in need:
             scores = self._with_times(scores, self.history[slots], column)
         if ProcessorFlags.OPENING in need:

@@ -26,6 +26,10 @@ class Columns:
         """[slots], to read and to write."""
         return self._rows[name]
 
+    def of(self, slots: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Every number of these slots, [len(slots), 1] each, read in one go."""
+        return dict(zip(self.names, self._table[:, slots].unsqueeze(2).unbind(), strict=True))
+
 
 class Lists:
     """A list for every slot, padded with `fill`; as wide as the longest so far."""

@@ -109,3 +109,13 @@ def test_a_weight_packed_for_other_sizes_is_refused() -> None:
     packed = torch.zeros(16 * 8)
     with pytest.raises(TypeError, match="packed must be"):
         cpu_ops.float_linear(torch.ones(2, 8), packed, 17, None)
+
+
+def test_large_results_may_be_anywhere_in_huge_pages() -> None:
+    """The advice to the system names whole huge pages within the memory, of which there may be none."""
+    for size in (0, 1, 2**20, 5 * 2**20):
+        x = cpu_ops.in_huge_pages(torch.empty(size))
+        x.fill_(1.0)
+        assert x.sum() == size
+    with pytest.raises(TypeError, match="address must be an int"):
+        cpu_ops._cpu.prefer_huge_pages(address=1.5, bytes=8)

@@ -11,7 +11,7 @@ from filled_stacks import PLACE, STACK, fill
 
 from tandem.kernels import ACTIVATIONS
 from tandem.workers.models.spec import Activation
-from tandem.workers.models.sublayers import FeedForward
+from tandem.workers.models.sublayers import EncoderPass, FeedForward
 
 
 @pytest.fixture(autouse=True)
@@ -30,3 +30,23 @@ def test_feed_forward(activation: Activation, gated: bool) -> None:
     torch.testing.assert_close(
         feed_forward(x), F.linear(inner, weights["ff.down"], weights["ff.down.bias"]), rtol=1e-4, atol=1e-4
     )
+
+
+@pytest.mark.parametrize("rows", [511, 512, 777])
+def test_an_encoders_many_rows_are_computed_in_pieces(rows: int) -> None:
+    feed_forward = FeedForward("ff", replace(STACK, activation="gelu", gated=True), PLACE)
+    fill(feed_forward)
+    x = torch.randn(rows, 6)
+    counts: list[int] = []
+    down = feed_forward.down
+
+    def counted(piece: torch.Tensor) -> torch.Tensor:
+        counts.append(len(piece))
+        return down(piece)
+
+    whole = feed_forward(x)
+    feed_forward.down = counted  # type: ignore[assignment]
+    step = EncoderPass(torch.tensor([0, rows], dtype=torch.int32), rows, None, {})
+    torch.testing.assert_close(feed_forward(x, step), whole)
+    assert sum(counts) == rows
+    assert len(counts) == {511: 1, 512: 2, 777: 3}[rows]

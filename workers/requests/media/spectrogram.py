@@ -83,11 +83,19 @@ class LogMel:
 
     def _log(self, samples: Samples) -> torch.Tensor:
         """[mel bins, frames]: a frame every hop, each of whole samples of these."""
-        spectrum = torch.stft(
-            torch.from_numpy(samples), self._size, self.hop, window=self._window, center=False,
-            return_complex=True,
-        )  # fmt: skip
-        return (self._filters @ (spectrum.abs() ** 2)).clamp_(min=10**_LEAST).log10_()
+        frames = (len(samples) - self._size) // self.hop + 1
+        # Most of a short recording is the silence after it, whose frames have no energy.
+        sounds = samples[::-1] != 0
+        sounding = len(samples) - int(sounds.argmax()) if sounds.any() else 0
+        heard = min(frames, -(-sounding // self.hop))
+        energies = torch.zeros(len(self._filters), frames)
+        if heard:
+            spectrum = torch.stft(
+                torch.from_numpy(samples[: (heard - 1) * self.hop + self._size]), self._size, self.hop,
+                window=self._window, center=False, return_complex=True,
+            )  # fmt: skip
+            torch.mm(self._filters, spectrum.abs() ** 2, out=energies[:, :heard])
+        return energies.clamp_(min=10**_LEAST).log10_()
 
 
 class _Padded:

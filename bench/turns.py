@@ -1,0 +1,55 @@
+"""Systems that take turns, each in a process of its own, with its own threads and memory."""
+
+from __future__ import annotations
+
+import multiprocessing
+from collections.abc import Callable
+from contextlib import suppress
+from multiprocessing.connection import Connection
+from typing import Any, Generic, Protocol, TypeVar
+
+# Before each measurement: the previous system's threads spin for a while, waiting for more.
+PAUSE_S = 0.3
+
+T = TypeVar("T")
+LoadT = TypeVar("LoadT")
+OutcomeT = TypeVar("OutcomeT")
+LoadT_contra = TypeVar("LoadT_contra", contravariant=True)
+OutcomeT_co = TypeVar("OutcomeT_co", covariant=True)
+
+
+class System(Protocol[LoadT_contra, OutcomeT_co]):
+    def do(self, load: LoadT_contra, /) -> OutcomeT_co: ...
+
+
+class Process(Generic[LoadT, OutcomeT]):
+    """A system, made and run in a process of its own."""
+
+    def __init__(self, name: str, make: Callable[[], System[LoadT, OutcomeT]]) -> None:
+        self.name = name
+        context = multiprocessing.get_context("spawn")
+        self._ours, theirs = context.Pipe()
+        self._process = context.Process(target=_answer, args=(theirs, make), daemon=True)
+        self._process.start()
+        theirs.close()
+
+    def do(self, load: LoadT) -> OutcomeT:
+        self._ours.send(load)
+        outcome: OutcomeT = self._ours.recv()
+        return outcome
+
+    def close(self) -> None:
+        self._ours.close()
+        self._process.join()
+
+
+def _answer(connection: Connection, make: Callable[[], System[Any, Any]]) -> None:
+    system = make()
+    with suppress(EOFError):  # no more work will come
+        while True:
+            connection.send(system.do(connection.recv()))
+
+
+def rotated(systems: list[T], by: int) -> list[T]:
+    at = by % len(systems)
+    return systems[at:] + systems[:at]
