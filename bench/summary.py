@@ -246,6 +246,39 @@ def roofline() -> str:
     return markdown(["op", *head], rows)
 
 
+SPEECH = {
+    "tandem float32": "Tandem float32",
+    "tandem bfloat16": "Tandem bfloat16",
+    "tandem int8": "Tandem int8",
+    "faster-whisper float32": "faster-whisper float32",
+    "faster-whisper int8": "faster-whisper int8",
+    "faster-whisper batched float32": "its batches, float32",
+    "faster-whisper batched int8": "its batches, int8",
+}
+CLIPS = ("8", "32")  # the loads of so many clips
+
+
+def speech() -> str:
+    models = load("speech")["models"]
+    there = [name for name in SPEECH if any(name in by for loads in models.values() for by in loads.values())]
+
+    def cell(kind: str, of: Figures | None) -> str:
+        if of is None:
+            return "–"
+        value = of["clips_per_s"] if kind in CLIPS else of["seconds"]
+        return f"{value['median']:.2f}"
+
+    rows = [
+        [model, f"{kind}, clips/s" if kind in CLIPS else f"{kind}, s",
+         *(cell(kind, by_system.get(name)) for name in there),
+         f"{100 * by_system['tandem int8']['word_errors']:.1f} %"]
+        for model, loads in models.items()
+        for kind, by_system in loads.items()
+    ]  # fmt: skip
+    head = ["model", "load", *(SPEECH[name] for name in there), "words changed by int8"]
+    return markdown(head, rows)
+
+
 FEW = 0.01  # drafts a token; below, the share that is right means nothing
 
 
@@ -273,8 +306,14 @@ def admission() -> str:
 
 
 # The results that the tables of docs/performance.md are made from, each written by the script of its name.
-MEASURED = ("engine", "speculation", "cluster", "placement", "roofline", "simulate", "admission")
-VERSIONS = {"torch": "PyTorch", "transformers": "transformers", "ray": "Ray", "ctranslate2": "CTranslate2"}
+MEASURED = ("engine", "speech", "speculation", "cluster", "placement", "roofline", "simulate", "admission")
+VERSIONS = {
+    "torch": "PyTorch",
+    "transformers": "transformers",
+    "ray": "Ray",
+    "ctranslate2": "CTranslate2",
+    "faster-whisper": "faster-whisper",
+}
 
 
 def versions() -> str:
@@ -282,7 +321,7 @@ def versions() -> str:
     rows = []
     for name in MEASURED:
         machine = load(name)["machine"]
-        installed = (machine["versions"][package] or "–" for package in VERSIONS)
+        installed = (machine["versions"].get(package) or "–" for package in VERSIONS)
         script = f"[`bench/{name}.py`](../bench/{name}.py)"
         rows.append([script, machine["date"], machine["cpu"], machine["python"], *installed])
     return markdown(["measured by", "on", "processor", "Python", *VERSIONS.values()], rows)
@@ -295,8 +334,8 @@ def _spread(values: Figures) -> str:
 DOCUMENTS: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (headline,),
     ROOT / "docs" / "performance.md": (
-        engine, speculation, cluster, first_token, placement, cache, roofline, handoff, costs, validation,
-        saturation, scaling, choices, admission, versions,
+        engine, speech, speculation, cluster, first_token, placement, cache, roofline, handoff, costs,
+        validation, saturation, scaling, choices, admission, versions,
     ),
 }  # fmt: skip
 
@@ -323,6 +362,12 @@ def ratios() -> Iterator[tuple[str, str, Figures]]:
                 spread = by_system.get(theirs, {}).get("tandem_over_this", {}).get(ours)
                 if spread is not None:
                     yield f"{model}, {kind}", f"{ours} / {theirs}", spread
+    for model, loads in load("speech")["models"].items():
+        for kind, by_system in loads.items():
+            for theirs, values in by_system.items():
+                for ours, spread in values["over_tandem"].items():
+                    if theirs.startswith("faster-whisper"):
+                        yield f"Whisper {model}, {kind}", f"{ours} / {theirs}", spread
     figures = load("cluster")
     for steps in ("real", "simulated"):
         for answers, by_clients in figures[steps]["concurrency"].items():
