@@ -51,7 +51,7 @@ BOTH: list[Case] = [
     ("negative temperature", "temperature", *sampling(temperature=-1.0)),
     ("temperature NaN", "temperature", *sampling(temperature=float("nan"))),
     ("temperature infinite", "temperature", *sampling(temperature=float("inf"))),
-    ("top_p of zero", "top_p", *sampling(top_p=0.0)),
+    ("top_p below zero", "top_p", *sampling(top_p=-0.5)),
     ("priority beyond the cap", "priority", {"priority": 11}, {"options": {"priority": 11}}),
     ("unknown model", "model", {"model": "gpt-5"}, {"options": {"model": "gpt-5"}}),
 ]

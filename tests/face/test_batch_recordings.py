@@ -75,11 +75,11 @@ def test_lines_name_files_and_say_how(files: tuple[Path, Path]) -> None:
         *files, server, audio_column="file", defaults={"language": "fr", "seed": 1}, on_carried=told.append
     )
     assert done == batch.Summary(3, 0, 6, 5.0)
-    assert [asked for *_, asked in server.heard] == [
-        {"semantics": "openai", "language": "en", "seed": 1, "temperature": [0, 0.5]},
-        {"semantics": "transformers", "language": "fr", "seed": 1},
-        {"semantics": "openai", "language": "fr", "seed": 1},
-    ]
+    heard = [asked for *_, asked in server.heard]  # in any order
+    assert len(heard) == 3
+    assert {"semantics": "openai", "language": "en", "seed": 1, "temperature": [0, 0.5]} in heard
+    assert {"semantics": "transformers", "language": "fr", "seed": 1} in heard
+    assert {"semantics": "openai", "language": "fr", "seed": 1} in heard
     answers = read(files[1])
     assert (answers[0]["speaker"], answers[0]["input_text"], answers[0]["text"]) == (7, "its own", "A")
     assert [one["file"] for one in answers] == ["talks/a.wav", "talks/b/be.mp3", "elsewhere.wav"]

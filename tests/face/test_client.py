@@ -25,6 +25,7 @@ from tandem.errors import (
     Unavailable,
 )
 from tandem.inputs import Prompt, TokensPrompt
+from tandem.live import LiveDelta, LiveParams, Sound
 from tandem.outputs import (
     CompletionOutput,
     EmbeddingOutput,
@@ -34,8 +35,9 @@ from tandem.outputs import (
     TextDelta,
 )
 from tandem.params import SamplingParams
-from tandem.protocol import wire_answers
+from tandem.protocol import wire_answers, wire_live, wire_transcription
 from tandem.protocol.rpc import add_inference_service, parse, set_error
+from tandem.transcription import Transcription, TranscriptionDelta
 from tandem.v1 import inference_pb2 as pb
 
 WAIT_S = 20.0  # limit for what must happen; a passing test does not wait so long
@@ -89,6 +91,39 @@ class Servicer(health_pb2_grpc.HealthServicer):
         request = self._read(pb.ScoreRequest, data, context)
         scores = [TargetScore([7, 1], [-0.1 * n, -2.0], -0.1 * n - 2.0) for n in range(len(request.targets))]
         return wire_answers.score_response(ScoreOutput("r", None, [5, 1], None, [0], scores))
+
+    async def Transcribe(self, data: bytes, context: Any) -> pb.TranscribeResponse:
+        """A text as long as the file."""
+        request = self._read(pb.TranscribeRequest, data, context)
+        return wire_transcription.transcribe_response("r", self._transcription(request))
+
+    async def TranscribeStream(self, data: bytes, context: Any) -> AsyncIterator[pb.TranscribeStreamResponse]:
+        request = self._read(pb.TranscribeStreamRequest, data, context)
+        whole = self._transcription(request)
+        for text, answer in ((whole.text[:1], None), (whole.text[1:], whole)):
+            delta = TranscriptionDelta(text, [], 1.0, answer)
+            yield wire_transcription.transcribe_stream_response("r", delta)
+
+    def _transcription(self, request: Any) -> Transcription:
+        params = wire_transcription.params_of(request)
+        text = "a" * len(request.audio)
+        return Transcription(text, params.language or "en", 2.0, [], "sequential", 1, 2)
+
+    async def TranscribeLive(
+        self, requests: AsyncIterator[bytes], context: Any
+    ) -> AsyncIterator[pb.TranscribeLiveResponse]:
+        """A turn for each commit, whose text is as long as its sound."""
+        start, turn, heard = None, 0, 0
+        async for data in requests:
+            request = self._read(pb.TranscribeLiveRequest, data, context)
+            if start is None:
+                start = wire_live.params_of(request.start)
+            elif request.WhichOneof("content") == "pcm":
+                heard += len(request.pcm)
+            else:
+                delta = LiveDelta(turn, "a" * heard, "", 0.0, 1.0, start.language or "en")
+                yield wire_live.live_response("r", delta)
+                turn, heard = turn + 1, 0
 
     async def Tokenize(self, data: bytes, context: Any) -> pb.TokenizeResponse:
         request = self._read(pb.TokenizeRequest, data, context)
@@ -183,15 +218,15 @@ def ask(request: pytest.FixtureRequest, server: Server) -> Ask:
         settings = kwargs.pop("settings", {})
         with Client(target, **settings) as client:
             answer = getattr(client, method)(*args, **kwargs)
-            return list(answer) if method == "stream" else answer
+            return list(answer) if method.startswith("stream") else answer
 
     def of_async_client(method: str, *args: Any, target: str = server.target, **kwargs: Any) -> Any:
         settings = kwargs.pop("settings", {})
 
         async def run() -> Any:
             async with AsyncClient(target, **settings) as client:
-                if method == "stream":
-                    return [delta async for delta in client.stream(*args, **kwargs)]
+                if method.startswith("stream"):
+                    return [delta async for delta in getattr(client, method)(*args, **kwargs)]
                 return await getattr(client, method)(*args, **kwargs)
 
         return asyncio.run(run())
@@ -541,3 +576,39 @@ def test_one_client_serves_many_threads(server: Server) -> None:
         for thread in threads:
             thread.join(WAIT_S)
     assert answers == {str(i): str(i) for i in range(8)}
+
+
+def test_transcriptions(ask: Ask, servicer: Servicer) -> None:
+    """Whole, and as they grow; the parameters are those of TranscriptionParams."""
+    answer = ask("transcribe", b"RIFF", language="fr", timestamps=None, options={"priority": 3})
+    assert (answer.text, answer.language) == ("aaaa", "fr")
+    assert servicer.requests[0].options.priority == 3
+    assert servicer.requests[0].params.timestamps == pb.TIMESTAMPS_NONE
+    deltas = ask("stream_transcription", b"RIFF")
+    assert [delta.text for delta in deltas] == ["a", "aaa"]
+    assert deltas[-1].transcription.text == "aaaa"
+    with pytest.raises(InvalidRequest) as refused:
+        ask("transcribe", b"RIFF", num_beams=99)
+    assert refused.value.field == "num_beams"
+
+
+def test_live(server: Server) -> None:
+    """Sound goes on after answers have come."""
+    with Client(server.target) as client:
+        deltas = list(
+            client.transcribe_live([b"ab", b"cd", "commit", b"ef", "commit"], LiveParams(language="fr"))
+        )
+    assert [(delta.turn, delta.final, delta.language) for delta in deltas] == [
+        (0, "aaaa", "fr"),
+        (1, "aa", "fr"),
+    ]
+
+    async def sound() -> AsyncIterator[Sound]:
+        yield b"ab"
+        yield "commit"
+
+    async def run() -> list[LiveDelta]:
+        async with AsyncClient(server.target) as client:
+            return [delta async for delta in client.transcribe_live(sound())]
+
+    assert [delta.final for delta in asyncio.run(run())] == ["aa"]

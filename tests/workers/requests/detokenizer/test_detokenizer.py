@@ -302,6 +302,7 @@ def test_an_answer_that_comes_whole_is_decoded_once(maker: Maker, monkeypatch: p
     tokenizer, vocabulary = made(maker)
     ids = [i for i in readable(maker) if i not in vocabulary.special_ids]
     vocabulary.unsettled(ids[-1])
+    list(stream(vocabulary, ids, chunk=len(ids)))  # what is looked up of a token is remembered
     counting = Counting(vocabulary)
     monkeypatch.setattr(vocabulary, "decode", counting)
     assert "".join(stream(vocabulary, ids, chunk=len(ids))) == tokenizer.decode(ids, skip_special_tokens=True)
