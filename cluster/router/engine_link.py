@@ -47,7 +47,7 @@ class EngineLink:
         self.messages = 0  # counter: messages that had deltas
         self.routed_requests: dict[str, RoutedRequest] = {}  # by placement id
         self.keys: Counter[str] = Counter()  # of their encoder inputs
-        # Of the latest inputs that the engine keeps beyond a request's end, while it has pages for them.
+        # Keys of the latest inputs that the engine keeps beyond a request's end, while it has pages for them.
         self._kept: OrderedDict[str, None] = OrderedDict()
         self._actor = actor
         self._on_change = on_change  # called when the engine accepts, may have room, or is lost

@@ -18,7 +18,7 @@ class WindowAnswer:
     sum_logprob: float = 0.0
     no_speech_prob: float = 0.0
     logprobs: list[float] = field(default_factory=list)  # of token_ids, where they were asked for
-    # Of a request that aligns: see `Delta.alignment`, and the tokens' probabilities.
+    # The answer of a request that aligns: see `Delta.alignment`, and the tokens' probabilities.
     alignment: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)
 

@@ -59,7 +59,7 @@ class Transcriber(Protocol):
 
     @property
     def duration_s(self) -> float:
-        """Of the recording."""
+        """Seconds of the recording."""
 
     @property
     def text(self) -> str:

@@ -76,7 +76,7 @@ class VoiceActivity:
 
     @property
     def probabilities(self) -> npt.NDArray[np.float32]:
-        """Of speech, [frames]; silence fills the recording's last frame up."""
+        """Probabilities of speech, [frames]; silence fills the recording's last frame up."""
         return torch.cat([torch.zeros(0), *self._found]).numpy()
 
     @torch.inference_mode()

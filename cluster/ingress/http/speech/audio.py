@@ -121,7 +121,7 @@ def _of_delta(service: Service, form: AudioForm, delta: TranscriptionDelta) -> l
 
 
 def _logprobs(service: Service, segments: Sequence[TranscriptionSegment]) -> dict[str, Any]:
-    """Of the segments' text, times left out; nothing where they were not asked for."""
+    """The segments' tokens with theirs, times left out; nothing where they were not asked for."""
     if not any(segment.logprobs for segment in segments):
         return {}
     texts = TokenTexts(service.request_builder.vocabulary)

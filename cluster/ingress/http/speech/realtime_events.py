@@ -166,7 +166,7 @@ def _object(values: Mapping[str, Any], name: str) -> Mapping[str, Any]:
 
 
 def _rate(value: object) -> int:
-    """Of a format, which is an object, or a name."""
+    """The rate that a format says, which is an object, or a name."""
     match value:
         case None | "pcm16":
             return _RATE
