@@ -43,9 +43,9 @@ demo: .venv/.installed  ## Start a cluster with the bundled model and send it re
 
 # Not `python -m pytest`, which puts this folder on the import path: our kernels/ would pass for the package
 # `kernels` that transformers looks for.
-# Half of the time a test waits, for Ray or for a process: so two run at once, the slowest folders first.
+# Half of the time a test waits, for Ray or for a process: so two run at once, file by file, the slowest folders first.
 test: .venv/.installed  ## Run all tests.
-	$(BIN)/pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+	$(BIN)/pytest --numprocesses 2 --no-loadscope-reorder
 
 lint: .venv/.installed  ## Check style and formatting.
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+from xdist.scheduler import LoadScopeScheduling
 
 # A busy machine is not a defect; and a failure must be the same for everyone who runs the tests.
 settings.register_profile(
@@ -41,11 +42,19 @@ def pytest_report_header(config: pytest.Config) -> list[str]:
     return [line] if line else []
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `--dist loadgroup`, tests that share a costly fixture run in one process: e2e/, or a file."""
-    for item in items:
-        shares = item.path.parent if item.path.parent.name == "e2e" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(shares.relative_to(item.config.rootpath))))
+class _Scheduling(LoadScopeScheduling):
+    """Tests that share a costly fixture run in one process: those of a file, or of e2e/. xdist's own groups
+    are lost with pytest 9.2."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        folder = file.rpartition("/")[0]
+        return folder if folder.endswith("/e2e") else file
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> _Scheduling:
+    return _Scheduling(config, log)
 
 
 @pytest.fixture(scope="session")

@@ -156,3 +156,17 @@ def test_an_installation_has_every_file() -> None:
                 assert str(path.relative_to(ROOT)) in compiled
             else:
                 assert any(path.match(pattern) for pattern in data.get(package, [])), path
+
+
+RAN: list[pytest.Item] = []  # this file's tests, as they run
+
+
+@pytest.fixture(autouse=True)
+def _noted(request: pytest.FixtureRequest) -> None:
+    RAN.append(request.node)
+
+
+def test_a_files_tests_run_in_one_process(request: pytest.FixtureRequest) -> None:
+    """They share costly fixtures; see `conftest.py`. It is the last test."""
+    own = [item for item in request.session.items if item.path == request.node.path]
+    assert own == RAN
