@@ -1,6 +1,6 @@
 """Passes over scores, which are as wide as the vocabulary. Adding, gathering and scattering run at the
-memory's speed; on CPUs `where` and `masked_fill` take ten times as long, and so does torch's `logsumexp` where
-tokens are banned."""
+memory's speed; on CPUs `where` and `masked_fill` take ten times as long, and so does torch's `logsumexp`
+where tokens are banned."""
 
 from __future__ import annotations
 
