@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 import torch
 
 from tandem.errors import InvalidRequest
+from tandem.kernels.cpu.ops import COMPILED
 from tandem.workers.constraints import Above, AtLeast, check_fields
 
 Dtype = Literal["auto", "float32", "bfloat16"]  # no float16: T5's activations overflow it
@@ -96,10 +97,13 @@ class EngineConfig:
         return torch.float32 if self.dtype == "float32" else torch.bfloat16
 
     def kv_dtype(self, device: torch.device) -> torch.dtype:
-        """The dtype of self- and cross-attention's K and V. On a CPU always float32, which attention reads in
-        place: PyTorch's sparse products take nothing else there, and to convert a history at every step costs
-        more than the memory it saves."""
-        return torch.float32 if device.type == "cpu" else self.torch_dtype(device)
+        """The dtype of self- and cross-attention's K and V: that of the activations. On a CPU bfloat16 where
+        products are in int8 too, which lose more, and float32 without the extension: PyTorch's sparse products
+        take nothing else, and to convert a history at every step costs more than the memory it saves."""
+        if device.type != "cpu":
+            return self.torch_dtype(device)
+        lower = self.quantization is not None or self.dtype == "bfloat16"
+        return torch.bfloat16 if lower and COMPILED else torch.float32
 
     def uses_graphs(self, device: torch.device) -> bool:
         if self.cuda_graphs is None:
