@@ -53,7 +53,9 @@ def test_greedy(
     prompts = reference(variant)
     with monkeypatch.context() as patch:
         patch.setattr(nn.Linear, "forward", quantized_forward)
-        answers, leads = reference_greedy(quantized_reference(checkpoint(variant)), prompts.prompts, MAX_TOKENS)
+        answers, leads = reference_greedy(
+            quantized_reference(checkpoint(variant)), prompts.prompts, MAX_TOKENS
+        )
     requests = greedy(prompts.prompts, prompts.start)
     with ranks_in_threads(prompts.config(quantization="int8", tensor_parallel_size=ranks)) as (engine, _):
         got = serve(engine, requests)
