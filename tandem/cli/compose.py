@@ -29,7 +29,7 @@ def compose(
       tandem serve ./bert2gpt2
     """
     with errors_shown():
-        from tandem.compose import compose as put_together
+        from tandem.cli.put_together import put_together
 
         made = put_together(encoder, decoder, out, seed=seed)
     print(made.folder)
