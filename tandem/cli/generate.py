@@ -206,7 +206,7 @@ def _answer(texts: list[Line], asked: _Asked, *, jsonl: bool) -> None:
             generate = partial(client.generate_each, params=asked.params, use_tqdm=True, **keywords)
             answers = _answers(texts, _segmenting(client, asked, pool), generate, asked.samples)
     else:
-        from tandem.llm import LLM
+        from tandem.offline import LLM
 
         with LLM(asked.model) as llm:
             segment = partial(llm.segment, split=asked.split, **task_options(asked.options))
@@ -288,7 +288,7 @@ def _stream(texts: list[Line], asked: _Asked) -> None:
         with Client(asked.server) as client:
             write_stream(texts, lambda text: client.stream(text, asked.params, **keywords))
         return
-    from tandem.llm import LLM
+    from tandem.offline import LLM
 
     with LLM(asked.model) as llm:
         write_stream(texts, lambda text: llm.stream(text, asked.params, **keywords))

@@ -71,7 +71,7 @@ def _score(
 
         with Client(server) as client:
             return client.score(prompt, targets, **options)
-    from tandem.llm import LLM
+    from tandem.offline import LLM
 
     with LLM(model) as llm:
         (output,) = llm.score([prompt], [targets], **options)

@@ -19,6 +19,7 @@ from tandem.inputs import (
     Prompt,
     RequestOptions,
     SingletonPrompt,
+    listed,
     recording,
 )
 from tandem.params import Params, Pooling
@@ -102,8 +103,7 @@ class Settings:
     def _embed_request(
         self, prompts: Prompt | Sequence[Prompt], pooling: Pooling, options: RequestOptions
     ) -> pb.EmbedRequest:
-        many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
-        return wire.embed_request(many, pooling, **self._timed(options))
+        return wire.embed_request(listed(prompts), pooling, **self._timed(options))
 
     def _transcribe_request(
         self,

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 
 from tandem.errors import InvalidRequest, renaming_fields
-from tandem.llm import LLM
+from tandem.offline import LLM
 from tandem.pipelines.owner import ModelOwner
 from tandem.transcription import (
     TranscriptionOptions,

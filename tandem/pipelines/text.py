@@ -12,7 +12,7 @@ from typing import Any, Final
 from tandem.errors import InvalidRequest, renaming_fields
 from tandem.generate_arguments import ARGUMENTS, to_params
 from tandem.inputs import Prompt, TaskOptions, TokensPrompt
-from tandem.llm import LLM
+from tandem.offline import LLM
 from tandem.params import Params
 from tandem.pipelines.owner import ModelOwner
 from tandem.workers.requests.defaults import merged
