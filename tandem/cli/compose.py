@@ -15,7 +15,7 @@ def compose(
     encoder: Annotated[str, typer.Option(help="A BERT-like model: a folder or a hub id.")],
     decoder: Annotated[str, typer.Option(help="A BERT-like model or GPT-2: a folder or a hub id.")],
     out: Annotated[Path, typer.Option(help="Where to write the new model: a folder that is empty or new.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights that neither model has.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the weights that neither model has.")] = 0,
 ) -> None:
     """Put an encoder and a decoder together, as transformers' EncoderDecoderModel (bert2bert, bert2gpt2 …).
 

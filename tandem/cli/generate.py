@@ -19,8 +19,11 @@ from tandem.cli.options import (
     ModelOption,
     ParamsOption,
     ServerOption,
+    SourceLanguageOption,
     SplitAt,
     SplitOption,
+    TargetLanguageOption,
+    TaskOption,
     TruncateOption,
     err,
     errors_shown,
@@ -53,17 +56,9 @@ def generate(
             help="0 takes the likeliest; higher is more varied.", show_default="the model's, usually 0"
         ),
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="One that the model's config declares, such as summarization.", show_default=False),
-    ] = None,
-    source_language: Annotated[
-        str | None,
-        typer.Option("--from", help="Of a translation, as the model calls it.", show_default=False),
-    ] = None,
-    target_language: Annotated[
-        str | None, typer.Option("--to", help="The language to answer in.", show_default=False)
-    ] = None,
+    task: TaskOption = None,
+    source_language: SourceLanguageOption = None,
+    target_language: TargetLanguageOption = None,
     param: ParamsOption = None,
     truncate: TruncateOption = False,
     stream: Annotated[bool, typer.Option("--stream", help="Show the text as it grows.")] = False,

@@ -49,6 +49,19 @@ JsonLinesOption = Annotated[
     bool,
     typer.Option("--jsonl", help="One JSON object a line, for texts that may hold line breaks themselves."),
 ]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(help="One that the model's config declares, such as summarization.", show_default=False),
+]
+SourceLanguageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from", help="The source language of a translation, as the model calls it.", show_default=False
+    ),
+]
+TargetLanguageOption = Annotated[
+    str | None, typer.Option("--to", help="The language of the answers.", show_default=False)
+]
 TruncateOption = Annotated[
     bool,
     typer.Option(
