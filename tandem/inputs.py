@@ -51,7 +51,7 @@ class TextPrompt(TypedDict):
     """A prompt as text; the model's tokenizer makes the ids. With media it may be empty."""
 
     prompt: str
-    multi_modal_data: NotRequired[MultiModalData]  # of an encoder prompt
+    multi_modal_data: NotRequired[MultiModalData]  # only an encoder prompt has them
 
 
 class TokensPrompt(TypedDict):
@@ -59,7 +59,7 @@ class TokensPrompt(TypedDict):
 
     prompt_token_ids: list[int]
     prompt: NotRequired[str]  # shown in the output, not read
-    multi_modal_data: NotRequired[MultiModalData]  # of an encoder prompt
+    multi_modal_data: NotRequired[MultiModalData]  # only an encoder prompt has them
 
 
 SingletonPrompt = str | TextPrompt | TokensPrompt

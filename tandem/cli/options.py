@@ -146,7 +146,7 @@ class SplitAt(StrEnum):
 
 SplitOption = Annotated[
     SplitAt,
-    typer.Option(help="Translate sentence by sentence, line by line (of an argument), or each text whole."),
+    typer.Option(help="Translate sentence by sentence, line by line (an argument's), or each text whole."),
 ]
 
 

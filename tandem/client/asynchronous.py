@@ -1,4 +1,4 @@
-"""`AsyncClient`: for asyncio, made and used in one event loop."""
+"""`AsyncClient`: for asyncio, in one event loop."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from tandem.v1 import inference_pb2 as pb
 
 
 class AsyncClient(Connection):
-    """`Client` for asyncio, with the same methods and arguments. Made and used in one event loop.
+    """`Client` for asyncio, with the same methods and arguments. One event loop makes and uses it.
 
     Cancelling the task that awaits an answer cancels the request on the server.
 

@@ -7,7 +7,7 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import ModuleType
-from typing import Any, ClassVar, cast
+from typing import Any, cast
 
 import grpc
 from grpc_health.v1 import health_pb2, health_pb2_grpc
@@ -75,7 +75,7 @@ def typed_errors() -> Iterator[None]:
 class Connection:
     """What the two clients have in common."""
 
-    _grpc: ClassVar[ModuleType]  # whose channels a client's calls go through: `grpc` or `grpc.aio`
+    _grpc: ModuleType  # whose channels a client's calls go through: `grpc` or `grpc.aio`
 
     def __init__(
         self,

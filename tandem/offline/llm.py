@@ -9,7 +9,7 @@ from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack
+from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, cast
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import Prompt, SingletonPrompt, TaskOptions, listed
@@ -129,7 +129,7 @@ class LLM(Transcribing):
             prompts: one prompt or a list, of any mix of kinds (see `tandem.inputs`).
             sampling_params: `SamplingParams` or `BeamSearchParams`, one for all prompts or a list with one
                 for each; None: the model's own way of decoding, or the task's.
-            source_language, target_language: of a translation, as the model calls them: codes of its
+            source_language, target_language: a translation's, as the model calls them: codes of its
                 tokenizer ("eng_Latn", "en_XX", "en") or of its translation tasks. source_language is also
                 that of a recording ("en", "english"); without it a speech model detects the language, and
                 the first generated tokens say it. One for all prompts or a list with one for each.
@@ -138,7 +138,7 @@ class LLM(Transcribing):
                 "transcribe" and "translate", into English. One for all prompts or a list with one for each.
             truncate_prompt_tokens: read so many tokens of a prompt at most, rather than refuse a longer one.
                 An encoder prompt keeps what `tokenizer(text, truncation=True, max_length=…)` leaves: its
-                beginning and the special tokens (of token ids the first, and the EOS). A decoder-only model's
+                beginning and the special tokens (the first of token ids, and the EOS). A decoder-only model's
                 prompt keeps its end, as in vLLM. -1: as many as the model's tokenizer is made for.
             use_tqdm: show a progress bar for more than a few prompts.
 
@@ -213,15 +213,15 @@ class LLM(Transcribing):
         Targets of one prompt that run together share its encoder pass. Raises InvalidRequest, naming the
         field, before anything is scored.
         """
-        single = isinstance(prompts, str | dict)
         many = listed(prompts)
-        each = [targets] if single else list(targets)
+        own = [targets] if isinstance(prompts, str | dict) else list(targets)
+        each = cast(list[SingletonPrompt | Sequence[SingletonPrompt]], own)
         if len(each) != len(many):
             raise InvalidRequest(f"got {len(each)} for {len(many)} prompts", field="targets")
         options = each_options(len(many), source_language, target_language, task)
         prepared = [
-            self._request_builder.prepare_score(prompt, listed(own), **asked)
-            for prompt, own, asked in zip(many, each, options, strict=True)
+            self._request_builder.prepare_score(prompt, listed(one), **asked)
+            for prompt, one, asked in zip(many, each, options, strict=True)
         ]
         sequences = [sequence for request in prepared for sequence in request.sequences]
         with closing(self._engine.deltas(sequences)) as deltas:

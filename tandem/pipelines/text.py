@@ -56,7 +56,7 @@ def _key(task: str) -> str:
 
 
 class Pipeline(ModelOwner):
-    """Made by `pipeline`. `close` (or `with`) ends the worker processes of a model that it has loaded."""
+    """`pipeline` makes it. `close` (or `with`) ends the worker processes of a model that it has loaded."""
 
     def __init__(self, task: str, llm: LLM, arguments: Mapping[str, Any], *, owned: bool) -> None:
         super().__init__(task, llm, owned=owned)

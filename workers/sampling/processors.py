@@ -49,7 +49,7 @@ class Processors:
         self._opening_ids = Lists(slots, device)
         self._opening_steps = Lists(slots, device)  # at each id's place: the generated token that it may be
         self._bad_words: dict[int, Lists] = {}  # by the words' length; a slot's words one after another
-        self._longest_ngram = 0  # of all requests so far
+        self._longest_ngram = 0  # the longest of all requests so far
         # Each slot's `ProcessorFlags` as an integer, which is faster to combine; all before its first use.
         self._need = [~0] * slots
 
