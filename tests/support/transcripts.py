@@ -111,8 +111,8 @@ def found(transcription: Transcription) -> list[tuple[float, float, list[int]]]:
 
 
 def near(transcription: Transcription) -> Any:
-    """Equal to the `asdict` of every transcription that differs in rounding alone: the last digits of
-    probabilities depend on the batch's shape."""
+    """Equal to the `asdict` of every transcription that differs in rounding alone: probabilities depend on a
+    batch's shape in their last digits."""
 
     def nearly(value: Any) -> Any:
         if isinstance(value, dict):
