@@ -23,7 +23,7 @@ _Size = Annotated[int, AtLeast(1)]
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Everything an engine needs to know. Set once; the same on every rank.
+    """Everything an engine needs to know. It never changes, and is the same on every rank.
 
     Raises InvalidRequest, naming the field, for a value or a combination that cannot be.
     """
@@ -31,7 +31,7 @@ class EngineConfig:
     model: str  # a local folder, see model_folder.resolve
     dtype: Dtype = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     device: Device = "auto"
-    quantization: Quantization | None = None  # int8: of projections, on a CPU and in float32; see Int8Linear
+    quantization: Quantization | None = None  # int8: projections', on a CPU and in float32; see Int8Linear
     tensor_parallel_size: _Size = 1
     max_num_seqs: _Size = 64  # sequences decoded at once
     max_batched_tokens: _Size = 2048  # decoder positions in one step
@@ -75,8 +75,8 @@ class EngineConfig:
 
     @classmethod
     def of(cls, *, dtype: str = "auto", **options: Any) -> EngineConfig:
-        """From options as a person writes them: "float" is float32. Raises InvalidRequest, naming the option
-        that is unknown or unusable."""
+        """The configuration of options as a person writes them: "float" is float32. Raises InvalidRequest,
+        naming the option that is unknown or unusable."""
         unknown = sorted(set(options) - {field.name for field in fields(cls)})
         if unknown:
             raise InvalidRequest("unknown option", field=unknown[0])

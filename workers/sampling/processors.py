@@ -49,9 +49,9 @@ class Processors:
         self._begin_suppress = Lists(slots, device)
         self._opening_ids = Lists(slots, device)
         self._opening_steps = Lists(slots, device)  # at each id's place: the generated token that it may be
-        self._time_ids: set[tuple[int, int, int]] = set()  # of `TimestampRules`; one model's are the same
+        self._time_ids: set[tuple[int, int, int]] = set()  # `TimestampRules`' own; one model's are the same
         self._bad_words: dict[int, Lists] = {}  # by the words' length; a slot's words one after another
-        self._longest_ngram = 0  # of all requests so far
+        self._longest_ngram = 0  # the longest of all requests so far
         # Each slot's `ProcessorFlags` as an integer, which is faster to combine; all before its first use.
         self._need = [~0] * slots
 

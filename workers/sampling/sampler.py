@@ -87,7 +87,7 @@ class Sampled:
         self._host = HostCopy(*(part for part in (tokens, logprobs, top_ids) if part is not None))
         self._chosen = None if chosen_logprobs is None else HostCopy(chosen_logprobs)
         # Each sampling sequence's draft outcome, beams excluded, int64 [sequences, 3]: see `Runner.finish`.
-        # None: nothing drafts. Set by the engine.
+        # None: nothing drafts. The engine sets it.
         self.drafts: HostCopy | None = None
 
     def wait(self) -> StepResult:

@@ -34,7 +34,7 @@ class PreparedTranscription:
     field: str  # what errors call the recording
     asked: Asked
     seed: int | None
-    audio_s: float  # of the recording by its header, the longest where that says nothing
+    audio_s: float  # the recording's by its header, the longest where that says nothing
     priority: int
     timeout_s: float  # from its arrival
 
@@ -45,7 +45,7 @@ class PreparedLive:
 
     request_id: str
     transcriber: LiveTranscriber
-    sample_rate: int  # of the sound that will come
+    sample_rate: int  # that of the sound that will come
     priority: int
 
 

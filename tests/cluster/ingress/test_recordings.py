@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import tracemalloc
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import cache
@@ -19,7 +19,7 @@ from audio_files import encoded, repeated, wav
 from fake_service import connected, make_service
 from local_router import LocalRouter
 from voices import voices
-from whisper import RATE, make_whisper, sound
+from whisper import RATE, sound
 
 from tandem import LLM, InvalidRequest, Transcription, TranscriptionParams
 from tandem.cluster.ingress.recordings import Recordings
@@ -35,26 +35,10 @@ LONG, SHORT = (wav(sound(seed, seconds), RATE) for seed, seconds in ((0, LONG_S)
 LIMITS = Limits(transcription_seconds=90.0)
 
 
-@pytest.fixture(scope="module")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_whisper(tmp_path_factory.mktemp("whisper"), "base", times=True)
-
-
-@pytest.fixture(scope="module")
-def llm(whisper: Path) -> Iterator[LLM]:
-    with LLM(str(whisper), dtype="float32") as llm:
-        yield llm
-
-
 @pytest.fixture
-def router(llm: LLM) -> LocalRouter:
-    return LocalRouter(llm._engine)
-
-
-@pytest.fixture
-def recordings(whisper: Path, router: LocalRouter) -> Recordings:
+def recordings(whisper: Path, local_router: LocalRouter) -> Recordings:
     builder = RequestBuilder.load(whisper, "tiny", LIMITS)
-    return Recordings(builder, router)  # type: ignore[arg-type]
+    return Recordings(builder, local_router)  # type: ignore[arg-type]
 
 
 async def transcribed(
@@ -133,7 +117,9 @@ async def test_nor_does_it_while_long_ones_are_decoded(
         await asyncio.gather(*long, return_exceptions=True)
 
 
-async def test_a_client_that_goes_hurts_nobody(recordings: Recordings, router: LocalRouter, llm: LLM) -> None:
+async def test_a_client_that_goes_hurts_nobody(
+    recordings: Recordings, local_router: LocalRouter, llm: LLM
+) -> None:
     """Its window is freed on the engine; the others get what they get alone."""
     done_s: list[float] = []
     going = asyncio.create_task(transcribed(recordings, LONG, done_s))
@@ -144,7 +130,7 @@ async def test_a_client_that_goes_hurts_nobody(recordings: Recordings, router: L
     await asyncio.gather(going, return_exceptions=True)
     expected = llm.transcribe(SHORT, language="en").text
     assert [(await one).text for one in staying] == [expected] * 2
-    assert not router.live
+    assert not local_router.live
     stats = llm.stats()
     assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)
 
@@ -171,9 +157,9 @@ def bomb(name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", BOMBS)
-async def test_bombs_are_errors_of_http(whisper: Path, router: LocalRouter, name: str) -> None:
+async def test_bombs_are_errors_of_http(whisper: Path, local_router: LocalRouter, name: str) -> None:
     """A status of its own, not an answer with an error in it; a stream, too, has none of its events."""
-    service = make_service(whisper, RequestBuilder.load(whisper, "tiny", LIMITS), router, LIMITS)
+    service = make_service(whisper, RequestBuilder.load(whisper, "tiny", LIMITS), local_router, LIMITS)
     assert len(bomb(name)) < LIMITS.media_bytes / 10
     async with connected(service) as client:
         for stream in ("false", "true"):
@@ -183,7 +169,7 @@ async def test_bombs_are_errors_of_http(whisper: Path, router: LocalRouter, name
             error = response.json()["error"]
             assert (response.status_code, error["param"]) == (400, "file")
             assert "the limit is 90 s" in error["message"]
-    assert router.requests == []
+    assert local_router.requests == []
 
 
 @pytest.mark.parametrize("name", BOMBS)
