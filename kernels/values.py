@@ -17,11 +17,13 @@ class Scores(NamedTuple):
     bias_table: float32, the bias by distance: [H, 2R + 1] of an encoder, at
         ``clamp(key - query, -R, R) + R``; causal [H, R + 1], at ``min(query - key, R)``. None: no bias.
     softcap: None: scores are not capped (Gemma 2, 2024).
+    integers: an encoder's attention may multiply integers of 16 bits where the CPU multiplies these faster.
     """
 
     scale: float
     bias_table: Tensor | None = None
     softcap: float | None = None
+    integers: bool = False
 
 
 class PagedKV(NamedTuple):

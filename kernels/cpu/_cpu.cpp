@@ -96,6 +96,7 @@ PyObject* attend_inputs(Arguments& args) {
     a.block = args.integer("block");
     a.scale = args.number("scale");
     a.softcap = args.number("softcap");
+    a.integers = args.flag("integers");
     a.out = args.real("out", &half, {&rows, &a.heads, &a.dim});
     a.lanes = static_cast<int>(args.integer("lanes"));
     a.threads = threads(args);

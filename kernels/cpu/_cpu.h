@@ -25,6 +25,7 @@ inline bool has_avx512() {
     return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
            __builtin_cpu_supports("avx512vl");
 }
+inline bool has_vnni() { return has_avx512() && __builtin_cpu_supports("avx512vnni"); }
 #else
 inline bool has_avx512() { return false; }
 #endif
@@ -109,6 +110,7 @@ struct Attention {
     i64 heads, shared, dim, q_stride, block;
     float scale, softcap;  // scores become softcap tanh(score / softcap); 0: no cap
     bool windowed, half;   // windowed: own keys `reach` or more away are hidden
+    bool integers;         // products may be of 16-bit integers, where they are faster
     int lanes, threads;    // lanes: floats in a register, at most `most_lanes`
 };
 

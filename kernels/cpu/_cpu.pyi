@@ -35,6 +35,7 @@ def attend_inputs(
     block: int,  # positions that a summary stands for
     scale: float,
     softcap: float,  # 0: no cap
+    integers: bool,  # of 16 bits, where they are faster
     out: Tensor,  # like q, written
     lanes: int,  # floats in a register: 16, 8 or 4, at most `most_lanes`
     threads: int,

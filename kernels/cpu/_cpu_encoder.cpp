@@ -9,12 +9,17 @@
 #include "_cpu.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <memory>
 #include <new>
 #include <type_traits>
 #include <utility>
 #include <vector>
+
+#ifdef HAS_AVX512_PATH
+#include <immintrin.h>
+#endif
 
 #ifdef __clang__
 #define SHUFFLE(x, y, ...) __builtin_shufflevector(x, y, (__VA_ARGS__)...)
@@ -29,6 +34,11 @@ constexpr int BLOCK = 64;  // queries
 constexpr int KEYS = 48;   // of a tile
 constexpr float LOG2_E = 1.44269504088896341f;  // weights are powers of 2
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
+// What the largest integers stand for: sums of products of queries and keys, of up to LONGEST_PAIRED dimensions, and
+// of weights and values, of KEYS keys, have 32 bits.
+constexpr float PRODUCTS = 4095, WEIGHTS = 32767, VALUES = 1023;
+constexpr i64 LONGEST_PAIRED = 128;
+constexpr i64 WORTH_PAIRS = 64;  // keys, from which on integers gain
 // Below this many multiplications a second thread costs more than it gives.
 constexpr i64 WORTH_A_THREAD = 1 << 18;
 
@@ -62,6 +72,8 @@ struct Tile {
     i64 rows;                               // queries
     int lanes;                              // rows, padded to whole registers
     float cap;                              // a score is cap tanh(queries . key) + bias; 0: without tanh
+    float unit;                             // of scores; with integers
+    float *key_units, *value_units;         // [dim]; with integers
     bool first;                             // of the block's tiles
 };
 
@@ -86,7 +98,7 @@ class Scratch {
             {&own.keys, keys * dim}, {&own.values, keys * width}, {&more.keys, summaries * dim},
             {&more.values, summaries * width}, {&tile.queries, BLOCK * dim}, {&tile.scores, KEYS * BLOCK},
             {&tile.most, BLOCK}, {&tile.before, BLOCK}, {&tile.total, BLOCK}, {&tile.shrink, BLOCK},
-            {&tile.sums, BLOCK * width}, {&line, keys + BLOCK}, {&dense, summaries > 0 ? KEYS * BLOCK : 0},
+            {&tile.key_units, dim}, {&tile.value_units, dim}, {&tile.sums, BLOCK * width}, {&line, keys + BLOCK}, {&dense, summaries > 0 ? KEYS * BLOCK : 0},
         };
         i64 size = 0;
         for (const auto& part : parts) size += up(part.second, 16);
@@ -152,6 +164,7 @@ class BiasesOfSummaries {
     i64 own_[BLOCK];
 };
 
+#define PAIRS 0
 #ifdef HAS_AVX512_PATH
 namespace avx512 {
 #define LEVEL AVX512
@@ -160,10 +173,20 @@ namespace avx512 {
 #define SUMS 24
 #include "_encoder_level.h"
 #undef LEVEL
+}  // namespace avx512
+
+namespace vnni {
+#define LEVEL __attribute__((target("avx512f,avx512bw,avx512vl,avx512vnni,avx2,fma")))
+#undef PAIRS
+#define PAIRS 1
+#include "_encoder_level.h"
+#undef LEVEL
 #undef LANES
 #undef PANELS
 #undef SUMS
-}  // namespace avx512
+#undef PAIRS
+#define PAIRS 0
+}  // namespace vnni
 
 namespace avx2 {
 #define LEVEL __attribute__((target("avx2,fma")))
@@ -195,6 +218,16 @@ Attend attend(int lanes, bool half) {
 #endif
     (void)lanes;
     return half ? plain::attend<uint16_t> : plain::attend<float>;
+}
+
+// The way for inputs of WORTH_PAIRS keys and more.
+Attend attend_many(const Attention& a) {
+#ifdef HAS_AVX512_PATH
+    const bool plain = !a.half && !a.windowed && a.more.borders == nullptr && a.softcap == 0;
+    if (a.integers && plain && a.lanes == 16 && a.dim % 2 == 0 && a.dim <= LONGEST_PAIRED && has_vnni())
+        return vnni::attend<float>;
+#endif
+    return attend(a.lanes, a.half);
 }
 
 // All inputs in spans of at most `most` queries.
@@ -234,14 +267,17 @@ void apply(const Attention& a, i64 inputs) {
         pairs += span.rows * (seen.last - seen.first + span.summaries);
     }
     const int threads = 2 * pairs * a.heads * a.dim < WORTH_A_THREAD ? 1 : a.threads;
-    const Attend how = attend(a.lanes, a.half);
+    const Attend few = attend(a.lanes, a.half), many = attend_many(a);
     const i64 count = static_cast<i64>(spans.size()), tasks = count * a.heads;
     const int piece = static_cast<int>(std::clamp<i64>(tasks / (16 * threads), 1, 16));
 #pragma omp parallel num_threads(threads)
     {
         Scratch scratch(a, keys, summaries);
 #pragma omp for schedule(dynamic, piece)
-        for (i64 task = 0; task < tasks; ++task) how(a, spans[task % count], task / count, scratch);
+        for (i64 task = 0; task < tasks; ++task) {
+            const Span& span = spans[task % count];
+            (span.length < WORTH_PAIRS ? few : many)(a, span, task / count, scratch);
+        }
     }
 }
 

@@ -4,6 +4,8 @@
 //   LANES   floats in a register
 //   PANELS  registers side by side in a tile
 //   SUMS    registers that hold a tile's sums
+//   PAIRS   1: products are of integers of 16 bits, of which a register has twice as many: two adjacent ones, a
+//           pair, are multiplied by another pair and added up. Where floats are read, they are a pair's bits
 
 using Floats = float __attribute__((vector_size(4 * LANES)));
 using Ints = int32_t __attribute__((vector_size(4 * LANES)));
@@ -51,6 +53,44 @@ LEVEL inline Floats tanh_of(Floats x) {
     return x < 0 ? -tanh : tanh;
 }
 
+// The nearest integers, for |x| < 2^22.
+LEVEL inline Ints nearest(Floats x) {
+    constexpr float ROUND = 12582912.0f;
+    const Floats shifted = x + ROUND;
+    Ints n;
+    std::memcpy(&n, &shifted, sizeof n);
+    return n - 0x4b400000;
+}
+
+#if PAIRS
+// Adds the products of two pairs. GCC 12 turns the intrinsic into several instructions, which move the sums around.
+LEVEL inline void add_products(Ints& sums, Ints pairs, Ints others) {
+    asm("vpdpwssd %2, %1, %0" : "+v"(sums) : "v"(pairs), "v"(others));
+}
+
+LEVEL inline void write_pairs(float* to, Ints low, Ints high) {
+    const Ints pairs = (low & 0xffff) | high << 16;
+    std::memcpy(to, &pairs, sizeof pairs);
+}
+
+template <int R, int P>
+LEVEL inline __attribute__((always_inline)) void multiply(Floats* sums, const float* rows, i64 row_step, i64 step,
+                                                          const float* columns, i64 column_step, i64 n) {
+    Ints products[R * P] = {};
+    for (i64 k = 0; k < n; ++k) {
+#pragma GCC unroll 64
+        for (int i = 0; i < R * P; ++i) {
+            Ints column;
+            int32_t pair;
+            std::memcpy(&pair, rows + i / P * row_step + k * step, sizeof pair);
+            std::memcpy(&column, columns + k * column_step + i % P * LANES, sizeof column);
+            add_products(products[i], pair + Ints{}, column);
+        }
+    }
+#pragma GCC unroll 64
+    for (int i = 0; i < R * P; ++i) sums[i] += __builtin_convertvector(products[i], Floats);
+}
+#else
 // Adds to R x P registers of sums the products of R rows and P registers of columns, over n.
 template <int R, int P>
 LEVEL inline __attribute__((always_inline)) void multiply(Floats* sums, const float* rows, i64 row_step, i64 step,
@@ -61,6 +101,7 @@ LEVEL inline __attribute__((always_inline)) void multiply(Floats* sums, const fl
             sums[i] += rows[i / P * row_step + k * step] * read(columns + k * column_step + i % P * LANES);
     }
 }
+#endif
 
 // The rows of a tile whose columns are P registers, and of the tiles for what is left.
 constexpr int rows_of(int panels) { return SUMS / panels < 8 ? SUMS / panels : 8; }
@@ -70,7 +111,13 @@ constexpr int fewer(int rows) { return rows > 4 ? 4 : rows / 2; }
 template <int R, int P>
 LEVEL inline void score_tile(const Tile& tile, i64 key, int lane) {
     Floats sums[R * P] = {};
-    multiply<R, P>(sums, tile.keys + key * tile.dim, tile.dim, 1, tile.queries + lane, BLOCK, tile.dim);
+    constexpr int PACKED = PAIRS ? 2 : 1;
+    const i64 depth = tile.dim / PACKED;
+    multiply<R, P>(sums, tile.keys + key * depth, depth, 1, tile.queries + lane, BLOCK, depth);
+    if constexpr (PAIRS != 0) {
+#pragma GCC unroll 64
+        for (int i = 0; i < R * P; ++i) sums[i] *= tile.unit;
+    }
     if (tile.cap > 0) {
 #pragma GCC unroll 64
         for (int i = 0; i < R * P; ++i) sums[i] = tanh_of(sums[i]) * tile.cap;
@@ -109,12 +156,23 @@ LEVEL inline void weigh(const Tile& tile) {
     for (int lane = 0; lane < tile.lanes; lane += LANES) {
         const Floats most = read(tile.most + lane), shrink = weight_of(read(tile.before + lane) - most);
         Floats total = read(tile.total + lane) * shrink;
+#if PAIRS
+        for (i64 key = 0; key < tile.count; key += 2) {
+            const float* at = tile.scores + key * BLOCK + lane;
+            const Ints low = nearest(weight_of(read(at) - most) * WEIGHTS);
+            Ints high = {};
+            if (key + 1 < tile.count) high = nearest(weight_of(read(at + BLOCK) - most) * WEIGHTS);
+            write_pairs(tile.scores + key / 2 * BLOCK + lane, low, high);
+            total += __builtin_convertvector(low + high, Floats);
+        }
+#else
         for (i64 key = 0; key < tile.count; ++key) {
             float* at = tile.scores + key * BLOCK + lane;
             const Floats weight = weight_of(read(at) - most);
             write(at, weight);
             total += weight;
         }
+#endif
         write(tile.before + lane, most);
         write(tile.shrink + lane, shrink);
         write(tile.total + lane, total);
@@ -131,7 +189,8 @@ LEVEL inline void sum_tile(const Tile& tile, i64 query, i64 d) {
         for (int i = 0; i < R * P; ++i)
             sums[i] = read(to + i / P * tile.width + i % P * LANES) * tile.shrink[query + i / P];
     }
-    multiply<R, P>(sums, tile.scores + query, 1, BLOCK, tile.values + d, tile.width, tile.count);
+    const i64 depth = PAIRS ? (tile.count + 1) / 2 : tile.count;
+    multiply<R, P>(sums, tile.scores + query, 1, BLOCK, tile.values + d, tile.width, depth);
 #pragma GCC unroll 64
     for (int i = 0; i < R * P; ++i) write(to + i / P * tile.width + i % P * LANES, sums[i]);
 }
@@ -194,6 +253,77 @@ LEVEL void copy_columns(const T* from, i64 stride, i64 n, i64 dim, float scale, 
         }
 }
 
+#if PAIRS
+// The unit of each column of n rows, such that its largest number is `most`; and its inverse.
+LEVEL void units_of(const float* from, i64 stride, i64 n, i64 dim, float most, float* units, float* inverses) {
+    std::fill_n(units, dim, 0.0f);
+    for (i64 i = 0; i < n; ++i)
+        for (i64 d = 0; d < dim; ++d) {
+            const float size = std::fabs(from[i * stride + d]);
+            units[d] = size > units[d] || size != size ? size : units[d];  // a NaN stays
+        }
+    for (i64 d = 0; d < dim; ++d) {
+        inverses[d] = units[d] > 0 ? most / units[d] : 0.0f;
+        units[d] /= most;
+    }
+}
+
+LEVEL inline int32_t nearest_to(float x) {
+    const float shifted = x + 12582912.0f;
+    int32_t n;
+    std::memcpy(&n, &shifted, sizeof n);
+    return n - 0x4b400000;
+}
+
+// Copies n keys in pairs of dimensions, and values in pairs of keys, from a row on.
+template <typename T>
+LEVEL inline void copy_keys(const Keys& keys, i64 row, i64 n, i64 head, const Tile& tile, const Copies& to) {
+    const i64 at = head * tile.dim, dim = tile.dim;
+    const T* k = static_cast<const T*>(keys.k) + row * keys.k_stride + at;
+    const T* v = static_cast<const T*>(keys.v) + row * keys.v_stride + at;
+    float inverses[LONGEST_PAIRED];
+    units_of(k, keys.k_stride, n, dim, PRODUCTS, tile.key_units, inverses);
+    for (i64 i = 0; i < n; ++i)
+        for (i64 d = 0; d < dim; d += 2) {
+            const T* two = k + i * keys.k_stride + d;
+            const int32_t pair = (nearest_to(two[0] * inverses[d]) & 0xffff) | nearest_to(two[1] * inverses[d + 1]) << 16;
+            std::memcpy(to.keys + (i * dim + d) / 2, &pair, sizeof pair);
+        }
+    units_of(v, keys.v_stride, n, dim, VALUES, tile.value_units, inverses);
+    for (i64 i = 0; i < n; i += 2) {
+        float* pairs = to.values + i / 2 * tile.width;
+        const T *low = v + i * keys.v_stride, *high = i + 1 < n ? low + keys.v_stride : low;
+        const int32_t mask = i + 1 < n ? -1 : 0;
+        for (i64 d = 0; d < dim; ++d) {
+            const int32_t pair = (nearest_to(low[d] * inverses[d]) & 0xffff) | (nearest_to(high[d] * inverses[d]) & mask) << 16;
+            std::memcpy(pairs + d, &pair, sizeof pair);
+        }
+        std::fill(pairs + dim, pairs + tile.width, 0.0f);
+    }
+}
+
+// Turns the columns of a block's queries into pairs of dimensions, in units that go with those of the keys.
+LEVEL inline void pair_queries(Tile& tile) {
+    Floats sizes = {};
+    for (i64 d = 0; d < tile.dim; ++d)
+        for (int lane = 0; lane < tile.lanes; lane += LANES) {
+            float* at = tile.queries + d * BLOCK + lane;
+            const Floats x = read(at) * tile.key_units[d];
+            write(at, x);
+            const Floats size = x < 0 ? -x : x;
+            sizes = (size > sizes) | (size != size) ? size : sizes;
+        }
+    float most = 0;
+    for (int i = 0; i < LANES; ++i) most = sizes[i] > most || sizes[i] != sizes[i] ? sizes[i] : most;
+    tile.unit = most / PRODUCTS;
+    const float inverse = most > 0 ? PRODUCTS / most : 0.0f;
+    for (i64 d = 0; d < tile.dim; d += 2)
+        for (int lane = 0; lane < tile.lanes; lane += LANES) {
+            const float* at = tile.queries + d * BLOCK + lane;
+            write_pairs(tile.queries + d / 2 * BLOCK + lane, nearest(read(at) * inverse), nearest(read(at + BLOCK) * inverse));
+        }
+}
+#else
 // Copies n keys and values of a head, from a row on.
 template <typename T>
 LEVEL inline void copy_keys(const Keys& keys, i64 row, i64 n, i64 head, const Tile& tile, const Copies& to) {
@@ -202,14 +332,15 @@ LEVEL inline void copy_keys(const Keys& keys, i64 row, i64 n, i64 head, const Ti
     copy_rows(static_cast<const T*>(keys.v) + row * keys.v_stride + at, keys.v_stride, n, tile.dim, to.values,
               tile.width);
 }
+#endif
 
 // Adds the keys first..last, of which copies[0] is number `copied`, in tiles.
 template <typename Biases>
 LEVEL void add_keys(Tile& tile, const Copies& copies, i64 copied, i64 first, i64 last, const Biases& biases) {
     for (i64 key = first; key < last; key += KEYS) {
         tile.count = std::min<i64>(KEYS, last - key);
-        tile.keys = copies.keys + (key - copied) * tile.dim;
-        tile.values = copies.values + (key - copied) * tile.width;
+        tile.keys = copies.keys + (key - copied) * tile.dim / (PAIRS ? 2 : 1);
+        tile.values = copies.values + (key - copied) / (PAIRS ? 2 : 1) * tile.width;
         biases(tile, key);
         score<PANELS>(tile, 0);
         weigh(tile);
@@ -233,6 +364,9 @@ LEVEL void attend(const Attention& a, const Span& span, i64 head, Scratch& scrat
         tile.first = true;
         copy_columns(static_cast<const T*>(a.q) + row * a.q_stride + at, a.q_stride, tile.rows, a.dim,
                      a.softcap > 0 ? a.scale / a.softcap : a.scale * LOG2_E, tile.queries, tile.lanes);
+#if PAIRS
+        pair_queries(tile);
+#endif
         std::fill_n(tile.before, tile.lanes, NOTHING);
         std::fill_n(tile.most, tile.lanes, NOTHING);
         std::fill_n(tile.total, tile.lanes, 0.0f);
@@ -241,9 +375,15 @@ LEVEL void attend(const Attention& a, const Span& span, i64 head, Scratch& scrat
         add_keys(tile, scratch.more, 0, 0, span.summaries, BiasesOfSummaries(a, head, query, span.summaries, scratch));
         T* out = static_cast<T*>(a.out) + row * a.heads * a.dim + at;
         for (i64 i = 0; i < tile.rows; ++i) {
+#if PAIRS
+            const float inverse = 1.0f / tile.total[i] + 0.0f * tile.unit;  // NaN with scores that are no numbers
+            for (i64 d = 0; d < a.dim; ++d)
+                out[i * a.heads * a.dim + d] = tile.sums[i * tile.width + d] * tile.value_units[d] * inverse;
+#else
             const float inverse = 1.0f / tile.total[i];
             for (i64 d = 0; d < a.dim; ++d)
                 store(out + i * a.heads * a.dim + d, tile.sums[i * tile.width + d] * inverse);
+#endif
         }
     }
 }

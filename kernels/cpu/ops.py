@@ -259,7 +259,7 @@ def attend_inputs(
 ) -> Tensor:  # fmt: skip
     """`encoder_attention` in registers of so many floats."""
     out = _empty(q.shape, q.dtype)
-    scale, bias_table, softcap = scores
+    scale, bias_table, softcap, integers = scores
     _cpu.attend_inputs(
         q=_rows(q), k=_rows(k), v=_rows(v), cu_seqlens=cu_seqlens,
         bias_table=None if bias_table is None else bias_table.contiguous(),
@@ -268,8 +268,8 @@ def attend_inputs(
         summary_v=None if summaries is None else _rows(summaries.v),
         summary_cu_seqlens=None if summaries is None else summaries.cu_seqlens,
         summary_bias_table=None if summaries is None else summaries.bias_table.contiguous(),
-        block=0 if summaries is None else summaries.block, scale=scale, softcap=softcap or 0.0, out=out,
-        lanes=lanes, threads=torch.get_num_threads(),
+        block=0 if summaries is None else summaries.block, scale=scale, softcap=softcap or 0.0,
+        integers=integers, out=out, lanes=lanes, threads=torch.get_num_threads(),
     )  # fmt: skip
     return out
 
@@ -302,7 +302,7 @@ def _attend(
     """by_cell: the table names each key's cell instead of each page."""
     q = _rows(q)
     out = _empty(q.shape, q.dtype)
-    scale, bias_table, softcap = scores
+    scale, bias_table, softcap, _ = scores
     _cpu.attend(
         q=q, k=kv.k, v=kv.v, table=_rows(kv.table), lengths=kv.lengths, cu_rows=groups.cu_rows, scale=scale,
         bias_table=None if bias_table is None else bias_table.contiguous(), softcap=softcap or 0.0, sums=sums,

@@ -270,7 +270,7 @@ def encoder_attention(
     summaries: Summaries | None = None,
 ) -> Tensor:
     tokens, heads, dim = q.shape
-    scale, bias_table, softcap = scores
+    scale, bias_table, softcap, _ = scores
     out = torch.empty((tokens, heads, dim), dtype=q.dtype, device=q.device)
     if tokens == 0:
         return out

@@ -325,7 +325,7 @@ def _launch(
     out = torch.empty((rows, heads, dim), dtype=q.dtype, device=q.device)
     if rows == 0:
         return out
-    scale, bias_table, softcap = scores
+    scale, bias_table, softcap, _ = scores
     _, shared, page, _ = kv.k.shape
     assert q.stride()[1:] == (dim, 1)
     assert kv.table.stride(1) == 1

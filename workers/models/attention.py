@@ -135,6 +135,7 @@ class EncoderAttention(QKVAttention):
         self, name: str, stack: StackSpec, layer: int, place: Placement, bias_of: EncoderAttention | None
     ) -> None:
         super().__init__(name, stack, layer, place, bias_of)
+        self.scores = self.scores._replace(integers=place.quantization == "int8")
         self.summary_norm = self.summary_bias = self._own_summary_bias = None
         if stack.summary_block is not None:
             self.summary_norm = stack_norm(f"{name}.summary_norm", stack, place)

@@ -47,6 +47,7 @@ class Placement:
         self, device: torch.device, dtype: torch.dtype, group: Group, quantization: Quantization | None = None
     ) -> None:
         self.device, self.dtype, self.group = device, dtype, group
+        self.quantization: Quantization | None = quantization
         self.linear_kind = Linear if quantization is None else Int8Linear
         self._linears: list[Linear] = []
 

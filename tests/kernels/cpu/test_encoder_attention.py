@@ -83,10 +83,39 @@ def test_scores_far_apart() -> None:
         check(Packed(case.q, k, case.v, case.cu_seqlens, 200), Scores(3.0))
 
 
-def test_a_row_depends_on_its_own_input_alone() -> None:
+@pytest.mark.parametrize("dim", [2, 32, 64, 80, 128, 200, 31])
+@pytest.mark.parametrize("biased", [False, True])
+def test_products_of_integers(dim: int, biased: bool) -> None:
+    """Nearer than bfloat16's, even where some dimensions are far larger than others; short inputs are
+    exact."""
+    case = packed((300, 5, 64, 97, 63, 1), heads=4, dim=dim, group=2)
+    case.k[:, :, 0] += 40  # the same for all keys: it changes no weight
+    case.v[:, :, dim // 2] *= 30
+    scores = Scores(dim**-0.5, bias_table(4, 33) if biased else None, integers=True)
+    expected = reference.encoder_attention(*case.inputs(), scores)
+    out = cpu_ops.encoder_attention(*case.inputs(), scores)
+    sizes = expected.abs().amax(0)  # of each head's dimensions
+    assert ((out - expected).abs() / sizes).max() < 0.02
+    assert ((out - expected) / sizes).square().mean().sqrt() < 0.002
+    for start, end in ((300, 305), (466, 530)):
+        assert_close(out[start:end], expected[start:end], 1e-4)
+
+
+@pytest.mark.parametrize("cap", [None, 5.0])
+def test_windows_summaries_and_caps_are_of_floats(cap: float | None) -> None:
+    case = packed((200, 90), heads=2, dim=16)
+    table = kernels.windowed_bias_table(bias_table(2, 81), 30, 20)
+    check(case, Scores(0.5, table, cap, integers=True), True, summarized(case, 16))
+    check(case, Scores(0.5, table, cap, integers=True), True)
+    if cap is not None:
+        check(case, Scores(0.5, None, cap, integers=True))
+
+
+@pytest.mark.parametrize("integers", [False, True])
+def test_a_row_depends_on_its_own_input_alone(integers: bool) -> None:
     """To the last bit, whatever is packed around it and however many threads there are."""
     case = packed((37, 200, 64), heads=3, dim=32)
-    scores = Scores(0.5, bias_table(3, 65))
+    scores = Scores(0.5, bias_table(3, 65), integers=integers)
     together = kernels.encoder_attention(*case.inputs(), scores)
     threads = torch.get_num_threads()
     for start, end in ((0, 37), (37, 237), (237, 301)):
@@ -100,18 +129,21 @@ def test_a_row_depends_on_its_own_input_alone() -> None:
     torch.set_num_threads(threads)
 
 
-def test_what_is_not_a_number_stays_so() -> None:
-    case = packed((70, 20), heads=2, dim=16)
-    v = case.v.clone()
-    v[3] = float("nan")
-    out = kernels.encoder_attention(case.q, case.k, v, case.cu_seqlens, 70, Scores(1.0))
-    assert out[:70].isnan().all()
-    assert not out[70:].isnan().any()
-    q = case.q.clone()
-    q[75] = float("nan")
-    out = kernels.encoder_attention(q, case.k, case.v, case.cu_seqlens, 70, Scores(1.0))
+@pytest.mark.parametrize("integers", [False, True])
+def test_what_is_not_a_number_stays_so(integers: bool) -> None:
+    case, scores = packed((70, 80), heads=2, dim=16), Scores(1.0, integers=integers)
+    for x in (case.k, case.v):
+        kept = x[3].clone()
+        x[3] = float("nan")
+        out = kernels.encoder_attention(*case.inputs(), scores)
+        assert out[:70].isnan().all()
+        assert not out[70:].isnan().any()
+        x[3] = kept
+    case.q[75] = float("nan")
+    out = kernels.encoder_attention(*case.inputs(), scores)
     assert out[75].isnan().all()
-    assert not out[76:].isnan().any()
+    assert not out[:70].isnan().any()
+    assert not out[134:].isnan().any()  # another block of queries
 
 
 def test_no_inputs() -> None:
@@ -148,8 +180,8 @@ def inputs(**changes: object) -> dict[str, object]:
     arguments = {
         "q": q, "k": q, "v": q, "cu_seqlens": torch.tensor([0, 6], dtype=torch.int32), "bias_table": None,
         "windowed": False, "summary_k": None, "summary_v": None, "summary_cu_seqlens": None,
-        "summary_bias_table": None, "block": 0, "scale": 1.0, "softcap": 0.0, "out": torch.empty(6, 2, 8),
-        "lanes": 4, "threads": 1,
+        "summary_bias_table": None, "block": 0, "scale": 1.0, "softcap": 0.0, "integers": False,
+        "out": torch.empty(6, 2, 8), "lanes": 4, "threads": 1,
     }  # fmt: skip
     return arguments | changes
 
