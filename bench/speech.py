@@ -14,7 +14,9 @@ synthesised with espeak-ng, which must be installed: clips of about 11 s, severa
                 and stays away from 32, which is no different; so does the pipeline in float32
     file        five minutes, window after window, with the times of segments
 
-Thresholds, fallback and conditions are off everywhere. Each system has a process of its own, with all cores.
+No recording is transcribed twice: Tandem keeps what it has encoded for a while. So in every round a load's
+samples differ in noise that nobody hears, the same for all systems. Thresholds, fallback and conditions are
+off everywhere. Each system has a process of its own, with all cores.
 They take turns in every round, and each goes first in turn; figures are medians over rounds with their
 extremes. faster-whisper joins where it is installed, bfloat16 where the processor has instructions for
 it.
@@ -31,7 +33,7 @@ import time
 import wave
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -52,6 +54,7 @@ Samples = npt.NDArray[np.float32]  # at RATE
 RATE = 16000
 CLIP_S = 11
 FILE_S = 300
+NOISE = 2**-15  # the last bit of 16
 REFERENCE = "tandem float32"  # whose words the others' are compared with
 
 SENTENCES = (
@@ -82,6 +85,12 @@ class Load:
     @property
     def seconds(self) -> float:
         return sum(map(len, self.clips)) / RATE
+
+    def again(self, number: int) -> Load:
+        """The load of a round: other samples, the same words."""
+        noise = np.random.default_rng([number, *self.name.encode()])
+        dithered = [clip + noise.uniform(-NOISE, NOISE, len(clip)).astype(np.float32) for clip in self.clips]
+        return replace(self, clips=dithered)
 
 
 @dataclass(frozen=True)
@@ -225,17 +234,18 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
     made = systems(folder)
     work = loads()
     for system in made:  # the first answer, from memory that is not there yet
-        system.do(work[0])
+        system.do(work[0].again(rounds))
     outcomes: dict[str, dict[str, list[Outcome]]] = {load.name: {} for load in work}
     for number in range(rounds):
         for load in work:
             if number >= load.rounds:
                 continue
+            recordings = load.again(number)
             for system in rotated(made, number):
                 if load.name in LEFT_OUT.get(system.name, ()):
                     continue
                 time.sleep(PAUSE_S)
-                outcomes[load.name].setdefault(system.name, []).append(system.do(load))
+                outcomes[load.name].setdefault(system.name, []).append(system.do(recordings))
     for system in made:
         system.close()
     return {load.name: _figures(load, outcomes) for load in work}

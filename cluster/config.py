@@ -73,7 +73,7 @@ class ServeConfig:
     # One engine: see `EngineConfig`, which says what None means and checks the ranges
     max_num_seqs: int = EngineConfig.max_num_seqs  # sequences decoded at once
     max_batched_tokens: int = EngineConfig.max_batched_tokens  # decoder positions in one step
-    max_encoder_tokens: int = EngineConfig.max_encoder_tokens  # of one forward: also of a router's batch
+    max_encoder_tokens: int = EngineConfig.max_encoder_tokens  # in one forward, and in a router's batch
     kv_cache_gib: float | None = EngineConfig.kv_cache_gib
     page_size: int | None = EngineConfig.page_size  # positions
     num_pages: int | None = EngineConfig.num_pages

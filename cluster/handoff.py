@@ -43,7 +43,7 @@ class PackedHidden(TypedDict):
     the code can read at least `schema`."""
 
     schema: int
-    dtype: str  # of the hidden states: float32, or bfloat16 (`rows` are then uint16)
+    dtype: str  # the hidden states': float32, or bfloat16 (`rows` are then uint16)
     width: int  # d_model
     # [tokens, d_model]; up to SMALL_BYTES as bytes, because pickling a small array takes longer.
     rows: npt.NDArray[Any] | bytes
@@ -53,8 +53,8 @@ class BatchSummary(TypedDict):
     """What an encoder reports of a batch. The router reads it, and never the hidden states."""
 
     tokens: int
-    nbytes: int  # of the hidden states
-    seconds: float  # of the forward
+    nbytes: int  # the hidden states' size
+    seconds: float  # how long the forward took
     # Inputs whose media cannot be decoded, by their number in the batch. Their rows are zeros.
     refused: dict[int, TandemError]
 
@@ -98,8 +98,8 @@ def unpack(packed: PackedHidden) -> torch.Tensor:
 
 
 async def fetch(reference: ray.ObjectRef[PackedHidden]) -> torch.Tensor:
-    """A batch's hidden states [tokens, d_model], in this node's store, where the tensor pins them. Awaited in
-    the event loop, so that the engine's thread need not wait. An encoder may take any time; once it is done,
+    """A batch's hidden states [tokens, d_model], in this node's store, where the tensor pins them. The event
+    loop awaits it, so that the engine's thread need not wait. An encoder may take any time; once it is done,
     the object has to arrive: see TRANSFER_S.
 
     Raises HiddenStatesLost where the object cannot be had.

@@ -58,7 +58,7 @@ class RunningCluster:
 
     def __init__(self, config: ServeConfig, *, address: str | None = None) -> None:
         self._host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
-        self._config: ServeConfig | None = None  # of the application
+        self._config: ServeConfig | None = None  # the application's
         self._started_serve = False
         self._started_ray = not ray.is_initialized()
         self._is_this_machine = self._started_ray and address is None  # the cluster will not grow

@@ -80,7 +80,7 @@ def serve_settings(config: ServeConfig) -> dict[str, str]:
         # Tandem does not block a replica's event loop, so no second loop is needed, in a thread that every
         # request and every part of an answer would have to cross to.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
-        # Read before our own limit is looked at, and it bounds answers as well.
+        # Serve checks it before our own limit is looked at, and it bounds answers as well.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.limits.transport_bytes),
         **grpc_address.settings(config.host),
     }

@@ -63,7 +63,7 @@ def backend(x: Tensor, *alike: Tensor, pages: Tensor | None = None) -> type[Refe
     """The backend for these tensors: Triton on CUDA; on the CPU the extension, if it is there and has an op
     of their dtype; else PyTorch.
 
-    alike: tensors that the extension wants in x's dtype. pages: K or V, which the extension wants in float32.
+    alike: tensors that the extension wants in x's dtype. pages: K or V, which it wants in float32 or bfloat16.
     """
     if x.is_cuda:
         return _triton()
@@ -74,6 +74,6 @@ def backend(x: Tensor, *alike: Tensor, pages: Tensor | None = None) -> type[Refe
     for tensor in alike:
         if tensor.dtype != dtype:
             return Reference
-    if pages is not None and pages.dtype != torch.float32:
+    if pages is not None and pages.dtype not in (torch.float32, torch.bfloat16):
         return Reference
     return _CPU.get(dtype, Reference)

@@ -14,9 +14,8 @@ from torch import Tensor
 class Scores(NamedTuple):
     """How an attention scores a key: ``softcap tanh(scale (q . k) / softcap) + bias``.
 
-    bias_table: float32, the bias by distance. Of an encoder [H, 2R + 1], at ``clamp(key - query, -R, R) +
-    R``;
-        causal [H, R + 1], at ``min(query - key, R)``. None: no bias.
+    bias_table: float32, the bias by distance: [H, 2R + 1] of an encoder, at
+        ``clamp(key - query, -R, R) + R``; causal [H, R + 1], at ``min(query - key, R)``. None: no bias.
     softcap: None: scores are not capped (Gemma 2, 2024).
     """
 

@@ -29,7 +29,7 @@ if TYPE_CHECKING:
         zip_enc_dec_prompt_lists,
     )
     from tandem.limits import Limits
-    from tandem.llm import LLM
+    from tandem.offline import LLM
     from tandem.outputs import (
         CompletionOutput,
         EmbeddingOutput,
@@ -63,7 +63,7 @@ _WHERE = {
         "zip_enc_dec_prompt_lists",
     ),
     "tandem.limits": ("Limits",),
-    "tandem.llm": ("LLM",),
+    "tandem.offline": ("LLM",),
     "tandem.outputs": (
         "CompletionOutput", "EmbeddingOutput", "RequestOutput", "ScoreOutput", "TargetScore", "TextDelta",
         "TokenLogprobs",

@@ -1,6 +1,6 @@
 """Every error a caller can meet, and the one table of the statuses they become.
 
-Raised anywhere in Tandem, carried unchanged across the cluster (they pickle), and turned into a gRPC
+Anything in Tandem may raise them. They go unchanged across the cluster (they pickle), and become a gRPC
 status or an HTTP answer only at the edge, by `STATUS`.
 """
 

@@ -9,7 +9,7 @@ from typing import Any, Final
 from tandem.errors import InvalidRequest
 from tandem.params import BeamSearchParams, Params, SamplingParams
 
-# Called the same here.
+# These are called the same here.
 _SAME: Final = frozenset(
     {
         "repetition_penalty",

@@ -3,8 +3,19 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple, NotRequired, TypedDict, cast, get_args
+from collections.abc import Iterable, Sequence
+from typing import (
+    TYPE_CHECKING,
+    Any,
+    Final,
+    Literal,
+    NamedTuple,
+    NotRequired,
+    TypedDict,
+    TypeVar,
+    cast,
+    get_args,
+)
 
 from tandem.errors import InvalidRequest
 from tandem.media import file_bytes, wav
@@ -40,7 +51,7 @@ class TextPrompt(TypedDict):
     """A prompt as text; the model's tokenizer makes the ids. With media it may be empty."""
 
     prompt: str
-    multi_modal_data: NotRequired[MultiModalData]  # of an encoder prompt
+    multi_modal_data: NotRequired[MultiModalData]  # only an encoder prompt has them
 
 
 class TokensPrompt(TypedDict):
@@ -48,7 +59,7 @@ class TokensPrompt(TypedDict):
 
     prompt_token_ids: list[int]
     prompt: NotRequired[str]  # shown in the output, not read
-    multi_modal_data: NotRequired[MultiModalData]  # of an encoder prompt
+    multi_modal_data: NotRequired[MultiModalData]  # only an encoder prompt has them
 
 
 SingletonPrompt = str | TextPrompt | TokensPrompt
@@ -62,6 +73,7 @@ class ExplicitEncoderDecoderPrompt(TypedDict):
 
 
 Prompt = SingletonPrompt | ExplicitEncoderDecoderPrompt
+PromptT = TypeVar("PromptT", bound=Prompt)
 
 
 class TaskOptions(TypedDict, total=False):
@@ -96,6 +108,11 @@ REQUEST_OPTIONS: Final = tuple(RequestOptions.__annotations__)
 def task_options(options: RequestOptions) -> TaskOptions:
     """The options that say what the model is to do."""
     return cast(TaskOptions, {name: value for name, value in options.items() if name in TASK_OPTIONS})
+
+
+def listed(prompts: PromptT | Sequence[PromptT]) -> list[PromptT]:
+    """One prompt or several, as a list."""
+    return cast(list[PromptT], [prompts] if isinstance(prompts, str | dict) else list(prompts))
 
 
 def zip_enc_dec_prompt_lists(

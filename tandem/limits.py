@@ -1,4 +1,4 @@
-"""Every limit of a request or a queue, with its unit. Checked before anything is allocated."""
+"""Every limit of a request or a queue, with its unit. They are checked before anything is allocated."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import ClassVar
 
 @dataclass(frozen=True)
 class Limits:
-    """Caps a server applies to what clients send. Set once, when the server starts: `--limit n=4`."""
+    """Caps a server applies to what clients send. It is told them when it starts: `--limit n=4`."""
 
     __pydantic_config__: ClassVar = {"extra": "forbid"}  # where it is read from a configuration
 

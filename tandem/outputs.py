@@ -88,7 +88,7 @@ class EmbeddingOutput:
     `last_hidden_state`, pooled or as it is."""
 
     request_id: str
-    encoder_tokens: int  # of the prompt
+    encoder_tokens: int  # the prompt's
     # [d_model], or without pooling [encoder_tokens, d_model].
     embedding: NDArray[np.float32] = field(repr=False)
 

@@ -227,8 +227,8 @@ class TranscriptionSegment:
     token_ids: list[int]  # times included, EOS excluded
     temperature: float
     avg_logprob: float  # mean over the window's tokens
-    compression_ratio: float  # of the window's text: bytes over compressed bytes
-    no_speech_prob: float  # of the window
+    compression_ratio: float  # the window's text's: bytes over compressed bytes
+    no_speech_prob: float  # the window's
     words: list[TranscriptionWord] | None = None  # None: they were not asked for
     # One for each of token_ids, under the model's own distribution. None: they were not asked for.
     logprobs: list[float] | None = None
@@ -240,7 +240,7 @@ class Transcription:
 
     text: str
     language: str  # code, said or detected; "" where no speech is found to detect it from
-    duration_s: float  # of the recording
+    duration_s: float  # the recording's
     segments: list[TranscriptionSegment]  # none where no timestamps were asked for
     mode: TranscriptionMode
     encoder_tokens: int  # positions of the windows that were decoded
@@ -263,6 +263,6 @@ class TranscriptionProgress:
 
     number: int  # the recording's: 0, 1, …
     done_s: float  # up to where it is transcribed
-    duration_s: float  # of the recording
+    duration_s: float  # the recording's
     segments: list[TranscriptionSegment]  # so far; there are some where no timestamps were asked for, too
     answer: Transcription | InvalidRequest | None  # with the last of its steps; an error where it is refused

@@ -25,6 +25,8 @@ PACKAGE_DIR: dict[str, str] = SETUPTOOLS["package-dir"]
 ORDER = (
     "tandem.cli",
     "tandem.batch",
+    "tandem.pipelines",
+    "tandem.offline tandem.client",
     "tandem",
     "tandem.cluster.launch",
     "tandem.cluster.app",

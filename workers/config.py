@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal, cast, get_args
 import torch
 
 from tandem.errors import InvalidRequest
+from tandem.kernels.cpu.ops import COMPILED
 from tandem.workers.constraints import Above, AtLeast, check_fields
 
 Dtype = Literal["auto", "float32", "bfloat16"]  # no float16: T5's activations overflow it
@@ -22,7 +23,7 @@ _Size = Annotated[int, AtLeast(1)]
 
 @dataclass(frozen=True)
 class EngineConfig:
-    """Everything an engine needs to know. Set once; the same on every rank.
+    """Everything an engine needs to know. It never changes, and is the same on every rank.
 
     Raises InvalidRequest, naming the field, for a value or a combination that cannot be.
     """
@@ -30,7 +31,7 @@ class EngineConfig:
     model: str  # a local folder, see model_folder.resolve
     dtype: Dtype = "auto"  # auto: bfloat16 on a GPU, float32 on a CPU
     device: Device = "auto"
-    quantization: Quantization | None = None  # int8: of projections, on a CPU and in float32; see Int8Linear
+    quantization: Quantization | None = None  # int8: projections', on a CPU and in float32; see Int8Linear
     tensor_parallel_size: _Size = 1
     max_num_seqs: _Size = 64  # sequences decoded at once
     max_batched_tokens: _Size = 2048  # decoder positions in one step
@@ -74,8 +75,8 @@ class EngineConfig:
 
     @classmethod
     def of(cls, *, dtype: str = "auto", **options: Any) -> EngineConfig:
-        """From options as a person writes them: "float" is float32. Raises InvalidRequest, naming the option
-        that is unknown or unusable."""
+        """The configuration of options as a person writes them: "float" is float32. Raises InvalidRequest,
+        naming the option that is unknown or unusable."""
         unknown = sorted(set(options) - {field.name for field in fields(cls)})
         if unknown:
             raise InvalidRequest("unknown option", field=unknown[0])
@@ -96,10 +97,13 @@ class EngineConfig:
         return torch.float32 if self.dtype == "float32" else torch.bfloat16
 
     def kv_dtype(self, device: torch.device) -> torch.dtype:
-        """The dtype of self- and cross-attention's K and V. On a CPU always float32, which attention reads in
-        place: PyTorch's sparse products take nothing else there, and to convert a history at every step costs
-        more than the memory it saves."""
-        return torch.float32 if device.type == "cpu" else self.torch_dtype(device)
+        """The dtype of self- and cross-attention's K and V: that of the activations, and bfloat16 where products
+        are in int8, which lose more. Without the CPU's extension float32: PyTorch's sparse products take nothing
+        else, and to convert a history at every step costs more than the memory it saves."""
+        if device.type != "cpu":
+            return self.torch_dtype(device)
+        lower = self.quantization is not None or self.dtype == "bfloat16"
+        return torch.bfloat16 if lower and COMPILED else torch.float32
 
     def uses_graphs(self, device: torch.device) -> bool:
         if self.cuda_graphs is None:

@@ -32,7 +32,7 @@ def check_fields(values: object) -> None:
 
 def _wrong(hint: Any, value: object) -> str | None:
     """What the value must be and is not."""
-    if get_origin(hint) in (Union, UnionType):  # of one kind and None
+    if get_origin(hint) in (Union, UnionType):  # one kind and None
         [hint, *more] = (one for one in get_args(hint) if one is not NoneType)
         assert not more
         if value is None:

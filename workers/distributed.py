@@ -80,7 +80,7 @@ class Group:
         return int(values)
 
     def send_integers(self, values: list[int]) -> None:
-        """From rank 0 to all others, between the hosts: `receive_integers` returns them there."""
+        """Rank 0 sends them to all others, host to host: `receive_integers` returns them there."""
         if self.size > 1:
             dist.broadcast(torch.tensor([len(values)]), src=0, group=self.control)
             dist.broadcast(torch.tensor(values, dtype=torch.int64), src=0, group=self.control)

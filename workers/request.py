@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 class HiddenStates(Protocol):
-    """Hidden states another worker computed. Set by the cluster, see cluster/handoff.py."""
+    """Hidden states another worker computed. The cluster sets them, see cluster/handoff.py."""
 
     @property
     def handle(self) -> int:
         """Unique among the engine's live encoder inputs; the same on every rank."""
 
     def __call__(self) -> torch.Tensor:
-        """[length, d_model], on any device, at once: nothing is waited for. Called again after a preemption.
+        """[length, d_model], on any device, at once: nothing is waited for. It may be called again, after
+        a preemption.
 
         Raises HiddenStatesLost where they are gone.
         """
@@ -42,8 +43,8 @@ class EncoderInput:
     hidden: HiddenStates | None = None  # None where this engine encodes by itself
     # As the client sent them, in the order of the positions that hold the front's placeholder.
     media: tuple[Media, ...] = field(default=(), repr=False)
-    # float32 [items, *FrontSpec.features], on the CPU. Set by `media.prepare_input` on the worker that
-    # encodes.
+    # float32 [items, *FrontSpec.features], on the CPU. `media.prepare_input` sets them on the worker
+    # that encodes.
     features: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
 
@@ -74,13 +75,13 @@ class Alignment:
     """Asks where in its encoder input each position of the decoder attends to: the positions and the input go
     together in order, on the path of the most attention (dynamic time warping)."""
 
-    heads: tuple[tuple[int, int], ...]  # of cross-attention, at least one: layer of the decoder, head
+    heads: tuple[tuple[int, int], ...]  # cross-attention's, at least one: layer of the decoder, head
     compared_from: int  # a position's attention is compared with that of all positions from this one on
     first: int  # positions first:stop are aligned
     stop: int
     input_length: int  # encoder positions, from the first on; those after them do not count
     cropped: bool  # the softmax of attention is over these alone
-    filter_width: int  # of the median filter along the input; odd
+    filter_width: int  # the width of the median filter along the input; odd
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +95,7 @@ class Decoding:
     top_p: float  # 1: off
     min_p: float  # 0: off
     repetition_penalty: float  # 1: off
-    seed: int  # of this sample; noise is keyed by (seed, number of tokens generated)
+    seed: int  # this sample's; noise is keyed by (seed, number of tokens generated)
     stop_ids: frozenset[int]  # ids that end the sequence: EOS unless ignored, and the request's own
     eos_ids: frozenset[int]  # the model's own, for telling EOS from the request's stop ids
     logprobs: int | None  # None: none; k: the token's own and the k likeliest
@@ -123,7 +124,7 @@ class Decoding:
     # raw logits. Not with prompt_logprobs.
     probe: tuple[int, int] | None = None
     score_below: int | None = None  # a target's tokens are scored among the ids below; None: among all
-    alignment: Alignment | None = None  # of a request with a target alone
+    alignment: Alignment | None = None  # only a request with a target has one
 
     @property
     def greedy(self) -> bool:
@@ -140,8 +141,8 @@ class EngineRequest:
     prefix_ids: tuple[int, ...]  # decoder start token, then the decoder prompt; at least one
     decoding: Decoding
     # Tokens another engine has generated and delivered: decoding goes on after them, and they count towards
-    # max_tokens and the seed's step. Set by the router when it moves a request. Beams have none: they deliver
-    # at their end only, and start anew.
+    # max_tokens and the seed's step. The router sets them when it moves a request. Beams have none: they
+    # deliver at their end only, and start anew.
     generated_ids: tuple[int, ...] = ()
     # The tokens of a target, which are scored and not generated: the decoder is given them, as many as
     # `max_tokens`, and the one delta has their log-probabilities.
@@ -186,7 +187,7 @@ class Delta(NamedTuple):
     stop_reason: int | None = None  # the request's own stop id that ended it
     error: TandemError | None = None
     queued_s: float | None = None  # from arrival until it joined the batch; on the first delta with a token
-    hypotheses: list[Hypothesis] | None = None  # of beams that ended by themselves, best first
+    hypotheses: list[Hypothesis] | None = None  # the beams that ended by themselves, best first
     # The prefix's from its second token on, where they were asked for; on the first delta with a token.
     prompt_logprobs: list[TokenLogprobs] | None = None
     # The sum of the token_ids' log-probabilities, each among the processed scores that the token was chosen
@@ -242,12 +243,12 @@ class EngineStats(NamedTuple):
     max_running: int  # the batch's size limit
     free_pages: int
     total_pages: int
-    cross_pages: int  # of the used ones, those that hold cross-attention K/V
+    cross_pages: int  # used pages that hold cross-attention K/V
     steps: int  # steps applied; with work waiting and no new step the engine is stuck
     generated_tokens: int
     encoded_tokens: int
     preemptions: int
     drafted_tokens: int  # guessed, and computed
-    accepted_tokens: int  # of these, the ones that were right
+    accepted_tokens: int  # drafted tokens that were right
     # By value of `scheduling.plan.WaitingFor`: steps that the first waiting sequence did not join for it.
     waiting_for: dict[str, int]

@@ -37,7 +37,7 @@ class SharedEngine:
         self._engine_lock = threading.Lock()  # around the engine: held for as long as a step takes
         self._lock = threading.Lock()  # around all below; taken after the engine's where both are needed
         self._failure: TandemError | None = None  # why the engine cannot be used
-        self._calls: dict[str, _Call] = {}  # of live requests, by their id
+        self._calls: dict[str, _Call] = {}  # the call of each live request, by its id
         self._stepping = False  # a thread steps
         self._asleep: list[_Call] = []  # they wait meanwhile
 

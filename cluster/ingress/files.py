@@ -9,8 +9,8 @@ from collections.abc import Callable
 from typing import Final, Protocol
 
 _KEPT_S: Final = 1800.0  # as LibreTranslate keeps them
-_BYTES: Final = 256 * 2**20  # of all files; the oldest make room
-_NAME_BYTES: Final = 16  # of randomness
+_BYTES: Final = 256 * 2**20  # all files together; the oldest make room
+_NAME_BYTES: Final = 16  # random ones
 
 
 class FileStore:

@@ -18,7 +18,7 @@ from tandem.workers.transcription.builder import PreparedLive, TranscriptionBuil
 
 T = TypeVar("T")
 _THREADS: Final = 2
-_HELD_S: Final = 90.0  # of sound that a session may hold: a turn that goes on, and two that wait
+_HELD_S: Final = 90.0  # seconds of sound that a session may hold: a turn that goes on, and two that wait
 _BACKLOG: Final = 2  # turns that wait; the client's sound is not read until there are fewer
 _UNREAD: Final = 4  # messages that may wait
 

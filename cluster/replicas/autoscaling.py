@@ -46,7 +46,7 @@ class DecoderPolicy:
         slots, pages = _reports(ctx, "slots"), _reports(ctx, "pages")
         if not slots:
             return ctx.target_num_replicas, {}
-        # Rounded first, so that 4.2 / 0.7 is 6.
+        # The quotient is rounded first, so that 4.2 / 0.7 is 6.
         return math.ceil(round(max(sum(slots), sum(pages)) / self._target, 6)), {}
 
 

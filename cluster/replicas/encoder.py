@@ -89,9 +89,9 @@ class EncoderActor:
     ) -> tuple[PackedHidden, BatchSummary]:
         """The packed hidden states of the inputs, in order, and a summary. Nothing is computed for no inputs.
 
-        The inputs come as `messages.packed_input` makes them. Call it with `num_returns=2`: of two objects,
-        the caller, who owns both, learns of a failure without fetching the hidden states. `queued_tokens` is
-        the length of the caller's queue. Raises Unavailable when draining.
+        The inputs come as `messages.packed_input` makes them. Call it with `num_returns=2`: as these are two
+        objects, the caller, who owns both, learns of a failure without fetching the hidden states.
+        `queued_tokens` is the length of the caller's queue. Raises Unavailable when draining.
         """
         if self._draining:
             raise Unavailable("the encoder is draining")

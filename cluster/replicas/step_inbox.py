@@ -37,7 +37,7 @@ class StepInbox:
         self._next_look: asyncio.TimerHandle | None = None
 
     def put(self, deltas: list[Delta], stats: EngineStats) -> None:
-        """Called in the engine's thread; returns at once."""
+        """The engine's thread calls it; it returns at once."""
         self._steps.append((deltas, stats))
         if not self._looking:
             self._looking = True

@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 PERIOD_S = 5.0  # between looks: new replicas are found this late at most
 RETRY_S = 0.2  # before the next look after a loss, and while there is no replica
-TIMEOUT_S = 10.0  # of one look
+TIMEOUT_S = 10.0  # one look at the engines takes so long at most
 
 
 class Discovery:

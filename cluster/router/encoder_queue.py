@@ -27,7 +27,7 @@ class EncodeJob:
     """One input to encode, for all requests that wait for it."""
 
     encoder_input: EncoderInput
-    order: tuple[float, int]  # of the first request in order: see RoutedRequest
+    order: tuple[float, int]  # the first request's: see RoutedRequest
     sent: asyncio.Future[Sent] = field(default_factory=_future)  # the last try, or the job's error
     waiters: int = 0  # requests; set, like `attempts` and `alone`, by the pool
     attempts: int = 0

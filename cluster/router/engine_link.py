@@ -46,7 +46,7 @@ class EngineLink:
         self.handoff = HandoffTotals()
         self.messages = 0  # counter: messages that had deltas
         self.routed_requests: dict[str, RoutedRequest] = {}  # by placement id
-        self.keys: Counter[str] = Counter()  # of their encoder inputs
+        self.keys: Counter[str] = Counter()  # their encoder inputs', counted
         # Keys of the latest inputs that the engine keeps beyond a request's end, while it has pages for them.
         self._kept: OrderedDict[str, None] = OrderedDict()
         self._actor = actor

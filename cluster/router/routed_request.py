@@ -100,8 +100,8 @@ class RoutedRequest:
     async def take(self, not_before: float = 0.0) -> Delta | None:
         """Everything received since the last call, as one delta; None where it first needs an engine.
 
-        Unless it ends, tokens gather until `not_before`, in the event loop's time. Bounded in time by the
-        deadline. Not to be called again once it has given the last delta.
+        Unless it ends, tokens gather until `not_before`, in the event loop's time. The deadline bounds
+        the wait. It is not to be called again once it has given the last delta.
         """
         loop = asyncio.get_running_loop()
         while not self.ended:
@@ -123,7 +123,7 @@ class RoutedRequest:
     def close(self) -> None:
         """Nobody reads it any more: one that has not ended is cancelled."""
         self._end(Delta(self.request.request_id, [], finish_reason="cancelled"))
-        self._let_go()  # of what it got while it ended
+        self._let_go()  # what it got while it ended goes, too
 
     def _add(self, delta: Delta) -> None:
         self.received += delta.token_ids

@@ -48,7 +48,7 @@ class RouterStats:
 class Room:
     """Room for a recording while it is transcribed, window by window: see `Router.keep_room`."""
 
-    audio_s: float  # of its spectrogram, which the ingress holds; whoever decodes it may correct it
+    audio_s: float  # its spectrogram's, which the ingress holds; whoever decodes it may correct it
 
 
 class Router:

@@ -45,11 +45,11 @@ int threads(Arguments& args) { return static_cast<int>(args.integer("threads"));
 
 PyObject* attend(Arguments& args) {
     attention::Attention a;
-    i64 rows = ANY, sequences = ANY, pages = ANY, entries = ANY, distances = ANY, half = ANY;
+    i64 rows = ANY, sequences = ANY, pages = ANY, entries = ANY, distances = ANY, half = ANY, half_pages = ANY;
     a.heads = a.shared = a.dim = a.page = ANY;
     a.q = args.real("q", &half, {&rows, &a.heads, &a.dim}, &a.q_stride);
-    a.k = args.tensor<float>("k", {&pages, &a.shared, &a.page, &a.dim});
-    a.v = args.tensor<float>("v", {&pages, &a.shared, &a.page, &a.dim});
+    a.k = args.real("k", &half_pages, {&pages, &a.shared, &a.page, &a.dim});
+    a.v = args.real("v", &half_pages, {&pages, &a.shared, &a.page, &a.dim});
     a.table = args.tensor<int32_t>("table", {&sequences, &entries}, &a.table_stride);
     a.lengths = args.tensor<int32_t>("lengths", {&sequences});
     i64 borders = sequences + 1;
@@ -64,6 +64,7 @@ PyObject* attend(Arguments& args) {
     a.by_cell = args.flag("by_cell");
     a.threads = threads(args);
     a.half = half != 0;
+    a.half_pages = half_pages != 0;
     if (a.shared == 0 || a.heads % a.shared != 0) throw Refused("heads of q must share those of k evenly");
     if (a.bias != nullptr && a.reach < 0) throw Refused("bias_table must have a distance");
     return perform(args, a, sequences);
@@ -134,14 +135,15 @@ PyObject* add_norm(Arguments& args) {
 
 PyObject* write_kv(Arguments& args) {
     rows::WriteKV op;
-    i64 rows = ANY, pages = ANY, half = ANY;
+    i64 rows = ANY, pages = ANY, half = ANY, half_pages = ANY;
     op.heads = op.dim = op.page = ANY;
     op.from[0] = args.real("k", &half, {&rows, &op.heads, &op.dim}, &op.strides[0]);
     op.from[1] = args.real("v", &half, {&rows, &op.heads, &op.dim}, &op.strides[1]);
-    op.pages[0] = args.tensor<float>("k_pages", {&pages, &op.heads, &op.page, &op.dim});
-    op.pages[1] = args.tensor<float>("v_pages", {&pages, &op.heads, &op.page, &op.dim});
+    op.pages[0] = args.real("k_pages", &half_pages, {&pages, &op.heads, &op.page, &op.dim});
+    op.pages[1] = args.real("v_pages", &half_pages, {&pages, &op.heads, &op.page, &op.dim});
     op.slots = args.tensor<const i64>("slots", {&rows});
     op.half = half != 0;
+    op.half_pages = half_pages != 0;
     return perform(args, op, rows);
 }
 

@@ -76,7 +76,7 @@ namespace attention {
 struct Attention {
     const void* q;           // [N, H, D], rows q_stride apart: bfloat16 if half, else float32
     void* out;               // [N, H, D], in q's dtype
-    const float *k, *v;      // [pages, G, P, D]: H / G heads of q share one
+    const void *k, *v;       // [pages, G, P, D], bfloat16 if half_pages, else float32: H / G heads of q share one
     const int32_t* table;    // [S, table_stride]: pages; by_cell: cells, page P + offset
     const int32_t* cu_rows;  // [S + 1]
     const int32_t* lengths;  // [S]: keys
@@ -84,7 +84,7 @@ struct Attention {
     float* sums;             // [N, H]: the logarithm of the softmax's denominator, or null
     i64 heads, shared, dim, page, q_stride, table_stride, reach;
     float scale, softcap;    // scores become softcap tanh(score / softcap); 0: no cap
-    bool causal, by_cell, half;
+    bool causal, by_cell, half, half_pages;
     int threads;
 };
 
@@ -138,10 +138,10 @@ void apply(const Norm& op, i64 rows);
 // K and V [rows, heads, dim] to slots, page P + offset, of pages [pages, heads, P, dim].
 struct WriteKV {
     const void* from[2];  // bfloat16 if half, else float32
-    float* pages[2];
+    void* pages[2];       // bfloat16 if half_pages, else float32
     const i64* slots;
     i64 heads, dim, page, strides[2];
-    bool half;
+    bool half, half_pages;
 };
 
 void apply(const WriteKV& op, i64 rows);

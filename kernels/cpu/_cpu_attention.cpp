@@ -43,38 +43,50 @@ struct Head {
     }
 };
 
-EVERY_LEVEL void plain_scores(const Head& h) {
+template <typename T>
+inline void plain_scores(const Head& h) {
     const i64 dim = h.a->dim;
     for (i64 t = 0, run; t < h.length; t += run) {
         run = run_length(*h.a, t, h.length);
-        const float* k = h.a->k + place(*h.a, h.table, h.shared, t);
+        const T* k = static_cast<const T*>(h.a->k) + place(*h.a, h.table, h.shared, t);
         for (i64 r = 0; r < h.rows; ++r) {
             const float* q = h.queries + r * dim;
             for (i64 i = 0; i < run; ++i) {
                 float sum = 0;
 #pragma omp simd reduction(+ : sum)
-                for (i64 d = 0; d < dim; ++d) sum += q[d] * k[i * dim + d];
+                for (i64 d = 0; d < dim; ++d) sum += q[d] * load(k + i * dim + d);
                 h.scores[r * h.length + t + i] = sum;
             }
         }
     }
 }
 
-EVERY_LEVEL void plain_sums(const Head& h) {
+template <typename T>
+inline void plain_sums(const Head& h) {
     const i64 dim = h.a->dim;
     std::fill(h.sums, h.sums + h.rows * dim, 0.0f);
     for (i64 t = 0, run; t < h.length; t += run) {
         run = run_length(*h.a, t, h.length);
-        const float* v = h.a->v + place(*h.a, h.table, h.shared, t);
+        const T* v = static_cast<const T*>(h.a->v) + place(*h.a, h.table, h.shared, t);
         for (i64 r = 0; r < h.rows; ++r) {
             float* sum = h.sums + r * dim;
             for (i64 i = 0; i < h.seen(r, t, run); ++i) {
                 const float weight = h.scores[r * h.length + t + i];
 #pragma omp simd
-                for (i64 d = 0; d < dim; ++d) sum[d] += weight * v[i * dim + d];
+                for (i64 d = 0; d < dim; ++d) sum[d] += weight * load(v + i * dim + d);
             }
         }
     }
+}
+
+EVERY_LEVEL void plain_scores(const Head& h) {
+    if (h.a->half_pages) plain_scores<uint16_t>(h);
+    else plain_scores<float>(h);
+}
+
+EVERY_LEVEL void plain_sums(const Head& h) {
+    if (h.a->half_pages) plain_sums<uint16_t>(h);
+    else plain_sums<float>(h);
 }
 
 // Turns the scores of a row into weights that add up to 1.
@@ -115,33 +127,40 @@ AVX512 inline __m512 add_pairs(__m512 one, __m512 other) {
     return _mm512_add_ps(_mm512_permutex2var_ps(one, even, other), _mm512_permutex2var_ps(one, odd, other));
 }
 
+AVX512 inline __m512 sixteen(const float* at) { return _mm512_loadu_ps(at); }
+AVX512 inline __m512 sixteen(const uint16_t* at) {  // bfloat16
+    const __m512i wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(at)));
+    return _mm512_castsi512_ps(_mm512_slli_epi32(wide, 16));
+}
+
 // q * key, summed by lane over V registers.
-template <int V>
-AVX512 inline __m512 product(const __m512* q, const float* key) {
-    __m512 sum = _mm512_mul_ps(q[0], _mm512_loadu_ps(key));
+template <int V, typename T>
+AVX512 inline __m512 product(const __m512* q, const T* key) {
+    __m512 sum = _mm512_mul_ps(q[0], sixteen(key));
 #pragma GCC unroll 8
-    for (int i = 1; i < V; ++i) sum = _mm512_fmadd_ps(q[i], _mm512_loadu_ps(key + 16 * i), sum);
+    for (int i = 1; i < V; ++i) sum = _mm512_fmadd_ps(q[i], sixteen(key + 16 * i), sum);
     return sum;
 }
 
 // Prefetches a key or value: pages lie anywhere, which the hardware's prefetcher cannot predict.
-template <int V>
-AVX512 inline void prefetch(const float* at) {
+template <int V, typename T>
+AVX512 inline void prefetch(const T* at) {
+    constexpr int LINE = 64 / sizeof(T);
 #pragma GCC unroll 8
-    for (int i = 0; i < V; ++i) _mm_prefetch(reinterpret_cast<const char*>(at + 16 * i), _MM_HINT_T0);
+    for (int i = 0; i < 16 * V; i += LINE) _mm_prefetch(reinterpret_cast<const char*>(at + i), _MM_HINT_T0);
 }
 
-// For D = 16 V.
-template <int V>
+// For D = 16 V and pages of T.
+template <int V, typename T>
 AVX512 void wide_scores(const Head& h) {
     constexpr i64 DIM = 16 * V;
     for (i64 t = 0, run; t < h.length; t += run) {
         run = run_length(*h.a, t, h.length);
-        const float* k = h.a->k + place(*h.a, h.table, h.shared, t);
+        const T *k = static_cast<const T*>(h.a->k), *v = static_cast<const T*>(h.a->v);
         const bool last = t + run >= h.length;
-        const float* next = last ? h.a->v + place(*h.a, h.table, h.shared, 0)
-                                 : h.a->k + place(*h.a, h.table, h.shared, t + run);
+        const T* next = last ? v + place(*h.a, h.table, h.shared, 0) : k + place(*h.a, h.table, h.shared, t + run);
         for (i64 i = 0; i < run; ++i) prefetch<V>(next + i * DIM);
+        k += place(*h.a, h.table, h.shared, t);
         for (i64 r = 0; r < h.rows; ++r) {
             __m512 q[V];
 #pragma GCC unroll 8
@@ -149,14 +168,14 @@ AVX512 void wide_scores(const Head& h) {
             float* scores = h.scores + r * h.length + t;
             i64 i = 0;
             for (; i + 16 <= run; i += 16) {  // the lanes of sixteen keys are added up together, by halves
-                const float* keys = k + i * DIM;
+                const T* keys = k + i * DIM;
                 __m512 eighths[2];
 #pragma GCC unroll 2
                 for (int e = 0; e < 2; ++e) {
                     __m512 four[2];
 #pragma GCC unroll 2
                     for (int f = 0; f < 2; ++f) {
-                        const float* at = keys + (8 * e + 4 * f) * DIM;
+                        const T* at = keys + (8 * e + 4 * f) * DIM;
                         four[f] = add_pairs(add_pairs(product<V>(q, at), product<V>(q, at + DIM)),
                                             add_pairs(product<V>(q, at + 2 * DIM), product<V>(q, at + 3 * DIM)));
                     }
@@ -175,7 +194,7 @@ AVX512 void wide_scores(const Head& h) {
     }
 }
 
-template <int V>
+template <int V, typename T>
 AVX512 void wide_sums(const Head& h) {
     constexpr i64 DIM = 16 * V;
     for (i64 r = 0; r < h.rows; ++r) {
@@ -184,9 +203,9 @@ AVX512 void wide_sums(const Head& h) {
         for (int i = 0; i < 2 * V; ++i) sums[i] = _mm512_setzero_ps();
         for (i64 t = 0, run; t < h.length; t += run) {
             run = run_length(*h.a, t, h.length);
-            const float* v = h.a->v + place(*h.a, h.table, h.shared, t);
+            const T* v = static_cast<const T*>(h.a->v) + place(*h.a, h.table, h.shared, t);
             if (r == 0 && t + run < h.length) {
-                const float* next = h.a->v + place(*h.a, h.table, h.shared, t + run);
+                const T* next = static_cast<const T*>(h.a->v) + place(*h.a, h.table, h.shared, t + run);
                 for (i64 i = 0; i < run; ++i) prefetch<V>(next + i * DIM);
             }
             const float* weights = h.scores + r * h.length + t;
@@ -195,13 +214,12 @@ AVX512 void wide_sums(const Head& h) {
             for (; i + 2 <= seen; i += 2) {
 #pragma GCC unroll 16
                 for (int j = 0; j < 2 * V; ++j)
-                    sums[j] = _mm512_fmadd_ps(_mm512_set1_ps(weights[i + j / V]), _mm512_loadu_ps(v + i * DIM + 16 * j),
-                                              sums[j]);
+                    sums[j] = _mm512_fmadd_ps(_mm512_set1_ps(weights[i + j / V]), sixteen(v + i * DIM + 16 * j), sums[j]);
             }
             if (i < seen) {
 #pragma GCC unroll 8
                 for (int j = 0; j < V; ++j)
-                    sums[j] = _mm512_fmadd_ps(_mm512_set1_ps(weights[i]), _mm512_loadu_ps(v + i * DIM + 16 * j), sums[j]);
+                    sums[j] = _mm512_fmadd_ps(_mm512_set1_ps(weights[i]), sixteen(v + i * DIM + 16 * j), sums[j]);
             }
         }
 #pragma GCC unroll 8
@@ -217,15 +235,23 @@ struct Way {
     void (*sums)(const Head&);
 };
 
-Way way(i64 dim) {
+#ifdef HAS_AVX512_PATH
+template <int V>
+Way wide(bool half_pages) {
+    if (half_pages) return {wide_scores<V, uint16_t>, wide_sums<V, uint16_t>};
+    return {wide_scores<V, float>, wide_sums<V, float>};
+}
+#endif
+
+Way way(const Attention& a) {
 #ifdef HAS_AVX512_PATH
     if (has_avx512()) {
-        if (dim == 32) return {wide_scores<2>, wide_sums<2>};
-        if (dim == 64) return {wide_scores<4>, wide_sums<4>};
-        if (dim == 128) return {wide_scores<8>, wide_sums<8>};
+        if (a.dim == 32) return wide<2>(a.half_pages);
+        if (a.dim == 64) return wide<4>(a.half_pages);
+        if (a.dim == 128) return wide<8>(a.half_pages);
     }
 #else
-    (void)dim;
+    (void)a;
 #endif
     return {plain_scores, plain_sums};
 }
@@ -270,7 +296,7 @@ void apply(const Attention& a, i64 sequences) {
         most = std::max(most, rows * (a.lengths[s] + 2 * a.dim));
     }
     const int threads = 2 * cells * a.heads * a.dim < WORTH_A_THREAD ? 1 : a.threads;
-    const Way how = way(a.dim);
+    const Way how = way(a);
 #pragma omp parallel num_threads(threads)
     {
         std::vector<float> scratch(most);

@@ -62,15 +62,20 @@ inline void norm_row(const Norm& op, i64 row) {
 EVERY_LEVEL void norm_float(const Norm& op, i64 row) { norm_row<float>(op, row); }
 EVERY_LEVEL void norm_half(const Norm& op, i64 row) { norm_row<uint16_t>(op, row); }
 
-template <typename T>
-void scatter(const WriteKV& op, int part, i64 n) {
+template <typename From, typename To>
+inline void scatter(const WriteKV& op, int part, i64 n) {
     const i64 heads = op.heads, dim = op.dim, page = op.page;
     for (i64 i = 0; i < n; ++i) {
-        float* to = op.pages[part] + (op.slots[i] / page * heads * page + op.slots[i] % page) * dim;
-        const T* row = static_cast<const T*>(op.from[part]) + i * op.strides[part];
+        To* to = static_cast<To*>(op.pages[part]) + (op.slots[i] / page * heads * page + op.slots[i] % page) * dim;
+        const From* row = static_cast<const From*>(op.from[part]) + i * op.strides[part];
         for (i64 h = 0; h < heads; ++h)
-            for (i64 d = 0; d < dim; ++d) to[h * page * dim + d] = load(row + h * dim + d);
+            for (i64 d = 0; d < dim; ++d) store(to + h * page * dim + d, load(row + h * dim + d));
     }
+}
+
+EVERY_LEVEL void scatter_part(const WriteKV& op, int part, i64 n) {
+    if (op.half) op.half_pages ? scatter<uint16_t, uint16_t>(op, part, n) : scatter<uint16_t, float>(op, part, n);
+    else op.half_pages ? scatter<float, uint16_t>(op, part, n) : scatter<float, float>(op, part, n);
 }
 
 // 1 / (1 + e^-x)
@@ -134,10 +139,7 @@ void apply(const Norm& op, i64 rows) {
 }
 
 void apply(const WriteKV& op, i64 rows) {
-    for (int part = 0; part < 2; ++part) {
-        if (op.half) scatter<uint16_t>(op, part, rows);
-        else scatter<float>(op, part, rows);
-    }
+    for (int part = 0; part < 2; ++part) scatter_part(op, part, rows);
 }
 
 void apply(const Embed& op, i64 rows) {

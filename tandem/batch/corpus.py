@@ -16,8 +16,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from tandem.audio_files import files_in, is_recording
 from tandem.batch import recordings, records
+from tandem.batch.audio_files import files_in, is_recording
 from tandem.errors import InvalidRequest
 from tandem.lines import read_lines
 

@@ -69,7 +69,7 @@ def failure(values: Mapping[str, Any], error: TandemError) -> dict[str, Any]:
 
 
 def tokens(line: Mapping[str, Any]) -> int | None:
-    """Generated for an answer's line; None where it is an error."""
+    """How many were generated for an answer's line; None where it is an error."""
     response = line["response"]
     if response is None or response["status_code"] != 200:
         return None
@@ -99,10 +99,10 @@ def _line(
 
 
 class HttpServer:
-    """A server's HTTP API. Made, used and closed in one event loop."""
+    """A server's HTTP API. One event loop makes, uses and closes it."""
 
     def __init__(self, urls: Sequence[str]) -> None:
-        """`urls`: of its replicas, "http://host:port" each, with or without the "/v1" that OpenAI's clients
+        """`urls`: its replicas', "http://host:port" each, with or without the "/v1" that OpenAI's clients
         are given."""
         import aiohttp
 

@@ -15,7 +15,7 @@ from tandem.media import file_bytes
 from tandem.transcription import Transcription, TranscriptionOptions, TranscriptionParams
 from tandem.transcripts import plain
 
-COLUMN: Final = "audio"  # of lines that stand for files
+COLUMN: Final = "audio"  # the column of lines that stand for files
 # Those of `tandem transcribe`.
 _DEFAULTS: Final[Mapping[str, Any]] = {"semantics": "openai"}
 _PARAMS: Final = frozenset(TranscriptionParams.model_fields)

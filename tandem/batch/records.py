@@ -32,7 +32,7 @@ _MEANT: Final = _KNOWN - {*_PROMPTS, "id", "task", "suffix"}
 _LONG: Final = 6  # letters, from which on one that differs is a mistake and no other name
 _LONG_WRITTEN: Final = 4  # the same of other capitals and dashes
 _MISTAKEN: Final = frozenset({"top_q", "beam_size", "num_beam_groups", "diversity_penalty", "penalty_alpha"})
-_COLUMNS: Final = frozenset({"logprob"})  # of data sets, although one letter makes it a parameter
+_COLUMNS: Final = frozenset({"logprob"})  # data sets have it, although one letter makes it a parameter
 _LIKENESS: Final = 0.75  # difflib's, from which on a column's name is shown with the parameter's
 _OF_ANSWERS: Final = frozenset({"outputs", "error"})
 

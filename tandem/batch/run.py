@@ -45,7 +45,7 @@ class Summary:
     answered: int
     refused: int  # lines whose answer is an error
     tokens: int  # generated
-    audio_s: float = 0.0  # of recordings
+    audio_s: float = 0.0  # the recordings' length
 
 
 # Lines, what has them answered, and how many of those → the answers, in order.

@@ -15,7 +15,7 @@ def compose(
     encoder: Annotated[str, typer.Option(help="A BERT-like model: a folder or a hub id.")],
     decoder: Annotated[str, typer.Option(help="A BERT-like model or GPT-2: a folder or a hub id.")],
     out: Annotated[Path, typer.Option(help="Where to write the new model: a folder that is empty or new.")],
-    seed: Annotated[int, typer.Option(min=0, help="Of the weights that neither model has.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Draws the weights that neither model has.")] = 0,
 ) -> None:
     """Put an encoder and a decoder together, as transformers' EncoderDecoderModel (bert2bert, bert2gpt2 …).
 
@@ -29,7 +29,7 @@ def compose(
       tandem serve ./bert2gpt2
     """
     with errors_shown():
-        from tandem.compose import compose as put_together
+        from tandem.cli.put_together import put_together
 
         made = put_together(encoder, decoder, out, seed=seed)
     print(made.folder)

@@ -1,15 +1,87 @@
-"""`tandem demo`."""
+"""`tandem demo`: a whole cluster on this machine, real sentences through it, and what happened."""
 
 from __future__ import annotations
 
+import json
+import time
+import urllib.request
+from typing import TYPE_CHECKING, Final
+
 from rich.console import Console
+from rich.table import Table
 
 from tandem.cli.options import errors_shown
+from tandem.inputs import Prompt
+from tandem.params import SamplingParams
+
+if TYPE_CHECKING:
+    from tandem.client import Client
+
+_SENTENCES: Final = [
+    "Good night.",
+    "I am tired.",
+    "Where do you live?",
+    "He is my brother.",
+    "I lost my keys.",
+    "We want to go home.",
+]
+_LANGUAGES: Final = {"French": "fr", "German": "de"}
+_STREAMED: Final = "translate English to French: Where is the train station?"
 
 
 def demo() -> None:
     """Start a cluster with the bundled model, send it real sentences over gRPC and HTTP, and stop it."""
+    console = Console()
     with errors_shown():
-        from tandem.demo import run
+        from tandem.client import Client
+        from tandem.cluster import launch, start
+        from tandem.cluster.config import ServeConfig
 
-        run(Console())
+        # Free ports: a demo must not fail because a server runs already.
+        http_port, grpc_port = start.free_ports("127.0.0.1", 2)
+        config = ServeConfig(http_port=http_port, grpc_port=grpc_port)
+        console.print("Starting Ray, an ingress, an encoder and a decoder …", style="dim")
+        started = time.monotonic()
+        with launch.serve(config) as cluster:
+            endpoints = cluster.endpoints()
+            console.print(f"Ready in {time.monotonic() - started:.0f} s.\n", style="dim", highlight=False)
+            with Client(endpoints.grpc[0]) as client:
+                _many(console, client)
+                _stream(console, client)
+            _http(console, f"http://{endpoints.http[0]}")
+            console.print("Stopping …", style="dim")
+        console.print("Done. `tandem serve` starts the same cluster to stay.")
+
+
+def _many(console: Console, client: Client) -> None:
+    prompts: list[Prompt] = [
+        f"translate English to {language}: {sentence}" for sentence in _SENTENCES for language in _LANGUAGES
+    ]
+    started = time.monotonic()
+    outputs = client.generate_many(prompts, SamplingParams(temperature=0))
+    seconds = time.monotonic() - started
+    table = Table("English", *_LANGUAGES, title=f"gRPC: {len(prompts)} requests at once")
+    texts = [output.outputs[0].text for output in outputs]
+    for row, sentence in enumerate(_SENTENCES):
+        table.add_row(sentence, *texts[row * len(_LANGUAGES) : (row + 1) * len(_LANGUAGES)])
+    console.print(table)
+    tokens = sum(len(output.outputs[0].token_ids) for output in outputs)
+    console.print(f"{tokens} tokens in {seconds:.2f} s.\n", style="dim", highlight=False)
+
+
+def _stream(console: Console, client: Client) -> None:
+    console.print(f"gRPC, streamed: {_STREAMED!r}", highlight=False)
+    for piece in client.stream(_STREAMED, SamplingParams(temperature=0)):
+        end = "│" if piece.finish_reason is None else "\n"
+        console.print(piece.text, style="green", end=end, markup=False, emoji=False)
+    console.print()
+
+
+def _http(console: Console, base: str) -> None:
+    body = {"q": "I am happy.", "source": "en", "target": "de"}
+    console.print(f"HTTP: POST {base}/translate {json.dumps(body)}", highlight=False)
+    request = urllib.request.Request(
+        f"{base}/translate", json.dumps(body).encode(), {"Content-Type": "application/json"}
+    )
+    with urllib.request.urlopen(request, timeout=60) as answer:
+        console.print_json(answer.read().decode())

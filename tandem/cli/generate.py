@@ -19,8 +19,11 @@ from tandem.cli.options import (
     ModelOption,
     ParamsOption,
     ServerOption,
+    SourceLanguageOption,
     SplitAt,
     SplitOption,
+    TargetLanguageOption,
+    TaskOption,
     TruncateOption,
     err,
     errors_shown,
@@ -53,17 +56,9 @@ def generate(
             help="0 takes the likeliest; higher is more varied.", show_default="the model's, usually 0"
         ),
     ] = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="One that the model's config declares, such as summarization.", show_default=False),
-    ] = None,
-    source_language: Annotated[
-        str | None,
-        typer.Option("--from", help="Of a translation, as the model calls it.", show_default=False),
-    ] = None,
-    target_language: Annotated[
-        str | None, typer.Option("--to", help="The language to answer in.", show_default=False)
-    ] = None,
+    task: TaskOption = None,
+    source_language: SourceLanguageOption = None,
+    target_language: TargetLanguageOption = None,
     param: ParamsOption = None,
     truncate: TruncateOption = False,
     stream: Annotated[bool, typer.Option("--stream", help="Show the text as it grows.")] = False,
@@ -206,7 +201,7 @@ def _answer(texts: list[Line], asked: _Asked, *, jsonl: bool) -> None:
             generate = partial(client.generate_each, params=asked.params, use_tqdm=True, **keywords)
             answers = _answers(texts, _segmenting(client, asked, pool), generate, asked.samples)
     else:
-        from tandem.llm import LLM
+        from tandem.offline import LLM
 
         with LLM(asked.model) as llm:
             segment = partial(llm.segment, split=asked.split, **task_options(asked.options))
@@ -288,7 +283,7 @@ def _stream(texts: list[Line], asked: _Asked) -> None:
         with Client(asked.server) as client:
             write_stream(texts, lambda text: client.stream(text, asked.params, **keywords))
         return
-    from tandem.llm import LLM
+    from tandem.offline import LLM
 
     with LLM(asked.model) as llm:
         write_stream(texts, lambda text: llm.stream(text, asked.params, **keywords))

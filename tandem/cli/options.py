@@ -49,6 +49,19 @@ JsonLinesOption = Annotated[
     bool,
     typer.Option("--jsonl", help="One JSON object a line, for texts that may hold line breaks themselves."),
 ]
+TaskOption = Annotated[
+    str | None,
+    typer.Option(help="One that the model's config declares, such as summarization.", show_default=False),
+]
+SourceLanguageOption = Annotated[
+    str | None,
+    typer.Option(
+        "--from", help="The source language of a translation, as the model calls it.", show_default=False
+    ),
+]
+TargetLanguageOption = Annotated[
+    str | None, typer.Option("--to", help="The language of the answers.", show_default=False)
+]
 TruncateOption = Annotated[
     bool,
     typer.Option(
@@ -133,7 +146,7 @@ class SplitAt(StrEnum):
 
 SplitOption = Annotated[
     SplitAt,
-    typer.Option(help="Translate sentence by sentence, line by line (of an argument), or each text whole."),
+    typer.Option(help="Translate sentence by sentence, line by line (an argument's), or each text whole."),
 ]
 
 

@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from tandem.audio_files import files_in
+from tandem.batch.audio_files import files_in
 from tandem.cli.options import err
 from tandem.transcripts import TranscriptFormat
 

@@ -7,7 +7,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from tandem.cli.options import JsonLinesOption, ModelOption, ServerOption, errors_shown
+from tandem.cli.options import (
+    JsonLinesOption,
+    ModelOption,
+    ServerOption,
+    SourceLanguageOption,
+    TargetLanguageOption,
+    TaskOption,
+    errors_shown,
+)
 
 if TYPE_CHECKING:
     from tandem.inputs import TaskOptions
@@ -20,17 +28,9 @@ def score(
     *,
     model: ModelOption = "quickstart",
     server: ServerOption = None,
-    task: Annotated[
-        str | None,
-        typer.Option(help="One that the model's config declares, such as summarization.", show_default=False),
-    ] = None,
-    source_language: Annotated[
-        str | None,
-        typer.Option("--from", help="Of a translation, as the model calls it.", show_default=False),
-    ] = None,
-    target_language: Annotated[
-        str | None, typer.Option("--to", help="The language of the answers.", show_default=False)
-    ] = None,
+    task: TaskOption = None,
+    source_language: SourceLanguageOption = None,
+    target_language: TargetLanguageOption = None,
     jsonl: JsonLinesOption = False,
 ) -> None:
     """Score each TARGET as the answer to PROMPT: a line with its loss, a tab and the target, in order.
@@ -71,7 +71,7 @@ def _score(
 
         with Client(server) as client:
             return client.score(prompt, targets, **options)
-    from tandem.llm import LLM
+    from tandem.offline import LLM
 
     with LLM(model) as llm:
         (output,) = llm.score([prompt], [targets], **options)

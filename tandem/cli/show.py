@@ -50,7 +50,7 @@ def show(
     """
     with errors_shown():
         from tandem.batch.records import assignments
-        from tandem.describe import describe
+        from tandem.cli.describe import describe
 
         facts = describe(
             model,

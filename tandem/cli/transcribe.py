@@ -91,7 +91,9 @@ def transcribe(
     ] = False,
     language: Annotated[
         str | None,
-        typer.Option(help='That is spoken: "en", "english".', show_default="detected, in each recording"),
+        typer.Option(
+            help='The one that is spoken: "en", "english".', show_default="detected, in each recording"
+        ),
     ] = None,
     task: Annotated[
         str | None, typer.Option(help="transcribe, or translate into English.", show_default="transcribe")

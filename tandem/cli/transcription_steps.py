@@ -48,7 +48,7 @@ def transcription_steps(
             yield from _on_server(client, audio, asked, timeout_s)
         return
     assert model is not None
-    from tandem.llm import LLM
+    from tandem.offline import LLM
 
     with LLM(model) as llm, closing(llm.transcribe_each(audio, **asked)) as steps:
         for step in steps:

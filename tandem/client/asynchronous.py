@@ -1,4 +1,4 @@
-"""`AsyncClient`: for asyncio, made and used in one event loop."""
+"""`AsyncClient`: for asyncio, in one event loop."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
-from tandem.client.connection import OPTIONS, Metadata, Settings, positive, serving, typed_errors
+from tandem.client.connection import Connection, positive, serving, typed_errors
 from tandem.errors import OF_ONE_REQUEST, DeadlineExceeded, TandemError, Unavailable
 from tandem.inputs import Audio, CallOptions, Prompt, RequestOptions, SingletonPrompt
 from tandem.live import LiveDelta, LiveParams, Sound
@@ -20,11 +20,10 @@ from tandem.protocol import wire, wire_answers, wire_live, wire_transcription
 from tandem.protocol.wire_answers import ServedModel
 from tandem.transcription import Transcription, TranscriptionDelta, TranscriptionOptions
 from tandem.v1 import inference_pb2 as pb
-from tandem.v1.inference_pb2_grpc import InferenceServiceStub
 
 
-class AsyncClient(Settings):
-    """`Client` for asyncio, with the same methods and arguments. Made and used in one event loop.
+class AsyncClient(Connection):
+    """`Client` for asyncio, with the same methods and arguments. One event loop makes and uses it.
 
     Cancelling the task that awaits an answer cancels the request on the server.
 
@@ -36,21 +35,7 @@ class AsyncClient(Settings):
                     print(delta.text, end="", flush=True)
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout_s: float = 60.0,
-        credentials: grpc.ChannelCredentials | None = None,
-        metadata: Metadata = (),
-    ) -> None:
-        super().__init__(timeout_s, metadata)
-        if credentials is None:
-            self._channel = grpc.aio.insecure_channel(target, options=OPTIONS)
-        else:
-            self._channel = grpc.aio.secure_channel(target, credentials, options=OPTIONS)
-        self._stub = InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._health = health_pb2_grpc.HealthStub(self._channel)
+    _grpc = grpc.aio
 
     async def generate(
         self,

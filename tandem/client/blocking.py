@@ -8,10 +8,10 @@ from types import TracebackType
 from typing import Any, Self, Unpack, cast
 
 import grpc
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 from tqdm import tqdm
 
-from tandem.client.connection import OPTIONS, Metadata, Settings, positive, serving, typed_errors
+from tandem.client.connection import Connection, positive, serving, typed_errors
 from tandem.errors import OF_ONE_REQUEST, DeadlineExceeded, TandemError, Unavailable
 from tandem.inputs import Audio, CallOptions, Prompt, RequestOptions, SingletonPrompt
 from tandem.live import LiveDelta, LiveParams, Sound
@@ -22,10 +22,9 @@ from tandem.protocol.rpc import error_of
 from tandem.protocol.wire_answers import ServedModel
 from tandem.transcription import Transcription, TranscriptionDelta, TranscriptionOptions
 from tandem.v1 import inference_pb2 as pb
-from tandem.v1.inference_pb2_grpc import InferenceServiceStub
 
 
-class Client(Settings):
+class Client(Connection):
     """A connection to a Tandem server, to be closed or used in a `with` statement. Threads may share it.
 
     `target` is a gRPC name ("localhost:9000", "dns:///tandem:9000"); `timeout_s`, in seconds, holds for
@@ -42,21 +41,7 @@ class Client(Settings):
             print(client.generate("translate English to French: Good morning.").outputs[0].text)
     """
 
-    def __init__(
-        self,
-        target: str,
-        *,
-        timeout_s: float = 60.0,
-        credentials: grpc.ChannelCredentials | None = None,
-        metadata: Metadata = (),
-    ) -> None:
-        super().__init__(timeout_s, metadata)
-        if credentials is None:
-            self._channel = grpc.insecure_channel(target, options=OPTIONS)
-        else:
-            self._channel = grpc.secure_channel(target, credentials, options=OPTIONS)
-        self._stub = InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
-        self._health = health_pb2_grpc.HealthStub(self._channel)
+    _grpc = grpc
 
     def generate(
         self,

@@ -6,10 +6,11 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from types import ModuleType
 from typing import Any, cast
 
 import grpc
-from grpc_health.v1 import health_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from tandem.errors import InvalidRequest
 from tandem.inputs import (
@@ -19,6 +20,7 @@ from tandem.inputs import (
     Prompt,
     RequestOptions,
     SingletonPrompt,
+    listed,
     recording,
 )
 from tandem.params import Params, Pooling
@@ -26,6 +28,7 @@ from tandem.protocol import wire, wire_transcription
 from tandem.protocol.rpc import SERVICE, error_of
 from tandem.transcription import TranscriptionOptions
 from tandem.v1 import inference_pb2 as pb
+from tandem.v1.inference_pb2_grpc import InferenceServiceStub
 
 Metadata = Sequence[tuple[str, str | bytes]]
 
@@ -47,7 +50,7 @@ _SERVICE_CONFIG = {
         }
     ],
 }
-OPTIONS = [
+_OPTIONS = [
     ("grpc.service_config", json.dumps(_SERVICE_CONFIG)),
     # Connections are tried again at the pace of calls; gRPC's own first pause, a second, would let most of
     # a call's attempts fail unsent.
@@ -69,12 +72,28 @@ def typed_errors() -> Iterator[None]:
         raise error_of(error.code(), error.details()) from error
 
 
-class Settings:
+class Connection:
     """What the two clients have in common."""
 
-    def __init__(self, timeout_s: float, metadata: Metadata) -> None:
+    _grpc: ModuleType  # whose channels a client's calls go through: `grpc` or `grpc.aio`
+
+    def __init__(
+        self,
+        target: str,
+        *,
+        timeout_s: float = 60.0,
+        credentials: grpc.ChannelCredentials | None = None,
+        metadata: Metadata = (),
+    ) -> None:
+        """See `Client`."""
         self._timeout_s = timeout_s
         self._metadata = tuple(metadata)
+        if credentials is None:
+            self._channel = self._grpc.insecure_channel(target, options=_OPTIONS)
+        else:
+            self._channel = self._grpc.secure_channel(target, credentials, options=_OPTIONS)
+        self._stub = InferenceServiceStub(self._channel)  # type: ignore[no-untyped-call]
+        self._health = health_pb2_grpc.HealthStub(self._channel)
 
     def _generate_request(
         self,
@@ -102,8 +121,7 @@ class Settings:
     def _embed_request(
         self, prompts: Prompt | Sequence[Prompt], pooling: Pooling, options: RequestOptions
     ) -> pb.EmbedRequest:
-        many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
-        return wire.embed_request(many, pooling, **self._timed(options))
+        return wire.embed_request(listed(prompts), pooling, **self._timed(options))
 
     def _transcribe_request(
         self,

@@ -7,7 +7,7 @@ from __future__ import annotations
 from typing import Any, Final, Literal, overload
 
 from tandem.errors import InvalidRequest
-from tandem.llm import LLM
+from tandem.offline import LLM
 from tandem.pipelines import speech, text
 from tandem.pipelines.speech import SpeechPipeline
 from tandem.pipelines.text import Pipeline

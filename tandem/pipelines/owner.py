@@ -5,7 +5,7 @@ from __future__ import annotations
 from types import TracebackType
 from typing import Self
 
-from tandem.llm import LLM
+from tandem.offline import LLM
 
 
 class ModelOwner:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, cast
 import numpy as np
 
 from tandem.errors import InvalidRequest, renaming_fields
-from tandem.llm import LLM
+from tandem.offline import LLM
 from tandem.pipelines.owner import ModelOwner
 from tandem.transcription import (
     TranscriptionOptions,
@@ -39,14 +39,14 @@ CALL_ARGUMENTS: Final = _PARAMS | _GENERATE | _CHUNKS | _CALL
 # transformers' defaults, where a model has none of its own.
 _NUM_BEAMS: Final = 5
 _MAX_NEW_TOKENS: Final = 256
-_RATE: Final = 16_000  # of a feature extractor that says none
+_RATE: Final = 16_000  # the rate of a feature extractor that says none
 _MOST_CHANNELS: Final = 2
 
 Result = dict[str, Any]
 
 
 class SpeechPipeline(ModelOwner):
-    """Made by `pipeline`. `close` (or `with`) ends the worker processes of a model that it has loaded."""
+    """`pipeline` makes it. `close` (or `with`) ends the worker processes of a model that it has loaded."""
 
     def __init__(self, task: str, llm: LLM, arguments: Mapping[str, Any], *, owned: bool) -> None:
         super().__init__(task, llm, owned=owned)

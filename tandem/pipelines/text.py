@@ -12,7 +12,7 @@ from typing import Any, Final
 from tandem.errors import InvalidRequest, renaming_fields
 from tandem.generate_arguments import ARGUMENTS, to_params
 from tandem.inputs import Prompt, TaskOptions, TokensPrompt
-from tandem.llm import LLM
+from tandem.offline import LLM
 from tandem.params import Params
 from tandem.pipelines.owner import ModelOwner
 from tandem.workers.requests.defaults import merged
@@ -56,7 +56,7 @@ def _key(task: str) -> str:
 
 
 class Pipeline(ModelOwner):
-    """Made by `pipeline`. `close` (or `with`) ends the worker processes of a model that it has loaded."""
+    """`pipeline` makes it. `close` (or `with`) ends the worker processes of a model that it has loaded."""
 
     def __init__(self, task: str, llm: LLM, arguments: Mapping[str, Any], *, owned: bool) -> None:
         super().__init__(task, llm, owned=owned)

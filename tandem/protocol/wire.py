@@ -22,6 +22,7 @@ from tandem.inputs import (
     TextPrompt,
     TokensPrompt,
     decoder_side,
+    listed,
     split_prompt,
 )
 from tandem.params import BeamSearchParams, EarlyStopping, Params, Pooling, SamplingParams
@@ -204,12 +205,12 @@ def score_request(
     prompt: Prompt, targets: SingletonPrompt | Sequence[SingletonPrompt], **options: Unpack[RequestOptions]
 ) -> pb.ScoreRequest:
     encoder, decoder, _ = split_prompt(prompt)
-    many = [targets] if isinstance(targets, str | dict) else targets
     values = {
         "encoder_prompt": _prompt_fields(encoder),
         "decoder_prompt": _prompt_fields(decoder),
         "targets": [
-            _prompt_fields(decoder_side(target, f"targets.{number}")) for number, target in enumerate(many)
+            _prompt_fields(decoder_side(target, f"targets.{number}"))
+            for number, target in enumerate(listed(targets))
         ],
         "options": options_message(options),
     }

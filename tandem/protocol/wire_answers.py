@@ -259,7 +259,7 @@ class ServedModel:
     family: str  # its config's `model_type`: "t5", "bart", …
     max_encoder_tokens: int
     max_decoder_tokens: int  # prompt and generated together
-    max_segment_tokens: int  # of a text that is translated by segments, such as sentences
+    max_segment_tokens: int  # the longest segment's, such as a sentence's, where a text is translated by them
 
 
 def list_models_response(models: Iterable[ServedModel]) -> pb.ListModelsResponse:

@@ -65,7 +65,8 @@ def test_the_tensors_choose_the_backend(monkeypatch: pytest.MonkeyPatch) -> None
     assert backend(INT).gather_rows is cpu_ops.gather_rows
     for tensors in ((DOUBLE,), (HALF, FLOAT), (HALF, HALF, FLOAT), (FLOAT.to("meta"),)):
         assert backend(*tensors) is Reference
-    assert backend(HALF, pages=HALF) is Reference
+    assert backend(FLOAT, pages=HALF).write_kv is cpu_ops.write_kv
+    assert backend(FLOAT, pages=DOUBLE) is Reference
     monkeypatch.setattr(cpu_ops, "COMPILED", False)
     assert backend(FLOAT) is backend(INT) is Reference
 

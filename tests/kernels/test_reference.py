@@ -176,10 +176,14 @@ def test_paged_attention(lengths: list[int], rows: list[int], page: int) -> None
     shapes=st.lists(st.tuples(st.integers(0, 90), st.integers(0, 12)), min_size=1, max_size=6),
     dim=st.sampled_from([32, 64, 128]),
     page=st.sampled_from([16, 32]),
+    stored=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 99),
 )
-def test_paged_attention_of_any_shape(shapes: list[tuple[int, int]], dim: int, page: int, seed: int) -> None:
-    case = paged([n for n, _ in shapes], [r for _, r in shapes], dim=dim, page=page, seed=seed)
+def test_paged_attention_of_any_shape(
+    shapes: list[tuple[int, int]], dim: int, page: int, stored: torch.dtype, seed: int
+) -> None:
+    case = paged([n for n, _ in shapes], [r for _, r in shapes], dim=dim, page=page, dtype=stored, seed=seed)
+    case.q = case.q.float()
     table = bias_table(2, 40)
     out = kernels.paged_self_attention(*case.inputs(), Scores(1.0, table))
     assert_close(out, case.expected(table, 1.0, causal=True))
@@ -280,9 +284,11 @@ def test_attention_is_that_of_a_t5_layer() -> None:
 
 
 @pytest.mark.parametrize("tokens", [0, 1, 5])
-def test_write_kv(tokens: int) -> None:
-    fused = torch.randn(tokens, 3, 2, 8)
-    k_pages = torch.full((4, 2, 6, 8), 9.0)
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_write_kv(tokens: int, given: torch.dtype, stored: torch.dtype) -> None:
+    fused = torch.randn(tokens, 3, 2, 8).to(given)
+    k_pages = torch.full((4, 2, 6, 8), 9.0, dtype=stored)
     v_pages = k_pages.clone()
     expected_k, expected_v = k_pages.clone(), v_pages.clone()
     slots = torch.tensor([23, 0, 6, 5, 14])[:tokens]
@@ -296,7 +302,7 @@ def test_write_kv(tokens: int) -> None:
 
 @pytest.mark.parametrize("rows", [[1] * 40, [3, 16, 1]])
 def test_half_precision_over_float32_pages(rows: list[int]) -> None:
-    """As on a CPU, whose K and V are always float32; and large enough for threads."""
+    """Large enough for threads."""
     case = paged([60 + 5 * i for i in range(len(rows))], rows, heads=4, page=32)
     case.q = case.q.bfloat16()
     table = bias_table(4, 40)

@@ -17,6 +17,7 @@ from tandem.cluster.ingress.service import Router, Service
 from tandem.limits import Limits
 from tandem.workers.requests.request_builder import RequestBuilder
 
+ANSWER = "le chat est sur le tapis"  # what the ingress' tests have routers answer
 LIMITS = Limits(
     message_bytes=20_000, media_bytes=10_000, encoder_tokens=64, decoder_tokens=64, prompts=8, timeout_s=60
 )

@@ -14,7 +14,13 @@ PAD, EOS, UNK = 0, 1, 2
 VOCAB = 128  # the model's; the tokenizer's is smaller
 
 
-def write_model(folder: Path, *, generation: dict[str, Any] | None = None, **config: Any) -> Path:
+def write_model(
+    folder: Path,
+    *,
+    generation: dict[str, Any] | None = None,
+    chat_template: str | None = None,
+    **config: Any,
+) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     values = {
         "model_type": "t5",
@@ -47,6 +53,10 @@ def write_model(folder: Path, *, generation: dict[str, Any] | None = None, **con
     tokenizer.train_from_iterator(LINES, trainer)
     tokenizer.post_processor = processors.TemplateProcessing("$A </s>", special_tokens=[("</s>", EOS)])
     PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
+        tokenizer_object=tokenizer,
+        pad_token="<pad>",
+        eos_token="</s>",
+        unk_token="<unk>",
+        chat_template=chat_template,
     ).save_pretrained(folder)
     return folder

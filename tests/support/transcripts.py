@@ -111,7 +111,7 @@ def found(transcription: Transcription) -> list[tuple[float, float, list[int]]]:
 
 
 def near(transcription: Transcription) -> Any:
-    """Equal to the `asdict` of every transcription that differs in rounding alone: probabilities depend on the
+    """Equal to the `asdict` of every transcription that differs in rounding alone: probabilities depend on a
     batch's shape in their last digits."""
 
     def nearly(value: Any) -> Any:

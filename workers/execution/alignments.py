@@ -38,7 +38,7 @@ class _Aligned(NamedTuple):
 
 
 class Alignments:
-    """Owned by `Runner`. A sequence's rows come in order, in one step or in several, the first at position 0:
+    """`Runner` owns it. A sequence's rows come in order, in one step or in several, the first at position 0:
     also where it was preempted."""
 
     def __init__(self, spec: ModelSpec, group: Group) -> None:
@@ -52,7 +52,7 @@ class Alignments:
 
     def begin(self, packet: Packet) -> list[RecordedRows]:
         """The rows of this step whose queries are to be recorded."""
-        if self._queries:  # of sequences that ended early: others have their slots
+        if self._queries:  # sequences that ended early left them: others have their slots
             for slot in packet.rows.slot[packet.rows.start == 0].tolist():
                 self._queries.pop(slot, None)
         if not len(packet.alignments):
@@ -81,7 +81,7 @@ class Alignments:
     def _attention(
         self, aligned: _Aligned, queries: Queries, pages: torch.Tensor, length: int, pool: KVPool
     ) -> torch.Tensor:
-        """pages, length: of the encoder input."""
+        """pages, length: the encoder input's."""
         columns = min(aligned.input_length, length)
         shape = aligned.stop - aligned.first, columns
         total = torch.zeros(shape, device=pages.device)

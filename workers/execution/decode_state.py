@@ -20,14 +20,14 @@ from tandem.workers.scheduling.plan import ON_DEVICE
 
 class DecodeState:
     """Takes in what a step brings, lays out where its rows read and write, and advances the sequences by
-    what was chosen. Owned by `Runner`."""
+    what was chosen. `Runner` owns it."""
 
     def __init__(
         self, config: EngineConfig, device: torch.device, page_size: int, pages: int, *, drafts: bool
     ) -> None:
         """
         Args:
-            pages: of the pool; the page of this number is no sequence's.
+            pages: how many the pool has; the page of this number is no sequence's.
             drafts: sequences draft from their sources.
         """
         self.device, self.page_size = device, page_size

@@ -23,7 +23,7 @@ ENCODE_HERE, ENCODED_ASYNC = -1, -2
 SINGLE, FIRST_BEAM, BEAM = range(3)  # kinds of row: FIRST_BEAM computes the prefix for all beams
 NO_TOP = -1  # the token's own log-probability alone
 ANY_ID = 2**62  # above every id
-_NOWHERE = (0, 0, 0)  # of a new sequence: nothing is known to follow, see `kernels.decode_rows`
+_NOWHERE = (0, 0, 0)  # a new sequence's: nothing is known to follow, see `kernels.decode_rows`
 
 
 class Table:
@@ -42,7 +42,7 @@ class Table:
 
     @classmethod
     def of(cls, items: Sequence[tuple[int, ...]]) -> Self:
-        """From each item's columns, in order."""
+        """The table of items, each its columns in order."""
         return cls(np.array(items, dtype=np.int64).reshape(-1, len(cls.columns)))
 
     def __len__(self) -> int:
@@ -63,7 +63,7 @@ class Admissions(Table):
     entry: Ints  # row of the device's table of cross pages
     length: Ints  # encoder positions
     pages: Ints  # how many
-    handle: Ints  # of hidden states, or ENCODE_HERE or ENCODED_ASYNC
+    handle: Ints  # the hidden states', or ENCODE_HERE or ENCODED_ASYNC
 
 
 class NewPages(Table):
@@ -130,11 +130,11 @@ class Packet:
 
     admissions: Admissions  # by length: the encoder runs neighbours of equal length together
     admission_pages: Ints
-    admission_tokens: Ints  # of those to be encoded here
+    admission_tokens: Ints  # the inputs' that are to be encoded here
     new_pages: NewPages
     rows: Rows
     row_tokens: Ints  # ON_DEVICE is the slot's last sampled one, below it are draft tokens
-    beam_slots: Ints  # of all beams that get a token, those of a request together
+    beam_slots: Ints  # those of all beams that get a token, a request's together
     targets: TargetTokens
     alignments: Alignments
     alignment_heads: Ints  # layer and head of each
@@ -250,7 +250,7 @@ class EncodePacket:
     """Encoder inputs that all ranks encode between two steps, for their hidden states alone."""
 
     lengths: Ints
-    token_ids: Ints  # of all inputs, one after another
+    token_ids: Ints  # all inputs', one after another
 
     @classmethod
     def of(cls, inputs: Sequence[EncoderInput]) -> EncodePacket:

@@ -178,7 +178,7 @@ class SelfAttention(QKVAttention):
         self, name: str, stack: StackSpec, layer: int, plane: int, place: Placement,
         bias_of: SelfAttention | None,
     ) -> None:  # fmt: skip
-        """plane: of the KV pool."""
+        """plane: the KV pool's."""
         super().__init__(name, stack, layer, place, bias_of)
         self.plane = plane
 
@@ -209,7 +209,7 @@ class CrossAttention(Attention):
     """Over the pages of each row's encoder input, whose K and V `CrossKV` projects at admission."""
 
     def __init__(self, name: str, stack: StackSpec, plane: int, place: Placement) -> None:
-        """plane: of the KV pool."""
+        """plane: the KV pool's."""
         super().__init__(name, stack, place)
         width = stack.heads * stack.head_dim
         self.q = ColumnParallel(
@@ -264,7 +264,7 @@ class CrossKV:
     """Encoder output to the keys and values of every cross-attention, in one GEMM."""
 
     def __init__(self, names: Sequence[str], encoder: StackSpec, spec: ModelSpec, place: Placement) -> None:
-        """names: of the cross-attentions, in the order of their planes."""
+        """names: the cross-attentions', in the order of their planes."""
         stack = spec.decoder
         self.shape = (len(names), 2, -1, stack.head_dim)
         self.enc_to_dec_proj = (

@@ -30,7 +30,7 @@ class Footprint:
     cross_kv_per_position: int  # a position of an encoder input, in all layers
     hidden_states_per_position: int  # what an encoder hands to a decoder, by position
     page_size: int  # positions
-    pages: int  # of the pool that self- and cross-attention share
+    pages: int  # in the pool that self- and cross-attention share
 
     @classmethod
     def of(cls, config: EngineConfig) -> Footprint:

@@ -34,7 +34,7 @@ class TargetScores(NamedTuple):
     top: torch.Tensor | None = None  # float32 [T, k]: the likeliest tokens' log-probabilities
     top_ids: torch.Tensor | None = None  # int64 [T, k]
     # For each aligned target that the step completes, float32 [positions, encoder positions]: how much each
-    # attends to each. Set by the runner.
+    # attends to each. The runner sets it.
     attention: Sequence[torch.Tensor] = ()
 
 

@@ -10,7 +10,7 @@ from tandem import kernels
 from tandem.workers.config import GIB, EngineConfig
 from tandem.workers.models.spec import ModelSpec
 
-_GPU_SHARE: Final = 0.8  # of a GPU's free memory that the pool takes by itself
+_GPU_SHARE: Final = 0.8  # the part of a GPU's free memory that the pool takes by itself
 
 
 class KVPool:

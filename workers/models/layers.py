@@ -22,7 +22,7 @@ class WeightSlot:
 
     name: str  # ours; see families/
     into: torch.Tensor  # a view of the layer's tensor
-    shape: tuple[int, ...]  # of the whole weight in the checkpoint
+    shape: tuple[int, ...]  # the whole weight's in the checkpoint
     dim: int | None = None  # sharded along this dimension; None: every rank holds all of it
     start: int = 0  # first index of this rank's slice along `dim`
     plus: float = 0.0  # added to what the checkpoint holds, see spec.NormKind

@@ -9,7 +9,7 @@ from typing import Literal
 from tandem.inputs import Modality
 
 Activation = Literal["relu", "gelu", "gelu_new", "silu"]  # gelu is the exact one, gelu_new uses tanh
-AttentionKind = Literal["self", "cross", "merged"]  # of a decoder sublayer; merged reads both kinds of keys
+AttentionKind = Literal["self", "cross", "merged"]  # a decoder sublayer's; merged reads both kinds of keys
 NormKind = Literal["rms", "rms_plus_one", "layer"]  # rms_plus_one: checkpoints hold its weight less one
 PositionKind = Literal["learned", "sinusoidal", "sinusoidal_tensor2tensor"]  # see positions.py
 # What is normalized before the first layer: tokens plus positions, the tokens alone, or nothing.
@@ -47,7 +47,7 @@ class PositionTable:
 class Rotary:
     """Rotary positions: the queries' and keys' leading dimensions are rotated by their position."""
 
-    dimensions: int  # of each head that are rotated
+    dimensions: int  # how many of each head's are rotated
     base: float
     factor: float = 1.0  # positions are divided by it, to reach farther than was trained
 
@@ -75,12 +75,12 @@ class StackSpec:
     layers: int
     d_model: int
     heads: int
-    kv_heads: int | None = None  # of keys and values, each read by heads / kv_heads of q; None: as many
+    kv_heads: int | None = None  # keys' and values', each read by heads / kv_heads of q; None: as many
     head_dim: int
     d_ff: int
     activation: Activation
     gated: bool = False  # feed-forward: act(gate) * linear
-    bias: bool = False  # of all projections in the layers
+    bias: bool = False  # all projections in the layers have one
     norm: NormKind
     norm_eps: float
     post_norm: bool = False  # a sublayer's sum is normalized, not its input; there is no final norm then

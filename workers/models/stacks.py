@@ -44,7 +44,7 @@ class Stack(Generic[PassT]):
     def __init__(
         self, side: str, stack: StackSpec, attentions: Sequence[Sequence[Sublayer[PassT]]], place: Placement
     ) -> None:
-        """attentions: of each layer, in order."""
+        """attentions: each layer's, in order."""
         self.spec, self.device, self._dtype = stack, place.device, place.dtype
         self.embedding = Embedding(side, stack, place)
         self.layers = [
@@ -94,7 +94,7 @@ class Stack(Generic[PassT]):
 def _layer(
     name: str, attentions: Sequence[Sublayer[PassT]], stack: StackSpec, place: Placement
 ) -> list[Sublayer[PassT]]:
-    """A layer's sublayers; name: of its feed-forward."""
+    """A layer's sublayers; name: its feed-forward's."""
     if not stack.parallel_residual:
         return [*attentions, FeedForward(name, stack, place)]
     *before, last = attentions

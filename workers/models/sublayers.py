@@ -24,7 +24,7 @@ from tandem.workers.models.layers import (
 from tandem.workers.models.spec import Rotary, StackSpec
 
 # Rows that a feed-forward computes at once on a CPU. What is between its projections is several times as
-# wide as they are: of so many rows it stays in the cache, and in memory that the allocator keeps.
+# wide as they are: so many rows of it stay in the cache, and in memory that the allocator keeps.
 _CPU_ROWS: Final = 256
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the rows' angles, [N, dimensions / 2]
@@ -58,7 +58,7 @@ class Sublayer(Protocol[PassT_contra]):
     """One residual branch. The stack normalizes its input, adds its output to the sum so far, and fuses the
     sum with the norm that follows."""
 
-    norm: Norm  # of its input; of the sum after it where `StackSpec.post_norm`
+    norm: Norm  # its input's; that of the sum after it where `StackSpec.post_norm`
 
     def __call__(self, x: torch.Tensor, step: PassT_contra, /) -> torch.Tensor:
         """Rows [N, d_model] → what is added to the sum, [N, d_model]."""
@@ -71,7 +71,7 @@ class FeedForward:
     """Two projections and the activation between them, gated or not."""
 
     def __init__(self, name: str, stack: StackSpec, place: Placement, norm: Norm | None = None) -> None:
-        """norm: of the attention that reads the same input, see `Parallel`; None: its own."""
+        """norm: that of the attention that reads the same input, see `Parallel`; None: its own."""
         parts = ["gate", "up"] if stack.gated else ["up"]
         self.norm = stack_norm(f"{name}.norm", stack, place) if norm is None else norm
         self._own_norm = self.norm if norm is None else None

@@ -27,7 +27,7 @@ class Conversation:
     add_generation_prompt: bool = True  # the assistant's next message begins
     continue_final_message: bool = False  # the last message goes on
     documents: list[dict[str, Any]] | None = None
-    variables: Mapping[str, Any] = field(default_factory=dict)  # of the template, by name
+    variables: Mapping[str, Any] = field(default_factory=dict)  # the template's, by name
 
 
 class ChatTemplate:

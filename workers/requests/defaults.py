@@ -13,7 +13,7 @@ from tandem.workers.requests.generation_settings import DECODING, sound
 
 @dataclass(frozen=True)
 class GenerationDefaults:
-    """From the server's settings, else the model's own (see `own_layers`), else greedy.
+    """How to decode: as the server's settings say, else the model's own (see `own_layers`), else greedily.
 
     A sampling parameter that none sets is off: transformers' implicit `top_k=50` is not copied.
     """
@@ -39,7 +39,7 @@ class GenerationDefaults:
     max_length: int | None = None  # decoder start token and prompt included
     min_new_tokens: int | None = None
     min_length: int = 0  # decoder start token and prompt included; of no effect where min_new_tokens is set
-    stop: tuple[str, ...] = ()  # of beam search they cut what it has found
+    stop: tuple[str, ...] = ()  # beam search searches on, and what it has found is cut
 
     @property
     def beams(self) -> bool:
@@ -48,7 +48,7 @@ class GenerationDefaults:
 
     @classmethod
     def of(cls, settings: Mapping[str, Any]) -> GenerationDefaults:
-        """From settings of transformers' names, as `sound` reads them."""
+        """The defaults of settings with transformers' names, as `sound` reads them."""
         values = {SET_BY.get(name, name): settings[name] for name in settings.keys() & DECODING.keys()}
         if not values.pop("do_sample", False):
             values["temperature"] = 0.0

@@ -225,7 +225,7 @@ NOT_APPLIED: Final[Settings] = {
     "diversity_penalty": 0.0,
     "constraints": None,
     "force_words_ids": None,
-    "forced_decoder_ids": None,  # of older files
+    "forced_decoder_ids": None,  # older files have it
     "num_return_sequences": 1,  # a request says it
     "max_time": None,  # a request's timeout does
     # What is done to scores.

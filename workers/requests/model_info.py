@@ -33,7 +33,7 @@ _SAMPLE_BYTES = 2**14
 
 @dataclass(frozen=True)
 class ModelInfo:
-    """A model as its clients and the validator see it. Made by `ModelInfo.read`."""
+    """A model as its clients and the validator see it. `ModelInfo.read` makes it."""
 
     name: str  # what requests call it
     family: str  # `model_type` of its config

@@ -11,7 +11,7 @@ from tandem.errors import InvalidRequest, ModelLoadError
 from tandem.workers.requests.languages.names import LanguageNames
 
 T = TypeVar("T")
-Heads = tuple[tuple[int, int], ...]  # of the decoder's cross-attention: layer and head
+Heads = tuple[tuple[int, int], ...]  # the decoder's cross-attention has them: layer and head
 Opening = tuple[tuple[int, ...], ...]  # for each position after the start token, the ids that may stand there
 
 
@@ -23,7 +23,7 @@ class Speech:
     """
 
     languages: Mapping[str, int]  # token ids by code, as "en"
-    tasks: Mapping[str, int]  # token ids: of "transcribe" and "translate"
+    tasks: Mapping[str, int]  # the token ids of "transcribe" and "translate"
     language: str | None  # the configuration's own, for requests that say none
     task: str | None
     # What follows the start token where neither a request nor the configuration says a language or a task:
@@ -40,7 +40,7 @@ class Speech:
     # The heads that follow the audio, for the times of words; None: the configuration names none.
     alignment_heads: Heads | None = None
     decoder_heads: tuple[int, int] = (0, 0)  # layers of the decoder, heads of each
-    median_filter_width: int = 7  # of attention along the audio; odd
+    median_filter_width: int = 7  # encoder positions along which attention is filtered; odd
 
     @classmethod
     def read(cls, config: Mapping[str, Any], generation: Mapping[str, Any]) -> Speech:

@@ -23,7 +23,7 @@ _CHARS_PER_TOKEN: Final = 64
 _NEAR: Final = 8
 _BEYOND: Final = 16
 
-Side = Literal["left", "right"]  # of a text, in the order that it is read
+Side = Literal["left", "right"]  # where a text is cut, in the order that it is read
 
 # The subfolder of a model's folder with its decoder's tokenizer, where that is another than the encoder's.
 DECODER_TOKENIZER: Final = "decoder_tokenizer"
@@ -91,7 +91,7 @@ class TextTokenizer:
             getattr(one, "backend_tokenizer", None) for one in (self._tokenizer, self._target_tokenizer)
         ]
         for backend in filter(None, self._backends):
-            # Set once here: setting them for each call, as the wrapper does, is not thread-safe.
+            # They are set once, here: setting them for each call, as the wrapper does, is not thread-safe.
             backend.no_truncation()
             backend.no_padding()
         # The longest input that the tokenizer's makers had in mind, special tokens included.

@@ -17,8 +17,9 @@ from operator import or_
 import torch
 
 from tandem.workers.request import Decoding, EngineRequest
-from tandem.workers.sampling.slot_tables import Columns, History, Lists, marked
+from tandem.workers.sampling.slot_tables import Columns, History, Lists
 from tandem.workers.sampling.to_device import to_device
+from tandem.workers.sampling.wide import banned, logsumexp
 from tandem.workers.scheduling.plan import Sequence
 from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
@@ -34,7 +35,7 @@ class Processors:
         self._ints = Columns(
             slots,
             ("prefix", "ngram", "encoder_ngram", "encoder", "min_tokens", "max_tokens", "forced_bos",
-             "begin", "opening", "time", "text_end", "without", "last_initial"),
+             "begin", "opening", "time", "last_initial"),
             torch.int64,
             device,
         )  # fmt: skip
@@ -48,8 +49,9 @@ class Processors:
         self._begin_suppress = Lists(slots, device)
         self._opening_ids = Lists(slots, device)
         self._opening_steps = Lists(slots, device)  # at each id's place: the generated token that it may be
+        self._time_ids: set[tuple[int, int, int]] = set()  # `TimestampRules`' own; one model's are the same
         self._bad_words: dict[int, Lists] = {}  # by the words' length; a slot's words one after another
-        self._longest_ngram = 0  # of all requests so far
+        self._longest_ngram = 0  # the longest of all requests so far
         # Each slot's `ProcessorFlags` as an integer, which is faster to combine; all before its first use.
         self._need = [~0] * slots
 
@@ -96,6 +98,8 @@ class Processors:
             self._bias.put(slots, values)
         if need & ProcessorFlags.HISTORY:
             self.keep_history(sequence)
+        if (rules := decoding.timestamps) is not None:
+            self._time_ids.add((rules.first_id, rules.text_end, rules.without_id))
         self._longest_ngram = max(
             self._longest_ngram, decoding.no_repeat_ngram_size, decoding.encoder_no_repeat_ngram_size
         )
@@ -218,7 +222,7 @@ class Processors:
     def _with_times(
         self, scores: torch.Tensor, history: torch.Tensor, column: dict[str, torch.Tensor]
     ) -> torch.Tensor:
-        """Applies `TimestampRules`; rows whose first time is no token stay as they are."""
+        """Applies `TimestampRules`; rows without any stay as they are."""
         first, lengths = column["time"], column["prefix"] + column["step"]
         begin = column["prefix"] + column["opening"]
         count = lengths - begin
@@ -229,42 +233,49 @@ class Processors:
         last, before = (_at(history, lengths - back) for back in (1, 2))
         ended = (count >= 1) & (last >= first)
         paired = (count < 2) | (before >= first)
-        initial = (count == 0) & (first < self.vocab_size)
+        initial = count == 0
         # Text may follow a pair of times, and a time or the end must follow the first of a pair.
-        lowest = torch.where(initial, first, torch.where(ended & ~paired, column["text_end"], 0))
+        no_text, no_special = initial | (ended & ~paired), initial
         earliest = torch.where(latest < 0, first, latest + ~(ended & ~paired))
         earliest = torch.where(ended & paired, self.vocab_size, earliest)
         most = torch.where(initial, column["last_initial"], self.vocab_size)
-        ids = torch.arange(self.vocab_size, device=self.device)
-        is_time = ids >= first
-        banned = (ids < lowest) | (ids == column["without"]) | (is_time & (ids < earliest)) | (ids > most)
-        scores = scores.masked_fill(banned, -torch.inf)
-        # A time comes where all times together are likelier than any one other token.
-        times = scores.masked_fill(~is_time, -torch.inf).logsumexp(1, keepdim=True)
-        text = scores.masked_fill(is_time, -torch.inf).amax(1, keepdim=True)
-        return scores.masked_fill(~is_time & (times > text), -torch.inf)
+        scores = scores.clone()
+        for first_id, text_end, without_id in self._time_ids:
+            own = first == first_id
+            text, special, times = scores.tensor_split((text_end, first_id), dim=1)
+            ids = torch.arange(first_id, self.vocab_size, device=self.device)
+            times += banned(own & ((ids < earliest) | (ids > most)))
+            scores[:, without_id, None] += banned(own)
+            # A time comes where all times together are likelier than any one other token.
+            likeliest = torch.maximum(
+                text.amax(1, keepdim=True) + banned(no_text),
+                special.amax(1, keepdim=True) + banned(no_special),
+            )
+            only_times = logsumexp(times) > likeliest
+            text += banned(own & (no_text | only_times))
+            special += banned(own & (no_special | only_times))
+        return scores
 
     def _without(
         self, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor | None = None
     ) -> torch.Tensor:
         """Bans the tokens of `ids` [R, N], -1 being none, where `where` [R, N or 1] holds."""
         mask = ids >= 0 if where is None else (ids >= 0) & where
-        return scores.masked_fill(marked(ids, mask, self.vocab_size), -torch.inf)
+        return scores.scatter_reduce(1, ids.clamp(min=0), torch.where(mask, -torch.inf, torch.inf), "amin")
 
     def _opened(
         self, raw: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor
     ) -> torch.Tensor:
         """Leaves a row only the likeliest, by its raw scores, of those `ids` [R, N] for which `where` [R, N]
         holds, if there is any."""
-        allowed = marked(ids, where, self.vocab_size)
-        likeliest = raw.masked_fill(~allowed, -torch.inf).argmax(1, keepdim=True)
+        own = raw.gather(1, ids.clamp(min=0)) + banned(~where)
+        likeliest = ids.gather(1, own.argmax(1, keepdim=True))
         return self._forced(scores, likeliest, where.any(1, keepdim=True))
 
     def _forced(self, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Leaves a row only the tokens of `ids` [R, N] where `where` [R, N] holds, if it holds for any."""
-        only = marked(ids, where, self.vocab_size)
-        forced = torch.zeros_like(scores).masked_fill_(~only, -torch.inf)
-        return torch.where(where.any(1, keepdim=True), forced, scores)
+        others = scores + banned(where.any(1, keepdim=True))
+        return others.scatter_reduce(1, ids.clamp(min=0), torch.where(where, 0.0, -torch.inf), "amax")
 
 
 def _at(history: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
@@ -288,6 +299,6 @@ def _ints(sequence: Sequence) -> tuple[int, ...]:
         -1 if bos is None else bos,
         len(decoding.opening_ids) + (bos is not None and len(request.prefix_ids) == 1),
         len(decoding.opening_ids),
-        *((_NO_ID, 0, -1) if rules is None else (rules.first_id, rules.text_end, rules.without_id)),
+        _NO_ID if rules is None else rules.first_id,
         _NO_ID if last_initial is None else last_initial,
     )

@@ -15,6 +15,7 @@ from tandem.workers.sampling.processors import Processors
 from tandem.workers.sampling.slot_tables import Columns
 from tandem.workers.sampling.to_device import to_device
 from tandem.workers.sampling.warpers import Warpers
+from tandem.workers.sampling.wide import logsumexp
 from tandem.workers.scheduling.plan import DraftOutcome, Row, Sequence, StepResult
 from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
@@ -86,7 +87,7 @@ class Sampled:
         self._host = HostCopy(*(part for part in (tokens, logprobs, top_ids) if part is not None))
         self._chosen = None if chosen_logprobs is None else HostCopy(chosen_logprobs)
         # Each sampling sequence's draft outcome, beams excluded, int64 [sequences, 3]: see `Runner.finish`.
-        # None: nothing drafts. Set by the engine.
+        # None: nothing drafts. The engine sets it.
         self.drafts: HostCopy | None = None
 
     def wait(self) -> StepResult:
@@ -182,7 +183,7 @@ class Sampler:
         if any(d.sum_logprobs for d in decodings):
             if warped is not None:
                 logits = torch.where(temperature > 0, warped * temperature, logits)
-            chosen = logits.gather(1, tokens.unsqueeze(1)).squeeze(1) - logits.logsumexp(-1)
+            chosen = (logits.gather(1, tokens.unsqueeze(1)) - logsumexp(logits)).squeeze(1)
         if need & ProcessorFlags.HISTORY:
             self._processors.append(slots, steps, tokens)
         if raw is None:

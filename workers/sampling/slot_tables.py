@@ -92,10 +92,3 @@ def widened(table: torch.Tensor, width: int, fill: float) -> torch.Tensor:
     wide = table.new_full((slots, max(width, 2 * before)), fill)
     wide[:, :before] = table
     return wide
-
-
-def marked(ids: torch.Tensor, mask: torch.Tensor, vocab_size: int) -> torch.Tensor:
-    """bool [R, vocab_size]: each row's tokens of `ids` [R, N] where `mask` [R, N] holds."""
-    table = torch.zeros(ids.shape[0], vocab_size + 1, dtype=torch.bool, device=ids.device)
-    table.scatter_(1, torch.where(mask, ids, vocab_size), True)
-    return table[:, :vocab_size]

@@ -30,7 +30,7 @@ def token_delta(
     Args:
         tokens: the sequence's last ones.
         logprobs: one for each of `tokens`, or empty where they were not asked for.
-        sum_logprob: of `tokens`, where it was asked for.
+        sum_logprob: that of `tokens`, where it was asked for.
     """
     first = sequence.generated == len(tokens)
     wants_prompt = sequence.request.decoding.prompt_logprobs is not None

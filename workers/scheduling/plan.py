@@ -71,9 +71,9 @@ class Sequence:
     drafted: int = 0  # draft tokens in steps not applied yet: only the device knows how many are right
     width: int = 1  # beams
     slots: list[int] = field(default_factory=list)  # `width` of them
-    pages: list[int] = field(default_factory=list)  # of all beams' first positions, then of the next, …
+    pages: list[int] = field(default_factory=list)  # those of all beams' first positions, then of the next, …
     cross: CrossEntry | None = None  # None unless it runs
-    scores: list[TokenLogprobs] = field(default_factory=list)  # of the tokens to be scored, so far
+    scores: list[TokenLogprobs] = field(default_factory=list)  # those of the tokens scored so far
 
     @property
     def generated(self) -> int:
@@ -169,7 +169,7 @@ class StepResult(NamedTuple):
     tokens: list[int]  # one for each sampled position of rows without beams
     logprobs: list[TokenLogprobs | None] | None = None  # one for each of `tokens`, if any row asked
     beams: Seq[Found | None] = ()  # one for each row of beams; None while they go on
-    scores: Seq[TokenLogprobs] = ()  # of the rows' targets, one after another
+    scores: Seq[TokenLogprobs] = ()  # those of the rows' targets, one after another
     drafts: Seq[DraftOutcome] = ()  # one for each sampling sequence without beams; none if nothing drafts
     # One for each of `tokens`, if any row asked: see `Delta.sum_logprob`.
     chosen_logprobs: list[float] | None = None

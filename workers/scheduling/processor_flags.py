@@ -23,7 +23,7 @@ class ProcessorFlags(Flag):
     SUPPRESS = auto()
     OPENING = auto()
     TIMESTAMPS = auto()
-    # Read the tokens so far.
+    # Those that read the tokens so far.
     HISTORY = REPETITION | PRESENCE | NGRAM | ENCODER_NGRAM | BAD_WORDS | TIMESTAMPS
 
     @classmethod

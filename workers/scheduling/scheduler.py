@@ -12,9 +12,9 @@ Overlapped encoding: an engine that encodes by itself may do so alongside the st
 gets its slot at once, and its first row when its encoder input is done. Inputs that come meanwhile gather for
 the next batch.
 
-Draft tokens take what is left when all that is planned: of the step's tokens, and of pages that are held
-anyway. Where a sequence with draft tokens goes on is known to the device only until its step is applied;
-plans made ahead know the first and the last position it may be at.
+Draft tokens take what is left when all that is planned: the rest of the step's tokens, and the room in pages
+that are held anyway. Where a sequence with draft tokens goes on is known to the device only until its step
+is applied; plans made ahead know the first and the last position it may be at.
 """
 
 from __future__ import annotations
@@ -253,7 +253,7 @@ class Scheduler:
         return reason
 
     def _lacks(self, sequence: Sequence, plan: StepPlan, encoder_tokens: int) -> WaitingFor | None:
-        """What a waiting sequence lacks to come in. encoder_tokens: of the inputs the plan admits already."""
+        """What a waiting sequence lacks to come in. encoder_tokens: those the plan admits already."""
         if (lacks := self.resources.lacks(sequence)) is not None:
             return lacks
         if sequence.in_flight:

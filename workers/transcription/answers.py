@@ -17,7 +17,7 @@ class WindowAnswer:
     token_ids: list[int] = field(default_factory=list)  # EOS included
     sum_logprob: float = 0.0
     no_speech_prob: float = 0.0
-    logprobs: list[float] = field(default_factory=list)  # of token_ids, where they were asked for
+    logprobs: list[float] = field(default_factory=list)  # those of token_ids, where they were asked for
     # The answer of a request that aligns: see `Delta.alignment`, and the tokens' probabilities.
     alignment: list[int] = field(default_factory=list)
     probabilities: list[float] = field(default_factory=list)

@@ -29,7 +29,7 @@ class Asked:
     language: str | None
     task: str | None
     segments: bool  # the answer has them
-    prompt_ids: tuple[int, ...]  # of its text
+    prompt_ids: tuple[int, ...]  # its text's
     prompt_each: bool  # it comes before every window
     condition: bool  # on what earlier windows said
     temperatures: tuple[float, ...]

@@ -34,8 +34,8 @@ class PreparedTranscription:
     field: str  # what errors call the recording
     asked: Asked
     seed: int | None
-    audio_s: float | None  # of the recording by its header, None where that says nothing
-    longest_s: float  # that it may have
+    audio_s: float | None  # the recording's by its header, None where that says nothing
+    longest_s: float  # that a recording may have
     priority: int
     timeout_s: float  # from its arrival
 
@@ -46,7 +46,7 @@ class PreparedLive:
 
     request_id: str
     transcriber: LiveTranscriber
-    sample_rate: int  # of the sound that will come
+    sample_rate: int  # that of the sound that will come
     priority: int
 
 

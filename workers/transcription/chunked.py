@@ -50,7 +50,7 @@ class ChunkedTranscriber:
         self._said = Said(vocabulary, self._first.text_end)
         self._seed = secrets.randbits(63) if seed is None else seed
         self._opening = asked.opening(timestamps=True)
-        self._detecting: WindowAnswers | None = None  # of the request whose answer is the language
+        self._detecting: WindowAnswers | None = None  # those of the request whose answer is the language
         self._detected: int | None = None  # the language's token
         self._waiting = deque(enumerate(chunks))
         self._begun: deque[_Begun] = deque()  # in order, from the first on that is not done

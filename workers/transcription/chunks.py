@@ -16,7 +16,7 @@ from tandem.workers.transcription.segments import FRAMES_A_TIME, TIME_S
 _SPECTRUM_MS: Final = round(1000 * TIME_S / FRAMES_A_TIME)
 # Speech goes on down to this much below the threshold that it begins at, as in Silero's own function.
 _HYSTERESIS, _LEAST = 0.15, 0.01
-_LATE: Final = 2 / 3  # of a window, from where on its longest silence ends it
+_LATE: Final = 2 / 3  # the part of a window after which its longest silence ends it
 
 
 class Chunk(NamedTuple):
@@ -37,7 +37,7 @@ class _Speech(NamedTuple):
 
 
 def speech_spans(probabilities: Sequence[float], vad: ServerVad) -> list[tuple[int, int]]:
-    """From which frame of the voice activity model to which somebody speaks: Silero's
+    """The frames of the voice activity model from which to which somebody speaks: Silero's
     `get_speech_timestamps_from_probs`, however short a speech is. Every frame of at least the threshold is in
     one of them."""
     leave = leaving(vad)
@@ -67,7 +67,7 @@ def chunks(probabilities: npt.NDArray[np.float32], frames: int, most: int, vad: 
 
     Args:
         probabilities: see `VoiceActivity`.
-        frames: of the recording's spectrogram.
+        frames: those of the recording's spectrogram.
         most: frames of a window. Only a speech without a silence is longer than that, which is a chunk.
     """
     spans = _padded(speech_spans(probabilities.tolist(), vad), frames, vad)

@@ -22,7 +22,7 @@ class Attempt(NamedTuple):
     text_ratio: float  # how well its text is
     no_speech_prob: float
     ended: bool = True  # by EOS
-    logprobs: list[float] | None = None  # of token_ids, where they were asked for
+    logprobs: list[float] | None = None  # those of token_ids, where they were asked for
 
 
 class Verdict(NamedTuple):

@@ -33,7 +33,7 @@ class WindowCounts:
     """How a recording's windows were decoded. Counters."""
 
     windows: int = 0
-    silent: int = 0  # of them, left out as nobody speaks there
+    silent: int = 0  # windows left out, as nobody speaks there
     refused: int = 0  # answers that the thresholds refused, the last temperature's included
     tokens: int = 0  # generated, those of answers that were not kept included
 
@@ -116,7 +116,7 @@ class SequentialTranscriber:
         self._words = word_times_of(asked, recording, self._chunk, windows, vocabulary)
         self.done = False
         self._flow = self._run()
-        self._answers = WindowAnswers([])  # of the requests that are generated now
+        self._answers = WindowAnswers([])  # those of the requests that are generated now
 
     @property
     def seek_s(self) -> float:

@@ -42,9 +42,9 @@ class WindowRequests:
         self._asked, self._info, self._front = asked, info, info.front
         self._positions = positions
         self._recording_key, self._next_id = recording_key, next_id
-        self.frames = self._front.features[1]  # of a window
+        self.frames = self._front.features[1]  # in a window
         self.start_id = info.decoder_start_id
-        self.positions = self._front.positions  # of a window's encoder input
+        self.positions = self._front.positions  # in a window's encoder input
         self.eos_ids, self.vocab_size = info.eos_ids, info.vocab_size
         self.text_end = min(info.eos_ids)  # text has ids below
         held = info.decoder_positions or positions

@@ -28,7 +28,7 @@ class Window(NamedTuple):
     """A window that is decoded."""
 
     seek: int  # frames
-    frames: int  # of the recording, and its padding, in it
+    frames: int  # the recording's, and its padding's, in it
     start_ids: list[int]  # what its decoder started from
     ids: list[int]  # what it said: times included, EOS excluded
     ended: bool  # by EOS
@@ -50,7 +50,7 @@ class Reading(NamedTuple):
 
 class TimedWindow(NamedTuple):
     parts: Split
-    words: list[list[TranscriptionWord]]  # of each piece
+    words: list[list[TranscriptionWord]]  # each piece's
 
 
 class WordTimes(Protocol):
@@ -98,7 +98,7 @@ class TransformersWords:
 
     def timed(self, window: Window, answer: WindowAnswer) -> TimedWindow:
         ends_s = [position * TIME_S for position in answer.alignment]
-        ends_s.append(ends_s[-1] if ends_s else 0.0)  # of the last token, which is not read
+        ends_s.append(ends_s[-1] if ends_s else 0.0)  # the last token's, which is not read
         pieces, words, start = window.parts.pieces, [], 0
         for piece in pieces:
             stop = start + len(piece.token_ids)
@@ -137,7 +137,7 @@ class OpenAIWords:
     _NEAR_S: Final = 0.5  # a word is not that far out of its segment
 
     def __init__(self, asked: Asked, start_s: float, windows: WindowRequests, vocabulary: Vocabulary) -> None:
-        """start_s: of the recording, or of its chunk."""
+        """start_s: where the recording, or its chunk, begins."""
         self._asked, self._windows = asked, windows
         self._token_bytes = _token_bytes(vocabulary)
         self._spoken_until_s = start_s

@@ -11,7 +11,7 @@ from typing import Final
 # Thai, Lao, Burmese, Cantonese.
 WITHOUT_SPACES: Final = frozenset({"zh", "ja", "th", "lo", "my", "yue"})
 
-TokenBytes = Callable[[int], bytes]  # of an id, special tokens as they are written
+TokenBytes = Callable[[int], bytes]  # an id's, special tokens as they are written
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""A request's fields: of its query, and of a body that is JSON, a URL-encoded form or a multipart form."""
+"""A request's fields: its query's, and those of a body that is JSON, a URL-encoded or a multipart form."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class FormFile:
 
 @dataclass(frozen=True, slots=True)
 class Fields:
-    """Values by name: of JSON whatever it has; of forms texts and files, in a list where repeated."""
+    """Values by name: whatever JSON has; a form's texts and files, in a list where a name is repeated."""
 
     values: dict[str, Any]
     typed: bool  # from JSON, where numbers and lists are what they are
@@ -61,7 +61,7 @@ async def read_fields(request: Request, limits: Limits, limit: int) -> Fields:
 def _url_encoded(body: bytes) -> list[tuple[str, Any]]:
     try:
         return list(parse_qsl(body.decode(), keep_blank_values=True, errors="strict", max_num_fields=_FIELDS))
-    except ValueError as error:  # of which UnicodeDecodeError is one
+    except ValueError as error:  # UnicodeDecodeError is one
         raise InvalidRequest(f"the body is not a form: {error}") from None
 
 

@@ -93,7 +93,7 @@ async def _generate(service: Service, request: Request, method: str, prepare: _P
             outputs = await unless_disconnected(request.receive, call.generate(prepared))
             return JSONResponse(shape.whole(outputs))
         pieces = await resources.enter_async_context(aclosing(call.stream(prepared)))
-        # Awaited here, so that an error before the first piece has a status of its own.
+        # The first piece is awaited here, so that an error before it has a status of its own.
         first = await unless_disconnected(request.receive, _first(pieces))
         return EventStream(_chunks(shape, first, pieces), resources.pop_all())
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,13 +11,13 @@ import httpx
 import openai
 import pytest
 from fake_router import FakeRouter
-from fake_service import LIMITS, connected, make_service
+from fake_service import ANSWER, connected
 from tiny_t5 import write_model
 from transformers import AutoTokenizer
 
+from tandem.cluster.ingress.service import Service
 from tandem.workers.requests.request_builder import RequestBuilder
 
-ANSWER = "le chat est sur le tapis"
 # A template of the kind that instruction-tuned checkpoints have: it says what it does not take.
 TEMPLATE = (
     "{% if messages[0].role == 'system' and not brief %}{{ raise_exception('System role not supported') }}"
@@ -35,39 +35,18 @@ MESSAGES = [USER, {"role": "assistant", "content": "dog"}, {"role": "user", "con
 
 
 @pytest.fixture(scope="module", params=["encoder-decoder", "decoder-only"])
-def model(
+def folder(
     request: pytest.FixtureRequest,
     tmp_path_factory: pytest.TempPathFactory,
     checkpoint: Callable[..., Path],
 ) -> Path:
     """A model with a chat template: a T5 and a GPT-2, both with a T5-like tokenizer."""
-    folder = write_model(tmp_path_factory.mktemp("chat"))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = TEMPLATE
-    tokenizer.save_pretrained(folder)
+    folder = write_model(tmp_path_factory.mktemp("chat"), chat_template=TEMPLATE)
     if request.param == "decoder-only":
         config = (checkpoint("gpt2") / "config.json").read_text()
         (folder / "config.json").write_text(config)
         (folder / "generation_config.json").write_text("{}")
     return folder
-
-
-@pytest.fixture(scope="module")
-def builder(model: Path) -> RequestBuilder:
-    return RequestBuilder.load(model, "tiny", LIMITS)
-
-
-@pytest.fixture
-def chat_router(builder: RequestBuilder) -> FakeRouter:
-    return FakeRouter(builder.tokenize(ANSWER)[:-1])
-
-
-@pytest.fixture
-async def chat_http(
-    model: Path, builder: RequestBuilder, chat_router: FakeRouter
-) -> AsyncIterator[httpx.AsyncClient]:
-    async with connected(make_service(model, builder, chat_router)) as client:
-        yield client
 
 
 async def chat(http: httpx.AsyncClient, messages: Any = (USER,), **body: Any) -> httpx.Response:
@@ -100,26 +79,26 @@ def events(text: str) -> list[Any]:
     ],
 )
 async def test_the_prompt_is_that_of_apply_chat_template(
-    chat_http: httpx.AsyncClient,
-    chat_router: FakeRouter,
-    model: Path,
+    http: httpx.AsyncClient,
+    router: FakeRouter,
+    folder: Path,
     fields: dict[str, Any],
     arguments: dict[str, Any],
 ) -> None:
-    response = await chat(chat_http, MESSAGES, **fields)
+    response = await chat(http, MESSAGES, **fields)
     assert response.status_code == 200, response.text
-    right = AutoTokenizer.from_pretrained(model).apply_chat_template(
+    right = AutoTokenizer.from_pretrained(folder).apply_chat_template(
         MESSAGES, **{"add_generation_prompt": True, "return_dict": False, **arguments}
     )
-    assert read_ids(chat_router) == right
+    assert read_ids(router) == right
     assert response.json()["usage"]["prompt_tokens"] == len(right)
 
 
 async def test_parts_of_text_and_what_clients_add_to_messages(
-    chat_http: httpx.AsyncClient, chat_router: FakeRouter
+    http: httpx.AsyncClient, router: FakeRouter
 ) -> None:
-    await chat(chat_http, [USER])
-    plain = read_ids(chat_router)
+    await chat(http, [USER])
+    plain = read_ids(router)
     messages: list[dict[str, Any]] = [
         {"role": "user", "content": [{"type": "text", "text": "cat sat"}]},
         {**USER, "name": None},  # an older aiperf's
@@ -129,48 +108,39 @@ async def test_parts_of_text_and_what_clients_add_to_messages(
         {"role": "user", "content": [{"type": "input_text", "text": "cat sat"}]},  # the Responses API's
     ]
     for message in messages:
-        assert (await chat(chat_http, [message])).status_code == 200
-        assert read_ids(chat_router) == plain
+        assert (await chat(http, [message])).status_code == 200
+        assert read_ids(router) == plain
     refusal = {"role": "assistant", "content": [{"type": "refusal", "refusal": "dog"}]}
-    assert (await chat(chat_http, [MESSAGES[0], refusal, MESSAGES[2]])).status_code == 200
-    refused = read_ids(chat_router)
-    await chat(chat_http, MESSAGES)
-    assert read_ids(chat_router) == refused
+    assert (await chat(http, [MESSAGES[0], refusal, MESSAGES[2]])).status_code == 200
+    refused = read_ids(router)
+    await chat(http, MESSAGES)
+    assert read_ids(router) == refused
     two = [{"type": "text", "text": "cat"}, {"type": "text", "text": "sat"}]
-    await chat(chat_http, [{"role": "user", "content": two}])
-    joined = read_ids(chat_router)
-    await chat(chat_http, [{"role": "user", "content": "cat\nsat"}])
-    assert read_ids(chat_router) == joined
+    await chat(http, [{"role": "user", "content": two}])
+    joined = read_ids(router)
+    await chat(http, [{"role": "user", "content": "cat\nsat"}])
+    assert read_ids(router) == joined
 
 
 async def test_the_developer_is_the_system_where_a_template_does_not_know_it(
-    chat_http: httpx.AsyncClient, chat_router: FakeRouter
+    http: httpx.AsyncClient, router: FakeRouter
 ) -> None:
     brief = {"chat_template_kwargs": {"brief": True}}
     for role in ("system", "developer"):
         said = [{"role": role, "content": "dog"}, USER]
-        assert (await chat(chat_http, said, **brief)).status_code == 200
-        response = await chat(chat_http, said)
+        assert (await chat(http, said, **brief)).status_code == 200
+        response = await chat(http, said)
         assert response.status_code == 400
         assert "System role not supported" in response.json()["error"]["message"]
-    first, second = (list(one.encoder.token_ids or one.prefix_ids) for one in chat_router.requests)
+    first, second = (list(one.encoder.token_ids or one.prefix_ids) for one in router.requests)
     assert first == second
-
-
-async def test_a_model_without_a_template_says_where_to_go(http: httpx.AsyncClient) -> None:
-    response = await chat(http)
-    assert response.status_code == 400
-    assert response.json()["error"]["message"] == (
-        "messages: 'tiny' has no chat template; use /v1/completions"
-    )
-    assert (await chat(http, model="other")).status_code == 404
 
 
 # -- the answer
 
 
-async def test_a_chat(chat_http: httpx.AsyncClient, chat_router: FakeRouter) -> None:
-    response = await chat(chat_http, max_completion_tokens=40, user="me", request_id="r1")
+async def test_a_chat(http: httpx.AsyncClient, router: FakeRouter) -> None:
+    response = await chat(http, max_completion_tokens=40, user="me", request_id="r1")
     body = response.json()
     assert response.status_code == 200
     assert (body["id"], body["object"], body["model"]) == ("chatcmpl-r1", "chat.completion", "tiny")
@@ -184,14 +154,14 @@ async def test_a_chat(chat_http: httpx.AsyncClient, chat_router: FakeRouter) -> 
         "finish_reason": "stop",
         "stop_reason": None,
     }
-    assert body["usage"]["completion_tokens"] == len(chat_router.answer) + 1
-    assert chat_router.requests[0].decoding.max_tokens == 40
+    assert body["usage"]["completion_tokens"] == len(router.answer) + 1
+    assert router.requests[0].decoding.max_tokens == 40
 
 
-async def test_a_stream_is_the_whole_answer(chat_http: httpx.AsyncClient) -> None:
+async def test_a_stream_is_the_whole_answer(http: httpx.AsyncClient) -> None:
     asked = {"n": 2, "temperature": 1.0, "seed": 3, "logprobs": True, "top_logprobs": 1, "stop": [" est"]}
-    whole = (await chat(chat_http, **asked)).json()
-    chunks = events((await chat(chat_http, stream=True, **asked)).text)
+    whole = (await chat(http, **asked)).json()
+    chunks = events((await chat(http, stream=True, **asked)).text)
     assert {chunk["object"] for chunk in chunks} == {"chat.completion.chunk"}
     assert all("usage" not in chunk for chunk in chunks)
     for choice in whole["choices"]:
@@ -206,8 +176,8 @@ async def test_a_stream_is_the_whole_answer(chat_http: httpx.AsyncClient) -> Non
         assert parts[-1]["finish_reason"] == choice["finish_reason"]
 
 
-async def test_log_probabilities_have_the_shape_of_chats(chat_http: httpx.AsyncClient) -> None:
-    [choice] = (await chat(chat_http, logprobs=True, top_logprobs=2)).json()["choices"]
+async def test_log_probabilities_have_the_shape_of_chats(http: httpx.AsyncClient) -> None:
+    [choice] = (await chat(http, logprobs=True, top_logprobs=2)).json()["choices"]
     logprobs = choice["logprobs"]
     assert logprobs["refusal"] is None
     *entries, end = logprobs["content"]
@@ -218,24 +188,24 @@ async def test_log_probabilities_have_the_shape_of_chats(chat_http: httpx.AsyncC
         assert entry["logprob"] == -0.25
         assert [top["logprob"] for top in entry["top_logprobs"]] == [-0.25, -2.0]
         assert entry["top_logprobs"][0]["token"] == entry["token"]
-    [choice] = (await chat(chat_http, logprobs=True)).json()["choices"]
+    [choice] = (await chat(http, logprobs=True)).json()["choices"]
     assert {tuple(entry["top_logprobs"]) for entry in choice["logprobs"]["content"]} == {()}
 
 
-async def test_usage_in_a_stream(chat_http: httpx.AsyncClient) -> None:
-    *chunks, last = events((await chat(chat_http, stream=True, stream_options={"include_usage": True})).text)
+async def test_usage_in_a_stream(http: httpx.AsyncClient) -> None:
+    *chunks, last = events((await chat(http, stream=True, stream_options={"include_usage": True})).text)
     assert {chunk["usage"] for chunk in chunks} == {None}
     assert last["choices"] == []
-    whole = (await chat(chat_http)).json()
+    whole = (await chat(http)).json()
     assert last["usage"] == whole["usage"]
 
 
-async def test_token_ids(chat_http: httpx.AsyncClient, chat_router: FakeRouter) -> None:
+async def test_token_ids(http: httpx.AsyncClient, router: FakeRouter) -> None:
     """vLLM's `return_token_ids`: a chat's prompt is the answer's, in a stream the first chunk's."""
-    whole = (await chat(chat_http, return_token_ids=True)).json()
-    assert whole["prompt_token_ids"] == read_ids(chat_router)
-    assert whole["choices"][0]["token_ids"] == [*chat_router.answer, 1]
-    first, *rest = events((await chat(chat_http, return_token_ids=True, stream=True)).text)
+    whole = (await chat(http, return_token_ids=True)).json()
+    assert whole["prompt_token_ids"] == read_ids(router)
+    assert whole["choices"][0]["token_ids"] == [*router.answer, 1]
+    first, *rest = events((await chat(http, return_token_ids=True, stream=True)).text)
     assert first["prompt_token_ids"] == whole["prompt_token_ids"]
     assert all("prompt_token_ids" not in chunk for chunk in rest)
     ids = [i for chunk in rest for i in chunk["choices"][0]["token_ids"]]
@@ -295,18 +265,18 @@ async def test_token_ids(chat_http: httpx.AsyncClient, chat_router: FakeRouter) 
     ],
 )
 async def test_a_bad_value_is_refused_by_name(
-    chat_http: httpx.AsyncClient, chat_router: FakeRouter, change: dict[str, Any], param: str
+    http: httpx.AsyncClient, router: FakeRouter, change: dict[str, Any], param: str
 ) -> None:
     content = json.dumps({"model": "tiny", "messages": [USER], **change})
-    response = await chat_http.post(
+    response = await http.post(
         "/v1/chat/completions", content=content, headers={"content-type": "application/json"}
     )
     assert (response.status_code, response.json()["error"]["param"]) == (400, param), response.text
-    assert not chat_router.requests
+    assert not router.requests
 
 
 async def test_a_template_that_breaks_is_the_requests_fault(
-    model: Path, builder: RequestBuilder, chat_router: FakeRouter, monkeypatch: pytest.MonkeyPatch
+    service: Service, request_builder: RequestBuilder, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for broken in (
         "{{ messages[7].content }}{{ messages[7].content.x }}",
@@ -315,8 +285,8 @@ async def test_a_template_that_breaks_is_the_requests_fault(
         "{% for m in messages %}",
         "{{ ''.__class__.__mro__ }}{{ cycler.__init__.__globals__ }}",
     ):
-        monkeypatch.setattr(builder.chat_template._tokenizer, "chat_template", broken)
-        async with connected(make_service(model, builder, chat_router)) as client:
+        monkeypatch.setattr(request_builder.chat_template._tokenizer, "chat_template", broken)
+        async with connected(service) as client:
             response = await chat(client)
             assert (response.status_code, response.json()["error"]["param"]) == (400, "messages"), broken
 
@@ -324,8 +294,8 @@ async def test_a_template_that_breaks_is_the_requests_fault(
 # -- OpenAI's own client
 
 
-async def test_openai_python(chat_http: httpx.AsyncClient) -> None:
-    client = openai.AsyncOpenAI(base_url="http://tandem/v1", api_key="-", http_client=cast(Any, chat_http))
+async def test_openai_python(http: httpx.AsyncClient) -> None:
+    client = openai.AsyncOpenAI(base_url="http://tandem/v1", api_key="-", http_client=cast(Any, http))
     whole = await client.chat.completions.create(
         model="tiny", messages=cast(Any, [USER]), logprobs=True, top_logprobs=1, n=2, max_completion_tokens=30
     )

@@ -15,7 +15,7 @@ from fake_router import FakeRouter
 from fake_service import make_service
 from grpc_calls import Api, Context, consume
 from slow_decoding import SlowDecoding
-from whisper import RATE, make_whisper, sound
+from whisper import RATE, sound
 
 from tandem import DeadlineExceeded, TranscriptionParams
 from tandem.cluster.ingress.service import Service
@@ -27,11 +27,6 @@ from tandem.workers.requests.request_builder import RequestBuilder
 FILES: Final = {name: wav(sound(0, seconds), RATE) for name, seconds in (("long", 70.0), ("short", 9.0))}
 LIMITS: Final = Limits(transcription_seconds=90.0)
 AT_ONCE_S: Final = 0.5
-
-
-@pytest.fixture(scope="module")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_whisper(tmp_path_factory.mktemp("whisper"), "base", times=True)
 
 
 @pytest.fixture

@@ -40,6 +40,17 @@ def events(text: str) -> list[Any]:
     return [line[6:] if line[6:] == "[DONE]" else json.loads(line[6:]) for line in lines]
 
 
+async def test_chats_want_a_template(http: httpx.AsyncClient) -> None:
+    body: dict[str, Any] = {"model": "tiny", "messages": [{"role": "user", "content": "cat sat"}]}
+    response = await http.post("/v1/chat/completions", json=body)
+    assert response.status_code == 400
+    assert response.json()["error"]["message"] == (
+        "messages: 'tiny' has no chat template; use /v1/completions"
+    )
+    other = await http.post("/v1/chat/completions", json={**body, "model": "other"})
+    assert other.status_code == 404
+
+
 # -- whole answers
 
 

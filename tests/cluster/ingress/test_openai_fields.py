@@ -5,23 +5,18 @@ from __future__ import annotations
 
 import json
 import typing
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import httpx
 import pytest
 from fake_router import FakeRouter
-from fake_service import LIMITS, connected, make_service
 from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from tiny_t5 import write_model
-from transformers import AutoTokenizer
 
 from tandem.workers.request import BeamSearch
-from tandem.workers.requests.request_builder import RequestBuilder
 
-ANSWER = "le chat est sur le tapis"
 NO_DEFAULT = object()
 
 
@@ -154,34 +149,13 @@ TABLE = [
 
 
 @pytest.fixture(scope="module")
-def chat_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = write_model(tmp_path_factory.mktemp("fields"))
-    tokenizer = AutoTokenizer.from_pretrained(folder)
-    tokenizer.chat_template = "{{ messages[0].content }}{{ '.' if add_generation_prompt }}"
-    tokenizer.save_pretrained(folder)
-    return folder
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    template = "{{ messages[0].content }}{{ '.' if add_generation_prompt }}"
+    return write_model(tmp_path_factory.mktemp("fields"), chat_template=template)
 
 
-@pytest.fixture(scope="module")
-def builder(chat_folder: Path) -> RequestBuilder:
-    return RequestBuilder.load(chat_folder, "tiny", LIMITS)
-
-
-@pytest.fixture
-def fake(builder: RequestBuilder) -> FakeRouter:
-    return FakeRouter(builder.tokenize(ANSWER)[:-1])
-
-
-@pytest.fixture
-async def client(
-    chat_folder: Path, builder: RequestBuilder, fake: FakeRouter
-) -> AsyncIterator[httpx.AsyncClient]:
-    async with connected(make_service(chat_folder, builder, fake)) as client:
-        yield client
-
-
-async def ask(client: httpx.AsyncClient, path: str, **fields: Any) -> httpx.Response:
-    return await client.post(path, json={"model": "tiny", **BODIES[path], **fields})
+async def ask(http: httpx.AsyncClient, path: str, **fields: Any) -> httpx.Response:
+    return await http.post(path, json={"model": "tiny", **BODIES[path], **fields})
 
 
 def without_names(answer: httpx.Response) -> dict[str, Any]:
@@ -192,16 +166,16 @@ def without_names(answer: httpx.Response) -> dict[str, Any]:
 
 @pytest.mark.parametrize(("path", "name", "field"), TABLE, ids=lambda value: str(value).split("(")[0])
 async def test_each_is_done_or_refused_with_a_reason(
-    client: httpx.AsyncClient, path: str, name: str, field: Field
+    http: httpx.AsyncClient, path: str, name: str, field: Field
 ) -> None:
-    plain = without_names(await ask(client, path))
-    assert without_names(await ask(client, path, **{name: None})) == plain, "null is the default"
+    plain = without_names(await ask(http, path))
+    assert without_names(await ask(http, path, **{name: None})) == plain, "null is the default"
     if field.default is not NO_DEFAULT:
-        assert without_names(await ask(client, path, **{name: field.default})) == plain
+        assert without_names(await ask(http, path, **{name: field.default})) == plain
     if field.asking is NO_DEFAULT:
         return
     asked = {name: field.asking, **({"stop": ["x"]} if name == "include_stop_str_in_output" else {})}
-    answer = await ask(client, path, **asked)
+    answer = await ask(http, path, **asked)
     if field.reason is None:
         assert answer.status_code == 200, answer.text
     else:
@@ -224,14 +198,14 @@ def _names(of: Any) -> set[str]:
     ],
 )
 async def test_no_field_of_the_openai_package_is_unknown(
-    client: httpx.AsyncClient, path: str, kinds: list[Any]
+    http: httpx.AsyncClient, path: str, kinds: list[Any]
 ) -> None:
     names = _names(kinds)
     assert len(names) >= 5
     for name in sorted(names - BODIES[path].keys() - {"model"}):
         values: list[Any] = [3, "x", True, [], {}, {"a": 1}]
         for value in values:
-            answer = await ask(client, path, **{name: value})
+            answer = await ask(http, path, **{name: value})
             if answer.status_code != 200:
                 error = answer.json()["error"]
                 assert answer.status_code == 400, (name, value)
@@ -240,24 +214,24 @@ async def test_no_field_of_the_openai_package_is_unknown(
 
 
 @pytest.mark.parametrize("path", [path for path in BODIES if path.startswith("/v1/")])
-async def test_harmless_fields_have_no_effect(client: httpx.AsyncClient, path: str) -> None:
+async def test_harmless_fields_have_no_effect(http: httpx.AsyncClient, path: str) -> None:
     harmless = {
         "user": "me", "metadata": {"a": "b"}, "store": True, "service_tier": "auto",
         "safety_identifier": "me", "prompt_cache_key": "k", "prompt_cache_retention": "24h",
         "prediction": {"type": "content", "content": "le chat"},
     }  # fmt: skip
-    assert without_names(await ask(client, path, **harmless)) == without_names(await ask(client, path))
+    assert without_names(await ask(http, path, **harmless)) == without_names(await ask(http, path))
 
 
-async def test_beam_search_as_vllm_asks_for_it(client: httpx.AsyncClient, fake: FakeRouter) -> None:
+async def test_beam_search_as_vllm_asks_for_it(http: httpx.AsyncClient, router: FakeRouter) -> None:
     for path in ("/v1/completions", "/v1/chat/completions"):
         for temperature in ({}, {"temperature": 0}, {"temperature": 1.0}):
-            answer = await ask(client, path, use_beam_search=True, n=3, length_penalty=0.6, **temperature)
+            answer = await ask(http, path, use_beam_search=True, n=3, length_penalty=0.6, **temperature)
             assert len(answer.json()["choices"]) == 3
-            assert fake.requests[-1].decoding.beams == BeamSearch(3, 3, 0.6, early_stopping=False)
-            assert fake.requests[-1].decoding.greedy
-        await ask(client, path, use_beam_search=True)
-        assert fake.requests[-1].decoding.beams is None, "one beam is no search"
+            assert router.requests[-1].decoding.beams == BeamSearch(3, 3, 0.6, early_stopping=False)
+            assert router.requests[-1].decoding.greedy
+        await ask(http, path, use_beam_search=True)
+        assert router.requests[-1].decoding.beams is None, "one beam is no search"
         for wrong, param in (
             ({"use_beam_search": True, "n": 3, "temperature": 0.5}, "temperature"),
             ({"use_beam_search": True, "n": 33}, "n"),
@@ -265,41 +239,41 @@ async def test_beam_search_as_vllm_asks_for_it(client: httpx.AsyncClient, fake: 
             ({"use_beam_search": True, "n": 2, "num_beams": 4}, "num_beams"),
             ({"use_beam_search": True, "num_return_sequences": 2}, "num_return_sequences"),
         ):
-            answer = await ask(client, path, **wrong)
+            answer = await ask(http, path, **wrong)
             assert (answer.status_code, answer.json()["error"]["param"]) == (400, param)
-    await ask(client, "/v1/completions", length_penalty=1.0, early_stopping=False, temperature=0.7)
-    assert fake.requests[-1].decoding.beams is None
-    assert fake.requests[-1].decoding.temperature == 0.7
+    await ask(http, "/v1/completions", length_penalty=1.0, early_stopping=False, temperature=0.7)
+    assert router.requests[-1].decoding.beams is None
+    assert router.requests[-1].decoding.temperature == 0.7
 
 
 async def test_what_means_the_likeliest_token_or_any_seed(
-    client: httpx.AsyncClient, fake: FakeRouter
+    http: httpx.AsyncClient, router: FakeRouter
 ) -> None:
     for top_p in (0, 0.0):
-        await ask(client, "/v1/completions", top_p=top_p, temperature=1)
-        assert 0 < fake.requests[-1].decoding.top_p < 1e-5, "no second token is as likely as this"
-    await ask(client, "/v1/completions", seed=-1, temperature=1)
-    one = fake.requests[-1].decoding
+        await ask(http, "/v1/completions", top_p=top_p, temperature=1)
+        assert 0 < router.requests[-1].decoding.top_p < 1e-5, "no second token is as likely as this"
+    await ask(http, "/v1/completions", seed=-1, temperature=1)
+    one = router.requests[-1].decoding
     for wrong in ({"seed": -2}, {"seed": True}, {"top_p": -0.1}, {"top_p": False}):
-        answer = await ask(client, "/v1/completions", temperature=1, **wrong)
+        answer = await ask(http, "/v1/completions", temperature=1, **wrong)
         assert (answer.status_code, answer.json()["error"]["param"]) == (400, *wrong)
-    assert fake.requests[-1].decoding is one
+    assert router.requests[-1].decoding is one
 
 
-async def test_ids_of_prompt_and_answer(client: httpx.AsyncClient, fake: FakeRouter) -> None:
+async def test_ids_of_prompt_and_answer(http: httpx.AsyncClient, router: FakeRouter) -> None:
     asked = {
         "return_token_ids": True,
         "logprobs": 1,
         "return_tokens_as_token_ids": True,
         "prompt": ["a", "b"],
     }
-    whole = (await ask(client, "/v1/completions", **asked)).json()["choices"]
-    for choice, request in zip(whole, fake.requests, strict=True):
+    whole = (await ask(http, "/v1/completions", **asked)).json()["choices"]
+    for choice, request in zip(whole, router.requests, strict=True):
         assert choice["prompt_token_ids"] == list(request.encoder.token_ids)
-        assert choice["token_ids"] == [*fake.answer, 1]
+        assert choice["token_ids"] == [*router.answer, 1]
         assert choice["logprobs"]["tokens"] == [f"token_id:{i}" for i in choice["token_ids"]]
         assert list(choice["logprobs"]["top_logprobs"][0]) == [f"token_id:{choice['token_ids'][0]}"]
-    text = (await ask(client, "/v1/completions", **asked, stream=True)).text
+    text = (await ask(http, "/v1/completions", **asked, stream=True)).text
     parts = [json.loads(line[6:])["choices"][0] for line in text.split("\n\n") if line.startswith("data: {")]
     for choice in whole:
         own = [part for part in parts if part["index"] == choice["index"]]
@@ -311,22 +285,22 @@ async def test_ids_of_prompt_and_answer(client: httpx.AsyncClient, fake: FakeRou
         ]
 
 
-async def test_a_request_id_may_be_in_the_body(client: httpx.AsyncClient) -> None:
+async def test_a_request_id_may_be_in_the_body(http: httpx.AsyncClient) -> None:
     path = "/v1/completions"
-    assert (await ask(client, path, request_id="mine")).json()["id"] == "cmpl-mine"
-    answer = await client.post(
+    assert (await ask(http, path, request_id="mine")).json()["id"] == "cmpl-mine"
+    answer = await http.post(
         path, json={**BODIES[path], "request_id": "mine"}, headers={"x-request-id": "header"}
     )
     assert answer.json()["id"] == "cmpl-mine", "the header is Serve's own where the client sets none"
-    answer = await ask(client, path, request_id="x" * 129)
+    answer = await ask(http, path, request_id="x" * 129)
     assert (answer.status_code, answer.json()["error"]["param"]) == (400, "request_id")
 
 
 # -- stream_options
 
 
-async def stream(client: httpx.AsyncClient, path: str, **options: Any) -> list[Any]:
-    answer = await ask(client, path, stream=True, stream_options=options)
+async def stream(http: httpx.AsyncClient, path: str, **options: Any) -> list[Any]:
+    answer = await ask(http, path, stream=True, stream_options=options)
     assert answer.status_code == 200, answer.text
     *lines, done = answer.text[:-2].split("\n\n")
     assert done == "data: [DONE]"
@@ -334,17 +308,17 @@ async def stream(client: httpx.AsyncClient, path: str, **options: Any) -> list[A
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-async def test_stream_options(client: httpx.AsyncClient, fake: FakeRouter, path: str) -> None:
-    whole = (await ask(client, path)).json()["usage"]
-    *chunks, last = await stream(client, path, include_usage=True, include_obfuscation=False)
+async def test_stream_options(http: httpx.AsyncClient, router: FakeRouter, path: str) -> None:
+    whole = (await ask(http, path)).json()["usage"]
+    *chunks, last = await stream(http, path, include_usage=True, include_obfuscation=False)
     assert {chunk["usage"] for chunk in chunks} == {None}
     assert (last["choices"], last["usage"]) == ([], whole)
 
-    *chunks, last = await stream(client, path, include_usage=True, continuous_usage_stats=True)
+    *chunks, last = await stream(http, path, include_usage=True, continuous_usage_stats=True)
     assert (last["choices"], last["usage"]) == ([], whole)
     counts = [chunk["usage"]["completion_tokens"] for chunk in chunks]
     assert counts == sorted(counts)
-    assert counts[-1] == len(fake.answer) + 1
+    assert counts[-1] == len(router.answer) + 1
     assert {chunk["usage"]["prompt_tokens"] for chunk in chunks} == {whole["prompt_tokens"]}
     assert all(
         u["total_tokens"] == u["prompt_tokens"] + u["completion_tokens"] for u in (c["usage"] for c in chunks)
@@ -356,9 +330,9 @@ async def test_stream_options(client: httpx.AsyncClient, fake: FakeRouter, path:
         {"continuous_usage_stats": True},
         {"include_obfuscation": True},
     ):
-        chunks = await stream(client, path, **options)
+        chunks = await stream(http, path, **options)
         assert all(chunk["choices"] and "usage" not in chunk for chunk in chunks)
-    assert (await ask(client, path, stream_options={})).status_code == 200, "it asks for nothing"
+    assert (await ask(http, path, stream_options={})).status_code == 200, "it asks for nothing"
 
 
 # -- what clients of other projects send, as recorded
@@ -368,9 +342,9 @@ RECORDED: list[dict[str, Any]] = json.loads(_ROOT.read_text())
 
 
 @pytest.mark.parametrize("recorded", RECORDED, ids=lambda one: f"{one['client']} {one['url']}")
-async def test_recorded_requests(client: httpx.AsyncClient, recorded: dict[str, Any]) -> None:
+async def test_recorded_requests(http: httpx.AsyncClient, recorded: dict[str, Any]) -> None:
     body = {name: "tiny" if name == "model" else value for name, value in recorded["body"].items()}
-    answer = await client.request(recorded["method"], recorded["url"], json=body)
+    answer = await http.request(recorded["method"], recorded["url"], json=body)
     assert answer.status_code == 200, answer.text
     if body.get("stream"):
         assert answer.text.endswith("data: [DONE]\n\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import tracemalloc
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import cache
@@ -19,7 +19,7 @@ from fake_service import connected, make_service
 from local_router import LocalRouter
 from slow_decoding import SlowDecoding
 from voices import voices
-from whisper import RATE, make_whisper, sound
+from whisper import RATE, sound
 
 from tandem import LLM, InvalidRequest, Transcription, TranscriptionParams
 from tandem.cluster.ingress.recordings import Recordings
@@ -34,26 +34,10 @@ LONG, SHORT = (wav(sound(seed, seconds), RATE) for seed, seconds in ((0, LONG_S)
 LIMITS = Limits(transcription_seconds=90.0)
 
 
-@pytest.fixture(scope="module")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_whisper(tmp_path_factory.mktemp("whisper"), "base", times=True)
-
-
-@pytest.fixture(scope="module")
-def llm(whisper: Path) -> Iterator[LLM]:
-    with LLM(str(whisper), dtype="float32") as llm:
-        yield llm
-
-
 @pytest.fixture
-def router(llm: LLM) -> LocalRouter:
-    return LocalRouter(llm._engine)
-
-
-@pytest.fixture
-def recordings(whisper: Path, router: LocalRouter) -> Recordings:
+def recordings(whisper: Path, local_router: LocalRouter) -> Recordings:
     builder = RequestBuilder.load(whisper, "tiny", LIMITS)
-    return Recordings(builder, router)  # type: ignore[arg-type]
+    return Recordings(builder, local_router)  # type: ignore[arg-type]
 
 
 async def transcribed(
@@ -160,7 +144,9 @@ async def gone(*tasks: asyncio.Task[Any]) -> None:
     await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def test_a_client_that_goes_hurts_nobody(recordings: Recordings, router: LocalRouter, llm: LLM) -> None:
+async def test_a_client_that_goes_hurts_nobody(
+    recordings: Recordings, local_router: LocalRouter, llm: LLM
+) -> None:
     """Its window is freed on the engine; the others get what they get alone."""
     done_s: list[float] = []
     going = asyncio.create_task(transcribed(recordings, LONG, done_s))
@@ -171,7 +157,7 @@ async def test_a_client_that_goes_hurts_nobody(recordings: Recordings, router: L
     await asyncio.gather(going, return_exceptions=True)
     expected = llm.transcribe(SHORT, language="en").text
     assert [(await one).text for one in staying] == [expected] * 2
-    assert not router.live
+    assert not local_router.live
     stats = llm.stats()
     assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)
 
@@ -198,9 +184,9 @@ def bomb(name: str) -> bytes:
 
 
 @pytest.mark.parametrize("name", BOMBS)
-async def test_bombs_are_errors_of_http(whisper: Path, router: LocalRouter, name: str) -> None:
+async def test_bombs_are_errors_of_http(whisper: Path, local_router: LocalRouter, name: str) -> None:
     """A status of its own, not an answer with an error in it; a stream, too, has none of its events."""
-    service = make_service(whisper, RequestBuilder.load(whisper, "tiny", LIMITS), router, LIMITS)
+    service = make_service(whisper, RequestBuilder.load(whisper, "tiny", LIMITS), local_router, LIMITS)
     assert len(bomb(name)) < LIMITS.media_bytes / 10
     async with connected(service) as client:
         for stream in ("false", "true"):
@@ -210,7 +196,7 @@ async def test_bombs_are_errors_of_http(whisper: Path, router: LocalRouter, name
             error = response.json()["error"]
             assert (response.status_code, error["param"]) == (400, "file")
             assert "the limit is 90 s" in error["message"]
-    assert router.requests == []
+    assert local_router.requests == []
 
 
 @pytest.mark.parametrize("name", BOMBS)

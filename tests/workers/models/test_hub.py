@@ -19,10 +19,10 @@ from transformers import M2M100Tokenizer, MarianTokenizer, PhobertTokenizer
 from whisper import make_whisper
 
 from tandem import LLM, SamplingParams
+from tandem.cli.describe import describe
 from tandem.cluster.app import resolve_auto
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.identity import identity_of
-from tandem.describe import describe
 from tandem.errors import ModelLoadError
 from tandem.workers.models.hub import OF_NO_USE
 from tandem.workers.models.model_folder import pinned, resolve

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import torch
 
+from tandem.kernels.cpu.ops import COMPILED
 from tandem.workers.config import EngineConfig
 from tandem.workers.models.kv_pool import pool_pages
 from tandem.workers.models.spec import ModelSpec, StackSpec
@@ -30,7 +31,8 @@ def test_pages_are_what_fits() -> None:
     room = 37 * PAGE_BYTES / 2**30
     config = EngineConfig("m", kv_cache_gib=room)
     assert pool_pages(config, MODEL, CPU) == 37
-    assert pool_pages(replace(config, dtype="bfloat16"), MODEL, CPU) == 37  # K and V stay float32 there
+    for lower in ({"dtype": "bfloat16"}, {"quantization": "int8"}):
+        assert pool_pages(replace(config, **lower), MODEL, CPU) == (2 * 37 if COMPILED else 37)
     assert pool_pages(replace(config, tensor_parallel_size=2), MODEL, CPU) == 2 * 37
     assert pool_pages(replace(config, page_size=64), MODEL, CPU) == 37 // 2
     assert pool_pages(replace(config, kv_cache_gib=room / 1e6), MODEL, CPU) == 1

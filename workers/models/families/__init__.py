@@ -27,7 +27,7 @@ _NGRAM = (
     "its decoder attends in several streams at once, one for each token ahead, with position biases worked "
     "out from the hidden states: another forward than that of all served families"
 )
-# Known, and why they are not served.
+# Known families that are not served, and why.
 REFUSED = {"prophetnet": _NGRAM, "xlm-prophetnet": _NGRAM}
 
 

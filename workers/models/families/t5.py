@@ -121,7 +121,7 @@ def _names(_: Config, spec: ModelSpec) -> WeightNames:
     return names
 
 
-_ATTENTIONS = ("local", "transient-global")  # of LongT5's encoder
+_ATTENTIONS = ("local", "transient-global")  # LongT5's encoder has one of them
 
 # The original T5 checkpoints hold a bias table for cross-attention, which has none.
 _UNUSED = ("decoder.block.0.layer.1.EncDecAttention.relative_attention_bias.weight",)

@@ -43,7 +43,7 @@ class CleanUp:
 
 
 _TIMESTAMP: Final = re.compile(r"<\|\d+\.\d+\|>")
-_BEGINNING: Final = re.compile(r"<(\|(\d+(\.(\d+\|?)?)?)?)?\Z")  # of a timestamp, at the end of a text
+_BEGINNING: Final = re.compile(r"<(\|(\d+(\.(\d+\|?)?)?)?)?\Z")  # a timestamp's, at the end of a text
 
 
 def is_timestamp(token: str) -> bool:

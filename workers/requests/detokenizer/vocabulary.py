@@ -173,7 +173,7 @@ class Vocabulary:
         return None
 
     def _samples(self) -> list[list[int]]:
-        """Ids to try readers on: of a text, random ones, and both mixed; each mark twice, far apart."""
+        """Ids to try readers on: a text's, random ones, and both mixed; each mark twice, far apart."""
         text: list[int] = []
         with suppress(Exception):  # a vocabulary may lack both a character and a token for what is unknown
             text = self._tokenizer.encode(_TEXT, add_special_tokens=False, verbose=False)

@@ -24,7 +24,7 @@ from tandem.workers.requests.languages.tags import (
 
 _ISO_639_1: Final = re.compile(r"[a-z]{2}")
 _REMEMBERED: Final = 1024  # names that were asked for
-_LISTED: Final = 12  # languages at most, where one is refused: of more, the near ones if there are some
+_LISTED: Final = 12  # languages at most, where one is refused; if there are more, the near ones
 _NEAREST: Final = 5
 _SIMILAR: Final = 0.75  # difflib's ratio
 _NEAR: Final = 25  # CLDR's distance from which on speakers of one language do not read the other

@@ -17,7 +17,7 @@ from tandem.workers.requests.media.audio_file import Samples
 if TYPE_CHECKING:
     from transformers import WhisperFeatureExtractor
 
-_BLOCK_S: Final = 60  # of audio that is transformed at a time
+_BLOCK_S: Final = 60  # seconds of audio that are transformed at a time
 _LEAST: Final = -10.0  # log10 of the least energy
 
 
@@ -26,7 +26,7 @@ class Spectrogram:
 
     def __init__(self, mel: torch.Tensor, duration_s: float, silence: float = 0.0) -> None:
         self.mel = mel
-        self.duration_s = duration_s  # of the audio, without silence put after it
+        self.duration_s = duration_s  # the audio's, without silence put after it
         self.silence = silence  # what samples of zero become
 
     @property

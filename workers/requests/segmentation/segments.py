@@ -8,8 +8,8 @@ Every segment is a prompt of its own: models of sentences (Marian, NLLB, T5's tr
 blend what a longer text says. `RequestBuilder.segment` knows the language, and how long a segment of its
 model may be.
 
-Not kept: packing sentences up to that length. Of 16 sentences, the bundled model translates 16 one by one,
-8 in pairs and 4 in fours.
+Sentences are not packed up to that length: the bundled model translates all of 16 sentences one by one, but
+8 of them in pairs and 4 in fours.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _LINE: Final = re.compile(rf"[^{_ENDS}]*(?:\r\n|[{_ENDS}]|\Z)")
 
 # Characters of a line that the segmenter is given at once, which bounds its time.
 _WINDOW: Final = 2048
-_LONG: Final = 1536  # of a sentence that is not looked at again from its beginning
+_LONG: Final = 1536  # characters of a sentence that is not looked at again from its beginning
 
 # Khmer's full stop is no end to the segmenter, which knows it as the one of other languages.
 _KHMER_END, _DANDA = "។", "।"
@@ -57,7 +57,7 @@ _CUTS: Final = (
     re.compile(r"\s+"),
 )
 
-_MOST_CHARACTERS: Final = 16  # of a token, on average: a longer text is not counted
+_MOST_CHARACTERS: Final = 16  # a token has on average: a longer text is not counted
 _LONGEST_CHARACTER: Final = 16  # code points that are one character to the eye: letters with marks, emoji
 
 # Scripts whose sentences stand without a space between them: Han and kana, with their punctuation.
@@ -133,7 +133,7 @@ def segment(
     where what is left does not fit at clauses, at spaces, then anywhere. "none" leaves it whole.
 
     Args:
-        language: of the text, by any name; its abbreviations and marks count. What names no language is taken
+        language: the text's, by any name; its abbreviations and marks count. What names no language is taken
             for English, as the segmenter takes every language that it does not know.
         fits: whether a text is short enough for a segment.
         most: segments.

@@ -30,8 +30,8 @@ from tandem.workers.transcription.live.turns import Turn, Turns
 from tandem.workers.transcription.window_requests import Start, WindowRequests
 from tandem.workers.transcription.words import WITHOUT_SPACES
 
-_LONGEST: Final = 29 / 30  # of a window that a turn may take
-_LEAST_S: Final = 0.1  # of sound that is transcribed
+_LONGEST: Final = 29 / 30  # the part of a window that a turn may take
+_LEAST_S: Final = 0.1  # the shortest sound that is transcribed
 
 Asking = Generator[list[EngineRequest], list[WindowAnswer], None]
 

@@ -44,11 +44,11 @@ class Turn:
 
 
 class Turns:
-    """Feed it samples; `turns` has the turns that are not over, or not taken yet, the oldest first."""
+    """Takes samples; `turns` has the turns that are not over, or not taken yet, the oldest first."""
 
     def __init__(self, vad: ServerVad | None, longest_s: float) -> None:
-        """vad: what a silence is; None: a turn ends where `end` is called. longest_s: of a turn, which is cut
-        where it is likeliest to be a pause."""
+        """vad: what a silence is; None: a turn ends where `end` is called. longest_s: a turn that is longer
+        is cut where it is likeliest to be a pause."""
         self.turns: deque[Turn] = deque()
         self._vad, self._longest = vad, int(longest_s * RATE)
         self._voice = VoiceActivity()

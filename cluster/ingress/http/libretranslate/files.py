@@ -17,7 +17,7 @@ from tandem.lines import one_line
 _CHARSET: Final = re.compile(rb"<meta[^>]+charset\s*=\s*[\"']?\s*([\w:.-]+)", re.IGNORECASE)
 _HEAD: Final = 1024  # bytes, in which HTML has its charset
 _LINE_ENDS: Final = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"  # those of str.splitlines
-_MOST_LINES: Final = 500_000  # of one file; each takes some 300 bytes
+_MOST_LINES: Final = 500_000  # in one file; each takes some 300 bytes
 
 
 class Translatable(Protocol):

@@ -90,12 +90,12 @@ class _Grouping:
         self.groups: list[list[_Span]] = []
         self._source = source
         self._spans: list[_Span] = []
-        self._depth = 0  # of inline elements that the group has opened
+        self._depth = 0  # how many inline elements the group has open
         self._preformatted = 0
-        self._start = 0  # of the text that has not become a span
+        self._start = 0  # where the text begins that has not become a span
         # Elements in one another: the first is left as it is, the second one in it is translated, and so on.
         self._marked: list[OpenElement] = []
-        self._texts: list[str] = []  # of the element that is left as it is
+        self._texts: list[str] = []  # what the element that is left as it is holds
         events = _Events(source)
         ends = [*(event.start for event in events.found[1:]), events.end]
         for event, end in zip(events.found, ends, strict=False):

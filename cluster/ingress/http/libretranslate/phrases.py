@@ -25,9 +25,9 @@ _WORD: Final = re.compile(r"[\u2e80-\uffff]|[^\W\u2e80-\uffff]+(?:['’-][^\W\u2
 _MARK: Final = re.compile(r"\s?[^\w\s]+")
 _NEAR: Final = 40  # words
 _LONGER: Final = 4  # times as many words as its source has no translation but one that goes round in circles
-_MOST_MARKS: Final = 64  # of one sentence
+_MOST_MARKS: Final = 64  # in one sentence
 _LONGEST: Final = 10_000  # characters of a sentence
-_MORE_OR_LESS: Final = 0.05  # of likeness, that a word more or less than in the source costs
+_MORE_OR_LESS: Final = 0.05  # the likeness that a word more or less than in the source costs
 _ALIKE: Final = 0.4  # likeness from which on words are taken for a piece's: "auf" and "A" have a third
 _EDGE: Final = r"[^\W\u2e80-\uffff]"  # a character next to which a word goes on
 

@@ -142,7 +142,7 @@ class _Work:
         body: dict[str, Any] = {"translatedText": best if asked.several else best[0]}
         if detected is not None:
             body["detectedLanguage"] = [detected.body()] * len(best) if asked.several else detected.body()
-        if asked.alternatives:  # of HTML there are none, as with LibreTranslate
+        if asked.alternatives:  # HTML has none, as with LibreTranslate
             body["alternatives"] = others if asked.several else others[0]
         return body
 

@@ -26,7 +26,7 @@ class _Text:
 
     tags: list[str]
     lines: int
-    end: str  # of its last line
+    end: str  # the end of its last line
 
 
 class Subtitles:

@@ -27,7 +27,7 @@ class Translator:
     ) -> None:
         self._service, self._call, self._told, self._split = service, call, told, split
         self._request_id = request_id
-        self._end: float | None = None  # of its time, which begins with the first texts
+        self._end: float | None = None  # when its time, which begins with the first texts, is over
 
     async def texts(self, texts: Sequence[str]) -> list[str]:
         """The likeliest translation of each text."""

@@ -54,7 +54,7 @@ _FORMAT: Final = _names("rPr")
 _BREAKS: Final = _names("br", "cr", "tab", "ptab")
 _UNSEEN: Final = _names(
     "lang", "noProof"
-)  # of a run's format: they change no look, and Word splits runs by them
+)  # elements of a run's format: they change no look, and Word splits runs by them
 _SPACE: Final = "{http://www.w3.org/XML/1998/namespace}space"
 _NO_XML: Final = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 

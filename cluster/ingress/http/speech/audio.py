@@ -58,7 +58,7 @@ async def _answer(service: Service, request: Request, task: str) -> Response:
             whole = await unless_disconnected(request.receive, call.transcription(prepared))
             return _whole(service, form, task, whole)
         deltas = await resources.enter_async_context(aclosing(call.transcription_deltas(prepared)))
-        # Awaited here, so that an error before the first has a status of its own.
+        # The first delta is awaited here, so that an error before it has a status of its own.
         first = await unless_disconnected(request.receive, _next(deltas))
         return EventStream(_events(service, form, first, deltas), resources.pop_all())
 

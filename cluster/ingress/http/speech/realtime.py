@@ -92,7 +92,7 @@ class _Session:
             pass
 
     async def _sound(self) -> AsyncIterator[Sound]:
-        """What the client sends of sound. A client that goes ends the session: Cancelled."""
+        """What the client sends of sound. A client that goes ends the session with Cancelled."""
         limit = self._service.config.limits.message_bytes
         while True:
             try:
@@ -103,7 +103,7 @@ class _Session:
             try:
                 event = read_event(text, limit)
                 sound = await self._take(event)
-            except TandemError as error:  # of one event: the session goes on
+            except TandemError as error:  # one event is at fault: the session goes on
                 await self._send(error_event(error_body(error, _PATH), event.get("event_id")))
                 continue
             if sound is not None:

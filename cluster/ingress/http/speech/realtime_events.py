@@ -138,7 +138,7 @@ def cleared() -> dict[str, Any]:
 
 
 def error_event(body: Mapping[str, Any], event_id: object) -> dict[str, Any]:
-    """body: of the error, as HTTP has it. event_id: the client's own, of the event at fault."""
+    """body: the error's, as HTTP has it. event_id: the client's own for the event at fault."""
     return _event("error", error={**body["error"], "event_id": event_id})
 
 

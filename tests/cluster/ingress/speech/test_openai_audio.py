@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +15,7 @@ from fake_service import connected, make_service
 from local_router import LocalRouter
 from openai import AsyncOpenAI, BadRequestError, RateLimitError
 from voices import voices
-from whisper import EOS, RATE, make_whisper, sound
+from whisper import EOS, RATE, sound
 
 from tandem import LLM, ServerVad, Transcription, Unavailable
 from tandem.cluster.ingress.service import Service
@@ -30,17 +29,6 @@ ASKED: TranscriptionOptions = {"semantics": "openai", "language": "en", "tempera
 
 
 @pytest.fixture(scope="module")
-def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_whisper(tmp_path_factory.mktemp("whisper"), "base", times=True)
-
-
-@pytest.fixture(scope="module")
-def llm(whisper: Path) -> Iterator[LLM]:
-    with LLM(str(whisper), dtype="float32") as llm:
-        yield llm
-
-
-@pytest.fixture(scope="module")
 def spoken(llm: LLM) -> Transcription:
     """What is to be answered."""
     answer = llm.transcribe(FILE, **ASKED)
@@ -49,20 +37,9 @@ def spoken(llm: LLM) -> Transcription:
 
 
 @pytest.fixture
-def router(llm: LLM) -> LocalRouter:
-    return LocalRouter(llm._engine)
-
-
-@pytest.fixture
-def service(whisper: Path, router: LocalRouter) -> Service:
+def service(whisper: Path, local_router: LocalRouter) -> Service:
     limits = Limits(media_bytes=len(FILE) + 100, message_bytes=20_000)
-    return make_service(whisper, RequestBuilder.load(whisper, "tiny", limits), router, limits)
-
-
-@pytest.fixture
-async def http(service: Service) -> AsyncIterator[httpx.AsyncClient]:
-    async with connected(service) as client:
-        yield client
+    return make_service(whisper, RequestBuilder.load(whisper, "tiny", limits), local_router, limits)
 
 
 @pytest.fixture
@@ -253,35 +230,35 @@ async def test_a_form_without_a_file_and_what_is_no_form(http: httpx.AsyncClient
     assert response.status_code == 413
 
 
-async def test_an_unknown_model_and_a_full_server(openai: AsyncOpenAI, router: LocalRouter) -> None:
+async def test_an_unknown_model_and_a_full_server(openai: AsyncOpenAI, local_router: LocalRouter) -> None:
     response = await openai.with_options().audio.transcriptions.with_raw_response.create(**form())
     assert response.status_code == 200
-    router.full = True
+    local_router.full = True
     with pytest.raises(RateLimitError):
         await openai.audio.transcriptions.create(**form())
 
 
 async def test_an_error_after_the_first_window_ends_the_stream(
-    http: httpx.AsyncClient, router: LocalRouter
+    http: httpx.AsyncClient, local_router: LocalRouter
 ) -> None:
-    router.error = (1, Unavailable("the worker is gone"))
+    local_router.error = (1, Unavailable("the worker is gone"))
     data = {"stream": "true", "temperature": "[0.0]", "language": "en"}
     response = await http.post("/v1/audio/transcriptions", data=data, files={"file": ("a.wav", FILE)})
     *_, last = [line for line in response.text.split("\n\n") if line]
     assert json.loads(last.removeprefix("data: "))["error"]["code"] == "unavailable"
-    assert not router.live
+    assert not local_router.live
 
 
-async def test_a_client_that_goes_frees_its_window(service: Service, router: LocalRouter) -> None:
-    router.stall_after = 1
+async def test_a_client_that_goes_frees_its_window(service: Service, local_router: LocalRouter) -> None:
+    local_router.stall_after = 1
     async with connected(service) as client:
         data = {"temperature": "[0.0]", "language": "en"}
         asking = asyncio.create_task(
             client.post("/v1/audio/transcriptions", data=data, files={"file": ("a.wav", FILE)})
         )
-        while len(router.requests) < 2:
+        while len(local_router.requests) < 2:
             await asyncio.sleep(0.01)
         asking.cancel()
         await asyncio.gather(asking, return_exceptions=True)
-        assert not router.live
-        assert len(router.cancelled) == 1
+        assert not local_router.live
+        assert len(local_router.cancelled) == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,6 @@ from pydantic import TypeAdapter
 from starlette.testclient import TestClient, WebSocketDisconnect, WebSocketTestSession
 from whisper import RATE, make_whisper, sound
 
-from tandem import LLM
 from tandem.cluster.ingress.http.app import build_app
 from tandem.limits import Limits
 from tandem.workers.requests.media.voice_activity import FRAME, VoiceActivity
@@ -62,21 +60,10 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_whisper(tmp_path_factory.mktemp("whisper"), "turbo", times=True)
 
 
-@pytest.fixture(scope="module")
-def llm(whisper: Path) -> Iterator[LLM]:
-    with LLM(str(whisper), dtype="float32") as llm:
-        yield llm
-
-
 @pytest.fixture
-def router(llm: LLM) -> LocalRouter:
-    return LocalRouter(llm._engine)
-
-
-@pytest.fixture
-def client(whisper: Path, router: LocalRouter) -> TestClient:
+def client(whisper: Path, local_router: LocalRouter) -> TestClient:
     limits = Limits(message_bytes=200_000)
-    service = make_service(whisper, RequestBuilder.load(whisper, "tiny", limits), router, limits)
+    service = make_service(whisper, RequestBuilder.load(whisper, "tiny", limits), local_router, limits)
     return TestClient(build_app(service))
 
 
@@ -171,7 +158,7 @@ def test_an_event_that_cannot_be_leaves_the_session_alone(
         assert json.loads(socket.receive_text())["type"] == "session.updated"
 
 
-def test_what_is_wrong_with_the_session_ends_it(client: TestClient, router: LocalRouter) -> None:
+def test_what_is_wrong_with_the_session_ends_it(client: TestClient, local_router: LocalRouter) -> None:
     """An unknown language is known with the first sound; a full server tells the client to come again."""
     for full, code in ((False, 1011), (True, 1013)):
         with client.websocket_connect("/v1/realtime") as socket:
@@ -181,7 +168,7 @@ def test_what_is_wrong_with_the_session_ends_it(client: TestClient, router: Loca
                 update["session"]["audio"]["input"]["transcription"]["language"] = "klingon"
             socket.send_json(update)
             socket.receive_text()
-            router.full = full
+            local_router.full = full
             socket.send_json(append(PCM))
             answer = json.loads(socket.receive_text())
             assert answer["type"] == "error"
@@ -190,14 +177,14 @@ def test_what_is_wrong_with_the_session_ends_it(client: TestClient, router: Loca
             assert closed.value.code == code
 
 
-def test_a_client_that_goes_leaves_nothing_behind(client: TestClient, router: LocalRouter) -> None:
-    router.stall_after = 0
+def test_a_client_that_goes_leaves_nothing_behind(client: TestClient, local_router: LocalRouter) -> None:
+    local_router.stall_after = 0
     with client.websocket_connect("/v1/realtime") as socket:
         socket.receive_text()
         socket.send_json(UPDATE)
         socket.receive_text()
         socket.send_json(append(PCM))
-        while not router.requests:
+        while not local_router.requests:
             pass
-    assert not router.live
-    assert len(router.cancelled) == 1
+    assert not local_router.live
+    assert len(local_router.cancelled) == 1

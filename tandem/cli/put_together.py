@@ -22,7 +22,7 @@ class Composed:
     two_tokenizers: bool  # the decoder has another one, in a subfolder
 
 
-def compose(encoder: str, decoder: str, out: str | Path, *, seed: int = 0) -> Composed:
+def put_together(encoder: str, decoder: str, out: str | Path, *, seed: int = 0) -> Composed:
     """Puts an encoder and a decoder, each a folder or a hub id, together in the folder `out`.
 
     The weights are the parts' own but for cross-attention (and the projection between unequal widths),

@@ -153,7 +153,7 @@ def loaded() -> Iterator[LLM]:
 @pytest.fixture
 def quick(loaded: LLM, monkeypatch: pytest.MonkeyPatch) -> LLM:
     """The bundled model, loaded once for the commands of several tests."""
-    monkeypatch.setattr("tandem.llm.LLM", lambda _: nullcontext(loaded))
+    monkeypatch.setattr("tandem.offline.LLM", lambda _: nullcontext(loaded))
     return loaded
 
 

@@ -32,7 +32,7 @@ from tandem.cli.recordings import Recording, destinations, named
 from tandem.cli.transcribe import Format
 from tandem.transcripts import FORMATS, written
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 SEGMENT = TranscriptionSegment(0, 0.0, 0.0, 1.5, " Hello.", [1], 0.0, -0.5, 1.0, 0.1)
 SPOKEN = Transcription("Hello.", "en", 2.0, [SEGMENT], "sequential", 50, 1)
 

@@ -1,24 +1,24 @@
-"""`LLM`: the engine in this process, for offline work. No cluster, no Ray."""
+"""A model in this process: what it can be asked."""
 
 from __future__ import annotations
 
 import math
 import sys
 import threading
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, cast
 
-from tqdm import tqdm
-
 from tandem.errors import InvalidRequest
-from tandem.inputs import Prompt, SingletonPrompt, TaskOptions
+from tandem.inputs import Prompt, SingletonPrompt, TaskOptions, listed
 from tandem.limits import DEFAULT_LIMITS, Limits
+from tandem.offline.prompts import OneOrEach, each_options, prepare_all, prepare_each
+from tandem.offline.running import answer_all, encode_all, text_deltas
+from tandem.offline.transcribing import Transcribing
 from tandem.outputs import EmbeddingOutput, RequestOutput, ScoreOutput, TextDelta
-from tandem.params import Params, Pooling, for_each
-from tandem.transcribing import Transcribing
+from tandem.params import Params, Pooling
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.engine import Engine
@@ -27,13 +27,7 @@ from tandem.workers.local_group import LocalGroup
 from tandem.workers.models.model_folder import QUICKSTART, resolve
 from tandem.workers.request import EngineStats
 from tandem.workers.requests.embedding import embedding_output
-from tandem.workers.requests.request_builder import (
-    ModelInfo,
-    OutputProcessor,
-    PreparedRequest,
-    RequestBuilder,
-    Tasks,
-)
+from tandem.workers.requests.request_builder import ModelInfo, PreparedRequest, RequestBuilder, Tasks
 from tandem.workers.requests.scoring import score_output
 from tandem.workers.requests.segmentation.segments import Document, Split
 from tandem.workers.requests.tokenizer import read_tokenizers
@@ -42,10 +36,6 @@ from tandem.workers.transcription.builder import TranscriptionBuilder
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-_PROGRESS_FROM = 4  # prompts; with fewer a progress bar is noise
-
-_OneOrEach = str | Sequence[str | None] | None
 
 
 class LLM(Transcribing):
@@ -127,9 +117,9 @@ class LLM(Transcribing):
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params | Sequence[Params | None] | None = None,
         *,
-        source_language: _OneOrEach = None,
-        target_language: _OneOrEach = None,
-        task: _OneOrEach = None,
+        source_language: OneOrEach = None,
+        target_language: OneOrEach = None,
+        task: OneOrEach = None,
         truncate_prompt_tokens: int | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput]:
@@ -139,7 +129,7 @@ class LLM(Transcribing):
             prompts: one prompt or a list, of any mix of kinds (see `tandem.inputs`).
             sampling_params: `SamplingParams` or `BeamSearchParams`, one for all prompts or a list with one
                 for each; None: the model's own way of decoding, or the task's.
-            source_language, target_language: of a translation, as the model calls them: codes of its
+            source_language, target_language: a translation's, as the model calls them: codes of its
                 tokenizer ("eng_Latn", "en_XX", "en") or of its translation tasks. source_language is also
                 that of a recording ("en", "english"); without it a speech model detects the language, and
                 the first generated tokens say it. One for all prompts or a list with one for each.
@@ -147,95 +137,39 @@ class LLM(Transcribing):
                 prompt that is text, and its decoding defaults go before the model's. A speech model's are
                 "transcribe" and "translate", into English. One for all prompts or a list with one for each.
             truncate_prompt_tokens: read so many tokens of a prompt at most, rather than refuse a longer one.
-                Of an encoder prompt those of `tokenizer(text, truncation=True, max_length=…)`: its beginning
-                and the special tokens (of token ids the first, and the EOS); of a decoder-only model's prompt
-                the last, as vLLM does. -1: as many as the model's tokenizer is made for.
+                An encoder prompt keeps what `tokenizer(text, truncation=True, max_length=…)` leaves: its
+                beginning and the special tokens (the first of token ids, and the EOS). A decoder-only model's
+                prompt keeps its end, as in vLLM. -1: as many as the model's tokenizer is made for.
             use_tqdm: show a progress bar for more than a few prompts.
 
         Raises InvalidRequest, naming the field and the prompt, before anything is generated.
         """
-        many = _listed(prompts)
-        prepared: list[PreparedRequest] = []
-        for request in self._prepare(
-            many, sampling_params, source_language, target_language, task, truncate_prompt_tokens
-        ):
-            if isinstance(request, InvalidRequest):
-                where = f" (in prompt {len(prepared)} of {len(many)})" if len(many) > 1 else ""
-                raise InvalidRequest(request.message + where, field=request.field)
-            prepared.append(request)
-        return self._answer(prepared, use_tqdm)
+        many = listed(prompts)
+        options = each_options(len(many), source_language, target_language, task)
+        prepared = prepare_all(self._request_builder, many, sampling_params, options, truncate_prompt_tokens)
+        return answer_all(self._engine, self._request_builder, prepared, use_tqdm=use_tqdm)
 
     def generate_each(
         self,
         prompts: Prompt | Sequence[Prompt],
         sampling_params: Params | Sequence[Params | None] | None = None,
         *,
-        source_language: _OneOrEach = None,
-        target_language: _OneOrEach = None,
-        task: _OneOrEach = None,
+        source_language: OneOrEach = None,
+        target_language: OneOrEach = None,
+        task: OneOrEach = None,
         truncate_prompt_tokens: int | None = None,
         use_tqdm: bool = True,
     ) -> list[RequestOutput | InvalidRequest]:
         """As `generate`, but where a prompt is refused the error stands in its answer's place, and the others
         are answered."""
+        many = listed(prompts)
+        options = each_options(len(many), source_language, target_language, task)
         each = list(
-            self._prepare(
-                _listed(prompts),
-                sampling_params,
-                source_language,
-                target_language,
-                task,
-                truncate_prompt_tokens,
-            )
+            prepare_each(self._request_builder, many, sampling_params, options, truncate_prompt_tokens)
         )
         prepared = [request for request in each if isinstance(request, PreparedRequest)]
-        answers = iter(self._answer(prepared, use_tqdm))
+        answers = iter(answer_all(self._engine, self._request_builder, prepared, use_tqdm=use_tqdm))
         return [request if isinstance(request, InvalidRequest) else next(answers) for request in each]
-
-    def _prepare(
-        self,
-        prompts: Sequence[Prompt],
-        sampling_params: Params | Sequence[Params | None] | None,
-        source_language: _OneOrEach,
-        target_language: _OneOrEach,
-        task: _OneOrEach,
-        truncate_prompt_tokens: int | None,
-    ) -> Iterator[PreparedRequest | InvalidRequest]:
-        """Each prompt's request, or why it is refused. Raises InvalidRequest for arguments that do not go
-        with the prompts' number."""
-        count = len(prompts)
-        for prompt, params, options in zip(
-            prompts,
-            for_each(sampling_params, count, "sampling_params"),
-            _each_options(count, source_language, target_language, task),
-            strict=True,
-        ):
-            try:
-                request: PreparedRequest | InvalidRequest = self._request_builder.prepare(
-                    prompt, params, truncate_prompt_tokens=truncate_prompt_tokens, **options
-                )
-            except InvalidRequest as error:
-                request = error
-            yield request
-
-    def _answer(self, prepared: Sequence[PreparedRequest], use_tqdm: bool) -> list[RequestOutput]:
-        output_processors = [self._request_builder.output_processor(request) for request in prepared]
-        tokens = 0
-        with (
-            tqdm(
-                total=len(prepared),
-                desc="Generating",
-                unit="prompt",
-                disable=not use_tqdm or len(prepared) < _PROGRESS_FROM,
-            ) as progress,
-            closing(self._run(prepared, output_processors)) as pieces,
-        ):
-            for number, piece in pieces:
-                tokens += len(piece.token_ids)
-                if output_processors[number].finished:
-                    progress.set_postfix(tokens=tokens, refresh=False)
-                    progress.update()
-        return [output_processor.output() for output_processor in output_processors]
 
     def stream(
         self,
@@ -253,7 +187,8 @@ class LLM(Transcribing):
         prepared = self._request_builder.prepare(
             prompt, sampling_params, truncate_prompt_tokens=truncate_prompt_tokens, **options
         )
-        with closing(self._run([prepared], [self._request_builder.output_processor(prepared)])) as pieces:
+        output_processor = self._request_builder.output_processor(prepared)
+        with closing(text_deltas(self._engine, [prepared], [output_processor])) as pieces:
             for _, piece in pieces:
                 yield piece
 
@@ -262,9 +197,9 @@ class LLM(Transcribing):
         prompts: Prompt | Sequence[Prompt],
         targets: SingletonPrompt | Sequence[SingletonPrompt | Sequence[SingletonPrompt]],
         *,
-        source_language: _OneOrEach = None,
-        target_language: _OneOrEach = None,
-        task: _OneOrEach = None,
+        source_language: OneOrEach = None,
+        target_language: OneOrEach = None,
+        task: OneOrEach = None,
     ) -> list[ScoreOutput]:
         """The log-likelihood of given targets; for a decoder-only model, as continuations of its prompt.
 
@@ -278,20 +213,15 @@ class LLM(Transcribing):
         Targets of one prompt that run together share its encoder pass. Raises InvalidRequest, naming the
         field, before anything is scored.
         """
-        single = isinstance(prompts, str | dict)
-        many = _listed(prompts)
-        each = [targets] if single else list(targets)
+        many = listed(prompts)
+        own = [targets] if isinstance(prompts, str | dict) else list(targets)
+        each = cast(list[SingletonPrompt | Sequence[SingletonPrompt]], own)
         if len(each) != len(many):
             raise InvalidRequest(f"got {len(each)} for {len(many)} prompts", field="targets")
+        options = each_options(len(many), source_language, target_language, task)
         prepared = [
-            self._request_builder.prepare_score(
-                prompt,
-                cast(list[SingletonPrompt], [own] if isinstance(own, str | dict) else list(own)),
-                **options,
-            )
-            for prompt, own, options in zip(
-                many, each, _each_options(len(many), source_language, target_language, task), strict=True
-            )
+            self._request_builder.prepare_score(prompt, listed(one), **asked)
+            for prompt, one, asked in zip(many, each, options, strict=True)
         ]
         sequences = [sequence for request in prepared for sequence in request.sequences]
         with closing(self._engine.deltas(sequences)) as deltas:
@@ -303,9 +233,9 @@ class LLM(Transcribing):
         prompts: Prompt | Sequence[Prompt],
         pooling: Pooling = "mean",
         *,
-        source_language: _OneOrEach = None,
-        target_language: _OneOrEach = None,
-        task: _OneOrEach = None,
+        source_language: OneOrEach = None,
+        target_language: OneOrEach = None,
+        task: OneOrEach = None,
         truncate_prompt_tokens: int | None = None,
     ) -> list[EmbeddingOutput]:
         """The encoder's hidden states of prompts, in their order: transformers' `last_hidden_state`.
@@ -318,21 +248,20 @@ class LLM(Transcribing):
 
         Raises InvalidRequest, naming the field, before anything is encoded, and for a decoder-only model.
         """
-        many = cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
+        many = listed(prompts)
+        options = each_options(len(many), source_language, target_language, task)
         prepared = [
             self._request_builder.prepare_embed(
-                [prompt], pooling, truncate_prompt_tokens=truncate_prompt_tokens, **options
+                [prompt], pooling, truncate_prompt_tokens=truncate_prompt_tokens, **asked
             )
-            for prompt, options in zip(
-                many, _each_options(len(many), source_language, target_language, task), strict=True
-            )
+            for prompt, asked in zip(many, options, strict=True)
         ]
-        found: dict[int, EmbeddingOutput] = {}
-        lengths = [one.encoder_tokens for one in prepared]
-        for batch in _batches(lengths, self._engine.engine.config.max_encoder_tokens):
-            states = self._engine.encode([prepared[number].requests[0].encoder for number in batch])
-            for number, own in zip(batch, states.split([lengths[number] for number in batch]), strict=True):
-                found[number] = embedding_output(prepared[number].request_id, own, pooling)
+        inputs = [one.requests[0].encoder for one in prepared]
+        encoded = encode_all(self._engine, inputs, [one.encoder_tokens for one in prepared])
+        found = {
+            number: embedding_output(prepared[number].request_id, states, pooling)
+            for number, states in encoded
+        }
         return [found[number] for number in range(len(prepared))]
 
     @property
@@ -392,56 +321,3 @@ class LLM(Transcribing):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def _run(
-        self, prepared: Sequence[PreparedRequest], output_processors: Sequence[OutputProcessor]
-    ) -> Generator[tuple[int, TextDelta]]:
-        """Yields what each of these requests grew by, with its number; otherwise as `SharedEngine.deltas`."""
-        where = {
-            sequence.request_id: (number, index)
-            for number, request in enumerate(prepared)
-            for index, sequence in enumerate(request.sequences)
-        }
-        sequences = [sequence for request in prepared for sequence in request.sequences]
-        with closing(self._engine.deltas(sequences)) as deltas:
-            for delta in deltas:
-                number, index = where[delta.request_id]
-                pieces = output_processors[number].push(delta)
-                if not delta.last and output_processors[number].stopped(index):
-                    self._engine.cancel(delta.request_id)
-                for piece in pieces:
-                    yield number, piece
-
-
-def _listed(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
-    return cast(list[Prompt], [prompts] if isinstance(prompts, str | dict) else list(prompts))
-
-
-def _each_options(count: int, source: _OneOrEach, target: _OneOrEach, task: _OneOrEach) -> list[TaskOptions]:
-    def each(values: _OneOrEach, field: str) -> list[str | None]:
-        if values is None or isinstance(values, str):
-            return [values] * count
-        if len(values) != count:
-            raise InvalidRequest(f"got {len(values)} for {count} prompts", field=field)
-        return list(values)
-
-    columns = each(source, "source_language"), each(target, "target_language"), each(task, "task")
-    return [
-        TaskOptions(source_language=one, target_language=other, task=what)
-        for one, other, what in zip(*columns, strict=True)
-    ]
-
-
-def _batches(lengths: Sequence[int], budget_tokens: int) -> Iterator[list[int]]:
-    """The numbers of all inputs of these lengths in batches, neighbours in length together. An input beyond
-    the budget goes alone."""
-    batch: list[int] = []
-    tokens = 0
-    for number in sorted(range(len(lengths)), key=lengths.__getitem__):
-        if batch and tokens + lengths[number] > budget_tokens:
-            yield batch
-            batch, tokens = [], 0
-        batch.append(number)
-        tokens += lengths[number]
-    if batch:
-        yield batch

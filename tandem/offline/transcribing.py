@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Generator, Iterable
 from contextlib import closing
 from functools import partial
-from typing import Final, Unpack, overload
-
-from tqdm import tqdm
+from typing import Unpack, overload
 
 from tandem.inputs import Audio, recording
+from tandem.offline.running import progress_bar
 from tandem.transcription import (
     Transcription,
     TranscriptionOptions,
@@ -21,8 +20,6 @@ from tandem.workers.shared_engine import SharedEngine
 from tandem.workers.transcription.builder import TranscriptionBuilder
 from tandem.workers.transcription.local import Refused, transcribe_all
 from tandem.workers.transcription.transcriber import Transcriber
-
-_PROGRESS_FROM: Final = 4  # recordings; with fewer a progress bar is noise
 
 
 class Transcribing:
@@ -69,12 +66,7 @@ class Transcribing:
         begins = [partial(builder.begin, media, field, how, params.seed) for media, field in recordings]
         answers: dict[int, Transcription] = {}
         with (
-            tqdm(
-                total=len(each),
-                desc="Transcribing",
-                unit="recording",
-                disable=not use_tqdm or len(each) < _PROGRESS_FROM,
-            ) as progress,
+            progress_bar(len(each), "Transcribing", "recording", use_tqdm=use_tqdm) as progress,
             closing(transcribe_all(self._engine, begins, self._most_recordings)) as steps,
         ):
             for step in steps:
