@@ -63,7 +63,8 @@ def backend(x: Tensor, *alike: Tensor, pages: Tensor | None = None) -> type[Refe
     """The backend for these tensors: Triton on CUDA; on the CPU the extension, if it is there and has an op
     of their dtype; else PyTorch.
 
-    alike: tensors that the extension wants in x's dtype. pages: K or V, which it wants in float32 or bfloat16.
+    alike: tensors that the extension wants in x's dtype. pages: K or V, which it wants in float32 or
+    bfloat16.
     """
     if x.is_cuda:
         return _triton()

@@ -97,9 +97,9 @@ class EngineConfig:
         return torch.float32 if self.dtype == "float32" else torch.bfloat16
 
     def kv_dtype(self, device: torch.device) -> torch.dtype:
-        """The dtype of self- and cross-attention's K and V: that of the activations, and bfloat16 where products
-        are in int8, which lose more. Without the CPU's extension float32: PyTorch's sparse products take nothing
-        else, and to convert a history at every step costs more than the memory it saves."""
+        """The dtype of self- and cross-attention's K and V: that of the activations, and bfloat16 where
+        products are in int8, which lose more. Without the CPU's extension float32: PyTorch's sparse products
+        take nothing else, and to convert a history at every step costs more than the memory it saves."""
         if device.type != "cpu":
             return self.torch_dtype(device)
         lower = self.quantization is not None or self.dtype == "bfloat16"
