@@ -58,7 +58,8 @@ protos: .venv/.installed  ## Generate the Python modules of protos/ anew.
 	$(BIN)/python scripts/generate_protos.py
 
 bench: .venv/.installed  ## Measure on this machine, in less than 20 minutes; one table of ratios.
-	$(BIN)/python bench/engine.py --rounds 2
+	$(BIN)/python bench/engine.py --rounds 2 --models "random T5-small" quickstart \
+	    --loads 1 8 stream arrivals "beam 4"
 	$(BIN)/python bench/roofline.py
 	$(BIN)/python bench/speculation.py --rounds 2
 	$(BIN)/python bench/cluster.py --rounds 2

@@ -27,7 +27,7 @@ from typing import Any
 import machine
 import numpy as np
 import steps
-from engine import make_model
+from engine_loads import make_model
 from rich.console import Console
 from rich.table import Table
 

@@ -177,9 +177,8 @@ def in_turns(
 
 
 def main() -> None:
-    import engine
+    import engine_loads
     import machine
-    from transformers import AutoTokenizer
 
     from tandem.quickstart import PATH as QUICKSTART
 
@@ -187,14 +186,14 @@ def main() -> None:
     parser.add_argument("other", type=Path)
     args = parser.parse_args()
     checkouts = [ROOT, args.other.resolve()]
-    tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        engine.make_model(Path(folder))
+        engine_loads.make_model(Path(folder))
+        random_ids = engine_loads.RandomIds(engine_loads.SHAPES["T5-small"])
         # A load takes half a second and more: shorter ones differ by what else the machine does.
         for model, path, scale, make in (
-            ("random T5-small", folder, 2, engine.random_requests),
-            ("quickstart", str(QUICKSTART), 8, lambda count, rng: engine.sentences(count, rng, tokenizer)),
+            ("random T5-small", folder, 2, random_ids),
+            ("quickstart", str(QUICKSTART), 8, engine_loads.Sentences()),
         ):
             rounds = []
             for number in range(args.rounds + 1):
@@ -204,7 +203,7 @@ def main() -> None:
                         name: {
                             "at_once": at_once,
                             "beams": beams,
-                            "requests": [[list(one.ids), one.tokens] for one in make(count, rng)],
+                            "requests": [[list(one.ids), one.tokens] for one in make.mixed(count, rng)],
                         }
                         for name, count, at_once, beams in (
                             ("1", scale * 4, 1, 1), ("8", scale * 16, 8, 1), ("stream", scale * 32, 32, 1),

@@ -1,32 +1,43 @@
 """The engine against its peers: tokens/s and latency, in turns.
 
-    python bench/engine.py [--rounds 5] [--out bench/results/engine.json]
+    python bench/engine.py [--models NAME ...] [--loads NAME ...] [--systems NAME ...] [--rounds 5]
+        [--out bench/results/engine.json]
 
-Two models: a random T5-small shape (d_model 512, 6 + 6 layers, vocabulary 32,128) that never ends by itself,
-so that every system generates just what it is asked for; and the bundled translation model on sentences of
-mixed lengths, which ends by EOS. Loads:
+Models, by default all: random weights in T5-small's, T5-base's and BART-large's shapes, which never end by
+themselves, so that every system generates just what it is asked for; and the bundled translation model on
+sentences of mixed lengths, which ends by EOS. Loads, by default all that a model takes:
 
     1, 8        requests at once, greedy
     stream      96 requests of mixed lengths, 32 at once, greedy. Tandem lets requests join and leave. The
                 others run batches of 32: transformers in order of arrival; CTranslate2 at its best, sorted by
-                length (for the random model by the answer's length, which no server knows beforehand)
-    arrivals    the stream's requests at random times, at four fifths of what Tandem's float32 keeps up with.
-                The others serve as servers around them do: whatever waits is the next batch, up to 32
+                length (for random weights by the answer's length, which no server knows beforehand)
+    arrivals    the stream's requests at random times, at four fifths of what Tandem's float32 keeps up with,
+                in this round's stream. The others serve as servers around them do: whatever waits is the next
+                batch, up to 32
     beam 4      16 requests at once, four beams
+    512 in      one request at a time, greedy, of so many tokens, with 8 out; also `1024 in`, `2048 in`,
+                `4000 in`, as far as the model has positions
 
 Each system has a process of its own, with all cores. They take turns in every round, and each goes first in
-turn; figures are medians over rounds with their extremes. CTranslate2 joins where it is installed.
-transformers stays away from arrivals and beams.
+turn; figures are medians over rounds with their extremes. CTranslate2 joins where it is installed. The larger
+shapes are for Tandem and CTranslate2, in float32 and int8; transformers also stays away from arrivals, beams
+and long inputs. Loads of earlier runs that are not run again stay in the file.
+
+A short run:
+
+    python bench/engine.py --models "random T5-base" --loads "512 in" "2048 in" --rounds 2 \\
+        --systems "tandem int8" "ctranslate2 int8"
 """
 
 from __future__ import annotations
 
+import json
 import random
 import sys
 import tempfile
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
@@ -37,39 +48,17 @@ from typing import Any
 
 import machine
 import torch
+from engine_loads import BATCH, LOADS, MODELS, Load, Request, loads
 from rich.console import Console
 from rich.table import Table
-from tokenizers import Tokenizer, models, pre_tokenizers
-from transformers import AutoTokenizer, PreTrainedTokenizerFast, T5Config, T5ForConditionalGeneration
+from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
 from turns import PAUSE_S, Process, rotated
 
 from tandem import LLM, BeamSearchParams, SamplingParams
-from tandem.quickstart import PATH as QUICKSTART
 
-VOCABULARY = 32128
-EOS = 1
-BATCH = 32  # the static batches' size, and Tandem's sequences at once
-
-# Left out: they take minutes and decide nothing.
-LEFT_OUT = {"transformers": ("arrivals", "beam 4")}
-
-
-@dataclass(frozen=True)
-class Request:
-    ids: list[int]
-    tokens: int | None  # to generate; None: until the model ends
-
-
-Make = Callable[[int, random.Random], list[Request]]
-
-
-@dataclass(frozen=True)
-class Load:
-    name: str
-    requests: list[Request]
-    beams: int = 1
-    at_once: int = BATCH
-    arrivals: list[float] | None = None  # each request's arrival, seconds from the start
+REFERENCE = "tandem float32"
+SMALL_ONLY = ("tandem bfloat16", "transformers")  # they take minutes with larger models, and decide nothing
+WITH_TRANSFORMERS = ("1", "8", "stream")  # nor do the other loads
 
 
 @dataclass(frozen=True)
@@ -164,19 +153,20 @@ class Tandem(System):
 
 class Transformers(System):
     def __init__(self, folder: Path) -> None:
-        self._model = T5ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
+        self._model = AutoModelForSeq2SeqLM.from_pretrained(folder, dtype=torch.float32).eval()
 
     def run(self, requests: Sequence[Request], beams: int) -> list[int]:
         longest = max(len(request.ids) for request in requests)
-        ids = torch.tensor([request.ids + [0] * (longest - len(request.ids)) for request in requests])
+        pad = self._model.config.pad_token_id
+        ids = torch.tensor([request.ids + [pad] * (longest - len(request.ids)) for request in requests])
         most = max(request.tokens or 64 for request in requests)
         least = {} if requests[0].tokens is None else {"min_new_tokens": most}
         out = self._model.generate(
-            ids, attention_mask=(ids != 0).long(), do_sample=False, num_beams=beams, max_new_tokens=most,
+            ids, attention_mask=(ids != pad).long(), do_sample=False, num_beams=beams, max_new_tokens=most,
             **least,
         )  # fmt: skip
         return [
-            request.tokens or int((row[1:] != 0).sum()) for row, request in zip(out, requests, strict=True)
+            request.tokens or int((row[1:] != pad).sum()) for row, request in zip(out, requests, strict=True)
         ]
 
 
@@ -198,7 +188,7 @@ class CTranslate2(System):
         most = max(request.tokens or 64 for request in requests)
         results = self._translator.translate_batch(
             [self._tokenizer.convert_ids_to_tokens(request.ids) for request in requests],
-            beam_size=beams, max_batch_size=0, max_decoding_length=most,
+            beam_size=beams, max_batch_size=0, max_input_length=0, max_decoding_length=most,
             min_decoding_length=1 if requests[0].tokens is None else most,
         )  # fmt: skip
         # Its answers leave out EOS, which was generated as well.
@@ -211,87 +201,44 @@ class CTranslate2(System):
         return super().batches(sorted(requests, key=lambda r: (r.tokens or 0, len(r.ids))), size)
 
 
-def systems(folder: Path, work: Path) -> list[Process[Load, Outcome]]:
-    """The systems that are installed, Tandem's float32 first."""
-    made: dict[str, Callable[[], System]] = {
-        f"tandem {precision}": partial(Tandem, folder, precision)
-        for precision in ("float32", "bfloat16", "int8")
-    }
-    made["transformers"] = partial(Transformers, folder)
-    if find_spec("ctranslate2") is not None:
-        for compute_type in ("float32", "int8"):
-            made[f"ctranslate2 {compute_type}"] = partial(CTranslate2, folder, work, compute_type)
-    return [Process(name, make) for name, make in made.items()]
+# Tandem's float32 first, whose stream says how fast requests arrive.
+SYSTEMS: dict[str, Callable[[Path, Path], System]] = {
+    "tandem float32": lambda folder, _: Tandem(folder, "float32"),
+    "tandem bfloat16": lambda folder, _: Tandem(folder, "bfloat16"),
+    "tandem int8": lambda folder, _: Tandem(folder, "int8"),
+    "transformers": lambda folder, _: Transformers(folder),
+    "ctranslate2 float32": lambda folder, work: CTranslate2(folder, work, "float32"),
+    "ctranslate2 int8": lambda folder, work: CTranslate2(folder, work, "int8"),
+}
 
 
-def make_model(folder: Path) -> None:
-    torch.manual_seed(0)
-    model = T5ForConditionalGeneration(T5Config(vocab_size=VOCABULARY, decoder_start_token_id=0))
-    model.generation_config.eos_token_id = None
-    model.save_pretrained(folder)
-    words = {"<pad>": 0, "</s>": 1, "<unk>": 2} | {f"w{i}": i for i in range(3, VOCABULARY)}
-    tokenizer = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
-    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, pad_token="<pad>", eos_token="</s>", unk_token="<unk>"
-    ).save_pretrained(folder)
+def make_system(name: str, folder: Path, work: Path) -> System:
+    """folder: the model's; work: for what a system makes of it."""
+    return SYSTEMS[name](folder, work)
 
 
-def random_requests(count: int, rng: random.Random) -> list[Request]:
-    return [
-        Request(
-            [rng.randrange(3, VOCABULARY) for _ in range(rng.randrange(10, 80))] + [EOS], rng.randrange(8, 65)
-        )
-        for _ in range(count)
-    ]
-
-
-def sentences(count: int, rng: random.Random, tokenizer: Any) -> list[Request]:
-    who = ["I", "We", "My mother", "The teacher", "Tom", "Mary", "The old man next door", "Nobody"]
-    does = ["saw", "would like to buy", "forgot", "was looking for", "never liked", "read about", "sold"]
-    what = ["a house", "the book on the table", "a small red car", "the train to Paris", "some bread", "it"]
-    when = ["yesterday", "last year", "when it was raining", "before the war", "at the station", "again"]
-    requests = []
-    for _ in range(count):
-        clauses = [
-            " ".join(map(rng.choice, (who, does, what, when))) for _ in range(rng.choice((1, 1, 1, 2, 3, 5)))
-        ]
-        text = f"translate English to {rng.choice(('French', 'German'))}: {', and '.join(clauses)}."
-        requests.append(Request(tokenizer(text).input_ids, None))
-    return requests
-
-
-def loads(make: Make, seed: int) -> list[Load]:
-    rng = random.Random(seed)
-    stream = make(3 * BATCH, rng)
-    return [
-        Load("1", make(5, rng), at_once=1),
-        Load("8", make(8, rng), at_once=8),
-        Load("stream", stream),
-        Load("arrivals", stream, arrivals=[]),  # the times are set when Tandem's rate is known
-        Load("beam 4", make(16, rng), beams=4, at_once=16),
-    ]
-
-
-def measure(systems: list[Process[Load, Outcome]], rounds: int, make: Make) -> dict[str, Any]:
+def measure(
+    systems: Sequence[Process[Load, Outcome]], rounds: int, of_round: Callable[[int], Iterable[Load]]
+) -> dict[str, Any]:
+    """of_round: the loads of the round with this number. The first round warms up."""
     outcomes: dict[str, dict[str, list[Outcome]]] = {}
     per_second = 1.0  # requests of the stream that Tandem answers
     for number in range(rounds + 1):
-        for load in loads(make, number):
+        for load in of_round(number):
             if load.arrivals is not None:
                 rng, at, times = random.Random(number), 0.0, []
                 for _ in load.requests:
                     times.append(at)
                     at += rng.expovariate(0.8 * per_second)
                 load = replace(load, arrivals=times)
-            for system in rotated(systems, number):
-                if load.name in LEFT_OUT.get(system.name, ()):
+            for system in rotated(list(systems), number):
+                if system.name == "transformers" and load.name not in WITH_TRANSFORMERS:
                     continue
                 time.sleep(PAUSE_S)
                 outcome = system.do(load)
-                if load.name == "stream" and system is systems[0]:
+                if load.name == "stream" and system.name == REFERENCE:
                     per_second = len(load.requests) / outcome.seconds
-                if number:  # the first round warms up
+                if number:
                     outcomes.setdefault(load.name, {}).setdefault(system.name, []).append(outcome)
     return {load: _figures(by_system) for load, by_system in outcomes.items()}
 
@@ -315,24 +262,43 @@ def _figures(by_system: dict[str, list[Outcome]]) -> dict[str, Any]:
 
 
 def main() -> None:
-    args = machine.parser(__doc__, "engine", rounds=5).parse_args()
+    parser = machine.parser(__doc__, "engine", rounds=5)
+    parser.add_argument("--models", nargs="+", choices=MODELS, default=list(MODELS), metavar="NAME")
+    parser.add_argument("--loads", nargs="+", choices=LOADS, default=list(LOADS), metavar="NAME")
+    parser.add_argument("--systems", nargs="+", choices=SYSTEMS, default=list(SYSTEMS), metavar="NAME")
+    args = parser.parse_args()
+    arrivals = "arrivals" in args.loads and any("arrivals" in MODELS[model].loads for model in args.models)
+    if arrivals and not ("stream" in args.loads and REFERENCE in args.systems):
+        parser.error(f"arrivals come as fast as {REFERENCE} answers the stream: name both, or leave them out")
     console = Console()
     result: dict[str, Any] = {"machine": machine.describe(), "rounds": args.rounds, "models": {}}
-    with tempfile.TemporaryDirectory() as name:
-        random_model = Path(name) / "t5-small"
-        make_model(random_model)
-        tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
-        for title, folder, make in (
-            ("random T5-small", random_model, random_requests),
-            ("quickstart", QUICKSTART, lambda count, rng: sentences(count, rng, tokenizer)),
-        ):
-            made = systems(folder, Path(name) / title)
-            result["models"][title] = figures = measure(made, args.rounds, make)
+    if args.out.exists():
+        result["models"] = json.loads(args.out.read_text(encoding="utf-8"))["models"]
+    for title in args.models:
+        model = MODELS[title]
+        names = [name for name in LOADS if name in args.loads and name in model.loads]
+        if not names:
+            continue
+        with tempfile.TemporaryDirectory() as work:
+            folder, make = model.prepare(Path(work) / "model")
+            made = [
+                Process(name, partial(make_system, name, folder, Path(work)))
+                for name in SYSTEMS
+                if name in args.systems and not (model.larger and name in SMALL_ONLY) and _installed(name)
+            ]
+            figures = measure(made, args.rounds, partial(loads, make, names=names))
             for system in made:
                 system.close()
-            console.print(_table(title, figures))
-    machine.write(args.out, result)
+        kept = result["models"].setdefault(title, {})
+        kept.update(figures)
+        result["models"][title] = {name: kept[name] for name in LOADS if name in kept}
+        console.print(_table(title, figures))
+        machine.write(args.out, result)
     console.print(f"wrote {args.out}")
+
+
+def _installed(system: str) -> bool:
+    return not system.startswith("ctranslate2") or find_spec("ctranslate2") is not None
 
 
 def _table(title: str, figures: dict[str, Any]) -> Table:

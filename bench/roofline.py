@@ -29,7 +29,7 @@ from typing import Any
 import machine
 import steps
 import torch
-from engine import make_model
+from engine_loads import make_model
 from rich.console import Console
 from rich.table import Table
 

@@ -26,7 +26,7 @@ from typing import Any
 import machine
 from copier import EOS, T5_SMALL, make_copier
 from drafts import Make, contenders, copies, extracts, measure
-from engine import Request, sentences
+from engine_loads import Sentences
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoTokenizer
@@ -81,11 +81,10 @@ def main() -> None:
     parser.add_argument("--corrections", type=Path, metavar="FOLDER", help="a corrections model, see above")
     args = parser.parse_args()
     console = Console()
-    tokenizer = AutoTokenizer.from_pretrained(QUICKSTART)
+    tokenizer, sentences = AutoTokenizer.from_pretrained(QUICKSTART), Sentences()
 
     def plain(count: int, rng: random.Random) -> list[list[int]]:
-        requests: list[Request] = sentences(count, rng, tokenizer)
-        return [request.ids for request in requests]
+        return [request.ids for request in sentences.mixed(count, rng)]
 
     result: dict[str, Any] = {"machine": machine.describe(), "rounds": args.rounds, "models": {}}
     with tempfile.TemporaryDirectory() as name:

@@ -96,6 +96,13 @@ SYSTEMS = {
 }
 
 
+# Of one precision each: ours, its peer's, and what the ratio's column is called.
+PEERS = (
+    ("tandem float32", "ctranslate2 float32", "float32, over CTranslate2's"),
+    ("tandem int8", "ctranslate2 int8", "int8, over CTranslate2's"),
+)
+
+
 def engine() -> str:
     models = load("engine")["models"]
     there = [
@@ -103,14 +110,19 @@ def engine() -> str:
     ]
 
     def cell(of: Figures | None) -> str:
-        return "–" if of is None else f"{of['tokens_per_s']['median']:.0f}"
+        return "–" if of is None else _number(of["tokens_per_s"]["median"])
+
+    def ratio(by_system: Figures, ours: str, peer: str) -> str:
+        over = by_system.get(peer, {}).get("tandem_over_this", {}).get(ours)
+        return "–" if over is None else f"{over['median']:.2f}"
 
     rows = [
-        [model, kind, *(cell(by_system.get(name)) for name in there)]
+        [model, kind, *(cell(by_system.get(name)) for name in there),
+         *(ratio(by_system, ours, peer) for ours, peer, _ in PEERS)]
         for model, loads in models.items()
         for kind, by_system in loads.items()
-    ]
-    return markdown(["model", "load", *(SYSTEMS[name] for name in there)], rows)
+    ]  # fmt: skip
+    return markdown(["model", "load", *(SYSTEMS[name] for name in there), *(one for *_, one in PEERS)], rows)
 
 
 STEPS = {"simulated": "10 ms, nothing computed", "real": "the model's"}

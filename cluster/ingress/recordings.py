@@ -5,22 +5,24 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from typing import Final, Unpack
 
+from tandem.cluster.ingress.decoding_threads import DecodingThreads, TooLong
 from tandem.cluster.ingress.window_pump import Router, WindowPump
 from tandem.cluster.router.router import Room
 from tandem.errors import DeadlineExceeded
 from tandem.inputs import CallOptions, Media
 from tandem.transcription import TranscriptionParams
 from tandem.workers.request import Delta
+from tandem.workers.requests.media.audio_file import Watch
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.transcription.builder import PreparedTranscription, TranscriptionBuilder
 from tandem.workers.transcription.transcriber import Transcriber
 
 _THREADS: Final = 2  # for short recordings, and as many for long ones
 _SHORT_S: Final = 60.0  # decoded in a fraction of a second
+_PADDING_S: Final = 1.0  # that a recording may have beyond what its header says, and still be short
 
 
 class Recordings:
@@ -29,18 +31,15 @@ class Recordings:
 
     def __init__(self, request_builder: RequestBuilder, router: Router) -> None:
         self._builder, self._router = TranscriptionBuilder(request_builder), router
-        self._threads = ThreadPoolExecutor(_THREADS, "media")
+        self._short = DecodingThreads(_THREADS, "media", _SHORT_S + _PADDING_S)
         # Hours of audio take a core for seconds, which nobody with a short recording waits for.
-        self._long = ThreadPoolExecutor(_THREADS, "long media")
+        self._long = DecodingThreads(_THREADS, "long media")
 
     async def prepare(
         self, media: Media, params: TranscriptionParams, field: str, **options: Unpack[CallOptions]
     ) -> PreparedTranscription:
         """See `TranscriptionBuilder.prepare`; the header is read in a thread."""
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(
-            self._threads, lambda: self._builder.prepare(media, params, field, **options)
-        )
+        return await self._short.run(lambda _: self._builder.prepare(media, params, field, **options))
 
     async def transcribe(self, prepared: PreparedTranscription) -> AsyncGenerator[Transcriber]:
         """Yields the same transcriber when it begins and whenever a request of its has ended, the last time
@@ -51,16 +50,11 @@ class Recordings:
         """
         loop = asyncio.get_running_loop()
         deadline = loop.time() + prepared.timeout_s
-        threads = self._threads if prepared.audio_s <= _SHORT_S else self._long
-        with self._router.keep_room(len(prepared.media.data), prepared.audio_s) as room:
+        audio_s = prepared.longest_s if prepared.audio_s is None else prepared.audio_s
+        with self._router.keep_room(len(prepared.media.data), audio_s) as room:
             try:
                 async with asyncio.timeout_at(deadline):
-                    transcriber = await loop.run_in_executor(
-                        threads,
-                        lambda: self._builder.begin(
-                            prepared.media, prepared.field, prepared.asked, prepared.seed
-                        ),
-                    )
+                    transcriber = await self._begin(prepared)
             except TimeoutError:
                 raise DeadlineExceeded(
                     "the request's time was over before its recording was decoded"
@@ -69,6 +63,19 @@ class Recordings:
             async with aclosing(self._run(transcriber, prepared, deadline, room)) as steps:
                 async for _ in steps:
                     yield transcriber
+
+    async def _begin(self, prepared: PreparedTranscription) -> Transcriber:
+        def begin(watch: Watch) -> Transcriber:
+            return self._builder.begin(
+                prepared.media, prepared.field, prepared.asked, prepared.seed, watch=watch
+            )
+
+        if prepared.audio_s is None or prepared.audio_s <= _SHORT_S:
+            try:
+                return await self._short.run(begin)
+            except TooLong:
+                pass  # its header said less or nothing: it begins again among the long ones
+        return await self._long.run(begin)
 
     async def _run(
         self, transcriber: Transcriber, prepared: PreparedTranscription, deadline: float, room: Room

@@ -15,6 +15,7 @@ from tandem.transcription import (
     TranscriptionParams,
     TranscriptionProgress,
 )
+from tandem.workers.requests.media.audio_file import Watch
 from tandem.workers.shared_engine import SharedEngine
 from tandem.workers.transcription.builder import TranscriptionBuilder
 from tandem.workers.transcription.local import Refused, transcribe_all
@@ -90,8 +91,8 @@ class Transcribing:
         params, builder = TranscriptionParams(**asked), self._transcription_builder
         how = builder.check(params)
 
-        def begin(one: Audio) -> Transcriber:
-            return builder.begin(recording(one, "audio"), "audio", how, params.seed)
+        def begin(one: Audio, watch: Watch) -> Transcriber:
+            return builder.begin(recording(one, "audio"), "audio", how, params.seed, watch)
 
         begins = (partial(begin, one) for one in audio)
         with closing(transcribe_all(self._engine, begins, self._most_recordings)) as steps:

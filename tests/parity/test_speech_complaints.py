@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -19,8 +19,7 @@ from whisper import RATE, make_whisper, sound
 from tandem import LLM, SamplingParams, Transcription, TranscriptionParams
 from tandem.inputs import Media
 from tandem.transcription import TranscriptionOptions
-from tandem.workers.transcription.local import transcribe_all
-from tandem.workers.transcription.transcriber import Transcriber
+from tandem.workers.transcription.local import Begin, transcribe_all
 
 WINDOW = 50  # encoder positions
 
@@ -36,12 +35,12 @@ def llm(folder: Path) -> Iterator[LLM]:
         yield llm
 
 
-def begins(llm: LLM, samples: Any, seed: int = 1, **asked: Any) -> Callable[[], Transcriber]:
+def begins(llm: LLM, samples: Any, seed: int = 1, **asked: Any) -> Begin:
     builder, media = llm._transcription_builder, Media("audio", wav(samples, RATE))
     return partial(builder.begin, media, "audio", builder.check(TranscriptionParams(**asked)), seed)
 
 
-def together(llm: LLM, *each: Callable[[], Transcriber]) -> list[Transcription]:
+def together(llm: LLM, *each: Begin) -> list[Transcription]:
     """Recordings that are asked for differently, with an engine at once."""
     answers = {}
     with closing(transcribe_all(llm._engine, each, len(each))) as steps:

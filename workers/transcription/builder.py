@@ -13,7 +13,7 @@ from tandem.inputs import CallOptions, Media
 from tandem.live import LiveParams
 from tandem.transcription import TranscriptionParams
 from tandem.workers.requests.media.audio import AudioProcessor
-from tandem.workers.requests.media.audio_file import FIELD
+from tandem.workers.requests.media.audio_file import FIELD, Watch
 from tandem.workers.requests.media.voice_activity import RATE, VoiceActivity
 from tandem.workers.requests.options import check_options
 from tandem.workers.requests.request_builder import RequestBuilder
@@ -34,7 +34,8 @@ class PreparedTranscription:
     field: str  # what errors call the recording
     asked: Asked
     seed: int | None
-    audio_s: float  # the recording's by its header, the longest where that says nothing
+    audio_s: float | None  # the recording's by its header, None where that says nothing
+    longest_s: float  # that a recording may have
     priority: int
     timeout_s: float  # from its arrival
 
@@ -73,6 +74,7 @@ class TranscriptionBuilder:
             asked=self.check(params),
             seed=params.seed,
             audio_s=self.recording_s(media, field),
+            longest_s=limits.transcription_seconds,
             priority=checked.priority,
             timeout_s=limits.timeout_s if checked.timeout_s is None else checked.timeout_s,
         )
@@ -118,22 +120,25 @@ class TranscriptionBuilder:
             )
         return asked
 
-    def recording_s(self, media: Media, field: str) -> float:
-        """Seconds of a recording by its header, the longest where that says nothing. Raises InvalidRequest,
-        which calls it `field`."""
+    def recording_s(self, media: Media, field: str) -> float | None:
+        """Seconds of a recording by its header, None where that says nothing. Raises InvalidRequest, which
+        calls it `field`."""
         with renaming_fields({FIELD: field}):
             return self._processor.recording_s(media, self._requests.limits.transcription_seconds)
 
-    def begin(self, media: Media, field: str, asked: Asked, seed: int | None) -> Transcriber:
+    def begin(
+        self, media: Media, field: str, asked: Asked, seed: int | None, watch: Watch | None = None
+    ) -> Transcriber:
         """Decodes the recording, which is work for another thread than an event loop's.
 
-        Raises InvalidRequest, which calls it `field`, for one that cannot be decoded or is too long.
+        Raises InvalidRequest, which calls it `field`, for one that cannot be decoded or is too long; what
+        `watch` raises, which is called with the seconds so far, some times a second.
         """
         info, longest_s = self._requests.info, self._requests.limits.transcription_seconds
         voice = None if asked.vad is None else VoiceActivity()
         with renaming_fields({FIELD: field}):
             recording = self._processor.spectrogram(
-                media, longest_s, followed_by_silence=asked.openai, voice=voice
+                media, longest_s, followed_by_silence=asked.openai, voice=voice, watch=watch
             )
         digest = hashlib.blake2b(
             f"{info.revision}\0{asked.openai}\0{asked.vad is None}\0".encode(), digest_size=16

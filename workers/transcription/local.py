@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import closing
 from itertools import islice
 from typing import Final, NamedTuple
 
 from tandem.errors import InvalidRequest
 from tandem.workers.request import EngineRequest
+from tandem.workers.requests.media.audio_file import Watch
 from tandem.workers.shared_engine import SharedEngine
 from tandem.workers.transcription.transcriber import Transcriber
 
+Begin = Callable[[Watch], Transcriber]
 THREADS: Final = 2
 AHEAD: Final = 2  # recordings decoded, or being decoded, that have not begun
 # Audio of the recordings under way, whose spectrograms are held: 32 kB a second with 80 mel bins.
@@ -34,14 +36,13 @@ class Refused(NamedTuple):
     error: InvalidRequest
 
 
-def transcribe_all(
-    engine: SharedEngine, begin: Iterable[Callable[[], Transcriber]], most: int
-) -> Generator[Progress | Refused]:
+def transcribe_all(engine: SharedEngine, begin: Iterable[Begin], most: int) -> Generator[Progress | Refused]:
     """Transcribes recordings whose windows share the engine's batch, and yields each step of each.
 
     Args:
-        begin: decodes a recording, in another thread, and begins its transcription. Each is taken from here,
-            in this thread, shortly before its turn.
+        begin: decodes a recording, in another thread, and begins its transcription, as
+            `TranscriptionBuilder.begin`, with this `watch`. Each is taken from here, in this thread, shortly
+            before its turn.
         most: recordings under way at once.
 
     Closing the generator cancels what is under way. Raises what the engine raises, and what `begin` does
@@ -93,10 +94,11 @@ def _room(live: dict[str, Progress], most: int) -> bool:
 class _Recordings:
     """Recordings in order, decoded a little ahead."""
 
-    def __init__(self, begin: Iterable[Callable[[], Transcriber]]) -> None:
+    def __init__(self, begin: Iterable[Begin]) -> None:
         self.pool = ThreadPoolExecutor(THREADS, "media")
         self._begin = enumerate(begin)
         self._decoding: deque[tuple[int, Future[Transcriber]]] = deque()
+        self._cancelled = False
         self._fill()
 
     @property
@@ -119,8 +121,14 @@ class _Recordings:
             return Refused(number, error)
 
     def cancel(self) -> None:
+        """What is being decoded ends with the next look at it."""
+        self._cancelled = True
         self.pool.shutdown(wait=False, cancel_futures=True)
 
     def _fill(self) -> None:
         for number, begin in islice(self._begin, AHEAD - len(self._decoding)):
-            self._decoding.append((number, self.pool.submit(begin)))
+            self._decoding.append((number, self.pool.submit(begin, self._watch)))
+
+    def _watch(self, _: float) -> None:
+        if self._cancelled:
+            raise CancelledError

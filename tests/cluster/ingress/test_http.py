@@ -11,6 +11,7 @@ from typing import Any
 
 import httpx
 import pytest
+from asgi_connection import Connection
 from fake_router import FakeRouter, engine_stats
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -139,27 +140,6 @@ async def test_whatever_is_sent_is_answered_and_never_with_500(
 # -- clients that go away
 
 
-class Connection:
-    """A raw ASGI connection, whose client can hang up."""
-
-    def __init__(self, service: Service, body: dict[str, Any]) -> None:
-        self._app = build_app(service)
-        self._messages: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-        self._messages.put_nowait({"type": "http.request", "body": json.dumps(body).encode()})
-        self.sent: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
-
-    def open(self) -> asyncio.Task[None]:
-        scope = {
-            "type": "http", "asgi": {"version": "3.0", "spec_version": "2.4"}, "http_version": "1.1",
-            "method": "POST", "path": "/v1/completions", "raw_path": b"/v1/completions", "scheme": "http",
-            "query_string": b"", "headers": [(b"content-type", b"application/json")],
-        }  # fmt: skip
-        return asyncio.create_task(self._app(scope, self._messages.get, self.sent.put))  # type: ignore[arg-type]
-
-    def hang_up(self) -> None:
-        self._messages.put_nowait({"type": "http.disconnect"})
-
-
 async def until(condition: Any) -> None:
     async with asyncio.timeout(5):
         while not condition():
@@ -173,7 +153,7 @@ async def test_a_disconnect_ends_the_request_on_the_engine(
     service: Service, router: FakeRouter, stream: bool, stall_after: int, n: int
 ) -> None:
     router.stall_after = stall_after
-    connection = Connection(service, {"prompt": "the cat", "stream": stream, "n": n})
+    connection = Connection(service, json.dumps({"prompt": "the cat", "stream": stream, "n": n}).encode())
     serving = connection.open()
     await until(lambda: len(router.live) == n)
     await asyncio.sleep(0.05)
@@ -189,7 +169,7 @@ async def test_so_does_a_server_that_cancels_the_handler(
 ) -> None:
     """As Serve does where it notices the disconnect first."""
     router.stall_after = 2
-    serving = Connection(service, {"prompt": "the cat", "stream": stream}).open()
+    serving = Connection(service, json.dumps({"prompt": "the cat", "stream": stream}).encode()).open()
     await until(lambda: len(router.live) == 1)
     await asyncio.sleep(0.05)
     serving.cancel()
@@ -200,11 +180,11 @@ async def test_so_does_a_server_that_cancels_the_handler(
 
 
 async def test_a_client_that_does_not_read_holds_up_nobody(service: Service, router: FakeRouter) -> None:
-    connection = Connection(service, {"prompt": "the cat", "stream": True})
+    connection = Connection(service, json.dumps({"prompt": "the cat", "stream": True}).encode())
     connection.sent = asyncio.Queue(maxsize=2)  # a full socket
     serving = connection.open()
     await until(connection.sent.full)
-    other = Connection(service, {"prompt": "the cat"})
+    other = Connection(service, json.dumps({"prompt": "the cat"}).encode())
     await asyncio.wait_for(other.open(), 5)
     connection.hang_up()
     await asyncio.wait_for(serving, 5)
@@ -213,7 +193,7 @@ async def test_a_client_that_does_not_read_holds_up_nobody(service: Service, rou
 
 async def test_a_body_that_does_not_arrive_is_not_waited_for(service: Service) -> None:
     service.config = replace(service.config, limits=Limits(body_s=0.05))
-    connection = Connection(service, {"prompt": "the cat"})
+    connection = Connection(service, json.dumps({"prompt": "the cat"}).encode())
     await connection._messages.get()
     connection._messages.put_nowait({"type": "http.request", "body": b"{", "more_body": True})
     await asyncio.wait_for(connection.open(), 5)
@@ -283,7 +263,9 @@ async def test_a_client_that_never_reads_is_let_go_after_the_deadline(
     service: Service, router: FakeRouter, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tandem.cluster.ingress.call._UNREAD_S", 0.05)
-    connection = Connection(service, {"prompt": "the cat", "stream": True, "timeout_s": 0.05})
+    connection = Connection(
+        service, json.dumps({"prompt": "the cat", "stream": True, "timeout_s": 0.05}).encode()
+    )
     connection.sent = asyncio.Queue(maxsize=2)
     with pytest.raises(asyncio.CancelledError):
         await asyncio.wait_for(connection.open(), 5)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import tracemalloc
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ import pytest
 from audio_files import encoded, repeated, wav
 from fake_service import connected, make_service
 from local_router import LocalRouter
+from slow_decoding import SlowDecoding
 from voices import voices
 from whisper import RATE, sound
 
@@ -28,7 +28,6 @@ from tandem.limits import Limits
 from tandem.workers.request import Delta
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.transcription.builder import TranscriptionBuilder
-from tandem.workers.transcription.transcriber import Transcriber
 
 LONG_S, SHORT_S = 70.0, 3.0
 LONG, SHORT = (wav(sound(seed, seconds), RATE) for seed, seconds in ((0, LONG_S), (1, SHORT_S)))
@@ -97,24 +96,52 @@ async def test_nor_for_the_chunks_of_one(whisper: Path) -> None:
 async def test_nor_does_it_while_long_ones_are_decoded(
     recordings: Recordings, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    begin, go_on = TranscriptionBuilder.begin, threading.Event()
-
-    def slow(builder: TranscriptionBuilder, media: Media, *more: Any) -> Transcriber:
-        if media.data == LONG:
-            assert go_on.wait(60)
-        return begin(builder, media, *more)
-
-    monkeypatch.setattr(TranscriptionBuilder, "begin", slow)
+    slow = SlowDecoding(monkeypatch, LONG)
     long = [asyncio.create_task(transcribed(recordings, LONG)) for _ in range(4)]
-    await asyncio.sleep(0.05)
-    try:
-        assert (await asyncio.wait_for(transcribed(recordings, SHORT), 30)).text
-        assert not any(one.done() for one in long)
-    finally:
-        go_on.set()
-        for one in long:
-            one.cancel()
-        await asyncio.gather(*long, return_exceptions=True)
+    await asyncio.to_thread(slow.begun.wait, 30)
+    assert (await asyncio.wait_for(transcribed(recordings, SHORT), 30)).text
+    assert not any(one.done() for one in long)
+    await gone(*long)
+
+
+@pytest.mark.parametrize("said_s", [1.0, 0.0], ids=["a second", "nothing"])
+async def test_nor_where_headers_lie(
+    recordings: Recordings, monkeypatch: pytest.MonkeyPatch, said_s: float
+) -> None:
+    """The long ones are short by what their headers say, which may be nothing."""
+    lying = forged_length(encoded(sound(0, LONG_S), RATE, "flac", "flac"), int(said_s * RATE))
+    slow = SlowDecoding(monkeypatch, lying, from_s=62.0)
+    long = [asyncio.create_task(transcribed(recordings, lying)) for _ in range(4)]
+    await asyncio.to_thread(slow.begun.wait, 30)
+    assert (await asyncio.wait_for(transcribed(recordings, SHORT), 30)).text
+    assert not any(one.done() for one in long)
+    await gone(*long)
+
+
+async def test_a_short_recording_that_says_no_length_does_not_wait(
+    recordings: Recordings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As browsers record: the container is written before its length is known."""
+    raw = encoded(sound(1, SHORT_S), RATE, "adts", "aac")
+    slow = SlowDecoding(monkeypatch, LONG)
+    long = [asyncio.create_task(transcribed(recordings, LONG)) for _ in range(4)]
+    await asyncio.to_thread(slow.begun.wait, 30)
+    assert (await asyncio.wait_for(transcribed(recordings, raw), 30)).text
+    await gone(*long)
+
+
+async def test_a_header_that_lies_changes_no_answer(recordings: Recordings, llm: LLM) -> None:
+    lying = forged_length(encoded(sound(0, LONG_S), RATE, "flac", "flac"), RATE)
+    answer = await transcribed(recordings, lying)
+    assert answer.duration_s == LONG_S
+    assert answer.text == llm.transcribe(lying, language="en").text
+
+
+async def gone(*tasks: asyncio.Task[Any]) -> None:
+    """Their clients are."""
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_a_client_that_goes_hurts_nobody(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 from audio_files import wav
+from slow_decoding import SlowDecoding
 from whisper import RATE, make_whisper, sound
 
 from tandem import LLM, InvalidRequest, Transcription
@@ -69,6 +72,21 @@ def test_closing_ends_what_is_under_way(llm: LLM) -> None:
     stats = llm.stats()
     assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)
     assert len(taken) < 20
+
+
+def test_nor_does_decoding_go_on(llm: LLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Closing waits for it no longer than from one look at it to the next; so does a list's first error."""
+    file, broken = wav(sound(0, 9.0), RATE), wav(np.full(RATE, np.nan), RATE)
+    slow = SlowDecoding(monkeypatch, file)
+    steps = llm.transcribe_each([(sound(1, 1.0), RATE), file])
+    next(steps)
+    assert slow.begun.wait(30)
+    began = time.monotonic()
+    steps.close()
+    assert slow.ended.is_set()
+    with pytest.raises(InvalidRequest):
+        llm.transcribe([broken, file])
+    assert time.monotonic() - began < 2.0
 
 
 def test_what_no_recording_can_be_asked_is_an_error(llm: LLM) -> None:

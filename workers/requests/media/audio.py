@@ -11,7 +11,13 @@ from tandem.errors import ModelLoadError
 from tandem.inputs import Media
 from tandem.limits import Limits
 from tandem.workers.models.spec import FrontSpec
-from tandem.workers.requests.media.audio_file import Samples, check_audio, decode_audio, read_audio
+from tandem.workers.requests.media.audio_file import (
+    Samples,
+    Watch,
+    check_audio,
+    decode_audio,
+    read_audio,
+)
 from tandem.workers.requests.media.spectrogram import LogMel, Spectrogram
 from tandem.workers.requests.media.voice_activity import VoiceActivity
 
@@ -70,14 +76,19 @@ class AudioProcessor:
         made = self._extractor(samples, sampling_rate=self._extractor.sampling_rate, return_tensors="np")
         return torch.from_numpy(np.ascontiguousarray(made["input_features"][0], dtype=np.float32))
 
-    def recording_s(self, media: Media, longest_s: float) -> float:
-        """Seconds of a recording of any number of windows, as its header says; the longest where it says
-        nothing. Raises InvalidRequest."""
-        seconds = check_audio(media.data, longest_s)
-        return longest_s if seconds is None else seconds
+    def recording_s(self, media: Media, longest_s: float) -> float | None:
+        """Seconds of a recording of any number of windows, as its header says; None where it says nothing.
+        Raises InvalidRequest."""
+        return check_audio(media.data, longest_s)
 
     def spectrogram(
-        self, media: Media, longest_s: float, *, followed_by_silence: bool, voice: VoiceActivity | None = None
+        self,
+        media: Media,
+        longest_s: float,
+        *,
+        followed_by_silence: bool,
+        voice: VoiceActivity | None = None,
+        watch: Watch | None = None,
     ) -> Spectrogram:
         """The whole recording, decoded once.
 
@@ -86,10 +97,12 @@ class AudioProcessor:
                 are left out; else a recording shorter than a window is filled up with silence, whose frames
                 are there.
             voice: it listens to the recording, if its rate is this model's.
+            watch: see `decode_audio`. It is called some times a second, listening and transforming included.
 
-        Raises InvalidRequest for what cannot be decoded, and as soon as more than `longest_s` is.
+        Raises InvalidRequest for what cannot be decoded, and as soon as more than `longest_s` is; and what
+        `watch` raises.
         """
-        parts = decode_audio(media.data, self._extractor.sampling_rate, longest_s)
+        parts = decode_audio(media.data, self._extractor.sampling_rate, longest_s, watch=watch)
         if voice is not None:
             parts = voice.listen(parts)
         least, silence = self._extractor.n_samples, 0

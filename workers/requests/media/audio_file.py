@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import BinaryIO, Final
@@ -20,9 +20,12 @@ from av.error import FFmpegError
 from tandem.errors import InvalidRequest
 
 Samples = npt.NDArray[np.float32]
+# Called some times a second while a file is decoded, with the seconds of it so far. What it raises ends that.
+Watch = Callable[[float], None]
 
 FIELD: Final = "multi_modal_data.audio"
 LOUDEST: Final = 1e4  # beyond it spectra overflow float32
+_PART: Final = 2**16  # samples given out at a time; one frame of a low rate may become millions
 # Containers that hold what they name. Playlists, which FFmpeg reads too, would open files and addresses.
 _FORMATS: Final = (
     "wav,w64,aiff,au,caf,flac,mp3,ogg,aac,ac3,amr,mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,asf,avi,mpeg,mpegts,"
@@ -68,16 +71,23 @@ def read_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.0)
     return np.concatenate(list(decode_audio(data, rate, longest_s, padding_s)))
 
 
-def decode_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.0) -> Iterator[Samples]:
+def decode_audio(
+    data: bytes, rate: int, longest_s: float, padding_s: float = 0.0, watch: Watch | None = None
+) -> Iterator[Samples]:
     """A file's samples in parts of some milliseconds, float32 [n] and not empty: mono, at `rate` samples a
     second, in [-1, 1].
 
     Channels are mixed and other rates resampled by libswresample. Raises InvalidRequest for what is no audio,
     is damaged, empty or not finite, and as soon as more than `longest_s` and `padding_s` seconds together are
-    decoded.
+    decoded; what `watch` raises, which is called before each part and whenever the file is read.
     """
     seconds, empty = Fraction(), True
-    with _opened(data) as (container, stream):
+
+    def look() -> None:
+        if watch is not None:
+            watch(float(seconds))
+
+    with _opened(_Watched(data, look)) as (container, stream):
         resampler = AudioResampler(format="flt", layout="mono", rate=rate, options=_MIX)
         first: tuple[int, str, str] | None = None
         for frame in container.decode(stream):
@@ -94,6 +104,7 @@ def decode_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.
             if seconds > longest_s + padding_s:
                 raise _too_long(None, longest_s)
             for part in _samples(resampler.resample(frame)):
+                look()
                 empty = False
                 yield part
         for part in _samples(resampler.resample(None)):
@@ -103,6 +114,19 @@ def decode_audio(data: bytes, rate: int, longest_s: float, padding_s: float = 0.
         raise InvalidRequest("has no samples", field=FIELD)
 
 
+class _Watched(io.BytesIO):
+    """A file that is looked at whenever FFmpeg reads: from one frame to the next it may read to the end, past
+    millions of other streams' packets."""
+
+    def __init__(self, data: bytes, look: Callable[[], None]) -> None:
+        super().__init__(data)
+        self._look = look
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._look()
+        return super().read(size)
+
+
 def _samples(frames: Iterable[AudioFrame]) -> Iterator[Samples]:
     for frame in frames:
         samples = frame.to_ndarray()[0]
@@ -110,8 +134,8 @@ def _samples(frames: Iterable[AudioFrame]) -> Iterator[Samples]:
             raise InvalidRequest(
                 f"has samples that are no numbers up to {LOUDEST:g}; full scale is 1", field=FIELD
             )
-        if len(samples):
-            yield samples
+        for start in range(0, len(samples), _PART):
+            yield samples[start : start + _PART]
 
 
 @contextmanager
