@@ -77,6 +77,7 @@ def application(
         num_replicas=config.ingress_replicas,
         max_ongoing_requests=2 * config.limits.queued_requests,
         ray_actor_options={"num_cpus": config.ingress_cpus},
+        logging_config=LoggingConfig(enable_access_log=config.access_log),
         **_lifetime(config),
     )
     bound: Application = deployment.bind(worker, encoders, _decoder(decoder, config, worker))

@@ -69,6 +69,7 @@ class ServeConfig:
     host: str = "127.0.0.1"  # HTTP and gRPC bind to it
     http_port: Port = 8000  # in direct mode the first of the replicas' ports
     grpc_port: Port = 9000
+    access_log: bool = False  # a line of Serve's log for each call; it costs 5 % of the calls a second
 
     # One engine: see `EngineConfig`, which says what None means and checks the ranges
     max_num_seqs: int = EngineConfig.max_num_seqs  # sequences decoded at once

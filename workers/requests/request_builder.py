@@ -135,11 +135,11 @@ class RequestBuilder:
 
         samples = params.n if isinstance(params, SamplingParams) else 1
         seed = secrets.randbits(63) if params.seed is None else params.seed
+        sequences = [(replace(decoding, seed=seed), ())]
         # The samples' prompt is the same: the first sample has its log-probabilities.
-        others = replace(decoding, prompt_logprobs=None)
-        sequences = [
-            (replace(others if index else decoding, seed=sample_seed(seed, index)), ())
-            for index in range(samples)
+        sequences += [
+            (replace(decoding, seed=sample_seed(seed, index), prompt_logprobs=None), ())
+            for index in range(1, samples)
         ]
         return _prepared(
             checked,
