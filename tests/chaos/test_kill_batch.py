@@ -19,7 +19,7 @@ from serving import pids
 from tandem import LLM, SamplingParams
 
 pytestmark = pytest.mark.ray
-PROMPTS = [f"translate English to French: I have {n} dogs and a cat." for n in range(720)]
+PROMPTS = [f"translate English to French: I have {n} dogs and a cat." for n in range(512)]
 # Long answers, so that the kill finds them half done.
 PARAMS = {"max_tokens": 24, "ignore_eos": True, "temperature": 0}
 

@@ -149,7 +149,7 @@ def _attention(name: str) -> Callable[..., Tensor]:
         *groups, scores, sums = how
         assert sums is None
         rows = (groups[0].cu_rows, groups[0].max_rows) if groups else (None, 1)
-        return op(q, *kv, *rows, *scores)
+        return op(q, *kv, *rows, *scores[:3])
 
     return call
 
