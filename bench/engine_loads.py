@@ -54,7 +54,7 @@ class Requests(Protocol):
     """What one model is asked."""
 
     def mixed(self, count: int, rng: random.Random) -> list[Request]:
-        """Of mixed lengths."""
+        """Requests of mixed lengths."""
 
 
 class RandomIds:
@@ -67,7 +67,7 @@ class RandomIds:
         return [Request(self._input(rng, rng.randrange(11, 81)), rng.randrange(8, 65)) for _ in range(count)]
 
     def long(self, count: int, rng: random.Random, length: int) -> list[Request]:
-        """Of so many tokens, with LONG_TOKENS to generate."""
+        """Requests whose inputs have `length` tokens, with LONG_TOKENS to generate."""
         return [Request(self._input(rng, length), LONG_TOKENS) for _ in range(count)]
 
     def _input(self, rng: random.Random, length: int) -> list[int]:

@@ -105,7 +105,7 @@ SYSTEMS = {
 }
 
 
-# Of one precision each: ours, its peer's, and what the ratio's column is called.
+# Pairs of one precision: our system, its peer, and what the ratio's column is called.
 PEERS = (
     ("tandem float32", "ctranslate2 float32", "float32, over CTranslate2's"),
     ("tandem int8", "ctranslate2 int8", "int8, over CTranslate2's"),
