@@ -33,6 +33,9 @@ namespace {
 constexpr int BLOCK = 64;  // queries
 constexpr int KEYS = 48;   // of a tile
 constexpr float LOG2_E = 1.44269504088896341f;  // weights are powers of 2
+// 1.5 * 2^23: adding it to |x| < 2^22 leaves the nearest integer in the lowest bits, on top of its own.
+constexpr float ROUND = 12582912.0f;
+constexpr int32_t ROUND_BITS = 0x4b400000;
 constexpr float NOTHING = -std::numeric_limits<float>::infinity();
 // What the largest integers stand for: sums of products of queries and keys, of up to LONGEST_PAIRED dimensions, and
 // of weights and values, of KEYS keys, have 32 bits.

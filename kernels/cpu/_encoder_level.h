@@ -25,7 +25,6 @@ LEVEL inline Floats larger(Floats x, Floats other) { return x < other ? other : 
 
 // 2^x as 2^n 2^r with |r| <= 1/2 and a minimax polynomial, to 2e-7 of it, for -126 < x < 126.
 LEVEL inline Floats power_of_2(Floats x) {
-    constexpr float ROUND = 12582912.0f;  // 1.5 * 2^23: adding it leaves n in the lowest bits
     const Floats shifted = x + ROUND, r = x - (shifted - ROUND);
     Floats p = r * 1.32647273e-3f + 9.67151299e-3f;
     p = p * r + 5.55073358e-2f;
@@ -55,11 +54,10 @@ LEVEL inline Floats tanh_of(Floats x) {
 
 // The nearest integers, for |x| < 2^22.
 LEVEL inline Ints nearest(Floats x) {
-    constexpr float ROUND = 12582912.0f;
     const Floats shifted = x + ROUND;
     Ints n;
     std::memcpy(&n, &shifted, sizeof n);
-    return n - 0x4b400000;
+    return n - ROUND_BITS;
 }
 
 #if PAIRS
@@ -269,10 +267,10 @@ LEVEL void units_of(const float* from, i64 stride, i64 n, i64 dim, float most, f
 }
 
 LEVEL inline int32_t nearest_to(float x) {
-    const float shifted = x + 12582912.0f;
+    const float shifted = x + ROUND;
     int32_t n;
     std::memcpy(&n, &shifted, sizeof n);
-    return n - 0x4b400000;
+    return n - ROUND_BITS;
 }
 
 // Copies n keys in pairs of dimensions, and values in pairs of keys, from a row on.
