@@ -146,7 +146,10 @@ class SplitAt(StrEnum):
 
 SplitOption = Annotated[
     SplitAt,
-    typer.Option(help="Translate sentence by sentence, line by line (an argument's), or each text whole."),
+    typer.Option(
+        help="Translate sentence by sentence, as many sentences of a line together as the model may read, "
+        "or each text whole."
+    ),
 ]
 
 

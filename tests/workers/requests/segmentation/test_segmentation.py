@@ -161,6 +161,27 @@ def test_a_sentence_that_is_too_long_is_cut_where_it_hurts_least() -> None:
     assert cut("10,000.50 at 10:30, on 1/2/3", words=3).segments == ("10,000.50 at 10:30,", "on 1/2/3")
 
 
+def test_sentences_of_a_line_are_packed() -> None:
+    text = "We came here. They left. Nobody saw us go. Fine. All over, and so it goes on. Yes.\nYou too.\n"
+    assert cut(text, "line", words=6).segments == (
+        "We came here. They left.", "Nobody saw us go. Fine.", "All over,", "and so it goes on.", "Yes.",
+        "You too.",
+    )  # fmt: skip
+    assert cut(text, "line", words=100).segments == tuple(text.splitlines())
+    assert cut("你好。你好吗？我很好！", "line", "zh", words=7).segments == ("你好。你好吗？", "我很好！")
+
+
+@given(st.lists(st.integers(1, 9), max_size=60), st.integers(9, 30))
+def test_no_sentence_stands_apart_that_fits_to_the_one_before(lengths: list[int], most: int) -> None:
+    sentences = [f"Some{' word' * (length - 1)}." for length in lengths]
+    packed = cut(" ".join(sentences), "line", words=most).segments
+    words = [len(part.split()) for part in packed]
+    assert sum(words) == sum(lengths)
+    assert all(many <= most for many in words)
+    firsts = [len(part.split(".")[0].split()) for part in packed]
+    assert all(many + first > most for many, first in zip(words, firsts[1:], strict=False))
+
+
 def test_characters_are_not_torn_apart() -> None:
     family = "👩\u200d👩\u200d👧\u200d👦"
     for parts in (cut(family * 4, words=16).segments, cut("e\u0301" * 9, words=4).segments):
@@ -211,7 +232,7 @@ def test_long_documents() -> None:
         text = mark * (30_000 // len(mark))
         document = cut(text)
         assert document.join(document.segments) == text
-    with pytest.raises(InvalidRequest, match="has more than 9 sentences; send it in parts") as caught:
+    with pytest.raises(InvalidRequest, match="has more than 9 segments; send it in parts") as caught:
         cut("One. " * 10, most=9)
     assert caught.value.field == "prompt"
     assert len(cut("One. " * 9, most=9).segments) == 9
