@@ -1,12 +1,12 @@
 """Tandem on a GPU: kernels against their twins and the device's roofline, sampler and beams against a CPU's,
-decode steps, the encoder, drafts, and whole answers next to transformers'.
+decode steps, the encoder, drafts, whole answers next to transformers', and Whisper's clips.
 
     python bench/gpu.py [--quick] [--out bench/results/gpu.json]
 
 Needs torch, triton, transformers and this checkout, neither Ray nor an installation. `--quick` begins
 nothing after five minutes, to end within eight. The models have random weights in bfloat16, in the shapes of
-Flan-T5-XL, BART-large-CNN and T5-small; compared systems take turns, and figures are medians with their
-extremes. `--device cpu` runs tiny shapes through the same code, to see that it works.
+Flan-T5-XL, BART-large-CNN, T5-small, Whisper large-v3 and turbo; compared systems take turns, and figures are
+medians with their extremes. `--device cpu` runs tiny shapes through the same code, to see that it works.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from clock import Clock, Roofline
 from drafts import Contender, contenders, copies, measure
 from gpu_kernels import TINY, XL, cases
 from gpu_models import MODELS, TINY_MODELS, Bench, Budget
+from gpu_speech import SPEECH, TINY_SPEECH, SpeechBench
 
 QUICK_S = 300  # what begins before may take two minutes more
 FULL_S = 2400
@@ -79,6 +80,12 @@ def _lines(found: Any) -> list[str]:
             f"{found[f'ms, {how}']['median']:.2f} ms with {how}" for how in ("graphs", "no graphs")
         )
         return [f"batch {found['batch']}: {told}; {found['of_floor']} times its floor, the target being 2"]
+    if "clips_per_s" in found:
+        rate, target = found["clips_per_s"]["median"], found["target"]
+        return [
+            f"{found['concurrent']} at once: {rate:.1f} clips/s, {found['p95_s']:.3f} s at most for 95 %; "
+            f"target: {target or 'none'}"
+        ]
     if "of_peak" in found:
         return [
             f"{found['tokens_per_s']['median']:.0f} tokens/s, {found['of_peak']:.0%} of the device's FLOPs"
@@ -160,6 +167,14 @@ def main(arguments: list[str] | None = None) -> int:
             report.part(figures, "decode", lambda b=bench: b.steps(rounds, roofline))
             report.part(figures, "encoder", lambda b=bench: b.encoder(10 * rounds, roofline))
             report.part(figures, "answers", lambda b=bench: b.answers(rounds, report.budget))
+    for model in SPEECH if real else TINY_SPEECH:
+        figures = result.setdefault("speech", {}).setdefault(model.name, {})
+        with tempfile.TemporaryDirectory() as folder:
+            windows = SpeechBench(model, Path(folder), device, dtype)
+            report.part(figures, "answers that transformers' logits agree with", windows.agreement)
+            report.part(figures, "decode", lambda b=windows: b.steps(rounds, roofline))
+            report.part(figures, "encoder", lambda b=windows: b.encoder(rounds, roofline))
+            report.part(figures, "clips", lambda b=windows: b.clips(rounds))
     with tempfile.TemporaryDirectory() as folder:
         for name, work in draft_cases(Path(folder), device, dtype, rounds):
             report.part(result.setdefault("drafts", {}), name, work)

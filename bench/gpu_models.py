@@ -77,6 +77,14 @@ TINY_MODELS = [
 ]
 
 
+def greedy(tokens: int) -> Decoding:
+    """The likeliest tokens, exactly so many."""
+    return Decoding(
+        max_tokens=tokens, min_tokens=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0,
+        repetition_penalty=1.0, seed=0, stop_ids=frozenset(), eos_ids=frozenset(), logprobs=None,
+    )  # fmt: skip
+
+
 @dataclass
 class Budget:
     """The time there is. Parts that would begin after it are left out, and the report says so."""
@@ -171,7 +179,7 @@ class Bench:
     def _step(self, engine: Engine, size: int) -> float:
         """Seconds of a step in which each of `count` sequences gets a token."""
         count = self.model.target // 2
-        self._submit(engine, self.prompts(size, seed=size), [2 * self.model.target] * size)
+        self.submit(engine, self.prompts(size, seed=size), [2 * self.model.target] * size)
         begun: set[str] = set()
         while len(begun) < size:
             begun |= {delta.request_id for delta in engine.step()}
@@ -268,17 +276,13 @@ class Bench:
         shortened = [ids[: rng.randint(2, len(ids))] for ids in stream]
         return [("batch", batch, [most] * len(batch)), ("stream", shortened, mixed)]
 
-    def _submit(self, engine: Engine, prompts: Prompts, targets: list[int]) -> None:
+    def submit(self, engine: Engine, prompts: Prompts, targets: list[int]) -> None:
         for number, (ids, target) in enumerate(zip(prompts, targets, strict=True)):
-            how = Decoding(
-                max_tokens=target, min_tokens=0, temperature=0.0, top_k=0, top_p=1.0, min_p=0.0,
-                repetition_penalty=1.0, seed=0, stop_ids=frozenset(), eos_ids=frozenset(), logprobs=None,
-            )  # fmt: skip
             encoder = EncoderInput(f"{number}", ids)
-            engine.submit(EngineRequest(str(number), encoder, (self.model.start,), how))
+            engine.submit(EngineRequest(str(number), encoder, (self.model.start,), greedy(target)))
 
     def _serve(self, engine: Engine, prompts: Prompts, targets: list[int]) -> Answers:
-        self._submit(engine, prompts, targets)
+        self.submit(engine, prompts, targets)
         answers: Answers = [[] for _ in prompts]
         while engine.has_work:
             for delta in engine.step():

@@ -55,6 +55,14 @@ def test_every_part_works(tmp_path: Path) -> None:
         assert figures["encoder"]["tokens_per_s"]["median"] > 0
         assert set(figures["answers"]["batch"]) == {"tandem", "transformers, dynamic cache"}
         assert figures["answers"]["stream"]["tandem"]["tandem_over_this"]["median"] == 1.0
+    [speech] = result["speech"].values()
+    assert speech["answers that transformers' logits agree with"] == 1.0
+    assert [step["batch"] for step in speech["decode"]] == [1, 3]
+    assert [case["batch"] for case in speech["encoder"]] == [1, 3]
+    assert [case["concurrent"] for case in speech["clips"]] == [1, 32]
+    assert all(
+        case["clips_per_s"]["median"] > 0 and case["p50_s"] <= case["p95_s"] for case in speech["clips"]
+    )
 
 
 @pytest.mark.parametrize("name", ["greedy", "top-k, top-p, penalties", "4 beams"])
