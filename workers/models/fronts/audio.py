@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from typing import Final
 
 import torch
-from torch.nn.functional import conv1d, gelu
+from torch.nn.functional import pad
 
+from tandem import kernels
 from tandem.workers.models.layers import Placement, WeightSlot
 from tandem.workers.models.spec import StackSpec
 
 _WIDTH: Final = 3  # frames that one output sees
-_STRIDES: Final = (1, 2)  # frames from one output to the next, of each convolution
 
 
 class AudioConvolutions:
@@ -21,20 +21,43 @@ class AudioConvolutions:
     def __init__(self, name: str, stack: StackSpec, place: Placement) -> None:
         assert stack.front is not None
         mels, _ = stack.front.features
-        self.name, self.dtype = name, place.dtype
-        widths = (mels, stack.d_model), (stack.d_model, stack.d_model)
-        self._convolutions = [
-            (place.empty(outputs, inputs, _WIDTH), place.empty(outputs)) for inputs, outputs in widths
-        ]
+        self.dtype = place.dtype
+        self._convolutions = (
+            _Convolution(f"{name}.conv1", mels, stack.d_model, 1, place),
+            _Convolution(f"{name}.conv2", stack.d_model, stack.d_model, 2, place),
+        )
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """[items, mels, frames], on the device → [items * frames / 2, d_model]."""
-        x = features.to(self.dtype)
-        for (weight, bias), stride in zip(self._convolutions, _STRIDES, strict=True):
-            x = gelu(conv1d(x, weight, bias, stride=stride, padding=1))
-        return x.transpose(1, 2).flatten(0, 1)
+        x = features.to(self.dtype).transpose(1, 2)
+        for convolution in self._convolutions:
+            x = convolution(x)
+        return x.flatten(0, 1)
 
     def slots(self) -> Iterator[WeightSlot]:
-        for number, (weight, bias) in enumerate(self._convolutions, start=1):
-            yield WeightSlot(f"{self.name}.conv{number}", weight, tuple(weight.shape))
-            yield WeightSlot(f"{self.name}.conv{number}.bias", bias, tuple(bias.shape))
+        for convolution in self._convolutions:
+            yield from convolution.slots()
+
+
+class _Convolution:
+    """``gelu(conv(x))`` as a projection of the frames that each output sees, side by side, so that it is
+    computed as all projections are: packed, and in 8-bit integers where they are."""
+
+    def __init__(self, name: str, inputs: int, outputs: int, stride: int, place: Placement) -> None:
+        self.name, self.inputs, self.outputs, self.stride = name, inputs, outputs, stride
+        self.linear = place.linear(_WIDTH * inputs, outputs, bias=True)
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[items, frames, inputs] → [items, frames / stride, outputs]."""
+        items, frames, inputs = x.shape
+        x = pad(x, (0, 0, 1, 1)).contiguous()
+        shape = items, frames // self.stride, _WIDTH * inputs
+        seen = x.as_strided(shape, (x.stride(0), self.stride * inputs, 1))
+        return kernels.activate(self.linear(seen.reshape(-1, shape[2])), "gelu").view(*shape[:2], -1)
+
+    def slots(self) -> Iterator[WeightSlot]:
+        # The checkpoint has [outputs, inputs, frames].
+        into = self.linear.weight.view(self.outputs, _WIDTH, self.inputs).transpose(1, 2)
+        yield WeightSlot(self.name, into, tuple(into.shape))
+        if self.linear.bias is not None:
+            yield WeightSlot(f"{self.name}.bias", self.linear.bias, (self.outputs,))
