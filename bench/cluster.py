@@ -1,4 +1,4 @@
-"""The cluster against its own engine: throughput, time to first token, the hand-off.
+"""The cluster against its own engine: throughput, time to first token.
 
     python bench/cluster.py [--rounds 3] [--out bench/results/cluster.json]
 
@@ -21,8 +21,6 @@ from contextlib import ExitStack
 from typing import Any
 
 import machine
-import ray
-import torch
 from rich.console import Console
 from rich.table import Table
 from simulated import SimulatedEncoder, simulated_decoder, simulated_llm
@@ -30,7 +28,6 @@ from simulated import SimulatedEncoder, simulated_decoder, simulated_llm
 from tandem import LLM, AsyncClient, SamplingParams
 from tandem.cluster import launch
 from tandem.cluster.config import Placement, ServeConfig
-from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch, pack
 
 CLIENTS = (32, 128)
 TOKENS_EACH = 384  # about so many a client
@@ -41,7 +38,6 @@ FIRST_TOKENS = 50  # requests, one after the other
 WARM_UP = 10  # before them
 QUIET_S = 0.02  # after each, for the cluster to be done with it
 PLACEMENTS: tuple[Placement, ...] = ("disaggregated", "colocated")
-HANDOFF_SHAPES = ((32, 256), (512, 512), (512, 2048))  # tokens, d_model
 
 
 _numbers = itertools.count()
@@ -154,32 +150,6 @@ async def first_tokens(llm: LLM, address: str) -> dict[str, Any]:
     }
 
 
-def handoff() -> list[dict[str, Any]]:
-    """Seconds from an encoder's tensor to a decoder's, through the object store of one node."""
-
-    @ray.remote(num_cpus=0.1)
-    class Producer:
-        def make(self, tokens: int, width: int) -> Any:
-            return pack(torch.zeros(tokens, width))
-
-    producer: Any = Producer.remote()
-    rows = []
-    for tokens, width in HANDOFF_SHAPES:
-        seconds, size = [], 0
-        for _ in range(20):
-            start = time.perf_counter()
-            reference = producer.make.remote(tokens, width)
-            fetched = asyncio.run(fetch(reference))
-            hidden = HiddenLoader(0, HiddenSlice(reference, 0, tokens), fetched)()
-            seconds.append(time.perf_counter() - start)
-            size = hidden.numel() * hidden.element_size()
-            del hidden, fetched, reference
-        rows.append(
-            {"tokens": tokens, "d_model": width, "bytes": size, "seconds": machine.spread(seconds[2:])}
-        )
-    return rows
-
-
 def main() -> None:
     args = machine.parser(__doc__, "cluster", rounds=3).parse_args()
     console = Console()
@@ -206,8 +176,6 @@ def main() -> None:
                     address = cluster.deploy(config, **stages).grpc[0]
                     firsts[placement] = asyncio.run(first_tokens(llms[min(llms)], address))
                     if placement == "disaggregated":
-                        if name == "real":  # once, before there is any load
-                            results["handoff"] = handoff()
                         concurrency = asyncio.run(throughput(llms, address, args.rounds, kinds))
                 medians = (f"{1e3 * values['median']:.1f}" for values in firsts[placement].values())
                 waits.add_row(name, placement, *medians)
@@ -226,11 +194,6 @@ def main() -> None:
                 )
     console.print(table)
     console.print(waits)
-    for row in results["handoff"]:
-        console.print(
-            f"hand-off of {row['tokens']} x {row['d_model']} float32, {row['bytes'] / 2**20:.2f} MiB: "
-            f"{1e3 * row['seconds']['median']:.1f} ms"
-        )
     machine.write(
         args.out, {"machine": machine.describe(), "rounds": args.rounds, "answers": ANSWERS} | results
     )

@@ -184,10 +184,22 @@ def cache() -> str:
 
 def handoff() -> str:
     rows = [
-        [f"{row['tokens']} × {row['d_model']}", f"{row['bytes'] / 2**20:.2f}", _ms(row["seconds"]["median"])]
-        for row in load("cluster")["handoff"]
-    ]
-    return markdown(["tokens × d_model, float32", "MiB", "ms"], rows)
+        [f"{row['tokens']} × {row['d_model']}", row["dtype"], f"{row['bytes'] / 2**20:.2f}",
+         _ms(row["seconds"]["median"])]
+        for row in load("handoff")["handoff"]
+    ]  # fmt: skip
+    return markdown(["tokens × d_model", "", "MiB", "ms"], rows)
+
+
+def clips() -> str:
+    figures = load("handoff")
+    rows = [
+        [f"Whisper {figures['model']}, {figures['clips']} clips of {figures['clip_s']} s", name,
+         f"{found['clips_per_s']['median']:.2f}", *(_ms(found[key]["median"]) for key in ("p50_s", "p95_s"))]
+        for name, found in figures["placements"].items()
+        if name != "ratio"
+    ]  # fmt: skip
+    return markdown(["load", "placement", "clips/s", "p50, ms", "p95, ms"], rows)
 
 
 def scaling() -> str:
@@ -267,6 +279,33 @@ def roofline() -> str:
     return markdown(["op", *head], rows)
 
 
+def encoding() -> str:
+    """Int8's rates of each op, and the share of the time that it takes, by load."""
+    figures = load("encoding")
+    loads = {
+        f"{title}, {inputs}": by_precision
+        for title, by_load in figures["models"].items()
+        for inputs, by_precision in by_load.items()
+    }
+    ops = list(dict.fromkeys(op for by in loads.values() for op in by["int8"]["ops"]))
+
+    def cell(by_precision: Figures, op: str) -> str:
+        entry = by_precision["int8"]["ops"].get(op)
+        if entry is None:
+            return ""
+        rate = f", {entry['operations_per_s'] / 1e9:.0f}" if entry["operations"] else ""
+        return f"{_percent(entry['share'])}{rate}"
+
+    rows = [[op, *(cell(by_precision, op) for by_precision in loads.values())] for op in ops]
+    for precision in ("int8", "float32"):
+        each = (f"{1e3 * by_precision[precision]['seconds']:.0f}" for by_precision in loads.values())
+        rows.append([f"pass in {precision}, ms", *each])
+    products = {name: rate / 1e9 for name, rate in figures["product_operations_per_s"].items()}
+    rows.append([f"large products: {products['int8']:.0f} in int8, {products['float32']:.0f} in float32"])
+    rows[-1] += [""] * len(loads)
+    return markdown(["share of the time, GOP/s", *loads], rows)
+
+
 SPEECH = {
     "tandem float32": "Tandem float32",
     "tandem bfloat16": "Tandem bfloat16",
@@ -327,7 +366,18 @@ def admission() -> str:
 
 
 # The results that the tables of docs/performance.md are made from, each written by the script of its name.
-MEASURED = ("engine", "speech", "speculation", "cluster", "placement", "roofline", "simulate", "admission")
+MEASURED = (
+    "engine",
+    "speech",
+    "speculation",
+    "cluster",
+    "handoff",
+    "placement",
+    "roofline",
+    "encoding",
+    "simulate",
+    "admission",
+)
 VERSIONS = {
     "torch": "PyTorch",
     "transformers": "transformers",
@@ -355,7 +405,8 @@ def _spread(values: Figures) -> str:
 DOCUMENTS: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (headline,),
     ROOT / "docs" / "performance.md": (
-        engine, speech, speculation, cluster, first_token, placement, cache, roofline, handoff, costs,
+        engine, speech, speculation, cluster, first_token, placement, cache, roofline, encoding, handoff, clips,
+        costs,
         validation, saturation, scaling, choices, admission, versions,
     ),
 }  # fmt: skip

@@ -22,7 +22,7 @@ class AudioConvolutions:
         assert stack.front is not None
         mels, _ = stack.front.features
         self.dtype = place.dtype
-        self._convolutions = (
+        self.convolutions = (
             _Convolution(f"{name}.conv1", mels, stack.d_model, 1, place),
             _Convolution(f"{name}.conv2", stack.d_model, stack.d_model, 2, place),
         )
@@ -30,12 +30,12 @@ class AudioConvolutions:
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """[items, mels, frames], on the device → [items * frames / 2, d_model]."""
         x = features.to(self.dtype).transpose(1, 2)
-        for convolution in self._convolutions:
+        for convolution in self.convolutions:
             x = convolution(x)
         return x.flatten(0, 1)
 
     def slots(self) -> Iterator[WeightSlot]:
-        for convolution in self._convolutions:
+        for convolution in self.convolutions:
             yield from convolution.slots()
 
 
