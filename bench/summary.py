@@ -367,17 +367,9 @@ def admission() -> str:
 
 # The results that the tables of docs/performance.md are made from, each written by the script of its name.
 MEASURED = (
-    "engine",
-    "speech",
-    "speculation",
-    "cluster",
-    "handoff",
-    "placement",
-    "roofline",
-    "encoding",
-    "simulate",
+    "engine", "speech", "speculation", "cluster", "placement", "roofline", "encoding", "handoff", "simulate",
     "admission",
-)
+)  # fmt: skip
 VERSIONS = {
     "torch": "PyTorch",
     "transformers": "transformers",
@@ -405,9 +397,8 @@ def _spread(values: Figures) -> str:
 DOCUMENTS: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (headline,),
     ROOT / "docs" / "performance.md": (
-        engine, speech, speculation, cluster, first_token, placement, cache, roofline, encoding, handoff, clips,
-        costs,
-        validation, saturation, scaling, choices, admission, versions,
+        engine, speech, speculation, cluster, first_token, placement, cache, roofline, encoding, handoff,
+        clips, costs, validation, saturation, scaling, choices, admission, versions,
     ),
 }  # fmt: skip
 
