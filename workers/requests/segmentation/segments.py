@@ -36,11 +36,17 @@ _LINE: Final = re.compile(rf"[^{_ENDS}]*(?:\r\n|[{_ENDS}]|\Z)")
 _WINDOW: Final = 2048
 _LONG: Final = 1536  # characters of a sentence that is not looked at again from its beginning
 
+# Marks of Markdown around a sentence: the segmenter leaves the last ones to the next.
+_CLOSING_MARK: Final = re.compile(r"[*_~`]+(?:\s+|\Z)")
+_LOOK_AHEAD: Final = 32  # characters of what follows a sentence, by which it may go on
+
 # Khmer's full stop is no end to the segmenter, which knows it as the one of other languages.
 _KHMER_END, _DANDA = "។", "।"
 
+# A quotation or a parenthesis has no other one of its kind within, so that none is looked through for each of
+# the openings before it.
 _QUOTED: Final = re.compile(
-    r"\"[^\"]*\"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|»[^«]*«|「[^」]*」|『[^』]*』|\([^)]*\)|（[^）]*）"
+    r"\"[^\"]*\"|“[^“”]*”|„[^„“”]*[“”]|«[^«»]*»|»[^«»]*«|「[^「」]*」|『[^『』]*』|\([^()]*\)|（[^（）]*）"
 )
 
 # Where a sentence that is too long is cut, the best places first: after a sentence within it, after a clause,
@@ -256,11 +262,13 @@ def _segmented(text: str, language: str) -> list[str]:
     ends = accumulate(map(len, sentences_of(language, text.replace(_KHMER_END, _DANDA))))
     sentences: list[str] = []
     for start, end in pairwise([0, *ends]):
-        sentence = text[start:end]
-        if sentences and goes_on(sentences[-1], sentence, language):
-            sentences[-1] += sentence
-        else:
-            sentences.append(sentence)
+        if sentences and sentences[-1][-1:].strip() and (mark := _CLOSING_MARK.match(text, start, end)):
+            sentences[-1] += mark.group()
+            start = mark.end()
+        if sentences and goes_on(sentences[-1], text[start : start + _LOOK_AHEAD], language):
+            sentences[-1] += text[start:end]
+        elif start < end:
+            sentences.append(text[start:end])
     return sentences
 
 
