@@ -93,8 +93,11 @@ async def test_html(http: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target": "es"}, "es is not supported"),
-        ({"source": "Klingon"}, "Klingon is not supported"),
+        ({"target": "es"}, "es is not supported; there is French (fr), German (de)"),
+        ({"source": "Klingon"}, "Klingon is not supported; there is English (en)"),
+        ({"target": "Japanese"}, "Japanese is not supported; there is French (fr), German (de)"),
+        ({"target": "at"}, "at is not supported; nearest: German (de)"),
+        ({"target": "zz"}, "zz is not supported"),
         ({"source": "Englsh"}, "Englsh is not supported; nearest: English (en)"),
         ({"target": "French (wild)"}, "French (wild) is not supported; nearest: French (fr)"),
         ({"q": None}, "Invalid request: missing q parameter"),
@@ -263,7 +266,10 @@ async def test_a_multilingual_model_is_told_the_languages(own_info: Service, rou
             assert sample.prefix_ids == (token_id,)
         for field in ("source", "target"):
             refused = await http.post("/translate", json={**BODY, field: "de"})
-            assert (refused.status_code, refused.json()) == (400, {"error": "de is not supported"})
+            assert refused.status_code == 400
+            assert refused.json()["error"].startswith(
+                "de is not supported; there is Chinese (Simplified) (zh"
+            )
         known = ["en", "fr", "zh-Hans", "zh-Hant"]
         listed = (await http.get("/languages")).json()
         assert [one["code"] for one in listed] == known
