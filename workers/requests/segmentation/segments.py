@@ -76,10 +76,11 @@ _UNSPACED_WORDS: Final = re.compile(rf"[{_CJK}\u0e00-\u0fff\u1000-\u109f\u1780-\
 class Document:
     """A text, cut: `gaps[0] + segments[0] + gaps[1] + … + gaps[-1]`.
 
-    Gaps are white space, line ends included, or empty, as between Chinese sentences.
+    Gaps are white space, line ends included, or empty, as between Chinese sentences. So are lines without
+    letters, as numbers and rules: models make words of them.
     """
 
-    segments: tuple[str, ...]  # none of them blank; a blank text has none
+    segments: tuple[str, ...]  # each has letters; a text without has none
     gaps: tuple[str, ...]  # one more
 
     def join(self, translations: Sequence[str]) -> str:
@@ -99,8 +100,8 @@ class Document:
 
     @classmethod
     def whole(cls, text: str) -> Document:
-        """A text that is one segment; none if it is blank."""
-        return cls((), (text,)) if is_blank(text) else cls((text,), ("", ""))
+        """A text that is one segment; none if it has no letters."""
+        return cls((text,), ("", "")) if has_letters(text) else cls((), (text,))
 
     def output(self, text: str, outputs: Sequence[RequestOutput], samples: int = 1) -> RequestOutput:
         """The answer to `text`, the whole document, from those to its segments: their texts joined, their
@@ -152,7 +153,7 @@ def segment(
     gaps: list[str] = []
     gap = ""
     for part in _parts(text, split, subtag_of(language or "en") or "en", fits):
-        if is_blank(part):
+        if not has_letters(part):
             gap += part
             continue
         if len(segments) == most:
@@ -180,6 +181,11 @@ def within(tokens: int, count: Callable[[str], int]) -> Callable[[str], bool]:
         return len(text) <= tokens * _MOST_CHARACTERS and count(text) <= tokens
 
     return fits
+
+
+def has_letters(text: str) -> bool:
+    """Whether there is something to translate: numbers, marks and emoji are the same in every language."""
+    return any(map(str.isalpha, text))
 
 
 def is_blank(text: str) -> bool:
@@ -223,7 +229,7 @@ def _sentences(line: str, language: str) -> Iterator[str]:
     number of an item goes with the sentence after it, dots and emoji with the one before."""
     before = number = ""
     for sentence in _ended(line, language):
-        if any(map(str.isalpha, sentence)):
+        if has_letters(sentence):
             if before:
                 yield before
             before, number = number + sentence, ""

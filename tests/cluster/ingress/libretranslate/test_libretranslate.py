@@ -33,8 +33,10 @@ async def test_a_text_gets_the_models_prefix(
 
 
 async def test_several_texts(http: httpx.AsyncClient) -> None:
-    response = await http.post("/translate", json={**BODY, "q": ["the cat", "a", " ", "🎉"]})
-    assert response.json() == {"translatedText": [SENTENCE, SENTENCE, " ", "🎉"]}
+    response = await http.post(
+        "/translate", json={**BODY, "q": ["the cat", "a", " ", "🎉", "1,000.5", "a\n5"]}
+    )
+    assert response.json() == {"translatedText": [SENTENCE, SENTENCE, " ", "🎉", "1,000.5", f"{SENTENCE}\n5"]}
 
 
 async def test_alternatives_are_different_and_the_same_each_time(http: httpx.AsyncClient) -> None:
