@@ -131,7 +131,7 @@ def test_a_line_of_pixels_does_not_become_a_huge_square(peer: Any, tmp_path: Pat
     line = Media("image", picture((100_000, 1)))
     with pytest.raises(
         InvalidRequest,
-        match=r"^multi_modal_data.image: is too long for its width: with a shorter edge of \d+ pixels it has \d+, the limit is 67108864",
+        match=r"^multi_modal_data.image: is too long .* edge of \d+ pixels it has \d+, the limit is 67108864",
     ):
         processor.features(line)
 
