@@ -53,6 +53,14 @@ class Rotary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PatchesSpec:
+    """How an image becomes the positions of ViT or DeiT."""
+
+    size: tuple[int, int]  # height and width of a patch, in pixels
+    leading: int  # vectors of the front's own before the patches
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrontSpec:
     """What turns media into vectors before a stack: one layer kind of `fronts/`.
 
@@ -65,6 +73,7 @@ class FrontSpec:
     positions: int  # encoder positions of one item
     # Shape of one item's features. Audio: (mel bins, frames); an image: (channels, height, width).
     features: tuple[int, ...]
+    patches: PatchesSpec | None = None  # of the kind "image_patches"
 
 
 @dataclass(frozen=True, kw_only=True)
