@@ -15,6 +15,7 @@ from PIL.Image import Image
 from vision import PAIRS, START, TOKENS, Reference, cases, make_vision, picture, png, prompt
 
 from tandem import LLM, BeamSearchParams, InvalidRequest, SamplingParams
+from tandem.limits import Limits
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.request import EngineRequest
@@ -123,6 +124,23 @@ def test_the_prompt_is_the_decoders(made: Callable[[str], Made]) -> None:
     assert {tuple(output.prompt_token_ids) for output in outputs} == {(START, *ids)}
 
 
+def test_donuts_task_token_takes_the_place_of_the_start_token(made: Callable[[str], Made]) -> None:
+    one = made("donut")
+    image = picture(1)
+    asked = [
+        {"prompt_token_ids": ids, "multi_modal_data": {"image": image}} for ids in ([9], [9, 30], [START, 9])
+    ]
+    with LLM(str(one.folder), dtype="float32") as llm:
+        outputs = llm.generate(asked, SamplingParams(temperature=0, max_tokens=6), use_tqdm=False)
+        (scored,) = llm.score(asked[1], {"prompt_token_ids": outputs[1].outputs[0].token_ids})
+    for output, given in zip(outputs, asked, strict=True):
+        ids = given["prompt_token_ids"]
+        assert output.prompt_token_ids == ids
+        expected = one.reference.generate(image, ids, max_new_tokens=6, do_sample=False)
+        assert output.outputs[0].token_ids == expected
+    assert len(scored.scores[0].logprobs) == len(outputs[1].outputs[0].token_ids)
+
+
 def test_bytes_a_path_an_array_and_an_image_are_the_same(made: Callable[[str], Made], tmp_path: Path) -> None:
     one = made("trocr")
     image = picture(2)
@@ -164,7 +182,12 @@ IMAGE = prompt(picture(0))
 REFUSED: list[tuple[Any, dict[str, Any], str, str]] = [
     ("hello", {}, "multi_modal_data.image", "reads image"),
     (prompt(b"GIF"), {}, "multi_modal_data.image", "no image of a format"),
-    (prompt([picture(0), picture(1)]), {}, "multi_modal_data.image", "2 take 58 encoder positions"),
+    (
+        prompt([picture(0), picture(1)]),
+        {},
+        "multi_modal_data.image",
+        "2 take 58 encoder positions, the limit is 29 ",
+    ),
     (
         {"prompt": "", "multi_modal_data": {"audio": b"RIFF"}},
         {},
@@ -188,3 +211,9 @@ def test_what_cannot_be_is_refused_by_name(made: Callable[[str], Made]) -> None:
         assert llm.generate(IMAGE, GREEDY)[0].outputs[0].token_ids  # it goes on
         stats = llm.stats()
         assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)
+
+
+def test_an_image_of_more_positions_than_are_allowed_says_what_to_raise(made: Callable[[str], Made]) -> None:
+    builder = RequestBuilder.load(made("trocr").folder, "model", limits=Limits(encoder_tokens=28))
+    with pytest.raises(InvalidRequest, match=r"1 take 29 .*limit is 28: raise .*length.*encoder_tokens"):
+        builder.prepare(IMAGE, GREEDY)

@@ -16,17 +16,21 @@ from models import EOS, PAD, VOCAB, Variant, word_tokenizer
 from PIL import Image
 from transformers import (
     BartConfig,
+    BeitConfig,
     BertConfig,
     DeiTConfig,
+    DonutSwinConfig,
     GPT2Config,
     MBartConfig,
     PreTrainedConfig,
+    SwinConfig,
     TrOCRConfig,
     VisionEncoderDecoderConfig,
     VisionEncoderDecoderModel,
     ViTConfig,
 )
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
+from transformers.models.donut.image_processing_pil_donut import DonutImageProcessorPil
 from transformers.models.trocr.modeling_trocr import TrOCRSinusoidalPositionalEmbedding
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -92,6 +96,38 @@ PAIRS = {
     "vit-bart": Pair(ViTConfig(**_VIT), BartConfig(**_BART), _vit_processor()),
     "vit-mbart": Pair(ViTConfig(**_VIT), MBartConfig(**_BART, scale_embedding=True), _vit_processor(), 1.0),
     "vit-gpt2": Pair(ViTConfig(**_VIT), GPT2Config(**_GPT2), _vit_processor(), 1.0),
+    "beit-trocr": Pair(
+        BeitConfig(
+            **_VIT | {"image_size": 24, "patch_size": 8}, use_relative_position_bias=True,
+            use_absolute_position_embeddings=True, layer_scale_init_value=0.1, use_mean_pooling=False,
+        ),
+        TrOCRConfig(**_BART, cross_attention_hidden_size=32),
+        _vit_processor(size={"height": 24, "width": 24}),
+    ),
+    "beit-bert": Pair(
+        BeitConfig(
+            **_VIT | {"image_size": [40, 24], "patch_size": 8}, use_shared_relative_position_bias=True,
+            layer_scale_init_value=0.0,
+        ),
+        BertConfig(**_BERT),
+        _vit_processor(size={"height": 40, "width": 24}),
+    ),
+    "swin-gpt2": Pair(
+        SwinConfig(
+            image_size=[50, 39], patch_size=4, embed_dim=8, depths=[2, 3], num_heads=[2, 4], window_size=3,
+            mlp_ratio=2.0,
+        ),
+        GPT2Config(**_GPT2),
+        _vit_processor(size={"height": 50, "width": 39}),
+    ),
+    "donut": Pair(
+        DonutSwinConfig(
+            image_size=[48, 36], patch_size=4, embed_dim=12, depths=[2, 2, 1], num_heads=[2, 3, 6],
+            window_size=3,
+        ),
+        MBartConfig(**_BART, scale_embedding=True),
+        DonutImageProcessorPil(size={"height": 48, "width": 36}),
+    ),
     "vit-bert": Pair(ViTConfig(**_VIT), BertConfig(**_BERT), _vit_processor()),
 }  # fmt: skip
 

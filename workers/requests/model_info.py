@@ -51,6 +51,7 @@ class ModelInfo:
     revision: str  # changes with the model and its preprocessor; part of every encoder key
     front: FrontSpec | None = None  # how the encoder reads media; None: it reads text alone
     speech: Speech | None = None  # what the decoder of a speech model starts from
+    prompt_is_start: bool = False  # see `ModelSpec`
     encoder_width: int | None = None  # numbers of a hidden state; None: there is no encoder
 
     @classmethod
@@ -100,6 +101,7 @@ class ModelInfo:
             revision=revision_of(folder),
             front=front,
             speech=speech,
+            prompt_is_start=spec.prompt_is_start,
             encoder_width=None if spec.encoder is None else spec.encoder.d_model,
         )
 

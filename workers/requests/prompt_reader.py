@@ -7,6 +7,7 @@ from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import takewhile
+from typing import Final
 
 from tandem.errors import InvalidRequest, RequestTooLarge, renaming_fields
 from tandem.inputs import Media, Prompt, PromptSide, SingletonPrompt, decoder_side, split_prompt
@@ -35,6 +36,9 @@ class ParsedPrompt:
 
 class PromptReader:
     """Checks prompts and makes their ids, for one model."""
+
+    # What to do where the model would take more.
+    _MORE_POSITIONS: Final = ": raise an LLM's max_encoder_length, or a server's limit encoder_tokens"
 
     def __init__(
         self,
@@ -81,7 +85,7 @@ class PromptReader:
         shown = _shown(encoder_side, names[0]), side and _shown(side, "decoder_prompt")
         if not self.info.decoder_only:
             prefix = self._prefix(side, task)
-            context = prefix[1:]
+            context = prefix if self._starts_prompt(side) else prefix[1:]
         elif explicit:
             raise InvalidRequest(f"{self.info.name!r} is decoder-only: give a single prompt", field=names[0])
         else:
@@ -110,8 +114,11 @@ class PromptReader:
         with renaming_fields({f"multi_modal_data.{front.modality}": field}):
             positions = sum(self._processor.positions(one, self.limits) for one in media)
         if positions > self.max_encoder_tokens:
+            taken = self.info.encoder_positions
+            hint = "" if taken is not None and positions > taken else self._MORE_POSITIONS
             raise InvalidRequest(
-                f"{len(media)} take {positions} encoder positions, the limit is {self.max_encoder_tokens}",
+                f"{len(media)} take {positions} encoder positions, the limit is "
+                f"{self.max_encoder_tokens}{hint}",
                 field=field,
             )
         return [front.placeholder_id] * positions
@@ -219,13 +226,18 @@ class PromptReader:
                 raise InvalidRequest("has no tokens; leave it out for none", field=name)
             if target is not None:
                 raise InvalidRequest("is for a decoder prompt that is text", field="target_language")
-        prefix = list(ids) if ids[:1] == [start] else [start, *ids]
+        begun = ids[:1] == [start] or self._starts_prompt(side)
+        prefix = list(ids) if begun else [start, *ids]
         if len(prefix) > limit:
             raise InvalidRequest(
                 f"has {len(prefix)} tokens with the start token, the limit is {limit}", field=name
             )
         check_ids(ids, name, self.info.vocab_size)
         return prefix
+
+    def _starts_prompt(self, side: PromptSide | None) -> bool:
+        """Whether the decoder starts from the prompt itself, without the start token."""
+        return self.info.prompt_is_start and side is not None and bool(side.text or side.token_ids)
 
     def target_ids(
         self, target: SingletonPrompt, name: str, given: ParsedPrompt, task: ResolvedTask

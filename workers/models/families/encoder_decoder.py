@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tandem.errors import ModelLoadError
-from tandem.workers.models.families import bart, bert, gpt2, trocr, vit
+from tandem.workers.models.families import bart, beit, bert, gpt2, swin, trocr, vit
 from tandem.workers.models.families.entry import (
     Config,
     Family,
@@ -23,7 +23,10 @@ from tandem.workers.models.spec import ModelSpec
 _TEXT: Final = "encoder-decoder"
 _VISION: Final = "vision-encoder-decoder"
 # By the family, and the `model_type` of a half's config.
-_ENCODERS: Final[Mapping[str, Mapping[str, EncoderHalf]]] = {_TEXT: bert.HALVES, _VISION: vit.HALVES}
+_ENCODERS: Final[Mapping[str, Mapping[str, EncoderHalf]]] = {
+    _TEXT: bert.HALVES,
+    _VISION: {**vit.HALVES, **beit.HALVES, **swin.HALVES},
+}
 _OF_BOTH: Final = {**bert.HALVES, "gpt2": gpt2.HALF}
 _DECODERS: Final[Mapping[str, Mapping[str, DecoderHalf]]] = {
     _TEXT: _OF_BOTH,
@@ -73,6 +76,8 @@ def _spec(config: Config) -> ModelSpec:
         enc_to_dec_proj=encoder_width != width and read is None,
         output_transform=decoder_half.transform(decoder),
         output_bias="decoder.output.bias" in decoder_half.head,
+        # Donut's tasks have start tokens of their own.
+        prompt_is_start=encoder["model_type"] == "donut-swin",
         decoder_start_id=bos if start is None else start,
         pad_id=(eos[0] if eos else 0) if pad is None else pad,
         eos_ids=eos,
@@ -103,5 +108,5 @@ _UNUSED = ("encoder.pooler.*", "*.position_ids", *gpt2.UNUSED)
 
 FAMILIES = {
     _TEXT: Family(_spec, _names, _UNUSED),
-    _VISION: Family(_spec, _names, (*_UNUSED, *vit.UNUSED, *trocr.UNUSED)),
+    _VISION: Family(_spec, _names, (*_UNUSED, *vit.UNUSED, *beit.UNUSED, *trocr.UNUSED)),
 }

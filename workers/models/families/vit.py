@@ -27,6 +27,25 @@ def sides(config: Config, key: str) -> tuple[int, int]:
     return height, width
 
 
+def front_alone(front: FrontSpec, width: int, eps: float, *, normed: bool) -> StackSpec:
+    """The stack behind a front that is a whole encoder: it has no layers, and at most a norm."""
+    return StackSpec(
+        vocab_size=None,
+        front=front,
+        layers=0,
+        d_model=width,
+        heads=1,
+        head_dim=width,
+        d_ff=width,
+        activation="gelu",
+        norm="layer",
+        norm_eps=eps,
+        post_norm=not normed,
+        attention_scale=1.0,
+        max_positions=front.positions,
+    )
+
+
 def _vit(leading: int) -> Callable[[Config], StackSpec]:
     """leading: vectors before the patches."""
 

@@ -38,6 +38,8 @@ class MediaProcessor(Protocol):
 _KINDS: Final[dict[str, Callable[[Path, FrontSpec], MediaProcessor]]] = {
     "audio_convolutions": AudioProcessor.read,
     "image_patches": ImageProcessor.read,
+    "beit": ImageProcessor.read,
+    "swin": ImageProcessor.read,
 }
 
 
