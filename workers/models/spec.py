@@ -53,17 +53,48 @@ class Rotary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DavitStage:
+    """A stage of a DaViT: a convolution to fewer and wider positions, and blocks over them. Lengths are in
+    positions of the stage before, the first stage's in pixels."""
+
+    blocks: int
+    width: int
+    heads: int  # of the attention within windows
+    groups: int  # of channels that attend to each other
+    patch: int  # side of what one position sees
+    stride: int
+    padding: int
+    norm_first: bool  # the convolution's input is normalized, not its output
+
+
+@dataclass(frozen=True, kw_only=True)
+class DavitSpec:
+    """The vision tower of Florence-2."""
+
+    stages: tuple[DavitStage, ...]
+    window: int  # side, in positions
+    mlp_ratio: float  # inner width of a feed-forward over its width
+    qkv_bias: bool
+    activation: Activation
+    max_side: int  # rows of the tables of row and column vectors
+    max_frames: int  # rows of the table of times, of which an image takes the first
+    grid: tuple[int, int]  # height and width of the last stage, in positions
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrontSpec:
     """What turns media into vectors before a stack: one layer kind of `fronts/`.
 
     Encoder positions that hold `placeholder_id` take the front's output instead of a token's embedding.
     """
 
-    kind: Literal["audio_convolutions"]  # see fronts/
+    kind: Literal["audio_convolutions", "davit"]  # see fronts/
     modality: Modality
-    placeholder_id: int  # in `EncoderInput.token_ids`; no token of the encoder's vocabulary
+    placeholder_id: int  # in `EncoderInput.token_ids`; no token of a text
     positions: int  # encoder positions of one item
-    features: tuple[int, ...]  # shape of one item's features; audio: (mel bins, frames)
+    # Shape of one item's features; audio: (mel bins, frames); image: (channels, height, width)
+    features: tuple[int, ...]
+    davit: DavitSpec | None = None  # of the kind "davit"
 
 
 @dataclass(frozen=True, kw_only=True)
