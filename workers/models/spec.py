@@ -88,11 +88,11 @@ class FrontSpec:
     Encoder positions that hold `placeholder_id` take the front's output instead of a token's embedding.
     """
 
-    kind: Literal["audio_convolutions", "davit"]  # see fronts/
+    kind: Literal["audio_convolutions", "image_patches", "davit"]  # see fronts/
     modality: Modality
     placeholder_id: int  # in `EncoderInput.token_ids`; no token of a text
     positions: int  # encoder positions of one item
-    # Shape of one item's features; audio: (mel bins, frames); image: (channels, height, width)
+    # Shape of one item's features. Audio: (mel bins, frames); an image: (channels, height, width).
     features: tuple[int, ...]
     davit: DavitSpec | None = None  # of the kind "davit"
 

@@ -28,7 +28,13 @@ def _spec(config: Config) -> ModelSpec:
     spec = _LANGUAGE.spec(text)
     assert spec.encoder is not None
     davit, features = _davit(config)
-    height, width = davit.grid
+    positions = davit.grid[0] * davit.grid[1] + 1  # the first is the mean of the others
+    said = _inner(config, "image_processor").get("image_seq_length", positions)
+    if said != positions:
+        raise ModelLoadError(
+            f"{said} is not what an image takes: {davit.grid[0]} x {davit.grid[1]} positions and their mean",
+            field="image_processor.image_seq_length",
+        )
     projected = _inner(config, "vision_config").get("projection_dim", 1024)
     if projected != spec.encoder.d_model:
         raise ModelLoadError(
@@ -42,7 +48,7 @@ def _spec(config: Config) -> ModelSpec:
         kind="davit",
         modality="image",
         placeholder_id=placeholder,
-        positions=height * width + 1,
+        positions=positions,
         features=features,
         davit=davit,
     )
@@ -81,7 +87,7 @@ def _davit(config: Config) -> tuple[DavitSpec, tuple[int, int, int]]:
         raise ModelLoadError(
             f"an image of {size[0]} x {size[1]} pixels has {grid[0]} x {grid[1]} positions, the model has "
             f"vectors for 1 to {most} rows and columns",
-            field="preprocessor_config.size",
+            field="image_processor.size",
         )
     davit = DavitSpec(
         stages=stages,
@@ -114,16 +120,14 @@ def _convolved(side: int, stage: DavitStage) -> int:
 
 
 def _image_size(config: Config) -> tuple[int, int]:
-    """Height and width, in pixels, that every image is resized to."""
-    size = _inner(config, "image_processor").get("size", {"height": _SIDE, "width": _SIDE})
-    height, width = (
-        (size.get(side) for side in ("height", "width")) if isinstance(size, dict) else (None, None)
-    )
-    if type(height) is not int or type(width) is not int or min(height, width) < 1:
-        raise ModelLoadError(
-            f"must have a height and a width, got {size!r}", field="preprocessor_config.size"
-        )
-    return height, width
+    """Height and width, in pixels, that every image is made to have."""
+    images = _inner(config, "image_processor")
+    key = "crop_size" if images and images.get("do_center_crop", True) else "size"
+    size = images.get(key, {"height": _SIDE, "width": _SIDE})
+    sides = [size.get(side) for side in ("height", "width")] if isinstance(size, dict) else [size, size]
+    if not all(type(side) is int and side > 0 for side in sides):
+        raise ModelLoadError(f"must have a height and a width, got {size!r}", field=f"image_processor.{key}")
+    return sides[0], sides[1]
 
 
 def _inner(config: Config, key: str) -> Config:
