@@ -12,7 +12,8 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 Parsed = dict[str, Any] | list[Any]  # plain values, as JSON has them
-Parse = Callable[[Sequence[int]], Parsed | None]  # an answer's ids, with what the decoder started from → values
+# Of an answer's ids, with what the decoder started from.
+Parse = Callable[[Sequence[int]], Parsed | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,8 +39,7 @@ class CompletionOutput:
     logprobs: list[TokenLogprobs] | None = None
     cumulative_logprob: float | None = None  # sum over token_ids, where logprobs were asked for
     score: float | None = None  # a beam's: the sum of its tokens' scores over length ** length_penalty
-    # What the text holds, where the prompt asks for a task whose answers are values, such as boxes. Once it is
-    # finished.
+    # What the finished text holds, where the prompt asks for a task, such as one for boxes.
     parsed: Parsed | None = None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import copy
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
@@ -84,16 +85,53 @@ class ImageTasks:
             return None
         return partial(self.parsed, tasks[0], image_size(media[0].data, limits.image_pixels))
 
-    def parsed(self, task: str, size: tuple[int, int], ids: Sequence[int]) -> Parsed:
-        """`Florence2Processor.post_process_generation` of an answer.
+    def parsed(self, task: str, size: tuple[int, int], ids: Sequence[int]) -> Parsed | None:
+        """`Florence2Processor.post_process_generation` of an answer; None where it raises an error.
 
         Args:
             size: width and height of the image, in pixels, to which places in the answer are scaled.
             ids: the answer with what the decoder started from.
         """
-        text = self._tokenizer.decode(list(ids), skip_special_tokens=False)
-        found: Parsed = self._processor.post_process_generation(text, task=task, image_size=size)
+        kind = self._processor.tasks_answer_post_processing_type[task]
+        text = shortened(self._tokenizer.decode(list(ids), skip_special_tokens=False), kind)
+        try:
+            found: Parsed = self._processor.post_process_generation(text, task=task, image_size=size)
+        except (ValueError, RuntimeError) as error:  # letters may spell a place, with a number of any size
+            logger.warning("an answer to %s is not parsed: %s", task, error)
+            return None
         return found
+
+
+# transformers' patterns take a time in the square of a text's length where no places follow it, which for an
+# answer of a few thousand characters is seconds: such text is left out before.
+_QUAD: Final = re.compile(r"(?:<loc_\d+>){8,}")
+_RUN: Final = re.compile(r"(/?[a-z]+(?:_\d{1,4300})?>)?([^<]*)")  # the rest of a tag, after its <, and text
+_BOX: Final = re.compile(r"(?:<loc_\d+>){4}")
+_POLYGON: Final = re.compile(r"(?:<loc_\d+>|<sep>|<poly>|</poly>){4}")
+
+
+def shortened(text: str, kind: str) -> str:
+    """An answer without text that says nothing, for `Florence2PostProcessor`, which finds the same in it.
+
+    kind: one of its `parse_tasks`.
+    """
+    if kind == "pure_text":
+        return text
+    text = text.replace("<s>", "").replace("</s>", "").replace("<pad>", "")
+    if kind == "ocr":  # nothing on a line after its last quadrilateral counts
+        ends = (max((quad.end() for quad in _QUAD.finditer(line)), default=0) for line in text.split("\n"))
+        return "\n".join(line[:end] for line, end in zip(text.split("\n"), ends, strict=True))
+    polygons = "<poly>" in text if kind == "description_with_bboxes_or_polygons" else "polygons" in kind
+    places = _POLYGON if polygons else _BOX
+
+    def run(found: re.Match[str]) -> str:
+        tag, words = found[1] or "", found[2]
+        if not places.match(text, found.end()):
+            return tag + words[:1]
+        bare = words.lstrip()
+        return tag + (words[:1] if len(bare) < len(words) else "") + bare
+
+    return _RUN.sub(run, text)
 
 
 def with_tokenizers_ends(info: ModelInfo, tokenizer: PreTrainedTokenizerBase) -> ModelInfo:
@@ -103,8 +141,8 @@ def with_tokenizers_ends(info: ModelInfo, tokenizer: PreTrainedTokenizerBase) ->
     if info.family != _FAMILY or end is None or end in info.eos_ids or pad not in info.eos_ids:
         return info
     logger.warning(
-        "%s: eos_token_id %s of its configs is the tokenizer's padding; the tokenizer's EOS, %d, is taken. Set "
-        "bos_token_id %s, eos_token_id %d and pad_token_id %d in generation_config.json",
+        "%s: eos_token_id %s of its configs is the tokenizer's padding; the tokenizer's EOS, %d, is taken. "
+        "Set bos_token_id %s, eos_token_id %d and pad_token_id %d in generation_config.json",
         info.name, sorted(info.eos_ids), end, tokenizer.bos_token_id, end, pad,
     )  # fmt: skip
     return replace(info, eos_ids=frozenset([end]), pad_id=pad)

@@ -33,7 +33,7 @@ class ParsedPrompt:
     encoder_text: str | None  # as given, where it was text
     decoder_text: str | None
     opening: Opening  # what follows the prefix and is for the model to say
-    parse: Parse | None = None  # makes values of the answer's ids, the prefix included, where a task asks for it
+    parse: Parse | None = None  # of an answer's ids, the prefix included, where the prompt asks for a task
 
 
 class PromptReader:
@@ -118,6 +118,10 @@ class PromptReader:
         field = f"{name}.{front.modality}"
         if not media and self.info.encoder_vocab_size is None:
             raise InvalidRequest(f"is needed: {self.info.name!r} reads {front.modality}", field=field)
+        if self._image_tasks is not None and len(media) > 1:
+            raise InvalidRequest(
+                f"a question of {self.info.name!r} is about one image, got {len(media)}", field=field
+            )
         with renaming_fields({f"multi_modal_data.{front.modality}": field}):
             positions = sum(self._processor.positions(one, self.limits) for one in media)
         if positions > self.max_encoder_tokens:

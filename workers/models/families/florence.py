@@ -124,7 +124,7 @@ def _image_size(config: Config) -> tuple[int, int]:
     images = _inner(config, "image_processor")
     key = "crop_size" if images and images.get("do_center_crop", True) else "size"
     size = images.get(key, {"height": _SIDE, "width": _SIDE})
-    sides = [size.get(side) for side in ("height", "width")] if isinstance(size, dict) else [size, size]
+    sides = [size.get(side) if isinstance(size, dict) else None for side in ("height", "width")]
     if not all(type(side) is int and side > 0 for side in sides):
         raise ModelLoadError(f"must have a height and a width, got {size!r}", field=f"image_processor.{key}")
     return sides[0], sides[1]
