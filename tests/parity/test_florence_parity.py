@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from florence import (
     BOS,
     CLEAR,
@@ -22,7 +23,10 @@ from florence import (
 
 from tandem import LLM, BeamSearchParams, InvalidRequest, SamplingParams
 from tandem.inputs import Media
+from tandem.workers.config import EngineConfig
+from tandem.workers.execution.encoder import Encoder
 from tandem.workers.requests.media.image import ImageProcessor
+from tandem.workers.requests.request_builder import RequestBuilder
 
 GREEDY = SamplingParams(
     num_beams=1, max_tokens=TOKENS, no_repeat_ngram_size=0, forced_bos_token_id=9, forced_eos_token_id=8
@@ -159,3 +163,30 @@ def test_a_damaged_image_ends_its_call_and_not_the_llm(folder: Path) -> None:
         assert llm.generate(prompt("<OD>", 1))[0].outputs[0].token_ids
         stats = llm.stats()
         assert (stats.running, stats.waiting, stats.free_pages) == (0, 0, stats.total_pages)
+
+
+@torch.no_grad()
+def test_a_worker_that_only_encodes(folder: Path, reference: Reference) -> None:
+    """Images and texts in one packed batch, each its own hidden states."""
+    builder = RequestBuilder.load(folder, "florence")
+    encoder = Encoder(EngineConfig(str(folder), dtype="float32", device="cpu"))
+    inputs = [encoder.prepare(builder.prepare(prompt(*one)).sequences[0].encoder) for one in ASKED]
+    states = encoder.encode(inputs).split([len(one.token_ids) for one in inputs])
+    for asked, found in zip(ASKED, states, strict=True):
+        given = reference.inputs(*asked)
+        start = torch.tensor([[EOS]])
+        expected = reference.model(**given, decoder_input_ids=start).encoder_last_hidden_state[0]
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_int8(folder: Path) -> None:
+    """An encoder whose projections, DaViT's too, are int8 says nearly the same."""
+    builder = RequestBuilder.load(folder, "florence")
+    inputs = builder.prepare(prompt("<OD>", 1)).sequences[0].encoder
+    exact, rounded = (
+        Encoder(EngineConfig(str(folder), dtype="float32", device="cpu", quantization=how))
+        for how in (None, "int8")
+    )
+    expected = exact.encode([exact.prepare(inputs)])
+    error = rounded.encode([rounded.prepare(inputs)]) - expected
+    assert 0 < error.norm() < 0.2 * expected.norm()
