@@ -82,6 +82,14 @@ class DavitSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PatchesSpec:
+    """How an image becomes the positions of ViT or DeiT."""
+
+    size: tuple[int, int]  # height and width of a patch, in pixels
+    leading: int  # vectors of the front's own before the patches
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrontSpec:
     """What turns media into vectors before a stack: one layer kind of `fronts/`.
 
@@ -95,6 +103,7 @@ class FrontSpec:
     # Shape of one item's features. Audio: (mel bins, frames); an image: (channels, height, width).
     features: tuple[int, ...]
     davit: DavitSpec | None = None  # of the kind "davit"
+    patches: PatchesSpec | None = None  # of the kind "image_patches"
 
 
 @dataclass(frozen=True, kw_only=True)
