@@ -53,6 +53,35 @@ class Rotary:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DavitStage:
+    """A stage of a DaViT: a convolution to fewer and wider positions, and blocks over them. Lengths are in
+    positions of the stage before, the first stage's in pixels."""
+
+    blocks: int
+    width: int
+    heads: int  # of the attention within windows
+    groups: int  # of channels that attend to each other
+    patch: int  # side of what one position sees
+    stride: int
+    padding: int
+    norm_first: bool  # the convolution's input is normalized, not its output
+
+
+@dataclass(frozen=True, kw_only=True)
+class DavitSpec:
+    """The vision tower of Florence-2."""
+
+    stages: tuple[DavitStage, ...]
+    window: int  # side, in positions
+    mlp_ratio: float  # inner width of a feed-forward over its width
+    qkv_bias: bool
+    activation: Activation
+    max_side: int  # rows of the tables of row and column vectors
+    max_frames: int  # rows of the table of times, of which an image takes the first
+    grid: tuple[int, int]  # height and width of the last stage, in positions
+
+
+@dataclass(frozen=True, kw_only=True)
 class PatchesSpec:
     """How an image becomes the positions of ViT or DeiT."""
 
@@ -97,16 +126,17 @@ class FrontSpec:
     Encoder positions that hold `placeholder_id` take the front's output instead of a token's embedding.
     """
 
-    kind: Literal["audio_convolutions", "image_patches", "beit", "swin"]  # see fronts/
+    kind: Literal["audio_convolutions", "image_patches", "beit", "swin", "davit"]  # see fronts/
     modality: Modality
-    placeholder_id: int  # in `EncoderInput.token_ids`; no token of the encoder's vocabulary
+    placeholder_id: int  # in `EncoderInput.token_ids`; no token of a text
     positions: int  # encoder positions of one item
     # Shape of one item's features. Audio: (mel bins, frames); an image: (channels, height, width).
     features: tuple[int, ...]
-    # Of the kind "image_patches", "beit" or "swin".
+    # Of the kind "image_patches", "beit", "swin" or "davit".
     patches: PatchesSpec | None = None
     beit: BeitSpec | None = None
     swin: SwinSpec | None = None
+    davit: DavitSpec | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

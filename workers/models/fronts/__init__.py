@@ -13,6 +13,7 @@ import torch
 
 from tandem.workers.models.fronts.audio import AudioConvolutions
 from tandem.workers.models.fronts.beit import Beit
+from tandem.workers.models.fronts.florence import FlorenceVision
 from tandem.workers.models.fronts.patches import ImagePatches
 from tandem.workers.models.fronts.swin import Swin
 from tandem.workers.models.layers import Placement, WeightSlot
@@ -30,6 +31,7 @@ class Front(Protocol):
 
 _KINDS: Final[dict[str, Callable[[str, StackSpec, Placement], Front]]] = {
     "audio_convolutions": AudioConvolutions,
+    "davit": FlorenceVision,
     "image_patches": ImagePatches,
     "beit": Beit,
     "swin": Swin,

@@ -40,6 +40,7 @@ _KINDS: Final[dict[str, Callable[[Path, FrontSpec], MediaProcessor]]] = {
     "image_patches": ImageProcessor.read,
     "beit": ImageProcessor.read,
     "swin": ImageProcessor.read,
+    "davit": ImageProcessor.read,
 }
 
 
