@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from models import word_tokenizer
 from parity import ranks_in_threads, serve
 from PIL.Image import Image
 from vision import PAIRS, START, TOKENS, Reference, cases, make_vision, picture, png, prompt
@@ -19,6 +20,7 @@ from tandem.limits import Limits
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.request import EngineRequest
+from tandem.workers.requests.document_fields import DocumentFields
 from tandem.workers.requests.media.image import ImageProcessor
 from tandem.workers.requests.request_builder import RequestBuilder
 
@@ -133,8 +135,10 @@ def test_donuts_task_token_takes_the_place_of_the_start_token(made: Callable[[st
     with LLM(str(one.folder), dtype="float32") as llm:
         outputs = llm.generate(asked, SamplingParams(temperature=0, max_tokens=6), use_tqdm=False)
         (scored,) = llm.score(asked[1], {"prompt_token_ids": outputs[1].outputs[0].token_ids})
+    fields = DocumentFields(word_tokenizer())
     for output, given in zip(outputs, asked, strict=True):
         ids = given["prompt_token_ids"]
+        assert output.outputs[0].parsed == fields([*ids, *output.outputs[0].token_ids])
         assert output.prompt_token_ids == ids
         expected = one.reference.generate(image, ids, max_new_tokens=6, do_sample=False)
         assert output.outputs[0].token_ids == expected

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import itertools
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,6 +145,9 @@ def make_vision(folder: Path, pair: str, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     word_tokenizer(VOCAB).save_pretrained(folder)
     kind.processor.save_pretrained(folder)
+    if pair == "donut":  # as its published checkpoints say
+        path = folder / "preprocessor_config.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "processor_class": "DonutProcessor"}))
     return folder
 
 

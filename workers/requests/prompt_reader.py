@@ -52,9 +52,11 @@ class PromptReader:
         *,
         languages: bool,
         image_tasks: ImageTasks | None = None,
+        parse: Parse | None = None,
     ) -> None:
         """`processor` is that of a model that reads media; `languages`: the tokenizer marks languages;
-        `image_tasks`: tokens in a prompt stand for questions about its image."""
+        `image_tasks`: tokens in a prompt stand for questions about its image; `parse`: makes values of any
+        answer's ids."""
         self.info, self.limits = info, limits
         self.max_encoder_tokens = min(limits.encoder_tokens, info.encoder_positions or limits.encoder_tokens)
         self.max_decoder_tokens = min(limits.decoder_tokens, info.decoder_positions or limits.decoder_tokens)
@@ -62,7 +64,7 @@ class PromptReader:
         text_is_decoded = info.encoder_vocab_size is None
         self.max_prompt_tokens = self.max_decoder_tokens - 1 if text_is_decoded else self.max_encoder_tokens
         self._tokenizer, self._processor, self._languages = tokenizer, processor, languages
-        self._image_tasks = image_tasks
+        self._image_tasks, self._parse = image_tasks, parse
 
     def read(
         self, prompt: Prompt, task: ResolvedTask, truncate: int | None = None, answer: int | None = None
@@ -109,7 +111,7 @@ class PromptReader:
             opening = task.opening[len(prefix) - 1 :]
         elif task.said is not None:
             raise InvalidRequest("does not go with a decoder prompt, which says it", field=task.said)
-        parse = None
+        parse = self._parse
         if self._image_tasks is not None and encoder_side.token_ids is None:
             parse = self._image_tasks.parse(encoder_side.text, media, self.limits)
         return ParsedPrompt(encoder, encoder_ids, prefix, context, *shown, opening, parse)

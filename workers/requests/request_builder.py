@@ -38,6 +38,7 @@ from tandem.workers.requests.decoding import (
     scoring_of,
 )
 from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
+from tandem.workers.requests.document_fields import DocumentFields
 from tandem.workers.requests.embedding import PreparedEmbedding, check_pooling
 from tandem.workers.requests.image_tasks import ImageTasks, with_tokenizers_ends
 from tandem.workers.requests.languages.markers import split_target
@@ -78,9 +79,11 @@ class RequestBuilder:
         target: PreTrainedTokenizerBase | None = None,
         processor: MediaProcessor | None = None,
         image_tasks: ImageTasks | None = None,
+        parse: Parse | None = None,
     ) -> None:
         """`target` is the decoder's tokenizer, where that is another; `processor` is for a model that reads
-        media, `image_tasks` for one whose prompts name them."""
+        media, `image_tasks` for one whose prompts name them, `parse` for one whose every answer holds
+        values."""
         self.info, self.limits, self.processor = info, limits, processor
         self.vocabulary = Vocabulary(tokenizer if target is None else target)
         self.tasks = Tasks.of(info.tasks, info.defaults, tokenizer, info.speech)
@@ -88,7 +91,13 @@ class RequestBuilder:
         self._tokenizer = TextTokenizer(tokenizer, target)
         languages = bool(self.tasks.languages)
         self._reader = PromptReader(
-            info, self._tokenizer, limits, processor, languages=languages, image_tasks=image_tasks
+            info,
+            self._tokenizer,
+            limits,
+            processor,
+            languages=languages,
+            image_tasks=image_tasks,
+            parse=parse,
         )
         self.max_encoder_tokens = self._reader.max_encoder_tokens
         self.max_prompt_tokens = self._reader.max_prompt_tokens
@@ -113,7 +122,8 @@ class RequestBuilder:
         source, target = read_tokenizers(folder, tokenizer)
         info = with_tokenizers_ends(info, source)
         image_tasks = ImageTasks.read(folder, info, source)
-        return cls(info, source, limits, target, read_processor(folder, info.front), image_tasks)
+        parse = DocumentFields.read(folder, source) if info.modalities == {"image"} else None
+        return cls(info, source, limits, target, read_processor(folder, info.front), image_tasks, parse)
 
     def prepare(
         self,

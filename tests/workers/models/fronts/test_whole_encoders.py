@@ -101,3 +101,25 @@ def test_what_is_not_supported_is_refused(config: str, changed: dict[str, Any], 
     with pytest.raises(ModelLoadError, match=why) as refused:
         spec_of({"model_type": "vision-encoder-decoder", "encoder": encoder, "decoder": _DECODER.to_dict()})
     assert refused.value.field == field
+
+
+_BASE = {"embed_dim": 128, "depths": [2, 2, 14, 2], "num_heads": [4, 8, 16, 32], "window_size": 10}
+
+
+@pytest.mark.parametrize(
+    ("config", "positions", "width"),
+    [
+        (DonutSwinConfig(**_BASE, image_size=[2560, 1920]), 4800, 1024),  # Donut
+        (DonutSwinConfig(**_BASE, image_size=[1280, 960]), 1200, 1024),  # fine-tuned on receipts
+        (DonutSwinConfig(**_BASE | {"window_size": 7}, image_size=[896, 672]), 588, 1024),  # Nougat
+        (SwinConfig(), 49, 768),
+        (BeitConfig(image_size=384), 577, 768),
+    ],
+)
+def test_positions_of_published_sizes(config: Any, positions: int, width: int) -> None:
+    stack = spec_of(
+        {"model_type": "vision-encoder-decoder", "encoder": config.to_dict(), "decoder": _DECODER.to_dict()}
+    ).encoder
+    assert stack is not None
+    assert stack.front is not None
+    assert (stack.front.positions, stack.max_positions, stack.d_model) == (positions, positions, width)
