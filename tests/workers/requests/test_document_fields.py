@@ -56,7 +56,7 @@ def test_fields_are_the_processors(text: str, fields: Any, tokenizer: PreTrained
 
 
 def test_an_answer_without_an_end_to_its_list(tokenizer: PreTrainedTokenizerFast) -> None:
-    text = "<s_cord-v2> <s_menu> " + "<s_nm> ba </s_nm> <sep/> " * 3000 + "</s_menu>"
+    text = "<s_cord-v2> <s_menu> " + "<s_nm> ba </s_nm> <sep/> " * 1200 + "</s_menu>"
     assert DocumentFields(tokenizer)(tokenizer.encode(text, add_special_tokens=False)) is None
 
 
