@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, ModelLoadError
 from tandem.inputs import Media
 from tandem.limits import Limits
 from tandem.outputs import Parse, Parsed
@@ -37,29 +37,33 @@ class ImageTasks:
     """
 
     def __init__(self, folder: Path, front: FrontSpec, tokenizer: PreTrainedTokenizerBase) -> None:
-        """`folder` is the model's, in whose processor_config.json it says how answers are parsed."""
+        """`folder` is the model's, in whose processor_config.json it says how answers are parsed. Raises
+        ModelLoadError for a tokenizer that cannot be the model's."""
         from transformers import Florence2Processor
         from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+        bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+        if bos is None or eos is None:
+            raise ModelLoadError("has no BOS or no EOS, between which a question stands", field="tokenizer")
+        self.around = (bos,), (eos,)  # what stands before and after a question, where there is an image
         named: Any = tokenizer
         if getattr(tokenizer, "image_token", None) is None:  # another model's
             named = copy.copy(tokenizer)
             named.image_token, named.image_token_id = _IMAGE_TOKEN, front.placeholder_id
-        # The processor asks for one, but only counts its positions.
-        images = CLIPImageProcessorPil(image_seq_length=front.positions)
-        self._processor: Any = Florence2Processor(images, named)
-        self._tokenizer: Any = tokenizer
-        # What stands before and after a question, where there is an image.
-        self.around = (tokenizer.bos_token_id,), (tokenizer.eos_token_id,)
         config = read_json(folder, "processor_config.json").get("post_processor_config")
+        self._tokenizer: Any = tokenizer
+        # The processor asks for an image processor, but only counts its positions.
+        self._processor: Any = Florence2Processor(
+            CLIPImageProcessorPil(image_seq_length=front.positions), named, post_processor_config=config
+        )
         if not config:
             logger.warning(
                 "%s has no post_processor_config in processor_config.json: no phrase is left out of "
                 "<CAPTION_TO_PHRASE_GROUNDING>'s answers",
                 folder,
             )
-            config = {kind: {} for kind in self._processor.tasks_answer_post_processing_type.values()}
-        self._processor = Florence2Processor(images, named, post_processor_config=config)
+            kinds = self._processor.tasks_answer_post_processing_type.values()
+            self._processor.post_processor.parse_task_config = {kind: {} for kind in kinds}
 
     @classmethod
     def read(cls, folder: Path, info: ModelInfo, tokenizer: PreTrainedTokenizerBase) -> ImageTasks | None:

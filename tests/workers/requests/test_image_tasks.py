@@ -286,6 +286,8 @@ def test_another_models_tokenizer(folder: Path, builder: RequestBuilder) -> None
     assert tasks is not None
     assert tasks.question("<OD>", "prompt") == PEER.task_prompts_without_inputs["<OD>"]
     assert tasks.around == ((BOS,), (EOS,))
+    with pytest.raises(ModelLoadError, match="no BOS"):
+        ImageTasks.read(folder, builder.info, PreTrainedTokenizerFast(tokenizer_object=backend))
 
 
 def test_a_model_of_text_has_no_tasks(builder: RequestBuilder, folder: Path) -> None:

@@ -8,10 +8,17 @@ from typing import Any, Final
 
 from tandem.errors import ModelLoadError
 from tandem.workers.models.families import bart
-from tandem.workers.models.families.entry import Config, Family, WeightNames, activation, affine, token_id
+from tandem.workers.models.families.entry import (
+    Config,
+    Family,
+    WeightNames,
+    activation,
+    affine,
+    sides,
+    token_id,
+)
 from tandem.workers.models.spec import DavitSpec, DavitStage, FrontSpec, ModelSpec
 
-_LANGUAGE: Final = bart.FAMILIES["bart"]
 # What an image is resized to where the model's image processor does not say: the published models'.
 _SIDE: Final = 768  # pixels
 
@@ -25,7 +32,7 @@ def _spec(config: Config) -> ModelSpec:
             "florence-community",
             field="text_config.model_type",
         )
-    spec = _LANGUAGE.spec(text)
+    spec = bart.BART.spec(text)
     assert spec.encoder is not None
     davit, features = _davit(config)
     positions = davit.grid[0] * davit.grid[1] + 1  # the first is the mean of the others
@@ -124,10 +131,10 @@ def _image_size(config: Config) -> tuple[int, int]:
     images = _inner(config, "image_processor")
     key = "crop_size" if images and images.get("do_center_crop", True) else "size"
     size = images.get(key, {"height": _SIDE, "width": _SIDE})
-    sides = [size.get(side) if isinstance(size, dict) else None for side in ("height", "width")]
-    if not all(type(side) is int and side > 0 for side in sides):
+    edges = [size.get(side) if isinstance(size, dict) else None for side in ("height", "width")]
+    if not all(type(edge) is int and edge > 0 for edge in edges):
         raise ModelLoadError(f"must have a height and a width, got {size!r}", field=f"image_processor.{key}")
-    return sides[0], sides[1]
+    return edges[0], edges[1]
 
 
 def _inner(config: Config, key: str) -> Config:
@@ -138,22 +145,30 @@ def _inner(config: Config, key: str) -> Config:
     return inner
 
 
-def _names(config: Config, spec: ModelSpec) -> WeightNames:
-    names = {
-        ours: tuple(name for theirs in alternatives for name in _language(theirs))
-        for ours, alternatives in _LANGUAGE.names(config, spec).items()
+def _names(_: Config, spec: ModelSpec) -> WeightNames:
+    shared, encoder, decoder = (
+        bart.either_prefix(f"language_model.{name}.weight")
+        for name in ("shared", "encoder.embed_tokens", "decoder.embed_tokens")
+    )
+    output = ("lm_head.weight",)
+    names: WeightNames = {
+        "encoder.embedding": shared + encoder + decoder + output,
+        "decoder.embedding": shared + decoder + encoder + output,
+        "decoder.output": output + shared + decoder + encoder,
     }
+    for side, stack in sides(spec):
+        names |= bart.stack_names(stack, side, *bart.either_prefix(f"language_model.{side}."))
     assert spec.encoder is not None
     assert spec.encoder.front is not None
     assert spec.encoder.front.davit is not None
-    for module, linear_only in _vision(spec.encoder.front.davit):
-        ours, theirs = f"encoder.front.vision_tower.{module}", _either(f"vision_tower.{module}")
+    for module, bare in _vision(spec.encoder.front.davit):
+        ours, theirs = f"encoder.front.vision_tower.{module}", bart.either_prefix(f"vision_tower.{module}")
         made = affine(ours, *theirs)
-        names |= {ours: made[ours]} if linear_only else made
+        names |= {ours: made[ours]} if bare else made
     projector = "multi_modal_projector"
-    names |= affine("encoder.front.image_proj_norm", *_either(f"{projector}.image_proj_norm"))
+    names |= affine("encoder.front.image_proj_norm", *bart.either_prefix(f"{projector}.image_proj_norm"))
     for ours, theirs in _TABLES.items():
-        names[f"encoder.front.{ours}"] = _either(f"{projector}.{theirs}")
+        names[f"encoder.front.{ours}"] = bart.either_prefix(f"{projector}.{theirs}")
     names["encoder.front.times"] += (None,)
     return names
 
@@ -164,18 +179,6 @@ _TABLES: Final = {
     "columns": "image_position_embed.column_embeddings.weight",
     "times": "visual_temporal_embed.pos_idx_to_embed",
 }
-
-
-def _either(name: str) -> tuple[str, ...]:
-    return bart.either_prefix(name)
-
-
-def _language(name: Any) -> Iterator[Any]:
-    """A weight of the language model, as the whole model names it."""
-    if not isinstance(name, str) or name.startswith("lm_head"):
-        yield name
-    elif name.startswith("model."):
-        yield from _either(f"language_model.{name.removeprefix('model.')}")
 
 
 def _vision(davit: DavitSpec) -> Iterator[tuple[str, bool]]:

@@ -23,6 +23,12 @@ SIZES = {
 }
 
 
+def _values(config: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """What a model's folder says: its config, and what images are resized to."""
+    images = {"size": {"height": size[0], "width": size[1]}, "do_center_crop": False}
+    return {**config.to_dict(), "image_processor": images}
+
+
 def _front(
     config: Any, size: tuple[int, int], dtype: torch.dtype = torch.float32
 ) -> tuple[Florence2Model, Any, FrontSpec]:
@@ -31,9 +37,7 @@ def _front(
     model = Florence2Model(config).eval()
     for weight in model.parameters():
         weight.data.normal_(0.0, 0.3)
-    values = {
-        **config.to_dict(), "image_processor": {"size": {"height": size[0], "width": size[1]}}
-    }  # fmt: skip
+    values = _values(config, size)
     spec = spec_of(values)
     stack = spec.encoder
     assert isinstance(stack, StackSpec)
@@ -82,10 +86,7 @@ def test_bfloat16() -> None:
 def test_a_time_that_the_checkpoint_does_not_have() -> None:
     size = SIZES["one window"]
     _, front, _ = _front(florence_config(), size)
-    config = florence_config()
-    stack = spec_of(
-        {**config.to_dict(), "image_processor": {"size": {"height": size[0], "width": size[1]}}}
-    ).encoder
+    stack = spec_of(_values(florence_config(), size)).encoder
     assert stack is not None
     fresh = make_front("encoder.front", stack, Placement(torch.device("cpu"), torch.float32, Group()))
     assert fresh is not None
