@@ -18,7 +18,7 @@ from tandem.cluster.replicas.autoscaling import decoder_autoscaling, encoder_aut
 from tandem.cluster.replicas.decoder import Decoder
 from tandem.cluster.replicas.encoder import Encoder
 from tandem.workers.models.families import spec_of
-from tandem.workers.models.model_folder import pinned, read_json, resolve
+from tandem.workers.models.model_folder import pinned, read_config, resolve
 
 INGRESS = "Ingress"  # the deployment's name
 SUPERVISOR_CPUS = 0.05  # a supervisor is idle nearly always
@@ -91,7 +91,7 @@ def resolve_auto(config: ServeConfig) -> ServeConfig:
     Raises ModelLoadError where there is no such model here.
     """
     model = pinned(config.model)
-    decoder_only = spec_of(read_json(resolve(model), "config.json")).encoder is None
+    decoder_only = spec_of(read_config(resolve(model))).encoder is None
     return dataclasses.replace(
         config,
         model=model,

@@ -129,11 +129,11 @@ def head_norm(name: str, stack: StackSpec, place: Placement) -> Norm | None:
 
 
 class Replicated:
-    """A projection with bias that every rank computes whole: [N, outputs]."""
+    """A projection that every rank computes whole: [N, outputs]."""
 
-    def __init__(self, name: str, inputs: int, outputs: int, place: Placement) -> None:
+    def __init__(self, name: str, inputs: int, outputs: int, place: Placement, *, bias: bool = True) -> None:
         self.name, self.inputs, self.outputs = name, inputs, outputs
-        self.linear = place.linear(inputs, outputs, bias=True)
+        self.linear = place.linear(inputs, outputs, bias)
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         return self.linear(x)
