@@ -13,15 +13,17 @@ from typing import (
     NotRequired,
     TypedDict,
     TypeVar,
+    Union,
     cast,
     get_args,
 )
 
 from tandem.errors import InvalidRequest
-from tandem.media import file_bytes, wav
+from tandem.media import file_bytes, png, wav
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+    from PIL.Image import Image as PILImage
 
 Modality = Literal["audio", "image"]
 MODALITIES: Final[tuple[Modality, ...]] = get_args(Modality)
@@ -38,13 +40,15 @@ class Media(NamedTuple):
 File = bytes | str | os.PathLike[str]
 # A file, or a mono waveform of floats between -1 and 1 with its sample rate in Hz.
 Audio = File | tuple["NDArray[Any]", int]
+# A file, a Pillow image, or an array, uint8 [height, width, 3]. The last two travel as PNG files.
+Image = Union[File, "PILImage", "NDArray[Any]"]  # noqa: UP007: names in quotes have no |
 
 
 class MultiModalData(TypedDict, total=False):
     """What an encoder reads besides text: one of a modality, or a list."""
 
     audio: Audio | list[Audio]
-    image: File | list[File]
+    image: Image | list[Image]
 
 
 class TextPrompt(TypedDict):
@@ -225,7 +229,10 @@ def _data(value: object, modality: Modality, field: str) -> bytes:
         return value
     if isinstance(value, str | os.PathLike):
         return file_bytes(value, field)
-    if modality == "audio" and isinstance(value, tuple) and len(value) == 2:
+    if modality == "image":
+        return png(value, field)
+    if isinstance(value, tuple) and len(value) == 2:
         return wav(*value, field)
-    waveform = ", or (samples, sample rate)" if modality == "audio" else ""
-    raise InvalidRequest(f"must be a file's bytes or path{waveform}, got {type(value).__name__}", field=field)
+    raise InvalidRequest(
+        f"must be a file's bytes or path, or (samples, sample rate), got {type(value).__name__}", field=field
+    )

@@ -25,6 +25,7 @@ class Limits:
     queued_media_bytes: int = 2**30  # files of all requests at one router
     media_bytes: int = 25 * 2**20  # all of them together, as files
     audio_seconds: float = 30.0  # one recording that is one encoder input
+    image_pixels: int = 40_000_000  # of one image, width x height
     transcription_seconds: float = 7200.0  # one recording that is transcribed, in as many windows as it takes
     queued_audio_seconds: float = (
         8 * 3600.0

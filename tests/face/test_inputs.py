@@ -56,7 +56,11 @@ def test_files_are_read_and_modalities_ordered(tmp_path: Path) -> None:
         ({"audio": (np.array([0.0, np.nan]), 16_000)}, "multi_modal_data.audio", "not finite"),
         ({"audio": (np.zeros(5), 0)}, "multi_modal_data.audio", "sample rate"),
         ({"audio": (np.zeros(5), 16e3)}, "multi_modal_data.audio", "sample rate"),
-        ({"image": (np.zeros(5), 16_000)}, "multi_modal_data.image", "bytes or path, got tuple"),
+        (
+            {"image": (np.zeros(5), 16_000)},
+            "multi_modal_data.image",
+            "bytes or path, a PIL.Image or an array, got tuple",
+        ),
     ],
 )
 def test_what_is_no_media_is_refused_by_name(data: Any, field: str, message: str) -> None:

@@ -59,11 +59,12 @@ class FrontSpec:
     Encoder positions that hold `placeholder_id` take the front's output instead of a token's embedding.
     """
 
-    kind: Literal["audio_convolutions"]  # see fronts/
+    kind: Literal["audio_convolutions", "image_patches"]  # see fronts/
     modality: Modality
     placeholder_id: int  # in `EncoderInput.token_ids`; no token of the encoder's vocabulary
     positions: int  # encoder positions of one item
-    features: tuple[int, ...]  # shape of one item's features; audio: (mel bins, frames)
+    # Shape of one item's features. Audio: (mel bins, frames); an image: (channels, height, width).
+    features: tuple[int, ...]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,11 +11,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tandem.inputs import Media, Modality
+from tandem.inputs import Media
 from tandem.limits import Limits
 from tandem.workers.models.spec import FrontSpec
 from tandem.workers.request import EncoderInput
 from tandem.workers.requests.media.audio import AudioProcessor
+from tandem.workers.requests.media.image import ImageProcessor
 
 if TYPE_CHECKING:
     import torch
@@ -33,12 +34,16 @@ class MediaProcessor(Protocol):
         """float32 `FrontSpec.features`, on the CPU. Raises InvalidRequest for what cannot be decoded."""
 
 
-_KINDS: Final[dict[Modality, Callable[[Path, FrontSpec], MediaProcessor]]] = {"audio": AudioProcessor.read}
+# By `FrontSpec.kind`: what makes the features that this front reads.
+_KINDS: Final[dict[str, Callable[[Path, FrontSpec], MediaProcessor]]] = {
+    "audio_convolutions": AudioProcessor.read,
+    "image_patches": ImageProcessor.read,
+}
 
 
 def read_processor(folder: Path, front: FrontSpec | None) -> MediaProcessor | None:
     """The processor in a model's folder; None for a model of text. Raises ModelLoadError."""
-    return None if front is None else _KINDS[front.modality](folder, front)
+    return None if front is None else _KINDS[front.kind](folder, front)
 
 
 def prepare_input(encoder: EncoderInput, processor: MediaProcessor | None) -> EncoderInput:
