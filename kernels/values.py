@@ -33,8 +33,8 @@ class PagedKV(NamedTuple):
     table: int32 [S, M], each sequence's pages in order; for beams each key's cell, page * P + offset. Entries
         past a sequence's length are any valid page or cell.
     lengths: int32 [S], each sequence's keys, those of the step's own rows included.
-    begins: int32 [S], the first key that each sequence's rows see, for cross-attention alone; below its length,
-        or 0 with none. None: they see all.
+    begins: int32 [S], the first key that each sequence's rows see, below its length, or 0 where that is 0; for
+        cross-attention alone. None: they see all.
     """
 
     k: Tensor
@@ -161,7 +161,8 @@ class DecodeTables:
     # int32 [slots, positions]: the cell of each key of a beam's history, page * page_size + offset. A beam
     # that continues another copies this row, never K and V. Made when the first beams come.
     beam_cells: Tensor | None = None
-    # int32 [slots, 2]: the positions of its entry that the slot's generated tokens see, from and to. None: all.
+    # int32 [slots, 2]: the positions of its entry, from and to, that the slot's generated tokens see. None:
+    # all.
     cross_spans: Tensor | None = None
 
 

@@ -182,10 +182,10 @@ def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRow
     )
     _cpu.gather_rows(
         rows=rows, sequences=tables.sequences, self_pages=tables.self_pages, beam_cells=cells,
-        cross_pages=tables.cross_pages, cross_lengths=tables.cross_lengths,
-        cross_spans=tables.cross_spans, page_size=tables.page_size, token_ids=made.token_ids, positions=made.positions, write_slots=made.write_slots,
-        history=made.history, lengths=made.lengths, row_cross_pages=made.cross_pages,
-        row_cross_lengths=made.cross_lengths,
+        cross_pages=tables.cross_pages, cross_lengths=tables.cross_lengths, cross_spans=tables.cross_spans,
+        page_size=tables.page_size, token_ids=made.token_ids, positions=made.positions,
+        write_slots=made.write_slots, history=made.history, lengths=made.lengths,
+        row_cross_pages=made.cross_pages, row_cross_lengths=made.cross_lengths,
         row_cross_begins=made.cross_begins,
     )  # fmt: skip
     return made

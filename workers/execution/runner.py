@@ -75,8 +75,9 @@ class Runner:
         )  # fmt: skip
         self.draft_tokens = config.draft_tokens if self.spec.drafts_from_source else 0
         self.state = DecodeState(
-            config, self.device, self.page_size, self.num_pages, drafts=self.draft_tokens > 0
-        )
+            config, self.device, self.page_size, self.num_pages, drafts=self.draft_tokens > 0,
+            spans=self.spec.media_token_id is not None,
+        )  # fmt: skip
         self._alignments = Alignments(self.spec, group)
         # Decode steps in one launch, by kind of row; for beams, made when the first ones come.
         self._steps: dict[int, Callable[[Ints], torch.Tensor | None]] = {}

@@ -11,6 +11,7 @@ from tandem import kernels
 from tandem.kernels import PagedKV, Scores
 from tandem.workers.models.layers import (
     ColumnParallel,
+    Gate,
     HeadTable,
     Placement,
     Replicated,
@@ -60,10 +61,11 @@ class BiasTables:
 class Attention:
     """Norms, output projection and scores' constants, which every kind of attention has."""
 
-    def __init__(self, name: str, stack: StackSpec, place: Placement) -> None:
+    def __init__(self, name: str, stack: StackSpec, place: Placement, *, cross: bool = False) -> None:
+        """cross: it is cross-attention, and no other."""
         width = stack.heads * stack.head_dim
         self.norm = stack_norm(f"{name}.norm", stack, place)
-        self.q_norm = head_norm(f"{name}.q_norm", stack, place)
+        self.q_norm = head_norm(f"{name}.q_norm", stack, place, cross=cross)
         self.o = RowParallel(f"{name}.o", width, stack.d_model, "heads", place, stack.head_dim, stack.bias)
         self.output_norm = output_norm(name, stack, place)
         self.heads, self.head_dim = place.share(stack.heads, "heads"), stack.head_dim
@@ -211,8 +213,9 @@ class CrossAttention(Attention):
 
     def __init__(self, name: str, stack: StackSpec, plane: int, place: Placement) -> None:
         """plane: the KV pool's."""
-        super().__init__(name, stack, place)
+        super().__init__(name, stack, place, cross=True)
         width = stack.heads * stack.head_dim
+        self.gate = Gate(f"{name}.gate", place) if stack.cross_gates else None
         self.q = ColumnParallel(
             [f"{name}.q"], [width], stack.d_model, "heads", place, stack.head_dim, stack.bias
         )
@@ -224,11 +227,12 @@ class CrossAttention(Attention):
             q = self.q_norm.by_head(q)
         for rows in step.batch.recorded:
             rows.record(self.plane, q)
-        return self.output(_attend_cross(self, q, step))
+        x = self.output(_attend_cross(self, q, step))
+        return x if self.gate is None else self.gate(x)
 
     def slots(self) -> Iterator[WeightSlot]:
         yield from super().slots()
-        yield from self.q.slots()
+        yield from weights_of(self.q, self.gate)
 
 
 class MergedAttention(SelfAttention):
@@ -251,7 +255,7 @@ def _attend_cross(
     k, v, parts = step.pool.k[attention.plane], step.pool.v[attention.plane], []
     for rows in step.batch.attention:
         own = slice(rows.start, rows.stop)
-        kv = PagedKV(k, v, rows.cross_pages, rows.cross_lengths)
+        kv = PagedKV(k, v, rows.cross_pages, rows.cross_lengths, rows.cross_begins)
         how = attention.scores, None if sums is None else sums[own]
         parts.append(kernels.paged_cross_attention(q[own], kv, rows.cross_groups, *how))
     return _in_order(parts)
@@ -282,7 +286,8 @@ class CrossKV:
             stack.head_dim,
             stack.bias,
         )
-        norms = (head_norm(f"{name}.k_norm", stack, place) for name in names)
+        cross = not stack.merged_attention
+        norms = (head_norm(f"{name}.k_norm", stack, place, cross=cross) for name in names)
         self.k_norms = [norm for norm in norms if norm is not None]
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:

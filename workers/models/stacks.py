@@ -56,10 +56,12 @@ class Stack(Generic[PassT]):
         # its own.
         sublayers = [sublayer for of_layer in self.layers for sublayer in of_layer]
         norms: list[Norm] = [sublayer.norm for sublayer in sublayers]
-        self._first_norm = norms[0]
+        self._first_norm = norms[0] if norms else None  # a stack of no layers: a front's output is all
         if self.final_norm is not None:
             norms = [*norms[1:], self.final_norm]
         self.steps = list(zip(sublayers, norms, strict=True))
+        gated = (one for one in sublayers if isinstance(one, CrossAttention | FeedForward))
+        self._gates = [one.gate for one in gated if one.gate is not None]
         self._speeds = {
             rotary: rotary_speeds(rotary).to(place.device)
             for rotary in (stack.rotary, stack.window_rotary)
@@ -74,6 +76,7 @@ class Stack(Generic[PassT]):
         """All layers: embedded rows [N, d_model] → the stack's output [N, d_model]."""
         total, post_norm = x, self.spec.post_norm
         if not post_norm:
+            assert self._first_norm is not None
             x = self._first_norm(x)
         for sublayer, norm in self.steps:
             x, total = norm.add(sublayer(x, step), total)
@@ -96,7 +99,8 @@ def _layer(
 ) -> list[Sublayer[PassT]]:
     """A layer's sublayers; name: its feed-forward's."""
     if not stack.parallel_residual:
-        return [*attentions, FeedForward(name, stack, place)]
+        gated = stack.cross_gates and isinstance(attentions[-1], CrossAttention)
+        return [*attentions, FeedForward(name, stack, place, gated=gated)]
     *before, last = attentions
     return [*before, Parallel(last, FeedForward(name, stack, place, last.norm))]
 
@@ -185,6 +189,8 @@ class DecoderStack(Stack[DecoderPass]):
         self.embedding.prepare()
         for attention in self._attentions:
             attention.prepare(self._tables)
+        for gate in self._gates:
+            gate.prepare()
         self.head.prepare()
 
     def admit(self, hidden: torch.Tensor, write_slots: torch.Tensor, pool: KVPool) -> None:

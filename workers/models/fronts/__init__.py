@@ -12,6 +12,7 @@ from typing import Final, Protocol
 import torch
 
 from tandem.workers.models.fronts.audio import AudioConvolutions
+from tandem.workers.models.fronts.tiled_vision import TiledVisionModel
 from tandem.workers.models.layers import Placement, WeightSlot
 from tandem.workers.models.spec import StackSpec
 
@@ -26,7 +27,8 @@ class Front(Protocol):
 
 
 _KINDS: Final[dict[str, Callable[[str, StackSpec, Placement], Front]]] = {
-    "audio_convolutions": AudioConvolutions
+    "audio_convolutions": AudioConvolutions,
+    "tiled_vision": TiledVisionModel,
 }
 
 
