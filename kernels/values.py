@@ -33,8 +33,8 @@ class PagedKV(NamedTuple):
     table: int32 [S, M], each sequence's pages in order; for beams each key's cell, page * P + offset. Entries
         past a sequence's length are any valid page or cell.
     lengths: int32 [S], each sequence's keys, those of the step's own rows included.
-    begins: int32 [S], the first key that each sequence's rows see, below its length, or 0 where that is 0; for
-        cross-attention alone. None: they see all.
+    begins: int32 [S], for cross-attention alone: the first key that each sequence's rows see, below its
+        length, or 0 where that is 0. None: they see all.
     """
 
     k: Tensor

@@ -54,8 +54,8 @@ class CrossSpan(NamedTuple):
     start: int  # the first of them
     begin: int  # encoder positions begin:end; of none, 0 and 0
     end: int
-    # The part is the positions' own media. False: they come before the first item, or there is none; layers with
-    # `StackSpec.cross_gates` do without their feed-forward then.
+    # The part is media of the positions' own. False: they come before the first item, or there is none;
+    # layers with `StackSpec.cross_gates` then do without their feed-forward.
     own: bool
 
 
@@ -155,8 +155,8 @@ class EngineRequest:
     # max_tokens and the seed's step. The router sets them when it moves a request. Beams have none: they
     # deliver at their end only, and start anew.
     generated_ids: tuple[int, ...] = ()
-    # What the decoder's positions read of the encoder input, from position 0 on; generated tokens are the last
-    # span's. Models with a `ModelSpec.media_token_id` have them, for others every position reads all.
+    # What the decoder's positions read of the encoder input, from position 0 on; generated tokens are the
+    # last span's. Models with a `ModelSpec.media_token_id` have them, for others every position reads all.
     cross_spans: tuple[CrossSpan, ...] = ()
     # The tokens of a target, which are scored and not generated: the decoder is given them, as many as
     # `max_tokens`, and the one delta has their log-probabilities.

@@ -25,32 +25,34 @@ class DecodeState:
 
     def __init__(
         self, config: EngineConfig, device: torch.device, page_size: int, pages: int, *, drafts: bool,
-        spans: bool,
+        cross_planes: int, spans: bool,
     ) -> None:  # fmt: skip
         """
         Args:
             pages: how many the pool has; the page of this number is no sequence's.
             drafts: sequences draft from their sources.
-            spans: what a position reads of its encoder input depends on the position, see `request.CrossSpan`.
+            cross_planes: those of each cross-attention, see `KVPool`.
+            spans: what a position reads of its encoder input depends on where it is, see `request.CrossSpan`.
         """
         self.device, self.page_size = device, page_size
         self._slots, self._drafts = config.max_num_seqs, drafts
+        # The pages that a page is to a cross-attention: their numbers are so much above its own.
+        self._cross_pages_above = np.arange(cross_planes) * (pages + 1)
         self._longest = config.max_decoder_length
         # An encoder input, or the decoder's prompt where there is none.
         source = max(config.max_encoder_length, config.max_decoder_length) if drafts else 0
 
-        def table(positions: int) -> torch.Tensor:
-            rows = torch.zeros(
-                self._slots + 1, min(self._pages(positions), pages), dtype=torch.int32, device=device
-            )
+        def table(positions: int, most: int) -> torch.Tensor:
+            shape = self._slots + 1, min(self._pages(positions), most)
+            rows = torch.zeros(shape, dtype=torch.int32, device=device)
             rows[self._slots] = pages
             return rows
 
         self.tables = DecodeTables(
             page_size=page_size,
-            self_pages=table(config.max_decoder_length),
+            self_pages=table(config.max_decoder_length, pages),
             sequences=torch.zeros(self._slots + 1, SOURCE + source, dtype=torch.int64, device=device),
-            cross_pages=table(config.max_encoder_length),
+            cross_pages=table(config.max_encoder_length, pages * cross_planes),
             cross_lengths=torch.ones(self._slots + 1, dtype=torch.int32, device=device),
         )
         # `cross_lengths` on the host: sizes launches without a sync.
@@ -88,8 +90,9 @@ class DecodeState:
         offsets = np.arange(self.page_size)
         write_slots, table_rows, table_columns, table_pages = [], [], [], []
         for number in order:
-            count = admissions.pages[number]
-            pages = packet.admission_pages[starts[number] : starts[number] + count]
+            own = packet.admission_pages[starts[number] : starts[number] + admissions.pages[number]]
+            count = self._pages(admissions.length[number])
+            pages = (own[:, None] + self._cross_pages_above).ravel()[:count]
             write_slots.append(
                 (pages[:, None] * self.page_size + offsets).ravel()[: admissions.length[number]]
             )

@@ -1,4 +1,4 @@
-"""What each slot's positions read of their encoder inputs, for models in which that depends on the position."""
+"""What each slot's positions read of their encoder inputs, in models where it depends on the position."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tandem.workers.execution.packet import CrossSpans, Ints, Rows
 
 
 class Parts(NamedTuple):
-    """Consecutive positions that read the same part of the same encoder input, one after another. int64 each."""
+    """Positions in parts, each of which reads one part of one encoder input."""
 
     borders: Ints  # [parts + 1], among the positions
     entry: Ints  # cross entry

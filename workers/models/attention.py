@@ -252,7 +252,8 @@ def _attend_cross(
     step: DecoderPass,
     sums: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    k, v, parts = step.pool.k[attention.plane], step.pool.v[attention.plane], []
+    k, v = step.pool.cross(attention.plane)
+    parts = []
     for rows in step.batch.attention:
         own = slice(rows.start, rows.stop)
         kv = PagedKV(k, v, rows.cross_pages, rows.cross_lengths, rows.cross_begins)
@@ -291,12 +292,12 @@ class CrossKV:
         self.k_norms = [norm for norm in norms if norm is not None]
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[N, encoder's d_model] → [N, planes, 2, shared heads, head_dim]."""
+        """[N, encoder's d_model] → [N, cross-attentions, 2, shared heads, head_dim]."""
         if self.enc_to_dec_proj is not None:
             hidden = self.enc_to_dec_proj(hidden)
         kv = self.kv(hidden).view(len(hidden), *self.shape)
-        for plane, k_norm in enumerate(self.k_norms):
-            kv[:, plane, 0] = k_norm.by_head(kv[:, plane, 0])
+        for number, k_norm in enumerate(self.k_norms):
+            kv[:, number, 0] = k_norm.by_head(kv[:, number, 0])
         return kv
 
     def slots(self) -> Iterator[WeightSlot]:

@@ -67,7 +67,7 @@ class Footprint:
             encoder_weights=encoder,
             decoder_weights=decoder,
             self_kv_per_position=kv,
-            cross_kv_per_position=0 if spec.encoder is None else kv,
+            cross_kv_per_position=0 if spec.encoder is None else kv // spec.cross_planes,
             hidden_states_per_position=0 if spec.encoder is None else spec.encoder.d_model * dtype.itemsize,
             page_size=config.positions_per_page(device),
             pages=pool_pages(config, spec, device, unloaded=encoder + decoder),
@@ -81,7 +81,9 @@ class Footprint:
     def sequences(self, inputs: int, outputs: int) -> int:
         """How many sequences with inputs and outputs of these lengths the pool holds at once."""
         # A decoder-only model has both in one row of pages.
-        parts = (inputs, outputs) if self.cross_kv_per_position else (inputs + outputs,)
+        parts: tuple[int, ...] = (inputs + outputs,)
+        if self.cross_kv_per_position:
+            parts = -(-inputs * self.cross_kv_per_position // self.self_kv_per_position), outputs
         return self.pages // sum(-(-part // self.page_size) for part in parts)
 
 

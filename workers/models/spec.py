@@ -74,7 +74,9 @@ class TiledVision:
     tile_size: int  # pixels of its height and width
     channels: int
     patch_size: int  # pixels of its height and width
-    arrangements: tuple[tuple[int, int], ...]  # how tiles may lie, in two numbers; an image names one by 1, 2, …
+    arrangements: tuple[
+        tuple[int, int], ...
+    ]  # how tiles may lie, in two numbers; an image names one by 1, 2, …
     layers: int
     global_layers: int  # after them
     kept_layers: tuple[int, ...]  # whose outputs are part of the result, after that of the last
@@ -139,10 +141,8 @@ class StackSpec:
     norm_eps: float
     post_norm: bool = False  # a sublayer's sum is normalized, not its input; there is no final norm then
     output_norm: bool = False  # a sublayer's output is normalized before it joins the sum
-    # Each head's queries and keys are normalized, before rotary positions; those of cross-attention, where that
-    # differs.
-    qk_norm: bool = False
-    cross_qk_norm: bool | None = None
+    qk_norm: bool = False  # each head's queries and keys are normalized, before rotary positions
+    cross_qk_norm: bool | None = None  # the same of cross-attention, where it differs
     parallel_residual: bool = False  # attention and feed-forward read the same norm's output
     attention_scale: float  # on the scores of self- and cross-attention
     softcap: float | None = None  # on the same scores, see kernels.reference.soft_capped
@@ -196,8 +196,8 @@ class ModelSpec:
     pad_id: int
     eos_ids: tuple[int, ...]
     # Stands in the decoder's prompt for an item of media. Positions from there on read the item, see
-    # `request.CrossSpan`, and the prompt is all that the decoder starts from. None: every position reads all of
-    # the encoder's output.
+    # `request.CrossSpan`, and the prompt is all that the decoder starts from. None: every position reads all
+    # of the encoder's output.
     media_token_id: int | None = None
     read_only_ids: int = 0  # the last of the decoder's vocabulary, which are read and never generated
 
@@ -213,15 +213,27 @@ class ModelSpec:
         return ("cross",) if layer in stack.cross_layers else ("self",)
 
     def plane(self, layer: int, kind: AttentionKind) -> int:
-        """The plane of the KV pool of this kind of attention in a layer."""
-        return sum(kind in self.attentions(earlier) for earlier in range(layer))
+        """The plane of the KV pool of this kind of attention in a layer; of cross-attention the first."""
+        before = sum(kind in self.attentions(earlier) for earlier in range(layer))
+        return before * self.cross_planes if kind == "cross" else before
 
     @property
     def kv_planes(self) -> int:
-        """Planes of the KV pool. The n-th self-attention and the n-th cross-attention share a plane, for they
-        have different pages."""
-        kinds = [kind for layer in range(self.decoder.layers) for kind in self.attentions(layer)]
+        """Planes of the KV pool. Self- and cross-attentions share them, for they have different pages."""
+        kinds = self._kinds
         return len(kinds) - min(kinds.count("self"), kinds.count("cross"))
+
+    @property
+    def cross_planes(self) -> int:
+        """Planes of each cross-attention. Where fewer layers have it than self-attention, a page holds so many
+        times the positions of an encoder input, and no plane is left empty."""
+        kinds = self._kinds
+        return max(1, kinds.count("self") // max(1, kinds.count("cross")))
+
+    @property
+    def _kinds(self) -> list[AttentionKind]:
+        """Of all attentions of the decoder."""
+        return [kind for layer in range(self.decoder.layers) for kind in self.attentions(layer)]
 
     @property
     def vocab_size(self) -> int:

@@ -200,8 +200,9 @@ class DecoderStack(Stack[DecoderPass]):
         """
         assert self.cross_kv is not None, "a decoder-only model admits nothing"
         kv = self.cross_kv(hidden)
-        for plane in range(kv.shape[1]):
-            pool.write(plane, kv[:, plane, 0], kv[:, plane, 1], write_slots)
+        for number in range(kv.shape[1]):
+            plane = number * pool.cross_planes
+            pool.write_cross(plane, kv[:, number, 0], kv[:, number, 1], write_slots)
 
     def __call__(self, batch: DecoderBatch, pool: KVPool) -> tuple[torch.Tensor | None, TargetScores | None]:
         """Logits of the sampling rows, float32 [rows, vocabulary], and the targets' scores; both on rank 0

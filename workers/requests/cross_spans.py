@@ -13,9 +13,9 @@ def cross_spans(
 ) -> tuple[CrossSpan, ...]:
     """The spans of a prompt in which `token_id` stands for each item of media.
 
-    A position reads the item that comes last at or before it; items whose tokens are adjacent are read together.
-    Positions before the first item read all there is, padding included, as in transformers: it unmasks rows that
-    would see nothing.
+    A position reads the item that comes last at or before it; items whose tokens are adjacent are read
+    together. Positions before the first item read all there is, padding included, as in transformers: it
+    unmasks rows that would see nothing.
 
     own: each item's encoder positions, without its padding. The items lie one after another, and then their
         padding.

@@ -115,8 +115,9 @@ class ModelInfo:
 
 
 def _start(own: Mapping[str, Any], generation: Mapping[str, Any] | None, spec: ModelSpec) -> int | None:
-    """What the decoder starts from; None: from its prompt. transformers takes BOS where `generation_config.json` has no start; where
-    it has neither, it refuses the model, and config.json's is taken here. Raises ModelLoadError."""
+    """What the decoder starts from; None: from its prompt. transformers takes BOS where
+    `generation_config.json` has no start; where it has neither, it refuses the model, and config.json's is
+    taken here. Raises ModelLoadError."""
     if spec.encoder is None or spec.media_token_id is not None:
         return None
     start: int | None = own.get("decoder_start_token_id")

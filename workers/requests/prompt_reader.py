@@ -22,7 +22,6 @@ from tandem.workers.requests.speech import Opening
 from tandem.workers.requests.tasks import ResolvedTask
 from tandem.workers.requests.tokenizer import Side, TextTokenizer, check_text
 
-
 # What errors call a decoder prompt, as text and as ids.
 _DECODER_NAMES: Final = ("decoder_prompt", "decoder_prompt.prompt_token_ids")
 
@@ -132,8 +131,8 @@ class PromptReader:
         return not (side.text or "").replace(self._media_token, "").strip()
 
     def _whole_prefix(self, side: PromptSide | None, names: tuple[str, str]) -> list[int]:
-        """The decoder prompt as all that the decoder starts from. A text begins with BOS, after images that come
-        first, unless it has one, and gets the tokenizer's special tokens, as in transformers' MllamaProcessor."""
+        """The decoder prompt as all that the decoder starts from. A text without BOS gets one, after images
+        that come first, and every text the tokenizer's special tokens: as in transformers' MllamaProcessor."""
         text, ids = (None, None) if side is None else (side.text, side.token_ids)
         name, limit = names[0], self.max_decoder_tokens - 1  # one at least is to be generated
         if ids is None:

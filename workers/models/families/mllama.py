@@ -1,4 +1,4 @@
-"""Llama 3.2 Vision (mllama): Llama's decoder, in which listed layers attend to images in place of themselves."""
+"""Llama 3.2 Vision (mllama): Llama's decoder, in which listed layers attend to images, not to the text."""
 
 from __future__ import annotations
 
@@ -137,7 +137,9 @@ def _text_spec(config: Config) -> ModelSpec:
     """The text model alone, without its cross-attention layers, which text does not use."""
     stack = _decoder(config)
     assert stack.cross_layers is not None
-    alone = replace(stack, layers=stack.layers - len(stack.cross_layers), cross_layers=None, cross_gates=False)
+    alone = replace(
+        stack, layers=stack.layers - len(stack.cross_layers), cross_layers=None, cross_gates=False
+    )
     return _model("mllama_text_model", config, None, alone, None)
 
 

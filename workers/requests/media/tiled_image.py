@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from tandem.errors import ModelLoadError
 from tandem.inputs import Media
 from tandem.limits import Limits
-from tandem.workers.models.spec import FrontSpec, TiledVision
+from tandem.workers.models.spec import TiledVision
 from tandem.workers.requests.media.image import ImageProcessor
 from tandem.workers.requests.media.image_file import image_size
 
@@ -21,14 +20,6 @@ class TiledImageProcessor(ImageProcessor):
     """transformers' image processor of mllama: it chooses how many tiles, and how they lie, by the image's
     size."""
 
-    def __init__(self, processor: Any, front: FrontSpec) -> None:
-        super().__init__(processor, front)
-        if (most := getattr(processor, "max_image_tiles", None)) != self._vision.tiles:
-            raise ModelLoadError(
-                f"its image processor makes {most} tiles, its encoder reads {self._vision.tiles}",
-                field="max_image_tiles",
-            )
-
     def own_positions(self, media: Media, limits: Limits) -> int:
         """Encoder positions of an item without its padding, from its header alone. Raises InvalidRequest."""
         from transformers.models.mllama.image_processing_pil_mllama import get_optimal_tiled_canvas
@@ -39,10 +30,11 @@ class TiledImageProcessor(ImageProcessor):
         return int(np.prod(canvas)) // vision.tile_size**2 * vision.tile_positions
 
     def values(self, image: Image) -> np.ndarray[Any, np.dtype[np.float32]]:
-        """Of an RGB image, float32 [tiles, pixels + 1]: each tile's pixel values, channels first, and after them
-        the number of the image's arrangement."""
+        """An RGB image's tiles, float32 [tiles, pixels + 1]: the pixel values of each, channels first, and
+        after them the number of the image's arrangement."""
         made = self.processor(images=image, return_tensors="np")
-        tiles = made["pixel_values"][0, 0].reshape(self._vision.tiles, -1)
+        tiles = made["pixel_values"][0, 0]
+        tiles = tiles.reshape(len(tiles), -1)
         numbers = np.full((len(tiles), 1), made["aspect_ratio_ids"][0, 0])
         return np.concatenate([tiles, numbers], axis=1, dtype=np.float32)
 
