@@ -225,7 +225,7 @@ class ModelSpec:
 
     @property
     def cross_planes(self) -> int:
-        """Planes of each cross-attention. Where fewer layers have it than self-attention, a page holds so many
+        """Planes of each cross-attention. Where fewer layers have it than self-attention, a page holds that
         times the positions of an encoder input, and no plane is left empty."""
         kinds = self._kinds
         return max(1, kinds.count("self") // max(1, kinds.count("cross")))

@@ -132,7 +132,7 @@ class PromptReader:
 
     def _whole_prefix(self, side: PromptSide | None, names: tuple[str, str]) -> list[int]:
         """The decoder prompt as all that the decoder starts from. A text without BOS gets one, after images
-        that come first, and every text the tokenizer's special tokens: as in transformers' MllamaProcessor."""
+        that come first, and all get the tokenizer's special tokens, as from transformers' processor."""
         text, ids = (None, None) if side is None else (side.text, side.token_ids)
         name, limit = names[0], self.max_decoder_tokens - 1  # one at least is to be generated
         if ids is None:

@@ -25,7 +25,7 @@ from tandem.workers.execution.packet import (
     Rows,
     Table,
 )
-from tandem.workers.request import CrossSpan, EncoderInput
+from tandem.workers.request import Alignment, CrossSpan, EncoderInput
 from tandem.workers.scheduling.pages import PagePool
 from tandem.workers.scheduling.plan import ON_DEVICE, DraftOutcome, StepPlan, StepResult
 from tandem.workers.scheduling.resources import Resources
