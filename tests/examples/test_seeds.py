@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from mllama import Case, Reference, make_mllama
 from models import EOS, load_reference, make_checkpoint, word_tokenizer
 from transformers import AutoTokenizer
 from whisper import RATE, make_whisper, sound
@@ -21,7 +22,7 @@ from tandem.media import wav
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "seeds"
-# Script → a variant of `models.VARIANTS`, or "whisper".
+# Script → a variant of `models.VARIANTS`, "whisper" or "mllama".
 SCRIPTS = {
     "aphrodite_bart.py": "bart",
     "bart_instruction.py": "bart",
@@ -30,6 +31,7 @@ SCRIPTS = {
     "flan_t5_questions.py": "flan",
     "gpt2_text_generation.py": "gpt2",
     "marian_translate.py": "marian",
+    "mllama.py": "mllama",
     "pegasus_summarize.py": "pegasus",
     "phi_questions.py": "phi",
     "t5_pipeline.py": "t5",
@@ -66,13 +68,17 @@ def model(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
             else checkpoint(variant)
         )
     )
-    return lambda variant: whisper() if variant == "whisper" else tiny(variant)
+    made: dict[str, Callable[[], Path]] = {
+        "whisper": whisper,
+        "mllama": cache(lambda: make_mllama(tmp_path_factory.mktemp("mllama"))),
+    }
+    return lambda variant: made[variant]() if variant in made else tiny(variant)
 
 
 def test_none_is_forgotten() -> None:
     scripts = {path.name for path in EXAMPLES.glob("*.py")} - {"questions.py"}
     assert scripts == SCRIPTS.keys() | TRAIN
-    assert SCRIPTS.keys() == ANSWERS.keys() | RUN.keys()
+    assert SCRIPTS.keys() == ANSWERS.keys() | RUN.keys() | {"mllama.py"}
     readme = (EXAMPLES / "README.md").read_text()
     assert all(f"`{script}`" in readme for script in scripts)
 
@@ -196,6 +202,21 @@ def test_runs(
     monkeypatch.setattr(sys, "argv", [script, str(model(SCRIPTS[script]))])
     runpy.run_path(str(EXAMPLES / script), run_name="__main__")
     assert len(capsys.readouterr().out.splitlines()) >= RUN[script]
+
+
+def test_llama_sees_as_in_transformers(
+    model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = model(SCRIPTS["mllama.py"])
+    monkeypatch.setattr(sys, "argv", ["mllama.py", str(folder)])
+    names = runpy.run_path(str(EXAMPLES / "mllama.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    reference = Reference(folder)
+    for prompt in names["prompts"]:
+        case = Case(prompt.get("decoder_prompt") or prompt["prompt"], [names["stop_sign"]])
+        ids, _ = reference.generate(case, max_new_tokens=64)
+        answer = reference.processor.decode(ids, skip_special_tokens=True)
+        assert f"Decoder prompt: {case.prompt!r}, Generated text: {answer!r}" in printed
 
 
 def test_the_readmes_whisper_runs(

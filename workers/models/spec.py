@@ -218,6 +218,11 @@ class ModelSpec:
         return before * self.cross_planes if kind == "cross" else before
 
     @property
+    def item_positions(self) -> int:
+        """Encoder positions of an item of media, padding included; 0: the model reads none."""
+        return 0 if self.encoder is None or self.encoder.front is None else self.encoder.front.positions
+
+    @property
     def kv_planes(self) -> int:
         """Planes of the KV pool. Self- and cross-attentions share them, for they have different pages."""
         kinds = self._kinds
@@ -225,8 +230,8 @@ class ModelSpec:
 
     @property
     def cross_planes(self) -> int:
-        """Planes of each cross-attention. Where fewer layers have it than self-attention, a page holds that
-        times the positions of an encoder input, and no plane is left empty."""
+        """Planes of each cross-attention: as many as leave none empty where fewer layers have it than
+        self-attention. A page then holds so many times the positions of an encoder input."""
         kinds = self._kinds
         return max(1, kinds.count("self") // max(1, kinds.count("cross")))
 
