@@ -87,8 +87,8 @@ def application(
 
 def resolve_auto(config: ServeConfig) -> ServeConfig:
     """The configuration with what `auto` and the model decide filled in: the device, no encoders for a
-    decoder-only model, inputs as long as an item of media, unless there is a limit, and of a hub id the commit,
-    so that all processes on all nodes have the same.
+    decoder-only model, inputs as long as an item of media where no other limit is set, and of a hub id the
+    commit, so that all processes on all nodes have the same.
 
     Raises ModelLoadError where there is no such model here.
     """

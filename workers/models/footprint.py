@@ -14,6 +14,7 @@ from tandem.workers.distributed import Group
 from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.kv_pool import pool_pages, position_bytes
 from tandem.workers.models.layers import Placement, WeightSlot
+from tandem.workers.models.spec import ModelSpec
 from tandem.workers.models.stacks import DecoderStack, EncoderStack
 
 
@@ -39,7 +40,12 @@ class Footprint:
         Raises ModelLoadError for a model that cannot be served.
         """
         checkpoint = Checkpoint(Path(config.model))
-        spec, tied = checkpoint.spec, checkpoint.tied("decoder.output", "decoder.embedding")
+        tied = checkpoint.tied("decoder.output", "decoder.embedding")
+        return cls.of_spec(checkpoint.spec, config, tied=tied)
+
+    @classmethod
+    def of_spec(cls, spec: ModelSpec, config: EngineConfig, *, tied: bool) -> Footprint:
+        """The same of a model without its weights. tied: the output projection is the decoder's embedding."""
         # The device may be another machine's.
         device = config.torch_device() if config.device == "auto" else torch.device(config.device)
         dtype = config.torch_dtype(device)
