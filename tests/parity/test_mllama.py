@@ -119,6 +119,24 @@ def test_beams(tiny: Tiny) -> None:
         assert generate(llm, cases, params) == expected
 
 
+def test_scores(tiny: Tiny) -> None:
+    """Targets go on from the prompt, and read what its end reads."""
+    one, target = case(2, 2), [5, 6, 2]
+    inputs = tiny.reference.inputs(one)
+    ids = inputs["input_ids"][0].tolist()
+    mask = inputs["cross_attention_mask"]
+    inputs["cross_attention_mask"] = torch.cat([mask, mask[:, -1:].expand(-1, len(target), -1, -1)], dim=1)
+    inputs["input_ids"] = torch.tensor([ids + target])
+    inputs["attention_mask"] = torch.ones_like(inputs["input_ids"])
+    with torch.no_grad():
+        logprobs = tiny.reference.model(**inputs).logits[0, len(ids) - 1 :].log_softmax(-1)
+    with LLM(str(tiny.folder), dtype="float32") as llm:
+        (found,) = llm.score(one.asked, [{"prompt_token_ids": target}]).scores
+        text_ids = llm.score(one.asked, [text(5, 3)]).scores[0].token_ids
+    assert found.logprobs == pytest.approx([float(logprobs[at, i]) for at, i in enumerate(target)], abs=1e-4)
+    assert text_ids == make_tokenizer()(text(5, 3), add_special_tokens=False)["input_ids"]
+
+
 def test_penalties_read_a_prompt_with_an_image(tiny: Tiny) -> None:
     """Its token cannot be generated, so it counts for nothing; transformers fails there."""
     cases = [Case(text(7), []), Case(f"{IMAGE_TEXT} {text(8)}", [image(1)])]

@@ -211,7 +211,7 @@ class PromptReader:
         """The encoder prompt's ids, or a decoder-only model's. The last two arguments are those of `read`."""
         size, limit, source = self.info.encoder_vocab_size, self.max_prompt_tokens, task.source
         if size is None:
-            size = self.info.vocab_size
+            size = self.info.vocab_size + self.info.read_only_ids
         if truncate is not None:
             truncate = self._kept(truncate, limit, answer)
         ids = side.token_ids
@@ -309,7 +309,7 @@ class PromptReader:
             raise InvalidRequest("is needed for a target that is text", field="target_language")
         else:
             # The special tokens before Whisper's text are its opening, which the prefix has.
-            special = not self.info.decoder_only and self.info.speech is None
+            special = self.info.decoder_start_id is not None and self.info.speech is None
             ids = self._tokenizer.encode(text, name, limit, special=special, target=True)
             ids += sorted(self.info.eos_ids)[:1] if self.info.speech else []
         if not ids:
