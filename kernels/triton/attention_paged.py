@@ -40,7 +40,6 @@ def _span(begin, visible, split, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
 @triton.jit
 def _cells(
     pages_ptr,
-    begin,
     start,
     last,
     head,
@@ -50,12 +49,12 @@ def _cells(
     BLOCK_N: tl.constexpr,
     BY_CELL: tl.constexpr,
 ):
-    """Offsets of the keys start, start + 1, … in numbers, and which of them exist and are not before begin.
+    """Offsets of the keys start, start + 1, … in numbers, and which of them exist.
 
     BY_CELL: the table names each key's cell, page * PAGE + offset, instead of each page.
     """
     keys = start + tl.arange(0, BLOCK_N)
-    live = (keys >= begin) & (keys < last)
+    live = keys < last
     if BY_CELL:
         place = tl.load(pages_ptr + keys, mask=live, other=0).to(tl.int64)
         page = place // PAGE
@@ -161,8 +160,10 @@ def _one_row_kernel(
     first, last = _span(begin, visible, split, SPLITS, BLOCK_N)
     for start in range(first, last, BLOCK_N):
         cells, keys, live = _cells(
-            pages_ptr, begin, start, last, head // GROUP, HEADS // GROUP, PAGE, DIM, BLOCK_N, BY_CELL
+            pages_ptr, start, last, head // GROUP, HEADS // GROUP, PAGE, DIM, BLOCK_N, BY_CELL
         )
+        if HAS_BEGINS:
+            live = live & (keys >= begin)
         offsets = cells[:, None] + dims[None, :]
         inside = live[:, None] & (dims < DIM)[None, :]
         k = tl.load(k_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -249,8 +250,10 @@ def _row_block_kernel(
     first, last = _span(begin_key, visible, split, SPLITS, BLOCK_N)
     for start in range(first, last, BLOCK_N):
         cells, keys, live = _cells(
-            pages_ptr, begin_key, start, last, head // GROUP, HEADS // GROUP, PAGE, DIM, BLOCK_N, False
+            pages_ptr, start, last, head // GROUP, HEADS // GROUP, PAGE, DIM, BLOCK_N, False
         )
+        if HAS_BEGINS:
+            live = live & (keys >= begin_key)
         offsets = cells[:, None] + dims[None, :]
         inside = live[:, None] & (dims < DIM)[None, :]
         k = tl.load(k_ptr + offsets, mask=inside, other=0.0)

@@ -91,7 +91,8 @@ class PromptReader:
             context = prefix = self._whole_prefix(side, names if not explicit else _DECODER_NAMES)
             if (count := prefix.count(token_id)) != len(media):
                 raise InvalidRequest(
-                    f"has {count} times {self._media_token}, and there are {len(media)} items of media",
+                    f"{self._media_token} stands in it {count} times, for {len(media)} items of media: put one "
+                    "where each item belongs",
                     field=names[0] if not explicit else _DECODER_NAMES[0],
                 )
             spans = cross_spans(prefix, token_id, own, len(encoder_ids))
