@@ -17,6 +17,7 @@ from tandem.cluster.config import ServeConfig, parse_args
 from tandem.cluster.replicas.autoscaling import decoder_autoscaling, encoder_autoscaling
 from tandem.cluster.replicas.decoder import Decoder
 from tandem.cluster.replicas.encoder import Encoder
+from tandem.limits import DEFAULT_LIMITS
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.model_folder import pinned, read_config, resolve
 
@@ -86,18 +87,23 @@ def application(
 
 def resolve_auto(config: ServeConfig) -> ServeConfig:
     """The configuration with what `auto` and the model decide filled in: the device, no encoders for a
-    decoder-only model, and of a hub id the commit, so that all processes on all nodes have the same.
+    decoder-only model, inputs as long as an item of media where no other limit is set, and of a hub id the
+    commit, so that all processes on all nodes have the same.
 
     Raises ModelLoadError where there is no such model here.
     """
     model = pinned(config.model)
-    decoder_only = spec_of(read_config(resolve(model))).encoder is None
+    spec, limits = spec_of(read_config(resolve(model))), config.limits
+    if limits.encoder_tokens == DEFAULT_LIMITS.encoder_tokens:
+        longest = max(limits.encoder_tokens, spec.item_positions)
+        limits = dataclasses.replace(limits, encoder_tokens=longest)
     return dataclasses.replace(
         config,
         model=model,
         served_model_name=config.model_name,
         device="cuda" if uses_gpus(config) else "cpu",
-        placement="colocated" if decoder_only else config.placement,
+        placement="colocated" if spec.encoder is None else config.placement,
+        limits=limits,
     )
 
 

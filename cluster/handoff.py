@@ -23,7 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 from tandem.errors import HiddenStatesLost, TandemError
 
 # The version of PackedHidden and of messages.py: during an update the two ends may run different code.
-SCHEMA: Final = 4
+SCHEMA: Final = 5
 SMALL_BYTES: Final = 65536  # a batch of at most this size is packed as bytes; Ray stores from 100 KiB on
 TRANSFER_S: Final = 30.0  # a made object that has not arrived after it, or at most twice as long, is lost
 

@@ -39,6 +39,7 @@ __all__ = [
     "embed",
     "encoder_attention",
     "gather_rows",
+    "keep_rows",
     "layer_norm",
     "match_prompt_tokens",
     "merge_attention",
@@ -93,6 +94,11 @@ def scale(x: Tensor, factor: float) -> Tensor:
 def soft_capped(scores: Tensor, cap: float | None) -> Tensor:
     """``cap tanh(scores / cap)``; None: the scores themselves."""
     return backend(scores).soft_capped(scores, cap)
+
+
+def keep_rows(x: Tensor, keep: Tensor) -> Tensor:
+    """x [N, d] with zeros in the rows whose `keep`, int32 [N], is 0."""
+    return backend(x).keep_rows(x, keep)
 
 
 def rotary(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -164,7 +170,8 @@ def paged_beam_attention(q: Tensor, kv: PagedKV, scores: Scores, sums: Tensor | 
 def paged_cross_attention(
     q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
 ) -> Tensor:
-    """Attention of every row q [N, H, D] of a sequence over all its paged keys, without a bias."""
+    """Attention of every row q [N, H, D] of a sequence over its paged keys from `kv.begins` on, without a
+    bias."""
     return backend(q, pages=kv.k).paged_cross_attention(q, kv, groups, scores, sums)
 
 

@@ -36,6 +36,7 @@ def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRow
         assert tables.beam_cells is not None
         history = tables.beam_cells
         history[slots, positions] = write_slots.int()
+    spans = None if tables.cross_spans is None else tables.cross_spans[slots]
     return DecodeRows(
         token_ids=tokens,
         positions=positions,
@@ -43,7 +44,8 @@ def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRow
         history=history[slots],
         lengths=(positions + 1).int(),
         cross_pages=tables.cross_pages[entries],
-        cross_lengths=tables.cross_lengths[entries],
+        cross_lengths=tables.cross_lengths[entries] if spans is None else spans[:, 1],
+        cross_begins=None if spans is None else spans[:, 0],
     )
 
 

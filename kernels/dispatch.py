@@ -29,6 +29,7 @@ class Reference:
     embed = staticmethod(reference.embed)
     encoder_attention = staticmethod(reference.encoder_attention)
     gather_rows = staticmethod(reference.gather_rows)
+    keep_rows = staticmethod(reference.keep_rows)
     layer_norm = staticmethod(reference.layer_norm)
     match_prompt_tokens = staticmethod(reference.match_prompt_tokens)
     merge_attention = staticmethod(reference.merge_attention)

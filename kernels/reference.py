@@ -28,6 +28,7 @@ __all__ = [
     "embed",
     "encoder_attention",
     "gather_rows",
+    "keep_rows",
     "layer_norm",
     "match_prompt_tokens",
     "merge_attention",
@@ -116,6 +117,11 @@ def argmax(x: Tensor) -> Tensor:
 def scale(x: Tensor, factor: float) -> Tensor:
     """``x * factor`` for x [N, d]; x itself where the factor is 1."""
     return x if factor == 1.0 else x * factor
+
+
+def keep_rows(x: Tensor, keep: Tensor) -> Tensor:
+    """x [N, d] with zeros in the rows whose `keep`, int32 [N], is 0. A zero, whatever the row holds."""
+    return x.masked_fill(keep.eq(0).unsqueeze(1), 0.0)
 
 
 def rotary(x: Tensor, cosines: Tensor, sines: Tensor) -> Tensor:
@@ -253,8 +259,8 @@ def paged_self_attention(
 def paged_cross_attention(
     q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
 ) -> Tensor:
-    """Attention of every row of a sequence over all its paged keys, as `paged_self_attention` but for the
-    bias, which cross-attention does not have."""
+    """Attention of every row of a sequence over its paged keys from ``kv.begins`` on, as
+    `paged_self_attention` but for the bias, which cross-attention does not have."""
     assert scores.bias_table is None
     return _paged_attention(q, kv, groups, scores, sums, causal=False)
 
@@ -265,7 +271,7 @@ def paged_beam_attention(q: Tensor, kv: PagedKV, scores: Scores, sums: Tensor | 
     As `paged_self_attention` with one row a sequence. `kv.table` names each key's cell, page * P + offset.
     """
     if reads_in_place(kv.k):
-        rows = Rows(list(range(q.shape[0])), kv.lengths.tolist())
+        rows = Rows(list(range(q.shape[0])), kv.lengths.tolist(), [0] * q.shape[0])
         return sparse_attention(q, kv, rows, scores, sums, by_cell=True)
     size, lengths, bias_table = kv.k.shape[2], kv.lengths, scores.bias_table
     cells = kv.table[:, : int(lengths.max())].long()
@@ -294,7 +300,9 @@ def _paged_attention(
 ) -> Tensor:
     """Sequences of few rows together, the others (prefills) one by one."""
     bounds, keys = groups.cu_rows.tolist(), kv.lengths.tolist()
-    few, many = Rows([], []), []
+    begins = [0] * len(keys) if kv.begins is None else kv.begins.tolist()
+    assert not causal or not any(begins)
+    few, many = Rows([], [], []), []
     small = FEW_ROWS if reads_in_place(kv.k) else 0
     few_index: list[int] = []
     for s, (start, end) in enumerate(pairwise(bounds)):
@@ -304,7 +312,8 @@ def _paged_attention(
         for row in range(start, end):
             few_index.append(row)
             few.sequences.append(s)
-            few.visible.append(max(0, keys[s] - (end - 1 - row)) if causal else keys[s])
+            few.begins.append(begins[s])
+            few.visible.append(max(0, keys[s] - begins[s] - (end - 1 - row if causal else 0)))
     if not many and any(few.visible):
         return sparse_attention(q, kv, few, scores, sums)
     out = torch.zeros_like(q)
@@ -316,21 +325,23 @@ def _paged_attention(
     for s in many:
         rows = slice(bounds[s], bounds[s + 1])
         pages, some = kv.table[s], None if sums is None else sums[rows]
-        out[rows] = _sequence_attention(q[rows], kv, pages, keys[s], scores, some, causal)
+        out[rows] = _sequence_attention(q[rows], kv, pages, begins[s], keys[s], scores, some, causal)
     return out
 
 
 def _sequence_attention(
-    q: Tensor, kv: PagedKV, pages: Tensor, length: int, scores: Scores, sums: Tensor | None, causal: bool
-) -> Tensor:
-    """The paged ops for one sequence. q: [n, H, D]; pages: int32 [M]; returns [n, H, D]."""
+    q: Tensor, kv: PagedKV, pages: Tensor, begin: int, length: int, scores: Scores, sums: Tensor | None,
+    causal: bool,
+) -> Tensor:  # fmt: skip
+    """The paged ops for one sequence and its keys begin:length. q: [n, H, D]; pages: int32 [M]; returns
+    [n, H, D]."""
     n, size, bias_table = q.shape[0], kv.k.shape[2], scores.bias_table
     pages = pages[: -(-length // size)]
-    # [m, G, P, D] → [H, length, D]; cells past the length may be NaN and must not take part.
+    # [m, G, P, D] → [H, length - begin, D]; cells past the length may be NaN and must not take part.
     k, v = (
         pool.index_select(0, pages)
         .transpose(0, 1)
-        .flatten(1, 2)[:, :length]
+        .flatten(1, 2)[:, begin:length]
         .float()
         .repeat_interleave(q.shape[1] // pool.shape[1], dim=0)
         for pool in (kv.k, kv.v)

@@ -42,11 +42,13 @@ class Rows:
     """Query rows and the keys each of them sees, the same in every layer of a step.
 
     sequences: each query row's row of the page table.
-    visible: how many keys each query row sees, from the first one.
+    visible: how many keys each query row sees.
+    begins: the first of them.
     """
 
     sequences: list[int]
     visible: list[int]
+    begins: list[int]
 
 
 @dataclass(frozen=True)
@@ -194,7 +196,13 @@ def _build(
     head_offset, cell = _cells(*shape)
     visible = torch.tensor(lengths, dtype=torch.int32).unsqueeze(1)
     distance = visible - torch.arange(1, longest + 1, dtype=torch.int32)
-    if by_cell:
+    begins = [rows.begins[r] for r in selected]
+    if any(begins):
+        positions = torch.tensor(begins).unsqueeze(1) + torch.arange(longest)
+        positions = positions.clamp_(max=page_table.shape[1] * size - 1)
+        pages = page_table.gather(1, positions // size)
+        cells = pages * (shared * size) + (positions % size).int()
+    elif by_cell:
         places = page_table[:, :longest]
         cells = places // size * (shared * size) + places % size
     else:

@@ -33,12 +33,15 @@ class PagedKV(NamedTuple):
     table: int32 [S, M], each sequence's pages in order; for beams each key's cell, page * P + offset. Entries
         past a sequence's length are any valid page or cell.
     lengths: int32 [S], each sequence's keys, those of the step's own rows included.
+    begins: int32 [S], for cross-attention alone: the first key that each sequence's rows see, below its
+        length, or 0 where that is 0. None: they see all.
     """
 
     k: Tensor
     v: Tensor
     table: Tensor
     lengths: Tensor
+    begins: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -158,6 +161,9 @@ class DecodeTables:
     # int32 [slots, positions]: the cell of each key of a beam's history, page * page_size + offset. A beam
     # that continues another copies this row, never K and V. Made when the first beams come.
     beam_cells: Tensor | None = None
+    # int32 [slots, 2]: the positions of its entry, from and to, that the slot's generated tokens see. None:
+    # all.
+    cross_spans: Tensor | None = None
 
 
 class DecodeRows(NamedTuple):
@@ -170,4 +176,5 @@ class DecodeRows(NamedTuple):
     history: Tensor  # int32 [N, pages]; for beams [N, positions], cells
     lengths: Tensor  # int32 [N]: positions of the sequence, this one included
     cross_pages: Tensor  # int32 [N, pages]
-    cross_lengths: Tensor  # int32 [N]
+    cross_lengths: Tensor  # int32 [N]; with spans the span's end
+    cross_begins: Tensor | None  # int32 [N]: the span's begin; None without spans

@@ -57,7 +57,11 @@ class Engine:
         overlap = self.runner.device.type == "cuda" if config.overlap is None else config.overlap
         self._depth = 2 if overlap else 1
         self.scheduler = Scheduler(
-            Resources(PagePool(self.runner.num_pages, self.runner.page_size), config.max_num_seqs),
+            Resources(
+                PagePool(self.runner.num_pages, self.runner.page_size),
+                config.max_num_seqs,
+                self.spec.cross_planes,
+            ),
             max_batched_tokens=config.max_batched_tokens,
             max_encoder_tokens=config.max_encoder_tokens,
             draft_tokens=self.runner.draft_tokens,

@@ -48,6 +48,17 @@ class EncoderInput:
     features: torch.Tensor | None = field(default=None, repr=False, compare=False)
 
 
+class CrossSpan(NamedTuple):
+    """Positions of the decoder, up to the next span's, that read the same part of the encoder input."""
+
+    start: int  # the first of them
+    begin: int  # encoder positions begin:end; of none, 0 and 0
+    end: int
+    # The part is media of the positions' own. False: they come before the first item, or there is none;
+    # layers with `StackSpec.cross_gates` then do without their feed-forward.
+    own: bool
+
+
 @dataclass(frozen=True, slots=True)
 class BeamSearch:
     """How beams are searched, or drawn with a temperature above 0, as transformers does: see `beams.py`."""
@@ -144,6 +155,9 @@ class EngineRequest:
     # max_tokens and the seed's step. The router sets them when it moves a request. Beams have none: they
     # deliver at their end only, and start anew.
     generated_ids: tuple[int, ...] = ()
+    # What the decoder's positions read of the encoder input, from position 0 on; generated tokens are the
+    # last span's. Models with a `ModelSpec.media_token_id` have them, for others every position reads all.
+    cross_spans: tuple[CrossSpan, ...] = ()
     # The tokens of a target, which are scored and not generated: the decoder is given them, as many as
     # `max_tokens`, and the one delta has their log-probabilities.
     target_ids: tuple[int, ...] = ()

@@ -250,8 +250,8 @@ class Router:
         try:
             async with asyncio.timeout_at(routed.deadline), self._staging.room(routed):
                 announced = False
-                if not self._colocated and routed.hidden is None:
-                    encoder_input = routed.request.encoder
+                encoder_input = routed.request.encoder
+                if not self._colocated and routed.hidden is None and encoder_input.token_ids:
                     async with aclosing(self._encoders.encode(encoder_input, routed.order)) as tries:
                         async for hidden in tries:  # one, unless it fails
                             routed.withdraw()

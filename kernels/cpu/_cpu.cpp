@@ -52,6 +52,7 @@ PyObject* attend(Arguments& args) {
     a.v = args.real("v", &half_pages, {&pages, &a.shared, &a.page, &a.dim});
     a.table = args.tensor<int32_t>("table", {&sequences, &entries}, &a.table_stride);
     a.lengths = args.tensor<int32_t>("lengths", {&sequences});
+    a.begins = args.optional<int32_t>("begins", {&sequences});
     i64 borders = sequences + 1;
     a.cu_rows = args.tensor<int32_t>("cu_rows", {&borders});
     a.scale = args.number("scale");
@@ -67,6 +68,7 @@ PyObject* attend(Arguments& args) {
     a.half_pages = half_pages != 0;
     if (a.shared == 0 || a.heads % a.shared != 0) throw Refused("heads of q must share those of k evenly");
     if (a.bias != nullptr && a.reach < 0) throw Refused("bias_table must have a distance");
+    if (a.begins != nullptr && a.causal) throw Refused("begins are for attention that is not causal");
     return perform(args, a, sequences);
 }
 
@@ -183,6 +185,16 @@ PyObject* scale(Arguments& args) {
     return perform(args, op, rows);
 }
 
+PyObject* keep_rows(Arguments& args) {
+    rows::KeepRows op;
+    i64 rows = ANY;
+    op.width = ANY;
+    op.x = args.tensor<float>("x", {&rows, &op.width});
+    op.keep = args.tensor<int32_t>("keep", {&rows});
+    op.out = args.tensor<float>("out", {&rows, &op.width});
+    return perform(args, op, rows);
+}
+
 PyObject* argmax(Arguments& args) {
     rows::Argmax op;
     i64 rows = ANY;
@@ -204,6 +216,8 @@ PyObject* gather_rows(Arguments& args) {
     op.cells = args.optional<int32_t>("beam_cells", {&slots, &op.cells_width});
     op.cross_pages = args.tensor<int32_t>("cross_pages", {&entries, &op.cross_width});
     op.cross_lengths = args.tensor<int32_t>("cross_lengths", {&entries});
+    i64 two = 2;
+    op.cross_spans = args.optional<int32_t>("cross_spans", {&slots, &two});
     op.page = args.integer("page_size");
     op.token_ids = args.tensor<i64>("token_ids", {rows});
     op.positions = args.tensor<i64>("positions", {rows});
@@ -212,8 +226,11 @@ PyObject* gather_rows(Arguments& args) {
     op.lengths = args.tensor<int32_t>("lengths", {rows});
     op.cross = args.tensor<int32_t>("row_cross_pages", {rows, &op.cross_width});
     op.crossed = args.tensor<int32_t>("row_cross_lengths", {rows});
+    op.begins = args.optional<int32_t>("row_cross_begins", {rows});
     if (op.page < 1) throw Refused("page_size must be positive");
     if (op.sequences_width < rows::SOURCE) throw Refused("sequences must have its columns");
+    if ((op.cross_spans == nullptr) != (op.begins == nullptr))
+        throw Refused("cross_spans and row_cross_begins must come together");
     return perform(args, op, op.stride);
 }
 
@@ -387,6 +404,7 @@ PyMethodDef methods[] = {
     method<embed>("embed"),
     method<activate>("activate"),
     method<scale>("scale"),
+    method<keep_rows>("keep_rows"),
     method<argmax>("argmax"),
     method<gather_rows>("gather_rows"),
     method<match_prompt_tokens>("match_prompt_tokens"),

@@ -81,6 +81,7 @@ struct Attention {
     const int32_t* table;    // [S, table_stride]: pages; by_cell: cells, page P + offset
     const int32_t* cu_rows;  // [S + 1]
     const int32_t* lengths;  // [S]: keys
+    const int32_t* begins;   // [S]: the first key that is seen; null: all are
     const float* bias;       // [H, reach + 1] by distance, or null
     float* sums;             // [N, H]: the logarithm of the softmax's denominator, or null
     i64 heads, shared, dim, page, q_stride, table_stride, reach;
@@ -181,6 +182,16 @@ struct Scale {
 
 void apply(const Scale& op, i64 rows);
 
+// x, with zeros in the rows whose `keep` is 0.
+struct KeepRows {
+    const float* x;       // [rows, width]
+    const int32_t* keep;  // [rows]
+    float* out;
+    i64 width;
+};
+
+void apply(const KeepRows& op, i64 rows);
+
 // The index of each row's largest number, the first of several; 0 for a row of NaN.
 struct Argmax {
     const float* x;  // [rows, width], rows stride apart
@@ -202,11 +213,13 @@ struct GatherRows {
     int32_t* cells;                // [slots, cells_width]: the beams' cells; null without beams
     const int32_t* cross_pages;    // [entries, cross_width]
     const int32_t* cross_lengths;  // [entries]
+    const int32_t* cross_spans;    // [slots, 2]: the entry's keys that the slot sees, from and to; null: all
     i64 *token_ids, *positions, *write_slots;  // [rows]
     int32_t* history;              // [rows, self_width or cells_width]: the slot's pages or cells that are used
     int32_t* lengths;              // [rows]
     int32_t* cross;                // [rows, cross_width]: the entry's pages that are used
-    int32_t* crossed;              // [rows]: the entry's length
+    int32_t* crossed;              // [rows]: the entry's length, or the span's end
+    int32_t* begins;               // [rows]: the span's begin; null without spans
     i64 stride, sequences_width, self_width, cells_width, cross_width, page;
 };
 

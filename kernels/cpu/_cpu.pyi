@@ -10,6 +10,7 @@ def attend(
     v: Tensor,
     table: Tensor,  # int32 [S, M], rows may lie apart: pages; by_cell: cells
     lengths: Tensor,  # int32 [S]
+    begins: Tensor | None,  # int32 [S]; None: 0. Not for causal attention
     cu_rows: Tensor,  # int32 [S + 1]
     scale: float,
     bias_table: Tensor | None,  # float32 [H, R + 1]
@@ -54,6 +55,7 @@ def add_norm(
 def embed(*, ids: Tensor, table: Tensor, onto: Tensor | None, out: Tensor) -> None: ...
 def activate(*, out: Tensor, gated: bool, x: Tensor, kind: int, threads: int) -> None: ...
 def scale(*, x: Tensor, factor: float, out: Tensor) -> None: ...
+def keep_rows(*, x: Tensor, keep: Tensor, out: Tensor) -> None: ...
 def argmax(*, x: Tensor, out: Tensor, threads: int) -> None: ...
 def gather_rows(
     *,
@@ -63,6 +65,7 @@ def gather_rows(
     beam_cells: Tensor | None,
     cross_pages: Tensor,
     cross_lengths: Tensor,
+    cross_spans: Tensor | None,
     page_size: int,
     token_ids: Tensor,  # from here on `DecodeRows`, written
     positions: Tensor,
@@ -71,6 +74,7 @@ def gather_rows(
     lengths: Tensor,
     row_cross_pages: Tensor,
     row_cross_lengths: Tensor,
+    row_cross_begins: Tensor | None,  # with cross_spans
 ) -> None: ...
 def match_prompt_tokens(*, tokens: Tensor, rows: Tensor, sequences: Tensor, out: Tensor) -> None: ...
 def write_kv(

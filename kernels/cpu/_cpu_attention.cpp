@@ -32,7 +32,7 @@ struct Head {
     const Attention* a;
     const int32_t* table;  // the sequence's
     i64 shared;            // the head of K and V
-    i64 rows, length;
+    i64 rows, begin, length;  // keys begin:length are seen
     float* queries;        // [rows, D], scaled
     float* scores;         // [rows, length]
     float* sums;           // [rows, D]
@@ -46,7 +46,7 @@ struct Head {
 template <typename T>
 inline void plain_scores(const Head& h) {
     const i64 dim = h.a->dim;
-    for (i64 t = 0, run; t < h.length; t += run) {
+    for (i64 t = h.begin, run; t < h.length; t += run) {
         run = run_length(*h.a, t, h.length);
         const T* k = static_cast<const T*>(h.a->k) + place(*h.a, h.table, h.shared, t);
         for (i64 r = 0; r < h.rows; ++r) {
@@ -65,7 +65,7 @@ template <typename T>
 inline void plain_sums(const Head& h) {
     const i64 dim = h.a->dim;
     std::fill(h.sums, h.sums + h.rows * dim, 0.0f);
-    for (i64 t = 0, run; t < h.length; t += run) {
+    for (i64 t = h.begin, run; t < h.length; t += run) {
         run = run_length(*h.a, t, h.length);
         const T* v = static_cast<const T*>(h.a->v) + place(*h.a, h.table, h.shared, t);
         for (i64 r = 0; r < h.rows; ++r) {
@@ -92,8 +92,8 @@ EVERY_LEVEL void plain_sums(const Head& h) {
 // Turns the scores of a row into weights that add up to 1.
 EVERY_LEVEL void softmax(const Head& h, i64 r, const float* bias, float* log_sum) {
     const Attention& a = *h.a;
-    const i64 visible = h.seen(r, 0, h.length);
-    float* s = h.scores + r * h.length;
+    const i64 count = h.length - h.begin, visible = h.seen(r, h.begin, count);
+    float* s = h.scores + r * h.length + h.begin;
     if (a.softcap > 0)
         for (i64 t = 0; t < visible; ++t) s[t] = a.softcap * std::tanh(s[t] / a.softcap);
     if (bias != nullptr)
@@ -102,7 +102,7 @@ EVERY_LEVEL void softmax(const Head& h, i64 r, const float* bias, float* log_sum
 #pragma omp simd reduction(max : most)
     for (i64 t = 0; t < visible; ++t) most = std::max(most, s[t]);
     if (most == NOTHING) {  // the bias hides all visible keys
-        std::fill(s, s + h.length, 0.0f);
+        std::fill(s, s + count, 0.0f);
         if (log_sum != nullptr) *log_sum = most;
         return;
     }
@@ -115,7 +115,7 @@ EVERY_LEVEL void softmax(const Head& h, i64 r, const float* bias, float* log_sum
     if (log_sum != nullptr) *log_sum = most + std::log(total);
     const float inverse = 1.0f / total;
     for (i64 t = 0; t < visible; ++t) s[t] *= inverse;
-    std::fill(s + visible, s + h.length, 0.0f);
+    std::fill(s + visible, s + count, 0.0f);
 }
 
 #ifdef HAS_AVX512_PATH
@@ -154,11 +154,11 @@ AVX512 inline void prefetch(const T* at) {
 template <int V, typename T>
 AVX512 void wide_scores(const Head& h) {
     constexpr i64 DIM = 16 * V;
-    for (i64 t = 0, run; t < h.length; t += run) {
+    for (i64 t = h.begin, run; t < h.length; t += run) {
         run = run_length(*h.a, t, h.length);
         const T *k = static_cast<const T*>(h.a->k), *v = static_cast<const T*>(h.a->v);
         const bool last = t + run >= h.length;
-        const T* next = last ? v + place(*h.a, h.table, h.shared, 0) : k + place(*h.a, h.table, h.shared, t + run);
+        const T* next = last ? v + place(*h.a, h.table, h.shared, h.begin) : k + place(*h.a, h.table, h.shared, t + run);
         for (i64 i = 0; i < run; ++i) prefetch<V>(next + i * DIM);
         k += place(*h.a, h.table, h.shared, t);
         for (i64 r = 0; r < h.rows; ++r) {
@@ -201,7 +201,7 @@ AVX512 void wide_sums(const Head& h) {
         __m512 sums[2 * V];  // of even and of odd keys apart: additions to one register wait for each other
 #pragma GCC unroll 16
         for (int i = 0; i < 2 * V; ++i) sums[i] = _mm512_setzero_ps();
-        for (i64 t = 0, run; t < h.length; t += run) {
+        for (i64 t = h.begin, run; t < h.length; t += run) {
             run = run_length(*h.a, t, h.length);
             const T* v = static_cast<const T*>(h.a->v) + place(*h.a, h.table, h.shared, t);
             if (r == 0 && t + run < h.length) {
@@ -258,10 +258,10 @@ Way way(const Attention& a) {
 
 void attend(const Attention& a, const Way& how, i64 sequence, i64 head, float* scratch) {
     const i64 first = a.cu_rows[sequence], rows = a.cu_rows[sequence + 1] - first, dim = a.dim;
-    const i64 length = a.lengths[sequence];
+    const i64 length = a.lengths[sequence], begin = a.begins == nullptr ? 0 : std::min<i64>(a.begins[sequence], length);
     float* queries = scratch + rows * length;
-    const Head h{&a,   a.table + sequence * a.table_stride, head / (a.heads / a.shared), rows, length, queries, scratch,
-                 queries + rows * dim};
+    const Head h{&a,   a.table + sequence * a.table_stride, head / (a.heads / a.shared), rows, begin, length, queries,
+                 scratch, queries + rows * dim};
     for (i64 r = 0; r < rows; ++r) {
         const i64 at = (first + r) * a.q_stride + head * dim;
         for (i64 d = 0; d < dim; ++d) {

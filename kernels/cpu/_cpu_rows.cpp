@@ -164,6 +164,15 @@ void apply(const Scale& op, i64 rows) {
     for (i64 i = 0; i < rows * op.width; ++i) op.out[i] = op.x[i] * op.factor;
 }
 
+void apply(const KeepRows& op, i64 rows) {
+    for (i64 r = 0; r < rows; ++r) {
+        const float* from = op.x + r * op.width;
+        float* out = op.out + r * op.width;
+        if (op.keep[r] != 0) std::copy_n(from, op.width, out);
+        else std::fill_n(out, op.width, 0.0f);
+    }
+}
+
 void apply(const Argmax& op, i64 rows) {
 #pragma omp parallel for num_threads(rows * op.width < WORTH_A_THREAD ? 1 : op.threads)
     for (i64 r = 0; r < rows; ++r) op.out[r] = largest(op.x + r * op.stride, op.width);
@@ -191,8 +200,9 @@ void apply(const GatherRows& op, i64 rows) {
             cells[position] = static_cast<int32_t>(cell);
             std::copy_n(cells, position + 1, op.history + r * op.cells_width);
         }
-        const int32_t length = op.cross_lengths[entry];
+        const int32_t length = op.cross_spans == nullptr ? op.cross_lengths[entry] : op.cross_spans[2 * slot + 1];
         op.crossed[r] = length;
+        if (op.cross_spans != nullptr) op.begins[r] = op.cross_spans[2 * slot];
         std::copy_n(op.cross_pages + entry * op.cross_width, (length + op.page - 1) / op.page,
                     op.cross + r * op.cross_width);
     }

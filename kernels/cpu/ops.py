@@ -33,7 +33,7 @@ _HALF: Final = (
     "paged_cross_attention", "paged_self_attention", "rms_norm", "write_kv",
 )  # fmt: skip
 DTYPES: Final = {
-    torch.float32: (*_HALF, "activate", "argmax", "embed", "scale", "time_warp"),
+    torch.float32: (*_HALF, "activate", "argmax", "embed", "keep_rows", "scale", "time_warp"),
     torch.bfloat16: _HALF,
     torch.int64: _ROWS,
 }
@@ -148,6 +148,12 @@ def scale(x: Tensor, factor: float) -> Tensor:
     return out
 
 
+def keep_rows(x: Tensor, keep: Tensor) -> Tensor:
+    out = _empty(x.shape)
+    _cpu.keep_rows(x=x.contiguous(), keep=keep.contiguous(), out=out)
+    return out
+
+
 def argmax(x: Tensor) -> Tensor:
     out = _empty(x.shape[:1], torch.int64)
     _cpu.argmax(x=_rows(x), out=out, threads=torch.get_num_threads())
@@ -172,13 +178,15 @@ def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRow
         lengths=_empty((count,), torch.int32),
         cross_pages=_zeros((count, tables.cross_pages.shape[1]), torch.int32),
         cross_lengths=_empty((count,), torch.int32),
+        cross_begins=None if tables.cross_spans is None else _empty((count,), torch.int32),
     )
     _cpu.gather_rows(
         rows=rows, sequences=tables.sequences, self_pages=tables.self_pages, beam_cells=cells,
-        cross_pages=tables.cross_pages, cross_lengths=tables.cross_lengths, page_size=tables.page_size,
-        token_ids=made.token_ids, positions=made.positions, write_slots=made.write_slots,
-        history=made.history, lengths=made.lengths, row_cross_pages=made.cross_pages,
-        row_cross_lengths=made.cross_lengths,
+        cross_pages=tables.cross_pages, cross_lengths=tables.cross_lengths, cross_spans=tables.cross_spans,
+        page_size=tables.page_size, token_ids=made.token_ids, positions=made.positions,
+        write_slots=made.write_slots, history=made.history, lengths=made.lengths,
+        row_cross_pages=made.cross_pages, row_cross_lengths=made.cross_lengths,
+        row_cross_begins=made.cross_begins,
     )  # fmt: skip
     return made
 
@@ -304,7 +312,8 @@ def _attend(
     out = _empty(q.shape, q.dtype)
     scale, bias_table, softcap, _ = scores
     _cpu.attend(
-        q=q, k=kv.k, v=kv.v, table=_rows(kv.table), lengths=kv.lengths, cu_rows=groups.cu_rows, scale=scale,
+        q=q, k=kv.k, v=kv.v, table=_rows(kv.table), lengths=kv.lengths, begins=kv.begins,
+        cu_rows=groups.cu_rows, scale=scale,
         bias_table=None if bias_table is None else bias_table.contiguous(), softcap=softcap or 0.0, sums=sums,
         out=out, causal=causal, by_cell=by_cell, threads=torch.get_num_threads(),
     )  # fmt: skip

@@ -29,10 +29,11 @@ LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)
 
 
 @triton.jit
-def _span(visible, split, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
-    """The keys of one split, an equal share of the tiles that exist. It may be empty."""
-    share = tl.cdiv(tl.cdiv(visible, BLOCK_N), SPLITS) * BLOCK_N
-    first = split * share
+def _span(begin, visible, split, SPLITS: tl.constexpr, BLOCK_N: tl.constexpr):
+    """The keys of one split, an equal share of the tiles from begin's to the last. It may be empty."""
+    base = begin // BLOCK_N * BLOCK_N
+    share = tl.cdiv(tl.cdiv(visible - base, BLOCK_N), SPLITS) * BLOCK_N
+    first = base + split * share
     return first, tl.minimum(first + share, visible)
 
 
@@ -119,6 +120,7 @@ def _one_row_kernel(
     top_ptr,
     pages_ptr,
     lengths_ptr,
+    begins_ptr,
     cu_rows_ptr,
     bias_ptr,
     q_stride,
@@ -127,6 +129,7 @@ def _one_row_kernel(
     HEADS: tl.constexpr,
     REACH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_BEGINS: tl.constexpr,
     CAP: tl.constexpr,
     GROUP: tl.constexpr,  # heads of q that share one of k and v
     SPLITS: tl.constexpr,
@@ -143,6 +146,9 @@ def _one_row_kernel(
     if row == tl.load(cu_rows_ptr + sequence + 1):
         return
     visible = tl.load(lengths_ptr + sequence)
+    begin = 0
+    if HAS_BEGINS:
+        begin = tl.load(begins_ptr + sequence)
     pages_ptr += sequence.to(tl.int64) * pages_stride
     dims = tl.arange(0, BLOCK_D)
     q = tl.load(q_ptr + row.to(tl.int64) * q_stride + head * DIM + dims, mask=dims < DIM, other=0.0)
@@ -151,11 +157,13 @@ def _one_row_kernel(
     acc = tl.zeros([BLOCK_D], tl.float32)
     total = 0.0
     top = float("-inf")
-    first, last = _span(visible, split, SPLITS, BLOCK_N)
+    first, last = _span(begin, visible, split, SPLITS, BLOCK_N)
     for start in range(first, last, BLOCK_N):
         cells, keys, live = _cells(
             pages_ptr, start, last, head // GROUP, HEADS // GROUP, PAGE, DIM, BLOCK_N, BY_CELL
         )
+        if HAS_BEGINS:
+            live = live & (keys >= begin)
         offsets = cells[:, None] + dims[None, :]
         inside = live[:, None] & (dims < DIM)[None, :]
         k = tl.load(k_ptr + offsets, mask=inside, other=0.0).to(tl.float32)
@@ -185,6 +193,7 @@ def _row_block_kernel(
     top_ptr,
     pages_ptr,
     lengths_ptr,
+    begins_ptr,
     cu_rows_ptr,
     bias_ptr,
     q_stride,
@@ -194,6 +203,7 @@ def _row_block_kernel(
     HEADS: tl.constexpr,
     REACH: tl.constexpr,
     HAS_BIAS: tl.constexpr,
+    HAS_BEGINS: tl.constexpr,
     CAP: tl.constexpr,
     GROUP: tl.constexpr,
     CAUSAL: tl.constexpr,
@@ -214,6 +224,9 @@ def _row_block_kernel(
     if block >= count:
         return
     length = tl.load(lengths_ptr + sequence)
+    begin_key = 0
+    if HAS_BEGINS:
+        begin_key = tl.load(begins_ptr + sequence)
     pages_ptr += sequence.to(tl.int64) * pages_stride
     rows = block + tl.arange(0, BLOCK_M)
     valid = rows < count
@@ -234,11 +247,13 @@ def _row_block_kernel(
     acc = tl.zeros([BLOCK_M, BLOCK_D], tl.float32)
     total = tl.zeros([BLOCK_M], tl.float32)
     top = tl.full([BLOCK_M], float("-inf"), tl.float32)
-    first, last = _span(visible, split, SPLITS, BLOCK_N)
+    first, last = _span(begin_key, visible, split, SPLITS, BLOCK_N)
     for start in range(first, last, BLOCK_N):
         cells, keys, live = _cells(
             pages_ptr, start, last, head // GROUP, HEADS // GROUP, PAGE, DIM, BLOCK_N, False
         )
+        if HAS_BEGINS:
+            live = live & (keys >= begin_key)
         offsets = cells[:, None] + dims[None, :]
         inside = live[:, None] & (dims < DIM)[None, :]
         k = tl.load(k_ptr + offsets, mask=inside, other=0.0)
@@ -333,6 +348,7 @@ def _launch(
     assert sums is None or sums.is_contiguous()
     assert kv.k.is_contiguous()
     assert kv.v.is_contiguous()
+    assert kv.begins is None or (not causal and kv.begins.is_contiguous())
     assert bias_table is None or (bias_table.is_contiguous() and bias_table.dtype == torch.float32)
     block_d = max(16, triton.next_power_of_2(dim))
     # Beams and drafts fit in 16 rows; prefills have more and gain from larger tiles.
@@ -346,12 +362,13 @@ def _launch(
     if splits > 1:
         parts = torch.empty((rows, heads, splits, dim), dtype=torch.float32, device=q.device)
         tops = torch.empty((rows, heads, splits), dtype=torch.float32, device=q.device)
-    tensors = (q, kv.k, kv.v, parts, tops, kv.table, kv.lengths, groups.cu_rows, bias_table)
+    tensors = (q, kv.k, kv.v, parts, tops, kv.table, kv.lengths, kv.begins, groups.cu_rows, bias_table)
     strides = (q.stride(0), kv.table.stride(0))
     common = {
         "HEADS": heads,
         "REACH": 0 if bias_table is None else bias_table.shape[1] - 1,
         "HAS_BIAS": bias_table is not None,
+        "HAS_BEGINS": kv.begins is not None,
         "CAP": softcap or 0.0,
         "GROUP": heads // shared,
         "SUMS": sums is not None,

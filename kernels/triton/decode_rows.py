@@ -34,6 +34,7 @@ def _gather_rows_kernel(
     cells_ptr,
     cross_pages_ptr,
     cross_lengths_ptr,
+    cross_spans_ptr,
     token_ids_ptr,
     positions_ptr,
     write_slots_ptr,
@@ -41,6 +42,7 @@ def _gather_rows_kernel(
     lengths_ptr,
     cross_ptr,
     crossed_ptr,
+    begins_ptr,
     stride,
     width,
     self_width,
@@ -48,6 +50,7 @@ def _gather_rows_kernel(
     cross_width,
     PAGE: tl.constexpr,
     BEAMS: tl.constexpr,
+    SPANS: tl.constexpr,
     LAST: tl.constexpr,
     POSITION: tl.constexpr,
     RUN: tl.constexpr,
@@ -70,7 +73,11 @@ def _gather_rows_kernel(
     position = tl.where(position < 0, tl.load(sequence + POSITION) - 1 - position, position)
     page = tl.load(self_pages_ptr + slot * self_width + position // PAGE)
     cell = page.to(tl.int64) * PAGE + position % PAGE
-    length = tl.load(cross_lengths_ptr + entry)
+    if SPANS:
+        length = tl.load(cross_spans_ptr + 2 * slot + 1)
+        tl.store(begins_ptr + row, tl.load(cross_spans_ptr + 2 * slot))
+    else:
+        length = tl.load(cross_lengths_ptr + entry)
     tl.store(token_ids_ptr + row, tl.where(ahead < 0, token, own))
     tl.store(positions_ptr + row, position)
     tl.store(write_slots_ptr + row, cell)
@@ -89,7 +96,8 @@ def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRow
     count, device = rows.shape[1], rows.device
     cells = tables.beam_cells if beams else None
     history = tables.self_pages if cells is None else cells
-    read = [tables.sequences, tables.self_pages, cells, tables.cross_pages, tables.cross_lengths]
+    spans = tables.cross_spans
+    read = [tables.sequences, tables.self_pages, cells, tables.cross_pages, tables.cross_lengths, spans]
     assert all(one.is_contiguous() for one in read if one is not None)
 
     def made(dtype: torch.dtype, *shape: int) -> Tensor:
@@ -103,6 +111,7 @@ def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRow
         lengths=made(torch.int32),
         cross_pages=made(torch.int32, tables.cross_pages.shape[1]),
         cross_lengths=made(torch.int32),
+        cross_begins=None if spans is None else made(torch.int32),
     )
     if count:
         _gather_rows_kernel[(count,)](
@@ -116,6 +125,7 @@ def gather_rows(rows: Tensor, tables: DecodeTables, *, beams: bool) -> DecodeRow
             tables.cross_pages.shape[1],
             PAGE=tables.page_size,
             BEAMS=beams,
+            SPANS=spans is not None,
             **{name: getattr(values, name) for name in COLUMNS if name not in ("BEFORE", "EARLIER")},
             BLOCK=_BLOCK if beams else 64,
             num_warps=4 if beams else 1,

@@ -14,6 +14,7 @@ from typing import Any
 import florence
 import pytest
 import torch
+from mllama import Case, Reference, make_mllama
 from models import EOS, load_reference, make_checkpoint, word_tokenizer
 from transformers import AutoTokenizer
 from whisper import RATE, make_whisper, sound
@@ -22,7 +23,7 @@ from tandem.media import wav
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "seeds"
-# Script → a variant of `models.VARIANTS`, "whisper" or "florence2".
+# Script → a variant of `models.VARIANTS`, "whisper", "florence2" or "mllama".
 SCRIPTS = {
     "aphrodite_bart.py": "bart",
     "bart_instruction.py": "bart",
@@ -32,6 +33,7 @@ SCRIPTS = {
     "florence2.py": "florence2",
     "gpt2_text_generation.py": "gpt2",
     "marian_translate.py": "marian",
+    "mllama.py": "mllama",
     "pegasus_summarize.py": "pegasus",
     "phi_questions.py": "phi",
     "t5_pipeline.py": "t5",
@@ -71,14 +73,15 @@ def model(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
     seeing = cache(
         lambda: florence.make_florence(tmp_path_factory.mktemp("florence"), max_position_embeddings=256)
     )
-    own = {"whisper": whisper, "florence2": seeing}
+    llama = cache(lambda: make_mllama(tmp_path_factory.mktemp("mllama")))
+    own = {"whisper": whisper, "florence2": seeing, "mllama": llama}
     return lambda variant: own[variant]() if variant in own else tiny(variant)
 
 
 def test_none_is_forgotten() -> None:
     scripts = {path.name for path in EXAMPLES.glob("*.py")} - {"questions.py"}
     assert scripts == SCRIPTS.keys() | TRAIN
-    assert SCRIPTS.keys() == ANSWERS.keys() | RUN.keys() | {"florence2.py"}
+    assert SCRIPTS.keys() == ANSWERS.keys() | RUN.keys() | {"florence2.py", "mllama.py"}
     readme = (EXAMPLES / "README.md").read_text()
     assert all(f"`{script}`" in readme for script in scripts)
 
@@ -219,6 +222,21 @@ def test_florence2_prints_the_answers_of_transformers(
         (expected,) = reference.processor.batch_decode(out, skip_special_tokens=True)
         assert expected
         assert f"Generated text: {expected!r}" in printed
+
+
+def test_llama_sees_as_in_transformers(
+    model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = model(SCRIPTS["mllama.py"])
+    monkeypatch.setattr(sys, "argv", ["mllama.py", str(folder)])
+    names = runpy.run_path(str(EXAMPLES / "mllama.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    reference = Reference(folder)
+    for prompt in names["prompts"]:
+        case = Case(prompt.get("decoder_prompt") or prompt["prompt"], [names["stop_sign"]])
+        ids, _ = reference.generate(case, max_new_tokens=64)
+        answer = reference.processor.decode(ids, skip_special_tokens=True)
+        assert f"Decoder prompt: {case.prompt!r}, Generated text: {answer!r}" in printed
 
 
 def test_the_readmes_whisper_runs(

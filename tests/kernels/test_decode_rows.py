@@ -14,7 +14,7 @@ from tandem.kernels.values import LAST, LENGTH, PLACE, POSITION, RUN, SOURCE
 SLOTS, PAGE, PAGES, LONGEST_SOURCE = 5, 4, 6, 9
 
 
-def tables(seed: int, beams: bool) -> DecodeTables:
+def tables(seed: int, beams: bool, spans: bool = False) -> DecodeTables:
     rng = torch.Generator().manual_seed(seed)
 
     def numbers(*shape: int, below: int, dtype: torch.dtype = torch.int32) -> torch.Tensor:
@@ -30,6 +30,7 @@ def tables(seed: int, beams: bool) -> DecodeTables:
         cross_pages=numbers(SLOTS, PAGES, below=90),
         cross_lengths=numbers(SLOTS, below=PAGE * PAGES + 1),
         beam_cells=numbers(SLOTS, PAGE * PAGES, below=360) if beams else None,
+        cross_spans=numbers(SLOTS, 2, below=PAGE * PAGES + 1) if spans else None,
     )
 
 
@@ -45,6 +46,15 @@ def test_a_row() -> None:
     assert placed.cross_lengths.tolist() == [given_tables.cross_lengths[2]]
     rows[3] = 77
     assert gather_rows(rows, given_tables, beams=False).token_ids.tolist() == [77]
+
+
+def test_a_slot_may_see_a_span_of_its_entry() -> None:
+    given_tables = tables(0, beams=False, spans=True)
+    given_tables.cross_spans = torch.tensor([[0, 0], [0, 9], [5, 8], [2, 7], [1, 3]], dtype=torch.int32)
+    placed = gather_rows(torch.tensor([[3, 0], [9, 2], [2, 2], [-1, -1]]), given_tables, beams=False)
+    assert placed.cross_begins is not None
+    assert (placed.cross_begins.tolist(), placed.cross_lengths.tolist()) == ([2, 0], [7, 0])
+    assert torch.equal(placed.cross_pages[0, :2], given_tables.cross_pages[2, :2])
 
 
 def test_the_device_knows_where_a_sequence_goes_on() -> None:
@@ -85,13 +95,14 @@ def test_a_beam_notes_where_its_position_goes() -> None:
         unique_by=lambda row: row[0],
     ),
     st.booleans(),
+    st.booleans(),
     st.integers(0, 5),
 )  # fmt: skip
 def test_compiled_and_plain_are_the_same(
-    listed: list[tuple[int, int, int, int]], beams: bool, seed: int
+    listed: list[tuple[int, int, int, int]], beams: bool, spans: bool, seed: int
 ) -> None:
     rows = torch.tensor(listed, dtype=torch.int64).reshape(-1, 4).t().contiguous()
-    used = [tables(seed, beams) for _ in range(2)]
+    used = [tables(seed, beams, spans) for _ in range(2)]
     compiled = gather_rows(rows, used[0], beams=beams)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cpu_ops, "COMPILED", False)
@@ -104,6 +115,10 @@ def test_compiled_and_plain_are_the_same(
         assert torch.equal(compiled.history[row, :read], plain.history[row, :read])
         read = -(-int(plain.cross_lengths[row]) // PAGE)
         assert torch.equal(compiled.cross_pages[row, :read], plain.cross_pages[row, :read])
+    if spans:
+        assert compiled.cross_begins is not None
+        assert plain.cross_begins is not None
+        assert torch.equal(compiled.cross_begins, plain.cross_begins)
     if beams:
         assert used[0].beam_cells is not None
         assert used[1].beam_cells is not None

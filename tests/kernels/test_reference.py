@@ -191,6 +191,32 @@ def test_paged_attention_of_any_shape(
     assert_close(out, case.expected(None, 1.0, causal=False))
 
 
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    shapes=st.lists(
+        st.tuples(st.integers(0, 90), st.integers(0, 12), st.floats(0, 1, exclude_max=True)),
+        min_size=1, max_size=6,
+    ),
+    dim=st.sampled_from([8, 32]),
+    group=st.sampled_from([1, 2]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16]),
+)  # fmt: skip
+def test_cross_attention_may_begin_anywhere(
+    shapes: list[tuple[int, int, float]], dim: int, group: int, dtype: torch.dtype
+) -> None:
+    case = paged([n for n, _, _ in shapes], [r for _, r, _ in shapes], dim=dim, dtype=dtype, group=group)
+    begins = torch.tensor([int(n * share) for n, _, share in shapes], dtype=torch.int32)
+    case.kv = case.kv._replace(begins=begins)
+    out = kernels.paged_cross_attention(*case.inputs(), Scores(1.0))
+    assert_close(out, case.expected(None, 1.0, causal=False))
+
+
+def test_keep_rows() -> None:
+    x = torch.tensor([[1.0, 2.0], [float("nan"), float("inf")], [3.0, 4.0]])
+    kept = kernels.keep_rows(x, torch.tensor([7, 0, 1], dtype=torch.int32))
+    assert kept.tolist() == [[1.0, 2.0], [0.0, 0.0], [3.0, 4.0]]
+
+
 @pytest.mark.parametrize("lengths", [[1, 1], [40, 40, 40, 40], [3, 70, 64, 65, 2]])
 @pytest.mark.parametrize("page", [1, 16, 24])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

@@ -53,6 +53,7 @@ class Paged:
         group = self.q.shape[1] // self.kv.k.shape[1]
         out = torch.zeros(self.q.shape, dtype=torch.float64)
         bounds = self.groups.cu_rows.tolist()
+        begins = [0] * len(self.k) if self.kv.begins is None else self.kv.begins.tolist()
         for s, length in enumerate(self.kv.lengths.tolist()):
             for row in range(bounds[s], bounds[s + 1]):
                 seen = max(0, length - (bounds[s + 1] - row) + 1) if causal else length
@@ -61,7 +62,8 @@ class Paged:
                     if bias_table is not None:
                         distance = torch.tensor([seen - 1 - t for t in range(seen)], dtype=torch.long)
                         bias = bias_table[h][distance.clamp(max=bias_table.shape[1] - 1)].cpu()
-                    keys, values = self.k[s][:seen, h // group].cpu(), self.v[s][:seen, h // group].cpu()
+                    visible = slice(begins[s], seen)
+                    keys, values = (one[s][visible, h // group].cpu() for one in (self.k, self.v))
                     if more is not None:
                         keys = torch.cat([keys, more.k[s][:, h // group].cpu()])
                         values = torch.cat([values, more.v[s][:, h // group].cpu()])

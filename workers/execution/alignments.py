@@ -97,7 +97,8 @@ class Alignments:
         for start in range(0, len(heads), _HEADS_AT_ONCE):
             some = heads[start : start + _HEADS_AT_ONCE]
             q = torch.stack([by_plane[plane][:, head] for plane, head in some])
-            keys = (pool.k[plane][:, head // self._readers].index_select(0, pages) for plane, head in some)
+            heads_keys = ((pool.cross(plane)[0], head // self._readers) for plane, head in some)
+            keys = (of_plane[:, head].index_select(0, pages) for of_plane, head in heads_keys)
             k = torch.stack([of_head.flatten(0, 1)[:length] for of_head in keys])
             total += kernels.alignment_scores(
                 q, k, self._scores, columns, aligned.filter_width, cropped=bool(aligned.cropped)

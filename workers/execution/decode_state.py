@@ -14,6 +14,7 @@ from tandem.kernels.decode_rows import resolve
 from tandem.kernels.values import LAST, POSITION, SOURCE
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution.packet import ANY_ID, BEAM, SINGLE, Ints, Packet, Rows, TargetTokens
+from tandem.workers.execution.slot_spans import SlotSpans
 from tandem.workers.models.batch import AttentionRows, DecoderBatch, Targets
 from tandem.workers.scheduling.plan import ON_DEVICE
 
@@ -23,35 +24,41 @@ class DecodeState:
     what was chosen. `Runner` owns it."""
 
     def __init__(
-        self, config: EngineConfig, device: torch.device, page_size: int, pages: int, *, drafts: bool
-    ) -> None:
+        self, config: EngineConfig, device: torch.device, page_size: int, pages: int, *, drafts: bool,
+        cross_planes: int, spans: bool,
+    ) -> None:  # fmt: skip
         """
         Args:
             pages: how many the pool has; the page of this number is no sequence's.
             drafts: sequences draft from their sources.
+            cross_planes: those of each cross-attention, see `KVPool`.
+            spans: what a position reads of its encoder input depends on where it is, see `request.CrossSpan`.
         """
         self.device, self.page_size = device, page_size
         self._slots, self._drafts = config.max_num_seqs, drafts
+        # The pages that a page is to a cross-attention: their numbers are so much above its own.
+        self._cross_pages_above = np.arange(cross_planes) * (pages + 1)
         self._longest = config.max_decoder_length
         # An encoder input, or the decoder's prompt where there is none.
         source = max(config.max_encoder_length, config.max_decoder_length) if drafts else 0
 
-        def table(positions: int) -> torch.Tensor:
-            rows = torch.zeros(
-                self._slots + 1, min(self._pages(positions), pages), dtype=torch.int32, device=device
-            )
+        def table(positions: int, most: int) -> torch.Tensor:
+            shape = self._slots + 1, min(self._pages(positions), most)
+            rows = torch.zeros(shape, dtype=torch.int32, device=device)
             rows[self._slots] = pages
             return rows
 
         self.tables = DecodeTables(
             page_size=page_size,
-            self_pages=table(config.max_decoder_length),
+            self_pages=table(config.max_decoder_length, pages),
             sequences=torch.zeros(self._slots + 1, SOURCE + source, dtype=torch.int64, device=device),
-            cross_pages=table(config.max_encoder_length),
+            cross_pages=table(config.max_encoder_length, pages * cross_planes),
             cross_lengths=torch.ones(self._slots + 1, dtype=torch.int32, device=device),
         )
         # `cross_lengths` on the host: sizes launches without a sync.
         self._cross_lengths = np.zeros(self._slots, dtype=np.int64)
+        self._spans = SlotSpans(self._slots, device) if spans else None
+        self.tables.cross_spans = None if self._spans is None else self._spans.last
 
     @property
     def positions(self) -> torch.Tensor:
@@ -61,7 +68,7 @@ class DecodeState:
     # -- what a step brings
 
     def take(self, packet: Packet) -> None:
-        """New pages, and the sources of new sequences."""
+        """New pages, and the sources and spans of new sequences."""
         if len(new := packet.new_pages):
             slot, index, page = self._send(new.slot, new.index, new.page)
             self.tables.self_pages[slot, index] = page.int()
@@ -69,6 +76,8 @@ class DecodeState:
             _, cells = _ranges(sources.slot * self.tables.sequences.shape[1], sources.count)
             to, values = self._send(cells, packet.source_columns)
             self.tables.sequences.view(-1)[to] = values
+        if self._spans is not None and len(packet.cross_spans):
+            self._spans.take(packet.cross_spans, self._send)
 
     def take_inputs(self, packet: Packet, order: Sequence[int]) -> torch.Tensor:
         """Pages and lengths of the packet's admissions.
@@ -81,8 +90,9 @@ class DecodeState:
         offsets = np.arange(self.page_size)
         write_slots, table_rows, table_columns, table_pages = [], [], [], []
         for number in order:
-            count = admissions.pages[number]
-            pages = packet.admission_pages[starts[number] : starts[number] + count]
+            own = packet.admission_pages[starts[number] : starts[number] + admissions.pages[number]]
+            count = self._pages(admissions.length[number])
+            pages = (own[:, None] + self._cross_pages_above).ravel()[:count]
             write_slots.append(
                 (pages[:, None] * self.page_size + offsets).ravel()[: admissions.length[number]]
             )
@@ -132,6 +142,7 @@ class DecodeState:
             cross_pages=placed.cross_pages,
             cross_lengths=placed.cross_lengths,
             cross_groups=each,
+            cross_begins=placed.cross_begins,
             beams=beams,
         )
         return DecoderBatch(
@@ -139,6 +150,8 @@ class DecodeState:
             positions=placed.positions,
             write_slots=placed.write_slots,
             attention=[attention],
+            # What a generated token reads is media of its own, or nothing.
+            reads_media=None if self._spans is None else placed.cross_lengths,
         )
 
     def batch(self, packet: Packet) -> DecoderBatch:
@@ -164,6 +177,10 @@ class DecodeState:
             assert self.tables.beam_cells is not None
             (at,) = self._send(np.flatnonzero((kinds != SINGLE)[row_of]))
             self.tables.beam_cells[row_slots[at], row_positions[at]] = write_slots[at].int()
+        reads_media = None
+        if self._spans is not None:
+            parts = self._spans.parts(rows)
+            (reads_media,) = self._send(np.repeat(parts.own, np.diff(parts.borders)))
         attention, start = [], 0
         for several, end_row in ((False, singles), (True, singles + beams), (False, len(counts))):
             if start < end_row:
@@ -176,6 +193,7 @@ class DecodeState:
             attention=attention,
             sample_rows=sample_rows,
             targets=self._targets(targets, score_rows, target_ids) if len(targets) else None,
+            reads_media=None if reads_media is None else reads_media.int(),
         )
 
     def _targets(self, targets: TargetTokens, rows: torch.Tensor, ids: torch.Tensor) -> Targets:
@@ -184,18 +202,23 @@ class DecodeState:
 
     def _attention_rows(self, rows: Rows, start: int, *, beams: bool) -> AttentionRows:
         starts, counts, entries = rows.start, rows.count, rows.entry
-        # Adjacent rows of one encoder input read its K/V together.
-        first = np.flatnonzero(np.diff(entries, prepend=-1))
         cu_rows = np.concatenate([[0], np.cumsum(counts)])
-        cu_cross = np.concatenate([cu_rows[first], cu_rows[-1:]])
-        slots_, lengths, cu_rows_, groups, cu_cross_ = self._send(
-            rows.slot, starts + counts, cu_rows, entries[first], cu_cross
+        parts: list[Ints] = []
+        if self._spans is None:
+            # Adjacent rows of one encoder input read its K/V together.
+            first = np.flatnonzero(np.diff(entries, prepend=-1))
+            cu_cross, group_entries = np.concatenate([cu_rows[first], cu_rows[-1:]]), entries[first]
+            longest_cross = int(self._cross_lengths[entries].max())
+        else:
+            cu_cross, group_entries, *parts, _ = self._spans.parts(rows)
+            longest_cross = max(1, int(parts[1].max()))
+        slots_, lengths, cu_rows_, groups, cu_cross_, *parts_ = self._send(
+            rows.slot, starts + counts, cu_rows, group_entries, cu_cross, *parts
         )
         if rows.uncertain.any():
             moved, starts_ = self._send(rows.uncertain, starts)
             lengths += torch.where(moved > 0, self.positions[slots_] - starts_, 0)
         longest = int((starts + counts + rows.uncertain).max())
-        longest_cross = int(self._cross_lengths[entries].max())
         if beams:
             assert self.tables.beam_cells is not None
             history = self.tables.beam_cells[slots_, :longest]
@@ -208,8 +231,9 @@ class DecodeState:
             self_lengths=lengths.int(),
             self_groups=RowGroups(cu_rows_.int(), int(counts.max())),
             cross_pages=self.tables.cross_pages[groups, : self._pages(longest_cross)],
-            cross_lengths=self.tables.cross_lengths[groups],
+            cross_lengths=parts_[1].int() if parts_ else self.tables.cross_lengths[groups],
             cross_groups=RowGroups(cu_cross_.int(), int(np.diff(cu_cross).max())),
+            cross_begins=parts_[0].int() if parts_ else None,
             beams=beams,
         )
 

@@ -52,7 +52,8 @@ class Encoder:
 def encode_packed(
     encoder: EncoderStack, token_ids: Ints, lengths: Ints, features: torch.Tensor | None = None
 ) -> torch.Tensor:
-    """Inputs of these lengths, one after another and unpadded → hidden states [sum(lengths), d_model].
+    """Inputs of these lengths, one after another and unpadded → hidden states [sum(lengths), d_model], each
+    input's positions of `FrontSpec.padding_id` last.
 
     features: float32 [items, *FrontSpec.features] of the inputs' media, on the device; None: text alone.
     """
@@ -60,8 +61,12 @@ def encode_packed(
     ids, borders = (
         torch.from_numpy(one).to(encoder.device, non_blocking=True) for one in (token_ids, cu_seqlens)
     )
-    media = None
-    if features is not None and (front := encoder.spec.front) is not None:
-        at = np.flatnonzero(token_ids == front.placeholder_id)
+    media, front = None, encoder.spec.front
+    if features is not None and front is not None:
+        at = np.flatnonzero(front.holds_media(token_ids))
         media = torch.from_numpy(at).to(encoder.device, non_blocking=True)
-    return encoder.encode(encoder.embed(ids, media, features), borders, int(lengths.max()))
+    hidden = encoder.encode(encoder.embed(ids, media, features), borders, int(lengths.max()))
+    if front is None or front.padding_id is None:
+        return hidden
+    order = np.lexsort((token_ids == front.padding_id, np.repeat(np.arange(len(lengths)), lengths)))
+    return hidden[torch.from_numpy(order).to(encoder.device, non_blocking=True)]

@@ -116,6 +116,16 @@ class Overlapped(Table):
     length: Ints
 
 
+class CrossSpans(Table):
+    """What new sequences' positions read of their encoder inputs, see `request.CrossSpan`."""
+
+    slot: Ints  # a beam's own
+    start: Ints
+    begin: Ints
+    end: Ints
+    own: Ints  # 0 or 1
+
+
 class Sources(Table):
     """What new sequences draft from: the first columns of their rows in `DecodeTables.sequences`."""
 
@@ -140,6 +150,7 @@ class Packet:
     alignment_heads: Ints  # layer and head of each
     overlapped: Overlapped  # by length
     overlapped_tokens: Ints
+    cross_spans: CrossSpans  # a slot's together
     sources: Sources
     source_columns: Ints
 
@@ -212,6 +223,14 @@ class Packet:
             overlapped=Overlapped.of([(one.entry.index, one.entry.length) for one in overlapped]),
             overlapped_tokens=_vector(
                 [token_id for one in overlapped for token_id in one.request.encoder.token_ids]
+            ),
+            cross_spans=CrossSpans.of(
+                [
+                    (slot, *span)
+                    for sequence in plan.started
+                    for slot in sequence.slots
+                    for span in sequence.request.cross_spans
+                ]
             ),
             sources=Sources.of(sources),
             source_columns=_vector(source_columns),

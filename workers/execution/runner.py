@@ -71,12 +71,13 @@ class Runner:
         self.num_pages = group.least(pool_pages(config, self.spec, self.device))
         self.pool = KVPool(
             self.spec.kv_planes, self.num_pages + 1, stack.shared_heads // group.size, self.page_size,
-            stack.head_dim, self.device, config.kv_dtype(self.device),
+            stack.head_dim, self.device, config.kv_dtype(self.device), self.spec.cross_planes,
         )  # fmt: skip
         self.draft_tokens = config.draft_tokens if self.spec.drafts_from_source else 0
         self.state = DecodeState(
-            config, self.device, self.page_size, self.num_pages, drafts=self.draft_tokens > 0
-        )
+            config, self.device, self.page_size, self.num_pages, drafts=self.draft_tokens > 0,
+            cross_planes=self.spec.cross_planes, spans=self.spec.media_token_id is not None,
+        )  # fmt: skip
         self._alignments = Alignments(self.spec, group)
         # Decode steps in one launch, by kind of row; for beams, made when the first ones come.
         self._steps: dict[int, Callable[[Ints], torch.Tensor | None]] = {}

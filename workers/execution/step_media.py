@@ -39,7 +39,7 @@ def share(
 
     own: rank 0's; None on the others.
     """
-    items = 0 if front is None else int((token_ids == front.placeholder_id).sum()) // front.positions
+    items = 0 if front is None else int(front.holds_media(token_ids).sum()) // front.positions
     if front is None or not items:
         return None
     if group.rank == 0:

@@ -11,6 +11,7 @@ from tandem import kernels
 from tandem.kernels import PagedKV, Scores
 from tandem.workers.models.layers import (
     ColumnParallel,
+    Gate,
     HeadTable,
     Placement,
     Replicated,
@@ -59,10 +60,11 @@ class BiasTables:
 class Attention:
     """Norms, output projection and scores' constants, which every kind of attention has."""
 
-    def __init__(self, name: str, stack: StackSpec, place: Placement) -> None:
+    def __init__(self, name: str, stack: StackSpec, place: Placement, *, cross: bool = False) -> None:
+        """cross: it is cross-attention, and no other."""
         width = stack.heads * stack.head_dim
         self.norm = stack_norm(f"{name}.norm", stack, place)
-        self.q_norm = head_norm(f"{name}.q_norm", stack, place)
+        self.q_norm = head_norm(f"{name}.q_norm", stack, place, cross=cross)
         self.o = RowParallel(f"{name}.o", width, stack.d_model, "heads", place, stack.head_dim, stack.bias)
         self.output_norm = output_norm(name, stack, place)
         self.heads, self.head_dim = place.share(stack.heads, "heads"), stack.head_dim
@@ -210,8 +212,9 @@ class CrossAttention(Attention):
 
     def __init__(self, name: str, stack: StackSpec, plane: int, place: Placement) -> None:
         """plane: the KV pool's."""
-        super().__init__(name, stack, place)
+        super().__init__(name, stack, place, cross=True)
         width = stack.heads * stack.head_dim
+        self.gate = Gate(f"{name}.gate", place) if stack.cross_gates else None
         self.q = ColumnParallel(
             [f"{name}.q"], [width], stack.d_model, "heads", place, stack.head_dim, stack.bias
         )
@@ -223,11 +226,12 @@ class CrossAttention(Attention):
             q = self.q_norm.by_head(q)
         for rows in step.batch.recorded:
             rows.record(self.plane, q)
-        return self.output(_attend_cross(self, q, step))
+        x = self.output(_attend_cross(self, q, step))
+        return x if self.gate is None else self.gate(x)
 
     def slots(self) -> Iterator[WeightSlot]:
         yield from super().slots()
-        yield from self.q.slots()
+        yield from weights_of(self.q, self.gate)
 
 
 class MergedAttention(SelfAttention):
@@ -247,10 +251,11 @@ def _attend_cross(
     step: DecoderPass,
     sums: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    k, v, parts = step.pool.k[attention.plane], step.pool.v[attention.plane], []
+    k, v = step.pool.cross(attention.plane)
+    parts = []
     for rows in step.batch.attention:
         own = slice(rows.start, rows.stop)
-        kv = PagedKV(k, v, rows.cross_pages, rows.cross_lengths)
+        kv = PagedKV(k, v, rows.cross_pages, rows.cross_lengths, rows.cross_begins)
         how = attention.scores, None if sums is None else sums[own]
         parts.append(kernels.paged_cross_attention(q[own], kv, rows.cross_groups, *how))
     return _in_order(parts)
@@ -281,16 +286,17 @@ class CrossKV:
             stack.head_dim,
             stack.bias,
         )
-        norms = (head_norm(f"{name}.k_norm", stack, place) for name in names)
+        cross = not stack.merged_attention
+        norms = (head_norm(f"{name}.k_norm", stack, place, cross=cross) for name in names)
         self.k_norms = [norm for norm in norms if norm is not None]
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[N, encoder's d_model] → [N, planes, 2, shared heads, head_dim]."""
+        """[N, encoder's d_model] → [N, cross-attentions, 2, shared heads, head_dim]."""
         if self.enc_to_dec_proj is not None:
             hidden = self.enc_to_dec_proj(hidden)
         kv = self.kv(hidden).view(len(hidden), *self.shape)
-        for plane, k_norm in enumerate(self.k_norms):
-            kv[:, plane, 0] = k_norm.by_head(kv[:, plane, 0])
+        for number, k_norm in enumerate(self.k_norms):
+            kv[:, number, 0] = k_norm.by_head(kv[:, number, 0])
         return kv
 
     def slots(self) -> Iterator[WeightSlot]:

@@ -23,7 +23,9 @@ class AttentionRows:
     self_groups: RowGroups
     cross_pages: torch.Tensor  # int32 [encoder inputs, pages]
     cross_lengths: torch.Tensor  # int32 [encoder inputs]
-    cross_groups: RowGroups  # rows by the encoder input they read
+    cross_groups: RowGroups  # rows by the encoder input, or the part of it, that they read
+    # int32 [encoder inputs]: where the rows' parts of the inputs begin, see `request.CrossSpan`; None: at 0
+    cross_begins: torch.Tensor | None = None
     beams: bool = False  # one row each, whose history lies in its ancestors' pages
 
 
@@ -61,3 +63,5 @@ class DecoderBatch:
     sample_rows: torch.Tensor | None = None  # int64: the rows whose logits are wanted; None: all
     targets: Targets | None = None
     recorded: Sequence[RecordedRows] = ()
+    # int32 [rows]: 0 for rows that read no media of their own, see `request.CrossSpan`; None: there are none
+    reads_media: torch.Tensor | None = None

@@ -36,11 +36,12 @@ class Checkpoint:
             ours: [Part(theirs) if isinstance(theirs, str) else theirs for theirs in alternatives]
             for ours, alternatives in family.names(config, self.spec).items()
         }
+        unread = family.unused + family.unread(config)
         known = {part.name for alternatives in names.values() for part in alternatives if part}
         unused = sorted(
             name
             for name in self._files.keys() - known
-            if not any(fnmatchcase(name, pattern) for pattern in family.unused)
+            if not any(fnmatchcase(name, pattern) for pattern in unread)
         )
         if unused:
             raise ModelLoadError(

@@ -14,6 +14,7 @@ from tandem.workers.distributed import Group
 from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.kv_pool import pool_pages, position_bytes
 from tandem.workers.models.layers import Placement, WeightSlot
+from tandem.workers.models.spec import ModelSpec
 from tandem.workers.models.stacks import DecoderStack, EncoderStack
 
 
@@ -39,7 +40,12 @@ class Footprint:
         Raises ModelLoadError for a model that cannot be served.
         """
         checkpoint = Checkpoint(Path(config.model))
-        spec, tied = checkpoint.spec, checkpoint.tied("decoder.output", "decoder.embedding")
+        tied = checkpoint.tied("decoder.output", "decoder.embedding")
+        return cls.of_spec(checkpoint.spec, config, tied=tied)
+
+    @classmethod
+    def of_spec(cls, spec: ModelSpec, config: EngineConfig, *, tied: bool) -> Footprint:
+        """The same of a model without its weights. tied: the output projection is the decoder's embedding."""
         # The device may be another machine's.
         device = config.torch_device() if config.device == "auto" else torch.device(config.device)
         dtype = config.torch_dtype(device)
@@ -67,7 +73,7 @@ class Footprint:
             encoder_weights=encoder,
             decoder_weights=decoder,
             self_kv_per_position=kv,
-            cross_kv_per_position=0 if spec.encoder is None else kv,
+            cross_kv_per_position=0 if spec.encoder is None else kv // spec.cross_planes,
             hidden_states_per_position=0 if spec.encoder is None else spec.encoder.d_model * dtype.itemsize,
             page_size=config.positions_per_page(device),
             pages=pool_pages(config, spec, device, unloaded=encoder + decoder),
@@ -81,7 +87,9 @@ class Footprint:
     def sequences(self, inputs: int, outputs: int) -> int:
         """How many sequences with inputs and outputs of these lengths the pool holds at once."""
         # A decoder-only model has both in one row of pages.
-        parts = (inputs, outputs) if self.cross_kv_per_position else (inputs + outputs,)
+        parts: tuple[int, ...] = (inputs + outputs,)
+        if self.cross_kv_per_position:
+            parts = -(-inputs * self.cross_kv_per_position // self.self_kv_per_position), outputs
         return self.pages // sum(-(-part // self.page_size) for part in parts)
 
 

@@ -18,16 +18,30 @@ class KVPool:
 
     A plane serves a layer's self-attention and a layer's cross-attention, see `ModelSpec.plane`. A page id
     means the same positions in every plane. What a page holds beyond its sequence's length is garbage.
+
+    A cross-attention may have several planes, one after another. To it, a page is as many pages: page p of
+    its plane number n is the page n * pages + p.
     """
 
     def __init__(
         self, planes: int, pages: int, heads: int, page_size: int, head_dim: int,
-        device: torch.device, dtype: torch.dtype,
+        device: torch.device, dtype: torch.dtype, cross_planes: int = 1,
     ) -> None:  # fmt: skip
         shape = (planes, pages, heads, page_size, head_dim)
         self.k = torch.zeros(shape, device=device, dtype=dtype)
         self.v = torch.zeros(shape, device=device, dtype=dtype)
-        self.page_size = page_size
+        self.pages, self.page_size, self.cross_planes = pages, page_size, cross_planes
+
+    def cross(self, plane: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """K and V of a cross-attention whose first plane this is, [its pages, heads, page_size, head_dim]."""
+        if self.cross_planes == 1:
+            return self.k[plane], self.v[plane]
+        own = slice(plane, plane + self.cross_planes)
+        return self.k[own].flatten(0, 1), self.v[own].flatten(0, 1)
+
+    def write_cross(self, plane: int, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
+        """As `write`, of a cross-attention's own pages."""
+        kernels.write_kv(k, v, *self.cross(plane), slots)
 
     def write(self, plane: int, k: torch.Tensor, v: torch.Tensor, slots: torch.Tensor) -> None:
         """k, v [N, heads, head_dim] to the positions `slots` [N] = page * page_size + offset."""
@@ -48,7 +62,7 @@ def pool_pages(config: EngineConfig, spec: ModelSpec, device: torch.device, unlo
     if config.num_pages is not None:
         return config.num_pages
     size = config.positions_per_page(device)
-    longest = config.max_encoder_length, config.max_decoder_length
+    longest = -(-config.max_encoder_length // spec.cross_planes), config.max_decoder_length
     usable = config.max_num_seqs * sum(-(-length // size) for length in longest)
     if config.kv_cache_gib is not None:
         room = int(config.kv_cache_gib * GIB)

@@ -123,9 +123,28 @@ def output_norm(name: str, stack: StackSpec, place: Placement) -> Norm | None:
     return stack_norm(f"{name}.output_norm", stack, place) if stack.output_norm else None
 
 
-def head_norm(name: str, stack: StackSpec, place: Placement) -> Norm | None:
-    """The norm of each head's queries or keys, where the stack has one."""
-    return Norm(name, stack.head_dim, stack.norm, stack.norm_eps, place) if stack.qk_norm else None
+def head_norm(name: str, stack: StackSpec, place: Placement, *, cross: bool = False) -> Norm | None:
+    """The norm of each head's queries or keys, of cross-attention's or of others, where the stack has one."""
+    has = stack.cross_qk_norm if cross and stack.cross_qk_norm is not None else stack.qk_norm
+    return Norm(name, stack.head_dim, stack.norm, stack.norm_eps, place) if has else None
+
+
+class Gate:
+    """``tanh(weight) x``, by which a branch joins the sum."""
+
+    def __init__(self, name: str, place: Placement) -> None:
+        self.name, self._weight = name, place.empty(1)
+        self.factor = 0.0  # set by `prepare`
+
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        return kernels.scale(x, self.factor)
+
+    def prepare(self) -> None:
+        """The weight is loaded."""
+        self.factor = float(self._weight.tanh())
+
+    def slots(self) -> Iterator[WeightSlot]:
+        yield WeightSlot(self.name, self._weight, (1,))
 
 
 class Replicated:

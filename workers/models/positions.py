@@ -38,4 +38,12 @@ def rotary_speeds(rotary: Rotary) -> torch.Tensor:
     """float32 [dimensions / 2]: the angle by which each pair turns from one position to the next (Su et
     al., 2021)."""
     speeds = 1.0 / rotary.base ** (torch.arange(0, rotary.dimensions, 2).float() / rotary.dimensions)
-    return speeds / rotary.factor
+    if (long := rotary.long_waves) is None:
+        return speeds / rotary.factor
+    # In transformers' order, for its last bits.
+    waves = 2 * math.pi / speeds
+    shortest, longest = long.trained / long.high, long.trained / long.low
+    slowed = torch.where(waves > longest, speeds / rotary.factor, speeds)
+    share = (long.trained / waves - long.low) / (long.high - long.low)
+    between = (1 - share) * slowed / rotary.factor + share * slowed
+    return torch.where((waves >= shortest) & (waves <= longest), between, slowed)

@@ -4,9 +4,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from tandem.inputs import Modality
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
 
 Activation = Literal["relu", "gelu", "gelu_new", "silu"]  # gelu is the exact one, gelu_new uses tanh
 AttentionKind = Literal["self", "cross", "merged"]  # a decoder sublayer's; merged reads both kinds of keys
@@ -44,12 +48,53 @@ class PositionTable:
 
 
 @dataclass(frozen=True)
+class LongWaves:
+    """Llama 3's way to reach farther than was trained: `Rotary.factor` slows the long waves alone."""
+
+    trained: int  # positions
+    low: float  # waves of more than trained / low positions are slowed by the factor
+    high: float  # those of less than trained / high are not; between the two the factor grows with the length
+
+
+@dataclass(frozen=True)
 class Rotary:
     """Rotary positions: the queries' and keys' leading dimensions are rotated by their position."""
 
     dimensions: int  # how many of each head's are rotated
     base: float
     factor: float = 1.0  # positions are divided by it, to reach farther than was trained
+    long_waves: LongWaves | None = None  # None: the factor holds for all
+
+
+@dataclass(frozen=True, kw_only=True)
+class TiledVision:
+    """A vision model of images that are cut into tiles, see fronts/tiled_vision.py."""
+
+    tiles: int  # of one image, at most; there are always so many, the others are padding
+    tile_size: int  # pixels of its height and width
+    channels: int
+    patch_size: int  # pixels of its height and width
+    arrangements: tuple[
+        tuple[int, int], ...
+    ]  # how tiles may lie, in two numbers; an image names one by 1, 2, …
+    layers: int
+    global_layers: int  # after them
+    kept_layers: tuple[int, ...]  # whose outputs are part of the result, after that of the last
+    d_model: int
+    heads: int
+    head_dim: int
+    d_ff: int
+    activation: Activation
+    norm_eps: float  # in the layers
+
+    @property
+    def tile_positions(self) -> int:
+        """A tile's patches, and one more for the tile."""
+        return (self.tile_size // self.patch_size) ** 2 + 1
+
+    @property
+    def output_width(self) -> int:
+        return self.d_model * (1 + len(self.kept_layers))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -126,17 +171,28 @@ class FrontSpec:
     Encoder positions that hold `placeholder_id` take the front's output instead of a token's embedding.
     """
 
-    kind: Literal["audio_convolutions", "image_patches", "beit", "swin", "davit"]  # see fronts/
+    # See fronts/.
+    kind: Literal["audio_convolutions", "image_patches", "beit", "swin", "davit", "tiled_vision"]
     modality: Modality
     placeholder_id: int  # in `EncoderInput.token_ids`; no token of a text
     positions: int  # encoder positions of one item
-    # Shape of one item's features. Audio: (mel bins, frames); an image: (channels, height, width).
+    # Shape of one item's features. Audio: (mel bins, frames); an image: (channels, height, width), in tiles
+    # (tiles, numbers of a tile).
     features: tuple[int, ...]
-    # Of the kind "image_patches", "beit", "swin" or "davit".
+    # In place of `placeholder_id` at positions of padding, which come last among an input's hidden states,
+    # whatever their place in `token_ids`. None: there are none.
+    padding_id: int | None = None
+    # Set where `kind` is the front that they describe.
     patches: PatchesSpec | None = None
     beit: BeitSpec | None = None
     swin: SwinSpec | None = None
     davit: DavitSpec | None = None
+    vision: TiledVision | None = None
+
+    def holds_media(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
+        """Which of the encoder positions hold a row of the front's output."""
+        own: npt.NDArray[np.bool_] = token_ids == self.placeholder_id
+        return own if self.padding_id is None else own | (token_ids == self.padding_id)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,6 +215,7 @@ class StackSpec:
     post_norm: bool = False  # a sublayer's sum is normalized, not its input; there is no final norm then
     output_norm: bool = False  # a sublayer's output is normalized before it joins the sum
     qk_norm: bool = False  # each head's queries and keys are normalized, before rotary positions
+    cross_qk_norm: bool | None = None  # the same of cross-attention, where it differs
     parallel_residual: bool = False  # attention and feed-forward read the same norm's output
     attention_scale: float  # on the scores of self- and cross-attention
     softcap: float | None = None  # on the same scores, see kernels.reference.soft_capped
@@ -166,6 +223,9 @@ class StackSpec:
     # cross-attention in place of self-attention in the layers listed. Neither: one after the other.
     merged_attention: bool = False
     cross_layers: tuple[int, ...] | None = None
+    # The layers listed multiply the outputs of attention and feed-forward by tanh of a weight each, and the
+    # feed-forward's by 0 in rows that read no media, see `request.CrossSpan`.
+    cross_gates: bool = False
     embedding_scale: float = 1.0
     embedding_norm: EmbeddingNorm = None
     own_vector: int | None = None  # a token whose vector is a weight of its own, which is not scaled
@@ -209,6 +269,11 @@ class ModelSpec:
     decoder_start_id: int | None  # None: config.json does not say, or the prompt is the start
     pad_id: int
     eos_ids: tuple[int, ...]
+    # Stands in the decoder's prompt for an item of media. Positions from there on read the item, see
+    # `request.CrossSpan`, and the prompt is all that the decoder starts from. None: every position reads all
+    # of the encoder's output.
+    media_token_id: int | None = None
+    read_only_ids: int = 0  # the last of the decoder's vocabulary, which are read and never generated
 
     def attentions(self, layer: int) -> tuple[AttentionKind, ...]:
         """The kinds of attention in a layer of the decoder, in order."""
@@ -222,21 +287,38 @@ class ModelSpec:
         return ("cross",) if layer in stack.cross_layers else ("self",)
 
     def plane(self, layer: int, kind: AttentionKind) -> int:
-        """The plane of the KV pool of this kind of attention in a layer."""
-        return sum(kind in self.attentions(earlier) for earlier in range(layer))
+        """The plane of the KV pool of this kind of attention in a layer; of cross-attention the first."""
+        before = sum(kind in self.attentions(earlier) for earlier in range(layer))
+        return before * self.cross_planes if kind == "cross" else before
+
+    @property
+    def item_positions(self) -> int:
+        """Encoder positions of an item of media, padding included; 0: the model reads none."""
+        return 0 if self.encoder is None or self.encoder.front is None else self.encoder.front.positions
 
     @property
     def kv_planes(self) -> int:
-        """Planes of the KV pool. The n-th self-attention and the n-th cross-attention share a plane, for they
-        have different pages."""
-        kinds = [kind for layer in range(self.decoder.layers) for kind in self.attentions(layer)]
+        """Planes of the KV pool. Self- and cross-attentions share them, for they have different pages."""
+        kinds = self._kinds
         return len(kinds) - min(kinds.count("self"), kinds.count("cross"))
+
+    @property
+    def cross_planes(self) -> int:
+        """Planes of each cross-attention: as many as leave none empty where fewer layers have it than
+        self-attention. A page then holds so many times the positions of an encoder input."""
+        kinds = self._kinds
+        return max(1, kinds.count("self") // max(1, kinds.count("cross")))
+
+    @property
+    def _kinds(self) -> list[AttentionKind]:
+        """Of all attentions of the decoder."""
+        return [kind for layer in range(self.decoder.layers) for kind in self.attentions(layer)]
 
     @property
     def vocab_size(self) -> int:
         """Size of the vocabulary that is generated."""
         assert self.decoder.vocab_size is not None, "a decoder reads tokens"
-        return self.decoder.vocab_size
+        return self.decoder.vocab_size - self.read_only_ids
 
     @property
     def drafts_from_source(self) -> bool:

@@ -60,6 +60,8 @@ class Stack(Generic[PassT]):
         if self.final_norm is not None:
             self._first_norm, *norms = [*norms, self.final_norm]
         self.steps = list(zip(sublayers, norms, strict=True))
+        gated = (one for one in sublayers if isinstance(one, CrossAttention | FeedForward))
+        self._gates = [one.gate for one in gated if one.gate is not None]
         self._speeds = {
             rotary: rotary_speeds(rotary).to(place.device)
             for rotary in (stack.rotary, stack.window_rotary)
@@ -96,7 +98,8 @@ def _layer(
 ) -> list[Sublayer[PassT]]:
     """A layer's sublayers; name: its feed-forward's."""
     if not stack.parallel_residual:
-        return [*attentions, FeedForward(name, stack, place)]
+        gated = stack.cross_gates and isinstance(attentions[-1], CrossAttention)
+        return [*attentions, FeedForward(name, stack, place, gated=gated)]
     *before, last = attentions
     return [*before, Parallel(last, FeedForward(name, stack, place, last.norm))]
 
@@ -185,6 +188,8 @@ class DecoderStack(Stack[DecoderPass]):
         self.embedding.prepare()
         for attention in self._attentions:
             attention.prepare(self._tables)
+        for gate in self._gates:
+            gate.prepare()
         self.head.prepare()
 
     def admit(self, hidden: torch.Tensor, write_slots: torch.Tensor, pool: KVPool) -> None:
@@ -194,8 +199,9 @@ class DecoderStack(Stack[DecoderPass]):
         """
         assert self.cross_kv is not None, "a decoder-only model admits nothing"
         kv = self.cross_kv(hidden)
-        for plane in range(kv.shape[1]):
-            pool.write(plane, kv[:, plane, 0], kv[:, plane, 1], write_slots)
+        for number in range(kv.shape[1]):
+            plane = number * pool.cross_planes
+            pool.write_cross(plane, kv[:, number, 0], kv[:, number, 1], write_slots)
 
     def __call__(self, batch: DecoderBatch, pool: KVPool) -> tuple[torch.Tensor | None, TargetScores | None]:
         """Logits of the sampling rows, float32 [rows, vocabulary], and the targets' scores; both on rank 0

@@ -13,6 +13,7 @@ from tandem.workers.models.batch import DecoderBatch
 from tandem.workers.models.kv_pool import KVPool
 from tandem.workers.models.layers import (
     ColumnParallel,
+    Gate,
     Norm,
     Placement,
     RowParallel,
@@ -70,8 +71,11 @@ class Sublayer(Protocol[PassT_contra]):
 class FeedForward:
     """Two projections and the activation between them, gated or not."""
 
-    def __init__(self, name: str, stack: StackSpec, place: Placement, norm: Norm | None = None) -> None:
-        """norm: that of the attention that reads the same input, see `Parallel`; None: its own."""
+    def __init__(
+        self, name: str, stack: StackSpec, place: Placement, norm: Norm | None = None, *, gated: bool = False
+    ) -> None:
+        """norm: that of the attention that reads the same input, see `Parallel`; None: its own. gated: its
+        output has a gate, and rows that read no media do without it."""
         parts = ["gate", "up"] if stack.gated else ["up"]
         self.norm = stack_norm(f"{name}.norm", stack, place) if norm is None else norm
         self._own_norm = self.norm if norm is None else None
@@ -82,19 +86,25 @@ class FeedForward:
         self.down = RowParallel(f"{name}.down", stack.d_ff, stack.d_model, "d_ff", place, bias=stack.bias)
         self.output_norm = output_norm(name, stack, place)
         self.gated, self.activation = stack.gated, stack.activation
+        self.gate = Gate(f"{name}.output_gate", place) if gated else None
 
     def __call__(self, x: torch.Tensor, step: object = None) -> torch.Tensor:
         # An encoder's rows are many. A decoder's step is recorded with all its rows.
         if x.is_cpu and isinstance(step, EncoderPass) and len(x) >= 2 * _CPU_ROWS:
             return torch.cat([self._compute(piece) for piece in x.tensor_split(len(x) // _CPU_ROWS)])
-        return self._compute(x)
+        x = self._compute(x)
+        if self.gate is not None:
+            x = self.gate(x)
+            if isinstance(step, DecoderPass) and step.batch.reads_media is not None:
+                x = kernels.keep_rows(x, step.batch.reads_media)
+        return x
 
     def _compute(self, x: torch.Tensor) -> torch.Tensor:
         x = self.down(kernels.activate(self.up(x), self.activation, gated=self.gated))
         return x if self.output_norm is None else self.output_norm(x)
 
     def slots(self) -> Iterator[WeightSlot]:
-        return weights_of(self._own_norm, self.up, self.down, self.output_norm)
+        return weights_of(self._own_norm, self.up, self.down, self.output_norm, self.gate)
 
 
 class Parallel(Generic[PassT]):

@@ -43,7 +43,7 @@ class ModelInfo:
     # Rows of the embedding tables, which may exceed the tokenizer's vocabulary.
     encoder_vocab_size: int | None  # None: there is no encoder, or it reads media alone
     vocab_size: int  # the decoder's
-    decoder_start_id: int | None  # None: decoder-only, the prompt is the start
+    decoder_start_id: int | None  # None: the decoder starts from its prompt, which must be said
     pad_id: int
     eos_ids: frozenset[int]
     defaults: GenerationDefaults
@@ -53,6 +53,9 @@ class ModelInfo:
     speech: Speech | None = None  # what the decoder of a speech model starts from
     prompt_is_start: bool = False  # see `ModelSpec`
     encoder_width: int | None = None  # numbers of a hidden state; None: there is no encoder
+    # Stands for an item of media in a decoder prompt, see `ModelSpec.media_token_id`. None: none does.
+    media_token_id: int | None = None
+    read_only_ids: int = 0  # ids from `vocab_size` on that prompts may hold
 
     @classmethod
     def read(cls, folder: Path, name: str, overrides: Mapping[str, Any] | None = None) -> ModelInfo:
@@ -93,7 +96,7 @@ class ModelInfo:
             decoder_only=spec.encoder is None,
             encoder_vocab_size=None if spec.encoder is None else spec.encoder.vocab_size,
             vocab_size=spec.vocab_size,
-            decoder_start_id=None if spec.encoder is None else _start(own, generation, spec),
+            decoder_start_id=_start(own, generation, spec),
             pad_id=spec.pad_id,
             eos_ids=_ends(own, generation, spec),
             defaults=defaults,
@@ -103,6 +106,8 @@ class ModelInfo:
             speech=speech,
             prompt_is_start=spec.prompt_is_start,
             encoder_width=None if spec.encoder is None else spec.encoder.d_model,
+            media_token_id=spec.media_token_id,
+            read_only_ids=spec.read_only_ids,
         )
 
     @property
@@ -111,9 +116,12 @@ class ModelInfo:
         return frozenset() if self.front is None else frozenset([self.front.modality])
 
 
-def _start(own: Mapping[str, Any], generation: Mapping[str, Any] | None, spec: ModelSpec) -> int:
-    """What the decoder starts from. transformers takes BOS where `generation_config.json` has no start; where
-    it has neither, it refuses the model, and config.json's is taken here. Raises ModelLoadError."""
+def _start(own: Mapping[str, Any], generation: Mapping[str, Any] | None, spec: ModelSpec) -> int | None:
+    """What the decoder starts from; None: from its prompt. transformers takes BOS where
+    `generation_config.json` has no start; where it has neither, it refuses the model, and config.json's is
+    taken here. Raises ModelLoadError."""
+    if spec.encoder is None or spec.media_token_id is not None:
+        return None
     start: int | None = own.get("decoder_start_token_id")
     if start is None and generation is not None:
         start = own.get("bos_token_id")

@@ -6,6 +6,7 @@ import hashlib
 from array import array
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import takewhile
 from typing import Final
 
@@ -13,14 +14,18 @@ from tandem.errors import InvalidRequest, RequestTooLarge, renaming_fields
 from tandem.inputs import Media, Prompt, PromptSide, SingletonPrompt, decoder_side, split_prompt
 from tandem.limits import Limits
 from tandem.outputs import Parse
-from tandem.workers.request import EncoderInput
+from tandem.workers.request import CrossSpan, EncoderInput
+from tandem.workers.requests.cross_spans import cross_spans
 from tandem.workers.requests.decoding import check_ids
 from tandem.workers.requests.image_tasks import ImageTasks
-from tandem.workers.requests.media import MediaProcessor
+from tandem.workers.requests.media import MediaProcessor, own_positions
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.speech import Opening
 from tandem.workers.requests.tasks import ResolvedTask
 from tandem.workers.requests.tokenizer import Side, TextTokenizer, check_text
+
+# What errors call a decoder prompt, as text and as ids.
+_DECODER_NAMES: Final = ("decoder_prompt", "decoder_prompt.prompt_token_ids")
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +40,7 @@ class ParsedPrompt:
     decoder_text: str | None
     opening: Opening  # what follows the prefix and is for the model to say
     parse: Parse | None = None  # of an answer's ids, the prefix included, where the prompt asks for a task
+    cross_spans: tuple[CrossSpan, ...] = ()  # see `EngineRequest`
 
 
 class PromptReader:
@@ -79,10 +85,10 @@ class PromptReader:
         names = ("encoder_prompt" if explicit else "prompt"), f"{before}prompt_token_ids"
         media, front = encoder_side.media, self.info.front
         self._check_media(media, f"{before}multi_modal_data")
-        encoder_ids = self._media_ids(media, f"{before}multi_modal_data") if front else []
+        encoder_ids, own = self._media_ids(media, f"{before}multi_modal_data") if front else ([], [])
         if front and self.info.encoder_vocab_size is None:
             said = bool(encoder_side.text) or encoder_side.token_ids is not None
-            if explicit and said:
+            if explicit and said and not self._only_media_tokens(encoder_side):
                 raise InvalidRequest(f"{self.info.name!r} reads no text, its decoder does", field=names[0])
             if truncate is not None:
                 raise InvalidRequest("is for encoder prompts of text", field="truncate_prompt_tokens")
@@ -93,7 +99,17 @@ class PromptReader:
                 encoder_side, *names, task, truncate, answer, taken=len(encoder_ids)
             )
         shown = _shown(encoder_side, names[0]), side and _shown(side, "decoder_prompt")
-        if not self.info.decoder_only:
+        spans: tuple[CrossSpan, ...] = ()
+        if (token_id := self.info.media_token_id) is not None:
+            context = prefix = self._whole_prefix(side, names if not explicit else _DECODER_NAMES)
+            if (count := prefix.count(token_id)) != len(media):
+                raise InvalidRequest(
+                    f"{self._media_token} stands in it {count} times, for {len(media)} items of media: "
+                    "put one where each item belongs",
+                    field=names[0] if not explicit else _DECODER_NAMES[0],
+                )
+            spans = cross_spans(prefix, token_id, own, len(encoder_ids))
+        elif not self.info.decoder_only:
             prefix = self._prefix(side, task)
             context = prefix if self._starts_prompt(side) else prefix[1:]
         elif explicit:
@@ -103,7 +119,8 @@ class PromptReader:
             encoder_ids, shown = [], (None, shown[0])
         encoder = EncoderInput(self._encoder_key(encoder_ids, media), tuple(encoder_ids), media=media)
         # Placeholders are no tokens that a client could read.
-        encoder_ids = [one for one in encoder_ids if front is None or one != front.placeholder_id]
+        placeholders = set() if front is None else {front.placeholder_id, front.padding_id}
+        encoder_ids = [one for one in encoder_ids if one not in placeholders]
         opening: Opening = ()
         if not context:
             known = takewhile(lambda ids: len(ids) == 1, task.opening)
@@ -114,22 +131,62 @@ class PromptReader:
         parse = self._parse
         if self._image_tasks is not None and encoder_side.token_ids is None:
             parse = self._image_tasks.parse(encoder_side.text, media, self.limits)
-        return ParsedPrompt(encoder, encoder_ids, prefix, context, *shown, opening, parse)
+        return ParsedPrompt(encoder, encoder_ids, prefix, context, *shown, opening, parse, spans)
 
-    def _media_ids(self, media: Sequence[Media], name: str) -> list[int]:
-        """The front's placeholder at each encoder position of the media, which come before the text."""
+    @cached_property
+    def _media_token(self) -> str:
+        """As prompts write it."""
+        assert self.info.media_token_id is not None
+        return self._tokenizer.token_strings([self.info.media_token_id])[0]
+
+    def _only_media_tokens(self, side: PromptSide) -> bool:
+        """Whether an encoder prompt says no more than that there are media, as vLLM's may."""
+        if self.info.media_token_id is None:
+            return False
+        if side.token_ids is not None:
+            return set(side.token_ids) <= {self.info.media_token_id}
+        return not (side.text or "").replace(self._media_token, "").strip()
+
+    def _whole_prefix(self, side: PromptSide | None, names: tuple[str, str]) -> list[int]:
+        """The decoder prompt as all that the decoder starts from. A text without BOS gets one, after images
+        that come first, and all get the tokenizer's special tokens, as from transformers' processor."""
+        text, ids = (None, None) if side is None else (side.text, side.token_ids)
+        name, limit = names[0], self.max_decoder_tokens - 1  # one at least is to be generated
+        if ids is None:
+            if not text:
+                raise InvalidRequest("must not be empty", field=name)
+            bos = self._tokenizer.bos_token
+            if bos and bos not in text:
+                rest = text
+                while rest.startswith(self._media_token):
+                    rest = rest.removeprefix(self._media_token)
+                text = text[: len(text) - len(rest)] + bos + rest
+            ids = self._tokenizer.encode(text, name, limit, special=True)
+        else:
+            name = names[1]
+        if not ids:
+            raise InvalidRequest("has no tokens", field=name)
+        if len(ids) > limit:
+            raise InvalidRequest(f"has {len(ids)} tokens, the limit is {limit}", field=name)
+        check_ids(ids, name, self.info.vocab_size + self.info.read_only_ids)
+        return list(ids)
+
+    def _media_ids(self, media: Sequence[Media], name: str) -> tuple[list[int], list[int]]:
+        """The front's placeholder at each encoder position of the media, which come before the text, and the
+        positions that each item has besides padding."""
         front = self.info.front
         assert self._processor is not None
         assert front is not None
         field = f"{name}.{front.modality}"
-        if not media and self.info.encoder_vocab_size is None:
+        if not media and self.info.encoder_vocab_size is None and self.info.media_token_id is None:
             raise InvalidRequest(f"is needed: {self.info.name!r} reads {front.modality}", field=field)
         if self._image_tasks is not None and len(media) > 1:
             raise InvalidRequest(
                 f"a question of {self.info.name!r} is about one image, got {len(media)}", field=field
             )
         with renaming_fields({f"multi_modal_data.{front.modality}": field}):
-            positions = sum(self._processor.positions(one, self.limits) for one in media)
+            own = [own_positions(self._processor, one, self.limits) for one in media]
+        positions = sum(own) if front.padding_id is None else len(own) * front.positions
         if positions > self.max_encoder_tokens:
             taken = self.info.encoder_positions
             hint = "" if taken is not None and positions > taken else self._MORE_POSITIONS
@@ -138,7 +195,12 @@ class PromptReader:
                 f"{self.max_encoder_tokens}{hint}",
                 field=field,
             )
-        return [front.placeholder_id] * positions
+        ids: list[int] = []
+        for count in own:
+            ids += [front.placeholder_id] * count
+            if front.padding_id is not None:
+                ids += [front.padding_id] * (front.positions - count)
+        return ids, own
 
     def _check_media(self, media: Sequence[Media], name: str) -> None:
         """Checks what needs no decoding: the media's modalities, number and bytes."""
@@ -175,7 +237,7 @@ class PromptReader:
         `taken`: encoder positions of the prompt's media, which come on top of its tokens."""
         size, limit, source = self.info.encoder_vocab_size, self.max_prompt_tokens - taken, task.source
         if size is None:
-            size = self.info.vocab_size
+            size = self.info.vocab_size + self.info.read_only_ids
         if truncate is not None:
             truncate = self._kept(truncate, limit, answer)
         ids = side.token_ids
@@ -291,7 +353,7 @@ class PromptReader:
             raise InvalidRequest("is needed for a target that is text", field="target_language")
         else:
             # The special tokens before Whisper's text are its opening, which the prefix has.
-            special = not self.info.decoder_only and self.info.speech is None
+            special = self.info.decoder_start_id is not None and self.info.speech is None
             ids = self._tokenizer.encode(text, name, limit, special=special, target=True)
             ids += sorted(self.info.eos_ids)[:1] if self.info.speech else []
         if not ids:

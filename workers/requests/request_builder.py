@@ -333,6 +333,9 @@ class RequestBuilder:
             return self.decoder_ids(text, name, self.limits.bad_word_tokens)
 
         prefix, opening = given.prefix, len(given.opening)
+        unscored = isinstance(params, SamplingParams) and params.prompt_logprobs is not None
+        if unscored and max(prefix) >= self.info.vocab_size:
+            raise InvalidRequest("is not for prompts with media tokens", field="prompt_logprobs")
         room = self.max_decoder_tokens - len(prefix) - opening
         decoding = decoding_of(params, task.defaults, prefix, room, self.info, encode)
         if opening:  # it comes on top of what a request bounds, as where the prefix has it
@@ -387,6 +390,7 @@ def _prepared(
                 encoder=given.encoder,
                 prefix_ids=tuple(given.prefix),
                 decoding=decoding,
+                cross_spans=given.cross_spans,
                 target_ids=target,
                 priority=checked.priority,
                 timeout_s=checked.timeout_s,

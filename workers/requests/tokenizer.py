@@ -150,6 +150,12 @@ class TextTokenizer:
         ids = found[:room] if side == "right" else found[max(0, len(found) - room) :]
         return list(tokenizer.build_inputs_with_special_tokens(ids) if special else ids)
 
+    @property
+    def bos_token(self) -> str | None:
+        """As texts write it."""
+        token: str | None = self._tokenizer.bos_token
+        return token
+
     def token_strings(self, ids: Sequence[int]) -> list[str]:
         """The tokens of these ids, of the prompt's tokenizer, as the vocabulary writes them."""
         return list(self._tokenizer.convert_ids_to_tokens(list(ids)))

@@ -127,7 +127,9 @@ class Processors:
         """Records the tokens of this sequence: those it has, and each that `append` gives."""
         request = sequence.request
         positions = len(request.prefix_ids) + request.decoding.max_tokens
-        self.history.start(sequence.slots, sequence.tokens, positions)
+        # What is only read cannot be generated again.
+        tokens = [i if i < self.vocab_size else -1 for i in sequence.tokens]
+        self.history.start(sequence.slots, tokens, positions)
 
     def append(self, slots: torch.Tensor, steps: torch.Tensor, tokens: torch.Tensor) -> None:
         """Records one token for each of these slots, after its `steps` generated tokens. All int64 [N]."""
@@ -179,9 +181,12 @@ class Processors:
         there = position < lengths
         if ProcessorFlags.REPETITION in need:
             penalty = self._floats["repetition"][slots, None]
-            ids = torch.where(there, history, history[:, :1])
+            ids = torch.where(there, history, -1)
+            any_id = ids.amax(1, keepdim=True)
+            ids = torch.where(ids < 0, any_id, ids).clamp(min=0)
             seen = scores.gather(1, ids)
-            scores = scores.scatter(1, ids, torch.where(seen < 0, seen * penalty, seen / penalty))
+            penalized = torch.where(seen < 0, seen * penalty, seen / penalty)
+            scores = scores.scatter(1, ids, torch.where(any_id < 0, seen, penalized))
         if ProcessorFlags.PRESENCE in need:
             generated = torch.where(there & (position >= column["prefix"]), history, self.vocab_size)
             counts = scores.new_zeros(len(slots), self.vocab_size + 1)

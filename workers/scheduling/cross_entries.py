@@ -12,9 +12,9 @@ class CrossEntries:
     """Entries by their inputs' keys. An entry lives as long as it has readers; one that is kept, until its
     pages or its index are needed."""
 
-    def __init__(self, pool: PagePool, most: int) -> None:
-        """most: entries at once."""
-        self._pool, self._most = pool, most
+    def __init__(self, pool: PagePool, most: int, planes: int = 1) -> None:
+        """most: entries at once. planes: a page holds so many times the positions."""
+        self._pool, self._most, self._planes = pool, most, planes
         self.page_count = 0  # pages of all entries
         self._entries: dict[str, CrossEntry] = {}
         self._free = list(range(most - 1, -1, -1))  # indices
@@ -22,6 +22,10 @@ class CrossEntries:
 
     def get(self, key: str) -> CrossEntry | None:
         return self._entries.get(key)
+
+    def pages_for(self, positions: int) -> int:
+        """The pages of an input of this length."""
+        return self._pool.pages_for(-(-positions // self._planes))
 
     @property
     def idle_pages(self) -> int:
@@ -50,7 +54,7 @@ class CrossEntries:
     def _make(self, key: str, length: int) -> CrossEntry:
         if not self._free:
             self.drop_idle()
-        pages = self._pool.take(self._pool.pages_for(length))
+        pages = self._pool.take(self.pages_for(length))
         assert pages is not None
         self.page_count += len(pages)
         entry = self._entries[key] = CrossEntry(self._free.pop(), key, pages, length)

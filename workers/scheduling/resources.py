@@ -18,11 +18,12 @@ class Resources:
     admitted and who makes room is the scheduler's business.
     """
 
-    def __init__(self, pool: PagePool, slots: int) -> None:
-        """slots: sequences that run at once, every beam of a search by itself."""
+    def __init__(self, pool: PagePool, slots: int, cross_planes: int = 1) -> None:
+        """slots: sequences that run at once, every beam of a search by itself. cross_planes: a page holds so
+        many times the positions of an encoder input."""
         self.pool = pool
         self.slots = slots
-        self._cross = CrossEntries(pool, slots)
+        self._cross = CrossEntries(pool, slots, cross_planes)
         self._free_slots = list(range(slots - 1, -1, -1))
 
     @property
@@ -47,7 +48,7 @@ class Resources:
             )
         encoder, prefix = len(request.encoder.token_ids), len(request.prefix_ids)
         new = request.decoding.max_tokens
-        need = self.pool.pages_for(encoder) + width * self.pool.pages_for(prefix + new)
+        need = self._cross.pages_for(encoder) + width * self.pool.pages_for(prefix + new)
         if need > self.pool.total:
             raise InvalidRequest(
                 f"{encoder} encoder tokens, {prefix} decoder prompt tokens and {new} new tokens need {need} "
@@ -65,7 +66,7 @@ class Resources:
             return WaitingFor.SLOTS
         encoder, cross_pages = sequence.request.encoder, 0
         if not self._cross.is_read(encoder.key):
-            cross_pages = self.pool.pages_for(len(encoder.token_ids))
+            cross_pages = self._cross.pages_for(len(encoder.token_ids))
         # Room for one more token, and for each running sequence to grow: fewer preemptions.
         self_pages = sequence.width * self.pool.pages_for(len(sequence.tokens) + 1)
         if cross_pages + self_pages + self.used_slots > self.free_pages:
@@ -77,7 +78,7 @@ class Resources:
         reader is its first: K and V are still to be computed."""
         encoder = sequence.request.encoder
         if not self.holds_input(encoder.key):
-            self._make_free(self.pool.pages_for(len(encoder.token_ids)))
+            self._make_free(self._cross.pages_for(len(encoder.token_ids)))
         keep = sequence.request.keeps_input
         sequence.cross = entry = self._cross.read(encoder.key, len(encoder.token_ids), keep=keep)
         sequence.slots = [self._free_slots.pop() for _ in range(sequence.width)]

@@ -24,7 +24,7 @@ from ray.exceptions import ActorDiedError
 from tandem.errors import InternalError, InvalidRequest, Overloaded, Unavailable
 from tandem.inputs import Media
 from tandem.limits import Limits
-from tandem.workers.request import BeamSearch, Delta, EngineRequest
+from tandem.workers.request import BeamSearch, Delta, EncoderInput, EngineRequest
 
 
 async def test_many_requests_each_get_their_own_tokens() -> None:
@@ -528,3 +528,12 @@ async def test_files_in_work_are_bounded_in_bytes() -> None:
                 pass
         with cluster.router.accept([hearing("d", 100)]):
             pass
+
+
+async def test_an_input_without_positions_needs_no_encoder() -> None:
+    """A text alone, for a model that reads images: the engine gets it at once."""
+    async with FakeCluster() as cluster:
+        text = request("r")
+        asked = replace(text, encoder=EncoderInput("none", ()))
+        assert await cluster.collect(asked) == (expected(asked), "length")
+        assert cluster.encoders.batches == []

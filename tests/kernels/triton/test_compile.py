@@ -39,7 +39,10 @@ BF16 = "*bf16"
 ATTENTION = {"q_ptr": BF16, "k_ptr": BF16, "v_ptr": BF16, "out_ptr": BF16, "scale": "fp32"}
 PAGED = {**ATTENTION, "pages_ptr": "*i32", "lengths_ptr": "*i32", "cu_rows_ptr": "*i32", "blocks": "i32"}
 PAGED_SIZES = {"HEADS": 8, "DIM": 64, "BLOCK_D": 64, "BLOCK_N": 64, "UPCAST": False, "CAP": 0.0, "GROUP": 1,
-               "SUMS": False}  # fmt: skip
+               "SUMS": False, "HAS_BEGINS": False, "begins_ptr": None}  # fmt: skip
+WITH_BEGINS = {name: value for name, value in PAGED_SIZES.items() if name != "begins_ptr"} | {
+    "HAS_BEGINS": True
+}
 GEMMA = {"CAP": 50.0, "GROUP": 2}
 SUMMARIES = ("summary_k_ptr", "summary_v_ptr", "cu_summaries_ptr", "summary_table_ptr")
 ALL_SEEN = {"WINDOWED": False, "SUMMARIZED": 0, "SUMMARY_REACH": 0, **dict.fromkeys(SUMMARIES)}
@@ -49,10 +52,11 @@ GATHER_ROWS = {
     ),
     **dict.fromkeys(
         ("self_pages_ptr", "cells_ptr", "cross_pages_ptr", "cross_lengths_ptr", "history_ptr", "lengths_ptr",
-         "cross_ptr", "crossed_ptr"), "*i32"
+         "cross_ptr", "crossed_ptr", "cross_spans_ptr", "begins_ptr"), "*i32"
     ),
     **dict.fromkeys(("width", "self_width", "cells_width", "cross_width"), "i32"),
 }  # fmt: skip
+NO_SPANS = {"SPANS": False, "cross_spans_ptr": None, "begins_ptr": None}
 COLUMNS = {name: getattr(values, name) for name in decode_rows.COLUMNS} | {"BLOCK": 1024}
 
 CASES = {
@@ -92,12 +96,17 @@ CASES = {
     "gather_rows": (
         decode_rows._gather_rows_kernel,
         GATHER_ROWS,
-        {**COLUMNS, "PAGE": 64, "BEAMS": False, "cells_ptr": None},
+        {**COLUMNS, "PAGE": 64, "BEAMS": False, "cells_ptr": None, **NO_SPANS},
+    ),
+    "gather_rows with spans": (
+        decode_rows._gather_rows_kernel,
+        GATHER_ROWS,
+        {**COLUMNS, "PAGE": 64, "BEAMS": False, "cells_ptr": None, "SPANS": True},
     ),
     "gather_rows of beams": (
         decode_rows._gather_rows_kernel,
         GATHER_ROWS,
-        {**COLUMNS, "PAGE": 64, "BEAMS": True},
+        {**COLUMNS, "PAGE": 64, "BEAMS": True, **NO_SPANS},
     ),
     "match_prompt_tokens": (
         decode_rows._match_prompt_tokens_kernel,
@@ -144,6 +153,18 @@ CASES = {
         {**PAGED, "out_ptr": "*fp32", "top_ptr": "*fp32"},
         {**PAGED_SIZES, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "SPLITS": 4, "PAGE": 16}
         | {"BY_CELL": False},
+    ),
+    "cross attention of spans, one row": (
+        attention_paged._one_row_kernel,
+        {**PAGED, "begins_ptr": "*i32"},
+        {**WITH_BEGINS, "top_ptr": None, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "SPLITS": 1}
+        | {"PAGE": 64, "BY_CELL": False, "GROUP": 4},
+    ),
+    "cross attention of spans, several rows, split": (
+        attention_paged._row_block_kernel,
+        {**PAGED, "begins_ptr": "*i32", "out_ptr": "*fp32", "top_ptr": "*fp32"},
+        {**WITH_BEGINS, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "CAUSAL": False, "SPLITS": 4}
+        | {"PAGE": 16, "BLOCK_M": 64, "GROUP": 4},
     ),
     "self attention, several rows": (
         attention_paged._row_block_kernel,

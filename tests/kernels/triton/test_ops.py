@@ -204,8 +204,19 @@ def test_paged_attention_in_bfloat16(rows: list[int], device: str) -> None:
     assert_close(out, case.expected(None, 0.8, causal=False))
 
 
-@pytest.mark.parametrize("beams", [False, True])
-def test_gather_rows(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("rows", [[1, 1, 1, 1], [1, 20, 3, 0]])
+@pytest.mark.parametrize("splits", [1, 4])
+@pytest.mark.parametrize("page", [24, 64])
+def test_cross_attention_may_begin_anywhere(rows: list[int], splits: int, page: int, device: str) -> None:
+    case = paged([200, 70, 0, 130], rows, page=page, dim=32, heads=4, group=2, device=device)
+    for begins in ([130, 69, 0, 64], [0, 3, 0, 63], [199, 64, 0, 0]):
+        case.kv = case.kv._replace(begins=torch.tensor(begins, dtype=torch.int32, device=device))
+        out = attention_paged._launch(*case.inputs(), Scores(0.8), causal=False, splits=splits)
+        assert_close(out, case.expected(None, 0.8, causal=False))
+
+
+@pytest.mark.parametrize(("beams", "spans"), [(False, False), (True, False), (False, True), (True, True)])
+def test_gather_rows(beams: bool, spans: bool, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Rows that the host knows, and rows that the device does; tables of several blocks."""
     monkeypatch.setattr(decode_rows, "_BLOCK", 16)
     torch.manual_seed(0)
@@ -214,8 +225,8 @@ def test_gather_rows(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) 
     def tables(state: torch.Tensor, device: str) -> values.DecodeTables:
         rng = torch.Generator().manual_seed(1)
         numbers = [torch.randint(0, 90, shape, generator=rng, dtype=torch.int32) for shape in (
-            (slots, pages), (slots, pages), (slots,), (slots, pages * page))]  # fmt: skip
-        self_pages, cross_pages, cross_lengths, cells = (one.to(device) for one in numbers)
+            (slots, pages), (slots, pages), (slots,), (slots, pages * page), (slots, 2))]  # fmt: skip
+        self_pages, cross_pages, cross_lengths, cells, seen = (one.to(device) for one in numbers)
         return values.DecodeTables(
             page,
             self_pages,
@@ -223,6 +234,7 @@ def test_gather_rows(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) 
             cross_pages,
             cross_lengths,
             cells if beams else None,
+            seen if spans else None,
         )
 
     state = torch.randint(0, 1000, (slots, values.SOURCE + 9))
@@ -242,7 +254,10 @@ def test_gather_rows(beams: bool, device: str, monkeypatch: pytest.MonkeyPatch) 
         )
         expected = reference.gather_rows(rows, theirs, beams=beams)
         found = triton_ops.gather_rows(rows.to(device), ours, beams=beams)
+        assert (found.cross_begins is None) == (not spans)
         for name, one, other in zip(expected._fields, found, expected, strict=True):
+            if one is None:
+                continue
             assert one.dtype == other.dtype
             assert torch.equal(one.cpu(), other), name
     if beams:

@@ -25,7 +25,7 @@ from tandem.workers.execution.packet import (
     Rows,
     Table,
 )
-from tandem.workers.request import Alignment, EncoderInput
+from tandem.workers.request import Alignment, CrossSpan, EncoderInput
 from tandem.workers.scheduling.pages import PagePool
 from tandem.workers.scheduling.plan import ON_DEVICE, DraftOutcome, StepPlan, StepResult
 from tandem.workers.scheduling.resources import Resources
@@ -47,9 +47,13 @@ def scheduler(**options: Any) -> Scheduler:
     return Scheduler(resources, max_batched_tokens=16, max_encoder_tokens=64, **options)
 
 
-def arrive(to: Scheduler, job: Job, token_ids: tuple[int, ...], handle: int | None = None) -> None:
+def arrive(
+    to: Scheduler, job: Job, token_ids: tuple[int, ...], handle: int | None = None,
+    spans: tuple[CrossSpan, ...] = (),
+) -> None:  # fmt: skip
     hidden = None if handle is None else Elsewhere(handle)
-    to.submit(replace(job.request(), encoder=EncoderInput(f"key {job.key}", token_ids, hidden)), 0.0)
+    encoder = EncoderInput(f"key {job.key}", token_ids, hidden)
+    to.submit(replace(job.request(), encoder=encoder, cross_spans=spans), 0.0)
 
 
 def there_and_back(packet: Packet) -> Packet:
@@ -160,6 +164,21 @@ def test_beams_are_rows_of_one_request() -> None:
     assert second.beam_slots.tolist() == slots
 
 
+def test_each_beam_has_its_requests_spans() -> None:
+    spans = (CrossSpan(0, 0, 2, own=False), CrossSpan(1, 0, 1, own=True))
+    ours = scheduler()
+    arrive(ours, Job("a", 0, key=0, encoder_length=2, prefix=2, width=2), (11, 1), spans=spans)
+    arrive(ours, Job("b", 1, key=1, encoder_length=2, prefix=2), (12, 1), spans=spans[1:])
+    plan = ours.plan(0.0)
+    packet = there_and_back(Packet.of(plan))
+    beams, alone = (sequence.slots for sequence in plan.started)
+    assert packet.cross_spans.values.tolist() == [
+        *([slot, *of] for slot in beams for of in ([0, 0, 2, 0], [1, 0, 1, 1])),
+        [alone[0], 1, 0, 1, 1],
+    ]
+    assert len(there_and_back(Packet.of(ours.plan(0.0))).cross_spans) == 0
+
+
 def test_an_unfinished_prefill_does_not_sample() -> None:
     ours = scheduler()
     arrive(ours, Job("a", 0, key=0, encoder_length=2, prefix=20), (11, 1))
@@ -216,7 +235,8 @@ def test_columns_are_views_by_name() -> None:
 def test_an_empty_step() -> None:
     empty = there_and_back(Packet.of(StepPlan()))
     assert [values_of(getattr(empty, part.name)).shape for part in fields(Packet)] == [
-        (0, 4), (0,), (0,), (0, 3), (0, 7), (0,), (0,), (0, 4), (0, 9), (0,), (0, 2), (0,), (0, 2), (0,),
+        (0, 4), (0,), (0,), (0, 3), (0, 7), (0,), (0,), (0, 4), (0, 9), (0,), (0, 2), (0,), (0, 5),
+        (0, 2), (0,),
     ]  # fmt: skip
 
 

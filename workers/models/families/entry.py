@@ -35,6 +35,7 @@ class Family:
     names: Callable[[Config, ModelSpec], WeightNames]
     # Shell patterns of weights that occur in the wild, are never read, and are passed over without complaint.
     unused: tuple[str, ...] = ()
+    unread: Callable[[Config], tuple[str, ...]] = lambda _: ()  # more such patterns, which the config decides
 
 
 def sides(spec: ModelSpec) -> Iterator[tuple[str, StackSpec]]:

@@ -17,11 +17,12 @@ from tandem.workers.models.spec import FrontSpec
 from tandem.workers.request import EncoderInput
 from tandem.workers.requests.media.audio import AudioProcessor
 from tandem.workers.requests.media.image import ImageProcessor
+from tandem.workers.requests.media.tiled_image import TiledImageProcessor
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MediaProcessor", "prepare_input", "read_processor"]
+__all__ = ["MediaProcessor", "own_positions", "prepare_input", "read_processor"]
 
 
 class MediaProcessor(Protocol):
@@ -41,12 +42,20 @@ _KINDS: Final[dict[str, Callable[[Path, FrontSpec], MediaProcessor]]] = {
     "beit": ImageProcessor.read,
     "swin": ImageProcessor.read,
     "davit": ImageProcessor.read,
+    "tiled_vision": TiledImageProcessor.read,
 }
 
 
 def read_processor(folder: Path, front: FrontSpec | None) -> MediaProcessor | None:
     """The processor in a model's folder; None for a model of text. Raises ModelLoadError."""
     return None if front is None else _KINDS[front.kind](folder, front)
+
+
+def own_positions(processor: MediaProcessor, media: Media, limits: Limits) -> int:
+    """An item's encoder positions without its padding. Raises InvalidRequest."""
+    if isinstance(processor, TiledImageProcessor):
+        return processor.own_positions(media, limits)
+    return processor.positions(media, limits)
 
 
 def prepare_input(encoder: EncoderInput, processor: MediaProcessor | None) -> EncoderInput:
