@@ -17,7 +17,7 @@ from ray import serve as ray_serve
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.serve_compat import grpc_address
+from tandem.cluster.listening import CALLBACK, Listening
 from tandem.errors import InvalidRequest
 
 # In direct mode one replica listens on the first port of its range, each further one on the next free port.
@@ -28,8 +28,9 @@ _RAY_SETTINGS = {
     # Ray's workers run at nice 15 otherwise, and anything else on the machine would go first.
     "RAY_worker_niceness": "0",
 }
-# The settings that decide whether and where ingress replicas listen in direct mode.
+# The settings that decide whether, where and how ingress replicas listen in direct mode.
 _LISTENING = {
+    *CALLBACK,
     "RAY_SERVE_ENABLE_DIRECT_INGRESS",
     *(f"RAY_SERVE_DIRECT_INGRESS_{end}_{kind}_PORT" for end in ("MIN", "MAX") for kind in ("HTTP", "GRPC")),
 }
@@ -82,7 +83,7 @@ def serve_settings(config: ServeConfig) -> dict[str, str]:
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # Serve checks it before our own limit is looked at, and it bounds answers as well.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.limits.transport_bytes),
-        **grpc_address.settings(config.host),
+        **_listening(config).environment(),
     }
     if min(config.encoder_cpus, config.decoder_cpus) < 1:
         # The workers share cores: threads that spin while they wait take the cores from other workers.
@@ -104,6 +105,17 @@ def serve_settings(config: ServeConfig) -> dict[str, str]:
             settings[f"RAY_SERVE_DIRECT_INGRESS_MIN_{name}_PORT"] = str(first)
             settings[f"RAY_SERVE_DIRECT_INGRESS_MAX_{name}_PORT"] = str(end)
     return settings
+
+
+def _listening(config: ServeConfig) -> Listening:
+    limits = config.limits
+    return Listening(
+        grpc_host=config.host,
+        header_bytes=limits.header_bytes,
+        headers=limits.headers,
+        head_s=limits.head_s,
+        connections_per_address=limits.connections_per_address,
+    )
 
 
 def check_joined(config: ServeConfig) -> None:
