@@ -47,11 +47,14 @@ async def http_server(app: ASGIApp, listening: Listening, **options: Any) -> Asy
 
 
 @contextlib.asynccontextmanager
-async def grpc_server(listening: Listening, handlers: Callable[..., Any]) -> AsyncIterator[int]:
-    """The port of Serve's gRPC server. `handlers` makes the handler of a method, as Serve's own does."""
+async def grpc_server(
+    listening: Listening, handlers: Callable[..., Any], *services: str
+) -> AsyncIterator[int]:
+    """The port of Serve's gRPC server. `handlers` makes the handler of a method, as Serve's own does;
+    `services` are what Serve is given."""
     with prepared(listening) as configure:
         configure(HTTPOptions())
-        options = gRPCOptions(port=free_port(), grpc_servicer_functions=[])
+        options = gRPCOptions(port=free_port(), grpc_servicer_functions=list(services))
         task, server = await start_grpc_server(handlers, options, event_loop=asyncio.get_running_loop())
         try:
             yield options.port
