@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 import types
-from collections.abc import Callable
 from typing import Any
 
 import uvicorn
 from ray.serve._private import http_util
 
 
-def use_http_protocol(protocol: Callable[..., Any]) -> None:
+def use_http_protocol(protocol: Any) -> None:
     """Makes Serve's HTTP servers speak by this protocol, which is called as uvicorn calls its own classes.
     Serve has no option for it."""
     own = {**vars(uvicorn), "Config": functools.partial(uvicorn.Config, http=protocol)}

@@ -19,7 +19,7 @@ def loopback_stays() -> Iterator[None]:
     those of metrics, answer without a token.
     """
     usual = services.resolve_ip_for_localhost
-    services.resolve_ip_for_localhost = lambda host: host  # type: ignore[no-untyped-call]
+    services.resolve_ip_for_localhost = lambda host: host
     try:
         yield
     finally:

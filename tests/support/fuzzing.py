@@ -62,7 +62,8 @@ class Fuzz:
         """One request of HTTP/1.1, well enough formed that its connection goes on, or the last of one."""
         draw = self._draw
         kind = draw.random()
-        method, headers, body = "POST", [], b""
+        headers: list[bytes] = []
+        method, body = "POST", b""
         if kind < 0.6:
             path = draw.choice(list(_PATHS))
             value: Any = copy.deepcopy(_PATHS[path])

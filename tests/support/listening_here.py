@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from tandem.cluster.listening import Listening
 
 
 @contextlib.contextmanager
-def prepared(listening: Listening) -> Any:
+def prepared(listening: Listening) -> Iterator[Callable[[HTTPOptions], HTTPOptions]]:
     """What Serve does before it listens; undone afterwards. Yields HTTP's options."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)

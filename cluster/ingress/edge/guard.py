@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any, Final
+from typing import Final
 
 from tandem.cluster.callers import ANYBODY, CALLER, Caller
 from tandem.cluster.keys import Keys
@@ -42,12 +42,16 @@ class Guard:
             yield caller
 
 
-def key_of(headers: Any) -> str | None:
-    """The key in headers or metadata, pairs of lower-case names and values; None where there is none."""
+def key_of(headers: Iterable[tuple[str | bytes, str | bytes]]) -> str | None:
+    """The first key in headers or metadata, which are pairs of lower-case names and values."""
     for name, value in headers:
-        text = value.decode("latin-1") if isinstance(value, bytes) else value
-        if name in ("authorization", b"authorization") and text[: len(_BEARER)].lower() == _BEARER:
-            return str(text[len(_BEARER) :]).strip()
-        if name in ("x-api-key", b"x-api-key"):
-            return str(text).strip()
+        text = value.decode(errors="replace") if isinstance(value, bytes) else value
+        if name in ("authorization", b"authorization"):
+            if text[: len(_BEARER)].lower() != _BEARER:
+                continue
+            text = text[len(_BEARER) :]
+        elif name not in ("x-api-key", b"x-api-key"):
+            continue
+        if key := text.strip():
+            return key
     return None

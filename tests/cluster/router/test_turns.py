@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import random
 from collections import Counter
 from collections.abc import Awaitable, Callable
@@ -90,7 +91,7 @@ async def test_a_small_caller_is_served_beside_a_greedy_one() -> None:
         await asyncio.sleep(0.3)
         for number in range(12):
             before = done["g"]
-            await as_caller(small, lambda number=number: one(f"s{number}"))  # type: ignore[misc]
+            await as_caller(small, functools.partial(one, f"s{number}"))
             passed.append(done["g"] - before)
         for flooding in floods:
             flooding.cancel()
