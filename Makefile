@@ -22,7 +22,7 @@ PIP_INSTALL = PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1) $(2)/bin/pip install
 EXTENSION := $(wildcard kernels/cpu/_*.cpp kernels/cpu/_*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test lint types protos bench lock test-lowest test-latest clean
+.PHONY: help .venv demo test fuzz lint types protos bench lock test-lowest test-latest clean
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -46,6 +46,10 @@ demo: .venv/.installed  ## Start a cluster with the bundled model and send it re
 # Half of the time a test waits, for Ray or for a process: so two run at once, file by file, the slowest folders first.
 test: .venv/.installed  ## Run all tests.
 	$(BIN)/pytest --numprocesses 2 --no-loadscope-reorder
+
+FUZZ := 20000
+fuzz: .venv/.installed  ## Send FUZZ=20000 malformed inputs to each protocol; another SEED= makes others.
+	TANDEM_FUZZ_INPUTS=$(FUZZ) TANDEM_FUZZ_SEED=$(or $(SEED),0) $(BIN)/pytest tests/cluster/ingress/edge/test_fuzz.py
 
 lint: .venv/.installed  ## Check style and formatting.
 	$(BIN)/ruff check .

@@ -14,6 +14,7 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from tandem.cluster.config import ServeConfig, parse_args
+from tandem.cluster.keys import hash_in_environment
 from tandem.cluster.replicas.autoscaling import decoder_autoscaling, encoder_autoscaling
 from tandem.cluster.replicas.decoder import Decoder
 from tandem.cluster.replicas.encoder import Encoder
@@ -86,9 +87,10 @@ def application(
 
 
 def resolve_auto(config: ServeConfig) -> ServeConfig:
-    """The configuration with what `auto` and the model decide filled in: the device, no encoders for a
-    decoder-only model, inputs as long as an item of media where no other limit is set, and of a hub id the
-    commit, so that all processes on all nodes have the same.
+    """The configuration with what `auto`, the model and the environment decide filled in, so that all
+    processes on all nodes have the same: the device, no encoders for a decoder-only model, inputs as long as
+    an item of media where no other limit is set, the commit of a hub id, and the hash of the key in the
+    environment.
 
     Raises ModelLoadError where there is no such model here.
     """
@@ -104,6 +106,7 @@ def resolve_auto(config: ServeConfig) -> ServeConfig:
         device="cuda" if uses_gpus(config) else "cpu",
         placement="colocated" if spec.encoder is None else config.placement,
         limits=limits,
+        api_key_sha256=config.api_key_sha256 or hash_in_environment(),
     )
 
 

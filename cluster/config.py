@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Annotated, Any, Literal, get_type_hints
 
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, create_model
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
 from tandem.errors import InvalidRequest
 from tandem.limits import Limits
@@ -21,6 +21,10 @@ IngressMode = Literal["direct", "proxy"]
 Count = Annotated[int, Field(gt=0)]
 Port = Annotated[int, Field(gt=0, le=65535)]
 Positive = Annotated[float, Field(gt=0)]
+Origins = Annotated[
+    tuple[str, ...],
+    BeforeValidator(lambda given: tuple(given.split(",") if isinstance(given, str) else given)),
+]
 NotNegative = Annotated[float, Field(ge=0)]
 
 REPORT_PERIOD_S = 10.0  # Serve's `metrics_interval_s`: it collects what replicas report this often
@@ -69,6 +73,15 @@ class ServeConfig:
     host: str = "127.0.0.1"  # HTTP and gRPC bind to it
     http_port: Port = 8000  # in direct mode the first of the replicas' ports
     grpc_port: Port = 9000
+    # Who may call, see cluster/keys.py; without either everybody may.
+    api_keys: str | None = None  # the path of the file of keys, on every machine with an ingress
+    api_key_sha256: str | None = None  # the hash of one more key; None: that of TANDEM_API_KEY, if it is set
+    allow_origins: Origins = ()  # pages that a browser lets call; see edge/cors.py. As text: "a,b"
+    metrics_port: Port | None = None  # /metrics there, the first that is free from it on; None: on http_port
+    tls_cert: str | None = (
+        None  # PEM files, on every machine that listens: the certificate's chain, and its key;
+    )
+    tls_key: str | None = None  # None: no TLS
     access_log: bool = False  # a line of Serve's log for each call; it costs 5 % of the calls a second
 
     # One engine: see `EngineConfig`, which says what None means and checks the ranges
@@ -123,6 +136,8 @@ class ServeConfig:
                 )
         if self.http_port == self.grpc_port:
             raise InvalidRequest("must differ from http_port", field="grpc_port")
+        if (self.tls_cert is None) != (self.tls_key is None):
+            raise InvalidRequest("goes with tls_key", field="tls_cert")
         checked_overrides(self.override_generation_config)
         self.engine_config(self.model)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+import ssl
 import urllib.request
 from dataclasses import dataclass
 
@@ -43,18 +45,38 @@ def read_endpoints(application: str, host: str) -> Endpoints:
     return Endpoints(http=of("http"), grpc=of("grpc"))
 
 
-def serving(endpoints: Endpoints, host: str) -> bool:
+def _unchecked() -> ssl.SSLContext:
+    """For this machine's own listeners, whose certificate has another name."""
+    context = ssl.create_default_context()
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
+    context.set_alpn_protocols(["h2", "http/1.1"])
+    return context
+
+
+def _shake_hands(address: str) -> None:
+    host, _, port = address.rpartition(":")
+    with socket.create_connection((host, int(port)), timeout=ANSWER_TIMEOUT_S) as connection:
+        _unchecked().wrap_socket(connection).close()
+
+
+def serving(endpoints: Endpoints, host: str, *, tls: bool = False) -> bool:
     """Whether the application says, at every listener of this machine, that it can take requests. `host` is
-    the listeners' address. Serve calls it running a moment earlier: routers have yet to attach to engines,
-    and proxies to hear of the application."""
+    the listeners' address. With `tls` gRPC's need only shake hands: the certificate has another name. Serve
+    calls it running a moment earlier: routers have yet to attach to engines, and proxies to hear of the
+    application."""
 
     def here(addresses: tuple[str, ...]) -> list[str]:
         return [address for address in addresses if address.rpartition(":")[0] == host]
 
     try:
+        scheme = "https" if tls else "http"
         for address in here(endpoints.http):
-            urllib.request.urlopen(f"http://{address}/health", timeout=ANSWER_TIMEOUT_S).close()
+            url = f"{scheme}://{address}/health"
+            urllib.request.urlopen(url, timeout=ANSWER_TIMEOUT_S, context=_unchecked()).close()
         for address in here(endpoints.grpc):
+            if tls:
+                _shake_hands(address)
+                continue
             with grpc.insecure_channel(address) as channel:
                 check = health_pb2_grpc.HealthStub(channel).Check
                 answer = check(health_pb2.HealthCheckRequest(), timeout=ANSWER_TIMEOUT_S)

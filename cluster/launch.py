@@ -112,7 +112,7 @@ class RunningCluster:
             status = _status()
             if status is not None and status.status is ApplicationStatus.RUNNING:
                 endpoints = self.endpoints()
-                if ingress is not None or serving(endpoints, self._host):
+                if ingress is not None or serving(endpoints, self._host, tls=config.tls_cert is not None):
                     return endpoints
             if status is not None and status.status is ApplicationStatus.DEPLOY_FAILED:
                 raise Unavailable(f"the application could not be deployed: {_reasons(status)}")

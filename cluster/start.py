@@ -9,7 +9,9 @@ import contextlib
 import logging
 import os
 import socket
-from collections.abc import Iterator, Mapping
+import ssl
+from collections.abc import Iterator, Mapping, Set
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -17,7 +19,8 @@ from ray import serve as ray_serve
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.serve_compat import grpc_address
+from tandem.cluster.listening import CALLBACK, Listening
+from tandem.cluster.serve_compat.loopback import ADDRESS, loopback_stays
 from tandem.errors import InvalidRequest
 
 # In direct mode one replica listens on the first port of its range, each further one on the next free port.
@@ -28,11 +31,15 @@ _RAY_SETTINGS = {
     # Ray's workers run at nice 15 otherwise, and anything else on the machine would go first.
     "RAY_worker_niceness": "0",
 }
-# The settings that decide whether and where ingress replicas listen in direct mode.
+# The settings that decide whether, where and how ingress replicas listen in direct mode.
 _LISTENING = {
+    *CALLBACK,
+    "TANDEM_TLS_CERT",
+    "TANDEM_TLS_KEY",
     "RAY_SERVE_ENABLE_DIRECT_INGRESS",
     *(f"RAY_SERVE_DIRECT_INGRESS_{end}_{kind}_PORT" for end in ("MIN", "MAX") for kind in ("HTTP", "GRPC")),
 }
+_TLS = {"TANDEM_TLS_CERT", "TANDEM_TLS_KEY"}
 GRPC_SERVICES = [
     "tandem.protocol.rpc.add_inference_service",
     "tandem.protocol.rpc.add_health_service",
@@ -53,9 +60,21 @@ def start_ray(config: ServeConfig, address: str | None) -> None:
     """Starts Ray on this machine, or joins the cluster at `address`."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if address is None:
+        _check_certificate(config)
         for field in ("http_port", "grpc_port"):
             _refuse_used_port(config.host, getattr(config, field), field)
     _init_ray(address, serve_settings(config))
+
+
+def _check_certificate(config: ServeConfig) -> None:
+    """Raises InvalidRequest where the certificate cannot be used."""
+    if config.tls_cert is not None:
+        try:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(
+                config.tls_cert, config.tls_key
+            )
+        except OSError as error:  # ssl.SSLError is one
+            raise InvalidRequest(f"{config.tls_cert}: {error}", field="tls_cert") from None
 
 
 def _init_ray(address: str | None, settings: Mapping[str, str]) -> None:
@@ -63,10 +82,19 @@ def _init_ray(address: str | None, settings: Mapping[str, str]) -> None:
     if address is not None:
         ray.init(address=address, **quiet)
         return
-    with _environment(settings):  # Ray's processes inherit it
-        # Ray's own ports are open to other machines, whatever address it is given, but unless RAY_AUTH_MODE
-        # says otherwise they ask for a token: `ray.init` makes one for this user if there is none.
-        ray.init("local", include_dashboard=False, **quiet)
+    with _environment(settings), loopback_stays():  # Ray's processes inherit it
+        # Ray's ports are this machine's alone and, unless RAY_AUTH_MODE says otherwise, ask for a token:
+        # `ray.init` makes one for this user if there is none.
+        ray.init("local", include_dashboard=False, _node_ip_address=ADDRESS, **quiet)
+    _keep_token_private()
+
+
+def _keep_token_private() -> None:
+    """Ray writes the token so that all users of the machine may read it."""
+    token = Path.home() / ".ray" / "auth_token"
+    with contextlib.suppress(OSError):
+        if token.stat().st_mode & 0o077:
+            token.chmod(0o600)
 
 
 def serve_settings(config: ServeConfig) -> dict[str, str]:
@@ -82,7 +110,7 @@ def serve_settings(config: ServeConfig) -> dict[str, str]:
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # Serve checks it before our own limit is looked at, and it bounds answers as well.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.limits.transport_bytes),
-        **grpc_address.settings(config.host),
+        **_listening(config).environment(),
     }
     if min(config.encoder_cpus, config.decoder_cpus) < 1:
         # The workers share cores: threads that spin while they wait take the cores from other workers.
@@ -106,20 +134,36 @@ def serve_settings(config: ServeConfig) -> dict[str, str]:
     return settings
 
 
+def _listening(config: ServeConfig) -> Listening:
+    limits = config.limits
+    return Listening(
+        grpc_host=config.host,
+        header_bytes=limits.header_bytes,
+        headers=limits.headers,
+        head_s=limits.head_s,
+        connections_per_address=limits.connections_per_address,
+        tls_cert=config.tls_cert or "",
+        tls_key=config.tls_key or "",
+    )
+
+
 def check_joined(config: ServeConfig) -> None:
     """Raises InvalidRequest where the environment of the cluster that was joined would have the ingress
     replicas listen elsewhere than `config` says, or not at all."""
-    if config.ingress_mode == "direct":
-        read: Any = ray.remote(num_cpus=0)(lambda: {name: os.environ.get(name) for name in _LISTENING})
-        _refuse_other_ports(config, ray.get(read.remote()))
+    names = _LISTENING if config.ingress_mode == "direct" else _TLS if config.tls_cert else set()
+    if names:
+        read: Any = ray.remote(num_cpus=0)(lambda: {name: os.environ.get(name) for name in names})
+        _refuse_other_settings(config, ray.get(read.remote()), names)
 
 
-def _refuse_other_ports(config: ServeConfig, theirs: Mapping[str, str | None]) -> None:
-    """`theirs`: the environment of the cluster's processes."""
-    for name, value in serve_settings(config).items():
-        if name in _LISTENING and theirs.get(name) != value:
+def _refuse_other_settings(config: ServeConfig, theirs: Mapping[str, str | None], names: Set[str]) -> None:
+    """`theirs`: the environment of the cluster's processes; `names`: what must be equal in it."""
+    settings = serve_settings(config)
+    for name in sorted(names):
+        if theirs.get(name) != settings.get(name):
             raise InvalidRequest(
-                f"direct: the cluster's processes need {name}={value}, theirs is {theirs.get(name)}",
+                f"{config.ingress_mode}: the cluster's processes need {name}={settings.get(name, '')}, "
+                f"theirs is {theirs.get(name)}",
                 field="ingress_mode",
             )
 
@@ -129,7 +173,9 @@ def start_serve(config: ServeConfig) -> None:
     http_port, grpc_port = _proxy_ports(config)
     ray_serve.start(
         proxy_location=ProxyLocation.HeadOnly if direct else ProxyLocation.EveryNode,
-        http_options=HTTPOptions(host=config.host, port=http_port),
+        http_options=HTTPOptions(
+            host=config.host, port=http_port, ssl_certfile=config.tls_cert, ssl_keyfile=config.tls_key
+        ),
         grpc_options=gRPCOptions(
             port=grpc_port, grpc_servicer_functions=GRPC_SERVICES, enable_reflection=False
         ),

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
         Overloaded,
         RequestTooLarge,
         TandemError,
+        Unauthenticated,
         Unavailable,
     )
     from tandem.inputs import (
@@ -56,7 +57,8 @@ _WHERE = {
     "tandem.client": ("AsyncClient", "Client"),
     "tandem.errors": (
         "Cancelled", "DeadlineExceeded", "InternalError", "InvalidRequest", "ModelLoadError",
-        "ModelNotFound", "Overloaded", "RequestTooLarge", "TandemError", "Unavailable",
+        "ModelNotFound", "Overloaded", "RequestTooLarge", "TandemError", "Unauthenticated",
+        "Unavailable",
     ),
     "tandem.inputs": (
         "ExplicitEncoderDecoderPrompt", "Media", "MultiModalData", "Prompt", "TextPrompt", "TokensPrompt",
@@ -115,6 +117,7 @@ __all__ = [
     "TranscriptionProgress",
     "TranscriptionSegment",
     "TranscriptionWord",
+    "Unauthenticated",
     "Unavailable",
     "pipeline",
     "zip_enc_dec_prompt_lists",

@@ -45,8 +45,12 @@ class ModelNotFound(TandemError):
     """The request names a model this server does not serve."""
 
 
+class Unauthenticated(TandemError):
+    """The call has no key, or none that the server knows."""
+
+
 class Overloaded(TandemError):
-    """A bounded queue is full. Try again later; nothing was done."""
+    """A bounded queue is full, or the caller's quotas are used up. Try again later; nothing was done."""
 
 
 class Unavailable(TandemError):
@@ -90,6 +94,7 @@ STATUS: dict[type[TandemError], Status] = {
     InvalidRequest: Status("INVALID_ARGUMENT", 400, "invalid_request_error"),
     RequestTooLarge: Status("RESOURCE_EXHAUSTED", 413, "invalid_request_error"),
     ModelNotFound: Status("NOT_FOUND", 404, "not_found_error"),
+    Unauthenticated: Status("UNAUTHENTICATED", 401, "authentication_error"),
     Overloaded: Status("RESOURCE_EXHAUSTED", 429, "overloaded_error"),
     Unavailable: Status("UNAVAILABLE", 503, "service_unavailable_error"),
     HiddenStatesLost: Status("UNAVAILABLE", 503, "service_unavailable_error"),

@@ -14,6 +14,10 @@ class Limits:
 
     message_bytes: int = 4 * 2**20  # one gRPC message or HTTP body, its media not counted
     body_s: float = 30.0  # for an HTTP body to arrive
+    header_bytes: int = 64 * 2**10  # an HTTP request's line and headers
+    headers: int = 100  # of one HTTP request
+    head_s: float = 10.0  # for an HTTP request's headers to arrive
+    connections_per_address: int = 0  # HTTP connections of one address at one listener; 0: any number
     prompts: int = 256  # prompts in one HTTP request, and inputs that are encoded for embeddings at a time
     embeddings: int = 2048  # inputs of one request for embeddings; OpenAI's limit
     segments: int = 2**17  # lines or sentences of one request's texts to translate

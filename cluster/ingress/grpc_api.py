@@ -7,14 +7,22 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
-from contextlib import aclosing, contextmanager
+from contextlib import ExitStack, aclosing, contextmanager
 from typing import Any, Final, TypeVar
 
 from grpc_health.v1 import health_pb2
 
 from tandem.cluster.ingress.call import Call
+from tandem.cluster.ingress.edge.guard import key_of
 from tandem.cluster.ingress.service import Service
-from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemError, renaming_fields
+from tandem.errors import (
+    InternalError,
+    InvalidRequest,
+    ModelNotFound,
+    TandemError,
+    renaming_fields,
+    status_of,
+)
 from tandem.protocol import wire, wire_answers, wire_live, wire_transcription
 from tandem.protocol.rpc import SERVICE, MessageT, check_size, parse, set_error
 from tandem.v1 import inference_pb2 as pb
@@ -150,24 +158,24 @@ class GrpcApi:
             self._parse(pb.ListModelsRequest, request)
             return wire_answers.list_models_response([self._service.model])
 
-    # grpc.health.v1.Health
+    # grpc.health.v1.Health: public
 
     async def Check(self, request: bytes, grpc_context: Any) -> Any:
-        with self._call("Check", grpc_context):
+        with self._call("Check", grpc_context, public=True):
             message = self._parse(health_pb2.HealthCheckRequest, request)
             if message.service not in _SERVICES:
                 raise ModelNotFound(f"no service {message.service[:80]!r}", field="service")
             return await self._status()
 
     async def List(self, request: bytes, grpc_context: Any) -> Any:
-        with self._call("List", grpc_context):
+        with self._call("List", grpc_context, public=True):
             self._parse(health_pb2.HealthListRequest, request)
             status = await self._status()
             return health_pb2.HealthListResponse(statuses=dict.fromkeys(_SERVICES, status))
 
     async def Watch(self, request: bytes, grpc_context: Any) -> AsyncIterator[Any]:
         """The status now and whenever it changes, until the client has seen enough."""
-        with self._call("Watch", grpc_context):
+        with self._call("Watch", grpc_context, public=True):
             message = self._parse(health_pb2.HealthCheckRequest, request)
             last = None
             while True:
@@ -211,12 +219,20 @@ class GrpcApi:
         return message
 
     @contextmanager
-    def _call(self, method: str, context: Any) -> Iterator[Call]:
-        """A client's call, whose errors become its status. Only errors of ours are raised further: Serve
-        shows the text of any."""
+    def _call(self, method: str, context: Any, *, public: bool = False) -> Iterator[Call]:
+        """A client's call, once it is let in, whose errors become its status. Only errors of ours are raised
+        further: Serve shows the text of any."""
+        service = self._service
         try:
-            with Call(self._service, "grpc", method) as call:
-                yield call
+            with ExitStack() as stack:
+                try:
+                    stack.enter_context(
+                        service.guard.admit(key_of(context.invocation_metadata()), public=public)
+                    )
+                except TandemError as error:
+                    service.metrics.ended("grpc", method, status_of(error).grpc)
+                    raise
+                yield stack.enter_context(Call(service, "grpc", method))
         except Exception as error:
             set_error(context, error)
             if isinstance(error, TandemError):

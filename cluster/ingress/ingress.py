@@ -11,10 +11,12 @@ from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.identity import identity_of
+from tandem.cluster.ingress.edge.metrics_server import serve_metrics
 from tandem.cluster.ingress.grpc_api import GrpcApi
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
 from tandem.cluster.ingress.shared_files import SharedFiles
+from tandem.cluster.listening import Listening
 from tandem.cluster.router.router import Router
 from tandem.cluster.serve_compat.direct_ingress import reuse_http_port
 from tandem.workers.models.model_folder import resolve
@@ -42,6 +44,10 @@ class Ingress(GrpcApi):
         files = SharedFiles(context.app_name)
         replica = context.replica_id.unique_id
         self._service = Service(config, request_builder, self._router, replica, files)
+        self._metrics: asyncio.Server | None = None
+        if config.metrics_port is not None:
+            listening, text = Listening.of_environment(), self._service.metrics.text
+            self._metrics = await serve_metrics(config.host, config.metrics_port, listening, text)
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this once the constructor is done."""
@@ -55,6 +61,8 @@ class Ingress(GrpcApi):
         """Serve awaits this when the replica stops, after its requests have ended or their grace is over."""
         if hasattr(self, "_router"):  # else the constructor failed
             await self._router.close()
+        if hasattr(self, "_metrics") and self._metrics is not None:
+            self._metrics.close()
 
 
 def _load(config: ServeConfig) -> RequestBuilder:

@@ -1,6 +1,7 @@
 """The metrics of `/metrics`: requests as this ingress replica sees them, workers as its router knows them.
 
-Every series has the labels `model` and `replica` (of the ingress), because a scrape through a proxy or a
+Those of calls and of tokens have the label `tenant`, the name of the key's holder, "" where no keys are asked
+for. Every series has the labels `model` and `replica` (of the ingress), because a scrape through a proxy or a
 service meets one replica after another. Several routers report the same engine: take `max by (engine)`.
 """
 
@@ -17,6 +18,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, generate_la
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
+from tandem.cluster.callers import ANYBODY, CALLER, Caller
 from tandem.cluster.router.router import RouterStats
 from tandem.errors import TandemError, status_of
 from tandem.transcription import TranscriptionMode
@@ -48,6 +50,11 @@ class Metrics:
         def counter(name: str, text: str) -> Counter:
             return Counter(f"tandem_{name}", text, _LABELS, registry=self.registry).labels(*labels)
 
+        def by_tenant(name: str, text: str) -> Counter:
+            metric = Counter(f"tandem_{name}", text, (*_LABELS, "tenant"), registry=self.registry)
+            metric.labels(*labels, ANYBODY.name)  # a series from the start
+            return metric
+
         self.first_token = histogram(
             "time_to_first_token_seconds", "From a request's arrival to its first token.", _LATENCY
         )
@@ -66,8 +73,8 @@ class Metrics:
             "From a request's arrival to its last token, if it succeeded.",
             _LATENCY,
         )
-        self.encoder_tokens = counter("prompt_tokens", "Encoder tokens of accepted requests.")
-        self.generated_tokens = counter("generation_tokens", "Tokens delivered to clients.")
+        self._encoder_tokens = by_tenant("prompt_tokens", "Encoder tokens of accepted requests.")
+        self._generated_tokens = by_tenant("generation_tokens", "Tokens delivered to clients.")
         self.audio_seconds = counter("transcribed_audio_seconds", "Audio of recordings, once transcribed.")
         self.real_time = histogram(
             "transcription_real_time_factor",
@@ -93,14 +100,23 @@ class Metrics:
         self._ended = Counter(
             "tandem_requests",
             "Requests that have ended, by the name of their gRPC status.",
-            (*_LABELS, "protocol", "method", "status"),
+            (*_LABELS, "protocol", "method", "status", "tenant"),
             registry=self.registry,
         )
         self._labels = labels
         self.registry.register(_RouterCollector(labels, router_stats))
 
-    def ended(self, protocol: Protocol, method: str, status: str) -> None:
-        self._ended.labels(*self._labels, protocol, method, status).inc()
+    def ended(self, protocol: Protocol, method: str, status: str, caller: Caller = ANYBODY) -> None:
+        """Counts a call that has ended; one that was not let in is nobody's, and over HTTP has no method."""
+        self._ended.labels(*self._labels, protocol, method, status, caller.name).inc()
+
+    def encoded(self, tokens: int, caller: Caller) -> None:
+        self._encoder_tokens.labels(*self._labels, caller.name).inc(tokens)
+        caller.spend(tokens)
+
+    def generated(self, tokens: int, caller: Caller) -> None:
+        self._generated_tokens.labels(*self._labels, caller.name).inc(tokens)
+        caller.spend(tokens)
 
     def windows(self, mode: TranscriptionMode, count: int) -> None:
         self._windows.labels(*self._labels, mode).inc(count)
@@ -116,19 +132,20 @@ class Observation:
 
     def __init__(self, metrics: Metrics, protocol: Protocol, method: str) -> None:
         self._metrics, self._protocol, self._method = metrics, protocol, method
+        self._caller = CALLER.get()
         self._arrived = time.monotonic()
         self._last: dict[tuple[int, int], float] = {}  # by prompt and sample: time of its latest token
         self.request_id = "-"
 
     def accepted(self, encoder_tokens: int) -> None:
-        self._metrics.encoder_tokens.inc(encoder_tokens)
+        self._metrics.encoded(encoder_tokens, self._caller)
 
     def grew(self, number: int, sample: int, tokens: int) -> None:
         """Counts `tokens` that have come together, for a sample of the call's prompt with this number."""
         if not tokens:
             return
         now, key = time.monotonic(), (number, sample)
-        self._metrics.generated_tokens.inc(tokens)
+        self._metrics.generated(tokens, self._caller)
         if not self._last:
             self._metrics.first_token.observe(now - self._arrived)
         if key in self._last:
@@ -144,7 +161,7 @@ class Observation:
         metrics.windows(transcriber.mode, counts.windows)
         metrics.silent_windows.inc(counts.silent)
         metrics.refused_answers.inc(counts.refused)
-        metrics.generated_tokens.inc(counts.tokens)
+        metrics.generated(counts.tokens, self._caller)
         if transcriber.done:
             took_s = time.monotonic() - self._arrived
             metrics.whole_request.observe(took_s)
@@ -172,7 +189,7 @@ class Observation:
             status = status_of(error).grpc
             if not isinstance(error, TandemError):
                 logger.error("%s failed, request id %s", self._method, self.request_id, exc_info=error)
-        self._metrics.ended(self._protocol, self._method, status)
+        self._metrics.ended(self._protocol, self._method, status, self._caller)
 
 
 class _RouterCollector(Collector):

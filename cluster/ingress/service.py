@@ -11,11 +11,13 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Protocol, TypeVar
 
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.ingress.edge.guard import Guard
 from tandem.cluster.ingress.files import Files, LocalFiles
 from tandem.cluster.ingress.health import Health, Workers
 from tandem.cluster.ingress.live import Live
 from tandem.cluster.ingress.metrics import Metrics
 from tandem.cluster.ingress.recordings import Recordings
+from tandem.cluster.keys import Keys, hash_in_environment
 from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.cluster.router.router import Room
 from tandem.outputs import TextDelta
@@ -73,8 +75,10 @@ class Service:
         replica: str,
         files: Files | None = None,
     ) -> None:
-        """`files` are those of all replicas; None: there is one replica."""
+        """`files` are those of all replicas; None: there is one replica. Raises InvalidRequest where the keys
+        cannot be read."""
         self.config, self.request_builder = config, request_builder
+        self.guard = Guard(Keys(config.api_keys, config.api_key_sha256 or hash_in_environment()))
         self.health = Health(router, config.stall_timeout_s)
         self.metrics = Metrics(request_builder.info.name, replica, router.stats)
         self.files = LocalFiles() if files is None else files

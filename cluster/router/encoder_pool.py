@@ -15,6 +15,7 @@ from ray.exceptions import ActorUnavailableError, RayActorError, RayTaskError
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
+from tandem.cluster.callers import ANYBODY, Caller
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import BatchSummary, HiddenSlice, PackedHidden
 from tandem.cluster.messages import packed_input
@@ -97,12 +98,12 @@ class EncoderPool:
         self._cache.clear()
 
     async def encode(
-        self, encoder_input: EncoderInput, order: tuple[float, int]
+        self, encoder_input: EncoderInput, order: tuple[float, int], caller: Caller = ANYBODY
     ) -> AsyncGenerator[HiddenSlice]:
         """Yields where the hidden states of an input will be, as soon as an encoder is asked for them, so
         that a decoder can be told meanwhile. After each try that fails, it yields the next one's place. Ends
-        when the hidden states are there. Holding a slice keeps them alive. `order` is that of the request
-        that waits.
+        when the hidden states are there. Holding a slice keeps them alive. `order` and `caller`
+        are those of the request that waits.
 
         Raises Unavailable after the configured attempts or without any encoder, InvalidRequest where the
         encoder refuses the input.
@@ -120,7 +121,7 @@ class EncoderPool:
             raise Unavailable("the router closes")
         else:
             self.counters.cache_misses += 1
-            job = self._jobs[key] = EncodeJob(encoder_input, order)
+            job = self._jobs[key] = EncodeJob(encoder_input, order, caller=caller)
             self._queue.put(job)
             self._send_what_fits()
         job.waiters += 1

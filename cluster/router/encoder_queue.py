@@ -6,7 +6,9 @@ import asyncio
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
+from tandem.cluster.callers import ANYBODY, Caller
 from tandem.cluster.handoff import HiddenSlice
+from tandem.cluster.router.turns import Turns
 from tandem.errors import TandemError
 from tandem.workers.request import EncoderInput
 
@@ -29,6 +31,7 @@ class EncodeJob:
     encoder_input: EncoderInput
     order: tuple[float, int]  # the first request's: see RoutedRequest
     sent: asyncio.Future[Sent] = field(default_factory=_future)  # the last try, or the job's error
+    caller: Caller = ANYBODY  # the first request's
     waiters: int = 0  # requests; set, like `attempts` and `alone`, by the pool
     attempts: int = 0
     alone: bool = False  # failed in a batch: the next try must not take others down with it
@@ -51,9 +54,11 @@ class EncodeJob:
 
 
 class EncoderQueue:
-    """Jobs by priority and arrival. A job that comes back keeps its place."""
+    """Jobs of the callers in turn, each one's by priority and arrival. A job that comes back keeps its
+    place."""
 
     def __init__(self) -> None:
+        self._turns = Turns()
         self._jobs: set[EncodeJob] = set()
         self.tokens = 0
 
@@ -76,7 +81,7 @@ class EncoderQueue:
         """The next batch, longest first: the first job in order, and the jobs nearest to it in length as far
         as the budget goes. So the kernels, which work by length, find few lengths, and nobody starves. A job
         beyond the budget goes alone."""
-        first = min(self._jobs, key=lambda job: job.order)
+        first = min(self._jobs, key=lambda job: (self._turns.start(job.caller), job.order))
         batch, left = [first], budget_tokens - first.length
         if not first.alone:
             length = first.length
@@ -88,4 +93,5 @@ class EncoderQueue:
                 left -= job.length
         for job in batch:
             self.remove(job)
+            self._turns.took(job.caller, job.length, in_turn=job is first)
         return sorted(batch, key=lambda job: job.length, reverse=True)

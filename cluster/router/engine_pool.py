@@ -8,6 +8,7 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
+from tandem.cluster.callers import ANYBODY
 from tandem.cluster.router.discovery import Discovery
 from tandem.cluster.router.engine_link import EngineLink
 from tandem.cluster.router.routed_request import RoutedRequest
@@ -17,6 +18,9 @@ from tandem.cluster.router.waiting import Gate
 # to follow. More waits in the router, where an engine that joins or becomes free can take it. Requests whose
 # inputs are being encoded get half of it at most: see `announce`.
 FULL = 2.0
+# The same for a request of a caller with a key: what is on an engine goes before the later requests of all
+# other callers, so little waits there.
+FULL_FOR_ONE = 1.25
 # How much fuller an engine may be and still be preferred because it holds the same encoder input: the two
 # requests share their cross-attention pages.
 AFFINITY = 0.25
@@ -66,8 +70,10 @@ class EnginePool:
 
     # --- Within ---
 
-    def _send(self, routed: RoutedRequest, busy: float = FULL) -> bool:
+    def _send(self, routed: RoutedRequest, busy: float | None = None) -> bool:
         """Sends a request at once, so that the next one sees the load, unless all engines are `busy`."""
+        if busy is None:
+            busy = FULL if routed.caller is ANYBODY else FULL_FOR_ONE
         link = self._choose(routed, busy)
         if link is not None:
             link.submit(routed)

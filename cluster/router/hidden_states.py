@@ -8,6 +8,7 @@ from contextlib import aclosing
 
 import torch
 
+from tandem.cluster.callers import ANYBODY, Caller
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import fetch
 from tandem.cluster.router.encoder_pool import EncoderPool
@@ -24,32 +25,34 @@ class HiddenStates:
         self._encoders, self._config = encoders, config
         self.outstanding = 0  # inputs
 
-    async def of(self, requests: Sequence[EncodeRequest]) -> list[torch.Tensor]:
+    async def of(self, requests: Sequence[EncodeRequest], caller: Caller = ANYBODY) -> list[torch.Tensor]:
         """See `Router.hidden_states`. The first error ends them all."""
         self.outstanding += len(requests)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._one(request)) for request in requests]
+                tasks = [group.create_task(self._one(request, caller)) for request in requests]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
             self.outstanding -= len(requests)
         return [task.result() for task in tasks]
 
-    async def _one(self, request: EncodeRequest) -> torch.Tensor:
+    async def _one(self, request: EncodeRequest, caller: Caller) -> torch.Tensor:
         now = asyncio.get_running_loop().time()
         timeout_s = self._config.limits.timeout_s if request.timeout_s is None else request.timeout_s
         try:
             async with asyncio.timeout_at(now + timeout_s):
-                return await self._encoded(request, order_of(now, request.priority))
+                return await self._encoded(request, order_of(now, request.priority), caller)
         except TimeoutError:
             raise DeadlineExceeded("the request's time was over before its input was encoded") from None
 
-    async def _encoded(self, request: EncodeRequest, order: tuple[float, int]) -> torch.Tensor:
+    async def _encoded(
+        self, request: EncodeRequest, order: tuple[float, int], caller: Caller
+    ) -> torch.Tensor:
         await self._encoders.start()  # a router whose decoders encode by themselves has not looked yet
         attempts = self._config.encoder_attempts
         for _ in range(attempts):
-            async with aclosing(self._encoders.encode(request.encoder, order)) as tries:
+            async with aclosing(self._encoders.encode(request.encoder, order, caller)) as tries:
                 async for hidden in tries:  # one, unless it fails
                     where = hidden
             try:

@@ -8,6 +8,7 @@ import itertools
 from collections.abc import Callable
 from typing import Protocol
 
+from tandem.cluster.callers import ANYBODY, Caller
 from tandem.cluster.handoff import HiddenSlice
 from tandem.errors import HiddenStatesLost, TandemError, Unavailable
 from tandem.limits import PRIORITY_S
@@ -47,9 +48,10 @@ class RoutedRequest:
         request: EngineRequest,
         deadline: float,
         on_end: Callable[[RoutedRequest], object] = lambda _: None,
+        caller: Caller = ANYBODY,
     ) -> None:
         """`deadline` is in the event loop's time. `on_end` is called once, when the request ends."""
-        self.request = request
+        self.request, self.caller = request, caller
         self._on_end = on_end
         self.deadline = deadline
         self.arrived_at = asyncio.get_running_loop().time()

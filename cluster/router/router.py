@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import uuid
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
 from contextlib import aclosing, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from ray.serve.handle import DeploymentHandle
 
+from tandem.cluster.callers import ANYBODY, CALLER, Caller
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.messages import HandoffTotals
 from tandem.cluster.router.encoder_pool import EncoderCounters, EncoderPool
@@ -21,6 +24,8 @@ from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.cluster.router.staging import Staging
 from tandem.errors import InternalError, Overloaded, Unavailable
 from tandem.workers.request import Delta, EncodeRequest, EngineRequest, EngineStats
+
+RequestT = TypeVar("RequestT", EncodeRequest, EngineRequest)
 
 # A request whose engines keep dying under it may be what kills them.
 MAX_LOSSES = 4
@@ -73,6 +78,7 @@ class Router:
             config.staged_encoder_tokens, config.replica_wait_s, lambda: self._engines.ready
         )
         self._requests: set[RoutedRequest] = set()
+        self._accepted: Counter[Caller] = Counter()  # of them
         self._rooms: set[Room] = set()
         self._media_bytes = 0  # files of the requests that were accepted and not closed
         self._hidden_states = HiddenStates(self._encoders, config)
@@ -107,6 +113,8 @@ class Router:
         if not self._accepting:
             raise Unavailable("the server shuts down")
         limits = self._config.limits
+        if self._has_share(sequences):
+            sequences = 0  # accepted, whatever of the queue other callers have
         for there, more, limit, what in (
             (self._outstanding, sequences, limits.queued_requests, "sequences"),
             (self._media_bytes, media_bytes, limits.queued_media_bytes, "bytes of media"),
@@ -137,9 +145,13 @@ class Router:
     def accept(
         self, requests: Sequence[EngineRequest], *, within: Room | None = None
     ) -> Iterator[list[RoutedRequest]]:
-        """Accepts all of the requests, each for one call of `deltas`, or none. Their `timeout_s` counts from
-        here; leaving the block cancels the requests that have not ended. Raises what `check_room` raises;
-        `within` a room only Unavailable, where the server is gone."""
+        """Accepts all of the requests, each for one call of `deltas`, or none; they are `CALLER`'s. Their
+        `timeout_s` counts from here; leaving the block cancels the requests that have not ended. Raises what
+        `check_room` raises; `within` a room only Unavailable, where the server is gone; InvalidRequest for a
+        priority beyond the caller's."""
+        caller = CALLER.get()
+        for request in requests:
+            caller.check_priority(request.priority)
         if within is None:
             self.check_room(len(requests), _media_bytes(requests))
         elif self._closed:
@@ -148,8 +160,9 @@ class Router:
         routed_requests = []
         for request in requests:
             timeout_s = self._config.limits.timeout_s if request.timeout_s is None else request.timeout_s
-            routed_requests.append(RoutedRequest(request, now + timeout_s, self._requests.discard))
+            routed_requests.append(RoutedRequest(_own(request, caller), now + timeout_s, self._ended, caller))
         self._requests.update(routed_requests)
+        self._accepted[caller] += len(routed_requests)
         self._media_bytes += (media_bytes := _media_bytes(requests))
         try:
             yield routed_requests
@@ -202,9 +215,12 @@ class Router:
         """
         media_bytes = _media_bytes(requests)
         self.check_room(len(requests), media_bytes)
+        caller = CALLER.get()
+        for request in requests:
+            caller.check_priority(request.priority)
         self._media_bytes += media_bytes
         try:
-            return await self._hidden_states.of(requests)
+            return await self._hidden_states.of([_own(request, caller) for request in requests], caller)
         finally:
             self._media_bytes -= media_bytes
 
@@ -230,6 +246,22 @@ class Router:
             generated_tokens=self._generated_tokens,
         )
 
+    def _has_share(self, sequences: int) -> bool:
+        """Whether so many more sequences are within the caller's share of the queue, by its weight among the
+        callers that have any."""
+        caller = CALLER.get()
+        if caller is ANYBODY:
+            return False  # all are one caller
+        weights = sum(each.quotas.weight for each in {caller, *self._accepted})
+        share = self._config.limits.queued_requests * caller.quotas.weight / weights
+        return self._accepted[caller] + sequences <= share
+
+    def _ended(self, routed: RoutedRequest) -> None:
+        self._requests.discard(routed)
+        self._accepted[routed.caller] -= 1
+        if not self._accepted[routed.caller]:
+            del self._accepted[routed.caller]
+
     @property
     def _outstanding(self) -> int:
         return len(self._requests) + self._hidden_states.outstanding
@@ -252,7 +284,8 @@ class Router:
                 announced = False
                 encoder_input = routed.request.encoder
                 if not self._colocated and routed.hidden is None and encoder_input.token_ids:
-                    async with aclosing(self._encoders.encode(encoder_input, routed.order)) as tries:
+                    encoding = self._encoders.encode(encoder_input, routed.order, routed.caller)
+                    async with aclosing(encoding) as tries:
                         async for hidden in tries:  # one, unless it fails
                             routed.withdraw()
                             if routed.ended:
@@ -263,6 +296,15 @@ class Router:
                     await self._engines.submit(routed)
         except TimeoutError:
             routed.expire()
+
+
+def _own(request: RequestT, caller: Caller) -> RequestT:
+    """The request with an input that no other caller's equals: who asks for what another has asked for would
+    see by the time it takes that it is in a cache."""
+    if caller is ANYBODY:
+        return request
+    encoder = dataclasses.replace(request.encoder, key=f"{caller.name}/{request.encoder.key}")
+    return dataclasses.replace(request, encoder=encoder)
 
 
 def _media_bytes(requests: Sequence[EngineRequest | EncodeRequest]) -> int:

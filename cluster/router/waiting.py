@@ -8,7 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TypeVar
 
+from tandem.cluster.callers import Caller
 from tandem.cluster.router.routed_request import RoutedRequest
+from tandem.cluster.router.turns import Turns
 from tandem.errors import Unavailable
 
 T = TypeVar("T")
@@ -34,8 +36,8 @@ class _Waiter:
 
 
 class Gate:
-    """Admits requests while there is room, by priority and arrival. One that does not fit holds up all after
-    it, so that a large one gets its turn."""
+    """Admits requests while there is room: of the callers in turn, each one's by priority and arrival. One
+    that does not fit holds up all after it, so that a large one gets its turn."""
 
     def __init__(
         self,
@@ -46,11 +48,12 @@ class Gate:
         """`admit` takes the room that a request needs, if there is so much, and says whether; `possible` says
         whether there is an engine that may make room."""
         self._admit, self._patience_s, self._possible = admit, patience_s, possible
-        self._waiters: list[_Waiter] = []  # sorted
+        self._waiters: dict[Caller, list[_Waiter]] = {}  # sorted, none empty
+        self._turns = Turns()
 
     @property
     def waiting(self) -> int:
-        return len(self._waiters)
+        return sum(map(len, self._waiters.values()))
 
     async def enter(self, routed: RoutedRequest) -> None:
         """Returns once the request is admitted. A caller that is cancelled may have been admitted before.
@@ -58,7 +61,7 @@ class Gate:
         Raises Unavailable where there is no room after `patience_s`, and no engine.
         """
         waiter = _Waiter(routed.order, routed, asyncio.get_running_loop().create_future())
-        bisect.insort(self._waiters, waiter)
+        bisect.insort(self._waiters.setdefault(routed.caller, []), waiter)
         self.admit_waiting()
         try:
             await wait_for_worker(
@@ -66,9 +69,24 @@ class Gate:
             )
         finally:
             if not waiter.admitted.done():
-                del self._waiters[bisect.bisect_left(self._waiters, waiter)]
+                self._remove(waiter)
 
     def admit_waiting(self) -> None:
         """To be called when there may be more room."""
-        while self._waiters and self._admit(self._waiters[0].routed):
-            self._waiters.pop(0).admitted.set_result(None)
+        while self._waiters:
+            first = min(
+                (queue[0] for queue in self._waiters.values()),
+                key=lambda waiter: (self._turns.start(waiter.routed.caller), waiter.order),
+            )
+            if not self._admit(first.routed):
+                return
+            self._remove(first)
+            self._turns.took(first.routed.caller, 1)
+            first.admitted.set_result(None)
+
+    def _remove(self, waiter: _Waiter) -> None:
+        caller = waiter.routed.caller
+        queue = self._waiters[caller]
+        del queue[bisect.bisect_left(queue, waiter)]
+        if not queue:
+            del self._waiters[caller]

@@ -1,29 +1,39 @@
-"""Keeps Serve's gRPC servers to the address that HTTP is bound to."""
+"""What Serve's gRPC servers listen on, and which of Serve's own RPCs they answer."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Callable
+from typing import Any, Final
 
+import grpc
 from ray.serve._private import default_impl
 from ray.serve._private.grpc_util import gRPCGenericServer
 
-HOST = "TANDEM_GRPC_HOST"  # the variable that holds the address, in the environment of Serve's processes
-# Serve calls this in each process that will listen, before it does: a proxy, and in direct mode an ingress
-# replica.
-CALLBACK = {"RAY_SERVE_HTTP_PROXY_CALLBACK_IMPORT_PATH": "tandem.cluster.serve_compat.grpc_address.bind_grpc"}
+_APPLICATIONS: Final = "/ray.serve.RayServeAPIService/ListApplications"
 
 
-def settings(host: str) -> dict[str, str]:
-    """The environment with which Serve's gRPC servers bind to `host`."""
-    return {HOST: host, **CALLBACK}
-
-
-def bind_grpc() -> None:
-    """Makes Serve bind gRPC to the address in `HOST`. Serve has an option for HTTP's address only and binds
-    gRPC to all interfaces."""
-    host = os.environ[HOST]
+def bind_grpc(host: str, credentials: grpc.ServerCredentials | None) -> None:
+    """Makes Serve bind gRPC to an address, with TLS where there are credentials, and answer no question about
+    its applications. Serve has options for HTTP only: it binds gRPC to all interfaces, without TLS."""
 
     def add(grpc_server: gRPCGenericServer, server_address: str) -> None:
-        grpc_server.add_insecure_port(f"{host}:{server_address.rpartition(':')[2]}")
+        address = f"{host}:{server_address.rpartition(':')[2]}"
+        if credentials is None:
+            grpc_server.add_insecure_port(address)
+        else:
+            grpc_server.add_secure_port(address, credentials)
+        answer: Callable[..., Any] = grpc_server.service_handler_factory
+
+        def factory(service_method: str, streaming_type: Any) -> Callable[..., Any]:
+            if service_method == _APPLICATIONS:
+                return _refuse
+            handler: Callable[..., Any] = answer(service_method=service_method, streaming_type=streaming_type)
+            return handler
+
+        grpc_server.service_handler_factory = factory
 
     default_impl.add_grpc_address = add
+
+
+async def _refuse(_: object, context: grpc.aio.ServicerContext[Any, Any]) -> None:
+    await context.abort(grpc.StatusCode.UNIMPLEMENTED, "not answered here")

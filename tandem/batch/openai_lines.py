@@ -14,6 +14,7 @@ from tandem.errors import (
     InvalidRequest,
     Overloaded,
     TandemError,
+    Unauthenticated,
     Unavailable,
     status_of,
 )
@@ -101,21 +102,24 @@ def _line(
 class HttpServer:
     """A server's HTTP API. One event loop makes, uses and closes it."""
 
-    def __init__(self, urls: Sequence[str]) -> None:
+    def __init__(self, urls: Sequence[str], api_key: str | None = None) -> None:
         """`urls`: its replicas', "http://host:port" each, with or without the "/v1" that OpenAI's clients
-        are given."""
+        are given; `api_key`: one that the server knows, where it asks for keys."""
         import aiohttp
 
         self._urls = itertools.cycle(url.rstrip("/").removesuffix("/v1") for url in urls)
         # Who posts bounds its requests, and none waits for a connection in its own time.
-        self._session = aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0))
+        self._session = aiohttp.ClientSession(
+            connector=aiohttp.TCPConnector(limit=0),
+            headers={} if api_key is None else {"Authorization": f"Bearer {api_key}"},
+        )
 
     async def close(self) -> None:
         await self._session.close()
 
     async def post(self, url: str, body: Mapping[str, Any], timeout_s: float) -> Response:
-        """Raises Unavailable, Overloaded, DeadlineExceeded and InternalError, which may go better another
-        time."""
+        """Raises Unauthenticated; Unavailable, Overloaded, DeadlineExceeded and InternalError, which may go
+        better another time."""
         import aiohttp
 
         limit = aiohttp.ClientTimeout(total=timeout_s + _GRACE_S)
@@ -135,6 +139,7 @@ class HttpServer:
 
 
 _PASSING: Final[dict[int, type[TandemError]]] = {
+    401: Unauthenticated,
     429: Overloaded,
     500: InternalError,
     502: Unavailable,

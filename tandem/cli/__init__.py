@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from tandem.cli import batch, compose, demo, generate, score, serve, show, transcribe
+from tandem.cli import batch, compose, demo, generate, key, score, serve, show, transcribe
 
 app = typer.Typer(
     name="tandem",
@@ -30,6 +30,7 @@ def _utf_8() -> None:
 
 for command in (
     serve.serve,
+    key.key,
     show.show,
     generate.generate,
     generate.translate,

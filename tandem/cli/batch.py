@@ -16,6 +16,8 @@ import typer
 from tqdm import tqdm
 
 from tandem.cli.options import (
+    API_KEY_ENV,
+    ApiKeyEnvOption,
     ClusterOptions,
     MaxTokensOption,
     ModelOption,
@@ -56,6 +58,7 @@ def batch(
             show_default=False,
         ),
     ] = None,
+    api_key_env: ApiKeyEnvOption = API_KEY_ENV,
     param: ParamsOption = None,
     max_tokens: MaxTokensOption = None,
     truncate: TruncateOption = False,
@@ -139,6 +142,8 @@ def batch(
         from tandem.cluster import launch, start
 
         named = itertools.count(1)
+        # A cluster that is started here asks for the key of its own environment.
+        api_key = os.environ.get(API_KEY_ENV if server is None else api_key_env)
 
         def name(error: str) -> None:
             if next(named) <= _NAMED:
@@ -153,8 +158,8 @@ def batch(
             done = batch.run(
                 source,
                 sink,
-                None if target is None else partial(_connect, target),
-                connect_http=partial(HttpServer, http) if http else None,
+                None if target is None else partial(_connect, target, api_key),
+                connect_http=partial(HttpServer, http, api_key) if http else None,
                 connections=cluster.ingress_replicas,
                 defaults=defaults,
                 audio_column=audio_column,
@@ -194,10 +199,10 @@ def batch(
             raise typer.Exit(130) from None
 
 
-def _connect(target: str) -> AsyncClient:
+def _connect(target: str, api_key: str | None) -> AsyncClient:
     from tandem.client import AsyncClient
 
-    return AsyncClient(target)
+    return AsyncClient(target, api_key=api_key)
 
 
 @contextlib.contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 import urllib.request
 from typing import TYPE_CHECKING, Final
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from rich.console import Console
 from rich.table import Table
 
-from tandem.cli.options import errors_shown
+from tandem.cli.options import API_KEY_ENV, errors_shown
 from tandem.inputs import Prompt
 from tandem.params import SamplingParams
 
@@ -45,10 +46,11 @@ def demo() -> None:
         with launch.serve(config) as cluster:
             endpoints = cluster.endpoints()
             console.print(f"Ready in {time.monotonic() - started:.0f} s.\n", style="dim", highlight=False)
-            with Client(endpoints.grpc[0]) as client:
+            api_key = os.environ.get(API_KEY_ENV)  # the cluster asks for it, if it is set
+            with Client(endpoints.grpc[0], api_key=api_key) as client:
                 _many(console, client)
                 _stream(console, client)
-            _http(console, f"http://{endpoints.http[0]}")
+            _http(console, f"http://{endpoints.http[0]}", api_key)
             console.print("Stopping …", style="dim")
         console.print("Done. `tandem serve` starts the same cluster to stay.")
 
@@ -77,11 +79,12 @@ def _stream(console: Console, client: Client) -> None:
     console.print()
 
 
-def _http(console: Console, base: str) -> None:
+def _http(console: Console, base: str, api_key: str | None) -> None:
     body = {"q": "I am happy.", "source": "en", "target": "de"}
     console.print(f"HTTP: POST {base}/translate {json.dumps(body)}", highlight=False)
-    request = urllib.request.Request(
-        f"{base}/translate", json.dumps(body).encode(), {"Content-Type": "application/json"}
-    )
+    headers = {"Content-Type": "application/json"}
+    if api_key is not None:
+        headers["Authorization"] = f"Bearer {api_key}"
+    request = urllib.request.Request(f"{base}/translate", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
         console.print_json(answer.read().decode())

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 
 from tandem.cli.options import (
+    API_KEY_ENV,
+    ApiKeyEnvOption,
     FileOption,
     JsonLinesOption,
     MaxTokensOption,
@@ -25,6 +27,7 @@ from tandem.cli.options import (
     TargetLanguageOption,
     TaskOption,
     TruncateOption,
+    connect,
     err,
     errors_shown,
     model_info,
@@ -48,6 +51,7 @@ def generate(
     *,
     model: ModelOption = "quickstart",
     server: ServerOption = None,
+    api_key_env: ApiKeyEnvOption = API_KEY_ENV,
     file: FileOption = None,
     max_tokens: MaxTokensOption = None,
     temperature: Annotated[
@@ -80,7 +84,7 @@ def generate(
             raise typer.BadParameter("streamed text is not JSON; leave one out", param_hint="--stream")
         options = TaskOptions(task=task, source_language=source_language, target_language=target_language)
         given = {"max_tokens": max_tokens, "temperature": temperature}
-        asked = _asked(model, server, given, param, options, truncate=truncate)
+        asked = _asked(model, server, api_key_env, given, param, options, truncate=truncate)
         texts = read_texts(prompts, file)
         if stream:
             _stream(texts, asked)
@@ -99,6 +103,7 @@ def translate(
         str, typer.Option(help="As for serve; its config declares its languages.")
     ] = "quickstart",
     server: ServerOption = None,
+    api_key_env: ApiKeyEnvOption = API_KEY_ENV,
     file: FileOption = None,
     max_tokens: MaxTokensOption = None,
     param: ParamsOption = None,
@@ -119,7 +124,9 @@ def translate(
     with errors_shown():
         options = TaskOptions(source_language=source, target_language=to)
         given = {"max_tokens": max_tokens}
-        asked = _asked(model, server, given, param, options, truncate=truncate, split=split.value)
+        asked = _asked(
+            model, server, api_key_env, given, param, options, truncate=truncate, split=split.value
+        )
         _answer(read_texts(texts, file), asked, jsonl=jsonl)
 
 
@@ -130,6 +137,7 @@ def summarize(
     *,
     model: ModelOption,
     server: ServerOption = None,
+    api_key_env: ApiKeyEnvOption = API_KEY_ENV,
     file: FileOption = None,
     max_tokens: MaxTokensOption = None,
     param: ParamsOption = None,
@@ -151,7 +159,9 @@ def summarize(
         if tasks and not known:
             err.print(f"{model} has no summarization task, only {', '.join(tasks)}.", style="dim")
         options = TaskOptions(task="summarization" if known else None)
-        asked = _asked(model, server, {"max_tokens": max_tokens}, param, options, truncate=truncate)
+        asked = _asked(
+            model, server, api_key_env, {"max_tokens": max_tokens}, param, options, truncate=truncate
+        )
         _answer(read_texts(documents, file), asked, jsonl=jsonl)
 
 
@@ -161,6 +171,7 @@ class _Asked:
 
     model: str
     server: str | None
+    api_key_env: str
     params: Params | None
     options: RequestOptions
     split: Split
@@ -173,6 +184,7 @@ class _Asked:
 def _asked(
     model: str,
     server: str | None,
+    api_key_env: str,
     given: dict[str, Any],
     param: list[str] | None,
     options: TaskOptions,
@@ -187,7 +199,7 @@ def _asked(
     values |= {"truncate_prompt_tokens": -1} if truncate else {}
     values |= records.assignments(param or [])
     all_options = cast(RequestOptions, {**options, **records.options(values)})
-    return _Asked(model, server, records.parameters(values), all_options, split)
+    return _Asked(model, server, api_key_env, records.parameters(values), all_options, split)
 
 
 def _answer(texts: list[Line], asked: _Asked, *, jsonl: bool) -> None:
@@ -195,9 +207,7 @@ def _answer(texts: list[Line], asked: _Asked, *, jsonl: bool) -> None:
     keywords: dict[str, Any] = {**asked.options}
     generate: Callable[..., Sequence[RequestOutput | TandemError]]
     if asked.server is not None:
-        from tandem.client import Client
-
-        with Client(asked.server) as client, ThreadPoolExecutor(_COUNTED_AT_ONCE) as pool:
+        with connect(asked.server, asked.api_key_env) as client, ThreadPoolExecutor(_COUNTED_AT_ONCE) as pool:
             generate = partial(client.generate_each, params=asked.params, use_tqdm=True, **keywords)
             answers = _answers(texts, _segmenting(client, asked, pool), generate, asked.samples)
     else:
@@ -278,9 +288,7 @@ def _segmenting(client: Client, asked: _Asked, pool: ThreadPoolExecutor) -> Call
 def _stream(texts: list[Line], asked: _Asked) -> None:
     keywords: dict[str, Any] = {**asked.options}
     if asked.server is not None:
-        from tandem.client import Client
-
-        with Client(asked.server) as client:
+        with connect(asked.server, asked.api_key_env) as client:
             write_stream(texts, lambda text: client.stream(text, asked.params, **keywords))
         return
     from tandem.offline import LLM

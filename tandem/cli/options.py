@@ -4,6 +4,7 @@ stdout."""
 from __future__ import annotations
 
 import inspect
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from rich.text import Text
 from tandem.errors import InvalidRequest, TandemError, renaming_fields
 
 if TYPE_CHECKING:
+    from tandem.client import Client
     from tandem.cluster.config import ServeConfig
     from tandem.workers.requests.model_info import ModelInfo
 
@@ -41,6 +43,13 @@ ServerOption = Annotated[
         show_default=False,
     ),
 ]
+ApiKeyEnvOption = Annotated[
+    str,
+    typer.Option(
+        metavar="NAME", help="The environment variable that holds the key which the --server asks for."
+    ),
+]
+API_KEY_ENV = "TANDEM_API_KEY"
 FileOption = Annotated[
     Path | None,
     typer.Option("--file", "-f", help="Read inputs from this file, one a line.", show_default=False),
@@ -178,6 +187,13 @@ AddressOption = Annotated[
 ]
 
 
+def connect(server: str, api_key_env: str) -> Client:
+    """A client of a server's gRPC endpoint."""
+    from tandem.client import Client
+
+    return Client(server, api_key=os.environ.get(api_key_env))
+
+
 def model_info(model: str) -> ModelInfo:
     """What is known of a model without its tokenizer and its weights."""
     from tandem.workers.models.model_folder import resolve
@@ -195,6 +211,7 @@ _OPTIONS = {
     "served_model_name": "name",
     "ingress_mode": "ingress",
     "limits": "limit",
+    "allow_origins": "allow-origin",
     "override_generation_config": "default",
 }
 

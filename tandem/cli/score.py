@@ -8,12 +8,15 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from tandem.cli.options import (
+    API_KEY_ENV,
+    ApiKeyEnvOption,
     JsonLinesOption,
     ModelOption,
     ServerOption,
     SourceLanguageOption,
     TargetLanguageOption,
     TaskOption,
+    connect,
     errors_shown,
 )
 
@@ -28,6 +31,7 @@ def score(
     *,
     model: ModelOption = "quickstart",
     server: ServerOption = None,
+    api_key_env: ApiKeyEnvOption = API_KEY_ENV,
     task: TaskOption = None,
     source_language: SourceLanguageOption = None,
     target_language: TargetLanguageOption = None,
@@ -48,7 +52,7 @@ def score(
 
     with errors_shown():
         options = TaskOptions(task=task, source_language=source_language, target_language=target_language)
-        output = _score(prompt, targets, model, server, options)
+        output = _score(prompt, targets, model, server, api_key_env, options)
     for text, target in zip(targets, output.scores, strict=True):
         if jsonl:
             values = {
@@ -64,12 +68,15 @@ def score(
 
 
 def _score(
-    prompt: str, targets: list[str], model: str, server: str | None, options: TaskOptions
+    prompt: str,
+    targets: list[str],
+    model: str,
+    server: str | None,
+    api_key_env: str,
+    options: TaskOptions,
 ) -> ScoreOutput:
     if server is not None:
-        from tandem.client import Client
-
-        with Client(server) as client:
+        with connect(server, api_key_env) as client:
             return client.score(prompt, targets, **options)
     from tandem.offline import LLM
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ipaddress
 import signal
 import threading
 from enum import StrEnum
+from pathlib import Path
 from signal import SIGINT, SIGTERM
 from typing import Annotated
 
@@ -48,6 +50,33 @@ def serve(
             show_default="direct; with --address proxy",
         ),
     ] = None,
+    api_keys: Annotated[
+        Path | None,
+        typer.Option(
+            help="A file of keys, as [bold]tandem key[/bold] makes them: nobody else may call. One more key "
+            "may be in the environment, as TANDEM_API_KEY.",
+            show_default=False,
+        ),
+    ] = None,
+    tls_cert: Annotated[
+        Path | None,
+        typer.Option(help="The chain of a certificate, PEM: HTTP and gRPC speak TLS.", show_default=False),
+    ] = None,
+    tls_key: Annotated[
+        Path | None, typer.Option(help="The certificate's key, PEM.", show_default=False)
+    ] = None,
+    allow_origin: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="ORIGIN",
+            help="Whose web pages browsers let call, as often as you like: https://app.example, or *.",
+            show_default=False,
+        ),
+    ] = None,
+    metrics_port: Annotated[
+        int | None,
+        typer.Option(help="/metrics there, without a key.", show_default="at --http-port"),
+    ] = None,
     default: OverridesOption = None,
     limit: LimitsOption = None,
     cluster: ClusterOptions,
@@ -66,6 +95,7 @@ def serve(
     with errors_shown():
         from tandem.batch.records import assignments
         from tandem.cluster import launch
+        from tandem.cluster.keys import Keys, hash_in_environment
 
         config = cluster.config(
             model=model,
@@ -75,18 +105,36 @@ def serve(
             host=host,
             http_port=http_port,
             grpc_port=grpc_port,
+            api_keys=None if api_keys is None else str(api_keys.resolve()),
+            tls_cert=None if tls_cert is None else str(tls_cert.resolve()),
+            tls_key=None if tls_key is None else str(tls_key.resolve()),
+            allow_origins=allow_origin or [],
+            metrics_port=metrics_port,
             ingress_mode=ingress.value if ingress else ingress_mode(cluster.address),
             override_generation_config=assignments(default or []),
         )
+        keys = Keys(config.api_keys, hash_in_environment())  # a wrong file fails before Ray starts
+        if not keys.asked_for and not _is_loopback(config.host):
+            err.print(f"Anybody who reaches {config.host} may use this server: see --api-keys.")
         err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
         with launch.serve(config, address=cluster.address) as running:
             endpoints = running.endpoints()
             err.print(f"{config.model_name} is ready. Ctrl-C ends it.", style="bold")
             err.print(f"  gRPC  {', '.join(endpoints.grpc)}   tandem.v1.InferenceService")
-            http = ", ".join(f"http://{where}" for where in endpoints.http)
+            scheme = "http" if tls_cert is None else "https"
+            http = ", ".join(f"{scheme}://{where}" for where in endpoints.http)
             err.print(f"  HTTP  {http}   /v1/completions /translate /health /metrics")
             _wait_for_a_signal()
             err.print("Finishing running requests …", style="dim")
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _wait_for_a_signal() -> None:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 import typer
 from tqdm import tqdm
 
-from tandem.cli.options import ParamsOption, ServerOption, err, errors_shown
+from tandem.cli.options import API_KEY_ENV, ApiKeyEnvOption, ParamsOption, ServerOption, err, errors_shown
 from tandem.cli.recordings import (
     Recording,
     destinations,
@@ -65,6 +65,7 @@ def transcribe(
         typer.Option(help="A speech model: a folder or a hub id, as for serve.", show_default=False),
     ] = None,
     server: ServerOption = None,
+    api_key_env: ApiKeyEnvOption = API_KEY_ENV,
     formats: Annotated[
         list[Format] | None,
         typer.Option(
@@ -164,7 +165,9 @@ def transcribe(
         work = _work(files, formats, output_dir, output_file, overwrite=overwrite)
         if not work.recordings:
             return
-        with closing(transcription_steps(work.recordings, model, server, asked, timeout)) as steps:
+        with closing(
+            transcription_steps(work.recordings, model, server, api_key_env, asked, timeout)
+        ) as steps:
             failed = _write_all(work, steps)
     if failed:
         raise typer.Exit(1)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import typer
 
+from tandem.cli.options import connect
 from tandem.cli.recordings import STDIN, Recording
 from tandem.errors import Overloaded, TandemError, renaming_fields
 
@@ -36,15 +37,14 @@ def transcription_steps(
     recordings: Sequence[Recording],
     model: str | None,
     server: str | None,
+    api_key_env: str,
     asked: TranscriptionOptions,
     timeout_s: float,
 ) -> Generator[Step, None, None]:
     """Exactly one of model and server is there. Raises what is every recording's error."""
     audio = [_read_stdin() if one.path is None else one.path for one in recordings]
     if server is not None:
-        from tandem.client import Client
-
-        with Client(server) as client:
+        with connect(server, api_key_env) as client:
             yield from _on_server(client, audio, asked, timeout_s)
         return
     assert model is not None

@@ -29,7 +29,7 @@ class Client(Connection):
 
     `target` is a gRPC name ("localhost:9000", "dns:///tandem:9000"); `timeout_s`, in seconds, holds for
     every call that sets none; `credentials` turn on TLS; `metadata` goes with every call, for a token
-    that a gateway wants. Making a client does not connect yet.
+    that a gateway wants; `api_key` is for a server that asks for one. Making a client does not connect yet.
 
     Every method raises the errors of `tandem.errors`, the same that the server raised. A call that finds
     no server, or loses it before anything has come back, is tried again for a few seconds, then raises

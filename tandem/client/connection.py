@@ -84,10 +84,13 @@ class Connection:
         timeout_s: float = 60.0,
         credentials: grpc.ChannelCredentials | None = None,
         metadata: Metadata = (),
+        api_key: str | None = None,
     ) -> None:
         """See `Client`."""
         self._timeout_s = timeout_s
         self._metadata = tuple(metadata)
+        if api_key is not None:
+            self._metadata += (("authorization", f"Bearer {api_key}"),)
         if credentials is None:
             self._channel = self._grpc.insecure_channel(target, options=_OPTIONS)
         else:

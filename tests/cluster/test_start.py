@@ -11,10 +11,11 @@ import pytest
 from tandem.cluster import start
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.start import (
+    _LISTENING,
     DIRECT_PORTS,
     _environment,
     _proxy_ports,
-    _refuse_other_ports,
+    _refuse_other_settings,
     serve_settings,
     start_ray,
 )
@@ -50,10 +51,10 @@ def test_proxy_mode_leaves_direct_ingress_off() -> None:
 
 def test_a_cluster_that_is_joined_must_listen_where_it_is_asked_to() -> None:
     settings = serve_settings(ServeConfig())
-    _refuse_other_ports(ServeConfig(), settings)
+    _refuse_other_settings(ServeConfig(), settings, _LISTENING)
     for theirs in ({}, settings | {"RAY_SERVE_DIRECT_INGRESS_MIN_GRPC_PORT": "40000"}):
-        with pytest.raises(InvalidRequest, match=r"need RAY_SERVE_.*DIRECT_INGRESS") as caught:
-            _refuse_other_ports(ServeConfig(), theirs)
+        with pytest.raises(InvalidRequest, match=r"need RAY_SERVE_.*") as caught:
+            _refuse_other_settings(ServeConfig(), theirs, _LISTENING)
         assert caught.value.field == "ingress_mode"
 
 

@@ -19,6 +19,7 @@ from ray.serve.schema import ServeDeploySchema
 
 from tandem.cluster import app
 from tandem.cluster.config import ServeConfig, parse_args
+from tandem.cluster.listening import Listening
 from tandem.cluster.start import GRPC_SERVICES
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
@@ -132,6 +133,7 @@ def test_a_proxy_reads_what_the_application_allows(cluster: Document, config: Se
     for name in ("head", *GROUPS):
         env = {variable["name"]: variable["value"] for variable in container(cluster, name)["env"]}
         assert int(env["RAY_SERVE_GRPC_MAX_MESSAGE_SIZE"]) == config.limits.transport_bytes
+        assert env.items() >= Listening(grpc_host="0.0.0.0").environment().items()
 
 
 def test_the_old_cluster_outlives_the_longest_answer(service: Document, config: ServeConfig) -> None:

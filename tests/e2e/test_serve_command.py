@@ -15,29 +15,35 @@ import httpx
 import pytest
 from serving import Stub, free_port, text_request
 
-from tandem import Client, InvalidRequest, SamplingParams
+from tandem import Client, InvalidRequest, SamplingParams, Unauthenticated
 from tandem.cli.serve import _wait_for_a_signal
+from tandem.cluster.callers import Quotas
+from tandem.cluster.keys import line_of
 
 pytestmark = pytest.mark.ray
 READY_S = 240.0
+KEY = "tandem-known"
 
 
 def waiting(http_port: int) -> float:
     """Requests accepted that no engine has."""
-    lines = httpx.get(f"http://127.0.0.1:{http_port}/metrics", timeout=60).text.splitlines()
+    lines = httpx.get(
+        f"http://127.0.0.1:{http_port}/metrics", timeout=60, headers={"x-api-key": KEY}
+    ).text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("tandem_router_requests_waiting"))
 
 
 def test_serves_behind_proxies_until_a_signal(tmp_path: Path) -> None:
     http_port, grpc_port = free_port(), free_port()
-    log, out = tmp_path / "stderr", tmp_path / "stdout"
+    log, out, keys = tmp_path / "stderr", tmp_path / "stdout", tmp_path / "keys"
+    keys.write_text(line_of("acme", KEY, Quotas(priority=0)))
     with log.open("wb") as stderr, out.open("wb") as stdout:
         process = subprocess.Popen(
             [
                 sys.executable, "-c", "from tandem.cli import app; app()", "serve", "quickstart",
                 "--ingress", "proxy", "--placement", "colocated", "--device", "cpu", "--name", "small",
                 "--http-port", str(http_port), "--grpc-port", str(grpc_port), "--host", "localhost",
-                "--limit", "n=2", "--max-num-seqs", "2",
+                "--limit", "n=2", "--max-num-seqs", "2", "--api-keys", str(keys),
             ],
             stdout=stdout,
             stderr=stderr,
@@ -52,16 +58,29 @@ def test_serves_behind_proxies_until_a_signal(tmp_path: Path) -> None:
         assert f"localhost:{grpc_port}" in log.read_text()
         with Client(f"127.0.0.1:{grpc_port}") as client:
             assert client.health()
+            with pytest.raises(Unauthenticated):
+                client.models()
+        for headers, status in (
+            ({}, 401),
+            ({"x-api-key": KEY}, 200),
+            ({"x-api-key": KEY, "x": "a" * 70_000}, 431),
+            ({"x-api-key": KEY, "x-request-id": b"\xfc"}, 400),
+        ):
+            models = httpx.get(f"http://127.0.0.1:{http_port}/v1/models", timeout=60, headers=headers)
+            assert models.status_code == status
+        assert httpx.get(f"http://127.0.0.1:{http_port}/-/routes", timeout=60).status_code == 404
+        with Client(f"127.0.0.1:{grpc_port}", api_key=KEY) as client:
             answer = client.generate("translate English to French: I am tired.", model="small")
             assert answer.outputs[0].text.startswith("Je suis")
             with pytest.raises(InvalidRequest, match="at most 2"):
                 client.generate("x", SamplingParams(n=3), model="small")
-        body = {"q": "I am tired.", "source": "en", "target": "fr"}
+        body = {"q": "I am tired.", "source": "en", "target": "fr", "api_key": KEY}
         translated = httpx.post(f"http://127.0.0.1:{http_port}/translate", json=body, timeout=60)
         assert translated.json()["translatedText"] == answer.outputs[0].text
+        key = (("x-api-key", KEY),)
         with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
             request = text_request("translate English to French: I am tired.", max_tokens=40, ignore_eos=True)
-            calls = [Stub(channel).Generate.future(request, timeout=300) for _ in range(10)]
+            calls = [Stub(channel).Generate.future(request, timeout=300, metadata=key) for _ in range(10)]
             while waiting(http_port) < 4:  # the others are on the engine, or ready to follow
                 time.sleep(0.01)
             process.send_signal(signal.SIGINT)

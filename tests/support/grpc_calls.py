@@ -15,9 +15,13 @@ from tandem.errors import TandemError
 class Context:
     """What Serve's gRPC context offers to a handler, as far as it is used."""
 
-    def __init__(self) -> None:
+    def __init__(self, **metadata: str) -> None:
         self.code: grpc.StatusCode | None = None
         self.details = ""
+        self._metadata = list(metadata.items())
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return self._metadata
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self.code = code

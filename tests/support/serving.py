@@ -81,8 +81,8 @@ def text_stream(text: str, **params: Any) -> pb.GenerateStreamRequest:
     )
 
 
-def pids(class_name: str) -> set[int]:
-    """This cluster's processes that run an actor of a class. Ray's state API needs its dashboard."""
+def descendants() -> dict[int, str]:
+    """What this process has started, directly or not: command lines by process id."""
     listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True)
     rows = [line.split(None, 2) for line in listing.stdout.splitlines()[1:]]
     parents = {int(pid): int(parent) for pid, parent, *_ in rows}
@@ -92,7 +92,12 @@ def pids(class_name: str) -> set[int]:
             pid = parents.get(pid, 0)
         return pid == os.getpid()
 
-    return {int(pid) for pid, _, *args in rows if args and f"ray::{class_name}" in args[0] and ours(int(pid))}
+    return {int(pid): args[0] for pid, _, *args in rows if args and ours(int(pid))}
+
+
+def pids(class_name: str) -> set[int]:
+    """This cluster's processes that run an actor of a class. Ray's state API needs its dashboard."""
+    return {pid for pid, command in descendants().items() if f"ray::{class_name}" in command}
 
 
 def eventually(condition: Callable[[], bool], otherwise: str, within_s: float = 180.0) -> None:

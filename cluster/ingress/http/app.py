@@ -7,11 +7,12 @@ from fastapi.responses import JSONResponse
 from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 
+from tandem.cluster.ingress.edge.cors import Cors
+from tandem.cluster.ingress.edge.key_check import KeyCheck
 from tandem.cluster.ingress.http import openai as openai_api
 from tandem.cluster.ingress.http import score as score_api
 from tandem.cluster.ingress.http import tokenize as tokenize_api
 from tandem.cluster.ingress.http.errors import add_error_handlers
-from tandem.cluster.ingress.http.libretranslate import cors
 from tandem.cluster.ingress.http.libretranslate import routes as libretranslate_api
 from tandem.cluster.ingress.http.speech import audio as audio_api
 from tandem.cluster.ingress.http.speech import realtime as realtime_api
@@ -22,7 +23,10 @@ def build_app(service: Service) -> FastAPI:
     """The ASGI application. It has no documentation pages: they load scripts from elsewhere."""
     app = FastAPI(title="Tandem", openapi_url=None, docs_url=None, redoc_url=None)
     add_error_handlers(app)
-    app.add_middleware(cors.OfLibreTranslate)
+    app.add_middleware(KeyCheck, service=service)
+    app.add_middleware(
+        Cors, origins=service.config.allow_origins
+    )  # before the keys: browsers ask without one whether they may
     apis = [
         api.routes(service)
         for api in (openai_api, audio_api, realtime_api, libretranslate_api, score_api, tokenize_api)
@@ -44,8 +48,10 @@ def build_app(service: Service) -> FastAPI:
             return JSONResponse({"status": "unhealthy", "reason": problem}, status_code=503)
         return JSONResponse({"status": "ok"})
 
-    @app.get("/metrics")
-    async def metrics() -> Response:
-        return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
+    if service.config.metrics_port is None:
+
+        @app.get("/metrics")
+        async def metrics() -> Response:
+            return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
     return app

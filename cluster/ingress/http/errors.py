@@ -42,8 +42,13 @@ def _body(message: str, field: str | None, status: Status, path: str) -> dict[st
     return {"error": {"message": message, "type": status.kind, "param": field, "code": status.grpc.lower()}}
 
 
+def error_answer(error: Exception, path: str) -> Response:
+    """The answer that says what went wrong."""
+    return _response(error_body(error, path), status_of(error).http)
+
+
 async def _answer(request: Request, error: Exception) -> Response:
-    return _response(error_body(error, request.url.path), status_of(error).http)
+    return error_answer(error, request.url.path)
 
 
 async def _answer_http(request: Request, error: Exception) -> Response:
@@ -58,6 +63,8 @@ async def _answer_http(request: Request, error: Exception) -> Response:
 
 def _response(body: dict[str, Any], http: int, headers: Any = None) -> Response:
     headers = dict(headers or {})
+    if http == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     if http in (429, 503):
         headers["Retry-After"] = str(_RETRY_AFTER_S)
     # ASCII, because a message may quote half a character, which UTF-8 cannot carry.

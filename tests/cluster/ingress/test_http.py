@@ -344,7 +344,9 @@ async def test_metrics(http: httpx.AsyncClient, router: FakeRouter, request_buil
     values: dict[str, float] = {}
     for family in text_string_to_metric_families(response.text):
         for sample in family.samples:
-            labels = {k: v for k, v in sample.labels.items() if k not in ("model", "replica", "method")}
+            labels = {
+                k: v for k, v in sample.labels.items() if k not in ("model", "replica", "method", "tenant")
+            }
             assert (sample.labels["model"], sample.labels["replica"]) == ("tiny", "replica-1")
             values[sample.name + "".join(f" {k}={v}" for k, v in sorted(labels.items()))] = sample.value
     tokens = len(router.answer) + 1

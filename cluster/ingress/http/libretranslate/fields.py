@@ -12,7 +12,7 @@ from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.workers.requests.segmentation.segments import SPLITS, Split
 from tandem.workers.requests.tokenizer import check_text
 
-# LibreTranslate's clients and its web page send them; who may call is the gateway's business.
+# LibreTranslate's clients and its web page send them; `edge/key_check.py` reads the key.
 _OF_NO_EFFECT: Final = frozenset(["api_key", "secret"])
 _MOST_ALTERNATIVES: Final = DEFAULT_LIMITS.n - 1
 

@@ -105,8 +105,8 @@ def routes(service: Service) -> APIRouter:
             {
                 "charLimit": limits.message_bytes // _BYTES_A_CHARACTER,
                 "frontendTimeout": _FRONTEND_TIMEOUT_MS,
-                "apiKeys": False,
-                "keyRequired": False,
+                "apiKeys": service.guard.closed,
+                "keyRequired": service.guard.closed,
                 "suggestions": False,
                 "filesTranslation": True,
                 "supportedFilesFormat": list(FORMATS),

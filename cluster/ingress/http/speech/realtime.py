@@ -29,6 +29,7 @@ from tandem.errors import Cancelled, InvalidRequest, Overloaded, TandemError, Un
 from tandem.live import LiveParams, Sound
 
 _PATH: Final = "/v1/realtime"
+_SUBPROTOCOL: Final = "realtime"
 _UNEXPECTED, _TRY_LATER = 1011, 1013  # codes of RFC 6455
 
 
@@ -38,7 +39,8 @@ def routes(service: Service) -> APIRouter:
     @router.websocket(_PATH)
     async def realtime(socket: WebSocket) -> None:
         """Speech in, text out, while the speaker goes on."""
-        await socket.accept()
+        # A browser that offers subprotocols, one of which may be a key, needs one of them back.
+        await socket.accept(_SUBPROTOCOL if _SUBPROTOCOL in socket.scope["subprotocols"] else None)
         session = _Session(service, socket)
         try:
             with Call(service, "http", "realtime") as call:

@@ -1,0 +1,68 @@
+"""Serve's servers listen where they are told to, and tell nobody of their applications."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from typing import Any
+
+import grpc
+import httpx
+import pytest
+from fake_app import answering
+from listening_here import grpc_server, http_server
+from ray.serve._private.grpc_util import start_grpc_server
+from ray.serve.config import gRPCOptions
+from serving import free_port
+
+from tandem.cluster.listening import Listening
+
+
+def reached(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=5):
+            return True
+    except ConnectionRefusedError:
+        return False
+
+
+def handlers(**_: object) -> Any:
+    async def answer(*_: object) -> bytes:
+        return b"told"
+
+    return answer
+
+
+async def test_grpc_listens_at_its_address_only() -> None:
+    async with grpc_server(Listening(), handlers) as port:
+        assert reached("127.0.0.1", port)
+        assert not reached("127.0.0.2", port)
+
+
+async def test_ray_does_not_do_it_by_itself() -> None:
+    """When this fails, Ray has learnt it and `grpc_address.py` can be shorter."""
+    options = gRPCOptions(port=free_port(), grpc_servicer_functions=[])
+    task, server = await start_grpc_server(handlers, options, event_loop=asyncio.get_running_loop())
+    assert reached("127.0.0.2", options.port)
+    await server.stop(None)
+    await task
+
+
+async def test_nobody_is_told_of_the_applications() -> None:
+    async with grpc_server(Listening(), handlers) as port:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            call = channel.unary_unary("/ray.serve.RayServeAPIService/ListApplications")
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call(b"")
+            assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
+            assert await channel.unary_unary("/ray.serve.RayServeAPIService/Healthz")(b"") == b"told"
+    async with http_server(answering, Listening()) as port, httpx.AsyncClient() as client:
+        assert (await client.get(f"http://127.0.0.1:{port}/-/routes")).status_code == 404
+        assert (await client.get(f"http://127.0.0.1:{port}/-/healthz")).status_code == 200
+
+
+def test_what_is_set_travels_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    listening = Listening("::1", 1, 2, 3.5, 4, "/cert", "/key")
+    for name, value in listening.environment().items():
+        monkeypatch.setenv(name, value)
+    assert Listening.of_environment() == listening
