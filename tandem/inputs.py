@@ -41,7 +41,7 @@ File = bytes | str | os.PathLike[str]
 # A file, or a mono waveform of floats between -1 and 1 with its sample rate in Hz.
 Audio = File | tuple["NDArray[Any]", int]
 # A file, a Pillow image, or an array, uint8 [height, width, 3]. The last two travel as PNG files.
-Image = Union[File, "PILImage", "NDArray[Any]"]  # noqa: UP007 - names in quotes have no |
+Image = Union[File, "PILImage", "NDArray[Any]"]
 
 
 class MultiModalData(TypedDict, total=False):
