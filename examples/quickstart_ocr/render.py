@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 from fonts import Face, font
 from PIL import Image, ImageDraw, ImageFilter
 from transformers import DonutImageProcessorPil
@@ -87,25 +88,25 @@ def render(text: str, face: Face, rng: random.Random, *, noisy: bool) -> Line:
     return Line(image, text, [(x + begin) * stretch for begin in begins])
 
 
-def _colored(ink: np.ndarray, rng: random.Random, *, noisy: bool) -> np.ndarray:
+def _colored(ink: npt.NDArray[np.float32], rng: random.Random, *, noisy: bool) -> npt.NDArray[np.uint8]:
     """uint8 [height, width, 3] from the share of ink in each pixel."""
     height, width = ink.shape
     dark, light = rng.uniform(0, 90), rng.uniform(200, 255)
     if noisy:
-        middle, half = rng.uniform(60, 195), rng.uniform(30, 127)
+        middle, half = rng.uniform(70, 185), rng.uniform(45, 127)
         dark, light = max(0.0, middle - half), min(255.0, middle + half)
     if rng.random() < 0.15:
         dark, light = light, dark
-    tint = 30 if rng.random() < 0.4 else 0
+    tint = 25 if rng.random() < 0.4 else 0
     texts, paper = ([base + rng.uniform(-tint, tint) for _ in range(3)] for base in (dark, light))
     made = ink[..., None] * (np.float32(texts) - np.float32(paper)) + np.float32(paper)
     if noisy:
         generator = np.random.default_rng(rng.getrandbits(32))
         if rng.random() < 0.4:  # light from one side
-            made += np.linspace(-1, 1, width, dtype=np.float32)[:, None] * rng.uniform(-40, 40)
+            made += np.linspace(-1, 1, width, dtype=np.float32)[:, None] * rng.uniform(-25, 25)
         if rng.random() < 0.7:
             grain = generator.standard_normal((height, width, 1), np.float32)
-            made += grain * rng.uniform(0, 22)
+            made += grain * rng.uniform(0, 0.12) * abs(light - dark)
     return made.clip(0, 255).astype(np.uint8)
 
 

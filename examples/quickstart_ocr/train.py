@@ -3,9 +3,9 @@
     python examples/quickstart_ocr/train.py --data FILE [FILE ...] --out FOLDER
 
 FILE is tab-separated with an English sentence first, as `tatoeba-en-de.tsv`. Lines are drawn as they are
-needed, by another process, in fonts that `fonts.py` names. The run lasts `--minutes` of training, can be
-stopped at any time and started again with the same arguments: it goes on from its last checkpoint.
-FOLDER/model is written with every checkpoint. `evaluate.py` scores it.
+needed, in fonts that `fonts.py` names, by another process, which takes a fifth of the machine. The run
+lasts `--minutes` of training, can be stopped at any time and started again with the same arguments: it goes
+on from its last checkpoint. FOLDER/model is written with every checkpoint. `evaluate.py` scores it.
 
 Besides the text, the encoder learns which character is where, and some heads of the decoder learn to look
 where the next character is: whoever draws a line knows. So little training goes far.
@@ -194,7 +194,7 @@ def main() -> None:
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="files of English sentences")
     parser.add_argument("--out", type=Path, required=True, help="checkpoints and the model")
     parser.add_argument(
-        "--minutes", type=float, default=80, help="of training, on as many processors as threads"
+        "--minutes", type=float, default=70, help="of training, on as many processors as threads"
     )
     parser.add_argument("--every", type=float, default=5, help="minutes between checkpoints")
     parser.add_argument("--batch-positions", type=int, default=2500, help="encoder positions a step")
