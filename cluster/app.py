@@ -19,7 +19,7 @@ from tandem.cluster.replicas.decoder import Decoder
 from tandem.cluster.replicas.encoder import Encoder
 from tandem.limits import DEFAULT_LIMITS
 from tandem.workers.models.families import spec_of
-from tandem.workers.models.model_folder import pinned, read_json, resolve
+from tandem.workers.models.model_folder import pinned, read_config, resolve
 
 INGRESS = "Ingress"  # the deployment's name
 SUPERVISOR_CPUS = 0.05  # a supervisor is idle nearly always
@@ -93,7 +93,7 @@ def resolve_auto(config: ServeConfig) -> ServeConfig:
     Raises ModelLoadError where there is no such model here.
     """
     model = pinned(config.model)
-    spec, limits = spec_of(read_json(resolve(model), "config.json")), config.limits
+    spec, limits = spec_of(read_config(resolve(model))), config.limits
     if limits.encoder_tokens == DEFAULT_LIMITS.encoder_tokens:
         longest = max(limits.encoder_tokens, spec.item_positions)
         limits = dataclasses.replace(limits, encoder_tokens=longest)

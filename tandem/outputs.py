@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
+Parsed = dict[str, Any] | list[Any]  # plain values, as JSON has them
+# Of an answer's ids, with what the decoder started from.
+Parse = Callable[[Sequence[int]], Parsed | None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class CompletionOutput:
     logprobs: list[TokenLogprobs] | None = None
     cumulative_logprob: float | None = None  # sum over token_ids, where logprobs were asked for
     score: float | None = None  # a beam's: the sum of its tokens' scores over length ** length_penalty
+    # What the finished text holds, where the prompt asks for a task, such as one for boxes.
+    parsed: Parsed | None = None
 
 
 @dataclass(slots=True)
@@ -106,3 +112,4 @@ class TextDelta:
     score: float | None = None  # a beam's, with `finish_reason`
     # See `RequestOutput`; on the first sample's first delta, where they were asked for.
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    parsed: Parsed | None = None  # see `CompletionOutput`; with `finish_reason`

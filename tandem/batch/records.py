@@ -182,6 +182,8 @@ def _sample(sample: CompletionOutput) -> dict[str, Any]:
     }
     if sample.score is not None:
         values["score"] = sample.score
+    if sample.parsed is not None:
+        values["parsed"] = sample.parsed
     if sample.logprobs is not None:
         values["logprobs"] = [_token(token) for token in sample.logprobs]
     return values

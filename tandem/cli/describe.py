@@ -11,7 +11,7 @@ from tandem.errors import ModelLoadError
 from tandem.workers.config import EngineConfig
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.footprint import Footprint
-from tandem.workers.models.model_folder import read_json, resolve
+from tandem.workers.models.model_folder import read_config, read_json, resolve
 from tandem.workers.models.spec import ModelSpec
 from tandem.workers.requests.defaults import SET_BY
 from tandem.workers.requests.generation_settings import generation_config, own_layers, sound
@@ -51,7 +51,7 @@ def describe(
     folder = resolve(model)
     config = EngineConfig.of(model=str(folder), **engine_options)
     info = ModelInfo.read(folder, model, overrides)
-    spec = spec_of(read_json(folder, "config.json"))
+    spec = spec_of(read_config(folder))
     footprint = Footprint.of(config)
     inputs, outputs = sequence
     return {

@@ -3,6 +3,7 @@ Requests are in `wire`."""
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import cast
@@ -11,6 +12,7 @@ from tandem.outputs import (
     CompletionOutput,
     EmbeddingOutput,
     FinishReason,
+    Parsed,
     RequestOutput,
     ScoreOutput,
     TargetScore,
@@ -40,6 +42,7 @@ def generate_response(output: RequestOutput) -> pb.GenerateResponse:
                 logprobs=_logprobs(sample.logprobs),
                 cumulative_logprob=sample.cumulative_logprob,
                 score=sample.score,
+                parsed_json=_json(sample.parsed),
             )
             for sample in output.outputs
         ],
@@ -72,6 +75,7 @@ def output_of(request: pb.GenerateRequest, response: pb.GenerateResponse) -> Req
                     sample.cumulative_logprob if sample.HasField("cumulative_logprob") else None
                 ),
                 score=_score(sample),
+                parsed=_parsed(sample),
             )
             for sample in response.outputs
         ],
@@ -103,6 +107,7 @@ def stream_response(
             finish=_finish(delta.finish_reason, delta.stop_reason),
             score=delta.score,
             prompt_logprobs=_prompt_logprobs(delta.prompt_logprobs),
+            parsed_json=_json(delta.parsed),
         ),
         usage=usage,
     )
@@ -119,7 +124,16 @@ def delta_of(message: pb.CompletionDelta) -> TextDelta:
         stop_reason=_stop_reason(message),
         score=_score(message),
         prompt_logprobs=None if prompt is None else [None, *prompt],
+        parsed=_parsed(message),
     )
+
+
+def _json(parsed: Parsed | None) -> str | None:
+    return None if parsed is None else json.dumps(parsed)
+
+
+def _parsed(sample: pb.Completion | pb.CompletionDelta) -> Parsed | None:
+    return json.loads(sample.parsed_json) if sample.HasField("parsed_json") else None
 
 
 def _score(sample: pb.Completion | pb.CompletionDelta) -> float | None:

@@ -11,6 +11,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import florence
 import pytest
 import torch
 from mllama import Case, Reference, make_mllama
@@ -22,13 +23,14 @@ from tandem.media import wav
 
 ROOT = Path(__file__).parents[2]
 EXAMPLES = ROOT / "examples" / "seeds"
-# Script → a variant of `models.VARIANTS`, "whisper" or "mllama".
+# Script → a variant of `models.VARIANTS`, "whisper", "florence2" or "mllama".
 SCRIPTS = {
     "aphrodite_bart.py": "bart",
     "bart_instruction.py": "bart",
     "bert2bert_summarize.py": "bert2bert",
     "bert2bert_translate.py": "bert2bert",
     "flan_t5_questions.py": "flan",
+    "florence2.py": "florence2",
     "gpt2_text_generation.py": "gpt2",
     "marian_translate.py": "marian",
     "mllama.py": "mllama",
@@ -68,17 +70,18 @@ def model(checkpoint: Callable[..., Path], tmp_path_factory: pytest.TempPathFact
             else checkpoint(variant)
         )
     )
-    made: dict[str, Callable[[], Path]] = {
-        "whisper": whisper,
-        "mllama": cache(lambda: make_mllama(tmp_path_factory.mktemp("mllama"))),
-    }
-    return lambda variant: made[variant]() if variant in made else tiny(variant)
+    seeing = cache(
+        lambda: florence.make_florence(tmp_path_factory.mktemp("florence"), max_position_embeddings=256)
+    )
+    llama = cache(lambda: make_mllama(tmp_path_factory.mktemp("mllama")))
+    own = {"whisper": whisper, "florence2": seeing, "mllama": llama}
+    return lambda variant: own[variant]() if variant in own else tiny(variant)
 
 
 def test_none_is_forgotten() -> None:
     scripts = {path.name for path in EXAMPLES.glob("*.py")} - {"questions.py"}
     assert scripts == SCRIPTS.keys() | TRAIN
-    assert SCRIPTS.keys() == ANSWERS.keys() | RUN.keys() | {"mllama.py"}
+    assert SCRIPTS.keys() == ANSWERS.keys() | RUN.keys() | {"florence2.py", "mllama.py"}
     readme = (EXAMPLES / "README.md").read_text()
     assert all(f"`{script}`" in readme for script in scripts)
 
@@ -217,6 +220,23 @@ def test_llama_sees_as_in_transformers(
         ids, _ = reference.generate(case, max_new_tokens=64)
         answer = reference.processor.decode(ids, skip_special_tokens=True)
         assert f"Decoder prompt: {case.prompt!r}, Generated text: {answer!r}" in printed
+
+
+def test_florence2_prints_the_answers_of_transformers(
+    model: Callable[[str], Path], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = model("florence2")
+    monkeypatch.setattr(sys, "argv", ["florence2.py", str(folder)])
+    names = runpy.run_path(str(EXAMPLES / "florence2.py"), run_name="__main__")
+    printed = capsys.readouterr().out
+    reference = florence.Reference(folder)
+    for prompt, image in zip(names["prompts"], ("stop_sign", "cherry_blossom"), strict=True):
+        text = prompt.get("encoder_prompt", prompt)["prompt"]
+        inputs = reference.processor(text=text, images=names[image], return_tensors="pt")
+        out = reference.model.generate(**inputs, max_length=65)
+        (expected,) = reference.processor.batch_decode(out, skip_special_tokens=True)
+        assert expected
+        assert f"Generated text: {expected!r}" in printed
 
 
 def test_the_readmes_whisper_runs(

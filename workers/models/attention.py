@@ -30,8 +30,7 @@ class BiasTables:
     """A stack's biases by distance, each made once for all the layers that share it."""
 
     def __init__(self, stack: StackSpec, place: Placement, *, bidirectional: bool) -> None:
-        self._relative, self._bidirectional, self._device = stack.relative_bias, bidirectional, place.device
-        self._heads = place.share(stack.heads, "heads")
+        self._stack, self._bidirectional, self._place = stack, bidirectional, place
         self._made: dict[tuple[HeadTable | None, Window | None], torch.Tensor | None] = {}
 
     def __call__(self, buckets: HeadTable | None, window: Window | None) -> torch.Tensor | None:
@@ -45,14 +44,14 @@ class BiasTables:
     def _make(self, buckets: HeadTable | None, window: Window | None) -> torch.Tensor | None:
         table = None
         if buckets is not None:
-            assert self._relative is not None
-            table = kernels.relative_bias_table(
-                buckets.weight, self._bidirectional, self._relative.max_distance
-            )
+            relative = self._stack.relative_bias
+            assert relative is not None
+            table = kernels.relative_bias_table(buckets.weight, self._bidirectional, relative.max_distance)
         if window is None:
             return table
         if table is None:
-            table = torch.zeros(self._heads, 1, device=self._device)
+            heads = self._place.share(self._stack.heads, "heads")
+            table = torch.zeros(heads, 1, device=self._place.device)
         return kernels.windowed_bias_table(
             table, window.before, window.after if self._bidirectional else None
         )

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from tandem.errors import ModelLoadError
 from tandem.workers.models.families import Part, family_of, spec_of
 from tandem.workers.models.layers import WeightSlot
-from tandem.workers.models.model_folder import read_json, some, weight_files
+from tandem.workers.models.model_folder import read_config, some, weight_files
 
 
 class Checkpoint:
@@ -23,7 +23,7 @@ class Checkpoint:
     """
 
     def __init__(self, folder: Path) -> None:
-        config = read_json(folder, "config.json")
+        config = read_config(folder)
         family = family_of(config)
         self.spec = spec_of(config)
         self._files = {

@@ -72,7 +72,7 @@ def _fetched(model: str, *, served: bool) -> Path:
     folder = repository.fetch()
     check_config(folder, model)
     if served:
-        spec_of(read_json(folder, "config.json"))
+        spec_of(read_config(folder))
     if all((folder / name).is_file() for name in weight_names(folder)):
         return folder
     there = repository.files()
@@ -81,6 +81,14 @@ def _fetched(model: str, *, served: bool) -> Path:
         raise missing_weights(folder, model, absent, there)
     repository.fetch_files(wanted)
     return folder
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """config.json and, as its `image_processor`, what another file of the folder says of images: their size
+    may stand there alone. transformers prefers the newer of the two files, too."""
+    config, newer = read_json(folder, "config.json"), read_json(folder, "processor_config.json")
+    images = newer.get("image_processor") or read_json(folder, "preprocessor_config.json")
+    return {**config, "image_processor": images} if images else config
 
 
 def read_json(folder: Path, name: str) -> dict[str, Any]:

@@ -98,23 +98,97 @@ class TiledVision:
 
 
 @dataclass(frozen=True, kw_only=True)
+class DavitStage:
+    """A stage of a DaViT: a convolution to fewer and wider positions, and blocks over them. Lengths are in
+    positions of the stage before, the first stage's in pixels."""
+
+    blocks: int
+    width: int
+    heads: int  # of the attention within windows
+    groups: int  # of channels that attend to each other
+    patch: int  # side of what one position sees
+    stride: int
+    padding: int
+    norm_first: bool  # the convolution's input is normalized, not its output
+
+
+@dataclass(frozen=True, kw_only=True)
+class DavitSpec:
+    """The vision tower of Florence-2."""
+
+    stages: tuple[DavitStage, ...]
+    window: int  # side, in positions
+    mlp_ratio: float  # inner width of a feed-forward over its width
+    qkv_bias: bool
+    activation: Activation
+    max_side: int  # rows of the tables of row and column vectors
+    max_frames: int  # rows of the table of times, of which an image takes the first
+    grid: tuple[int, int]  # height and width of the last stage, in positions
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchesSpec:
+    """How an image becomes the positions of ViT or DeiT."""
+
+    size: tuple[int, int]  # height and width of a patch, in pixels
+    leading: int  # vectors of the front's own before the patches
+
+
+@dataclass(frozen=True, kw_only=True)
+class BeitSpec:
+    """BEiT's layers, which are part of the front."""
+
+    patch: int  # side, in pixels
+    layers: int
+    heads: int
+    d_ff: int
+    activation: Activation
+    norm_eps: float
+    positions: bool  # vectors by position are added to the patches
+    bias: Literal["layer", "shared"] | None  # on the scores, by distance: each layer's own, or one for all
+    scaled: bool  # what a layer adds to the sum is scaled by weights
+
+
+@dataclass(frozen=True, kw_only=True)
+class SwinSpec:
+    """Swin's stages, which are part of the front."""
+
+    patch: tuple[int, int]  # height and width, in pixels
+    width: int  # of the first stage; each has twice the one before
+    depths: tuple[int, ...]  # layers, by stage
+    heads: tuple[int, ...]
+    grids: tuple[tuple[int, int], ...]  # height and width in positions, by stage
+    window: int  # side, in positions
+    mlp_ratio: float  # inner width of a feed-forward over its width
+    activation: Activation
+    norm_eps: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrontSpec:
     """What turns media into vectors before a stack: one layer kind of `fronts/`.
 
     Encoder positions that hold `placeholder_id` take the front's output instead of a token's embedding.
     """
 
-    kind: Literal["audio_convolutions", "image_patches", "tiled_vision"]  # see fronts/
+    kind: Literal[
+        "audio_convolutions", "image_patches", "beit", "swin", "davit", "tiled_vision"
+    ]  # see fronts/
     modality: Modality
-    placeholder_id: int  # in `EncoderInput.token_ids`; no token of the encoder's vocabulary
+    placeholder_id: int  # in `EncoderInput.token_ids`; no token of a text
     positions: int  # encoder positions of one item
     # Shape of one item's features. Audio: (mel bins, frames); an image: (channels, height, width), in tiles
     # (tiles, numbers of a tile).
     features: tuple[int, ...]
+    # Of the kind "image_patches", "beit", "swin", "davit" or "tiled_vision".
+    patches: PatchesSpec | None = None
+    beit: BeitSpec | None = None
+    swin: SwinSpec | None = None
+    davit: DavitSpec | None = None
+    vision: TiledVision | None = None
     # In place of `placeholder_id` at positions of padding, which come last among an input's hidden states,
     # whatever their place in `token_ids`. None: there are none.
     padding_id: int | None = None
-    vision: TiledVision | None = None  # set where `kind` is tiled_vision
 
     def holds_media(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of the encoder positions hold a row of the front's output."""
@@ -192,6 +266,7 @@ class ModelSpec:
     logit_scale: float = 1.0
     logit_softcap: float | None = None
     output_bias: bool = False  # on the logits
+    prompt_is_start: bool = False  # a decoder prompt stands in the start token's place, not after it
     decoder_start_id: int | None  # None: config.json does not say, or the prompt is the start
     pad_id: int
     eos_ids: tuple[int, ...]

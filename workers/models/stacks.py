@@ -53,12 +53,12 @@ class Stack(Generic[PassT]):
         ]
         self.final_norm = None if stack.post_norm else stack_norm(f"{side}.final_norm", stack, place)
         # Every sublayer in order, and the norm of the sum after it: the next sublayer's, or with post-norm
-        # its own.
+        # its own. A stack of no layers, behind a front that is a whole encoder, is a norm or nothing.
         sublayers = [sublayer for of_layer in self.layers for sublayer in of_layer]
         norms: list[Norm] = [sublayer.norm for sublayer in sublayers]
-        self._first_norm = norms[0] if norms else None  # a stack of no layers: a front's output is all
+        self._first_norm: Norm | None = None
         if self.final_norm is not None:
-            norms = [*norms[1:], self.final_norm]
+            self._first_norm, *norms = [*norms, self.final_norm]
         self.steps = list(zip(sublayers, norms, strict=True))
         gated = (one for one in sublayers if isinstance(one, CrossAttention | FeedForward))
         self._gates = [one.gate for one in gated if one.gate is not None]
@@ -75,8 +75,7 @@ class Stack(Generic[PassT]):
     def run(self, x: torch.Tensor, step: PassT) -> torch.Tensor:
         """All layers: embedded rows [N, d_model] → the stack's output [N, d_model]."""
         total, post_norm = x, self.spec.post_norm
-        if not post_norm:
-            assert self._first_norm is not None
+        if self._first_norm is not None:
             x = self._first_norm(x)
         for sublayer, norm in self.steps:
             x, total = norm.add(sublayer(x, step), total)

@@ -12,7 +12,7 @@ from typing import Any
 from tandem.errors import ModelLoadError
 from tandem.inputs import Modality
 from tandem.workers.models.families import spec_of
-from tandem.workers.models.model_folder import read_json
+from tandem.workers.models.model_folder import read_config
 from tandem.workers.models.spec import FrontSpec, ModelSpec
 from tandem.workers.requests.defaults import GenerationDefaults, checked_overrides, merged
 from tandem.workers.requests.generation_settings import (
@@ -51,6 +51,7 @@ class ModelInfo:
     revision: str  # changes with the model and its preprocessor; part of every encoder key
     front: FrontSpec | None = None  # how the encoder reads media; None: it reads text alone
     speech: Speech | None = None  # what the decoder of a speech model starts from
+    prompt_is_start: bool = False  # see `ModelSpec`
     encoder_width: int | None = None  # numbers of a hidden state; None: there is no encoder
     # Stands for an item of media in a decoder prompt, see `ModelSpec.media_token_id`. None: none does.
     media_token_id: int | None = None
@@ -65,7 +66,7 @@ class ModelInfo:
         Raises ModelLoadError for a model Tandem cannot serve, InvalidRequest for an override of an unknown
         name or a malformed value.
         """
-        config, generation = read_json(folder, "config.json"), generation_config(folder)
+        config, generation = read_config(folder), generation_config(folder)
         spec = spec_of(config)
         settings = own_settings(config, generation)
         own, malformed = sound(settings, spec.vocab_size)
@@ -103,6 +104,7 @@ class ModelInfo:
             revision=revision_of(folder),
             front=front,
             speech=speech,
+            prompt_is_start=spec.prompt_is_start,
             encoder_width=None if spec.encoder is None else spec.encoder.d_model,
             media_token_id=spec.media_token_id,
             read_only_ids=spec.read_only_ids,

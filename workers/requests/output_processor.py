@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import repeat
 
-from tandem.outputs import CompletionOutput, RequestOutput, TextDelta, TokenLogprobs
+from tandem.outputs import CompletionOutput, Parse, RequestOutput, TextDelta, TokenLogprobs
 from tandem.workers.request import Delta, EngineRequest, Hypothesis
 from tandem.workers.requests.detokenizer import Detokenizer, StopStrings, Vocabulary
 
@@ -26,6 +26,7 @@ class PreparedRequest:
     outputs: int  # samples, beams to return, or targets
     stop: Sequence[str] = ()  # texts that end a sample
     skip_special_tokens: bool = True
+    parse: Parse | None = field(default=None, repr=False)  # of a whole answer, special tokens included
 
 
 class OutputProcessor:
@@ -94,6 +95,7 @@ class _Sample:
     def __init__(self, index: int, vocabulary: Vocabulary, prepared: PreparedRequest) -> None:
         self.stops = StopStrings(prepared.stop)
         self.watches = bool(prepared.stop)
+        self._parse, self._prefix = prepared.parse, prepared.prompt_token_ids
         # Stop strings count, like EOS, only after this many tokens.
         self._min_tokens = prepared.sequences[0].decoding.min_tokens
         self._detokenizer = Detokenizer(
@@ -133,9 +135,12 @@ class _Sample:
         logprobs = delta.logprobs[: len(ids)] if delta.logprobs is not None else None
         self._grow(ids, text, logprobs)
         self.output.finish_reason, self.output.stop_reason = finish_reason, stop_reason
+        if self._parse is not None and finish_reason is not None:
+            self.output.parsed = self._parse([*self._prefix, *self.output.token_ids])
         return TextDelta(
-            self.output.index, text, ids, logprobs, finish_reason, stop_reason, self.output.score
-        )
+            self.output.index, text, ids, logprobs, finish_reason, stop_reason, self.output.score,
+            parsed=self.output.parsed,
+        )  # fmt: skip
 
     def _read(self, ids: list[int]) -> tuple[list[int], str]:
         """The ids up to the one that completed a stop string, and the text that has become final."""

@@ -13,9 +13,11 @@ from typing import Final
 from tandem.errors import InvalidRequest, RequestTooLarge, renaming_fields
 from tandem.inputs import Media, Prompt, PromptSide, SingletonPrompt, decoder_side, split_prompt
 from tandem.limits import Limits
+from tandem.outputs import Parse
 from tandem.workers.request import CrossSpan, EncoderInput
 from tandem.workers.requests.cross_spans import cross_spans
 from tandem.workers.requests.decoding import check_ids
+from tandem.workers.requests.image_tasks import ImageTasks
 from tandem.workers.requests.media import MediaProcessor, own_positions
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.speech import Opening
@@ -37,11 +39,15 @@ class ParsedPrompt:
     encoder_text: str | None  # as given, where it was text
     decoder_text: str | None
     opening: Opening  # what follows the prefix and is for the model to say
+    parse: Parse | None = None  # of an answer's ids, the prefix included, where the prompt asks for a task
     cross_spans: tuple[CrossSpan, ...] = ()  # see `EngineRequest`
 
 
 class PromptReader:
     """Checks prompts and makes their ids, for one model."""
+
+    # What to do where the model would take more.
+    _MORE_POSITIONS: Final = ": raise an LLM's max_encoder_length, or a server's limit encoder_tokens"
 
     def __init__(
         self,
@@ -51,8 +57,12 @@ class PromptReader:
         processor: MediaProcessor | None,
         *,
         languages: bool,
+        image_tasks: ImageTasks | None = None,
+        parse: Parse | None = None,
     ) -> None:
-        """`processor` is that of a model that reads media; `languages`: the tokenizer marks languages."""
+        """`processor` is that of a model that reads media; `languages`: the tokenizer marks languages;
+        `image_tasks`: tokens in a prompt stand for questions about its image; `parse`: makes values of any
+        answer's ids."""
         self.info, self.limits = info, limits
         self.max_encoder_tokens = min(limits.encoder_tokens, info.encoder_positions or limits.encoder_tokens)
         self.max_decoder_tokens = min(limits.decoder_tokens, info.decoder_positions or limits.decoder_tokens)
@@ -60,6 +70,7 @@ class PromptReader:
         text_is_decoded = info.encoder_vocab_size is None
         self.max_prompt_tokens = self.max_decoder_tokens - 1 if text_is_decoded else self.max_encoder_tokens
         self._tokenizer, self._processor, self._languages = tokenizer, processor, languages
+        self._image_tasks, self._parse = image_tasks, parse
 
     def read(
         self, prompt: Prompt, task: ResolvedTask, truncate: int | None = None, answer: int | None = None
@@ -84,7 +95,9 @@ class PromptReader:
             if not explicit:  # the text of a lone prompt is the decoder's
                 encoder_side, side = PromptSide(None, None), encoder_side if said else None
         else:
-            encoder_ids += self.prompt_ids(encoder_side, *names, task, truncate, answer)
+            encoder_ids += self.prompt_ids(
+                encoder_side, *names, task, truncate, answer, taken=len(encoder_ids)
+            )
         shown = _shown(encoder_side, names[0]), side and _shown(side, "decoder_prompt")
         spans: tuple[CrossSpan, ...] = ()
         if (token_id := self.info.media_token_id) is not None:
@@ -98,7 +111,7 @@ class PromptReader:
             spans = cross_spans(prefix, token_id, own, len(encoder_ids))
         elif not self.info.decoder_only:
             prefix = self._prefix(side, task)
-            context = prefix[1:]
+            context = prefix if self._starts_prompt(side) else prefix[1:]
         elif explicit:
             raise InvalidRequest(f"{self.info.name!r} is decoder-only: give a single prompt", field=names[0])
         else:
@@ -115,7 +128,10 @@ class PromptReader:
             opening = task.opening[len(prefix) - 1 :]
         elif task.said is not None:
             raise InvalidRequest("does not go with a decoder prompt, which says it", field=task.said)
-        return ParsedPrompt(encoder, encoder_ids, prefix, context, *shown, opening, spans)
+        parse = self._parse
+        if self._image_tasks is not None and encoder_side.token_ids is None:
+            parse = self._image_tasks.parse(encoder_side.text, media, self.limits)
+        return ParsedPrompt(encoder, encoder_ids, prefix, context, *shown, opening, parse, spans)
 
     @cached_property
     def _media_token(self) -> str:
@@ -164,12 +180,19 @@ class PromptReader:
         field = f"{name}.{front.modality}"
         if not media and self.info.encoder_vocab_size is None and self.info.media_token_id is None:
             raise InvalidRequest(f"is needed: {self.info.name!r} reads {front.modality}", field=field)
+        if self._image_tasks is not None and len(media) > 1:
+            raise InvalidRequest(
+                f"a question of {self.info.name!r} is about one image, got {len(media)}", field=field
+            )
         with renaming_fields({f"multi_modal_data.{front.modality}": field}):
             own = [own_positions(self._processor, one, self.limits) for one in media]
         positions = sum(own) if front.padding_id is None else len(own) * front.positions
         if positions > self.max_encoder_tokens:
+            taken = self.info.encoder_positions
+            hint = "" if taken is not None and positions > taken else self._MORE_POSITIONS
             raise InvalidRequest(
-                f"{len(media)} take {positions} encoder positions, the limit is {self.max_encoder_tokens}",
+                f"{len(media)} take {positions} encoder positions, the limit is "
+                f"{self.max_encoder_tokens}{hint}",
                 field=field,
             )
         ids: list[int] = []
@@ -208,9 +231,11 @@ class PromptReader:
         task: ResolvedTask,
         truncate: int | None = None,
         answer: int | None = None,
+        taken: int = 0,
     ) -> list[int]:
-        """The encoder prompt's ids, or a decoder-only model's. The last two arguments are those of `read`."""
-        size, limit, source = self.info.encoder_vocab_size, self.max_prompt_tokens, task.source
+        """The encoder prompt's ids, or a decoder-only model's. `truncate` and `answer` are those of `read`;
+        `taken`: encoder positions of the prompt's media, which come on top of its tokens."""
+        size, limit, source = self.info.encoder_vocab_size, self.max_prompt_tokens - taken, task.source
         if size is None:
             size = self.info.vocab_size + self.info.read_only_ids
         if truncate is not None:
@@ -218,17 +243,21 @@ class PromptReader:
         ids = side.token_ids
         if ids is None:
             text = side.text or ""
-            if not text and side.media:
+            if not text and side.media and self._image_tasks is None:
                 return []
-            if not text:
+            if not text and not side.media:
                 raise InvalidRequest("must not be empty", field=name)
             text, around = task.input(text), (source.prefix, source.suffix) if source else ((), ())
+            special = source is None
+            if self._image_tasks is not None:
+                text, special = self._image_tasks.question(text, name), False
+                around = self._image_tasks.around if side.media else ((), ())
             if truncate is None:
-                ids = self._tokenizer.encode(text, name, limit, special=source is None)
+                ids = self._tokenizer.encode(text, name, limit, special=special)
             else:
                 end: Side | None = "left" if self.info.decoder_only else None
                 length = truncate - sum(map(len, around))
-                ids = self._tokenizer.encode_truncated(text, name, length, special=source is None, side=end)
+                ids = self._tokenizer.encode_truncated(text, name, length, special=special, side=end)
             ids = [*around[0], *ids, *around[1]]
         elif source:
             raise InvalidRequest("is for a prompt that is text", field="source_language")
@@ -239,11 +268,20 @@ class PromptReader:
         if not ids:
             raise InvalidRequest("has no tokens", field=name)
         if len(ids) > limit:
+            besides = f" next to {taken} encoder positions of media" if taken else ""
             raise InvalidRequest(
-                f"has {len(ids)} tokens, the limit is {limit}: shorten it or set truncate_prompt_tokens",
+                f"has {len(ids)} tokens, the limit is {limit}{besides}: shorten it or set "
+                "truncate_prompt_tokens",
                 field=name,
             )
         check_ids(ids, name, size)
+        front = self.info.front
+        if front is not None and self.info.encoder_vocab_size is not None and front.placeholder_id in ids:
+            raise InvalidRequest(
+                f"has token {front.placeholder_id}, which stands for a position of an {front.modality}: give "
+                f"multi_modal_data.{front.modality} instead",
+                field=name,
+            )
         return list(ids)
 
     def _kept(self, truncate: int, limit: int, answer: int | None) -> int:
@@ -282,13 +320,18 @@ class PromptReader:
                 raise InvalidRequest("has no tokens; leave it out for none", field=name)
             if target is not None:
                 raise InvalidRequest("is for a decoder prompt that is text", field="target_language")
-        prefix = list(ids) if ids[:1] == [start] else [start, *ids]
+        begun = ids[:1] == [start] or self._starts_prompt(side)
+        prefix = list(ids) if begun else [start, *ids]
         if len(prefix) > limit:
             raise InvalidRequest(
                 f"has {len(prefix)} tokens with the start token, the limit is {limit}", field=name
             )
         check_ids(ids, name, self.info.vocab_size)
         return prefix
+
+    def _starts_prompt(self, side: PromptSide | None) -> bool:
+        """Whether the decoder starts from the prompt itself, without the start token."""
+        return self.info.prompt_is_start and side is not None and bool(side.text or side.token_ids)
 
     def target_ids(
         self, target: SingletonPrompt, name: str, given: ParsedPrompt, task: ResolvedTask

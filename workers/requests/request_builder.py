@@ -25,6 +25,7 @@ from tandem.inputs import (
     TokensPrompt,
 )
 from tandem.limits import DEFAULT_LIMITS, Limits
+from tandem.outputs import Parse
 from tandem.params import Params, Pooling, SamplingParams
 from tandem.workers.request import Decoding, EncodeRequest, EncoderInput, EngineRequest
 from tandem.workers.requests.chat import ChatTemplate, Conversation
@@ -37,7 +38,9 @@ from tandem.workers.requests.decoding import (
     scoring_of,
 )
 from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
+from tandem.workers.requests.document_fields import DocumentFields
 from tandem.workers.requests.embedding import PreparedEmbedding, check_pooling
+from tandem.workers.requests.image_tasks import ImageTasks, with_tokenizers_ends
 from tandem.workers.requests.languages.markers import split_target
 from tandem.workers.requests.media import MediaProcessor, read_processor
 from tandem.workers.requests.model_info import ModelInfo
@@ -75,16 +78,27 @@ class RequestBuilder:
         limits: Limits = DEFAULT_LIMITS,
         target: PreTrainedTokenizerBase | None = None,
         processor: MediaProcessor | None = None,
+        image_tasks: ImageTasks | None = None,
+        parse: Parse | None = None,
     ) -> None:
         """`target` is the decoder's tokenizer, where that is another; `processor` is for a model that reads
-        media."""
+        media, `image_tasks` for one whose prompts name them, `parse` for one whose every answer holds
+        values."""
         self.info, self.limits, self.processor = info, limits, processor
         self.vocabulary = Vocabulary(tokenizer if target is None else target)
         self.tasks = Tasks.of(info.tasks, info.defaults, tokenizer, info.speech)
         self.chat_template = ChatTemplate(tokenizer)
         self._tokenizer = TextTokenizer(tokenizer, target)
         languages = bool(self.tasks.languages)
-        self._reader = PromptReader(info, self._tokenizer, limits, processor, languages=languages)
+        self._reader = PromptReader(
+            info,
+            self._tokenizer,
+            limits,
+            processor,
+            languages=languages,
+            image_tasks=image_tasks,
+            parse=parse,
+        )
         self.max_encoder_tokens = self._reader.max_encoder_tokens
         self.max_prompt_tokens = self._reader.max_prompt_tokens
         self.max_decoder_tokens = self._reader.max_decoder_tokens
@@ -106,7 +120,10 @@ class RequestBuilder:
         folder = Path(folder)
         info = ModelInfo.read(folder, served_name, overrides)
         source, target = read_tokenizers(folder, tokenizer)
-        return cls(info, source, limits, target, read_processor(folder, info.front))
+        info = with_tokenizers_ends(info, source)
+        image_tasks = ImageTasks.read(folder, info, source)
+        parse = DocumentFields.read(folder, source) if info.modalities == {"image"} else None
+        return cls(info, source, limits, target, read_processor(folder, info.front), image_tasks, parse)
 
     def prepare(
         self,
@@ -148,6 +165,7 @@ class RequestBuilder:
             outputs=params.outputs,
             stop=(isinstance(params, SamplingParams) and params.stop) or task.defaults.stop,
             skip_special_tokens=params.skip_special_tokens,
+            parse=given.parse,
         )
 
     def prepare_score(
@@ -356,6 +374,7 @@ def _prepared(
     outputs: int,
     stop: Sequence[str] = (),
     skip_special_tokens: bool = True,
+    parse: Parse | None = None,
 ) -> PreparedRequest:
     """`sequences`: for each how it is decoded, and its target, which is empty where it is generated."""
     return PreparedRequest(
@@ -381,6 +400,7 @@ def _prepared(
         outputs=outputs,
         stop=stop,
         skip_special_tokens=skip_special_tokens,
+        parse=parse,
     )
 
 

@@ -153,10 +153,12 @@ class AnswerShape(ABC):
 
     def add_sample(self, choice: dict[str, Any], sample: CompletionOutput | TextDelta) -> dict[str, Any]:
         """Adds to a choice why it ended, and what goes beyond OpenAI's: vLLM's stop id or text, null for EOS,
-        and token ids; Tandem's beam score."""
+        and token ids; Tandem's beam score, and what the text holds where the prompt asks for a task."""
         choice["finish_reason"], choice["stop_reason"] = sample.finish_reason, sample.stop_reason
         if sample.score is not None:
             choice["score"] = sample.score
+        if sample.parsed is not None:
+            choice["parsed"] = sample.parsed
         if self._shown.token_ids:
             choice["token_ids"] = sample.token_ids
         return choice

@@ -17,6 +17,7 @@ from tandem.outputs import (
 from tandem.protocol import wire, wire_answers
 from tandem.v1 import inference_pb2 as pb
 
+PARSED = {"<OD>": {"bboxes": [[1, 2, 3, 4]], "labels": ["é \N{GRINNING FACE}"], "scores": [0.1]}}
 LOGPROBS = [TokenLogprobs(7, -0.5, [(7, -0.5), (8, -2.0)]), TokenLogprobs(1, -1.25, [])]
 
 
@@ -34,6 +35,8 @@ def test_an_output_comes_back_whole() -> None:
             CompletionOutput(3, "", [], "length"),
             CompletionOutput(4, "", [], "stop", score=-0.0),
             CompletionOutput(5, "", [], "stop", score=-1.3),
+            CompletionOutput(6, "", [], "stop", parsed=PARSED),
+            CompletionOutput(7, "", [], "stop", parsed=[]),
         ],
     )
     request = wire.generate_request(
@@ -65,6 +68,8 @@ def test_a_delta_comes_back_whole(reason: FinishReason | None) -> None:
     assert not message.HasField("usage")
     delta = replace(delta, score=-1.3, prompt_logprobs=[None, TokenLogprobs(9, -0.5, [(8, -0.25)], 2)])
     assert wire_answers.delta_of(wire_answers.stream_response(delta).delta) == delta
+    delta = replace(delta, parsed=PARSED)
+    assert repr(wire_answers.delta_of(wire_answers.stream_response(delta).delta)) == repr(delta)
 
 
 def test_the_ends_of_a_stream() -> None:

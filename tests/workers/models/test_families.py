@@ -275,7 +275,13 @@ def test_t5gemma() -> None:
         (
             BERT2BERT,
             {"decoder": {**BERT, "cross_attention_hidden_size": 7}},
-            "not supported",
+            "must be the encoder's width, 768, got 7",
+            "cross_attention_hidden_size",
+        ),
+        (
+            BERT2BERT,
+            {"decoder": {**BERT, "hidden_size": 240, "cross_attention_hidden_size": 768}},
+            "a decoder of model_type 'bert' reads its own width, 240, got 768",
             "cross_attention_hidden_size",
         ),
         (BART_LARGE_CNN, {"encoder_attention_heads": 7}, "7 heads do not divide", "encoder_attention_heads"),

@@ -6,7 +6,17 @@ To add a family, add an entry; docs/add-a-family.md walks through it.
 from __future__ import annotations
 
 from tandem.errors import ModelLoadError
-from tandem.workers.models.families import bart, encoder_decoder, gpt2, mllama, phi, t5, t5gemma, whisper
+from tandem.workers.models.families import (
+    bart,
+    encoder_decoder,
+    florence,
+    gpt2,
+    mllama,
+    phi,
+    t5,
+    t5gemma,
+    whisper,
+)
 from tandem.workers.models.families.entry import Config, Family, Part, WeightNames
 from tandem.workers.models.spec import ModelSpec
 
@@ -22,6 +32,7 @@ FAMILIES: dict[str, Family] = {
     **phi.FAMILIES,
     **t5gemma.FAMILIES,
     **whisper.FAMILIES,
+    **florence.FAMILIES,
 }
 
 _NGRAM = (

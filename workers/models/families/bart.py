@@ -21,6 +21,7 @@ from tandem.workers.models.families.entry import (
     sides,
     token_id,
 )
+from tandem.workers.models.families.half import DecoderHalf
 from tandem.workers.models.spec import (
     Activation,
     EmbeddingNorm,
@@ -50,47 +51,55 @@ class _Kind:
     scale_embedding: bool = False
     max_positions: int = 1024
 
-    def spec(self, config: Config) -> ModelSpec:
+    def stack(self, config: Config, side: Literal["encoder", "decoder"], vocab_size: int) -> StackSpec:
         pad = token_id(config, "pad_token_id", self.pad)
+        heads = config[f"{side}_attention_heads"]
+        width = head_dim(config["d_model"], heads, f"{side}_attention_heads")
         scaled = config.get("scale_embedding", self.scale_embedding)
+        return StackSpec(
+            vocab_size=vocab_size,
+            layers=config[f"{side}_layers"],
+            d_model=config["d_model"],
+            heads=heads,
+            head_dim=width,
+            d_ff=config[f"{side}_ffn_dim"],
+            activation=activation(config, "activation_function", self.activation),
+            bias=True,
+            norm="layer",
+            norm_eps=1e-5,
+            post_norm=self.post_norm,
+            attention_scale=width**-0.5,
+            embedding_scale=config["d_model"] ** 0.5 if scaled else 1.0,
+            embedding_norm=self.embedding_norms[side == "decoder"],
+            max_positions=config.get("max_position_embeddings", self.max_positions),
+            positions=PositionTable(
+                self.positions, pad + 1 if self.offset is None else self.offset, self.stored
+            ),
+        )
 
-        def stack(side: Literal["encoder", "decoder"], vocab_size: int) -> StackSpec:
-            heads = config[f"{side}_attention_heads"]
-            width = head_dim(config["d_model"], heads, f"{side}_attention_heads")
-            return StackSpec(
-                vocab_size=vocab_size,
-                layers=config[f"{side}_layers"],
-                d_model=config["d_model"],
-                heads=heads,
-                head_dim=width,
-                d_ff=config[f"{side}_ffn_dim"],
-                activation=activation(config, "activation_function", self.activation),
-                bias=True,
-                norm="layer",
-                norm_eps=1e-5,
-                post_norm=self.post_norm,
-                attention_scale=width**-0.5,
-                embedding_scale=config["d_model"] ** 0.5 if scaled else 1.0,
-                embedding_norm=self.embedding_norms[side == "decoder"],
-                max_positions=config.get("max_position_embeddings", self.max_positions),
-                positions=PositionTable(
-                    self.positions, pad + 1 if self.offset is None else self.offset, self.stored
-                ),
-            )
-
+    def spec(self, config: Config) -> ModelSpec:
         shared = config["vocab_size"]
         separate = not config.get("share_encoder_decoder_embeddings", True)
         own = config.get("decoder_vocab_size") if separate else None
         start, bos = config.get("decoder_start_token_id", self.start), token_id(config, "bos_token_id", 0)
         return ModelSpec(
             family=self.family,
-            encoder=stack("encoder", shared),
-            decoder=stack("decoder", own or shared),
+            encoder=self.stack(config, "encoder", shared),
+            decoder=self.stack(config, "decoder", own or shared),
             one_vocabulary=own is None,
             output_bias=self.output_bias,
             decoder_start_id=bos if start is None else start,
-            pad_id=pad,
+            pad_id=token_id(config, "pad_token_id", self.pad),
             eos_ids=ids(config, "eos_token_id", self.eos),
+        )
+
+    def half(self) -> DecoderHalf:
+        """Its decoder, where it is a part of another model."""
+        return DecoderHalf(
+            lambda config: self.stack(config, "decoder", config["vocab_size"]),
+            half_names,
+            "model.decoder.",
+            {"decoder.output": _OUTPUT},
         )
 
     def names(self, _: Config, spec: ModelSpec) -> WeightNames:
@@ -106,31 +115,40 @@ class _Kind:
         if spec.output_bias:
             names["decoder.output.bias"] = (Part("final_logits_bias", row=True), None)
         for side, stack in sides(spec):
-            if self.stored:
-                names[f"{side}.positions"] = stored_positions(side, stack)
-            if stack.embedding_norm is not None:
-                names |= affine(f"{side}.embedding_norm", *either_prefix(f"{side}.layernorm_embedding"))
-            if not stack.post_norm:
-                names |= affine(f"{side}.final_norm", *either_prefix(f"{side}.layer_norm"))
-            for i in range(stack.layers):
-                for ours, theirs in LAYER.items():
-                    if side == "decoder" or not ours.startswith("cross"):
-                        names |= affine(
-                            f"{side}.layers.{i}.{ours}", *either_prefix(f"{side}.layers.{i}.{theirs}")
-                        )
+            names |= stack_names(stack, side, *either_prefix(f"{side}."))
         return names
+
+
+def stack_names(stack: StackSpec, side: str, *prefixes: str) -> WeightNames:
+    """Weight names of a stack of this layout, but for its embedding. Its own begin with one of `prefixes`."""
+
+    def named(module: str) -> list[str]:
+        return [prefix + module for prefix in prefixes]
+
+    names: WeightNames = {}
+    if stack.positions is not None and stack.positions.stored:
+        # A table that can be computed may be absent.
+        absent = () if stack.positions.kind == "learned" else (None,)
+        names[f"{side}.positions"] = (*named("embed_positions.weight"), *absent)
+    if stack.embedding_norm is not None:
+        names |= affine(f"{side}.embedding_norm", *named("layernorm_embedding"))
+    if not stack.post_norm:
+        names |= affine(f"{side}.final_norm", *named("layer_norm"))
+    for i in range(stack.layers):
+        for ours, theirs in LAYER.items():
+            if side == "decoder" or not ours.startswith("cross"):
+                names |= affine(f"{side}.layers.{i}.{ours}", *named(f"layers.{i}.{theirs}"))
+    return names
+
+
+def half_names(stack: StackSpec, side: str, prefix: str) -> WeightNames:
+    """Weight names of such a stack as a half of another model."""
+    return {f"{side}.embedding": (f"{prefix}embed_tokens.weight",), **stack_names(stack, side, prefix)}
 
 
 def either_prefix(name: str) -> tuple[str, str]:
     """A weight's name in files saved with the output projection, and without it."""
     return f"model.{name}", name
-
-
-def stored_positions(side: str, stack: StackSpec) -> tuple[str | None, ...]:
-    """A position table's names. One that can be computed may be absent."""
-    assert stack.positions is not None
-    absent = () if stack.positions.kind == "learned" else (None,)
-    return (*either_prefix(f"{side}.embed_positions.weight"), *absent)
 
 
 _OUTPUT = ("lm_head.weight",)
@@ -153,10 +171,12 @@ LAYER = {
 _UNUSED = ("*.version", "*.embed_positions.weights")
 _COMPUTED = ("*.embed_positions.weight",)  # anew, for the families whose table is not stored
 
+BART = _Kind("bart", post_norm=True, embedding_norms=("sum", "sum"), offset=2, start=2)
+MBART = _Kind("mbart", embedding_norms=("sum", "sum"), offset=2)
 _KINDS = (
-    _Kind("bart", post_norm=True, embedding_norms=("sum", "sum"), offset=2, start=2),
+    BART,
+    MBART,
     _Kind("plbart", post_norm=True, embedding_norms=("sum", "sum"), offset=2, scale_embedding=True),
-    _Kind("mbart", embedding_norms=("sum", "sum"), offset=2),
     _Kind("blenderbot", pad=0, start=1, max_positions=128),
     _Kind(
         "blenderbot-small", post_norm=True, embedding_norms=("sum", "tokens"), pad=0, start=1,
@@ -169,6 +189,8 @@ _KINDS = (
         start=2, activation="relu", scale_embedding=True,
     ),
 )  # fmt: skip
+
+HALVES = {kind.family: kind.half() for kind in (BART, MBART)}  # decoders of images
 
 FAMILIES = {
     kind.family: Family(kind.spec, kind.names, _UNUSED if kind.stored else _UNUSED + _COMPUTED)

@@ -15,6 +15,7 @@ from tandem.workers.models.families.entry import (
     ids,
     token_id,
 )
+from tandem.workers.models.families.half import DecoderHalf
 from tandem.workers.models.spec import ModelSpec, PositionTable, StackSpec
 
 # Buffers of older files: the causal mask.
@@ -98,5 +99,7 @@ def _conv(layer: str, module: str, *parts: str) -> WeightNames:
         )
     }
 
+
+HALF = DecoderHalf(stack, names, "transformer.", {"decoder.output": ("lm_head.weight",)})
 
 FAMILIES = {"gpt2": Family(_spec, _names, UNUSED)}

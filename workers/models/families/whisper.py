@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import Final, Literal
 
 from tandem.errors import ModelLoadError
-from tandem.workers.models.families.bart import LAYER, either_prefix, stored_positions
+from tandem.workers.models.families.bart import either_prefix, stack_names
 from tandem.workers.models.families.entry import (
     Config,
     Family,
@@ -77,16 +77,10 @@ def _names(_: Config, spec: ModelSpec) -> WeightNames:
         **affine("encoder.front.conv2", *either_prefix("encoder.conv2")),
     }
     for side, stack in sides(spec):
-        names[f"{side}.positions"] = stored_positions(side, stack)
-        names |= affine(f"{side}.final_norm", *either_prefix(f"{side}.layer_norm"))
-        for i in range(stack.layers):
-            for ours, theirs in LAYER.items():
-                if side == "decoder" or not ours.startswith("cross"):
-                    names |= affine(
-                        f"{side}.layers.{i}.{ours}", *either_prefix(f"{side}.layers.{i}.{theirs}")
-                    )
-                    if ours.endswith("attention.k"):  # it has no bias
-                        names[f"{side}.layers.{i}.{ours}.bias"] = (None,)
+        names |= stack_names(stack, side, *either_prefix(f"{side}."))
+        for ours in list(names):
+            if ours.startswith(side) and ours.endswith("attention.k.bias"):
+                names[ours] = (None,)  # there is none
     return names
 
 

@@ -12,6 +12,10 @@ from typing import Final, Protocol
 import torch
 
 from tandem.workers.models.fronts.audio import AudioConvolutions
+from tandem.workers.models.fronts.beit import Beit
+from tandem.workers.models.fronts.florence import FlorenceVision
+from tandem.workers.models.fronts.patches import ImagePatches
+from tandem.workers.models.fronts.swin import Swin
 from tandem.workers.models.fronts.tiled_vision import TiledVisionModel
 from tandem.workers.models.layers import Placement, WeightSlot
 from tandem.workers.models.spec import StackSpec
@@ -29,6 +33,10 @@ class Front(Protocol):
 _KINDS: Final[dict[str, Callable[[str, StackSpec, Placement], Front]]] = {
     "audio_convolutions": AudioConvolutions,
     "tiled_vision": TiledVisionModel,
+    "davit": FlorenceVision,
+    "image_patches": ImagePatches,
+    "beit": Beit,
+    "swin": Swin,
 }
 
 

@@ -40,6 +40,9 @@ _KINDS: Final[dict[str, Callable[[Path, FrontSpec], MediaProcessor]]] = {
     "audio_convolutions": AudioProcessor.read,
     "image_patches": ImageProcessor.read,
     "tiled_vision": TiledImageProcessor.read,
+    "beit": ImageProcessor.read,
+    "swin": ImageProcessor.read,
+    "davit": ImageProcessor.read,
 }
 
 
