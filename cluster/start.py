@@ -17,7 +17,7 @@ from ray import serve as ray_serve
 from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 
 from tandem.cluster.config import ServeConfig
-from tandem.cluster.serve_compat import grpc_address
+from tandem.cluster.serve_compat import grpc_address, listening
 from tandem.errors import InvalidRequest
 
 # In direct mode one replica listens on the first port of its range, each further one on the next free port.
@@ -82,7 +82,8 @@ def serve_settings(config: ServeConfig) -> dict[str, str]:
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",
         # Serve checks it before our own limit is looked at, and it bounds answers as well.
         "RAY_SERVE_GRPC_MAX_MESSAGE_SIZE": str(config.limits.transport_bytes),
-        **grpc_address.settings(config.host),
+        **listening.CALLBACK,
+        grpc_address.HOST: config.host,
     }
     if min(config.encoder_cpus, config.decoder_cpus) < 1:
         # The workers share cores: threads that spin while they wait take the cores from other workers.

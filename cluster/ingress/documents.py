@@ -36,7 +36,7 @@ async def answer_segments(
     distinct = dict.fromkeys(segments)
     left = enumerate(distinct)
     late = (
-        f"not all of the {len(distinct)} segments were answered within {timeout_s:g} s: send less at a time"
+        f"not all of the {len(distinct)} segments were answered within {timeout_s:.3g} s: send less at a time"
     )
 
     async def work() -> None:

@@ -12,6 +12,7 @@ from typing import Any, Final, TypeVar
 
 from grpc_health.v1 import health_pb2
 
+from tandem.cluster.ingress.arrivals import grpc_arrival
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.service import Service
 from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemError, renaming_fields
@@ -215,7 +216,7 @@ class GrpcApi:
         """A client's call, whose errors become its status. Only errors of ours are raised further: Serve
         shows the text of any."""
         try:
-            with Call(self._service, "grpc", method) as call:
+            with Call(self._service, "grpc", method, grpc_arrival(context)) as call:
                 yield call
         except Exception as error:
             set_error(context, error)

@@ -11,14 +11,15 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tandem.cluster.router.router import RouterStats
-from tandem.errors import TandemError, status_of
+from tandem.errors import Refusal, TandemError, status_of
+from tandem.outputs import FinishReason
 from tandem.transcription import TranscriptionMode
 from tandem.workers.transcription.live.live_transcriber import LiveTranscriber
 from tandem.workers.transcription.transcriber import Transcriber
@@ -96,11 +97,35 @@ class Metrics:
             (*_LABELS, "protocol", "method", "status"),
             registry=self.registry,
         )
+        self._finished = Counter(
+            "tandem_finished",
+            "Answers given, by how they ended: stop, length (at max_tokens), deadline (cut off).",
+            (*_LABELS, "finish_reason"),
+            registry=self.registry,
+        )
+        self._refused = Counter(
+            "tandem_refused",
+            "Requests of which nothing was done, by the reason: queue, media or audio (a limit of what one "
+            "router has in work), wait (max_queue_wait_s), deadline (not whole in time), shutdown.",
+            (*_LABELS, "reason"),
+            registry=self.registry,
+        )
+        # Rates of what never happened are 0, not missing.
+        for ended in ("stop", "length", "deadline"):
+            self._finished.labels(*labels, ended)
+        for reason in get_args(Refusal):
+            self._refused.labels(*labels, reason)
         self._labels = labels
         self.registry.register(_RouterCollector(labels, router_stats))
 
     def ended(self, protocol: Protocol, method: str, status: str) -> None:
         self._ended.labels(*self._labels, protocol, method, status).inc()
+
+    def finished(self, reason: FinishReason) -> None:
+        self._finished.labels(*self._labels, reason).inc()
+
+    def refused(self, reason: Refusal) -> None:
+        self._refused.labels(*self._labels, reason).inc()
 
     def windows(self, mode: TranscriptionMode, count: int) -> None:
         self._windows.labels(*self._labels, mode).inc(count)
@@ -114,9 +139,10 @@ class Observation:
     """One call of a client, from its arrival to the end of the `with` block. Unexpected errors, whose text no
     client is shown, are logged here with the request's id."""
 
-    def __init__(self, metrics: Metrics, protocol: Protocol, method: str) -> None:
+    def __init__(self, metrics: Metrics, protocol: Protocol, method: str, arrived: float) -> None:
+        """`arrived` is monotonic, in seconds."""
         self._metrics, self._protocol, self._method = metrics, protocol, method
-        self._arrived = time.monotonic()
+        self._arrived = arrived
         self._last: dict[tuple[int, int], float] = {}  # by prompt and sample: time of its latest token
         self.request_id = "-"
 
@@ -136,6 +162,9 @@ class Observation:
             for _ in range(tokens):
                 self._metrics.between_tokens.observe(each)
         self._last[key] = now
+
+    def finished(self, reason: FinishReason) -> None:
+        self._metrics.finished(reason)
 
     def transcribed(self, transcriber: Transcriber) -> None:
         """Counts a transcription that has ended, or has been given up."""
@@ -170,7 +199,10 @@ class Observation:
             status = "CANCELLED"
         else:
             status = status_of(error).grpc
-            if not isinstance(error, TandemError):
+            if isinstance(error, TandemError):
+                if error.refused is not None:
+                    self._metrics.refused(error.refused)
+            else:
                 logger.error("%s failed, request id %s", self._method, self.request_id, exc_info=error)
         self._metrics.ended(self._protocol, self._method, status)
 

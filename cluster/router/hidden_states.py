@@ -11,7 +11,7 @@ import torch
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import fetch
 from tandem.cluster.router.encoder_pool import EncoderPool
-from tandem.cluster.router.routed_request import order_of
+from tandem.cluster.router.routed_request import Arrival, order_of
 from tandem.errors import DeadlineExceeded, HiddenStatesLost, Unavailable
 from tandem.workers.request import EncodeRequest
 
@@ -24,32 +24,34 @@ class HiddenStates:
         self._encoders, self._config = encoders, config
         self.outstanding = 0  # inputs
 
-    async def of(self, requests: Sequence[EncodeRequest]) -> list[torch.Tensor]:
+    async def of(self, requests: Sequence[EncodeRequest], arrival: Arrival) -> list[torch.Tensor]:
         """See `Router.hidden_states`. The first error ends them all."""
         self.outstanding += len(requests)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._one(request)) for request in requests]
+                tasks = [group.create_task(self._one(request, arrival)) for request in requests]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
             self.outstanding -= len(requests)
         return [task.result() for task in tasks]
 
-    async def _one(self, request: EncodeRequest) -> torch.Tensor:
-        now = asyncio.get_running_loop().time()
+    async def _one(self, request: EncodeRequest, arrival: Arrival) -> torch.Tensor:
         timeout_s = self._config.limits.timeout_s if request.timeout_s is None else request.timeout_s
+        deadline = min(arrival.at + timeout_s, arrival.deadline)
         try:
-            async with asyncio.timeout_at(now + timeout_s):
-                return await self._encoded(request, order_of(now, request.priority))
+            async with asyncio.timeout_at(deadline):
+                return await self._encoded(request, order_of(arrival.at, request.priority), deadline)
         except TimeoutError:
             raise DeadlineExceeded("the request's time was over before its input was encoded") from None
 
-    async def _encoded(self, request: EncodeRequest, order: tuple[float, int]) -> torch.Tensor:
+    async def _encoded(
+        self, request: EncodeRequest, order: tuple[float, int], deadline: float
+    ) -> torch.Tensor:
         await self._encoders.start()  # a router whose decoders encode by themselves has not looked yet
         attempts = self._config.encoder_attempts
         for _ in range(attempts):
-            async with aclosing(self._encoders.encode(request.encoder, order)) as tries:
+            async with aclosing(self._encoders.encode(request.encoder, order, deadline)) as tries:
                 async for hidden in tries:  # one, unless it fails
                     where = hidden
             try:

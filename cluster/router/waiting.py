@@ -30,12 +30,13 @@ async def wait_for_worker(
 class _Waiter:
     order: tuple[float, int]  # see RoutedRequest
     routed: RoutedRequest = field(compare=False)
-    admitted: asyncio.Future[None] = field(compare=False)
+    admitted: asyncio.Future[bool] = field(compare=False)  # False: it would end too late
 
 
 class Gate:
     """Admits requests while there is room, by priority and arrival. One that does not fit holds up all after
-    it, so that a large one gets its turn."""
+    it, so that a large one gets its turn. One that would end too late by the time it has its turn takes no
+    room from the others."""
 
     def __init__(
         self,
@@ -55,20 +56,29 @@ class Gate:
     async def enter(self, routed: RoutedRequest) -> None:
         """Returns once the request is admitted. A caller that is cancelled may have been admitted before.
 
-        Raises Unavailable where there is no room after `patience_s`, and no engine.
+        Raises Unavailable where there is no room after `patience_s`, and no engine; TimeoutError where it
+        would end too late.
         """
         waiter = _Waiter(routed.order, routed, asyncio.get_running_loop().create_future())
         bisect.insort(self._waiters, waiter)
         self.admit_waiting()
         try:
-            await wait_for_worker(
+            admitted = await wait_for_worker(
                 waiter.admitted, self._patience_s, self._possible, "no decoder accepts requests"
             )
         finally:
             if not waiter.admitted.done():
                 del self._waiters[bisect.bisect_left(self._waiters, waiter)]
+        if not admitted:
+            raise TimeoutError
 
     def admit_waiting(self) -> None:
         """To be called when there may be more room."""
-        while self._waiters and self._admit(self._waiters[0].routed):
-            self._waiters.pop(0).admitted.set_result(None)
+        while self._waiters:
+            first = self._waiters[0]
+            if not first.routed.in_time():
+                self._waiters.pop(0).admitted.set_result(False)
+            elif self._admit(first.routed):
+                self._waiters.pop(0).admitted.set_result(True)
+            else:
+                return

@@ -196,6 +196,8 @@ _OPTIONS = {
     "ingress_mode": "ingress",
     "limits": "limit",
     "override_generation_config": "default",
+    "max_queue_wait_s": "max_queue_wait",
+    "engine_silence_s": "engine_silence",
 }
 
 

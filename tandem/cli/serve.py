@@ -50,6 +50,14 @@ def serve(
     ] = None,
     default: OverridesOption = None,
     limit: LimitsOption = None,
+    max_queue_wait: Annotated[
+        float,
+        typer.Option(help="Refuse a request at once that would wait longer for a decoder, in seconds."),
+    ] = 30.0,
+    engine_silence: Annotated[
+        float,
+        typer.Option(help="Move requests away from a decoder that is not heard of for so many seconds."),
+    ] = 5.0,
     cluster: ClusterOptions,
 ) -> None:
     """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish.
@@ -77,6 +85,8 @@ def serve(
             grpc_port=grpc_port,
             ingress_mode=ingress.value if ingress else ingress_mode(cluster.address),
             override_generation_config=assignments(default or []),
+            max_queue_wait_s=max_queue_wait,
+            engine_silence_s=engine_silence,
         )
         err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
         with launch.serve(config, address=cluster.address) as running:

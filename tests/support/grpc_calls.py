@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import grpc
@@ -15,9 +16,13 @@ from tandem.errors import TandemError
 class Context:
     """What Serve's gRPC context offers to a handler, as far as it is used."""
 
-    def __init__(self) -> None:
+    def __init__(self, metadata: Sequence[tuple[str, str]] = ()) -> None:
         self.code: grpc.StatusCode | None = None
         self.details = ""
+        self._metadata = list(metadata)
+
+    def invocation_metadata(self) -> list[tuple[str, str]]:
+        return self._metadata
 
     def set_code(self, code: grpc.StatusCode) -> None:
         self.code = code

@@ -11,7 +11,7 @@ from ray.serve._private.grpc_util import start_grpc_server
 from ray.serve.config import HTTPOptions, gRPCOptions
 from serving import free_port
 
-from tandem.cluster.serve_compat import grpc_address
+from tandem.cluster.serve_compat import grpc_address, listening
 
 
 async def answers(host: str) -> bool:
@@ -31,7 +31,7 @@ async def answers(host: str) -> bool:
 
 async def test_it_listens_at_its_address_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)  # undone afterwards
-    for name, value in grpc_address.settings("127.0.0.1").items():
+    for name, value in {**listening.CALLBACK, grpc_address.HOST: "127.0.0.1"}.items():
         monkeypatch.setenv(name, value)
         monkeypatch.setattr(http_util, name, value, raising=False)  # Serve reads it when it is imported
     http_util.configure_http_middlewares(HTTPOptions())

@@ -1,0 +1,227 @@
+"""How long a new request would wait, and its answer would then take, from what engines did lately."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Final, TypeVar
+
+from tandem.limits import PRIORITY_S
+from tandem.outputs import FinishReason
+from tandem.workers.request import Delta, EngineRequest
+
+T = TypeVar("T")
+_Kind = tuple[int, int, int]
+
+_HORIZON_S: Final = 10.0  # of time in which requests waited: the rate is a mean over about so long
+_MEASURED_S: Final = 1.0  # of it, before the rate says anything
+_FRESH_S: Final = 30.0  # what is learnt of answers is forgotten this long after the latest one
+# The weight of a new sample in a smoothed mean, and in its deviation: RFC 6298's; more after a while without.
+_GAIN: Final = 1 / 8
+_DEVIATION_GAIN: Final = 1 / 4
+_RECENT_S: Final = 2.0
+# A request that has to wait is let in where it ends in time even if it waits so many times what is foreseen,
+# and its answer is so many mean deviations longer than the mean: it would take its slot from others.
+WAIT_MARGIN: Final = 1.25
+_DEVIATIONS: Final = 2.0
+
+
+@dataclass(slots=True, eq=False)
+class Tracked:
+    """What a forecast keeps of one request."""
+
+    request: EngineRequest
+    arrived_at: float
+    work: float | None  # expected, in tokens of all its rows; None: it was not known when it came
+    begun_at: float | None = None  # when it joined an engine's batch
+    tokens: int = 0  # received
+
+
+@dataclass(slots=True)
+class _Smoothed:
+    """A mean of samples and their mean deviation from it; the latest samples count most."""
+
+    mean: float
+    deviation: float
+    at: float  # of the latest sample
+
+    def add(self, sample: float, now: float) -> None:
+        aged = 1 - math.exp((self.at - now) / _RECENT_S)
+        self.deviation += max(_DEVIATION_GAIN, aged) * (abs(sample - self.mean) - self.deviation)
+        self.mean += max(_GAIN, aged) * (sample - self.mean)
+        self.at = now
+
+
+class Forecast:
+    """Of one router's requests.
+
+    What waits is counted in the tokens that are expected of it. It is served at the rate at which engines
+    deliver tokens to this router while requests wait: the router's share of them, whatever other routers take
+    and whatever is short, slots or encoders. Nothing is foreseen before that has been measured.
+    """
+
+    def __init__(self, free_slots: Callable[[], int], clock: Callable[[], float]) -> None:
+        """`free_slots` counts those of all engines; `clock` is the event loop's, in seconds."""
+        self._free_slots, self._clock = free_slots, clock
+        # Of requests that no engine is known to have begun; the work of some of the rows is not known.
+        self._waiting_work, self._waiting_rows, self._unknown_rows = 0.0, 0, 0
+        self._live = 0  # requests that have not ended
+        self._new_work = 0.0  # delivered since the last message
+        self._work = self._seconds = 0.0  # delivered while requests waited, and for how long they did
+        self._heard_at, self._saturated = 0.0, False
+        self._answers: dict[_Kind | None, _Smoothed] = {}  # steps of an answer, by kind of request; None: any
+        self._pace: dict[int, _Smoothed] = {}  # seconds of a step, by rows of a request
+
+    # --- What happens
+
+    def accepted(self, request: EngineRequest, arrived_at: float) -> Tracked:
+        rows, steps = _rows(request), self._steps(request)
+        tracked = Tracked(request, arrived_at, rows * steps.mean if steps else None)
+        self._waiting_work += tracked.work or 0.0
+        self._unknown_rows += rows if tracked.work is None else 0
+        self._waiting_rows += rows
+        self._live += 1
+        return tracked
+
+    def received(self, tracked: Tracked, delta: Delta) -> None:
+        """A delta of a request has come from an engine."""
+        now = self._clock()
+        if delta.error is None and tracked.begun_at is None:
+            joined = now if delta.queued_s is None else tracked.arrived_at + delta.queued_s
+            self._leave(tracked, min(joined, now))
+        rows, steps = _rows(tracked.request), len(delta.token_ids)
+        if delta.hypotheses:
+            steps = max(len(one.token_ids) for one in delta.hypotheses)
+        elif tracked.request.target_ids and delta.last:
+            steps = 1
+        tracked.tokens += steps
+        self._new_work += rows * steps
+        if delta.last and tracked.tokens:
+            self._learn(tracked, delta.finish_reason, now)
+
+    def ended(self, tracked: Tracked) -> None:
+        """A request has ended, however it did."""
+        self._live -= 1
+        if tracked.begun_at is None:
+            self._leave(tracked, self._clock())
+
+    def heard(self, saturated: bool) -> None:
+        """An engine's message is read. `saturated`: sequences wait, here, for encoders or at the engine."""
+        now = self._clock()
+        if saturated and self._saturated and (self._new_work or self._work):
+            passed = now - self._heard_at
+            forget = math.exp(-passed / _HORIZON_S)
+            self._work = self._work * forget + self._new_work
+            self._seconds = self._seconds * forget + passed
+        self._heard_at, self._saturated, self._new_work = now, saturated, 0.0
+
+    # --- What is to be expected
+
+    def wait_s(self, priority: int = 0, *, work: float = 0.0, rows: int = 0) -> float | None:
+        """How long a request that came now would wait for a slot, `work` and `rows` more ahead of it; None
+        where too little has been measured. Requests of a higher priority that come later are not foreseen."""
+        if self._seconds < _MEASURED_S:
+            return None
+        ahead, waiting = self._waiting_work + work, self._waiting_rows + rows
+        if self._unknown_rows:
+            if (steps := _fresh(self._answers.get(None), self._clock())) is None:
+                return None
+            ahead += self._unknown_rows * steps.mean
+        if not ahead or (free := self._free_slots()) >= waiting:
+            return 0.0
+        if not self._work:
+            return math.inf
+        wait_s = ahead * (1 - free / waiting) * self._seconds / self._work
+        return max(0.0, wait_s - max(0, priority) * PRIORITY_S)
+
+    def whole_s(self, requests: Sequence[EngineRequest]) -> float | None:
+        """How long it would take until the answers to requests that came now were whole; None where nothing
+        is known of such answers. Alone they may be faster than any before them."""
+        if not self._live:
+            return None
+        services = [self._service_s(one) for one in requests]
+        known = [one for one in services if one is not None]
+        if len(known) < len(services):
+            return None
+        ahead = requests[:-1]
+        wait_s = self.wait_s(
+            requests[0].priority,
+            work=sum(_rows(one) * steps.mean for one in ahead if (steps := self._steps(one))),
+            rows=sum(map(_rows, ahead)),
+        )
+        if not wait_s:
+            return max(mean for mean, _ in known)
+        return WAIT_MARGIN * wait_s + max(mean + _DEVIATIONS * deviation for mean, deviation in known)
+
+    def in_time(self, tracked: Tracked, left_s: float) -> bool:
+        """Whether a request, if an engine began with it now, would probably be answered within `left_s`. One
+        that was begun before goes on as long as there is time, and so does one that nobody waits behind."""
+        if left_s <= 0 or tracked.begun_at is not None or self._live == 1:
+            return left_s > 0
+        service = self._service_s(tracked.request)
+        return service is None or service[0] <= left_s
+
+    # --- Within
+
+    def _leave(self, tracked: Tracked, at: float) -> None:
+        """It waits no more."""
+        tracked.begun_at = at
+        rows = _rows(tracked.request)
+        self._waiting_rows -= rows
+        self._unknown_rows -= rows if tracked.work is None else 0
+        # Sums of floats drift: without anybody it is exactly nothing.
+        self._waiting_work = self._waiting_work - (tracked.work or 0.0) if self._waiting_rows else 0.0
+
+    def _learn(self, tracked: Tracked, reason: FinishReason | None, now: float) -> None:
+        request, tokens = tracked.request, float(tracked.tokens)
+        if not request.target_ids and tracked.begun_at is not None:
+            _add(self._pace, _rows(request), (now - tracked.begun_at) / tokens, now)
+        for kind in (_kind(request), None):
+            known = _fresh(self._answers.get(kind), now)
+            if reason in ("stop", "length"):
+                _add(self._answers, kind, tokens, now)
+            elif reason == "deadline" and known is not None:
+                # It would have been longer: without it, only short answers would be learnt from.
+                known.add(max(tokens, known.mean) + known.deviation, now)
+
+    def _steps(self, request: EngineRequest) -> _Smoothed | None:
+        """The steps that an answer is expected to take; None where there was none of its kind lately."""
+        decoding, now = request.decoding, self._clock()
+        if request.target_ids:
+            return _Smoothed(1.0, 0.0, now)
+        if decoding.min_tokens >= decoding.max_tokens or not decoding.stop_ids:
+            return _Smoothed(decoding.max_tokens, 0.0, now)
+        return _fresh(self._answers.get(_kind(request)), now)
+
+    def _service_s(self, request: EngineRequest) -> tuple[float, float] | None:
+        """Seconds from joining a batch to the end of the answer, and their mean deviation."""
+        steps, pace = self._steps(request), _fresh(self._pace.get(_rows(request)), self._clock())
+        if steps is None or pace is None:
+            return None
+        most = request.decoding.max_tokens
+        longest = min(most, steps.mean + _DEVIATIONS * steps.deviation)
+        return steps.mean * pace.mean, (longest - steps.mean) * pace.mean / _DEVIATIONS
+
+
+def _rows(request: EngineRequest) -> int:
+    """The slots that a request takes."""
+    return request.decoding.beams.num_beams if request.decoding.beams else 1
+
+
+def _kind(request: EngineRequest) -> _Kind:
+    """Answers to inputs of much the same length are of much the same length, under much the same limit."""
+    decoding = request.decoding
+    return len(request.encoder.token_ids).bit_length(), decoding.max_tokens.bit_length(), _rows(request)
+
+
+def _add(to: dict[T, _Smoothed], key: T, sample: float, now: float) -> None:
+    known = _fresh(to.get(key), now)
+    if known is None:
+        to[key] = _Smoothed(sample, sample / 2, now)  # RFC 6298's first deviation
+    else:
+        known.add(sample, now)
+
+
+def _fresh(known: _Smoothed | None, now: float) -> _Smoothed | None:
+    return known if known is not None and now - known.at < _FRESH_S else None
