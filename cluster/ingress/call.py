@@ -105,7 +105,7 @@ class Call:
     ) -> PreparedEmbedding:
         """Validates and tokenizes a request for hidden states: see `prepare` and
         `RequestBuilder.prepare_embed`."""
-        self._service.check_room(options.get("priority", 0))
+        self._service.check_room(None)
         request_builder = self._service.request_builder
         prepared = await self._service.tokenizing(
             lambda: request_builder.prepare_embed(prompts, pooling, **options), prompts, len(prompts) > 1

@@ -45,7 +45,7 @@ _UNSENT: Final = 16  # deltas of a call with several samples that may wait for a
 class Router(Workers, Protocol):
     """What the service needs of `cluster.router.Router`; tests have their own."""
 
-    def check_room(self, sequences: int = 1, *, priority: int = 0) -> None: ...
+    def check_room(self, sequences: int = 1, *, priority: int | None = 0) -> None: ...
     def keep_room(
         self, media_bytes: int, audio_s: float, *, priority: int = 0
     ) -> AbstractContextManager[Room]: ...
@@ -104,8 +104,9 @@ class Service:
             front.max_segment_tokens,
         )
 
-    def check_room(self, priority: int = 0) -> None:
-        """Raises Overloaded, Unavailable where no request of this priority would be accepted now."""
+    def check_room(self, priority: int | None = 0) -> None:
+        """Raises Overloaded, Unavailable where no request of this priority would be accepted now; None is of
+        one that wants no decoder."""
         self._router.check_room(priority=priority)
 
     async def tokenizing(self, work: Callable[[], T], prompt: object, several: object = False) -> T:

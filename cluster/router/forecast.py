@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
 
+from tandem.cluster.messages import HEARTBEAT_S
 from tandem.limits import PRIORITY_S
 from tandem.outputs import FinishReason
 from tandem.workers.request import Delta, EngineRequest
@@ -16,6 +17,8 @@ _Kind = tuple[int, int, int]
 
 _HORIZON_S: Final = 10.0  # of time in which requests waited: the rate is a mean over about so long
 _MEASURED_S: Final = 1.0  # of it, before the rate says anything
+_SILENCE_S: Final = 2 * HEARTBEAT_S  # longer than any pause while there is an engine: nobody's rate
+_LONGEST_S: Final = 3600.0  # that is foreseen
 _FRESH_S: Final = 30.0  # what is learnt of answers is forgotten this long after the latest one
 # The weight of a new sample in a smoothed mean, and in its deviation: RFC 6298's; more after a while without.
 _GAIN: Final = 1 / 8
@@ -33,9 +36,11 @@ class Tracked:
 
     request: EngineRequest
     arrived_at: float
+    rows: int  # slots that it takes: every beam of a search has its own
     work: float | None  # expected, in tokens of all its rows; None: it was not known when it came
-    begun_at: float | None = None  # when it joined an engine's batch
+    begun_at: float | None = None  # when it joined the batch of the engine that has it
     tokens: int = 0  # received
+    moved: bool = False  # it was begun by another engine, which was lost
 
 
 @dataclass(slots=True)
@@ -77,28 +82,33 @@ class Forecast:
 
     def accepted(self, request: EngineRequest, arrived_at: float) -> Tracked:
         rows, steps = _rows(request), self._steps(request)
-        tracked = Tracked(request, arrived_at, rows * steps.mean if steps else None)
-        self._waiting_work += tracked.work or 0.0
-        self._unknown_rows += rows if tracked.work is None else 0
-        self._waiting_rows += rows
+        tracked = Tracked(request, arrived_at, rows, rows * steps.mean if steps else None)
         self._live += 1
+        self._wait(tracked)
         return tracked
 
     def received(self, tracked: Tracked, delta: Delta) -> None:
         """A delta of a request has come from an engine."""
-        now = self._clock()
-        if delta.error is None and tracked.begun_at is None:
+        steps = len(delta.token_ids)
+        if tracked.begun_at is None and delta.error is None:
+            now = self._clock()
             joined = now if delta.queued_s is None else tracked.arrived_at + delta.queued_s
             self._leave(tracked, min(joined, now))
-        rows, steps = _rows(tracked.request), len(delta.token_ids)
-        if delta.hypotheses:
-            steps = max(len(one.token_ids) for one in delta.hypotheses)
-        elif tracked.request.target_ids and delta.last:
-            steps = 1
+        if delta.last:
+            if delta.hypotheses:
+                steps = max(len(one.token_ids) for one in delta.hypotheses)
+            elif tracked.request.target_ids:
+                steps = 1
+            if (whole := tracked.tokens + steps) and delta.error is None:
+                self._learn(tracked, whole, delta.finish_reason)
         tracked.tokens += steps
-        self._new_work += rows * steps
-        if delta.last and tracked.tokens:
-            self._learn(tracked, delta.finish_reason, now)
+        self._new_work += tracked.rows * steps
+
+    def displaced(self, tracked: Tracked) -> None:
+        """A request has lost its engine, and waits for another."""
+        if tracked.begun_at is not None:
+            tracked.begun_at, tracked.moved = None, True
+            self._wait(tracked)
 
     def ended(self, tracked: Tracked) -> None:
         """A request has ended, however it did."""
@@ -109,8 +119,8 @@ class Forecast:
     def heard(self, saturated: bool) -> None:
         """An engine's message is read. `saturated`: sequences wait, here, for encoders or at the engine."""
         now = self._clock()
-        if saturated and self._saturated and (self._new_work or self._work):
-            passed = now - self._heard_at
+        passed = now - self._heard_at
+        if saturated and self._saturated and passed < _SILENCE_S and (self._new_work or self._work):
             forget = math.exp(-passed / _HORIZON_S)
             self._work = self._work * forget + self._new_work
             self._seconds = self._seconds * forget + passed
@@ -130,10 +140,8 @@ class Forecast:
             ahead += self._unknown_rows * steps.mean
         if not ahead or (free := self._free_slots()) >= waiting:
             return 0.0
-        if not self._work:
-            return math.inf
-        wait_s = ahead * (1 - free / waiting) * self._seconds / self._work
-        return max(0.0, wait_s - max(0, priority) * PRIORITY_S)
+        wait_s = ahead * (1 - free / waiting) * self._seconds / max(self._work, 1e-9)
+        return min(_LONGEST_S, max(0.0, wait_s - max(0, priority) * PRIORITY_S))
 
     def whole_s(self, requests: Sequence[EngineRequest]) -> float | None:
         """How long it would take until the answers to requests that came now were whole; None where nothing
@@ -157,33 +165,37 @@ class Forecast:
     def in_time(self, tracked: Tracked, left_s: float) -> bool:
         """Whether a request, if an engine began with it now, would probably be answered within `left_s`. One
         that was begun before goes on as long as there is time, and so does one that nobody waits behind."""
-        if left_s <= 0 or tracked.begun_at is not None or self._live == 1:
+        if left_s <= 0 or tracked.tokens or self._live == 1:
             return left_s > 0
         service = self._service_s(tracked.request)
         return service is None or service[0] <= left_s
 
     # --- Within
 
+    def _wait(self, tracked: Tracked) -> None:
+        self._waiting_work += tracked.work or 0.0
+        self._waiting_rows += tracked.rows
+        self._unknown_rows += tracked.rows if tracked.work is None else 0
+
     def _leave(self, tracked: Tracked, at: float) -> None:
         """It waits no more."""
         tracked.begun_at = at
-        rows = _rows(tracked.request)
-        self._waiting_rows -= rows
-        self._unknown_rows -= rows if tracked.work is None else 0
+        self._waiting_rows -= tracked.rows
+        self._unknown_rows -= tracked.rows if tracked.work is None else 0
         # Sums of floats drift: without anybody it is exactly nothing.
         self._waiting_work = self._waiting_work - (tracked.work or 0.0) if self._waiting_rows else 0.0
 
-    def _learn(self, tracked: Tracked, reason: FinishReason | None, now: float) -> None:
-        request, tokens = tracked.request, float(tracked.tokens)
-        if not request.target_ids and tracked.begun_at is not None:
-            _add(self._pace, _rows(request), (now - tracked.begun_at) / tokens, now)
+    def _learn(self, tracked: Tracked, steps: int, reason: FinishReason | None) -> None:
+        request, now = tracked.request, self._clock()
+        if not (request.target_ids or tracked.moved or tracked.begun_at is None):
+            _add(self._pace, tracked.rows, (now - tracked.begun_at) / steps, now)
         for kind in (_kind(request), None):
             known = _fresh(self._answers.get(kind), now)
             if reason in ("stop", "length"):
-                _add(self._answers, kind, tokens, now)
+                _add(self._answers, kind, steps, now)
             elif reason == "deadline" and known is not None:
                 # It would have been longer: without it, only short answers would be learnt from.
-                known.add(max(tokens, known.mean) + known.deviation, now)
+                known.add(max(steps, known.mean) + known.deviation, now)
 
     def _steps(self, request: EngineRequest) -> _Smoothed | None:
         """The steps that an answer is expected to take; None where there was none of its kind lately."""

@@ -101,6 +101,7 @@ class RoutedRequest:
     def displace(self) -> None:
         """Takes it off an engine that does not have it any more."""
         self.place = None
+        self._forecast.displaced(self._tracked)
         self._wake.set()
 
     def withdraw(self) -> None:

@@ -106,14 +106,15 @@ class Router:
         await self._engines.close()
 
     def check_room(
-        self, sequences: int = 1, media_bytes: int = 0, audio_s: float = 0.0, *, priority: int = 0
+        self, sequences: int = 1, media_bytes: int = 0, audio_s: float = 0.0, *, priority: int | None = 0
     ) -> None:
         """Raises Overloaded where so many more sequences, bytes of media or seconds of recordings would
-        exceed a limit, or would wait too long for a slot; Unavailable where the server shuts down."""
+        exceed a limit, or would wait too long for a slot; Unavailable where the server shuts down. Without a
+        `priority` they want none."""
         if not self._accepting:
             raise Unavailable("the server shuts down", refused="shutdown")
         limits = self._config.limits
-        wait_s = self._forecast.wait_s(priority)
+        wait_s = None if priority is None else self._forecast.wait_s(priority)
         there: float
         reason: Refusal
         for reason, there, more, limit, what in (
@@ -232,7 +233,7 @@ class Router:
         DeadlineExceeded; InvalidRequest where a worker refuses an input.
         """
         media_bytes = _media_bytes(requests)
-        self.check_room(len(requests), media_bytes, priority=requests[0].priority)
+        self.check_room(len(requests), media_bytes, priority=None)
         self._media_bytes += media_bytes
         try:
             return await self._hidden_states.of(requests, Arrival.now() if arrival is None else arrival)

@@ -48,7 +48,7 @@ class FakeRouter:
         self.gathers_s: list[float] = []  # what readers asked for
         self.engines = {"engine-1": engine_stats()}
 
-    def check_room(self, sequences: int = 1, *, priority: int = 0) -> None:
+    def check_room(self, sequences: int = 1, *, priority: int | None = 0) -> None:
         del sequences, priority
         if self.full:
             raise Overloaded("full", refused="queue", retry_after_s=2.25)

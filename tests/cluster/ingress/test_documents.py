@@ -102,7 +102,7 @@ async def test_a_full_router_refuses_a_text_or_holds_it_up(
     assert (await http.post("/translate", json={**BODY, "q": "One. Two."})).status_code == 429
     router.full, refused = False, 0
 
-    def check_room(sequences: int = 1, *, priority: int = 0) -> None:  # noqa: ARG001
+    def check_room(sequences: int = 1, *, priority: int | None = 0) -> None:  # noqa: ARG001
         nonlocal refused
         if len(router.requests) == 1 and refused < 3:
             refused += 1

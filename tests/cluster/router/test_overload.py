@@ -12,7 +12,7 @@ from fake_cluster import FakeCluster, expected, request
 from tandem.cluster.router.routed_request import Arrival
 from tandem.errors import DeadlineExceeded, Overloaded, Unavailable
 from tandem.limits import Limits
-from tandem.workers.request import EngineRequest
+from tandem.workers.request import EncodeRequest, EncoderInput, EngineRequest
 
 
 def busy(count: int, tokens: int = 100) -> list[EngineRequest]:
@@ -40,6 +40,8 @@ async def test_a_request_that_would_wait_too_long_is_refused_at_once() -> None:
         assert caught.value.refused == "wait"
         assert caught.value.retry_after_s is not None
         assert caught.value.retry_after_s > 1.6
+        # Hidden states need no slot.
+        await cluster.router.hidden_states([EncodeRequest(EncoderInput("states", (3, 1)))])
         # One level of priority counts as ten seconds of waiting.
         urgent = request("urgent", tokens=3, priority=1)
         assert await cluster.collect(urgent) == (expected(urgent), "length")
