@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import median
 
@@ -12,28 +13,36 @@ import torch
 Work = Callable[[], object]
 
 FLUSH_BYTES = 256 << 20  # more than any cache holds
-BUSY = 100  # how often that much is written while the host launches: milliseconds
+LAUNCHES = 20  # of a kernel in a graph: launching the graph takes as long as a small kernel
+BUSY = 100  # how often FLUSH_BYTES are written while the host launches: milliseconds
 
 
 class Clock:
-    """Times work in seconds. On CUDA it is captured in a graph, so that launching it from Python does not
-    count, and begins with cold caches; elsewhere it is called."""
+    """Times work in seconds. On CUDA it is captured in a graph, many times over, so that launching it from
+    Python does not count, nor the graph's launch; elsewhere it is called."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self._cold = torch.empty(FLUSH_BYTES if device.type == "cuda" else 0, dtype=torch.int8, device=device)
 
-    def times(self, works: dict[str, Work], rounds: int) -> dict[str, list[float]]:
-        """The seconds of each work in each round, in turns."""
-        ready = {name: self._prepared(work) for name, work in works.items()}
+    def times(self, works: dict[str, Sequence[Work]], rounds: int) -> dict[str, list[float]]:
+        """The seconds that each work takes in each round, in turns. A work is given several times over, on
+        buffers of its own each time, which take turns: large ones are cold, then."""
+        ready = {name: self._prepared(copies) for name, copies in works.items()}
         found: dict[str, list[float]] = {name: [] for name in works}
         for _ in range(rounds):
             for name, once in ready.items():
                 found[name].append(once())
         return found
 
-    def time(self, work: Work, rounds: int) -> list[float]:
+    def time(self, work: Sequence[Work], rounds: int) -> list[float]:
         return self.times({"": work}, rounds)[""]
+
+    def copies(self, size: float) -> int:
+        """How many buffers of this size, in bytes, a work is to be given for them to be cold."""
+        if self.device.type != "cuda":
+            return 1
+        return min(LAUNCHES, 1 + math.ceil(FLUSH_BYTES / max(size, 1)))
 
     def launched(self, work: Work, rounds: int) -> list[tuple[float, float]]:
         """The host's seconds until it has launched `work`, and the device's, for what no graph can hold. The
@@ -56,23 +65,26 @@ class Clock:
         end.synchronize()
         return host, start.elapsed_time(end) / 1e3
 
-    def _prepared(self, work: Work) -> Callable[[], float]:
-        work()  # compiles kernels
+    def _prepared(self, works: Sequence[Work]) -> Callable[[], float]:
+        for work in works:
+            work()  # compiles kernels
         if self.device.type != "cuda":
-            return lambda: wall(work)
+            return lambda: wall(works[0])
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
+        graph, launches = torch.cuda.CUDAGraph(), max(LAUNCHES, len(works))
         with torch.cuda.graph(graph):
-            work()
+            for number in range(launches):
+                works[number % len(works)]()
 
         def once() -> float:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            self._cold.zero_()  # meanwhile the host launches what follows
+            # Meanwhile the host launches what follows. Written lines would have to be written back first.
+            self._cold.max()
             start.record()
             graph.replay()
             end.record()
             end.synchronize()
-            return start.elapsed_time(end) / 1e3
+            return start.elapsed_time(end) / 1e3 / launches
 
         once()
         return once
@@ -102,7 +114,7 @@ class Roofline:
         source = torch.zeros(count, dtype=torch.int8, device=clock.device)
         target = torch.empty_like(source)
         one, other = torch.randn(2, width, width, dtype=torch.bfloat16, device=clock.device)
-        found = clock.times({"copy": lambda: target.copy_(source), "product": lambda: one @ other}, 10)
+        found = clock.times({"copy": [lambda: target.copy_(source)], "product": [lambda: one @ other]}, 10)
         return cls(2 * count / median(found["copy"]), 2 * width**3 / median(found["product"]))
 
     def bound_s(self, size: float, flops: float) -> float:

@@ -1,22 +1,30 @@
-"""Tandem on a GPU: kernels against their twins and the device's roofline, sampler and beams against a CPU's,
-decode steps, the encoder, drafts, whole answers next to transformers', and Whisper's clips.
+"""Tandem on a GPU: sampler and beams against a CPU's, decode steps, the encoder, whole answers, Whisper's
+clips, kernels against their twins and the device's roofline, drafts, and answers next to transformers'.
 
-    python bench/gpu.py [--quick] [--out bench/results/gpu.json]
+    python bench/gpu.py [--quick] [--only PART …] [--out FILE]
 
-Needs torch, triton, transformers and this checkout, neither Ray nor an installation. `--quick` begins
-nothing after five minutes, to end within eight. The models have random weights in bfloat16, in the shapes of
-Flan-T5-XL, BART-large-CNN, T5-small, Whisper large-v3 and turbo; compared systems take turns, and figures are
-medians with their extremes. `--device cpu` runs tiny shapes through the same code, to see that it works.
+Needs torch, triton, transformers and this checkout, neither Ray, git nor an installation. The parts, in this
+order: sampling, agreement, models, speech, kernels, drafts, peers. It ends within 40 minutes, with `--quick`
+within 8: nothing begins in the last two, after which whatever runs is ended. FILE, by default
+bench/results/gpu.json, has every figure as soon as it is there. `--quick` leaves transformers' static cache
+out. The models have random weights in bfloat16, in the shapes of BART-large-CNN, T5-small, Flan-T5-XL,
+Whisper large-v3 and turbo; compared systems take turns, and figures are medians with their extremes.
+`--device cpu` runs tiny shapes through the same code, to see that it works.
 """
 
 from __future__ import annotations
 
+import gc
+import os
 import sys
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
-from functools import cache
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import checkout  # noqa: F401
 import copier
@@ -26,12 +34,15 @@ import torch
 from clock import Clock, Roofline
 from drafts import Contender, contenders, copies, measure
 from gpu_kernels import TINY, XL, cases
-from gpu_models import MODELS, TINY_MODELS, Bench, Budget
+from gpu_models import MODELS, TINY_MODELS, Bench, Budget, Model
 from gpu_speech import SPEECH, TINY_SPEECH, SpeechBench
 
-QUICK_S = 300  # what begins before may take two minutes more
-FULL_S = 2400
+QUICK_S = 360  # until then parts begin
+FULL_S = 2280
+GRACE_S = 120  # then what still runs is ended
 DRAFTS_S = 0.2  # least seconds of a round of drafts, with and without each
+
+B = TypeVar("B", bound=Bench)
 
 
 class Report:
@@ -80,6 +91,19 @@ def _lines(found: Any) -> list[str]:
             f"{found[f'ms, {how}']['median']:.2f} ms with {how}" for how in ("graphs", "no graphs")
         )
         return [f"batch {found['batch']}: {told}; {found['of_floor']} times its floor, the target being 2"]
+    if "launches" in found:
+        return [f"batch {found['batch']}: {found['launches']} kernels and copies"]
+    if "beside_ms" in found:
+        quiet, beside = found["quiet_ms"]["median"], found["beside_ms"]
+        return [
+            f"batch {found['batch']}: {quiet:.2f} ms, {beside['median']:.2f} (at most {beside['max']:.2f}) "
+            f"while inputs are encoded"
+        ]
+    if "loads" in found:
+        return [f"target: {found['target'] or 'none'}"] + [
+            f"{load}: {of['seconds']['median']:.3f} s, {of['tokens_per_s']['median']:.0f} tokens/s"
+            for load, of in found["loads"].items()
+        ]
     if "clips_per_s" in found:
         rate, target = found["clips_per_s"]["median"], found["target"]
         return [
@@ -91,10 +115,7 @@ def _lines(found: Any) -> list[str]:
             f"{found['tokens_per_s']['median']:.0f} tokens/s, {found['of_peak']:.0%} of the device's FLOPs"
         ]
     loads = {load: systems for load, systems in found.items() if load in ("batch", "stream")}
-    return [
-        f"target: {found['target'] or 'none'}",
-        *(f"without {name}: {why}" for name, why in found["left_out"].items()),
-    ] + [
+    return [f"without {name}: {why}" for name, why in found["left_out"].items()] + [
         f"{load}, {name}: {rate['tokens_per_s']['median']:.0f} tokens/s, "
         f"tandem {rate['tandem_over_this']['median']:.2f} times that"
         for load, systems in loads.items()
@@ -125,9 +146,97 @@ def draft_cases(
             )
 
 
+@dataclass(frozen=True)
+class Setup:
+    """What the parts are given."""
+
+    report: Report
+    clock: Clock
+    roofline: Roofline
+    device: torch.device
+    dtype: torch.dtype
+    rounds: int
+    real: bool  # the models' shapes, on a GPU
+    quick: bool
+
+    def begun(self, *names: str) -> dict[str, Any]:
+        """Where in the result a part writes."""
+        into = self.report.result
+        for name in names:
+            into = into.setdefault(name, {})
+        return into
+
+    @contextmanager
+    def bench(self, kind: type[B], model: Model, dtype: torch.dtype | None = None) -> Iterator[B]:
+        with tempfile.TemporaryDirectory() as folder:
+            made = kind(model, Path(folder), self.device, dtype or self.dtype)
+            yield made
+            made.close()
+
+
+def sampling(s: Setup) -> None:
+    for choice in gpu_sampling.cases(*((32128, (1, 8, 32, 128)) if s.real else (96, (1, 8)))):
+        name = f"{choice.name}, {choice.rows} rows"
+        s.report.part(s.begun("sampling"), name, partial(choice.measured, s.clock, s.roofline, 10 * s.rounds))
+
+
+def agreement(s: Setup) -> None:
+    model = next(one for one in (MODELS if s.real else TINY_MODELS) if "t5" in one.name)
+    with s.bench(Bench, model, torch.float32) as bench:
+        s.report.part(s.begun(), "answers in float32 that are transformers'", bench.agreement)
+
+
+def models(s: Setup) -> None:
+    for model in MODELS if s.real else TINY_MODELS:
+        into = s.begun("models", model.name)
+        with s.bench(Bench, model) as bench:
+            s.report.part(into, "answers", partial(bench.answers, s.rounds, s.report.budget))
+            s.report.part(into, "decode", partial(bench.steps, s.rounds, s.roofline, s.report.budget))
+            s.report.part(into, "launches", bench.launches)
+            s.report.part(into, "encoder", partial(bench.encoder, 10 * s.rounds, s.roofline))
+            s.report.part(into, "beside", partial(bench.beside, s.rounds))
+
+
+def speech(s: Setup) -> None:
+    for model in SPEECH if s.real else TINY_SPEECH:
+        into = s.begun("speech", model.name)
+        with s.bench(SpeechBench, model) as bench:
+            s.report.part(into, "clips", partial(bench.clips, s.rounds))
+            s.report.part(into, "answers that transformers' logits agree with", bench.agreement)
+            s.report.part(into, "decode", partial(bench.steps, s.rounds, s.roofline, s.report.budget))
+            s.report.part(into, "launches", bench.launches)
+            s.report.part(into, "encoder", partial(bench.encoder, s.rounds, s.roofline))
+            s.report.part(into, "beside", partial(bench.beside, s.rounds))
+
+
+def kernels(s: Setup) -> None:
+    for case in cases(XL if s.real else TINY, s.device, s.dtype):
+        name = f"{case.op} {case.shape}"
+        s.report.part(s.begun("kernels"), name, partial(case.measured, s.clock, s.roofline, 10 * s.rounds))
+
+
+def drafts(s: Setup) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        for name, work in draft_cases(Path(folder), s.device, s.dtype, s.rounds):
+            s.report.part(s.begun("drafts"), name, work)
+    gc.collect()
+
+
+def peers(s: Setup) -> None:
+    static = s.real and not s.quick
+    for model in MODELS if s.real else TINY_MODELS:
+        with s.bench(Bench, model) as bench:
+            against = partial(bench.against, s.rounds, s.report.budget, static=static)
+            s.report.part(s.begun("peers"), model.name, against)
+
+
+PARTS = {part.__name__: part for part in (sampling, agreement, models, speech, kernels, drafts, peers)}
+
+
 def main(arguments: list[str] | None = None) -> int:
     parser = machine.parser(__doc__, "gpu")
-    parser.add_argument("--quick", action="store_true", help="begin nothing after five minutes")
+    parser.add_argument("--quick", action="store_true", help="end within eight minutes")
+    parser.add_argument("--only", nargs="+", choices=PARTS, metavar="PART", help="some parts, by name")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     args = parser.parse_args(arguments)
     if args.device == "cuda" and not torch.cuda.is_available():
@@ -135,51 +244,37 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     real = args.device == "cuda"
     device, dtype = torch.device(args.device), torch.bfloat16 if real else torch.float32
-    rounds = (3 if args.quick else 7) if real else 1
     report = Report(args.out, Budget(QUICK_S if args.quick else FULL_S))
-    result, clock = report.result, Clock(device)
-    result["machine"] = machine.describe()
+    end = end_after(report.budget.seconds + GRACE_S, report)
+    report.result["machine"] = machine.describe()
+    clock = Clock(device)
     roofline = Roofline.measured(clock, large=real)
-    result["roofline"] = {
+    report.result["roofline"] = {
         "copy_gb_per_s": round(roofline.bytes_per_s / 1e9, 1),
         "bfloat16_tflop_per_s": round(roofline.flops_per_s / 1e12, 2),
     }
-    kernels: dict[str, Any] = result.setdefault("kernels", {})
-    for case in cases(XL if real else TINY, device, dtype):
-        report.part(
-            kernels, f"{case.op} {case.shape}", lambda c=case: c.measured(clock, roofline, 10 * rounds)
-        )
-    sampling: dict[str, Any] = result.setdefault("sampling", {})
-    for choice in gpu_sampling.cases(*((32128, (1, 8, 32, 128)) if real else (96, (1, 8)))):
-        report.part(
-            sampling,
-            f"{choice.name}, {choice.rows} rows",
-            lambda c=choice: c.measured(clock, roofline, 10 * rounds),
-        )
-    models = MODELS if real else TINY_MODELS
-    with tempfile.TemporaryDirectory() as folder:
-        bench = Bench(models[-1], Path(folder), device, torch.float32)
-        report.part(result, "answers in float32 that are transformers'", bench.agreement)
-    for model in models:
-        figures: dict[str, Any] = result.setdefault("models", {}).setdefault(model.name, {})
-        with tempfile.TemporaryDirectory() as folder:
-            bench = Bench(model, Path(folder), device, dtype)
-            report.part(figures, "decode", lambda b=bench: b.steps(rounds, roofline))
-            report.part(figures, "encoder", lambda b=bench: b.encoder(10 * rounds, roofline))
-            report.part(figures, "answers", lambda b=bench: b.answers(rounds, report.budget))
-    for model in SPEECH if real else TINY_SPEECH:
-        figures = result.setdefault("speech", {}).setdefault(model.name, {})
-        with tempfile.TemporaryDirectory() as folder:
-            windows = SpeechBench(model, Path(folder), device, dtype)
-            report.part(figures, "answers that transformers' logits agree with", windows.agreement)
-            report.part(figures, "decode", lambda b=windows: b.steps(rounds, roofline))
-            report.part(figures, "encoder", lambda b=windows: b.encoder(rounds, roofline))
-            report.part(figures, "clips", lambda b=windows: b.clips(rounds))
-    with tempfile.TemporaryDirectory() as folder:
-        for name, work in draft_cases(Path(folder), device, dtype, rounds):
-            report.part(result.setdefault("drafts", {}), name, work)
+    rounds = (3 if args.quick else 7) if real else 1
+    setup = Setup(report, clock, roofline, device, dtype, rounds, real, args.quick)
+    for name, part in PARTS.items():
+        if not args.only or name in args.only:
+            part(setup)
+    end.cancel()
     print(f"wrote {args.out}")
     return int(report.failed)
+
+
+def end_after(seconds: float, report: Report) -> threading.Timer:
+    """Ends the process then, whatever a kernel or a compiler is doing, unless it is cancelled. The report has
+    all but the part that runs."""
+
+    def end() -> None:
+        print(f"ended after {seconds:.0f} s; {report.path} has what came before", flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    return timer
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from statistics import median
 from typing import Any
 
@@ -21,7 +22,7 @@ PAGE = 64  # positions
 # Relative to the largest entry: the twins round after each operator, the kernels once.
 TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 3e-2}
 
-Op = Callable[..., Any]
+Run = Callable[[Any], Any]  # given the module that has the op
 
 
 @dataclass(frozen=True)
@@ -53,14 +54,16 @@ class Case:
 
     op: str
     shape: str
-    run: Callable[[Any], Any]  # given the module that has the op
+    make: Callable[[], Run]  # on new inputs each time
     size: float  # bytes
     flops: float
     target: str  # on an H200, an estimate
 
     def measured(self, clock: Clock, roofline: Roofline, rounds: int) -> dict[str, Any]:
-        error = difference(self.run(kernels), self.run(reference))
-        seconds = clock.time(lambda: self.run(kernels), rounds)
+        run = self.make()
+        error = difference(run(kernels), run(reference))
+        runs = [run, *(self.make() for _ in range(clock.copies(self.size) - 1))]
+        seconds = clock.time([partial(one, kernels) for one in runs], rounds)
         typical, bound = median(seconds), roofline.bound_s(self.size, self.flops)
         return {
             "op": self.op,
@@ -88,7 +91,6 @@ def difference(found: Any, expected: Any) -> float:
 
 
 def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[Case]:
-    """The cases one after another: a finished case's inputs are freed."""
     torch.manual_seed(0)
     s, b = shapes, dtype.itemsize
 
@@ -96,27 +98,35 @@ def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[
         return torch.randn(shape, device=device, dtype=dtype)
 
     for rows in (s.batch, s.packed):
-        x, residual, weight, bias = (random(*shape) for shape in [(rows, s.d_model)] * 2 + [(s.d_model,)] * 2)
-        size, shape = 4 * rows * s.d_model * b, f"[{rows}, {s.d_model}]"
-        yield Case("add_rms_norm", shape, _call("add_rms_norm", x, residual, weight, 1e-6), size, 0, "85 %")
-        norm = _call("add_layer_norm", x, residual, weight, bias, 1e-5)
-        yield Case("add_layer_norm", shape, norm, size, 0, "85 %")
-        x = random(rows, 2 * s.d_ff)
-        size, shape = 3 * rows * s.d_ff * b, f"[{rows}, 2 * {s.d_ff}]"
-        yield Case("activate", shape, _call("activate", x, "gelu_new", gated=True), size, 0, "85 %")
 
-    table = torch.randn(s.heads, 2 * REACH + 1, device=device)
-    qkv = random(s.packed, 3, s.heads, s.dim).unbind(1)
+        def norm(name: str, rows: int = rows) -> Run:
+            x, residual, weight, bias = (
+                random(*shape) for shape in [(rows, s.d_model)] * 2 + [(s.d_model,)] * 2
+            )
+            given = (weight, bias, 1e-5) if name == "add_layer_norm" else (weight, 1e-6)
+            return _call(name, x, residual, *given)
+
+        def activate(rows: int = rows) -> Run:
+            return _call("activate", random(rows, 2 * s.d_ff), "gelu_new", gated=True)
+
+        size, shape = 4 * rows * s.d_model * b, f"[{rows}, {s.d_model}]"
+        for name in ("add_rms_norm", "add_layer_norm"):
+            yield Case(name, shape, partial(norm, name), size, 0, "85 %")
+        size, shape = 3 * rows * s.d_ff * b, f"[{rows}, 2 * {s.d_ff}]"
+        yield Case("activate", shape, activate, size, 0, "85 %")
+
     cu_seqlens = _borders([s.source] * s.inputs, device)
     flops = 4 * s.heads * s.dim * s.source**2 * s.inputs
     shape = f"{s.inputs} inputs of {s.source}, {s.heads} heads of {s.dim}"
-    for title, bias_table in (("with bias", table), ("without bias", None)):
-        scores = Scores(s.dim**-0.5, bias_table)
-        attend = _call("encoder_attention", *qkv, cu_seqlens, s.source, scores)
-        yield Case(
-            "encoder_attention", f"{shape}, {title}", attend, 4 * s.packed * s.heads * s.dim * b, flops,
-            "320 TFLOP/s",
-        )  # fmt: skip
+    for title, biased in (("with bias", True), ("without bias", False)):
+
+        def attend(biased: bool = biased) -> Run:
+            table = torch.randn(s.heads, 2 * REACH + 1, device=device) if biased else None
+            qkv = random(s.packed, 3, s.heads, s.dim).unbind(1)
+            return _call("encoder_attention", *qkv, cu_seqlens, s.source, Scores(s.dim**-0.5, table))
+
+        size = 4 * s.packed * s.heads * s.dim * b
+        yield Case("encoder_attention", f"{shape}, {title}", attend, size, flops, "320 TFLOP/s")
 
     causal = torch.randn(s.heads, REACH + 1, device=device)
     for sequences, length in ((s.batch, s.target), (1, 8 * s.target)):
@@ -129,7 +139,7 @@ def cases(shapes: Shapes, device: torch.device, dtype: torch.dtype) -> Iterator[
     yield _followed(s, device)
 
 
-def _call(name: str, *inputs: Any, **how: Any) -> Callable[[Any], Any]:
+def _call(name: str, *inputs: Any, **how: Any) -> Run:
     return lambda module: getattr(module, name)(*inputs, **how)
 
 
@@ -145,37 +155,45 @@ def _paged(
     pages = -(-length // PAGE)
     # In the dtype of an engine's pool, see EngineConfig.kv_dtype.
     kv = torch.float32 if device.type == "cpu" else dtype
-    k, v = torch.randn(2, sequences * pages, s.heads, PAGE, s.dim, device=device, dtype=kv)
-    order = torch.randperm(sequences * pages, device=device).view(sequences, pages).int()
-    lengths = torch.full((sequences,), length, dtype=torch.int32, device=device)
-    q = torch.randn(sequences * rows, s.heads, s.dim, device=device, dtype=dtype)
     numbers = length * sequences * 2 * s.heads * s.dim
-    size = numbers * kv.itemsize + 2 * q.nbytes
-    table, groups = order, [RowGroups(_borders([rows] * sequences, device), rows)]
+    size = numbers * kv.itemsize + 2 * sequences * rows * s.heads * s.dim * dtype.itemsize
     if op == "paged_beam_attention":
-        cells = order.unsqueeze(2) * PAGE + torch.arange(PAGE, device=device)
-        table, groups = cells.flatten(1)[:, :length].int(), []
         size += 4 * length * sequences
+
+    def make() -> Run:
+        k, v = torch.randn(2, sequences * pages, s.heads, PAGE, s.dim, device=device, dtype=kv)
+        order = torch.randperm(sequences * pages, device=device).view(sequences, pages).int()
+        lengths = torch.full((sequences,), length, dtype=torch.int32, device=device)
+        q = torch.randn(sequences * rows, s.heads, s.dim, device=device, dtype=dtype)
+        table, groups = order, [RowGroups(_borders([rows] * sequences, device), rows)]
+        if op == "paged_beam_attention":
+            cells = order.unsqueeze(2) * PAGE + torch.arange(PAGE, device=device)
+            table, groups = cells.flatten(1)[:, :length].int(), []
+        return _call(op, q, PagedKV(k, v, table, lengths), *groups, Scores(s.dim**-0.5, bias))
+
     return Case(
-        op, f"{sequences} x {rows} rows over {length} keys, {s.heads} heads of {s.dim}",
-        _call(op, q, PagedKV(k, v, table, lengths), *groups, Scores(s.dim**-0.5, bias)), size,
-        2.0 * rows * numbers,
-        "80 %" if op == "paged_cross_attention" else "50 %",
+        op, f"{sequences} x {rows} rows over {length} keys, {s.heads} heads of {s.dim}", make, size,
+        2.0 * rows * numbers, "80 %" if op == "paged_cross_attention" else "50 %",
     )  # fmt: skip
 
 
 def _written(s: Shapes, device: torch.device, dtype: torch.dtype) -> Case:
     rows = min(s.packed, s.batch * PAGE)
-    k, v = torch.randn(2, rows, s.heads, s.dim, device=device, dtype=dtype)
-    slots = torch.randperm(s.batch * PAGE, device=device)[:rows]
-    pools = torch.zeros(2, 2, s.batch, s.heads, PAGE, s.dim, device=device, dtype=dtype)
 
-    def write(module: Any) -> tuple[Tensor, ...]:
-        own = pools[int(module is reference)]
-        module.write_kv(k, v, *own, slots)
-        return tuple(own)
+    def make() -> Run:
+        k, v = torch.randn(2, rows, s.heads, s.dim, device=device, dtype=dtype)
+        slots = torch.randperm(s.batch * PAGE, device=device)[:rows]
+        pools = torch.zeros(2, 2, s.batch, s.heads, PAGE, s.dim, device=device, dtype=dtype)
 
-    return Case("write_kv", f"[{rows}, {s.heads}, {s.dim}]", write, 4 * k.nbytes, 0, "85 %")
+        def write(module: Any) -> tuple[Tensor, ...]:
+            own = pools[int(module is reference)]
+            module.write_kv(k, v, *own, slots)
+            return tuple(own)
+
+        return write
+
+    size = 4 * rows * s.heads * s.dim * dtype.itemsize
+    return Case("write_kv", f"[{rows}, {s.heads}, {s.dim}]", make, size, 0, "85 %")
 
 
 def _sequences(s: Shapes, device: torch.device) -> Tensor:
@@ -188,33 +206,42 @@ def _sequences(s: Shapes, device: torch.device) -> Tensor:
 
 def _laid_out(s: Shapes, device: torch.device) -> Case:
     own, cross = (-(-length // PAGE) for length in (s.target, s.source))
-    self_pages, cross_pages = (
-        torch.randint(0, s.batch, (s.batch, pages), dtype=torch.int32, device=device)
-        for pages in (own, cross)
-    )
-    lengths = torch.full((s.batch,), s.source, dtype=torch.int32, device=device)
-    tables = DecodeTables(PAGE, self_pages, _sequences(s, device), cross_pages, lengths)
-    slots = torch.arange(s.batch, device=device)
-    rows = torch.stack([slots, slots * 0 + s.target - 1, slots, slots * 0 - 1])
 
-    def gather_rows(module: Any) -> tuple[Tensor, ...]:
-        placed = module.gather_rows(rows, tables, beams=False)
-        return placed.write_slots.float(), placed.lengths.float(), placed.cross_lengths.float()
+    def make() -> Run:
+        self_pages, cross_pages = (
+            torch.randint(0, s.batch, (s.batch, pages), dtype=torch.int32, device=device)
+            for pages in (own, cross)
+        )
+        lengths = torch.full((s.batch,), s.source, dtype=torch.int32, device=device)
+        tables = DecodeTables(PAGE, self_pages, _sequences(s, device), cross_pages, lengths)
+        slots = torch.arange(s.batch, device=device)
+        rows = torch.stack([slots, slots * 0 + s.target - 1, slots, slots * 0 - 1])
+
+        def gather_rows(module: Any) -> tuple[Tensor, ...]:
+            placed = module.gather_rows(rows, tables, beams=False)
+            return placed.write_slots.float(), placed.lengths.float(), placed.cross_lengths.float()
+
+        return gather_rows
 
     shape = f"{s.batch} rows of {own} and {cross} pages"
-    return Case("gather_rows", shape, gather_rows, 8 * s.batch * (own + cross), 0, "its launch")
+    return Case("gather_rows", shape, make, 8 * s.batch * (own + cross), 0, "its launch")
 
 
 def _followed(s: Shapes, device: torch.device) -> Case:
     """Each sequence says the token that its source repeats, and its match is at the source's end."""
-    states = _sequences(s, device), _sequences(s, device)
-    slots = torch.arange(s.batch, device=device)
-    rows = torch.stack([slots, slots * 0 - 1, slots * 0 + 1, slots])
 
-    def follow(module: Any) -> Tensor:
-        state = states[int(module is reference)]
-        seen: Tensor = module.match_prompt_tokens(slots * 0, rows, state)
-        return seen.float()
+    def make() -> Run:
+        states = _sequences(s, device), _sequences(s, device)
+        slots = torch.arange(s.batch, device=device)
+        rows = torch.stack([slots, slots * 0 - 1, slots * 0 + 1, slots])
+
+        def follow(module: Any) -> Tensor:
+            state = states[int(module is reference)]
+            seen: Tensor = module.match_prompt_tokens(slots * 0, rows, state)
+            return seen.float()
+
+        return follow
 
     shape = f"{s.batch} sequences, sources of {s.source}"
-    return Case("match_prompt_tokens", shape, follow, states[0].nbytes, 0, "its launch")
+    size = 8 * s.batch * (SOURCE + s.source)
+    return Case("match_prompt_tokens", shape, make, size, 0, "its launch")

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import random
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -42,6 +44,7 @@ class Model:
     target: int  # tokens to generate
     goal: str = ""  # seconds of whole answers, on an H200
     batches: tuple[int, ...] = (1, 8, 32, 128)  # batch sizes whose decode steps are timed
+    answered: tuple[int, ...] = (32, 128)  # and whose whole answers are
 
 
 def t5(**options: Any) -> Callable[[], Any]:
@@ -61,9 +64,9 @@ _XL = {
     "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False,
 }  # fmt: skip
 MODELS = [
-    Model("flan-t5-xl", t5(**_XL), 0, 128, (260, 440), 128, "at most 1.0 s, so 16,400 tokens/s"),
-    Model("bart-large-cnn", bart(), 2, 128, (260, 440), 128, "47,000 tokens/s"),
+    Model("bart-large-cnn", bart(), 2, 128, (260, 440), 128, "at most 0.35 s for a batch of 128"),
     Model("t5-small", t5(), 0, 128, (260, 440), 128),
+    Model("flan-t5-xl", t5(**_XL), 0, 128, (260, 440), 128, "at most 1.0 s for a batch of 128"),
 ]
 _TINY_T5 = {"d_model": 32, "d_kv": 8, "d_ff": 48, "num_layers": 2, "num_heads": 4, "vocab_size": 128}
 _TINY_BART = {
@@ -72,8 +75,8 @@ _TINY_BART = {
     "max_position_embeddings": 64,
 }  # fmt: skip
 TINY_MODELS = [
-    Model("tiny-t5", t5(**_TINY_T5), 0, 4, (5, 9), 6, batches=(1, 3)),
-    Model("tiny-bart", bart(**_TINY_BART), 2, 4, (5, 9), 6, batches=(1, 3)),
+    Model("tiny-t5", t5(**_TINY_T5), 0, 4, (5, 9), 6, "", (1, 3), (2, 4)),
+    Model("tiny-bart", bart(**_TINY_BART), 2, 4, (5, 9), 6, "", (1, 3), (2, 4)),
 ]
 
 
@@ -87,7 +90,7 @@ def greedy(tokens: int) -> Decoding:
 
 @dataclass
 class Budget:
-    """The time there is. Parts that would begin after it are left out, and the report says so."""
+    """The time there is. Parts that would begin after it are left out, and rounds end with it."""
 
     seconds: float
     _start: float = field(default_factory=time.monotonic)
@@ -145,9 +148,19 @@ class Bench:
             for _ in range(count)
         ]
 
+    def close(self) -> None:
+        """Gives back what the device holds: models and engines refer to themselves."""
+        if "engine" in self.__dict__:
+            self.engine.close()
+        self.__dict__.pop("engine", None)
+        self.__dict__.pop("theirs", None)
+        gc.collect()
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
     # -- a decode step
 
-    def steps(self, rounds: int, roofline: Roofline) -> list[dict[str, Any]]:
+    def steps(self, rounds: int, roofline: Roofline, budget: Budget) -> list[dict[str, Any]]:
         """A decode step by batch size, with graphs and without, against reading weights, K and V once."""
         engines = {"graphs": self.engine, "no graphs": self.new_engine(graphs=False)}
         sizes = [size for size in self.model.batches if size <= self.model.batch]
@@ -158,6 +171,9 @@ class Bench:
                     seconds = self._step(engine, size)
                     if number:  # the first round warms up
                         found[size][name].append(seconds)
+            if number and budget.over:
+                break
+        engines["no graphs"].close()
         figures = []
         for size, by_engine in found.items():
             floor = self._floor_bytes(size) / roofline.bytes_per_s
@@ -176,24 +192,64 @@ class Bench:
             )
         return figures
 
-    def _step(self, engine: Engine, size: int) -> float:
-        """Seconds of a step in which each of `count` sequences gets a token."""
-        count = self.model.target // 2
+    def launches(self) -> list[dict[str, int]]:
+        """Kernels and copies of a decode step by batch size, the sampler's included."""
+        from torch.profiler import ProfilerActivity, profile
+
+        cuda = self.device.type == "cuda"
+        activities = [ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]
+        found = []
+        for size in self.model.batches:
+            with self._decoding(self.engine, size) as step:
+                step()
+                with profile(activities=activities) as seen:
+                    step()
+                    if cuda:
+                        torch.cuda.synchronize()
+            found.append({"batch": size, "launches": sum(event.count for event in seen.key_averages())})
+        return found
+
+    def beside(self, rounds: int) -> dict[str, Any]:
+        """Milliseconds of a step of half a batch while the other half's inputs are encoded, and before."""
+        half, quiet, busy = self.model.batch // 2, [], []
+        for number in range(rounds + 1):
+            with self._decoding(self.engine, half) as step:
+                before = [wall(step) for _ in range(4)]
+                names = [f"new {index}" for index in range(half)]
+                for name, ids in zip(names, self.prompts(half, seed=99), strict=True):
+                    self.engine.submit(self.request(name, ids, 2))
+                while self.engine.stats().waiting:
+                    seconds = wall(step)
+                    if number:
+                        busy.append(1e3 * seconds)
+                if number:
+                    quiet += [1e3 * seconds for seconds in before]
+        return {"batch": half, "quiet_ms": machine.spread(quiet), "beside_ms": machine.spread(busy)}
+
+    @contextmanager
+    def _decoding(self, engine: Engine, size: int) -> Iterator[Callable[[], object]]:
+        """An engine with so many sequences that decode, and its step."""
         self.submit(engine, self.prompts(size, seed=size), [2 * self.model.target] * size)
         begun: set[str] = set()
         while len(begun) < size:
             begun |= {delta.request_id for delta in engine.step()}
-
-        def steps() -> None:
-            for _ in range(count):
-                engine.step()
-
-        seconds = wall(steps) / count
-        assert engine.stats().running == size, "some ended meanwhile"
+        yield engine.step
         for number in range(size):
             engine.cancel(str(number))
         while engine.has_work:
             engine.step()
+
+    def _step(self, engine: Engine, size: int) -> float:
+        """Seconds of a step in which each of so many sequences gets a token."""
+        count = self.model.target // 2
+        with self._decoding(engine, size) as step:
+
+            def steps() -> None:
+                for _ in range(count):
+                    step()
+
+            seconds = wall(steps) / count
+            assert engine.stats().running == size, "some ended meanwhile"
         return seconds
 
     def _floor_bytes(self, size: int) -> float:
@@ -232,31 +288,58 @@ class Bench:
     # -- whole answers
 
     def answers(self, rounds: int, budget: Budget) -> dict[str, Any]:
-        """Whole answers: of one batch, and of a stream of mixed lengths in batches of the same size."""
-        engine, theirs, left_out = self.engine, self._their_ways(), {}
+        """Whole answers of a batch, by its size, and of a stream of mixed lengths."""
+        found: dict[str, list[tuple[float, int]]] = {}
+        for number in range(rounds + 1):
+            _, stream = self._loads(number)
+            some = {
+                f"batch of {size}": (self.prompts(size, number), [self.model.target] * size)
+                for size in self.model.answered
+            } | {"stream": stream[1:]}
+            for load, (prompts, targets) in some.items():
+                seconds = wall(partial(self._serve, self.engine, prompts, targets))
+                if number:
+                    found.setdefault(load, []).append((seconds, sum(targets)))
+            if number and budget.over:
+                break
+        loads = {
+            load: {
+                "seconds": machine.spread([seconds for seconds, _ in each]),
+                "tokens_per_s": machine.spread([tokens / seconds for seconds, tokens in each]),
+            }
+            for load, each in found.items()
+        }
+        return {"target": self.model.goal, "loads": loads}
+
+    def against(self, rounds: int, budget: Budget, *, static: bool) -> dict[str, Any]:
+        """Whole answers of the largest batch, and of a stream, in turns with transformers.
+
+        static: its static cache, too, for which it compiles the step by itself: minutes.
+        """
+        engine, theirs, left_out = self.engine, self._their_ways(static=static), {}
         for name, generate in list(theirs.items()):
             try:
                 generate(self.prompts(self.model.batch, seed=0), self.model.target)
             except Exception as error:  # whatever transformers raises is reported and passed over
                 left_out[name] = f"{type(error).__name__}: {str(error)[:300]}"
                 del theirs[name]
-            if budget.over and len(theirs) > 1:
+            if budget.over:
+                left_out |= {late: "the time was over" for late in theirs if late > name}
                 break
+        theirs = {name: generate for name, generate in theirs.items() if name not in left_out}
         found: dict[str, dict[str, list[float]]] = {}
         for number in range(rounds + 1):
             for load, prompts, targets in self._loads(number):
-                runs = {"tandem": lambda p=prompts, t=targets: self._serve(engine, p, t)}
+                runs = {"tandem": partial(self._serve, engine, prompts, targets)}
                 for name, generate in theirs.items():
-                    runs[f"transformers, {name}"] = lambda g=generate, p=prompts, t=targets: self._in_batches(
-                        g, p, t
-                    )
+                    runs[f"transformers, {name}"] = partial(self._in_batches, generate, prompts, targets)
                 for name, run in runs.items():
                     rate = sum(targets) / wall(run)
                     if number:
                         found.setdefault(load, {}).setdefault(name, []).append(rate)
             if number and budget.over:
                 break
-        return {"left_out": left_out, "target": self.model.goal, **{
+        return {"left_out": left_out, **{
             load: {
                 name: {
                     "tokens_per_s": machine.spread(rates),
@@ -278,8 +361,10 @@ class Bench:
 
     def submit(self, engine: Engine, prompts: Prompts, targets: list[int]) -> None:
         for number, (ids, target) in enumerate(zip(prompts, targets, strict=True)):
-            encoder = EncoderInput(f"{number}", ids)
-            engine.submit(EngineRequest(str(number), encoder, (self.model.start,), greedy(target)))
+            engine.submit(self.request(str(number), ids, target))
+
+    def request(self, name: str, ids: tuple[int, ...], target: int) -> EngineRequest:
+        return EngineRequest(name, EncoderInput(name, ids), (self.model.start,), greedy(target))
 
     def _serve(self, engine: Engine, prompts: Prompts, targets: list[int]) -> Answers:
         self.submit(engine, prompts, targets)
@@ -294,10 +379,10 @@ class Bench:
             some = slice(start, start + self.model.batch)
             generate(prompts[some], max(targets[some]))
 
-    def _their_ways(self) -> dict[str, Generate]:
-        """transformers' ways to generate. On CUDA a static cache has it compile the step by itself."""
+    def _their_ways(self, *, static: bool) -> dict[str, Generate]:
+        """transformers' ways to generate."""
         ways: dict[str, dict[str, Any]] = {"dynamic cache": {}}
-        if self.device.type == "cuda":
+        if static:
             ways["static cache, compiled"] = {"cache_implementation": "static"}
         return {name: lambda p, n, how=how: self._generate(p, n, **how) for name, how in ways.items()}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
@@ -19,7 +20,6 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 from tandem.inputs import Media
 from tandem.media import wav
-from tandem.workers.engine import Engine
 from tandem.workers.execution.runner import encode_packed
 from tandem.workers.models.footprint import Footprint
 from tandem.workers.models.spec import FrontSpec
@@ -50,8 +50,9 @@ def whisper(**options: Any) -> Callable[[], Any]:
 _BAR = "69.9 clips/s at 32 and 11.4 at one, what another server says of large-v3 on an H200"
 SPEECH = [
     Model("whisper-large-v3", whisper(), PREFIX[0], 32, (1500, 1500), 17, _BAR, (1, 8, 32)),
-    Model("whisper-large-v3-turbo", whisper(decoder_layers=4), PREFIX[0], 32, (1500, 1500), 17, "",
-          (1, 8, 32)),
+    Model(
+        "whisper-large-v3-turbo", whisper(decoder_layers=4), PREFIX[0], 32, (1500, 1500), 17, "", (1, 8, 32)
+    ),
 ]  # fmt: skip
 TINY_SPEECH = [
     Model(
@@ -86,18 +87,17 @@ class SpeechBench(Bench):
     def prompts(self, count: int, seed: int) -> Prompts:  # noqa: ARG002 - windows differ in their features
         return [(self.front.placeholder_id,) * self.front.positions] * count
 
-    def features(self, count: int, seed: int = 0) -> torch.Tensor:
+    def features(self, seed: int) -> torch.Tensor:
+        """A window's, float32 [1, mel bins, frames]."""
         made = torch.Generator().manual_seed(seed)
-        return torch.rand(count, *self.front.features, generator=made) * 2 - 1
+        return torch.rand(1, *self.front.features, generator=made) * 2 - 1
 
     def window(self, name: str, **of_input: Any) -> EncoderInput:
         return EncoderInput(name, (self.front.placeholder_id,) * self.front.positions, **of_input)
 
-    def submit(self, engine: Engine, prompts: Prompts, targets: list[int]) -> None:
-        features = self.features(len(prompts))
-        for number, target in enumerate(targets):
-            window = self.window(f"{number}", features=features[number : number + 1])
-            engine.submit(EngineRequest(f"{number}", window, PREFIX, greedy(target)))
+    def request(self, name: str, ids: tuple[int, ...], target: int) -> EngineRequest:  # noqa: ARG002
+        features = self.features(zlib.crc32(name.encode()))
+        return EngineRequest(name, self.window(name, features=features), PREFIX, greedy(target))
 
     def encoder(self, rounds: int, roofline: Roofline) -> Any:
         """Windows in a second, by how many are encoded at once."""
@@ -106,7 +106,8 @@ class SpeechBench(Bench):
         flops = 2 * Footprint.of(self.config()).encoder_weights / self.dtype.itemsize
         found = []
         for count in self.model.batches:
-            prompts, features = self.prompts(count, 0), self.features(count).to(self.device)
+            prompts = self.prompts(count, 0)
+            features = torch.cat([self.features(number) for number in range(count)]).to(self.device)
             ids, lengths = np.concatenate(prompts), np.array([len(one) for one in prompts])
 
             @torch.inference_mode()
@@ -201,7 +202,8 @@ class SpeechBench(Bench):
         count = min(8, self.model.batch)
         answers = self._serve(self.engine, self.prompts(count, 0), [self.model.target] * count)
         ids = torch.tensor([[*PREFIX, *answer] for answer in answers], device=self.device)
-        features = self.features(count).to(self.device, self.dtype)
+        windows = [self.request(str(number), (), 1).encoder.features for number in range(count)]
+        features = torch.cat([one for one in windows if one is not None]).to(self.device, self.dtype)
         with torch.inference_mode():
             said = self.theirs(input_features=features, decoder_input_ids=ids).logits.argmax(-1)
         first = len(PREFIX)

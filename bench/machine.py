@@ -27,9 +27,7 @@ def describe() -> dict[str, Any]:
         "python": platform.python_version(),
         "threads": torch.get_num_threads(),
         "versions": {name: _version(name) for name in PEERS} | {"cuda": torch.version.cuda},
-        "commit": subprocess.run(
-            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
-        ).stdout.strip(),
+        "commit": _commit(),
     }
 
 
@@ -52,8 +50,22 @@ def spread(values: list[float]) -> dict[str, float]:
 
 
 def write(path: Path, result: dict[str, Any]) -> None:
+    """Replaces the file at once: a reader, or a run that is cut short, finds a whole one."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    part = path.with_suffix(".part")
+    part.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    part.replace(path)
+
+
+def _commit() -> str | None:
+    """None where there is no git, or no repository."""
+    try:
+        said = subprocess.run(
+            ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=False
+        )
+    except FileNotFoundError:
+        return None
+    return said.stdout.strip() or None
 
 
 def _cpu_model() -> str:

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import gpu
 import gpu_sampling
 import pytest
 import torch
@@ -53,8 +54,12 @@ def test_every_part_works(tmp_path: Path) -> None:
     for figures in result["models"].values():
         assert [step["batch"] for step in figures["decode"]] == [1, 3]
         assert figures["encoder"]["tokens_per_s"]["median"] > 0
-        assert set(figures["answers"]["batch"]) == {"tandem", "transformers, dynamic cache"}
-        assert figures["answers"]["stream"]["tandem"]["tandem_over_this"]["median"] == 1.0
+        assert set(figures["answers"]["loads"]) == {"batch of 2", "batch of 4", "stream"}
+        assert all(step["launches"] > 20 for step in figures["launches"])
+        assert figures["beside"]["beside_ms"]["median"] > 0
+    for figures in result["peers"].values():
+        assert set(figures["batch"]) == {"tandem", "transformers, dynamic cache"}
+        assert figures["stream"]["tandem"]["tandem_over_this"]["median"] == 1.0
     [speech] = result["speech"].values()
     assert speech["answers that transformers' logits agree with"] == 1.0
     assert [step["batch"] for step in speech["decode"]] == [1, 3]
@@ -63,6 +68,29 @@ def test_every_part_works(tmp_path: Path) -> None:
     assert all(
         case["clips_per_s"]["median"] > 0 and case["p50_s"] <= case["p95_s"] for case in speech["clips"]
     )
+
+
+def test_some_parts_alone(tmp_path: Path) -> None:
+    out = tmp_path / "gpu.json"
+    assert gpu.main(["--device", "cpu", "--only", "sampling", "--out", str(out)]) == 0
+    assert set(json.loads(out.read_text())) == {"machine", "roofline", "sampling"}
+
+
+def test_the_time_ends_what_runs(tmp_path: Path) -> None:
+    """All but the part that runs is in the file."""
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(SCRIPT.parent)!r})
+import gpu
+gpu.QUICK_S, gpu.GRACE_S = 5, 1
+gpu.PARTS = {{"sampling": lambda s: s.report.part(s.begun("sampling"), "one", lambda: [1]),
+             "models": lambda s: time.sleep(600)}}
+gpu.main(["--device", "cpu", "--quick", "--out", {str(tmp_path / "gpu.json")!r}])
+"""
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert run.returncode == 1
+    assert "ended after 6 s" in run.stdout
+    assert json.loads((tmp_path / "gpu.json").read_text())["sampling"] == {"one": [1]}
 
 
 @pytest.mark.parametrize("name", ["greedy", "top-k, top-p, penalties", "4 beams"])
