@@ -164,11 +164,9 @@ class Forecast:
 
     def in_time(self, tracked: Tracked, left_s: float) -> bool:
         """Whether a request, if an engine began with it now, would probably be answered within `left_s`. One
-        that was begun before goes on as long as there is time, and so does one that nobody waits behind."""
-        if left_s <= 0 or tracked.tokens or self._live == 1:
-            return left_s > 0
-        service = self._service_s(tracked.request)
-        return service is None or service[0] <= left_s
+        that has begun to be answered goes on as long as there is time."""
+        service = None if tracked.tokens else self._service_s(tracked.request)
+        return left_s > 0 and (service is None or service[0] <= left_s)
 
     # --- Within
 
@@ -204,16 +202,18 @@ class Forecast:
             return _Smoothed(1.0, 0.0, now)
         if decoding.min_tokens >= decoding.max_tokens or not decoding.stop_ids:
             return _Smoothed(decoding.max_tokens, 0.0, now)
-        return _fresh(self._answers.get(_kind(request)), now)
+        known = _fresh(self._answers.get(_kind(request)), now)
+        if known is None:
+            return None
+        mean = min(known.mean, decoding.max_tokens)
+        return _Smoothed(mean, min(known.deviation, (decoding.max_tokens - mean) / _DEVIATIONS), now)
 
     def _service_s(self, request: EngineRequest) -> tuple[float, float] | None:
         """Seconds from joining a batch to the end of the answer, and their mean deviation."""
         steps, pace = self._steps(request), _fresh(self._pace.get(_rows(request)), self._clock())
         if steps is None or pace is None:
             return None
-        most = request.decoding.max_tokens
-        longest = min(most, steps.mean + _DEVIATIONS * steps.deviation)
-        return steps.mean * pace.mean, (longest - steps.mean) * pace.mean / _DEVIATIONS
+        return steps.mean * pace.mean, steps.deviation * pace.mean
 
 
 def _rows(request: EngineRequest) -> int:

@@ -118,9 +118,11 @@ class RoutedRequest:
         """Ends it because its time is over, with the tokens it has got."""
         self._end(Delta(self.request.request_id, [], finish_reason="deadline"))
 
-    def in_time(self) -> bool:
-        """Whether it could still end in time, as far as that can be foreseen."""
-        return self._forecast.in_time(self._tracked, self.deadline - asyncio.get_running_loop().time())
+    def in_time(self, *, contended: bool) -> bool:
+        """Whether there is time for it: for all of its answer, as far as that can be foreseen, where its room
+        is `contended`."""
+        left_s = self.deadline - asyncio.get_running_loop().time()
+        return self._forecast.in_time(self._tracked, left_s) if contended else left_s > 0
 
     async def take(self, not_before: float = 0.0) -> Delta | None:
         """Everything received since the last call, as one delta; None where it first needs an engine.

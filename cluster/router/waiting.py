@@ -35,8 +35,8 @@ class _Waiter:
 
 class Gate:
     """Admits requests while there is room, by priority and arrival. One that does not fit holds up all after
-    it, so that a large one gets its turn. One that would end too late by the time it has its turn takes no
-    room from the others."""
+    it, so that a large one gets its turn. One whose time is too short when it has its turn takes no room from
+    the others."""
 
     def __init__(
         self,
@@ -76,7 +76,7 @@ class Gate:
         """To be called when there may be more room."""
         while self._waiters:
             first = self._waiters[0]
-            if not first.routed.in_time():
+            if not first.routed.in_time(contended=len(self._waiters) > 1):
                 self._waiters.pop(0).admitted.set_result(False)
             elif self._admit(first.routed):
                 self._waiters.pop(0).admitted.set_result(True)

@@ -103,7 +103,8 @@ class Cluster:
         for forecast, queue in zip(self.forecasts, self.queues, strict=True):
             while queue:
                 engine = min(self.engines, key=lambda e: len(e.running) + len(e.queue))
-                if not forecast.in_time(queue[0].tracked, queue[0].deadline - self.now):
+                left_s = queue[0].deadline - self.now
+                if left_s <= 0 or not (len(queue) == 1 or forecast.in_time(queue[0].tracked, left_s)):
                     self._end(queue.pop(0), "dropped")
                 elif len(engine.running) + len(engine.queue) < 2 * self.slots:
                     engine.queue.append(queue.pop(0))
