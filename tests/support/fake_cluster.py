@@ -19,6 +19,8 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import BatchSummary, pack
 from tandem.cluster.messages import read_input
 from tandem.cluster.replicas.engine_actor import EngineActor
+from tandem.cluster.router.forecast import Forecast
+from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.cluster.router.router import Router
 from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.inputs import Media
@@ -46,6 +48,12 @@ def request(
         timeout_s=timeout_s,
         priority=priority,
     )
+
+
+def at_router(of: EngineRequest) -> RoutedRequest:
+    """A request at a router that serves no other, a minute before its deadline."""
+    now = time.monotonic()
+    return RoutedRequest(of, now, now + 60, Forecast(lambda: 0, time.monotonic))
 
 
 def expected(of: EngineRequest) -> list[int]:

@@ -11,11 +11,11 @@ import weakref
 import pytest
 from fake_cluster import (
     FakeCluster,
+    at_router,
     expected,
     request,
 )
 
-from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.errors import Overloaded, Unavailable
 from tandem.limits import Limits
 
@@ -39,7 +39,7 @@ async def test_a_cancellation_does_not_overtake_its_request() -> None:
     async with FakeCluster(disaggregated=False) as cluster:
         [replica] = cluster.decoders.replicas.values()
         [link] = cluster.router._engines.links
-        routed = RoutedRequest(request("r", tokens=100_000), asyncio.get_running_loop().time() + 60)
+        routed = at_router(request("r", tokens=100_000))
         replica.delays["exchange"] = [0.1]
         renewing = asyncio.create_task(link._exchange())  # it takes the request along, slowly
         link.submit(routed)
