@@ -28,9 +28,8 @@ _SHED_NOTHING: Final = [
 
 def shed_no_calls() -> None:
     """Changes the options of the gRPC servers that Serve makes from here on: it has none for this."""
-    for option in _SHED_NOTHING:
-        if option not in grpc_util.DEFAULT_GRPC_SERVER_OPTIONS:
-            grpc_util.DEFAULT_GRPC_SERVER_OPTIONS.append(option)  # type: ignore[arg-type]
+    options: list[Any] = grpc_util.DEFAULT_GRPC_SERVER_OPTIONS  # type: ignore[attr-defined]
+    options += [option for option in _SHED_NOTHING if option not in options]
 
 
 def saying_more(handle: Callable[..., Any]) -> Callable[..., Any]:

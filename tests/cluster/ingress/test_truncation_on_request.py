@@ -7,6 +7,7 @@ from typing import Any
 import httpx
 import pytest
 from fake_router import FakeRouter
+from grpc_calls import Context
 from transformers import AutoTokenizer
 
 from tandem.cluster.ingress.grpc_api import GrpcApi
@@ -50,5 +51,5 @@ async def test_over_grpc(service: Service, router: FakeRouter, expected: list[in
 
     request = wire.generate_request(pb.GenerateRequest, LONG, truncate_prompt_tokens=9)
     assert request.options.truncate_prompt_tokens == 9
-    await Api().Generate(request.SerializeToString(), None)
+    await Api().Generate(request.SerializeToString(), Context())
     assert list(router.requests[0].encoder.token_ids) == expected

@@ -262,6 +262,7 @@ def test_a_caller_waits_for_as_much_of_others_as_its_turns_let_before_it() -> No
     assert tokens(light) == pytest.approx(1_250)
     light.quotas = Quotas(weight=0.01)
     assert tokens(light) == pytest.approx(11_000)
+    light.quotas = Quotas()
     for tracked in waiting:
         forecast.ended(tracked)
     assert tokens(light) == 0
