@@ -7,7 +7,7 @@ import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, cast
 
 import grpc
 import httpx
@@ -64,9 +64,9 @@ async def test_a_refusal_says_when_to_try_again_in_grpcs_own_words(method: str) 
             path = f"/{SERVICE}/{method}"
             call: Any
             if method == "Generate":
-                call = channel.unary_unary(path)(b"")
+                call = cast(Any, channel.unary_unary(path))(b"")
             else:
-                call = channel.unary_stream(path)(b"")
+                call = cast(Any, channel.unary_stream(path))(b"")
                 assert await call.read() == b"x"
             assert await call.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
             assert await call.details() == "full; try again in 2.2 s"
@@ -77,7 +77,7 @@ async def test_a_call_comes_with_its_arrival_and_its_clients_deadline() -> None:
     arrivals = []
     async with serving(lambda context: arrivals.append(grpc_arrival(context))) as address:
         async with grpc.aio.insecure_channel(address) as channel:
-            generate = channel.unary_unary(f"/{SERVICE}/Generate")
+            generate: Any = channel.unary_unary(f"/{SERVICE}/Generate")
             # A client has no say in when it came.
             await generate(b"", metadata=[(ARRIVED, "17.5"), (DEADLINE, "18.5")])
             await generate(b"", timeout=5.0)
@@ -115,7 +115,7 @@ def test_what_a_clock_that_is_wrong_noted_counts_for_nothing() -> None:
 def statuses(address: str, calls: int) -> Iterator[grpc.StatusCode]:
     """Of calls that are sent at once."""
     with grpc.insecure_channel(address) as channel:
-        generate = channel.unary_unary(f"/{SERVICE}/Generate")
+        generate: Any = channel.unary_unary(f"/{SERVICE}/Generate")
         for call in [generate.future(b"", timeout=60) for _ in range(calls)]:
             yield call.code()
 
