@@ -45,7 +45,7 @@ ORDER = (
     "tandem.workers.distributed tandem.workers.config tandem.workers.request tandem.workers.constraints",
     "tandem.kernels",
     "tandem.errors tandem.limits tandem.params tandem.inputs tandem.outputs tandem.media tandem.quickstart "
-    "tandem.transcription tandem.v1 tandem.live tandem.transcripts tandem.lines",
+    "tandem.quickstart_speech tandem.transcription tandem.v1 tandem.live tandem.transcripts tandem.lines",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 

@@ -1,4 +1,4 @@
-"""`tandem demo`: a whole cluster on this machine, real sentences through it, and what happened."""
+"""`tandem demo`: a whole cluster on this machine, real sentences and a recording, and what happened."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import time
 import urllib.request
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 from rich.console import Console
@@ -14,6 +15,7 @@ from rich.table import Table
 from tandem.cli.options import API_KEY_ENV, errors_shown
 from tandem.inputs import Prompt
 from tandem.params import SamplingParams
+from tandem.quickstart_speech import CLIP
 
 if TYPE_CHECKING:
     from tandem.client import Client
@@ -31,7 +33,7 @@ _STREAMED: Final = "translate English to French: Where is the train station?"
 
 
 def demo() -> None:
-    """Start a cluster with the bundled model, send it real sentences over gRPC and HTTP, and stop it."""
+    """Start a cluster with the bundled models, send it real sentences and a recording, and stop it."""
     console = Console()
     with errors_shown():
         from tandem.client import Client
@@ -51,6 +53,12 @@ def demo() -> None:
                 _many(console, client)
                 _stream(console, client)
             _http(console, f"http://{endpoints.http[0]}", api_key)
+            console.print("The speech model in the translation model's place …", style="dim")
+            started = time.monotonic()
+            endpoints = cluster.deploy(replace(config, model="quickstart-speech"))
+            console.print(f"Ready in {time.monotonic() - started:.0f} s.\n", style="dim", highlight=False)
+            with Client(endpoints.grpc[0], api_key=api_key) as client:
+                _transcribe(console, client)
             console.print("Stopping …", style="dim")
         console.print("Done. `tandem serve` starts the same cluster to stay.")
 
@@ -88,3 +96,14 @@ def _http(console: Console, base: str, api_key: str | None) -> None:
     request = urllib.request.Request(f"{base}/translate", json.dumps(body).encode(), headers)
     with urllib.request.urlopen(request, timeout=60) as answer:
         console.print_json(answer.read().decode())
+
+
+def _transcribe(console: Console, client: Client) -> None:
+    console.print(f"gRPC: a recording, {CLIP.name}", highlight=False)
+    started = time.monotonic()
+    answer = client.transcribe(CLIP)
+    seconds = time.monotonic() - started
+    for segment in answer.segments:
+        times = f"{segment.start_s:.2f} to {segment.end_s:.2f} s:"
+        console.print(f"{times} [green]{segment.text.strip()}[/green]", highlight=False)
+    console.print(f"{answer.duration_s:.1f} s of audio in {seconds:.2f} s.\n", style="dim", highlight=False)

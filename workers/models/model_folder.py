@@ -1,4 +1,4 @@
-"""Where a model's files are: the bundled model, a local folder, or the hub's cache."""
+"""Where a model's files are: a bundled model, a local folder, or the hub's cache."""
 
 from __future__ import annotations
 
@@ -8,12 +8,13 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from tandem import quickstart
+from tandem import quickstart, quickstart_speech
 from tandem.errors import ModelLoadError
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.hub import Repository
 
 QUICKSTART = "quickstart"
+BUNDLED: Final = {QUICKSTART: quickstart.PATH, "quickstart-speech": quickstart_speech.PATH}
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 
@@ -27,15 +28,15 @@ _OTHERS: Final = (
 
 
 def resolve(model: str | Path, *, served: bool = True) -> Path:
-    """The folder of a model: `quickstart` is the bundled one, a local folder is taken as it is, anything
-    else is a Hugging Face hub id, `owner/name` or `owner/name@revision`, fetched into the hub's cache.
+    """The folder of a model: a key of `BUNDLED` is that one, a local folder is taken as it is, anything else
+    is a Hugging Face hub id, `owner/name` or `owner/name@revision`, fetched into the hub's cache.
 
     served: whether the model is to be served; of another family nothing but its small files is fetched.
 
     Raises ModelLoadError, saying what to do, where there is no model.
     """
-    if model == QUICKSTART:
-        return quickstart.PATH
+    if isinstance(model, str) and model in BUNDLED:
+        return BUNDLED[model]
     folder = local_path(model)
     if folder.is_dir():
         check_config(folder, str(folder))
@@ -47,9 +48,9 @@ def resolve(model: str | Path, *, served: bool = True) -> Path:
 
 def pinned(model: str) -> str:
     """The model at the commit that it has now: what several processes are given, each of which resolves it.
-    A folder, and the bundled model, are themselves. Raises ModelLoadError as `resolve`."""
+    A folder, and a bundled model, are themselves. Raises ModelLoadError as `resolve`."""
     folder = resolve(model)
-    if model == QUICKSTART or local_path(model).is_dir():
+    if model in BUNDLED or local_path(model).is_dir():
         return model
     return f"{model.partition('@')[0]}@{folder.name}"  # the cache's folders have their commit's name
 
