@@ -190,6 +190,40 @@ def test_the_limit_of_pixels_is_inclusive() -> None:
         image_size(data, 199)
 
 
+def tag_bomb(tags: int, size: int) -> bytes:
+    """A TIFF file whose tags all point to the same bytes; with it an image."""
+    names = [(256, 3, 1, 4), (257, 3, 1, 4), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1), (273, 4, 1, 8)]
+    names += [(278, 3, 1, 4), (279, 4, 1, 16), *((40_000 + n, 1, size, 24) for n in range(tags))]
+    entries = b"".join(struct.pack("<HHLL", *entry) for entry in names)
+    at = 24 + size
+    return (
+        b"II*\0"
+        + struct.pack("<L", at)
+        + bytes(16 + size)
+        + struct.pack("<H", len(names))
+        + entries
+        + bytes(4)
+    )
+
+
+def exif_bomb(tags: int, size: int) -> bytes:
+    content = b"eXIf" + tag_bomb(tags, size)
+    chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
+    data = file(picture(), "PNG")
+    return data[:33] + chunk + data[33:]
+
+
+@pytest.mark.parametrize("make", [tag_bomb, exif_bomb])
+@pytest.mark.filterwarnings("ignore")  # Pillow warns of each tag
+def test_tags_that_point_to_the_same_bytes_are_not_copied_each(make: Callable[[int, int], bytes]) -> None:
+    data = make(100, 2**20)
+    tracemalloc.start()
+    assert read_image(data).size == image_size(data, PIXELS)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 12 * 2**20
+
+
 def text_bomb() -> bytes:
     content = b"zTXtnote\0\0" + zlib.compress(bytes(2**26))
     chunk = struct.pack(">I", len(content) - 4) + content + struct.pack(">I", zlib.crc32(content))
