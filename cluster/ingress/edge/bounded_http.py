@@ -70,7 +70,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._leave()
             ended(error)
 
-        protocol.connection_lost = connection_lost  # type: ignore[method-assign]
+        protocol.connection_lost = connection_lost  # type: ignore[assignment]
 
     def send_400_response(self, msg: str) -> None:
         self._refuse(*(self._fault or (HTTPStatus.BAD_REQUEST, InvalidRequest(msg))))
