@@ -26,7 +26,7 @@ from tandem.workers.engine import Engine
 from tandem.workers.execution.runner import Runner
 from tandem.workers.local_group import LocalGroup
 from tandem.workers.models.families import spec_of
-from tandem.workers.models.model_folder import QUICKSTART, read_json, resolve
+from tandem.workers.models.model_folder import QUICKSTART, read_config, resolve
 from tandem.workers.request import EngineStats
 from tandem.workers.requests.embedding import embedding_output
 from tandem.workers.requests.request_builder import ModelInfo, PreparedRequest, RequestBuilder, Tasks
@@ -89,7 +89,7 @@ class LLM(Transcribing):
             model=str(folder), dtype=dtype, tensor_parallel_size=tensor_parallel_size, **engine_options
         )
         if "max_encoder_length" not in engine_options:  # an item of media fits in any case
-            most = max(config.max_encoder_length, spec_of(read_json(folder, "config.json")).item_positions)
+            most = max(config.max_encoder_length, spec_of(read_config(folder)).item_positions)
             config = replace(config, max_encoder_length=most)
         limits = Limits(
             encoder_tokens=config.max_encoder_length,

@@ -158,7 +158,7 @@ def test_llama_with_images(started: tuple[launch.RunningCluster, ServeConfig], t
         answers = list(pool.map(lambda one: client.generate(one[0].asked, greedy), found))
         assert [answer.outputs[0].token_ids for answer in answers] == [ids for _, ids in found]
         assert metrics(endpoints.http[0])["tandem_encoder_cache_misses_total"] == len(encoded)
-        with pytest.raises(InvalidRequest, match="0 items"):
+        with pytest.raises(InvalidRequest, match="0 media items"):
             client.generate(mllama.IMAGE_TEXT, greedy)
 
 

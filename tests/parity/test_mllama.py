@@ -131,8 +131,8 @@ def test_scores(tiny: Tiny) -> None:
     with torch.no_grad():
         logprobs = tiny.reference.model(**inputs).logits[0, len(ids) - 1 :].log_softmax(-1)
     with LLM(str(tiny.folder), dtype="float32") as llm:
-        (found,) = llm.score(one.asked, [{"prompt_token_ids": target}]).scores
-        text_ids = llm.score(one.asked, [text(5, 3)]).scores[0].token_ids
+        found = llm.score(one.asked, [{"prompt_token_ids": target}])[0].scores[0]
+        text_ids = llm.score(one.asked, [text(5, 3)])[0].scores[0].token_ids
     assert found.logprobs == pytest.approx([float(logprobs[at, i]) for at, i in enumerate(target)], abs=1e-4)
     assert text_ids == make_tokenizer()(text(5, 3), add_special_tokens=False)["input_ids"]
 

@@ -104,8 +104,8 @@ class PromptReader:
             context = prefix = self._whole_prefix(side, names if not explicit else _DECODER_NAMES)
             if (count := prefix.count(token_id)) != len(media):
                 raise InvalidRequest(
-                    f"{self._media_token} stands in it {count} times, for {len(media)} items of media: "
-                    "put one where each item belongs",
+                    f"{self._media_token} stands in it {count} times, for {len(media)} media items: put one "
+                    "where each belongs",
                     field=names[0] if not explicit else _DECODER_NAMES[0],
                 )
             spans = cross_spans(prefix, token_id, own, len(encoder_ids))
