@@ -183,6 +183,10 @@ def main() -> None:
         "--sentences", type=float, default=1.0, help="share of the clips of sentences that is used"
     )
     parser.add_argument(
+        "--whole", type=float, nargs=2, default=(0.05, 0.45), metavar=("FIRST", "LAST"),
+        help="share of batches of whole windows, at the beginning and the end",
+    )  # fmt: skip
+    parser.add_argument(
         "--minutes", type=float, default=90, help="of training, on as many processors as threads"
     )
     parser.add_argument("--every", type=float, default=5, help="minutes between checkpoints")
@@ -260,7 +264,9 @@ def main() -> None:
             for parameters in optimizer.param_groups:
                 parameters["lr"] = args.lr * schedule(done)
             # Short windows are cheaper; what the model is used on is whole ones.
-            batch = maker.batch(group, source.sentences, rng, whole=rng.random() < 0.05 + 0.4 * done**2)
+            first, last = args.whole
+            whole = rng.random() < first + (last - first) * done**2
+            batch = maker.batch(group, source.sentences, rng, whole=whole)
             found = losses(model, sounds, said, next_, batch, args.label_smoothing)
             loss = torch.stack([WEIGHTS[name] * value for name, value in found.items()]).sum()
             loss.backward()
