@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from tandem.errors import ModelLoadError
 from tandem.workers.config import EngineConfig
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.footprint import Footprint
@@ -14,9 +15,12 @@ from tandem.workers.models.model_folder import read_config, read_json, resolve
 from tandem.workers.models.spec import ModelSpec
 from tandem.workers.requests.defaults import SET_BY
 from tandem.workers.requests.generation_settings import generation_config, own_layers, sound
+from tandem.workers.requests.languages.names import LanguageNames
 from tandem.workers.requests.media.audio import CONFIG
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.speech import Speech, english_name
+from tandem.workers.requests.tasks import Tasks
+from tandem.workers.requests.tokenizer import read_tokenizer
 
 # A default's names in the files, where they are not its own.
 _CALLED: Final = {"temperature": ("do_sample", "temperature")} | {
@@ -34,7 +38,7 @@ def describe(
     overrides: Mapping[str, Any] | None = None,
     **engine_options: Any,
 ) -> dict[str, Any]:
-    """The model's spec, decoding defaults, tasks and memory, ready for JSON.
+    """The model's spec, decoding defaults, tasks, languages and memory, ready for JSON.
 
     Args:
         model: a folder, a Hugging Face hub id, or "quickstart".
@@ -57,6 +61,7 @@ def describe(
         "spec": dataclasses.asdict(spec),
         "defaults": _defaults(folder, info, overrides or {}),
         "tasks": {name: dict(task.settings) for name, task in info.tasks.items()},
+        "languages": None if info.speech else _languages(folder, info),
         "speech": None if info.speech is None else _speech(folder, info.speech, spec),
         "memory": {
             **dataclasses.asdict(footprint),
@@ -68,6 +73,21 @@ def describe(
             },
         },
     }
+
+
+def _languages(folder: Path, info: ModelInfo) -> dict[str, dict[str, str]] | None:
+    """What a model translates from and to, its own codes with their names; None where it says nothing of
+    languages, or its tokenizer is elsewhere."""
+    try:
+        tokenizer = read_tokenizer(folder)
+    except ModelLoadError:
+        return None
+    tasks = Tasks.of(info.tasks, info.defaults, tokenizer)
+
+    def named(names: LanguageNames) -> dict[str, str]:
+        return {code: names.name(code) for code in names.codes}
+
+    return {"sources": named(tasks.sources), "targets": named(tasks.targets)} if tasks.targets.codes else None
 
 
 def _speech(folder: Path, speech: Speech, spec: ModelSpec) -> dict[str, Any]:

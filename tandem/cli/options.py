@@ -147,7 +147,7 @@ class SplitAt(StrEnum):
 SplitOption = Annotated[
     SplitAt,
     typer.Option(
-        help="Translate sentence by sentence, as many sentences of a line together as the model may read, "
+        help="Translate sentence by sentence, as many sentences of a line together as the model is made for, "
         "or each text whole."
     ),
 ]

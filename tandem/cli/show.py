@@ -73,6 +73,7 @@ def show(
         _defaults(facts),
         _speech(facts),
         _tasks(facts),
+        _languages(facts),
         _memory(facts),
     ):
         if table.row_count:
@@ -133,6 +134,20 @@ def _tasks(facts: dict[str, Any]) -> Table:
     for name, task in facts["tasks"].items():
         own = ", ".join(f"{key} {_value(value)}" for key, value in task.items() if key != "prefix")
         table.add_row(name, repr(task.get("prefix", "")), own)
+    return table
+
+
+def _languages(facts: dict[str, Any]) -> Table:
+    """What the model translates from and to."""
+    table = _table("Languages", "", "")
+    if (languages := facts["languages"]) is None:
+        return table
+    sides = {"from": languages["sources"], "to": languages["targets"]}
+    if sides["from"] == sides["to"]:
+        sides = {"from and to": sides["to"]}
+    for side, codes in sides.items():
+        named = (code if name == code else f"{name} ({code})" for code, name in codes.items())
+        table.add_row(side, f"{len(codes)}: {', '.join(named)}")
     return table
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from tandem.errors import InvalidRequest
 from tandem.inputs import Prompt, TaskOptions
 from tandem.params import Params, for_each
-from tandem.workers.requests.request_builder import PreparedRequest, RequestBuilder
+from tandem.workers.requests.request_builder import PreparedRequest, RequestBuilder, naming_prompt
 
 OneOrEach = str | Sequence[str | None] | None
 
@@ -67,8 +67,8 @@ def prepare_all(
     refused."""
     prepared: list[PreparedRequest] = []
     for request in prepare_each(builder, prompts, sampling_params, options, truncate_prompt_tokens):
-        if isinstance(request, InvalidRequest):
-            where = f" (in prompt {len(prepared)} of {len(prompts)})" if len(prompts) > 1 else ""
-            raise InvalidRequest(request.message + where, field=request.field)
+        with naming_prompt(len(prepared), len(prompts)):
+            if isinstance(request, InvalidRequest):
+                raise request
         prepared.append(request)
     return prepared

@@ -82,8 +82,8 @@ class Pipeline(ModelOwner):
                 for translation; return_full_text for text-generation; batch_size, without effect. They go
                 before the pipeline's own, then the model's for this task, then the model's.
                 split is for translation: "sentence" (the default) translates a text sentence by sentence,
-                "line" as many sentences of a line together as the model may read, "none" all at once, as
-                transformers does.
+                "line" as many sentences of a line together as the model is made for, "none" all at
+                once, as transformers does.
 
         For one text a list with a dict for each returned sequence. For several a list with a dict for
         each text, or, in text-generation or with several returned sequences, a list for each.

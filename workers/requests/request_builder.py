@@ -392,11 +392,11 @@ def _prepared(
 
 @contextmanager
 def naming_prompt(number: int, prompts: int) -> Iterator[None]:
-    """Adds to an InvalidRequest which of several prompts is at fault."""
+    """Adds to an InvalidRequest which of several prompts is at fault; `number` counts from 0."""
     try:
         yield
     except InvalidRequest as error:
-        where = f" (in prompt {number} of {prompts})" if prompts > 1 else ""
+        where = f" (in prompt {number + 1} of {prompts})" if prompts > 1 else ""
         raise InvalidRequest(error.message + where, field=error.field) from None
 
 

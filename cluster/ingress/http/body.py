@@ -117,12 +117,13 @@ async def body_chunks(request: Request, limits: Limits, limit: int) -> AsyncGene
         yield chunk
 
 
-def json_object(body: bytes) -> dict[str, Any]:
-    """A body as a JSON object. Raises InvalidRequest for anything else."""
+def json_object(body: bytes, *, no_object: str | None = None) -> dict[str, Any]:
+    """A body as a JSON object. Raises InvalidRequest for anything else, for other JSON with the words
+    `no_object`, where they are given."""
     try:
         value = from_json(body)  # NaN passes here, to be refused where its field is known
     except ValueError as error:
         raise InvalidRequest(f"the body is not JSON: {error}") from None
     if not isinstance(value, dict):
-        raise InvalidRequest(f"the body must be a JSON object, got {type(value).__name__}")
+        raise InvalidRequest(no_object or f"the body must be a JSON object, got {type(value).__name__}")
     return value

@@ -36,8 +36,11 @@ class Fields:
     typed: bool  # from JSON, where numbers and lists are what they are
 
 
-async def read_fields(request: Request, limits: Limits, limit: int) -> Fields:
-    """The fields of a request; those of its query come before those of a form.
+async def read_fields(
+    request: Request, limits: Limits, limit: int, *, no_object: str | None = None
+) -> Fields:
+    """The fields of a request; those of its query come before those of a form. `no_object` is for
+    `json_object`.
 
     Raises InvalidRequest for a body of another kind, RequestTooLarge beyond `limit` bytes and
     DeadlineExceeded beyond `limits.body_s`.
@@ -48,7 +51,7 @@ async def read_fields(request: Request, limits: Limits, limit: int) -> Fields:
         return Fields({**_grouped(pairs), **_grouped(request.query_params.multi_items())}, typed=False)
     body = await read_body(request, limits, limit)
     if kind == "application/json" or (kind.startswith("application/") and kind.endswith("+json")):
-        return Fields(json_object(body), typed=True)
+        return Fields(json_object(body, no_object=no_object), typed=True)
     if kind == "application/x-www-form-urlencoded":
         pairs = _url_encoded(body)
     elif not body:

@@ -64,6 +64,22 @@ def test_show_says_where_each_default_comes_from() -> None:
     assert "num_beam" in tandem("show", "--default", "num_beam=4", code=1).stderr
 
 
+def test_show_lists_the_languages(tmp_path: Path, checkpoint: Callable[..., Path]) -> None:
+    assert facts()["languages"] == {
+        "sources": {"en": "English"},
+        "targets": {"de": "German", "fr": "French"},
+    }
+    shown = " ".join(tandem("show").stdout.split())
+    assert "from │ 1: English (en)" in shown
+    assert "to │ 2: German (de), French (fr)" in shown
+    many = facts(str(multilingual_checkpoint(tmp_path)))["languages"]
+    assert many["sources"] == many["targets"]
+    assert many["targets"]["zho_Hans"] == "Chinese (Simplified)"
+    assert len(many["targets"]) > 200
+    assert "from and to" in tandem("show", str(tmp_path)).stdout
+    assert facts(str(checkpoint("gpt2")))["languages"] is None
+
+
 def test_show_says_what_fits(checkpoint: Callable[..., Path]) -> None:
     memory = facts("--dtype", "float32", "--device", "cpu", "--kv-cache-gib", "0.5")["memory"]
     # 2 layers of 4 heads of 64 float32, keys and values.

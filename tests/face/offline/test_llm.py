@@ -349,7 +349,7 @@ def test_each_prompt_by_itself(llm: LLM) -> None:
         "prompt: must not be empty",
         "prompt_token_ids: id 1000000 at 0 is not in the vocabulary",
     ]
-    with pytest.raises(InvalidRequest, match=r"prompt: must not be empty \(in prompt 1 of 3\)"):
+    with pytest.raises(InvalidRequest, match=r"prompt: must not be empty \(in prompt 2 of 3\)"):
         llm.generate(prompts)
 
 

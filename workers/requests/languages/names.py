@@ -19,12 +19,13 @@ from tandem.workers.requests.languages.tags import (
     likely_subtags,
     named_tag,
     parse_tag,
+    spoken_in,
     unqualified_tag,
 )
 
 _ISO_639_1: Final = re.compile(r"[a-z]{2}")
 _REMEMBERED: Final = 1024  # names that were asked for
-_LISTED: Final = 12  # languages at most, where one is refused; if there are more, the near ones
+LISTED: Final = 12  # languages at most, where one is refused; if there are more, the near ones
 _NEAREST: Final = 5
 _SIMILAR: Final = 0.75  # difflib's ratio
 _NEAR: Final = 25  # CLDR's distance from which on speakers of one language do not read the other
@@ -65,16 +66,17 @@ class LanguageNames:
         if found:
             return f"{asked!r:.40} may be each of {', '.join(map(self.described, found))}: name one of them"
         near = self.nearest(asked)
-        if len(self.codes) > _LISTED and near:
+        if len(self.codes) > LISTED and near:
             which = ", ".join(map(self.described, near))
             return f"{asked!r:.40} is not one of this model's {len(self.codes)} languages; nearest: {which}"
-        listed = ", ".join(sorted(self.codes)[:_LISTED])
-        if len(self.codes) > _LISTED:
-            listed += f" and {len(self.codes) - _LISTED} more, which /languages lists if they are translated"
+        listed = ", ".join(sorted(self.codes)[:LISTED])
+        if len(self.codes) > LISTED:
+            listed += f" and {len(self.codes) - LISTED} more, which /languages lists if they are translated"
         return f"{asked!r:.40} is not one of this model's languages: {listed}"
 
     def nearest(self, asked: str) -> list[str]:
-        """The model's codes of languages near to one it does not have, or of a similar name."""
+        """The model's codes of languages near to one that it lacks, of a country's language ("jp"), or of
+        languages with a similar name."""
         from langcodes.data_dicts import LANGUAGE_DISTANCES
 
         ranks: dict[str, int] = {}
@@ -93,9 +95,18 @@ class LanguageNames:
                     ranks[code] = kinship.index(True)
         if ranks:
             return sorted(ranks, key=lambda code: ranks[code])[:_NEAREST]
+        if of_country := self._meant(spoken_in(folded)):
+            return list(of_country)[:_NEAREST]
         names = {**{fold(code): code for code in self.codes}, **self._by_name}
         similar = difflib.get_close_matches(folded, names, n=_NEAREST, cutoff=_SIMILAR)
         return list(dict.fromkeys(names[name] for name in similar))
+
+    @staticmethod
+    def exists(asked: str) -> bool:
+        """Whether a name means a language at all, the model's or not."""
+        folded = fold(asked[:LONGEST_NAME])
+        tag = parse_tag(folded) or named_tag(folded)
+        return tag is not None and exists(tag)
 
     def tag(self, code: str) -> str:
         """The shortest BCP 47 tag that means one of the model's codes and no other: "en" for eng_Latn.

@@ -195,6 +195,16 @@ def likely_subtags(language: str, region: str | None) -> tuple[str | None, str |
     return None, None
 
 
+def spoken_in(territory: str) -> LanguageTag | None:
+    """The likeliest language of a country, by its code or its name, folded: people write it for its language.
+    None for what is no country."""
+    from langcodes.data_dicts import LIKELY_SUBTAGS
+
+    code = territory if len(territory) == 2 else _subtag("territory", territory)
+    likely = LIKELY_SUBTAGS.get(f"und-{code.upper()}") if code else None
+    return None if likely is None else parse_tag(likely)
+
+
 def exists(tag: LanguageTag) -> bool:
     import langcodes
 

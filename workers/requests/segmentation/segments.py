@@ -36,11 +36,17 @@ _LINE: Final = re.compile(rf"[^{_ENDS}]*(?:\r\n|[{_ENDS}]|\Z)")
 _WINDOW: Final = 2048
 _LONG: Final = 1536  # characters of a sentence that is not looked at again from its beginning
 
+# Marks of Markdown around a sentence: the segmenter leaves the last ones to the next.
+_CLOSING_MARK: Final = re.compile(r"[*_~`]+(?:\s+|\Z)")
+_LOOK_AHEAD: Final = 32  # characters of what follows a sentence, by which it may go on
+
 # Khmer's full stop is no end to the segmenter, which knows it as the one of other languages.
 _KHMER_END, _DANDA = "។", "।"
 
+# A quotation or a parenthesis has no other one of its kind within, so that none is looked through for each of
+# the openings before it.
 _QUOTED: Final = re.compile(
-    r"\"[^\"]*\"|“[^”]*”|„[^“”]*[“”]|«[^»]*»|»[^«]*«|「[^」]*」|『[^』]*』|\([^)]*\)|（[^）]*）"
+    r"\"[^\"]*\"|“[^“”]*”|„[^„“”]*[“”]|«[^«»]*»|»[^«»]*«|「[^「」]*」|『[^『』]*』|\([^()]*\)|（[^（）]*）"
 )
 
 # Where a sentence that is too long is cut, the best places first: after a sentence within it, after a clause,
@@ -70,10 +76,11 @@ _UNSPACED_WORDS: Final = re.compile(rf"[{_CJK}\u0e00-\u0fff\u1000-\u109f\u1780-\
 class Document:
     """A text, cut: `gaps[0] + segments[0] + gaps[1] + … + gaps[-1]`.
 
-    Gaps are white space, line ends included, or empty, as between Chinese sentences.
+    Gaps are white space, line ends included, or empty, as between Chinese sentences. So are lines without
+    letters, as numbers and rules: models make words of them.
     """
 
-    segments: tuple[str, ...]  # none of them blank; a blank text has none
+    segments: tuple[str, ...]  # each has letters; a text without has none
     gaps: tuple[str, ...]  # one more
 
     def join(self, translations: Sequence[str]) -> str:
@@ -93,8 +100,8 @@ class Document:
 
     @classmethod
     def whole(cls, text: str) -> Document:
-        """A text that is one segment; none if it is blank."""
-        return cls((), (text,)) if is_blank(text) else cls((text,), ("", ""))
+        """A text that is one segment; none if it has no letters."""
+        return cls((text,), ("", "")) if has_letters(text) else cls((), (text,))
 
     def output(self, text: str, outputs: Sequence[RequestOutput], samples: int = 1) -> RequestOutput:
         """The answer to `text`, the whole document, from those to its segments: their texts joined, their
@@ -146,7 +153,7 @@ def segment(
     gaps: list[str] = []
     gap = ""
     for part in _parts(text, split, subtag_of(language or "en") or "en", fits):
-        if is_blank(part):
+        if not has_letters(part):
             gap += part
             continue
         if len(segments) == most:
@@ -174,6 +181,11 @@ def within(tokens: int, count: Callable[[str], int]) -> Callable[[str], bool]:
         return len(text) <= tokens * _MOST_CHARACTERS and count(text) <= tokens
 
     return fits
+
+
+def has_letters(text: str) -> bool:
+    """Whether there is something to translate: numbers, marks and emoji are the same in every language."""
+    return any(map(str.isalpha, text))
 
 
 def is_blank(text: str) -> bool:
@@ -217,7 +229,7 @@ def _sentences(line: str, language: str) -> Iterator[str]:
     number of an item goes with the sentence after it, dots and emoji with the one before."""
     before = number = ""
     for sentence in _ended(line, language):
-        if any(map(str.isalpha, sentence)):
+        if has_letters(sentence):
             if before:
                 yield before
             before, number = number + sentence, ""
@@ -256,11 +268,13 @@ def _segmented(text: str, language: str) -> list[str]:
     ends = accumulate(map(len, sentences_of(language, text.replace(_KHMER_END, _DANDA))))
     sentences: list[str] = []
     for start, end in pairwise([0, *ends]):
-        sentence = text[start:end]
-        if sentences and goes_on(sentences[-1], sentence, language):
-            sentences[-1] += sentence
-        else:
-            sentences.append(sentence)
+        if sentences and sentences[-1][-1:].strip() and (mark := _CLOSING_MARK.match(text, start, end)):
+            sentences[-1] += mark.group()
+            start = mark.end()
+        if sentences and goes_on(sentences[-1], text[start : start + _LOOK_AHEAD], language):
+            sentences[-1] += text[start:end]
+        elif start < end:
+            sentences.append(text[start:end])
     return sentences
 
 

@@ -38,7 +38,7 @@ def read_file(name: str, data: bytes) -> Translatable:
     """Raises InvalidRequest for a kind of file that is not known, and for a file that is not of its kind."""
     kind = FORMATS.get(PurePath(name).suffix.lower())
     if kind is None:
-        raise InvalidRequest(f"Invalid request: file format not supported, only {', '.join(FORMATS)}")
+        raise InvalidRequest("Invalid request: file format not supported")  # LibreTranslate's words
     return kind(data)
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Final
 
 from tandem.cluster.ingress.http.libretranslate.detection import detect
 from tandem.errors import InvalidRequest
-from tandem.workers.requests.languages.names import LanguageNames
+from tandem.workers.requests.languages.names import LISTED, LanguageNames
 from tandem.workers.requests.tasks import Tasks
 
 AUTO: Final = "auto"
@@ -96,10 +96,22 @@ def _code(names: LanguageNames, asked: str) -> str:
     found = names.matching(_ALIASES.get(asked.lower(), asked))
     if len(found) == 1:
         return found[0]
-    which = ", ".join(_named(names, code) for code in found or names.nearest(asked))
+    shown = asked[:_SHOWN]
     if found:
-        raise InvalidRequest(f"{asked[:_SHOWN]} may be each of {which}: name one of them")
-    raise InvalidRequest(f"{asked[:_SHOWN]} is not supported" + (f"; nearest: {which}" if which else ""))
+        raise InvalidRequest(f"{shown} may be each of {_listed(names, found)}: name one of them")
+    if near := names.nearest(asked):
+        raise InvalidRequest(f"{shown} is not supported; nearest: {_listed(names, near)}")
+    if not names.exists(asked):
+        raise InvalidRequest(f"{shown} is not supported")  # LibreTranslate's words, which its tests compare
+    there = _listed(names, sorted(names.codes, key=names.name)[:LISTED])
+    more = (
+        f" and {len(names.codes) - LISTED} more, which /languages lists" if len(names.codes) > LISTED else ""
+    )
+    raise InvalidRequest(f"{shown} is not supported; there is {there}{more}")
+
+
+def _listed(names: LanguageNames, codes: Iterable[str]) -> str:
+    return ", ".join(_named(names, code) for code in codes)
 
 
 def _named(names: LanguageNames, code: str) -> str:

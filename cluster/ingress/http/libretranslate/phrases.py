@@ -20,6 +20,8 @@ Translate = Callable[[Sequence[str]], Awaitable[Sequence[str]]]  # as many texts
 
 _SPACE: Final = re.compile(r"[ \t\r\n\f]+")
 _ENDS: Final = ".!?。！？…"
+# What a piece begins with that belongs to the words before it: "I am <b>happy</b>. And you?"
+_HEAD: Final = re.compile(r"\s*[.!?…,;:)\]]+\s+|\s*")
 # A word, or a character of the scripts whose words do not stand apart: Han, kana and others.
 _WORD: Final = re.compile(r"[\u2e80-\uffff]|[^\W\u2e80-\uffff]+(?:['’-][^\W\u2e80-\uffff]+)*")
 _MARK: Final = re.compile(r"\s?[^\w\s]+")
@@ -60,8 +62,14 @@ class Phrase:
         return self._asked("".join(piece.text for piece in self.pieces))
 
     def piece(self, number: int) -> str:
-        """A piece as it is translated by itself."""
-        return self._asked(self.pieces[number].text)
+        """A piece as it is translated by itself, without the end of what is before it."""
+        return self._asked(self.pieces[number].text[self.head(number) :])
+
+    def head(self, number: int) -> int:
+        """How many characters a piece begins with that are not translated with it."""
+        piece = self.pieces[number]
+        match = None if piece.kept or not number else _HEAD.match(piece.text)
+        return match.end() if match else 0
 
     def _asked(self, text: str) -> str:
         return text.strip() if self.spaced else one_line(text)
@@ -122,16 +130,17 @@ def _first_texts(phrase: Phrase) -> list[str]:
 
 
 def _apart(phrase: Phrase, texts: Mapping[str, str]) -> list[str]:
-    """Each piece's own translation, in the piece's white space."""
+    """Each piece's own translation, in the piece's white space; the parts of a sentence end as they do."""
     made = [piece.text for piece in phrase.pieces]
     for i in phrase.numbers:
-        made[i] = _around(made[i], texts[phrase.piece(i)].strip())
+        own = _alone(phrase, i, texts) if len(phrase.numbers) > 1 else texts[phrase.piece(i)].strip()
+        made[i] = _around(made[i], own, phrase.head(i))
     return made
 
 
-def _around(piece: str, text: str) -> str:
-    start = len(piece) - len(piece.lstrip())
-    return piece[:start] + text + piece[len(piece.rstrip()) :]
+def _around(piece: str, text: str, head: int) -> str:
+    start = max(head, len(piece) - len(piece.lstrip()))
+    return piece[:start] + text + piece[max(start, len(piece.rstrip())) :]
 
 
 def _placed(phrase: Phrase, texts: Mapping[str, str]) -> list[str] | None:
@@ -220,7 +229,7 @@ def _alone(phrase: Phrase, number: int, texts: Mapping[str, str]) -> str:
     """A marked piece's translation by itself, without an end that only a sentence has."""
     asked = phrase.piece(number)
     text = texts[asked].strip()
-    return text if asked[-1:] in _ENDS else text.rstrip(_ENDS)
+    return text if asked[-1:] in _ENDS else text.rstrip(_ENDS).rstrip() or text
 
 
 def _same(kept: str, whole: str) -> Iterator[tuple[float, int, int]]:

@@ -15,7 +15,7 @@ from starlette.exceptions import HTTPException
 
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.http.body import unless_disconnected
-from tandem.cluster.ingress.http.forms import FormFile, read_fields
+from tandem.cluster.ingress.http.forms import Fields, FormFile, read_fields
 from tandem.cluster.ingress.http.libretranslate.fields import (
     Translation,
     file_to_translate,
@@ -27,6 +27,7 @@ from tandem.cluster.ingress.http.libretranslate.languages import AUTO, Detected,
 from tandem.cluster.ingress.http.libretranslate.markup import Markup
 from tandem.cluster.ingress.http.libretranslate.translator import Translator
 from tandem.cluster.ingress.service import Service
+from tandem.errors import InvalidRequest
 from tandem.inputs import TaskOptions
 
 _FRONTEND_TIMEOUT_MS: Final = 500  # LibreTranslate's own: how long its page waits for another key
@@ -39,11 +40,14 @@ def routes(service: Service) -> APIRouter:
     limits = service.config.limits
     languages = Languages(service.request_builder.tasks)
 
+    async def fields_of(request: Request, limit: int) -> Fields:
+        return await read_fields(request, limits, limit, no_object="Invalid JSON format")
+
     @router.post("/translate")
     async def translate(request: Request) -> Response:
         """Text or HTML, one or a list. `split` is Tandem's own: "sentence", "line" or "none"."""
         with Call(service, "http", "translate") as call:
-            asked = translation(await read_fields(request, limits, limits.message_bytes), limits)
+            asked = translation(await fields_of(request, limits.message_bytes), limits)
             work = _Work(service, languages, call, request.headers.get("x-request-id"))
             return JSONResponse(await unless_disconnected(request.receive, work.translate(asked)))
 
@@ -51,7 +55,7 @@ def routes(service: Service) -> APIRouter:
     async def translate_file(request: Request) -> Response:
         """A file in a form; the answer says where the translated one is."""
         with Call(service, "http", "translate_file") as call:
-            file, source, target = file_to_translate(await read_fields(request, limits, limits.media_bytes))
+            file, source, target = file_to_translate(await fields_of(request, limits.media_bytes))
             work = _Work(service, languages, call, request.headers.get("x-request-id"))
             name = await unless_disconnected(request.receive, work.translate_file(file, source, target))
             return JSONResponse({"translatedFileUrl": str(request.url_for("download_file", name=name))})
@@ -60,6 +64,8 @@ def routes(service: Service) -> APIRouter:
     async def download_file(name: str) -> Response:
         """A translated file, for half an hour."""
         key, _, shown = name.partition(".")
+        if not key:
+            raise InvalidRequest("Invalid filename")
         data = await service.files.get(key)
         if data is None:
             raise HTTPException(404, "No such file, or no more: translate it again")
@@ -74,7 +80,7 @@ def routes(service: Service) -> APIRouter:
     async def detect(request: Request) -> Response:
         """The likeliest languages of a text."""
         with Call(service, "http", "detect"):
-            text = text_to_detect(await read_fields(request, limits, limits.message_bytes))
+            text = text_to_detect(await fields_of(request, limits.message_bytes))
             found = await service.tokenizing(lambda: languages.detected(text), text)
         return JSONResponse([one.body() for one in found])
 

@@ -14,7 +14,7 @@ from tandem.cluster.ingress.service import Service
 from tandem.errors import renaming_fields
 from tandem.inputs import TaskOptions
 from tandem.params import BeamSearchParams, Params, SamplingParams
-from tandem.workers.requests.segmentation.segments import Split
+from tandem.workers.requests.segmentation.segments import Split, has_letters
 
 _FIELDS: Final = {"prompt": "q", "source_language": "source", "target_language": "target"}
 
@@ -39,8 +39,8 @@ class Translator:
 
     async def alternatives(self, texts: Sequence[str], count: int) -> list[list[str]]:
         """For each text the likeliest translation, then up to `count` others, all different, the likelier
-        first: what beam search finds besides. A text without letters and digits is its own translation."""
-        asked = [text for text in texts if _has_words(text)]
+        first: what beam search finds besides. A text without letters is its own translation."""
+        asked = [text for text in texts if has_letters(text)]
         with renaming_fields(_FIELDS):
             params = self._params(count)
             documents = await self._call.segment(asked, self._split, **self._told)
@@ -59,7 +59,7 @@ class Translator:
             )
             for document in documents
         )
-        return [next(made)[: 1 + count] if _has_words(text) else [text] for text in texts]
+        return [next(made)[: 1 + count] if has_letters(text) else [text] for text in texts]
 
     def _left_s(self) -> float:
         if self._end is not None:
@@ -76,10 +76,6 @@ class Translator:
         # One beam more than asked for, because one is likely to find the best again.
         width = max(2, min(count + 2, config.limits.num_beams, config.max_num_seqs))
         return [best, BeamSearchParams(num_beams=width, num_return_sequences=width, temperature=0)]
-
-
-def _has_words(text: str) -> bool:
-    return any(map(str.isalnum, text))
 
 
 def _in_step(samples: list[list[str]]) -> Iterator[list[str]]:

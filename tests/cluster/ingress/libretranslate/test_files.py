@@ -95,7 +95,7 @@ def test_subtitles_are_wrapped() -> None:
 
 
 @pytest.mark.parametrize(("name", "data", "message"), [
-    ("a.exe", b"", "file format not supported, only .txt"), ("a", b"", "file format not supported"),
+    ("a.exe", b"", "file format not supported"), ("a", b"", "file format not supported"),
     ("a.txt", b"\xff\xfea", "is not UTF-16"), ("a.txt", b"caf\xe9", "is not UTF-8: save it as UTF-8"),
     *(("a.html", f"<meta charset={label}>".encode(), f"is not {label.upper()}")
       for label in ("nonsense", "undefined", "punycode", "idna", "unicode_escape", "utf-7", "rot13", "hex")),

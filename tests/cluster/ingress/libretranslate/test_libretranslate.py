@@ -33,8 +33,10 @@ async def test_a_text_gets_the_models_prefix(
 
 
 async def test_several_texts(http: httpx.AsyncClient) -> None:
-    response = await http.post("/translate", json={**BODY, "q": ["the cat", "a", " ", "🎉"]})
-    assert response.json() == {"translatedText": [SENTENCE, SENTENCE, " ", "🎉"]}
+    response = await http.post(
+        "/translate", json={**BODY, "q": ["the cat", "a", " ", "🎉", "1,000.5", "a\n5"]}
+    )
+    assert response.json() == {"translatedText": [SENTENCE, SENTENCE, " ", "🎉", "1,000.5", f"{SENTENCE}\n5"]}
 
 
 async def test_alternatives_are_different_and_the_same_each_time(http: httpx.AsyncClient) -> None:
@@ -73,7 +75,7 @@ async def test_lists_in_forms(http: httpx.AsyncClient) -> None:
             assert response.json() == {"translatedText": [SENTENCE, SENTENCE]}
     for q in ("[a, b]", "[1]", "[]", '{"a": 1}'):
         response = await http.post("/translate", data={**BODY, "q": q})
-        assert response.json() == {"translatedText": SENTENCE if any(map(str.isalnum, q)) else q}
+        assert response.json() == {"translatedText": SENTENCE if any(map(str.isalpha, q)) else q}
 
 
 async def test_html(http: httpx.AsyncClient) -> None:
@@ -93,8 +95,11 @@ async def test_html(http: httpx.AsyncClient) -> None:
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"target": "es"}, "es is not supported"),
-        ({"source": "Klingon"}, "Klingon is not supported"),
+        ({"target": "es"}, "es is not supported; there is French (fr), German (de)"),
+        ({"source": "Klingon"}, "Klingon is not supported; there is English (en)"),
+        ({"target": "Japanese"}, "Japanese is not supported; there is French (fr), German (de)"),
+        ({"target": "at"}, "at is not supported; nearest: German (de)"),
+        ({"target": "zz"}, "zz is not supported"),
         ({"source": "Englsh"}, "Englsh is not supported; nearest: English (en)"),
         ({"target": "French (wild)"}, "French (wild) is not supported; nearest: French (fr)"),
         ({"q": None}, "Invalid request: missing q parameter"),
@@ -263,7 +268,10 @@ async def test_a_multilingual_model_is_told_the_languages(own_info: Service, rou
             assert sample.prefix_ids == (token_id,)
         for field in ("source", "target"):
             refused = await http.post("/translate", json={**BODY, field: "de"})
-            assert (refused.status_code, refused.json()) == (400, {"error": "de is not supported"})
+            assert refused.status_code == 400
+            assert refused.json()["error"].startswith(
+                "de is not supported; there is Chinese (Simplified) (zh"
+            )
         known = ["en", "fr", "zh-Hans", "zh-Hant"]
         listed = (await http.get("/languages")).json()
         assert [one["code"] for one in listed] == known

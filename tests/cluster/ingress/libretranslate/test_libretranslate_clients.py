@@ -91,5 +91,23 @@ def test_libretranslates_own_tests(address: str) -> None:
     assert (batch.status_code, len(batch.json["translatedText"])) == (200, 2)
     unknown = client.post("/translate", data={"q": "Hello", "source": "en", "target": "zz", "format": "text"})
     assert (unknown.status_code, unknown.json["error"]) == (400, "zz is not supported")
+    unknown = client.post("/translate", data={"q": "Hello", "source": "zz", "target": "fr"})
+    assert (unknown.status_code, unknown.json["error"]) == (400, "zz is not supported")
+    for path in ("/translate", "/detect"):
+        listed = client.post(path, json=["not", "a", "dict"])
+        assert (listed.status_code, listed.json["error"]) == (400, "Invalid JSON format")
+    for field in ("source", "target"):
+        given = {"q": "Hello", "source": "en", "target": "fr"}
+        del given[field]
+        without = client.post("/translate", data=given)
+        assert without.json["error"] == f"Invalid request: missing {field} parameter"
+    detected = client.post(
+        "/translate", json={"q": ["Hello there", "Good morning"], "source": "auto", "target": "fr"}
+    )
+    assert [one["language"] for one in detected.json["detectedLanguage"]] == ["en", "en"]
+    program = client.post(
+        "/translate_file", data={"source": "en", "target": "fr"}, files={"file": ("program.exe", b"MZ\x90")}
+    )
+    assert program.json["error"] == "Invalid request: file format not supported"
     without = client.post("/translate", data={"source": "en", "target": "fr", "format": "text"})
     assert (without.status_code, without.json["error"]) == (400, "Invalid request: missing q parameter")

@@ -19,7 +19,9 @@ FRENCH = {
     "Note: read this.": "Remarque : lisez ceci.", "Note:": "Remarque :", "Note": "Note", "this": "ceci",
     "I know I know.": "Je sais que je sais.", "I": "je",
     "I see the old house.": "Ich sehe das alte Haus.", "old house": "altes Haus",
-    "我有两只狗": "I have two dogs", "两只": "two", "have": "j'ai", ": read": ": lisez", ".": ".",
+    "我有两只狗": "I have two dogs", "两只": "two", "have": "j'ai", "read": "lisez",
+    "I am happy. And you?": "Je suis content. Et toi ?", "I am": "Je suis.", "happy": "Entrez !",
+    "And you?": "Et toi ?", ".": ".",
     "I like Paris very much": "Ich mag sehr", "Paris": "Paris", "I like": "Ich mag", "very much": "sehr",
     "Click A or B": "Klicke auf B oder A", "Click": "Klicke", "or": "oder", "A": "A", "B": "B",
     "Use in now.": "Utilisez maintenant.", "Use": "Utilisez",
@@ -56,6 +58,8 @@ def translated(*pieces: str | Piece) -> tuple[list[str], list[str]]:
     (["", "*Note*", ": read ", "*this*", "."], ["", "Note", ": lisez ", "ceci", "."]),
     (["I like ", "*Paris*", " very much"], ["Ich mag ", "Paris", " sehr"]),
     (["Click ", "*A*", " or ", "*B*"], ["Klicke ", "A", " oder ", "B"]),
+    # The end of a sentence stays where it is, and none is made within one.
+    (["I am ", "*happy*", ". And you?"], ["Je suis ", "Entrez", ". Et toi ?"]),
     # The same words twice: the nearer ones. What is next to one another stays so.
     (["", "*I*", " know ", "*I*", " know."], ["", "Je", " sais que ", "je", " sais."]),
     (["I ", "*have*", "* two*", " dogs."], ["", "J'ai ", "deux", " chiens."]),
@@ -91,7 +95,7 @@ def test_what_is_kept_is_never_asked_and_nothing_twice() -> None:
 def test_more_marks_than_a_sentence_has_are_no_sentence() -> None:
     pieces: list[str | Piece] = [Piece("two ", marked=True), "and "]
     found, asked = translated(*pieces * 2000)
-    assert found == ["deux. ", "<and> "] * 2000
+    assert found == ["deux ", "<and> "] * 2000
     assert asked == ["two", "and"]
 
 

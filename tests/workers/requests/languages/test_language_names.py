@@ -144,6 +144,11 @@ def test_names_of_several_words(name: str, code: str) -> None:
 
 @pytest.mark.parametrize(("model", "name", "shown"), [
     ("nllb", "sr-Latn", "'sr-Latn' is not one of this model's 202 languages; nearest: srp_Cyrl (Serbian)"),
+    ("nllb", "jp", "nearest: jpn_Jpan (Japanese)"),
+    ("nllb", "CZ", "nearest: ces_Latn (Czech)"),
+    ("nllb", "cn", "nearest: zho_Hans (Chinese (Simplified))"),
+    ("nllb", "Brazil", "nearest: por_Latn (Portuguese)"),
+    ("nllb", "se", "nearest: swe_Latn (Swedish)"),
     ("nllb", "Englsh", "nearest: eng_Latn (English)"),
     ("nllb", "eng_Lat", "nearest: eng_Latn (English)"),
     ("nllb", "gsw", "nearest: deu_Latn (German)"),
