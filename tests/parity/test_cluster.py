@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import grpc
+import mllama
 import numpy as np
 import pytest
 import torch
@@ -138,6 +139,27 @@ def test_whisper(
         assert detected[0] == int(reference.model.detect_language(reference.features(found[0][0]))[0])
         pieces = list(client.stream(whisper.audio(found[0][0]), greedy, **asked))
         assert [i for piece in pieces for i in piece.token_ids if i != whisper.EOS] == found[0][1]
+
+
+def test_llama_with_images(started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path) -> None:
+    """Texts and images from many clients at once, each as in transformers alone. An image that two ask about
+    is encoded once; texts go to no encoder."""
+    cluster, first = started
+    folder = mllama.make_mllama(tmp_path)
+    reference = mllama.Reference(folder)
+    cases = [mllama.case(seed, images) for seed in range(2) for images in (2, 0, 1)]
+    cases.append(mllama.Case(f"{mllama.IMAGE_TEXT} {mllama.text(9)}", cases[2].images))
+    found = reference.clear(cases, max_new_tokens=8)
+    encoded = {tuple(one.tobytes() for one in case.images) for case, _ in found if case.images}
+    config = make_config(model=str(folder), tensor_parallel_size=2, max_encoder_tokens=50)
+    endpoints = cluster.deploy(on_ports_of(config, first))
+    greedy = SamplingParams(temperature=0, max_tokens=8)
+    with Client(endpoints.grpc[0]) as client, ThreadPoolExecutor(8) as pool:
+        answers = list(pool.map(lambda one: client.generate(one[0].asked, greedy), found))
+        assert [answer.outputs[0].token_ids for answer in answers] == [ids for _, ids in found]
+        assert metrics(endpoints.http[0])["tandem_encoder_cache_misses_total"] == len(encoded)
+        with pytest.raises(InvalidRequest, match="0 media items"):
+            client.generate(mllama.IMAGE_TEXT, greedy)
 
 
 def test_transcriptions(started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path) -> None:
