@@ -301,7 +301,7 @@ def test_a_server_is_asked_for_the_segments_that_it_would_cut_itself(
             asked.extend(prompts)
             return [RequestOutput("", "", [], None, [], [CompletionOutput(0, "x", [])]) for _ in prompts]
 
-    monkeypatch.setattr("tandem.client.Client", lambda _: nullcontext(Server()))
+    monkeypatch.setattr("tandem.client.Client", lambda *_, **__: nullcontext(Server()))
     long = "I am tired, and I am happy – " * 100
     text = f">>fra<< I am tired. Où est-il ? {long}"
     assert tandem("translate", "--server", "x", text).stdout.count("x") == len(asked)
@@ -476,7 +476,7 @@ def test_a_batch_names_its_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         return (asyncio.run(answer(chunk)) for chunk in read())
 
     monkeypatch.setattr("tandem.cluster.start.ray_alone", lambda _: nullcontext())
-    monkeypatch.setattr("tandem.cli.batch._connect", lambda _: Echo())
+    monkeypatch.setattr("tandem.cli.batch._connect", lambda *_: Echo())
     monkeypatch.setattr(run, "on_ray", in_process)
     source, sink = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
     source.write_text('\ufeff{"prompt": "a"}\n' + '{"prompt": "b", "top_q": 1}\n' * 30 + '{"prompt": "c"}')

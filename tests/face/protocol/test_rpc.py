@@ -136,6 +136,6 @@ def test_an_error_that_is_not_ours_keeps_its_text_to_itself() -> None:
 
 
 def test_a_status_we_never_send_is_no_defect_of_the_server() -> None:
-    error = error_of(grpc.StatusCode.UNAUTHENTICATED, "no token")
+    error = error_of(grpc.StatusCode.PERMISSION_DENIED, "no token")
     assert type(error) is TandemError
-    assert str(error) == "UNAUTHENTICATED: no token"
+    assert str(error) == "PERMISSION_DENIED: no token"
