@@ -198,7 +198,8 @@ def test_a_websocket_needs_a_key_too(service: Service) -> None:
                     client.websocket_connect(path, subprotocols=wrong).__enter__()
                 assert caught.value.status_code == 401
         with client.websocket_connect(paths[0], subprotocols=offered) as socket:
-            assert socket.accepted_subprotocol == "realtime"
+            chosen: Any = socket.accepted_subprotocol
+            assert chosen == "realtime"
         with client.websocket_connect(paths[0], headers={"authorization": f"Bearer {KEY}"}) as plain:
             assert plain.accepted_subprotocol is None
 
