@@ -130,7 +130,7 @@ WEIGHTS: Final = {"text": 1.0, "sounds": 0.5, "heard": 0.5, "said": 0.2, "next":
 
 
 def schedule(done: float, warmup: float = 0.03) -> float:
-    """Of the share that is done: linear warm-up, then cosine to zero."""
+    """The rate's factor by the share that is done: linear warm-up, then cosine to zero."""
     return min(done / warmup, 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
@@ -160,8 +160,8 @@ def export(
 def word_errors(
     model: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer, maker: Maker, clips: list[Clip]
 ) -> WordErrors:
-    """Of transformers' greedy decoding without times, which a model that has learnt little says all the same:
-    it would be asked again and again for what comes after them."""
+    """The errors of transformers' greedy decoding without times. They are suppressed: a model that has learnt
+    little says them all the same, and is asked again and again for what comes after them."""
     found, ids = WordErrors(), ids_of(tokenizer)
     no_text = [*range(ids.start, len(tokenizer))]
     for start in range(0, len(clips), 64):
@@ -285,7 +285,7 @@ def main() -> None:
                 mean[name].lerp_(weight.detach(), 1 - decay)
             for name, value in found.items():
                 averages[name] = 0.98 * averages.get(name, value.item()) + 0.02 * value.item()
-            # Of a processor, so that what else the machine does, and pauses, take nothing from a run.
+            # A processor's time: what else the machine does, and pauses, take nothing from a run.
             spent_s += (time.process_time() - began) / args.threads
             if step % 20 == 0:
                 shown = ", ".join(f"{name} {value:.3f}" for name, value in averages.items())

@@ -109,7 +109,7 @@ def _davit(config: Config) -> tuple[DavitSpec, tuple[int, int, int]]:
     return davit, (vision.get("in_channels", 3), *size)
 
 
-# Of each stage, in the order that `DavitStage` is made of them; transformers' defaults.
+# Each stage's settings, in the order of `DavitStage`'s fields; transformers' defaults.
 _LISTS: Final[dict[str, list[Any]]] = {
     "embed_dim": [128, 256, 512, 1024],
     "depths": [1, 1, 9, 1],
