@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
 Parsed = dict[str, Any] | list[Any]  # plain values, as JSON has them
-# Of an answer's ids, with what the decoder started from.
+# Makes values of an answer's ids, given with what the decoder started from.
 Parse = Callable[[Sequence[int]], Parsed | None]
 
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import socket
 from dataclasses import dataclass
 from datetime import timedelta
+from typing import Final
 
 import torch
 import torch.distributed as dist
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
 from torch.distributed.distributed_c10d import _set_pg_timeout
 
+_LOOPBACK: Final = "127.0.0.1"
 MEETING = timedelta(minutes=5)  # from the first rank at the meeting point to the last
 # Ranks wait for rank 0 as long as there is nothing to do. A rank that dies breaks its connections, which the
 # others notice at once; a rank that hangs is its supervisor's business.
@@ -19,8 +22,14 @@ IDLE = timedelta(days=365)
 def open_meeting() -> tuple[str, object]:
     """Where the ranks of a group on this node can meet, for `Group.create`, and the store that holds the
     port, so that nothing else can take it. Rank 0's process keeps the store for as long as it lives."""
-    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False, multi_tenant=True)
-    return f"tcp://127.0.0.1:{store.port}", store
+    # A store that opens its port itself listens on all interfaces, whatever host it is given.
+    listening = socket.create_server((_LOOPBACK, 0))
+    port = listening.getsockname()[1]
+    store = TCPStore(
+        _LOOPBACK, port, is_master=True, wait_for_workers=False, multi_tenant=True,
+        master_listen_fd=listening.detach(),
+    )  # fmt: skip
+    return f"tcp://{_LOOPBACK}:{port}", store
 
 
 @dataclass(frozen=True)

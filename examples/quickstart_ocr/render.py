@@ -72,7 +72,7 @@ def render(text: str, face: Face, rng: random.Random, *, noisy: bool) -> Line:
     drawn = Image.new("L", (round(width / stretch), height))
     x = side - min(left, 0)
     ImageDraw.Draw(drawn).text((x, above - top), text, fill=255, font=face_font)
-    # Of each pixel of the result: where it comes from.
+    # Where each pixel of the result comes from.
     affine = (
         1 / stretch, slant, -slant * height / 2,
         turn / stretch, 1.0, -turn * width / stretch / 2,

@@ -16,7 +16,7 @@ from data import part_of
 CHARACTERS: Final = "".join(chr(code) for code in range(32, 127))  # that the model is shown
 LONGEST: Final = 64  # characters of a line
 KINDS: Final = ("sentences", "numbers", "codes")
-# Of a hundred lines.
+# How many of a hundred lines are of each kind.
 _SHARES: Final = {"sentences": 60, "numbers": 25, "codes": 15}
 _MONTHS: Final = (
     "January", "February", "March", "April", "May", "June", "July", "August", "September", "October",

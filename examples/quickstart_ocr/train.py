@@ -153,7 +153,7 @@ WEIGHTS: Final = {"text": 1.0, "seen": 0.5, "read": 0.2, "next": 0.3}
 
 
 def schedule(done: float, warmup: float = 0.03) -> float:
-    """Of the share that is done: linear warm-up, then cosine to zero."""
+    """The rate's factor by the share that is done: linear warm-up, then cosine to zero."""
     return min(done / warmup, 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
@@ -179,7 +179,7 @@ def export(
 
 @torch.no_grad()
 def character_errors(model: VisionEncoderDecoderModel, maker: Maker, lines: list[Line]) -> CharacterErrors:
-    """Of transformers' greedy decoding."""
+    """The errors of transformers' greedy decoding."""
     found = CharacterErrors()
     for start in range(0, len(lines), 64):
         some = lines[start : start + 64]
@@ -263,7 +263,7 @@ def main() -> None:
             mean[name].lerp_(weight.detach(), 1 - decay)
         for name, value in found.items():
             averages[name] = 0.98 * averages.get(name, value.item()) + 0.02 * value.item()
-        # Of a processor, so that what else the machine does, and pauses, take nothing from a run.
+        # A processor's time: what else the machine does, and pauses, take nothing from a run.
         spent_s += (time.process_time() - began) / args.threads
         if step % 20 == 0:
             shown = ", ".join(f"{name} {value:.3f}" for name, value in averages.items())

@@ -127,7 +127,7 @@ def save_clips(clips: list[Clip], path: Path) -> None:
 
 
 def load_clips(path: Path) -> list[Clip]:
-    """Of one file, which `path` is the .json of."""
+    """The clips of one file; `path` is its .json."""
     mels = np.load(path.with_suffix(".npy"))
     clips, at = [], 0
     for row in json.loads(path.read_text()):

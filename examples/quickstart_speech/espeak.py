@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from clips import PAUSE, RATE, Samples
 
-# Of espeak_ng's speak_lib.h.
+# Constants of espeak_ng's speak_lib.h.
 _SYNCHRONOUS: Final = 2
 _PHONEME_EVENTS, _DONT_EXIT = 0x0001, 0x8000
 _CHARACTERS, _UTF8 = 1, 1

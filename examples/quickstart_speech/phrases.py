@@ -21,7 +21,7 @@ MONTHS: Final = (
     "November", "December",
 )  # fmt: skip
 KINDS: Final = ("sentences", "commands", "numbers", "times", "dates")
-# Of a thousand utterances.
+# How many of a thousand utterances are of each kind.
 SHARES: Final = {"sentences": 620, "commands": 120, "numbers": 110, "times": 70, "dates": 80}
 
 _ONES: Final = (

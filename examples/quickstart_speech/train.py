@@ -130,7 +130,7 @@ WEIGHTS: Final = {"text": 1.0, "sounds": 0.5, "heard": 0.5, "said": 0.2, "next":
 
 
 def schedule(done: float, warmup: float = 0.03) -> float:
-    """Of the share that is done: linear warm-up, then cosine to zero."""
+    """The rate's factor by the share that is done: linear warm-up, then cosine to zero."""
     return min(done / warmup, 0.5 * (1 + math.cos(math.pi * min(done, 1.0))))
 
 
@@ -160,13 +160,17 @@ def export(
 def word_errors(
     model: WhisperForConditionalGeneration, tokenizer: WhisperTokenizer, maker: Maker, clips: list[Clip]
 ) -> WordErrors:
-    """Of transformers' greedy decoding without times."""
-    found = WordErrors()
+    """The errors of transformers' greedy decoding without times. They are suppressed: a model that has learnt
+    little says them all the same, and is asked again and again for what comes after them."""
+    found, ids = WordErrors(), ids_of(tokenizer)
+    no_text = [*range(ids.start, len(tokenizer))]
     for start in range(0, len(clips), 64):
         some = clips[start : start + 64]
         mel = maker.batch(some, [], random.Random(0), whole=True).mel
-        ids = model.generate(mel, language="en", max_new_tokens=100, do_sample=False, num_beams=1)
-        for clip, text in zip(some, tokenizer.batch_decode(ids, skip_special_tokens=True), strict=True):
+        said = model.generate(
+            mel, language="en", max_new_tokens=100, do_sample=False, num_beams=1, suppress_tokens=no_text
+        )
+        for clip, text in zip(some, tokenizer.batch_decode(said, skip_special_tokens=True), strict=True):
             found.add(" ".join(segment.text for segment in clip.segments), text)
     return found
 
@@ -183,8 +187,13 @@ def main() -> None:
         "--sentences", type=float, default=1.0, help="share of the clips of sentences that is used"
     )
     parser.add_argument(
+        "--whole", type=float, nargs=2, default=(0.05, 0.45), metavar=("FIRST", "LAST"),
+        help="share of batches of whole windows, at the beginning and the end",
+    )  # fmt: skip
+    parser.add_argument(
         "--minutes", type=float, default=90, help="of training, on as many processors as threads"
     )
+    parser.add_argument("--steps", type=int, help="that the run ends after, if its minutes are not over")
     parser.add_argument("--every", type=float, default=5, help="minutes between checkpoints")
     parser.add_argument("--batch-frames", type=int, default=5000, help="frames a step")
     parser.add_argument("--lr", type=float, default=1.5e-3, help="peak rate (AdamW)")
@@ -245,7 +254,8 @@ def main() -> None:
 
     whole_s, saved_s = args.minutes * 60, spent_s
     averages: dict[str, float] = {}
-    while spent_s < whole_s:
+    over = spent_s >= whole_s
+    while not over:
         files = sorted(args.clips.glob("train-*.json"), key=lambda path: (seen[path.name], path.name))
         some = files[:FILES_A_ROUND]
         rng = random.Random(f"{args.seed} {step}")
@@ -260,7 +270,9 @@ def main() -> None:
             for parameters in optimizer.param_groups:
                 parameters["lr"] = args.lr * schedule(done)
             # Short windows are cheaper; what the model is used on is whole ones.
-            batch = maker.batch(group, source.sentences, rng, whole=rng.random() < 0.05 + 0.4 * done**2)
+            first, last = args.whole
+            whole = rng.random() < first + (last - first) * done**2
+            batch = maker.batch(group, source.sentences, rng, whole=whole)
             found = losses(model, sounds, said, next_, batch, args.label_smoothing)
             loss = torch.stack([WEIGHTS[name] * value for name, value in found.items()]).sum()
             loss.backward()
@@ -273,12 +285,13 @@ def main() -> None:
                 mean[name].lerp_(weight.detach(), 1 - decay)
             for name, value in found.items():
                 averages[name] = 0.98 * averages.get(name, value.item()) + 0.02 * value.item()
-            # Of a processor, so that what else the machine does, and pauses, take nothing from a run.
+            # A processor's time: what else the machine does, and pauses, take nothing from a run.
             spent_s += (time.process_time() - began) / args.threads
             if step % 20 == 0:
                 shown = ", ".join(f"{name} {value:.3f}" for name, value in averages.items())
                 print(f"{spent_s / 60:.1f} min, step {step}: {shown}", flush=True)
-            if spent_s - saved_s >= args.every * 60 or spent_s >= whole_s:
+            over = spent_s >= whole_s or step == args.steps
+            if spent_s - saved_s >= args.every * 60 or over:
                 saved_s = spent_s
                 state = {
                     "model": model.state_dict(), "sounds": sounds.state_dict(), "mean": mean,
@@ -289,7 +302,7 @@ def main() -> None:
                 served = export(model, mean, tokenizer, args.out / "model")
                 rate = word_errors(served, tokenizer, maker, dev).rate
                 print(f"{spent_s / 60:.1f} min: word error rate {rate:.1f} %", flush=True)
-            if spent_s >= whole_s:
+            if over:
                 break
     print(f"wrote {args.out / 'model'}")
 

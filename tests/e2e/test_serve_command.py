@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from pathlib import Path
+from typing import Any
 
 import grpc
 import httpx
@@ -60,12 +61,13 @@ def test_serves_behind_proxies_until_a_signal(tmp_path: Path) -> None:
             assert client.health()
             with pytest.raises(Unauthenticated):
                 client.models()
-        for headers, status in (
+        asked: tuple[tuple[dict[str, Any], int], ...] = (
             ({}, 401),
             ({"x-api-key": KEY}, 200),
             ({"x-api-key": KEY, "x": "a" * 70_000}, 431),
             ({"x-api-key": KEY, "x-request-id": b"\xfc"}, 400),
-        ):
+        )
+        for headers, status in asked:
             models = httpx.get(f"http://127.0.0.1:{http_port}/v1/models", timeout=60, headers=headers)
             assert models.status_code == status
         assert httpx.get(f"http://127.0.0.1:{http_port}/-/routes", timeout=60).status_code == 404

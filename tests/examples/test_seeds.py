@@ -16,6 +16,7 @@ import pytest
 import torch
 from mllama import Case, Reference, make_mllama
 from models import EOS, load_reference, make_checkpoint, word_tokenizer
+from PIL import Image
 from transformers import AutoTokenizer
 from whisper import RATE, make_whisper, sound
 
@@ -237,6 +238,20 @@ def test_llama_sees_as_in_transformers(
         ids, _ = reference.generate(case, max_new_tokens=64)
         answer = reference.processor.decode(ids, skip_special_tokens=True)
         assert f"Decoder prompt: {case.prompt!r}, Generated text: {answer!r}" in printed
+
+
+def test_the_readmes_florence_runs(
+    model: Callable[[str], Path],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> None:
+    blocks = re.findall(r"^```python\n(.*?)^```$", (ROOT / "README.md").read_text(), re.MULTILINE | re.DOTALL)
+    [block] = [block for block in blocks if "Florence-2" in block]
+    Image.new("RGB", (90, 60), "white").save(tmp_path / "page.png")
+    monkeypatch.chdir(tmp_path)
+    exec(block.replace("florence-community/Florence-2-large", str(model("florence2"))), {})
+    assert set(eval(capsys.readouterr().out)["<OCR_WITH_REGION>"]) == {"quad_boxes", "labels"}
 
 
 def test_the_readmes_whisper_runs(

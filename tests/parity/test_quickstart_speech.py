@@ -18,7 +18,7 @@ from tandem import LLM
 from tandem.quickstart_speech import CLIP, PATH
 
 RATE = 16_000
-TEXT = "Hey, set a timer for 5 minutes."
+TEXT = "Please switch off the basement printer."
 SIZE_LIMIT = 12 * 2**20
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 SENTENCES = [

@@ -292,9 +292,10 @@ class FakeMethod:
     async def _or_die(self, work: Any) -> Any:
         dead = asyncio.ensure_future(self._handle.dead.wait())
         done = asyncio.ensure_future(work)
+        # Whoever asked may be gone by then, and nobody looks at the error.
+        done.add_done_callback(lambda late: late.cancelled() or late.exception())
         await asyncio.wait([dead, done], return_when=asyncio.FIRST_COMPLETED)
         if dead.done():
-            done.add_done_callback(lambda late: late.cancelled() or late.exception())
             done.cancel()
             raise ActorDiedError
         dead.cancel()

@@ -162,7 +162,9 @@ class Fuzz:
             if self._draw.random() > (0.5 if depth == 0 else 0.15):
                 continue
             if field.type == FieldDescriptor.TYPE_MESSAGE:
-                if field.message_type.GetOptions().map_entry or depth > 4:
+                kind = field.message_type
+                assert kind is not None
+                if kind.GetOptions().map_entry or depth > 4:
                     continue
                 inner = getattr(message, field.name)
                 self._fill(inner.add() if field.is_repeated else inner, depth + 1)
@@ -174,7 +176,7 @@ class Fuzz:
             else:
                 setattr(message, field.name, self._scalar(field))
 
-    def _scalar(self, field: FieldDescriptor) -> Any:
+    def _scalar(self, field: Any) -> Any:  # a FieldDescriptor, of either implementation
         draw, kind = self._draw, field.cpp_type
         if kind == FieldDescriptor.CPPTYPE_STRING:
             if field.type == FieldDescriptor.TYPE_BYTES:

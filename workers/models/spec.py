@@ -74,9 +74,8 @@ class TiledVision:
     tile_size: int  # pixels of its height and width
     channels: int
     patch_size: int  # pixels of its height and width
-    arrangements: tuple[
-        tuple[int, int], ...
-    ]  # how tiles may lie, in two numbers; an image names one by 1, 2, …
+    # How tiles may lie, in two numbers each; an image names its arrangement by 1, 2, …
+    arrangements: tuple[tuple[int, int], ...]
     layers: int
     global_layers: int  # after them
     kept_layers: tuple[int, ...]  # whose outputs are part of the result, after that of the last

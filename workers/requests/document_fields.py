@@ -27,8 +27,9 @@ class DocumentFields:
         from transformers import DonutProcessor
         from transformers.models.donut.image_processing_pil_donut import DonutImageProcessorPil
 
+        make: Any = DonutProcessor
         self._tokenizer: Any = tokenizer
-        self._processor: Any = DonutProcessor(DonutImageProcessorPil(), tokenizer)
+        self._processor: Any = make(DonutImageProcessorPil(), tokenizer)
 
     @classmethod
     def read(cls, folder: Path, tokenizer: PreTrainedTokenizerBase) -> DocumentFields | None:

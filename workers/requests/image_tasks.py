@@ -139,8 +139,8 @@ def shortened(text: str, kind: str) -> str:
 
 
 def with_tokenizers_ends(info: ModelInfo, tokenizer: PreTrainedTokenizerBase) -> ModelInfo:
-    """Of a Florence-2 whose configs call padding the end, the tokenizer counts: fine-tunes are published with
-    ids 1 and 2 confused, whose answers would end nowhere but at their greatest length."""
+    """The tokenizer's end counts where a Florence-2's configs call padding the end: fine-tunes are published
+    with ids 1 and 2 confused, whose answers would end nowhere but at their greatest length."""
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     if info.family != _FAMILY or end is None or end in info.eos_ids or pad not in info.eos_ids:
         return info

@@ -7,10 +7,9 @@ from typing import Any
 import httpx
 import pytest
 from fake_router import FakeRouter
-from grpc_calls import Context
+from grpc_calls import Api, Context
 from transformers import AutoTokenizer
 
-from tandem.cluster.ingress.grpc_api import GrpcApi
 from tandem.cluster.ingress.service import Service
 from tandem.protocol import wire
 from tandem.v1 import inference_pb2 as pb
@@ -45,11 +44,7 @@ async def test_over_http(
 
 
 async def test_over_grpc(service: Service, router: FakeRouter, expected: list[int]) -> None:
-    class Api(GrpcApi):
-        def __init__(self) -> None:
-            self._service = service
-
     request = wire.generate_request(pb.GenerateRequest, LONG, truncate_prompt_tokens=9)
     assert request.options.truncate_prompt_tokens == 9
-    await Api().Generate(request.SerializeToString(), Context())
+    await Api(service).Generate(request.SerializeToString(), Context())
     assert list(router.requests[0].encoder.token_ids) == expected

@@ -84,7 +84,7 @@ async def test_time_that_is_over_is_an_error(disaggregated: bool) -> None:
 
 async def test_a_cancelled_one_leaves_the_queue() -> None:
     async with FakeCluster(max_encoder_tokens=4, encoder_batches_in_flight=1) as cluster:
-        cluster.encoders.step_s = 0.05
+        cluster.encoders.step_s = 0.5
         running = asyncio.create_task(cluster.router.hidden_states([asked([3, 2, 1, 1])]))
         waiting = asyncio.create_task(cluster.router.hidden_states([asked([4, 2, 1, 1])]))
         await asyncio.sleep(0.01)
@@ -98,7 +98,7 @@ async def test_a_cancelled_one_leaves_the_queue() -> None:
 
 async def test_limits_count_them() -> None:
     async with FakeCluster(limits=Limits(queued_requests=3)) as cluster:
-        cluster.encoders.step_s = 0.05
+        cluster.encoders.step_s = 0.5
         running = asyncio.create_task(cluster.router.hidden_states([asked([n, 1]) for n in range(2)]))
         await asyncio.sleep(0.01)
         with pytest.raises(Overloaded, match="2 sequences are in work and 2 more exceed 3"):
@@ -140,7 +140,7 @@ async def test_one_that_is_refused_ends_all_of_its_call(disaggregated: bool) -> 
 @PLACEMENTS
 async def test_draining_waits_for_them_and_closing_fails_them(disaggregated: bool) -> None:
     async with FakeCluster(disaggregated=disaggregated, step_s=0.05) as cluster:
-        cluster.encoders.step_s = 0.05
+        cluster.encoders.step_s = 0.5
         running = asyncio.create_task(cluster.router.hidden_states([asked([3, 1])]))
         await asyncio.sleep(0)
         await cluster.router.drain()

@@ -47,7 +47,7 @@ def test_the_loss_is_transformers() -> None:
 
 def test_of_a_server(monkeypatch: pytest.MonkeyPatch) -> None:
     class Client:
-        def __init__(self, target: str) -> None:
+        def __init__(self, target: str, **_: Any) -> None:
             assert target == "somewhere:9000"
 
         def __enter__(self) -> Self:

@@ -172,7 +172,7 @@ class _Server:
         server = self
 
         class Client:
-            def __init__(self, named: str) -> None:
+            def __init__(self, named: str, **_: Any) -> None:
                 assert named == target
 
             def __enter__(self) -> Self:

@@ -135,12 +135,12 @@ def _attention(name: str) -> Callable[..., Tensor]:
     """As one call of tensors and numbers, which is all that an operator may take."""
 
     def attend(
-        q: Tensor, k: Tensor, v: Tensor, table: Tensor, lengths: Tensor, cu_rows: Tensor | None,
-        max_rows: int, scale: float, bias: Tensor | None, softcap: float | None,
+        q: Tensor, k: Tensor, v: Tensor, table: Tensor, lengths: Tensor, begins: Tensor | None,
+        cu_rows: Tensor | None, max_rows: int, scale: float, bias: Tensor | None, softcap: float | None,
     ) -> Tensor:  # fmt: skip
         groups = () if cu_rows is None else (RowGroups(cu_rows, max_rows),)
         return getattr(reference, name)(
-            q, PagedKV(k, v, table, lengths), *groups, Scores(scale, bias, softcap)
+            q, PagedKV(k, v, table, lengths, begins), *groups, Scores(scale, bias, softcap)
         )
 
     op = torch.library.custom_op(f"tandem_tests::{name}", attend, mutates_args=())

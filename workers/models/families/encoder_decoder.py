@@ -42,7 +42,7 @@ def _halves(config: Config) -> tuple[tuple[Config, EncoderHalf], tuple[Config, D
 
 def _half(config: Config, side: str, served: Mapping[str, Any]) -> tuple[Config, Any]:
     part: dict[str, Any] = config[side]
-    kind = part.get("model_type")
+    kind = str(part.get("model_type"))
     if kind not in served:
         raise ModelLoadError(
             f"model_type {kind!r} is not served as {side}; served are {', '.join(served)}", field=side

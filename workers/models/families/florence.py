@@ -109,7 +109,7 @@ def _davit(config: Config) -> tuple[DavitSpec, tuple[int, int, int]]:
     return davit, (vision.get("in_channels", 3), *size)
 
 
-# Of each stage, in the order that `DavitStage` is made of them; transformers' defaults.
+# Each stage's settings, in the order of `DavitStage`'s fields; transformers' defaults.
 _LISTS: Final[dict[str, list[Any]]] = {
     "embed_dim": [128, 256, 512, 1024],
     "depths": [1, 1, 9, 1],
@@ -131,7 +131,7 @@ def _image_size(config: Config) -> tuple[int, int]:
     images = _inner(config, "image_processor")
     key = "crop_size" if images and images.get("do_center_crop", True) else "size"
     size = images.get(key, {"height": _SIDE, "width": _SIDE})
-    edges = [size.get(side) if isinstance(size, dict) else None for side in ("height", "width")]
+    edges: list[Any] = [size.get(side) if isinstance(size, dict) else None for side in ("height", "width")]
     if not all(type(edge) is int and edge > 0 for edge in edges):
         raise ModelLoadError(f"must have a height and a width, got {size!r}", field=f"image_processor.{key}")
     return edges[0], edges[1]
@@ -167,8 +167,8 @@ def _names(_: Config, spec: ModelSpec) -> WeightNames:
         names |= {ours: made[ours]} if bare else made
     projector = "multi_modal_projector"
     names |= affine("encoder.front.image_proj_norm", *bart.either_prefix(f"{projector}.image_proj_norm"))
-    for ours, theirs in _TABLES.items():
-        names[f"encoder.front.{ours}"] = bart.either_prefix(f"{projector}.{theirs}")
+    for ours, table in _TABLES.items():
+        names[f"encoder.front.{ours}"] = bart.either_prefix(f"{projector}.{table}")
     names["encoder.front.times"] += (None,)
     return names
 

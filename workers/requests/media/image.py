@@ -76,10 +76,9 @@ def read_pil_processor(folder: Path) -> Any:
     """The checkpoint's image processor, in transformers' edition for Pillow. Raises ModelLoadError."""
     from transformers import AutoImageProcessor
 
+    from_pretrained: Any = AutoImageProcessor.from_pretrained
     try:
-        made = AutoImageProcessor.from_pretrained(
-            folder, backend="pil", local_files_only=True, trust_remote_code=False
-        )
+        made = from_pretrained(folder, backend="pil", local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, TypeError, ImportError) as error:
         raise ModelLoadError(
             f"{folder} has no image processor that can be read: {error}", field="model"

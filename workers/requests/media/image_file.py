@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-from PIL import ExifTags, Image, ImageOps
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
 from tandem.errors import InvalidRequest
 
@@ -51,7 +51,7 @@ def _opened(data: bytes, most_pixels: int | None) -> Iterator[Image.Image]:
             yield image
     except InvalidRequest:
         raise
-    except Image.UnidentifiedImageError:
+    except UnidentifiedImageError:
         raise InvalidRequest(
             f"is no image of a format that is read: {', '.join(_FORMATS)}", field=FIELD
         ) from None

@@ -80,7 +80,8 @@ class Document:
     letters, as numbers and rules: models make words of them.
     """
 
-    segments: tuple[str, ...]  # each has letters; a text without has none
+    # Each has letters, but for a text that is left whole; a text without has none.
+    segments: tuple[str, ...]
     gaps: tuple[str, ...]  # one more
 
     def join(self, translations: Sequence[str]) -> str:
@@ -100,8 +101,8 @@ class Document:
 
     @classmethod
     def whole(cls, text: str) -> Document:
-        """A text that is one segment; none if it has no letters."""
-        return cls((text,), ("", "")) if has_letters(text) else cls((), (text,))
+        """A text that is one segment; none if it is blank."""
+        return cls((), (text,)) if is_blank(text) else cls((text,), ("", ""))
 
     def output(self, text: str, outputs: Sequence[RequestOutput], samples: int = 1) -> RequestOutput:
         """The answer to `text`, the whole document, from those to its segments: their texts joined, their

@@ -51,11 +51,12 @@ async def test_ray_does_not_do_it_by_itself() -> None:
 async def test_nobody_is_told_of_the_applications() -> None:
     async with grpc_server(Listening(), handlers) as port:
         async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            call = channel.unary_unary("/ray.serve.RayServeAPIService/ListApplications")
+            call: Any = channel.unary_unary("/ray.serve.RayServeAPIService/ListApplications")
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call(b"")
             assert caught.value.code() is grpc.StatusCode.UNIMPLEMENTED
-            assert await channel.unary_unary("/ray.serve.RayServeAPIService/Healthz")(b"") == b"told"
+            health: Any = channel.unary_unary("/ray.serve.RayServeAPIService/Healthz")
+            assert await health(b"") == b"told"
     async with http_server(answering, Listening()) as port, httpx.AsyncClient() as client:
         assert (await client.get(f"http://127.0.0.1:{port}/-/routes")).status_code == 404
         assert (await client.get(f"http://127.0.0.1:{port}/-/healthz")).status_code == 200
