@@ -123,8 +123,8 @@ async def test_what_is_late_takes_no_encoder_and_no_slot() -> None:
 
 async def test_refusals_say_why_and_when_to_try_again() -> None:
     async with FakeCluster(slots=2, step_s=0.01, limits=Limits(queued_requests=4)) as cluster:
-        tasks = [asyncio.create_task(cluster.collect(one)) for one in busy(4)]
-        await asyncio.sleep(0.05)
+        tasks = [asyncio.create_task(cluster.collect(one)) for one in busy(4, tokens=1000)]
+        await until(lambda: cluster.router.stats().outstanding == 4)
         with pytest.raises(Overloaded) as caught:
             cluster.router.check_room()
         assert (caught.value.refused, caught.value.retry_after_s) == ("queue", None)  # not measured yet
