@@ -20,6 +20,7 @@ from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.listening import CALLBACK, Listening
+from tandem.cluster.serve_compat.driver import own_signals
 from tandem.cluster.serve_compat.loopback import ADDRESS, loopback_stays
 from tandem.errors import InvalidRequest
 
@@ -80,9 +81,10 @@ def _check_certificate(config: ServeConfig) -> None:
 def _init_ray(address: str | None, settings: Mapping[str, str]) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     if address is not None:
-        ray.init(address=address, **quiet)
+        with own_signals():
+            ray.init(address=address, **quiet)
         return
-    with _environment(settings), loopback_stays():  # Ray's processes inherit it
+    with _environment(settings), loopback_stays(), own_signals():  # Ray's processes inherit it
         # Ray's ports are this machine's alone and, unless RAY_AUTH_MODE says otherwise, ask for a token:
         # `ray.init` makes one for this user if there is none.
         ray.init("local", include_dashboard=False, _node_ip_address=ADDRESS, **quiet)

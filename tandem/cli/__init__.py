@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import io
 import sys
+from typing import Any
 
 import typer
 
 from tandem.cli import batch, compose, demo, generate, key, score, serve, show, transcribe
+from tandem.cli.signals import ending_by_signals
 
-app = typer.Typer(
+
+class _Command(typer.Typer):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        with ending_by_signals():
+            return super().__call__(*args, **keywords)
+
+
+app = _Command(
     name="tandem",
     help="Serve encoder-decoder models (T5, BART, Marian, NLLB, Whisper …), on this machine or a cluster.",
     no_args_is_help=True,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-import signal
 import threading
 from enum import StrEnum
 from pathlib import Path
-from signal import SIGINT, SIGTERM
 from typing import Annotated
 
 import typer
@@ -100,7 +99,7 @@ def serve(
     Try it:  curl localhost:8000/v1/completions -H 'content-type: application/json' \\
              -d '{"prompt": "translate English to French: Good morning."}'
     """
-    with errors_shown():
+    with errors_shown("Stopped."):
         from tandem.batch.records import assignments
         from tandem.cluster import launch
         from tandem.cluster.keys import Keys, hash_in_environment
@@ -134,7 +133,8 @@ def serve(
             scheme = "http" if tls_cert is None else "https"
             http = ", ".join(f"{scheme}://{where}" for where in endpoints.http)
             err.print(f"  HTTP  {http}   /v1/completions /translate /health /metrics")
-            _wait_for_a_signal()
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
             err.print("Finishing running requests …", style="dim")
 
 
@@ -145,12 +145,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _wait_for_a_signal() -> None:
-    """Until Ctrl-C or SIGTERM; from then on both act as usual, so that a second one ends at once."""
-    asked = threading.Event()
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (SIGINT, SIGTERM)}
-    asked.wait()
-    for number, handler in before.items():
-        signal.signal(number, handler)

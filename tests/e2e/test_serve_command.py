@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import pytest
 from serving import Stub, free_port, text_request
 
 from tandem import Client, InvalidRequest, SamplingParams, Unauthenticated
-from tandem.cli.serve import _wait_for_a_signal
 from tandem.cluster.callers import Quotas
 from tandem.cluster.keys import line_of
 
@@ -87,18 +85,8 @@ def test_serves_behind_proxies_until_a_signal(tmp_path: Path) -> None:
                 time.sleep(0.01)
             process.send_signal(signal.SIGINT)
             assert [len(call.result().outputs[0].token_ids) for call in calls] == [40] * 10
-        assert process.wait(120) == 0, log.read_text()
+        assert process.wait(120) == 130, log.read_text()
         assert out.read_text() == ""  # Ray prints there what fails
     finally:
         process.kill()
         process.wait()
-
-
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_either_signal_ends_the_wait_and_a_second_one_acts_as_usual(number: signal.Signals) -> None:
-    before = signal.getsignal(number)
-    timer = threading.Timer(0.1, os.kill, (os.getpid(), number))
-    timer.start()
-    _wait_for_a_signal()
-    timer.join()
-    assert signal.getsignal(number) is before
