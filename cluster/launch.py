@@ -28,6 +28,8 @@ from tandem.cluster.serve_compat.controller import begin_delete, serve_runs
 from tandem.cluster.serve_compat.driver import stop_printing_errors
 from tandem.cluster.start import check_joined, start_ray, start_serve
 from tandem.errors import InvalidRequest, Unavailable
+from tandem.workers.models.checkpoint import Checkpoint
+from tandem.workers.models.model_folder import resolve
 
 logger = logging.getLogger(__name__)
 
@@ -43,10 +45,19 @@ def serve(config: ServeConfig, *, address: str | None = None) -> Iterator[Runnin
     `address` joins a Ray cluster that runs already; its processes must have been started with the environment
     of `start.serve_settings`. Raises ModelLoadError, InvalidRequest, Unavailable.
     """
-    resolve_auto(config)  # a wrong model fails before Ray starts
+    check_model(resolve_auto(config))
     with RunningCluster(config, address=address) as cluster:
         cluster.deploy(config)
         yield cluster
+
+
+def check_model(config: ServeConfig) -> None:
+    """Reads all of the model but its weights, and their files' heads, so that what is missing or damaged is
+    said before Ray starts, and not three times by a replica. Raises ModelLoadError, InvalidRequest."""
+    from tandem.cluster.ingress.ingress import load_request_builder
+
+    Checkpoint(resolve(config.model))
+    load_request_builder(config)
 
 
 class RunningCluster:

@@ -22,7 +22,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.listening import CALLBACK, Listening
 from tandem.cluster.serve_compat.driver import own_signals
 from tandem.cluster.serve_compat.loopback import ADDRESS, loopback_stays
-from tandem.errors import InvalidRequest
+from tandem.errors import InvalidRequest, Unavailable
 
 # In direct mode one replica listens on the first port of its range, each further one on the next free port.
 # Ray gives its own workers ports from 10002 on.
@@ -80,14 +80,18 @@ def _check_certificate(config: ServeConfig) -> None:
 
 def _init_ray(address: str | None, settings: Mapping[str, str]) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is not None:
-        with own_signals():
-            ray.init(address=address, **quiet)
-        return
-    with _environment(settings), loopback_stays(), own_signals():  # Ray's processes inherit it
-        # Ray's ports are this machine's alone and, unless RAY_AUTH_MODE says otherwise, ask for a token:
-        # `ray.init` makes one for this user if there is none.
-        ray.init("local", include_dashboard=False, _node_ip_address=ADDRESS, **quiet)
+    try:
+        if address is not None:
+            with own_signals():
+                ray.init(address=address, **quiet)
+            return
+        with _environment(settings), loopback_stays(), own_signals():  # Ray's processes inherit it
+            # Ray's ports are this machine's alone and, unless RAY_AUTH_MODE says otherwise, ask for a token:
+            # `ray.init` makes one for this user if there is none.
+            ray.init("local", include_dashboard=False, _node_ip_address=ADDRESS, **quiet)
+    except Exception as error:  # Ray has no class for it
+        where = "here" if address is None else f"at {address}"
+        raise Unavailable(f"Ray does not start {where}: {' '.join(str(error).split()):.300}") from error
     _keep_token_private()
 
 

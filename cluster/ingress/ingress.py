@@ -36,7 +36,7 @@ class Ingress(GrpcApi):
     ) -> None:
         if config.ingress_mode == "direct":
             reuse_http_port()
-        request_builder = await asyncio.to_thread(_load, config)
+        request_builder = await asyncio.to_thread(load_request_builder, config)
         identity = await asyncio.to_thread(identity_of, config)
         self._router = Router(config, identity, encoder, decoder)
         await self._router.start()
@@ -65,7 +65,8 @@ class Ingress(GrpcApi):
             self._metrics.close()
 
 
-def _load(config: ServeConfig) -> RequestBuilder:
+def load_request_builder(config: ServeConfig) -> RequestBuilder:
+    """What reads the clients' requests, from all files of the model but its weights. Raises ModelLoadError."""
     return RequestBuilder.load(
         resolve(config.model),
         config.model_name,

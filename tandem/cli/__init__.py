@@ -6,10 +6,12 @@ import io
 import sys
 from typing import Any
 
-import typer
-
-from tandem.cli import batch, compose, demo, generate, key, score, serve, show, transcribe
 from tandem.cli.signals import ending_by_signals
+
+with ending_by_signals():  # which takes a second
+    import typer
+
+    from tandem.cli import batch, compose, demo, generate, key, score, serve, show, transcribe
 
 
 class _Command(typer.Typer):
