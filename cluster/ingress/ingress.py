@@ -66,7 +66,7 @@ class Ingress(GrpcApi):
 
 
 def load_request_builder(config: ServeConfig) -> RequestBuilder:
-    """What reads the clients' requests, from all files of the model but its weights. Raises ModelLoadError."""
+    """What reads clients' requests, from all files of the model but its weights. Raises ModelLoadError."""
     return RequestBuilder.load(
         resolve(config.model),
         config.model_name,

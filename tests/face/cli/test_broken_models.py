@@ -1,4 +1,4 @@
-"""A folder that is no whole model: what is wrong and what to do, in three lines at most, before Ray starts."""
+"""A folder that is no whole model: what is wrong and what to do, in three lines, before Ray starts."""
 
 from __future__ import annotations
 
