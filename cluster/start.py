@@ -22,6 +22,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.listening import CALLBACK, Listening
 from tandem.cluster.serve_compat.driver import own_signals
 from tandem.cluster.serve_compat.loopback import ADDRESS, loopback_stays
+from tandem.cluster.telemetry import disk
 from tandem.errors import InvalidRequest, Unavailable
 
 # In direct mode one replica listens on the first port of its range, each further one on the next free port.
@@ -61,6 +62,7 @@ def start_ray(config: ServeConfig, address: str | None) -> None:
     """Starts Ray on this machine, or joins the cluster at `address`."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if address is None:
+        disk.check_room()
         _check_certificate(config)
         for field in ("http_port", "grpc_port"):
             _refuse_used_port(config.host, getattr(config, field), field)

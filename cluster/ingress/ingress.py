@@ -19,6 +19,8 @@ from tandem.cluster.ingress.shared_files import SharedFiles
 from tandem.cluster.listening import Listening
 from tandem.cluster.router.router import Router
 from tandem.cluster.serve_compat.direct_ingress import reuse_http_port
+from tandem.cluster.serve_compat.refusals import quiet_refusals
+from tandem.cluster.telemetry import logs
 from tandem.workers.models.model_folder import resolve
 from tandem.workers.requests.request_builder import RequestBuilder
 
@@ -34,6 +36,8 @@ class Ingress(GrpcApi):
         encoder: DeploymentHandle[Any] | None,
         decoder: DeploymentHandle[Any],
     ) -> None:
+        logs.start(config.log_format, calls=config.call_log)
+        quiet_refusals()
         if config.ingress_mode == "direct":
             reuse_http_port()
         request_builder = await asyncio.to_thread(load_request_builder, config)

@@ -11,16 +11,20 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable, Iterable
+from importlib.metadata import version
+from traceback import format_tb
 from types import TracebackType
 from typing import Final, Literal, Self, get_args
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 from tandem.cluster.callers import ANYBODY, CALLER, Caller
 from tandem.cluster.router.router import RouterStats
+from tandem.cluster.telemetry import disk, logs
 from tandem.errors import Refusal, TandemError, status_of
+from tandem.kernels.cpu.ops import COMPILED
 from tandem.outputs import FinishReason
 from tandem.transcription import TranscriptionMode
 from tandem.workers.transcription.live.live_transcriber import LiveTranscriber
@@ -123,6 +127,20 @@ class Metrics:
             self._finished.labels(*labels, ended)
         for reason in get_args(Refusal):
             self._refused.labels(*labels, reason)
+        build = Gauge(
+            "tandem_build_info",
+            "1. What this replica runs.",
+            (*_LABELS, "version", "torch", "ray", "cpu_kernels"),
+            registry=self.registry,
+        )
+        build.labels(*labels, *map(version, ("tandem-serve", "torch", "ray")), str(COMPILED).lower()).set(1)
+        room = Gauge(
+            "tandem_disk_free_ratio",
+            "How much is free of the disk that Ray's files are on, 0 to 1.",
+            _LABELS,
+            registry=self.registry,
+        )
+        room.labels(*labels).set_function(disk.free_ratio)
         self._labels = labels
         self.registry.register(_RouterCollector(labels, router_stats))
 
@@ -131,9 +149,11 @@ class Metrics:
         self._ended.labels(*self._labels, protocol, method, status, caller.name).inc()
 
     def turned_away(self, protocol: Protocol, method: str, error: TandemError) -> None:
-        """Counts a call that was not let in. It is nobody's, and over HTTP has no method."""
-        self.ended(protocol, method, status_of(error).grpc)
+        """Counts and logs a call that was not let in. It is nobody's, and over HTTP has no method."""
+        status = status_of(error).grpc
+        self.ended(protocol, method, status)
         self.refused(error)
+        logs.call({"protocol": protocol, "method": method, "status": status, "refused": error.refused})
 
     def encoded(self, tokens: int, caller: Caller) -> None:
         self._encoder_tokens.labels(*self._labels, caller.name).inc(tokens)
@@ -160,8 +180,9 @@ class Metrics:
 
 
 class Observation:
-    """One call of a client, from its arrival to the end of the `with` block. Unexpected errors, whose text no
-    client is shown, are logged here with the request's id."""
+    """One call of a client, from its arrival to the end of the `with` block: then it is counted and logged.
+    Unexpected errors, whose text no client is shown, are logged here with the request's id; their text is
+    not, which may quote what the client has sent."""
 
     def __init__(self, metrics: Metrics, protocol: Protocol, method: str, arrived: float) -> None:
         """`arrived` is monotonic, in seconds."""
@@ -169,10 +190,20 @@ class Observation:
         self._caller = CALLER.get()
         self._arrived = arrived
         self._last: dict[tuple[int, int], float] = {}  # by prompt and sample: time of its latest token
+        self._encoder_tokens = self._generated = 0
+        self._queued_s: float | None = None  # the longest of its sequences
+        self._first_token_s: float | None = None
+        self._finished: list[FinishReason] = []  # each once
         self.request_id = "-"
 
     def accepted(self, encoder_tokens: int) -> None:
+        self._encoder_tokens += encoder_tokens
         self._metrics.encoded(encoder_tokens, self._caller)
+
+    def queued(self, seconds: float) -> None:
+        """A sequence of the call joined an engine's batch so long after it came to the router."""
+        self._metrics.queue.observe(seconds)
+        self._queued_s = max(seconds, self._queued_s or 0.0)
 
     def grew(self, number: int, sample: int, tokens: int) -> None:
         """Counts `tokens` that have come together, for a sample of the call's prompt with this number."""
@@ -180,8 +211,10 @@ class Observation:
             return
         now, key = time.monotonic(), (number, sample)
         self._metrics.generated(tokens, self._caller)
+        self._generated += tokens
         if not self._last:
-            self._metrics.first_token.observe(now - self._arrived)
+            self._first_token_s = now - self._arrived
+            self._metrics.first_token.observe(self._first_token_s)
         if key in self._last:
             each = (now - self._last[key]) / tokens
             for _ in range(tokens):
@@ -190,6 +223,8 @@ class Observation:
 
     def finished(self, reason: FinishReason) -> None:
         self._metrics.finished(reason)
+        if reason not in self._finished:
+            self._finished.append(reason)
 
     def transcribed(self, transcriber: Transcriber) -> None:
         """Counts a transcription that has ended, or has been given up."""
@@ -199,6 +234,7 @@ class Observation:
         metrics.silent_windows.inc(counts.silent)
         metrics.refused_answers.inc(counts.refused)
         metrics.generated(counts.tokens, self._caller)
+        self._generated += counts.tokens
         if transcriber.done:
             took_s = time.monotonic() - self._arrived
             metrics.whole_request.observe(took_s)
@@ -216,6 +252,7 @@ class Observation:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        refused: str | None = None
         if error is None:
             status = "OK"
             if self._last:  # the call generated tokens
@@ -225,10 +262,36 @@ class Observation:
         else:
             status = status_of(error).grpc
             if isinstance(error, TandemError):
+                refused = error.refused
                 self._metrics.refused(error)
             else:
-                logger.error("%s failed, request id %s", self._method, self.request_id, exc_info=error)
+                frames = "".join(format_tb(error.__traceback__))
+                kind = type(error).__name__
+                logger.error("%s failed, request id %s: %s\n%s", self._method, self.request_id, kind, frames)
         self._metrics.ended(self._protocol, self._method, status, self._caller)
+        self._log(status, refused)
+
+    def _log(self, status: str, refused: str | None) -> None:
+        logs.call(
+            {
+                "protocol": self._protocol,
+                "method": self._method,
+                "status": status,
+                "request_id": self.request_id,
+                "tenant": self._caller.name,
+                "refused": refused,
+                "finish_reason": ",".join(self._finished),
+                "prompt_tokens": self._encoder_tokens or None,
+                "generated_tokens": self._generated or None,
+                "queue_ms": _milliseconds(self._queued_s),
+                "first_token_ms": _milliseconds(self._first_token_s),
+                "total_ms": _milliseconds(time.monotonic() - self._arrived),
+            }
+        )
+
+
+def _milliseconds(seconds: float | None) -> float | None:
+    return None if seconds is None else round(1000 * seconds, 1)
 
 
 class _RouterCollector(Collector):

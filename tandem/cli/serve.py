@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ipaddress
+import sys
 import threading
 from enum import StrEnum
 from pathlib import Path
@@ -23,6 +24,11 @@ from tandem.cli.options import (
     ingress_mode,
     with_cluster_options,
 )
+
+
+class LogFormat(StrEnum):
+    text = "text"
+    json = "json"
 
 
 class IngressMode(StrEnum):
@@ -86,6 +92,10 @@ def serve(
         float,
         typer.Option(help="Move requests away from a decoder that is not heard of for so many seconds."),
     ] = 5.0,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(help="A line on standard output for each call and each event: text, or a JSON object."),
+    ] = LogFormat.text,
     cluster: ClusterOptions,
 ) -> None:
     """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish.
@@ -103,6 +113,7 @@ def serve(
         from tandem.batch.records import assignments
         from tandem.cluster import launch
         from tandem.cluster.keys import Keys, hash_in_environment
+        from tandem.cluster.telemetry.printing import printed
 
         config = cluster.config(
             model=model,
@@ -121,12 +132,13 @@ def serve(
             override_generation_config=assignments(default or []),
             max_queue_wait_s=max_queue_wait,
             engine_silence_s=engine_silence,
+            log_format=log_format.value,
         )
         keys = Keys(config.api_keys, hash_in_environment())  # a wrong file fails before Ray starts
         if not keys.asked_for and not _is_loopback(config.host):
             err.print(f"Anybody who reaches {config.host} may use this server: see --api-keys.")
         err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
-        with launch.serve(config, address=cluster.address) as running:
+        with printed(sys.stdout.buffer), launch.serve(config, address=cluster.address) as running:
             endpoints = running.endpoints()
             err.print(f"{config.model_name} is ready. Ctrl-C ends it.", style="bold")
             err.print(f"  gRPC  {', '.join(endpoints.grpc)}   tandem.v1.InferenceService")
