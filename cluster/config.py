@@ -85,6 +85,7 @@ class ServeConfig:
     tls_key: str | None = None  # None: no TLS
     log_format: LogFormat = "text"  # see telemetry/logs.py
     call_log: bool = True  # a line for each call of a client
+    otlp_endpoint: str | None = None  # the URL of an OTLP/HTTP receiver of spans; None: none are made
 
     # One engine: see `EngineConfig`, which says what None means and checks the ranges
     max_num_seqs: int = EngineConfig.max_num_seqs  # sequences decoded at once

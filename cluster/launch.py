@@ -27,6 +27,7 @@ from tandem.cluster.replicas.encoder import Encoder
 from tandem.cluster.serve_compat.controller import begin_delete, serve_runs
 from tandem.cluster.serve_compat.driver import stop_printing_errors
 from tandem.cluster.start import check_joined, start_ray, start_serve
+from tandem.cluster.telemetry import traces
 from tandem.errors import InvalidRequest, Unavailable
 from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.model_folder import resolve
@@ -45,6 +46,7 @@ def serve(config: ServeConfig, *, address: str | None = None) -> Iterator[Runnin
     `address` joins a Ray cluster that runs already; its processes must have been started with the environment
     of `start.serve_settings`. Raises ModelLoadError, InvalidRequest, Unavailable.
     """
+    traces.check(config.otlp_endpoint)
     check_model(resolve_auto(config))
     with RunningCluster(config, address=address) as cluster:
         cluster.deploy(config)

@@ -50,7 +50,7 @@ class Call:
         """`arrival`: of the call's head, from which its time counts; None: now."""
         self.arrival = Arrival.now() if arrival is None else arrival
         self._service = service
-        self._observation = Observation(service.metrics, protocol, method, self.arrival.at)
+        self._observation = Observation(service.metrics, protocol, method, self.arrival)
         self._limit: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Call:

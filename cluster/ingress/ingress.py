@@ -20,7 +20,7 @@ from tandem.cluster.listening import Listening
 from tandem.cluster.router.router import Router
 from tandem.cluster.serve_compat.direct_ingress import reuse_http_port
 from tandem.cluster.serve_compat.refusals import quiet_refusals
-from tandem.cluster.telemetry import logs
+from tandem.cluster.telemetry import logs, traces
 from tandem.workers.models.model_folder import resolve
 from tandem.workers.requests.request_builder import RequestBuilder
 
@@ -47,6 +47,7 @@ class Ingress(GrpcApi):
         context = serve.get_replica_context()
         files = SharedFiles(context.app_name)
         replica = context.replica_id.unique_id
+        self._traces = traces.start(config.otlp_endpoint, model=config.model_name, replica=replica)
         self._service = Service(config, request_builder, self._router, replica, files)
         self._metrics: asyncio.Server | None = None
         if config.metrics_port is not None:
@@ -65,6 +66,8 @@ class Ingress(GrpcApi):
         """Serve awaits this when the replica stops, after its requests have ended or their grace is over."""
         if hasattr(self, "_router"):  # else the constructor failed
             await self._router.close()
+        if getattr(self, "_traces", None) is not None:
+            await asyncio.to_thread(self._traces.shutdown)
         if hasattr(self, "_metrics") and self._metrics is not None:
             self._metrics.close()
 

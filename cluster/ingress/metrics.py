@@ -21,8 +21,9 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 
 from tandem.cluster.callers import ANYBODY, CALLER, Caller
+from tandem.cluster.router.routed_request import Arrival
 from tandem.cluster.router.router import RouterStats
-from tandem.cluster.telemetry import disk, logs
+from tandem.cluster.telemetry import disk, logs, traces
 from tandem.errors import Refusal, TandemError, status_of
 from tandem.kernels.cpu.ops import COMPILED
 from tandem.outputs import FinishReason
@@ -184,11 +185,11 @@ class Observation:
     Unexpected errors, whose text no client is shown, are logged here with the request's id; their text is
     not, which may quote what the client has sent."""
 
-    def __init__(self, metrics: Metrics, protocol: Protocol, method: str, arrived: float) -> None:
-        """`arrived` is monotonic, in seconds."""
+    def __init__(self, metrics: Metrics, protocol: Protocol, method: str, arrival: Arrival) -> None:
         self._metrics, self._protocol, self._method = metrics, protocol, method
         self._caller = CALLER.get()
-        self._arrived = arrived
+        self._arrived = arrival.at
+        self._trace = traces.begin(protocol, method, arrival.parent, arrival.at)
         self._last: dict[tuple[int, int], float] = {}  # by prompt and sample: time of its latest token
         self._encoder_tokens = self._generated = 0
         self._queued_s: float | None = None  # the longest of its sequences
@@ -269,25 +270,27 @@ class Observation:
                 kind = type(error).__name__
                 logger.error("%s failed, request id %s: %s\n%s", self._method, self.request_id, kind, frames)
         self._metrics.ended(self._protocol, self._method, status, self._caller)
-        self._log(status, refused)
+        fields = self._fields(status, refused)
+        logs.call(fields)
+        if self._trace is not None:
+            self._trace.end(fields)
 
-    def _log(self, status: str, refused: str | None) -> None:
-        logs.call(
-            {
-                "protocol": self._protocol,
-                "method": self._method,
-                "status": status,
-                "request_id": self.request_id,
-                "tenant": self._caller.name,
-                "refused": refused,
-                "finish_reason": ",".join(self._finished),
-                "prompt_tokens": self._encoder_tokens or None,
-                "generated_tokens": self._generated or None,
-                "queue_ms": _milliseconds(self._queued_s),
-                "first_token_ms": _milliseconds(self._first_token_s),
-                "total_ms": _milliseconds(time.monotonic() - self._arrived),
-            }
-        )
+    def _fields(self, status: str, refused: str | None) -> dict[str, object]:
+        """What the log and the trace say of the call."""
+        return {
+            "protocol": self._protocol,
+            "method": self._method,
+            "status": status,
+            "request_id": self.request_id,
+            "tenant": self._caller.name,
+            "refused": refused,
+            "finish_reason": ",".join(self._finished),
+            "prompt_tokens": self._encoder_tokens or None,
+            "generated_tokens": self._generated or None,
+            "queue_ms": _milliseconds(self._queued_s),
+            "first_token_ms": _milliseconds(self._first_token_s),
+            "total_ms": _milliseconds(time.monotonic() - self._arrived),
+        }
 
 
 def _milliseconds(seconds: float | None) -> float | None:

@@ -96,6 +96,15 @@ def serve(
         LogFormat,
         typer.Option(help="A line on standard output for each call and each event: text, or a JSON object."),
     ] = LogFormat.text,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Send spans of each call to this OTLP/HTTP receiver, such as http://localhost:4318. Needs "
+            "tandem-serve\\[otlp].",
+            show_default=False,
+        ),
+    ] = None,
     cluster: ClusterOptions,
 ) -> None:
     """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish.
@@ -133,6 +142,7 @@ def serve(
             max_queue_wait_s=max_queue_wait,
             engine_silence_s=engine_silence,
             log_format=log_format.value,
+            otlp_endpoint=otlp_endpoint,
         )
         keys = Keys(config.api_keys, hash_in_environment())  # a wrong file fails before Ray starts
         if not keys.asked_for and not _is_loopback(config.host):
