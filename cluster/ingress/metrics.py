@@ -40,6 +40,7 @@ _LATENCY: Final = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 
 _TOKEN: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 _REAL_TIME: Final = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0)
 _LABELS: Final = ("model", "replica")
+_PROBES: Final = ("Check", "List", "Watch")  # of grpc.health.v1: not logged where all is well
 
 
 class Metrics:
@@ -271,7 +272,8 @@ class Observation:
                 logger.error("%s failed, request id %s: %s\n%s", self._method, self.request_id, kind, frames)
         self._metrics.ended(self._protocol, self._method, status, self._caller)
         fields = self._fields(status, refused)
-        logs.call(fields)
+        if status != "OK" or self._method not in _PROBES:
+            logs.call(fields)
         if self._trace is not None:
             self._trace.end(fields)
 

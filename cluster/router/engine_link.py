@@ -114,12 +114,9 @@ class EngineLink:
         except StopAsyncIteration:
             pass  # the engine has drained
         except (RayError, TimeoutError) as error:
-            logger.warning(
-                "engine %s is lost, its %d requests go elsewhere: %s",
-                self.engine_id,
-                len(self.routed_requests),
-                logs.cause(error),
-            )
+            if self.stats is not None:  # else it was lost before, and the news has not come round
+                count, why = len(self.routed_requests), logs.cause(error)
+                logger.warning("engine %s is lost, %d requests go elsewhere: %s", self.engine_id, count, why)
         finally:
             self._accepting, self._lost = False, True
             for routed in self._take_all():

@@ -11,6 +11,7 @@ import contextlib
 import json
 import logging
 import os
+import re
 import threading
 import time
 import traceback
@@ -26,6 +27,9 @@ _PAUSE_S: Final = 0.05  # lines gather so long: a write costs as much as the mak
 _URGENT_S: Final = 0.2  # longest that whoever logs a warning waits for it to be written
 _PIECE: Final = 4096  # bytes: what a pipe takes in one piece, from several processes
 _STDERR: Final = 2
+
+# Where Ray begins to guess, in several lines.
+_GUESSES: Final = re.compile(r" (?:Some common causes|There are some potential root causes)")
 
 _log: _Log | None = None  # this process's
 
@@ -52,7 +56,7 @@ def cause(error: object) -> str:
     for begin in ("Worker exit detail: ", "The actor is dead because "):
         _, found, rest = text.partition(begin)
         if found:
-            text = rest.partition(" There are some potential root causes")[0]
+            text = _GUESSES.split(rest, maxsplit=1)[0]
             break
     return f"{type(error).__name__}: {text:.300}" if text else repr(error)
 

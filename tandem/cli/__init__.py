@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import io
 import sys
-from typing import Any
+from importlib.metadata import version
+from typing import Annotated, Any
 
 from tandem.cli.signals import ending_by_signals
 
@@ -30,8 +31,19 @@ app = _Command(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tandem {version('tandem-serve')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _utf_8() -> None:
+def _utf_8(
+    _: Annotated[
+        bool,
+        typer.Option("--version", help="Print Tandem's version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
     """Answers and messages are UTF-8, as inputs are, whatever the locale says. What is not UTF-8 in an
     argument goes out as it came."""
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):

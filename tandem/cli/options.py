@@ -6,6 +6,7 @@ from __future__ import annotations
 import inspect
 import os
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -334,6 +335,16 @@ def errors_shown(interrupted: str = "Interrupted.") -> Iterator[None]:
             return
     err.print(interrupted)
     raise typer.Exit(exit_code() or 128 + signal.SIGINT)
+
+
+class Stages:
+    """The stages of a start, each a line with the seconds since it began."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+
+    def __call__(self, stage: str) -> None:
+        err.print(f"  {time.monotonic() - self._begun:5.1f} s  {stage} …", style="dim")
 
 
 def show_error(error: TandemError, where: str = "") -> None:

@@ -19,6 +19,7 @@ from tandem.cli.options import (
     OverridesOption,
     Placement,
     PlacementOption,
+    Stages,
     err,
     errors_shown,
     ingress_mode,
@@ -147,8 +148,9 @@ def serve(
         keys = Keys(config.api_keys, hash_in_environment())  # a wrong file fails before Ray starts
         if not keys.asked_for and not _is_loopback(config.host):
             err.print(f"Anybody who reaches {config.host} may use this server: see --api-keys.")
-        err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
-        with printed(sys.stdout.buffer), launch.serve(config, address=cluster.address) as running:
+        err.print(f"Starting {config.model_name}", style="dim")
+        starting = launch.serve(config, address=cluster.address, progress=Stages())
+        with printed(sys.stdout.buffer), starting as running:
             endpoints = running.endpoints()
             err.print(f"{config.model_name} is ready. Ctrl-C ends it.", style="bold")
             err.print(f"  gRPC  {', '.join(endpoints.grpc)}   tandem.v1.InferenceService")

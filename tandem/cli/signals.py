@@ -13,8 +13,10 @@ from types import FrameType
 from typing import Final, NoReturn
 
 _ENDING: Final = (signal.SIGINT, signal.SIGTERM)
+_AGAIN_S: Final = 0.05  # after an interruption that nobody has met
 
 _received: int | None = None  # the first signal
+_lost = False  # whether Python dropped the exception that it became
 
 
 def exit_code() -> int | None:
@@ -28,30 +30,47 @@ def ending_by_signals() -> Iterator[None]:
 
     Clean-up under way may replace that exception by another or drop it, Ray's C++ library may crash where the
     interpreter ends, and click says nothing of a broken pipe: so that it was a signal is remembered here, and
-    the process ends without the interpreter's own clean-up. A second signal ends it at once; Ray's reaper
-    process then ends what Ray has started.
+    the process ends without the interpreter's own clean-up. An exception that is raised where Python can only
+    drop it, in a `__del__` or a callback from C, is raised again a moment later. A second signal ends the
+    process at once; Ray's reaper process then ends what Ray has started.
     """
-    global _received
-    _received = None
+    global _received, _lost
+    _received, _lost = None, False
     if threading.current_thread() is not threading.main_thread():
         yield
         return
     before = {number: signal.signal(number, _take) for number in _ENDING}
+    shown, sys.unraisablehook = sys.unraisablehook, _drop
     try:
         yield
     finally:
         if (code := exit_code()) is not None:
             _end(code)
+        sys.unraisablehook = shown
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
 def _take(number: int, _: FrameType | None) -> None:
-    global _received
-    if (code := exit_code()) is not None:
+    global _received, _lost
+    if (code := exit_code()) is not None and not _lost:
         _end(code)
-    _received = number
+    _lost = False
+    _received = _received or number
     raise KeyboardInterrupt
+
+
+def _drop(dropped: sys.UnraisableHookArgs) -> None:
+    """Takes the place of `sys.unraisablehook`."""
+    global _lost
+    if _received is None or not issubclass(dropped.exc_type, KeyboardInterrupt):
+        sys.__unraisablehook__(dropped)
+        return
+    _lost = True
+    main = threading.main_thread().ident
+    again = threading.Timer(_AGAIN_S, signal.pthread_kill, (main, _received))
+    again.daemon = True
+    again.start()
 
 
 def _end(code: int) -> NoReturn:

@@ -43,6 +43,18 @@ def drops_it():
         except BaseException:
             pass
 
+class Slow:
+    def __del__(self):
+        there()
+        time.sleep(5)
+
+@app.command()
+def interrupted_where_nobody_is_told():
+    with errors_shown():
+        slow = Slow()
+        del slow
+        time.sleep(60)
+
 @app.command()
 def cleans_up_with(error: str):
     with errors_shown():
@@ -88,6 +100,7 @@ CASES: list[tuple[list[str], str]] = [
     (["works"], "Interrupted."),
     (["waits"], "Finishing\nStopped."),
     (["drops-it"], "Interrupted."),
+    (["interrupted-where-nobody-is-told"], "Interrupted."),
     (["cleans-up-with", "pipe"], "Interrupted."),
     (["cleans-up-with", "ours"], "Interrupted."),
     (["cleans-up-with", "exit"], "Interrupted."),
