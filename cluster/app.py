@@ -40,7 +40,7 @@ _SCALE = (
     "upscale_delay_s",
     "downscale_delay_s",
 )
-QUIET = LoggingConfig(enable_access_log=False)  # routers call supervisors, clients do not
+QUIET = LoggingConfig(enable_access_log=False)  # the ingress logs calls itself
 
 
 def build(args: Mapping[str, Any]) -> Application:
@@ -79,7 +79,7 @@ def application(
         num_replicas=config.ingress_replicas,
         max_ongoing_requests=2 * config.limits.queued_requests,
         ray_actor_options={"num_cpus": config.ingress_cpus},
-        logging_config=LoggingConfig(enable_access_log=config.access_log),
+        logging_config=QUIET,
         **_lifetime(config),
     )
     bound: Application = deployment.bind(worker, encoders, _decoder(decoder, config, worker))

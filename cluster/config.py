@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, TypeAdapter, ValidationError, create_model
 
+from tandem.cluster.telemetry.logs import LogFormat
 from tandem.errors import InvalidRequest
 from tandem.limits import Limits
 from tandem.params import invalid
@@ -82,7 +83,9 @@ class ServeConfig:
         None  # PEM files, on every machine that listens: the certificate's chain, and its key;
     )
     tls_key: str | None = None  # None: no TLS
-    access_log: bool = False  # a line of Serve's log for each call; it costs 5 % of the calls a second
+    log_format: LogFormat = "text"  # see telemetry/logs.py
+    call_log: bool = True  # a line for each call of a client
+    otlp_endpoint: str | None = None  # the URL of an OTLP/HTTP receiver of spans; None: none are made
 
     # One engine: see `EngineConfig`, which says what None means and checks the ranges
     max_num_seqs: int = EngineConfig.max_num_seqs  # sequences decoded at once

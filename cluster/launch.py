@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -27,7 +28,10 @@ from tandem.cluster.replicas.encoder import Encoder
 from tandem.cluster.serve_compat.controller import begin_delete, serve_runs
 from tandem.cluster.serve_compat.driver import stop_printing_errors
 from tandem.cluster.start import check_joined, start_ray, start_serve
+from tandem.cluster.telemetry import logs, traces
 from tandem.errors import InvalidRequest, Unavailable
+from tandem.workers.models.checkpoint import Checkpoint
+from tandem.workers.models.model_folder import resolve, weight_files
 
 logger = logging.getLogger(__name__)
 
@@ -36,17 +40,35 @@ POLL_S = 0.1
 HANDLE_S = 5.0  # longest that a new handle takes to learn of the replicas
 
 
+def _unheard(_: str) -> None:
+    pass
+
+
 @contextlib.contextmanager
-def serve(config: ServeConfig, *, address: str | None = None) -> Iterator[RunningCluster]:
+def serve(
+    config: ServeConfig, *, address: str | None = None, progress: Callable[[str], None] = _unheard
+) -> Iterator[RunningCluster]:
     """Everything, from nothing to a server that answers; on leaving, running requests end first.
 
-    `address` joins a Ray cluster that runs already; its processes must have been started with the environment
-    of `start.serve_settings`. Raises ModelLoadError, InvalidRequest, Unavailable.
+    `progress` is told of each stage when it begins or has moved on. `address` joins a Ray cluster that runs
+    already; its processes must have been started with the environment of `start.serve_settings`. Raises
+    ModelLoadError, InvalidRequest, Unavailable.
     """
-    resolve_auto(config)  # a wrong model fails before Ray starts
+    traces.check(config.otlp_endpoint)
+    check_model(resolve_auto(config))
+    progress("Starting Ray and Serve" if address is None else f"Joining {address}")
     with RunningCluster(config, address=address) as cluster:
-        cluster.deploy(config)
+        cluster.deploy(config, progress=progress)
         yield cluster
+
+
+def check_model(config: ServeConfig) -> None:
+    """Reads all of the model but its weights, and their files' heads, so that what is missing or damaged is
+    said before Ray starts, and not three times by a replica. Raises ModelLoadError, InvalidRequest."""
+    from tandem.cluster.ingress.ingress import load_request_builder
+
+    Checkpoint(resolve(config.model))
+    load_request_builder(config)
 
 
 class RunningCluster:
@@ -64,6 +86,8 @@ class RunningCluster:
         self._is_this_machine = self._started_ray and address is None  # the cluster will not grow
         if self._started_ray:
             start_ray(config, address)
+            if logs.PATH in os.environ:  # which has what Ray would print here, in several lines
+                stop_printing_errors()
         try:
             if address is not None:
                 check_joined(config)
@@ -90,9 +114,11 @@ class RunningCluster:
         encoder: type[Encoder] = Encoder,
         decoder: type[Decoder] = Decoder,
         timeout_s: float = 600.0,
+        progress: Callable[[str], None] = _unheard,
     ) -> Endpoints:
         """Replaces the application and returns when it answers. The previous one is drained first: one model
-        at a time. For an update without a gap use Serve's own means. The classes are `application`'s.
+        at a time. For an update without a gap use Serve's own means. The classes are `application`'s;
+        `progress` is told how many replicas there are.
 
         Raises ModelLoadError where there is no model of that name here, Unavailable where the application
         does not become healthy, with what Serve says about it.
@@ -108,8 +134,11 @@ class RunningCluster:
             wait_for_applications_running=False,
         )
         deadline = time.monotonic() + timeout_s
+        said = ""
         while True:
             status = _status()
+            if (now := _replicas(config, status)) != said:
+                progress(said := now)
             if status is not None and status.status is ApplicationStatus.RUNNING:
                 endpoints = self.endpoints()
                 if ingress is not None or serving(endpoints, self._host, tls=config.tls_cert is not None):
@@ -175,6 +204,14 @@ def _drain_ingress(timeout_s: float) -> None:
 
 def _status() -> ApplicationStatusOverview | None:
     return ray_serve.status().applications.get(APPLICATION)
+
+
+def _replicas(config: ServeConfig, status: ApplicationStatusOverview | None) -> str:
+    """How far the replicas have come, which load the model."""
+    size = sum(path.stat().st_size for path in weight_files(resolve(config.model)))
+    states = {} if status is None else {name: one.replica_states for name, one in status.deployments.items()}
+    there = [f"{name} {state.get('RUNNING', 0)} of {sum(state.values())}" for name, state in states.items()]
+    return f"Loading {size / 1e6:,.0f} MB of weights{': ' if there else ''}{', '.join(there)}"
 
 
 def _reasons(status: ApplicationStatusOverview | None) -> str:

@@ -20,8 +20,10 @@ from ray.serve.config import HTTPOptions, ProxyLocation, gRPCOptions
 
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.listening import CALLBACK, Listening
+from tandem.cluster.serve_compat.driver import own_signals
 from tandem.cluster.serve_compat.loopback import ADDRESS, loopback_stays
-from tandem.errors import InvalidRequest
+from tandem.cluster.telemetry import disk
+from tandem.errors import InvalidRequest, Unavailable
 
 # In direct mode one replica listens on the first port of its range, each further one on the next free port.
 # Ray gives its own workers ports from 10002 on.
@@ -60,6 +62,7 @@ def start_ray(config: ServeConfig, address: str | None) -> None:
     """Starts Ray on this machine, or joins the cluster at `address`."""
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     if address is None:
+        disk.check_room()
         _check_certificate(config)
         for field in ("http_port", "grpc_port"):
             _refuse_used_port(config.host, getattr(config, field), field)
@@ -79,13 +82,18 @@ def _check_certificate(config: ServeConfig) -> None:
 
 def _init_ray(address: str | None, settings: Mapping[str, str]) -> None:
     quiet: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
-    if address is not None:
-        ray.init(address=address, **quiet)
-        return
-    with _environment(settings), loopback_stays():  # Ray's processes inherit it
-        # Ray's ports are this machine's alone and, unless RAY_AUTH_MODE says otherwise, ask for a token:
-        # `ray.init` makes one for this user if there is none.
-        ray.init("local", include_dashboard=False, _node_ip_address=ADDRESS, **quiet)
+    try:
+        if address is not None:
+            with own_signals():
+                ray.init(address=address, **quiet)
+            return
+        with _environment(settings), loopback_stays(), own_signals():  # Ray's processes inherit it
+            # Ray's ports are this machine's alone and, unless RAY_AUTH_MODE says otherwise, ask for a token:
+            # `ray.init` makes one for this user if there is none.
+            ray.init("local", include_dashboard=False, _node_ip_address=ADDRESS, **quiet)
+    except Exception as error:  # Ray has no class for it
+        where = "here" if address is None else f"at {address}"
+        raise Unavailable(f"Ray does not start {where}: {' '.join(str(error).split()):.300}") from error
     _keep_token_private()
 
 

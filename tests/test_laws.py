@@ -35,6 +35,7 @@ ORDER = (
     "tandem.cluster.replicas",
     "tandem.cluster",
     "tandem.cluster.serve_compat",
+    "tandem.cluster.telemetry",
     "tandem.protocol",
     "tandem.workers",
     "tandem.workers.execution",

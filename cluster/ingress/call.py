@@ -50,7 +50,7 @@ class Call:
         """`arrival`: of the call's head, from which its time counts; None: now."""
         self.arrival = Arrival.now() if arrival is None else arrival
         self._service = service
-        self._observation = Observation(service.metrics, protocol, method, self.arrival.at)
+        self._observation = Observation(service.metrics, protocol, method, self.arrival)
         self._limit: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Call:
@@ -204,7 +204,7 @@ class Call:
 
     async def score(self, prepared: PreparedRequest) -> ScoreOutput:
         """All targets' scores."""
-        ends = await self._service.ends(prepared.sequences, self.arrival)
+        ends = await self._service.ends(prepared.sequences, self.arrival, self._observation.queued)
         self._observation.accepted(len(prepared.encoder_prompt_token_ids))
         return score_output(prepared, {end.request_id: end for end in ends})
 
@@ -281,7 +281,9 @@ class Call:
         empty, arrival = True, self.arrival
         if first is not None:
             arrival = replace(arrival, at=Arrival.now().at)
-        pieces_of = self._service.pieces(prepared, output_processors, arrival=arrival, whole=whole)
+        pieces_of = self._service.pieces(
+            prepared, output_processors, arrival=arrival, whole=whole, queued=self._observation.queued
+        )
         async with aclosing(pieces_of) as pieces:
             async for piece in pieces:
                 delta = piece.delta

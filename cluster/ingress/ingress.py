@@ -19,6 +19,8 @@ from tandem.cluster.ingress.shared_files import SharedFiles
 from tandem.cluster.listening import Listening
 from tandem.cluster.router.router import Router
 from tandem.cluster.serve_compat.direct_ingress import reuse_http_port
+from tandem.cluster.serve_compat.refusals import quiet_refusals
+from tandem.cluster.telemetry import logs, traces
 from tandem.workers.models.model_folder import resolve
 from tandem.workers.requests.request_builder import RequestBuilder
 
@@ -34,15 +36,18 @@ class Ingress(GrpcApi):
         encoder: DeploymentHandle[Any] | None,
         decoder: DeploymentHandle[Any],
     ) -> None:
+        logs.start(config.log_format, calls=config.call_log)
+        quiet_refusals()
         if config.ingress_mode == "direct":
             reuse_http_port()
-        request_builder = await asyncio.to_thread(_load, config)
+        request_builder = await asyncio.to_thread(load_request_builder, config)
         identity = await asyncio.to_thread(identity_of, config)
         self._router = Router(config, identity, encoder, decoder)
         await self._router.start()
         context = serve.get_replica_context()
         files = SharedFiles(context.app_name)
         replica = context.replica_id.unique_id
+        self._traces = traces.start(config.otlp_endpoint, model=config.model_name, replica=replica)
         self._service = Service(config, request_builder, self._router, replica, files)
         self._metrics: asyncio.Server | None = None
         if config.metrics_port is not None:
@@ -61,11 +66,14 @@ class Ingress(GrpcApi):
         """Serve awaits this when the replica stops, after its requests have ended or their grace is over."""
         if hasattr(self, "_router"):  # else the constructor failed
             await self._router.close()
+        if getattr(self, "_traces", None) is not None:
+            await asyncio.to_thread(self._traces.shutdown)
         if hasattr(self, "_metrics") and self._metrics is not None:
             self._metrics.close()
 
 
-def _load(config: ServeConfig) -> RequestBuilder:
+def load_request_builder(config: ServeConfig) -> RequestBuilder:
+    """What reads clients' requests, from all files of the model but its weights. Raises ModelLoadError."""
     return RequestBuilder.load(
         resolve(config.model),
         config.model_name,

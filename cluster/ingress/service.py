@@ -135,13 +135,15 @@ class Service:
         *,
         arrival: Arrival,
         whole: bool,
+        queued: Callable[[float], None],
     ) -> AsyncGenerator[Piece]:
-        """What all samples of all prompts grow by. `whole`: nobody reads a sample before its end. Close it to
-        cancel the samples that have not ended."""
+        """What all samples of all prompts grow by. `whole`: nobody reads a sample before its end. `queued` is
+        told for each how long it waited for an engine's batch, in seconds. Close it to cancel the samples
+        that have not ended."""
         sequences = [sequence for request in prepared for sequence in request.sequences]
         with self._router.accept(sequences, arrival=arrival) as routed_requests:
             places = (
-                (number, index, output_processor, whole)
+                (number, index, output_processor, whole, queued)
                 for number, (request, output_processor) in enumerate(
                     zip(prepared, output_processors, strict=True)
                 )
@@ -154,21 +156,24 @@ class Service:
                 async for piece in merged:
                     yield piece
 
-    async def ends(self, requests: Sequence[EngineRequest], arrival: Arrival) -> list[Delta]:
-        """The last deltas of requests that have no others. The first error ends them all."""
+    async def ends(
+        self, requests: Sequence[EngineRequest], arrival: Arrival, queued: Callable[[float], None]
+    ) -> list[Delta]:
+        """The last deltas of requests that have no others; `queued` as in `pieces`. The first error ends them
+        all."""
         with self._router.accept(requests, arrival=arrival) as routed_requests:
             try:
                 async with asyncio.TaskGroup() as group:
-                    tasks = [group.create_task(self._end(routed)) for routed in routed_requests]
+                    tasks = [group.create_task(self._end(routed, queued)) for routed in routed_requests]
             except BaseExceptionGroup as errors:
                 raise errors.exceptions[0] from None
             return [task.result() for task in tasks]
 
-    async def _end(self, routed: RoutedRequest) -> Delta:
+    async def _end(self, routed: RoutedRequest, queued: Callable[[float], None]) -> Delta:
         async with aclosing(self._router.deltas(routed)) as deltas:
             delta = await anext(deltas)
         if delta.queued_s is not None:
-            self.metrics.queue.observe(delta.queued_s)
+            queued(delta.queued_s)
         return delta
 
     async def _sample(
@@ -178,6 +183,7 @@ class Service:
         index: int,
         output_processor: OutputProcessor,
         whole: bool,
+        queued: Callable[[float], None],
     ) -> AsyncGenerator[Piece]:
         gather_s = (lambda: _WHOLE_GATHER_S) if whole else self._gather_s
         self._live += not whole
@@ -185,7 +191,7 @@ class Service:
             async with aclosing(self._router.deltas(routed, gather_s)) as deltas:
                 async for delta in deltas:
                     if delta.queued_s is not None:
-                        self.metrics.queue.observe(delta.queued_s)
+                        queued(delta.queued_s)
                     for piece in output_processor.push(delta):
                         yield Piece(number, piece)
                     if delta.last or output_processor.stopped(index):

@@ -16,6 +16,7 @@ from tandem.cluster.messages import read_input
 from tandem.cluster.replicas.encoding import Prepared, accepted, packed_batch, prepare_inputs
 from tandem.cluster.replicas.supervisor import Supervisor
 from tandem.cluster.replicas.threads import use_cpus
+from tandem.cluster.telemetry import logs
 from tandem.errors import Unavailable
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution import encoder
@@ -65,6 +66,7 @@ class EncoderActor:
     def __init__(
         self, config: ServeConfig, make_encoder: Callable[[EngineConfig], PackedEncoder] = encoder.Encoder
     ) -> None:
+        logs.start(config.log_format, calls=False)
         self._config, self._make_encoder = config, make_encoder
         # One thread: batches in parallel would slow each other down, and a CUDA device is chosen per thread.
         self._thread = ThreadPoolExecutor(1, "encoder")

@@ -29,6 +29,7 @@ from tandem.cluster.replicas.engine_thread import EngineThread, StepEngine
 from tandem.cluster.replicas.router_link import RouterLink
 from tandem.cluster.replicas.step_inbox import StepInbox
 from tandem.cluster.replicas.threads import use_cpus
+from tandem.cluster.telemetry import logs
 from tandem.errors import HiddenStatesLost, InternalError, TandemError, Unavailable
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group, open_meeting
@@ -70,6 +71,7 @@ class EngineActor:
     def __init__(
         self, config: ServeConfig, make: Callable[[ServeConfig, str], StepEngine] = make_engine
     ) -> None:
+        logs.start(config.log_format, calls=False)
         self._config, self._make = config, make
         self._background = Background()
         self._media_threads = ThreadPoolExecutor(MEDIA_THREADS, "media")  # decode while the engine steps

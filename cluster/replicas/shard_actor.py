@@ -10,6 +10,7 @@ from concurrent.futures import Future
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import HiddenLoader, HiddenSlice, fetch
 from tandem.cluster.replicas.threads import use_cpus
+from tandem.cluster.telemetry import logs
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.execution.runner import Runner
@@ -22,6 +23,7 @@ class ShardActor:
     def __init__(
         self, config: ServeConfig, rank: int, make_runner: Callable[[EngineConfig, Group], Runner] = Runner
     ) -> None:
+        logs.start(config.log_format, calls=False)
         self._config, self._rank, self._make_runner = config, rank, make_runner
         self._made: Future[None] = Future()
         self._ended: Future[None] = Future()

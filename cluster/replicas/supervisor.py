@@ -18,6 +18,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.identity import identity_of
+from tandem.cluster.telemetry import disk, logs
 from tandem.errors import InternalError
 
 logger = logging.getLogger(__name__)
@@ -35,7 +36,9 @@ class Supervisor(ABC):
     """
 
     def __init__(self, config: ServeConfig) -> None:
+        logs.start(config.log_format, calls=False)
         self._config = config
+        self._disk = disk.DiskWatch()
         self._identity = identity_of(config)
         self._id = uuid.uuid4().hex[:8]
         self._group: list[Any] = []
@@ -75,6 +78,7 @@ class Supervisor(ABC):
         if self._starting is None:
             self._starting = self._background.start(self._start_and_watch(), "start the group")
         await asyncio.shield(self._starting)
+        self._disk.look()
         async with asyncio.timeout(HEALTH_TIMEOUT_S):
             self._progress, *_ = await asyncio.gather(*(actor.progress.remote() for actor in self._group))
 
@@ -84,7 +88,7 @@ class Supervisor(ABC):
         try:
             await asyncio.wait_for(self._group[0].drain.remote(), self._config.drain_timeout_s)
         except (ray.exceptions.RayError, TimeoutError) as error:
-            logger.warning("%s stops without having drained: %r", self._id, error)
+            logger.warning("%s stops without having drained: %s", self._id, logs.cause(error))
         finally:
             self._kill()
 
@@ -104,7 +108,9 @@ class Supervisor(ABC):
             for watch in watches:
                 watch.cancel()
         for watch in ended:
-            logger.error("an actor of %s ended: %r", self._id, watch.exception() or watch.result())
+            why, room = logs.cause(watch.exception() or watch.result()), disk.problem()
+            hint = f" ({room})" if room else ""
+            logger.error("%s %s: a worker process ended: %s%s", type(self).__name__, self._id, why, hint)
         self._kill()
 
     def _kill(self) -> None:

@@ -23,6 +23,7 @@ from tandem.cluster.router.discovery import Discovery
 from tandem.cluster.router.encoder_cache import EncoderCache
 from tandem.cluster.router.encoder_queue import EncodeJob, EncoderQueue, Sent
 from tandem.cluster.router.waiting import wait_for_worker
+from tandem.cluster.telemetry import logs
 from tandem.errors import InvalidRequest, TandemError, Unavailable
 from tandem.workers.request import EncoderInput
 
@@ -238,7 +239,9 @@ class EncoderPool:
             return await said
 
     def _retry(self, batch: list[EncodeJob], replica: _Replica, error: Exception) -> None:
-        logger.warning("encoder %s: a batch of %d failed: %r", replica.encoder_id, len(batch), error)
+        logger.warning(
+            "encoder %s: a batch of %d failed: %s", replica.encoder_id, len(batch), logs.cause(error)
+        )
         cause = error.cause if isinstance(error, RayTaskError) else error
         if len(batch) == 1 and isinstance(cause, InvalidRequest):
             self._end(batch[0], cause)

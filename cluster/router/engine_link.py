@@ -25,6 +25,7 @@ from tandem.cluster.messages import (
     read_message,
 )
 from tandem.cluster.router.routed_request import RoutedRequest
+from tandem.cluster.telemetry import logs
 from tandem.workers.request import EngineStats
 
 logger = logging.getLogger(__name__)
@@ -113,7 +114,9 @@ class EngineLink:
         except StopAsyncIteration:
             pass  # the engine has drained
         except (RayError, TimeoutError) as error:
-            logger.warning("engine %s is lost: %r", self.engine_id, error)
+            if self.stats is not None:  # else it was lost before, and the news has not come round
+                count, why = len(self.routed_requests), logs.cause(error)
+                logger.warning("engine %s is lost, %d requests go elsewhere: %s", self.engine_id, count, why)
         finally:
             self._accepting, self._lost = False, True
             for routed in self._take_all():
@@ -212,7 +215,7 @@ class EngineLink:
                     taken = await self._actor.exchange.remote(self._link_id, list(outbox.values()), cancelled)
             except (RayError, TimeoutError) as error:
                 if not self._lost:
-                    logger.warning("engine %s does not take requests: %r", self.engine_id, error)
+                    logger.warning("engine %s does not take requests: %s", self.engine_id, logs.cause(error))
                 self._lost = True  # `run` sees this with the next message, or has ended
                 return
             if not taken:

@@ -6,13 +6,14 @@ import asyncio
 import contextlib
 import itertools
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from tandem.cluster.callers import ANYBODY, Caller
 from tandem.cluster.handoff import HiddenSlice
 from tandem.cluster.router.forecast import Forecast
+from tandem.cluster.telemetry.traces import TRACE
 from tandem.errors import HiddenStatesLost, TandemError, Unavailable
 from tandem.limits import PRIORITY_S
 from tandem.workers.request import Delta, EngineRequest
@@ -36,6 +37,7 @@ class Arrival:
 
     at: float
     deadline: float = math.inf
+    parent: Mapping[str, str] = field(default_factory=dict)  # its client's trace context, where it is traced
 
     @classmethod
     def now(cls) -> Arrival:
@@ -73,6 +75,8 @@ class RoutedRequest:
         self.request, self.caller = request, caller
         self._on_end = on_end
         self.arrived_at, self.deadline = arrived_at, deadline
+        self.trace = TRACE.get()  # of the call that it belongs to
+        self.ready_at = arrived_at  # for an engine: once its input is encoded
         self._forecast, self._tracked = forecast, forecast.accepted(request, arrived_at, caller)
         self.order = order_of(self.arrived_at, request.priority)  # never changes
         self.hidden: HiddenSlice | None = None  # kept until it ends: a replacement engine reads it again

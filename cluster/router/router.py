@@ -213,6 +213,7 @@ class Router:
         missing for too long or keep failing; InvalidRequest where the engine refuses the request.
         """
         loop, taken_at = asyncio.get_running_loop(), 0.0
+        joined_at: float | None = None  # an engine's batch
         try:
             while True:
                 delta = await routed.take(taken_at + gather_s() if taken_at else 0.0)
@@ -222,12 +223,18 @@ class Router:
                 if delta.error is not None:
                     raise delta.error
                 taken_at = loop.time()
+                if routed.trace is not None and delta.queued_s is not None:
+                    joined_at = routed.arrived_at + delta.queued_s
+                    waited = "queue" if routed.ready_at == routed.arrived_at else "handoff"
+                    routed.trace.add(waited, routed.ready_at, joined_at)
                 self._generated_tokens += len(delta.token_ids)
                 self._generated_tokens += sum(len(found.token_ids) for found in delta.hypotheses or ())
                 yield delta
                 if delta.last:
                     return
         finally:
+            if routed.trace is not None and joined_at is not None:
+                routed.trace.add("decode", joined_at, loop.time(), generated_tokens=len(routed.received))
             routed.close()
 
     async def generate(self, request: EngineRequest) -> AsyncGenerator[Delta]:
@@ -341,6 +348,7 @@ class Router:
                 announced = False
                 encoder_input = routed.request.encoder
                 if not self._colocated and routed.hidden is None and encoder_input.token_ids:
+                    begun = asyncio.get_running_loop().time()
                     tried = self._encoders.encode(encoder_input, routed.order, routed.deadline, routed.caller)
                     async with aclosing(tried) as tries:
                         async for hidden in tries:  # one, unless it fails
@@ -349,6 +357,10 @@ class Router:
                                 return
                             routed.hidden, routed.hidden_lost = hidden, False
                             announced = self._engines.announce(routed)  # the loop ends once it is encoded
+                    routed.ready_at = asyncio.get_running_loop().time()
+                    if routed.trace is not None:
+                        tokens = len(encoder_input.token_ids)
+                        routed.trace.add("encode", begun, routed.ready_at, prompt_tokens=tokens)
                 if not announced:
                     await self._engines.submit(routed)
         except TimeoutError:

@@ -4,12 +4,24 @@ from __future__ import annotations
 
 import io
 import sys
+from importlib.metadata import version
+from typing import Annotated, Any
 
-import typer
+from tandem.cli.signals import ending_by_signals
 
-from tandem.cli import batch, compose, demo, generate, key, score, serve, show, transcribe
+with ending_by_signals():  # which takes a second
+    import typer
 
-app = typer.Typer(
+    from tandem.cli import batch, compose, demo, generate, key, score, serve, show, transcribe
+
+
+class _Command(typer.Typer):
+    def __call__(self, *args: Any, **keywords: Any) -> Any:
+        with ending_by_signals():
+            return super().__call__(*args, **keywords)
+
+
+app = _Command(
     name="tandem",
     help="Serve encoder-decoder models (T5, BART, Marian, NLLB, Whisper …), on this machine or a cluster.",
     no_args_is_help=True,
@@ -19,8 +31,19 @@ app = typer.Typer(
 )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tandem {version('tandem-serve')}")
+        raise typer.Exit
+
+
 @app.callback()
-def _utf_8() -> None:
+def _utf_8(
+    _: Annotated[
+        bool,
+        typer.Option("--version", help="Print Tandem's version.", callback=_print_version, is_eager=True),
+    ] = False,
+) -> None:
     """Answers and messages are UTF-8, as inputs are, whatever the locale says. What is not UTF-8 in an
     argument goes out as it came."""
     for stream, errors in ((sys.stdout, "surrogateescape"), (sys.stderr, "backslashreplace")):

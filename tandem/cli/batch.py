@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-import signal
 import sys
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -118,7 +115,8 @@ def batch(
       tandem batch talks/ out.jsonl --model openai/whisper-base -p language=en
       tandem batch data.parquet out.jsonl --audio-column audio --model ./whisper
     """
-    with errors_shown(), _ends_at_sigterm():
+    interrupted = f"Interrupted. {sink} holds what is done; the same command goes on from there."
+    with errors_shown(interrupted):
         from tandem.batch import records
         from tandem.batch import run as batch
         from tandem.batch.corpus import are_recordings, remaining
@@ -175,41 +173,27 @@ def batch(
             err.print(f"{done.answered} answers{audio}, {done.tokens} tokens{errors}.")
             return done
 
-        try:
-            if server is not None:
-                with start.ray_alone(cluster.address):
-                    done = answer(None, [server]) if over_http else answer(server, [])
-                raise typer.Exit(1 if done.refused else 0)
-            http_port, grpc_port = start.free_ports("127.0.0.1", 2)
-            config = cluster.config(
-                model=model,
-                placement=placement,
-                http_port=http_port,
-                grpc_port=grpc_port,
-                ingress_mode=ingress_mode(cluster.address),
-            )
-            err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
-            with launch.serve(config, address=cluster.address) as running:
-                endpoints = running.endpoints()
-                http = [f"http://{address}" for address in endpoints.http]
-                done = answer("ipv4:" + ",".join(endpoints.grpc), http)
+        if server is not None:
+            with start.ray_alone(cluster.address):
+                done = answer(None, [server]) if over_http else answer(server, [])
             raise typer.Exit(1 if done.refused else 0)
-        except KeyboardInterrupt:
-            err.print(f"Interrupted. {sink} holds what is done; the same command goes on from there.")
-            raise typer.Exit(130) from None
+        http_port, grpc_port = start.free_ports("127.0.0.1", 2)
+        config = cluster.config(
+            model=model,
+            placement=placement,
+            http_port=http_port,
+            grpc_port=grpc_port,
+            ingress_mode=ingress_mode(cluster.address),
+        )
+        err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
+        with launch.serve(config, address=cluster.address) as running:
+            endpoints = running.endpoints()
+            http = [f"http://{address}" for address in endpoints.http]
+            done = answer("ipv4:" + ",".join(endpoints.grpc), http)
+        raise typer.Exit(1 if done.refused else 0)
 
 
 def _connect(target: str, api_key: str | None) -> AsyncClient:
     from tandem.client import AsyncClient
 
     return AsyncClient(target, api_key=api_key)
-
-
-@contextlib.contextmanager
-def _ends_at_sigterm() -> Iterator[None]:
-    """SIGTERM ends the command as Ctrl-C does: in good order."""
-    before: Any = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

@@ -5,6 +5,8 @@ from __future__ import annotations
 
 import inspect
 import os
+import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +19,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
+from tandem.cli.signals import exit_code
 from tandem.errors import InvalidRequest, TandemError, renaming_fields
 
 if TYPE_CHECKING:
@@ -310,13 +313,38 @@ def _replicas(text: str, option: str) -> tuple[int, int | None]:
 
 
 @contextmanager
-def errors_shown() -> Iterator[None]:
-    """Tandem's errors are for the user to read, not to trace."""
+def errors_shown(interrupted: str = "Interrupted.") -> Iterator[None]:
+    """Tandem's errors are for the user to read, not to trace. `interrupted` is said where a signal ends the
+    command."""
     try:
         yield
+    except typer.Exit as ended:
+        if exit_code() in (None, ended.exit_code):  # of a signal, it has been said
+            raise
     except TandemError as error:
-        show_error(error)
-        raise typer.Exit(1) from None
+        if exit_code() is None:
+            show_error(error)
+            raise typer.Exit(1) from None
+    except KeyboardInterrupt:
+        pass
+    except BaseException:  # a signal's clean-up may fail in any way
+        if exit_code() is None:
+            raise
+    else:
+        if exit_code() is None:
+            return
+    err.print(interrupted)
+    raise typer.Exit(exit_code() or 128 + signal.SIGINT)
+
+
+class Stages:
+    """The stages of a start, each a line with the seconds since it began."""
+
+    def __init__(self) -> None:
+        self._begun = time.monotonic()
+
+    def __call__(self, stage: str) -> None:
+        err.print(f"  {time.monotonic() - self._begun:5.1f} s  {stage} …", style="dim")
 
 
 def show_error(error: TandemError, where: str = "") -> None:

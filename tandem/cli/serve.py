@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
-import signal
+import sys
 import threading
 from enum import StrEnum
 from pathlib import Path
-from signal import SIGINT, SIGTERM
 from typing import Annotated
 
 import typer
@@ -19,11 +19,17 @@ from tandem.cli.options import (
     OverridesOption,
     Placement,
     PlacementOption,
+    Stages,
     err,
     errors_shown,
     ingress_mode,
     with_cluster_options,
 )
+
+
+class LogFormat(StrEnum):
+    text = "text"
+    json = "json"
 
 
 class IngressMode(StrEnum):
@@ -87,6 +93,19 @@ def serve(
         float,
         typer.Option(help="Move requests away from a decoder that is not heard of for so many seconds."),
     ] = 5.0,
+    log_format: Annotated[
+        LogFormat,
+        typer.Option(help="A line on standard output for each call and each event: text, or a JSON object."),
+    ] = LogFormat.text,
+    otlp_endpoint: Annotated[
+        str | None,
+        typer.Option(
+            metavar="URL",
+            help="Send spans of each call to this OTLP/HTTP receiver, such as http://localhost:4318. Needs "
+            "tandem-serve\\[otlp].",
+            show_default=False,
+        ),
+    ] = None,
     cluster: ClusterOptions,
 ) -> None:
     """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish.
@@ -100,10 +119,11 @@ def serve(
     Try it:  curl localhost:8000/v1/completions -H 'content-type: application/json' \\
              -d '{"prompt": "translate English to French: Good morning."}'
     """
-    with errors_shown():
+    with errors_shown("Stopped."):
         from tandem.batch.records import assignments
         from tandem.cluster import launch
         from tandem.cluster.keys import Keys, hash_in_environment
+        from tandem.cluster.telemetry.printing import printed
 
         config = cluster.config(
             model=model,
@@ -122,19 +142,23 @@ def serve(
             override_generation_config=assignments(default or []),
             max_queue_wait_s=max_queue_wait,
             engine_silence_s=engine_silence,
+            log_format=log_format.value,
+            otlp_endpoint=otlp_endpoint,
         )
         keys = Keys(config.api_keys, hash_in_environment())  # a wrong file fails before Ray starts
         if not keys.asked_for and not _is_loopback(config.host):
             err.print(f"Anybody who reaches {config.host} may use this server: see --api-keys.")
-        err.print(f"Starting {config.model_name}: Ray, Serve and the workers …", style="dim")
-        with launch.serve(config, address=cluster.address) as running:
+        err.print(f"Starting {config.model_name}", style="dim")
+        starting = launch.serve(config, address=cluster.address, progress=Stages())
+        with printed(sys.stdout.buffer), starting as running:
             endpoints = running.endpoints()
             err.print(f"{config.model_name} is ready. Ctrl-C ends it.", style="bold")
             err.print(f"  gRPC  {', '.join(endpoints.grpc)}   tandem.v1.InferenceService")
             scheme = "http" if tls_cert is None else "https"
             http = ", ".join(f"{scheme}://{where}" for where in endpoints.http)
             err.print(f"  HTTP  {http}   /v1/completions /translate /health /metrics")
-            _wait_for_a_signal()
+            with contextlib.suppress(KeyboardInterrupt):
+                threading.Event().wait()
             err.print("Finishing running requests …", style="dim")
 
 
@@ -145,12 +169,3 @@ def _is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-def _wait_for_a_signal() -> None:
-    """Until Ctrl-C or SIGTERM; from then on both act as usual, so that a second one ends at once."""
-    asked = threading.Event()
-    before = {number: signal.signal(number, lambda *_: asked.set()) for number in (SIGINT, SIGTERM)}
-    asked.wait()
-    for number, handler in before.items():
-        signal.signal(number, handler)

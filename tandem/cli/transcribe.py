@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Iterable, Sequence
 from contextlib import closing
@@ -22,6 +23,7 @@ from tandem.cli.recordings import (
     say_left_out,
     write,
 )
+from tandem.cli.signals import exit_code
 from tandem.cli.transcription_steps import Step, transcription_steps
 from tandem.errors import OF_ONE_REQUEST, InvalidRequest, TandemError
 from tandem.limits import DEFAULT_LIMITS
@@ -268,7 +270,7 @@ def _write_all(work: _Work, steps: Iterable[Step]) -> int:
                     _name(work.recordings[number], error)
     except KeyboardInterrupt:
         err.print(f"Interrupted after {done} of {count}; the same command goes on from there.")
-        raise typer.Exit(130) from None
+        raise typer.Exit(exit_code() or 128 + signal.SIGINT) from None
     if count > 1:
         err.print(f"{done} transcribed{f', {failed} failed' if failed else ''}.")
     return failed

@@ -159,7 +159,9 @@ class FakeEngine:
                     deltas.append(Delta(request_id, [], target_logprobs(row), finish_reason="length"))
             elif row.decoding.beams is None:
                 reason: FinishReason | None = "length" if last else None
-                deltas.append(Delta(request_id, [_token(row, position)], finish_reason=reason))
+                queued_s = row.waited_s if position == len(row.generated_ids) else None
+                token = [_token(row, position)]
+                deltas.append(Delta(request_id, token, finish_reason=reason, queued_s=queued_s))
             elif last:
                 deltas.append(Delta(request_id, [], finish_reason="length", hypotheses=hypotheses(row)))
         return deltas

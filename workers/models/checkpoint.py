@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from safetensors import SafetensorError, safe_open
 
@@ -13,6 +13,9 @@ from tandem.errors import ModelLoadError
 from tandem.workers.models.families import Part, family_of, spec_of
 from tandem.workers.models.layers import WeightSlot
 from tandem.workers.models.model_folder import read_config, some, weight_files
+
+# What to do about weights of other names than the config implies.
+_OTHERS: Final = "config.json is of another model than the weights: save both with one `save_pretrained`"
 
 
 class Checkpoint:
@@ -45,7 +48,8 @@ class Checkpoint:
         )
         if unused:
             raise ModelLoadError(
-                f"{folder} has {len(unused)} weights that the model does not: {some(unused)}"
+                f"{folder} has {len(unused)} weights that the model does not: {some(unused)}; {_OTHERS}",
+                field="model",
             )
         self._parts: dict[str, Part | None] = {}
         missing = []
@@ -57,7 +61,9 @@ class Checkpoint:
             else:
                 missing += [part.name for part in alternatives[:1] if part]
         if missing:
-            raise ModelLoadError(f"{folder} lacks {len(missing)} weights: {some(sorted(missing))}")
+            raise ModelLoadError(
+                f"{folder} lacks {len(missing)} weights: {some(sorted(missing))}; {_OTHERS}", field="model"
+            )
 
     def tied(self, one: str, other: str) -> bool:
         """Whether two of our weights are one in the checkpoint."""
@@ -105,5 +111,7 @@ def _opened(path: Path) -> Any:
     except (OSError, SafetensorError) as error:
         with path.open("rb") as file:
             pointer = file.read(40).startswith(b"version https://git-lfs")
-        hint = ": it is a pointer of git-lfs, run `git lfs pull`" if pointer else f": {error}"
-        raise ModelLoadError(f"{path} cannot be read{hint}", field="model") from error
+        hint = "it is a pointer of git-lfs, run `git lfs pull`"
+        if not pointer:
+            hint = f"{error}; it is cut short or damaged: copy or download it again"
+        raise ModelLoadError(f"{path} cannot be read: {hint}", field="model") from error

@@ -42,6 +42,8 @@ def resolve(model: str | Path, *, served: bool = True) -> Path:
         check_config(folder, str(folder))
         return folder
     if folder.is_absolute() or str(model).startswith(".") or str(model).partition("@")[0].count("/") > 1:
+        if folder.exists():
+            raise ModelLoadError(f"{folder} is a file: give the folder that it is in", field="model")
         raise ModelLoadError(f"no folder {folder}", field="model")
     return _fetched(str(model), served=served)
 

@@ -101,7 +101,7 @@ class ImageTasks:
         try:
             found: Parsed = self._processor.post_process_generation(text, task=task, image_size=size)
         except (ValueError, RuntimeError) as error:  # letters may spell a place, with a number of any size
-            logger.warning("an answer to %s is not parsed: %s", task, error)
+            logger.warning("an answer to %s is not parsed: %s", task, type(error).__name__)
             return None
         return found
 

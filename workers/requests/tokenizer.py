@@ -38,8 +38,8 @@ def read_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     # Where a file is missing or damaged, each class fails in a way of its own: TypeError is Marian's.
     except Exception as error:
         raise ModelLoadError(
-            f"{folder} has no tokenizer that can be read: it must hold all files of the model's "
-            f"({type(error).__name__}: {error})",
+            f"{folder} has no tokenizer that can be read: save it there with `save_pretrained` "
+            f"({type(error).__name__}: {' '.join(str(error).split()):.200})",
             field="tokenizer",
         ) from error
     # Without its files transformers makes an empty tokenizer, and says nothing. (ByT5 needs none.)

@@ -20,6 +20,7 @@ from tandem.cluster.listening import Listening
 from tandem.cluster.serve_compat.grpc_address import bind_grpc
 from tandem.cluster.serve_compat.grpc_handlers import ARRIVED, shed_no_calls
 from tandem.cluster.serve_compat.http_protocol import use_http_protocol
+from tandem.cluster.serve_compat.refusals import quiet_refusals
 from tandem.errors import ModelNotFound
 
 _ROUTES: Final = "/-/routes"  # where Serve tells everybody of its applications
@@ -27,12 +28,13 @@ _ROUTES: Final = "/-/routes"  # where Serve tells everybody of its applications
 
 def prepare() -> list[Middleware]:
     """Bounds what HTTP connections may send before a body and binds gRPC to its address, as the environment
-    says; both note when a call comes. Serve calls it, and puts the middlewares before everything it does
-    itself."""
+    says; both note when a call comes, and neither logs refusals. Serve calls it, and puts the middlewares
+    before everything it does itself."""
     listening = Listening.of_environment()
     use_http_protocol(functools.partial(BoundedHttp, listening, Counter[str]()))
     bind_grpc(listening.grpc_host, grpc_credentials(listening))
     shed_no_calls()
+    quiet_refusals()
     return [Middleware(Arrivals), Middleware(_WithoutServesRoutes)]
 
 

@@ -17,6 +17,7 @@ from tandem.cluster.ingress.http.libretranslate import routes as libretranslate_
 from tandem.cluster.ingress.http.speech import audio as audio_api
 from tandem.cluster.ingress.http.speech import realtime as realtime_api
 from tandem.cluster.ingress.service import Service
+from tandem.cluster.telemetry import disk
 
 
 def build_app(service: Service) -> FastAPI:
@@ -46,7 +47,8 @@ def build_app(service: Service) -> FastAPI:
         problem = await service.health.problem()
         if problem is not None:
             return JSONResponse({"status": "unhealthy", "reason": problem}, status_code=503)
-        return JSONResponse({"status": "ok"})
+        warning = disk.problem()
+        return JSONResponse({"status": "ok"} if warning is None else {"status": "ok", "warning": warning})
 
     if service.config.metrics_port is None:
 

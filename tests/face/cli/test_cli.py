@@ -8,6 +8,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -41,6 +42,10 @@ def test_help_names_every_verb_and_teaches_by_example() -> None:
     for verb in ("serve", "show", "generate", "translate", "summarize", "score", "compose", "demo"):
         assert verb in shown
         assert f"tandem {verb}" in tandem(verb, "--help").stdout, verb
+
+
+def test_the_version_is_the_packages() -> None:
+    assert tandem("--version").stdout == f"tandem {version('tandem-serve')}\n"
 
 
 def test_show_is_a_table_with_what_matters() -> None:
