@@ -107,6 +107,16 @@ def test_beams(tiny: Tiny, llm: LLM) -> None:
     )
 
 
+def test_ngrams_of_the_source_run_across_its_images(tiny: Tiny, llm: LLM) -> None:
+    """An image's positions are tokens of the source, as in transformers."""
+    options = {"encoder_no_repeat_ngram_size": 1, "repetition_penalty": 1.2}
+    found = tiny.reference.clear([one for one, _ in tiny.found[:8]], **options)
+    params = GREEDY.model_copy(update=options)
+    assert generate(llm, [one for one, _ in found], params) == [ids for _, ids in found]
+    plain = {one.prompt: ids for one, ids in tiny.found}
+    assert any(plain[one.prompt] != ids for one, ids in found)
+
+
 @pytest.mark.parametrize("options", [{}, {"async_encode": True}], ids=["", "overlapped"])
 def test_preempted_and_in_chunks(tiny: Tiny, options: dict[str, Any]) -> None:
     answers, stats = tiny.answers(
@@ -136,6 +146,19 @@ def test_a_worker_that_only_encodes(tiny: Tiny) -> None:
             assert torch.equal(made.features, given["pixel_values"])
         expected = tiny.reference.model.get_encoder()(**given).last_hidden_state[0]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_int8(tiny: Tiny) -> None:
+    """An encoder whose projections, SigLIP's too, are int8 says nearly the same."""
+    one = next(one for one, _ in tiny.found if one.images)
+    inputs = RequestBuilder.load(tiny.folder, "t5gemma2").prepare(one.asked).sequences[0].encoder
+    exact, rounded = (
+        Encoder(EngineConfig(str(tiny.folder), dtype="float32", device="cpu", quantization=how))
+        for how in (None, "int8")
+    )
+    expected = exact.encode([exact.prepare(inputs)])
+    error = rounded.encode([rounded.prepare(inputs)]) - expected
+    assert 0 < error.norm() < 0.2 * expected.norm()
 
 
 def test_the_ways_to_give_a_prompt(tiny: Tiny, llm: LLM) -> None:
