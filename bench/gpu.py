@@ -1,15 +1,17 @@
 """Tandem on a GPU: sampler and beams against a CPU's, decode steps, the encoder, whole answers, Whisper's
-clips, kernels against their twins and the device's roofline, drafts, and answers next to transformers'.
+clips, images, kernels against their twins and the device's roofline, drafts, and answers next to
+transformers'.
 
     python bench/gpu.py [--quick] [--only PART …] [--out FILE]
 
-Needs torch, triton, transformers and this checkout, neither Ray, git nor an installation. The parts, in this
-order: sampling, agreement, models, speech, kernels, drafts, peers. It ends within 40 minutes, with `--quick`
-within 8: nothing begins in the last two, after which whatever runs is ended. FILE, by default
+Needs torch, triton, transformers, Pillow and this checkout, neither Ray, git nor an installation. The parts,
+in this order: sampling, agreement, models, speech, vision, kernels, drafts, peers. It ends within 40 minutes,
+with `--quick` within 8: nothing begins in the last two, after which whatever runs is ended. FILE, by default
 bench/results/gpu.json, has every figure as soon as it is there. `--quick` leaves transformers' static cache
 out. The models have random weights in bfloat16, in the shapes of BART-large-CNN, T5-small, Flan-T5-XL,
-Whisper large-v3 and turbo; compared systems take turns, and figures are medians with their extremes.
-`--device cpu` runs tiny shapes through the same code, to see that it works.
+Whisper large-v3 and turbo, TrOCR-base, Florence-2 base and large, and Llama 3.2 Vision (11B); compared
+systems take turns, and figures are medians with their extremes. `--device cpu` runs tiny shapes through the
+same code, to see that it works.
 """
 
 from __future__ import annotations
@@ -36,6 +38,7 @@ from drafts import Contender, contenders, copies, measure
 from gpu_kernels import TINY, XL, cases
 from gpu_models import MODELS, TINY_MODELS, Bench, Budget, Model
 from gpu_speech import SPEECH, TINY_SPEECH, SpeechBench
+from gpu_vision import TINY_VISION, VISION, VisionBench
 
 QUICK_S = 360  # until then parts begin
 FULL_S = 2280
@@ -104,11 +107,18 @@ def _lines(found: Any) -> list[str]:
             f"{load}: {of['seconds']['median']:.3f} s, {of['tokens_per_s']['median']:.0f} tokens/s"
             for load, of in found["loads"].items()
         ]
-    if "clips_per_s" in found:
-        rate, target = found["clips_per_s"]["median"], found["target"]
+    if "concurrent" in found:
+        [unit] = (name.removesuffix("_per_s") for name in found if name.endswith("_per_s"))
+        rate, target = found[f"{unit}_per_s"]["median"], found["target"]
         return [
-            f"{found['concurrent']} at once: {rate:.1f} clips/s, {found['p95_s']:.3f} s at most for 95 %; "
+            f"{found['concurrent']} at once: {rate:.1f} {unit}/s, {found['p95_s']:.3f} s at most for 95 %; "
             f"target: {target or 'none'}"
+        ]
+    if "front_ms" in found:
+        front, whole, rate = (found[name]["median"] for name in ("front_ms", "encoder_ms", "images_per_s"))
+        return [
+            f"batch {found['batch']}: {front:.2f} ms in the front, {whole:.2f} ms in all, {rate:.1f} "
+            f"images/s, {found['of_peak']:.0%} of the device's FLOPs"
         ]
     if "of_peak" in found:
         return [
@@ -201,12 +211,21 @@ def speech(s: Setup) -> None:
     for model in SPEECH if s.real else TINY_SPEECH:
         into = s.begun("speech", model.name)
         with s.bench(SpeechBench, model) as bench:
-            s.report.part(into, "clips", partial(bench.clips, s.rounds))
+            s.report.part(into, "clips", partial(bench.served, s.rounds))
             s.report.part(into, "answers that transformers' logits agree with", bench.agreement)
             s.report.part(into, "decode", partial(bench.steps, s.rounds, s.roofline, s.report.budget))
             s.report.part(into, "launches", bench.launches)
             s.report.part(into, "encoder", partial(bench.encoder, s.rounds, s.roofline))
             s.report.part(into, "beside", partial(bench.beside, s.rounds))
+
+
+def vision(s: Setup) -> None:
+    for model in VISION if s.real else TINY_VISION:
+        into = s.begun("vision", model.name)
+        with s.bench(VisionBench, model) as bench:
+            s.report.part(into, "images", partial(bench.served, s.rounds))
+            s.report.part(into, "decode", partial(bench.steps, s.rounds, s.roofline, s.report.budget))
+            s.report.part(into, "encoder", partial(bench.encoder, s.rounds, s.roofline))
 
 
 def kernels(s: Setup) -> None:
@@ -230,7 +249,9 @@ def peers(s: Setup) -> None:
             s.report.part(s.begun("peers"), model.name, against)
 
 
-PARTS = {part.__name__: part for part in (sampling, agreement, models, speech, kernels, drafts, peers)}
+PARTS = {
+    part.__name__: part for part in (sampling, agreement, models, speech, vision, kernels, drafts, peers)
+}
 
 
 def main(arguments: list[str] | None = None) -> int:

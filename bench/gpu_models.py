@@ -254,10 +254,11 @@ class Bench:
 
     def _floor_bytes(self, size: int) -> float:
         footprint = Footprint.of(self.config())
-        config, (low, high) = self.theirs.config, self.model.source
-        weights = footprint.decoder_weights
-        if not config.tie_word_embeddings:  # each sequence reads one row of the embedding, next to nothing
-            weights -= config.vocab_size * config.d_model * self.dtype.itemsize
+        low, high = self.model.source
+        weights, stack = footprint.decoder_weights, self.engine.spec.decoder
+        if not self.theirs.config.get_text_config(decoder=True).tie_word_embeddings:
+            # Each sequence reads one row of the embedding, next to nothing.
+            weights -= (stack.vocab_size or 0) * stack.d_model * self.dtype.itemsize
         source, target = (low + high) / 2, self.model.target / 2
         kv = source * footprint.cross_kv_per_position + target * footprint.self_kv_per_position
         return weights + size * kv

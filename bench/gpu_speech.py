@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import random
-import time
 import zlib
 from collections.abc import Callable, Iterator
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from functools import cached_property
 from statistics import median
 from typing import Any, Final
@@ -15,22 +13,19 @@ import machine
 import numpy as np
 import torch
 from clock import Roofline, wall
-from gpu_models import Bench, Model, Prompts, greedy
+from gpu_media import MediaBench
+from gpu_models import Model, Prompts, greedy
 from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForConditionalGeneration
 
 from tandem.inputs import Media
 from tandem.media import wav
 from tandem.workers.execution.runner import encode_packed
 from tandem.workers.models.footprint import Footprint
-from tandem.workers.models.spec import FrontSpec
 from tandem.workers.request import EncoderInput, EngineRequest
 
 RATE: Final = 16_000  # samples a second
 HOP: Final = 160  # samples a frame
 CLIP_S: Final = (0.1, 0.3)  # of a window: seconds of a clip, least and most
-LISTENERS: Final = 2  # threads that make features, as an engine's actor has
-CONCURRENT: Final = (1, 32)
-ROUND_S: Final = 5.0  # least seconds of a round of clips on a GPU
 # start of transcript, English, transcribe, no times: the ids of large-v3
 PREFIX: Final = (50258, 50259, 50360, 50364)
 
@@ -65,8 +60,10 @@ TINY_SPEECH = [
 ]  # fmt: skip
 
 
-class SpeechBench(Bench):
+class SpeechBench(MediaBench):
     """A Whisper in a folder: an encoder input is a window of audio, of as many positions as all others."""
+
+    unit = "clips"
 
     @cached_property
     def theirs(self) -> Any:
@@ -76,13 +73,6 @@ class SpeechBench(Bench):
             config.num_mel_bins, RATE, HOP, chunk_length=2 * config.max_source_positions * HOP // RATE
         ).save_pretrained(self.folder)
         return made
-
-    @property
-    def front(self) -> FrontSpec:
-        encoder = self.engine.runner.encoder
-        assert encoder is not None
-        assert encoder.spec.front is not None
-        return encoder.spec.front
 
     def prompts(self, count: int, seed: int) -> Prompts:  # noqa: ARG002 - windows differ in their features
         return [(self.front.placeholder_id,) * self.front.positions] * count
@@ -97,7 +87,13 @@ class SpeechBench(Bench):
 
     def request(self, name: str, ids: tuple[int, ...], target: int) -> EngineRequest:  # noqa: ARG002
         features = self.features(zlib.crc32(name.encode()))
-        return EngineRequest(name, self.window(name, features=features), PREFIX, greedy(target))
+        return self.asked(self.window(name, features=features), target)
+
+    def asked(self, encoder: EncoderInput, target: int) -> EngineRequest:
+        return EngineRequest(encoder.key, encoder, PREFIX, greedy(target))
+
+    def given(self, name: str, media: Media) -> EncoderInput:
+        return self.window(name, media=(media,))
 
     def encoder(self, rounds: int, roofline: Roofline) -> Any:
         """Windows in a second, by how many are encoded at once."""
@@ -127,66 +123,7 @@ class SpeechBench(Bench):
             )
         return found
 
-    def clips(self, rounds: int) -> list[dict[str, Any]]:
-        """Clips in a second, from a WAV file to the last token, so many at once all the time."""
-        found = []
-        for concurrent in CONCURRENT:
-            self._clips(concurrent, 2 * concurrent, 0.0)
-            rates, latencies = [], []
-            for _ in range(rounds):
-                rate, seconds = self._clips(
-                    concurrent, 2 * concurrent, ROUND_S if self.device.type == "cuda" else 0.0
-                )
-                rates.append(rate)
-                latencies += seconds
-            found.append(
-                {
-                    "concurrent": concurrent,
-                    "clips_per_s": machine.spread(rates),
-                    "p50_s": round(float(np.quantile(latencies, 0.5)), 4),
-                    "p95_s": round(float(np.quantile(latencies, 0.95)), 4),
-                    "target": self.model.goal,
-                }
-            )
-        return found
-
-    def _clips(self, concurrent: int, least: int, least_s: float) -> tuple[float, list[float]]:
-        """Clips a second, and the seconds of each."""
-        engine, names = self.engine, iter(range(1 << 30))
-        files = self._files()
-        begun: dict[str, float] = {}
-        seconds: list[float] = []
-        listening: set[Future[EngineRequest]] = set()
-
-        def listen(name: str, media: Media) -> EngineRequest:
-            window = engine.prepare(self.window(name, media=(media,)))
-            return EngineRequest(name, window, PREFIX, greedy(self.model.target))
-
-        with ThreadPoolExecutor(LISTENERS) as threads:
-
-            def begin() -> None:
-                name = f"clip {next(names)}"
-                begun[name] = time.perf_counter()
-                listening.add(threads.submit(listen, name, next(files)))
-
-            start = time.perf_counter()
-            for _ in range(concurrent):
-                begin()
-            while begun:
-                if not engine.has_work:
-                    wait(listening, return_when=FIRST_COMPLETED)
-                for heard in [one for one in listening if one.done()]:
-                    listening.remove(heard)
-                    engine.submit(heard.result())
-                for delta in engine.step():
-                    if delta.last:
-                        seconds.append(time.perf_counter() - begun.pop(delta.request_id))
-                        spent = time.perf_counter() - start
-                        if len(seconds) + len(begun) < least or spent < least_s:
-                            begin()
-            return len(seconds) / (time.perf_counter() - start), seconds
-
-    def _files(self) -> Iterator[Media]:
+    def files(self) -> Iterator[Media]:
         """Noise of ever-changing lengths, as WAV files."""
         rng, made = random.Random(0), np.random.default_rng(0)
         window = self.front.features[1] * HOP

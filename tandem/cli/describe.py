@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 from tandem.errors import ModelLoadError
 from tandem.workers.config import EngineConfig
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.footprint import Footprint
-from tandem.workers.models.model_folder import read_config, read_json, resolve
+from tandem.workers.models.model_folder import has_weights, read_config, read_json, resolve
 from tandem.workers.models.spec import ModelSpec
 from tandem.workers.requests.defaults import SET_BY
 from tandem.workers.requests.generation_settings import generation_config, own_layers, sound
@@ -30,30 +30,54 @@ _BUILT_IN: Final = "Tandem"
 # transformers' feature extractor's, where its file says none.
 _CHUNK_LENGTH_S: Final = 30
 _SAMPLING_RATE: Final = 16_000
+_INPUT_TOKENS: Final = 512  # of the inputs to fit in, where the model reads no media
+_RANKS: Final = (1, 2, 4, 8)
+SLOTS: Final = (1, 16, 64, 256)  # sequences at once, whose K/V are shown
+
+
+class _Precision(NamedTuple):
+    """How a worker may be run, and on what."""
+
+    name: str
+    options: dict[str, Any]  # of `EngineConfig`
+
+
+# int8 is of projections on a CPU.
+_PRECISIONS: Final = (
+    _Precision("bfloat16", {"device": "cuda", "dtype": "bfloat16"}),
+    _Precision("int8", {"device": "cpu", "dtype": "float32", "quantization": "int8"}),
+)
 
 
 def describe(
     model: str,
-    sequence: tuple[int, int],
+    sequence: tuple[int | None, int],
     overrides: Mapping[str, Any] | None = None,
     **engine_options: Any,
 ) -> dict[str, Any]:
-    """The model's spec, decoding defaults, tasks, languages and memory, ready for JSON.
+    """The model's spec, decoding defaults, tasks, languages and memory, ready for JSON. Its weights need not
+    be there.
 
     Args:
         model: a folder, a Hugging Face hub id, or "quickstart".
-        sequence: input and output tokens of the sequences that are fitted into the K/V memory.
+        sequence: input and output tokens of the sequences that are fitted into the K/V memory. An input of
+            None is as long as an image or a recording, or, where the model reads none, 512 tokens.
         overrides: a server's own decoding defaults, under transformers' names.
         engine_options: fields of `EngineConfig`, such as dtype or kv_cache_gib.
 
     Raises ModelLoadError for a model that cannot be served, InvalidRequest for an unusable option.
     """
-    folder = resolve(model)
-    config = EngineConfig.of(model=str(folder), **engine_options)
-    info = ModelInfo.read(folder, model, overrides)
+    folder = resolve(model, weights=False)
     spec = spec_of(read_config(folder))
+    config = EngineConfig.of(model=str(folder), **engine_options)
+    # An item of media fits in any case.
+    longest = max(config.max_encoder_length, spec.item_positions)
+    config = dataclasses.replace(config, max_encoder_length=longest)
+    info = ModelInfo.read(folder, model, overrides)
     footprint = Footprint.of(config)
     inputs, outputs = sequence
+    if inputs is None:
+        inputs = spec.item_positions or _INPUT_TOKENS
     return {
         "model": model,
         "family": info.family,
@@ -64,6 +88,7 @@ def describe(
         "languages": None if info.speech else _languages(folder, info),
         "speech": None if info.speech is None else _speech(folder, info.speech, spec),
         "memory": {
+            "counted_from": "weights" if has_weights(folder) else "config.json",
             **dataclasses.asdict(footprint),
             "kv_cache": footprint.kv_cache,
             "fits": {
@@ -72,7 +97,41 @@ def describe(
                 "sequences": footprint.sequences(inputs, outputs),
             },
         },
+        "workers": list(_workers(folder, inputs, outputs)),
     }
+
+
+def _workers(folder: Path, inputs: int, outputs: int) -> Iterator[dict[str, Any]]:
+    """What workers take, by precision and by ranks of a decoder; sizes in bytes, on each rank. Ranks that do
+    not divide the model's heads are left out.
+
+    inputs, outputs: lengths of the sequences whose K/V are counted.
+    """
+    for precision in _PRECISIONS:
+        alone: Footprint | None = None
+        for ranks in _RANKS:
+            try:
+                found = Footprint.of(
+                    EngineConfig.of(
+                        model=str(folder), tensor_parallel_size=ranks, num_pages=1, **precision.options
+                    )
+                )
+            except ModelLoadError as error:
+                if error.field != "tensor_parallel_size":
+                    raise
+                continue
+            alone = alone or found
+            sequence = found.sequence_pages(inputs, outputs) * found.page_bytes
+            yield {
+                "precision": precision.name,
+                "device": found.device,
+                "ranks": ranks,
+                "encoder_worker": alone.encoder_weights,  # which has one rank
+                "decoder_worker": found.decoder_weights,
+                "colocated": found.encoder_weights + found.decoder_weights,
+                "parts": dict(found.parts),
+                "kv": {str(slots): slots * sequence for slots in SLOTS},
+            }
 
 
 def _languages(folder: Path, info: ModelInfo) -> dict[str, dict[str, str]] | None:

@@ -33,14 +33,20 @@ def show(
     tensor_parallel_size: TensorParallelOption = 1,
     max_num_seqs: MaxNumSeqsOption = 64,
     kv_cache_gib: KvCacheOption = None,
-    input_tokens: Annotated[int, typer.Option(min=1, help="Length of the inputs to fit in.")] = 512,
+    input_tokens: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Length of the inputs to fit in; by default an image's or a recording's, or 512."
+        ),
+    ] = None,
     output_tokens: Annotated[int, typer.Option(min=1, help="Length of the outputs to fit in.")] = 128,
     default: OverridesOption = None,
     as_json: Annotated[bool, typer.Option("--json", help="The same as JSON; sizes in bytes.")] = False,
 ) -> None:
     """Show what MODEL is made of, how it decodes if not told otherwise, and the memory it takes.
 
-    Nothing is loaded: a model for a machine with eight GPUs can be looked at on a laptop.
+    Nothing is loaded, and a folder without weights is enough, config.json alone: a model for a machine with
+    eight GPUs can be looked at on a laptop.
 
     [bold]Examples[/bold]
 
@@ -75,6 +81,8 @@ def show(
         _tasks(facts),
         _languages(facts),
         _memory(facts),
+        _parts(facts),
+        _workers(facts),
     ):
         if table.row_count:
             console.print(table)
@@ -154,7 +162,8 @@ def _languages(facts: dict[str, Any]) -> Table:
 def _memory(facts: dict[str, Any]) -> Table:
     memory = facts["memory"]
     each = "" if memory["ranks"] == 1 else f", on each of {memory['ranks']} ranks"
-    table = _table(f"Memory: {memory['dtype']} on {memory['device']}{each}", "", "")
+    absent = "" if memory["counted_from"] == "weights" else ", whose weights are not there"
+    table = _table(f"Memory: {memory['dtype']} on {memory['device']}{each}{absent}", "", "")
     for label, size in (
         ("encoder weights", memory["encoder_weights"]),
         ("decoder weights", memory["decoder_weights"]),
@@ -169,6 +178,54 @@ def _memory(facts: dict[str, Any]) -> Table:
     lengths = f"{fits['input_tokens']} in, {fits['output_tokens']} out"
     table.add_row(f"sequences of {lengths} that fit in it", f"{fits['sequences']:,}")
     return table
+
+
+def _parts(facts: dict[str, Any]) -> Table:
+    """Weights by what they belong to, on one rank."""
+    whole = [worker for worker in facts["workers"] if worker["ranks"] == 1]
+    table = _table("Weights by part", "", *(_precision(worker) for worker in whole))
+    encoder = facts["spec"]["encoder"]
+    front = encoder and encoder["front"]
+    labels = {
+        "front": f"front ({front['modality']})" if front else "",
+        "encoder": "encoder",
+        "cross_attention": "cross-attention, and layers of it alone",
+        "decoder": "decoder's other layers",
+        "vocabulary": "embedding and output projection",
+    }
+    for part, label in labels.items():
+        sizes = [worker["parts"][part] for worker in whole]
+        if any(sizes):
+            table.add_row(label, *map(_size, sizes))
+    table.add_row("together", *(_size(worker["colocated"]) for worker in whole))
+    return table
+
+
+def _workers(facts: dict[str, Any]) -> Table:
+    """What a worker of each kind takes, by precision and tensor-parallel size."""
+    fits, workers = facts["memory"]["fits"], facts["workers"]
+    encodes = any(worker["encoder_worker"] for worker in workers)
+    kinds = {"encoder": "encoder_worker", "decoder": "decoder_worker", "colocated": "colocated"}
+    if not encodes:
+        kinds = {"decoder": "decoder_worker"}
+    slots = list(workers[0]["kv"])
+    lengths = f"{fits['input_tokens']} in, {fits['output_tokens']} out"
+    table = _table(
+        f"Each worker's weights, and K/V of so many sequences of {lengths}, on each rank",
+        "", "ranks", *kinds, *(f"{count} {'slot' if count == '1' else 'slots'}" for count in slots),
+    )  # fmt: skip
+    for worker in workers:
+        table.add_row(
+            _precision(worker),
+            str(worker["ranks"]),
+            *(_size(worker[kind]) for kind in kinds.values()),
+            *(_size(worker["kv"][count]) for count in slots),
+        )
+    return table
+
+
+def _precision(worker: dict[str, Any]) -> str:
+    return f"{worker['precision']} on {worker['device']}"
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:

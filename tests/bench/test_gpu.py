@@ -14,6 +14,7 @@ import gpu_sampling
 import pytest
 import torch
 from clock import Clock, Roofline
+from gpu_vision import VISION
 
 from tandem.workers.sampling.sampler import Sampled, Sampler
 from tandem.workers.scheduling.plan import Row
@@ -68,6 +69,25 @@ def test_every_part_works(tmp_path: Path) -> None:
     assert all(
         case["clips_per_s"]["median"] > 0 and case["p50_s"] <= case["p95_s"] for case in speech["clips"]
     )
+    assert set(result["vision"]) == {"tiny-trocr", "tiny-florence", "tiny-llama"}
+    for figures in result["vision"].values():
+        assert [case["concurrent"] for case in figures["images"]] == [1, 32]
+        assert all(case["images_per_s"]["median"] > 0 for case in figures["images"])
+        assert [step["batch"] for step in figures["decode"]] == [1, 3]
+        assert [case["batch"] for case in figures["encoder"]] == [1, 3]
+        assert all(case["front_ms"]["median"] > 0 and case["of_peak"] > 0 for case in figures["encoder"])
+
+
+def test_the_shapes_are_the_published_models() -> None:
+    """TrOCR-base has 334 million parameters, Florence-2 0.23 and 0.77 billion, Llama 3.2 Vision 10.67."""
+    found = {}
+    for model in VISION:
+        with torch.device("meta"):
+            found[model.name] = sum(weight.numel() for weight in model.make().parameters())
+    assert found == {
+        "trocr-base": 333_921_792, "florence-2-base": 231_414_784, "florence-2-large": 770_174_976,
+        "llama-3.2-11b-vision": 10_670_220_835,
+    }  # fmt: skip
 
 
 def test_some_parts_alone(tmp_path: Path) -> None:
@@ -125,7 +145,7 @@ sys.meta_path = [finder for finder in sys.meta_path if "editable" not in getattr
                  and "editable" not in getattr(finder, "__name__", "")]
 sys.modules |= dict.fromkeys(("ray", "grpc", "fastapi", "pydantic", "typer", "rich"))
 sys.path.insert(0, {str(SCRIPT.parent)!r})
-import checkout, gpu_models, gpu_kernels, tandem
+import checkout, gpu_models, gpu_kernels, gpu_speech, gpu_vision, tandem
 assert tandem.__file__.startswith(checkout.sys.path[0]), tandem.__file__
 """
     run = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True)

@@ -14,6 +14,7 @@ import grpc
 import mllama
 import numpy as np
 import pytest
+import t5gemma2
 import torch
 import whisper
 from audio_files import wav
@@ -160,6 +161,22 @@ def test_llama_with_images(started: tuple[launch.RunningCluster, ServeConfig], t
         assert metrics(endpoints.http[0])["tandem_encoder_cache_misses_total"] == len(encoded)
         with pytest.raises(InvalidRequest, match="0 media items"):
             client.generate(mllama.IMAGE_TEXT, greedy)
+
+
+def test_t5gemma2_with_images(started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path) -> None:
+    """Images within texts, and texts, from many clients at once, each as in transformers alone."""
+    cluster, first = started
+    folder = t5gemma2.make_t5gemma2(tmp_path)
+    found = t5gemma2.Reference(folder).clear(t5gemma2.cases()[:12])
+    assert {len(one.images) for one, _ in found} == {0, 1, 2, 3}
+    config = make_config(model=str(folder), tensor_parallel_size=2, max_encoder_tokens=90)
+    endpoints = cluster.deploy(on_ports_of(config, first))
+    greedy = SamplingParams(temperature=0, max_tokens=t5gemma2.TOKENS)
+    with Client(endpoints.grpc[0]) as client, ThreadPoolExecutor(12) as pool:
+        answers = list(pool.map(lambda one: client.generate(one[0].asked, greedy), found))
+        assert [answer.outputs[0].token_ids for answer in answers] == [ids for _, ids in found]
+        with pytest.raises(InvalidRequest, match="0 media items"):
+            client.generate(t5gemma2.IMAGE_TEXT, greedy)
 
 
 def test_transcriptions(started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path) -> None:

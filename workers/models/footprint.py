@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final, Literal
 
 import torch
 
@@ -12,10 +14,17 @@ from tandem.errors import InvalidRequest
 from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.models.checkpoint import Checkpoint
+from tandem.workers.models.families import spec_of
 from tandem.workers.models.kv_pool import pool_pages, position_bytes
-from tandem.workers.models.layers import Placement, WeightSlot
+from tandem.workers.models.layers import Placement
+from tandem.workers.models.model_folder import has_weights, read_config, read_json
 from tandem.workers.models.spec import ModelSpec
 from tandem.workers.models.stacks import DecoderStack, EncoderStack
+
+# What weights belong to: what comes before the encoder's layers; the encoder; the decoder's cross-attention,
+# with the rest of a layer that has no other attention; its other layers; its embedding and output projection.
+Part = Literal["front", "encoder", "cross_attention", "decoder", "vocabulary"]
+PARTS: Final[tuple[Part, ...]] = ("front", "encoder", "cross_attention", "decoder", "vocabulary")
 
 
 @dataclass(frozen=True)
@@ -25,8 +34,9 @@ class Footprint:
     device: str
     dtype: str
     ranks: int
-    encoder_weights: int  # 0 where the model is decoder-only, as the encoder's other figures
+    encoder_weights: int  # front included; 0 where the model is decoder-only, as the encoder's other figures
     decoder_weights: int
+    parts: Mapping[Part, int]  # the same weights, by what they belong to
     self_kv_per_position: int  # a position of the decoder, in all layers
     cross_kv_per_position: int  # a position of an encoder input, in all layers
     hidden_states_per_position: int  # what an encoder hands to a decoder, by position
@@ -35,11 +45,14 @@ class Footprint:
 
     @classmethod
     def of(cls, config: EngineConfig) -> Footprint:
-        """What the engine of this configuration takes on this machine.
+        """What the engine of this configuration takes on this machine. A folder without weights is enough.
 
         Raises ModelLoadError for a model that cannot be served.
         """
-        checkpoint = Checkpoint(Path(config.model))
+        folder = Path(config.model)
+        if not has_weights(folder):
+            return cls.of_spec(spec_of(read_config(folder)), config, tied=tied_in_config(folder))
+        checkpoint = Checkpoint(folder)
         tied = checkpoint.tied("decoder.output", "decoder.embedding")
         return cls.of_spec(checkpoint.spec, config, tied=tied)
 
@@ -52,16 +65,18 @@ class Footprint:
         ranks = config.tensor_parallel_size
         # The engine's own layers, of tensors that have a size but no memory.
         meta = torch.device("meta")
-        encoder = 0
+        parts: Counter[Part] = Counter(dict.fromkeys(PARTS, 0))
         if spec.encoder is not None:
             place = Placement(meta, dtype, Group(size=ranks), config.quantization)
-            encoder = _bytes(EncoderStack(spec.encoder, place).slots()) - place.saved()
+            parts.update(_by_part(EncoderStack(spec.encoder, place), place, spec))
         place = Placement(meta, dtype, Group(size=ranks), config.quantization)
         layers = DecoderStack(spec, tied, place)
-        decoder = _bytes(layers.slots()) - place.saved()
+        parts.update(_by_part(layers, place, spec))
         if device.type == "cpu":  # the output projection is packed; a tied one besides the embedding
             output = layers.head.projection
-            decoder += output.packed_bytes - (0 if tied else output.weight.nbytes)
+            parts["vocabulary"] += output.packed_bytes - (0 if tied else output.weight.nbytes)
+        encoder = parts["front"] + parts["encoder"]
+        weights = sum(parts.values())
         asks = device.type == "cuda" and config.num_pages is None and config.kv_cache_gib is None
         if asks and not torch.cuda.is_available():
             raise InvalidRequest("must be said where there is no GPU to ask", field="kv_cache_gib")
@@ -71,27 +86,74 @@ class Footprint:
             dtype=str(dtype).removeprefix("torch."),
             ranks=ranks,
             encoder_weights=encoder,
-            decoder_weights=decoder,
+            decoder_weights=weights - encoder,
+            parts=dict(parts),
             self_kv_per_position=kv,
             cross_kv_per_position=0 if spec.encoder is None else kv // spec.cross_planes,
             hidden_states_per_position=0 if spec.encoder is None else spec.encoder.d_model * dtype.itemsize,
             page_size=config.positions_per_page(device),
-            pages=pool_pages(config, spec, device, unloaded=encoder + decoder),
+            pages=pool_pages(config, spec, device, unloaded=weights),
         )
 
     @property
     def kv_cache(self) -> int:
         """Bytes of the pool."""
-        return self.pages * self.page_size * self.self_kv_per_position
+        return self.pages * self.page_bytes
+
+    @property
+    def page_bytes(self) -> int:
+        return self.page_size * self.self_kv_per_position
 
     def sequences(self, inputs: int, outputs: int) -> int:
         """How many sequences with inputs and outputs of these lengths the pool holds at once."""
+        return self.pages // self.sequence_pages(inputs, outputs)
+
+    def sequence_pages(self, inputs: int, outputs: int) -> int:
+        """Pages that a sequence with an input and an output of these lengths takes."""
         # A decoder-only model has both in one row of pages.
         parts: tuple[int, ...] = (inputs + outputs,)
         if self.cross_kv_per_position:
             parts = -(-inputs * self.cross_kv_per_position // self.self_kv_per_position), outputs
-        return self.pages // sum(-(-part // self.page_size) for part in parts)
+        return sum(-(-part // self.page_size) for part in parts)
 
 
-def _bytes(slots: Iterable[WeightSlot]) -> int:
-    return sum(slot.into.numel() * slot.into.element_size() for slot in slots)
+def _by_part(stack: EncoderStack | DecoderStack, place: Placement, spec: ModelSpec) -> Counter[Part]:
+    """Bytes of a stack's weights. `place` is where its tensors were made."""
+    found: Counter[Part] = Counter()
+    owners: dict[int, Part] = {}  # of the projections' tensors, of which slots are views
+    for slot in stack.slots():
+        part = _part(slot.name, spec)
+        found[part] += slot.into.nbytes
+        owners[id(slot.into if slot.into._base is None else slot.into._base)] = part
+    for weight, saved in place.saved():
+        found[owners[id(weight)]] -= saved
+    return found
+
+
+def _part(name: str, spec: ModelSpec) -> Part:
+    """The part of the weight that we call so."""
+    side, _, rest = name.partition(".")
+    if side == "encoder":
+        return "front" if rest.startswith("front.") else "encoder"
+    if rest.startswith(("embedding", "output")):
+        return "vocabulary"
+    kind, _, of_layer = rest.partition(".")
+    if kind != "layers":
+        return "decoder"
+    layer, _, sublayer = of_layer.partition(".")
+    crosses = sublayer.startswith("cross_attention.") or spec.attentions(int(layer)) == ("cross",)
+    return "cross_attention" if crosses else "decoder"
+
+
+def tied_in_config(folder: Path) -> bool:
+    """Whether a model whose weights are not there has one matrix as the decoder's embedding and as its output
+    projection: config.json says so, or transformers' default does."""
+    from transformers import AutoConfig
+
+    config = read_json(folder, "config.json")
+    inner: Any = config.get("text_config") or config.get("decoder")
+    said = (inner if isinstance(inner, dict) else config).get("tie_word_embeddings")
+    if said is None:
+        made: Any = AutoConfig.from_pretrained(folder, local_files_only=True)
+        said = getattr(made.get_text_config(decoder=True), "tie_word_embeddings", True)
+    return bool(said)

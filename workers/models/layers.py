@@ -66,9 +66,10 @@ class Placement:
             linear.pack()
         self._linears.clear()
 
-    def saved(self) -> int:
-        """Bytes that `pack` will save."""
-        return sum(linear.weight.nbytes - linear.packed_bytes for linear in self._linears)
+    def saved(self) -> Iterator[tuple[torch.Tensor, int]]:
+        """Each projection's weight, and the bytes that `pack` will save of it."""
+        for linear in self._linears:
+            yield linear.weight, linear.weight.nbytes - linear.packed_bytes
 
     def share(self, total: int, what: str) -> int:
         """`total` split evenly over the ranks."""

@@ -27,11 +27,12 @@ _OTHERS: Final = (
 )  # fmt: skip
 
 
-def resolve(model: str | Path, *, served: bool = True) -> Path:
+def resolve(model: str | Path, *, served: bool = True, weights: bool = True) -> Path:
     """The folder of a model: a key of `BUNDLED` is that one, a local folder is taken as it is, anything else
     is a Hugging Face hub id, `owner/name` or `owner/name@revision`, fetched into the hub's cache.
 
     served: whether the model is to be served; of another family nothing but its small files is fetched.
+    weights: whether they are to be there; False: a hub id's are not fetched, nor missed.
 
     Raises ModelLoadError, saying what to do, where there is no model.
     """
@@ -45,7 +46,7 @@ def resolve(model: str | Path, *, served: bool = True) -> Path:
         if folder.exists():
             raise ModelLoadError(f"{folder} is a file: give the folder that it is in", field="model")
         raise ModelLoadError(f"no folder {folder}", field="model")
-    return _fetched(str(model), served=served)
+    return _fetched(str(model), served=served, weights=weights)
 
 
 def pinned(model: str) -> str:
@@ -68,7 +69,7 @@ def local_path(model: str | Path) -> Path:
     return path
 
 
-def _fetched(model: str, *, served: bool) -> Path:
+def _fetched(model: str, *, served: bool, weights: bool) -> Path:
     """The folder of a hub id. Small files come first, so that what cannot be loaded is refused before its
     weights are fetched."""
     repository = Repository(model)
@@ -82,7 +83,8 @@ def _fetched(model: str, *, served: bool) -> Path:
     wanted = [SINGLE] if SINGLE in there else weight_names(folder)
     if absent := [name for name in wanted if name not in there]:
         raise missing_weights(folder, model, absent, there)
-    repository.fetch_files(wanted)
+    if weights:
+        repository.fetch_files(wanted)
     return folder
 
 
@@ -136,6 +138,11 @@ def weight_names(folder: Path) -> list[str]:
     if any(Path(name).name != name for name in names):
         raise ModelLoadError(f"{folder / INDEX} names files outside its folder", field="model")
     return names
+
+
+def has_weights(folder: Path) -> bool:
+    """Whether there is a file of weights in any format, of a model that is whole or not."""
+    return any(fnmatchcase(path.name, pattern) for path in folder.iterdir() for pattern in _OTHERS)
 
 
 def weight_files(folder: Path) -> list[Path]:

@@ -164,6 +164,20 @@ class SwinSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SiglipSpec:
+    """SigLIP's vision tower, and how its positions become fewer."""
+
+    patch: int  # side, in pixels
+    width: int
+    layers: int
+    heads: int
+    d_ff: int
+    activation: Activation
+    norm_eps: float
+    pool: int  # side of the squares, in patches, whose mean is one position of the encoder
+
+
+@dataclass(frozen=True, kw_only=True)
 class FrontSpec:
     """What turns media into vectors before a stack: one layer kind of `fronts/`.
 
@@ -171,7 +185,7 @@ class FrontSpec:
     """
 
     # See fronts/.
-    kind: Literal["audio_convolutions", "image_patches", "beit", "swin", "davit", "tiled_vision"]
+    kind: Literal["audio_convolutions", "image_patches", "beit", "swin", "davit", "siglip", "tiled_vision"]
     modality: Modality
     placeholder_id: int  # in `EncoderInput.token_ids`; no token of a text
     positions: int  # encoder positions of one item
@@ -181,11 +195,14 @@ class FrontSpec:
     # In place of `placeholder_id` at positions of padding, which come last among an input's hidden states,
     # whatever their place in `token_ids`. None: there are none.
     padding_id: int | None = None
+    # Items stand within the encoder's text, where the prompt puts them. False: before it.
+    within_text: bool = False
     # Set where `kind` is the front that they describe.
     patches: PatchesSpec | None = None
     beit: BeitSpec | None = None
     swin: SwinSpec | None = None
     davit: DavitSpec | None = None
+    siglip: SiglipSpec | None = None
     vision: TiledVision | None = None
 
     def holds_media(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:

@@ -17,6 +17,7 @@ from tandem.outputs import Parse
 from tandem.workers.request import CrossSpan, EncoderInput
 from tandem.workers.requests.cross_spans import cross_spans
 from tandem.workers.requests.decoding import check_ids
+from tandem.workers.requests.image_places import ImagePlaces
 from tandem.workers.requests.image_tasks import ImageTasks
 from tandem.workers.requests.media import MediaProcessor, own_positions
 from tandem.workers.requests.model_info import ModelInfo
@@ -58,11 +59,12 @@ class PromptReader:
         *,
         languages: bool,
         image_tasks: ImageTasks | None = None,
+        image_places: ImagePlaces | None = None,
         parse: Parse | None = None,
     ) -> None:
         """`processor` is that of a model that reads media; `languages`: the tokenizer marks languages;
-        `image_tasks`: tokens in a prompt stand for questions about its image; `parse`: makes values of any
-        answer's ids."""
+        `image_tasks`: tokens in a prompt stand for questions about its image; `image_places`: for images;
+        `parse`: makes values of any answer's ids."""
         self.info, self.limits = info, limits
         self.max_encoder_tokens = min(limits.encoder_tokens, info.encoder_positions or limits.encoder_tokens)
         self.max_decoder_tokens = min(limits.decoder_tokens, info.decoder_positions or limits.decoder_tokens)
@@ -70,7 +72,7 @@ class PromptReader:
         text_is_decoded = info.encoder_vocab_size is None
         self.max_prompt_tokens = self.max_decoder_tokens - 1 if text_is_decoded else self.max_encoder_tokens
         self._tokenizer, self._processor, self._languages = tokenizer, processor, languages
-        self._image_tasks, self._parse = image_tasks, parse
+        self._image_tasks, self._image_places, self._parse = image_tasks, image_places, parse
 
     def read(
         self, prompt: Prompt, task: ResolvedTask, truncate: int | None = None, answer: int | None = None
@@ -86,6 +88,8 @@ class PromptReader:
         media, front = encoder_side.media, self.info.front
         self._check_media(media, f"{before}multi_modal_data")
         encoder_ids, own = self._media_ids(media, f"{before}multi_modal_data") if front else ([], [])
+        if self._image_places is not None:  # the prompt's own ids have them
+            encoder_ids = []
         if front and self.info.encoder_vocab_size is None:
             said = bool(encoder_side.text) or encoder_side.token_ids is not None
             if explicit and said and not self._only_media_tokens(encoder_side):
@@ -236,14 +240,17 @@ class PromptReader:
         """The encoder prompt's ids, or a decoder-only model's. `truncate` and `answer` are those of `read`;
         `taken`: encoder positions of the prompt's media, which come on top of its tokens."""
         size, limit, source = self.info.encoder_vocab_size, self.max_prompt_tokens - taken, task.source
+        images, places = len(side.media), self._image_places
         if size is None:
             size = self.info.vocab_size + self.info.read_only_ids
         if truncate is not None:
+            if images and places is not None:
+                raise InvalidRequest("is for prompts without images", field="truncate_prompt_tokens")
             truncate = self._kept(truncate, limit, answer)
         ids = side.token_ids
         if ids is None:
             text = side.text or ""
-            if not text and side.media and self._image_tasks is None:
+            if not text and side.media and self._image_tasks is None and places is None:
                 return []
             if not text and not side.media:
                 raise InvalidRequest("must not be empty", field=name)
@@ -252,6 +259,8 @@ class PromptReader:
             if self._image_tasks is not None:
                 text, special = self._image_tasks.question(text, name), False
                 around = self._image_tasks.around if side.media else ((), ())
+            if places is not None:
+                text = places.text(text, images, name)
             if truncate is None:
                 ids = self._tokenizer.encode(text, name, limit, special=special)
             else:
@@ -259,6 +268,8 @@ class PromptReader:
                 length = truncate - sum(map(len, around))
                 ids = self._tokenizer.encode_truncated(text, name, length, special=special, side=end)
             ids = [*around[0], *ids, *around[1]]
+            if places is not None:
+                ids = places.spread(ids, images, name)
         elif source:
             raise InvalidRequest("is for a prompt that is text", field="source_language")
         else:
@@ -276,7 +287,9 @@ class PromptReader:
             )
         check_ids(ids, name, size)
         front = self.info.front
-        if front is not None and self.info.encoder_vocab_size is not None and front.placeholder_id in ids:
+        if places is not None:
+            places.check_ids(ids, images, name)
+        elif front is not None and self.info.encoder_vocab_size is not None and front.placeholder_id in ids:
             raise InvalidRequest(
                 f"has token {front.placeholder_id}, which stands for a position of an {front.modality}: give "
                 f"multi_modal_data.{front.modality} instead",

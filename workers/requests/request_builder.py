@@ -40,6 +40,7 @@ from tandem.workers.requests.decoding import (
 from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
 from tandem.workers.requests.document_fields import DocumentFields
 from tandem.workers.requests.embedding import PreparedEmbedding, check_pooling
+from tandem.workers.requests.image_places import ImagePlaces
 from tandem.workers.requests.image_tasks import ImageTasks, with_tokenizers_ends
 from tandem.workers.requests.languages.markers import split_target
 from tandem.workers.requests.media import MediaProcessor, read_processor
@@ -79,11 +80,12 @@ class RequestBuilder:
         target: PreTrainedTokenizerBase | None = None,
         processor: MediaProcessor | None = None,
         image_tasks: ImageTasks | None = None,
+        image_places: ImagePlaces | None = None,
         parse: Parse | None = None,
     ) -> None:
         """`target` is the decoder's tokenizer, where that is another; `processor` is for a model that reads
-        media, `image_tasks` for one whose prompts name them, `parse` for one whose every answer holds
-        values."""
+        media, `image_tasks` for one whose prompts name them, `image_places` for one whose text has images
+        within it, `parse` for one whose every answer holds values."""
         self.info, self.limits, self.processor = info, limits, processor
         self.vocabulary = Vocabulary(tokenizer if target is None else target)
         self.tasks = Tasks.of(info.tasks, info.defaults, tokenizer, info.speech)
@@ -97,6 +99,7 @@ class RequestBuilder:
             processor,
             languages=languages,
             image_tasks=image_tasks,
+            image_places=image_places,
             parse=parse,
         )
         self.max_encoder_tokens = self._reader.max_encoder_tokens
@@ -122,8 +125,10 @@ class RequestBuilder:
         source, target = read_tokenizers(folder, tokenizer)
         info = with_tokenizers_ends(info, source)
         image_tasks = ImageTasks.read(folder, info, source)
+        image_places = ImagePlaces.of(info.front, source)
         parse = DocumentFields.read(folder, source) if info.modalities == {"image"} else None
-        return cls(info, source, limits, target, read_processor(folder, info.front), image_tasks, parse)
+        processor = read_processor(folder, info.front)
+        return cls(info, source, limits, target, processor, image_tasks, image_places, parse)
 
     def prepare(
         self,

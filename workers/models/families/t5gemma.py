@@ -1,4 +1,4 @@
-"""T5Gemma (encoder-decoder Gemma 2) and the text of T5Gemma 2 (encoder-decoder Gemma 3)."""
+"""T5Gemma (encoder-decoder Gemma 2) and T5Gemma 2 (encoder-decoder Gemma 3, which reads images, too)."""
 
 from __future__ import annotations
 
@@ -15,8 +15,10 @@ from tandem.workers.models.families.entry import (
     first_id,
     ids,
     sides,
+    token_id,
 )
-from tandem.workers.models.spec import ModelSpec, Rotary, StackSpec, Window
+from tandem.workers.models.families.siglip import siglip, siglip_names
+from tandem.workers.models.spec import FrontSpec, ModelSpec, Rotary, StackSpec, Window
 
 _SLIDING, _FULL = "sliding_attention", "full_attention"
 
@@ -121,9 +123,10 @@ def _spec(
             has = end_of_image is not None and end_of_image < values["vocab_size"]
             return replace(stack(values, decodes), own_vector=end_of_image if has else None)
 
+        text = made(encoder.get("text_config", encoder), False)
         return ModelSpec(
             family=family,
-            encoder=made(encoder.get("text_config", encoder), False),
+            encoder=replace(text, front=_front(config, text)),
             decoder=made(decoder, True),
             logit_softcap=decoder.get("final_logit_softcapping", capped),
             decoder_start_id=(2 if bos is None else bos) if start is None else start,
@@ -132,6 +135,22 @@ def _spec(
         )
 
     return spec
+
+
+def _reads_images(config: Config) -> bool:
+    """Whether the model's folder says how: one without an image processor is of a model of text."""
+    return "image_processor" in config and bool(config["encoder"].get("vision_config"))
+
+
+def _front(config: Config, text: StackSpec) -> FrontSpec | None:
+    if not _reads_images(config):
+        return None
+    encoder = config["encoder"]
+    # The encoder's own is not what transformers reads.
+    placeholder = token_id(config, "image_token_index", 256_001)
+    if not 0 <= placeholder < (text.vocab_size or 0):
+        raise ModelLoadError(f"{placeholder} is not in the vocabulary", field="image_token_index")
+    return siglip(encoder["vision_config"], encoder.get("mm_tokens_per_image", 256), placeholder)
 
 
 def _names(*encoders: str) -> Callable[[Config, ModelSpec], WeightNames]:
@@ -150,6 +169,9 @@ def _names(*encoders: str) -> Callable[[Config, ModelSpec], WeightNames]:
             "decoder.embedding": decoder + shared,
             "decoder.output": ("lm_head.out_proj.weight", *decoder, *shared),
         }
+        front = None if spec.encoder is None else spec.encoder.front
+        if front is not None and front.siglip is not None:
+            names |= siglip_names("encoder.front", _ENCODER, front.siglip)
         for side, stack in sides(spec):
             names[f"{side}.final_norm"] = either(side, "norm")
             if stack.own_vector is not None:
@@ -187,12 +209,23 @@ def _layer(stack: StackSpec, decodes: bool) -> dict[str, str]:
     return found
 
 
-# Weights for images, and the vector of the token that ends one, where that is no token of the vocabulary.
-_IMAGES = ("model.encoder.vision_tower.*", "model.encoder.multi_modal_projector.*", "*.eoi_embedding")
+_ENCODER = "model.encoder."
+# The vector of the token that ends an image, where that is no token of the vocabulary, and the tower's
+# pooling head, of which the projector reads nothing.
+_UNUSED = ("*.eoi_embedding", *(f"{_ENCODER}vision_tower.{it}head.*" for it in ("", "vision_model.")))
+_IMAGES = (f"{_ENCODER}vision_tower.*", f"{_ENCODER}multi_modal_projector.*")
+
+
+def _unread(config: Config) -> tuple[str, ...]:
+    return () if _reads_images(config) else _IMAGES
+
 
 FAMILIES = {
     "t5gemma": Family(_spec("t5gemma", _stack1, 30.0), _names("model.encoder")),
     "t5gemma2": Family(
-        _spec("t5gemma2", _stack2, None), _names("model.encoder", "model.encoder.text_model"), _IMAGES
+        _spec("t5gemma2", _stack2, None),
+        _names("model.encoder", "model.encoder.text_model"),
+        _UNUSED,
+        _unread,
     ),
 }

@@ -15,6 +15,7 @@ from tandem.workers.models.fronts.audio import AudioConvolutions
 from tandem.workers.models.fronts.beit import Beit
 from tandem.workers.models.fronts.florence import FlorenceVision
 from tandem.workers.models.fronts.patches import ImagePatches
+from tandem.workers.models.fronts.siglip import Siglip
 from tandem.workers.models.fronts.swin import Swin
 from tandem.workers.models.fronts.tiled_vision import TiledVisionModel
 from tandem.workers.models.layers import Placement, WeightSlot
@@ -35,6 +36,7 @@ _KINDS: Final[dict[str, Callable[[str, StackSpec, Placement], Front]]] = {
     "davit": FlorenceVision,
     "image_patches": ImagePatches,
     "beit": Beit,
+    "siglip": Siglip,
     "swin": Swin,
     "tiled_vision": TiledVisionModel,
 }

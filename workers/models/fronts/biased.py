@@ -1,4 +1,5 @@
-"""What BEiT and Swin have in common: layers whose attention has a bias for each pair of places in a grid."""
+"""What BEiT, SigLIP and Swin have in common: layers whose attention may have a bias for each pair of places
+in a grid."""
 
 from __future__ import annotations
 

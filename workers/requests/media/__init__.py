@@ -42,6 +42,7 @@ _KINDS: Final[dict[str, Callable[[Path, FrontSpec], MediaProcessor]]] = {
     "beit": ImageProcessor.read,
     "swin": ImageProcessor.read,
     "davit": ImageProcessor.read,
+    "siglip": ImageProcessor.read,
     "tiled_vision": TiledImageProcessor.read,
 }
 
