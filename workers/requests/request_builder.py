@@ -46,6 +46,7 @@ from tandem.workers.requests.media import MediaProcessor, read_processor
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.options import CheckedOptions, check_options
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
+from tandem.workers.requests.page_text import PageText
 from tandem.workers.requests.prompt_reader import ParsedPrompt, PromptReader
 from tandem.workers.requests.segmentation.segments import Document, Split, check_split, segment, within
 from tandem.workers.requests.tasks import ResolvedTask, Tasks
@@ -122,7 +123,9 @@ class RequestBuilder:
         source, target = read_tokenizers(folder, tokenizer)
         info = with_tokenizers_ends(info, source)
         image_tasks = ImageTasks.read(folder, info, source)
-        parse = DocumentFields.read(folder, source) if info.modalities == {"image"} else None
+        parse: Parse | None = None
+        if info.modalities == {"image"}:
+            parse = DocumentFields.read(folder, source) or PageText.read(folder, source)
         return cls(info, source, limits, target, read_processor(folder, info.front), image_tasks, parse)
 
     def prepare(
