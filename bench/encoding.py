@@ -106,7 +106,8 @@ def measure(encoder: EncoderStack, inputs: int, length: int, rounds: int, rate: 
     clock, whole = Clock(), Clock()
 
     def run() -> None:
-        encode_packed(encoder, ids, lengths, features)
+        vectors = None if features is None or encoder.front is None else encoder.front(features)
+        encode_packed(encoder, ids, lengths, vectors)
 
     run()
     for _ in range(rounds):

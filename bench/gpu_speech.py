@@ -108,7 +108,8 @@ class SpeechBench(MediaBench):
 
             @torch.inference_mode()
             def encode(ids: Any = ids, lengths: Any = lengths, of: torch.Tensor = features) -> torch.Tensor:
-                return encode_packed(encoder, ids, lengths, of)
+                assert encoder.front is not None
+                return encode_packed(encoder, ids, lengths, encoder.front(of))
 
             encode()
             seconds = [wall(encode) for _ in range(rounds)]

@@ -101,7 +101,9 @@ class ServeConfig:
     check_invariants: bool = EngineConfig.check_invariants
 
     # The router, for each ingress replica
-    encoder_cache_bytes: Annotated[int, Field(ge=0)] = 256 * 2**20  # hidden states kept for reuse; 0: none
+    # Hidden states kept for reuse by each router, and as much of vision models' outputs by each worker that
+    # encodes; 0: none.
+    encoder_cache_bytes: Annotated[int, Field(ge=0)] = EngineConfig.encoder_cache_bytes
     encoder_batches_in_flight: Count = 2  # for each encoder replica: one running, one that waits for it
     staged_encoder_tokens: Count = 2**17  # being encoded, or encoded for requests that no engine has yet
     encoder_attempts: Count = 3  # tries to encode one input before the request fails

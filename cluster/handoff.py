@@ -21,9 +21,10 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from tandem.errors import HiddenStatesLost, TandemError
+from tandem.workers.execution.front_cache import MediaCounts
 
 # The version of PackedHidden and of messages.py: during an update the two ends may run different code.
-SCHEMA: Final = 5
+SCHEMA: Final = 6
 SMALL_BYTES: Final = 65536  # a batch of at most this size is packed as bytes; Ray stores from 100 KiB on
 TRANSFER_S: Final = 30.0  # a made object that has not arrived after it, or at most twice as long, is lost
 
@@ -57,6 +58,8 @@ class BatchSummary(TypedDict):
     seconds: float  # how long the forward took
     # Inputs whose media cannot be decoded, by their number in the batch. Their rows are zeros.
     refused: dict[int, TandemError]
+    # The batch's items; none for a decoder's, which `EngineStats` counts.
+    media: MediaCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,14 +20,15 @@ def packed_input(encoder_input: EncoderInput) -> list[object]:
     """An input as it travels to an encoder: plain values, which Ray packs without pickle, and an array."""
     features = None if encoder_input.features is None else encoder_input.features.numpy()
     media = [list(each) for each in encoder_input.media]
-    return [encoder_input.key, list(encoder_input.token_ids), media, features]
+    return [encoder_input.key, list(encoder_input.token_ids), media, features, encoder_input.owner]
 
 
 def read_input(packed: list[Any]) -> EncoderInput:
-    key, token_ids, media, features = packed
+    key, token_ids, media, features, owner = packed
     # Ray's array is read-only, and not the reader's to keep.
     made = None if features is None else torch.tensor(features)
-    return EncoderInput(key, tuple(token_ids), media=tuple(Media(*each) for each in media), features=made)
+    items = tuple(Media(*each) for each in media)
+    return EncoderInput(key, tuple(token_ids), media=items, features=made, owner=owner)
 
 
 class Submission(NamedTuple):

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline"]
-Parsed = dict[str, Any] | list[Any]  # plain values, as JSON has them
+Parsed = dict[str, Any] | list[Any] | str  # plain values, as JSON has them
 # Makes values of an answer's ids, given with what the decoder started from.
 Parse = Callable[[Sequence[int]], Parsed | None]
 

@@ -43,6 +43,9 @@ class EngineConfig:
     page_size: _Size | None = None  # positions in a page; None: 32 on a CPU, 64 on a GPU
     num_pages: _Size | None = None  # overrides kv_cache_gib
     with_encoder: bool = True  # False: hidden states come from outside, no encoder is loaded
+    # Outputs of a vision model that are kept for other questions about the same images, on each rank that
+    # encodes; 0: none.
+    encoder_cache_bytes: Annotated[int, AtLeast(0)] = 256 * 2**20
     # Draft tokens of a greedy sequence in one step, at most; 0: none. 7 and the known token make 8
     # rows, which tile a page.
     draft_tokens: Annotated[int, AtLeast(0)] = 7

@@ -15,7 +15,7 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.distributed import Group
 from tandem.workers.execution.packet import CLOSE, EncodePacket, Packet
 from tandem.workers.execution.runner import Runner
-from tandem.workers.execution.step_media import StepMedia
+from tandem.workers.execution.step_media import StepMedia, features_of
 from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
 from tandem.workers.requests.media import MediaProcessor, prepare_input, read_processor
 from tandem.workers.sampling.sampler import HostCopy, Sampled, Sampler, Scored
@@ -187,13 +187,15 @@ class Engine:
         packet = EncodePacket.of(inputs)
         if self.group.size > 1:
             self.group.send_integers(packet.to_ints().tolist())
-        found = [one.features for one in inputs if one.features is not None]
-        states = self.runner.encode(packet, torch.cat(found) if found else None).cpu()
+        states = self.runner.encode(packet, features_of(inputs)).cpu()
         self._failed = False
         return states
 
     def stats(self) -> EngineStats:
-        return self.scheduler.stats()
+        media = self.runner.media
+        return self.scheduler.stats()._replace(
+            media_encoded=media.encoded, media_reused=media.reused, media_cache_bytes=media.nbytes
+        )
 
     def check(self) -> None:
         """Raises AssertionError where an invariant of the scheduler does not hold."""

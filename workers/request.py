@@ -31,6 +31,10 @@ class HiddenStates(Protocol):
         """
 
 
+MediaKey = tuple[int, int]  # a digest of 128 bits, as two int64s
+NO_KEY: MediaKey = (0, 0)  # an item's that is equal to no other
+
+
 @dataclass(frozen=True, slots=True)
 class EncoderInput:
     """One encoder input. Equal keys mean equal inputs: their cross-attention pages are shared.
@@ -46,6 +50,15 @@ class EncoderInput:
     # float32 [items, *FrontSpec.features], on the CPU. `media.prepare_input` sets them on the worker
     # that encodes.
     features: torch.Tensor | None = field(default=None, repr=False, compare=False)
+    # With `features`, what each item is known by: equal keys mean equal features. (): as many NO_KEYs.
+    media_keys: tuple[MediaKey, ...] = ()
+    # Whose input it is. Equal media of several owners share no output of a front; the router sets it.
+    owner: str = ""
+
+    @property
+    def item_keys(self) -> tuple[MediaKey, ...]:
+        """The key of each item of `features`."""
+        return self.media_keys or (NO_KEY,) * (0 if self.features is None else len(self.features))
 
 
 class CrossSpan(NamedTuple):
@@ -266,3 +279,7 @@ class EngineStats(NamedTuple):
     accepted_tokens: int  # drafted tokens that were right
     # By value of `scheduling.plan.WaitingFor`: steps that the first waiting sequence did not join for it.
     waiting_for: dict[str, int]
+    # Of the engine's front, see `execution.front_cache`:
+    media_encoded: int = 0  # items that it computed
+    media_reused: int = 0  # items that it did not compute again
+    media_cache_bytes: int = 0  # its outputs that are kept

@@ -316,6 +316,7 @@ class _RouterCollector(Collector):
             ("router_requests_waiting", "Sequences that wait for room on an engine.", stats.waiting),
             ("encoder_queued_tokens", "Tokens waiting for an encoder.", stats.queued_encoder_tokens),
             ("encoder_cache_bytes", "Hidden states kept for reuse.", stats.encoder_cache_bytes),
+            ("media_cache_bytes", "Vision models' outputs that encoders keep.", stats.media_cache_bytes),
         )
         counters: tuple[tuple[str, str, float], ...] = (
             ("encoder_batches", "Batches sent to encoders.", encoder.batches),
@@ -324,6 +325,8 @@ class _RouterCollector(Collector):
             ("encoder_retries", "Inputs encoded again.", encoder.retries),
             ("encoder_cache_hits", "Inputs not encoded again.", encoder.cache_hits),
             ("encoder_cache_misses", "Inputs encoded.", encoder.cache_misses),
+            ("media_encoded", "Images that encoders' vision models computed.", encoder.media_encoded),
+            ("media_reused", "Images that they did not compute again.", encoder.media_reused),
             ("resubmitted_requests", "Requests moved to another engine.", stats.resubmitted),
         )
         for name, text, value in gauges:
@@ -343,12 +346,15 @@ class _RouterCollector(Collector):
             "num_requests_waiting": "Sequences not admitted yet, preempted ones included.",
             "kv_cache_usage": "Share of the KV pages in use, 0 to 1.",
             "cross_kv_pages": "Pages that hold cross-attention K/V.",
+            "engine_media_cache_bytes": "Vision models' outputs that are kept, where it encodes by itself.",
         }
         counters = {
             "engine_steps": "Steps applied.",
             "engine_messages": "Messages with deltas to this router, one for a step or several.",
             "engine_generated_tokens": "Tokens generated.",
             "engine_encoded_tokens": "Encoder tokens of admitted inputs.",
+            "engine_media_encoded": "Images that its vision model computed, where it encodes by itself.",
+            "engine_media_reused": "Images that it did not compute again.",
             "engine_drafted_tokens": "Draft tokens computed.",
             "engine_accepted_tokens": "Draft tokens accepted.",
             "preemptions": "Sequences taken out of the batch for want of pages.",
@@ -376,10 +382,13 @@ class _RouterCollector(Collector):
                 "num_requests_waiting": engine.waiting,
                 "kv_cache_usage": 1 - engine.free_pages / engine.total_pages,
                 "cross_kv_pages": engine.cross_pages,
+                "engine_media_cache_bytes": engine.media_cache_bytes,
                 "engine_steps": engine.steps,
                 "engine_messages": stats.messages[engine_id],
                 "engine_generated_tokens": engine.generated_tokens,
                 "engine_encoded_tokens": engine.encoded_tokens,
+                "engine_media_encoded": engine.media_encoded,
+                "engine_media_reused": engine.media_reused,
                 "engine_drafted_tokens": engine.drafted_tokens,
                 "engine_accepted_tokens": engine.accepted_tokens,
                 "preemptions": engine.preemptions,

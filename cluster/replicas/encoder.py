@@ -20,6 +20,7 @@ from tandem.cluster.telemetry import logs
 from tandem.errors import Unavailable
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution import encoder
+from tandem.workers.execution.front_cache import MediaCounts
 from tandem.workers.request import EncoderInput
 
 MEDIA_THREADS = 2
@@ -38,6 +39,8 @@ class PackedEncoder(Protocol):
 
     def prepare(self, encoder_input: EncoderInput) -> EncoderInput: ...
     def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor: ...
+    @property
+    def media(self) -> MediaCounts: ...
 
 
 class Encoder(Supervisor):
@@ -114,10 +117,10 @@ class EncoderActor:
 
     def _forward(self, inputs: list[EncoderInput], prepared: Prepared) -> tuple[PackedHidden, BatchSummary]:
         started = time.monotonic()
-        good = accepted(prepared)
+        good, before = accepted(prepared), self._encoder.media
         with torch.inference_mode():
             hidden = self._encoder.encode(good) if good else torch.zeros(0, 1)
-            return packed_batch(inputs, prepared, hidden, started)
+            return packed_batch(inputs, prepared, hidden, started, self._encoder.media.since(before))
 
     async def watch(self) -> None:
         """Never returns: only its process's end ends an encoder."""

@@ -13,6 +13,7 @@ import torch
 
 from tandem.cluster.handoff import BatchSummary, PackedHidden, pack
 from tandem.errors import InternalError, InvalidRequest, TandemError
+from tandem.workers.execution.front_cache import MediaCounts
 from tandem.workers.request import EncoderInput
 
 logger = logging.getLogger(__name__)
@@ -46,10 +47,14 @@ def accepted(prepared: Prepared) -> list[EncoderInput]:
 
 
 def packed_batch(
-    inputs: Sequence[EncoderInput], prepared: Prepared, hidden: torch.Tensor, started: float
+    inputs: Sequence[EncoderInput],
+    prepared: Prepared,
+    hidden: torch.Tensor,
+    started: float,
+    media: MediaCounts = MediaCounts(),
 ) -> tuple[PackedHidden, BatchSummary]:
     """Hidden states [tokens, d_model] of the accepted inputs as those of all: a refused one's are zeros.
-    `started`: when their encoding did, on the monotonic clock."""
+    `started`: when their encoding did, on the monotonic clock. `media`: see `BatchSummary`."""
     refused = {number: each for number, each in enumerate(prepared) if isinstance(each, TandemError)}
     if refused:
         rows = iter(hidden.split([len(each.token_ids) for each in accepted(prepared)]))
@@ -61,4 +66,6 @@ def packed_batch(
         )
     packed = pack(hidden)
     seconds = time.monotonic() - started
-    return packed, BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=seconds, refused=refused)
+    return packed, BatchSummary(
+        tokens=len(hidden), nbytes=hidden.nbytes, seconds=seconds, refused=refused, media=media
+    )

@@ -40,6 +40,8 @@ class EncoderCounters:
     retries: int = 0  # inputs encoded again
     cache_hits: int = 0  # inputs not encoded again; includes those that join a job under way
     cache_misses: int = 0  # inputs that became a job
+    media_encoded: int = 0  # items of media that encoders' fronts computed
+    media_reused: int = 0  # items that they did not compute again
 
 
 @dataclass(eq=False, slots=True)
@@ -48,6 +50,7 @@ class _Replica:
     actor: Any
     batches: int = 0  # sent and not answered
     tokens: int = 0  # in these batches
+    media_bytes: int = 0  # outputs of its front that it keeps, as it last said
 
 
 class EncoderPool:
@@ -80,6 +83,10 @@ class EncoderPool:
     @property
     def cache_bytes(self) -> int:
         return self._cache.nbytes
+
+    @property
+    def media_cache_bytes(self) -> int:
+        return sum(replica.media_bytes for replica in self._replicas.values())
 
     async def start(self) -> None:
         """Looks for the encoders once, and goes on looking. Calling it again waits for that first look."""
@@ -206,6 +213,10 @@ class EncoderPool:
             self.counters.batches += 1
             self.counters.batch_tokens += summary["tokens"]
             self.counters.seconds += time.monotonic() - started
+            media = summary["media"]
+            replica.media_bytes = media.nbytes
+            self.counters.media_encoded += media.encoded
+            self.counters.media_reused += media.reused
             for number, error in summary["refused"].items():
                 self._end(batch[number], error)
                 encoded[batch[number].key].set_result(False)

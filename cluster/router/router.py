@@ -48,6 +48,7 @@ class RouterStats:
     queued_encoder_tokens: int
     encoder: EncoderCounters
     encoder_cache_bytes: int
+    media_cache_bytes: int  # outputs of fronts that encoders keep
     resubmitted: int  # counter: requests moved to another engine
     generated_tokens: int  # counter: tokens given to readers
 
@@ -283,6 +284,7 @@ class Router:
             queued_encoder_tokens=encoders.queued_tokens,
             encoder=encoders.counters,
             encoder_cache_bytes=encoders.cache_bytes,
+            media_cache_bytes=encoders.media_cache_bytes,
             resubmitted=self._resubmitted,
             generated_tokens=self._generated_tokens,
         )
@@ -372,7 +374,8 @@ def _own(request: RequestT, caller: Caller) -> RequestT:
     see by the time it takes that it is in a cache."""
     if caller is ANYBODY:
         return request
-    encoder = dataclasses.replace(request.encoder, key=f"{caller.name}/{request.encoder.key}")
+    key = f"{caller.name}/{request.encoder.key}"
+    encoder = dataclasses.replace(request.encoder, key=key, owner=caller.name)
     return dataclasses.replace(request, encoder=encoder)
 
 

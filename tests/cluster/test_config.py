@@ -102,6 +102,7 @@ TOLD = {
     "kv_cache_gib": 0.5,
     "page_size": 16,
     "num_pages": 9,
+    "encoder_cache_bytes": 77,
     "draft_tokens": 4,
     "overlap": True,
     "async_encode": True,

@@ -105,11 +105,53 @@ def test_several_beams_have_each_its_places(folder: Path, reference: Reference) 
 
 
 def test_tensor_parallel(folder: Path, greedy: list[Any], beams: list[Any]) -> None:
+    """Images that one rank has seen, all have: asked again, in another order, nothing is computed."""
     asked = greedy[:4] + beams[:3]
     params = [GREEDY] * 4 + [None] * 3
     with LLM(str(folder), dtype="float32", tensor_parallel_size=2) as llm:
         outputs = llm.generate([prompt(text, seed) for text, seed, _ in asked], params, use_tqdm=False)
+        images = llm.stats().media_encoded
+        assert images == len({seed for _, seed, _ in asked if seed is not None})
+        again = llm.generate(
+            [prompt(text, seed) for text, seed, _ in asked[::-1]], params[::-1], use_tqdm=False
+        )
+        assert llm.stats().media_encoded == images
     assert [output.outputs[0].token_ids for output in outputs] == [ids for *_, ids in asked]
+    assert [output.outputs[0].token_ids for output in again] == [ids for *_, ids in asked[::-1]]
+
+
+QUESTIONS = [
+    *("<OD>", "<CAPTION>", "<REGION_PROPOSAL>", "<OCR>", "<DETAILED_CAPTION>", "<DENSE_REGION_CAPTION>"),
+    *(f"<OPEN_VOCABULARY_DETECTION>{letter}" for letter in "abcdefg"),
+    *(f"What is it, {letter}?" for letter in "abcdefg"),
+]
+
+
+def test_twenty_questions_on_one_image_are_one_pass_of_the_vision_model(
+    folder: Path, reference: Reference
+) -> None:
+    """One after another, and all together."""
+    assert len(QUESTIONS) == 20
+    expected = [reference.generate(text, 1, **PLAIN) for text in QUESTIONS]
+    prompts = [prompt(text, 1) for text in QUESTIONS]
+    with LLM(str(folder), dtype="float32", max_num_seqs=24) as llm:
+        outputs = [llm.generate(one, GREEDY)[0] for one in prompts]
+        stats = llm.stats()
+        assert (stats.media_encoded, stats.media_reused) == (1, 19)
+        assert stats.media_cache_bytes == 64 * 32 * 4  # positions of an image, the encoder's width, float32
+        outputs += llm.generate(prompts, GREEDY, use_tqdm=False)
+        assert llm.stats().media_encoded == 1
+    assert [output.outputs[0].token_ids for output in outputs] == expected * 2
+
+
+def test_without_a_cache_every_question_is_a_pass(folder: Path) -> None:
+    """Those that are encoded together have one."""
+    with LLM(str(folder), dtype="float32", encoder_cache_bytes=0) as llm:
+        for text in QUESTIONS[:3]:
+            llm.generate(prompt(text, 1), GREEDY)
+        assert (llm.stats().media_encoded, llm.stats().media_cache_bytes) == (3, 0)
+        llm.generate([prompt(text, 1) for text in QUESTIONS[:4]], GREEDY, use_tqdm=False)
+        assert llm.stats().media_encoded + llm.stats().media_reused == 7
 
 
 @pytest.mark.parametrize("async_encode", [False, True])
@@ -177,6 +219,11 @@ def test_a_worker_that_only_encodes(folder: Path, reference: Reference) -> None:
         start = torch.tensor([[EOS]])
         expected = reference.model(**given, decoder_input_ids=start).encoder_last_hidden_state[0]
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+    images = {seed for _, seed in ASKED if seed is not None}
+    asked_again = sum(seed is not None for _, seed in ASKED) - len(images)
+    assert encoder.media == (len(images), asked_again, len(images) * 64 * 32 * 4)
+    torch.testing.assert_close(encoder.encode(inputs[::-1]), torch.cat(states[::-1]))
+    assert encoder.media.encoded == len(images)
 
 
 def test_int8(folder: Path) -> None:

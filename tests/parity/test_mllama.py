@@ -88,7 +88,10 @@ def test_twenty_questions_on_one_image_encode_it_once(tiny: Tiny) -> None:
     found = tiny.reference.clear(cases[:6], max_new_tokens=TOKENS)
     with LLM(str(tiny.folder), dtype="float32", max_encoder_length=LONGEST, max_num_seqs=20) as llm:
         answers = dict(zip((one.prompt for one in cases), generate(llm, cases), strict=True))
-        assert llm.stats().encoded_tokens == 20  # an image has as many positions
+        stats = llm.stats()
+        assert (stats.encoded_tokens, stats.media_encoded) == (20, 1)  # an image has as many positions
+        assert generate(llm, cases[:1]) == [answers[cases[0].prompt]]
+        assert (llm.stats().encoded_tokens, llm.stats().media_encoded) == (40, 1)  # its pages were given back
     assert found
     assert [answers[one.prompt] for one, _ in found] == [ids for _, ids in found]
 

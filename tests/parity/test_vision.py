@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from models import word_tokenizer
+from models import VOCAB, word_tokenizer
 from parity import ranks_in_threads, serve
 from PIL.Image import Image
 from vision import PAIRS, START, TOKENS, Reference, cases, make_vision, picture, png, prompt
@@ -22,6 +22,7 @@ from tandem.workers.engine import Engine
 from tandem.workers.request import EngineRequest
 from tandem.workers.requests.document_fields import DocumentFields
 from tandem.workers.requests.media.image import ImageProcessor
+from tandem.workers.requests.page_text import PageText
 from tandem.workers.requests.request_builder import RequestBuilder
 
 GREEDY = SamplingParams(temperature=0, max_tokens=TOKENS)
@@ -143,6 +144,17 @@ def test_donuts_task_token_takes_the_place_of_the_start_token(made: Callable[[st
         expected = one.reference.generate(image, ids, max_new_tokens=6, do_sample=False)
         assert output.outputs[0].token_ids == expected
     assert len(scored.scores[0].logprobs) == len(outputs[1].outputs[0].token_ids)
+
+
+def test_nougats_answers_are_pages(made: Callable[[str], Made]) -> None:
+    one = made("nougat")
+    with LLM(str(one.folder), dtype="float32") as llm:
+        outputs = llm.generate([prompt(image) for image in one.images], GREEDY, use_tqdm=False)
+    tidy = PageText(word_tokenizer(VOCAB))
+    for output in outputs:
+        answer = output.outputs[0]
+        assert answer.parsed
+        assert answer.parsed == tidy([START, *answer.token_ids])
 
 
 def test_bytes_a_path_an_array_and_an_image_are_the_same(made: Callable[[str], Made], tmp_path: Path) -> None:

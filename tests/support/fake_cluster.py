@@ -26,6 +26,7 @@ from tandem.cluster.router.router import Router
 from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.inputs import Media
 from tandem.outputs import FinishReason, TokenLogprobs
+from tandem.workers.execution.front_cache import MediaCounts
 from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest, EngineStats, Hypothesis
 
 D_MODEL = 4
@@ -344,6 +345,7 @@ class FakeEncoders:
         self.batches: list[list[list[int]]] = []
         self.media: list[Media] = []  # of all batches
         self.features: list[torch.Tensor] = []
+        self.owners: list[str] = []
         self.references: list[FakeReference] = []
         self.faults: list[BaseException] = []
         self.losing = False  # what they have encoded vanishes
@@ -384,7 +386,14 @@ class FakeEncoders:
             if any(self.poison in ids for ids in inputs):
                 raise task_error(ValueError("poison"))
             hidden = torch.cat([torch.zeros(0, D_MODEL), *map(encode, inputs)])
-            summary = BatchSummary(tokens=len(hidden), nbytes=hidden.nbytes, seconds=0.0, refused={})
+            media = MediaCounts(encoded=len(inputs), reused=1, nbytes=64)
+            summary = BatchSummary(
+                tokens=len(hidden),
+                nbytes=hidden.nbytes,
+                seconds=0.0,
+                refused={},
+                media=media,
+            )
             return pack(hidden), summary
         finally:
             self.running -= 1
@@ -407,6 +416,7 @@ class FakeEncoder:
         inputs = [list(each.token_ids) for each in encoder_inputs]
         self._encoders.media += itertools.chain(*(each.media for each in encoder_inputs))
         self._encoders.features += [each.features for each in encoder_inputs if each.features is not None]
+        self._encoders.owners += [each.owner for each in encoder_inputs]
         assert router_id
         assert queued_tokens >= 0
         self._encoders.batches.append(inputs)

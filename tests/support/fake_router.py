@@ -25,6 +25,7 @@ def engine_stats(*, running: int = 0, steps: int = 0) -> EngineStats:
         running=running, waiting=0, max_running=8, free_pages=75, total_pages=100, cross_pages=5,
         steps=steps, generated_tokens=0, encoded_tokens=0, preemptions=1,
         drafted_tokens=0, accepted_tokens=0, waiting_for={"slots": 3, "pages": 0},
+        media_encoded=2, media_reused=38, media_cache_bytes=512,
     )  # fmt: skip
 
 
@@ -183,8 +184,9 @@ class FakeRouter:
             handoffs=dict.fromkeys(self.engines, HandoffTotals(4, 4096, 0.5)),
             messages=dict.fromkeys(self.engines, 6),
             outstanding=len(self.live), waiting=0,
-            queued_encoder_tokens=3, encoder=EncoderCounters(batches=2, batch_tokens=40),
-            encoder_cache_bytes=1024, resubmitted=0, generated_tokens=0,
+            queued_encoder_tokens=3,
+            encoder=EncoderCounters(batches=2, batch_tokens=40, media_encoded=1, media_reused=19),
+            encoder_cache_bytes=1024, media_cache_bytes=256, resubmitted=0, generated_tokens=0,
         )  # fmt: skip
 
     def fail(self, error: TandemError | Exception, after: int = 0) -> None:

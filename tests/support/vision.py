@@ -32,6 +32,7 @@ from transformers import (
 )
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
 from transformers.models.donut.image_processing_pil_donut import DonutImageProcessorPil
+from transformers.models.nougat.image_processing_pil_nougat import NougatImageProcessorPil
 from transformers.models.trocr.modeling_trocr import TrOCRSinusoidalPositionalEmbedding
 from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPil
 
@@ -129,6 +130,15 @@ PAIRS = {
         MBartConfig(**_BART, scale_embedding=True),
         DonutImageProcessorPil(size={"height": 48, "width": 36}),
     ),
+    # Windows as in the published ones, which in one direction do not divide the grid.
+    "nougat": Pair(
+        DonutSwinConfig(
+            image_size=[56, 42], patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[2, 4], window_size=7,
+        ),
+        MBartConfig(**_BART | {"decoder_layers": 3}, scale_embedding=True, add_final_layer_norm=True),
+        NougatImageProcessorPil(size={"height": 56, "width": 42}),
+        1.0,
+    ),
     "vit-bert": Pair(ViTConfig(**_VIT), BertConfig(**_BERT), _vit_processor()),
 }  # fmt: skip
 
@@ -145,9 +155,9 @@ def make_vision(folder: Path, pair: str, seed: int = 0) -> Path:
     model.save_pretrained(folder)
     word_tokenizer(VOCAB).save_pretrained(folder)
     kind.processor.save_pretrained(folder)
-    if pair == "donut":  # as its published checkpoints say
+    if reader := {"donut": "DonutProcessor", "nougat": "NougatProcessor"}.get(pair):  # as published ones say
         path = folder / "preprocessor_config.json"
-        path.write_text(json.dumps({**json.loads(path.read_text()), "processor_class": "DonutProcessor"}))
+        path.write_text(json.dumps({**json.loads(path.read_text()), "processor_class": reader}))
     return folder
 
 

@@ -11,7 +11,7 @@ from typing import Any, ClassVar, Self, get_type_hints
 import numpy as np
 import numpy.typing as npt
 
-from tandem.workers.request import EncoderInput
+from tandem.workers.request import EncoderInput, MediaKey
 from tandem.workers.scheduling.plan import Admission, StepPlan
 
 Ints = npt.NDArray[np.int64]
@@ -126,6 +126,17 @@ class CrossSpans(Table):
     own: Ints  # 0 or 1
 
 
+class MediaItems(Table):
+    """Items of media, in the order of the encoder positions that hold their rows: see `request.MediaKey`."""
+
+    high: Ints
+    low: Ints
+
+    @property
+    def keys(self) -> list[MediaKey]:
+        return [(high, low) for high, low in self.values.tolist()]
+
+
 class Sources(Table):
     """What new sequences draft from: the first columns of their rows in `DecodeTables.sequences`."""
 
@@ -141,6 +152,7 @@ class Packet:
     admissions: Admissions  # by length: the encoder runs neighbours of equal length together
     admission_pages: Ints
     admission_tokens: Ints  # the inputs' that are to be encoded here
+    admission_media: MediaItems  # of these inputs
     new_pages: NewPages
     rows: Rows
     row_tokens: Ints  # ON_DEVICE is the slot's last sampled one, below it are draft tokens
@@ -150,6 +162,7 @@ class Packet:
     alignment_heads: Ints  # layer and head of each
     overlapped: Overlapped  # by length
     overlapped_tokens: Ints
+    overlapped_media: MediaItems
     cross_spans: CrossSpans  # a slot's together
     sources: Sources
     source_columns: Ints
@@ -159,6 +172,7 @@ class Packet:
         admissions: list[tuple[int, ...]] = []
         admission_pages: list[int] = []
         admission_tokens: list[int] = []
+        admission_media: list[MediaKey] = []
         for admission in by_length(plan.admissions):
             entry, encoder = admission.entry, admission.request.encoder
             here = ENCODED_ASYNC if admission.overlapped else ENCODE_HERE
@@ -167,6 +181,7 @@ class Packet:
             admission_pages += entry.pages
             if handle == ENCODE_HERE:
                 admission_tokens += encoder.token_ids
+                admission_media += encoder.item_keys
         overlapped = by_length(plan.overlapped)
         rows: list[tuple[int, ...]] = []
         row_tokens: list[int] = []
@@ -213,6 +228,7 @@ class Packet:
             admissions=Admissions.of(admissions),
             admission_pages=_vector(admission_pages),
             admission_tokens=_vector(admission_tokens),
+            admission_media=MediaItems.of(admission_media),
             new_pages=NewPages.of(plan.new_pages),
             rows=Rows.of(rows),
             row_tokens=_vector(row_tokens),
@@ -223,6 +239,9 @@ class Packet:
             overlapped=Overlapped.of([(one.entry.index, one.entry.length) for one in overlapped]),
             overlapped_tokens=_vector(
                 [token_id for one in overlapped for token_id in one.request.encoder.token_ids]
+            ),
+            overlapped_media=MediaItems.of(
+                [key for one in overlapped for key in one.request.encoder.item_keys]
             ),
             cross_spans=CrossSpans.of(
                 [
@@ -270,20 +289,25 @@ class EncodePacket:
 
     lengths: Ints
     token_ids: Ints  # all inputs', one after another
+    media: MediaItems  # all inputs'
 
     @classmethod
     def of(cls, inputs: Sequence[EncoderInput]) -> EncodePacket:
         token_ids = [token_id for one in inputs for token_id in one.token_ids]
-        return cls(_vector([len(one.token_ids) for one in inputs]), _vector(token_ids))
+        media = MediaItems.of([key for one in inputs for key in one.item_keys])
+        return cls(_vector([len(one.token_ids) for one in inputs]), _vector(token_ids), media)
 
     def to_ints(self) -> Ints:
-        """One vector: ENCODE, how many inputs there are, then their lengths and their tokens."""
-        return np.concatenate([[ENCODE, len(self.lengths)], self.lengths, self.token_ids])
+        """One vector: ENCODE, how many inputs and items of media there are, then the lengths, the items' keys
+        and the tokens."""
+        counts = [ENCODE, len(self.lengths), len(self.media)]
+        return np.concatenate([counts, self.lengths, self.media.values.ravel(), self.token_ids])
 
     @classmethod
     def from_ints(cls, values: Ints) -> EncodePacket:
-        start, stop = 2, 2 + int(values[1])
-        return cls(values[start:stop], values[stop:])
+        _, inputs, items = values[:3].tolist()
+        lengths, media, token_ids = np.split(values[3:], [inputs, inputs + 2 * items])
+        return cls(lengths, token_ids, MediaItems(media.reshape(-1, 2)))
 
 
 # The packet's fields, in order, each with its kind of table; None: a vector.

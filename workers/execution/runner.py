@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from tandem.workers.distributed import Group
 from tandem.workers.execution.alignments import Alignments
 from tandem.workers.execution.decode_state import DecodeState
 from tandem.workers.execution.encoder import encode_packed
+from tandem.workers.execution.front_cache import FrontCache, MediaCounts
 from tandem.workers.execution.packet import (
     BEAM,
     ENCODE_HERE,
@@ -24,16 +25,17 @@ from tandem.workers.execution.packet import (
     SINGLE,
     EncodePacket,
     Ints,
+    MediaItems,
     Packet,
 )
 from tandem.workers.execution.side_stream import SideStream, Work
 from tandem.workers.execution.step_graphs import StepGraphs
-from tandem.workers.execution.step_media import NO_MEDIA, StepMedia, share
+from tandem.workers.execution.step_media import NO_MEDIA, StepMedia
 from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.head import TargetScores
 from tandem.workers.models.kv_pool import KVPool, pool_pages
 from tandem.workers.models.layers import Placement
-from tandem.workers.models.stacks import EncoderStack, load_decoder, load_encoder
+from tandem.workers.models.stacks import load_decoder, load_encoder
 
 _LOG = logging.getLogger(__name__)
 
@@ -60,6 +62,9 @@ class Runner:
         self.spec = checkpoint.spec
         encodes = config.with_encoder and self.spec.encoder is not None
         self.encoder = load_encoder(checkpoint, place) if encodes else None
+        self._front: FrontCache | None = None  # None without an encoder
+        if self.encoder is not None:
+            self._front = FrontCache(self.encoder, group, config.encoder_cache_bytes)
         self.decoder = load_decoder(checkpoint, place)
         self._side = SideStream(self.device)
         self._encoding: Work | None = None  # inputs encoded alongside the steps
@@ -143,6 +148,11 @@ class Runner:
         """Whether the encoding that `encode_async` began is done."""
         return self._encoding is None or self._encoding.done
 
+    @property
+    def media(self) -> MediaCounts:
+        """What the front has computed so far."""
+        return MediaCounts() if self._front is None else self._front.counts
+
     @torch.inference_mode()
     def encode_async(self, packet: Packet, media: StepMedia = NO_MEDIA) -> None:
         """Begins to encode what later steps admit. To be called when all else of the step is launched: the
@@ -150,9 +160,7 @@ class Runner:
         inputs = packet.overlapped
         if not len(inputs):
             return
-        assert self.encoder is not None, "this engine was told not to load the encoder"
-        tokens = packet.overlapped_tokens
-        arguments = self.encoder, tokens, inputs.length, media.overlapped
+        arguments = packet.overlapped_tokens, inputs.length, packet.overlapped_media, media.overlapped
         self._encoding = self._side.begin(lambda: self._encode(*arguments))
         ends = np.cumsum(inputs.length)
         self._encoding_parts = {
@@ -161,20 +169,20 @@ class Runner:
         }
 
     @torch.inference_mode()
-    def encode(self, packet: EncodePacket, features: torch.Tensor | None = None) -> torch.Tensor:
+    def encode(self, packet: EncodePacket, features: Sequence[torch.Tensor] = ()) -> torch.Tensor:
         """The hidden states [sum of lengths, d_model] of inputs that no step admits, on the device. To be
-        called between two steps; `features` are rank 0's, in the packet's order."""
-        assert self.encoder is not None, "this engine was told not to load the encoder"
-        arguments = self.encoder, packet.token_ids, packet.lengths, features
+        called between two steps; `features` are rank 0's, see `StepMedia`."""
+        arguments = packet.token_ids, packet.lengths, packet.media, features
         return self._side.begin(lambda: self._encode(*arguments)).wait()
 
     def _encode(
-        self, encoder: EncoderStack, token_ids: Ints, lengths: Ints, own: torch.Tensor | None
+        self, token_ids: Ints, lengths: Ints, media: MediaItems, own: Sequence[torch.Tensor]
     ) -> torch.Tensor:
         """`encode_packed`, after rank 0's features have come to all ranks. To be called on the side stream,
-        whose memory they are: the copy must not wait for the step under way."""
-        features = share(token_ids, own, encoder.spec.front, self.device, self.group)
-        return encode_packed(encoder, token_ids, lengths, features)
+        whose memory they are, as are the front's outputs: the copy must not wait for the step under way."""
+        assert self.encoder is not None, "this engine was told not to load the encoder"
+        assert self._front is not None
+        return encode_packed(self.encoder, token_ids, lengths, self._front.vectors(media.keys, own))
 
     def _admit(self, packet: Packet, hidden: Hidden, media: StepMedia) -> None:
         """Computes the cross-attention K/V of new encoder inputs into their pages."""
@@ -183,9 +191,8 @@ class Runner:
         admissions = packet.admissions
         here = admissions.handle == ENCODE_HERE
         if here.any():
-            assert self.encoder is not None, "this engine was told not to load the encoder"
-            tokens = packet.admission_tokens
-            inputs = self.encoder, tokens, admissions.length[here], media.admitted
+            lengths = admissions.length[here]
+            inputs = packet.admission_tokens, lengths, packet.admission_media, media.admitted
             # K and V are written by the main stream: the step under way may still read the pages' last owner.
             states.append(self._side.begin(lambda: self._encode(*inputs)).wait())
             order += np.flatnonzero(here).tolist()

@@ -1,27 +1,26 @@
-"""The features of media that a step's encoder inputs bring, from rank 0 to all ranks."""
+"""The features of media that a step's encoder inputs bring, on rank 0."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import torch
 
-from tandem.workers.distributed import Group
-from tandem.workers.execution.packet import Ints, by_length
-from tandem.workers.models.spec import FrontSpec
+from tandem.workers.execution.packet import by_length
+from tandem.workers.request import EncoderInput
 from tandem.workers.scheduling.plan import Admission, StepPlan
 
 
 class StepMedia(NamedTuple):
-    """float32 [items, *FrontSpec.features] on the CPU, in the packet's order; None where there are none.
+    """For each input that has some, float32 [items, *FrontSpec.features] on the CPU, in the packet's order.
 
-    They are no integers, so they do not travel in the packet: every rank sees from the packet's ids how many
-    items there are, and rank 0 broadcasts them.
+    They are no integers, so they do not travel in the packet: it has the items' keys, by which every rank
+    knows which of them rank 0 broadcasts (`front_cache.FrontCache`).
     """
 
-    admitted: torch.Tensor | None = None  # for `Packet.admission_tokens`
-    overlapped: torch.Tensor | None = None  # for `Packet.overlapped_tokens`
+    admitted: Sequence[torch.Tensor] = ()  # for `Packet.admission_tokens`
+    overlapped: Sequence[torch.Tensor] = ()  # for `Packet.overlapped_tokens`
 
     @classmethod
     def of(cls, plan: StepPlan) -> StepMedia:
@@ -32,25 +31,10 @@ class StepMedia(NamedTuple):
 NO_MEDIA = StepMedia()
 
 
-def share(
-    token_ids: Ints, own: torch.Tensor | None, front: FrontSpec | None, device: torch.device, group: Group
-) -> torch.Tensor | None:
-    """The features for encoder inputs of these ids, on the device of every rank; None for inputs of text.
-
-    own: rank 0's; None on the others.
-    """
-    items = 0 if front is None else int(front.holds_media(token_ids).sum()) // front.positions
-    if front is None or not items:
-        return None
-    if group.rank == 0:
-        assert own is not None, "features are made before a request is submitted"
-        features = own.to(device, non_blocking=True)
-    else:
-        features = torch.empty(items, *front.features, device=device)
-    return group.broadcast(features)
+def features_of(inputs: Iterable[EncoderInput]) -> list[torch.Tensor]:
+    """The features of those inputs that have some, in order."""
+    return [one.features for one in inputs if one.features is not None]
 
 
-def _features(admissions: Iterable[Admission]) -> torch.Tensor | None:
-    inputs = (admission.request.encoder for admission in by_length(admissions))
-    found = [one.features for one in inputs if one.features is not None]
-    return torch.cat(found) if found else None
+def _features(admissions: Iterable[Admission]) -> list[torch.Tensor]:
+    return features_of(admission.request.encoder for admission in by_length(admissions))

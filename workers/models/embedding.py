@@ -69,12 +69,10 @@ class Embedding:
         return x
 
     def embed_media(
-        self, token_ids: torch.Tensor, media: torch.Tensor, features: torch.Tensor
+        self, token_ids: torch.Tensor, media: torch.Tensor, vectors: torch.Tensor
     ) -> torch.Tensor:
         """int64 [N] → a vector for each position, [N, d_model]: at the positions `media`, int64 [M] in order,
-        the front's for features float32 [items, *FrontSpec.features], elsewhere the token's."""
-        assert self.front is not None, "this stack reads no media"
-        vectors = self.front(features)
+        the front's, `vectors` [M, d_model], elsewhere the token's."""
         if self.tokens is None:
             return vectors
         # The placeholder is no token, so it is not looked up.

@@ -205,6 +205,12 @@ class FrontSpec:
     siglip: SiglipSpec | None = None
     vision: TiledVision | None = None
 
+    @property
+    def kept(self) -> bool:
+        """Whether its output is worth keeping for another input with the same item: it is a vision model.
+        Convolutions and patches are computed again in less time than an item is decoded."""
+        return self.kind not in ("audio_convolutions", "image_patches")
+
     def holds_media(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of the encoder positions hold a row of the front's output."""
         own: npt.NDArray[np.bool_] = token_ids == self.placeholder_id

@@ -21,6 +21,7 @@ from tandem.workers.models.attention import (
 from tandem.workers.models.batch import DecoderBatch
 from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.embedding import Embedding
+from tandem.workers.models.fronts import Front
 from tandem.workers.models.head import Head, TargetScores
 from tandem.workers.models.kv_pool import KVPool
 from tandem.workers.models.layers import Norm, Placement, WeightSlot, stack_norm, weights_of
@@ -122,13 +123,18 @@ class EncoderStack(Stack[EncoderPass]):
             attention.prepare(self._tables)
 
     def embed(
-        self, token_ids: torch.Tensor, media: torch.Tensor | None = None, features: torch.Tensor | None = None
+        self, token_ids: torch.Tensor, media: torch.Tensor | None = None, vectors: torch.Tensor | None = None
     ) -> torch.Tensor:
         """int64 [N] → a vector for each position [N, d_model], for `encode`. The positions `media` are the
-        front's, see `Embedding.embed_media`."""
-        if media is None or features is None:
+        front's `vectors`, see `Embedding.embed_media`."""
+        if media is None or vectors is None:
             return self.embedding.embed(token_ids)
-        return self.embedding.embed_media(token_ids, media, features)
+        return self.embedding.embed_media(token_ids, media, vectors)
+
+    @property
+    def front(self) -> Front | None:
+        """What makes the vectors of media; None: this stack reads none."""
+        return self.embedding.front
 
     def encode(self, x: torch.Tensor, cu_seqlens: torch.Tensor, longest: int) -> torch.Tensor:
         """Packed inputs, unpadded: vectors [N, d_model], borders int32 [inputs + 1], positions of the

@@ -20,6 +20,11 @@ _FILES: Final = ("processor_config.json", "preprocessor_config.json", "tokenizer
 _TASK: Final = re.compile("<.*?>")  # the first tag, which the decoder starts from
 
 
+def processor_classes(folder: Path) -> set[Any]:
+    """The names that a model's folder gives to transformers' class that reads its answers."""
+    return {read_json(folder, name).get("processor_class") for name in _FILES}
+
+
 class DocumentFields:
     """transformers' `DonutProcessor.token2json`. It may be called from several threads at once."""
 
@@ -34,8 +39,7 @@ class DocumentFields:
     @classmethod
     def read(cls, folder: Path, tokenizer: PreTrainedTokenizerBase) -> DocumentFields | None:
         """None for a model in a folder that does not say that its answers are read so."""
-        said = (read_json(folder, name).get("processor_class") for name in _FILES)
-        return cls(tokenizer) if "DonutProcessor" in said else None
+        return cls(tokenizer) if "DonutProcessor" in processor_classes(folder) else None
 
     def __call__(self, ids: Sequence[int]) -> Parsed | None:
         """The fields of an answer, whose ids are given with what the decoder started from; an answer without

@@ -47,6 +47,7 @@ from tandem.workers.requests.media import MediaProcessor, read_processor
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.options import CheckedOptions, check_options
 from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
+from tandem.workers.requests.page_text import PageText
 from tandem.workers.requests.prompt_reader import ParsedPrompt, PromptReader
 from tandem.workers.requests.segmentation.segments import Document, Split, check_split, segment, within
 from tandem.workers.requests.tasks import ResolvedTask, Tasks
@@ -126,7 +127,9 @@ class RequestBuilder:
         info = with_tokenizers_ends(info, source)
         image_tasks = ImageTasks.read(folder, info, source)
         image_places = ImagePlaces.of(info.front, source)
-        parse = DocumentFields.read(folder, source) if info.modalities == {"image"} else None
+        parse: Parse | None = None
+        if info.modalities == {"image"}:
+            parse = DocumentFields.read(folder, source) or PageText.read(folder, source)
         processor = read_processor(folder, info.front)
         return cls(info, source, limits, target, processor, image_tasks, image_places, parse)
 

@@ -368,3 +368,9 @@ async def test_metrics(http: httpx.AsyncClient, router: FakeRouter, request_buil
     assert values["tandem_handoff_bytes_total engine=engine-1"] == 4096
     assert values["tandem_encoder_batch_tokens_total"] == 40
     assert values["tandem_encoder_queued_tokens"] == 3
+    for name, counted in (
+        ("media_encoded_total", 1), ("media_reused_total", 19), ("media_cache_bytes", 256),
+        ("engine_media_encoded_total engine=engine-1", 2), ("engine_media_reused_total engine=engine-1", 38),
+        ("engine_media_cache_bytes engine=engine-1", 512),
+    ):  # fmt: skip
+        assert values[f"tandem_{name}"] == counted

@@ -16,6 +16,7 @@ from tandem.cluster.messages import packed_input
 from tandem.cluster.replicas.encoder import EncoderActor, EncoderLoad
 from tandem.errors import InvalidRequest, Unavailable
 from tandem.inputs import Media
+from tandem.workers.execution.front_cache import MediaCounts
 from tandem.workers.request import EncoderInput
 
 
@@ -25,6 +26,7 @@ class SlowEncoder:
     def __init__(self) -> None:
         self.go_on = threading.Semaphore(0)
         self.seen: list[list[tuple[int, ...]]] = []
+        self.media = MediaCounts()
 
     def prepare(self, encoder_input: EncoderInput) -> EncoderInput:
         if any(data == b"damaged" for _, data in encoder_input.media):
@@ -33,6 +35,7 @@ class SlowEncoder:
 
     def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor:
         self.seen.append([each.token_ids for each in inputs])
+        self.media = MediaCounts(self.media.encoded + len(inputs), nbytes=12)
         assert self.go_on.acquire(timeout=10)
         if self.seen[-1] == [(13,)]:
             raise ValueError("unlucky")
@@ -72,9 +75,11 @@ async def test_batches_are_encoded_one_at_a_time_in_order(slow: SlowEncoder) -> 
     hidden, summary = await first
     assert unpack(hidden).tolist() == [[1.0], [2.0], [3.0]]
     assert (summary["tokens"], summary["nbytes"]) == (3, 12)
+    assert summary["media"] == MediaCounts(2, 0, 12)
     slow.go_on.release()
-    hidden, _ = await second
+    hidden, summary = await second
     assert unpack(hidden).tolist() == [[4.0]]
+    assert summary["media"] == MediaCounts(1, 0, 12)  # this batch's
     assert slow.seen == [[(1, 2), (3,)], [(4,)]]
 
 

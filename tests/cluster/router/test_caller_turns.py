@@ -136,6 +136,9 @@ async def test_no_caller_sees_what_another_has_had_encoded() -> None:
             await as_caller(caller, ask)
         counters = cluster.router.stats().encoder
         assert (counters.cache_misses, counters.cache_hits) == (2, 4)
+        assert (counters.media_encoded, counters.media_reused) == (2, 2)
+        assert cluster.router.stats().media_cache_bytes == 64
+        assert cluster.encoders.owners == ["a", "b"]  # nor do outputs of fronts
 
 
 async def test_a_priority_beyond_the_callers_is_refused() -> None:

@@ -20,12 +20,13 @@ from tandem.workers.execution.packet import (
     FIRST_BEAM,
     NO_TOP,
     SINGLE,
+    EncodePacket,
     Ints,
     Packet,
     Rows,
     Table,
 )
-from tandem.workers.request import Alignment, CrossSpan, EncoderInput
+from tandem.workers.request import NO_KEY, Alignment, CrossSpan, EncoderInput
 from tandem.workers.scheduling.pages import PagePool
 from tandem.workers.scheduling.plan import ON_DEVICE, DraftOutcome, StepPlan, StepResult
 from tandem.workers.scheduling.resources import Resources
@@ -107,6 +108,27 @@ def test_a_first_step() -> None:
     assert {tuple(new) for new in packet.new_pages.values.tolist()} == {
         (sequence.slots[0], 0, sequence.pages[0]) for sequence in rows.values()
     }
+
+
+def test_keys_of_media_travel_in_the_order_of_their_positions() -> None:
+    """An item without one has the key of no other."""
+    ours = scheduler()
+    keys = ((-(2**63), 2**63 - 1), (5, -6))
+    inputs = [
+        EncoderInput("longer", (7, 7, 7, 1), features=torch.zeros(2, 3), media_keys=keys),
+        EncoderInput("shorter", (7, 1), features=torch.zeros(1, 3)),
+        EncoderInput("text", (1,)),
+    ]
+    for number, encoder in enumerate(inputs):
+        length = len(encoder.token_ids)
+        request = Job(str(number), number, key=number, encoder_length=length).request()
+        ours.submit(replace(request, encoder=encoder), 0.0)
+    packet = there_and_back(Packet.of(ours.plan(0.0)))
+    assert packet.admission_media.keys == [NO_KEY, *keys]
+    encoding = EncodePacket.of(inputs)
+    read = EncodePacket.from_ints(torch.tensor(encoding.to_ints().tolist()).numpy())
+    assert read.media.keys == [*keys, NO_KEY]
+    assert (read.lengths.tolist(), read.token_ids.tolist()) == ([4, 2, 1], [7, 7, 7, 1, 7, 1, 1])
 
 
 def test_a_token_that_only_the_device_knows() -> None:
@@ -235,8 +257,8 @@ def test_columns_are_views_by_name() -> None:
 def test_an_empty_step() -> None:
     empty = there_and_back(Packet.of(StepPlan()))
     assert [values_of(getattr(empty, part.name)).shape for part in fields(Packet)] == [
-        (0, 4), (0,), (0,), (0, 3), (0, 7), (0,), (0,), (0, 4), (0, 9), (0,), (0, 2), (0,), (0, 5),
-        (0, 2), (0,),
+        (0, 4), (0,), (0,), (0, 2), (0, 3), (0, 7), (0,), (0,), (0, 4), (0, 9), (0,), (0, 2), (0,),
+        (0, 2), (0, 5), (0, 2), (0,),
     ]  # fmt: skip
 
 

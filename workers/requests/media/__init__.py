@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from hashlib import blake2b
 from pathlib import Path
+from struct import unpack
 from typing import TYPE_CHECKING, Final, Protocol
 
 from tandem.inputs import Media
 from tandem.limits import Limits
 from tandem.workers.models.spec import FrontSpec
-from tandem.workers.request import EncoderInput
+from tandem.workers.request import EncoderInput, MediaKey
 from tandem.workers.requests.media.audio import AudioProcessor
 from tandem.workers.requests.media.image import ImageProcessor
 from tandem.workers.requests.media.tiled_image import TiledImageProcessor
@@ -68,4 +70,12 @@ def prepare_input(encoder: EncoderInput, processor: MediaProcessor | None) -> En
 
     assert processor is not None, "the validator lets media through for models that take them"
     features = torch.stack([processor.features(item) for item in encoder.media])
-    return replace(encoder, features=features, media=())
+    keys = tuple(_key(item, encoder.owner) for item in encoder.media)
+    return replace(encoder, features=features, media_keys=keys, media=())
+
+
+def _key(item: Media, owner: str) -> MediaKey:
+    digest = blake2b(f"{len(owner)}/{owner}".encode(), digest_size=16)
+    digest.update(item.data)
+    high, low = unpack("<qq", digest.digest())
+    return high, low
