@@ -7,7 +7,7 @@ import sys
 
 import typer
 
-from tandem.cli import batch, compose, demo, generate, key, score, serve, show, transcribe
+from tandem.cli import batch, compose, demo, generate, key, score, serve, show, top, transcribe
 
 app = typer.Typer(
     name="tandem",
@@ -38,6 +38,7 @@ for command in (
     transcribe.transcribe,
     score.score,
     batch.batch,
+    top.top,
     compose.compose,
     demo.demo,
 ):
