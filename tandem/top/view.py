@@ -16,7 +16,6 @@ from tandem.top.scrape import Scrape
 
 _WINDOW_S: Final = 60.0
 _GONE_S: Final = 60.0  # without an answer: the replica is not shown any more
-_REFUSED: Final = ("RESOURCE_EXHAUSTED", "UNAVAILABLE")  # the server was full, or could not
 _FAILED: Final = ("INTERNAL", "UNKNOWN", "DATA_LOSS")
 
 
@@ -109,7 +108,7 @@ def _model(name: str, replicas: Sequence[deque[Scrape]], *, since_start: bool) -
         p99_s=quantile(0.99, "e2e_request_latency_seconds"),
         first_token_p50_s=quantile(0.5, "time_to_first_token_seconds"),
         first_token_p99_s=quantile(0.99, "time_to_first_token_seconds"),
-        refused=round(sum(scrape.total("requests_total", status=_REFUSED) for scrape in now)),
+        refused=total("refused_total"),
         failed=round(sum(scrape.total("requests_total", status=_FAILED) for scrape in now)),
         engines=_engines(replicas),
     )

@@ -107,6 +107,7 @@ def _bodies(limits: Limits) -> dict[str, dict[str, Any]]:
         **_DIRECTION,
         "format": {"enum": ["text", "html"], "default": "text"},
         "alternatives": {"type": "integer", "default": 0},
+        "stream": {"type": "boolean", "default": False, "description": "Of one text: events."},
         "split": {"enum": list(SPLITS), "default": "sentence"},
         "api_key": _TEXT,
     }

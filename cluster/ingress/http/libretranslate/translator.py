@@ -2,36 +2,67 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from itertools import islice
 from typing import Final
 
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.documents import answer_segments
+from tandem.cluster.ingress.http.libretranslate.growing import Growing
 from tandem.cluster.ingress.http.libretranslate.phrases import Phrase, translate_phrases
 from tandem.cluster.ingress.service import Service
-from tandem.errors import renaming_fields
+from tandem.errors import DeadlineExceeded, renaming_fields
 from tandem.inputs import TaskOptions
+from tandem.outputs import CompletionOutput
 from tandem.params import BeamSearchParams, Params, SamplingParams
-from tandem.workers.requests.segmentation.segments import Split, has_letters
+from tandem.workers.requests.segmentation.segments import Document, Split, has_letters
 
+_TOGETHER: Final = 32  # segments of a stream that are translated at once
+_LEAST_S: Final = 0.001  # to be late with
 _FIELDS: Final = {"prompt": "q", "source_language": "source", "target_language": "target"}
 
 
 class Translator:
-    """The translations of one call, which has a time for all of them."""
+    """The translations of one call, which has a time for all of them. None is cut off by that: the call ends
+    with DeadlineExceeded."""
 
     def __init__(
         self, service: Service, call: Call, told: TaskOptions, split: Split, request_id: str | None
     ) -> None:
         self._service, self._call, self._told, self._split = service, call, told, split
         self._request_id = request_id
-        self._end: float | None = None  # when its time, which begins with the first texts, is over
+        self._end = min(call.arrival.at + service.config.limits.timeout_s, call.arrival.deadline)
+        self.truncated = False  # a translation that was given has reached the model's limit, and is cut off
 
     async def texts(self, texts: Sequence[str]) -> list[str]:
         """The likeliest translation of each text."""
         return [found[0] for found in await self.alternatives(texts, 0)]
+
+    async def stream(self, text: str) -> AsyncGenerator[str]:
+        """What the likeliest translation of a text grows by, from its beginning on."""
+        if not has_letters(text):
+            yield text
+            return
+        (document,) = await self._call.segment([text], self._split, **self._told)
+        growing, (params,) = Growing(document), self._params(0)
+        for first in range(0, len(document.segments), _TOGETHER):
+            with renaming_fields(_FIELDS):
+                prepared = await self._call.prepare(
+                    document.segments[first : first + _TOGETHER],
+                    params,
+                    request_id=self._request_id,
+                    timeout_s=max(_LEAST_S, self._end - asyncio.get_running_loop().time()),
+                    **self._told,
+                )
+            async with aclosing(self._call.stream(prepared, first=first)) as pieces:
+                async for number, delta in ((first + one.prompt, one.delta) async for one in pieces):
+                    if delta.finish_reason == "deadline":
+                        raise DeadlineExceeded("not all of the text was translated in time: send less")
+                    self.truncated |= delta.finish_reason == "length"
+                    if grown := growing.add(number, delta.text, ended=delta.finish_reason is not None):
+                        yield grown
 
     async def phrases(self, phrases: Sequence[Phrase]) -> list[list[str]]:
         """The translations of each phrase's pieces."""
@@ -48,25 +79,26 @@ class Translator:
                 self._call,
                 [segment for document in documents for segment in document.segments],
                 params,
-                timeout_s=self._left_s(),
+                timeout_s=max(0.0, self._end - asyncio.get_running_loop().time()),
                 request_id=self._request_id,
                 **self._told,
             )
-        samples = iter([[sample.text for output in each for sample in output.outputs] for each in outputs])
+        samples = iter([[sample for output in each for sample in output.outputs] for each in outputs])
         made = (
-            _different(
-                document.join(texts) for texts in _in_step(list(islice(samples, len(document.segments))))
-            )
+            self._given(document, list(islice(samples, len(document.segments))), 1 + count)
             for document in documents
         )
-        return [next(made)[: 1 + count] if has_letters(text) else [text] for text in texts]
+        return [next(made) if has_letters(text) else [text] for text in texts]
 
-    def _left_s(self) -> float:
-        if self._end is not None:
-            return max(0.0, self._end - time.monotonic())
-        longest_s = self._service.config.limits.timeout_s
-        self._end = time.monotonic() + longest_s
-        return longest_s
+    def _given(self, document: Document, samples: list[list[CompletionOutput]], count: int) -> list[str]:
+        """The first `count` different translations of a text, from the samples of its segments."""
+        found: dict[str, bool] = {}  # whether it is cut off
+        for step in _in_step(samples):
+            text = document.join([sample.text for sample in step])
+            found.setdefault(text, any(sample.finish_reason == "length" for sample in step))
+        given = list(found)[:count]
+        self.truncated |= any(found[text] for text in given)
+        return given
 
     def _params(self, count: int) -> list[Params]:
         best = SamplingParams(temperature=0)  # in the model's own way: it may be beam search
@@ -78,11 +110,7 @@ class Translator:
         return [best, BeamSearchParams(num_beams=width, num_return_sequences=width, temperature=0)]
 
 
-def _in_step(samples: list[list[str]]) -> Iterator[list[str]]:
+def _in_step(samples: list[list[CompletionOutput]]) -> Iterator[list[CompletionOutput]]:
     """The segments' first samples, their second ones, …: a segment that has no more repeats its best."""
     for number in range(max(map(len, samples), default=1)):
         yield [each[number] if number < len(each) else each[0] for each in samples]
-
-
-def _different(texts: Iterator[str]) -> list[str]:
-    return list(dict.fromkeys(texts))

@@ -7,7 +7,6 @@ import { grown, parse, quantile, sum } from "./metrics.js";
 
 const PERIOD_MS = 2000;
 const KEPT = 60; // scrapes: two minutes
-const REFUSED = ["RESOURCE_EXHAUSTED", "UNAVAILABLE"];
 
 const whole = (value) => Math.round(value).toLocaleString("en");
 const seconds = (value) => (value === null ? "–" : value < 1 ? `${Math.round(value * 1000)} ms` : `${value.toFixed(1)} s`);
@@ -36,7 +35,6 @@ export function cluster(panel) {
     const { metrics } = kept.at(-1);
     const first = kept[0].metrics;
     const tokens = rates("generation_tokens_total");
-    const refused = ({ status }) => REFUSED.includes(status);
     const latency = (share) => seconds(quantile(share, "e2e_request_latency_seconds", metrics, kept.length > 1 ? first : null));
     const numbers = {
       "Tokens a second": whole(tokens.at(-1) ?? 0),
@@ -44,7 +42,7 @@ export function cluster(panel) {
       "Waiting for room": whole(sum(metrics, "router_requests_waiting")),
       "Half are done in": latency(0.5),
       "99 % are done in": latency(0.99),
-      "Requests refused": whole(sum(metrics, "requests_total", refused)),
+      "Requests refused": whole(sum(metrics, "refused_total")),
       "Engines": whole(sum(metrics, "engines")),
       "Encoders": whole(sum(metrics, "encoder_replicas")),
     };

@@ -125,12 +125,8 @@ async def test_translate(serve: Any) -> None:
 
         # Another language translates anew.
         await page.get_by_label("To", exact=True).select_option("fr")
-        await page.wait_for_function(
-            "document.getElementById('translation').textContent.startsWith('Je suis')"
-        )
+        await page.wait_for_selector("#translation:has-text('Je suis')")
         await done(page, "translation")
-        streamed = [one for one in at.asked if one.endswith("/v1/completions")]
-        assert len(streamed) >= 2
 
         # A document comes back as one.
         with_file = {"name": "note.txt", "mimeType": "text/plain", "buffer": b"I am tired."}
@@ -140,15 +136,6 @@ async def test_translate(serve: Any) -> None:
         assert file.suggested_filename == "note_fr.txt"
         assert Path(await file.path()).read_text().startswith("Je suis")
         assert not at.complaints
-
-
-async def test_a_sentence_too_long_for_the_model_is_translated(serve: Any) -> None:
-    async with chromium() as browser, opened(browser, serve("quickstart")) as at:
-        await at.page.wait_for_selector("#translate")
-        await at.page.fill("#original", "I have a dog and " * 120 + "a cat.")
-        await at.page.click("#translate .send")
-        assert (await done(at.page, "translation")).count("Hund") > 50
-        assert await at.page.is_hidden("#problem")
 
 
 async def test_code_to_copy_runs(serve: Any, tmp_path: Path) -> None:
@@ -187,7 +174,7 @@ async def test_code_to_copy_runs(serve: Any, tmp_path: Path) -> None:
         assert "error" in await run("bash", "-c", samples[4])  # an empty file is none
 
 
-async def test_transcribe(serve: Any, tmp_path: Path) -> None:
+async def test_transcribe(serve: Any) -> None:
     async with chromium() as browser, opened(browser, serve("quickstart-speech")) as at:
         page = at.page
         await page.wait_for_selector("#transcribe")
