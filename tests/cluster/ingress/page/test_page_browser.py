@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import pytest_asyncio
 from audio_files import wav
 from chromium import chromium, needs_chromium
 from fake_service import make_service
@@ -30,23 +31,34 @@ from tandem.cluster.listening import Listening
 from tandem.limits import DEFAULT_LIMITS
 from tandem.quickstart_speech import CLIP
 from tandem.workers.models.model_folder import resolve
+from tandem.workers.requests.media.audio_file import read_audio
 from tandem.workers.requests.request_builder import RequestBuilder
 
 if TYPE_CHECKING:
     from playwright.async_api import Browser, Page
 
-pytestmark = needs_chromium
+pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 
 ENGLISH = "I am tired. Where do you live?\n\nWe want to go home."
 GERMAN = "Ich bin müde. Wo lebst du?\n\nWir wollen nach Hause gehen."
 SAID = "Please switch off the basement printer."
 KEY = "tandem-known"
+RATE = 16_000  # Hz, of the microphone
 
 
 @pytest.fixture(scope="module")
 def models() -> Iterator[dict[str, LLM]]:
     with LLM("quickstart") as text, LLM("quickstart-speech") as speech:
         yield {"quickstart": text, "quickstart-speech": speech}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
+    """A browser whose microphone hears the bundled clip."""
+    spoken = tmp_path_factory.mktemp("microphone") / "spoken.wav"
+    spoken.write_bytes(wav(read_audio(CLIP.read_bytes(), RATE, 30.0), RATE))
+    async with chromium(f"--use-file-for-fake-audio-capture={spoken}%noloop") as browser:
+        yield browser
 
 
 @pytest.fixture
@@ -97,16 +109,15 @@ async def done(page: Page, answer: str) -> str:
 
 
 async def violations(page: Page) -> list[str]:
-    """What axe finds against WCAG 2.2 AA and its own best practices."""
+    """What axe finds against WCAG and its own best practices."""
     from axe_playwright_python.async_playwright import Axe
 
-    # The page's policy keeps other scripts out: axe comes through the debugger's world instead.
     found = await Axe().run(page)
     return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found.response["violations"]]
 
 
-async def test_translate(serve: Any) -> None:
-    async with chromium() as browser, opened(browser, serve("quickstart")) as at:
+async def test_translate(browser: Browser, serve: Any) -> None:
+    async with opened(browser, serve("quickstart")) as at:
         page = at.page
         await page.wait_for_selector("#translate")
         tabs = page.get_by_role("tab")
@@ -138,11 +149,11 @@ async def test_translate(serve: Any) -> None:
         assert not at.complaints
 
 
-async def test_code_to_copy_runs(serve: Any, tmp_path: Path) -> None:
+async def test_code_to_copy_runs(browser: Browser, serve: Any, tmp_path: Path) -> None:
     """As it stands there, but for the key."""
     service = serve("quickstart")
     service.guard = Guard(Keys(None, sha256(KEY)))
-    async with chromium() as browser, opened(browser, service) as at:
+    async with opened(browser, service) as at:
         page = at.page
         await page.fill("#key", KEY)
         await page.press("#key", "Enter")
@@ -174,8 +185,8 @@ async def test_code_to_copy_runs(serve: Any, tmp_path: Path) -> None:
         assert "error" in await run("bash", "-c", samples[4])  # an empty file is none
 
 
-async def test_transcribe(serve: Any) -> None:
-    async with chromium() as browser, opened(browser, serve("quickstart-speech")) as at:
+async def test_transcribe(browser: Browser, serve: Any) -> None:
+    async with opened(browser, serve("quickstart-speech")) as at:
         page = at.page
         await page.wait_for_selector("#transcribe")
         assert await page.get_by_role("tab").all_inner_texts() == ["Transcribe", "Cluster"]
@@ -196,32 +207,23 @@ async def test_transcribe(serve: Any) -> None:
         assert not at.complaints
 
 
-async def test_the_microphone(serve: Any, tmp_path: Path) -> None:
-    """A browser whose microphone is a file."""
-    from tandem.workers.requests.media.audio_file import read_audio
-
-    samples = read_audio(CLIP.read_bytes(), 16_000, 30.0)
-    spoken = tmp_path / "spoken.wav"
-    spoken.write_bytes(wav(samples, 16_000))
-    file = f"--use-file-for-fake-audio-capture={spoken}%noloop"
-    async with chromium(file) as browser:
-        given = {"permissions": ["microphone"]}
-        async with opened(browser, serve("quickstart-speech"), **given) as at:
-            page = at.page
-            await page.wait_for_selector("#transcribe")
-            record = page.locator("#record")
-            await record.click()
-            await page.wait_for_selector("#record[aria-pressed=true]")
-            await page.wait_for_timeout(4000)
-            await record.click()
-            assert "switch" in await done(page, "heard")  # a busy machine loses some of it
-            assert await page.is_visible("#player")
+async def test_the_microphone(browser: Browser, serve: Any) -> None:
+    async with opened(browser, serve("quickstart-speech"), permissions=["microphone"]) as at:
+        page = at.page
+        await page.wait_for_selector("#transcribe")
+        record = page.locator("#record")
+        await record.click()
+        await page.wait_for_selector("#record[aria-pressed=true]")
+        await page.wait_for_timeout(3000)
+        await record.click()
+        assert "switch" in await done(page, "heard")  # a busy machine loses some of it
+        assert await page.is_visible("#player")
 
 
-async def test_keys(serve: Any) -> None:
+async def test_keys(browser: Browser, serve: Any) -> None:
     service = serve("quickstart")
     service.guard = Guard(Keys(None, sha256(KEY)))
-    async with chromium() as browser, opened(browser, service) as at:
+    async with opened(browser, service) as at:
         page = at.page
         dialog = page.get_by_role("dialog")
         await dialog.wait_for()
@@ -252,8 +254,8 @@ async def test_keys(serve: Any) -> None:
         assert await page.is_visible("#change-key")
 
 
-async def test_the_cluster(serve: Any) -> None:
-    async with chromium() as browser, opened(browser, serve("quickstart"), "/#cluster") as at:
+async def test_the_cluster(browser: Browser, serve: Any) -> None:
+    async with opened(browser, serve("quickstart"), "/#cluster") as at:
         page = at.page
         await page.wait_for_selector("#engines tr")
         cells = await page.locator("#engines td").all_inner_texts()
@@ -274,37 +276,38 @@ async def test_the_cluster(serve: Any) -> None:
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
-async def test_everybody_can_use_it(serve: Any, scheme: str) -> None:
-    """axe finds nothing; nothing is wider than a small phone, or a page of twice the size."""
+async def test_everybody_can_use_it(browser: Browser, serve: Any, scheme: str) -> None:
+    """axe, for which the policy is lifted, finds nothing; nothing is wider than a small phone."""
     context = {"color_scheme": scheme, "viewport": {"width": 320, "height": 640}, "bypass_csp": True}
-    async with chromium() as browser:
-        async with opened(browser, serve("quickstart"), **context) as at:
-            page = at.page
-            await page.wait_for_selector("#translate:not([hidden])")
-            await page.fill("#original", ENGLISH)
-            await page.check("#alternatives")
-            await page.click("#translate .send")
-            await done(page, "translation")
-            for panel in ("translate", "text", "cluster"):
-                await page.click(f"#tab-{panel}")
-                await page.click(f"#{panel} summary")
-                assert await violations(page) == []
-                assert await page.evaluate("document.documentElement.scrollWidth") <= 320
-            await page.goto(f"{at.base}/docs")
-            await page.wait_for_selector(".operation")
-            await page.click("summary >> nth=0")
-            assert await violations(page) == []
-            assert await page.evaluate("document.documentElement.scrollWidth") <= 320
-        async with opened(browser, serve("quickstart-speech"), **context) as at:
-            await at.page.wait_for_selector("#transcribe:not([hidden])")
-            await at.page.set_input_files("#recording", str(CLIP))
-            assert await violations(at.page) == []
-            assert await at.page.evaluate("document.documentElement.scrollWidth") <= 320
+
+    async def check(page: Page) -> None:
+        assert await violations(page) == []
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 320
+
+    async with opened(browser, serve("quickstart"), **context) as at:
+        page = at.page
+        await page.wait_for_selector("#translate:not([hidden])")
+        await page.fill("#original", ENGLISH)
+        await page.check("#alternatives")
+        await page.click("#translate .send")
+        await done(page, "translation")
+        for panel in ("translate", "text", "cluster"):
+            await page.click(f"#tab-{panel}")
+            await page.click(f"#{panel} summary")
+            await check(page)
+        await page.goto(f"{at.base}/docs")
+        await page.wait_for_selector(".operation")
+        await page.click("summary >> nth=0")
+        await check(page)
+    async with opened(browser, serve("quickstart-speech"), **context) as at:
+        await at.page.wait_for_selector("#transcribe:not([hidden])")
+        await at.page.set_input_files("#recording", str(CLIP))
+        await check(at.page)
 
 
-async def test_the_policy_holds(serve: Any) -> None:
+async def test_the_policy_holds(browser: Browser, serve: Any) -> None:
     """What somebody might get into the page does nothing."""
-    async with chromium() as browser, opened(browser, serve("quickstart")) as at:
+    async with opened(browser, serve("quickstart")) as at:
         page = at.page
         await page.wait_for_selector("#translate:not([hidden])")
         await page.evaluate(
@@ -328,10 +331,10 @@ async def test_the_policy_holds(serve: Any) -> None:
         assert await page.locator("#original").count() == 1
 
 
-async def test_a_server_that_fails_is_said(serve: Any) -> None:
+async def test_a_server_that_fails_is_said(browser: Browser, serve: Any) -> None:
     service = serve("quickstart")
     service._router.full = True
-    async with chromium() as browser, opened(browser, service) as at:
+    async with opened(browser, service) as at:
         page = at.page
         await page.wait_for_selector("#translate:not([hidden])")
         await page.fill("#original", "I am tired.")
