@@ -78,6 +78,7 @@ class ServeConfig:
     api_keys: str | None = None  # the path of the file of keys, on every machine with an ingress
     api_key_sha256: str | None = None  # the hash of one more key; None: that of TANDEM_API_KEY, if it is set
     allow_origins: Origins = ()  # pages that a browser lets call; see edge/cors.py. As text: "a,b"
+    ui: bool = True  # the page for people at /; see ingress/http/page
     metrics_port: Port | None = None  # /metrics there, the first that is free from it on; None: on http_port
     tls_cert: str | None = (
         None  # PEM files, on every machine that listens: the certificate's chain, and its key;

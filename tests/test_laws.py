@@ -26,7 +26,7 @@ ORDER = (
     "tandem.cli",
     "tandem.batch",
     "tandem.pipelines",
-    "tandem.offline tandem.client",
+    "tandem.offline tandem.client tandem.top",
     "tandem",
     "tandem.cluster.launch",
     "tandem.cluster.app",

@@ -245,15 +245,17 @@ class Call:
 
         return await self._service.tokenizing(documents, texts)
 
-    async def stream(self, prepared: Sequence[PreparedRequest]) -> AsyncGenerator[Piece]:
-        """What the prompts' answers grow by. Close it to cancel the rest.
+    async def stream(
+        self, prepared: Sequence[PreparedRequest], *, first: int | None = None
+    ) -> AsyncGenerator[Piece]:
+        """What the prompts' answers grow by. Close it to cancel the rest. For `first` see `generate`.
 
         Raises DeadlineExceeded if the time is over before there is any token; with some, it ends with
         finish reason `deadline` and they stand.
         """
         request_builder = self._service.request_builder
         output_processors = [request_builder.output_processor(one) for one in prepared]
-        async with aclosing(self._run(prepared, output_processors, whole=False)) as pieces:
+        async with aclosing(self._run(prepared, output_processors, whole=False, first=first)) as pieces:
             async for piece in pieces:
                 yield piece
 

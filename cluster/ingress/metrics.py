@@ -344,6 +344,8 @@ class _RouterCollector(Collector):
         gauges = {
             "num_requests_running": "Sequences in the batch.",
             "num_requests_waiting": "Sequences not admitted yet, preempted ones included.",
+            "engine_slots": "Sequences that the batch has room for.",
+            "kv_pages": "KV pages in the pool.",
             "kv_cache_usage": "Share of the KV pages in use, 0 to 1.",
             "cross_kv_pages": "Pages that hold cross-attention K/V.",
             "engine_media_cache_bytes": "Vision models' outputs that are kept, where it encodes by itself.",
@@ -380,6 +382,8 @@ class _RouterCollector(Collector):
             values = {
                 "num_requests_running": engine.running,
                 "num_requests_waiting": engine.waiting,
+                "engine_slots": engine.max_running,
+                "kv_pages": engine.total_pages,
                 "kv_cache_usage": 1 - engine.free_pages / engine.total_pages,
                 "cross_kv_pages": engine.cross_pages,
                 "engine_media_cache_bytes": engine.media_cache_bytes,

@@ -12,7 +12,7 @@ from tandem.cli.signals import ending_by_signals
 with ending_by_signals():  # which takes a second
     import typer
 
-    from tandem.cli import batch, compose, demo, generate, key, score, serve, show, transcribe
+    from tandem.cli import batch, compose, demo, generate, key, score, serve, show, top, transcribe
 
 
 class _Command(typer.Typer):
@@ -61,6 +61,7 @@ for command in (
     transcribe.transcribe,
     score.score,
     batch.batch,
+    top.top,
     compose.compose,
     demo.demo,
 ):

@@ -79,6 +79,9 @@ def serve(
             show_default=False,
         ),
     ] = None,
+    ui: Annotated[
+        bool, typer.Option(help="A page for people at the HTTP port's /, which asks for a key, too.")
+    ] = True,
     metrics_port: Annotated[
         int | None,
         typer.Option(help="/metrics there, without a key.", show_default="at --http-port"),
@@ -137,6 +140,7 @@ def serve(
             tls_cert=None if tls_cert is None else str(tls_cert.resolve()),
             tls_key=None if tls_key is None else str(tls_key.resolve()),
             allow_origins=allow_origin or [],
+            ui=ui,
             metrics_port=metrics_port,
             ingress_mode=ingress.value if ingress else ingress_mode(cluster.address),
             override_generation_config=assignments(default or []),

@@ -14,7 +14,8 @@ _BEARER: Final = "bearer "
 
 
 class Guard:
-    """Lets calls in. Everything that answers a client asks it, and only health is public."""
+    """Lets calls in. Everything that answers a client asks it, and only health and the page's files are
+    public."""
 
     def __init__(self, keys: Keys) -> None:
         self._keys = keys

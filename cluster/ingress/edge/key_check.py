@@ -14,10 +14,12 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from tandem.cluster.ingress.edge.guard import key_of
 from tandem.cluster.ingress.http.errors import LIBRETRANSLATE, error_answer
 from tandem.cluster.ingress.http.forms import read_fields
+from tandem.cluster.ingress.http.page.routes import FILES
 from tandem.cluster.ingress.service import Service
 from tandem.errors import InvalidRequest, Overloaded, TandemError
 
 _HEALTH: Final = "/health"
+_READ: Final = ("GET", "HEAD")
 _BODIES: Final = ("/translate", "/translate_file", "/detect", "/suggest")  # may have the key in their bodies
 _FILES: Final = "/translate_file"
 # OpenAI's way for a browser, which can set no headers of a WebSocket.
@@ -31,6 +33,8 @@ class KeyCheck:
 
     def __init__(self, app: ASGIApp, service: Service) -> None:
         self._app, self._service = app, service
+        # The only paths that anybody may read: the page's files say nothing of the model.
+        self._open = frozenset([_HEALTH, *FILES]) if service.config.ui else frozenset([_HEALTH])
         self._read_ahead = 0  # bytes
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -38,7 +42,7 @@ class KeyCheck:
             await self._app(scope, receive, send)
             return
         guard, path = self._service.guard, get_route_path(scope)
-        public = scope["type"] == "http" and path == _HEALTH and scope["method"] in ("GET", "HEAD")
+        public = scope["type"] == "http" and path in self._open and scope["method"] in _READ
         with ExitStack() as stack:
             try:
                 key = None

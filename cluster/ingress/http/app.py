@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from functools import cache
+
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
-from fastapi.routing import APIRoute
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from tandem.cluster.ingress.edge.cors import Cors
@@ -14,6 +15,8 @@ from tandem.cluster.ingress.http import score as score_api
 from tandem.cluster.ingress.http import tokenize as tokenize_api
 from tandem.cluster.ingress.http.errors import add_error_handlers
 from tandem.cluster.ingress.http.libretranslate import routes as libretranslate_api
+from tandem.cluster.ingress.http.openapi import document
+from tandem.cluster.ingress.http.page import routes as page
 from tandem.cluster.ingress.http.speech import audio as audio_api
 from tandem.cluster.ingress.http.speech import realtime as realtime_api
 from tandem.cluster.ingress.service import Service
@@ -21,7 +24,8 @@ from tandem.cluster.telemetry import disk
 
 
 def build_app(service: Service) -> FastAPI:
-    """The ASGI application. It has no documentation pages: they load scripts from elsewhere."""
+    """The ASGI application. FastAPI's own documentation pages, which load scripts from elsewhere, are left
+    out: the page has its own."""
     app = FastAPI(title="Tandem", openapi_url=None, docs_url=None, redoc_url=None)
     add_error_handlers(app)
     app.add_middleware(KeyCheck, service=service)
@@ -35,15 +39,17 @@ def build_app(service: Service) -> FastAPI:
     for api in apis:
         app.include_router(api)
 
-    @app.get("/")
-    async def endpoints() -> Response:
-        """What a browser shows: the model and the endpoints."""
-        routes = [route for api in (*apis, app) for route in api.routes if isinstance(route, APIRoute)]
-        asked = [f"{method} {route.path}" for route in routes for method in sorted(route.methods or ())]
-        return JSONResponse({"model": service.model.id, "endpoints": list(dict.fromkeys(asked))})
+    if service.config.ui:
+        app.include_router(page.routes())
+
+    @app.get("/openapi.json")
+    async def openapi() -> Response:
+        """This description of the API."""
+        return JSONResponse(described())
 
     @app.get("/health")
     async def health() -> Response:
+        """Whether requests would be answered now: 200, or 503 and why not."""
         problem = await service.health.problem()
         if problem is not None:
             return JSONResponse({"status": "unhealthy", "reason": problem}, status_code=503)
@@ -54,6 +60,8 @@ def build_app(service: Service) -> FastAPI:
 
         @app.get("/metrics")
         async def metrics() -> Response:
+            """Requests, tokens, latencies and workers, for Prometheus."""
             return Response(service.metrics.text(), media_type=CONTENT_TYPE_LATEST)
 
+    described = cache(lambda: document(app.routes, service.config.limits))
     return app

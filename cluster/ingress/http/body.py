@@ -32,8 +32,8 @@ FIELDS: Final = {
 _OPTIONS: Final = {
     name: hint for name, hint in get_type_hints(RequestOptions).items() if name != "request_id"
 }
-_Options: Final = create_model(  # type: ignore[call-overload]
-    "_Options",
+Options: Final[type[BaseModel]] = create_model(  # type: ignore[call-overload]
+    "Options",
     __config__=ConfigDict(strict=True, allow_inf_nan=False),
     **{name: (hint, None) for name, hint in _OPTIONS.items()},
 )
@@ -51,7 +51,7 @@ def take_options(request: Request, body: dict[str, Any]) -> RequestOptions:
     """Takes the request options out of a body, by name. Raises InvalidRequest, naming the field, for a value
     of a wrong type."""
     given = {name: body.pop(name) for name in _OPTIONS if name in body}
-    validated(_Options, given)
+    validated(Options, given)
     return cast(RequestOptions, {**given, "request_id": request.headers.get("x-request-id")})
 
 

@@ -21,7 +21,7 @@ from tandem.params import Pooling
 from tandem.workers.requests.model_info import ModelInfo
 
 
-class _Body(Fields):
+class EmbeddingBody(Fields):
     """What is no request option."""
 
     model_config = ConfigDict(extra="forbid")
@@ -48,7 +48,7 @@ class EmbeddingShape:
     def of(cls, values: dict[str, Any], model: str, info: ModelInfo) -> Self:
         """Reads a body, less its request options. Raises InvalidRequest, naming the field."""
         refuse_unsupported(values, EMBEDDING)
-        body = validated(_Body, values)
+        body = validated(EmbeddingBody, values)
         if body.dimensions is not None and info.encoder_width not in (None, body.dimensions):
             raise InvalidRequest(
                 f"is not supported: the encoder's states have {info.encoder_width} numbers",

@@ -25,6 +25,7 @@ from tandem.cluster.ingress.http.body import (
     unless_disconnected,
     validated,
 )
+from tandem.cluster.ingress.http.capabilities import capabilities
 from tandem.cluster.ingress.http.chat import ChatBody, ChatShape
 from tandem.cluster.ingress.http.completions import CompletionBody, CompletionShape
 from tandem.cluster.ingress.http.embeddings import EmbeddingShape
@@ -184,4 +185,5 @@ def _model(service: Service) -> dict[str, Any]:
         "root": model.id,  # vLLM's, like the next two; its benchmark reads it
         "parent": None,
         "max_model_len": model.max_encoder_tokens,
+        "capabilities": capabilities(service.request_builder),
     }

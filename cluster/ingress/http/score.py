@@ -24,7 +24,7 @@ from tandem.outputs import ScoreOutput
 from tandem.params import invalid
 
 
-class _Body(BaseModel):
+class ScoreBody(BaseModel):
     """All but the request options."""
 
     model_config = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
@@ -45,7 +45,7 @@ def routes(service: Service) -> APIRouter:
             values = await read_json(request, service.config.limits)
             options = take_options(request, values)
             try:
-                body = _Body.model_validate(values)
+                body = ScoreBody.model_validate(values)
             except ValidationError as error:
                 raise invalid(error) from None
             work = _score(call, body, options)
@@ -55,7 +55,7 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-async def _score(call: Call, body: _Body, options: RequestOptions) -> ScoreOutput:
+async def _score(call: Call, body: ScoreBody, options: RequestOptions) -> ScoreOutput:
     encoder = _singleton(body.prompt)
     prompt: Prompt = encoder
     if body.decoder_prompt is not None:

@@ -16,7 +16,7 @@ from tandem.cluster.ingress.service import Service
 from tandem.errors import InvalidRequest
 
 
-class _TokenizeBody(BaseModel):
+class TokenizeBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str | None = None
@@ -26,7 +26,7 @@ class _TokenizeBody(BaseModel):
     return_token_strs: bool | None = None
 
 
-class _DetokenizeBody(BaseModel):
+class DetokenizeBody(BaseModel):
     model_config = ConfigDict(strict=True, extra="forbid")
 
     model: str | None = None
@@ -44,7 +44,7 @@ def routes(service: Service) -> APIRouter:
         with Call(service, "http", "tokenize", http_arrival(request.scope)) as call:
             values = await read_json(request, service.config.limits)
             refuse_unsupported(values, TOKENIZE)
-            body = validated(_TokenizeBody, values)
+            body = validated(TokenizeBody, values)
             if (body.text is None) == (body.prompt is None):
                 raise InvalidRequest("exactly one of text and prompt is required", field="text")
             field, text = ("prompt", body.prompt) if body.text is None else ("text", body.text)
@@ -66,7 +66,7 @@ def routes(service: Service) -> APIRouter:
         """{"tokens": [int], "model"?: str, "skip_special_tokens"?: bool} → {"prompt": str}: the text that the
         tokenizer's decode gives, of what a decoder generates."""
         with Call(service, "http", "detokenize", http_arrival(request.scope)) as call:
-            body = validated(_DetokenizeBody, await read_json(request, service.config.limits))
+            body = validated(DetokenizeBody, await read_json(request, service.config.limits))
             work = call.detokenize(
                 body.tokens,
                 field="tokens",

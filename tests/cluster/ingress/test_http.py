@@ -105,8 +105,7 @@ async def test_fastapis_own_refusals_have_the_same_shape(http: httpx.AsyncClient
     method = await http.get("/v1/completions")
     assert (method.status_code, error(method)["type"]) == (405, "invalid_request_error")
     assert method.headers["allow"] == "POST"
-    for path in ("/docs", "/redoc", "/openapi.json"):
-        assert (await http.get(path)).status_code == 404
+    assert (await http.get("/redoc")).status_code == 404
 
 
 VALUES = st.recursive(
@@ -300,12 +299,6 @@ async def test_tokenize_refuses_by_name(http: httpx.AsyncClient, body: Any, para
     response = await http.post("/tokenize", json=body)
     assert response.status_code == (404 if body.get("model") == "other" else 400)
     assert error(response)["param"] == param
-
-
-async def test_the_root_says_what_there_is(http: httpx.AsyncClient) -> None:
-    said = (await http.get("/")).json()
-    assert said["model"] == "tiny"
-    assert {"POST /v1/completions", "POST /translate", "POST /score", "GET /health"} < set(said["endpoints"])
 
 
 async def test_health_is_that_of_the_workers(http: httpx.AsyncClient, router: FakeRouter) -> None:

@@ -90,14 +90,19 @@ class Document:
         The gaps stay as they are. Where sentences of one language stand apart and those of the other do not,
         an empty gap becomes a space, or spaces become none.
         """
-        texts = [text.strip() for text in translations]
+        texts = ["", *(text.strip() for text in translations), ""]
         parts = [self.gaps[0]]
-        for number, (text, gap) in enumerate(zip(texts, self.gaps[1:], strict=True), 1):
-            if number < len(texts):
-                source = self.segments[number - 1], self.segments[number]
-                gap = _gap(gap, source, (text, texts[number]))
-            parts += text, gap
+        for number, (before, after) in enumerate(pairwise(texts[1:]), 1):
+            parts += before, self.gap(number, before, after)
         return "".join(parts)
+
+    def gap(self, number: int, before: str, after: str) -> str:
+        """What stands between two segments' translations, the second of which is that of segment `number`;
+        of them the ends are read that meet."""
+        gap = self.gaps[number]
+        if not 0 < number < len(self.segments):
+            return gap
+        return _gap(gap, (self.segments[number - 1], self.segments[number]), (before, after))
 
     @classmethod
     def whole(cls, text: str) -> Document:

@@ -28,12 +28,13 @@ class Translation:
     html: bool
     alternatives: int
     split: Split
+    stream: bool  # as events
 
 
 def translation(fields: Fields, limits: Limits) -> Translation:
     """Raises InvalidRequest."""
     values = fields.values
-    _known(values, {"q", "source", "target", "format", "alternatives", "split"})
+    _known(values, {"q", "source", "target", "format", "alternatives", "split", "stream"})
     q = _needed(values, "q", str, list)
     texts, several = _texts(q, fields.typed)
     if len(texts) > limits.prompts:
@@ -45,9 +46,10 @@ def translation(fields: Fields, limits: Limits) -> Translation:
     split = values.get("split") or "sentence"
     if split not in SPLITS:
         raise InvalidRequest(f"must be one of {', '.join(SPLITS)}, got {split!r:.40}", field="split")
-    return Translation(
-        texts, several, source, target, form == "html", _alternatives(values.get("alternatives")), split
-    )
+    alternatives, stream = _alternatives(values.get("alternatives")), _flag(values.get("stream"), "stream")
+    if stream and (several or form == "html" or alternatives):
+        raise InvalidRequest("goes with one text, and with no alternatives", field="stream")
+    return Translation(texts, several, source, target, form == "html", alternatives, split, stream)
 
 
 def text_to_detect(fields: Fields) -> str:
@@ -108,6 +110,14 @@ def _json_list(text: str) -> str | list[str]:
 
 def _line_feeds(text: str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _flag(value: Any, field: str) -> bool:
+    """True or false, or in a form their names."""
+    found = {"true": True, "false": False, "none": False, "": False}.get(str(value).lower())
+    if found is None:
+        raise InvalidRequest(f"must be true or false, got {value!r:.40}", field=field)
+    return found
 
 
 def _alternatives(value: Any) -> int:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import AsyncGenerator
+from contextlib import AsyncExitStack, aclosing
 from importlib.metadata import version
 from pathlib import PurePath
 from typing import Any, Final
@@ -27,6 +29,7 @@ from tandem.cluster.ingress.http.libretranslate.files import FORMATS, read_file
 from tandem.cluster.ingress.http.libretranslate.languages import AUTO, Detected, Languages
 from tandem.cluster.ingress.http.libretranslate.markup import Markup
 from tandem.cluster.ingress.http.libretranslate.translator import Translator
+from tandem.cluster.ingress.http.sse import EventStream
 from tandem.cluster.ingress.service import Service
 from tandem.errors import InvalidRequest
 from tandem.inputs import TaskOptions
@@ -46,11 +49,18 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/translate")
     async def translate(request: Request) -> Response:
-        """Text or HTML, one or a list. `split` is Tandem's own: "sentence", "line" or "none"."""
-        with Call(service, "http", "translate", http_arrival(request.scope)) as call:
+        """Text or HTML, one or a list. Tandem's own are `split`: "sentence", "line" or "none", and for one
+        text `stream`: events with a "delta" of the translation each, the last with all of it."""
+        async with AsyncExitStack() as resources:
+            call = resources.enter_context(Call(service, "http", "translate", http_arrival(request.scope)))
             asked = translation(await fields_of(request, limits.message_bytes), limits)
             work = _Work(service, languages, call, request.headers.get("x-request-id"))
-            return JSONResponse(await unless_disconnected(request.receive, work.translate(asked)))
+            if not asked.stream:
+                return JSONResponse(await unless_disconnected(request.receive, work.translate(asked)))
+            events = await resources.enter_async_context(aclosing(work.events(asked)))
+            # The first is awaited here, so that an error before it has a status of its own.
+            first = await unless_disconnected(request.receive, _next(events))
+            return EventStream(_chain(first, events), resources.pop_all())
 
     @router.post("/translate_file")
     async def translate_file(request: Request) -> Response:
@@ -130,6 +140,18 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
+async def _next(events: AsyncGenerator[dict[str, Any]]) -> dict[str, Any]:
+    return await anext(events)
+
+
+async def _chain(
+    first: dict[str, Any], rest: AsyncGenerator[dict[str, Any]]
+) -> AsyncGenerator[dict[str, Any]]:
+    yield first
+    async for event in rest:
+        yield event
+
+
 class _Work:
     """One call of a client."""
 
@@ -157,6 +179,20 @@ class _Work:
         if asked.alternatives:  # HTML has none, as with LibreTranslate
             body["alternatives"] = others if asked.several else others[0]
         return body
+
+    async def events(self, asked: Translation) -> AsyncGenerator[dict[str, Any]]:
+        """The translation of a text as it grows, and at last the body of the answer that is not streamed."""
+        told, detected = await self._direction(asked.source, asked.target, asked.texts[0])
+        translator = Translator(self._service, self._call, told, asked.split, self._request_id)
+        body: dict[str, Any] = {} if detected is None else {"detectedLanguage": detected.body()}
+        parts = []
+        async with aclosing(translator.stream(asked.texts[0])) as grown:
+            async for delta in grown:
+                yield {"delta": delta, **(body if not parts else {})}
+                parts.append(delta)
+        if translator.truncated:
+            body["truncated"] = True
+        yield {"translatedText": "".join(parts), **body}
 
     async def translate_file(self, file: FormFile, source: str, target: str) -> tuple[str, bool]:
         """The name under which the translated file is kept, and whether a translation in it is cut off."""

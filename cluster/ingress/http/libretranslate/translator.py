@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import aclosing
 from itertools import islice
 from typing import Final
 
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.documents import answer_segments
+from tandem.cluster.ingress.http.libretranslate.growing import Growing
 from tandem.cluster.ingress.http.libretranslate.phrases import Phrase, translate_phrases
 from tandem.cluster.ingress.service import Service
-from tandem.errors import renaming_fields
+from tandem.errors import DeadlineExceeded, renaming_fields
 from tandem.inputs import TaskOptions
 from tandem.outputs import CompletionOutput
 from tandem.params import BeamSearchParams, Params, SamplingParams
 from tandem.workers.requests.segmentation.segments import Document, Split, has_letters
 
+_TOGETHER: Final = 32  # segments of a stream that are translated at once
+_LEAST_S: Final = 0.001  # to be late with
 _FIELDS: Final = {"prompt": "q", "source_language": "source", "target_language": "target"}
 
 
@@ -35,6 +39,30 @@ class Translator:
     async def texts(self, texts: Sequence[str]) -> list[str]:
         """The likeliest translation of each text."""
         return [found[0] for found in await self.alternatives(texts, 0)]
+
+    async def stream(self, text: str) -> AsyncGenerator[str]:
+        """What the likeliest translation of a text grows by, from its beginning on."""
+        if not has_letters(text):
+            yield text
+            return
+        (document,) = await self._call.segment([text], self._split, **self._told)
+        growing, (params,) = Growing(document), self._params(0)
+        for first in range(0, len(document.segments), _TOGETHER):
+            with renaming_fields(_FIELDS):
+                prepared = await self._call.prepare(
+                    document.segments[first : first + _TOGETHER],
+                    params,
+                    request_id=self._request_id,
+                    timeout_s=max(_LEAST_S, self._end - asyncio.get_running_loop().time()),
+                    **self._told,
+                )
+            async with aclosing(self._call.stream(prepared, first=first)) as pieces:
+                async for number, delta in ((first + one.prompt, one.delta) async for one in pieces):
+                    if delta.finish_reason == "deadline":
+                        raise DeadlineExceeded("not all of the text was translated in time: send less")
+                    self.truncated |= delta.finish_reason == "length"
+                    if grown := growing.add(number, delta.text, ended=delta.finish_reason is not None):
+                        yield grown
 
     async def phrases(self, phrases: Sequence[Phrase]) -> list[list[str]]:
         """The translations of each phrase's pieces."""

@@ -38,7 +38,7 @@ async def test_they_are_there_and_nothing_else(
         assert (await client.get(f"http://127.0.0.1:{port}/metrics", headers=large)).status_code == 431
     async with connected(service) as http:
         assert (await http.get("/metrics")).status_code == 404
-        assert "GET /metrics" not in (await http.get("/")).json()["endpoints"]
+        assert "/metrics" not in (await http.get("/openapi.json")).json()["paths"]
 
 
 async def test_no_port_is_an_error() -> None:

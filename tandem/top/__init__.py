@@ -1,0 +1,1 @@
+"""`tandem top`: what servers do right now, from `/metrics` alone."""

@@ -1,0 +1,348 @@
+"""The page in a real browser, over the bundled models: what people do, by pointer and by keyboard, and that
+nothing goes past its policy. Without a Chromium on this machine these tests are skipped, and say so."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import pytest_asyncio
+from audio_files import wav
+from chromium import chromium, needs_chromium
+from fake_service import make_service
+from listening_here import http_server
+from local_router import LocalRouter
+
+from tandem import LLM
+from tandem.cluster.ingress.edge.guard import Guard
+from tandem.cluster.ingress.http.app import build_app
+from tandem.cluster.ingress.service import Service
+from tandem.cluster.keys import Keys, sha256
+from tandem.cluster.listening import Listening
+from tandem.limits import DEFAULT_LIMITS
+from tandem.quickstart_speech import CLIP
+from tandem.workers.models.model_folder import resolve
+from tandem.workers.requests.media.audio_file import read_audio
+from tandem.workers.requests.request_builder import RequestBuilder
+
+if TYPE_CHECKING:
+    from playwright.async_api import Browser, Page
+
+pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
+
+ENGLISH = "I am tired. Where do you live?\n\nWe want to go home."
+GERMAN = "Ich bin müde. Wo lebst du?\n\nWir wollen nach Hause gehen."
+SAID = "Please switch off the basement printer."
+KEY = "tandem-known"
+RATE = 16_000  # Hz, of the microphone
+
+
+@pytest.fixture(scope="module")
+def models() -> Iterator[dict[str, LLM]]:
+    with LLM("quickstart") as text, LLM("quickstart-speech") as speech:
+        yield {"quickstart": text, "quickstart-speech": speech}
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def browser(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Browser]:
+    """A browser whose microphone hears the bundled clip."""
+    spoken = tmp_path_factory.mktemp("microphone") / "spoken.wav"
+    spoken.write_bytes(wav(read_audio(CLIP.read_bytes(), RATE, 30.0), RATE))
+    async with chromium(f"--use-file-for-fake-audio-capture={spoken}%noloop") as browser:
+        yield browser
+
+
+@pytest.fixture
+def serve(models: dict[str, LLM]) -> Any:
+    """Makes a service of one of the models."""
+
+    def made(model: str) -> Service:
+        folder = resolve(model)
+        builder = RequestBuilder.load(folder, model, DEFAULT_LIMITS)
+        return make_service(folder, builder, LocalRouter(models[model]._engine), DEFAULT_LIMITS)
+
+    return made
+
+
+@dataclass
+class Opened:
+    """A page, and what a user would not want to have happened."""
+
+    page: Page
+    base: str
+    asked: list[str] = field(default_factory=list)  # every address
+    complaints: list[str] = field(default_factory=list)  # the console's, and errors nobody caught
+
+
+@asynccontextmanager
+async def opened(
+    browser: Browser, service: Service, path: str = "/", **context: Any
+) -> AsyncIterator[Opened]:
+    async with http_server(build_app(service), Listening()) as port:
+        made = await browser.new_context(**context)
+        made.set_default_timeout(60_000)
+        page = await made.new_page()
+        found = Opened(page, f"http://127.0.0.1:{port}")
+        page.on("request", lambda request: found.asked.append(request.url))
+        page.on("console", lambda said: said.type == "error" and found.complaints.append(said.text))
+        page.on("pageerror", lambda error: found.complaints.append(str(error)))
+        await page.goto(found.base + path)
+        try:
+            yield found
+        finally:
+            await made.close()
+        assert all(one.startswith((found.base, "blob:")) for one in found.asked), found.asked
+
+
+async def done(page: Page, answer: str) -> str:
+    await page.wait_for_selector(f"#{answer}[aria-busy=false]")
+    return await page.inner_text(f"#{answer}")
+
+
+async def violations(page: Page) -> list[str]:
+    """What axe finds against WCAG and its own best practices."""
+    from axe_playwright_python.async_playwright import Axe
+
+    found = await Axe().run(page)
+    return [f"{one['id']}: {one['nodes'][0]['html'][:200]}" for one in found.response["violations"]]
+
+
+async def test_translate(browser: Browser, serve: Any) -> None:
+    async with opened(browser, serve("quickstart")) as at:
+        page = at.page
+        await page.wait_for_selector("#translate")
+        tabs = page.get_by_role("tab")
+        assert await tabs.all_inner_texts() == ["Translate", "Write", "Cluster"]
+        targets = await page.locator("#target option").all_inner_texts()
+        assert targets == ["German", "French"]
+
+        # By keyboard alone: from the text to the button.
+        await page.get_by_label("Text to translate").fill(ENGLISH)
+        await page.get_by_label("Alternatives", exact=True).check()
+        await page.get_by_label("Text to translate").press("Control+Enter")
+        assert await done(page, "translation") == GERMAN
+        others = await page.locator("#others li").all_inner_texts()
+        assert len(others) == len(set(others)) == 3
+        assert GERMAN not in others
+
+        # Another language translates anew.
+        await page.get_by_label("To", exact=True).select_option("fr")
+        await page.wait_for_selector("#translation:has-text('Je suis')")
+        await done(page, "translation")
+
+        # A document comes back as one.
+        with_file = {"name": "note.txt", "mimeType": "text/plain", "buffer": b"I am tired."}
+        async with page.expect_download() as download:
+            await page.set_input_files("#document", [with_file])
+        file = await download.value
+        assert file.suggested_filename == "note_fr.txt"
+        assert Path(await file.path()).read_text().startswith("Je suis")
+        assert not at.complaints
+
+
+async def test_code_to_copy_runs(browser: Browser, serve: Any, tmp_path: Path) -> None:
+    """As it stands there, but for the key."""
+    service = serve("quickstart")
+    service.guard = Guard(Keys(None, sha256(KEY)))
+    async with opened(browser, service) as at:
+        page = at.page
+        await page.fill("#key", KEY)
+        await page.press("#key", "Enter")
+        await page.wait_for_selector("#translate:not([hidden])")
+        text = """It's "odd": $HOME `x` \\ I am tired."""
+        await page.fill("#original", text)
+        await page.click("#translate summary")
+        samples = await page.locator("#translate pre").all_inner_texts()
+        names = await page.locator("#translate .sample h2").all_inner_texts()
+        assert names[:2] == ["A text: curl", "A text: Python"]
+        assert len(samples) == len(names) == 6
+        assert not any(KEY in one for one in samples)
+        environment = {**os.environ, "TANDEM_API_KEY": KEY}
+
+        async def run(*command: str) -> str:
+            process = await asyncio.create_subprocess_exec(
+                *command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+            )
+            out, err = await process.communicate()
+            assert process.returncode == 0, err
+            return out.decode()
+
+        (tmp_path / "letter.docx").write_bytes(b"")
+        whole = json.loads(await run("bash", "-c", samples[0]))["translatedText"]
+        assert "müde" in whole
+        assert (await run(sys.executable, "-c", samples[1])).strip() == whole
+        assert (await run("bash", "-c", samples[2])).rstrip().endswith("[DONE]")
+        assert "data: [DONE]" in await run(sys.executable, "-c", samples[3])
+        assert "error" in await run("bash", "-c", samples[4])  # an empty file is none
+
+
+async def test_transcribe(browser: Browser, serve: Any) -> None:
+    async with opened(browser, serve("quickstart-speech")) as at:
+        page = at.page
+        await page.wait_for_selector("#transcribe")
+        assert await page.get_by_role("tab").all_inner_texts() == ["Transcribe", "Cluster"]
+        assert await page.is_hidden("#spoken")  # English is all there is
+        assert await page.is_disabled("#transcribe .send")
+        await page.set_input_files("#recording", str(CLIP))
+        await page.click("#transcribe .send")
+        heard = await done(page, "heard")
+        assert heard.split("\n")[0] == "00:00.0"
+        assert SAID in heard
+        async with page.expect_download() as download:
+            await page.click("#subtitles")
+        file = await download.value
+        assert file.suggested_filename == "clip.srt"
+        text = Path(await file.path()).read_text()
+        assert text.startswith("1\n00:00:00,000 --> 00:00:0")
+        assert SAID in text
+        assert not at.complaints
+
+
+async def test_the_microphone(browser: Browser, serve: Any) -> None:
+    async with opened(browser, serve("quickstart-speech"), permissions=["microphone"]) as at:
+        page = at.page
+        await page.wait_for_selector("#transcribe")
+        record = page.locator("#record")
+        await record.click()
+        await page.wait_for_selector("#record[aria-pressed=true]")
+        await page.wait_for_timeout(3000)
+        await record.click()
+        assert "switch" in await done(page, "heard")  # a busy machine loses some of it
+        assert await page.is_visible("#player")
+
+
+async def test_keys(browser: Browser, serve: Any) -> None:
+    service = serve("quickstart")
+    service.guard = Guard(Keys(None, sha256(KEY)))
+    async with opened(browser, service) as at:
+        page = at.page
+        dialog = page.get_by_role("dialog")
+        await dialog.wait_for()
+        assert await dialog.get_by_role("heading").inner_text() == "A key is needed"
+        assert await page.evaluate("document.activeElement.id") == "key"
+        await page.keyboard.type("wrong")
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector("#key-title:text('not known')")
+        await page.keyboard.type(KEY)
+        await page.keyboard.press("Enter")
+        await page.wait_for_selector("#translate:not([hidden])")
+        assert await page.evaluate("sessionStorage.length") == 1
+        assert await page.evaluate("localStorage.length") == 0
+        assert not any(KEY in one for one in at.asked)
+        assert (await page.context.cookies()) == []
+        # It is asked for no more, also by the API's page.
+        await page.reload()
+        await page.wait_for_selector("#translate:not([hidden])")
+        await page.goto(f"{at.base}/docs")
+        await page.wait_for_selector(".operation")
+        # Not now: the page says what is missing.
+        await page.evaluate("sessionStorage.clear()")
+        await page.goto(at.base)
+        await dialog.wait_for()
+        await page.keyboard.press("Escape")
+        await page.wait_for_selector("#problem:not([hidden])")
+        assert "a key is needed" in await page.inner_text("#problem")
+        assert await page.is_visible("#change-key")
+
+
+async def test_the_cluster(browser: Browser, serve: Any) -> None:
+    async with opened(browser, serve("quickstart"), "/#cluster") as at:
+        page = at.page
+        await page.wait_for_selector("#engines tr")
+        cells = await page.locator("#engines td").all_inner_texts()
+        assert [one.strip() for one in cells] == ["engine-1", "0 of 8", "25 % of 100", "0", "0"]
+        assert "Tokens a second" in await page.inner_text("#numbers")
+        first = sum(one.endswith("/metrics") for one in at.asked)
+        await page.wait_for_timeout(2500)
+        assert sum(one.endswith("/metrics") for one in at.asked) > first
+        # The tabs are one stop of the keyboard, and arrows go through them.
+        await page.focus("#tab-cluster")
+        await page.keyboard.press("ArrowRight")
+        assert await page.evaluate("document.activeElement.id") == "tab-translate"
+        assert await page.is_visible("#translate")
+        await page.keyboard.press("End")
+        assert await page.is_visible("#cluster")
+        assert page.url.endswith("#cluster")
+        assert not at.complaints
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+async def test_everybody_can_use_it(browser: Browser, serve: Any, scheme: str) -> None:
+    """axe, for which the policy is lifted, finds nothing; nothing is wider than a small phone."""
+    context = {"color_scheme": scheme, "viewport": {"width": 320, "height": 640}, "bypass_csp": True}
+
+    async def check(page: Page) -> None:
+        assert await violations(page) == []
+        assert await page.evaluate("document.documentElement.scrollWidth") <= 320
+
+    async with opened(browser, serve("quickstart"), **context) as at:
+        page = at.page
+        await page.wait_for_selector("#translate:not([hidden])")
+        await page.fill("#original", ENGLISH)
+        await page.check("#alternatives")
+        await page.click("#translate .send")
+        await done(page, "translation")
+        for panel in ("translate", "text", "cluster"):
+            await page.click(f"#tab-{panel}")
+            await page.click(f"#{panel} summary")
+            await check(page)
+        await page.goto(f"{at.base}/docs")
+        await page.wait_for_selector(".operation")
+        await page.click("summary >> nth=0")
+        await check(page)
+    async with opened(browser, serve("quickstart-speech"), **context) as at:
+        await at.page.wait_for_selector("#transcribe:not([hidden])")
+        await at.page.set_input_files("#recording", str(CLIP))
+        await check(at.page)
+
+
+async def test_the_policy_holds(browser: Browser, serve: Any) -> None:
+    """What somebody might get into the page does nothing."""
+    async with opened(browser, serve("quickstart")) as at:
+        page = at.page
+        await page.wait_for_selector("#translate:not([hidden])")
+        await page.evaluate(
+            """() => {
+                const script = document.createElement("script");
+                try { script.src = "https://example.com/x.js"; } catch {}
+                document.body.append(script);
+                const image = document.createElement("img");
+                image.src = "https://example.com/x.png";
+                document.body.append(image);
+                fetch("https://example.com/").catch(() => {});
+            }"""
+        )
+        refused = await page.evaluate(
+            "() => { try { document.body.innerHTML = '<b>x</b>'; return false; } catch { return true; } }"
+        )
+        assert refused
+        await page.wait_for_timeout(200)
+        assert at.complaints  # the browser says what it has refused
+        at.asked[:] = [one for one in at.asked if one.startswith(at.base)]
+        assert await page.locator("#original").count() == 1
+
+
+async def test_a_server_that_fails_is_said(browser: Browser, serve: Any) -> None:
+    service = serve("quickstart")
+    service._router.full = True
+    async with opened(browser, service) as at:
+        page = at.page
+        await page.wait_for_selector("#translate:not([hidden])")
+        await page.fill("#original", "I am tired.")
+        await page.click("#translate .send")
+        alert = page.get_by_role("alert")
+        await alert.wait_for()
+        assert "Try again in" in await alert.inner_text()
+        service._router.full = False
+        await page.click("#translate .send")
+        assert await done(page, "translation") == "Ich bin müde."
+        assert await alert.is_hidden()
