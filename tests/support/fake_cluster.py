@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -74,6 +75,13 @@ def hypotheses(of: EngineRequest) -> list[Hypothesis]:
 def target_logprobs(of: EngineRequest) -> list[TokenLogprobs]:
     """The log-probabilities of a request's target."""
     return [TokenLogprobs(token_id, -0.5 * n, []) for n, token_id in enumerate(of.target_ids)]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for what comes soon, however busy the machine."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 class FakeEngine:
@@ -341,6 +349,8 @@ class FakeEncoders:
         self.losing = False  # what they have encoded vanishes
         self.poison: int | None = None  # a token no encoder survives
         self.running = 0
+        self._free = asyncio.Event()
+        self._free.set()
         self._numbers = itertools.count()
         self.replicas = {self._name(): FakeEncoder(self) for _ in range(replicas)}
 
@@ -355,10 +365,20 @@ class FakeEncoders:
         assert method == "describe"
         return FakeBroadcast(self.replicas)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No pass that is under way or begins inside ends before."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
+
     async def run(self, inputs: list[list[int]]) -> tuple[Any, BatchSummary]:
         self.running += 1
         try:
             await asyncio.sleep(self.step_s)
+            await self._free.wait()
             if self.faults:
                 raise self.faults.pop(0)
             if any(self.poison in ids for ids in inputs):

@@ -139,7 +139,7 @@ async def test_a_translation_that_the_models_limit_cuts_off_says_so(
         cut = await http.post("/translate", json={**BODY, "q": q, "format": kind})
         assert cut.status_code == 200
         assert cut.json()["truncated"] is True
-    file = {"file": ("a.txt", b"the cat\n"), "source": (None, "en"), "target": (None, "fr")}
-    answer = (await http.post("/translate_file", files=file)).json()
+    file, languages = {"file": ("a.txt", b"the cat\n")}, {"source": "en", "target": "fr"}
+    answer = (await http.post("/translate_file", files=file, data=languages)).json()
     assert answer["truncated"] is True
     assert "translatedFileUrl" in answer

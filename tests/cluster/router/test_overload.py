@@ -7,7 +7,7 @@ import asyncio
 import time
 
 import pytest
-from fake_cluster import FakeCluster, expected, request
+from fake_cluster import FakeCluster, expected, request, until
 
 from tandem.cluster.callers import CALLER, Caller
 from tandem.cluster.router.routed_request import Arrival
@@ -22,9 +22,7 @@ def busy(count: int, tokens: int = 100) -> list[EngineRequest]:
 
 async def measured(cluster: FakeCluster) -> None:
     """Returns when the router foresees how long a request would wait."""
-    async with asyncio.timeout(10):
-        while cluster.router._forecast.wait_s() is None:
-            await asyncio.sleep(0.01)
+    await until(lambda: cluster.router._forecast.wait_s() is not None)
 
 
 async def test_a_request_that_would_wait_too_long_is_refused_at_once() -> None:
@@ -37,7 +35,7 @@ async def test_a_request_that_would_wait_too_long_is_refused_at_once() -> None:
             Overloaded, match=r"would wait \d.* s, max_queue_wait_s is 2; try again"
         ) as caught:
             await cluster.collect(request("more"))
-        assert time.monotonic() - began < 0.1
+        assert time.monotonic() - began < 1
         assert caught.value.refused == "wait"
         assert caught.value.retry_after_s is not None
         assert caught.value.retry_after_s > 1.6
@@ -78,16 +76,16 @@ async def test_what_would_not_be_whole_in_time_is_refused_at_once() -> None:
         running = asyncio.create_task(cluster.collect(busy(1, tokens=1000)[0]))
         await asyncio.sleep(0.05)
         with pytest.raises(
-            DeadlineExceeded, match=r"whole answer would take \d.* s, the request has 0\.4"
+            DeadlineExceeded, match=r"whole answer would take \d.* s, the request has 1\.[45]"
         ) as caught:
-            await cluster.collect(request("long", tokens=200, timeout_s=0.4))
+            await cluster.collect(request("long", tokens=1000, timeout_s=1.5))
         assert caught.value.refused == "deadline"
-        short = request("short", tokens=5, timeout_s=0.4)
+        short = request("short", tokens=5, timeout_s=1.5)
         assert await cluster.collect(short) == (expected(short), "length")
         running.cancel()
         await asyncio.wait([running])
         # An engine that is idle again may be faster than it was: nobody is kept out by old measurements.
-        tokens, end = await cluster.collect(request("alone", tokens=200, timeout_s=0.4))
+        tokens, end = await cluster.collect(request("alone", tokens=1000, timeout_s=1.5))
         assert end == "deadline"
         assert tokens
 
@@ -110,13 +108,12 @@ async def test_what_is_late_takes_no_encoder_and_no_slot() -> None:
     """However late the event loop is itself: nobody's timer has run when the room is given away."""
     async with FakeCluster(slots=1, encoder_batches_in_flight=1) as cluster:
         [replica] = cluster.decoders.replicas.values()
-        cluster.encoders.step_s = 0.2
-        first = asyncio.create_task(cluster.collect(request("first", ids=(5, 1))))
-        while not cluster.encoders.running:
-            await asyncio.sleep(0.001)
-        late = asyncio.create_task(cluster.collect(request("late", ids=(6, 1), timeout_s=0.1)))
-        await asyncio.sleep(0.01)
-        time.sleep(0.3)
+        with cluster.encoders.held():
+            first = asyncio.create_task(cluster.collect(request("first", ids=(5, 1))))
+            await until(lambda: cluster.encoders.running)
+            late = asyncio.create_task(cluster.collect(request("late", ids=(6, 1), timeout_s=0.1)))
+            await asyncio.sleep(0.01)
+            time.sleep(0.3)
         assert await first == (expected(request("first", ids=(5, 1))), "length")
         assert await late == ([], "deadline")
         assert cluster.encoders.batches == [[[5, 1]]]
@@ -126,8 +123,8 @@ async def test_what_is_late_takes_no_encoder_and_no_slot() -> None:
 
 async def test_refusals_say_why_and_when_to_try_again() -> None:
     async with FakeCluster(slots=2, step_s=0.01, limits=Limits(queued_requests=4)) as cluster:
-        tasks = [asyncio.create_task(cluster.collect(one)) for one in busy(4)]
-        await asyncio.sleep(0.05)
+        tasks = [asyncio.create_task(cluster.collect(one)) for one in busy(4, tokens=1000)]
+        await until(lambda: cluster.router.stats().outstanding == 4)
         with pytest.raises(Overloaded) as caught:
             cluster.router.check_room()
         assert (caught.value.refused, caught.value.retry_after_s) == ("queue", None)  # not measured yet
@@ -135,7 +132,8 @@ async def test_refusals_say_why_and_when_to_try_again() -> None:
         with pytest.raises(Overloaded) as caught:
             cluster.router.check_room()
         wait_s = cluster.router._forecast.wait_s()
-        assert (caught.value.refused, caught.value.retry_after_s) == ("queue", pytest.approx(wait_s, rel=0.2))
+        assert caught.value.refused == "queue"
+        assert caught.value.retry_after_s == pytest.approx(wait_s, rel=0.2)
         for task in tasks:
             task.cancel()
         await asyncio.wait(tasks)
@@ -156,12 +154,11 @@ async def test_the_requests_of_a_silent_engine_go_elsewhere() -> None:
     async with FakeCluster(engines=2, step_s=0.01, engine_silence_s=2.0) as cluster:
         requests = [request(f"r{i}", tokens=100, ids=(i, 1)) for i in range(8)]
         tasks = [asyncio.create_task(cluster.collect(one)) for one in requests]
-        while cluster.router.stats().generated_tokens < 50:
-            await asyncio.sleep(0.01)
+        await until(lambda: cluster.router.stats().generated_tokens >= 50)
         silent, other = cluster.decoders.replicas.values()
         silent.silent, began = True, time.monotonic()
         assert await asyncio.gather(*tasks) == [(expected(one), "length") for one in requests]
-        assert 1.5 < time.monotonic() - began < 6
+        assert 1.5 < time.monotonic() - began < 15
         assert any(one.generated_ids for one in other.engine.submitted)
 
 

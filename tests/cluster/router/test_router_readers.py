@@ -14,6 +14,7 @@ from fake_cluster import (
     at_router,
     expected,
     request,
+    until,
 )
 
 from tandem.errors import Overloaded, Unavailable
@@ -54,15 +55,13 @@ async def test_a_cancellation_does_not_overtake_its_request() -> None:
 
 async def test_cancelling_in_the_encoder_queue_takes_it_out() -> None:
     async with FakeCluster(encoder_batches_in_flight=1) as cluster:
-        cluster.encoders.step_s = 0.1
-        first = asyncio.create_task(cluster.collect(request("first")))
-        await asyncio.sleep(0.01)
-        queued = asyncio.create_task(cluster.collect(request("queued", ids=(5, 5, 1))))
-        await asyncio.sleep(0.01)
-        assert cluster.router.stats().queued_encoder_tokens == 3
-        queued.cancel()
-        await asyncio.sleep(0)
-        assert cluster.router.stats().queued_encoder_tokens == 0
+        with cluster.encoders.held():
+            first = asyncio.create_task(cluster.collect(request("first")))
+            await until(lambda: cluster.encoders.running)
+            queued = asyncio.create_task(cluster.collect(request("queued", ids=(5, 5, 1))))
+            await until(lambda: cluster.router.stats().queued_encoder_tokens == 3)
+            queued.cancel()
+            await until(lambda: cluster.router.stats().queued_encoder_tokens == 0)
         await first
         assert len(cluster.encoders.batches) == 1
 
