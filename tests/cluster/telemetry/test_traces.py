@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -85,7 +86,7 @@ async def test_the_parts_of_a_call_follow_one_another(
         if disaggregated:
             cluster.encoders.step_s = 0.02
         await cluster.collect(request("untraced"))
-        now = traces.time.monotonic()
+        now = time.monotonic()
         trace = traces.begin("grpc", "Generate", {"traceparent": TRACEPARENT}, now)
         assert trace is not None
         await cluster.collect(request("r", tokens=7))
@@ -135,7 +136,7 @@ def test_spans_arrive_at_the_endpoint() -> None:
     threading.Thread(target=server.serve_forever, daemon=True).start()
     provider = traces.start(f"http://127.0.0.1:{server.server_port}/", model="tiny", replica="r1")
     try:
-        trace = traces.begin("http", "completions", {}, traces.time.monotonic())
+        trace = traces.begin("http", "completions", {}, time.monotonic())
         assert trace is not None
         trace.end({"status": "UNAVAILABLE", "tenant": "", "refused": None})
         assert provider is not None
