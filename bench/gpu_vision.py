@@ -284,3 +284,36 @@ class VisionBench(MediaBench):
                 }
             )
         return found
+
+    def agreement(self) -> float:
+        """The share of answers whose every token is what transformers' logits say after those before it."""
+        prompts = self.prompts(min(4, self.model.batch), 0)
+        answers = self._serve(self.engine, prompts, [self.model.target] * len(prompts))
+        said = [self._said(str(number), ids, answers[number]) for number, ids in enumerate(prompts)]
+        return sum(ours == theirs for ours, theirs in zip(answers, said, strict=True)) / len(answers)
+
+    @torch.inference_mode()
+    def _said(self, name: str, ids: tuple[int, ...], answer: list[int]) -> list[int]:
+        """transformers' likeliest token after each part of an answer to the request of this name."""
+        request = self.request(name, ids, self.model.target)
+        assert request.encoder.features is not None
+        features = request.encoder.features.to(self.device, self.dtype)
+        given = torch.tensor([[*request.prefix_ids, *answer]], device=self.device)
+        if (vision := self.front.vision) is not None:  # the image's token is the first
+            number = int(request.encoder.features[0, 0, -1])
+            own = torch.arange(vision.tiles) < np.prod(vision.arrangements[number - 1])
+            pixels = features[..., :-1].unflatten(-1, (vision.channels, vision.tile_size, vision.tile_size))
+            inputs = {
+                "input_ids": given,
+                "pixel_values": pixels.unsqueeze(1),
+                "aspect_ratio_ids": torch.tensor([[number]]),
+                "aspect_ratio_mask": own.long().view(1, 1, -1),
+                "cross_attention_mask": own.long().expand(1, given.shape[1], 1, -1),
+            }
+        else:
+            inputs = {"pixel_values": features, "decoder_input_ids": given}
+            if self.model.question:
+                inputs["input_ids"] = torch.tensor([ids])
+        logits = self.theirs(**{key: value.to(self.device) for key, value in inputs.items()}).logits[0]
+        found: list[int] = logits[len(request.prefix_ids) - 1 : -1].argmax(-1).tolist()
+        return found
