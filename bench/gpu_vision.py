@@ -15,7 +15,7 @@ from typing import Any, Final
 import machine
 import numpy as np
 import torch
-from clock import Roofline, wall
+from clock import Roofline, Work, wall
 from gpu_media import MediaBench
 from gpu_models import FIRST_WORD, Model, Prompts, greedy
 from torch.utils.flop_counter import FlopCounterMode
@@ -60,8 +60,9 @@ def trocr(side: int, patch: int, vit: dict[str, Any], **options: Any) -> Callabl
     decoder = TrOCRConfig(
         cross_attention_hidden_size=encoder.hidden_size, use_learned_position_embeddings=True, **options
     )
-    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
-    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 2, 1, 2
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        encoder, decoder, decoder_start_token_id=2, pad_token_id=1, eos_token_id=2
+    )
     return lambda: VisionEncoderDecoderModel(config)
 
 
@@ -234,14 +235,14 @@ class VisionBench(MediaBench):
         return EncoderInput(name, self.prompts(1, zlib.crc32(name.encode()))[0], media=(media,))
 
     def asked(self, encoder: EncoderInput, target: int) -> EngineRequest:
-        spec, prefix = self.engine.spec, (self.model.start,)
+        spec, prefix = self.engine.spec, [self.model.start]
         if spec.media_token_id is None:
-            return EngineRequest(encoder.key, encoder, prefix, greedy(target))
+            return EngineRequest(encoder.key, encoder, tuple(prefix), greedy(target))
         words = range(FIRST_WORD, spec.vocab_size)
         after = random.Random(encoder.key).choices(words, k=self.model.prompt - 2)
-        prefix = (spec.media_token_id, *prefix, *after)
+        prefix = [spec.media_token_id, *prefix, *after]
         spans = cross_spans(prefix, spec.media_token_id, [self.own], len(encoder.token_ids))
-        return EngineRequest(encoder.key, encoder, prefix, greedy(target), cross_spans=spans)
+        return EngineRequest(encoder.key, encoder, tuple(prefix), greedy(target), cross_spans=spans)
 
     def request(self, name: str, ids: tuple[int, ...], target: int) -> EngineRequest:
         features = self.features[zlib.crc32(name.encode()) % PICTURES]
@@ -271,8 +272,8 @@ class VisionBench(MediaBench):
             with FlopCounterMode(display=False) as counted:
                 encode()
             before()
-            seconds = {name: [wall(work) for _ in range(rounds)] for name, work in
-                       (("front", before), ("encoder", encode))}  # fmt: skip
+            works: dict[str, Work] = {"front": before, "encoder": encode}
+            seconds = {name: [wall(work) for _ in range(rounds)] for name, work in works.items()}
             flops = counted.get_total_flops() / median(seconds["encoder"])
             found.append(
                 {
