@@ -224,6 +224,7 @@ def vision(s: Setup) -> None:
         into = s.begun("vision", model.name)
         with s.bench(VisionBench, model) as bench:
             s.report.part(into, "images", partial(bench.served, s.rounds))
+            s.report.part(into, "answers that transformers' logits agree with", bench.agreement)
             s.report.part(into, "decode", partial(bench.steps, s.rounds, s.roofline, s.report.budget))
             s.report.part(into, "encoder", partial(bench.encoder, s.rounds, s.roofline))
 

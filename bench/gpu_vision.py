@@ -15,7 +15,7 @@ from typing import Any, Final
 import machine
 import numpy as np
 import torch
-from clock import Roofline, wall
+from clock import Roofline, Work, wall
 from gpu_media import MediaBench
 from gpu_models import FIRST_WORD, Model, Prompts, greedy
 from torch.utils.flop_counter import FlopCounterMode
@@ -60,8 +60,9 @@ def trocr(side: int, patch: int, vit: dict[str, Any], **options: Any) -> Callabl
     decoder = TrOCRConfig(
         cross_attention_hidden_size=encoder.hidden_size, use_learned_position_embeddings=True, **options
     )
-    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(encoder, decoder)
-    config.decoder_start_token_id, config.pad_token_id, config.eos_token_id = 2, 1, 2
+    config = VisionEncoderDecoderConfig.from_encoder_decoder_configs(
+        encoder, decoder, decoder_start_token_id=2, pad_token_id=1, eos_token_id=2
+    )
     return lambda: VisionEncoderDecoderModel(config)
 
 
@@ -234,14 +235,14 @@ class VisionBench(MediaBench):
         return EncoderInput(name, self.prompts(1, zlib.crc32(name.encode()))[0], media=(media,))
 
     def asked(self, encoder: EncoderInput, target: int) -> EngineRequest:
-        spec, prefix = self.engine.spec, (self.model.start,)
+        spec, prefix = self.engine.spec, [self.model.start]
         if spec.media_token_id is None:
-            return EngineRequest(encoder.key, encoder, prefix, greedy(target))
+            return EngineRequest(encoder.key, encoder, tuple(prefix), greedy(target))
         words = range(FIRST_WORD, spec.vocab_size)
         after = random.Random(encoder.key).choices(words, k=self.model.prompt - 2)
-        prefix = (spec.media_token_id, *prefix, *after)
+        prefix = [spec.media_token_id, *prefix, *after]
         spans = cross_spans(prefix, spec.media_token_id, [self.own], len(encoder.token_ids))
-        return EngineRequest(encoder.key, encoder, prefix, greedy(target), cross_spans=spans)
+        return EngineRequest(encoder.key, encoder, tuple(prefix), greedy(target), cross_spans=spans)
 
     def request(self, name: str, ids: tuple[int, ...], target: int) -> EngineRequest:
         features = self.features[zlib.crc32(name.encode()) % PICTURES]
@@ -271,8 +272,8 @@ class VisionBench(MediaBench):
             with FlopCounterMode(display=False) as counted:
                 encode()
             before()
-            seconds = {name: [wall(work) for _ in range(rounds)] for name, work in
-                       (("front", before), ("encoder", encode))}  # fmt: skip
+            works: dict[str, Work] = {"front": before, "encoder": encode}
+            seconds = {name: [wall(work) for _ in range(rounds)] for name, work in works.items()}
             flops = counted.get_total_flops() / median(seconds["encoder"])
             found.append(
                 {
@@ -283,4 +284,37 @@ class VisionBench(MediaBench):
                     "of_peak": round(flops / roofline.flops_per_s, 4),
                 }
             )
+        return found
+
+    def agreement(self) -> float:
+        """The share of answers whose every token is what transformers' logits say after those before it."""
+        prompts = self.prompts(min(4, self.model.batch), 0)
+        answers = self._serve(self.engine, prompts, [self.model.target] * len(prompts))
+        said = [self._said(str(number), ids, answers[number]) for number, ids in enumerate(prompts)]
+        return sum(ours == theirs for ours, theirs in zip(answers, said, strict=True)) / len(answers)
+
+    @torch.inference_mode()
+    def _said(self, name: str, ids: tuple[int, ...], answer: list[int]) -> list[int]:
+        """transformers' likeliest token after each part of an answer to the request of this name."""
+        request = self.request(name, ids, self.model.target)
+        assert request.encoder.features is not None
+        features = request.encoder.features.to(self.device, self.dtype)
+        given = torch.tensor([[*request.prefix_ids, *answer]], device=self.device)
+        if (vision := self.front.vision) is not None:  # the image's token is the first
+            number = int(request.encoder.features[0, 0, -1])
+            own = torch.arange(vision.tiles) < np.prod(vision.arrangements[number - 1])
+            pixels = features[..., :-1].unflatten(-1, (vision.channels, vision.tile_size, vision.tile_size))
+            inputs = {
+                "input_ids": given,
+                "pixel_values": pixels.unsqueeze(1),
+                "aspect_ratio_ids": torch.tensor([[number]]),
+                "aspect_ratio_mask": own.long().view(1, 1, -1),
+                "cross_attention_mask": own.long().expand(1, given.shape[1], 1, -1),
+            }
+        else:
+            inputs = {"pixel_values": features, "decoder_input_ids": given}
+            if self.model.question:
+                inputs["input_ids"] = torch.tensor([ids])
+        logits = self.theirs(**{key: value.to(self.device) for key, value in inputs.items()}).logits[0]
+        found: list[int] = logits[len(request.prefix_ids) - 1 : -1].argmax(-1).tolist()
         return found

@@ -72,6 +72,7 @@ def test_every_part_works(tmp_path: Path) -> None:
     assert set(result["vision"]) == {"tiny-trocr", "tiny-florence", "tiny-llama"}
     for figures in result["vision"].values():
         assert [case["concurrent"] for case in figures["images"]] == [1, 32]
+        assert figures["answers that transformers' logits agree with"] == 1.0
         assert all(case["images_per_s"]["median"] > 0 for case in figures["images"])
         assert [step["batch"] for step in figures["decode"]] == [1, 3]
         assert [case["batch"] for case in figures["encoder"]] == [1, 3]

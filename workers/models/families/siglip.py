@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from math import isqrt
-from typing import Any, Final
+from typing import Final
 
 from tandem.errors import ModelLoadError
 from tandem.workers.models.families.entry import Config, Part, WeightNames, activation, affine
@@ -62,7 +62,7 @@ def siglip(vision: Config, tokens: int, placeholder: int) -> FrontSpec:
 
 
 def _pixels(vision: Config, key: str, default: int) -> int:
-    value: Any = vision.get(key, default)
+    value: int = vision.get(key, default)
     if type(value) is not int or value < 1:
         raise ModelLoadError(
             f"must be pixels, one number for height and width, got {value!r}",
