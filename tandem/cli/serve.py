@@ -160,7 +160,7 @@ def serve(
             err.print(f"  gRPC  {', '.join(endpoints.grpc)}   tandem.v1.InferenceService")
             scheme = "http" if tls_cert is None else "https"
             http = ", ".join(f"{scheme}://{where}" for where in endpoints.http)
-            err.print(f"  HTTP  {http}   /v1/completions /translate /health /metrics")
+            err.print(f"  HTTP  {http}   / in a browser, /docs, /health, /metrics")
             with contextlib.suppress(KeyboardInterrupt):
                 threading.Event().wait()
             err.print("Finishing running requests …", style="dim")

@@ -14,8 +14,10 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from libretranslatepy import LibreTranslateAPI
 from openai import OpenAI
 from serving import text_request, text_stream
+from typer.testing import CliRunner
 
 from tandem import AsyncClient, BeamSearchParams, Client, SamplingParams
+from tandem.cli import app
 from tandem.v1 import inference_pb2 as pb
 
 from .conftest import PROMPTS, Server
@@ -173,6 +175,23 @@ def test_http_tokenize_health_and_metrics(server: Server) -> None:
         assert f"tandem_{name}" in metrics
     assert re.search(r"tandem_request_queue_time_seconds_count{[^}]*} [1-9]", metrics)
     assert re.search(r"tandem_handoff_bytes_total{[^}]*} [1-9]", metrics)
+
+
+def test_the_page_and_top(server: Server) -> None:
+    """Through Serve's own HTTP server, and of real engines."""
+    page = httpx.get(f"{server.http}/", timeout=60)
+    assert (page.status_code, page.headers["content-type"]) == (200, "text/html; charset=utf-8")
+    assert "default-src 'none'" in page.headers["content-security-policy"]
+    for name in re.findall(r'(?:src|href)="(ui/[^"]+)"', page.text):
+        assert httpx.get(f"{server.http}/{name}", timeout=60).status_code == 200
+    told = {"q": "I am tired.", "source": "en", "target": "fr", "stream": True}
+    with httpx.stream("POST", f"{server.http}/translate", json=told, timeout=60) as answer:
+        lines = [line for line in answer.iter_lines() if line]
+    assert json.loads(lines[-2].removeprefix("data: "))["translatedText"]
+    shown = CliRunner().invoke(app, ["top", server.http, "--once"])
+    assert shown.exit_code == 0, shown.output
+    (engine,) = (line.split() for line in shown.output.splitlines() if re.match(r"\w+ +\d+ +32 ", line))
+    assert int(engine[5].replace(",", "")) > 10  # pages
 
 
 def test_200_concurrent_mixed_requests_are_all_right(server: Server, expected: dict[str, str]) -> None:

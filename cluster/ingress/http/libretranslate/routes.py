@@ -185,7 +185,7 @@ class _Work:
         told, detected = await self._direction(asked.source, asked.target, asked.texts[0])
         translator = Translator(self._service, self._call, told, asked.split, self._request_id)
         body: dict[str, Any] = {} if detected is None else {"detectedLanguage": detected.body()}
-        parts = []
+        parts: list[str] = []
         async with aclosing(translator.stream(asked.texts[0])) as grown:
             async for delta in grown:
                 yield {"delta": delta, **(body if not parts else {})}

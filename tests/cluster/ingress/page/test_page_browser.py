@@ -4,10 +4,12 @@ nothing goes past its policy. Without a Chromium on this machine these tests are
 from __future__ import annotations
 
 import asyncio
+import io
 import json
 import os
 import subprocess
 import sys
+from base64 import b64encode
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +23,7 @@ from chromium import chromium, needs_chromium
 from fake_service import make_service
 from listening_here import http_server
 from local_router import LocalRouter
+from PIL import Image
 
 from tandem import LLM
 from tandem.cluster.ingress.edge.guard import Guard
@@ -43,6 +46,9 @@ ENGLISH = "I am tired. Where do you live?\n\nWe want to go home."
 GERMAN = "Ich bin müde. Wo lebst du?\n\nWir wollen nach Hause gehen."
 SAID = "Please switch off the basement printer."
 KEY = "tandem-known"
+_FILE = io.BytesIO()
+Image.new("RGB", (3, 2), "red").save(_FILE, "png")
+PNG = _FILE.getvalue()
 RATE = 16_000  # Hz, of the microphone
 
 
@@ -218,6 +224,47 @@ async def test_the_microphone(browser: Browser, serve: Any) -> None:
         await record.click()
         assert "switch" in await done(page, "heard")  # a busy machine loses some of it
         assert await page.is_visible("#player")
+
+
+async def test_pictures(browser: Browser, serve: Any) -> None:
+    """What the page asks of a model that reads images, and how it shows the answer."""
+    asked: list[Any] = []
+    chunks = [{"delta": {"content": one}} for one in ("A ", "red ", "square.")]
+    last = {"delta": {}, "finish_reason": "length", "parsed": {"<OD>": {"labels": ["square"]}}}
+    events = [json.dumps({"choices": [one]}) for one in (*chunks, last)] + ["[DONE]"]
+
+    async def models(route: Any) -> None:
+        answer = await route.fetch()
+        found = await answer.json()
+        found["data"][0]["capabilities"] |= {"images": True, "translation": False}
+        await route.fulfill(json=found)
+
+    async def chat(route: Any) -> None:
+        asked.append(route.request.post_data_json)
+        body = "".join(f"data: {one}\n\n" for one in events)
+        await route.fulfill(body=body, content_type="text/event-stream")
+
+    async with opened(browser, serve("quickstart")) as at:
+        page = at.page
+        await page.route("**/v1/models", models)
+        await page.route("**/v1/chat/completions", chat)
+        await page.reload()
+        await page.wait_for_selector("#pictures:not([hidden])")
+        assert await page.get_by_role("tab").all_inner_texts() == ["Read pictures", "Write", "Cluster"]
+        file = {"name": "red.png", "mimeType": "image/png", "buffer": PNG}
+        await page.set_input_files("#picture", [file])
+        assert await page.get_attribute("#preview", "alt") == "The picture red.png"
+        await page.get_by_label("Question or task").fill("What is it?")
+        await page.get_by_label("Question or task").press("Enter")
+        text = await done(page, "seen")
+        assert text.startswith("A red square.")
+        assert '"labels"' in text
+        assert "cut off" in await page.get_by_role("alert").inner_text()
+        ((picture, question),) = [one["content"] for one in asked[0]["messages"]]
+        assert picture["image_url"]["url"] == "data:image/png;base64," + b64encode(PNG).decode()
+        assert question == {"type": "text", "text": "What is it?"}
+        assert asked[0]["stream"] is True
+        assert not at.complaints
 
 
 async def test_keys(browser: Browser, serve: Any) -> None:
