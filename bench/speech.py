@@ -182,7 +182,7 @@ LEFT_OUT = {
 
 def systems(folder: Path) -> list[Process[Load, Outcome]]:
     """The systems that are installed, Tandem's float32 first."""
-    precisions = ["float32", *(["bfloat16"] if _has_bfloat16() else []), "int8"]
+    precisions = ["float32", *(["bfloat16"] if has_bfloat16() else []), "int8"]
     made: dict[str, Callable[[], System]] = {
         f"tandem {precision}": partial(Tandem, folder, precision) for precision in precisions
     }
@@ -193,7 +193,7 @@ def systems(folder: Path) -> list[Process[Load, Outcome]]:
     return [Process(name, make) for name, make in made.items()]
 
 
-def _has_bfloat16() -> bool:
+def has_bfloat16() -> bool:
     info = Path("/proc/cpuinfo")
     return info.exists() and any(name in info.read_text() for name in ("avx512_bf16", "amx_bf16", " bf16"))
 

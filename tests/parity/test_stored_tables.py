@@ -171,7 +171,8 @@ def test_whispers_encoder(stored: bool, tmp_path: Path) -> None:
     encoder = load_encoder(Checkpoint(folder), Placement(torch.device("cpu"), torch.float32, Group()))
     count = len(expected)
     ids = torch.zeros(count, dtype=torch.int64)
-    vectors = encoder.embed(ids, torch.arange(count), features)
+    assert encoder.front is not None
+    vectors = encoder.embed(ids, torch.arange(count), encoder.front(features))
     found = encoder.encode(vectors, torch.tensor([0, count], dtype=torch.int32), count)
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 

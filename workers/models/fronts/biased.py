@@ -4,17 +4,14 @@ in a grid."""
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Final
 
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
 from tandem import kernels
+from tandem.workers.models.fronts.pieces import pieces
 from tandem.workers.models.layers import Norm, Placement, Replicated, WeightSlot, weights_of
 from tandem.workers.models.spec import Activation
-
-# Rows that a feed-forward computes at once: what is between its projections is wider than they are.
-_ROWS: Final = 4096
 
 
 def pair_distances(height: int, width: int) -> torch.Tensor:
@@ -60,8 +57,7 @@ class FeedForward:
 
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[N, width] → [N, width]."""
-        pieces = x.split(_ROWS)
-        made = [self.down(kernels.activate(self.up(piece), self.activation, gated=False)) for piece in pieces]
+        made = [self.down(kernels.activate(self.up(piece), self.activation)) for piece in pieces(x)]
         return made[0] if len(made) == 1 else torch.cat(made)
 
     def slots(self) -> Iterator[WeightSlot]:
