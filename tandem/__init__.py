@@ -41,7 +41,13 @@ if TYPE_CHECKING:
         TokenLogprobs,
     )
     from tandem.params import BeamSearchParams, SamplingParams
-    from tandem.pipelines import Pipeline, SpeechPipeline, pipeline
+    from tandem.pipelines import (
+        ImageTextToTextPipeline,
+        ImageToTextPipeline,
+        Pipeline,
+        SpeechPipeline,
+        pipeline,
+    )
     from tandem.transcription import (
         ServerVad,
         Transcription,
@@ -71,7 +77,13 @@ _WHERE = {
         "TokenLogprobs",
     ),
     "tandem.params": ("BeamSearchParams", "SamplingParams"),
-    "tandem.pipelines": ("Pipeline", "SpeechPipeline", "pipeline"),
+    "tandem.pipelines": (
+        "ImageTextToTextPipeline",
+        "ImageToTextPipeline",
+        "Pipeline",
+        "SpeechPipeline",
+        "pipeline",
+    ),
     "tandem.transcription": (
         "ServerVad", "Transcription", "TranscriptionDelta", "TranscriptionParams",
         "TranscriptionProgress", "TranscriptionSegment", "TranscriptionWord",
@@ -89,6 +101,8 @@ __all__ = [
     "DeadlineExceeded",
     "EmbeddingOutput",
     "ExplicitEncoderDecoderPrompt",
+    "ImageTextToTextPipeline",
+    "ImageToTextPipeline",
     "InternalError",
     "InvalidRequest",
     "Limits",

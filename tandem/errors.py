@@ -140,7 +140,8 @@ def renaming_fields(names: Mapping[str, str] | Callable[[str], str]) -> Iterator
     """Errors raised within name their field as a protocol or a command calls it.
 
     `names` are those, by the validator's own. A key that begins with "." is the end of a name, and what comes
-    of it is looked up again: with `{".ids": "", "encoder": "prompt"}` "encoder.ids" becomes "prompt".
+    of it is looked up again: with `{".ids": "", "encoder": "prompt"}` "encoder.ids" becomes "prompt". The
+    number of one of several, as in "images.2", stays.
     """
     try:
         yield
@@ -162,4 +163,5 @@ def _renamed(field: str, names: Mapping[str, str]) -> str:
         if end.startswith(".") and field.endswith(end):
             field = field.removesuffix(end) + ours
             return names.get(field, field)
-    return field
+    several, _, number = field.rpartition(".")
+    return f"{_renamed(several, names)}.{number}" if several and number.isdecimal() else field

@@ -61,6 +61,11 @@ class Limits:
         return self.message_bytes + self.media_bytes
 
     @property
+    def base64_request_bytes(self) -> int:
+        """One HTTP body whose media are in base64."""
+        return self.message_bytes + 4 * -(-self.media_bytes // 3)
+
+    @property
     def transport_bytes(self) -> int:
         """What gRPC itself is set to read and to send. It exceeds `request_bytes`, so that what is too large
         has our answer; answers may be longer than requests."""

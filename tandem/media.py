@@ -24,6 +24,8 @@ def file_bytes(path: str | os.PathLike[str], field: str) -> bytes:
         if (size := file.stat().st_size) >= _LARGEST:
             raise InvalidRequest(f"has {size} bytes, the limit is {_LARGEST - 1}", field=field)
         return file.read_bytes()
+    except InvalidRequest:
+        raise
     except (OSError, ValueError) as error:  # a path with a null character is a ValueError
         raise InvalidRequest(f"cannot be read: {error}", field=field) from None
 

@@ -10,7 +10,8 @@ from typing import Any, Final, Protocol, TypeVar, Unpack
 
 import pyarrow as pa
 
-from tandem.batch import corpus, openai_lines, recordings, records
+from tandem.batch import corpus, images, media_columns, openai_lines, recordings, records
+from tandem.batch.media_columns import MediaColumn
 from tandem.errors import (
     OF_ONE_REQUEST,
     DeadlineExceeded,
@@ -33,6 +34,7 @@ _ATTEMPTS: Final = 3
 _FIRST_PAUSE_S: Final = 0.2
 _LONGEST_PAUSE_S: Final = 10.0
 _PARAMS: Final = {f"params.{name}": name for name in TranscriptionParams.model_fields}
+_IMAGES: Final = ("encoder_prompt.media", "multi_modal_data.image")
 _PRIORITY: Final = -DEFAULT_LIMITS.priority  # whoever waits for an answer goes first
 
 
@@ -58,7 +60,8 @@ class Answerer:
         connect, connect_http: make the connections to the cluster, for lines of Tandem's and of OpenAI's.
             Lines without a connection are refused.
         concurrency: requests sent ahead of their answers.
-        defaults, timeout_s, patience_s, audio_column: see `run`.
+        defaults, timeout_s, patience_s: see `run`.
+        media: which member of lines is a recording, or an image; None: none is.
         folder: where relative paths begin.
     """
 
@@ -71,13 +74,13 @@ class Answerer:
         defaults: Mapping[str, Any],
         timeout_s: float,
         patience_s: float,
-        audio_column: str | None,
+        media: MediaColumn | None,
         folder: Path,
     ) -> None:
         self._connect, self._connect_http = connect, connect_http
         self._defaults = defaults
         self._timeout_s, self._patience_s = timeout_s, patience_s
-        self._audio_column, self._folder = audio_column, folder
+        self._media, self._folder = media, folder
         self._server: Server | None = None
         self._http: openai_lines.HttpServer | None = None
         self._chunks = 0  # at work
@@ -121,11 +124,13 @@ class Answerer:
         async with self._free:
             try:
                 values = records.parse(text)
-                if self._audio_column is not None:
-                    carried = recordings.carried(values, self._audio_column)
+                if self._media is not None:
+                    modality, column = self._media
+                    carried = (recordings if modality == "audio" else images).carried(values, column)
                     self._carried |= dict.fromkeys(carried)
-                    identity |= recordings.place(values, self._audio_column) | carried
-                    return identity | await self._transcribe(values, self._audio_column)
+                    identity |= media_columns.place(values, column) | carried
+                    answer = self._transcribe if modality == "audio" else self._read_images
+                    return identity | await answer(values, column)
                 if openai_lines.is_request(values):
                     return await self._post(values)
                 carried = records.carried(values)
@@ -141,15 +146,22 @@ class Answerer:
     async def _transcribe(self, values: dict[str, Any], column: str) -> dict[str, Any]:
         """The answer's part of a line with a recording."""
         asked = recordings.request(values, column, self._defaults)
-        data = await asyncio.to_thread(recordings.read, values, column, self._folder)
+        data = await asyncio.to_thread(media_columns.read, values.get(column), column, self._folder)
         options = CallOptions(priority=_PRIORITY, timeout_s=self._timeout_s)
 
         async def ask() -> Transcription:
             return await self._connected().transcribe(data, options=options, **asked)
 
         # gRPC's request has the recording as audio, and the parameters in a message of their own.
-        with renaming_fields({recordings.COLUMN: column} | _PARAMS):
+        with renaming_fields({"audio": column} | _PARAMS):
             return recordings.answer(await self._patiently(ask))
+
+    async def _read_images(self, values: dict[str, Any], column: str) -> dict[str, Any]:
+        """The answer's part of a line with an image, or several."""
+        prompt, params, options = images.request(values, column, self._defaults)
+        prompt = images.about(prompt, await asyncio.to_thread(images.read, values, column, self._folder))
+        with renaming_fields(dict.fromkeys(_IMAGES, column)):
+            return records.answer(await self._patiently(partial(self._ask, prompt, params, options)))
 
     def _connected(self) -> Server:
         if self._connect is None:

@@ -16,9 +16,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Final
 
-from tandem.batch import recordings, records
-from tandem.batch.audio_files import files_in, is_recording
+from tandem.batch import media_columns, records
+from tandem.batch.media_files import files_in, modality_of
 from tandem.errors import InvalidRequest
+from tandem.inputs import MODALITIES, Modality
 from tandem.lines import read_lines
 
 _COMPRESSIONS: Final = (".gz", ".bz2", ".zst", ".lz4")
@@ -28,25 +29,29 @@ _KINDS: Final = (".jsonl", *(f".jsonl{compression}" for compression in _COMPRESS
 
 def files(source: Path) -> list[Path]:
     """The files that `source` stands for, sorted: itself, those of a folder, or those a pattern matches. A
-    folder without lines stands for its recordings and those of the folders in it.
+    folder without lines stands for its recordings and those of the folders in it; one without recordings for
+    its images.
 
     Raises InvalidRequest where there is none.
     """
     if source.is_dir():
         found = sorted(path for path in source.iterdir() if path.name.endswith(_KINDS))
-        found = found or files_in(source).recordings
+        found = found or next(filter(None, (files_in(source, one).found for one in MODALITIES)), [])
     elif source.exists() or not glob.has_magic(str(source)):
         return [source]
     else:
         found = sorted(map(Path, glob.glob(str(source), recursive=True)))
     if not found:
-        raise InvalidRequest(f"no {' or '.join(_KINDS)} and no recording in {source}", field="input")
+        raise InvalidRequest(
+            f"no {' or '.join(_KINDS)}, no recording and no image in {source}", field="input"
+        )
     return found
 
 
-def are_recordings(source: Path) -> bool:
-    """Whether all the files are."""
-    return all(map(is_recording, files(source)))
+def modality(source: Path) -> Modality | None:
+    """What all the files are; None: they have lines, or are not all of one kind."""
+    found = set(map(modality_of, files(source)))
+    return found.pop() if len(found) == 1 else None
 
 
 def count(source: Path) -> int:
@@ -57,8 +62,8 @@ def count(source: Path) -> int:
 def lines(source: Path) -> Iterator[tuple[int, bytes]]:
     """The lines that hold something, with their numbers, from 1 on through all files.
 
-    A row of a Parquet file is a line, too: its columns are an object's members. So is a recording: its
-    members are "audio", its path, and "id", its path within the folder that was named.
+    A row of a Parquet file is a line, too: its columns are an object's members. So is a recording or an
+    image: its members are "audio" or "image", its path, and "id", its path within the folder that was named.
     """
     number, folder = 0, _folder(source)
     for path in files(source):
@@ -74,8 +79,8 @@ def _read(path: Path, folder: Path) -> Iterator[Iterator[bytes]]:
     try:
         if path.name.endswith(".parquet"):
             yield _rows(path)
-        elif is_recording(path):
-            values = {"id": path.relative_to(folder).as_posix(), recordings.COLUMN: str(path)}
+        elif (column := modality_of(path)) is not None:
+            values = {"id": path.relative_to(folder).as_posix(), column: str(path)}
             yield iter([json.dumps(values).encode()])
         else:
             yield _lines(path)
@@ -96,7 +101,7 @@ def _folder(source: Path) -> Path:
 
 
 def _row_count(path: Path, folder: Path) -> int:
-    """Those of a table without a look at them, which may be gigabytes of recordings."""
+    """Those of a table without a look at them, which may be gigabytes of files."""
     if path.name.endswith(".parquet"):
         import pyarrow.parquet as pq
 
@@ -127,7 +132,9 @@ def _rows(path: Path) -> Iterator[bytes]:
         for batch in file.iter_batches(_ROWS_OF_BYTES) if of_bytes else file.iter_batches():
             for row in batch.to_pylist():
                 # A row has every column of the file; those it makes no use of are null.
-                values = {name: recordings.encoded(value) for name, value in row.items() if value is not None}
+                values = {
+                    name: media_columns.encoded(value) for name, value in row.items() if value is not None
+                }
                 yield json.dumps(values, default=str).encode()
 
 

@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, Final, cast
 
 from tandem.batch import records
 from tandem.errors import InvalidRequest
-from tandem.media import file_bytes
 from tandem.transcription import Transcription, TranscriptionOptions, TranscriptionParams
 from tandem.transcripts import plain
 
-COLUMN: Final = "audio"  # the column of lines that stand for files
 # Those of `tandem transcribe`.
 _DEFAULTS: Final[Mapping[str, Any]] = {"semantics": "openai"}
 _PARAMS: Final = frozenset(TranscriptionParams.model_fields)
@@ -52,28 +47,6 @@ def request(values: Mapping[str, Any], column: str, defaults: Mapping[str, Any])
     )
 
 
-def place(values: Mapping[str, Any], column: str) -> dict[str, str]:
-    """The line's member that says where its recording is, for its answer to have; none where nothing does."""
-    value = values.get(column)
-    path = value.get("path") if isinstance(value, Mapping) else value
-    return {column: path} if isinstance(path, str) else {}
-
-
-def read(values: Mapping[str, Any], column: str, folder: Path) -> bytes:
-    """A line's recording: a path, from `folder` on where it is relative, or an object with the file as
-    "bytes", in base64, or with its "path", as data sets have them. Raises InvalidRequest."""
-    value = values.get(column)
-    data, path = (value.get("bytes"), value.get("path")) if isinstance(value, Mapping) else (None, value)
-    if isinstance(data, str):
-        try:
-            return base64.b64decode(data, validate=True)
-        except binascii.Error as error:
-            raise InvalidRequest(f"is no base64: {error}", field=f"{column}.bytes") from None
-    if isinstance(path, str):
-        return file_bytes(folder / path, column)
-    raise InvalidRequest('must be a path, or have "bytes" or a "path"', field=column)
-
-
 def answer(transcription: Transcription) -> dict[str, Any]:
     """The answer's part of a line."""
     return plain(transcription)
@@ -86,16 +59,3 @@ def is_answer(values: Mapping[str, Any]) -> bool:
 def tokens(values: Mapping[str, Any]) -> int:
     """Those of its segments."""
     return sum(len(segment["tokens"]) for segment in values["segments"])
-
-
-def encoded(value: Any) -> Any:
-    """A table's value as JSON has it: bytes, by themselves or as a member of an object, in base64."""
-    if isinstance(value, bytes):
-        return {"bytes": _text(value)}
-    if isinstance(value, dict):
-        return {name: _text(one) if isinstance(one, bytes) else one for name, one in value.items()}
-    return value
-
-
-def _text(data: bytes) -> str:
-    return base64.b64encode(data).decode("ascii")

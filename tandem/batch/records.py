@@ -18,17 +18,17 @@ from tandem.lines import not_utf8
 from tandem.outputs import CompletionOutput, RequestOutput, TokenLogprobs
 from tandem.params import BeamSearchParams, Params, SamplingParams, params_of
 
-_PROMPTS: Final = ("prompt", "prompt_token_ids", "encoder_prompt")
+PROMPTS: Final = ("prompt", "prompt_token_ids", "encoder_prompt")
 # What some readers take for the end of a line, and JSON lets stand.
 _ESCAPED: Final = {ord(char): f"\\u{ord(char):04x}" for char in "\x85\u2028\u2029"}
 _OPTIONS: Final = (*TASK_OPTIONS, "truncate_prompt_tokens")
-_NOT_PARAMS: Final = frozenset({*_PROMPTS, *_OPTIONS, "decoder_prompt", "id"})
+_NOT_PARAMS: Final = frozenset({*PROMPTS, *_OPTIONS, "decoder_prompt", "id"})
 # Names that are a request's, those that are refused among them: Tandem's, transformers', OpenAI's and vLLM's.
 _KNOWN: Final = frozenset(
     {*_NOT_PARAMS, *SamplingParams.model_fields, *BeamSearchParams.model_fields, *GENERATE, *COMPLETION}
 )
 # What a misspelt name may be meant for. Data sets have prompts and suffixes in many columns.
-_MEANT: Final = _KNOWN - {*_PROMPTS, "id", "task", "suffix"}
+_MEANT: Final = _KNOWN - {*PROMPTS, "id", "task", "suffix"}
 _LONG: Final = 6  # letters, from which on one that differs is a mistake and no other name
 _LONG_WRITTEN: Final = 4  # the same of other capitals and dashes
 _MISTAKEN: Final = frozenset({"top_q", "beam_size", "num_beam_groups", "diversity_penalty", "penalty_alpha"})
@@ -137,9 +137,9 @@ def request(
     ignored = carried(values)
     all_values = {**defaults, **{name: value for name, value in values.items() if name not in ignored}}
     params = {name: value for name, value in all_values.items() if name not in _NOT_PARAMS}
-    given = {name: values[name] for name in _PROMPTS if name in values}
+    given = {name: values[name] for name in PROMPTS if name in values}
     if len(given) != 1:
-        raise InvalidRequest(f"exactly one of {', '.join(_PROMPTS)} must be there", field="prompt")
+        raise InvalidRequest(f"exactly one of {', '.join(PROMPTS)} must be there", field="prompt")
     prompt: Any = given.get("encoder_prompt", given)
     if "encoder_prompt" in given or "decoder_prompt" in values:
         prompt = {"encoder_prompt": prompt, "decoder_prompt": values.get("decoder_prompt")}

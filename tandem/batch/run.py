@@ -21,16 +21,18 @@ from typing import Any, Final
 import pyarrow as pa
 from tqdm import tqdm
 
-from tandem.batch import corpus, openai_lines, recordings, records
+from tandem.batch import corpus, images, openai_lines, recordings, records
 from tandem.batch.answerer import Answerer, Server
+from tandem.batch.media_columns import MediaColumn
 from tandem.errors import InvalidRequest
+from tandem.inputs import Modality
 from tandem.limits import DEFAULT_LIMITS
 
 CONCURRENCY: Final = 256  # requests at the cluster at a time
 # Lines that are sent, answered and written together: what Ray does for each costs about as much as a
 # request, and an actor that dies has them done again.
 _CHUNK: Final = 16
-_CHUNK_BYTES: Final = 8 * 2**20  # a line may hold a recording
+_CHUNK_BYTES: Final = 8 * 2**20  # a line may hold a recording or images
 # Lines an actor holds, as a multiple of its requests, so that it never waits for the slowest of a chunk.
 _AHEAD: Final = 2
 # Lines read, and answers that are ready before those of an earlier line, take no more than this of the
@@ -60,7 +62,7 @@ def run(
     connect_http: Callable[[], openai_lines.HttpServer] | None = None,
     connections: int = 1,
     defaults: Mapping[str, Any] | None = None,
-    audio_column: str | None = None,
+    media: MediaColumn | None = None,
     concurrency: int = CONCURRENCY,
     timeout_s: float = DEFAULT_LIMITS.timeout_s,
     patience_s: float = 600.0,
@@ -78,9 +80,10 @@ def run(
             Tandem's and of OpenAI's (see `openai_lines`); None: such lines are refused.
         connections: how many connections.
         defaults: decoding parameters, task and languages for lines that do not set them.
-        audio_column: the member of lines that has a recording (see `recordings.read`), which is transcribed;
-            the other members are fields of `TranscriptionParams` or copied. None: lines are prompts, unless
-            `source` is recordings.
+        media: the member of lines that has a recording or an image (see `media_columns.read`). A recording is
+            transcribed: the other members are fields of `TranscriptionParams` or copied. An image, or a list
+            of them, goes with the line's prompt, the defaults' "prompt" or none. None: lines are prompts,
+            unless `source` is recordings or images.
         concurrency: requests at the cluster at a time.
         timeout_s: longest time an answer may take.
         patience_s: how long the cluster may be gone or full before the run gives up.
@@ -94,9 +97,9 @@ def run(
     """
     if concurrency < 1:
         raise InvalidRequest(f"must be at least 1, got {concurrency}", field="concurrency")
-    if audio_column is None and corpus.are_recordings(source):
-        audio_column = recordings.COLUMN
-    check_defaults(defaults or {}, of_recordings=audio_column is not None)
+    if media is None and (modality := corpus.modality(source)) is not None:
+        media = MediaColumn(modality, modality)
+    check_defaults(defaults or {}, None if media is None else media.modality)
     total = corpus.count(source)
     with corpus.answers(source, sink) as (out, done):
         answerer = {
@@ -106,7 +109,7 @@ def run(
             "defaults": dict(defaults or {}),
             "timeout_s": timeout_s,
             "patience_s": patience_s,
-            "audio_column": audio_column,
+            "media": media,
             "folder": Path.cwd(),
         }
         read = partial(_read, source.absolute(), done)
@@ -129,18 +132,21 @@ def run(
                 answered, refused = answered + len(counts) - errors, refused + errors
                 tokens += sum(filter(None, counts))
                 audio_s += chunk["audio_s"][0].as_py()
-                audio = {} if audio_column is None else {"audio_s": round(audio_s)}
+                heard = media is not None and media.modality == "audio"
+                audio = {"audio_s": round(audio_s)} if heard else {}
                 progress.set_postfix(tokens=tokens, **audio, errors=refused, refresh=False)
                 progress.update(len(counts))
         os.fsync(out.fileno())
     return Summary(answered, refused, tokens, audio_s)
 
 
-def check_defaults(defaults: Mapping[str, Any], *, of_recordings: bool) -> None:
-    """Raises InvalidRequest, naming the field, for what would refuse every line."""
-    if of_recordings:
+def check_defaults(defaults: Mapping[str, Any], modality: Modality | None) -> None:
+    """Raises InvalidRequest, naming the field, for what would refuse every line. `modality`: what lines
+    have."""
+    if modality == "audio":
         recordings.parameters(defaults)
     else:
+        defaults = images.without_prompt(defaults) if modality == "image" else defaults
         records.parameters(defaults)
         records.options(defaults)
 

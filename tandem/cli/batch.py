@@ -29,9 +29,10 @@ from tandem.cli.options import (
 )
 
 if TYPE_CHECKING:
+    from tandem.batch.media_columns import MediaColumn
     from tandem.client import AsyncClient
 
-_RECORDINGS: Final = 32  # at the cluster at a time, each a file in memory
+_FILES: Final = 32  # recordings or images at the cluster at a time, each in memory
 _NAMED: Final = 20  # lines with errors that are named; there may be millions
 
 
@@ -42,7 +43,7 @@ def batch(
         typer.Argument(
             metavar="IN.jsonl",
             help="Requests, a JSON object a line. A folder or a quoted pattern stands for its files, in "
-            "the order of their names. They may be compressed (.jsonl.gz) or Parquet, or recordings.",
+            "the order of their names. They may be compressed (.jsonl.gz) or Parquet, recordings or images.",
         ),
     ],
     sink: Annotated[Path, typer.Argument(metavar="OUT.jsonl", help="Where the answers go.")],
@@ -66,10 +67,23 @@ def batch(
             show_default=False,
         ),
     ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(
+            help="Ask about the images that this member of each line, or column, names or holds.",
+            show_default=False,
+        ),
+    ] = None,
+    prompt: Annotated[
+        str | None,
+        typer.Option(help="What is asked about images whose lines have no prompt.", show_default="nothing"),
+    ] = None,
     concurrency: Annotated[
         int | None,
         typer.Option(
-            min=1, help="Requests sent ahead of their answers.", show_default="256, of recordings 32"
+            min=1,
+            help="Requests sent ahead of their answers.",
+            show_default="256, of recordings and images 32",
         ),
     ] = None,
     timeout: Annotated[float, typer.Option(help="Seconds an answer may take.")] = 600,
@@ -105,6 +119,12 @@ def batch(
       {"audio": "talks/a.mp3", "language": "en", "speaker": 7}
       {"id": 1, "audio": "talks/a.mp3", "speaker": 7, "text": "…", "segments": …
 
+    So are images asked about, with --image-column for the column. The answer
+    is what tandem generate --image has; a line's prompt goes before --prompt:
+
+      {"image": "pages/a.png", "prompt": "<OCR_WITH_REGION>"}
+      {"id": 1, "image": "pages/a.png", "outputs": [{"text": "…", "parsed": …
+
     Lines with errors are named on standard error, too, and the exit status
     is 1 then.
 
@@ -114,22 +134,29 @@ def batch(
       tandem batch in.jsonl out.jsonl --server localhost:9000 -p temperature=0
       tandem batch talks/ out.jsonl --model openai/whisper-base -p language=en
       tandem batch data.parquet out.jsonl --audio-column audio --model ./whisper
+      tandem batch pages/ out.jsonl --model ./florence --prompt "<OCR>"
     """
     interrupted = f"Interrupted. {sink} holds what is done; the same command goes on from there."
     with errors_shown(interrupted):
         from tandem.batch import records
         from tandem.batch import run as batch
-        from tandem.batch.corpus import are_recordings, remaining
+        from tandem.batch.corpus import remaining
 
         defaults: dict[str, Any] = {} if max_tokens is None else {"max_tokens": max_tokens}
         defaults |= {"truncate_prompt_tokens": -1} if truncate else {}
         defaults |= records.assignments(param or [])
         # Before a cluster is started for nothing.
-        of_recordings = audio_column is not None or are_recordings(source)
-        batch.check_defaults(defaults, of_recordings=of_recordings)
+        media = _media(source, audio_column, image_column)
+        modality = None if media is None else media.modality
+        if prompt is not None:
+            if modality != "image":
+                raise typer.BadParameter("is for images; other lines have theirs", param_hint="--prompt")
+            defaults["prompt"] = prompt
+        batch.check_defaults(defaults, modality)
         over_http = server is not None and server.startswith(("http://", "https://"))
-        if of_recordings and over_http:
-            raise typer.BadParameter("recordings need the gRPC endpoint, host:port", param_hint="--server")
+        if media is not None and over_http:
+            kind = "recordings" if modality == "audio" else "images"
+            raise typer.BadParameter(f"{kind} need the gRPC endpoint, host:port", param_hint="--server")
         if not remaining(source, sink):
             err.print(f"Every line of {source} is answered in {sink}.")
             return
@@ -160,8 +187,8 @@ def batch(
                 connect_http=partial(HttpServer, http, api_key) if http else None,
                 connections=cluster.ingress_replicas,
                 defaults=defaults,
-                audio_column=audio_column,
-                concurrency=concurrency or (_RECORDINGS if of_recordings else batch.CONCURRENCY),
+                media=media,
+                concurrency=concurrency or (batch.CONCURRENCY if media is None else _FILES),
                 timeout_s=timeout,
                 on_error=name,
                 on_carried=copied,
@@ -169,7 +196,7 @@ def batch(
             if done.refused > _NAMED:
                 err.print(f"{done.refused - _NAMED} more lines have errors: see {sink}.")
             errors = f", {done.refused} errors" if done.refused else ""
-            audio = f", {done.audio_s:.0f} s of audio" if of_recordings else ""
+            audio = f", {done.audio_s:.0f} s of audio" if modality == "audio" else ""
             err.print(f"{done.answered} answers{audio}, {done.tokens} tokens{errors}.")
             return done
 
@@ -191,6 +218,21 @@ def batch(
             http = [f"http://{address}" for address in endpoints.http]
             done = answer("ipv4:" + ",".join(endpoints.grpc), http)
         raise typer.Exit(1 if done.refused else 0)
+
+
+def _media(source: Path, audio: str | None, image: str | None) -> MediaColumn | None:
+    """Which member of lines is a recording or an image."""
+    from tandem.batch.corpus import modality
+    from tandem.batch.media_columns import MediaColumn
+
+    if audio is not None and image is not None:
+        raise typer.BadParameter("a line has one of them", param_hint="--audio-column, --image-column")
+    if audio is not None:
+        return MediaColumn("audio", audio)
+    if image is not None:
+        return MediaColumn("image", image)
+    found = modality(source)
+    return None if found is None else MediaColumn(found, found)
 
 
 def _connect(target: str, api_key: str | None) -> AsyncClient:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, cast
 
 import typer
@@ -33,17 +34,20 @@ from tandem.cli.options import (
     model_info,
 )
 from tandem.cli.texts import Line, read_texts, write_answers, write_stream
-from tandem.errors import InvalidRequest, TandemError
-from tandem.inputs import RequestOptions, TaskOptions, task_options
+from tandem.errors import InvalidRequest, TandemError, renaming_fields
+from tandem.inputs import MultiModalData, Prompt, RequestOptions, TaskOptions, TextPrompt, task_options
+from tandem.media import file_bytes
 
 if TYPE_CHECKING:
     from tandem.client import Client
-    from tandem.outputs import RequestOutput
+    from tandem.outputs import RequestOutput, TextDelta
     from tandem.params import Params
     from tandem.workers.requests.segmentation.segments import Document, Split
 
 _INPUTS = "lines of --file or of standard input"
 _COUNTED_AT_ONCE: Final = 32  # texts whose tokens a server is asked for
+# What errors call an image, in this process and over gRPC.
+_OF_IMAGES: Final = dict.fromkeys(("multi_modal_data.image", "encoder_prompt.media"), "--image")
 
 
 def generate(
@@ -53,6 +57,15 @@ def generate(
     server: ServerOption = None,
     api_key_env: ApiKeyEnvOption = API_KEY_ENV,
     file: FileOption = None,
+    image: Annotated[
+        list[Path] | None,
+        typer.Option(
+            metavar="FILE",
+            help="An image that every prompt is about, as often as the model takes several. Without prompts "
+            "the prompt is empty.",
+            show_default=False,
+        ),
+    ] = None,
     max_tokens: MaxTokensOption = None,
     temperature: Annotated[
         float | None,
@@ -71,21 +84,26 @@ def generate(
     """Generate from each PROMPT; one answer a line, in order.
 
     A prompt is what the encoder reads, task prefix included unless a --task or languages are named; with a
-    decoder-only model, what is continued. For whole corpora see tandem batch.
+    decoder-only model, what is continued. Next to an --image it is Florence-2's question, Llama 3.2 Vision's
+    text with <|image|> for each, the decoder's prompt of Donut, TrOCR and captioners. For whole corpora see
+    tandem batch.
 
     [bold]Examples[/bold]
 
       tandem generate "translate English to German: Where is the station?"
       tandem generate --stream -p temperature=0.7 -p top_p=0.9 -p seed=1 < prompts.txt
       tandem generate --server localhost:9000 --file prompts.txt --jsonl > answers.jsonl
+      tandem generate --model microsoft/trocr-base-printed --image line.png
+      tandem generate --model florence-community/Florence-2-base --image cat.jpg --jsonl "<OD>"
     """
-    with errors_shown():
+    with errors_shown(), renaming_fields(_OF_IMAGES if image else {}):
         if stream and jsonl:
             raise typer.BadParameter("streamed text is not JSON; leave one out", param_hint="--stream")
         options = TaskOptions(task=task, source_language=source_language, target_language=target_language)
         given = {"max_tokens": max_tokens, "temperature": temperature}
         asked = _asked(model, server, api_key_env, given, param, options, truncate=truncate)
-        texts = read_texts(prompts, file)
+        asked = replace(asked, images=tuple(file_bytes(one, "--image") for one in image or ()))
+        texts: list[Line] = [""] if image and not prompts and file is None else read_texts(prompts, file)
         if stream:
             _stream(texts, asked)
         else:
@@ -175,6 +193,12 @@ class _Asked:
     params: Params | None
     options: RequestOptions
     split: Split
+    images: tuple[bytes, ...] = ()  # files, of each prompt
+
+    def prompt(self, text: str) -> Prompt:
+        if not self.images:
+            return text
+        return TextPrompt(prompt=text, multi_modal_data=MultiModalData(image=list(self.images)))
 
     @property
     def samples(self) -> int:
@@ -209,27 +233,28 @@ def _answer(texts: list[Line], asked: _Asked, *, jsonl: bool) -> None:
     if asked.server is not None:
         with connect(asked.server, asked.api_key_env) as client, ThreadPoolExecutor(_COUNTED_AT_ONCE) as pool:
             generate = partial(client.generate_each, params=asked.params, use_tqdm=True, **keywords)
-            answers = _answers(texts, _segmenting(client, asked, pool), generate, asked.samples)
+            answers = _answers(texts, _segmenting(client, asked, pool), generate, asked)
     else:
         from tandem.offline import LLM
 
         with LLM(asked.model) as llm:
             segment = partial(llm.segment, split=asked.split, **task_options(asked.options))
             generate = partial(llm.generate_each, sampling_params=asked.params, **keywords)
-            answers = _answers(texts, segment, generate, asked.samples)
+            answers = _answers(texts, segment, generate, asked)
     write_answers(texts, answers, samples=asked.samples, jsonl=jsonl)
 
 
 def _answers(
     texts: list[Line],
     segment: Callable[[str], Document],
-    generate: Callable[[list[str]], Sequence[RequestOutput | TandemError]],
-    samples: int,
+    generate: Callable[[list[Prompt]], Sequence[RequestOutput | TandemError]],
+    asked: _Asked,
 ) -> list[RequestOutput | TandemError]:
     """Each text's answer, from those to its segments, or the first error of one."""
-    documents = [_document(text, segment) for text in texts]
+    documents = [_document(text, _sole if asked.images else segment) for text in texts]
     cut = [document for document in documents if not isinstance(document, InvalidRequest)]
-    all_answers = iter(generate([part for document in cut for part in document.segments]))
+    prompts = [asked.prompt(part) for document in cut for part in document.segments]
+    all_answers = iter(generate(prompts))
     answers: list[RequestOutput | TandemError] = []
     for text, document in zip(texts, documents, strict=True):
         if isinstance(document, InvalidRequest):
@@ -238,8 +263,15 @@ def _answers(
         own = list(islice(all_answers, len(document.segments)))
         outputs = [answer for answer in own if not isinstance(answer, TandemError)]
         failed = next((answer for answer in own if isinstance(answer, TandemError)), None)
-        answers.append(failed or document.output(str(text), outputs, samples))
+        answers.append(failed or document.output(str(text), outputs, asked.samples))
     return answers
+
+
+def _sole(text: str) -> Document:
+    """A text that is asked whatever is in it, because it is not all of its prompt."""
+    from tandem.workers.requests.segmentation.segments import Document
+
+    return Document((text,), ("", ""))
 
 
 def _document(text: Line, segment: Callable[[str], Document]) -> Document | InvalidRequest:
@@ -289,9 +321,17 @@ def _stream(texts: list[Line], asked: _Asked) -> None:
     keywords: dict[str, Any] = {**asked.options}
     if asked.server is not None:
         with connect(asked.server, asked.api_key_env) as client:
-            write_stream(texts, lambda text: client.stream(text, asked.params, **keywords))
+            _write_stream(texts, asked, partial(client.stream, params=asked.params, **keywords))
         return
     from tandem.offline import LLM
 
     with LLM(asked.model) as llm:
-        write_stream(texts, lambda text: llm.stream(text, asked.params, **keywords))
+        _write_stream(texts, asked, partial(llm.stream, sampling_params=asked.params, **keywords))
+
+
+def _write_stream(texts: list[Line], asked: _Asked, stream: Callable[[Prompt], Iterator[TextDelta]]) -> None:
+    def answer(text: str) -> Iterator[TextDelta]:
+        with renaming_fields(_OF_IMAGES):
+            yield from stream(asked.prompt(text))
+
+    write_stream(texts, answer, blanks=bool(asked.images))

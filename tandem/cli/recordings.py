@@ -11,7 +11,7 @@ from typing import Final
 
 import typer
 
-from tandem.batch.audio_files import files_in
+from tandem.batch.media_files import files_in
 from tandem.cli.options import err
 from tandem.transcripts import TranscriptFormat
 
@@ -50,8 +50,8 @@ def named(arguments: Sequence[str]) -> Named:
         if argument == STDIN:
             recordings[STDIN] = Recording(None, Path("stdin"))
         elif path.is_dir():
-            folders, files = True, files_in(path)
-            for one in files.recordings:
+            folders, files = True, files_in(path, "audio")
+            for one in files.found:
                 recordings.setdefault(os.path.abspath(one), Recording(one, one.relative_to(path)))
             others += files.others
         elif path.exists():

@@ -88,13 +88,15 @@ def _shared(texts: Sequence[Line], errors: Mapping[int, TandemError]) -> TandemE
     return None if its_own and len(texts) > 1 else first
 
 
-def write_stream(texts: Sequence[Line], stream: Callable[[str], Iterator[TextDelta]]) -> None:
-    """Prints the texts' answers as they grow, each in a line; a blank text is its own answer. Errors are
-    reported as by `write_answers`."""
+def write_stream(
+    texts: Sequence[Line], stream: Callable[[str], Iterator[TextDelta]], *, blanks: bool
+) -> None:
+    """Prints the texts' answers as they grow, each in a line. A blank text is its own answer, unless `blanks`
+    are asked, too. Errors are reported as by `write_answers`."""
     errors: list[tuple[int, TandemError]] = []
     for number, text in enumerate(texts, 1):
         try:
-            for piece in _pieces(text, stream):
+            for piece in _pieces(text, stream, blanks):
                 print(one_line(piece), end="", flush=True)
         except OF_ONE_REQUEST as error:
             if len(texts) == 1:
@@ -104,12 +106,12 @@ def write_stream(texts: Sequence[Line], stream: Callable[[str], Iterator[TextDel
     report(errors)
 
 
-def _pieces(text: Line, stream: Callable[[str], Iterator[TextDelta]]) -> Iterator[str]:
+def _pieces(text: Line, stream: Callable[[str], Iterator[TextDelta]], blanks: bool) -> Iterator[str]:
     from tandem.workers.requests.segmentation.segments import is_blank
 
     if isinstance(text, InvalidRequest):
         raise text
-    if is_blank(text):
+    if is_blank(text) and not blanks:
         yield text
         return
     for piece in stream(text):

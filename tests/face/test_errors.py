@@ -20,6 +20,7 @@ from tandem.protocol.wire import FIELDS as GRPC
         ("targets.3.prompt_token_ids", "targets.3.token_ids", "targets.3"),
         ("multi_modal_data.audio", "encoder_prompt.media", None),
         ("encoder_prompt.multi_modal_data.image", "encoder_prompt.media", None),
+        ("encoder_prompt.multi_modal_data.image.2", "encoder_prompt.media.2", None),
         ("timeout_s", "timeout_ms", "timeout_s"),
         ("request_id", "request_id", "x-request-id"),
         ("top_p", "top_p", "top_p"),

@@ -28,6 +28,11 @@ class PreparedRequest:
     skip_special_tokens: bool = True
     parse: Parse | None = field(default=None, repr=False)  # of a whole answer, special tokens included
 
+    @property
+    def encoder_positions(self) -> int:
+        """Length of the encoder input: its tokens, and the positions that its media take."""
+        return len(self.sequences[0].encoder.token_ids)
+
 
 class OutputProcessor:
     """Turns the deltas of a request's samples, in any order between samples, into its answer.

@@ -19,7 +19,7 @@ from tandem.workers.requests.cross_spans import cross_spans
 from tandem.workers.requests.decoding import check_ids
 from tandem.workers.requests.image_places import ImagePlaces
 from tandem.workers.requests.image_tasks import ImageTasks
-from tandem.workers.requests.media import MediaProcessor, own_positions
+from tandem.workers.requests.media import MediaProcessor, naming_item, own_positions
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.speech import Opening
 from tandem.workers.requests.tasks import ResolvedTask
@@ -188,8 +188,11 @@ class PromptReader:
             raise InvalidRequest(
                 f"a question of {self.info.name!r} is about one image, got {len(media)}", field=field
             )
+        own = []
         with renaming_fields({f"multi_modal_data.{front.modality}": field}):
-            own = [own_positions(self._processor, one, self.limits) for one in media]
+            for number, one in enumerate(media):
+                with naming_item(front.modality, number, len(media)):
+                    own.append(own_positions(self._processor, one, self.limits))
         positions = sum(own) if front.padding_id is None else len(own) * front.positions
         if positions > self.max_encoder_tokens:
             taken = self.info.encoder_positions

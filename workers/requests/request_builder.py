@@ -17,18 +17,26 @@ from typing import TYPE_CHECKING, Any, Unpack
 
 from tandem.errors import InvalidRequest, ModelNotFound
 from tandem.inputs import (
+    MultiModalData,
     Prompt,
     PromptSide,
     RequestOptions,
     SingletonPrompt,
     TaskOptions,
+    TextPrompt,
     TokensPrompt,
 )
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import Parse
 from tandem.params import Params, Pooling, SamplingParams
 from tandem.workers.request import Decoding, EncodeRequest, EncoderInput, EngineRequest
-from tandem.workers.requests.chat import ChatTemplate, Conversation
+from tandem.workers.requests.chat import (
+    ChatTemplate,
+    Conversation,
+    read_messages,
+    sole_text,
+    take_processors_template,
+)
 from tandem.workers.requests.decoding import (
     check_counts,
     check_ids,
@@ -125,6 +133,8 @@ class RequestBuilder:
         info = ModelInfo.read(folder, served_name, overrides)
         source, target = read_tokenizers(folder, tokenizer)
         info = with_tokenizers_ends(info, source)
+        if info.front is not None:
+            take_processors_template(source, folder)
         image_tasks = ImageTasks.read(folder, info, source)
         image_places = ImagePlaces.of(info.front, source)
         parse: Parse | None = None
@@ -275,11 +285,28 @@ class RequestBuilder:
             [EncodeRequest(one, checked.priority, checked.timeout_s) for one in inputs],
         )
 
-    def chat_prompt(self, conversation: Conversation) -> TokensPrompt:
-        """The prompt that a conversation is by the model's chat template. Raises InvalidRequest."""
-        text = self.chat_template.render(conversation)
+    @property
+    def reads_images(self) -> bool:
+        return "image" in self.info.modalities
+
+    @property
+    def chats(self) -> bool:
+        """Whether the model has a chat template, or reads images, with one message for its prompt."""
+        return self.chat_template.exists or self.reads_images
+
+    def chat_prompt(self, conversation: Conversation) -> Prompt:
+        """The prompt that a conversation is by the model's chat template, or its only message where there is
+        none. Raises InvalidRequest and RequestTooLarge."""
+        read = read_messages(conversation.messages, self.limits, images=self.reads_images)
+        media = MultiModalData(image=list(read.images))
+        if not self.chat_template.exists:
+            token_id = self.info.media_token_id
+            token = None if token_id is None else self._tokenizer.token_strings([token_id])[0]
+            text = sole_text(conversation, read, self.info.name, token)
+            return TextPrompt(prompt=text, multi_modal_data=media)
+        text = self.chat_template.render(conversation, read.messages)
         ids = self._tokenizer.encode(text, "messages", self.max_prompt_tokens, special=False)
-        return TokensPrompt(prompt_token_ids=ids)
+        return TokensPrompt(prompt_token_ids=ids, multi_modal_data=media)
 
     def tokenize(self, text: str, *, field: str = "text", special: bool = True) -> list[int]:
         """The ids a prompt's text becomes, `special` tokens included. Raises InvalidRequest."""

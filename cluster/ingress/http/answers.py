@@ -92,9 +92,7 @@ class AnswerShape(ABC):
         self._n = params.outputs
         self._vocabulary, self._shown = vocabulary, shown
         self._prompt_ids = [one.encoder_prompt_token_ids or one.prompt_token_ids for one in prepared]
-        self._prompt_tokens = sum(
-            len(one.encoder_prompt_token_ids) + len(one.context_ids) for one in prepared
-        )
+        self._prompt_tokens = sum(one.encoder_positions + len(one.context_ids) for one in prepared)
         self._completion_tokens = 0
         self._begun: set[int] = set()  # choices that a stream has sent something of
 

@@ -16,6 +16,7 @@ from tandem.errors import Cancelled, DeadlineExceeded, InvalidRequest, RequestTo
 from tandem.inputs import RequestOptions
 from tandem.limits import Limits
 from tandem.params import invalid
+from tandem.workers.requests.media.data_uri import bytes_besides
 
 T = TypeVar("T")
 BodyT = TypeVar("BodyT", bound=BaseModel)
@@ -39,12 +40,19 @@ Options: Final[type[BaseModel]] = create_model(  # type: ignore[call-overload]
 )
 
 
-async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
+async def read_json(request: Request, limits: Limits, *, media: bool = False) -> dict[str, Any]:
     """The body, a JSON object. Raises InvalidRequest, RequestTooLarge beyond `limits.message_bytes`,
-    DeadlineExceeded beyond `limits.body_s`."""
+    DeadlineExceeded beyond `limits.body_s`.
+
+    media: it may have files as `data:` URIs, which are not counted.
+    """
     if media_type(request) != "application/json":
         raise InvalidRequest("must be application/json", field="content-type")
-    return json_object(await read_body(request, limits, limits.message_bytes))
+    most = limits.message_bytes
+    body = await read_body(request, limits, limits.base64_request_bytes if media else most)
+    if len(body) > most and (size := bytes_besides(body)) > most:
+        raise RequestTooLarge(f"the body has {size} bytes besides its media, the limit is {most}")
+    return json_object(body)
 
 
 def take_options(request: Request, body: dict[str, Any]) -> RequestOptions:

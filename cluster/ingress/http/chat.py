@@ -10,8 +10,9 @@ from tandem.cluster.ingress.http.openai_fields import Fields, StreamOptions
 from tandem.errors import InvalidRequest
 from tandem.outputs import CompletionOutput, TextDelta, TokenLogprobs
 from tandem.params import Params
-from tandem.workers.requests.chat import Conversation
+from tandem.workers.requests.chat import Conversation, image_fields
 from tandem.workers.requests.detokenizer import Vocabulary
+from tandem.workers.requests.media.image_file import FIELD
 from tandem.workers.requests.output_processor import PreparedRequest
 
 
@@ -46,6 +47,10 @@ class ChatBody(Fields):
             variables=self.chat_template_kwargs or {},
         )
 
+    def image_field(self, name: str) -> str:
+        """What the request calls an image that the validator finds at fault; any other name as it is."""
+        return image_field(image_fields(self.messages), name) if name.startswith(FIELD) else name
+
     def params(self) -> tuple[dict[str, Any], Mapping[str, str]]:
         """The parameters of decoding by Tandem's names, and what a chat calls those it calls otherwise.
 
@@ -69,6 +74,17 @@ class ChatBody(Fields):
         elif self.max_tokens is not None:
             values["max_tokens"] = self.max_tokens
         return values, names
+
+
+def image_field(fields: Sequence[str], name: str) -> str:
+    """What a request calls what is at fault: one of its images, which it calls `fields`; all of several; or
+    anything else, whose name stays."""
+    if not name.startswith(FIELD):
+        return name
+    number = name.removeprefix(f"{FIELD}.")
+    if number.isdecimal():
+        return fields[int(number)]
+    return fields[0] if len(fields) == 1 else "messages"
 
 
 class ChatShape(AnswerShape):

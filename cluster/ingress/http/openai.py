@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Final
 
 from fastapi import APIRouter, Request, Response
@@ -26,7 +27,7 @@ from tandem.cluster.ingress.http.body import (
     validated,
 )
 from tandem.cluster.ingress.http.capabilities import capabilities
-from tandem.cluster.ingress.http.chat import ChatBody, ChatShape
+from tandem.cluster.ingress.http.chat import ChatBody, ChatShape, image_field
 from tandem.cluster.ingress.http.completions import CompletionBody, CompletionShape
 from tandem.cluster.ingress.http.embeddings import EmbeddingShape
 from tandem.cluster.ingress.http.openai_fields import CHAT, COMPLETION, decoding_params, refuse_unsupported
@@ -34,6 +35,7 @@ from tandem.cluster.ingress.http.sse import EventStream
 from tandem.cluster.ingress.service import Piece, Service
 from tandem.errors import InvalidRequest, renaming_fields
 from tandem.inputs import RequestOptions, task_options
+from tandem.workers.requests.chat import image_fields
 from tandem.workers.requests.output_processor import PreparedRequest
 
 # What the validator calls a prompt, in the words of chats and of embeddings.
@@ -50,7 +52,17 @@ class _Asked:
     names: Mapping[str, str]  # what the validator calls the fields, in the words of the request
 
 
-_Generation = tuple[list[PreparedRequest], AnswerShape, bool]  # the bool: it is to be streamed
+@dataclass(frozen=True, slots=True)
+class _Generation:
+    """What is to be generated, and how it is shown."""
+
+    prepared: list[PreparedRequest]
+    shape: AnswerShape
+    streams: bool
+    # What the validator and the workers call a field, in the words of the request.
+    named: Callable[[str], str] = str
+
+
 _Prepare = Callable[[Service, Call, _Asked], Awaitable[_Generation]]
 
 
@@ -63,7 +75,8 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/chat/completions")
     async def chat_completions(request: Request) -> Response:
-        return await _generate(service, request, "chat_completions", _chat)
+        media = service.request_builder.reads_images
+        return await _generate(service, request, "chat_completions", _chat, media=media)
 
     @router.post("/embeddings")
     async def embeddings(request: Request) -> Response:
@@ -87,23 +100,28 @@ def routes(service: Service) -> APIRouter:
     return router
 
 
-async def _generate(service: Service, request: Request, method: str, prepare: _Prepare) -> Response:
+async def _generate(
+    service: Service, request: Request, method: str, prepare: _Prepare, *, media: bool = False
+) -> Response:
+    """media: the body may have files, see `read_json`."""
     async with AsyncExitStack() as resources:
         call = resources.enter_context(Call(service, "http", method, http_arrival(request.scope)))
-        prepared, shape, streams = await prepare(service, call, await _read(service, request))
-        if not streams:
-            outputs = await unless_disconnected(request.receive, call.generate(prepared))
-            return JSONResponse(shape.whole(outputs))
-        pieces = await resources.enter_async_context(aclosing(call.stream(prepared)))
-        # The first piece is awaited here, so that an error before it has a status of its own.
-        first = await unless_disconnected(request.receive, _first(pieces))
+        asked = await prepare(service, call, await _read(service, request, media=media))
+        prepared, shape = asked.prepared, asked.shape
+        with renaming_fields(asked.named):
+            if not asked.streams:
+                outputs = await unless_disconnected(request.receive, call.generate(prepared))
+                return JSONResponse(shape.whole(outputs))
+            pieces = await resources.enter_async_context(aclosing(call.stream(prepared)))
+            # The first piece is awaited here, so that an error before it has a status of its own.
+            first = await unless_disconnected(request.receive, _first(pieces))
         return EventStream(_chunks(shape, first, pieces), resources.pop_all())
 
 
-async def _read(service: Service, request: Request) -> _Asked:
+async def _read(service: Service, request: Request, *, media: bool = False) -> _Asked:
     """OpenAI lets null stand for any field's default. vLLM has a request's id in the body, too, which comes
     before the header's: Serve sets that where the client does not."""
-    values = await read_json(request, service.config.limits)
+    values = await read_json(request, service.config.limits, media=media)
     values = {name: value for name, value in values.items() if value is not None}
     request_id, names = values.pop("request_id", None), FIELDS
     options = take_options(request, values)
@@ -128,13 +146,13 @@ async def _completion(service: Service, call: Call, asked: _Asked) -> _Generatio
     with renaming_fields(asked.names):
         prepared = await call.prepare(prompts, params, **asked.options)
     shape = CompletionShape(service.model.id, service.request_builder.vocabulary, prepared, params, shown)
-    return prepared, shape, bool(body.stream)
+    return _Generation(prepared, shape, bool(body.stream))
 
 
 async def _chat(service: Service, call: Call, asked: _Asked) -> _Generation:
     request_builder = service.request_builder
     request_builder.check_model(asked.options.get("model"))
-    if not request_builder.chat_template.exists:
+    if not request_builder.chats:
         raise InvalidRequest(
             f"{request_builder.info.name!r} has no chat template; use /v1/completions", field="messages"
         )
@@ -146,10 +164,12 @@ async def _chat(service: Service, call: Call, asked: _Asked) -> _Generation:
     given, names = body.params()
     with renaming_fields(names):
         params = decoding_params(given)
-    with renaming_fields({**asked.names, **_OF_CHATS, **names}):
+    with renaming_fields(body.image_field), renaming_fields({**asked.names, **_OF_CHATS, **names}):
         prepared = [await call.prepare_chat(body.conversation(), params, **asked.options)]
     shape = ChatShape(service.model.id, request_builder.vocabulary, prepared, params, shown)
-    return prepared, shape, bool(body.stream)
+    # The names alone are kept while the answer is generated, not the images in base64.
+    fields = image_fields(body.messages) if prepared[0].sequences[0].encoder.media else []
+    return _Generation(prepared, shape, bool(body.stream), partial(image_field, fields))
 
 
 def _shown(body: CompletionBody | ChatBody) -> Shown:

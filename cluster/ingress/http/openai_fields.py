@@ -59,7 +59,7 @@ _HANDOFF: Final = Unsupported(
     "is not supported: what workers hand to each other is the server's own business"
 )
 _NO_TOOLS: Final = "is not supported: the model calls no tools"
-_MEDIA: Final = Unsupported("is not supported: media come with gRPC and from Python")
+_MEDIA: Final = Unsupported("is not supported: media are read as the model's own processor says")
 
 # Fields that completions and chats share.
 GENERATION: Final[Mapping[str, Unsupported]] = {

@@ -16,6 +16,7 @@ from typer.testing import CliRunner
 from tandem import InvalidRequest, Overloaded
 from tandem.batch import corpus
 from tandem.batch import run as batch
+from tandem.batch.media_columns import MediaColumn
 from tandem.cli import app
 from tandem.outputs import RequestOutput
 from tandem.transcripts import plain
@@ -72,7 +73,11 @@ def test_lines_name_files_and_say_how(files: tuple[Path, Path]) -> None:
     server = Server()
     told: list[list[str]] = []
     done = run(
-        *files, server, audio_column="file", defaults={"language": "fr", "seed": 1}, on_carried=told.append
+        *files,
+        server,
+        media=MediaColumn("audio", "file"),
+        defaults={"language": "fr", "seed": 1},
+        on_carried=told.append,
     )
     assert done == batch.Summary(3, 0, 6, 5.0)
     heard = [asked for *_, asked in server.heard]  # in any order
@@ -98,7 +103,9 @@ def test_tables_hold_recordings(tmp_path: Path) -> None:
     for name, column in kinds.items():
         source, sink = tmp_path / f"{name}.parquet", tmp_path / f"{name}.jsonl"
         pq.write_table(pa.table({"audio": column, "sentence": ["a"] * 40}), source)
-        assert run(source, sink, Server(), audio_column="audio") == batch.Summary(40, 0, 80, 80.0)
+        assert run(source, sink, Server(), media=MediaColumn("audio", "audio")) == batch.Summary(
+            40, 0, 80, 80.0
+        )
         place = {"set": "a.wav", "bytes": None, "path": str(tmp_path / "x.wav")}[name]
         kept = {} if place is None else {"audio": place}
         assert read(sink)[39] == {"id": 40, **kept, "sentence": "a", **ANSWER}
@@ -122,7 +129,7 @@ def test_a_line_that_fails_has_its_error(files: tuple[Path, Path]) -> None:
     ]
     write(files[0], *(line for line, _ in bad))
     named: list[str] = []
-    done = run(*files, Server(refuse), audio_column="file", on_error=named.append)
+    done = run(*files, Server(refuse), media=MediaColumn("audio", "file"), on_error=named.append)
     assert done == batch.Summary(0, len(bad), 0, 0.0)
     answers = read(files[1])
     assert [one["error"]["param"] for one in answers] == [field for _, field in bad]
@@ -170,7 +177,7 @@ def test_what_every_line_would_be_refused_for_is_said_first(files: tuple[Path, P
 def test_a_folder_with_lines_is_its_lines(files: tuple[Path, Path]) -> None:
     write(Path("talks/in.jsonl"), {"prompt": "a"})
     assert corpus.files(Path("talks")) == [Path("talks/in.jsonl")]
-    assert not corpus.are_recordings(Path("talks"))
+    assert corpus.modality(Path("talks")) is None
     assert run(Path("talks"), files[1], Server()).answered == 1
 
 

@@ -6,14 +6,16 @@ the worker that encodes it decodes it and makes the features that the stack's fr
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
 from pathlib import Path
 from struct import unpack
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tandem.inputs import Media
+from tandem.errors import renaming_fields
+from tandem.inputs import Media, Modality
 from tandem.limits import Limits
 from tandem.workers.models.spec import FrontSpec
 from tandem.workers.request import EncoderInput, MediaKey
@@ -24,7 +26,7 @@ from tandem.workers.requests.media.tiled_image import TiledImageProcessor
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MediaProcessor", "own_positions", "prepare_input", "read_processor"]
+__all__ = ["MediaProcessor", "naming_item", "own_positions", "prepare_input", "read_processor"]
 
 
 class MediaProcessor(Protocol):
@@ -54,6 +56,14 @@ def read_processor(folder: Path, front: FrontSpec | None) -> MediaProcessor | No
     return None if front is None else _KINDS[front.kind](folder, front)
 
 
+@contextmanager
+def naming_item(modality: Modality, number: int, items: int) -> Iterator[None]:
+    """Adds to an error's field which of several items is at fault; `number` counts from 0."""
+    field = f"multi_modal_data.{modality}"
+    with renaming_fields({field: f"{field}.{number}"} if items > 1 else {}):
+        yield
+
+
 def own_positions(processor: MediaProcessor, media: Media, limits: Limits) -> int:
     """An item's encoder positions without its padding. Raises InvalidRequest."""
     if isinstance(processor, TiledImageProcessor):
@@ -69,9 +79,12 @@ def prepare_input(encoder: EncoderInput, processor: MediaProcessor | None) -> En
     import torch
 
     assert processor is not None, "the validator lets media through for models that take them"
-    features = torch.stack([processor.features(item) for item in encoder.media])
+    features = []
+    for number, item in enumerate(encoder.media):
+        with naming_item(item.modality, number, len(encoder.media)):
+            features.append(processor.features(item))
     keys = tuple(_key(item, encoder.owner) for item in encoder.media)
-    return replace(encoder, features=features, media_keys=keys, media=())
+    return replace(encoder, features=torch.stack(features), media_keys=keys, media=())
 
 
 def _key(item: Media, owner: str) -> MediaKey:
