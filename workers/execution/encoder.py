@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tandem.workers.config import EngineConfig
+from tandem.workers.device import HostCopy, Streams, send_ids
 from tandem.workers.distributed import Group
 from tandem.workers.execution.packet import Ints
+from tandem.workers.execution.warm_up import encoder_input
 from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.layers import Placement
 from tandem.workers.models.stacks import EncoderStack, load_encoder
@@ -22,13 +25,18 @@ class Encoder:
     """The encoder stack alone, for workers that only encode."""
 
     def __init__(self, config: EngineConfig) -> None:
+        """Ready for work: all that a GPU has to be prepared for was done."""
         self.device = config.torch_device()
         self.dtype = config.torch_dtype(self.device)
         checkpoint = Checkpoint(Path(config.model))
         self.spec = checkpoint.spec
         place = Placement(self.device, self.dtype, Group(), config.quantization)
-        self._stack = load_encoder(checkpoint, place)
+        self._streams = Streams.of(self.device)
+        with self._streams.on():
+            self._stack = load_encoder(checkpoint, place)
         self._processor = read_processor(Path(config.model), self._stack.spec.front)
+        if self.device.type == "cuda":
+            self.encode([encoder_input(config, self._stack.spec)])
 
     @property
     def d_model(self) -> int:
@@ -41,12 +49,16 @@ class Encoder:
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor:
-        """Hidden states [sum of lengths, d_model], in input order. Inputs with media have their features."""
+        """Hidden states [sum of lengths, d_model], in input order, on the CPU. Inputs with media have their
+        features."""
         lengths = np.array([len(one.token_ids) for one in inputs], dtype=np.int64)
         token_ids = np.concatenate([np.asarray(one.token_ids) for one in inputs])
         found = [one.features for one in inputs if one.features is not None]
-        features = torch.cat(found).to(self.device) if found else None
-        return encode_packed(self._stack, token_ids, lengths, features)
+        with self._streams.on():
+            features = None
+            if found:
+                features = self._streams.bring(torch.cat(found), self.device, found[0].dtype).wait()
+            return HostCopy(encode_packed(self._stack, token_ids, lengths, features)).wait()[0]
 
 
 def encode_packed(
@@ -57,16 +69,13 @@ def encode_packed(
 
     features: float32 [items, *FrontSpec.features] of the inputs' media, on the device; None: text alone.
     """
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    ids, borders = (
-        torch.from_numpy(one).to(encoder.device, non_blocking=True) for one in (token_ids, cu_seqlens)
-    )
+    bring = partial(send_ids, device=encoder.device)
     media, front = None, encoder.spec.front
     if features is not None and front is not None:
-        at = np.flatnonzero(front.holds_media(token_ids))
-        media = torch.from_numpy(at).to(encoder.device, non_blocking=True)
-    hidden = encoder.encode(encoder.embed(ids, media, features), borders, int(lengths.max()))
+        media = bring(torch.from_numpy(np.flatnonzero(front.holds_media(token_ids))))
+    embedded = encoder.embed(bring(torch.from_numpy(token_ids)), media, features)
+    hidden = encoder.encode(embedded, lengths.tolist())
     if front is None or front.padding_id is None:
         return hidden
     order = np.lexsort((token_ids == front.padding_id, np.repeat(np.arange(len(lengths)), lengths)))
-    return hidden[torch.from_numpy(order).to(encoder.device, non_blocking=True)]
+    return hidden[bring(torch.from_numpy(order))]

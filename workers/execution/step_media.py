@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from tandem.workers.device import Streams
 from tandem.workers.distributed import Group
 from tandem.workers.execution.packet import Ints, by_length
 from tandem.workers.models.spec import FrontSpec
@@ -33,8 +34,9 @@ NO_MEDIA = StepMedia()
 
 
 def share(
-    token_ids: Ints, own: torch.Tensor | None, front: FrontSpec | None, device: torch.device, group: Group
-) -> torch.Tensor | None:
+    token_ids: Ints, own: torch.Tensor | None, front: FrontSpec | None, device: torch.device, group: Group,
+    streams: Streams,
+) -> torch.Tensor | None:  # fmt: skip
     """The features for encoder inputs of these ids, on the device of every rank; None for inputs of text.
 
     own: rank 0's; None on the others.
@@ -44,7 +46,7 @@ def share(
         return None
     if group.rank == 0:
         assert own is not None, "features are made before a request is submitted"
-        features = own.to(device, non_blocking=True)
+        features = streams.bring(own, device, own.dtype).wait()
     else:
         features = torch.empty(items, *front.features, device=device)
     return group.broadcast(features)
