@@ -186,13 +186,14 @@ class Graph:
 class FakeCuda(TorchFunctionMode):
     """In it, torch has so many GPUs. `most_bytes`: see above. meta: tensors have no numbers, and of any size.
 
-    `launches` has those of Triton's kernels, in order.
+    `launches` has those of Triton's kernels, `operators` the names of all, both in order.
     """
 
     def __init__(self, devices: int = 1, *, most_bytes: int | None = None, meta: bool = False) -> None:
         super().__init__()
         self._devices, self.most_bytes, self._memory = devices, most_bytes, "meta" if meta else "cpu"
         self.launches: list[Launch] = []
+        self.operators: list[str] = []
         self.late: list[str] = []  # hazards that could not be raised where they were seen
         self.host: dict[Stream, int] = {}  # how far the host has waited
         self.active, self._serving, self._graph = False, False, None
@@ -242,7 +243,7 @@ class FakeCuda(TorchFunctionMode):
             cached.cache_clear()
 
     def _in_mode(self, run: Callable[..., None], thread: threading.Thread) -> None:
-        with TorchFunctionMode.__enter__(_Again(self)):
+        with _Again(self):
             run(thread)
 
     @contextmanager
@@ -349,6 +350,7 @@ class FakeCuda(TorchFunctionMode):
 
     def _launch(self, launch: Launch) -> None:
         self.launches.append(launch)
+        self.operators.append(launch.name)
         if launch.key not in self._compiled:
             self._compiled.add(launch.key)
             if self.strict:
@@ -407,7 +409,9 @@ class FakeCuda(TorchFunctionMode):
             accesses[block] = True
         if accesses:
             self.launched(accesses)
-            if self._graph is not None and name not in _FACTORIES:
+        if accesses and name not in _FACTORIES:
+            self.operators.append(name)
+            if self._graph is not None:
                 outs = list(_tensors(out))
                 self._graph.calls.append(lambda: _again(outs, func(*plain_args, **plain_kwargs)))
         if isinstance(changed, OnDevice):
