@@ -41,14 +41,18 @@ class Caller:
         """One call of the caller, while the block runs. Raises Overloaded where its quotas are used up."""
         quotas = self.quotas
         if quotas.in_flight is not None and self._in_flight >= quotas.in_flight:
-            raise Overloaded(f"{self.name} has {self._in_flight} calls in flight, its limit; wait for one")
+            raise Overloaded(
+                f"{self.name} has {self._in_flight} calls in flight, its limit; wait for one", refused="quota"
+            )
         for allowance, each_minute, what in (
             (self._tokens, quotas.tokens_per_minute, "tokens"),
             (self._requests, quotas.requests_per_minute, "requests"),
         ):
             if each_minute is not None and (wait_s := allowance.wait_s(each_minute)) > 0:
                 raise Overloaded(
-                    f"{self.name} has used its {each_minute:g} {what} a minute; try again in {wait_s:.0f} s"
+                    f"{self.name} has used its {each_minute:g} {what} a minute",
+                    refused="quota",
+                    retry_after_s=wait_s,
                 )
         self._requests.spend(1)
         self._in_flight += 1

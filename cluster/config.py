@@ -103,6 +103,11 @@ class ServeConfig:
     staged_encoder_tokens: Count = 2**17  # being encoded, or encoded for requests that no engine has yet
     encoder_attempts: Count = 3  # tries to encode one input before the request fails
     replica_wait_s: Positive = 60.0  # longest wait for an engine or encoder before Unavailable
+    # A request that would wait longer for a slot is refused at once. Half of the minute after which gateways
+    # and load balancers give up by default, so that the other half is left for its answer.
+    max_queue_wait_s: Positive = 30.0
+    # An engine that is not heard of for so long loses its requests to others; it says something every second.
+    engine_silence_s: Annotated[float, Field(ge=2)] = 5.0
     limits: Limits = field(default_factory=Limits)
 
     # Autoscaling, where a stage's maximum exceeds its minimum

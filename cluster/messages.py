@@ -10,12 +10,10 @@ from tandem.cluster.handoff import HiddenSlice
 from tandem.inputs import Media
 from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
 
-HEARTBEAT_S = 1.0  # an idle engine still sends its stats this often
+HEARTBEAT_S = 1.0  # an engine sends its stats at least this often, however long its step takes
 # A router that is silent this long is gone: its requests are cancelled. Routers renew five times as often.
 LEASE_S = 30.0
-# An engine that is silent this long is lost to the router, and its requests go elsewhere. The time exceeds
-# the pauses of a machine under load; a killed engine is noticed at once anyway.
-SILENCE_S = 30.0
+CALL_TIMEOUT_S = 30.0  # a router's calls to an engine take so long at most
 
 
 def packed_input(encoder_input: EncoderInput) -> list[object]:

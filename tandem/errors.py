@@ -8,29 +8,52 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+# queue, media, audio: a limit of what one router has in work. wait: `max_queue_wait_s` would be exceeded.
+# deadline: the answer would not be whole in time. quota: its caller's are used up. shutdown: the server ends.
+Refusal = Literal["queue", "media", "audio", "wait", "deadline", "quota", "shutdown"]
 
 
 class TandemError(Exception):
     """Base of all errors Tandem raises on purpose.
 
     `field` names the request's field at fault, if one is; the message says the limit and what to do.
+    `refused` is why a server took nothing of the request in, as its metrics call it; None where it began.
+    `retry_after_s` is how soon it would probably take the request in, by how fast it has worked lately; None
+    where that is not known.
     """
 
-    def __init__(self, message: str, *, field: str | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        *,
+        field: str | None = None,
+        refused: Refusal | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
         super().__init__(message)
         self.message = message
         self.field = field
+        self.refused = refused
+        self.retry_after_s = retry_after_s
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.message, self.field))
+        return (_rebuild, (type(self), self.message, self.field, self.refused, self.retry_after_s))
 
     def __str__(self) -> str:
-        return f"{self.field}: {self.message}" if self.field else self.message
+        text = f"{self.field}: {self.message}" if self.field else self.message
+        return text if self.retry_after_s is None else f"{text}; try again in {self.retry_after_s:.1f} s"
 
 
-def _rebuild(kind: type[TandemError], message: str, field: str | None) -> TandemError:
-    return kind(message, field=field)
+def _rebuild(
+    kind: type[TandemError],
+    message: str,
+    field: str | None,
+    refused: Refusal | None,
+    retry_after_s: float | None,
+) -> TandemError:
+    return kind(message, field=field, refused=refused, retry_after_s=retry_after_s)
 
 
 class InvalidRequest(TandemError, ValueError):
@@ -50,7 +73,8 @@ class Unauthenticated(TandemError):
 
 
 class Overloaded(TandemError):
-    """A bounded queue is full, or the caller's quotas are used up. Try again later; nothing was done."""
+    """A bounded queue is full, its wait too long, or the caller's quotas are used up. Try again later:
+    nothing was done."""
 
 
 class Unavailable(TandemError):
@@ -58,7 +82,7 @@ class Unavailable(TandemError):
 
 
 class DeadlineExceeded(TandemError):
-    """The request's own timeout passed before it finished."""
+    """The request's own timeout passed before it finished, or would: then it is refused at once."""
 
 
 class Cancelled(TandemError):
@@ -126,7 +150,9 @@ def renaming_fields(names: Mapping[str, str] | Callable[[str], str]) -> Iterator
         field = names(error.field) if callable(names) else _renamed(error.field, names)
         if field == error.field:
             raise
-        raise type(error)(error.message, field=field) from None
+        raise type(error)(
+            error.message, field=field, refused=error.refused, retry_after_s=error.retry_after_s
+        ) from None
 
 
 def _renamed(field: str, names: Mapping[str, str]) -> str:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar, Unpack
 
 from tandem.cluster.ingress.metrics import Observation
 from tandem.cluster.ingress.metrics import Protocol as WireProtocol
 from tandem.cluster.ingress.service import Piece, Service
+from tandem.cluster.router.routed_request import Arrival
 from tandem.errors import DeadlineExceeded, InvalidRequest
 from tandem.inputs import CallOptions, Media, Prompt, RequestOptions, SingletonPrompt, TaskOptions
 from tandem.live import LiveDelta, LiveParams, Sound
@@ -42,8 +44,13 @@ class Call:
     and nobody takes it.
     """
 
-    def __init__(self, service: Service, protocol: WireProtocol, method: str) -> None:
-        self._service, self._observation = service, Observation(service.metrics, protocol, method)
+    def __init__(
+        self, service: Service, protocol: WireProtocol, method: str, arrival: Arrival | None = None
+    ) -> None:
+        """`arrival`: of the call's head, from which its time counts; None: now."""
+        self.arrival = Arrival.now() if arrival is None else arrival
+        self._service = service
+        self._observation = Observation(service.metrics, protocol, method, self.arrival.at)
         self._limit: asyncio.TimerHandle | None = None
 
     def __enter__(self) -> Call:
@@ -70,7 +77,7 @@ class Call:
     ) -> list[PreparedRequest]:
         """Validates and tokenizes, where there is room for the work. Raises InvalidRequest, ModelNotFound:
         see `RequestBuilder.prepare`; Overloaded, Unavailable."""
-        self._service.check_room()
+        self._service.check_room(options.get("priority", 0))
         request_builder = self._service.request_builder
 
         def prepare() -> list[PreparedRequest]:
@@ -85,7 +92,7 @@ class Call:
         self, conversation: Conversation, params: Params, **options: Unpack[RequestOptions]
     ) -> PreparedRequest:
         """Renders, validates and tokenizes a conversation: see `RequestBuilder.chat_prompt` and `prepare`."""
-        self._service.check_room()
+        self._service.check_room(options.get("priority", 0))
         request_builder = self._service.request_builder
         prepared = await self._service.in_thread(
             lambda: request_builder.prepare(request_builder.chat_prompt(conversation), params, **options)
@@ -98,7 +105,7 @@ class Call:
     ) -> PreparedEmbedding:
         """Validates and tokenizes a request for hidden states: see `prepare` and
         `RequestBuilder.prepare_embed`."""
-        self._service.check_room()
+        self._service.check_room(None)
         request_builder = self._service.request_builder
         prepared = await self._service.tokenizing(
             lambda: request_builder.prepare_embed(prompts, pooling, **options), prompts, len(prompts) > 1
@@ -112,7 +119,7 @@ class Call:
         outputs: list[EmbeddingOutput] = []
         size = self._service.config.limits.prompts
         for first in range(0, len(prepared.requests), size):
-            states = await self._service.hidden_states(prepared.requests[first : first + size])
+            states = await self._service.hidden_states(prepared.requests[first : first + size], self.arrival)
             outputs += await self._service.in_thread(partial(_pooled, prepared, states))
         self._observation.accepted(prepared.encoder_tokens)
         return outputs
@@ -122,7 +129,7 @@ class Call:
     ) -> PreparedTranscription:
         """Validates a request to transcribe and reads its recording's header: see
         `TranscriptionBuilder.prepare`. Errors call the recording `field`."""
-        self._service.check_room()
+        self._service.check_room(options.get("priority", 0))
         prepared = await self._service.recordings.prepare(media, params, field, **options)
         self._prepared(prepared.request_id, prepared.timeout_s)
         return prepared
@@ -130,7 +137,7 @@ class Call:
     async def transcribe(self, prepared: PreparedTranscription) -> AsyncGenerator[Transcriber]:
         """A recording's transcription as it grows: see `Recordings.transcribe`."""
         recorded: Transcriber | None = None
-        async with aclosing(self._service.recordings.transcribe(prepared)) as steps:
+        async with aclosing(self._service.recordings.transcribe(prepared, self.arrival)) as steps:
             try:
                 async for recorded in steps:
                     yield recorded
@@ -162,7 +169,7 @@ class Call:
 
     async def prepare_live(self, params: LiveParams, **options: Unpack[CallOptions]) -> PreparedLive:
         """Validates a request to transcribe speech that goes on: see `TranscriptionBuilder.prepare_live`."""
-        self._service.check_room()
+        self._service.check_room(options.get("priority", 0))
         prepared = await self._service.live.prepare(params, **options)
         self._observation.request_id = prepared.request_id
         return prepared
@@ -185,7 +192,7 @@ class Call:
         **options: Unpack[RequestOptions],
     ) -> PreparedRequest:
         """Validates and tokenizes a request to score: see `prepare` and `RequestBuilder.prepare_score`."""
-        self._service.check_room()
+        self._service.check_room(options.get("priority", 0))
         request_builder = self._service.request_builder
         prepared = await self._service.tokenizing(
             lambda: request_builder.prepare_score(prompt, targets, **options),
@@ -197,7 +204,7 @@ class Call:
 
     async def score(self, prepared: PreparedRequest) -> ScoreOutput:
         """All targets' scores."""
-        ends = await self._service.ends(prepared.sequences)
+        ends = await self._service.ends(prepared.sequences, self.arrival)
         self._observation.accepted(len(prepared.encoder_prompt_token_ids))
         return score_output(prepared, {end.request_id: end for end in ends})
 
@@ -250,9 +257,11 @@ class Call:
             async for piece in pieces:
                 yield piece
 
-    async def generate(self, prepared: Sequence[PreparedRequest], *, first: int = 0) -> list[RequestOutput]:
+    async def generate(
+        self, prepared: Sequence[PreparedRequest], *, first: int | None = None
+    ) -> list[RequestOutput]:
         """The prompts' whole answers; otherwise as `stream`. `first` is the first prompt's number in a call
-        that generates more than once."""
+        that generates more than once; their time counts from now."""
         output_processors = [self._service.request_builder.output_processor(one) for one in prepared]
         # Stop strings are found by looking at the text: the engine goes on until they are.
         whole = not any(output_processor.watches for output_processor in output_processors)
@@ -267,12 +276,17 @@ class Call:
         output_processors: Sequence[OutputProcessor],
         *,
         whole: bool,
-        first: int = 0,
+        first: int | None = None,
     ) -> AsyncGenerator[Piece]:
-        empty = True
-        async with aclosing(self._service.pieces(prepared, output_processors, whole=whole)) as pieces:
+        empty, arrival = True, self.arrival
+        if first is not None:
+            arrival = replace(arrival, at=Arrival.now().at)
+        pieces_of = self._service.pieces(prepared, output_processors, arrival=arrival, whole=whole)
+        async with aclosing(pieces_of) as pieces:
             async for piece in pieces:
                 delta = piece.delta
+                if delta.finish_reason is not None:
+                    self._observation.finished(delta.finish_reason)
                 if empty:
                     if delta.finish_reason == "deadline" and not delta.token_ids:
                         raise DeadlineExceeded("the request's time was over before its first token")
@@ -280,7 +294,7 @@ class Call:
                         sum(len(request.encoder_prompt_token_ids) for request in prepared)
                     )
                     empty = False
-                self._observation.grew(first + piece.prompt, delta.index, len(delta.token_ids))
+                self._observation.grew((first or 0) + piece.prompt, delta.index, len(delta.token_ids))
                 yield piece
 
 

@@ -35,9 +35,7 @@ async def answer_segments(
     answers: dict[str, list[RequestOutput]] = {}
     distinct = dict.fromkeys(segments)
     left = enumerate(distinct)
-    late = (
-        f"not all of the {len(distinct)} segments were answered within {timeout_s:g} s: send less at a time"
-    )
+    late = f"not all of the {len(distinct)} segments were answered in time: send less at a time"
 
     async def work() -> None:
         for number, segment in left:

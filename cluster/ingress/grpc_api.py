@@ -12,17 +12,11 @@ from typing import Any, Final, TypeVar
 
 from grpc_health.v1 import health_pb2
 
+from tandem.cluster.ingress.arrivals import grpc_arrival
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.edge.guard import key_of
 from tandem.cluster.ingress.service import Service
-from tandem.errors import (
-    InternalError,
-    InvalidRequest,
-    ModelNotFound,
-    TandemError,
-    renaming_fields,
-    status_of,
-)
+from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemError, renaming_fields
 from tandem.protocol import wire, wire_answers, wire_live, wire_transcription
 from tandem.protocol.rpc import SERVICE, MessageT, check_size, parse, set_error
 from tandem.v1 import inference_pb2 as pb
@@ -230,9 +224,9 @@ class GrpcApi:
                         service.guard.admit(key_of(context.invocation_metadata()), public=public)
                     )
                 except TandemError as error:
-                    service.metrics.ended("grpc", method, status_of(error).grpc)
+                    service.metrics.turned_away("grpc", method, error)
                     raise
-                yield stack.enter_context(Call(service, "grpc", method))
+                yield stack.enter_context(Call(service, "grpc", method, grpc_arrival(context)))
         except Exception as error:
             set_error(context, error)
             if isinstance(error, TandemError):

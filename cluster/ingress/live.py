@@ -57,7 +57,7 @@ class Live:
             except Exception as error:  # the session ends with it
                 arrived.put_nowait(error)
 
-        with self._router.keep_room(0, _HELD_S) as room:
+        with self._router.keep_room(0, _HELD_S, priority=prepared.priority) as room:
             pump = WindowPump(self._router, room, prepared.priority, arrived.put_nowait)
             reading = asyncio.create_task(read())
             waiting: list[Sound] = []

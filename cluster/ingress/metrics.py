@@ -12,7 +12,7 @@ import logging
 import time
 from collections.abc import Callable, Iterable
 from types import TracebackType
-from typing import Final, Literal, Self
+from typing import Final, Literal, Self, get_args
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
@@ -20,7 +20,8 @@ from prometheus_client.registry import Collector
 
 from tandem.cluster.callers import ANYBODY, CALLER, Caller
 from tandem.cluster.router.router import RouterStats
-from tandem.errors import TandemError, status_of
+from tandem.errors import Refusal, TandemError, status_of
+from tandem.outputs import FinishReason
 from tandem.transcription import TranscriptionMode
 from tandem.workers.transcription.live.live_transcriber import LiveTranscriber
 from tandem.workers.transcription.transcriber import Transcriber
@@ -103,12 +104,36 @@ class Metrics:
             (*_LABELS, "protocol", "method", "status", "tenant"),
             registry=self.registry,
         )
+        self._finished = Counter(
+            "tandem_finished",
+            "Answers given, by how they ended: stop, length (at max_tokens), deadline (cut off).",
+            (*_LABELS, "finish_reason"),
+            registry=self.registry,
+        )
+        self._refused = Counter(
+            "tandem_refused",
+            "Requests of which nothing was done, by the reason: queue, media or audio (a limit of what one "
+            "router has in work), wait (max_queue_wait_s), deadline (not whole in time), quota (its "
+            "caller's), shutdown.",
+            (*_LABELS, "reason"),
+            registry=self.registry,
+        )
+        # Rates of what never happened are 0, not missing.
+        for ended in ("stop", "length", "deadline"):
+            self._finished.labels(*labels, ended)
+        for reason in get_args(Refusal):
+            self._refused.labels(*labels, reason)
         self._labels = labels
         self.registry.register(_RouterCollector(labels, router_stats))
 
     def ended(self, protocol: Protocol, method: str, status: str, caller: Caller = ANYBODY) -> None:
-        """Counts a call that has ended; one that was not let in is nobody's, and over HTTP has no method."""
+        """Counts a call that has ended."""
         self._ended.labels(*self._labels, protocol, method, status, caller.name).inc()
+
+    def turned_away(self, protocol: Protocol, method: str, error: TandemError) -> None:
+        """Counts a call that was not let in. It is nobody's, and over HTTP has no method."""
+        self.ended(protocol, method, status_of(error).grpc)
+        self.refused(error)
 
     def encoded(self, tokens: int, caller: Caller) -> None:
         self._encoder_tokens.labels(*self._labels, caller.name).inc(tokens)
@@ -117,6 +142,14 @@ class Metrics:
     def generated(self, tokens: int, caller: Caller) -> None:
         self._generated_tokens.labels(*self._labels, caller.name).inc(tokens)
         caller.spend(tokens)
+
+    def finished(self, reason: FinishReason) -> None:
+        self._finished.labels(*self._labels, reason).inc()
+
+    def refused(self, error: TandemError) -> None:
+        """Counts a refusal, if the error is one."""
+        if error.refused is not None:
+            self._refused.labels(*self._labels, error.refused).inc()
 
     def windows(self, mode: TranscriptionMode, count: int) -> None:
         self._windows.labels(*self._labels, mode).inc(count)
@@ -130,10 +163,11 @@ class Observation:
     """One call of a client, from its arrival to the end of the `with` block. Unexpected errors, whose text no
     client is shown, are logged here with the request's id."""
 
-    def __init__(self, metrics: Metrics, protocol: Protocol, method: str) -> None:
+    def __init__(self, metrics: Metrics, protocol: Protocol, method: str, arrived: float) -> None:
+        """`arrived` is monotonic, in seconds."""
         self._metrics, self._protocol, self._method = metrics, protocol, method
         self._caller = CALLER.get()
-        self._arrived = time.monotonic()
+        self._arrived = arrived
         self._last: dict[tuple[int, int], float] = {}  # by prompt and sample: time of its latest token
         self.request_id = "-"
 
@@ -153,6 +187,9 @@ class Observation:
             for _ in range(tokens):
                 self._metrics.between_tokens.observe(each)
         self._last[key] = now
+
+    def finished(self, reason: FinishReason) -> None:
+        self._metrics.finished(reason)
 
     def transcribed(self, transcriber: Transcriber) -> None:
         """Counts a transcription that has ended, or has been given up."""
@@ -187,7 +224,9 @@ class Observation:
             status = "CANCELLED"
         else:
             status = status_of(error).grpc
-            if not isinstance(error, TandemError):
+            if isinstance(error, TandemError):
+                self._metrics.refused(error)
+            else:
                 logger.error("%s failed, request id %s", self._method, self.request_id, exc_info=error)
         self._metrics.ended(self._protocol, self._method, status, self._caller)
 

@@ -10,6 +10,7 @@ from typing import Final, Unpack
 
 from tandem.cluster.ingress.decoding_threads import DecodingThreads, TooLong
 from tandem.cluster.ingress.window_pump import Router, WindowPump
+from tandem.cluster.router.routed_request import Arrival
 from tandem.cluster.router.router import Room
 from tandem.errors import DeadlineExceeded
 from tandem.inputs import CallOptions, Media
@@ -41,17 +42,18 @@ class Recordings:
         """See `TranscriptionBuilder.prepare`; the header is read in a thread."""
         return await self._short.run(lambda _: self._builder.prepare(media, params, field, **options))
 
-    async def transcribe(self, prepared: PreparedTranscription) -> AsyncGenerator[Transcriber]:
+    async def transcribe(
+        self, prepared: PreparedTranscription, arrival: Arrival
+    ) -> AsyncGenerator[Transcriber]:
         """Yields the same transcriber when it begins and whenever a request of its has ended, the last time
         when it is done. Close it to cancel what is under way.
 
         Raises Overloaded, Unavailable where there is no room; InvalidRequest for a recording that cannot be
         decoded; DeadlineExceeded.
         """
-        loop = asyncio.get_running_loop()
-        deadline = loop.time() + prepared.timeout_s
+        deadline = min(arrival.at + prepared.timeout_s, arrival.deadline)
         audio_s = prepared.longest_s if prepared.audio_s is None else prepared.audio_s
-        with self._router.keep_room(len(prepared.media.data), audio_s) as room:
+        with self._router.keep_room(len(prepared.media.data), audio_s, priority=prepared.priority) as room:
             try:
                 async with asyncio.timeout_at(deadline):
                     transcriber = await self._begin(prepared)

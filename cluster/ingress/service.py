@@ -18,7 +18,7 @@ from tandem.cluster.ingress.live import Live
 from tandem.cluster.ingress.metrics import Metrics
 from tandem.cluster.ingress.recordings import Recordings
 from tandem.cluster.keys import Keys, hash_in_environment
-from tandem.cluster.router.routed_request import RoutedRequest
+from tandem.cluster.router.routed_request import Arrival, RoutedRequest
 from tandem.cluster.router.router import Room
 from tandem.outputs import TextDelta
 from tandem.protocol.wire_answers import ServedModel
@@ -47,13 +47,21 @@ _UNSENT: Final = 16  # deltas of a call with several samples that may wait for a
 class Router(Workers, Protocol):
     """What the service needs of `cluster.router.Router`; tests have their own."""
 
-    def check_room(self, sequences: int = 1) -> None: ...
-    def keep_room(self, media_bytes: int, audio_s: float) -> AbstractContextManager[Room]: ...
+    def check_room(self, sequences: int = 1, *, priority: int | None = 0) -> None: ...
+    def keep_room(
+        self, media_bytes: int, audio_s: float, *, priority: int = 0
+    ) -> AbstractContextManager[Room]: ...
     def accept(
-        self, requests: Sequence[EngineRequest], *, within: Room | None = None
+        self,
+        requests: Sequence[EngineRequest],
+        *,
+        arrival: Arrival | None = None,
+        within: Room | None = None,
     ) -> AbstractContextManager[list[RoutedRequest]]: ...
     def deltas(self, routed: RoutedRequest, gather_s: Callable[[], float] = ...) -> AsyncGenerator[Delta]: ...
-    async def hidden_states(self, requests: Sequence[EncodeRequest]) -> list[torch.Tensor]: ...
+    async def hidden_states(
+        self, requests: Sequence[EncodeRequest], *, arrival: Arrival | None = None
+    ) -> list[torch.Tensor]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,9 +108,10 @@ class Service:
             front.max_segment_tokens,
         )
 
-    def check_room(self) -> None:
-        """Raises Overloaded, Unavailable where no request would be accepted now."""
-        self._router.check_room()
+    def check_room(self, priority: int | None = 0) -> None:
+        """Raises Overloaded, Unavailable where no request of this priority would be accepted now; None is of
+        one that wants no decoder."""
+        self._router.check_room(priority=priority)
 
     async def tokenizing(self, work: Callable[[], T], prompt: object, several: object = False) -> T:
         """Runs work on a prompt, in a thread where it would hold up the event loop. `several`: it has more
@@ -115,21 +124,22 @@ class Service:
         """Runs work that takes a while in one of the tokenizer's threads."""
         return await asyncio.get_running_loop().run_in_executor(self._threads, work)
 
-    async def hidden_states(self, requests: Sequence[EncodeRequest]) -> list[torch.Tensor]:
+    async def hidden_states(self, requests: Sequence[EncodeRequest], arrival: Arrival) -> list[torch.Tensor]:
         """See `cluster.router.Router.hidden_states`."""
-        return await self._router.hidden_states(requests)
+        return await self._router.hidden_states(requests, arrival=arrival)
 
     async def pieces(
         self,
         prepared: Sequence[PreparedRequest],
         output_processors: Sequence[OutputProcessor],
         *,
+        arrival: Arrival,
         whole: bool,
     ) -> AsyncGenerator[Piece]:
         """What all samples of all prompts grow by. `whole`: nobody reads a sample before its end. Close it to
         cancel the samples that have not ended."""
         sequences = [sequence for request in prepared for sequence in request.sequences]
-        with self._router.accept(sequences) as routed_requests:
+        with self._router.accept(sequences, arrival=arrival) as routed_requests:
             places = (
                 (number, index, output_processor, whole)
                 for number, (request, output_processor) in enumerate(
@@ -144,9 +154,9 @@ class Service:
                 async for piece in merged:
                     yield piece
 
-    async def ends(self, requests: Sequence[EngineRequest]) -> list[Delta]:
+    async def ends(self, requests: Sequence[EngineRequest], arrival: Arrival) -> list[Delta]:
         """The last deltas of requests that have no others. The first error ends them all."""
-        with self._router.accept(requests) as routed_requests:
+        with self._router.accept(requests, arrival=arrival) as routed_requests:
             try:
                 async with asyncio.TaskGroup() as group:
                     tasks = [group.create_task(self._end(routed)) for routed in routed_requests]

@@ -19,7 +19,9 @@ _FIRST: Final = 4  # windows of a recording that are served by their arrival
 class Router(Protocol):
     """What recordings need of `cluster.router.Router`."""
 
-    def keep_room(self, media_bytes: int, audio_s: float) -> AbstractContextManager[Room]: ...
+    def keep_room(
+        self, media_bytes: int, audio_s: float, *, priority: int = 0
+    ) -> AbstractContextManager[Room]: ...
     def accept(
         self, requests: Sequence[EngineRequest], *, within: Room | None = None
     ) -> AbstractContextManager[list[RoutedRequest]]: ...

@@ -98,12 +98,16 @@ class EncoderPool:
         self._cache.clear()
 
     async def encode(
-        self, encoder_input: EncoderInput, order: tuple[float, int], caller: Caller = ANYBODY
+        self,
+        encoder_input: EncoderInput,
+        order: tuple[float, int],
+        deadline: float,
+        caller: Caller = ANYBODY,
     ) -> AsyncGenerator[HiddenSlice]:
         """Yields where the hidden states of an input will be, as soon as an encoder is asked for them, so
         that a decoder can be told meanwhile. After each try that fails, it yields the next one's place. Ends
-        when the hidden states are there. Holding a slice keeps them alive. `order` and `caller`
-        are those of the request that waits.
+        when the hidden states are there. Holding a slice keeps them alive. `order`, `deadline`, in the event
+        loop's time, and `caller` are those of the request that waits.
 
         Raises Unavailable after the configured attempts or without any encoder, InvalidRequest where the
         encoder refuses the input.
@@ -116,12 +120,12 @@ class EncoderPool:
         job = self._jobs.get(key)
         if job is not None:
             self.counters.cache_hits += 1
-            job.order = min(job.order, order)
+            job.order, job.deadline = min(job.order, order), max(job.deadline, deadline)
         elif self._closed:
             raise Unavailable("the router closes")
         else:
             self.counters.cache_misses += 1
-            job = self._jobs[key] = EncodeJob(encoder_input, order, caller=caller)
+            job = self._jobs[key] = EncodeJob(encoder_input, order, deadline, caller=caller)
             self._queue.put(job)
             self._send_what_fits()
         job.waiters += 1
@@ -168,7 +172,9 @@ class EncoderPool:
 
     def _send_what_fits(self) -> None:
         while self._queue and not self._closed and (replica := self._roomiest()) is not None:
-            batch = self._queue.take(self._config.max_encoder_tokens)
+            batch = self._queue.take(self._config.max_encoder_tokens, asyncio.get_running_loop().time())
+            if not batch:
+                return
             self._background.start(self._send(batch, replica), "encode")
             replica.batches += 1
             replica.tokens += sum(job.length for job in batch)

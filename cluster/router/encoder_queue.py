@@ -30,6 +30,7 @@ class EncodeJob:
 
     encoder_input: EncoderInput
     order: tuple[float, int]  # the first request's: see RoutedRequest
+    deadline: float  # the last request's: nobody wants the input after it
     sent: asyncio.Future[Sent] = field(default_factory=_future)  # the last try, or the job's error
     caller: Caller = ANYBODY  # the first request's
     waiters: int = 0  # requests; set, like `attempts` and `alone`, by the pool
@@ -77,15 +78,19 @@ class EncoderQueue:
         self.tokens -= job.length
         return True
 
-    def take(self, budget_tokens: int) -> list[EncodeJob]:
+    def take(self, budget_tokens: int, now: float) -> list[EncodeJob]:
         """The next batch, longest first: the first job in order, and the jobs nearest to it in length as far
         as the budget goes. So the kernels, which work by length, find few lengths, and nobody starves. A job
-        beyond the budget goes alone."""
-        first = min(self._jobs, key=lambda job: (self._turns.start(job.caller), job.order))
+        beyond the budget goes alone. Jobs whose time is over stay here until their requests remove them; the
+        batch is empty where there are no others."""
+        wanted = [job for job in self._jobs if job.deadline > now]
+        if not wanted:
+            return []
+        first = min(wanted, key=lambda job: (self._turns.start(job.caller), job.order))
         batch, left = [first], budget_tokens - first.length
         if not first.alone:
             length = first.length
-            others = (job for job in self._jobs if job is not first and not job.alone)
+            others = (job for job in wanted if job is not first and not job.alone)
             for job in sorted(others, key=lambda job: (abs(job.length - length), job.order)):
                 if job.length > left:
                     break

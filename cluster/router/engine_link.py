@@ -17,8 +17,8 @@ from ray.exceptions import RayError
 
 from tandem.cluster.background import Background
 from tandem.cluster.messages import (
+    CALL_TIMEOUT_S,
     LEASE_S,
-    SILENCE_S,
     HandoffTotals,
     StepMessage,
     Submission,
@@ -30,6 +30,7 @@ from tandem.workers.request import EngineStats
 logger = logging.getLogger(__name__)
 
 DETACH_TIMEOUT_S = 1.0  # for the call that says goodbye
+LOOKS = 5  # during the longest silence of an engine
 KEPT = 256  # encoder inputs that a link remembers
 
 
@@ -40,7 +41,11 @@ class EngineLink:
     ignored.
     """
 
-    def __init__(self, engine_id: str, actor: Any, on_change: Callable[[], None]) -> None:
+    def __init__(
+        self, engine_id: str, actor: Any, silence_s: float, on_change: Callable[[EngineLink], None]
+    ) -> None:
+        """An engine that is not heard of for `silence_s` is lost. `on_change` is called when the engine has
+        said something, accepts, may have room, or is lost."""
         self.engine_id = engine_id
         self.stats: EngineStats | None = None
         self.handoff = HandoffTotals()
@@ -50,7 +55,8 @@ class EngineLink:
         # Keys of the latest inputs that the engine keeps beyond a request's end, while it has pages for them.
         self._kept: OrderedDict[str, None] = OrderedDict()
         self._actor = actor
-        self._on_change = on_change  # called when the engine accepts, may have room, or is lost
+        self._silence_s = silence_s
+        self._on_change = on_change
         self._link_id = uuid.uuid4().hex[:12]
         self._numbers = itertools.count()
         self._ids: dict[RoutedRequest, str] = {}
@@ -62,6 +68,7 @@ class EngineLink:
         self._exchanging = asyncio.Lock()
         self._accepting = False
         self._lost = False
+        self._heard = True  # of the engine, since the last look
         self._background = Background()
 
     @property
@@ -78,6 +85,15 @@ class EngineLink:
         pages = 1 - stats.free_pages / stats.total_pages
         return max(sequences / stats.max_running, pages)
 
+    @property
+    def free_slots(self) -> int:
+        """Slots of the engine's batch that are neither taken nor waited for."""
+        stats = self.stats
+        if stats is None:
+            return 0
+        taken = max(stats.running + stats.waiting + len(self._outbox), len(self.routed_requests))
+        return max(0, stats.max_running - taken)
+
     def holds(self, key: str) -> bool:
         """Whether the engine has the encoder input, or probably still has it."""
         return key in self.keys or key in self._kept
@@ -87,13 +103,13 @@ class EngineLink:
         all its requests are displaced."""
         try:
             stream = self._actor.attach.options(num_returns="streaming").remote(self._link_id)
-            async with asyncio.timeout(SILENCE_S):
+            async with asyncio.timeout(CALL_TIMEOUT_S):
                 self._receive(read_message(await (await anext(stream))))
             self._background.start(self._renew(), "renew the lease")
-            while not self._lost:
-                async with asyncio.timeout(SILENCE_S):
-                    message = await (await anext(stream))
-                self._receive(read_message(message))
+            async with asyncio.timeout(None) as silence:
+                self._background.start(self._listen(silence), "listen")
+                while not self._lost:
+                    self._receive(read_message(await (await anext(stream))))
         except StopAsyncIteration:
             pass  # the engine has drained
         except (RayError, TimeoutError) as error:
@@ -103,7 +119,7 @@ class EngineLink:
             for routed in self._take_all():
                 routed.losses += 1
                 routed.displace()
-            self._on_change()
+            self._on_change(self)
             await self._background.close()
             # The engine may be alive and only out of reach, or this router closes: do not leave it to the
             # lease.
@@ -159,8 +175,8 @@ class EngineLink:
                 self._remove(delta.request_id)
             routed.deliver(delta)
         self.stats, self.handoff = message.stats, message.handoff
-        self._accepting = message.accepting
-        self._on_change()
+        self._accepting, self._heard = message.accepting, True
+        self._on_change(self)
 
     def _remove(self, request_id: str) -> RoutedRequest:
         routed = self.routed_requests.pop(request_id)
@@ -192,7 +208,7 @@ class EngineLink:
             outbox, self._outbox = self._outbox, {}
             cancelled, self._cancelled = self._cancelled, []
             try:
-                async with asyncio.timeout(SILENCE_S):
+                async with asyncio.timeout(CALL_TIMEOUT_S):
                     taken = await self._actor.exchange.remote(self._link_id, list(outbox.values()), cancelled)
             except (RayError, TimeoutError) as error:
                 if not self._lost:
@@ -204,6 +220,16 @@ class EngineLink:
                 for request_id in outbox:
                     if request_id in self.routed_requests:
                         self._remove(request_id).displace()
+
+    async def _listen(self, silence: asyncio.Timeout) -> None:
+        """Ends `silence` where nothing is heard of the engine, which says something every second. The time is
+        counted in looks: an event loop that was held up itself has not listened meanwhile."""
+        silent = 0
+        while silent < LOOKS:
+            await asyncio.sleep(self._silence_s / LOOKS)
+            silent = 0 if self._heard else silent + 1
+            self._heard = False
+        silence.reschedule(asyncio.get_running_loop().time())
 
     async def _renew(self) -> None:
         # The first calls between two processes take ten times as long: no request should wait for them.

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
 from tandem.cluster.callers import ANYBODY
+from tandem.cluster.config import ServeConfig
 from tandem.cluster.router.discovery import Discovery
 from tandem.cluster.router.engine_link import EngineLink
 from tandem.cluster.router.routed_request import RoutedRequest
@@ -30,9 +32,17 @@ CHOICES = 2  # engines drawn at random, of which a request gets the less loaded
 class EnginePool:
     """One link to every engine that `describe` names, from discovery to loss."""
 
-    def __init__(self, identity: str, handle: DeploymentHandle[Any], patience_s: float) -> None:
+    def __init__(
+        self,
+        config: ServeConfig,
+        identity: str,
+        handle: DeploymentHandle[Any],
+        heard: Callable[[EngineLink], None],
+    ) -> None:
+        """`heard` is called with an engine's link for each of its messages, and when it is lost."""
+        self._config, self._heard = config, heard
         self._links: dict[str, EngineLink] = {}  # by engine id
-        self._gate = Gate(self._send, patience_s, lambda: self.ready)
+        self._gate = Gate(self._send, config.replica_wait_s, lambda: self.ready)
         self._background = Background()
         self._discovery = Discovery(identity, handle, self._found, lambda: self.ready)
 
@@ -48,6 +58,12 @@ class EnginePool:
     def waiting(self) -> int:
         return self._gate.waiting
 
+    @property
+    def free_slots(self) -> int:
+        """Slots of all engines that are neither taken nor waited for."""
+        accepting = (link for link in self._links.values() if link.accepting)
+        return sum(link.free_slots for link in accepting)
+
     async def start(self) -> None:
         """Looks for the engines once, and goes on looking."""
         await self._discovery.start()
@@ -59,7 +75,7 @@ class EnginePool:
     async def submit(self, routed: RoutedRequest) -> None:
         """Sends a request to the best engine, by priority and arrival where all are full.
 
-        Raises Unavailable where there is still no engine after `patience_s`.
+        Raises what `Gate.enter` raises.
         """
         await self._gate.enter(routed)
 
@@ -91,9 +107,13 @@ class EnginePool:
 
     def _found(self, engine_id: str, actor: Any) -> None:
         if engine_id not in self._links:
-            link = EngineLink(engine_id, actor, self._gate.admit_waiting)
+            link = EngineLink(engine_id, actor, self._config.engine_silence_s, self._news)
             self._links[engine_id] = link
             self._background.start(self._follow(link), f"engine {engine_id}")
+
+    def _news(self, link: EngineLink) -> None:
+        self._heard(link)
+        self._gate.admit_waiting()
 
     async def _follow(self, link: EngineLink) -> None:
         try:

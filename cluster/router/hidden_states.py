@@ -12,7 +12,7 @@ from tandem.cluster.callers import ANYBODY, Caller
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import fetch
 from tandem.cluster.router.encoder_pool import EncoderPool
-from tandem.cluster.router.routed_request import order_of
+from tandem.cluster.router.routed_request import Arrival, order_of
 from tandem.errors import DeadlineExceeded, HiddenStatesLost, Unavailable
 from tandem.workers.request import EncodeRequest
 
@@ -25,34 +25,38 @@ class HiddenStates:
         self._encoders, self._config = encoders, config
         self.outstanding = 0  # inputs
 
-    async def of(self, requests: Sequence[EncodeRequest], caller: Caller = ANYBODY) -> list[torch.Tensor]:
+    async def of(
+        self, requests: Sequence[EncodeRequest], arrival: Arrival, caller: Caller = ANYBODY
+    ) -> list[torch.Tensor]:
         """See `Router.hidden_states`. The first error ends them all."""
         self.outstanding += len(requests)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [group.create_task(self._one(request, caller)) for request in requests]
+                tasks = [group.create_task(self._one(request, arrival, caller)) for request in requests]
         except BaseExceptionGroup as errors:
             raise errors.exceptions[0] from None
         finally:
             self.outstanding -= len(requests)
         return [task.result() for task in tasks]
 
-    async def _one(self, request: EncodeRequest, caller: Caller) -> torch.Tensor:
-        now = asyncio.get_running_loop().time()
+    async def _one(self, request: EncodeRequest, arrival: Arrival, caller: Caller) -> torch.Tensor:
         timeout_s = self._config.limits.timeout_s if request.timeout_s is None else request.timeout_s
+        deadline = min(arrival.at + timeout_s, arrival.deadline)
         try:
-            async with asyncio.timeout_at(now + timeout_s):
-                return await self._encoded(request, order_of(now, request.priority), caller)
+            async with asyncio.timeout_at(deadline):
+                order = order_of(arrival.at, request.priority)
+                return await self._encoded(request, order, deadline, caller)
         except TimeoutError:
             raise DeadlineExceeded("the request's time was over before its input was encoded") from None
 
     async def _encoded(
-        self, request: EncodeRequest, order: tuple[float, int], caller: Caller
+        self, request: EncodeRequest, order: tuple[float, int], deadline: float, caller: Caller
     ) -> torch.Tensor:
         await self._encoders.start()  # a router whose decoders encode by themselves has not looked yet
         attempts = self._config.encoder_attempts
         for _ in range(attempts):
-            async with aclosing(self._encoders.encode(request.encoder, order, caller)) as tries:
+            tried = self._encoders.encode(request.encoder, order, deadline, caller)
+            async with aclosing(tried) as tries:
                 async for hidden in tries:  # one, unless it fails
                     where = hidden
             try:

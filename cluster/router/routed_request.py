@@ -5,17 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
+import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol
 
 from tandem.cluster.callers import ANYBODY, Caller
 from tandem.cluster.handoff import HiddenSlice
+from tandem.cluster.router.forecast import Forecast
 from tandem.errors import HiddenStatesLost, TandemError, Unavailable
 from tandem.limits import PRIORITY_S
 from tandem.workers.request import Delta, EngineRequest
 
 # The engine ends a late request itself and says how far it got; the router waits this long for it.
-DEADLINE_GRACE_S = 2.0
+DEADLINE_GRACE_S = 0.25
 
 _numbers = itertools.count()
 
@@ -24,6 +27,19 @@ def order_of(arrived_at: float, priority: int) -> tuple[float, int]:
     """The place of a request that arrived then, on the event loop's clock. Where there is not room for all,
     the lowest goes first, as in the engines; no two are equal."""
     return arrived_at - priority * PRIORITY_S, next(_numbers)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """When a client's call came, and when its client stops listening, whatever its requests say; in the event
+    loop's time."""
+
+    at: float
+    deadline: float = math.inf
+
+    @classmethod
+    def now(cls) -> Arrival:
+        return cls(asyncio.get_running_loop().time())
 
 
 class Place(Protocol):
@@ -46,15 +62,18 @@ class RoutedRequest:
     def __init__(
         self,
         request: EngineRequest,
+        arrived_at: float,
         deadline: float,
+        forecast: Forecast,
         on_end: Callable[[RoutedRequest], object] = lambda _: None,
         caller: Caller = ANYBODY,
     ) -> None:
-        """`deadline` is in the event loop's time. `on_end` is called once, when the request ends."""
+        """`arrived_at` and `deadline` are in the event loop's time. `forecast` is told how it goes. `on_end`
+        is called once, when the request ends."""
         self.request, self.caller = request, caller
         self._on_end = on_end
-        self.deadline = deadline
-        self.arrived_at = asyncio.get_running_loop().time()
+        self.arrived_at, self.deadline = arrived_at, deadline
+        self._forecast, self._tracked = forecast, forecast.accepted(request, arrived_at, caller)
         self.order = order_of(self.arrived_at, request.priority)  # never changes
         self.hidden: HiddenSlice | None = None  # kept until it ends: a replacement engine reads it again
         self.hidden_lost = False  # set when the engine could not read them
@@ -71,6 +90,7 @@ class RoutedRequest:
         """Takes in what the current engine sent."""
         if self.ended:
             return
+        self._forecast.received(self._tracked, delta)
         if isinstance(delta.error, HiddenStatesLost | Unavailable):
             # The request goes on with hidden states that are encoded again, or on another engine.
             self.hidden_lost |= isinstance(delta.error, HiddenStatesLost)
@@ -83,6 +103,7 @@ class RoutedRequest:
     def displace(self) -> None:
         """Takes it off an engine that does not have it any more."""
         self.place = None
+        self._forecast.displaced(self._tracked)
         self._wake.set()
 
     def withdraw(self) -> None:
@@ -98,6 +119,12 @@ class RoutedRequest:
     def expire(self) -> None:
         """Ends it because its time is over, with the tokens it has got."""
         self._end(Delta(self.request.request_id, [], finish_reason="deadline"))
+
+    def in_time(self, *, contended: bool) -> bool:
+        """Whether there is time for it: for all of its answer, as far as that can be foreseen, where its room
+        is `contended`."""
+        left_s = self.deadline - asyncio.get_running_loop().time()
+        return self._forecast.in_time(self._tracked, left_s) if contended else left_s > 0
 
     async def take(self, not_before: float = 0.0) -> Delta | None:
         """Everything received since the last call, as one delta; None where it first needs an engine.
@@ -141,6 +168,7 @@ class RoutedRequest:
         self.ended = True
         self._add(last)
         self._timer.cancel()
+        self._forecast.ended(self._tracked)
         self._let_go()
         self._on_end(self)
         self._wake.set()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import time
 import uuid
 from collections import Counter
 from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
@@ -18,11 +19,13 @@ from tandem.cluster.callers import ANYBODY, CALLER, Caller
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.messages import HandoffTotals
 from tandem.cluster.router.encoder_pool import EncoderCounters, EncoderPool
+from tandem.cluster.router.engine_link import EngineLink
 from tandem.cluster.router.engine_pool import EnginePool
+from tandem.cluster.router.forecast import WAIT_MARGIN, Forecast
 from tandem.cluster.router.hidden_states import HiddenStates
-from tandem.cluster.router.routed_request import RoutedRequest
+from tandem.cluster.router.routed_request import Arrival, RoutedRequest
 from tandem.cluster.router.staging import Staging
-from tandem.errors import InternalError, Overloaded, Unavailable
+from tandem.errors import DeadlineExceeded, InternalError, Overloaded, Refusal, Unavailable
 from tandem.workers.request import Delta, EncodeRequest, EngineRequest, EngineStats
 
 RequestT = TypeVar("RequestT", EncodeRequest, EngineRequest)
@@ -73,7 +76,8 @@ class Router:
         # Decoders that encode by themselves do it for `hidden_states` as encoders would.
         handle = decoder if encoder is None else encoder
         self._encoders = EncoderPool(config, identity, handle, uuid.uuid4().hex[:8])
-        self._engines = EnginePool(identity, decoder, config.replica_wait_s)
+        self._engines = EnginePool(config, identity, decoder, self._heard)
+        self._forecast = Forecast(lambda: self._engines.free_slots, time.monotonic)
         self._staging = Staging(
             config.staged_encoder_tokens, config.replica_wait_s, lambda: self._engines.ready
         )
@@ -107,31 +111,47 @@ class Router:
         await self._encoders.close()
         await self._engines.close()
 
-    def check_room(self, sequences: int = 1, media_bytes: int = 0, audio_s: float = 0.0) -> None:
+    def check_room(
+        self, sequences: int = 1, media_bytes: int = 0, audio_s: float = 0.0, *, priority: int | None = 0
+    ) -> None:
         """Raises Overloaded where so many more sequences, bytes of media or seconds of recordings would
-        exceed a limit, Unavailable where the server shuts down."""
+        exceed a limit, or would wait too long for a slot; Unavailable where the server shuts down. Without a
+        `priority` they want none."""
         if not self._accepting:
-            raise Unavailable("the server shuts down")
+            raise Unavailable("the server shuts down", refused="shutdown")
         limits = self._config.limits
-        if self._has_share(sequences):
+        caller = CALLER.get()
+        if self._has_share(caller, sequences):
             sequences = 0  # accepted, whatever of the queue other callers have
-        for there, more, limit, what in (
-            (self._outstanding, sequences, limits.queued_requests, "sequences"),
-            (self._media_bytes, media_bytes, limits.queued_media_bytes, "bytes of media"),
-            (sum(room.audio_s for room in self._rooms), audio_s, limits.queued_audio_seconds, "s of audio"),
+        wait_s = None if priority is None else self._forecast.wait_s(priority, caller)
+        there: float
+        reason: Refusal
+        for reason, there, more, limit, what in (
+            ("queue", self._outstanding, sequences, limits.queued_requests, "sequences"),
+            ("media", self._media_bytes, media_bytes, limits.queued_media_bytes, "bytes of media"),
+            ("audio", self._audio_s, audio_s, limits.queued_audio_seconds, "s of audio"),
         ):
             # A recording beyond the limit goes alone.
             if more and there + more > limit and not (audio_s and not there):
                 raise Overloaded(
-                    f"{there:.0f} {what} are in work and {more:.0f} more exceed {limit:g}; try again later"
+                    f"{there:.0f} {what} are in work and {more:.0f} more exceed {limit:g}",
+                    refused=reason,
+                    retry_after_s=wait_s or None,
                 )
+        longest_s = self._config.max_queue_wait_s
+        if wait_s is not None and WAIT_MARGIN * wait_s > longest_s:
+            raise Overloaded(
+                f"a request would wait {wait_s:.1f} s, max_queue_wait_s is {longest_s:g}",
+                refused="wait",
+                retry_after_s=wait_s,
+            )
 
     @contextmanager
-    def keep_room(self, media_bytes: int, audio_s: float) -> Iterator[Room]:
+    def keep_room(self, media_bytes: int, audio_s: float, *, priority: int = 0) -> Iterator[Room]:
         """Room for a recording of this length while the block runs: requests that are accepted `within` it
         are not refused, however full the queue is by then or if the server begins to shut down. Raises what
         `check_room` raises."""
-        self.check_room(1, media_bytes, audio_s)
+        self.check_room(1, media_bytes, audio_s, priority=priority)
         room = Room(audio_s)
         self._rooms.add(room)
         self._media_bytes += media_bytes
@@ -143,24 +163,35 @@ class Router:
 
     @contextmanager
     def accept(
-        self, requests: Sequence[EngineRequest], *, within: Room | None = None
+        self,
+        requests: Sequence[EngineRequest],
+        *,
+        arrival: Arrival | None = None,
+        within: Room | None = None,
     ) -> Iterator[list[RoutedRequest]]:
         """Accepts all of the requests, each for one call of `deltas`, or none; they are `CALLER`'s. Their
-        `timeout_s` counts from here; leaving the block cancels the requests that have not ended. Raises what
-        `check_room` raises; `within` a room only Unavailable, where the server is gone; InvalidRequest for a
-        priority beyond the caller's."""
+        `timeout_s` counts from their `arrival`, which is now where it is None; leaving the block cancels the
+        requests that have not ended.
+
+        Raises what `check_room` raises, and DeadlineExceeded where the answers would not be whole in time;
+        `within` a room only Unavailable, where the server is gone; InvalidRequest for a priority beyond the
+        caller's.
+        """
         caller = CALLER.get()
         for request in requests:
             caller.check_priority(request.priority)
+        now = Arrival.now()
+        arrival = now if arrival is None else arrival
+        deadlines = [min(arrival.at + self._timeout_s(one), arrival.deadline) for one in requests]
         if within is None:
-            self.check_room(len(requests), _media_bytes(requests))
+            self.check_room(len(requests), _media_bytes(requests), priority=requests[0].priority)
+            self._check_deadline(requests, caller, min(deadlines) - now.at)
         elif self._closed:
             raise Unavailable("the server shuts down")
-        now = asyncio.get_running_loop().time()
-        routed_requests = []
-        for request in requests:
-            timeout_s = self._config.limits.timeout_s if request.timeout_s is None else request.timeout_s
-            routed_requests.append(RoutedRequest(_own(request, caller), now + timeout_s, self._ended, caller))
+        routed_requests = [
+            RoutedRequest(_own(request, caller), arrival.at, deadline, self._forecast, self._ended, caller)
+            for request, deadline in zip(requests, deadlines, strict=True)
+        ]
         self._requests.update(routed_requests)
         self._accepted[caller] += len(routed_requests)
         self._media_bytes += (media_bytes := _media_bytes(requests))
@@ -206,21 +237,24 @@ class Router:
                 async for delta in deltas:
                     yield delta
 
-    async def hidden_states(self, requests: Sequence[EncodeRequest]) -> list[torch.Tensor]:
+    async def hidden_states(
+        self, requests: Sequence[EncodeRequest], *, arrival: Arrival | None = None
+    ) -> list[torch.Tensor]:
         """The hidden states [length, d_model] of each input, float32 or bfloat16 on the CPU, which are not to
-        be written to. Their time counts from here. Cancel the caller's task to give them up.
+        be written to. Their time counts as `accept`'s. Cancel the caller's task to give them up.
 
         Raises what `check_room` raises; Unavailable where workers are missing for too long or keep failing;
         DeadlineExceeded; InvalidRequest where a worker refuses an input.
         """
         media_bytes = _media_bytes(requests)
-        self.check_room(len(requests), media_bytes)
+        self.check_room(len(requests), media_bytes, priority=None)
         caller = CALLER.get()
         for request in requests:
             caller.check_priority(request.priority)
+        own = [_own(request, caller) for request in requests]
         self._media_bytes += media_bytes
         try:
-            return await self._hidden_states.of([_own(request, caller) for request in requests], caller)
+            return await self._hidden_states.of(own, Arrival.now() if arrival is None else arrival, caller)
         finally:
             self._media_bytes -= media_bytes
 
@@ -246,10 +280,9 @@ class Router:
             generated_tokens=self._generated_tokens,
         )
 
-    def _has_share(self, sequences: int) -> bool:
+    def _has_share(self, caller: Caller, sequences: int) -> bool:
         """Whether so many more sequences are within the caller's share of the queue, by its weight among the
         callers that have any."""
-        caller = CALLER.get()
         if caller is ANYBODY:
             return False  # all are one caller
         weights = sum(each.quotas.weight for each in {caller, *self._accepted})
@@ -265,6 +298,30 @@ class Router:
     @property
     def _outstanding(self) -> int:
         return len(self._requests) + self._hidden_states.outstanding
+
+    @property
+    def _audio_s(self) -> float:
+        return sum(room.audio_s for room in self._rooms)
+
+    def _timeout_s(self, request: EngineRequest) -> float:
+        return self._config.limits.timeout_s if request.timeout_s is None else request.timeout_s
+
+    def _check_deadline(self, requests: Sequence[EngineRequest], caller: Caller, left_s: float) -> None:
+        whole_s = self._forecast.whole_s(requests, caller)
+        if left_s <= 0:
+            raise DeadlineExceeded("the request's time was over before it could begin", refused="deadline")
+        if whole_s is not None and whole_s > left_s:
+            raise DeadlineExceeded(
+                f"the whole answer would take {whole_s:.2g} s, the request has {left_s:.2g} s left",
+                refused="deadline",
+                retry_after_s=self._forecast.wait_s(requests[0].priority, caller) or None,
+            )
+
+    def _heard(self, link: EngineLink) -> None:
+        waiting = link.stats is not None and link.stats.waiting > 0
+        self._forecast.heard(
+            waiting or bool(self._staging.waiting or self._engines.waiting or self._encoders.queued_tokens)
+        )
 
     async def _place(self, routed: RoutedRequest) -> None:
         """Has the input encoded and the request sent to an engine, both again where that was lost. A request
@@ -284,8 +341,8 @@ class Router:
                 announced = False
                 encoder_input = routed.request.encoder
                 if not self._colocated and routed.hidden is None and encoder_input.token_ids:
-                    encoding = self._encoders.encode(encoder_input, routed.order, routed.caller)
-                    async with aclosing(encoding) as tries:
+                    tried = self._encoders.encode(encoder_input, routed.order, routed.deadline, routed.caller)
+                    async with aclosing(tried) as tries:
                         async for hidden in tries:  # one, unless it fails
                             routed.withdraw()
                             if routed.ended:

@@ -32,7 +32,7 @@ class Staging:
     async def room(self, routed: RoutedRequest) -> AsyncIterator[None]:
         """Room for a request's input while the block runs, by priority and arrival.
 
-        Raises Unavailable where there is none after `patience_s`, and no engine.
+        Raises what `Gate.enter` raises.
         """
         try:
             await self._gate.enter(routed)

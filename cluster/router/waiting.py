@@ -32,12 +32,13 @@ async def wait_for_worker(
 class _Waiter:
     order: tuple[float, int]  # see RoutedRequest
     routed: RoutedRequest = field(compare=False)
-    admitted: asyncio.Future[None] = field(compare=False)
+    admitted: asyncio.Future[bool] = field(compare=False)  # False: it would end too late
 
 
 class Gate:
     """Admits requests while there is room: of the callers in turn, each one's by priority and arrival. One
-    that does not fit holds up all after it, so that a large one gets its turn."""
+    that does not fit holds up all after it, so that a large one gets its turn. One whose time is too short
+    when it has its turn takes no room from the others."""
 
     def __init__(
         self,
@@ -58,18 +59,21 @@ class Gate:
     async def enter(self, routed: RoutedRequest) -> None:
         """Returns once the request is admitted. A caller that is cancelled may have been admitted before.
 
-        Raises Unavailable where there is no room after `patience_s`, and no engine.
+        Raises Unavailable where there is no room after `patience_s`, and no engine; TimeoutError where it
+        would end too late.
         """
         waiter = _Waiter(routed.order, routed, asyncio.get_running_loop().create_future())
         bisect.insort(self._waiters.setdefault(routed.caller, []), waiter)
         self.admit_waiting()
         try:
-            await wait_for_worker(
+            admitted = await wait_for_worker(
                 waiter.admitted, self._patience_s, self._possible, "no decoder accepts requests"
             )
         finally:
             if not waiter.admitted.done():
                 self._remove(waiter)
+        if not admitted:
+            raise TimeoutError
 
     def admit_waiting(self) -> None:
         """To be called when there may be more room."""
@@ -78,11 +82,13 @@ class Gate:
                 (queue[0] for queue in self._waiters.values()),
                 key=lambda waiter: (self._turns.start(waiter.routed.caller), waiter.order),
             )
-            if not self._admit(first.routed):
+            in_time = first.routed.in_time(contended=self.waiting > 1)
+            if in_time and not self._admit(first.routed):
                 return
             self._remove(first)
-            self._turns.took(first.routed.caller, 1)
-            first.admitted.set_result(None)
+            if in_time:
+                self._turns.took(first.routed.caller, 1)
+            first.admitted.set_result(in_time)
 
     def _remove(self, waiter: _Waiter) -> None:
         caller = waiter.routed.caller

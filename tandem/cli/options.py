@@ -214,6 +214,8 @@ _OPTIONS = {
     "limits": "limit",
     "allow_origins": "allow-origin",
     "override_generation_config": "default",
+    "max_queue_wait_s": "max_queue_wait",
+    "engine_silence_s": "engine_silence",
 }
 
 

@@ -79,6 +79,14 @@ def serve(
     ] = None,
     default: OverridesOption = None,
     limit: LimitsOption = None,
+    max_queue_wait: Annotated[
+        float,
+        typer.Option(help="Refuse a request at once that would wait longer for a decoder, in seconds."),
+    ] = 30.0,
+    engine_silence: Annotated[
+        float,
+        typer.Option(help="Move requests away from a decoder that is not heard of for so many seconds."),
+    ] = 5.0,
     cluster: ClusterOptions,
 ) -> None:
     """Serve MODEL over gRPC and HTTP until Ctrl-C, which lets running requests finish.
@@ -112,6 +120,8 @@ def serve(
             metrics_port=metrics_port,
             ingress_mode=ingress.value if ingress else ingress_mode(cluster.address),
             override_generation_config=assignments(default or []),
+            max_queue_wait_s=max_queue_wait,
+            engine_silence_s=engine_silence,
         )
         keys = Keys(config.api_keys, hash_in_environment())  # a wrong file fails before Ray starts
         if not keys.asked_for and not _is_loopback(config.host):

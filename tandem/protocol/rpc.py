@@ -32,6 +32,8 @@ HEALTH = health_pb2.DESCRIPTOR.services_by_name["Health"]
 
 MessageT = TypeVar("MessageT", bound=Message)
 
+# How the text of an error ends that says when to try again.
+RETRY_AFTER: Final = r"; try again in ([0-9.]+) s\Z"
 _TOO_LARGE = "message larger than max"  # gRPC's own words, where it is gRPC that refuses
 
 
@@ -157,6 +159,10 @@ _FIELD = re.compile(r"([a-z_][a-z0-9_]*(?:\.[a-z0-9_]+)*): (.+)", re.DOTALL)
 def error_of(code: grpc.StatusCode, details: str | None) -> TandemError:
     """The error that `set_error` was given, or the nearest to what gRPC itself met."""
     text = details or code.name
+    if said := re.search(RETRY_AFTER, text):
+        error = error_of(code, text[: said.start()])
+        error.retry_after_s = float(said[1])
+        return error
     if code is grpc.StatusCode.RESOURCE_EXHAUSTED:
         return (RequestTooLarge if _TOO_LARGE in text else Overloaded)(text)
     if code.name not in _KIND:

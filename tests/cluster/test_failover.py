@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import math
 import os
 import signal
 import socket
@@ -219,7 +220,7 @@ async def test_hidden_states_outlive_the_encoder(
         encoders = router._encoders
         assert encoders is not None
         long = EncoderInput("long", (*(3 + i % 100 for i in range(2000)), EOS))
-        [where] = [where async for where in encoders.encode(long, (0.0, 0))]
+        [where] = [where async for where in encoders.encode(long, (0.0, 0), math.inf)]
         assert encoders.cache_bytes > 200_000
         [encoder] = actors("EncoderActor")
         kill(encoder)
@@ -261,6 +262,24 @@ async def test_an_engine_killed_under_load_leaves_all_streams_whole(
         kill(actors("EngineActor")[0])
         assert await asyncio.gather(*tasks) == answers
         assert router.stats().resubmitted > 0
+
+
+@pytest.mark.usefixtures("cluster")
+async def test_the_streams_of_an_engine_that_hangs_go_on_elsewhere(
+    config: ServeConfig, requests: list[EngineRequest], answers: list[list[int]]
+) -> None:
+    async with routing(config, engines=2) as router:
+        tasks = [asyncio.create_task(collect(router, request)) for request in requests]
+        await under_way(router, 300)
+        engine, stopped_at = actors("EngineActor")[0], time.monotonic()
+        os.kill(engine, signal.SIGSTOP)
+        try:
+            assert await asyncio.gather(*tasks) == answers
+            took_s = time.monotonic() - stopped_at
+        finally:
+            os.kill(engine, signal.SIGCONT)
+        assert router.stats().resubmitted > 0
+        assert config.engine_silence_s - 1 < took_s < 20
 
 
 @pytest.mark.usefixtures("cluster")

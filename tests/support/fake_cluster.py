@@ -6,8 +6,9 @@ from __future__ import annotations
 import asyncio
 import itertools
 import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -19,6 +20,8 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import BatchSummary, pack
 from tandem.cluster.messages import read_input
 from tandem.cluster.replicas.engine_actor import EngineActor
+from tandem.cluster.router.forecast import Forecast
+from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.cluster.router.router import Router
 from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.inputs import Media
@@ -48,6 +51,12 @@ def request(
     )
 
 
+def at_router(of: EngineRequest) -> RoutedRequest:
+    """A request at a router that serves no other, a minute before its deadline."""
+    now = time.monotonic()
+    return RoutedRequest(of, now, now + 60, Forecast(lambda: 0, time.monotonic))
+
+
 def expected(of: EngineRequest) -> list[int]:
     """The fake engine's answer: a function of the encoder's input and the position alone."""
     return [_token(of, position) for position in range(of.decoding.max_tokens)]
@@ -66,6 +75,13 @@ def hypotheses(of: EngineRequest) -> list[Hypothesis]:
 def target_logprobs(of: EngineRequest) -> list[TokenLogprobs]:
     """The log-probabilities of a request's target."""
     return [TokenLogprobs(token_id, -0.5 * n, []) for n, token_id in enumerate(of.target_ids)]
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Waits for what comes soon, however busy the machine."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0.001)
 
 
 class FakeEngine:
@@ -331,6 +347,8 @@ class FakeEncoders:
         self.losing = False  # what they have encoded vanishes
         self.poison: int | None = None  # a token no encoder survives
         self.running = 0
+        self._free = asyncio.Event()
+        self._free.set()
         self._numbers = itertools.count()
         self.replicas = {self._name(): FakeEncoder(self) for _ in range(replicas)}
 
@@ -345,10 +363,20 @@ class FakeEncoders:
         assert method == "describe"
         return FakeBroadcast(self.replicas)
 
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """No pass that is under way or begins inside ends before."""
+        self._free.clear()
+        try:
+            yield
+        finally:
+            self._free.set()
+
     async def run(self, inputs: list[list[int]]) -> tuple[Any, BatchSummary]:
         self.running += 1
         try:
             await asyncio.sleep(self.step_s)
+            await self._free.wait()
             if self.faults:
                 raise self.faults.pop(0)
             if any(self.poison in ids for ids in inputs):

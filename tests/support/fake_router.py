@@ -11,6 +11,7 @@ import torch
 
 from tandem.cluster.messages import HandoffTotals
 from tandem.cluster.router.encoder_pool import EncoderCounters
+from tandem.cluster.router.routed_request import Arrival
 from tandem.cluster.router.router import Room, RouterStats
 from tandem.errors import Overloaded, TandemError
 from tandem.outputs import TokenLogprobs
@@ -34,6 +35,7 @@ class FakeRouter:
     def __init__(self, answer: Sequence[int], eos_id: int = 1) -> None:
         self.answer, self.eos_id = list(answer), eos_id
         self.requests: list[EngineRequest] = []
+        self.arrivals: list[Arrival | None] = []  # as requests were accepted
         self.encoded: list[EncodeRequest] = []
         self.live: set[str] = set()
         self.cancelled: list[str] = []  # streams closed before their end
@@ -46,23 +48,28 @@ class FakeRouter:
         self.gathers_s: list[float] = []  # what readers asked for
         self.engines = {"engine-1": engine_stats()}
 
-    def check_room(self, sequences: int = 1) -> None:
-        del sequences
+    def check_room(self, sequences: int = 1, *, priority: int | None = 0) -> None:
+        del sequences, priority
         if self.full:
-            raise Overloaded("full")
+            raise Overloaded("full", refused="queue", retry_after_s=2.25)
 
     @contextmanager
-    def keep_room(self, media_bytes: int, audio_s: float) -> Iterator[Room]:
-        del media_bytes
+    def keep_room(self, media_bytes: int, audio_s: float, *, priority: int = 0) -> Iterator[Room]:
+        del media_bytes, priority
         self.check_room()
         yield Room(audio_s)
 
     @contextmanager
     def accept(
-        self, requests: Sequence[EngineRequest], *, within: Room | None = None
+        self,
+        requests: Sequence[EngineRequest],
+        *,
+        arrival: Arrival | None = None,
+        within: Room | None = None,
     ) -> Iterator[list[EngineRequest]]:
         if within is None:
             self.check_room(len(requests))
+        self.arrivals.append(arrival)
         yield list(requests)
 
     async def deltas(
@@ -148,9 +155,12 @@ class FakeRouter:
             return None
         return [TokenLogprobs(token_id, -2.5, [(5, -0.5)][:asked], 7) for token_id in request.prefix_ids[1:]]
 
-    async def hidden_states(self, requests: Sequence[EncodeRequest]) -> list[torch.Tensor]:
+    async def hidden_states(
+        self, requests: Sequence[EncodeRequest], *, arrival: Arrival | None = None
+    ) -> list[torch.Tensor]:
         """Row i of an input is its i-th id times 1, 2, … `WIDTH`."""
         self.check_room(len(requests))
+        self.arrivals.append(arrival)
         self.encoded += requests
         try:
             await asyncio.sleep(self.delay_s)

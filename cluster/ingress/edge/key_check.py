@@ -15,7 +15,7 @@ from tandem.cluster.ingress.edge.guard import key_of
 from tandem.cluster.ingress.http.errors import LIBRETRANSLATE, error_answer
 from tandem.cluster.ingress.http.forms import read_fields
 from tandem.cluster.ingress.service import Service
-from tandem.errors import InvalidRequest, Overloaded, TandemError, status_of
+from tandem.errors import InvalidRequest, Overloaded, TandemError
 
 _HEALTH: Final = "/health"
 _BODIES: Final = ("/translate", "/translate_file", "/detect", "/suggest")  # may have the key in their bodies
@@ -50,7 +50,7 @@ class KeyCheck:
                         key = await self._of_body(scope, body, path, stack)
                 stack.enter_context(guard.admit(key, public=public))
             except TandemError as error:
-                self._service.metrics.ended("http", "-", status_of(error).grpc)
+                self._service.metrics.turned_away("http", "-", error)
                 await _refuse(error, scope, receive, send)
                 return
             await self._app(scope, receive, send)
@@ -61,7 +61,9 @@ class KeyCheck:
         limits = self._service.config.limits
         most = limits.media_bytes if path == _FILES else limits.message_bytes
         if self._read_ahead + most > _READ_AHEAD * limits.request_bytes:
-            raise Overloaded("too many bodies are read for their keys; send the key in a header")
+            raise Overloaded(
+                "too many bodies are read for their keys; send the key in a header", refused="media"
+            )
         self._read_ahead += most
         stack.callback(self._give_back, most)
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any, Final
 
 from fastapi import FastAPI, Request, Response
@@ -16,7 +17,6 @@ LIBRETRANSLATE: Final = (
     "/translate", "/languages", "/detect", "/suggest", "/frontend/settings", "/download_file", "/spec",
 )  # fmt: skip
 _LONGEST_MESSAGE: Final = 1000  # characters
-_RETRY_AFTER_S: Final = 1  # with 429 and 503; openai-python waits this long before it tries again
 
 
 def add_error_handlers(app: FastAPI) -> None:
@@ -44,7 +44,10 @@ def _body(message: str, field: str | None, status: Status, path: str) -> dict[st
 
 def error_answer(error: Exception, path: str) -> Response:
     """The answer that says what went wrong."""
-    return _response(error_body(error, path), status_of(error).http)
+    headers = {}
+    if isinstance(error, TandemError) and error.retry_after_s is not None:
+        headers["Retry-After"] = str(math.ceil(error.retry_after_s))  # openai-python waits as long
+    return _response(error_body(error, path), status_of(error).http, headers)
 
 
 async def _answer(request: Request, error: Exception) -> Response:
@@ -65,7 +68,5 @@ def _response(body: dict[str, Any], http: int, headers: Any = None) -> Response:
     headers = dict(headers or {})
     if http == 401:
         headers["WWW-Authenticate"] = "Bearer"
-    if http in (429, 503):
-        headers["Retry-After"] = str(_RETRY_AFTER_S)
     # ASCII, because a message may quote half a character, which UTF-8 cannot carry.
     return Response(json.dumps(body), http, headers, media_type="application/json")

@@ -15,6 +15,7 @@ from typing import Any, Final
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 
+from tandem.cluster.ingress.arrivals import http_arrival
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.http.answers import AnswerShape, Shown
 from tandem.cluster.ingress.http.body import (
@@ -65,7 +66,7 @@ def routes(service: Service) -> APIRouter:
 
     @router.post("/embeddings")
     async def embeddings(request: Request) -> Response:
-        with Call(service, "http", "embeddings") as call:
+        with Call(service, "http", "embeddings", http_arrival(request.scope)) as call:
             asked = await _read(service, request)
             shape = EmbeddingShape.of(asked.values, service.model.id, service.request_builder.info)
             with renaming_fields({**asked.names, **_OF_EMBEDDINGS}):
@@ -87,7 +88,7 @@ def routes(service: Service) -> APIRouter:
 
 async def _generate(service: Service, request: Request, method: str, prepare: _Prepare) -> Response:
     async with AsyncExitStack() as resources:
-        call = resources.enter_context(Call(service, "http", method))
+        call = resources.enter_context(Call(service, "http", method, http_arrival(request.scope)))
         prepared, shape, streams = await prepare(service, call, await _read(service, request))
         if not streams:
             outputs = await unless_disconnected(request.receive, call.generate(prepared))

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict, ValidationError
 
+from tandem.cluster.ingress.arrivals import http_arrival
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.http.body import FIELDS, read_json, take_options, unless_disconnected
 from tandem.cluster.ingress.service import Service
@@ -40,7 +41,7 @@ def routes(service: Service) -> APIRouter:
     async def score(request: Request) -> Response:
         """{"prompt": text or ids, "targets": [text or ids], "decoder_prompt"?, request options?} → for each
         target its ids, their log-probabilities and the sum."""
-        with Call(service, "http", "score") as call:
+        with Call(service, "http", "score", http_arrival(request.scope)) as call:
             values = await read_json(request, service.config.limits)
             options = take_options(request, values)
             try:

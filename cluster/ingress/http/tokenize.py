@@ -8,6 +8,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
+from tandem.cluster.ingress.arrivals import http_arrival
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.http.body import read_json, unless_disconnected, validated
 from tandem.cluster.ingress.http.openai_fields import TOKENIZE, refuse_unsupported
@@ -40,7 +41,7 @@ def routes(service: Service) -> APIRouter:
     async def tokenize(request: Request) -> Response:
         """{"text" or "prompt": str, "model"?: str, "add_special_tokens"?: bool, "return_token_strs"?: bool} →
         {"tokens": [int], "count": int, "max_model_len": int}: an encoder input."""
-        with Call(service, "http", "tokenize") as call:
+        with Call(service, "http", "tokenize", http_arrival(request.scope)) as call:
             values = await read_json(request, service.config.limits)
             refuse_unsupported(values, TOKENIZE)
             body = validated(_TokenizeBody, values)
@@ -64,7 +65,7 @@ def routes(service: Service) -> APIRouter:
     async def detokenize(request: Request) -> Response:
         """{"tokens": [int], "model"?: str, "skip_special_tokens"?: bool} → {"prompt": str}: the text that the
         tokenizer's decode gives, of what a decoder generates."""
-        with Call(service, "http", "detokenize") as call:
+        with Call(service, "http", "detokenize", http_arrival(request.scope)) as call:
             body = validated(_DetokenizeBody, await read_json(request, service.config.limits))
             work = call.detokenize(
                 body.tokens,

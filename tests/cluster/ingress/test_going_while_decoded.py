@@ -19,6 +19,7 @@ from whisper import RATE, sound
 
 from tandem import DeadlineExceeded, TranscriptionParams
 from tandem.cluster.ingress.service import Service
+from tandem.cluster.router.routed_request import Arrival
 from tandem.inputs import Media
 from tandem.limits import Limits
 from tandem.v1 import inference_pb2 as pb
@@ -89,7 +90,7 @@ async def test_grpc(
 async def test_deadline(service: Service, router: FakeRouter, slow: SlowDecoding, file: bytes) -> None:
     params = TranscriptionParams()
     prepared = await service.recordings.prepare(Media("audio", file), params, "file", timeout_s=0.3)
-    async with aclosing(service.recordings.transcribe(prepared)) as steps:
+    async with aclosing(service.recordings.transcribe(prepared, Arrival.now())) as steps:
         with pytest.raises(DeadlineExceeded):
             await anext(steps)
     await ends(slow, router)

@@ -419,7 +419,7 @@ async def test_health_watch_tells_changes(
     await asyncio.sleep(0.05)
     assert not change.done()
     router.is_ready = False
-    assert (await asyncio.wait_for(change, 2)).status == health_pb2.HealthCheckResponse.NOT_SERVING
+    assert (await asyncio.wait_for(change, 10)).status == health_pb2.HealthCheckResponse.NOT_SERVING
     await watch.aclose()  # type: ignore[attr-defined]
 
 

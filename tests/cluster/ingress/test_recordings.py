@@ -23,6 +23,7 @@ from whisper import RATE, sound
 
 from tandem import LLM, InvalidRequest, Transcription, TranscriptionParams
 from tandem.cluster.ingress.recordings import Recordings
+from tandem.cluster.router.routed_request import Arrival
 from tandem.inputs import Media
 from tandem.limits import Limits
 from tandem.workers.request import Delta
@@ -46,7 +47,7 @@ async def transcribed(
     """done_s: is given up to where the recording is transcribed, at every step."""
     params = TranscriptionParams(language="en", **asked)
     prepared = await recordings.prepare(Media("audio", file), params, "file")
-    async with aclosing(recordings.transcribe(prepared)) as steps:
+    async with aclosing(recordings.transcribe(prepared, Arrival.now())) as steps:
         async for transcriber in steps:
             if done_s is not None:
                 done_s.append(transcriber.seek_s)

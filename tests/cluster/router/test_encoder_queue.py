@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import itertools
+import math
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -18,7 +19,9 @@ def job(length: int, *, alone: bool = False, earlier_s: float = 0.0) -> EncodeJo
     loop = asyncio.new_event_loop()
     loop.close()
     order = (-earlier_s, next(_numbers))
-    return EncodeJob(EncoderInput("key", tuple(range(length))), order, asyncio.Future(loop=loop), alone=alone)
+    return EncodeJob(
+        EncoderInput("key", tuple(range(length))), order, math.inf, asyncio.Future(loop=loop), alone=alone
+    )
 
 
 def queue_of(*jobs: EncodeJob) -> EncoderQueue:
@@ -31,23 +34,23 @@ def queue_of(*jobs: EncodeJob) -> EncoderQueue:
 def test_the_oldest_goes_with_those_of_its_length() -> None:
     oldest, long, near, nearer = job(10), job(50), job(14), job(11)
     queue = queue_of(oldest, long, near, nearer)
-    assert queue.take(40) == [near, nearer, oldest]
-    assert queue.take(40) == [long]  # beyond the budget: by itself
+    assert queue.take(40, 0.0) == [near, nearer, oldest]
+    assert queue.take(40, 0.0) == [long]  # beyond the budget: by itself
     assert not queue
 
 
 def test_one_of_higher_priority_goes_first() -> None:
     first, second, urgent = job(5), job(5), job(50, earlier_s=10.0)
     queue = queue_of(first, second, urgent)
-    assert queue.take(50) == [urgent]
-    assert queue.take(50) == [first, second]
+    assert queue.take(50, 0.0) == [urgent]
+    assert queue.take(50, 0.0) == [first, second]
 
 
 def test_one_that_failed_in_a_batch_goes_alone_and_keeps_its_place() -> None:
     suspect, second, third = job(5, alone=True), job(5), job(5)
     queue = queue_of(second, third, suspect)
-    assert queue.take(100) == [suspect]
-    assert queue.take(100) == [second, third]
+    assert queue.take(100, 0.0) == [suspect]
+    assert queue.take(100, 0.0) == [second, third]
 
 
 def test_removing_gives_its_tokens_back() -> None:
@@ -65,7 +68,7 @@ def test_every_job_is_taken_once_and_batches_keep_to_the_budget(lengths: list[in
     taken: list[EncodeJob] = []
     while queue:
         oldest = min(set(jobs) - set(taken), key=lambda one: one.order)
-        batch = queue.take(budget)
+        batch = queue.take(budget, 0.0)
         assert oldest in batch
         assert len(batch) == 1 or sum(one.length for one in batch) <= budget
         taken += batch

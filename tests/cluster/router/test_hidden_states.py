@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Sequence
 
 import pytest
-from fake_cluster import D_MODEL, FakeCluster, encode, expected, request, task_error
+from fake_cluster import D_MODEL, FakeCluster, encode, expected, request, task_error, until
 
 from tandem.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from tandem.limits import Limits
@@ -84,12 +84,12 @@ async def test_time_that_is_over_is_an_error(disaggregated: bool) -> None:
 
 async def test_a_cancelled_one_leaves_the_queue() -> None:
     async with FakeCluster(max_encoder_tokens=4, encoder_batches_in_flight=1) as cluster:
-        cluster.encoders.step_s = 0.5
-        running = asyncio.create_task(cluster.router.hidden_states([asked([3, 2, 1, 1])]))
-        waiting = asyncio.create_task(cluster.router.hidden_states([asked([4, 2, 1, 1])]))
-        await asyncio.sleep(0.01)
-        assert cluster.router.stats().queued_encoder_tokens == 4
-        waiting.cancel()
+        with cluster.encoders.held():
+            running = asyncio.create_task(cluster.router.hidden_states([asked([3, 2, 1, 1])]))
+            await until(lambda: cluster.encoders.running)
+            waiting = asyncio.create_task(cluster.router.hidden_states([asked([4, 2, 1, 1])]))
+            await until(lambda: cluster.router.stats().queued_encoder_tokens == 4)
+            waiting.cancel()
         await asyncio.gather(running, waiting, return_exceptions=True)
         assert cluster.router.stats().queued_encoder_tokens == 0
         assert cluster.encoders.batches == [[[3, 2, 1, 1]]]
@@ -98,11 +98,11 @@ async def test_a_cancelled_one_leaves_the_queue() -> None:
 
 async def test_limits_count_them() -> None:
     async with FakeCluster(limits=Limits(queued_requests=3)) as cluster:
-        cluster.encoders.step_s = 0.5
-        running = asyncio.create_task(cluster.router.hidden_states([asked([n, 1]) for n in range(2)]))
-        await asyncio.sleep(0.01)
-        with pytest.raises(Overloaded, match="2 sequences are in work and 2 more exceed 3"):
-            await cluster.router.hidden_states([asked([8, 1]), asked([9, 1])])
+        with cluster.encoders.held():
+            running = asyncio.create_task(cluster.router.hidden_states([asked([n, 1]) for n in range(2)]))
+            await until(lambda: cluster.encoders.running)
+            with pytest.raises(Overloaded, match="2 sequences are in work and 2 more exceed 3"):
+                await cluster.router.hidden_states([asked([8, 1]), asked([9, 1])])
         assert await cluster.collect(request("r")) == (expected(request("r")), "length")
         await running
 
@@ -114,8 +114,7 @@ async def test_faults_of_encoders_are_made_good() -> None:
         assert states.shape == (3, D_MODEL)
         cluster.encoders.losing, cluster.encoders.step_s = True, 0.01
         lost = asyncio.create_task(cluster.router.hidden_states([asked([4, 2, 1])]))
-        while len(cluster.encoders.batches) < 4:  # the second try of it
-            await asyncio.sleep(0.001)
+        await until(lambda: len(cluster.encoders.batches) >= 4)  # the second try of it
         cluster.encoders.losing = False
         assert (await lost)[0].tolist() == encode([4, 2, 1]).tolist()
         cluster.encoders.losing = True

@@ -18,6 +18,7 @@ from fake_cluster import (
     request,
     target_logprobs,
     task_error,
+    until,
 )
 from ray.exceptions import ActorDiedError
 
@@ -274,17 +275,16 @@ async def test_a_draining_engine_finishes_its_own_and_gets_no_more() -> None:
 
 async def test_an_engine_hears_of_a_request_while_its_input_is_encoded() -> None:
     async with FakeCluster() as cluster:
-        cluster.encoders.step_s = 0.2
         [replica] = cluster.decoders.replicas.values()
-        task = asyncio.create_task(cluster.collect(request("r")))
-        async with asyncio.timeout(5):
-            while not replica.actor._live:
-                await asyncio.sleep(0.001)
-        assert cluster.encoders.running
-        assert not replica.engine.submitted
+        with cluster.encoders.held():
+            task = asyncio.create_task(cluster.collect(request("r")))
+            await until(lambda: replica.actor._live)
+            await asyncio.sleep(0.1)
+            assert cluster.encoders.running
+            assert not replica.engine.submitted
         assert await task == (expected(request("r")), "length")
         [submitted] = replica.engine.submitted
-        assert submitted.waited_s >= 0.2
+        assert submitted.waited_s >= 0.1
         [handoff] = cluster.router.stats().handoffs.values()
         assert handoff.reads == 1
         assert handoff.nbytes == encode(request("r").encoder.token_ids).nbytes
@@ -306,76 +306,69 @@ async def test_an_engine_that_waits_for_a_failed_encoder_hears_of_the_next_try(s
 
 async def test_an_engine_that_dies_while_the_encoder_works_costs_no_second_encoding() -> None:
     async with FakeCluster() as cluster:
-        cluster.encoders.step_s = 0.2
         [replica] = cluster.decoders.replicas.values()
-        task = asyncio.create_task(cluster.collect(request("r")))
-        while not replica.actor._live:
-            await asyncio.sleep(0.001)
-        await cluster.add_engine()
-        cluster.kill(replica)
+        with cluster.encoders.held():
+            task = asyncio.create_task(cluster.collect(request("r")))
+            await until(lambda: replica.actor._live)
+            await cluster.add_engine()
+            cluster.kill(replica)
         assert await task == (expected(request("r")), "length")
         assert len(cluster.encoders.batches) == 1
 
 
 async def test_what_is_cancelled_or_late_while_it_is_encoded_never_gets_to_the_engine() -> None:
     async with FakeCluster() as cluster:
-        cluster.encoders.step_s = 0.3
         [replica] = cluster.decoders.replicas.values()
-        cancelled = asyncio.create_task(cluster.collect(request("r")))
-        late = asyncio.create_task(cluster.collect(request("late", timeout_s=0.1)))
-        while len(replica.actor._live) < 2:
-            await asyncio.sleep(0.001)
-        cancelled.cancel()
-        assert await late == ([], "deadline")
-        async with asyncio.timeout(5):
-            while replica.actor._live:
-                await asyncio.sleep(0.001)
-        assert cluster.encoders.running
+        with cluster.encoders.held():
+            cancelled = asyncio.create_task(cluster.collect(request("r")))
+            late = asyncio.create_task(cluster.collect(request("late", timeout_s=1)))
+            await until(lambda: len(replica.actor._live) == 2)
+            cancelled.cancel()
+            assert await late == ([], "deadline")
+            await until(lambda: not replica.actor._live)
+            assert cluster.encoders.running
         await cluster.settled()
         assert not replica.engine.submitted
 
 
 async def test_a_router_that_closes_while_an_encoder_works_says_so() -> None:
     async with FakeCluster(encoder_batches_in_flight=1) as cluster:
-        cluster.encoders.step_s = 5.0
-        sent = asyncio.create_task(cluster.collect(request("sent", ids=(1, 1))))
-        while not cluster.encoders.running:
-            await asyncio.sleep(0.001)
-        queued = asyncio.create_task(cluster.collect(request("queued", ids=(2, 1))))
-        await asyncio.sleep(0.01)
-        await cluster.router.close()
-        for task in (sent, queued):
-            with pytest.raises(Unavailable):
-                await asyncio.wait_for(task, 1)
+        with cluster.encoders.held():
+            sent = asyncio.create_task(cluster.collect(request("sent", ids=(1, 1))))
+            await until(lambda: cluster.encoders.running)
+            queued = asyncio.create_task(cluster.collect(request("queued", ids=(2, 1))))
+            await until(lambda: cluster.router.stats().queued_encoder_tokens == 2)
+            await cluster.router.close()
+            for task in (sent, queued):
+                with pytest.raises(Unavailable):
+                    await asyncio.wait_for(task, 10)
 
 
 async def test_what_is_being_encoded_does_not_fill_an_idle_engine() -> None:
     """Else an encoder that hangs would hold up everybody, and not only its own."""
-    async with FakeCluster(slots=2) as cluster:
+    async with FakeCluster(slots=2, encoder_batches_in_flight=12) as cluster:
         hot = request("hot", ids=(9, 1))
         await cluster.collect(hot)
-        cluster.encoders.step_s = 5.0
-        waiting = [asyncio.create_task(cluster.collect(request(f"r{i}", ids=(i, 1)))) for i in range(12)]
-        while sum(map(len, cluster.encoders.batches)) < 13:
-            await asyncio.sleep(0.001)
-        async with asyncio.timeout(1):
-            assert await cluster.collect(request("hot#2", ids=(9, 1))) == (expected(hot), "length")
-        for task in waiting:
-            task.cancel()
-        await asyncio.wait(waiting)
+        with cluster.encoders.held():
+            tasks = [asyncio.create_task(cluster.collect(request(f"r{i}", ids=(i, 1)))) for i in range(12)]
+            await until(lambda: sum(map(len, cluster.encoders.batches)) >= 13)
+            async with asyncio.timeout(10):
+                assert await cluster.collect(request("hot#2", ids=(9, 1))) == (expected(hot), "length")
+            for task in tasks:
+                task.cancel()
+            await asyncio.wait(tasks)
 
 
 async def test_an_engine_that_drains_does_not_wait_for_encoders() -> None:
     async with FakeCluster() as cluster:
-        cluster.encoders.step_s = 0.5
         [(name, replica)] = cluster.decoders.replicas.items()
-        task = asyncio.create_task(cluster.collect(request("r")))
-        while not replica.actor._live:
-            await asyncio.sleep(0.001)
-        await cluster.add_engine()
-        del cluster.decoders.replicas[name]
-        await asyncio.wait_for(replica.actor.drain(), 5)
-        assert cluster.encoders.running
+        with cluster.encoders.held():
+            task = asyncio.create_task(cluster.collect(request("r")))
+            await until(lambda: replica.actor._live)
+            await cluster.add_engine()
+            del cluster.decoders.replicas[name]
+            await asyncio.wait_for(replica.actor.drain(), 10)
+            assert cluster.encoders.running
         assert await task == (expected(request("r")), "length")
         assert not replica.engine.submitted
 

@@ -11,7 +11,7 @@ import pytest
 from fake_cluster import FakeCluster, expected, request, task_error
 from ray.exceptions import ActorDiedError
 
-from tandem.errors import InternalError, Unavailable
+from tandem.errors import DeadlineExceeded, InternalError, Unavailable
 
 
 async def ask(cluster: FakeCluster, number: int, chance: random.Random) -> str:
@@ -35,6 +35,9 @@ async def ask(cluster: FakeCluster, number: int, chance: random.Random) -> str:
         return "cancelled"
     except (Unavailable, InternalError):
         return "failed"
+    except DeadlineExceeded:
+        assert one.timeout_s is not None
+        return "refused"
     if end == "deadline":
         assert one.timeout_s is not None
         assert tokens == expected(one)[: len(tokens)]

@@ -11,11 +11,12 @@ import weakref
 import pytest
 from fake_cluster import (
     FakeCluster,
+    at_router,
     expected,
     request,
+    until,
 )
 
-from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.errors import Overloaded, Unavailable
 from tandem.limits import Limits
 
@@ -39,7 +40,7 @@ async def test_a_cancellation_does_not_overtake_its_request() -> None:
     async with FakeCluster(disaggregated=False) as cluster:
         [replica] = cluster.decoders.replicas.values()
         [link] = cluster.router._engines.links
-        routed = RoutedRequest(request("r", tokens=100_000), asyncio.get_running_loop().time() + 60)
+        routed = at_router(request("r", tokens=100_000))
         replica.delays["exchange"] = [0.1]
         renewing = asyncio.create_task(link._exchange())  # it takes the request along, slowly
         link.submit(routed)
@@ -54,15 +55,13 @@ async def test_a_cancellation_does_not_overtake_its_request() -> None:
 
 async def test_cancelling_in_the_encoder_queue_takes_it_out() -> None:
     async with FakeCluster(encoder_batches_in_flight=1) as cluster:
-        cluster.encoders.step_s = 0.1
-        first = asyncio.create_task(cluster.collect(request("first")))
-        await asyncio.sleep(0.01)
-        queued = asyncio.create_task(cluster.collect(request("queued", ids=(5, 5, 1))))
-        await asyncio.sleep(0.01)
-        assert cluster.router.stats().queued_encoder_tokens == 3
-        queued.cancel()
-        await asyncio.sleep(0)
-        assert cluster.router.stats().queued_encoder_tokens == 0
+        with cluster.encoders.held():
+            first = asyncio.create_task(cluster.collect(request("first")))
+            await until(lambda: cluster.encoders.running)
+            queued = asyncio.create_task(cluster.collect(request("queued", ids=(5, 5, 1))))
+            await until(lambda: cluster.router.stats().queued_encoder_tokens == 3)
+            queued.cancel()
+            await until(lambda: cluster.router.stats().queued_encoder_tokens == 0)
         await first
         assert len(cluster.encoders.batches) == 1
 

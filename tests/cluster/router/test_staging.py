@@ -4,7 +4,7 @@ import asyncio
 from contextlib import suppress
 
 import pytest
-from fake_cluster import FakeCluster, request
+from fake_cluster import FakeCluster, at_router, request
 
 from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.cluster.router.staging import Staging
@@ -12,9 +12,7 @@ from tandem.errors import Unavailable
 
 
 def routed(tokens: int, priority: int = 0) -> RoutedRequest:
-    one = RoutedRequest(
-        request("r", ids=tuple(range(tokens)), priority=priority), asyncio.get_running_loop().time() + 60
-    )
+    one = at_router(request("r", ids=tuple(range(tokens)), priority=priority))
     one.close()  # its timer
     return one
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 
 import pytest
-from fake_cluster import request
+from fake_cluster import at_router, request
 
 from tandem.cluster.router.routed_request import RoutedRequest
 from tandem.cluster.router.waiting import Gate
@@ -28,7 +28,7 @@ class Room:
 
 
 def routed(priority: int = 0) -> RoutedRequest:
-    one = RoutedRequest(request("r", priority=priority), asyncio.get_running_loop().time() + 60)
+    one = at_router(request("r", priority=priority))
     one.close()  # its timer
     return one
 

@@ -437,6 +437,8 @@ def test_summarize_does_what_the_config_says(tmp_path: Path) -> None:
         (["serve", "--default", "top_q=1"], "--default top_q: unknown parameter"),
         (["serve", "--decoders", "0"], "--decoders: Input should be greater than 0"),
         (["serve", "--tp", "0"], "--tensor-parallel-size: Input should be greater than 0"),
+        (["serve", "--max-queue-wait", "0"], "--max-queue-wait: Input should be greater than 0"),
+        (["serve", "--engine-silence", "1"], "--engine-silence: Input should be greater than or equal to 2"),
         (["serve", "--set", "page_sise=16"], "--set page_sise: unknown parameter"),
         (["serve", "--set", "page_size=0"], "--set page_size: must be at least 1"),
         (["serve", "--set", "max_batched_tokens=32"], "--set max_batched_tokens: must be at least"),

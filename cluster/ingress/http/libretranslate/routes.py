@@ -13,6 +13,7 @@ from fastapi.openapi.utils import get_openapi
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from tandem.cluster.ingress.arrivals import http_arrival
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.http.body import unless_disconnected
 from tandem.cluster.ingress.http.forms import Fields, FormFile, read_fields
@@ -46,7 +47,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/translate")
     async def translate(request: Request) -> Response:
         """Text or HTML, one or a list. `split` is Tandem's own: "sentence", "line" or "none"."""
-        with Call(service, "http", "translate") as call:
+        with Call(service, "http", "translate", http_arrival(request.scope)) as call:
             asked = translation(await fields_of(request, limits.message_bytes), limits)
             work = _Work(service, languages, call, request.headers.get("x-request-id"))
             return JSONResponse(await unless_disconnected(request.receive, work.translate(asked)))
@@ -54,11 +55,14 @@ def routes(service: Service) -> APIRouter:
     @router.post("/translate_file")
     async def translate_file(request: Request) -> Response:
         """A file in a form; the answer says where the translated one is."""
-        with Call(service, "http", "translate_file") as call:
+        with Call(service, "http", "translate_file", http_arrival(request.scope)) as call:
             file, source, target = file_to_translate(await fields_of(request, limits.media_bytes))
             work = _Work(service, languages, call, request.headers.get("x-request-id"))
-            name = await unless_disconnected(request.receive, work.translate_file(file, source, target))
-            return JSONResponse({"translatedFileUrl": str(request.url_for("download_file", name=name))})
+            name, truncated = await unless_disconnected(
+                request.receive, work.translate_file(file, source, target)
+            )
+            body: dict[str, Any] = {"translatedFileUrl": str(request.url_for("download_file", name=name))}
+            return JSONResponse(body | {"truncated": True} if truncated else body)
 
     @router.get("/download_file/{name}")
     async def download_file(name: str) -> Response:
@@ -79,7 +83,7 @@ def routes(service: Service) -> APIRouter:
     @router.post("/detect")
     async def detect(request: Request) -> Response:
         """The likeliest languages of a text."""
-        with Call(service, "http", "detect"):
+        with Call(service, "http", "detect", http_arrival(request.scope)):
             text = text_to_detect(await fields_of(request, limits.message_bytes))
             found = await service.tokenizing(lambda: languages.detected(text), text)
         return JSONResponse([one.body() for one in found])
@@ -148,19 +152,22 @@ class _Work:
         body: dict[str, Any] = {"translatedText": best if asked.several else best[0]}
         if detected is not None:
             body["detectedLanguage"] = [detected.body()] * len(best) if asked.several else detected.body()
+        if translator.truncated:  # Tandem's own: the model's limit has cut a translation off
+            body["truncated"] = True
         if asked.alternatives:  # HTML has none, as with LibreTranslate
             body["alternatives"] = others if asked.several else others[0]
         return body
 
-    async def translate_file(self, file: FormFile, source: str, target: str) -> str:
-        """The name under which the translated file is kept."""
+    async def translate_file(self, file: FormFile, source: str, target: str) -> tuple[str, bool]:
+        """The name under which the translated file is kept, and whether a translation in it is cut off."""
         parsed = await asyncio.to_thread(read_file, file.name, file.data)
         told, _ = await self._direction(source, target, parsed.text)
         translator = Translator(self._service, self._call, told, "sentence", self._request_id)
         made = await translator.phrases(parsed.phrases)
         name = PurePath(file.name)
         shown = _UNSAFE.sub("_", f"{name.stem}_{target}{name.suffix}").lstrip("._")
-        return f"{await self._service.files.put(await asyncio.to_thread(parsed.render, made))}.{shown}"
+        key = await self._service.files.put(await asyncio.to_thread(parsed.render, made))
+        return f"{key}.{shown}", translator.truncated
 
     async def _direction(self, source: str, target: str, text: str) -> tuple[TaskOptions, Detected | None]:
         """The languages as the model's requests call them, and what was detected where it was asked for."""

@@ -15,6 +15,7 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import JSONResponse, PlainTextResponse
 
 from tandem import transcripts
+from tandem.cluster.ingress.arrivals import http_arrival
 from tandem.cluster.ingress.call import Call
 from tandem.cluster.ingress.http.answers import TokenTexts
 from tandem.cluster.ingress.http.body import unless_disconnected
@@ -49,7 +50,7 @@ def routes(service: Service) -> APIRouter:
 async def _answer(service: Service, request: Request, task: str) -> Response:
     limits = service.config.limits
     async with AsyncExitStack() as resources:
-        call = resources.enter_context(Call(service, "http", f"audio_{task}"))
+        call = resources.enter_context(Call(service, "http", f"audio_{task}", http_arrival(request.scope)))
         fields = await read_fields(request, limits, limits.request_bytes)
         form = AudioForm.read(fields, task, request.headers.get("x-request-id"))
         with renaming_fields(FIELDS):

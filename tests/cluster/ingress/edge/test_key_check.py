@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +24,7 @@ from tandem.cluster.ingress.edge.guard import Guard
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
 from tandem.cluster.keys import Keys, line_of
-from tandem.protocol.rpc import HEALTH, SERVICE
+from tandem.protocol.rpc import HEALTH, RETRY_AFTER, SERVICE
 from tandem.workers.requests.request_builder import RequestBuilder
 
 KEY = "tandem-known"
@@ -238,9 +239,11 @@ async def test_quotas_are_told_from_other_refusals(service: Service, keys: Path)
         assert int(answer.headers["retry-after"]) >= 1
         assert "acme has used its 2 requests a minute" in answer.json()["error"]["message"]
     context = Context(authorization=f"Bearer {KEY}")
-    assert (await refused(Api(service).ListModels(b"", context), context))[0] is (
-        grpc.StatusCode.RESOURCE_EXHAUSTED
-    )
+    code, details = await refused(Api(service).ListModels(b"", context), context)
+    assert code is grpc.StatusCode.RESOURCE_EXHAUSTED
+    assert re.search(RETRY_AFTER, details)
+    counted = 'tandem_refused_total{model="tiny",reason="quota",replica="replica-1"} 3.0'
+    assert counted in service.metrics.text().decode()
 
 
 async def test_tokens_are_counted_against_the_callers_quota_and_in_its_series(
