@@ -23,7 +23,7 @@ from ray.exceptions import RayError, RayTaskError
 from tandem.errors import HiddenStatesLost, TandemError
 
 # The version of PackedHidden and of messages.py: during an update the two ends may run different code.
-SCHEMA: Final = 5
+SCHEMA: Final = 6
 SMALL_BYTES: Final = 65536  # a batch of at most this size is packed as bytes; Ray stores from 100 KiB on
 TRANSFER_S: Final = 30.0  # a made object that has not arrived after it, or at most twice as long, is lost
 
@@ -70,8 +70,9 @@ class HiddenSlice:
 
 
 def pack(hidden: torch.Tensor) -> PackedHidden:
-    """Packs hidden states [tokens, d_model], float32 or bfloat16, on any device."""
-    host = hidden.detach().to("cpu").contiguous()
+    """Packs hidden states [tokens, d_model], float32 or bfloat16, on the CPU, where the worker that made them
+    has put them through pinned memory."""
+    host = hidden.detach().contiguous()
     rows = host.view(_CARRIERS[host.dtype]).numpy()
     return PackedHidden(
         schema=SCHEMA,
