@@ -109,7 +109,8 @@ class _Ring:
 
     def __init__(self, device: torch.device, slots: int, slot_bytes: int) -> None:
         self._device, self._slot_bytes = device, slot_bytes
-        self._buffers = torch.empty(slots, slot_bytes, dtype=torch.uint8, pin_memory=True).unbind()
+        with torch.inference_mode(mode=False):  # written in any mode
+            self._buffers = torch.empty(slots, slot_bytes, dtype=torch.uint8, pin_memory=True).unbind()
         self._copied = [torch.cuda.Event() for _ in range(slots)]  # when a buffer may be written again
         self._next = 0
         self._lock = threading.Lock()  # engines of several threads may share it
