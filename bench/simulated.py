@@ -54,9 +54,7 @@ class InstantEncoder(encoder.Encoder):
     """Encodes in no time, as `SimulatedRunner` does where the engine encodes by itself."""
 
     def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor:
-        return torch.zeros(
-            sum(len(one.token_ids) for one in inputs), self.d_model, dtype=self.dtype, device=self.device
-        )
+        return torch.zeros(sum(len(one.token_ids) for one in inputs), self.d_model, dtype=self.dtype)
 
 
 def simulated_runner(step_s: float) -> Callable[[EngineConfig, Group], SimulatedRunner]:

@@ -73,8 +73,9 @@ class HiddenSlice:
 
 
 def pack(hidden: torch.Tensor) -> PackedHidden:
-    """Packs hidden states [tokens, d_model], float32 or bfloat16, on any device."""
-    host = hidden.detach().to("cpu").contiguous()
+    """Packs hidden states [tokens, d_model], float32 or bfloat16, on the CPU, where the worker that made them
+    has put them through pinned memory."""
+    host = hidden.detach().contiguous()
     rows = host.view(_CARRIERS[host.dtype]).numpy()
     return PackedHidden(
         schema=SCHEMA,

@@ -11,15 +11,18 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from tandem.kernels.compiling import compilations, note_compilation
 from tandem.kernels.cpu.program import CPUProgram, NotRecordable
 from tandem.kernels.dispatch import backend
 from tandem.kernels.linear import Int8Linear, Linear
 from tandem.kernels.reference import ACTIVATIONS
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
+from tandem.kernels.triton.splits import SPLITS, splitting
 from tandem.kernels.values import Blocks, DecodeRows, DecodeTables, PagedKV, RowGroups, Scores, Summaries
 
 __all__ = [
     "ACTIVATIONS",
+    "SPLITS",
     "Blocks",
     "CPUProgram",
     "DecodeRows",
@@ -36,6 +39,7 @@ __all__ = [
     "add_rms_norm",
     "alignment_scores",
     "argmax",
+    "compilations",
     "embed",
     "encoder_attention",
     "gather_rows",
@@ -43,6 +47,7 @@ __all__ = [
     "layer_norm",
     "match_prompt_tokens",
     "merge_attention",
+    "note_compilation",
     "paged_beam_attention",
     "paged_cross_attention",
     "paged_self_attention",
@@ -51,6 +56,7 @@ __all__ = [
     "rotary",
     "scale",
     "soft_capped",
+    "splitting",
     "time_warp",
     "windowed_bias_table",
     "write_kv",

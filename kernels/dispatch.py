@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from tandem.kernels import reference
+from tandem.kernels.compiling import watch_triton
 from tandem.kernels.cpu import ops as cpu_ops
 
 
@@ -57,6 +58,7 @@ def _triton() -> type[Reference]:
     """Imported on the first CUDA call, so that machines without Triton work."""
     from tandem.kernels.triton import ops
 
+    watch_triton()
     return _backend(ops, ops.__all__)
 
 

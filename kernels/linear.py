@@ -62,6 +62,12 @@ class Linear:
         out: Tensor = _ONEDNN._linear_pointwise(x, self._packed, self.bias, "none", [], "")
         return out
 
+    def into(self, out: Tensor, x: Tensor) -> Tensor:
+        """`__call__` into `out` [N, outputs], of a weight that is not packed."""
+        if self.bias is None:
+            return torch.mm(x, self.weight.t(), out=out)
+        return torch.addmm(self.bias, x, self.weight.t(), out=out)
+
 
 class Int8Linear(Linear):
     """A product in 8-bit integers, on the CPU and from float32 to float32: `quantize(x) @

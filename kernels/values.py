@@ -3,6 +3,7 @@ decoding."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final, NamedTuple
@@ -85,27 +86,27 @@ class Blocks:
     kept: Tensor
 
     @classmethod
-    def of(cls, cu_seqlens: Tensor, size: int) -> Blocks:
-        """cu_seqlens: int32 [S + 1], the sequences' borders among the tokens."""
+    def of(cls, lengths: Iterable[int], size: int, send: Callable[[Tensor], Tensor]) -> Blocks:
+        """lengths: each sequence's tokens. send: brings what the host made of them to the tokens' device."""
         segments: list[int] = []
         kept: list[int] = []
         borders = [0]
-        for length in cu_seqlens.diff().tolist():
+        for length in lengths:
             count = length // size
             kept += range(len(segments), len(segments) + count)
             borders.append(borders[-1] + count)
             segments += [size] * (count - 1) + [length - size * max(0, count - 1)]
-        device = cu_seqlens.device
         return cls(
             size,
-            torch.tensor(borders, dtype=torch.int32, device=device),
-            torch.tensor(segments, device=device),
-            torch.tensor(kept, dtype=torch.int64, device=device),
+            send(torch.tensor(borders, dtype=torch.int32)),
+            send(torch.tensor(segments)),
+            send(torch.tensor(kept, dtype=torch.int64)),
         )
 
     def sums(self, x: Tensor) -> Tensor:
         """The sum of each block's rows, x [N, d] → [blocks, d], added in float32."""
-        sums = torch.segment_reduce(x.float(), "sum", lengths=self.segments, axis=0)
+        # The host made the segments. To check them would make it wait for the device, in every layer.
+        sums = torch.segment_reduce(x.float(), "sum", lengths=self.segments, axis=0, unsafe=True)
         return sums[self.kept].to(x.dtype)
 
 

@@ -43,7 +43,8 @@ ORDER = (
     "tandem.workers.requests",
     "tandem.workers.models",
     "tandem.workers.scheduling",
-    "tandem.workers.distributed tandem.workers.config tandem.workers.request tandem.workers.constraints",
+    "tandem.workers.distributed tandem.workers.config tandem.workers.request tandem.workers.constraints "
+    "tandem.workers.device",
     "tandem.kernels",
     "tandem.errors tandem.limits tandem.params tandem.inputs tandem.outputs tandem.media tandem.quickstart "
     "tandem.quickstart_speech tandem.transcription tandem.v1 tandem.live tandem.transcripts tandem.lines",

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import torch
 
+from tandem import kernels
 from tandem.errors import HiddenStatesLost, InternalError, InvalidRequest
 from tandem.workers.config import EngineConfig
+from tandem.workers.device import HostCopy
 from tandem.workers.distributed import Group
 from tandem.workers.execution.packet import CLOSE, EncodePacket, Packet
 from tandem.workers.execution.runner import Runner
 from tandem.workers.execution.step_media import StepMedia, features_of
 from tandem.workers.request import Delta, EncoderInput, EngineRequest, EngineStats
 from tandem.workers.requests.media import MediaProcessor, prepare_input, read_processor
-from tandem.workers.sampling.sampler import HostCopy, Sampled, Sampler, Scored
+from tandem.workers.sampling.sampler import Sampled, Sampler, Scored
 from tandem.workers.scheduling.drafts import STEP_ROWS
 from tandem.workers.scheduling.pages import PagePool
 from tandem.workers.scheduling.plan import StepPlan, StepResult
@@ -53,7 +55,8 @@ class Engine:
         self._processor: MediaProcessor | None = None
         if config.with_encoder and self.spec.encoder is not None:
             self._processor = read_processor(Path(config.model), self.spec.encoder.front)
-        self.sampler = Sampler(config.max_num_seqs, self.spec.vocab_size, self.runner.device)
+        with self.runner.streams.on():
+            self.sampler = Sampler(config.max_num_seqs, self.spec.vocab_size, self.runner.device)
         overlap = self.runner.device.type == "cuda" if config.overlap is None else config.overlap
         self._depth = 2 if overlap else 1
         self.scheduler = Scheduler(
@@ -69,6 +72,7 @@ class Engine:
             async_encode=config.encodes_async(self.runner.device),
         )
         self._failed = False  # a step raised, or is under way
+        self._compilations = 0  # see `EngineStats`
         # Steps launched and not applied, at most `_depth`.
         self._in_flight: deque[tuple[StepPlan, Sampled | None, Scored | None]] = deque()
         self._hidden: dict[int, torch.Tensor] = {}  # by handle: hidden states of the step to be launched
@@ -118,7 +122,10 @@ class Engine:
         if self._failed:
             raise InternalError("a step of this engine failed before; make another engine")
         self._failed = True
-        deltas = self._step()
+        before = kernels.compilations()
+        with self.runner.streams.on():
+            deltas = self._step()
+        self._compilations += kernels.compilations() - before
         self._failed = False
         return deltas
 
@@ -187,14 +194,18 @@ class Engine:
         packet = EncodePacket.of(inputs)
         if self.group.size > 1:
             self.group.send_integers(packet.to_ints().tolist())
-        states = self.runner.encode(packet, features_of(inputs)).cpu()
+        with self.runner.streams.on():
+            [states] = HostCopy(self.runner.encode(packet, features_of(inputs))).wait()
         self._failed = False
         return states
 
     def stats(self) -> EngineStats:
         media = self.runner.media
         return self.scheduler.stats()._replace(
-            media_encoded=media.encoded, media_reused=media.reused, media_cache_bytes=media.nbytes
+            compilations=self._compilations,
+            media_encoded=media.encoded,
+            media_reused=media.reused,
+            media_cache_bytes=media.nbytes,
         )
 
     def check(self) -> None:
@@ -202,6 +213,13 @@ class Engine:
         self.scheduler.check()
 
     def close(self) -> None:
-        """Ends the other ranks' loops, and the group."""
+        """Ends the other ranks' loops, and the group; gives back the memory of the device."""
         self.group.send_integers(CLOSE)
         self.group.close()
+        self.release()
+
+    def release(self) -> None:
+        """Gives back the device's memory, and nothing else: for an engine whose step raised."""
+        self._in_flight.clear()
+        self._hidden = {}
+        self.runner.close()

@@ -40,14 +40,16 @@ class Follower:
             self._hidden.pop(handle, None)
 
     def run(self) -> None:
-        """Executes steps until rank 0 closes the group."""
-        while (values := self.group.receive_integers()).tolist() != CLOSE:
-            if values[0] == ENCODE:
-                self.runner.encode(EncodePacket.from_ints(values.numpy()))
-                continue
-            packet = Packet.from_ints(values.numpy())
-            self.runner.execute(packet, lambda handle: self._hidden[handle]())
-            self.runner.finish(packet, None)
-            self.runner.encode_async(packet)
-            self.steps += 1
+        """Executes steps until rank 0 closes the group, and gives back the device's memory."""
+        with self.runner.streams.on():
+            while (values := self.group.receive_integers()).tolist() != CLOSE:
+                if values[0] == ENCODE:
+                    self.runner.encode(EncodePacket.from_ints(values.numpy()))
+                    continue
+                packet = Packet.from_ints(values.numpy())
+                self.runner.execute(packet, lambda handle: self._hidden[handle]())
+                self.runner.finish(packet, None)
+                self.runner.encode_async(packet)
+                self.steps += 1
         self.group.close()
+        self.runner.close()

@@ -279,6 +279,9 @@ class EngineStats(NamedTuple):
     accepted_tokens: int  # drafted tokens that were right
     # By value of `scheduling.plan.WaitingFor`: steps that the first waiting sequence did not join for it.
     waiting_for: dict[str, int]
+    # Kernels compiled and graphs captured while a step was served, which all requests waited for, up to
+    # seconds each. What runs before readiness should leave none.
+    compilations: int = 0
     # Of the engine's front, see `execution.front_cache`:
     media_encoded: int = 0  # items that it computed
     media_reused: int = 0  # items that it did not compute again

@@ -104,6 +104,8 @@ class SharedEngine:
             self._fail(reason)
             if sound:
                 self.engine.close()
+            else:
+                self.engine.release()
         return sound
 
     def _next(self, call: _Call) -> Delta:

@@ -37,6 +37,7 @@ class CPUProgram:
     def __init__(self, forward: Callable[[Tensor], Tensor | None], fields: int, most: int) -> None:
         if not cpu_ops.COMPILED:
             raise NotRecordable("the C++ extension is not there")
+        self.most = most
         self._rows = torch.zeros(fields, most, dtype=torch.int64)
         self._host: npt.NDArray[np.int64] = self._rows.numpy()
         self._buffers = _Buffers()

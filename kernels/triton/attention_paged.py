@@ -111,7 +111,8 @@ def _store(
         )
 
 
-@triton.jit
+# The strides of tables and the number of blocks change from step to step.
+@triton.jit(do_not_specialize=["pages_stride"])
 def _one_row_kernel(
     q_ptr,
     k_ptr,
@@ -184,7 +185,7 @@ def _one_row_kernel(
            row + one, head, split, one == 0, HEADS, SPLITS, SUMS, DIM, BLOCK_D)  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["pages_stride", "blocks"])
 def _row_block_kernel(
     q_ptr,
     k_ptr,
@@ -335,7 +336,7 @@ def _launch(
     splits: int | None = None,
     by_cell: bool = False,
 ) -> Tensor:
-    """splits: a power of two, or None to choose by the device's size. by_cell: see `_cells`."""
+    """splits: one of SPLITS, or None to choose by the device's size. by_cell: see `_cells`."""
     rows, heads, dim = q.shape
     out = torch.empty((rows, heads, dim), dtype=q.dtype, device=q.device)
     if rows == 0:

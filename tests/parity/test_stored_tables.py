@@ -173,7 +173,7 @@ def test_whispers_encoder(stored: bool, tmp_path: Path) -> None:
     ids = torch.zeros(count, dtype=torch.int64)
     assert encoder.front is not None
     vectors = encoder.embed(ids, torch.arange(count), encoder.front(features))
-    found = encoder.encode(vectors, torch.tensor([0, count], dtype=torch.int32), count)
+    found = encoder.encode(vectors, [count])
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
 
 

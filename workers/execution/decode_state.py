@@ -13,6 +13,7 @@ from tandem.kernels import DecodeTables, RowGroups
 from tandem.kernels.decode_rows import resolve
 from tandem.kernels.values import LAST, POSITION, SOURCE
 from tandem.workers.config import EngineConfig
+from tandem.workers.device import send, send_ids
 from tandem.workers.execution.packet import ANY_ID, BEAM, SINGLE, Ints, Packet, Rows, TargetTokens
 from tandem.workers.execution.slot_spans import SlotSpans
 from tandem.workers.models.batch import AttentionRows, DecoderBatch, Targets
@@ -248,7 +249,7 @@ class DecodeState:
         if singles and self._drafts:
             starts = np.where(rows.uncertain > 0, -1, rows.start + rows.count - samples)
             moves = np.stack([rows.slot, starts, samples, np.cumsum(samples) - samples])
-            to = torch.from_numpy(moves).to(self.device, non_blocking=True)
+            to = send(torch.from_numpy(moves), self.device)
             outcomes = kernels.match_prompt_tokens(choice[:singles], to, sequences)
         elif singles:
             sequences[self._send(rows.slot)[0], LAST] = choice[:singles]
@@ -266,7 +267,7 @@ class DecodeState:
 
     def _send(self, *arrays: Ints) -> Sequence[torch.Tensor]:
         """Integers to the device, in one copy."""
-        together = torch.from_numpy(np.concatenate(arrays)).to(self.device, non_blocking=True)
+        together = send_ids(torch.from_numpy(np.concatenate(arrays)), self.device)
         parts: Sequence[torch.Tensor] = together.split([len(array) for array in arrays])
         return parts
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 
 from tandem.workers.config import EngineConfig
+from tandem.workers.device import HostCopy, Streams, send_ids
 from tandem.workers.distributed import Group
 from tandem.workers.execution.front_cache import FrontCache, MediaCounts
 from tandem.workers.execution.packet import Ints
 from tandem.workers.execution.step_media import features_of
+from tandem.workers.execution.warm_up import encoder_input
 from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.layers import Placement
 from tandem.workers.models.stacks import EncoderStack, load_encoder
@@ -24,14 +27,19 @@ class Encoder:
     """The encoder stack alone, for workers that only encode."""
 
     def __init__(self, config: EngineConfig) -> None:
+        """Ready for work: all that a GPU has to be prepared for was done."""
         self.device = config.torch_device()
         self.dtype = config.torch_dtype(self.device)
         checkpoint = Checkpoint(Path(config.model))
         self.spec = checkpoint.spec
         place = Placement(self.device, self.dtype, Group(), config.quantization)
-        self._stack = load_encoder(checkpoint, place)
-        self._front = FrontCache(self._stack, Group(), config.encoder_cache_bytes)
+        self._streams = Streams.of(self.device)
+        with self._streams.on():
+            self._stack = load_encoder(checkpoint, place)
+        self._front = FrontCache(self._stack, Group(), config.encoder_cache_bytes, self._streams)
         self._processor = read_processor(Path(config.model), self._stack.spec.front)
+        if self.device.type == "cuda":
+            self.encode([encoder_input(config, self._stack.spec)])
 
     @property
     def d_model(self) -> int:
@@ -49,11 +57,14 @@ class Encoder:
 
     @torch.inference_mode()
     def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor:
-        """Hidden states [sum of lengths, d_model], in input order. Inputs with media have their features."""
+        """Hidden states [sum of lengths, d_model], in input order, on the CPU. Inputs with media have their
+        features."""
         lengths = np.array([len(one.token_ids) for one in inputs], dtype=np.int64)
         token_ids = np.concatenate([np.asarray(one.token_ids) for one in inputs])
-        vectors = self._front.vectors([key for one in inputs for key in one.item_keys], features_of(inputs))
-        return encode_packed(self._stack, token_ids, lengths, vectors)
+        with self._streams.on():
+            keys = [key for one in inputs for key in one.item_keys]
+            vectors = self._front.vectors(keys, features_of(inputs))
+            return HostCopy(encode_packed(self._stack, token_ids, lengths, vectors)).wait()[0]
 
 
 def encode_packed(
@@ -65,16 +76,13 @@ def encode_packed(
     vectors: the front's output for the inputs' media, [media positions, d_model]; None: text alone. It may be
     overwritten.
     """
-    cu_seqlens = np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)
-    ids, borders = (
-        torch.from_numpy(one).to(encoder.device, non_blocking=True) for one in (token_ids, cu_seqlens)
-    )
+    bring = partial(send_ids, device=encoder.device)
     media, front = None, encoder.spec.front
     if vectors is not None and front is not None:
-        at = np.flatnonzero(front.holds_media(token_ids))
-        media = torch.from_numpy(at).to(encoder.device, non_blocking=True)
-    hidden = encoder.encode(encoder.embed(ids, media, vectors), borders, int(lengths.max()))
+        media = bring(torch.from_numpy(np.flatnonzero(front.holds_media(token_ids))))
+    embedded = encoder.embed(bring(torch.from_numpy(token_ids)), media, vectors)
+    hidden = encoder.encode(embedded, lengths.tolist())
     if front is None or front.padding_id is None:
         return hidden
     order = np.lexsort((token_ids == front.padding_id, np.repeat(np.arange(len(lengths)), lengths)))
-    return hidden[torch.from_numpy(order).to(encoder.device, non_blocking=True)]
+    return hidden[bring(torch.from_numpy(order))]

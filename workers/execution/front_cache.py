@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import torch
 
+from tandem.workers.device import Streams
 from tandem.workers.distributed import Group
 from tandem.workers.models.stacks import EncoderStack
 from tandem.workers.request import NO_KEY, MediaKey
@@ -31,9 +32,9 @@ class FrontCache:
     be told which.
     """
 
-    def __init__(self, encoder: EncoderStack, group: Group, capacity_bytes: int) -> None:
+    def __init__(self, encoder: EncoderStack, group: Group, capacity_bytes: int, streams: Streams) -> None:
         """capacity_bytes: on each rank; 0: nothing is kept, equal items of one call are computed once."""
-        self._encoder, self._group = encoder, group
+        self._encoder, self._group, self._streams = encoder, group, streams
         spec = encoder.spec.front
         self._capacity = capacity_bytes if spec is not None and spec.kept else 0
         self._kept: OrderedDict[MediaKey, torch.Tensor] = OrderedDict()  # the one used last at the end
@@ -85,7 +86,8 @@ class FrontCache:
         assert spec is not None
         if self._group.rank == 0:
             items = [item for of_input in own for item in of_input]
-            features = torch.stack([items[number] for number in numbers]).to(device, non_blocking=True)
+            found = torch.stack([items[number] for number in numbers])
+            features = self._streams.bring(found, device, found.dtype).wait()
         else:
             features = torch.empty(len(numbers), *spec.features, device=device)
         return self._group.broadcast(features)

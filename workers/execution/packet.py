@@ -22,7 +22,7 @@ ENCODE = -1  # in place of a step's first number: encoder inputs are to be encod
 ENCODE_HERE, ENCODED_ASYNC = -1, -2
 SINGLE, FIRST_BEAM, BEAM = range(3)  # kinds of row: FIRST_BEAM computes the prefix for all beams
 NO_TOP = -1  # the token's own log-probability alone
-ANY_ID = 2**62  # above every id
+ANY_ID = 2**31 - 1  # above every id; numbers travel to the device in 32 bits
 _NOWHERE = (0, 0, 0)  # a new sequence's: nothing is known to follow, see `kernels.decode_rows`
 
 

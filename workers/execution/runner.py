@@ -12,7 +12,9 @@ import torch
 
 from tandem import kernels
 from tandem.workers.config import EngineConfig
+from tandem.workers.device import Streams, Work, send
 from tandem.workers.distributed import Group
+from tandem.workers.execution import warm_up
 from tandem.workers.execution.alignments import Alignments
 from tandem.workers.execution.decode_state import DecodeState
 from tandem.workers.execution.encoder import encode_packed
@@ -28,20 +30,15 @@ from tandem.workers.execution.packet import (
     MediaItems,
     Packet,
 )
-from tandem.workers.execution.side_stream import SideStream, Work
 from tandem.workers.execution.step_graphs import StepGraphs
-from tandem.workers.execution.step_media import NO_MEDIA, StepMedia
+from tandem.workers.execution.step_media import NO_MEDIA, StepMedia, features_of
 from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.head import TargetScores
 from tandem.workers.models.kv_pool import KVPool, pool_pages
 from tandem.workers.models.layers import Placement
-from tandem.workers.models.stacks import load_decoder, load_encoder
+from tandem.workers.models.stacks import DecoderStack, load_decoder, load_encoder
 
 _LOG = logging.getLogger(__name__)
-
-# Rows of a decode step that is captured, draft tokens included: a larger one takes longer than its kernels'
-# launches.
-GRAPH_ROWS = 256
 
 Hidden = Callable[[int], torch.Tensor]  # handle → hidden states [length, d_model], on any device
 
@@ -54,9 +51,17 @@ class Runner:
     """
 
     def __init__(self, config: EngineConfig, group: Group) -> None:
+        """Ready for work: all that a GPU has to be prepared for was done. All ranks are made together."""
         self.config, self.group = config, group
         self.device = config.torch_device(group.rank)
         self.dtype = config.torch_dtype(self.device)
+        self.streams = Streams.of(self.device)
+        with self.streams.on():
+            self._load(config, group)
+            if self.device.type == "cuda":
+                self._warm_up()
+
+    def _load(self, config: EngineConfig, group: Group) -> None:
         place = Placement(self.device, self.dtype, group, config.quantization)
         checkpoint = Checkpoint(Path(config.model))
         self.spec = checkpoint.spec
@@ -64,9 +69,8 @@ class Runner:
         self.encoder = load_encoder(checkpoint, place) if encodes else None
         self._front: FrontCache | None = None  # None without an encoder
         if self.encoder is not None:
-            self._front = FrontCache(self.encoder, group, config.encoder_cache_bytes)
+            self._front = FrontCache(self.encoder, group, config.encoder_cache_bytes, self.streams)
         self.decoder = load_decoder(checkpoint, place)
-        self._side = SideStream(self.device)
         self._encoding: Work | None = None  # inputs encoded alongside the steps
         self._encoding_parts: dict[int, slice] = {}  # cross entry → its rows in their hidden states
 
@@ -85,8 +89,39 @@ class Runner:
         )  # fmt: skip
         self._alignments = Alignments(self.spec, group)
         # Decode steps in one launch, by kind of row; for beams, made when the first ones come.
-        self._steps: dict[int, Callable[[Ints], torch.Tensor | None]] = {}
+        self._steps: dict[int, StepGraphs | kernels.CPUProgram] = {}
         self._make_step(SINGLE)
+
+    @torch.inference_mode()
+    def _warm_up(self) -> None:
+        """Runs steps that have every kernel compiled, in each way of splitting keys, and beams captured."""
+        hidden: list[torch.Tensor] = []
+        media = NO_MEDIA
+        if (encoder := self.spec.encoder) is not None:
+            made = warm_up.encoder_input(self.config, encoder)
+            hidden.append(torch.zeros(len(made.token_ids), encoder.d_model))
+            media = StepMedia(features_of([made]))
+        # Graphs are captured in the first round, with the splits that they will have.
+        for splits in (None, *kernels.SPLITS):
+            with kernels.splitting(splits):
+                for packet in warm_up.steps(self.config, self.spec, self.page_size, self.num_pages):
+                    self.execute(packet, hidden.__getitem__, media)
+                    own = torch.zeros(packet.choices, dtype=torch.int64, device=self.device)
+                    self.finish(packet, own)
+                row = torch.zeros(4, 1, dtype=torch.int64, device=self.device)
+                for kind in (SINGLE, BEAM):  # op by op, as those go that are more than the graphs are for
+                    _decode(self.decoder, self.state, self.pool, kind, row)
+        torch.cuda.synchronize(self.device)
+
+    def close(self) -> None:
+        """Gives back the memory: pool, graphs and weights. Nothing may be called after it."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        self._steps.clear()
+        self._encoding = None
+        del self.pool, self.state, self.encoder, self.decoder, self._front
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
 
     @torch.inference_mode()
     def execute(
@@ -111,7 +146,8 @@ class Runner:
         rows = self.state.rows(packet)
         if kind in self._steps:
             return self._steps[kind](rows), None
-        return self._decode(torch.from_numpy(rows).to(self.device, non_blocking=True), kind), None
+        sent = send(torch.from_numpy(rows), self.device)
+        return _decode(self.decoder, self.state, self.pool, kind, sent), None
 
     def _any_rows(self, packet: Packet) -> tuple[torch.Tensor | None, TargetScores | None]:
         """Runs rows of several kinds, or with targets."""
@@ -161,7 +197,7 @@ class Runner:
         if not len(inputs):
             return
         arguments = packet.overlapped_tokens, inputs.length, packet.overlapped_media, media.overlapped
-        self._encoding = self._side.begin(lambda: self._encode(*arguments))
+        self._encoding = self.streams.beside(lambda: self._encode(*arguments))
         ends = np.cumsum(inputs.length)
         self._encoding_parts = {
             int(entry): slice(end - length, end)
@@ -173,7 +209,7 @@ class Runner:
         """The hidden states [sum of lengths, d_model] of inputs that no step admits, on the device. To be
         called between two steps; `features` are rank 0's, see `StepMedia`."""
         arguments = packet.token_ids, packet.lengths, packet.media, features
-        return self._side.begin(lambda: self._encode(*arguments)).wait()
+        return self.streams.beside(lambda: self._encode(*arguments)).wait()
 
     def _encode(
         self, token_ids: Ints, lengths: Ints, media: MediaItems, own: Sequence[torch.Tensor]
@@ -194,7 +230,7 @@ class Runner:
             lengths = admissions.length[here]
             inputs = packet.admission_tokens, lengths, packet.admission_media, media.admitted
             # K and V are written by the main stream: the step under way may still read the pages' last owner.
-            states.append(self._side.begin(lambda: self._encode(*inputs)).wait())
+            states.append(self.streams.beside(lambda: self._encode(*inputs)).wait())
             order += np.flatnonzero(here).tolist()
         overlapped = admissions.handle == ENCODED_ASYNC
         if overlapped.any():
@@ -202,10 +238,11 @@ class Runner:
             encoded, self._encoding = self._encoding.wait(), None
             states += [encoded[self._encoding_parts[entry]] for entry in admissions.entry[overlapped]]
             order += np.flatnonzero(overlapped).tolist()
-        for number in np.flatnonzero(~here & ~overlapped).tolist():
-            found = hidden(int(admissions.handle[number]))
-            states.append(found.to(self.device, self.dtype, non_blocking=True))
-            order.append(number)
+        given = np.flatnonzero(~here & ~overlapped).tolist()
+        found = (hidden(int(admissions.handle[number])) for number in given)
+        coming = [self.streams.bring(one, self.device, self.dtype) for one in found]
+        states += [one.wait() for one in coming]
+        order += given
         slots = self.state.take_inputs(packet, order)
         self.decoder.admit(states[0] if len(states) == 1 else torch.cat(states), slots, self.pool)
 
@@ -223,19 +260,20 @@ class Runner:
         if not alike or kind == FIRST_BEAM or len(packet.targets):
             return None
         if kind in self._steps:
-            return kind if counts.sum() <= self._most(kind) else None
+            return kind if counts.sum() <= self._steps[kind].most else None
         apart = self.spec.encoder is None or (entries[1:] != entries[:-1]).all()
         return kind if apart and (counts == 1).all() else None
 
     def _most(self, kind: int) -> int:
         """Rows of a one-launch step, at most; draft tokens are rows, too."""
         slots, drafts = self.config.max_num_seqs, self.draft_tokens if kind == SINGLE else 0
-        most = min(slots * (1 + drafts), self.config.max_batched_tokens)
-        return min(most, max(slots, GRAPH_ROWS)) if self.config.uses_graphs(self.device) else most
+        return min(slots * (1 + drafts), self.config.max_batched_tokens)
 
     def _make_step(self, kind: int) -> None:
         """Makes `_decode` of this kind of rows one launch, if possible: a CUDA graph or a CPU program."""
-        forward, most = partial(self._decode, kind=kind), self._most(kind)
+        # Of what it needs alone: a runner that is dropped is gone at once, its pages with it.
+        forward = partial(_decode, self.decoder, self.state, self.pool, kind)
+        most = self._most(kind)
         if self.config.uses_graphs(self.device):
             last = self.config.max_num_seqs
             self._steps[kind] = StepGraphs(forward, [last, 0, last, 0], most, self.device)
@@ -245,7 +283,10 @@ class Runner:
             except kernels.NotRecordable as reason:
                 _LOG.debug("decode steps go op by op: %s", reason)
 
-    @torch.inference_mode()
-    def _decode(self, rows: torch.Tensor, kind: int) -> torch.Tensor | None:
-        """The logits of each of these rows, see `DecodeState.rows`."""
-        return self.decoder(self.state.gather_rows(rows, beams=kind == BEAM), self.pool)[0]
+
+@torch.inference_mode()
+def _decode(
+    decoder: DecoderStack, state: DecodeState, pool: KVPool, kind: int, rows: torch.Tensor
+) -> torch.Tensor | None:
+    """The logits of each of these rows, see `DecodeState.rows`."""
+    return decoder(state.gather_rows(rows, beams=kind == BEAM), pool)[0]

@@ -2,16 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
+from typing import Final
 
 import numpy as np
 import torch
 
+from tandem import kernels
+from tandem.workers.device import fill
 from tandem.workers.execution.packet import Ints
 
 Replay = Callable[[], torch.Tensor | None]
 Forward = Callable[[torch.Tensor], torch.Tensor | None]
+
+# A step is launched as a graph where its launches, one by one, would take more than this part of the device's
+# time for it: the host needs the other part to plan the next step.
+_LAUNCHING: Final = 0.5
 
 
 class StepGraphs:
@@ -23,19 +33,31 @@ class StepGraphs:
     """
 
     def __init__(self, forward: Forward, padding: list[int], most: int, device: torch.device) -> None:
-        """padding: the fields of a row whose result nobody reads, and which any number of rows may be."""
+        """To be made where the decode steps run, see `Streams.on`.
+
+        Args:
+            padding: the fields of a row whose result nobody reads, and which any number of rows may be.
+            most: rows of a step, at most. On a GPU `self.most` may be fewer: that many whose launches take
+                too long, as measured here with rows that pad. Those of real sequences take the device
+                longer, the host does not notice.
+        """
         self._padding = np.array(padding, dtype=np.int64)[:, None]
         self._steps: dict[int, tuple[torch.Tensor, Replay]] = {}
-        pool = torch.cuda.graph_pool_handle() if device.type == "cuda" else None
         inputs = {
             size: torch.from_numpy(self._padding.repeat(size, axis=1)).to(device)
             for size in reversed(sizes_up_to(most))  # the largest first: the others reuse its memory
         }
-        largest = forward(inputs[most])
+        pool = None
+        if device.type == "cuda":
+            pool = torch.cuda.graph_pool_handle()
+            inputs = _worthwhile(forward, inputs)
+        self.most = max(inputs)
+        largest = forward(inputs[self.most])
         # One tensor for all sizes: each graph would keep its own for as long as it lives.
         results = None if largest is None else torch.empty_like(largest)
-        for size, rows in inputs.items():
-            self._steps[size] = rows, capture(partial(_into, results, forward), rows, pool)
+        with _no_collection():
+            for size, rows in inputs.items():
+                self._steps[size] = rows, capture(partial(_into, results, forward), rows, pool)
 
     def __call__(self, rows: Ints) -> torch.Tensor | None:
         """`forward` of these rows; the next call overwrites the result."""
@@ -43,7 +65,7 @@ class StepGraphs:
         size = min(size for size in self._steps if size >= count)
         inputs, replay = self._steps[size]
         padded = np.concatenate([rows, self._padding.repeat(size - count, axis=1)], axis=1)
-        inputs.copy_(torch.from_numpy(padded), non_blocking=True)
+        fill(inputs, torch.from_numpy(padded))
         out = replay()
         return None if out is None else out[:count]
 
@@ -61,18 +83,56 @@ def sizes_up_to(most: int) -> list[int]:
     return [*(2**power for power in range((most - 1).bit_length())), most]
 
 
+def _worthwhile(forward: Forward, inputs: dict[int, torch.Tensor]) -> dict[int, torch.Tensor]:
+    """Without the largest, whose launches the device does not wait for. The smallest stays in any case."""
+    sizes = list(inputs)
+    while len(sizes) > 1:
+        launching_s, running_s = _measured(partial(forward, inputs[sizes[0]]))
+        if launching_s > _LAUNCHING * running_s:
+            break
+        sizes.pop(0)
+    return {size: inputs[size] for size in sizes}
+
+
+def _measured(run: Callable[[], object]) -> tuple[float, float]:
+    """How long the host launches, and how long the device is at it, seconds."""
+    run()  # kernels are compiled
+    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda.synchronize()
+    started = time.perf_counter()
+    begin.record()
+    run()
+    end.record()
+    launching_s = time.perf_counter() - started
+    end.synchronize()
+    return launching_s, begin.elapsed_time(end) / 1000
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Garbage is collected before and not during it. A graph of an engine that is gone would be destroyed
+    while another is captured, which CUDA refuses."""
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if collects:
+            gc.enable()
+
+
 def capture(forward: Forward, rows: torch.Tensor, pool: torch.cuda._POOL_HANDLE | None) -> Replay:
     """A function that runs `forward` on these rows, with what is in them when it is called."""
     if pool is None:
         return lambda: forward(rows)
-    main, side = torch.cuda.current_stream(), torch.cuda.Stream()
-    side.wait_stream(main)
-    with torch.cuda.stream(side):
-        forward(rows)  # kernels are compiled and libraries set up, which no capture may contain
-    main.wait_stream(side)
+    forward(rows)  # kernels are compiled and libraries set up, which no capture may contain
+    kernels.note_compilation()
     graph = torch.cuda.CUDAGraph()
-    # Other threads may serve other engines meanwhile.
-    with torch.cuda.graph(graph, pool=pool, capture_error_mode="thread_local"):
+    # Of the current stream, whose priority the graph's kernels keep. Other threads may serve other engines
+    # meanwhile.
+    stream = torch.cuda.current_stream(rows.device)
+    with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         out = forward(rows)
 
     def replay() -> torch.Tensor | None:

@@ -4,6 +4,7 @@ an encoder input, and over both of these at once."""
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 import torch
 
@@ -24,6 +25,11 @@ from tandem.workers.models.layers import (
 )
 from tandem.workers.models.spec import ModelSpec, StackSpec, Window
 from tandem.workers.models.sublayers import DecoderPass, EncoderPass, Rotation
+
+# Rows of encoder output whose K and V a GPU computes at once. So many make full use of it, and fewer bytes
+# would have it read the weights the more often.
+_ROWS_AT_ONCE: Final = 8192
+_BYTES_AT_ONCE: Final = 2**28
 
 
 class BiasTables:
@@ -289,12 +295,29 @@ class CrossKV:
         cross = not stack.merged_attention
         norms = (head_norm(f"{name}.k_norm", stack, place, cross=cross) for name in names)
         self.k_norms = [norm for norm in norms if norm is not None]
+        self._buffer: torch.Tensor | None = None  # of a GPU, see `prepare`
+
+    def prepare(self) -> None:
+        """All weights are loaded: takes the memory for K and V on a GPU, once and for all. Memory that each
+        admission took for itself, of a size of its own, would now and then stop the device."""
+        linear = self.kv.linear
+        if not linear.weight.is_cpu:
+            outputs = len(linear.weight)
+            rows = min(_ROWS_AT_ONCE, _BYTES_AT_ONCE // (outputs * linear.weight.itemsize))
+            rows = max(16, rows // 16 * 16)  # their slots are aligned, too
+            self._buffer = linear.weight.new_empty(rows, outputs)
+
+    def rows_at_once(self, hidden: torch.Tensor) -> int:
+        """How many rows of these, at least one, `__call__` takes."""
+        return max(1, len(hidden)) if self._buffer is None else len(self._buffer)
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
-        """[N, encoder's d_model] → [N, cross-attentions, 2, shared heads, head_dim]."""
+        """[N, encoder's d_model] → [N, cross-attentions, 2, shared heads, head_dim]. On a GPU the next call
+        overwrites it."""
         if self.enc_to_dec_proj is not None:
             hidden = self.enc_to_dec_proj(hidden)
-        kv = self.kv(hidden).view(len(hidden), *self.shape)
+        into = None if self._buffer is None else self._buffer[: len(hidden)]
+        kv = self.kv(hidden, into).view(len(hidden), *self.shape)
         for number, k_norm in enumerate(self.k_norms):
             kv[:, number, 0] = k_norm.by_head(kv[:, number, 0])
         return kv

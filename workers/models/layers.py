@@ -186,8 +186,9 @@ class ColumnParallel:
         self.rank = place.group.rank
         self.linear = place.linear(inputs, sum(self.shares), bias)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        return self.linear(x)
+    def __call__(self, x: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
+        """into: where the result goes, on a GPU."""
+        return self.linear(x) if into is None else self.linear.into(into, x)
 
     def slots(self) -> Iterator[WeightSlot]:
         parts = self.linear.weight.split(self.shares)

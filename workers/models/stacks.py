@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from functools import partial
+from itertools import accumulate
 from typing import Generic, TypeVar
 
 import torch
 
 from tandem import kernels
 from tandem.errors import ModelLoadError
+from tandem.workers.device import send
 from tandem.workers.models.attention import (
     BiasTables,
     CrossAttention,
@@ -136,20 +139,21 @@ class EncoderStack(Stack[EncoderPass]):
         """What makes the vectors of media; None: this stack reads none."""
         return self.embedding.front
 
-    def encode(self, x: torch.Tensor, cu_seqlens: torch.Tensor, longest: int) -> torch.Tensor:
-        """Packed inputs, unpadded: vectors [N, d_model], borders int32 [inputs + 1], positions of the
-        longest → hidden states [N, d_model]."""
+    def encode(self, x: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
+        """Inputs of these lengths, packed and unpadded: vectors [N, d_model] → hidden states [N, d_model]."""
+        bring = partial(send, device=x.device)
+        cu_seqlens = bring(torch.tensor([0, *accumulate(lengths)], dtype=torch.int32))
         positions = blocks = None
         if self.spec.positions is not None or self.spec.rotary is not None:
             positions = _positions(cu_seqlens, len(x))
         if self.spec.summary_block is not None:
-            blocks = kernels.Blocks.of(cu_seqlens, self.spec.summary_block)
-        step = EncoderPass(cu_seqlens, longest, blocks, self.rotations(positions))
+            blocks = kernels.Blocks.of(lengths, self.spec.summary_block, bring)
+        step = EncoderPass(cu_seqlens, max(lengths), blocks, self.rotations(positions))
         return self.run(self.embedding.add_positions(x, positions), step)
 
-    def __call__(self, token_ids: torch.Tensor, cu_seqlens: torch.Tensor, longest: int) -> torch.Tensor:
+    def __call__(self, token_ids: torch.Tensor, lengths: Sequence[int]) -> torch.Tensor:
         """`encode` of token ids, int64 [N]."""
-        return self.encode(self.embed(token_ids), cu_seqlens, longest)
+        return self.encode(self.embed(token_ids), lengths)
 
 
 class DecoderStack(Stack[DecoderPass]):
@@ -196,6 +200,8 @@ class DecoderStack(Stack[DecoderPass]):
             attention.prepare(self._tables)
         for gate in self._gates:
             gate.prepare()
+        if self.cross_kv is not None:
+            self.cross_kv.prepare()
         self.head.prepare()
 
     def admit(self, hidden: torch.Tensor, write_slots: torch.Tensor, pool: KVPool) -> None:
@@ -204,10 +210,12 @@ class DecoderStack(Stack[DecoderPass]):
         hidden [N, encoder's d_model], packed; write_slots int64 [N].
         """
         assert self.cross_kv is not None, "a decoder-only model admits nothing"
-        kv = self.cross_kv(hidden)
-        for number in range(kv.shape[1]):
-            plane = number * pool.cross_planes
-            pool.write_cross(plane, kv[:, number, 0], kv[:, number, 1], write_slots)
+        rows = self.cross_kv.rows_at_once(hidden)
+        for some, slots in zip(hidden.split(rows), write_slots.split(rows), strict=True):
+            kv = self.cross_kv(some)
+            for number in range(kv.shape[1]):
+                plane = number * pool.cross_planes
+                pool.write_cross(plane, kv[:, number, 0], kv[:, number, 1], slots)
 
     def __call__(self, batch: DecoderBatch, pool: KVPool) -> tuple[torch.Tensor | None, TargetScores | None]:
         """Logits of the sampling rows, float32 [rows, vocabulary], and the targets' scores; both on rank 0

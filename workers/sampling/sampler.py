@@ -8,6 +8,7 @@ import torch
 
 from tandem import kernels
 from tandem.outputs import TokenLogprobs
+from tandem.workers.device import HostCopy
 from tandem.workers.models.head import TargetScores
 from tandem.workers.sampling.beams import Beams, BeamStep
 from tandem.workers.sampling.noise import uniform
@@ -18,22 +19,6 @@ from tandem.workers.sampling.warpers import Warpers
 from tandem.workers.sampling.wide import logsumexp
 from tandem.workers.scheduling.plan import DraftOutcome, Row, Sequence, StepResult
 from tandem.workers.scheduling.processor_flags import ProcessorFlags
-
-
-class HostCopy:
-    """A copy to the host of tensors that may still be computed. It starts at once and waits for nothing that
-    is launched later."""
-
-    def __init__(self, *parts: torch.Tensor) -> None:
-        self._parts = [part.to("cpu", non_blocking=True) for part in parts]
-        self._copied = torch.cuda.Event() if parts[0].is_cuda else None
-        if self._copied is not None:
-            self._copied.record()
-
-    def wait(self) -> list[torch.Tensor]:
-        if self._copied is not None:
-            self._copied.synchronize()
-        return self._parts
 
 
 class Scored:

@@ -6,6 +6,8 @@ from collections.abc import Sequence
 
 import torch
 
+from tandem.workers.device import send
+
 Numbers = Sequence[float] | Sequence[Sequence[float]] | Sequence[Sequence[Sequence[float]]]
 
 
@@ -15,4 +17,4 @@ def to_device(numbers: Numbers, device: torch.device, dtype: torch.dtype | None 
     `torch.tensor(numbers, device=device)` would wait for all that the device has queued: the running step
     would be over before the next is launched.
     """
-    return torch.tensor(numbers, dtype=dtype).to(device, non_blocking=True)
+    return send(torch.tensor(numbers, dtype=dtype), device)

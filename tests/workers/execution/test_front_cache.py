@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from tandem.workers.distributed import Group
+from tandem.workers.device import Streams
 from tandem.workers.execution.front_cache import FrontCache, MediaCounts
 from tandem.workers.models.spec import FrontSpec
 from tandem.workers.request import NO_KEY, MediaKey
@@ -35,7 +36,7 @@ def cache(items: float, spec: FrontSpec = SPEC, group: Any = Group()) -> tuple[F
     """One with room for so many items."""
     front = Front()
     encoder: Any = SimpleNamespace(front=front, spec=SimpleNamespace(front=spec), device=torch.device("cpu"))
-    return FrontCache(encoder, group, int(items * NBYTES)), front
+    return FrontCache(encoder, group, int(items * NBYTES), Streams()), front
 
 
 def asked(cache: FrontCache, *inputs: list[int]) -> torch.Tensor:
