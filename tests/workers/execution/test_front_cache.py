@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from tandem.workers.distributed import Group
 from tandem.workers.device import Streams
+from tandem.workers.distributed import Group
 from tandem.workers.execution.front_cache import FrontCache, MediaCounts
 from tandem.workers.models.spec import FrontSpec
 from tandem.workers.request import NO_KEY, MediaKey
