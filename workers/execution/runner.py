@@ -16,7 +16,7 @@ from tandem.workers.distributed import Group
 from tandem.workers.execution.alignments import Alignments
 from tandem.workers.execution.decode_state import DecodeState
 from tandem.workers.execution.encoder import encode_packed
-from tandem.workers.execution.front_cache import FrontCache, MediaCounts
+from tandem.workers.execution.front_cache import FrontCache
 from tandem.workers.execution.packet import (
     BEAM,
     ENCODE_HERE,
@@ -36,6 +36,7 @@ from tandem.workers.models.head import TargetScores
 from tandem.workers.models.kv_pool import KVPool, pool_pages
 from tandem.workers.models.layers import Placement
 from tandem.workers.models.stacks import load_decoder, load_encoder
+from tandem.workers.request import MediaCounts
 
 _LOG = logging.getLogger(__name__)
 
