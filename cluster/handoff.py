@@ -21,7 +21,7 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from tandem.errors import HiddenStatesLost, TandemError
-from tandem.workers.execution.front_cache import MediaCounts
+from tandem.workers.request import MediaCounts
 
 # The version of PackedHidden and of messages.py: during an update the two ends may run different code.
 SCHEMA: Final = 6

@@ -262,6 +262,17 @@ def _sum(one: float | None, other: float | None) -> float | None:
 _ONLY_TOKENS = (None,) * (len(Delta._fields) - 2)
 
 
+class MediaCounts(NamedTuple):
+    """What became of items of media."""
+
+    encoded: int = 0  # the front computed them
+    reused: int = 0  # it did not compute them again
+    nbytes: int = 0  # of the outputs that are kept now
+
+    def since(self, before: MediaCounts) -> MediaCounts:
+        return MediaCounts(self.encoded - before.encoded, self.reused - before.reused, self.nbytes)
+
+
 class EngineStats(NamedTuple):
     """A snapshot for load balancing and metrics. Counters only grow."""
 

@@ -20,8 +20,7 @@ from tandem.cluster.telemetry import logs
 from tandem.errors import Unavailable
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution import encoder
-from tandem.workers.execution.front_cache import MediaCounts
-from tandem.workers.request import EncoderInput
+from tandem.workers.request import EncoderInput, MediaCounts
 
 MEDIA_THREADS = 2
 QUEUE_REPORT_S = 10.0  # a router's last report of its queue counts this long

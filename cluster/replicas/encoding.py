@@ -13,8 +13,7 @@ import torch
 
 from tandem.cluster.handoff import BatchSummary, PackedHidden, pack
 from tandem.errors import InternalError, InvalidRequest, TandemError
-from tandem.workers.execution.front_cache import MediaCounts
-from tandem.workers.request import EncoderInput
+from tandem.workers.request import EncoderInput, MediaCounts
 
 logger = logging.getLogger(__name__)
 

@@ -26,8 +26,15 @@ from tandem.cluster.router.router import Router
 from tandem.errors import HiddenStatesLost, InvalidRequest
 from tandem.inputs import Media
 from tandem.outputs import FinishReason, TokenLogprobs
-from tandem.workers.execution.front_cache import MediaCounts
-from tandem.workers.request import Decoding, Delta, EncoderInput, EngineRequest, EngineStats, Hypothesis
+from tandem.workers.request import (
+    Decoding,
+    Delta,
+    EncoderInput,
+    EngineRequest,
+    EngineStats,
+    Hypothesis,
+    MediaCounts,
+)
 
 D_MODEL = 4
 IDENTITY = "the model's"

@@ -12,14 +12,14 @@ import torch
 from tandem.workers.config import EngineConfig
 from tandem.workers.device import HostCopy, Streams, send_ids
 from tandem.workers.distributed import Group
-from tandem.workers.execution.front_cache import FrontCache, MediaCounts
+from tandem.workers.execution.front_cache import FrontCache
 from tandem.workers.execution.packet import Ints
 from tandem.workers.execution.step_media import features_of
 from tandem.workers.execution.warm_up import encoder_input
 from tandem.workers.models.checkpoint import Checkpoint
 from tandem.workers.models.layers import Placement
 from tandem.workers.models.stacks import EncoderStack, load_encoder
-from tandem.workers.request import EncoderInput
+from tandem.workers.request import EncoderInput, MediaCounts
 from tandem.workers.requests.media import prepare_input, read_processor
 
 

@@ -4,25 +4,13 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import torch
 
 from tandem.workers.device import Streams
 from tandem.workers.distributed import Group
 from tandem.workers.models.stacks import EncoderStack
-from tandem.workers.request import NO_KEY, MediaKey
-
-
-class MediaCounts(NamedTuple):
-    """What became of items of media."""
-
-    encoded: int = 0  # the front computed them
-    reused: int = 0  # it did not compute them again
-    nbytes: int = 0  # of the outputs that are kept now
-
-    def since(self, before: MediaCounts) -> MediaCounts:
-        return MediaCounts(self.encoded - before.encoded, self.reused - before.reused, self.nbytes)
+from tandem.workers.request import NO_KEY, MediaCounts, MediaKey
 
 
 class FrontCache:

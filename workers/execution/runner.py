@@ -18,7 +18,7 @@ from tandem.workers.execution import warm_up
 from tandem.workers.execution.alignments import Alignments
 from tandem.workers.execution.decode_state import DecodeState
 from tandem.workers.execution.encoder import encode_packed
-from tandem.workers.execution.front_cache import FrontCache, MediaCounts
+from tandem.workers.execution.front_cache import FrontCache
 from tandem.workers.execution.packet import (
     BEAM,
     ENCODE_HERE,
@@ -37,6 +37,7 @@ from tandem.workers.models.head import TargetScores
 from tandem.workers.models.kv_pool import KVPool, pool_pages
 from tandem.workers.models.layers import Placement
 from tandem.workers.models.stacks import DecoderStack, load_decoder, load_encoder
+from tandem.workers.request import MediaCounts
 
 _LOG = logging.getLogger(__name__)
 

@@ -16,8 +16,7 @@ from tandem.cluster.messages import packed_input
 from tandem.cluster.replicas.encoder import EncoderActor, EncoderLoad
 from tandem.errors import InvalidRequest, Unavailable
 from tandem.inputs import Media
-from tandem.workers.execution.front_cache import MediaCounts
-from tandem.workers.request import EncoderInput
+from tandem.workers.request import EncoderInput, MediaCounts
 
 
 class SlowEncoder:

@@ -12,9 +12,9 @@ import torch
 
 from tandem.workers.device import Streams
 from tandem.workers.distributed import Group
-from tandem.workers.execution.front_cache import FrontCache, MediaCounts
+from tandem.workers.execution.front_cache import FrontCache
 from tandem.workers.models.spec import FrontSpec
-from tandem.workers.request import NO_KEY, MediaKey
+from tandem.workers.request import NO_KEY, MediaCounts, MediaKey
 
 POSITIONS, WIDTH = 3, 5
 NBYTES = POSITIONS * WIDTH * 4  # of an item's output
