@@ -210,7 +210,10 @@ def _replicas(config: ServeConfig, status: ApplicationStatusOverview | None) -> 
     """How far the replicas have come, which load the model."""
     size = sum(path.stat().st_size for path in weight_files(resolve(config.model)))
     states = {} if status is None else {name: one.replica_states for name, one in status.deployments.items()}
-    there = [f"{name} {state.get('RUNNING', 0)} of {sum(state.values())}" for name, state in states.items()]
+    there = [
+        f"{name} {sum(count for state, count in each.items() if state == 'RUNNING')} of {sum(each.values())}"
+        for name, each in states.items()
+    ]
     return f"Loading {size / 1e6:,.0f} MB of weights{': ' if there else ''}{', '.join(there)}"
 
 

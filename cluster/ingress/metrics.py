@@ -268,8 +268,8 @@ class Observation:
                 self._metrics.refused(error)
             else:
                 frames = "".join(format_tb(error.__traceback__))
-                kind = type(error).__name__
-                logger.error("%s failed, request id %s: %s\n%s", self._method, self.request_id, kind, frames)
+                name = type(error).__name__
+                logger.error("%s failed, request id %s: %s\n%s", self._method, self.request_id, name, frames)
         self._metrics.ended(self._protocol, self._method, status, self._caller)
         fields = self._fields(status, refused)
         if status != "OK" or self._method not in _PROBES:
