@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Final
 
 import numpy as np
@@ -47,7 +47,7 @@ def steps(config: EngineConfig, spec: ModelSpec, page_size: int, pages: int) -> 
 
     Whatever they leave behind is overwritten by the sequences that get the slot.
     """
-    nothing = Packet.from_ints(np.zeros(len(Packet.__slots__), dtype=np.int64))
+    nothing = Packet.from_ints(np.zeros(len(fields(Packet)), dtype=np.int64))
     longest = config.max_decoder_length
     prefill = min(_PREFILL, longest, spec.decoder.max_positions or longest)
     few = min(_DRAFTS, prefill)
@@ -61,7 +61,7 @@ def steps(config: EngineConfig, spec: ModelSpec, page_size: int, pages: int) -> 
         first = replace(
             first,
             admissions=Admissions.of([(0, len(ids), count, ENCODE_HERE if config.with_encoder else GIVEN)]),
-            admission_pages=np.arange(count) % pages,
+            admission_pages=np.array([at % pages for at in range(count)], dtype=np.int64),
             admission_tokens=np.array(ids if config.with_encoder else [], dtype=np.int64),
             admission_media=MediaItems.of(made.item_keys if config.with_encoder else ()),
         )
@@ -76,4 +76,4 @@ def steps(config: EngineConfig, spec: ModelSpec, page_size: int, pages: int) -> 
 
 def _with_rows(packet: Packet, rows: list[tuple[int, ...]]) -> Packet:
     made = Rows.of(rows)
-    return replace(packet, rows=made, row_tokens=np.zeros(made.count.sum(), dtype=np.int64))
+    return replace(packet, rows=made, row_tokens=np.zeros(int(made.count.sum()), dtype=np.int64))
