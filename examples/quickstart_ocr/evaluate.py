@@ -2,7 +2,7 @@
 through Tandem, which also computes in 8-bit integers, and of tesseract on the same pictures where it is
 installed.
 
-    python examples/quickstart_ocr/evaluate.py --data FILE [FILE ...] --model FOLDER [--lines N]
+    python examples/quickstart_ocr/evaluate.py --data FILE [FILE ...] [--model FOLDER] [--lines N]
 
 FILE is as `train.py` has it. N lines each of every kind of text, in fonts that the training has seen and in
 others, clean and noisy.
@@ -30,6 +30,7 @@ from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoder
 
 from tandem import LLM, SamplingParams
 from tandem.inputs import Prompt
+from tandem.quickstart_ocr import PATH
 
 FONTS = {"seen": False, "held out": True}  # in the training; whether they are held out
 BATCH = 32
@@ -110,7 +111,7 @@ def scored(sets: dict[str, list[Line]], texts: list[str]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="files of English sentences")
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=PATH, help="default: the one in the package")
     parser.add_argument("--lines", type=int, default=100, help="of each set")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
