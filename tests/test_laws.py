@@ -47,7 +47,8 @@ ORDER = (
     "tandem.workers.device",
     "tandem.kernels",
     "tandem.errors tandem.limits tandem.params tandem.inputs tandem.outputs tandem.media tandem.quickstart "
-    "tandem.quickstart_speech tandem.transcription tandem.v1 tandem.live tandem.transcripts tandem.lines",
+    "tandem.quickstart_speech tandem.quickstart_ocr tandem.transcription tandem.v1 tandem.live "
+    "tandem.transcripts tandem.lines",
 )
 RANK = {name: rank for rank, names in enumerate(ORDER) for name in names.split()}
 

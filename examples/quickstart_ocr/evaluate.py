@@ -1,7 +1,8 @@
-"""Scores a quickstart reader on lines that no training has: character error rates through transformers, and
-of tesseract on the same pictures where it is installed.
+"""Scores a quickstart reader on lines that no training has: character error rates through transformers and
+through Tandem, which also computes in 8-bit integers, and of tesseract on the same pictures where it is
+installed.
 
-    python examples/quickstart_ocr/evaluate.py --data FILE [FILE ...] --model FOLDER [--lines N]
+    python examples/quickstart_ocr/evaluate.py --data FILE [FILE ...] [--model FOLDER] [--lines N]
 
 FILE is as `train.py` has it. N lines each of every kind of text, in fonts that the training has seen and in
 others, clean and noisy.
@@ -22,9 +23,14 @@ import torch
 from fonts import faces
 from render import Line, render
 from scoring import CharacterErrors
+from targets import TOKENS
 from texts import KINDS, Source
 from tqdm import tqdm
 from transformers import AutoImageProcessor, AutoTokenizer, VisionEncoderDecoderModel
+
+from tandem import LLM, SamplingParams
+from tandem.inputs import Prompt
+from tandem.quickstart_ocr import PATH
 
 FONTS = {"seen": False, "held out": True}  # in the training; whether they are held out
 BATCH = 32
@@ -58,6 +64,14 @@ def with_transformers(folder: Path, lines: list[Line]) -> list[str]:
         ids = model.generate(pixels, do_sample=False, num_beams=1)
         texts += tokenizer.batch_decode(ids, skip_special_tokens=True)
     return texts
+
+
+def with_tandem(folder: Path, lines: list[Line], **options: str) -> list[str]:
+    """Greedy."""
+    prompts: list[Prompt] = [{"prompt": "", "multi_modal_data": {"image": line.image}} for line in lines]
+    with LLM(folder, **options) as llm:  # type: ignore[arg-type]
+        outputs = llm.generate(prompts, SamplingParams(temperature=0, max_tokens=TOKENS - 1))
+    return [output.outputs[0].text for output in outputs]
 
 
 def with_tesseract(lines: list[Line]) -> list[str]:
@@ -97,7 +111,7 @@ def scored(sets: dict[str, list[Line]], texts: list[str]) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--data", type=Path, nargs="+", required=True, help="files of English sentences")
-    parser.add_argument("--model", type=Path, required=True)
+    parser.add_argument("--model", type=Path, default=PATH, help="default: the one in the package")
     parser.add_argument("--lines", type=int, default=100, help="of each set")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
@@ -106,6 +120,8 @@ def main() -> None:
     lines = [line for some in sets.values() for line in some]
     result: dict[str, object] = {"lines of each set": args.lines}
     result["transformers"] = scored(sets, with_transformers(args.model, lines))
+    result["tandem"] = scored(sets, with_tandem(args.model, lines, dtype="float32"))
+    result["tandem, int8"] = scored(sets, with_tandem(args.model, lines, quantization="int8"))
     if shutil.which("tesseract"):
         result["tesseract"] = scored(sets, with_tesseract(lines))
     print(json.dumps(result, indent=2))

@@ -1,4 +1,4 @@
-"""`tandem demo`: a whole cluster on this machine, real sentences and a recording, and what happened."""
+"""`tandem demo`: a cluster on this machine; real sentences, a recording and a picture; what happened."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from rich.table import Table
 from tandem.cli.options import API_KEY_ENV, errors_shown
 from tandem.inputs import Prompt
 from tandem.params import SamplingParams
+from tandem.quickstart_ocr import LINE
 from tandem.quickstart_speech import CLIP
 
 if TYPE_CHECKING:
@@ -33,7 +34,7 @@ _STREAMED: Final = "translate English to French: Where is the train station?"
 
 
 def demo() -> None:
-    """Start a cluster with the bundled models, send it real sentences and a recording, and stop it."""
+    """Start a cluster with the bundled models, send it sentences, a recording and a picture, and stop it."""
     console = Console()
     with errors_shown():
         from tandem.client import Client
@@ -53,12 +54,13 @@ def demo() -> None:
                 _many(console, client)
                 _stream(console, client)
             _http(console, f"http://{endpoints.http[0]}", api_key)
-            console.print("The speech model in the translation model's place …", style="dim")
-            started = time.monotonic()
-            endpoints = cluster.deploy(replace(config, model="quickstart-speech"))
-            console.print(f"Ready in {time.monotonic() - started:.0f} s.\n", style="dim", highlight=False)
-            with Client(endpoints.grpc[0], api_key=api_key) as client:
-                _transcribe(console, client)
+            for model, shown in {"quickstart-speech": _transcribe, "quickstart-ocr": _read}.items():
+                console.print(f"{model} in the place of the model before it …", style="dim")
+                started = time.monotonic()
+                endpoints = cluster.deploy(replace(config, model=model))
+                console.print(f"Ready in {time.monotonic() - started:.0f} s.\n", style="dim", highlight=False)
+                with Client(endpoints.grpc[0], api_key=api_key) as client:
+                    shown(console, client)
             console.print("Stopping …", style="dim")
         console.print("Done. `tandem serve` starts the same cluster to stay.")
 
@@ -107,3 +109,10 @@ def _transcribe(console: Console, client: Client) -> None:
         times = f"{segment.start_s:.2f} to {segment.end_s:.2f} s:"
         console.print(f"{times} [green]{segment.text.strip()}[/green]", highlight=False)
     console.print(f"{answer.duration_s:.1f} s of audio in {seconds:.2f} s.\n", style="dim", highlight=False)
+
+
+def _read(console: Console, client: Client) -> None:
+    console.print(f"gRPC: a picture of a line, {LINE.name}", highlight=False)
+    prompt: Prompt = {"prompt": "", "multi_modal_data": {"image": LINE}}
+    text = client.generate(prompt, SamplingParams(temperature=0)).outputs[0].text
+    console.print(text + "\n", style="green", highlight=False, markup=False, emoji=False)

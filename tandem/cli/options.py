@@ -35,8 +35,9 @@ ModelArgument = Annotated[
     typer.Argument(
         help="A folder with config.json, tokenizer and safetensors; a Hugging Face hub id, as it is or "
         "@ a branch, tag or commit; or "
-        "[bold]quickstart[/bold], the small translation model that comes with Tandem, or "
-        "[bold]quickstart-speech[/bold], the small speech model."
+        "[bold]quickstart[/bold], the small translation model that comes with Tandem, "
+        "[bold]quickstart-speech[/bold], the small speech model, or [bold]quickstart-ocr[/bold], the small "
+        "reader."
     ),
 ]
 ModelOption = Annotated[str, typer.Option(help="A folder, a hub id or quickstart: as for serve.")]

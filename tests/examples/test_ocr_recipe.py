@@ -1,5 +1,5 @@
 """The recipe of the quickstart reader: what it draws and where, and that it trains what transformers
-loads."""
+and Tandem load."""
 
 from __future__ import annotations
 
@@ -161,7 +161,7 @@ def test_character_errors(recipe: Any) -> None:
     assert recipe.scoring.distance("abcd", "acde") == 2
 
 
-def test_trains_resumes_and_is_scored(
+def test_trains_resumes_and_is_served_alike(
     recipe: Any,
     data: Path,
     tmp_path: Path,
@@ -205,5 +205,6 @@ def test_trains_resumes_and_is_scored(
     (tmp_path / "tesseract").chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
     scores = json.loads(run(recipe.evaluate, "--model", str(model), "--lines", "1"))
+    assert scores["tandem"] == scores["transformers"]
     assert scores["tesseract"].keys() == scores["transformers"].keys()
     assert scores["tesseract"]["all, held out"] > 50

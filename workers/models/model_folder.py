@@ -8,13 +8,17 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Final
 
-from tandem import quickstart, quickstart_speech
+from tandem import quickstart, quickstart_ocr, quickstart_speech
 from tandem.errors import ModelLoadError
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.hub import Repository
 
 QUICKSTART = "quickstart"
-BUNDLED: Final = {QUICKSTART: quickstart.PATH, "quickstart-speech": quickstart_speech.PATH}
+BUNDLED: Final = {
+    QUICKSTART: quickstart.PATH,
+    "quickstart-speech": quickstart_speech.PATH,
+    "quickstart-ocr": quickstart_ocr.PATH,
+}
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
 

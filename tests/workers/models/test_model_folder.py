@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from models import make_checkpoint
 
-from tandem import quickstart, quickstart_speech
+from tandem import quickstart, quickstart_ocr, quickstart_speech
 from tandem.errors import ModelLoadError
 from tandem.workers.models.model_folder import pinned, read_json, resolve, weight_files
 from tandem.workers.requests.tokenizer import read_tokenizers
@@ -27,6 +27,7 @@ def test_resolve(tmp_path: Path) -> None:
     assert resolve(folder) == resolve(str(folder)) == folder
     assert resolve("quickstart") == quickstart.PATH
     assert resolve("quickstart-speech") == quickstart_speech.PATH
+    assert resolve("quickstart-ocr") == quickstart_ocr.PATH
     with pytest.raises(ModelLoadError, match=r"no config\.json"):
         resolve(tmp_path)
     for absent in (tmp_path / "absent", "./absent", "a/b/c"):
@@ -95,5 +96,5 @@ def test_a_folder_of_checkpoints_says_which_it_has(tmp_path: Path) -> None:
 
 def test_a_folder_is_pinned_to_itself(tmp_path: Path) -> None:
     folder = str(make_checkpoint(tmp_path, "flan"))
-    models = [folder, "quickstart", "quickstart-speech"]
+    models = [folder, "quickstart", "quickstart-speech", "quickstart-ocr"]
     assert [pinned(model) for model in models] == models
