@@ -22,7 +22,7 @@ PIP_INSTALL = PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1) $(2)/bin/pip install
 EXTENSION := $(wildcard kernels/cpu/_*.cpp kernels/cpu/_*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test fuzz lint types protos bench lock test-lowest test-latest clean
+.PHONY: help .venv demo test fuzz chaos soak lint types protos bench lock test-lowest test-latest clean
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -50,6 +50,13 @@ test: .venv/.installed  ## Run all tests.
 FUZZ := 20000
 fuzz: .venv/.installed  ## Send FUZZ=20000 malformed inputs to each protocol; another SEED= makes others.
 	TANDEM_FUZZ_INPUTS=$(FUZZ) TANDEM_FUZZ_SEED=$(or $(SEED),0) $(BIN)/pytest tests/cluster/ingress/edge/test_fuzz.py
+
+chaos: .venv/.installed  ## Kill, stop and fill everything under load, and measure for how long nobody is answered.
+	$(BIN)/pytest -m "ray" tests/chaos
+
+SECONDS := 1200
+soak: .venv/.installed  ## Mixed traffic for SECONDS=1200; fails where memory, files, pages or objects grow.
+	$(BIN)/python bench/soak.py --seconds $(SECONDS)
 
 lint: .venv/.installed  ## Check style and formatting.
 	$(BIN)/ruff check .

@@ -19,6 +19,7 @@ _COLOURS: Final = (
     "#cc79a7",
 )  # told apart by the colour-blind, too (Okabe, Ito)
 _TICKS: Final = 4
+_MOST_MARKS: Final = 8  # points of a line that are marked and named; more are a curve
 
 
 @dataclass(frozen=True)
@@ -42,20 +43,21 @@ class Panel:
             (x0, y0), (x1, _) = place(0, value), place(most_x, value)
             parts.append(f'<path d="M{x0:.0f} {y0:.1f}H{x1:.0f}" stroke="#888" stroke-opacity=".35"/>')
             parts.append(_text(x0 - 6, y0 + 4, f"{value:g}", "end"))
-        parts += [
-            _text(place(x, 0)[0], _HEIGHT - _BOTTOM + 16, f"{x:g}", "middle")
-            for x in sorted({x for x, _ in points})
-        ]
+        at = sorted({x for x, _ in points})
+        if len(at) > _MOST_MARKS:
+            at = [most_x * number / _TICKS for number in range(_TICKS + 1)]
+        parts += [_text(place(x, 0)[0], _HEIGHT - _BOTTOM + 16, f"{x:.3g}", "middle") for x in at]
         parts.append(_text(left + _LEFT + width / 2, _HEIGHT - _BOTTOM + 32, self.x, "middle"))
         for number, (name, line) in enumerate(self.lines.items()):
             colour = _COLOURS[number % len(_COLOURS)]
             placed = [place(*point) for point in line]
             path = " ".join(f"{x:.1f},{y:.1f}" for x, y in placed)
             parts.append(f'<polyline points="{path}" fill="none" stroke="{colour}" stroke-width="2"/>')
-            parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
-            at = left + _LEFT + number * width / len(self.lines)
-            parts.append(f'<circle cx="{at + 4:.1f}" cy="{_HEIGHT - 14}" r="4" fill="{colour}"/>')
-            parts.append(_text(at + 12, _HEIGHT - 10, name, "start"))
+            if len(placed) <= _MOST_MARKS:
+                parts += [f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="{colour}"/>' for x, y in placed]
+            key = left + _LEFT + number * width / len(self.lines)
+            parts.append(f'<circle cx="{key + 4:.1f}" cy="{_HEIGHT - 14}" r="4" fill="{colour}"/>')
+            parts.append(_text(key + 12, _HEIGHT - 10, name, "start"))
         return "".join(parts)
 
 

@@ -25,6 +25,7 @@ from tandem.workers.models.model_folder import pinned, read_config, resolve
 INGRESS = "Ingress"  # the deployment's name
 SUPERVISOR_CPUS = 0.05  # a supervisor is idle nearly always
 HEALTH_CHECK_PERIOD_S = 2.0  # how late Serve learns that an engine died; routers learn it at once
+INGRESS_CHECK_PERIOD_S = 0.5  # the same of an ingress, whose clients wait for the next one
 HEALTH_CHECK_TIMEOUT_S = 20.0
 CONTROL_CALLS = 100  # `describe` calls that one replica may serve at a time
 # Serve checks this often whether a replica that is to stop has finished its requests.
@@ -80,7 +81,7 @@ def application(
         max_ongoing_requests=2 * config.limits.queued_requests,
         ray_actor_options={"num_cpus": config.ingress_cpus},
         logging_config=QUIET,
-        **_lifetime(config),
+        **_lifetime(config) | {"health_check_period_s": INGRESS_CHECK_PERIOD_S},
     )
     bound: Application = deployment.bind(worker, encoders, _decoder(decoder, config, worker))
     return bound

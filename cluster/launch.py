@@ -25,7 +25,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.endpoints import Endpoints, read_endpoints, serving
 from tandem.cluster.replicas.decoder import Decoder
 from tandem.cluster.replicas.encoder import Encoder
-from tandem.cluster.serve_compat.controller import begin_delete, serve_runs
+from tandem.cluster.serve_compat.controller import begin_delete, routes, serve_runs
 from tandem.cluster.serve_compat.driver import stop_printing_errors
 from tandem.cluster.start import check_joined, start_ray, start_serve
 from tandem.cluster.telemetry import logs, traces
@@ -36,6 +36,7 @@ from tandem.workers.models.model_folder import resolve, weight_files
 logger = logging.getLogger(__name__)
 
 APPLICATION = "tandem"
+ROUTE = "/"
 POLL_S = 0.1
 HANDLE_S = 5.0  # longest that a new handle takes to learn of the replicas
 
@@ -120,17 +121,19 @@ class RunningCluster:
         at a time. For an update without a gap use Serve's own means. The classes are `application`'s;
         `progress` is told how many replicas there are.
 
-        Raises ModelLoadError where there is no model of that name here, Unavailable where the application
-        does not become healthy, with what Serve says about it.
+        Raises ModelLoadError where there is no model of that name here, InvalidRequest where somebody else
+        has an application of the same name or route on this cluster, Unavailable where the application does
+        not become healthy, with what Serve says about it.
         """
         self.undeploy()
+        _refuse_to_replace()
         config = resolve_auto(config)  # a wrong model fails here, not three times in a replica
         if self._is_this_machine:
             _refuse_what_does_not_fit(config)
         self._config = config
         app = application(config, ingress, encoder=encoder, decoder=decoder)
         ray_serve.run_many(
-            [ray_serve.RunTarget(app, name=APPLICATION, route_prefix="/")],
+            [ray_serve.RunTarget(app, name=APPLICATION, route_prefix=ROUTE)],
             wait_for_applications_running=False,
         )
         deadline = time.monotonic() + timeout_s
@@ -168,17 +171,29 @@ class RunningCluster:
         return read_endpoints(APPLICATION, self._host)
 
     def close(self) -> None:
-        """Ends the application after its running requests, then Serve and Ray where they were started
-        here."""
+        """Ends the application after its running requests, then Serve and Ray where they were started here;
+        Serve goes on where others have applications."""
         try:
             self.undeploy()
         finally:
             if self._started_ray:
                 stop_printing_errors()
-            if self._started_serve:
+            if self._started_serve and (self._is_this_machine or not ray_serve.status().applications):
                 ray_serve.shutdown()  # type: ignore[no-untyped-call]
             if self._started_ray:
                 ray.shutdown()
+
+
+def _refuse_to_replace() -> None:
+    """Raises InvalidRequest where there is an application already whose name or route ours would take: Serve
+    would replace it without a word."""
+    for name, route in routes().items():
+        if name == APPLICATION or route == ROUTE:
+            raise InvalidRequest(
+                f"this cluster serves an application already, {name!r} at {route or 'no route yet'}: end it "
+                f"where it was started, or by `serve.delete({name!r})` of ray.serve, or use another cluster",
+                field="address",
+            )
 
 
 def _drain_ingress(timeout_s: float) -> None:

@@ -32,6 +32,8 @@ _RAY_SETTINGS = {
     "RAY_USAGE_STATS_ENABLED": "0",
     # Ray's workers run at nice 15 otherwise, and anything else on the machine would go first.
     "RAY_worker_niceness": "0",
+    # The control plane would keep an account of the last 100,000 calls between actors, and grow for hours.
+    "RAY_task_events_report_interval_ms": "0",
 }
 # The settings that decide whether, where and how ingress replicas listen in direct mode.
 _LISTENING = {
@@ -113,6 +115,8 @@ def serve_settings(config: ServeConfig) -> dict[str, str]:
         # A replica whose group lost a rank cannot drain; its requests go on elsewhere.
         "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",
         "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "30",
+        # A proxy that died is replaced after three checks that fail.
+        "RAY_SERVE_PROXY_HEALTH_CHECK_PERIOD_S": "1",
         # Tandem does not block a replica's event loop, so no second loop is needed, in a thread that every
         # request and every part of an answer would have to cross to.
         "RAY_SERVE_RUN_USER_CODE_IN_SEPARATE_THREAD": "0",

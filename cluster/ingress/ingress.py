@@ -18,7 +18,7 @@ from tandem.cluster.ingress.service import Service
 from tandem.cluster.ingress.shared_files import SharedFiles
 from tandem.cluster.listening import Listening
 from tandem.cluster.router.router import Router
-from tandem.cluster.serve_compat.direct_ingress import reuse_http_port
+from tandem.cluster.serve_compat.direct_ingress import hold_early_requests, reuse_http_port
 from tandem.cluster.serve_compat.refusals import quiet_refusals
 from tandem.cluster.telemetry import logs, traces
 from tandem.workers.models.model_folder import resolve
@@ -40,6 +40,7 @@ class Ingress(GrpcApi):
         quiet_refusals()
         if config.ingress_mode == "direct":
             reuse_http_port()
+            hold_early_requests()
         request_builder = await asyncio.to_thread(load_request_builder, config)
         identity = await asyncio.to_thread(identity_of, config)
         self._router = Router(config, identity, encoder, decoder)

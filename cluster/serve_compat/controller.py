@@ -41,6 +41,13 @@ def listeners() -> list[Listener]:
     ]
 
 
+def routes() -> dict[str, str | None]:
+    """The applications that Serve has, with their route prefixes; None where one has none by now."""
+    client: Any = _get_global_client()
+    applications = client.get_serve_details()["applications"]
+    return {name: details["route_prefix"] for name, details in applications.items()}
+
+
 def begin_delete(application: str) -> None:
     """Tells Serve to end an application. `serve.delete` waits for the end as well, 60 s and no longer."""
     serve.delete(application, _blocking=False)

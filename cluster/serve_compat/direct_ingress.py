@@ -1,12 +1,17 @@
-"""Lets an ingress replica that is replaced listen on the same HTTP port again."""
+"""Lets an ingress replica that is replaced listen on the same HTTP port again, and answer from the first
+request on."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import types
 from typing import Any
 
 from ray.serve._private import http_util
+from ray.serve._private import replica as serve_replica
+
+_POLL_S = 0.01
 
 
 class _ReusableSocket(socket.socket):
@@ -28,3 +33,25 @@ def reuse_http_port() -> None:
     """
     own = {**vars(socket), "socket": _ReusableSocket}
     http_util.socket = types.SimpleNamespace(**own)  # type: ignore[attr-defined, assignment]
+
+
+def hold_early_requests() -> None:
+    """Makes Serve's HTTP server in this replica hold requests until the replica is initialized. Call it in an
+    ingress replica's constructor.
+
+    Serve listens a moment before that, while it asks the controller for gRPC's port, and answers what comes
+    then with a bare 500: its handler asserts that the replica is initialized.
+    """
+    start = http_util.start_asgi_http_server
+
+    async def start_held(handler: Any, *arguments: Any, **options: Any) -> Any:
+        replica = handler.__self__
+
+        async def held(scope: Any, receive: Any, send: Any) -> None:
+            while not replica._user_callable_initialized:
+                await asyncio.sleep(_POLL_S)
+            await handler(scope, receive, send)
+
+        return await start(held, *arguments, **options)
+
+    serve_replica.start_asgi_http_server = start_held  # type: ignore[attr-defined, assignment]

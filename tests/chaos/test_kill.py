@@ -17,11 +17,11 @@ from typing import Any
 import grpc
 import pytest
 import ray
+from clear_answers import clear_answers
 from ray import serve
 from ray.serve.schema import ReplicaState
 from serving import Stub, eventually, make_config, on_ports_of, pids, text_stream
 
-from tandem import LLM, SamplingParams
 from tandem.cluster import launch
 from tandem.cluster.config import ServeConfig
 from tandem.errors import STATUS
@@ -32,24 +32,14 @@ CLIENTS = 16
 # Long answers, so that the kill finds them half done.
 PARAMS: dict[str, Any] = {"max_tokens": 48, "ignore_eos": True, "temperature": 0}
 PROMPTS = [f"translate English to French: I have {n} dogs and a cat." for n in range(40)]
-# Batches and tensor-parallel sizes differ by rounding errors. Answers in which the likeliest token is never
-# ahead of the next by less than this (in natural-log probability) do not.
-CLEAR = 1e-3
 TYPED = {grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.RESOURCE_EXHAUSTED, grpc.StatusCode.DEADLINE_EXCEEDED}
 
 
 @pytest.fixture(scope="module")
 def expected() -> dict[str, list[int]]:
-    """Answers by prompt, of prompts whose answer no rounding error changes."""
-    with LLM(dtype="float32") as llm:
-        outputs = llm.generate(list(PROMPTS), SamplingParams(**PARAMS, logprobs=2), use_tqdm=False)
-    answers = {
-        prompt: output.outputs[0].token_ids
-        for prompt, output in zip(PROMPTS, outputs, strict=True)
-        if all(p.top[0][1] - p.top[1][1] > CLEAR for p in output.outputs[0].logprobs or [])
-    }
+    answers = clear_answers(PROMPTS, **PARAMS)
     assert len(answers) > 2 * CLIENTS
-    return answers
+    return {prompt: answer.token_ids for prompt, answer in answers.items()}
 
 
 @pytest.fixture(scope="module")

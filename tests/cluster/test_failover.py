@@ -17,6 +17,7 @@ import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -29,6 +30,7 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.handoff import is_made
 from tandem.cluster.identity import identity_of
 from tandem.cluster.router.router import Router
+from tandem.errors import InvalidRequest
 from tandem.workers.engine import Engine
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
 
@@ -316,3 +318,27 @@ async def test_a_dead_shard_takes_its_group_along_and_the_group_comes_back(
 def test_nothing_is_left_of_the_environment(cluster: launch.RunningCluster) -> None:
     assert "RAY_SERVE_ENABLE_DIRECT_INGRESS" not in os.environ
     assert cluster.endpoints().http[0].startswith("127.0.0.1:")
+
+
+class Neighbour:
+    async def __call__(self) -> str:
+        return "still here"
+
+
+def test_applications_of_others_are_left_alone(cluster: launch.RunningCluster, config: ServeConfig) -> None:
+    """A second server on the cluster is refused, for its name or its route, and its end ends nothing."""
+    ours = serve.status().applications[launch.APPLICATION].deployments.keys()
+    deployment: Any = serve.deployment(Neighbour)
+    neighbour = serve.run(deployment.bind(), name="neighbour", route_prefix="/neighbour")
+    second = launch.RunningCluster(config)
+    with second, pytest.raises(InvalidRequest, match=f"application already, '{launch.APPLICATION}' at /"):
+        second.deploy(config, ingress=Door)
+    assert serve.status().applications[launch.APPLICATION].deployments.keys() == ours
+    assert neighbour.remote().result(timeout_s=60) == "still here"
+
+    cluster.undeploy()
+    serve.run(deployment.bind(), name="neighbour", route_prefix="/")
+    with pytest.raises(InvalidRequest, match="application already, 'neighbour' at /"):
+        cluster.deploy(config, ingress=Door)
+    assert neighbour.remote().result(timeout_s=60) == "still here"
+    serve.delete("neighbour")

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pytest
-from ray.serve._private import default_impl, grpc_util, http_util
+from ray.serve._private import default_impl, grpc_util, http_util, proxy
 from ray.serve._private.grpc_util import start_grpc_server
 from ray.serve.config import HTTPOptions, gRPCOptions
 from serving import free_port
@@ -23,6 +23,8 @@ def prepared(listening: Listening) -> Iterator[Callable[[HTTPOptions], HTTPOptio
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(default_impl, "add_grpc_address", default_impl.add_grpc_address)
         patch.setattr(http_util, "uvicorn", http_util.uvicorn)
+        for name in ("get_http_response_status", "get_grpc_response_status"):
+            patch.setattr(proxy, name, getattr(proxy, name))
         patch.setattr(grpc_util, "DEFAULT_GRPC_SERVER_OPTIONS", [*grpc_util.DEFAULT_GRPC_SERVER_OPTIONS])
         for name, value in listening.environment().items():
             patch.setenv(name, value)

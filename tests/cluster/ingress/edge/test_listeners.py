@@ -14,6 +14,7 @@ from listening_here import grpc_server, http_server
 from ray.serve._private.grpc_util import start_grpc_server
 from ray.serve.config import gRPCOptions
 from serving import free_port
+from starlette.responses import PlainTextResponse
 
 from tandem.cluster.listening import Listening
 
@@ -60,6 +61,24 @@ async def test_nobody_is_told_of_the_applications() -> None:
     async with http_server(answering, Listening()) as port, httpx.AsyncClient() as client:
         assert (await client.get(f"http://127.0.0.1:{port}/-/routes")).status_code == 404
         assert (await client.get(f"http://127.0.0.1:{port}/-/healthz")).status_code == 200
+
+
+async def test_serves_bare_503_has_the_shape_that_clients_know() -> None:
+    async def bare(scope: Any, receive: Any, send: Any) -> None:
+        status = 503 if "gone" in scope["path"] else 200
+        await PlainTextResponse("Deployment is unavailable.", status)(scope, receive, send)
+
+    async with http_server(bare, Listening()) as port:
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}") as client:
+            answer = await client.get("/v1/gone")
+            assert answer.status_code == 503
+            assert answer.headers["retry-after"] == "1"
+            error = answer.json()["error"]
+            assert (error["type"], error["code"]) == ("service_unavailable_error", "unavailable")
+            assert "gone; try again in 1.0 s" in error["message"]
+            assert (await client.get("/translate/gone")).json() == {"error": error["message"]}
+            for path in ("/-/gone", "/v1/there"):
+                assert (await client.get(path)).text == "Deployment is unavailable."
 
 
 def test_what_is_set_travels_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
