@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from image_chats import TEMPLATE, image_part, text_part
 from t5gemma2 import (
     BOS,
     IMAGE_TEXT,
@@ -23,10 +25,13 @@ from t5gemma2 import (
     make_t5gemma2,
     text,
 )
+from transformers import Gemma3Processor
 
 from tandem import LLM, BeamSearchParams, InvalidRequest, ModelLoadError, SamplingParams
+from tandem.limits import DEFAULT_LIMITS
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution.encoder import Encoder
+from tandem.workers.requests.chat import Conversation
 from tandem.workers.requests.request_builder import RequestBuilder
 
 GREEDY = SamplingParams(temperature=0, max_tokens=TOKENS)
@@ -273,3 +278,21 @@ def test_a_tokenizer_that_names_no_images_is_refused(tiny: Tiny, tmp_path: Path)
 def _copied(folder: Path, to: Path) -> None:
     for path in folder.iterdir():
         (to / path.name).write_bytes(path.read_bytes())
+
+
+@pytest.mark.parametrize("template", [True, False])
+def test_a_chats_images_stand_where_their_parts_do(tmp_path: Path, template: bool) -> None:
+    folder = make_t5gemma2(tmp_path)
+    processor = Gemma3Processor.from_pretrained(folder, backend="pil")
+    images = [image(1), image(2)]
+    parts = [image_part(images[0]), text_part("and"), image_part(images[1])]
+    told = f"{IMAGE_TEXT}and{IMAGE_TEXT}"
+    if template:
+        (folder / "chat_template.jinja").write_text(TEMPLATE.replace("<|image|>", IMAGE_TEXT))
+        told = f"{processor.tokenizer.bos_token} ba {told} <|eot_id|> be "
+    builder = RequestBuilder.load(folder, "tiny", replace(DEFAULT_LIMITS, encoder_tokens=LONGEST))
+    prompt = builder.chat_prompt(Conversation([{"role": "user", "content": parts}]))
+    [request] = builder.prepare(prompt, GREEDY).sequences
+    expected = processor(text=told, images=images, add_special_tokens=not template)["input_ids"][0]
+    assert list(request.encoder.token_ids) == expected
+    assert len(request.encoder.media) == 2

@@ -96,6 +96,7 @@ class RequestBuilder:
         media, `image_tasks` for one whose prompts name them, `image_places` for one whose text has images
         within it, `parse` for one whose every answer holds values."""
         self.info, self.limits, self.processor = info, limits, processor
+        self._image_places = image_places
         self.vocabulary = Vocabulary(tokenizer if target is None else target)
         self.tasks = Tasks.of(info.tasks, info.defaults, tokenizer, info.speech)
         self.chat_template = ChatTemplate(tokenizer)
@@ -299,13 +300,19 @@ class RequestBuilder:
         none. Raises InvalidRequest and RequestTooLarge."""
         read = read_messages(conversation.messages, self.limits, images=self.reads_images)
         media = MultiModalData(image=list(read.images))
+        places, field, count = self._image_places, "messages", len(read.images)
         if not self.chat_template.exists:
-            token_id = self.info.media_token_id
-            token = None if token_id is None else self._tokenizer.token_strings([token_id])[0]
+            token = places.token if places is not None else None
+            if (token_id := self.info.media_token_id) is not None:
+                token = self._tokenizer.token_strings([token_id])[0]
             text = sole_text(conversation, read, self.info.name, token)
             return TextPrompt(prompt=text, multi_modal_data=media)
         text = self.chat_template.render(conversation, read.messages)
-        ids = self._tokenizer.encode(text, "messages", self.max_prompt_tokens, special=False)
+        if places is not None:
+            text = places.text(text, count, field)
+        ids = self._tokenizer.encode(text, field, self.max_prompt_tokens, special=False)
+        if places is not None:
+            ids = places.spread(ids, count, field)
         return TokensPrompt(prompt_token_ids=ids, multi_modal_data=media)
 
     def tokenize(self, text: str, *, field: str = "text", special: bool = True) -> list[int]:

@@ -14,4 +14,5 @@ _ROWS: Final = 2**16
 
 def pieces(x: torch.Tensor) -> tuple[torch.Tensor, ...]:
     """Rows [N, width], in order, as views of x."""
-    return x.split(_CPU_ROWS if x.is_cpu else _ROWS)
+    views: tuple[torch.Tensor, ...] = x.split(_CPU_ROWS if x.is_cpu else _ROWS)
+    return views
