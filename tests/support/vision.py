@@ -49,21 +49,21 @@ class Pair:
     eos_gain: float = 2.0
 
 
-_VIT = {
+_VIT: dict[str, Any] = {
     "hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 48,
     "image_size": [36, 28], "patch_size": [8, 4],
 }  # fmt: skip
 _SIZE = {"height": 36, "width": 28}  # four pixels at the bottom are in no patch
-_IDS = {
+_IDS: dict[str, Any] = {
     "vocab_size": VOCAB, "pad_token_id": PAD, "eos_token_id": EOS, "bos_token_id": START,
     "decoder_start_token_id": START,
 }  # fmt: skip
-_BART = {
+_BART: dict[str, Any] = {
     **_IDS, "d_model": 48, "decoder_layers": 2, "decoder_attention_heads": 2, "decoder_ffn_dim": 40,
     "max_position_embeddings": 40,
 }  # fmt: skip
-_GPT2 = {**_IDS, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64}
-_BERT = {
+_GPT2: dict[str, Any] = {**_IDS, "n_embd": 48, "n_layer": 3, "n_head": 4, "n_positions": 64}
+_BERT: dict[str, Any] = {
     **_IDS, "hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 40,
     "max_position_embeddings": 64,
 }  # fmt: skip

@@ -120,7 +120,7 @@ def answer(
 ) -> tuple[list[int], list[int], str]:
     """transformers' prompt ids, and its answer as ids and text."""
     parts = [{"type": "image", "image": one} for one in images]
-    inputs = reference.processor.apply_chat_template(
+    inputs: Any = reference.processor.apply_chat_template(
         filled(messages, parts), add_generation_prompt=True, tokenize=True, return_dict=True,
         return_tensors="pt",
     )  # fmt: skip

@@ -66,7 +66,7 @@ def test_rates_and_counts() -> None:
     view.add([scraped(of, 10.0)])
     of.generated(60, ANYBODY)
     of.ended("http", "completions", "OK")
-    of.refused(Overloaded("full", refused="queue_full"))
+    of.refused(Overloaded("full", refused="queue"))
     router.engines["engine-1"] = stats._replace(generated_tokens=50, waiting=2)
     view.add([scraped(of, 12.0)])
     (model,) = view.models()

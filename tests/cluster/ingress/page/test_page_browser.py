@@ -38,7 +38,7 @@ from tandem.workers.requests.media.audio_file import read_audio
 from tandem.workers.requests.request_builder import RequestBuilder
 
 if TYPE_CHECKING:
-    from playwright.async_api import Browser, Page
+    from playwright.async_api import Browser, ConsoleMessage, Page
 
 pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 
@@ -88,6 +88,11 @@ class Opened:
     asked: list[str] = field(default_factory=list)  # every address
     complaints: list[str] = field(default_factory=list)  # the console's, and errors nobody caught
 
+    def said(self, message: ConsoleMessage) -> None:
+        """Something stands in the console."""
+        if message.type == "error":
+            self.complaints.append(message.text)
+
 
 @asynccontextmanager
 async def opened(
@@ -99,7 +104,7 @@ async def opened(
         page = await made.new_page()
         found = Opened(page, f"http://127.0.0.1:{port}")
         page.on("request", lambda request: found.asked.append(request.url))
-        page.on("console", lambda said: said.type == "error" and found.complaints.append(said.text))
+        page.on("console", found.said)
         page.on("pageerror", lambda error: found.complaints.append(str(error)))
         await page.goto(found.base + path)
         try:
@@ -146,7 +151,7 @@ async def test_translate(browser: Browser, serve: Any) -> None:
         await done(page, "translation")
 
         # A document comes back as one.
-        with_file = {"name": "note.txt", "mimeType": "text/plain", "buffer": b"I am tired."}
+        with_file: Any = {"name": "note.txt", "mimeType": "text/plain", "buffer": b"I am tired."}
         async with page.expect_download() as download:
             await page.set_input_files("#document", [with_file])
         file = await download.value
@@ -251,7 +256,7 @@ async def test_pictures(browser: Browser, serve: Any) -> None:
         await page.reload()
         await page.wait_for_selector("#pictures:not([hidden])")
         assert await page.get_by_role("tab").all_inner_texts() == ["Read pictures", "Write", "Cluster"]
-        file = {"name": "red.png", "mimeType": "image/png", "buffer": PNG}
+        file: Any = {"name": "red.png", "mimeType": "image/png", "buffer": PNG}
         await page.set_input_files("#picture", [file])
         assert await page.get_attribute("#preview", "alt") == "The picture red.png"
         await page.get_by_label("Question or task").fill("What is it?")
@@ -325,7 +330,11 @@ async def test_the_cluster(browser: Browser, serve: Any) -> None:
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 async def test_everybody_can_use_it(browser: Browser, serve: Any, scheme: str) -> None:
     """axe, for which the policy is lifted, finds nothing; nothing is wider than a small phone."""
-    context = {"color_scheme": scheme, "viewport": {"width": 320, "height": 640}, "bypass_csp": True}
+    context: dict[str, Any] = {
+        "color_scheme": scheme,
+        "viewport": {"width": 320, "height": 640},
+        "bypass_csp": True,
+    }
 
     async def check(page: Page) -> None:
         assert await violations(page) == []
