@@ -21,7 +21,7 @@ from transformers import BartConfig, BartForConditionalGeneration, T5Config, T5F
 
 from tandem.workers.config import Device, Dtype, EngineConfig
 from tandem.workers.engine import Engine
-from tandem.workers.execution.runner import encode_packed
+from tandem.workers.execution.encoder import encode_packed
 from tandem.workers.models.footprint import Footprint
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest
 

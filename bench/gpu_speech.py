@@ -19,7 +19,7 @@ from transformers import WhisperConfig, WhisperFeatureExtractor, WhisperForCondi
 
 from tandem.inputs import Media
 from tandem.media import wav
-from tandem.workers.execution.runner import encode_packed
+from tandem.workers.execution.encoder import encode_packed
 from tandem.workers.models.footprint import Footprint
 from tandem.workers.request import EncoderInput, EngineRequest
 

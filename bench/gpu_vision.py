@@ -36,7 +36,7 @@ from transformers.models.vit.image_processing_pil_vit import ViTImageProcessorPi
 from tandem.inputs import Media
 from tandem.limits import DEFAULT_LIMITS
 from tandem.workers.config import EngineConfig
-from tandem.workers.execution.runner import encode_packed
+from tandem.workers.execution.encoder import encode_packed
 from tandem.workers.request import EncoderInput, EngineRequest
 from tandem.workers.requests.cross_spans import cross_spans
 from tandem.workers.requests.media import own_positions, read_processor
@@ -263,7 +263,7 @@ class VisionBench(MediaBench):
 
             @torch.inference_mode()
             def encode(ids: Any = ids, lengths: Any = lengths, of: torch.Tensor = features) -> torch.Tensor:
-                return encode_packed(encoder, ids, lengths, of)
+                return encode_packed(encoder, ids, lengths, front(of))
 
             @torch.inference_mode()
             def before(of: torch.Tensor = features) -> torch.Tensor:
