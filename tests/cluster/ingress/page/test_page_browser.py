@@ -172,6 +172,7 @@ async def test_code_to_copy_runs(browser: Browser, serve: Any, tmp_path: Path) -
         text = """It's "odd": $HOME `x` \\ I am tired."""
         await page.fill("#original", text)
         await page.click("#translate summary")
+        await page.wait_for_selector("#translate pre")
         samples = await page.locator("#translate pre").all_inner_texts()
         names = await page.locator("#translate .sample h2").all_inner_texts()
         assert names[:2] == ["A text: curl", "A text: Python"]
