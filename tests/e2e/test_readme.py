@@ -22,9 +22,10 @@ BLOCKS = [
         r"^```(\w+)\n(.*?)^```$", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL
     )
 ]
-# These start servers or test runs of their own, or need a model that is not bundled: test_serve_command.py,
-# test_serve_run.py, test_transcribe_command.py, test_generate_images.py and CI run them.
-NOT_HERE = ("make ", "tandem serve", "serve run", "tandem transcribe", "tandem generate --image")
+# These start servers or test runs of their own, or need a model that is not bundled or Kubernetes:
+# test_serve_command.py, test_serve_run.py, test_transcribe_command.py, test_generate_images.py, test_chart.py and
+# CI run them.
+NOT_HERE = ("make ", "tandem serve", "serve run", "tandem transcribe", "tandem generate --image", "helm ")
 OTHERS = re.compile("whisper|Florence")  # models that are not bundled: tests/examples/test_seeds.py has them
 
 
