@@ -23,8 +23,8 @@ BLOCKS = [
     )
 ]
 # These start servers or test runs of their own, or need a model that is not bundled or Kubernetes:
-# test_serve_command.py, test_serve_run.py, test_transcribe_command.py, test_generate_images.py, test_chart.py and
-# CI run them.
+# test_serve_command.py, test_serve_run.py, test_transcribe_command.py, test_generate_images.py, test_chart.py
+# and CI run them.
 NOT_HERE = ("make ", "tandem serve", "serve run", "tandem transcribe", "tandem generate --image", "helm ")
 OTHERS = re.compile("whisper|Florence")  # models that are not bundled: tests/examples/test_seeds.py has them
 

@@ -135,7 +135,7 @@ PAIRS = {
         DonutSwinConfig(
             image_size=[56, 42], patch_size=2, embed_dim=8, depths=[2, 2], num_heads=[2, 4], window_size=7,
         ),
-        MBartConfig(**_BART | {"decoder_layers": 3}, scale_embedding=True, add_final_layer_norm=True),
+        MBartConfig(**_BART | {"decoder_layers": 3, "add_final_layer_norm": True}, scale_embedding=True),
         NougatImageProcessorPil(size={"height": 56, "width": 42}),
         1.0,
     ),
@@ -218,8 +218,7 @@ class Reference:
         return int(encoded.last_hidden_state.shape[1])
 
     def tokens(self, ids: list[int]) -> list[str]:
-        words: list[str] = self._tokenizer.convert_ids_to_tokens(ids)
-        return words
+        return list(self._tokenizer.convert_ids_to_tokens(ids))
 
     @torch.no_grad()
     def generate(self, image: Image.Image, prefix: list[int] | None = None, **options: Any) -> list[int]:
