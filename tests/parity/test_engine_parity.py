@@ -21,9 +21,9 @@ from parity import (
     serve,
 )
 
+from tandem.workers.device import Work
 from tandem.workers.engine import Engine
 from tandem.workers.execution.encoder import Encoder
-from tandem.workers.execution.side_stream import Work
 from tandem.workers.local_group import LocalGroup
 from tandem.workers.request import Decoding, EncoderInput, EngineRequest, EngineStats
 

@@ -25,7 +25,7 @@ class Counting:
     def __init__(self) -> None:
         self.left: dict[str, tuple[int, int]] = {}  # by request: the next token, and how many there are
         self.cancelled: set[str] = set()
-        self.closed = self.steps = 0
+        self.closed = self.released = self.steps = 0
         self.fails_at: int | None = None
         self._inside = threading.Lock()
 
@@ -60,6 +60,9 @@ class Counting:
 
     def close(self) -> None:
         self.closed += 1
+
+    def release(self) -> None:
+        self.released += 1
 
 
 def request(name: str, tokens: int) -> EngineRequest:
@@ -147,7 +150,7 @@ def test_a_step_that_fails_fails_all(
     with pytest.raises(InternalError, match="the step failed"):
         tokens(shared, request("late", 1))
     assert not shared.close(InvalidRequest("closed"))
-    assert not engine.closed
+    assert (engine.closed, engine.released) == (0, 1)
 
 
 def test_close_ends_calls_under_way(

@@ -119,8 +119,8 @@ class Runner:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
         self._steps.clear()
-        self._encoding = None
-        del self.pool, self.state, self.encoder, self.decoder, self._front
+        self._encoding = self._front = None
+        del self.pool, self.state, self.encoder, self.decoder
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 

@@ -29,16 +29,16 @@ def works():
 @app.command()
 def waits():
     with errors_shown("Stopped."):
-        there()
         with contextlib.suppress(KeyboardInterrupt):
+            there()
             threading.Event().wait()
         err.print("Finishing")
 
 @app.command()
 def drops_it():
     with errors_shown():
-        there()
         try:
+            there()
             time.sleep(60)
         except BaseException:
             pass

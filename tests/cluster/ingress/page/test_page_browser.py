@@ -321,9 +321,9 @@ async def test_the_cluster(browser: Browser, serve: Any) -> None:
         await page.focus("#tab-cluster")
         await page.keyboard.press("ArrowRight")
         assert await page.evaluate("document.activeElement.id") == "tab-translate"
-        assert await page.is_visible("#translate")
+        await page.wait_for_selector("#translate:not([hidden])")
         await page.keyboard.press("End")
-        assert await page.is_visible("#cluster")
+        await page.wait_for_selector("#cluster:not([hidden])")
         assert page.url.endswith("#cluster")
         assert not at.complaints
 
