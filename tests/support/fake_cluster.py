@@ -357,7 +357,7 @@ class FakeEncoders:
         self.faults: list[BaseException] = []
         self.losing = False  # what they have encoded vanishes
         self.poison: int | None = None  # a token no encoder survives
-        self.running = 0
+        self.running = 0  # passes, from the call on
         self._free = asyncio.Event()
         self._free.set()
         self._numbers = itertools.count()
@@ -384,26 +384,29 @@ class FakeEncoders:
             self._free.set()
 
     async def run(self, inputs: list[list[int]]) -> tuple[Any, BatchSummary]:
+        await asyncio.sleep(self.step_s)
+        await self._free.wait()
+        if self.faults:
+            raise self.faults.pop(0)
+        if any(self.poison in ids for ids in inputs):
+            raise task_error(ValueError("poison"))
+        hidden = torch.cat([torch.zeros(0, D_MODEL), *map(encode, inputs)])
+        media = MediaCounts(encoded=len(inputs), reused=1, nbytes=64)
+        summary = BatchSummary(
+            tokens=len(hidden),
+            nbytes=hidden.nbytes,
+            seconds=0.0,
+            refused={},
+            media=media,
+        )
+        return pack(hidden), summary
+
+    def begun(self, task: asyncio.Future[Any]) -> None:
         self.running += 1
-        try:
-            await asyncio.sleep(self.step_s)
-            await self._free.wait()
-            if self.faults:
-                raise self.faults.pop(0)
-            if any(self.poison in ids for ids in inputs):
-                raise task_error(ValueError("poison"))
-            hidden = torch.cat([torch.zeros(0, D_MODEL), *map(encode, inputs)])
-            media = MediaCounts(encoded=len(inputs), reused=1, nbytes=64)
-            summary = BatchSummary(
-                tokens=len(hidden),
-                nbytes=hidden.nbytes,
-                seconds=0.0,
-                refused={},
-                media=media,
-            )
-            return pack(hidden), summary
-        finally:
-            self.running -= 1
+        task.add_done_callback(self._ended)
+
+    def _ended(self, _task: asyncio.Future[Any]) -> None:
+        self.running -= 1
 
 
 class FakeEncoder:
@@ -442,7 +445,9 @@ class FakeEncoder:
                 reference.arrive(packed)
             return summary
 
-        return reference, asyncio.ensure_future(answer())
+        task = asyncio.ensure_future(answer())
+        self._encoders.begun(task)
+        return reference, task
 
 
 def task_error(cause: Exception) -> BaseException:

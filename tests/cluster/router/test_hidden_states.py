@@ -100,7 +100,7 @@ async def test_limits_count_them() -> None:
     async with FakeCluster(limits=Limits(queued_requests=3)) as cluster:
         with cluster.encoders.held():
             running = asyncio.create_task(cluster.router.hidden_states([asked([n, 1]) for n in range(2)]))
-            await until(lambda: cluster.encoders.running)
+            await until(lambda: cluster.router.stats().outstanding == 2)
             with pytest.raises(Overloaded, match="2 sequences are in work and 2 more exceed 3"):
                 await cluster.router.hidden_states([asked([8, 1]), asked([9, 1])])
         assert await cluster.collect(request("r")) == (expected(request("r")), "length")
