@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import Any, ClassVar, Final
@@ -20,22 +21,22 @@ CONCURRENT: Final = (1, 32)
 ROUND_S: Final = 5.0  # least seconds of a round of files on a GPU
 
 
-class MediaBench(Bench):
+class MediaBench(Bench, ABC):
     """A model in a folder whose encoder reads media."""
 
     unit: ClassVar[str]  # what the files are called, in the plural
 
+    @abstractmethod
     def files(self) -> Iterator[Media]:
         """Files without end."""
-        raise NotImplementedError
 
+    @abstractmethod
     def given(self, name: str, media: Media) -> EncoderInput:
         """The encoder input of a file, which is yet to be decoded."""
-        raise NotImplementedError
 
+    @abstractmethod
     def asked(self, encoder: EncoderInput, target: int) -> EngineRequest:
         """The request of so many tokens about a decoded input, which has its key as its name."""
-        raise NotImplementedError
 
     @property
     def front(self) -> FrontSpec:

@@ -133,7 +133,7 @@ def systems(folder: Path, *, asks: bool) -> list[Process[Load, Outcome]]:
 
 
 def tokenizer(words: int, last: str) -> PreTrainedTokenizerFast:
-    """Of so many words, of which the last one is `last`."""
+    """A tokenizer of so many words, of which the last one is `last`."""
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     all_words = [*special, *(f"w{n}" for n in range(len(special), words - 1)), last]
     made = Tokenizer(models.WordLevel({word: n for n, word in enumerate(all_words)}, unk_token="<unk>"))

@@ -10,7 +10,7 @@ from typing import Any
 
 
 class _Count(threading.local):
-    """Of the thread that compiled: other threads' engines have their own."""
+    """A count for each thread that compiles: its engine is not the others'."""
 
     value = 0
 

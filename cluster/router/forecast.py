@@ -70,7 +70,7 @@ class _Smoothed:
 
 
 class Forecast:
-    """Of one router's requests.
+    """Foresees the waits and answers of one router's requests.
 
     What waits is counted in the tokens that are expected of it. It is served at the rate at which engines
     deliver tokens to this router while requests wait: the router's share of them, whatever other routers take

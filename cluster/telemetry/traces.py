@@ -21,7 +21,7 @@ _NS: Final = 1e9
 
 _tracer: Any = None  # of OpenTelemetry; None: there is no endpoint
 
-# Of the call that a task works for; None: it is not traced.
+# The trace of the call that a task works for; None: it is not traced.
 TRACE: ContextVar[CallTrace | None] = ContextVar("TRACE", default=None)
 
 

@@ -240,7 +240,7 @@ class ImageTextToTextPipeline(ImagePipeline):
         options = {"skip_special_tokens": call.get("skip_special_tokens", True)}
         if (clean := call.get("clean_up_tokenization_spaces")) is not None:
             options["clean_up_tokenization_spaces"] = clean
-        # Of an encoder that reads text its prompt, as in transformers; else the decoder's.
+        # The encoder's prompt where it reads text, as in transformers; else the decoder's.
         read = (
             output.prompt_token_ids
             if self.llm.info.encoder_vocab_size is None

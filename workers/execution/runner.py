@@ -272,7 +272,7 @@ class Runner:
 
     def _make_step(self, kind: int) -> None:
         """Makes `_decode` of this kind of rows one launch, if possible: a CUDA graph or a CPU program."""
-        # Of what it needs alone: a runner that is dropped is gone at once, its pages with it.
+        # It holds what it needs and not the runner: one that is dropped is gone at once, its pages with it.
         forward = partial(_decode, self.decoder, self.state, self.pool, kind)
         most = self._most(kind)
         if self.config.uses_graphs(self.device):

@@ -129,8 +129,7 @@ def capture(forward: Forward, rows: torch.Tensor, pool: torch.cuda._POOL_HANDLE 
     forward(rows)  # kernels are compiled and libraries set up, which no capture may contain
     kernels.note_compilation()
     graph = torch.cuda.CUDAGraph()
-    # Of the current stream, whose priority the graph's kernels keep. Other threads may serve other engines
-    # meanwhile.
+    # The graph's kernels keep the current stream's priority. Other threads may serve other engines meanwhile.
     stream = torch.cuda.current_stream(rows.device)
     with torch.cuda.graph(graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
         out = forward(rows)

@@ -333,7 +333,7 @@ class ModelSpec:
 
     @property
     def _kinds(self) -> list[AttentionKind]:
-        """Of all attentions of the decoder."""
+        """The kinds of all attentions of the decoder."""
         return [kind for layer in range(self.decoder.layers) for kind in self.attentions(layer)]
 
     @property
