@@ -34,6 +34,7 @@ class Media(NamedTuple):
 
     modality: Modality
     data: bytes
+    header_text: str = ""  # drawn above the image for the model to read; whoever reads the prompt sets it
 
 
 # A file's bytes, or its path, which is read where the prompt is split: in the caller's process.

@@ -30,6 +30,7 @@ class Limits:
     media_bytes: int = 25 * 2**20  # all of them together, as files
     audio_seconds: float = 30.0  # one recording that is one encoder input
     image_pixels: int = 40_000_000  # of one image, width x height
+    image_text_chars: int = 4096  # of a question that is drawn above an image
     transcription_seconds: float = 7200.0  # one recording that is transcribed, in as many windows as it takes
     queued_audio_seconds: float = (
         8 * 3600.0

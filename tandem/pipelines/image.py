@@ -109,7 +109,8 @@ class ImagePipeline(ModelOwner):
             ids = self.tokenizer(build_string_from_input(text, self.tokenizer.bos_token, token))["input_ids"]
             return TokensPrompt(prompt_token_ids=ids, prompt=text, multi_modal_data=media), len(ids)
         counted = 1
-        if self.llm.info.encoder_vocab_size is None and text:
+        front = self.llm.info.front
+        if self.llm.info.encoder_vocab_size is None and text and not (front and front.header):
             counted += len(self.tokenizer(text, add_special_tokens=False)["input_ids"])
         return TextPrompt(prompt=text, multi_modal_data=media), counted
 

@@ -25,7 +25,7 @@ def test_a_step_arrives_as_it_was() -> None:
 
 
 def test_an_encoder_input_arrives_as_it_was() -> None:
-    encoder_input = EncoderInput("key", (3, 1, 1), media=(Media("image", b"12"), Media("audio", b"3")))
+    encoder_input = EncoderInput("key", (3, 1, 1), media=(Media("image", b"12", "a"), Media("audio", b"3")))
     assert read_input(packed_input(encoder_input)) == encoder_input
     assert read_input(packed_input(EncoderInput("key", ()))) == EncoderInput("key", ())
     features = torch.arange(6.0).reshape(1, 2, 3)
@@ -41,7 +41,7 @@ def plain(value: object) -> bool:
 
 
 def test_an_encoder_input_travels_without_pickle() -> None:
-    assert plain(packed_input(EncoderInput("key", (3, 1), media=(Media("image", b"12"),))))
+    assert plain(packed_input(EncoderInput("key", (3, 1), media=(Media("image", b"12", "a"),))))
 
 
 def test_a_token_travels_without_pickle() -> None:

@@ -18,7 +18,7 @@ def media(data: Any) -> tuple[Media, ...]:
 
 def test_a_waveform_becomes_a_wav_file_of_floats() -> None:
     samples = np.linspace(-1, 1, 100)
-    [(modality, data)] = media({"audio": (samples, 16_000)})
+    [(modality, data, _)] = media({"audio": (samples, 16_000)})
     assert modality == "audio"
     assert data[:4] == b"RIFF"
     assert int.from_bytes(data[4:8], "little") == len(data) - 8

@@ -13,9 +13,11 @@ from typing import Any
 import grpc
 import mllama
 import numpy as np
+import pix2struct
 import pytest
 import t5gemma2
 import torch
+import vision
 import whisper
 from audio_files import wav
 from models import EOS, T5_VARIANTS, load_reference, reference_greedy
@@ -177,6 +179,31 @@ def test_t5gemma2_with_images(started: tuple[launch.RunningCluster, ServeConfig]
         assert [answer.outputs[0].token_ids for answer in answers] == [ids for _, ids in found]
         with pytest.raises(InvalidRequest, match="0 media items"):
             client.generate(t5gemma2.IMAGE_TEXT, greedy)
+
+
+def test_pix2struct(started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path) -> None:
+    """Questions about images of any shape from many clients at once: the workers draw what the ingress has
+    measured. A question that is asked twice is encoded once."""
+    cluster, first = started
+    folder = pix2struct.make_pix2struct(tmp_path, is_vqa=True)
+    reference = pix2struct.Reference(folder)
+    cases = [(vision.picture(seed, pix2struct.SIZES[seed % 7]), f"What is {seed % 5}?") for seed in range(10)]
+    answers = [reference.generate(*one, max_new_tokens=8) for one in cases]
+    clear = [reference.lead(*one, ids) > pix2struct.CLEAR for one, ids in zip(cases, answers, strict=True)]
+    found = [(*one, ids) for one, ids, sure in zip(cases, answers, clear, strict=True) if sure]
+    assert len(found) > 7
+    config = make_config(model=str(folder), tensor_parallel_size=2, max_encoder_tokens=60)
+    endpoints = cluster.deploy(on_ports_of(config, first))
+    greedy = SamplingParams(temperature=0, max_tokens=8)
+    with Client(endpoints.grpc[0]) as client, ThreadPoolExecutor(12) as pool:
+        twice = [*found, *found[:3]]
+        asked = [vision.prompt(image, text) for image, text, _ in twice]
+        outputs = list(pool.map(lambda one: client.generate(one, greedy), asked))
+        assert [output.outputs[0].token_ids for output in outputs] == [ids for *_, ids in twice]
+        assert metrics(endpoints.http[0])["tandem_encoder_cache_misses_total"] == len(found)
+        with pytest.raises(InvalidRequest, match="a question") as refused:
+            client.generate(vision.prompt(found[0][0]), greedy)
+        assert refused.value.field == "prompt"
 
 
 def test_transcriptions(started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path) -> None:

@@ -73,13 +73,16 @@ def encode_packed(
     """Inputs of these lengths, one after another and unpadded → hidden states [sum(lengths), d_model], each
     input's positions of `FrontSpec.padding_id` last.
 
-    vectors: the front's output for the inputs' media, [media positions, d_model]; None: text alone. It may be
-    overwritten.
+    vectors: the front's output for the inputs' media, [items * FrontSpec.positions, d_model]; None: text
+        alone. It may be overwritten.
     """
     bring = partial(send_ids, device=encoder.device)
     media, front = None, encoder.spec.front
     if vectors is not None and front is not None:
         media = bring(torch.from_numpy(np.flatnonzero(front.holds_media(token_ids))))
+        if front.varying:
+            own = [item * front.positions + np.arange(length) for item, length in enumerate(lengths)]
+            vectors = vectors[bring(torch.from_numpy(np.concatenate(own)))]
     embedded = encoder.embed(bring(torch.from_numpy(token_ids)), media, vectors)
     hidden = encoder.encode(embedded, lengths.tolist())
     if front is None or front.padding_id is None:

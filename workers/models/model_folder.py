@@ -21,6 +21,7 @@ BUNDLED: Final = {
 }
 INDEX: Final = "model.safetensors.index.json"
 SINGLE: Final = "model.safetensors"
+FONT: Final = "Arial.TTF"  # with which texts are drawn for a model that reads them as pixels
 
 _ADAPTER: Final = "adapter_config.json"
 # Weights that are not read, by what is said of them.

@@ -134,6 +134,14 @@ class PatchesSpec:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FlatPatchesSpec:
+    """How an image becomes the positions of Pix2Struct: as many patches as keep its shape, row by row."""
+
+    size: tuple[int, int]  # height and width of a patch, in pixels
+    rows: int  # of each of the tables of row and column vectors; numbers count from 1
+
+
+@dataclass(frozen=True, kw_only=True)
 class BeitSpec:
     """BEiT's layers, which are part of the front."""
 
@@ -185,20 +193,35 @@ class FrontSpec:
     """
 
     # See fronts/.
-    kind: Literal["audio_convolutions", "image_patches", "beit", "swin", "davit", "siglip", "tiled_vision"]
+    kind: Literal[
+        "audio_convolutions",
+        "image_patches",
+        "flat_patches",
+        "beit",
+        "swin",
+        "davit",
+        "siglip",
+        "tiled_vision",
+    ]
     modality: Modality
     placeholder_id: int  # in `EncoderInput.token_ids`; no token of a text
     positions: int  # encoder positions of one item
     # Shape of one item's features. Audio: (mel bins, frames); an image: (channels, height, width), in tiles
-    # (tiles, numbers of a tile).
+    # (tiles, numbers of a tile), in flat patches (patches, numbers of a patch).
     features: tuple[int, ...]
+    # `positions` are the most that an item takes. It takes the first rows of the front's output, as many as
+    # its encoder input has placeholders; the others are padding. Encoders of one item and no text only.
+    varying: bool = False
     # In place of `placeholder_id` at positions of padding, which come last among an input's hidden states,
     # whatever their place in `token_ids`. None: there are none.
     padding_id: int | None = None
     # Items stand within the encoder's text, where the prompt puts them. False: before it.
     within_text: bool = False
+    # The prompt's text is drawn above the image, as `Media.header_text`: the encoder reads it as pixels.
+    header: bool = False
     # Set where `kind` is the front that they describe.
     patches: PatchesSpec | None = None
+    flat_patches: FlatPatchesSpec | None = None
     beit: BeitSpec | None = None
     swin: SwinSpec | None = None
     davit: DavitSpec | None = None
@@ -209,7 +232,7 @@ class FrontSpec:
     def kept(self) -> bool:
         """Whether its output is worth keeping for another input with the same item: it is a vision model.
         Convolutions and patches are computed again in less time than an item is decoded."""
-        return self.kind not in ("audio_convolutions", "image_patches")
+        return self.kind not in ("audio_convolutions", "image_patches", "flat_patches")
 
     def holds_media(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.bool_]:
         """Which of the encoder positions hold a row of the front's output."""

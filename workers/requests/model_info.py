@@ -12,7 +12,7 @@ from typing import Any
 from tandem.errors import ModelLoadError
 from tandem.inputs import Modality
 from tandem.workers.models.families import spec_of
-from tandem.workers.models.model_folder import read_config
+from tandem.workers.models.model_folder import FONT, read_config
 from tandem.workers.models.spec import FrontSpec, ModelSpec
 from tandem.workers.requests.defaults import GenerationDefaults, checked_overrides, merged
 from tandem.workers.requests.generation_settings import (
@@ -157,7 +157,7 @@ def revision_of(folder: Path) -> str:
     whose shapes are the same."""
     digest = hashlib.blake2b(digest_size=16)
     digest.update((folder / "config.json").read_bytes())
-    for name in ("preprocessor_config.json", "processor_config.json"):  # how media become features
+    for name in ("preprocessor_config.json", "processor_config.json", FONT):  # how media become features
         if (processor := folder / name).is_file():
             digest.update(b"\0" + processor.read_bytes())
     for path in sorted(folder.glob("*.safetensors")):

@@ -87,16 +87,20 @@ class PromptReader:
         names = ("encoder_prompt" if explicit else "prompt"), f"{before}prompt_token_ids"
         media, front = encoder_side.media, self.info.front
         self._check_media(media, f"{before}multi_modal_data")
+        if front and front.header:
+            text = self._header_text(encoder_side, *names)
+            media = tuple(one._replace(header_text=text) for one in media)
         encoder_ids, own = self._media_ids(media, f"{before}multi_modal_data") if front else ([], [])
         if self._image_places is not None:  # the prompt's own ids have them
             encoder_ids = []
         if front and self.info.encoder_vocab_size is None:
-            said = bool(encoder_side.text) or encoder_side.token_ids is not None
+            drawn = front.header  # the text, so it is the encoder's
+            said = not drawn and (bool(encoder_side.text) or encoder_side.token_ids is not None)
             if explicit and said and not self._only_media_tokens(encoder_side):
                 raise InvalidRequest(f"{self.info.name!r} reads no text, its decoder does", field=names[0])
             if truncate is not None:
                 raise InvalidRequest("is for encoder prompts of text", field="truncate_prompt_tokens")
-            if not explicit:  # the text of a lone prompt is the decoder's
+            if not explicit and not drawn:  # the text of a lone prompt is the decoder's
                 encoder_side, side = PromptSide(None, None), encoder_side if said else None
         else:
             encoder_ids += self.prompt_ids(
@@ -184,9 +188,9 @@ class PromptReader:
         field = f"{name}.{front.modality}"
         if not media and self.info.encoder_vocab_size is None and self.info.media_token_id is None:
             raise InvalidRequest(f"is needed: {self.info.name!r} reads {front.modality}", field=field)
-        if self._image_tasks is not None and len(media) > 1:
+        if (self._image_tasks is not None or front.varying) and len(media) > 1:
             raise InvalidRequest(
-                f"a question of {self.info.name!r} is about one image, got {len(media)}", field=field
+                f"a prompt of {self.info.name!r} is about one image, got {len(media)}", field=field
             )
         own = []
         with renaming_fields({f"multi_modal_data.{front.modality}": field}):
@@ -208,6 +212,19 @@ class PromptReader:
             if front.padding_id is not None:
                 ids += [front.padding_id] * (front.positions - count)
         return ids, own
+
+    def _header_text(self, side: PromptSide, name: str, ids_name: str) -> str:
+        """The encoder prompt's text, which is drawn above its images."""
+        limit = self.limits.image_text_chars
+        if side.token_ids is not None:
+            raise InvalidRequest("must be text: it is drawn above the image", field=ids_name)
+        text = side.text or ""
+        check_text(text, name)
+        if not text.strip():
+            raise InvalidRequest("is needed: a question, which is drawn above the image", field=name)
+        if len(text) > limit:
+            raise InvalidRequest(f"has {len(text)} characters, the limit is {limit}", field=name)
+        return text
 
     def _check_media(self, media: Sequence[Media], name: str) -> None:
         """Checks what needs no decoding: the media's modalities, number and bytes."""
@@ -385,8 +402,8 @@ class PromptReader:
     def _encoder_key(self, ids: list[int], media: Sequence[Media]) -> str:
         digest = hashlib.blake2b(self.info.revision.encode(), digest_size=16)
         digest.update(b"\0" + array("I", ids).tobytes())
-        for modality, data in media:
-            digest.update(f"\0{modality}\0{len(data)}\0".encode())
+        for modality, data, text in media:
+            digest.update(f"\0{modality}\0{len(data)}\0{len(text)}\0{text}".encode())
             digest.update(data)
         return digest.hexdigest()
 

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 import httpx
 import openai
+import pix2struct
 import pytest
 import torch
 import vision
@@ -372,6 +373,38 @@ async def test_captioners_answers(tmp_path: Path) -> None:
                 ("chat_template_kwargs", {"a": 1}),
             ):
                 assert (await fault(http, asked, **{name: value}))[:2] == (400, name)
+
+
+async def test_pix2structs_answers(tmp_path: Path) -> None:
+    """The text of a message is the question, which the encoder reads above the image."""
+    folder = pix2struct.make_pix2struct(tmp_path, is_vqa=True)
+    reference = pix2struct.Reference(folder)
+    picture, words = vision.picture(4, (90, 31)), "What is it?"
+    ids = reference.generate(picture, words, max_new_tokens=TOKENS)
+    assert reference.lead(picture, words, ids) > CLEAR
+    with LLM(str(folder), dtype="float32") as llm:
+        service = make_service(
+            folder, RequestBuilder.load(folder, "tiny", ROOMY), LocalRouter(llm._engine), ROOMY
+        )
+        async with connected(service) as http:
+            asked = [{"role": "user", "content": [text_part(words), image_part(picture)]}]
+            said = (await chat(http, asked, return_token_ids=True)).json()
+            assert said["choices"][0]["token_ids"] == ids
+            assert said["usage"]["prompt_tokens"] == len(reference.states(picture, words))
+            for content, param, why in (
+                (words, "messages", "is needed"),
+                ([image_part(picture)], "messages", "a question"),
+                ([*asked[0]["content"], image_part(picture)], "messages", "one image, got 2"),
+                ([text_part(words), image_part(NO_IMAGE)], URL, "no image of a format"),
+                (
+                    [text_part(words), image_part(vision.picture(0, (1, 20_000)))],
+                    URL,
+                    "too long for its width",
+                ),
+            ):
+                status, field, message = await fault(http, [{"role": "user", "content": content}])
+                assert (status, field) == (400, param)
+                assert why in message
 
 
 # -- base64 in JSON

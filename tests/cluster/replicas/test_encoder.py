@@ -28,7 +28,7 @@ class SlowEncoder:
         self.media = MediaCounts()
 
     def prepare(self, encoder_input: EncoderInput) -> EncoderInput:
-        if any(data == b"damaged" for _, data in encoder_input.media):
+        if any(one.data == b"damaged" for one in encoder_input.media):
             raise InvalidRequest("is damaged", field="multi_modal_data.audio")
         return encoder_input
 

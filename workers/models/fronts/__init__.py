@@ -13,6 +13,7 @@ import torch
 
 from tandem.workers.models.fronts.audio import AudioConvolutions
 from tandem.workers.models.fronts.beit import Beit
+from tandem.workers.models.fronts.flat_patches import FlatPatches
 from tandem.workers.models.fronts.florence import FlorenceVision
 from tandem.workers.models.fronts.patches import ImagePatches
 from tandem.workers.models.fronts.siglip import Siglip
@@ -34,6 +35,7 @@ class Front(Protocol):
 _KINDS: Final[dict[str, Callable[[str, StackSpec, Placement], Front]]] = {
     "audio_convolutions": AudioConvolutions,
     "davit": FlorenceVision,
+    "flat_patches": FlatPatches,
     "image_patches": ImagePatches,
     "beit": Beit,
     "siglip": Siglip,

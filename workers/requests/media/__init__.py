@@ -20,6 +20,7 @@ from tandem.limits import Limits
 from tandem.workers.models.spec import FrontSpec
 from tandem.workers.request import EncoderInput, MediaKey
 from tandem.workers.requests.media.audio import AudioProcessor
+from tandem.workers.requests.media.flat_patches import FlatPatchesProcessor
 from tandem.workers.requests.media.image import ImageProcessor
 from tandem.workers.requests.media.tiled_image import TiledImageProcessor
 
@@ -43,6 +44,7 @@ class MediaProcessor(Protocol):
 _KINDS: Final[dict[str, Callable[[Path, FrontSpec], MediaProcessor]]] = {
     "audio_convolutions": AudioProcessor.read,
     "image_patches": ImageProcessor.read,
+    "flat_patches": FlatPatchesProcessor.read,
     "beit": ImageProcessor.read,
     "swin": ImageProcessor.read,
     "davit": ImageProcessor.read,
@@ -89,6 +91,7 @@ def prepare_input(encoder: EncoderInput, processor: MediaProcessor | None) -> En
 
 def _key(item: Media, owner: str) -> MediaKey:
     digest = blake2b(f"{len(owner)}/{owner}".encode(), digest_size=16)
+    digest.update(f"/{len(item.header_text)}/{item.header_text}".encode())
     digest.update(item.data)
     high, low = unpack("<qq", digest.digest())
     return high, low

@@ -60,11 +60,15 @@ class ImageProcessor:
         import torch
 
         try:
-            return torch.from_numpy(self.values(read_image(media.data)))
+            return torch.from_numpy(self.values(self.image(media)))
         except InvalidRequest:
             raise
         except ValueError as error:  # a processor that resizes in two steps may leave no pixel between them
             raise InvalidRequest(f"cannot be resized: {error}", field=FIELD) from None
+
+    def image(self, media: Media) -> Image:
+        """The item's image as RGB. Raises InvalidRequest for what cannot be decoded."""
+        return read_image(media.data)
 
     def values(self, image: Image) -> np.ndarray[Any, np.dtype[np.float32]]:
         """Pixel values of an RGB image, float32 [channels, height, width]."""

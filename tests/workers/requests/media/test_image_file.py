@@ -292,7 +292,7 @@ def test_a_damaged_file_is_read_or_refused(kind: str) -> None:
 def test_a_pillow_image_travels_as_what_transformers_makes_of_it(mode: str) -> None:
     image = picture(mode)
     image.getexif()[0x0112] = 6
-    [(modality, data)] = media(image)
+    [(modality, data, _)] = media(image)
     assert modality == "image"
     assert data.startswith(b"\x89PNG")
     assert np.array_equal(np.asarray(read_image(data)), np.asarray(load_image(image)))
@@ -305,7 +305,7 @@ def media(value: Any) -> tuple[tuple[str, bytes], ...]:
 @pytest.mark.parametrize("shape", [(7, 9), (7, 9, 3), (7, 9, 4)])
 def test_an_array_travels_as_the_image_that_pillow_makes_of_it(shape: tuple[int, ...]) -> None:
     array = np.random.default_rng(1).integers(0, 256, shape, np.uint8)
-    [(_, data)] = media([array])
+    [(_, data, _)] = media([array])
     assert np.array_equal(np.asarray(read_image(data)), np.asarray(Image.fromarray(array).convert("RGB")))
 
 
@@ -317,7 +317,7 @@ def test_the_same_image_travels_as_the_same_bytes(tmp_path: Path) -> None:
     image.save(tmp_path / "a.png")
     with Image.open(tmp_path / "a.png") as opened:
         assert media([image, image.copy(), np.asarray(image)])[0] == media(opened)[0]
-    assert len({data for _, data in media([image, image.copy(), np.asarray(image)])}) == 1
+    assert len({one.data for one in media([image, image.copy(), np.asarray(image)])}) == 1
 
 
 def a_cut_off_file(folder: Path) -> Image.Image:
