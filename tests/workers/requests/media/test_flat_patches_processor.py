@@ -58,8 +58,8 @@ def test_any_size_is_transformers_and_counted_before_it_is_decoded(tmp_path: Pat
 
 
 TEXTS = [
-    "What is it?", "a", "W" * 300, "i " * 200, "two\nlines\tand a tab", "\u200b", "e\u0301\u0302", "漢字 ﷽ 🙂",
-    "שלום", "x" * 79 + " y", "\x00\x07", " leading", "-" * 81,
+    "What is it?", "a", "W" * 300, "i " * 200, "two\nlines\tand a tab", "\u200b", "e\u0301\u0302",
+    "漢字 ﷽ 🙂", "שלום", "x" * 79 + " y", "\x00\x07", " leading", "-" * 81,
 ]  # fmt: skip
 
 
