@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 from typing import Any
 
+import hub
 import numpy as np
 import pytest
 from huggingface_hub import constants
@@ -125,6 +126,23 @@ def test_without_a_font_questions_are_refused_with_what_to_do(
     with pytest.raises(ModelLoadError, match=f"put {FONT} into it"):
         made(tmp_path, header=True)
     made(tmp_path)  # nothing is drawn
+
+
+def test_the_hubs_font_is_transformers(tmp_path: Path) -> None:
+    """It is fetched once."""
+    fonts = tmp_path / "fonts"
+    fonts.mkdir()
+    (fonts / FONT).write_bytes(font())
+    with hub.running(tmp_path / "cache") as running:
+        running.add("ybelkada/fonts", fonts, **{"README.md": b"Fonts"})
+        media = Media("image", png(picture(1)), "What?")
+        found = made(tmp_path, header=True)[0].features(media)
+        assert running.fetched == {FONT}
+        running.status = 503
+        again = made(tmp_path, header=True)[0].features(media)
+        (tmp_path / FONT).write_bytes(font())
+        assert np.array_equal(found, again)
+        assert np.array_equal(found, made(tmp_path, header=True)[0].features(media))
 
 
 def test_the_font_is_part_of_a_models_revision(tmp_path: Path) -> None:
