@@ -146,6 +146,25 @@ def test_donuts_task_token_takes_the_place_of_the_start_token(made: Callable[[st
     assert len(scored.scores[0].logprobs) == len(outputs[1].outputs[0].token_ids)
 
 
+@pytest.mark.parametrize("pair", ["donut", "trocr"])
+def test_a_prompt_of_no_tokens_is_none(pair: str, made: Callable[[str], Made]) -> None:
+    """Blanks, and characters that tokenizers drop: the decoder starts from the start token."""
+    one = made(pair)
+    image, blank = one.images[0], ("", " ", "\n\t", "\0")
+    asked = [prompt(image, text) for text in blank]
+    asked += [{"encoder_prompt": prompt(image), "decoder_prompt": text} for text in blank]
+    with LLM(str(one.folder), dtype="float32") as llm:
+        outputs = llm.generate(asked, GREEDY, use_tqdm=False)
+        (scored,) = llm.score(asked[1], {"prompt_token_ids": one.answers[0]})
+    known = word_tokenizer(VOCAB)
+    for output, text in zip(outputs, [*blank, *blank], strict=True):
+        ids = known(text, add_special_tokens=False)["input_ids"]
+        assert output.prompt_token_ids == (ids if ids and pair == "donut" else [START, *ids])
+        if not ids:
+            assert output.outputs[0].token_ids == one.answers[0]
+    assert len(scored.scores[0].logprobs) == len(one.answers[0])
+
+
 def test_nougats_answers_are_pages(made: Callable[[str], Made]) -> None:
     one = made("nougat")
     with LLM(str(one.folder), dtype="float32") as llm:

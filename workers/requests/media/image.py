@@ -59,12 +59,17 @@ class ImageProcessor:
         """float32 [channels, height, width]. Raises InvalidRequest for what cannot be decoded."""
         import torch
 
+        image = self.image(media)
         try:
-            return torch.from_numpy(self.values(self.image(media)))
+            return torch.from_numpy(self.values(image))
         except InvalidRequest:
             raise
         except ValueError as error:  # a processor that resizes in two steps may leave no pixel between them
-            raise InvalidRequest(f"cannot be resized: {error}", field=FIELD) from None
+            width, height = image.size
+            raise InvalidRequest(
+                f"of {width} x {height} pixels cannot be resized to what the model reads: {error}",
+                field=FIELD,
+            ) from None
 
     def image(self, media: Media) -> Image:
         """The item's image as RGB. Raises InvalidRequest for what cannot be decoded."""

@@ -118,8 +118,7 @@ class PromptReader:
                 )
             spans = cross_spans(prefix, token_id, own, len(encoder_ids))
         elif not self.info.decoder_only:
-            prefix = self._prefix(side, task)
-            context = prefix if self._starts_prompt(side) else prefix[1:]
+            prefix, context = self._prefix(side, task)
         elif explicit:
             raise InvalidRequest(f"{self.info.name!r} is decoder-only: give a single prompt", field=names[0])
         else:
@@ -333,8 +332,9 @@ class PromptReader:
         """The first of an encoder prompt's ids, and its EOS."""
         return [*ids[: length - 1], ids[-1]] if ids[-1] in self.info.eos_ids else ids[:length]
 
-    def _prefix(self, side: PromptSide | None, task: ResolvedTask) -> list[int]:
-        """What the decoder starts from: the start token, unless it is there, and the decoder prompt."""
+    def _prefix(self, side: PromptSide | None, task: ResolvedTask) -> tuple[list[int], list[int]]:
+        """What the decoder starts from, and the decoder prompt alone. The start token comes before the prompt,
+        unless it is there or the prompt has tokens and stands in its place."""
         text, ids = (None, None) if side is None else (side.text, side.token_ids)
         name, limit = "decoder_prompt", self.max_decoder_tokens - 1  # one at least is to be generated
         start, target = self.info.decoder_start_id, task.target
@@ -353,18 +353,14 @@ class PromptReader:
                 raise InvalidRequest("has no tokens; leave it out for none", field=name)
             if target is not None:
                 raise InvalidRequest("is for a decoder prompt that is text", field="target_language")
-        begun = ids[:1] == [start] or self._starts_prompt(side)
-        prefix = list(ids) if begun else [start, *ids]
+        in_its_place = self.info.prompt_is_start and bool(ids)
+        prefix = list(ids) if in_its_place or ids[:1] == [start] else [start, *ids]
         if len(prefix) > limit:
             raise InvalidRequest(
                 f"has {len(prefix)} tokens with the start token, the limit is {limit}", field=name
             )
         check_ids(ids, name, self.info.vocab_size)
-        return prefix
-
-    def _starts_prompt(self, side: PromptSide | None) -> bool:
-        """Whether the decoder starts from the prompt itself, without the start token."""
-        return self.info.prompt_is_start and side is not None and bool(side.text or side.token_ids)
+        return prefix, prefix if in_its_place else prefix[1:]
 
     def target_ids(
         self, target: SingletonPrompt, name: str, given: ParsedPrompt, task: ResolvedTask
