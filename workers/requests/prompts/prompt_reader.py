@@ -333,8 +333,8 @@ class PromptReader:
         return [*ids[: length - 1], ids[-1]] if ids[-1] in self.info.eos_ids else ids[:length]
 
     def _prefix(self, side: PromptSide | None, task: ResolvedTask) -> tuple[list[int], list[int]]:
-        """What the decoder starts from, and the decoder prompt alone. The start token comes before the prompt,
-        unless it is there or the prompt has tokens and stands in its place."""
+        """What the decoder starts from, and the decoder prompt alone. The start token comes first, unless the
+        prompt begins with it or, having tokens, stands in its place."""
         text, ids = (None, None) if side is None else (side.text, side.token_ids)
         name, limit = "decoder_prompt", self.max_decoder_tokens - 1  # one at least is to be generated
         start, target = self.info.decoder_start_id, task.target
