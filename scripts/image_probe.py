@@ -16,7 +16,7 @@ from typing import Any
 
 HOST = "127.0.0.2"  # not where a server listens that is bound to 127.0.0.1
 PROMPT = "translate English to French: I am tired."
-READY_S = 300
+READY_S = 600
 
 
 def ask(path: str, body: dict[str, Any] | None = None) -> str:
