@@ -94,7 +94,8 @@ def with_engine(engine: str, target: str, tag: str, given: dict[str, str]) -> li
     try:
         answer = call("exec", "--interactive", serving, "python", "-", input=PROBE)
         check(json.loads(answer), target)
-        call("exec", serving, *image["Config"]["Healthcheck"]["Test"][1:])
+        health = image["Config"].get("Healthcheck") or image["Healthcheck"]  # Docker's place, podman's
+        call("exec", serving, *health["Test"][1:])
         print("The image's health check passes.")
         expect("ray, in a login shell", call("exec", serving, "bash", "-lc", "command -v ray"), RAY)
         expect("the exit code after SIGTERM", ended(serving, "TERM"), 143)
