@@ -22,7 +22,7 @@ PIP_INSTALL = PIP_CONSTRAINT=$(1) PIP_BUILD_CONSTRAINT=$(1) $(2)/bin/pip install
 EXTENSION := $(wildcard kernels/cpu/_*.cpp kernels/cpu/_*.h)
 
 .DEFAULT_GOAL := help
-.PHONY: help .venv demo test fuzz chaos soak lint types protos bench lock test-lowest test-latest clean
+.PHONY: help .venv demo test fuzz chaos soak image lint types protos bench lock test-lowest test-latest clean
 
 help:  ## This list.
 	@awk -F ':.*## ' '/^[.a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -57,6 +57,11 @@ chaos: .venv/.installed  ## Kill, stop and fill everything under load, and measu
 SECONDS := 1200
 soak: .venv/.installed  ## Mixed traffic for SECONDS=1200; fails where memory, files, pages or objects grow.
 	$(BIN)/python bench/soak.py --seconds $(SECONDS)
+
+TARGET := cpu
+image: .venv/.installed  ## Build the container image TARGET=cpu or gpu, and prove that it serves.
+	$(BIN)/python scripts/build_image.py $(TARGET) \
+	    $(if $(TORCH_INDEX_URL),--build-arg "TORCH_INDEX_URL=$(TORCH_INDEX_URL)")
 
 lint: .venv/.installed  ## Check style and formatting.
 	$(BIN)/ruff check .

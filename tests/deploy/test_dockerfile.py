@@ -1,53 +1,229 @@
-"""The image's recipe keeps to its rules; it is not built here."""
+"""The recipe of the images keeps to its rules. scripts/build_image.py builds them."""
 
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+import tomllib
 from pathlib import Path
+from typing import Any
 
+import dockerfile
 import pytest
+from dockerfile import Dockerfile
+from packaging.requirements import Requirement
 
-ROOT = Path(__file__).resolve().parents[2]
+from tandem.cluster.config import ServeConfig
+from tandem.kernels.cpu import ops as cpu_ops
+
+ROOT = dockerfile.ROOT
+TARGETS = ("cpu", "gpu")
 
 
 @pytest.fixture(scope="module")
-def instructions() -> list[tuple[str, str]]:
-    """The Dockerfile's instructions and what follows each, in order."""
-    text = (ROOT / "deploy" / "Dockerfile").read_text()
-    text = re.sub(r"^#.*\n", "", text, flags=re.MULTILINE).replace("\\\n", "")
-    pairs = [line.split(maxsplit=1) for line in text.splitlines() if line.strip()]
-    return [(name, rest) for name, rest in pairs]
+def text() -> str:
+    return dockerfile.FILE.read_text()
 
 
-def test_both_stages_use_one_base_pinned_by_tag_and_digest(instructions: list[tuple[str, str]]) -> None:
-    defaults = dict(rest.split("=", 1) for name, rest in instructions if name == "ARG")
-    assert re.fullmatch(r"\d+\.\d+\.\d+-\w+-\w+", defaults["PYTHON_TAG"])
-    bases = [rest.split()[0] for name, rest in instructions if name == "FROM"]
-    assert bases == ["python:${PYTHON_TAG}${PYTHON_DIGEST}"] * 2
+@pytest.fixture(scope="module")
+def recipe(text: str) -> Dockerfile:
+    return dockerfile.read(text)
 
 
-def test_the_image_does_not_run_as_root(instructions: list[tuple[str, str]]) -> None:
-    users = [rest for name, rest in instructions if name == "USER"]
-    assert users
-    assert all(re.fullmatch(r"[1-9]\d*:[1-9]\d*", user) for user in users)
-    last = max(i for i, (name, _) in enumerate(instructions) if name == "USER")
-    assert not any(name in ("RUN", "COPY") for name, _ in instructions[last:])
+@pytest.fixture(scope="module")
+def project() -> dict[str, Any]:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())
 
 
-def test_kubernetes_does_the_health_checks(instructions: list[tuple[str, str]]) -> None:
-    assert not any(name == "HEALTHCHECK" for name, _ in instructions)
-    assert any("wget" in rest for name, rest in instructions if name == "RUN")  # KubeRay's probes use it
+def test_the_one_base_is_pinned_by_tag_and_digest(recipe: Dockerfile) -> None:
+    (base,) = {stage.base for stage in recipe.stages.values()} - recipe.stages.keys()
+    assert re.fullmatch(r"python:\d+\.\d+\.\d+-slim-\w+@sha256:[0-9a-f]{64}", base)
+    assert (
+        base.partition("@")[0] in dockerfile.FILE.read_text().partition("ARG ")[0]
+    )  # how to ask for today's
 
 
-def test_everything_copied_exists_and_is_sent_to_the_builder(instructions: list[tuple[str, str]]) -> None:
-    ignore = (ROOT / "deploy" / "Dockerfile.dockerignore").read_text().splitlines()
-    sources = [
-        source
-        for name, rest in instructions
-        if name == "COPY" and not rest.startswith("--from")
-        for source in rest.split()[:-1]
+def test_the_base_is_a_python_that_tandem_runs_on(recipe: Dockerfile, project: dict[str, Any]) -> None:
+    version = re.search(r":([\d.]+)-", recipe.arguments["PYTHON_IMAGE"])
+    assert version
+    assert Requirement(f"x{project['project']['requires-python']}").specifier.contains(version[1])
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_a_change_of_the_source_leaves_the_packages_as_they_are(recipe: Dockerfile, target: str) -> None:
+    packages = recipe.stages[target].base
+    needed = recipe.needed(packages)
+    assert "application" not in {stage.name for stage in needed}
+    copied = {
+        word for stage in needed for each in stage.all("COPY") if not each.flags for word in each.words()[:-1]
+    }
+    assert copied == {"pyproject.toml", "constraints.txt"}
+    # PyTorch comes first, and of nothing but its own lines of the lock.
+    first, second = [
+        each for each in recipe.stages[packages].all("COPY", "RUN") if "apt-get" not in each.text
+    ][:2]
+    assert first.words() == [f"/lock/torch-{target}.txt", "/opt/lock/"]
+    assert f"--no-deps --only-binary :all: {'--index-url' * (target == 'cpu')}".strip() in second.text
+    (copy,) = recipe.stages[target].all("COPY")
+    assert (copy.flags, copy.text) == ((("from", "application"),), "/application /opt/tandem")
+
+
+def test_every_installation_is_of_the_lock(recipe: Dockerfile) -> None:
+    commands = [
+        command
+        for stage in recipe.stages.values()
+        for each in stage.all("RUN")
+        for command in each.text.split("&&")
+        if "pip " in command and "pip check" not in command
     ]
-    assert "tandem" in sources
-    for source in sources:
-        assert (ROOT / source).exists(), source
-        assert f"!{source}" in ignore
+    assert len(commands) == 5
+    for command in commands:
+        assert (
+            "--constraint /opt/lock/constraints.txt" in command
+            or ("--no-deps" in command and re.search(r"--requirement /opt/lock/torch-[cg]pu.txt", command))
+            or "PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt" in command
+        ), command
+
+
+def test_the_lock_in_parts(recipe: Dockerfile, project: dict[str, Any], tmp_path: Path) -> None:
+    (step,) = recipe.stages["lock"].all("RUN")
+    for name in ("pyproject.toml", "constraints.txt"):
+        (tmp_path / name).write_bytes((ROOT / name).read_bytes())
+    text = step.text.replace("python ", f"{sys.executable} ", 1)
+    subprocess.run(["sh", "-ec", text], cwd=tmp_path, check=True)
+    requirements = (tmp_path / "requirements.txt").read_text().splitlines()
+    wanted = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["otlp"]
+    assert requirements == wanted
+    assert "triton" not in {Requirement(line).name for line in requirements}  # CUDA's PyTorch brings it
+    lock = (ROOT / "constraints.txt").read_text().splitlines()
+    (torch,) = (line for line in lock if line.startswith("torch=="))
+    assert (tmp_path / "torch-cpu.txt").read_text() == f"{torch}\n"
+    cuda = [line for line in lock if re.match("torch==|triton==|cuda|nvidia", line)]
+    assert (tmp_path / "torch-gpu.txt").read_text().splitlines() == cuda
+    assert len(cuda) > 15
+
+
+def test_the_build_fails_without_compiled_kernels(
+    recipe: Dockerfile, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    checks = set()
+    for target in TARGETS:
+        (run,) = recipe.stages[target].all("RUN")
+        *_, check = run.text.split("&&")
+        checks.add(check.strip())
+        names = [each.name for each in recipe.stages[target].instructions]
+        assert names[:2] == ["COPY", "RUN"]
+    ((python, flag, code),) = [dockerfile.Instruction("RUN", (), check).words() for check in checks]
+    assert (python, flag) == ("python", "-c")
+    for compiled, end in ((True, None), (False, "no compiled CPU kernels")):
+        monkeypatch.setattr(cpu_ops, "COMPILED", compiled)
+        with pytest.raises(SystemExit) as ended:
+            exec(code)
+        assert ended.value.code is None if end is None else end in str(ended.value.code)
+
+
+def test_the_kernels_are_for_every_cpu_of_the_kind(project: dict[str, Any]) -> None:
+    """They choose among the levels of the instruction set where they are loaded, not where they are built."""
+    (extension,) = project["tool"]["setuptools"]["ext-modules"]
+    assert not [flag for flag in extension["extra-compile-args"] if flag.startswith(("-m", "-O0", "-Ofast"))]
+
+
+def test_what_is_left_in_the_images(recipe: Dockerfile) -> None:
+    def of_debian(target: str) -> set[str]:
+        found = (
+            re.findall(r"--no-install-recommends ([\w+ .-]+)", each.text)
+            for each in recipe.instructions(target)
+        )
+        return {name for names in found for each in names for name in each.split()}
+
+    assert of_debian("cpu") == {"tini", "wget"}
+    assert of_debian("gpu") == {"tini", "wget", "gcc", "libc6-dev"}  # Triton's launchers
+    assert "g++" in of_debian("application")
+    for stage in recipe.stages.values():
+        for each in stage.all("RUN"):
+            assert ("apt-get" in each.text) == ("rm -rf /var/lib/apt/lists/*" in each.text)
+            assert ("pip install" in each.text) == bool(each.mounts())
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_container_is_not_roots_and_process_1_passes_signals_on(recipe: Dockerfile, target: str) -> None:
+    instructions = recipe.instructions(target)
+    names = [each.name for each in instructions]
+    (user,) = (each.text for each in instructions if each.name == "USER")
+    assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
+    assert not {"RUN", "COPY"} & set(names[names.index("USER") :])
+    (entrypoint,) = (each.words() for each in instructions if each.name == "ENTRYPOINT")
+    assert entrypoint == ["tini", "--"]
+    environment = {
+        name: value for each in instructions if each.name == "ENV" for name, value in each.pairs().items()
+    }
+    assert environment["HOME"] == "/tmp"
+    assert environment["PATH"].startswith("/opt/tandem/bin:")
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_health_check_and_the_ports_are_the_servers(recipe: Dockerfile, target: str) -> None:
+    instructions = recipe.instructions(target)
+    (check,) = (each for each in instructions if each.name == "HEALTHCHECK")
+    http, grpc = ServeConfig().http_port, ServeConfig().grpc_port
+    assert check.text.endswith(f'"http://127.0.0.1:{http}/health"]')
+    (exposed,) = (each.text for each in instructions if each.name == "EXPOSE")
+    assert exposed == f"{http} {grpc}"
+    (command,) = (each.words() for each in instructions if each.name == "CMD")
+    assert command == ["tandem", "serve", "--host", "0.0.0.0"]
+
+
+def test_versions_are_the_packages(recipe: Dockerfile, text: str, project: dict[str, Any]) -> None:
+    version = project["project"]["version"]
+    for target in TARGETS:
+        (label,) = recipe.stages[target].all("LABEL")
+        assert label.pairs()["org.opencontainers.image.version"] == version
+        assert label.pairs()["org.opencontainers.image.licenses"] == project["project"]["license"]
+        assert f"--target {target} -t tandem-serve:{version}-{target}" in text
+
+
+def test_no_secret_has_a_place(recipe: Dockerfile) -> None:
+    names = {*recipe.arguments}
+    for stage in recipe.stages.values():
+        names |= {name for each in stage.all("ARG", "ENV") for name in each.pairs()}
+    assert "TORCH_INDEX_URL" in names
+    assert not [name for name in names if re.search("TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", name)]
+
+
+def test_a_builder_is_sent_what_is_copied_and_nothing_else(
+    recipe: Dockerfile, project: dict[str, Any]
+) -> None:
+    copied = {
+        word
+        for stage in recipe.stages.values()
+        for each in stage.all("COPY")
+        if not each.flags
+        for word in each.words()[:-1]
+    }
+    sent = list(dockerfile.sent())
+    assert {path.parts[0] for path in sent} == copied
+    # All that goes into the wheel, and nothing that was built here.
+    setuptools = project["tool"]["setuptools"]
+    for folder in setuptools["package-dir"].values():
+        assert any(path.is_relative_to(folder) for path in sent), folder
+    assert {Path(name) for name in (*setuptools["ext-modules"][0]["sources"], "LICENSE", "README.md")} <= {
+        *sent
+    }
+    assert not [path for path in sent if path.suffix in (".so", ".pyc") or "tests" in path.parts]
+
+
+def test_a_dockerignores_last_rule_counts(tmp_path: Path) -> None:
+    for name in ("a/b.py", "a/b.so", "a/__pycache__/c.py", "a/d/__pycache__/e.py", "f.py", "g/h.py"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    found = dockerfile.sent(tmp_path, "*\n!a\n!f.py\n**/__pycache__\n**/*.so\n")
+    assert [str(path) for path in found] == ["a/b.py", "f.py"]
+
+
+@pytest.mark.parametrize(
+    "text", ["FROM a\n", "ONBUILD RUN true\n", "FROM a AS b\nRUN <<END\n", "FROM a AS b\nADD https://x /y\n"]
+)
+def test_what_the_reader_does_not_know_is_an_error(text: str) -> None:
+    with pytest.raises(ValueError):
+        dockerfile.read(text)

@@ -6,8 +6,10 @@ app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end }}
 
 {{- define "tandem.image" -}}
+{{- $target := ternary "gpu" "cpu" (eq .Values.device "cuda") -}}
+{{- $tag := .Values.image.tag | default (printf "%s-%s" .Chart.AppVersion $target) -}}
 {{- with .Values.image -}}
-{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag }}{{ end }}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ $tag }}{{ end }}
 {{- end -}}
 {{- end }}
 
