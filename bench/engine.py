@@ -52,7 +52,7 @@ from engine_loads import BATCH, LOADS, MODELS, Load, Request, loads
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForSeq2SeqLM, AutoTokenizer
-from turns import PAUSE_S, Process, rotated
+from turns import Process, in_turns
 
 from tandem import LLM, BeamSearchParams, SamplingParams
 
@@ -231,15 +231,12 @@ def measure(
                     times.append(at)
                     at += rng.expovariate(0.8 * per_second)
                 load = replace(load, arrivals=times)
-            for system in rotated(list(systems), number):
-                if system.name == "transformers" and load.name not in WITH_TRANSFORMERS:
-                    continue
-                time.sleep(PAUSE_S)
-                outcome = system.do(load)
-                if load.name == "stream" and system.name == REFERENCE:
+            some = [one for one in systems if one.name != "transformers" or load.name in WITH_TRANSFORMERS]
+            for name, outcome in in_turns(some, load, number):
+                if load.name == "stream" and name == REFERENCE:
                     per_second = len(load.requests) / outcome.seconds
                 if number:
-                    outcomes.setdefault(load.name, {}).setdefault(system.name, []).append(outcome)
+                    outcomes.setdefault(load.name, {}).setdefault(name, []).append(outcome)
     return {load: _figures(by_system) for load, by_system in outcomes.items()}
 
 

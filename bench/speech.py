@@ -45,7 +45,7 @@ import numpy.typing as npt
 import torch
 from rich.console import Console
 from rich.table import Table
-from turns import PAUSE_S, Process, rotated
+from turns import Process, in_turns
 
 from tandem import LLM
 
@@ -241,11 +241,9 @@ def measure(folder: Path, rounds: int) -> dict[str, Any]:
             if number >= load.rounds:
                 continue
             recordings = load.again(number)
-            for system in rotated(made, number):
-                if load.name in LEFT_OUT.get(system.name, ()):
-                    continue
-                time.sleep(PAUSE_S)
-                outcomes[load.name].setdefault(system.name, []).append(system.do(recordings))
+            some = [one for one in made if load.name not in LEFT_OUT.get(one.name, ())]
+            for name, outcome in in_turns(some, recordings, number):
+                outcomes[load.name].setdefault(name, []).append(outcome)
     for system in made:
         system.close()
     return {load.name: _figures(load, outcomes) for load in work}

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import multiprocessing
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from typing import Any, Generic, Protocol, TypeVar
@@ -48,6 +49,15 @@ def _answer(connection: Connection, make: Callable[[], System[Any, Any]]) -> Non
     with suppress(EOFError):  # no more work will come
         while True:
             connection.send(system.do(connection.recv()))
+
+
+def in_turns(
+    systems: Sequence[Process[LoadT, OutcomeT]], load: LoadT, number: int
+) -> Iterator[tuple[str, OutcomeT]]:
+    """Each system's name and outcome, in the order of the round with this number."""
+    for system in rotated(list(systems), number):
+        time.sleep(PAUSE_S)
+        yield system.name, system.do(load)
 
 
 def rotated(systems: list[T], by: int) -> list[T]:

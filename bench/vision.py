@@ -48,7 +48,7 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.deit.image_processing_pil_deit import DeiTImageProcessorPil
-from turns import PAUSE_S, Process, rotated
+from turns import Process, in_turns
 
 from tandem import LLM, BeamSearchParams, SamplingParams
 
@@ -217,9 +217,8 @@ def measure(folder: Path, rounds: int, *, asks: bool) -> dict[str, Any]:
     for number in range(rounds):
         for count in LOADS:
             load = pictures(count, 1000 * count + number + 1)
-            for system in rotated(made, number):
-                time.sleep(PAUSE_S)
-                outcomes[count].setdefault(system.name, []).append(system.do(load))
+            for name, outcome in in_turns(made, load, number):
+                outcomes[count].setdefault(name, []).append(outcome)
     for system in made:
         system.close()
     return {str(count): figures_of(count, by_system) for count, by_system in outcomes.items()}

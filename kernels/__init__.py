@@ -35,6 +35,7 @@ __all__ = [
     "Scores",
     "Summaries",
     "activate",
+    "add_depthwise",
     "add_layer_norm",
     "add_rms_norm",
     "alignment_scores",
@@ -43,6 +44,7 @@ __all__ = [
     "embed",
     "encoder_attention",
     "gather_rows",
+    "grouped_attention",
     "keep_rows",
     "layer_norm",
     "match_prompt_tokens",
@@ -123,6 +125,15 @@ def argmax(x: Tensor) -> Tensor:
     return backend(x).argmax(x)
 
 
+# -- images
+
+
+def add_depthwise(x: Tensor, first: int, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """Fills out [items, rows, W, C] with rows, from `first` on, of images x [items, H, W, C] and of their
+    convolution of 3 x 3 positions, weight [9, C] and bias [C], each channel by itself."""
+    return backend(x, weight, bias, out).add_depthwise(x, first, weight, bias, out)
+
+
 # -- a decode step's tables
 
 
@@ -153,6 +164,12 @@ def encoder_attention(
     """Bidirectional attention within packed sequences, q [N, H, D], k and v [N, G, D], with a bias by
     distance, which may hide distant keys, and over the keys of blocks."""
     return backend(q).encoder_attention(q, k, v, cu_seqlens, max_length, scores, windowed, summaries)
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+    """Bidirectional attention within groups of equally many positions, q, k and v [groups, N, H, D], without
+    a bias."""
+    return backend(q, k, v).grouped_attention(q, k, v, scores)
 
 
 def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tensor) -> None:

@@ -23,6 +23,7 @@ class Reference:
     """Every op in PyTorch."""
 
     activate = staticmethod(reference.activate)
+    add_depthwise = staticmethod(reference.add_depthwise)
     add_layer_norm = staticmethod(reference.add_layer_norm)
     add_rms_norm = staticmethod(reference.add_rms_norm)
     alignment_scores = staticmethod(reference.alignment_scores)
@@ -30,6 +31,7 @@ class Reference:
     embed = staticmethod(reference.embed)
     encoder_attention = staticmethod(reference.encoder_attention)
     gather_rows = staticmethod(reference.gather_rows)
+    grouped_attention = staticmethod(reference.grouped_attention)
     keep_rows = staticmethod(reference.keep_rows)
     layer_norm = staticmethod(reference.layer_norm)
     match_prompt_tokens = staticmethod(reference.match_prompt_tokens)

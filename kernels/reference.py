@@ -21,6 +21,7 @@ from tandem.kernels.values import PagedKV, RowGroups, Scores, Summaries
 __all__ = [
     "ACTIVATIONS",
     "activate",
+    "add_depthwise",
     "add_layer_norm",
     "add_rms_norm",
     "alignment_scores",
@@ -28,6 +29,7 @@ __all__ = [
     "embed",
     "encoder_attention",
     "gather_rows",
+    "grouped_attention",
     "keep_rows",
     "layer_norm",
     "match_prompt_tokens",
@@ -107,6 +109,20 @@ def embed(ids: Tensor, table: Tensor, onto: Tensor | None = None) -> Tensor:
     """Rows of the table [vocabulary, d] by id, int64 [N], added to `onto` [N, d] if given."""
     rows = F.embedding(ids, table)
     return rows if onto is None else onto + rows
+
+
+def add_depthwise(x: Tensor, first: int, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    """Fills out with rows of ``x + conv(x)``, as many as it has, and returns it.
+
+    x: images [items, H, W, C], which zeros surround; first: the row of x that out begins with; weight:
+    [9, C], of 3 x 3 positions by row; bias: [C]; out: [items, rows, W, C].
+    """
+    rows, channels = out.shape[1], x.shape[3]
+    above = min(first, 1)
+    seen = x[:, first - above : first + rows + 1].permute(0, 3, 1, 2)
+    kernel = weight.t().reshape(channels, 1, 3, 3)
+    made = F.conv2d(seen, kernel, bias, padding=1, groups=channels)[:, :, above : above + rows]
+    return torch.add(x[:, first : first + rows], made.permute(0, 2, 3, 1), out=out)
 
 
 def argmax(x: Tensor) -> Tensor:
@@ -193,6 +209,15 @@ def encoder_attention(
             out.append(_sdpa(qs[:, :, queries], k_, v_, mask, scores))
         parts.append((out[0] if len(out) == 1 else torch.cat(out, dim=2)).transpose(1, 2).flatten(0, 1))
     return parts[0] if len(parts) == 1 else torch.cat(parts)
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+    """``softmax(scores) v`` within each group, every position seeing every other, without a bias.
+
+    q, k, v: [groups, N, H, D]; returns the same shape in q's dtype.
+    """
+    out = _sdpa(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2), None, scores)
+    return out.transpose(1, 2)
 
 
 def soft_capped(scores: Tensor, cap: float | None) -> Tensor:

@@ -246,6 +246,21 @@ PyObject* match_prompt_tokens(Arguments& args) {
     return perform(args, op, op.stride);
 }
 
+PyObject* add_depthwise(Arguments& args) {
+    images::Depthwise op;
+    i64 items = ANY, nine = 9, half = ANY;
+    op.height = op.width = op.channels = op.rows = ANY;
+    op.x = args.real("x", &half, {&items, &op.height, &op.width, &op.channels});
+    op.first = args.integer("first");
+    op.weight = args.real("weight", &half, {&nine, &op.channels});
+    op.bias = args.real("bias", &half, {&op.channels});
+    op.out = args.real("out", &half, {&items, &op.rows, &op.width, &op.channels}, &op.out_stride);
+    op.threads = threads(args);
+    op.half = half != 0;
+    if (op.first < 0 || op.first > op.height - op.rows) throw Refused("first and the rows of out must be rows of x");
+    return perform(args, op, items);
+}
+
 PyObject* time_warp(Arguments& args) {
     alignment::TimeWarp op;
     i64 rows = ANY;
@@ -408,6 +423,7 @@ PyMethodDef methods[] = {
     method<argmax>("argmax"),
     method<gather_rows>("gather_rows"),
     method<match_prompt_tokens>("match_prompt_tokens"),
+    method<add_depthwise>("add_depthwise"),
     method<time_warp>("time_warp"),
     method<has_avx512>("has_avx512"),
     method<most_lanes>("most_lanes"),

@@ -238,6 +238,22 @@ void apply(const MatchPromptTokens& op, i64 rows);
 
 }  // namespace rows
 
+namespace images {
+
+// x and its convolution of 3 x 3 positions, each channel by itself, for some rows of the images.
+struct Depthwise {
+    const void* x;              // [items, height, width, channels]: bfloat16 if half, else float32, as all here
+    const void *weight, *bias;  // [9, channels], by row; [channels]
+    void* out;                  // [items, rows, width, channels], items out_stride apart
+    i64 height, width, channels, first, rows, out_stride;  // first: row of x
+    bool half;
+    int threads;
+};
+
+void apply(const Depthwise& op, i64 items);
+
+}  // namespace images
+
 namespace alignment {
 
 // The path through x on which it adds up to the most: the first column of each row.

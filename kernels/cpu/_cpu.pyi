@@ -85,6 +85,15 @@ def write_kv(
     v_pages: Tensor,
     slots: Tensor,  # int64 [N]
 ) -> None: ...
+def add_depthwise(
+    *,
+    x: Tensor,  # float32 or bfloat16 [items, H, W, C], as all others
+    first: int,  # row of x
+    weight: Tensor,  # [9, C]
+    bias: Tensor,  # [C]
+    out: Tensor,  # [items, rows, W, C], items may lie apart, written
+    threads: int,
+) -> None: ...
 def time_warp(*, x: Tensor, out: Tensor) -> None: ...  # float32 [N, M], int64 [N]
 def has_avx512() -> bool: ...
 def most_lanes() -> int: ...

@@ -29,8 +29,8 @@ else:
 # The ops here by the dtype of the tensors that choose them, see `dispatch.backend`.
 _ROWS: Final = ("gather_rows", "match_prompt_tokens")
 _HALF: Final = (
-    "add_layer_norm", "add_rms_norm", "encoder_attention", "layer_norm", "paged_beam_attention",
-    "paged_cross_attention", "paged_self_attention", "rms_norm", "write_kv",
+    "add_depthwise", "add_layer_norm", "add_rms_norm", "encoder_attention", "grouped_attention", "layer_norm",
+    "paged_beam_attention", "paged_cross_attention", "paged_self_attention", "rms_norm", "write_kv",
 )  # fmt: skip
 DTYPES: Final = {
     torch.float32: (*_HALF, "activate", "argmax", "embed", "keep_rows", "scale", "time_warp"),
@@ -201,6 +201,13 @@ def write_kv(k: Tensor, v: Tensor, k_pages: Tensor, v_pages: Tensor, slots: Tens
     _cpu.write_kv(k=_rows(k), v=_rows(v), k_pages=k_pages, v_pages=v_pages, slots=slots.contiguous())
 
 
+def add_depthwise(x: Tensor, first: int, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
+    _cpu.add_depthwise(
+        x=x.contiguous(), first=first, weight=weight, bias=bias, out=out, threads=torch.get_num_threads()
+    )
+    return out
+
+
 def time_warp(x: Tensor) -> Tensor:
     out = torch.zeros(x.shape[:1], dtype=torch.int64)
     if x.numel():
@@ -264,6 +271,13 @@ def encoder_attention(
     summaries: Summaries | None = None,
 ) -> Tensor:
     return attend_inputs(q, k, v, cu_seqlens, scores, windowed, summaries, LANES)
+
+
+def grouped_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
+    groups, rows = q.shape[:2]
+    borders = torch.arange(groups + 1, dtype=torch.int32) * rows
+    packed = (x.flatten(0, 1) for x in (q, k, v))
+    return attend_inputs(*packed, borders, scores, False, None, LANES).view(q.shape)
 
 
 def attend_inputs(

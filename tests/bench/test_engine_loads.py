@@ -12,6 +12,7 @@ from typing import Any
 import engine
 import engine_loads
 import pytest
+import turns
 from engine_loads import LOADS, LONG, LONG_TOKENS, MODELS, SHAPES, RandomIds, loads, long_name
 from transformers import BartConfig, T5Config
 
@@ -48,7 +49,7 @@ def run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Any]:
         small[title].update(_SMALL[title.partition("-")[0]])
     monkeypatch.setattr(engine_loads, "SHAPES", small)
     monkeypatch.setattr(engine, "Process", Here)
-    monkeypatch.setattr(engine, "PAUSE_S", 0.0)
+    monkeypatch.setattr(turns, "PAUSE_S", 0.0)
     out = tmp_path / "engine.json"
 
     def main(*arguments: str) -> Any:

@@ -1,8 +1,8 @@
 """DaViT, the vision tower of Florence-2: attention within windows and attention between channels, in turns
 (Ding et al., 2022).
 
-Positions of an image are rows, one after another: [items * height * width, channels]. Convolutions read the
-same memory as images of channels last.
+Images are [items, height, width, channels]: a position's channels lie side by side. A CPU goes over an image
+strip by strip, so that what is between a convolution and the next sum stays in the cache.
 """
 
 from __future__ import annotations
@@ -11,15 +11,16 @@ from collections.abc import Iterator
 from typing import Final
 
 import torch
-from torch.nn.functional import conv2d, pad, scaled_dot_product_attention
+from torch.nn.functional import pad
 
 from tandem import kernels
-from tandem.workers.models.fronts.pieces import pieces
+from tandem.kernels import Scores
+from tandem.workers.models.fronts.pieces import pieces, strips
 from tandem.workers.models.layers import Norm, Placement, Replicated, WeightSlot, weights_of
 from tandem.workers.models.spec import DavitSpec, DavitStage
 
 _EPS: Final = 1e-5  # of every norm
-Shape = tuple[int, int, int]  # items, height and width, in positions
+_SIDE: Final = 3  # positions that a depthwise convolution sees in a row
 
 
 class Davit:
@@ -41,15 +42,14 @@ class Davit:
             self.stages.append((patches, blocks))
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[items, channels, height, width] → [items * positions, width of the last stage]."""
-        items, channels, height, width = pixels.shape
-        x = pixels.to(self.dtype).permute(0, 2, 3, 1).reshape(-1, channels)
-        shape = items, height, width
+        """[items, channels, height, width] → [items * positions, width of the last stage]. On a CPU there is
+        one item."""
+        x = pixels.to(self.dtype).permute(0, 2, 3, 1)
         for patches, blocks in self.stages:
-            x, shape = patches(x, shape)
+            x = patches(x)
             for block in blocks:
-                x = block(x, shape)
-        return x
+                x = block(x)
+        return x.flatten(0, 2)
 
     def slots(self) -> Iterator[WeightSlot]:
         for patches, blocks in self.stages:
@@ -57,32 +57,51 @@ class Davit:
 
 
 class Convolution:
-    """A convolution of positions; `groups` of channels are convolved each by itself."""
+    """A convolution, as a projection of the positions that each output sees."""
 
-    def __init__(
-        self,
-        name: str,
-        inputs: int,
-        outputs: int,
-        place: Placement,
-        *,
-        side: int,
-        stride: int = 1,
-        padding: int = 1,
-        groups: int = 1,
-    ) -> None:
-        self.name, self.stride, self.padding, self.groups = name, stride, padding, groups
-        self.weight = place.empty(outputs, inputs // groups, side, side)
-        self.bias = place.empty(outputs)
+    def __init__(self, name: str, inputs: int, stage: DavitStage, place: Placement) -> None:
+        self.name, self.stride, self.padding = name, stage.stride, stage.padding
+        self.inputs, self.outputs, self.side = inputs, stage.width, stage.patch
+        self.linear = place.linear(self.side**2 * inputs, self.outputs, bias=True)
 
-    def __call__(self, x: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, Shape]:
-        image = x.view(*shape, -1).permute(0, 3, 1, 2)
-        made = conv2d(image, self.weight, self.bias, self.stride, self.padding, groups=self.groups)
-        items, channels, height, width = made.shape
-        return made.permute(0, 2, 3, 1).reshape(-1, channels), (items, height, width)
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """[items, height, width, inputs] → [items, height, width, outputs]."""
+        side, stride, around = self.side, self.stride, self.padding
+        height, width = ((edge + 2 * around - side) // stride + 1 for edge in x.shape[1:3])
+        made = []
+        for rows in strips(x, height, width):
+            first, last = rows.start * stride - around, (rows.stop - 1) * stride - around + side
+            above, below = max(0, -first), max(0, last - x.shape[1])
+            read = pad(x[:, first + above : last - below], (0, 0, around, around, above, below)).contiguous()
+            item, row, column, _ = read.stride()
+            shape = len(x), rows.stop - rows.start, width, side, side * self.inputs
+            seen = read.as_strided(shape, (item, stride * row, stride * column, row, 1))
+            made.append(self.linear(seen.reshape(-1, side**2 * self.inputs)).view(*shape[:3], self.outputs))
+        return made[0] if len(made) == 1 else torch.cat(made, dim=1)
 
     def slots(self) -> Iterator[WeightSlot]:
-        yield WeightSlot(self.name, self.weight, tuple(self.weight.shape))
+        # The checkpoint has [outputs, inputs, height, width].
+        into = self.linear.weight.view(self.outputs, self.side, self.side, self.inputs).permute(0, 3, 1, 2)
+        yield WeightSlot(self.name, into, tuple(into.shape))
+        assert self.linear.bias is not None
+        yield WeightSlot(f"{self.name}.bias", self.linear.bias, (self.outputs,))
+
+
+class Depthwise:
+    """A convolution of each channel by itself, added to what it reads."""
+
+    def __init__(self, name: str, width: int, place: Placement) -> None:
+        self.name = name
+        self.weight, self.bias = place.empty(_SIDE**2, width), place.empty(width)
+
+    def __call__(self, x: torch.Tensor, rows: slice, into: torch.Tensor) -> torch.Tensor:
+        """Rows of images x [items, height, width, channels] → the same rows of `into`, which has x's shape.
+        It returns them."""
+        return kernels.add_depthwise(x, rows.start, self.weight, self.bias, into[:, rows])
+
+    def slots(self) -> Iterator[WeightSlot]:
+        into = self.weight.view(_SIDE, _SIDE, -1).permute(2, 0, 1).unsqueeze(1)
+        yield WeightSlot(self.name, into, tuple(into.shape))
         yield WeightSlot(f"{self.name}.bias", self.bias, tuple(self.bias.shape))
 
 
@@ -91,18 +110,14 @@ class Patches:
 
     def __init__(self, name: str, inputs: int, stage: DavitStage, place: Placement) -> None:
         self.norm_first = stage.norm_first
-        self.convolution = Convolution(
-            f"{name}.conv", inputs, stage.width, place, side=stage.patch, stride=stage.stride,
-            padding=stage.padding,
-        )  # fmt: skip
+        self.convolution = Convolution(f"{name}.conv", inputs, stage, place)
         normed = inputs if stage.norm_first else stage.width
         self.norm = Norm(f"{name}.norm", normed, "layer", _EPS, place)
 
-    def __call__(self, x: torch.Tensor, shape: Shape) -> tuple[torch.Tensor, Shape]:
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
         if self.norm_first:
-            return self.convolution(self.norm(x), shape)
-        x, shape = self.convolution(x, shape)
-        return self.norm(x), shape
+            return self.convolution(_normed(self.norm, x))
+        return _normed(self.norm, self.convolution(x))
 
     def slots(self) -> Iterator[WeightSlot]:
         return weights_of(self.convolution, self.norm)
@@ -120,21 +135,25 @@ class WindowAttention:
             f"{name}.window_attn.qkv", stage.width, 3 * stage.width, place, bias=spec.qkv_bias
         )
         self.projection = Replicated(f"{name}.window_attn.proj", stage.width, stage.width, place)
+        self.scores = Scores((stage.width // stage.heads) ** -0.5, integers=place.quantization == "int8")
 
-    def __call__(self, x: torch.Tensor, shape: Shape) -> torch.Tensor:
-        side, (items, height, width), channels = self.side, shape, x.shape[1]
-        x = x.view(*shape, channels)
+    def __call__(self, x: torch.Tensor, depthwise: Depthwise, norm: Norm) -> torch.Tensor:
+        made = torch.empty_like(x)
+        for rows in strips(x, *x.shape[1:3], self.side):
+            strip = depthwise(x, rows, made)
+            strip.add_(self._attend(_normed(norm, strip)))
+        return made
+
+    def _attend(self, x: torch.Tensor) -> torch.Tensor:
+        side, (items, height, width, channels) = self.side, x.shape
         if height % side or width % side:
             x = pad(x, (0, 0, 0, -width % side, 0, -height % side))
         rows, columns = x.shape[1] // side, x.shape[2] // side
         windows = x.view(items, rows, side, columns, side, channels).transpose(2, 3)
-        qkv = self.qkv(windows.reshape(-1, channels))
-        qkv = qkv.view(-1, side * side, 3, self.heads, channels // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4)
-        mixed = scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(-1, channels)
+        qkv = self.qkv(windows.reshape(-1, channels)).view(-1, side**2, 3, self.heads, channels // self.heads)
+        mixed = kernels.grouped_attention(*qkv.unbind(2), self.scores).reshape(-1, channels)
         windows = self.projection(mixed).view(items, rows, columns, side, side, channels).transpose(2, 3)
-        image = windows.reshape(items, rows * side, columns * side, channels)
-        return image[:, :height, :width].reshape(-1, channels)
+        return windows.reshape(x.shape)[:, :height, :width]
 
     def slots(self) -> Iterator[WeightSlot]:
         return weights_of(self.qkv, self.projection)
@@ -152,17 +171,28 @@ class ChannelAttention:
         )
         self.projection = Replicated(f"{name}.channel_attn.proj", stage.width, stage.width, place)
 
-    def __call__(self, x: torch.Tensor, shape: Shape) -> torch.Tensor:
-        items, channels = shape[0], x.shape[1]
-        qkv = self.qkv(x).view(items, -1, 3, self.groups, channels // self.groups)
-        mixed = torch.empty_like(x)
+    def __call__(self, x: torch.Tensor, depthwise: Depthwise, norm: Norm) -> torch.Tensor:
+        made = torch.empty_like(x)
         # Image by image: only then are all groups one batch of products that are read where they are.
-        for image, out in zip(qkv, mixed.view(items, -1, self.groups, channels // self.groups), strict=True):
-            q, k, v = image.permute(1, 2, 0, 3)  # each [groups, positions, channels of a group]
-            scores = torch.bmm(q.transpose(1, 2), k).float() * len(image) ** -0.5
-            weights = scores.softmax(-1).to(v.dtype)
-            out.copy_(torch.bmm(v, weights.transpose(1, 2)).transpose(0, 1))
-        return self.projection(mixed)
+        for image, out in zip(x.split(1), made.split(1), strict=True):
+            self._attend(image, depthwise, norm, out)
+        return made
+
+    def _attend(self, image: torch.Tensor, depthwise: Depthwise, norm: Norm, out: torch.Tensor) -> None:
+        _, height, width, channels = image.shape
+        values, shape = torch.empty_like(image), (-1, self.groups, channels // self.groups)
+        scores = image.new_zeros(self.groups, *shape[2:] * 2, dtype=torch.float32)
+        for rows in strips(image, height, width):
+            strip = depthwise(image, rows, out)
+            q, k, v = self.qkv(_normed(norm, strip).flatten(0, 2)).chunk(3, dim=1)
+            values[:, rows].view(v.shape).copy_(v)
+            q, k = (one.view(shape).transpose(0, 1) for one in (q, k))
+            scores += torch.bmm(q.transpose(1, 2), k)
+        weights = (scores * (height * width) ** -0.5).softmax(-1).to(values.dtype).transpose(1, 2)
+        for rows in strips(image, height, width):
+            v = values[:, rows].view(shape).transpose(0, 1)
+            mixed = torch.bmm(v, weights).transpose(0, 1).reshape(-1, channels)
+            out[:, rows].add_(self.projection(mixed).view(1, -1, width, channels))
 
     def slots(self) -> Iterator[WeightSlot]:
         return weights_of(self.qkv, self.projection)
@@ -183,23 +213,26 @@ class Block:
         width = stage.width
         inner = int(width * spec.mlp_ratio)
         self.activation = spec.activation
-        self.convolutions = [
-            Convolution(f"{name}.conv{number}", width, width, place, side=3, groups=width)
-            for number in (1, 2)
-        ]
+        self.convolutions = [Depthwise(f"{name}.conv{number}", width, place) for number in (1, 2)]
         self.norms = [Norm(f"{name}.norm{number}", width, "layer", _EPS, place) for number in (1, 2)]
         self.attention = attention(name, stage, spec, place)
         self.up = Replicated(f"{name}.ffn.fc1", width, inner, place)
         self.down = Replicated(f"{name}.ffn.fc2", inner, width, place)
 
-    def __call__(self, x: torch.Tensor, shape: Shape) -> torch.Tensor:
-        # Each sum overwrites what was made last: at a page fault for every 4 KiB, new memory takes longer.
-        x = self.convolutions[0](x, shape)[0].add_(x)
-        x = self.attention(self.norms[0](x), shape).add_(x)
-        x = self.convolutions[1](x, shape)[0].add_(x)
-        for rows in pieces(x):
-            rows.add_(self.down(kernels.activate(self.up(self.norms[1](rows)), self.activation)))
-        return x
+    def __call__(self, x: torch.Tensor) -> torch.Tensor:
+        """Images [items, height, width, channels], as are the results."""
+        x = self.attention(x, self.convolutions[0], self.norms[0])
+        made = torch.empty_like(x)
+        for rows in strips(x, *x.shape[1:3]):
+            # Each sum overwrites what was made last: new memory takes longer, a page fault for every 4 KiB.
+            for piece in pieces(self.convolutions[1](x, rows, made).view(-1, x.shape[3])):
+                piece.add_(self.down(kernels.activate(self.up(self.norms[1](piece)), self.activation)))
+        return made
 
     def slots(self) -> Iterator[WeightSlot]:
         return weights_of(*self.convolutions, *self.norms, self.attention, self.up, self.down)
+
+
+def _normed(norm: Norm, x: torch.Tensor) -> torch.Tensor:
+    """The norm of each position of images [items, height, width, channels]."""
+    return norm(x.reshape(-1, x.shape[3])).view(x.shape)

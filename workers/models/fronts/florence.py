@@ -12,7 +12,9 @@ from tandem.workers.models.layers import Norm, Placement, Replicated, WeightSlot
 from tandem.workers.models.spec import StackSpec
 
 _EPS: Final = 1e-5
-_AT_ONCE: Final = 4  # images; the first stage's activations take a hundred times their pixels
+# Images at once; the first stage's activations take a hundred times their pixels.
+_CPU_AT_ONCE: Final = 1
+_AT_ONCE: Final = 4
 
 
 class FlorenceVision:
@@ -36,7 +38,8 @@ class FlorenceVision:
 
     def __call__(self, features: torch.Tensor) -> torch.Tensor:
         """[items, channels, height, width], on the device → [items * (positions + 1), d_model]."""
-        return torch.cat([self._vectors(some) for some in features.split(_AT_ONCE)])
+        at_once = _CPU_AT_ONCE if features.is_cpu else _AT_ONCE
+        return torch.cat([self._vectors(some) for some in features.split(at_once)])
 
     def _vectors(self, pixels: torch.Tensor) -> torch.Tensor:
         height, width = self.grid

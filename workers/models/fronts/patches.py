@@ -5,29 +5,33 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
-from torch.nn.functional import conv2d
 
 from tandem.workers.models.layers import Placement, WeightSlot
 from tandem.workers.models.spec import StackSpec
 
 
 class Patches:
-    """A convolution whose stride is its width (Dosovitskiy et al., 2020)."""
+    """A convolution whose stride is its width (Dosovitskiy et al., 2020): a projection of each patch."""
 
     def __init__(self, name: str, channels: int, width: int, size: tuple[int, int], place: Placement) -> None:
         """size: height and width of a patch, in pixels."""
         self.name, self.size, self.dtype = name, size, place.dtype
-        self.weight, self.bias = place.empty(width, channels, *size), place.empty(width)
+        self.shape = width, channels, *size  # the weight's
+        self.linear = place.linear(channels * size[0] * size[1], width, bias=True)
 
     def __call__(self, pixels: torch.Tensor) -> torch.Tensor:
         """[items, channels, height, width], on the device → [items, patches, width]; by rows, and what is too
         small for a patch at the right and at the bottom is left out."""
-        made = conv2d(pixels.to(self.dtype), self.weight, self.bias, stride=self.size)
-        return made.flatten(2).transpose(1, 2)
+        (height, width), (items, channels) = self.size, pixels.shape[:2]
+        rows, columns = pixels.shape[2] // height, pixels.shape[3] // width
+        whole = pixels[:, :, : rows * height, : columns * width].to(self.dtype)
+        patches = whole.reshape(items, channels, rows, height, columns, width).permute(0, 2, 4, 1, 3, 5)
+        return self.linear(patches.reshape(items * rows * columns, -1)).view(items, rows * columns, -1)
 
     def slots(self) -> Iterator[WeightSlot]:
-        yield WeightSlot(self.name, self.weight, tuple(self.weight.shape))
-        yield WeightSlot(f"{self.name}.bias", self.bias, tuple(self.bias.shape))
+        yield WeightSlot(self.name, self.linear.weight.view(self.shape), self.shape)
+        assert self.linear.bias is not None
+        yield WeightSlot(f"{self.name}.bias", self.linear.bias, self.shape[:1])
 
 
 class ImagePatches:
