@@ -262,12 +262,12 @@ class VisionBench(MediaBench):
             ids, lengths = np.concatenate(prompts), np.array([len(one) for one in prompts])
 
             @torch.inference_mode()
-            def encode(ids: Any = ids, lengths: Any = lengths, of: torch.Tensor = features) -> torch.Tensor:
-                return encode_packed(encoder, ids, lengths, front(of))
+            def before(of: torch.Tensor = features) -> torch.Tensor:
+                return front(of, [self.own] * len(of))
 
             @torch.inference_mode()
-            def before(of: torch.Tensor = features) -> torch.Tensor:
-                return front(of)
+            def encode(ids: Any = ids, lengths: Any = lengths, before: Work = before) -> torch.Tensor:
+                return encode_packed(encoder, ids, lengths, before())
 
             with FlopCounterMode(display=False) as counted:
                 encode()
