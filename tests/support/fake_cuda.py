@@ -111,7 +111,7 @@ class Event:
         _cuda().learn(self.clock)
 
     def elapsed_time(self, end: Event) -> float:
-        return 0.0
+        return 0.001  # milliseconds
 
 
 class Block:
@@ -191,13 +191,18 @@ class Graph:
 
 
 class FakeCuda(TorchFunctionMode):
-    """In it, torch has so many GPUs. `most_bytes`: see above. meta: tensors have no numbers, and of any size.
+    """In it, torch has so many GPUs. `most_bytes`: see above. meta: tensors have no numbers, and of any size;
+    the host reads zeros. processors: of each GPU.
 
-    `launches` has those of Triton's kernels, `operators` the names of all, both in order.
+    `launches` has those of Triton's kernels, `operators` the names of all, both in order; `sent_bytes` is how
+    much the host has sent.
     """
 
-    def __init__(self, devices: int = 1, *, most_bytes: int | None = None, meta: bool = False) -> None:
+    def __init__(
+        self, devices: int = 1, *, most_bytes: int | None = None, meta: bool = False, processors: int = 132
+    ) -> None:
         super().__init__()
+        self._processors, self.sent_bytes = processors, 0
         self._devices, self.most_bytes, self._memory = devices, most_bytes, "meta" if meta else "cpu"
         self.launches: list[Launch] = []
         self.operators: list[str] = []
@@ -224,7 +229,7 @@ class FakeCuda(TorchFunctionMode):
             "graph_pool_handle": lambda: (0, 1), "synchronize": self._synchronize,
             "empty_cache": lambda: self.waits("memory goes back to the driver"),
             "mem_get_info": lambda device=None: (2**30, 2**30),
-            "get_device_properties": lambda device: SimpleNamespace(multi_processor_count=132),
+            "get_device_properties": lambda device: SimpleNamespace(multi_processor_count=self._processors),
         }  # fmt: skip
         for name, value in surface.items():
             self._exit.enter_context(mock.patch.object(torch.cuda, name, value))
@@ -325,6 +330,10 @@ class FakeCuda(TorchFunctionMode):
                 self._graph = None
         self.graphs.append(graph)
 
+    def forget_kernels(self) -> None:
+        """From here on each is compiled anew."""
+        self._compiled.clear()
+
     # -- what is checked
 
     @property
@@ -350,11 +359,13 @@ class FakeCuda(TorchFunctionMode):
         for block in accesses:
             if block.stream is not None and block.stream.device != stream.device:
                 raise Hazard(f"work on {block.stream.device}, and the thread's device is {stream.device}")
+        if self._graph is not None:  # it runs when the graph does
+            for block, writes in accesses.items():
+                self._graph.accesses[block] = writes or self._graph.accesses.get(block, False)
+            return
         at = stream.tick()
         for block, writes in accesses.items():
             block.access(stream, at, writes=writes)
-            if self._graph is not None:
-                self._graph.accesses[block] = writes or self._graph.accesses.get(block, False)
 
     def _launch(self, launch: Launch) -> None:
         self.launches.append(launch)
@@ -451,6 +462,7 @@ class FakeCuda(TorchFunctionMode):
         if waits:
             self.waits("a copy that blocks")
         host = source if isinstance(to, OnDevice) else to
+        self.sent_bytes += source.nbytes if host is source else 0
         if not isinstance(host, Pinned):
             self.not_captured("memory is copied that is not pinned")
             if self.strict and host.nbytes > PAGEABLE_BYTES:
@@ -468,7 +480,10 @@ class FakeCuda(TorchFunctionMode):
         self.waits(f"the host reads: {func.__name__}")
         for stream in {*self._defaults, self.stream()}:
             self.learn(stream.now())
-        out = func(*_plain(args), **_plain(kwargs))
+        args, kwargs = _plain(args), _plain(kwargs)
+        if self._memory == "meta":
+            args = tuple(torch.zeros_like(one, device="cpu") if torch.is_tensor(one) else one for one in args)
+        out = func(*args, **kwargs)
         return out.clone() if isinstance(out, torch.Tensor) else out
 
     def _on_host(self, func: Any, name: str, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:

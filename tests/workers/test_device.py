@@ -165,6 +165,14 @@ def test_numbers_come_through_pinned_memory(count: int, cuda: FakeCuda) -> None:
             assert on_host(into)[0] == 0
 
 
+def test_ids_travel_as_half_as_many_bytes(cuda: FakeCuda) -> None:
+    with Streams.of(CUDA).on():
+        for sends, nbytes in ((send, 800), (send_ids, 400)):
+            before = cuda.sent_bytes
+            sends(torch.arange(100), CUDA)
+            assert cuda.sent_bytes - before == nbytes
+
+
 @pytest.mark.usefixtures("cuda")
 def test_a_buffer_is_written_again_when_its_copy_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """With two buffers, the third copy waits for the first."""
@@ -194,8 +202,9 @@ def test_who_reads_waits_and_keeps_the_memory() -> None:
         weights = torch.ones(4, device=CUDA)
         work = streams.beside(lambda: weights * 3)
         assert [work.done, work.done] == [False, True]
-        assert on_host(work.wait() + 1).tolist() == [4.0] * 4
-        del work
+        read = work.wait() + 1
+        del work  # while it may still be read
+        assert on_host(read).tolist() == [4.0] * 4
 
 
 @pytest.mark.usefixtures("cuda")

@@ -57,7 +57,6 @@ MODELS = {
     ),
     "trocr": _pictures("trocr"),
     "donut": _pictures("donut"),
-    "beit": _pictures("beit-bert"),
 }  # fmt: skip
 
 
@@ -84,7 +83,9 @@ def test_images(name: str, tmp_path: Path) -> None:
         made += llm.generate(prompts[:1], BeamSearchParams(num_beams=2, max_tokens=3), use_tqdm=False)
         drawn = SamplingParams(
             temperature=0.7, top_k=4, top_p=0.95, min_p=0.01, typical_p=0.99, repetition_penalty=1.2,
-            frequency_penalty=0.1, min_tokens=2, seed=3, max_tokens=3, logprobs=2,
+            frequency_penalty=0.1, presence_penalty=0.1, no_repeat_ngram_size=2, bad_words_ids=[[5], [6, 7]],
+            logit_bias={9: 1.0}, suppress_tokens=[8], min_tokens=2, seed=3, max_tokens=3, logprobs=2,
+            prompt_logprobs=None if name == "mllama" else 1,
         )  # fmt: skip
         made += llm.generate(prompts[:2], drawn, use_tqdm=False)
         return [one.outputs[0].token_ids for one in made]
