@@ -35,7 +35,7 @@ from tandem.workers.follower import Follower
 from tandem.workers.models import attention
 from tandem.workers.models.spec import ModelSpec
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
-from tandem.workers.requests.cross_spans import cross_spans
+from tandem.workers.requests.prompts.cross_spans import cross_spans
 
 Checkpoint = Callable[..., Path]
 BEAMS = BeamSearch(num_beams=2, num_return_sequences=1, length_penalty=1.0, early_stopping=False)
