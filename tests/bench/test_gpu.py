@@ -147,11 +147,11 @@ def test_our_own_figures_come_first() -> None:
 def test_a_static_cache_takes_too_long_for_quick(
     real: bool, quick: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    asked = []
+    asked: list[set[str]] = []
 
     class Their(Bench):
-        def against(self, *_: object, static: bool) -> dict[str, Any]:
-            asked.append(set(self._their_ways(static=static)))
+        def against(self, *_: Any, **how: Any) -> dict[str, Any]:
+            asked.append(set(self._their_ways(**how)))
             return {"left_out": {}}
 
     monkeypatch.setattr(gpu, "Bench", Their)
@@ -165,7 +165,7 @@ def test_a_static_cache_takes_too_long_for_quick(
 
 @pytest.mark.parametrize("budget_s", [1e9, 0.0])
 def test_what_there_is_no_time_for_is_not_compiled(budget_s: float, tmp_path: Path) -> None:
-    tried = []
+    tried: list[str] = []
 
     class Their(Bench):
         def _their_ways(self, **_: bool) -> dict[str, Any]:
@@ -191,7 +191,8 @@ def on_fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
 
 
 def test_many_launches_to_a_graph_over_buffers_in_turn(on_fake: Any) -> None:
-    device, order = torch.device("cuda", 0), []
+    device = torch.device("cuda", 0)
+    order: list[int] = []
 
     def work(number: int) -> None:
         order.append(number)

@@ -154,7 +154,8 @@ def test_every_rank_keeps_the_same() -> None:
 
 def test_each_item_is_computed_with_its_own_padding() -> None:
     """Counted by the ids, whichever items are there already, and before, after or between tokens."""
-    spec, given = replace(SPEC, padding_id=9), []
+    spec = replace(SPEC, padding_id=9)
+    given: list[list[int]] = []
 
     class Padded(Front):
         def __call__(self, features: torch.Tensor, own: Sequence[int]) -> torch.Tensor:

@@ -212,6 +212,8 @@ def pictures(spec: ModelSpec) -> list[EngineRequest]:
     front = spec.encoder.front
     assert front is not None
     assert front.vision is not None
+    assert front.padding_id is not None
+    assert spec.media_token_id is not None
     made, noise = [], torch.Generator().manual_seed(0)
     for number in (1, 2, 6):  # of their arrangements
         own = int(np.prod(front.vision.arrangements[number - 1])) * front.vision.tile_positions
