@@ -5,9 +5,11 @@ from __future__ import annotations
 import importlib.util
 import sys
 import tempfile
+import time
 import tomllib
 from pathlib import Path
 
+BEGUN = time.monotonic()  # when the script began: what it imports after this may take half a minute
 ROOT = Path(__file__).resolve().parents[1]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -72,9 +73,15 @@ class Clock:
             return lambda: wall(works[0])
         torch.cuda.synchronize()
         graph, launches = torch.cuda.CUDAGraph(), max(LAUNCHES, len(works))
-        with torch.cuda.graph(graph):
-            for number in range(launches):
-                works[number % len(works)]()
+        stream = torch.cuda.Stream(self.device, priority=-1)  # an engine's
+        gc.collect()
+        gc.disable()  # a graph that is garbage cannot be destroyed meanwhile
+        try:
+            with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+                for number in range(launches):
+                    works[number % len(works)]()
+        finally:
+            gc.enable()
 
         def once() -> float:
             start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))

@@ -5,30 +5,30 @@ transformers'.
     python bench/gpu.py [--quick] [--only PART …] [--out FILE]
 
 Needs torch, triton, transformers, Pillow and this checkout, neither Ray, git nor an installation. The parts,
-in this order: sampling, agreement, models, speech, vision, kernels, drafts, peers. It ends within 40 minutes,
-with `--quick` within 8: nothing begins in the last two, after which whatever runs is ended. FILE, by default
-bench/results/gpu.json, has every figure as soon as it is there. `--quick` leaves transformers' static cache
-out. The models have random weights in bfloat16, in the shapes of BART-large-CNN, T5-small, Flan-T5-XL,
-Whisper large-v3 and turbo, TrOCR-base, Florence-2 base and large, and Llama 3.2 Vision (11B); compared
-systems take turns, and figures are medians with their extremes. `--device cpu` runs tiny shapes through the
-same code, to see that it works.
+in this order: sampling, models, agreement, speech, vision, kernels, drafts, peers. From its start on it takes
+40 minutes at most, with `--quick` 8: nothing begins in the last two, after which whatever runs is ended.
+FILE, by default bench/results/gpu.json, has every figure as soon as it is there, and says what was not
+measured. `--quick` leaves transformers' static cache out. The models have random weights in bfloat16, in the
+shapes of BART-large-CNN, T5-small, Flan-T5-XL, Whisper large-v3 and turbo, TrOCR-base, Florence-2 base and
+large, and Llama 3.2 Vision (11B); compared systems take turns, and figures are medians with their extremes.
+`--device cpu` runs tiny shapes through the same code, to see that it works.
 """
 
 from __future__ import annotations
 
+import faulthandler
 import gc
-import os
 import sys
 import tempfile
-import threading
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
-import checkout  # noqa: F401
+import checkout
 import copier
 import gpu_sampling
 import machine
@@ -36,13 +36,15 @@ import torch
 from clock import Clock, Roofline
 from drafts import Contender, contenders, copies, measure
 from gpu_kernels import TINY, XL, cases
+from gpu_media import MediaBench
 from gpu_models import MODELS, TINY_MODELS, Bench, Budget, Model
 from gpu_speech import SPEECH, TINY_SPEECH, SpeechBench
 from gpu_vision import TINY_VISION, VISION, VisionBench
 
+# Seconds since the script began, its imports included.
 QUICK_S = 360  # until then parts begin
 FULL_S = 2280
-GRACE_S = 120  # then what still runs is ended
+GRACE_S = 115  # then what still runs is ended
 DRAFTS_S = 0.2  # least seconds of a round of drafts, with and without each
 
 B = TypeVar("B", bound=Bench)
@@ -57,9 +59,9 @@ class Report:
 
     def part(self, into: dict[str, Any], name: str, work: Callable[[], Any]) -> None:
         """Adds what `work` finds. Where it fails, or no time is left for it, the report says so."""
-        if self.budget.over:
-            into[name] = {"skipped": "the time was over"}
-        else:
+        into[name] = {"skipped": "the time was over"}
+        if not self.budget.over:
+            machine.write(self.path, self.result)  # it may be ended
             try:
                 into[name] = work()
             except Exception as error:  # the other parts are worth having all the same
@@ -201,32 +203,32 @@ def models(s: Setup) -> None:
         into = s.begun("models", model.name)
         with s.bench(Bench, model) as bench:
             s.report.part(into, "answers", partial(bench.answers, s.rounds, s.report.budget))
-            s.report.part(into, "decode", partial(bench.steps, s.rounds, s.roofline, s.report.budget))
-            s.report.part(into, "launches", bench.launches)
-            s.report.part(into, "encoder", partial(bench.encoder, 10 * s.rounds, s.roofline))
-            s.report.part(into, "beside", partial(bench.beside, s.rounds))
+            _stacks(s, into, bench, 10 * s.rounds)
 
 
 def speech(s: Setup) -> None:
-    for model in SPEECH if s.real else TINY_SPEECH:
-        into = s.begun("speech", model.name)
-        with s.bench(SpeechBench, model) as bench:
-            s.report.part(into, "clips", partial(bench.served, s.rounds))
-            s.report.part(into, "answers that transformers' logits agree with", bench.agreement)
-            s.report.part(into, "decode", partial(bench.steps, s.rounds, s.roofline, s.report.budget))
-            s.report.part(into, "launches", bench.launches)
-            s.report.part(into, "encoder", partial(bench.encoder, s.rounds, s.roofline))
-            s.report.part(into, "beside", partial(bench.beside, s.rounds))
+    _media(s, "speech", SpeechBench, SPEECH if s.real else TINY_SPEECH)
 
 
 def vision(s: Setup) -> None:
-    for model in VISION if s.real else TINY_VISION:
-        into = s.begun("vision", model.name)
-        with s.bench(VisionBench, model) as bench:
-            s.report.part(into, "images", partial(bench.served, s.rounds))
+    _media(s, "vision", VisionBench, VISION if s.real else TINY_VISION)
+
+
+def _media(s: Setup, part: str, kind: type[MediaBench], models: Iterable[Model]) -> None:
+    for model in models:
+        into = s.begun(part, model.name)
+        with s.bench(kind, model) as bench:
+            s.report.part(into, bench.unit, partial(bench.served, s.rounds))
             s.report.part(into, "answers that transformers' logits agree with", bench.agreement)
-            s.report.part(into, "decode", partial(bench.steps, s.rounds, s.roofline, s.report.budget))
-            s.report.part(into, "encoder", partial(bench.encoder, s.rounds, s.roofline))
+            _stacks(s, into, bench, s.rounds)
+
+
+def _stacks(s: Setup, into: dict[str, Any], bench: Bench, rounds: int) -> None:
+    """A model's decoder and encoder, and both at once. rounds: the encoder's."""
+    s.report.part(into, "decode", partial(bench.steps, s.rounds, s.roofline, s.report.budget))
+    s.report.part(into, "launches", bench.launches)
+    s.report.part(into, "encoder", partial(bench.encoder, rounds, s.roofline))
+    s.report.part(into, "beside", partial(bench.beside, s.rounds))
 
 
 def kernels(s: Setup) -> None:
@@ -251,7 +253,7 @@ def peers(s: Setup) -> None:
 
 
 PARTS = {
-    part.__name__: part for part in (sampling, agreement, models, speech, vision, kernels, drafts, peers)
+    part.__name__: part for part in (sampling, models, agreement, speech, vision, kernels, drafts, peers)
 }
 
 
@@ -267,7 +269,9 @@ def main(arguments: list[str] | None = None) -> int:
     real = args.device == "cuda"
     device, dtype = torch.device(args.device), torch.bfloat16 if real else torch.float32
     report = Report(args.out, Budget(QUICK_S if args.quick else FULL_S))
-    end = end_after(report.budget.seconds + GRACE_S, report)
+    # Whatever a kernel or a compiler does then, and whether it holds Python's lock: the report has the rest.
+    left_s = report.budget.seconds + GRACE_S - (time.monotonic() - checkout.BEGUN)
+    faulthandler.dump_traceback_later(max(left_s, 1), exit=True, file=sys.__stderr__)
     report.result["machine"] = machine.describe()
     clock = Clock(device)
     roofline = Roofline.measured(clock, large=real)
@@ -280,23 +284,9 @@ def main(arguments: list[str] | None = None) -> int:
     for name, part in PARTS.items():
         if not args.only or name in args.only:
             part(setup)
-    end.cancel()
+    faulthandler.cancel_dump_traceback_later()
     print(f"wrote {args.out}")
     return int(report.failed)
-
-
-def end_after(seconds: float, report: Report) -> threading.Timer:
-    """Ends the process then, whatever a kernel or a compiler is doing, unless it is cancelled. The report has
-    all but the part that runs."""
-
-    def end() -> None:
-        print(f"ended after {seconds:.0f} s; {report.path} has what came before", flush=True)
-        os._exit(1)
-
-    timer = threading.Timer(seconds, end)
-    timer.daemon = True
-    timer.start()
-    return timer
 
 
 if __name__ == "__main__":

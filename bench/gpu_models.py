@@ -7,12 +7,13 @@ import random
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import median
 from typing import Any
 
+import checkout
 import machine
 import numpy as np
 import torch
@@ -90,14 +91,14 @@ def greedy(tokens: int) -> Decoding:
 
 @dataclass
 class Budget:
-    """The time there is. Parts that would begin after it are left out, and rounds end with it."""
+    """The time there is, from the script's start on. Parts that would begin after it are left out, and rounds
+    end with it."""
 
     seconds: float
-    _start: float = field(default_factory=time.monotonic)
 
     @property
     def over(self) -> bool:
-        return time.monotonic() - self._start > self.seconds
+        return time.monotonic() - checkout.BEGUN > self.seconds
 
 
 class Bench:
@@ -318,15 +319,14 @@ class Bench:
         static: its static cache, too, for which it compiles the step by itself: minutes.
         """
         engine, theirs, left_out = self.engine, self._their_ways(static=static), {}
-        for name, generate in list(theirs.items()):
+        for name, generate in theirs.items():
+            if budget.over:
+                left_out[name] = "the time was over"
+                continue
             try:
                 generate(self.prompts(self.model.batch, seed=0), self.model.target)
             except Exception as error:  # whatever transformers raises is reported and passed over
                 left_out[name] = f"{type(error).__name__}: {str(error)[:300]}"
-                del theirs[name]
-            if budget.over:
-                left_out |= {late: "the time was over" for late in theirs if late > name}
-                break
         theirs = {name: generate for name, generate in theirs.items() if name not in left_out}
         found: dict[str, dict[str, list[float]]] = {}
         for number in range(rounds + 1):

@@ -41,6 +41,8 @@ from tandem.workers.request import EncoderInput, EngineRequest
 from tandem.workers.requests.media import own_positions, read_processor
 from tandem.workers.requests.prompts.cross_spans import cross_spans
 
+Encode = Callable[[], torch.Tensor]
+
 PICTURES: Final = 8  # different ones
 PROMPT: Final = 16  # tokens next to an image, where the model reads some
 
@@ -262,12 +264,12 @@ class VisionBench(MediaBench):
             ids, lengths = np.concatenate(prompts), np.array([len(one) for one in prompts])
 
             @torch.inference_mode()
-            def encode(ids: Any = ids, lengths: Any = lengths, of: torch.Tensor = features) -> torch.Tensor:
-                return encode_packed(encoder, ids, lengths, front(of))
+            def before(of: torch.Tensor = features) -> torch.Tensor:
+                return front(of, [self.own] * len(of))
 
             @torch.inference_mode()
-            def before(of: torch.Tensor = features) -> torch.Tensor:
-                return front(of)
+            def encode(ids: Any = ids, lengths: Any = lengths, before: Encode = before) -> torch.Tensor:
+                return encode_packed(encoder, ids, lengths, before())
 
             with FlopCounterMode(display=False) as counted:
                 encode()

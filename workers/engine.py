@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -122,12 +123,18 @@ class Engine:
         if self._failed:
             raise InternalError("a step of this engine failed before; make another engine")
         self._failed = True
-        before = kernels.compilations()
-        with self.runner.streams.on():
+        with self._at_work():
             deltas = self._step()
-        self._compilations += kernels.compilations() - before
         self._failed = False
         return deltas
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """On the worker's streams; counts what is compiled."""
+        before = kernels.compilations()
+        with self.runner.streams.on():
+            yield
+        self._compilations += kernels.compilations() - before
 
     def _step(self) -> list[Delta]:
         plan = self.scheduler.plan(time.monotonic(), encoded=self.runner.encoded)
@@ -194,7 +201,7 @@ class Engine:
         packet = EncodePacket.of(inputs)
         if self.group.size > 1:
             self.group.send_integers(packet.to_ints().tolist())
-        with self.runner.streams.on():
+        with self._at_work():
             [states] = HostCopy(self.runner.encode(packet, features_of(inputs))).wait()
         self._failed = False
         return states

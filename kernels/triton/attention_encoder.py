@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from tandem.kernels.triton.attention_paged import soft_capped
+from tandem.kernels.triton.attention_paged_kernels import soft_capped
 from tandem.kernels.values import Scores, Summaries
 
 LOG2_E: tl.constexpr = tl.constexpr(1.4426950408889634)

@@ -5,15 +5,22 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import checkout
+import clock as clock_module
 import gpu
 import gpu_sampling
+import machine
 import pytest
 import torch
 from clock import Clock, Roofline
+from gpu_kernels import TINY, cases
+from gpu_models import Bench, Budget
 from gpu_vision import VISION
 
 from tandem.workers.sampling.sampler import Sampled, Sampler
@@ -75,6 +82,8 @@ def test_every_part_works(tmp_path: Path) -> None:
         assert figures["answers that transformers' logits agree with"] == 1.0
         assert all(case["images_per_s"]["median"] > 0 for case in figures["images"])
         assert [step["batch"] for step in figures["decode"]] == [1, 3]
+        assert all(step["launches"] > 20 for step in figures["launches"])
+        assert figures["beside"]["beside_ms"]["median"] > 0
         assert [case["batch"] for case in figures["encoder"]] == [1, 3]
         assert all(case["front_ms"]["median"] > 0 and case["of_peak"] > 0 for case in figures["encoder"])
 
@@ -102,16 +111,124 @@ def test_the_time_ends_what_runs(tmp_path: Path) -> None:
     code = f"""
 import sys, time
 sys.path.insert(0, {str(SCRIPT.parent)!r})
+import ctypes
 import gpu
-gpu.QUICK_S, gpu.GRACE_S = 5, 1
+gpu.checkout.BEGUN, gpu.QUICK_S, gpu.GRACE_S = time.monotonic(), 3, 1
+def holds_the_lock():
+    ctypes.PyDLL(None).sleep(600)
 gpu.PARTS = {{"sampling": lambda s: s.report.part(s.begun("sampling"), "one", lambda: [1]),
-             "models": lambda s: time.sleep(600)}}
+             "models": lambda s: s.report.part(s.begun("models"), "long", holds_the_lock)}}
 gpu.main(["--device", "cpu", "--quick", "--out", {str(tmp_path / "gpu.json")!r}])
 """
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
     assert run.returncode == 1
-    assert "ended after 6 s" in run.stdout
-    assert json.loads((tmp_path / "gpu.json").read_text())["sampling"] == {"one": [1]}
+    assert "holds_the_lock" in run.stderr
+    result = json.loads((tmp_path / "gpu.json").read_text())
+    assert result["sampling"] == {"one": [1]}
+    assert result["models"] == {"long": {"skipped": "the time was over"}}
+
+
+def test_the_time_runs_from_the_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checkout, "BEGUN", time.monotonic() - 50)
+    assert Budget(40).over
+    assert not Budget(60).over
+
+
+def test_our_own_figures_come_first() -> None:
+    assert list(gpu.PARTS) == [
+        "sampling", "models", "agreement", "speech", "vision", "kernels", "drafts", "peers",
+    ]  # fmt: skip
+    assert [(model.name, model.answered) for model in gpu.MODELS] == [
+        (name, (32, 128)) for name in ("bart-large-cnn", "t5-small", "flan-t5-xl")
+    ]
+
+
+@pytest.mark.parametrize(("real", "quick"), [(True, True), (True, False), (False, False)])
+def test_a_static_cache_takes_too_long_for_quick(
+    real: bool, quick: bool, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked: list[set[str]] = []
+
+    class Their(Bench):
+        def against(self, *_: Any, **how: Any) -> dict[str, Any]:
+            asked.append(set(self._their_ways(**how)))
+            return {"left_out": {}}
+
+    monkeypatch.setattr(gpu, "Bench", Their)
+    report = gpu.Report(tmp_path / "gpu.json", Budget(1e9))
+    clock = Clock(torch.device("cpu"))
+    setup = gpu.Setup(report, clock, Roofline(1, 1), clock.device, torch.float32, 1, real=real, quick=quick)
+    gpu.peers(setup)
+    ways = {"dynamic cache"} | ({"static cache, compiled"} if real and not quick else set())
+    assert asked == [ways] * len(gpu.MODELS if real else gpu.TINY_MODELS)
+
+
+@pytest.mark.parametrize("budget_s", [1e9, 0.0])
+def test_what_there_is_no_time_for_is_not_compiled(budget_s: float, tmp_path: Path) -> None:
+    tried: list[str] = []
+
+    class Their(Bench):
+        def _their_ways(self, **_: bool) -> dict[str, Any]:
+            return {name: lambda *_, name=name: tried.append(name) for name in ("dynamic", "static")}
+
+    bench = Their(gpu.TINY_MODELS[0], tmp_path, torch.device("cpu"), torch.float32)
+    found = bench.against(1, Budget(budget_s), static=True)
+    assert set(found["left_out"]) == (set() if budget_s else {"dynamic", "static"})
+    assert bool(tried) == bool(budget_s)
+
+
+# -- the parts that only a GPU runs, on one that is a fake
+
+
+@pytest.fixture
+def on_fake(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    pytest.importorskip("triton")
+    from fake_cuda import FakeCuda
+
+    monkeypatch.setattr(clock_module, "FLUSH_BYTES", 1000)
+    with FakeCuda() as cuda:
+        yield cuda
+
+
+def test_many_launches_to_a_graph_over_buffers_in_turn(on_fake: Any) -> None:
+    device = torch.device("cuda", 0)
+    order: list[int] = []
+
+    def work(number: int) -> None:
+        order.append(number)
+        torch.ones(9, device=device)
+
+    works = [partial(work, number) for number in range(3)]
+    clock = Clock(device)
+    assert clock.copies(400) == 4
+    assert len(clock.time(works, 2)) == 2
+    [graph] = on_fake.graphs
+    assert order == [0, 1, 2, *(number % 3 for number in range(clock_module.LAUNCHES))]
+    assert len(graph.calls) == clock_module.LAUNCHES
+
+
+@pytest.mark.usefixtures("on_fake")
+def test_every_kernel_in_a_graph_and_a_sampler_beside_a_busy_device() -> None:
+    device = torch.device("cuda", 0)
+    clock = Clock(device)
+    for case in cases(TINY, device, torch.float32):
+        assert case.measured(clock, Roofline(1e9, 1e9), 1)["us"]["median"] > 0
+    choice = next(gpu_sampling.cases(96, (8,)))
+    assert choice.measured(clock, Roofline(1e9, 1e9), 1)["agreement"] == 1.0
+
+
+def test_without_git(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("PATH", str(tmp_path))
+    assert machine.describe()["commit"] is None
+
+
+def test_a_result_is_replaced_at_once(tmp_path: Path) -> None:
+    """A reader finds the one before where writing fails."""
+    path = tmp_path / "new" / "gpu.json"
+    machine.write(path, {"one": 1})
+    with pytest.raises(TypeError):
+        machine.write(path, {"one": object()})
+    assert json.loads(path.read_text()) == {"one": 1}
 
 
 @pytest.mark.parametrize("name", ["greedy", "top-k, top-p, penalties", "4 beams"])

@@ -39,7 +39,14 @@ from tandem.kernels.triton import ops, splits
 from tandem.workers import device as worker_device
 
 PAGEABLE_BYTES = 2**16  # more of it waits for the stream
-_READS = {"item", "tolist", "nonzero", "__bool__", "__int__", "__float__", "__index__", "cpu", "numpy"}
+# What the host reads: numbers, or how many there are.
+_READS = {
+    "item", "tolist", "nonzero", "argwhere", "__bool__", "__int__", "__float__", "__complex__", "__index__",
+    "__contains__", "__array__", "__format__", "__repr__", "is_nonzero", "cpu", "numpy", "masked_select",
+    "unique", "unique_consecutive", "unique_dim", "bincount", "equal", "allclose",
+}  # fmt: skip
+# What is made of the host's numbers.
+_SENT = {"tensor", "as_tensor", "asarray", "new_tensor", "scalar_tensor"}
 _FACTORIES = {"empty", "empty_like", "new_empty", "empty_strided"}
 _CHANGED = {"write_kv": (2, 3), "match_prompt_tokens": (2,), "gather_rows": (1,)}  # arguments, by op
 
@@ -104,7 +111,7 @@ class Event:
         _cuda().learn(self.clock)
 
     def elapsed_time(self, end: Event) -> float:
-        return 0.0
+        return 0.001  # milliseconds
 
 
 class Block:
@@ -184,13 +191,18 @@ class Graph:
 
 
 class FakeCuda(TorchFunctionMode):
-    """In it, torch has so many GPUs. `most_bytes`: see above. meta: tensors have no numbers, and of any size.
+    """In it, torch has so many GPUs. `most_bytes`: see above. meta: tensors have no numbers, and of any size;
+    the host reads zeros. processors: of each GPU.
 
-    `launches` has those of Triton's kernels, `operators` the names of all, both in order.
+    `launches` has those of Triton's kernels, `operators` the names of all, both in order; `sent_bytes` is how
+    much the host has sent.
     """
 
-    def __init__(self, devices: int = 1, *, most_bytes: int | None = None, meta: bool = False) -> None:
+    def __init__(
+        self, devices: int = 1, *, most_bytes: int | None = None, meta: bool = False, processors: int = 132
+    ) -> None:
         super().__init__()
+        self._processors, self.sent_bytes = processors, 0
         self._devices, self.most_bytes, self._memory = devices, most_bytes, "meta" if meta else "cpu"
         self.launches: list[Launch] = []
         self.operators: list[str] = []
@@ -215,8 +227,9 @@ class FakeCuda(TorchFunctionMode):
             "current_stream": self.stream, "current_device": lambda: self.index(None),
             "device_count": lambda: self._devices, "is_available": lambda: True,
             "graph_pool_handle": lambda: (0, 1), "synchronize": self._synchronize,
-            "empty_cache": lambda: None, "mem_get_info": lambda device=None: (2**30, 2**30),
-            "get_device_properties": lambda device: SimpleNamespace(multi_processor_count=132),
+            "empty_cache": lambda: self.waits("memory goes back to the driver"),
+            "mem_get_info": lambda device=None: (2**30, 2**30),
+            "get_device_properties": lambda device: SimpleNamespace(multi_processor_count=self._processors),
         }  # fmt: skip
         for name, value in surface.items():
             self._exit.enter_context(mock.patch.object(torch.cuda, name, value))
@@ -317,6 +330,10 @@ class FakeCuda(TorchFunctionMode):
                 self._graph = None
         self.graphs.append(graph)
 
+    def forget_kernels(self) -> None:
+        """From here on each is compiled anew."""
+        self._compiled.clear()
+
     # -- what is checked
 
     @property
@@ -342,11 +359,13 @@ class FakeCuda(TorchFunctionMode):
         for block in accesses:
             if block.stream is not None and block.stream.device != stream.device:
                 raise Hazard(f"work on {block.stream.device}, and the thread's device is {stream.device}")
+        if self._graph is not None:  # it runs when the graph does
+            for block, writes in accesses.items():
+                self._graph.accesses[block] = writes or self._graph.accesses.get(block, False)
+            return
         at = stream.tick()
         for block, writes in accesses.items():
             block.access(stream, at, writes=writes)
-            if self._graph is not None:
-                self._graph.accesses[block] = writes or self._graph.accesses.get(block, False)
 
     def _launch(self, launch: Launch) -> None:
         self.launches.append(launch)
@@ -380,14 +399,10 @@ class FakeCuda(TorchFunctionMode):
     def _operator(
         self, func: Any, name: str, args: Any, kwargs: Any, given: list[torch.Tensor], target: Any
     ) -> Any:
-        if name == "tensor" and target is not None:
+        if name in _SENT:
             self.waits("a tensor is made of the host's numbers")
-        if name in ("__getitem__", "__setitem__"):
-            parts = args[1] if isinstance(args[1], tuple) else (args[1],)
-            for part in parts:
-                mask = isinstance(part, torch.Tensor) and (part.dtype == torch.bool or part.is_cpu)
-                if mask or isinstance(part, list):
-                    self.waits("an index that the host has to read or send")
+        if why := _read_on_the_way(name, args, kwargs):
+            self.waits(why)
         if any(not isinstance(one, OnDevice) and one.dim() for one in given):
             raise Hazard(f"tensors on two devices: {name}")
         if target is not None and "device" in kwargs:
@@ -447,6 +462,7 @@ class FakeCuda(TorchFunctionMode):
         if waits:
             self.waits("a copy that blocks")
         host = source if isinstance(to, OnDevice) else to
+        self.sent_bytes += source.nbytes if host is source else 0
         if not isinstance(host, Pinned):
             self.not_captured("memory is copied that is not pinned")
             if self.strict and host.nbytes > PAGEABLE_BYTES:
@@ -464,7 +480,10 @@ class FakeCuda(TorchFunctionMode):
         self.waits(f"the host reads: {func.__name__}")
         for stream in {*self._defaults, self.stream()}:
             self.learn(stream.now())
-        out = func(*_plain(args), **_plain(kwargs))
+        args, kwargs = _plain(args), _plain(kwargs)
+        if self._memory == "meta":
+            args = tuple(torch.zeros_like(one, device="cpu") if torch.is_tensor(one) else one for one in args)
+        out = func(*args, **kwargs)
         return out.clone() if isinstance(out, torch.Tensor) else out
 
     def _on_host(self, func: Any, name: str, args: Any, kwargs: Any, given: list[torch.Tensor]) -> Any:
@@ -552,6 +571,39 @@ def _in_place(name: str) -> bool:
         or (name[:3] == "__i" and name not in ("__index__", "__int__", "__invert__"))
         or (name.endswith("_") and not name.endswith("__"))
     )
+
+
+def _read_on_the_way(name: str, args: Any, kwargs: dict[str, Any]) -> str | None:
+    """What of an operator's arguments the host reads, or sends, before it can launch it."""
+    if name in ("__getitem__", "__setitem__", "index_put", "index_put_"):
+        given = args[1]
+        for part in given if isinstance(given, tuple | list) and not _numbers(given) else (given,):
+            if isinstance(part, slice):
+                if any(isinstance(one, torch.Tensor) for one in (part.start, part.stop, part.step)):
+                    return "a slice whose ends are on the device"
+            elif isinstance(part, list):
+                return "an index that the host sends"
+            elif isinstance(part, torch.Tensor) and (
+                not isinstance(part, OnDevice) or part.dtype in (torch.bool, torch.uint8) or not part.dim()
+            ):
+                return "an index that the host has to read or send"
+    if name == "where" and len(args) + len(kwargs) == 1:
+        return "how many are true"
+    if name == "repeat_interleave" and kwargs.get("output_size") is None and list(_tensors(args[1:])):
+        return "how many there will be"
+    if name == "segment_reduce" and not kwargs.get("unsafe"):
+        return "whether the lengths add up"
+    if name == "one_hot" and len(args) < 2 and "num_classes" not in kwargs:
+        return "how many classes there are"
+    if name in ("arange", "full", "linspace", "new_full", "tensor_split"):
+        numbers = args[1:] if name in ("new_full", "tensor_split") else args
+        if any(isinstance(one, OnDevice) for one in _tensors((numbers, kwargs))):
+            return "a number that is on the device"
+    return None
+
+
+def _numbers(given: Any) -> bool:
+    return isinstance(given, list) and all(isinstance(one, int | bool) for one in given)
 
 
 def _storage(tensor: torch.Tensor) -> int:

@@ -60,6 +60,11 @@ class Launch:
     def name(self) -> str:
         return str(self.kernel.__name__).strip("_").removesuffix("_kernel")
 
+    def constant(self, name: str) -> Any:
+        """The value of a constant; None where the kernel has none of this name."""
+        names = [param.name for param in self.kernel.params]
+        return self.constants.get((names.index(name),)) if name in names else None
+
     @property
     def key(self) -> str:
         return f"{self.name} {self.signature} {self.constants} {self.attributes} {self.options}"

@@ -87,12 +87,27 @@ def test_memory_that_goes_back_too_early() -> None:
         lambda x: x.cpu(),
         lambda x: x[x > 0],
         lambda x: x[[0, 1]],
+        lambda x: x[x.long().sum() - 4],
+        lambda x: x[: x.long()[0]],
+        lambda x: x.index_put_((x > 0,), x[0]),
+        lambda x: x.masked_select(x > 0),
+        lambda x: torch.where(x > 0),
+        lambda x: torch.unique(x),
+        lambda x: x.repeat_interleave(x.long()),
+        lambda x: torch.segment_reduce(x, "sum", lengths=x.long()[:1] * 4, axis=0),
+        lambda x: torch.arange(x.sum(), device=x.device),
+        lambda x: torch.equal(x, x),
         lambda x: bool(x.sum()),
+        lambda x: 1.0 in x,
+        lambda x: f"{x.sum()}",
         lambda x: torch.tensor([1], device=x.device),
+        lambda x: torch.as_tensor([1], device=x.device),
+        lambda x: x.new_tensor([1]),
         lambda x: torch.zeros(3).to(x.device),
         lambda x: torch.zeros(20_000).to(x.device, non_blocking=True),
         lambda _: torch.empty(3, pin_memory=True),
         lambda _: torch.cuda.synchronize(),
+        lambda _: torch.cuda.empty_cache(),
         lambda _: torch.cuda.current_stream().synchronize(),
         lambda x: x.new_empty(50_000),
         lambda x: kernels.rms_norm(x[None], x, 1e-6),
@@ -150,6 +165,14 @@ def test_numbers_come_through_pinned_memory(count: int, cuda: FakeCuda) -> None:
             assert on_host(into)[0] == 0
 
 
+def test_ids_travel_as_half_as_many_bytes(cuda: FakeCuda) -> None:
+    with Streams.of(CUDA).on():
+        for sends, nbytes in ((send, 800), (send_ids, 400)):
+            before = cuda.sent_bytes
+            sends(torch.arange(100), CUDA)
+            assert cuda.sent_bytes - before == nbytes
+
+
 @pytest.mark.usefixtures("cuda")
 def test_a_buffer_is_written_again_when_its_copy_is_done(monkeypatch: pytest.MonkeyPatch) -> None:
     """With two buffers, the third copy waits for the first."""
@@ -179,8 +202,9 @@ def test_who_reads_waits_and_keeps_the_memory() -> None:
         weights = torch.ones(4, device=CUDA)
         work = streams.beside(lambda: weights * 3)
         assert [work.done, work.done] == [False, True]
-        assert on_host(work.wait() + 1).tolist() == [4.0] * 4
-        del work
+        read = work.wait() + 1
+        del work  # while it may still be read
+        assert on_host(read).tolist() == [4.0] * 4
 
 
 @pytest.mark.usefixtures("cuda")

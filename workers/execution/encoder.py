@@ -63,7 +63,7 @@ class Encoder:
         token_ids = np.concatenate([np.asarray(one.token_ids) for one in inputs])
         with self._streams.on():
             keys = [key for one in inputs for key in one.item_keys]
-            vectors = self._front.vectors(keys, features_of(inputs))
+            vectors = self._front.vectors(keys, token_ids, features_of(inputs))
             return HostCopy(encode_packed(self._stack, token_ids, lengths, vectors)).wait()[0]
 
 

@@ -9,6 +9,7 @@ import torch
 
 from tandem.workers.device import Streams
 from tandem.workers.distributed import Group
+from tandem.workers.execution.packet import Ints
 from tandem.workers.models.stacks import EncoderStack
 from tandem.workers.request import NO_KEY, MediaCounts, MediaKey
 
@@ -33,13 +34,16 @@ class FrontCache:
         """Since the start."""
         return MediaCounts(self._encoded, self._reused, self._nbytes)
 
-    def vectors(self, keys: Sequence[MediaKey], own: Sequence[torch.Tensor]) -> torch.Tensor | None:
-        """The front's output for these items, [items * FrontSpec.positions, d_model], which is the caller's
-        own; None for no items.
+    def vectors(
+        self, keys: Sequence[MediaKey], token_ids: Ints, features: Sequence[torch.Tensor]
+    ) -> torch.Tensor | None:
+        """The front's output for the items of packed inputs, [items * FrontSpec.positions, d_model], which is
+        the caller's own; None for no items.
 
         Args:
-            own: the items' features on rank 0, float32 [items of an input, *FrontSpec.features] each, on the
-                CPU. The other ranks' are empty: those that are computed come from rank 0.
+            token_ids: the inputs'.
+            features: on rank 0 the items', float32 [items of an input, *FrontSpec.features] each, on the CPU.
+                The other ranks' are empty: those that are computed come from rank 0.
         """
         front, spec = self._encoder.front, self._encoder.spec.front
         if not keys:
@@ -59,7 +63,9 @@ class FrontCache:
         self._encoded += len(missing)
         self._reused += len(keys) - len(missing)
         if missing:
-            made = front(self._features(list(missing.values()), own))
+            numbers = list(missing.values())
+            own = spec.own_positions(token_ids)[numbers].tolist()
+            made = front(self._features(numbers, features), own)
             found.update(zip(missing, made.split(spec.positions), strict=True))
             for name in missing:
                 if isinstance(name, tuple):
@@ -68,12 +74,13 @@ class FrontCache:
                 return made
         return torch.cat([found[name] for name in names])
 
-    def _features(self, numbers: list[int], own: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The features of the items of these numbers, on this rank's device."""
+    def _features(self, numbers: list[int], given: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The features of the items of these numbers, on this rank's device. given: rank 0's, see
+        `vectors`."""
         device, spec = self._encoder.device, self._encoder.spec.front
         assert spec is not None
         if self._group.rank == 0:
-            items = [item for of_input in own for item in of_input]
+            items = [item for of_input in given for item in of_input]
             found = torch.stack([items[number] for number in numbers])
             features = self._streams.bring(found, device, found.dtype).wait()
         else:

@@ -219,7 +219,8 @@ class Runner:
         whose memory they are, as are the front's outputs: the copy must not wait for the step under way."""
         assert self.encoder is not None, "this engine was told not to load the encoder"
         assert self._front is not None
-        return encode_packed(self.encoder, token_ids, lengths, self._front.vectors(media.keys, own))
+        vectors = self._front.vectors(media.keys, token_ids, own)
+        return encode_packed(self.encoder, token_ids, lengths, vectors)
 
     def _admit(self, packet: Packet, hidden: Hidden, media: StepMedia) -> None:
         """Computes the cross-attention K/V of new encoder inputs into their pages."""

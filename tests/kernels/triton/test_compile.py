@@ -18,7 +18,7 @@ from triton.compiler import ASTSource
 from tandem.kernels import values
 from tandem.kernels.triton import (
     attention_encoder,
-    attention_paged,
+    attention_paged_kernels,
     decode_rows,
 )
 
@@ -83,42 +83,42 @@ CASES = {
         | {"HAS_BIAS": False, "BLOCK_M": 128, **ALL_SEEN},
     ),
     "self attention of beams, split": (
-        attention_paged._one_row_kernel,
+        attention_paged_kernels.one_row_kernel,
         {**PAGED, "bias_ptr": "*fp32", "out_ptr": "*fp32", "top_ptr": "*fp32"},
         {**PAGED_SIZES, "REACH": 128, "HAS_BIAS": True, "SPLITS": 4, "PAGE": 64, "BY_CELL": True, **GEMMA},
     ),
     "cross attention, one row, split": (
-        attention_paged._one_row_kernel,
+        attention_paged_kernels.one_row_kernel,
         {**PAGED, "out_ptr": "*fp32", "top_ptr": "*fp32"},
         {**PAGED_SIZES, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "SPLITS": 4, "PAGE": 16}
         | {"BY_CELL": False},
     ),
     "cross attention of spans, one row": (
-        attention_paged._one_row_kernel,
+        attention_paged_kernels.one_row_kernel,
         {**PAGED, "begins_ptr": "*i32"},
         {**WITH_BEGINS, "top_ptr": None, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "SPLITS": 1}
         | {"PAGE": 64, "BY_CELL": False, "GROUP": 4},
     ),
     "cross attention of spans, several rows, split": (
-        attention_paged._row_block_kernel,
+        attention_paged_kernels.row_block_kernel,
         {**PAGED, "begins_ptr": "*i32", "out_ptr": "*fp32", "top_ptr": "*fp32"},
         {**WITH_BEGINS, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "CAUSAL": False, "SPLITS": 4}
         | {"PAGE": 16, "BLOCK_M": 64, "GROUP": 4},
     ),
     "self attention, several rows": (
-        attention_paged._row_block_kernel,
+        attention_paged_kernels.row_block_kernel,
         {**PAGED, "bias_ptr": "*fp32"},
         {**PAGED_SIZES, "top_ptr": None, "REACH": 128, "HAS_BIAS": True, "CAUSAL": True, "SPLITS": 1}
         | {"PAGE": 64, "BLOCK_M": 64, **GEMMA},
     ),
     "cross attention, several rows, split": (
-        attention_paged._row_block_kernel,
+        attention_paged_kernels.row_block_kernel,
         {**PAGED, "out_ptr": "*fp32", "top_ptr": "*fp32"},
         {**PAGED_SIZES, "bias_ptr": None, "REACH": 0, "HAS_BIAS": False, "CAUSAL": False, "SPLITS": 4}
         | {"PAGE": 16, "BLOCK_M": 16},
     ),
     "merge": (
-        attention_paged._merge_kernel,
+        attention_paged_kernels.merge_kernel,
         {"parts_ptr": "*fp32", "tops_ptr": "*fp32", "out_ptr": BF16, "sums_ptr": "*fp32"},
         {"SPLITS": 4, "SUMS": True, "DIM": 64, "BLOCK_D": 64},
     ),

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
 from tandem.workers.device import Streams
 from tandem.workers.distributed import Group
 from tandem.workers.execution.front_cache import FrontCache
+from tandem.workers.execution.packet import Ints
 from tandem.workers.models.spec import FrontSpec
 from tandem.workers.request import NO_KEY, MediaCounts, MediaKey
 
@@ -27,23 +30,31 @@ class Front:
     def __init__(self) -> None:
         self.seen: list[list[float]] = []
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+    def __call__(self, features: torch.Tensor, own: Sequence[int]) -> torch.Tensor:
+        assert len(own) == len(features)
         self.seen.append(features[:, 0].tolist())
         return features[:, :1].repeat_interleave(POSITIONS, 0).repeat(1, WIDTH)
 
 
-def cache(items: float, spec: FrontSpec = SPEC, group: Any = Group()) -> tuple[FrontCache, Front]:
+def cache(
+    items: float, spec: FrontSpec = SPEC, group: Any = Group(), front: Front | None = None
+) -> tuple[FrontCache, Front]:
     """One with room for so many items."""
-    front = Front()
+    front = front or Front()
     encoder: Any = SimpleNamespace(front=front, spec=SimpleNamespace(front=spec), device=torch.device("cpu"))
     return FrontCache(encoder, group, int(items * NBYTES), Streams()), front
+
+
+def ids(items: int) -> Ints:
+    """Of packed inputs with so many items."""
+    return np.full(items * POSITIONS, SPEC.placeholder_id)
 
 
 def asked(cache: FrontCache, *inputs: list[int]) -> torch.Tensor:
     """The vectors of inputs whose items are these numbers, which are their keys, too; -1 has none."""
     keys: list[MediaKey] = [(n, -n) if n >= 0 else NO_KEY for one in inputs for n in one]
     own = [torch.tensor([[float(n), 0.0] for n in one]) for one in inputs]
-    made = cache.vectors(keys, own)
+    made = cache.vectors(keys, ids(len(keys)), own)
     assert made is not None
     assert made.shape == (len(keys) * POSITIONS, WIDTH)
     assert made[::POSITIONS, 0].tolist() == [n for one in inputs for n in one]
@@ -53,7 +64,7 @@ def asked(cache: FrontCache, *inputs: list[int]) -> torch.Tensor:
 
 def test_equal_items_are_computed_once() -> None:
     ours, front = cache(4)
-    assert ours.vectors([], []) is None
+    assert ours.vectors([], ids(0), []) is None
     asked(ours, [1], [2, 1], [1])
     asked(ours, [3, 2])
     assert front.seen == [[1, 2], [3]]
@@ -132,10 +143,28 @@ def test_every_rank_keeps_the_same() -> None:
         items = [chance.randrange(-1, 7) for _ in range(chance.randrange(1, 5))]
         made = asked(ours, items)
         keys = [(n, -n) if n >= 0 else NO_KEY for n in items]
-        told = theirs.vectors(keys, ())
+        told = theirs.vectors(keys, ids(len(keys)), ())
         assert told is not None
         assert torch.equal(made, told)
         assert ours.counts == theirs.counts
         assert ours.counts.nbytes <= 3 * NBYTES
     assert front.seen == other.seen
     assert ours.counts.reused > 50
+
+
+def test_each_item_is_computed_with_its_own_padding() -> None:
+    """Counted by the ids, whichever items are there already, and before, after or between tokens."""
+    spec = replace(SPEC, padding_id=9)
+    given: list[list[int]] = []
+
+    class Padded(Front):
+        def __call__(self, features: torch.Tensor, own: Sequence[int]) -> torch.Tensor:
+            given.append(list(own))
+            return super().__call__(features, own)
+
+    ours, _ = cache(4, spec, front=Padded())
+    token_ids = np.array([7, 0, 0, 9, 0, 9, 9, 7, 0, 0, 0, 7])
+    features = [torch.arange(3.0).repeat(2, 1).T]
+    ours.vectors([(1, 1), (2, 2), (3, 3)], token_ids, features)
+    ours.vectors([(1, 1), (4, 4)], np.array([0, 0, 9, 0, 9, 9]), [features[0][:2]])
+    assert given == [[2, 1, 3], [1]]

@@ -12,6 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from models import EOS, PAD, decoding
@@ -19,18 +20,22 @@ from models import EOS, PAD, decoding
 pytest.importorskip("triton")
 
 from fake_cuda import FakeCuda, Hazard
+from mllama import make_mllama
 from thread_group import ThreadGroup
 from whisper import make_whisper
 
+from tandem import kernels
 from tandem.kernels.triton import splits
 from tandem.workers.config import EngineConfig
-from tandem.workers.device import HostCopy
+from tandem.workers.device import HostCopy, Streams
 from tandem.workers.engine import Engine
 from tandem.workers.execution import step_graphs
 from tandem.workers.execution.encoder import Encoder
 from tandem.workers.follower import Follower
 from tandem.workers.models import attention
+from tandem.workers.models.spec import ModelSpec
 from tandem.workers.request import BeamSearch, EncoderInput, EngineRequest
+from tandem.workers.requests.prompts.cross_spans import cross_spans
 
 Checkpoint = Callable[..., Path]
 BEAMS = BeamSearch(num_beams=2, num_return_sequences=1, length_penalty=1.0, early_stopping=False)
@@ -81,13 +86,14 @@ class States:
         return self._states
 
 
-def handed_over(folder: Path, asked: list[EngineRequest]) -> list[EngineRequest]:
-    """The requests, encoded by another worker, on the same kind of device."""
-    encoder = Encoder(config_of(folder, device="cuda" if torch.cuda.is_available() else "cpu"))
-    return [
-        replace(one, encoder=replace(one.encoder, hidden=States(number, encoder.encode([one.encoder]))))
-        for number, one in enumerate(asked)
-    ]
+def handed_over(folder: Path, asked: list[EngineRequest], cuda: FakeCuda) -> list[EngineRequest]:
+    """The requests, encoded by another worker, which is ready when it is made."""
+    encoder = Encoder(config_of(folder, device="cuda"))
+    with cuda.serving():
+        return [
+            replace(one, encoder=replace(one.encoder, hidden=States(number, encoder.encode([one.encoder]))))
+            for number, one in enumerate(asked)
+        ]
 
 
 @pytest.mark.parametrize(
@@ -103,20 +109,23 @@ def test_served_steps(
     variant: str, options: dict[str, Any], layers: dict[str, int], checkpoint: Checkpoint,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:  # fmt: skip
-    """No wait, race, compilation or capture; and the K and V of an admission come in parts."""
+    """No wait, race, compilation or capture; and the K and V of an admission come in parts. Keys are split in
+    as many ways as on a large device."""
     monkeypatch.setattr(attention, "_ROWS_AT_ONCE", 16)
+    monkeypatch.setattr(splits, "MIN_SPLIT", 1)
     folder = checkpoint(variant, **layers)
     config, asked = config_of(folder, **options), requests()
     expected = answers(Engine(replace(config, with_encoder=True)), asked)
-    with FakeCuda() as cuda:
+    with FakeCuda(processors=6) as cuda:
         engine = Engine(replace(config, device="cuda"))
         assert all(graph.stream.priority < 0 for graph in cuda.graphs)
         assert bool(cuda.graphs) == config.uses_graphs(torch.device("cuda"))
         if not config.with_encoder:
-            asked = handed_over(folder, asked)
+            asked = handed_over(folder, asked, cuda)
         with cuda.serving():
             assert answers(engine, asked) == expected
         assert engine.stats().compilations == 0
+        assert {launch.constant("SPLITS") for launch in cuda.launches} == {None, *splits.SPLITS}
         with cuda.serving():
             states = engine.encode([asked[0].encoder]) if config.with_encoder else torch.ones(1)
         assert states.device.type == "cpu"
@@ -164,11 +173,15 @@ def test_a_kernel_that_is_compiled_while_requests_wait_is_counted(
     checkpoint: Checkpoint, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = config_of(checkpoint("flan", **ONE_LAYER), device="cuda", max_num_seqs=1, draft_tokens=0)
-    with FakeCuda():
+    with FakeCuda() as cuda:
         engine = Engine(config)
+        cuda.forget_kernels()
+        engine.encode([requests()[0].encoder])
+        encoding = engine.stats().compilations
+        assert encoding > 0
         monkeypatch.setattr(splits, "SPLITS", (8,))  # which nothing has warmed up
         answers(engine, requests()[:2])
-        assert engine.stats().compilations > 0
+        assert engine.stats().compilations > encoding
         engine.close()
 
 
@@ -193,27 +206,76 @@ class Ranks(ThreadGroup):
         return x.copy_(self._parts(x)[0])
 
 
-def test_each_rank_works_on_its_own_device(checkpoint: Checkpoint) -> None:
-    """Its current one: Triton's kernels go there, wherever their tensors are."""
-    folder = checkpoint("flan", **ONE_LAYER)
+def pictures(spec: ModelSpec) -> list[EngineRequest]:
+    """Of one, two and four tiles."""
+    assert spec.encoder is not None
+    front = spec.encoder.front
+    assert front is not None
+    assert front.vision is not None
+    assert front.padding_id is not None
+    assert spec.media_token_id is not None
+    made, noise = [], torch.Generator().manual_seed(0)
+    for number in (1, 2, 6):  # of their arrangements
+        own = int(np.prod(front.vision.arrangements[number - 1])) * front.vision.tile_positions
+        features = torch.rand(1, *front.features, generator=noise)
+        features[..., -1] = number
+        ids = [front.placeholder_id] * own + [front.padding_id] * (front.positions - own)
+        prefix = (spec.media_token_id, 1, 5, 6)
+        made.append(
+            EngineRequest(
+                str(number), EncoderInput(str(number), tuple(ids), features=features), prefix,
+                decoding(max_tokens=3),
+                cross_spans=cross_spans(prefix, spec.media_token_id, [own], len(ids)),
+            )
+        )  # fmt: skip
+    return made
+
+
+@pytest.mark.parametrize("model", ["flan", "mllama"])
+def test_each_rank_works_on_its_own_device(model: str, checkpoint: Checkpoint, tmp_path: Path) -> None:
+    """Its current one: Triton's kernels go there, wherever their tensors are. Ranks that have no features
+    know without asking the device which positions of an image are padding."""
+    folder = make_mllama(tmp_path) if model == "mllama" else checkpoint(model, **ONE_LAYER)
     config = config_of(folder, tensor_parallel_size=2, draft_tokens=0)
-    asked = requests()[:3]
-    expected = answers(Engine(config_of(folder, draft_tokens=0)), asked)
+    alone = Engine(config_of(folder, draft_tokens=0))
+    asked = pictures(alone.spec) if model == "mllama" else requests()[:3]
+    expected = answers(alone, asked)
     on_cuda = replace(config, device="cuda")
-    ranks = Ranks.ranks(2)
+    ranks, ready = Ranks.ranks(2), threading.Event()
     with FakeCuda(2) as cuda:
 
         def follow() -> None:
-            Follower(on_cuda, ranks[1]).run()
+            follower = Follower(on_cuda, ranks[1])
+            ready.set()
+            follower.run()
 
         thread = threading.Thread(target=follow, daemon=True)
         thread.start()
         engine = Engine(on_cuda, ranks[0])
-        assert answers(engine, asked) == expected
+        assert ready.wait(60)
+        with cuda.serving():
+            assert answers(engine, asked) == expected
         engine.close()
         thread.join()
         indices = {tensor.device.index for launch in cuda.launches for tensor in launch.tensors}
     assert indices == {0, 1}
+
+
+def test_a_thread_may_have_had_another_device(checkpoint: Checkpoint) -> None:
+    """Whoever steps an engine, encodes with it or closes it."""
+    config = config_of(checkpoint("flan", **ONE_LAYER), draft_tokens=0)
+    asked = requests()[:3]
+    engine = Engine(config)
+    expected, states = answers(engine, asked), engine.encode([asked[0].encoder])
+    with FakeCuda(2):
+        torch.cuda.set_device(1)
+        on_first = replace(config, device="cuda")
+        engine, encoder = Engine(on_first), Encoder(on_first)
+        assert answers(engine, asked) == expected
+        for encode in (engine.encode, encoder.encode):
+            torch.testing.assert_close(encode([asked[0].encoder]).as_subclass(torch.Tensor), states)
+        engine.close()
+        assert torch.cuda.current_device() == 1
 
 
 # -- memory, and the size of graphs
@@ -256,8 +318,12 @@ def test_steps_are_graphs_while_their_launches_take_longer(
     """The host launches for 10 ms whatever the size; the device takes so long for each row."""
 
     def measured(run: partial[Any]) -> tuple[float, float]:
-        return 0.01, running_s * len(run.args[0])
+        return 0.01, running_s * run.args[0].shape[1]
 
     monkeypatch.setattr(step_graphs, "_measured", measured)
-    inputs = {size: torch.zeros(size) for size in (8, 4, 2, 1)}
-    assert list(step_graphs._worthwhile(lambda rows: rows, inputs)) == sizes
+    device = torch.device("cuda", 0)
+    with FakeCuda() as cuda, Streams.of(device).on():
+        before = kernels.compilations()
+        graphs = step_graphs.StepGraphs(lambda rows: rows.T + 1, [0], 8, device)
+        assert graphs.most == sizes[0]
+        assert len(cuda.graphs) == kernels.compilations() - before == len(sizes)

@@ -5,6 +5,7 @@ the tokens with transformers'."""
 from __future__ import annotations
 
 import operator
+import weakref
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -64,6 +65,18 @@ def test_rows_are_padded_to_the_next_size() -> None:
         assert out.tolist() == (rows.T * 10).tolist()
         places.add(out.data_ptr())
     assert len(places) == 1, "the graphs share the memory of their results"
+
+
+def test_garbage_is_collected_before_the_captures() -> None:
+    """A graph in it would be destroyed during them."""
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.own = self
+
+    gone = weakref.ref(Cycle())
+    StepGraphs(lambda rows: rows, [0], 1, CPU)
+    assert gone() is None
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ small, and every rank needs their whole output.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final, Protocol
 
 import torch
@@ -28,8 +28,12 @@ __all__ = ["Front", "make_front"]
 class Front(Protocol):
     def slots(self) -> Iterator[WeightSlot]: ...
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
-        """[items, *FrontSpec.features] → [items * FrontSpec.positions, d_model]."""
+    def __call__(self, features: torch.Tensor, own: Sequence[int] = (), /) -> torch.Tensor:
+        """[items, *FrontSpec.features], on the device → [items * FrontSpec.positions, d_model].
+
+        own: how many positions of each item are not padding (`FrontSpec.own_positions`), for a front that
+        pads; to ask the features would be to wait for the device.
+        """
 
 
 _KINDS: Final[dict[str, Callable[[str, StackSpec, Placement], Front]]] = {

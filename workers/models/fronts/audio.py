@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -26,7 +26,7 @@ class AudioConvolutions:
             _Convolution(f"{name}.conv2", stack.d_model, stack.d_model, 2, place),
         )
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+    def __call__(self, features: torch.Tensor, _own: Sequence[int] = ()) -> torch.Tensor:
         """[items, mels, frames], on the device → [items * frames / 2, d_model]."""
         x = features.to(self.dtype).transpose(1, 2)
         for convolution in self.convolutions:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -37,7 +37,7 @@ class Beit:
             for layer in range(self.spec.layers)
         ]
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+    def __call__(self, features: torch.Tensor, _own: Sequence[int] = ()) -> torch.Tensor:
         """[items, channels, height, width], on the device → [items * (1 + patches), d_model]."""
         patches = self.patches(features)
         x = torch.cat([self.cls.weight.expand(len(patches), 1, -1), patches], dim=1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -36,7 +36,7 @@ class FlorenceVision:
         self.projection = Replicated(f"{name}.image_projection", width, stack.d_model, place, bias=False)
         self.norm = Norm(f"{name}.image_proj_norm", stack.d_model, "layer", _EPS, place)
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+    def __call__(self, features: torch.Tensor, _own: Sequence[int] = ()) -> torch.Tensor:
         """[items, channels, height, width], on the device → [items * (positions + 1), d_model]."""
         at_once = _CPU_AT_ONCE if features.is_cpu else _AT_ONCE
         return torch.cat([self._vectors(some) for some in features.split(at_once)])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -45,7 +45,7 @@ class ImagePatches:
         self.patches = Patches(f"{name}.patches", front.features[0], stack.d_model, front.patches.size, place)
         self._leading = [place.empty(1, stack.d_model) for _ in range(front.patches.leading)]
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+    def __call__(self, features: torch.Tensor, _own: Sequence[int] = ()) -> torch.Tensor:
         """[items, channels, height, width], on the device → [items * (leading + patches), d_model]."""
         patches = self.patches(features)
         leading = [vector.expand(len(patches), 1, -1) for vector in self._leading]

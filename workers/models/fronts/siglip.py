@@ -3,7 +3,7 @@ to the encoder's width."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -38,7 +38,7 @@ class Siglip:
         self.projection_norm = Norm(f"{name}.projection.norm", width, "rms_plus_one", spec.norm_eps, place)
         self.projection = Replicated(f"{name}.projection", width, stack.d_model, place, bias=False)
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+    def __call__(self, features: torch.Tensor, _own: Sequence[int] = ()) -> torch.Tensor:
         """[items, channels, height, width], on the device → [items * positions, d_model]."""
         return torch.cat([self._vectors(some) for some in features.split(_AT_ONCE)])
 

@@ -3,7 +3,7 @@ wider positions (Liu et al., 2021)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -40,7 +40,7 @@ class Swin:
             merging = None if number == last else Merging(f"{stage}.merging", spec.width << number, place)
             self.stages.append((layers, merging))
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+    def __call__(self, features: torch.Tensor, _own: Sequence[int] = ()) -> torch.Tensor:
         """[items, channels, height, width], on the device → [items * last stage's positions, d_model]."""
         (height, width), (tall, wide) = self.grid, self.patch
         below, beside = height * tall - features.shape[2], width * wide - features.shape[3]

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 import torch
@@ -54,24 +54,24 @@ class TiledVisionModel:
         ]
         self.projector = Replicated(f"{name}.projector", vision.output_width, stack.d_model, place)
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+    def __call__(self, features: torch.Tensor, own: Sequence[int] = ()) -> torch.Tensor:
         """[items, tiles, pixels + 1], on the device → [items * positions, d_model]: an image's tiles one
-        after another, its own before those of padding.
+        after another, its own before those of padding. own: how many positions its own tiles have.
 
         Each tile has its pixels, channels first, and after them the number of the image's arrangement.
         """
         vision = self.vision
         pixels = features[..., :-1].to(self.dtype)
         pixels = pixels.unflatten(-1, (vision.channels, vision.tile_size, vision.tile_size))
-        arrangements = features[:, 0, -1].long().tolist()
-        made = [self._encode(item, number) for item, number in zip(pixels, arrangements, strict=True)]
+        arrangements = features[:, 0, -1:].long()
+        made = [self._encode(*item) for item in zip(pixels, arrangements, own, strict=True)]
         return made[0] if len(made) == 1 else torch.cat(made)
 
-    def _encode(self, pixels: torch.Tensor, arrangement: int) -> torch.Tensor:
-        """One image's tiles [tiles, channels, size, size] → [positions, d_model]."""
+    def _encode(self, pixels: torch.Tensor, arrangement: torch.Tensor, own: int) -> torch.Tensor:
+        """One image's tiles [tiles, channels, size, size] → [positions, d_model]. arrangement: its number,
+        int64 [1]."""
         vision, weights = self.vision, self._weights
         tiles, width, positions = vision.tiles, vision.d_model, vision.tile_positions
-        across, down = vision.arrangements[arrangement - 1]
         x = conv2d(pixels, weights["patches"], stride=vision.patch_size).flatten(2).transpose(1, 2)
         x = x + self._of_tiles("first_tiles", arrangement).unsqueeze(1)
         x = torch.cat([weights["class"].expand(tiles, 1, width), x], dim=1)
@@ -82,7 +82,6 @@ class TiledVisionModel:
         # All tiles' positions, then the padding of each.
         padding = -positions % _MULTIPLE
         x = pad(x, (0, 0, 0, tiles * padding))
-        own = across * down * positions
         kept = []
         for number, layer in enumerate(self.layers):
             x = layer(x, own)
@@ -98,7 +97,7 @@ class TiledVisionModel:
         states = torch.stack([kept[order.index(number)] for number in vision.kept_layers], dim=-1)
         return self.projector(torch.cat([x[: tiles * positions], states.flatten(1)], dim=1))
 
-    def _of_tiles(self, part: str, arrangement: int) -> torch.Tensor:
+    def _of_tiles(self, part: str, arrangement: torch.Tensor) -> torch.Tensor:
         """A gated vector for each tile, [tiles, width]."""
         table = self._weights[part][arrangement].view(self.vision.tiles, self.vision.d_model)
         return table * self._weights[f"{part}.gate"].tanh()

@@ -51,6 +51,7 @@ def test_every_arrangement_of_tiles(model: MllamaForConditionalGeneration, tmp_p
         items.append(torch.cat([tiles.view(4, -1), torch.full((4, 1), float(number))], dim=1))
     features = torch.stack(items)
     assert features.shape[1:] == spec.features
-    found = front(features)
+    own = [across * down * spec.vision.tile_positions for across, down in ARRANGEMENTS]
+    found = front(features, own)
     assert found.shape == (len(items) * spec.positions, encoder.spec.d_model)
     torch.testing.assert_close(found, torch.cat(expected), rtol=2e-5, atol=2e-5)
