@@ -28,11 +28,11 @@ from tandem.workers.local_group import LocalGroup
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.model_folder import QUICKSTART, read_config, resolve
 from tandem.workers.request import EngineStats
-from tandem.workers.requests.embedding import embedding_output
+from tandem.workers.requests.answers.embedding import embedding_output
+from tandem.workers.requests.answers.scoring import score_output
+from tandem.workers.requests.prompts.tokenizer import read_tokenizers
 from tandem.workers.requests.request_builder import ModelInfo, PreparedRequest, RequestBuilder, Tasks
-from tandem.workers.requests.scoring import score_output
 from tandem.workers.requests.segmentation.segments import Document, Split
-from tandem.workers.requests.tokenizer import read_tokenizers
 from tandem.workers.shared_engine import SharedEngine
 from tandem.workers.transcription.builder import TranscriptionBuilder
 
