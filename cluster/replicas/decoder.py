@@ -37,7 +37,7 @@ class Decoder(Supervisor):
 
     async def _start(self) -> None:
         here, own_id = get_replica_context(), ray.get_runtime_context().get_actor_id()
-        watch = DeathWatch(here.app_name, here.deployment, own_id)
+        watch = DeathWatch(here.app_name, here.deployment, str(own_id))
         self._background.start(watch.run(), "watch for deaths")
         engine, *shards = self._group
         rendezvous = await engine.rendezvous.remote()

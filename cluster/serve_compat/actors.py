@@ -5,9 +5,10 @@ from __future__ import annotations
 from typing import Any, Final, NamedTuple
 
 from ray._private.state import state
-from ray.core.generated.common_pb2 import ActorDiedErrorContext
+from ray.core.generated import common_pb2
 
-_UNASKED: Final = {ActorDiedErrorContext.WORKER_DIED, ActorDiedErrorContext.NODE_DIED}
+_context: Any = common_pb2.ActorDiedErrorContext  # type: ignore[attr-defined]  # Ray has no types for it
+_UNASKED: Final = {_context.WORKER_DIED, _context.NODE_DIED}
 _ASKED: Final = "INTENDED"  # of a worker's exit: Serve stopped the replica
 
 
