@@ -14,10 +14,12 @@ from ray.serve import Application
 from ray.serve.schema import LoggingConfig
 
 from tandem.cluster.config import ServeConfig, parse_args
+from tandem.cluster.ingress.preparation import PREPARE
 from tandem.cluster.keys import hash_in_environment
 from tandem.cluster.replicas.autoscaling import decoder_autoscaling, encoder_autoscaling
 from tandem.cluster.replicas.decoder import Decoder
 from tandem.cluster.replicas.encoder import Encoder
+from tandem.cluster.serve_compat.spare_worker import prepared_by
 from tandem.limits import DEFAULT_LIMITS
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.model_folder import pinned, read_config, resolve
@@ -79,7 +81,7 @@ def application(
         name=INGRESS,
         num_replicas=config.ingress_replicas,
         max_ongoing_requests=2 * config.limits.queued_requests,
-        ray_actor_options={"num_cpus": config.ingress_cpus},
+        ray_actor_options={"num_cpus": config.ingress_cpus, "runtime_env": _prepared(config)},
         logging_config=QUIET,
         **_lifetime(config) | {"health_check_period_s": INGRESS_CHECK_PERIOD_S},
     )
@@ -159,6 +161,10 @@ def _bundles(config: ServeConfig, actors: int, cpus: float, gpus: float) -> list
     bundle = {"CPU": cpus, "GPU": gpus} if config.device == "cuda" else {"CPU": cpus}
     first = bundle | {"CPU": cpus + SUPERVISOR_CPUS}
     return [first, *(dict(bundle) for _ in range(actors - 1))]
+
+
+def _prepared(config: ServeConfig) -> dict[str, Any]:
+    return prepared_by(PREPARE) if config.spare_ingress else {}
 
 
 def _supervisor(config: ServeConfig) -> dict[str, Any]:

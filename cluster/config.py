@@ -68,6 +68,8 @@ class ServeConfig:
     min_decoder_replicas: Count = 1
     max_decoder_replicas: Count | None = None
     ingress_replicas: Count = 1
+    # Each ingress replica has a process wait on its machine, with all modules, that becomes the next one.
+    spare_ingress: bool = True
 
     # The ingress
     ingress_mode: IngressMode = "direct"  # direct: the ingress replicas listen themselves

@@ -23,6 +23,7 @@ from ray.serve.schema import ApplicationStatus, ApplicationStatusOverview
 from tandem.cluster.app import INGRESS, SUPERVISOR_CPUS, application, resolve_auto
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.endpoints import Endpoints, read_endpoints, serving
+from tandem.cluster.forwarding import Forwarding
 from tandem.cluster.replicas.decoder import Decoder
 from tandem.cluster.replicas.encoder import Encoder
 from tandem.cluster.serve_compat.controller import begin_delete, routes, serve_runs
@@ -83,12 +84,15 @@ class RunningCluster:
         self._host = "127.0.0.1" if config.host in ("0.0.0.0", "::") else config.host
         self._config: ServeConfig | None = None  # the application's
         self._started_serve = False
+        self._forwarding: Forwarding | None = None
         self._started_ray = not ray.is_initialized()
         self._is_this_machine = self._started_ray and address is None  # the cluster will not grow
         if self._started_ray:
             start_ray(config, address)
-            if logs.PATH in os.environ:  # which has what Ray would print here, in several lines
-                stop_printing_errors()
+            if (path := os.environ.get(logs.PATH)) is not None:
+                stop_printing_errors()  # the lines at that path say it shorter
+                if address is not None:
+                    self._forwarding = Forwarding(path)
         try:
             if address is not None:
                 check_joined(config)
@@ -180,6 +184,8 @@ class RunningCluster:
                 stop_printing_errors()
             if self._started_serve and (self._is_this_machine or not ray_serve.status().applications):
                 ray_serve.shutdown()  # type: ignore[no-untyped-call]
+            if self._forwarding is not None:
+                self._forwarding.end()
             if self._started_ray:
                 ray.shutdown()
 

@@ -9,6 +9,7 @@ from fastapi import FastAPI
 from ray import serve
 from ray.serve.handle import DeploymentHandle
 
+from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.identity import identity_of
 from tandem.cluster.ingress.edge.metrics_server import serve_metrics
@@ -16,6 +17,7 @@ from tandem.cluster.ingress.grpc_api import GrpcApi
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
 from tandem.cluster.ingress.shared_files import SharedFiles
+from tandem.cluster.ingress.spare import keep_spare
 from tandem.cluster.listening import Listening
 from tandem.cluster.router.router import Router
 from tandem.cluster.serve_compat.direct_ingress import hold_early_requests, reuse_http_port
@@ -54,6 +56,9 @@ class Ingress(GrpcApi):
         if config.metrics_port is not None:
             listening, text = Listening.of_environment(), self._service.metrics.text
             self._metrics = await serve_metrics(config.host, config.metrics_port, listening, text)
+        self._background = Background()
+        if config.spare_ingress:
+            self._background.start(keep_spare(), "start a spare ingress")
 
     def __serve_build_asgi_app__(self) -> FastAPI:
         """Serve calls this once the constructor is done."""
@@ -65,6 +70,8 @@ class Ingress(GrpcApi):
 
     async def __del__(self) -> None:
         """Serve awaits this when the replica stops, after its requests have ended or their grace is over."""
+        if hasattr(self, "_background"):
+            await self._background.close()
         if hasattr(self, "_router"):  # else the constructor failed
             await self._router.close()
         if getattr(self, "_traces", None) is not None:

@@ -9,6 +9,7 @@ import ray
 from ray.exceptions import RayError
 
 from tandem.cluster.ingress.files import FileStore
+from tandem.cluster.serve_compat.spare_worker import prepared_by
 from tandem.errors import Unavailable
 
 
@@ -37,5 +38,7 @@ class SharedFiles:
             raise Unavailable("the store of files is gone: translate the file again") from error
 
     def _start(self) -> Any:
-        actor = ray.remote(FileStore).options(name=self._name, get_if_exists=True, num_cpus=0)
+        actor = ray.remote(FileStore).options(
+            name=self._name, get_if_exists=True, num_cpus=0, runtime_env=prepared_by("")
+        )
         return actor.remote()

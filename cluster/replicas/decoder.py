@@ -7,7 +7,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import ClassVar
 
+import ray
+from ray.serve import get_replica_context
+
 from tandem.cluster.config import ServeConfig
+from tandem.cluster.replicas.deaths import DeathWatch
 from tandem.cluster.replicas.engine_actor import EngineActor, make_engine
 from tandem.cluster.replicas.shard_actor import ShardActor
 from tandem.cluster.replicas.supervisor import Supervisor
@@ -32,6 +36,9 @@ class Decoder(Supervisor):
             self._spawn(ShardActor, cpus, gpus, config, rank, make_runner)
 
     async def _start(self) -> None:
+        here, own_id = get_replica_context(), ray.get_runtime_context().get_actor_id()
+        watch = DeathWatch(here.app_name, here.deployment, str(own_id))
+        self._background.start(watch.run(), "watch for deaths")
         engine, *shards = self._group
         rendezvous = await engine.rendezvous.remote()
         await asyncio.gather(

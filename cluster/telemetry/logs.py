@@ -52,13 +52,19 @@ def call(fields: Mapping[str, object]) -> None:
 
 def cause(error: object) -> str:
     """Why a worker is gone, in one short line."""
-    text = " ".join(str(error).split())
+    text = short_cause(str(error))
+    return f"{type(error).__name__}: {text}" if text else repr(error)
+
+
+def short_cause(text: str) -> str:
+    """Ray's account of a death without its guesses, in one short line."""
+    text = " ".join(text.split())
     for begin in ("Worker exit detail: ", "The actor is dead because "):
         _, found, rest = text.partition(begin)
         if found:
             text = _GUESSES.split(rest, maxsplit=1)[0]
             break
-    return f"{type(error).__name__}: {text:.300}" if text else repr(error)
+    return text[:300]
 
 
 class _Log:

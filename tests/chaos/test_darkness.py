@@ -23,15 +23,18 @@ from typing import Any
 
 import grpc
 import httpx
+import openai
 import pytest
 from clear_answers import clear_answers
 from ray.cluster_utils import Cluster
 from serving import Stub, eventually, free_port, make_config, pids, text_request
 
+from tandem import Client, SamplingParams
 from tandem.cluster import launch
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.endpoints import Endpoints
 from tandem.cluster.start import _environment, serve_settings
+from tandem.errors import TandemError
 
 pytestmark = [pytest.mark.ray, pytest.mark.heavy]
 
@@ -66,9 +69,12 @@ def expected() -> Answers:
 
 
 class Load:
-    """Clients of both protocols, until they are stopped."""
+    """Clients of both protocols, until they are stopped. `retrying`: Tandem's client and OpenAI's, which try
+    again by themselves what they are told to."""
 
-    def __init__(self, endpoints: Endpoints, expected: Answers, clients: int) -> None:
+    def __init__(
+        self, endpoints: Endpoints, expected: Answers, clients: int, *, retrying: bool = False
+    ) -> None:
         self.answered: dict[str, list[float]] = {"grpc": [], "http": []}  # when
         self.errors: Counter[str] = Counter()
         self.wrong: list[str] = []
@@ -79,8 +85,11 @@ class Load:
         self._http = httpx.Client(
             base_url=f"http://{endpoints.http[0]}", timeout=240, limits=httpx.Limits(max_connections=clients)
         )
+        self._retrying = retrying
+        self._tandem = Client(endpoints.grpc[0])
+        self._openai = openai.OpenAI(base_url=f"http://{endpoints.http[0]}/v1", api_key="none")
         self._threads = [
-            threading.Thread(target=self._client, args=(protocol, number), daemon=True)
+            threading.Thread(target=self._one, args=(protocol, number), daemon=True)
             for number in range(clients)
             for protocol in self.answered
         ]
@@ -96,8 +105,10 @@ class Load:
             thread.join(timeout=240)
         self._http.close()
         self._channel.close()
+        self._tandem.close()
+        self._openai.close()
 
-    def _client(self, protocol: str, first: int) -> None:
+    def _one(self, protocol: str, first: int) -> None:
         for prompt in itertools.islice(itertools.cycle(self._expected), first, None):
             if self._stop.is_set():
                 return
@@ -110,7 +121,7 @@ class Load:
                 error = failed.code().name
             except httpx.HTTPStatusError as failed:
                 error = str(failed.response.status_code)
-            except httpx.TransportError as failed:
+            except (httpx.TransportError, TandemError, openai.OpenAIError) as failed:
                 error = type(failed).__name__
             now = time.monotonic()
             with self._lock:
@@ -125,11 +136,21 @@ class Load:
                 time.sleep(0.05)
 
     def _ask(self, protocol: str, prompt: str) -> Any:
+        if self._retrying:
+            return self._ask_until_answered(protocol, prompt)
         if protocol == "grpc":
             answer = self._stub.Generate(text_request(prompt, **PARAMS), timeout=240)
             return list(answer.outputs[0].token_ids)
         said = self._http.post("/v1/completions", json={"prompt": prompt, **PARAMS}).raise_for_status()
         return said.json()["choices"][0]["text"]
+
+    def _ask_until_answered(self, protocol: str, prompt: str) -> Any:
+        if protocol == "grpc":
+            return list(self._tandem.generate(prompt, SamplingParams(**PARAMS)).outputs[0].token_ids)
+        own = {"ignore_eos": PARAMS["ignore_eos"]}
+        shared = {name: value for name, value in PARAMS.items() if name not in own}
+        answer = self._openai.completions.create(model="quickstart", prompt=prompt, extra_body=own, **shared)
+        return answer.choices[0].text
 
     def count(self) -> int:
         with self._lock:
@@ -176,9 +197,10 @@ def watched(
     *,
     pace: float,
     clients: int = 4,
+    retrying: bool = False,
 ) -> Outcome:
     """Has something happen under load, and goes on for a while after all is back."""
-    with Load(endpoints, expected, clients) as load:
+    with Load(endpoints, expected, clients, retrying=retrying) as load:
         load.both_answer()
         time.sleep(BEFORE_S)
         happened = time.monotonic()
@@ -217,6 +239,12 @@ def killing(actor: str) -> tuple[Callable[[], None], Callable[[], bool]]:
         return victim not in now and len(now) >= len(before)
 
     return kill, back
+
+
+def a_spare_waits(pace: float) -> None:
+    """Returns when a process waits with all modules to be the next ingress."""
+    eventually(lambda: bool(pids("IDLE")), "no process waits to be the next ingress")
+    time.sleep(START_S * pace)
 
 
 Start = Callable[[str, Callable[[], contextlib.AbstractContextManager[Any]]], Any]
@@ -282,9 +310,23 @@ def test_the_controller_is_killed(
 def test_the_only_ingress_is_killed(
     direct: Endpoints, expected: Answers, pace: float, record_property: Record
 ) -> None:
-    """Its ports refuse until the next one has started, and never answer with a bare 500."""
+    """Its ports refuse until the process that waits has become the next one, and never answer with a bare
+    500."""
+    a_spare_waits(pace)
     outcome = watched(
         "the only ingress killed", direct, expected, *killing(INGRESS), record_property, pace=pace
+    )
+    assert outcome.darkest < 3 * pace
+
+
+def test_the_next_ingress_is_killed_before_another_process_waits(
+    direct: Endpoints, expected: Answers, pace: float, record_property: Record
+) -> None:
+    kill, back = killing(INGRESS)
+    kill()
+    eventually(back, "not back")
+    outcome = watched(
+        "the next ingress killed, too", direct, expected, *killing(INGRESS), record_property, pace=pace
     )
     assert outcome.darkest < 6 * pace
 
@@ -330,6 +372,19 @@ def test_one_of_two_ingresses_is_killed(
         record_property, pace=pace,
     )  # fmt: skip
     assert outcome.darkest < 2 * pace
+
+
+def test_clients_that_try_again_notice_nothing_of_it(
+    behind_proxies: Endpoints,
+    expected: Answers,
+    pace: float,
+    record_property: Record,
+) -> None:
+    outcome = watched(
+        "the same, with clients that try again", behind_proxies, expected, *killing(INGRESS),
+        record_property, pace=pace, retrying=True,
+    )  # fmt: skip
+    assert not outcome.errors
 
 
 class Machines:

@@ -241,7 +241,8 @@ def test_the_overrides_repeat_what_the_arguments_ask_for(
     for deployment in built.deployments:
         options, own = given[deployment.name], deployment._replica_config
         if own.placement_group_bundles is None:
-            asked = {k: v for k, v in own.ray_actor_options.items() if k in ("num_cpus", "num_gpus") and v}
+            repeated = ("num_cpus", "num_gpus", "runtime_env")
+            asked = {k: v for k, v in own.ray_actor_options.items() if k in repeated and v}
             without = {k: v for k, v in options["ray_actor_options"].items() if k != "label_selector"}
             assert without == asked, deployment.name
         else:

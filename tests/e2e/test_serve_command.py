@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ from typing import Any
 import grpc
 import httpx
 import pytest
-from serving import Stub, free_port, text_request
+from serving import Stub, eventually, free_port, pids, text_request
 
 from tandem import Client, InvalidRequest, SamplingParams, Unauthenticated
 from tandem.cluster.callers import Quotas
@@ -23,6 +24,7 @@ from tandem.cluster.keys import line_of
 pytestmark = pytest.mark.ray
 READY_S = 240.0
 KEY = "tandem-known"
+SPARE_LOADS_S = 3.0
 
 
 def waiting(http_port: int) -> float:
@@ -31,6 +33,18 @@ def waiting(http_port: int) -> float:
         f"http://127.0.0.1:{http_port}/metrics", timeout=60, headers={"x-api-key": KEY}
     ).text.splitlines()
     return sum(float(line.split()[-1]) for line in lines if line.startswith("tandem_router_requests_waiting"))
+
+
+def kill_ingress(http_port: int) -> None:
+    """Returns when the process that has waited for it is the ingress replica and answers."""
+    [ingress] = pids("ServeReplica:tandem:Ingress")
+    eventually(lambda: bool(pids("IDLE")), "no process waits to be the next ingress replica")
+    [spare] = pids("IDLE")
+    time.sleep(SPARE_LOADS_S)
+    os.kill(ingress, signal.SIGKILL)
+    eventually(lambda: pids("ServeReplica:tandem:Ingress") == {spare}, "another process is the ingress")
+    url = f"http://127.0.0.1:{http_port}/health"
+    eventually(lambda: httpx.get(url, timeout=60).status_code == 200, "the ingress is not back")
 
 
 def test_serves_behind_proxies_until_a_signal(tmp_path: Path) -> None:
@@ -78,6 +92,7 @@ def test_serves_behind_proxies_until_a_signal(tmp_path: Path) -> None:
         body = {"q": "I am tired.", "source": "en", "target": "fr", "api_key": KEY}
         translated = httpx.post(f"http://127.0.0.1:{http_port}/translate", json=body, timeout=60)
         assert translated.json()["translatedText"] == answer.outputs[0].text
+        kill_ingress(http_port)
         key = (("x-api-key", KEY),)
         with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
             request = text_request("translate English to French: I am tired.", max_tokens=40, ignore_eos=True)
@@ -89,7 +104,8 @@ def test_serves_behind_proxies_until_a_signal(tmp_path: Path) -> None:
         assert process.wait(120) == 130, log.read_text()
         lines = [json.loads(line) for line in out.read_text().splitlines()]  # and nothing else
         calls = [line for line in lines if line["message"] == "call"]
-        assert [line["message"] for line in lines if line["level"] == "ERROR"] == []
+        [death] = [line["message"] for line in lines if line["level"] == "ERROR"]
+        assert re.fullmatch(r"Ingress replica \w+, process \d+ on 127.0.0.1: its process ended: .*", death)
         assert "tired" not in out.read_text()
         told = [(line["method"], line["status"], line.get("tenant")) for line in calls]
         assert told.count(("Generate", "OK", "acme")) == 1 + 10

@@ -1,4 +1,5 @@
-"""Requests that nobody would send, made of ones that somebody would: the same ones for the same seed."""
+"""Requests that nobody would send, made of ones that somebody would and of what `/openapi.json` says of each
+route: the same ones for the same seed."""
 
 from __future__ import annotations
 
@@ -6,7 +7,7 @@ import copy
 import json
 import random
 from typing import Any, Final
-from urllib.parse import quote
+from urllib.parse import quote, urlencode
 
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
@@ -40,9 +41,7 @@ _FORMS: Final = {
     "/v1/audio/transcriptions": {"file": "RIFF", "model": "tiny", "language": "en", "response_format": "srt"},
     "/v1/audio/translations": {"file": "RIFF", "model": "tiny"},
 }
-_OTHERS: Final = (
-    "/", "/health", "/metrics", "/v1/models", "/v1/models/x", "/languages", "/spec", "/download_file/x",
-)  # fmt: skip
+_UNDESCRIBED: Final = ("/", "/docs", "/-/routes", "/v1", "/nothing")
 _METHODS: Final = ("GET", "HEAD", "PUT", "OPTIONS", "POST")
 _ENDS: Final = ("", "/", "//", ";x", "%2f", "%00", "/%ff", "?a=%ff", "?api_key=x", "/..;/")
 _TYPES: Final = (b"text/plain", b"application/json", b"\xff", b"a/b;c=")
@@ -52,11 +51,19 @@ _HEADERS: Final = (
 _SCALARS: Final = (None, True, -1, 0, 1, 3, 2**31, -(2**63), 10**30, 0.5, -0.0, 1e308, float("nan"))
 _TEXTS: Final = ("", "a", "the cat", "\0", "\ud800", "é" * 50, "a " * 2000, "null", "-1", "[1]", "\u202e")
 _BOUNDARY: Final = "b"
+_JSON, _MULTIPART, _FORM = "application/json", "multipart/form-data", "application/x-www-form-urlencoded"
+_DEPTH: Final = 6  # of what a schema describes; deeper is junk
 
 
 class Fuzz:
-    def __init__(self, seed: int) -> None:
+    def __init__(self, seed: int, described: dict[str, Any]) -> None:
+        """`described`: the server's OpenAPI document, for HTTP."""
         self._draw = random.Random(seed)
+        self._operations = [
+            (path, method.upper(), operation)
+            for path, item in described.get("paths", {}).items()
+            for method, operation in item.items()
+        ]
 
     def http(self) -> bytes:
         """One request of HTTP/1.1, well enough formed that its connection goes on, or the last of one."""
@@ -64,20 +71,36 @@ class Fuzz:
         kind = draw.random()
         headers: list[bytes] = []
         method, body = "POST", b""
-        if kind < 0.6:
+        if kind < 0.3:
             path = draw.choice(list(_PATHS))
             value: Any = copy.deepcopy(_PATHS[path])
             for _ in range(draw.randint(1, 3)):
                 value = self._mutated(value)
-            body = json.dumps(value, ensure_ascii=draw.random() < 0.5).encode(errors="surrogatepass")
-            headers.append(b"content-type: application/json")
-        elif kind < 0.8:
+            body, media = self._encoded(value), _JSON
+        elif kind < 0.4:
             path = draw.choice(list(_FORMS))
-            body = self._form(dict(_FORMS[path]))
-            headers.append(b"content-type: multipart/form-data; boundary=" + _BOUNDARY.encode())
+            body, media = self._form(dict(_FORMS[path])), _MULTIPART
         else:
-            path = draw.choice([*_OTHERS, *_PATHS]) + draw.choice(_ENDS)
-            method = draw.choice(_METHODS)
+            path, method, operation = draw.choice(self._operations)
+            path = self._place(path, operation)
+            content = operation.get("requestBody", {}).get("content", {})
+            media = draw.choice(list(content)) if content else ""
+            if content:
+                value = self._of(content[media]["schema"])
+                if media == _JSON or not isinstance(value, dict):
+                    body = self._encoded(value)
+                elif media == _FORM:
+                    body = urlencode(
+                        [(str(key), str(one)) for key, one in value.items()], errors="replace"
+                    ).encode()
+                else:
+                    body = self._form(value)
+            if draw.random() < 0.2:
+                path = draw.choice([path, *_UNDESCRIBED]) + draw.choice(_ENDS)
+                method = draw.choice(_METHODS)
+        if media:
+            boundary = f"; boundary={_BOUNDARY}" if media == _MULTIPART else ""
+            headers.append(f"content-type: {media}{boundary}".encode())
         if draw.random() < 0.1:
             body = self._bytes(body)
         if draw.random() < 0.1:
@@ -87,7 +110,7 @@ class Fuzz:
             headers.append(draw.choice(_HEADERS) + b": " + noise)
         if method == "POST" or body:
             headers.append(b"content-length: " + str(len(body)).encode())
-        line = f"{method} {quote(path, safe='/%?=;.')} HTTP/1.1".encode()
+        line = f"{method} {quote(path, safe='/%?=;.&')} HTTP/1.1".encode()
         return b"\r\n".join([line, b"host: x", *headers, b"", body])
 
     def message(self, message: Message) -> bytes:
@@ -97,6 +120,55 @@ class Fuzz:
         return self._bytes(data) if self._draw.random() < 0.4 else data
 
     # --- Within ---
+
+    def _encoded(self, value: Any) -> bytes:
+        return json.dumps(value, ensure_ascii=self._draw.random() < 0.5).encode(errors="surrogatepass")
+
+    def _place(self, path: str, operation: dict[str, Any]) -> str:
+        """A path with its parameters, those of the query among them."""
+        query = []
+        for parameter in operation.get("parameters", ()):
+            value = self._of(parameter["schema"])
+            text = quote(str(value)[:100], safe="", errors="replace")
+            if parameter["in"] == "path":
+                path = path.replace(f"{{{parameter['name']}}}", text or "x")
+            elif parameter["in"] == "query" and self._draw.random() < 0.7:
+                query.append(f"{parameter['name']}={text}")
+        return f"{path}?{'&'.join(query)}" if query else path
+
+    def _of(self, schema: dict[str, Any], depth: int = 0) -> Any:
+        """A value that a schema allows, but for what is junk in it."""
+        draw = self._draw
+        if depth > _DEPTH or draw.random() < 0.04:
+            return self._junk(depth)
+        if "enum" in schema:
+            return draw.choice(schema["enum"])
+        for either in ("anyOf", "oneOf"):
+            if either in schema:
+                return self._of(draw.choice(schema[either]), depth + 1)
+        match schema.get("type"):
+            case "object":
+                properties, needed = schema.get("properties", {}), schema.get("required", ())
+                chosen = [
+                    name for name in properties if name in needed or draw.random() < 3 / len(properties)
+                ]
+                return {name: self._of(properties[name], depth + 1) for name in chosen}
+            case "array":
+                least = schema.get("minItems", 0)
+                count = draw.randint(least, least + 3)
+                return [self._of(schema.get("items", {}), depth + 1) for _ in range(count)]
+            case "string":
+                return draw.choice(_TEXTS)
+            case "boolean":
+                return draw.random() < 0.5
+            case "null":
+                return None
+            case "integer" | "number" as kind:
+                low, high = schema.get("minimum", 0), schema.get("maximum", 8)
+                return draw.choice(
+                    [low, low - 1, high, high + 1, 1, 3] + ([0.5, 1.0] if kind == "number" else [])
+                )
+        return self._junk(depth)
 
     def _junk(self, depth: int = 0) -> Any:
         draw = self._draw

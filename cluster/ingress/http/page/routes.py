@@ -13,8 +13,8 @@ from fastapi import APIRouter, Request, Response
 
 _SCRIPT: Final = "text/javascript; charset=utf-8"
 _MODULES: Final = (
-    "api", "cluster", "code", "docs", "dom", "main", "metrics", "pictures", "streams", "tabs", "text",
-    "transcribe", "translate",
+    "api", "cluster", "code", "docs", "dom", "live", "main", "metrics", "microphone", "pictures", "streams",
+    "tabs", "text", "transcribe", "translate",
 )  # fmt: skip
 
 # Each path, its file and the file's media type.

@@ -1,8 +1,9 @@
-// Recordings, of a file or the microphone, as text with times.
+// Recordings, of a file or the microphone, as text with times; of the microphone's, text already while it records.
 
 import { events } from "./api.js";
 import { samplesIn } from "./code.js";
 import { $, fill, make, runs, save } from "./dom.js";
+import { listen } from "./live.js";
 
 const KINDS = ["audio/webm", "audio/mp4", "audio/ogg"]; // what browsers record
 
@@ -77,9 +78,14 @@ export function transcribe(panel, { languages, translation }) {
     }
     const type = KINDS.find((kind) => MediaRecorder.isTypeSupported(kind));
     const pieces = [];
+    // What is translated is heard at the end alone: live speech is written down as it is spoken.
+    const silence = english.firstElementChild.checked ? () => {} : listen(microphone, spoken.value,
+      (turns) => heard.replaceChildren(...turns.map((one) => make("p", { className: "live", textContent: one }))),
+      (why) => (state.textContent = `Recording … What is said is not shown yet: ${why}`));
     recorder = new MediaRecorder(microphone, { mimeType: type });
     recorder.addEventListener("dataavailable", ({ data }) => pieces.push(data));
     recorder.addEventListener("stop", () => {
+      silence();
       for (const track of microphone.getTracks()) track.stop();
       recorder = null;
       record.ariaPressed = "false";
@@ -89,6 +95,8 @@ export function transcribe(panel, { languages, translation }) {
       take(new File(pieces, `recording.${type.split("/")[1]}`, { type }));
       run();
     });
+    stop();
+    heard.replaceChildren();
     recorder.start();
     record.ariaPressed = "true";
     record.textContent = "■ Stop recording";

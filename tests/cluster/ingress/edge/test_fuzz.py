@@ -77,10 +77,12 @@ async def http_statuses(port: int, fuzz: Fuzz, inputs: int) -> Counter[int]:
 
 async def test_http_answers_whatever_comes(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
+    async with connected(service) as http:
+        described = (await http.get("/openapi.json")).json()
     async with http_server(build_app(service), Listening()) as port:
-        await http_statuses(port, Fuzz(-1), 300)
+        await http_statuses(port, Fuzz(-1, described), 300)
         before = memory()
-        found = await http_statuses(port, Fuzz(SEED), INPUTS)
+        found = await http_statuses(port, Fuzz(SEED, described), INPUTS)
     assert memory() - before < GROWTH
     assert len(caplog.text) < LOGGED * INPUTS
     assert {200, 400, 404} <= found.keys()
@@ -120,9 +122,9 @@ async def grpc_codes(api: Api, fuzz: Fuzz, inputs: int) -> Counter[str]:
 async def test_grpc_answers_whatever_comes(service: Service, caplog: pytest.LogCaptureFixture) -> None:
     caplog.set_level(logging.INFO)
     api = Api(service)
-    await grpc_codes(api, Fuzz(-1), 300)
+    await grpc_codes(api, Fuzz(-1, {}), 300)
     before = memory()
-    found = await grpc_codes(api, Fuzz(SEED), INPUTS)
+    found = await grpc_codes(api, Fuzz(SEED, {}), INPUTS)
     assert memory() - before < GROWTH
     assert len(caplog.text) < LOGGED * INPUTS
     assert {"OK", "INVALID_ARGUMENT", "NOT_FOUND"} <= found.keys()

@@ -226,10 +226,14 @@ async def test_the_microphone(browser: Browser, serve: Any) -> None:
         record = page.locator("#record")
         await record.click()
         await page.wait_for_selector("#record[aria-pressed=true]")
-        await page.wait_for_timeout(3000)
+        # What is said stands there before the recording ends.
+        await page.wait_for_selector("#heard .live:has-text('switch')")
+        assert await page.inner_text("#recording-state") == "Recording …"
         await record.click()
         assert "switch" in await done(page, "heard")  # a busy machine loses some of it
         assert await page.is_visible("#player")
+        assert await page.locator("#heard .live").count() == 0
+        assert not at.complaints
 
 
 async def test_pictures(browser: Browser, serve: Any) -> None:
