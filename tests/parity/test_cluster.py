@@ -21,6 +21,7 @@ import torch
 import vision
 import whisper
 from audio_files import wav
+from image_cases import Case
 from image_chats import image_part, text_part
 from models import EOS, T5_VARIANTS, load_reference, reference_greedy
 from serving import Stub, ids_request, make_config, metrics, on_ports_of
@@ -29,6 +30,7 @@ from tandem import LLM, Client, InvalidRequest, SamplingParams, TandemError
 from tandem.cluster import launch
 from tandem.cluster.config import Placement, ServeConfig
 from tandem.live import LiveParams, Sound
+from tandem.media import png
 from tandem.transcription import Transcription, TranscriptionOptions
 
 pytestmark = pytest.mark.ray
@@ -153,7 +155,7 @@ def test_llama_with_images(started: tuple[launch.RunningCluster, ServeConfig], t
     folder = mllama.make_mllama(tmp_path)
     reference = mllama.Reference(folder)
     cases = [mllama.case(seed, images) for seed in range(2) for images in (2, 0, 1)]
-    cases.append(mllama.Case(f"{mllama.IMAGE_TEXT} {mllama.text(9)}", cases[2].images))
+    cases.append(Case(f"{mllama.IMAGE_TEXT} {mllama.text(9)}", cases[2].images))
     found = reference.clear(cases, max_new_tokens=8)
     encoded = {tuple(one.tobytes() for one in case.images) for case, _ in found if case.images}
     config = make_config(model=str(folder), tensor_parallel_size=2, max_encoder_tokens=50)
@@ -207,8 +209,8 @@ def test_twenty_questions_on_one_image_are_one_pass_of_the_vision_model(
         assert passes() == (2, 38)
         answers = [*one_by_one, *at_once]
         assert {answer.media_tokens for answer in answers} == {florence.POSITIONS}
-        # Over HTTP it is the same image.
-        content = [image_part(florence.file(1)), text_part("What is this?")]
+        # Over HTTP it is the same image, in the bytes that the client makes of it.
+        content = [image_part(png(florence.image(1), "image")), text_part("What is this?")]
         body = {"messages": [{"role": "user", "content": content}]}
         said = httpx.post(f"http://{endpoints.http[0]}/v1/chat/completions", json=body, timeout=60).json()
         assert said["usage"]["prompt_tokens_details"]["image_tokens"] == florence.POSITIONS

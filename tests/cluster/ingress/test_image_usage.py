@@ -16,6 +16,7 @@ import vision
 import whisper
 from fake_service import LIMITS, connected, make_service
 from grpc_calls import Api, Context
+from image_cases import Case
 from image_chats import image_part, text_part
 from local_router import LocalRouter
 
@@ -44,7 +45,7 @@ class Asked:
 def of_mllama(folder: Path) -> Asked:
     mllama.make_mllama(folder)
     words = f"{mllama.text(1)} {mllama.IMAGE_TEXT} {mllama.text(2)} {mllama.IMAGE_TEXT}"
-    case = mllama.Case(words, [mllama.image(1), mllama.image(2, 50, 9)])
+    case = Case(words, [mllama.image(1), mllama.image(2, 50, 9)])
     ids = mllama.Reference(folder).inputs(case)["input_ids"]
     tiles = 4 * (1 + (14 // 7) ** 2)  # of CLS and patches, those of padding, too
     return Asked(words, case.images, 2 * tiles, 2 * tiles, ids.shape[1])
@@ -53,7 +54,7 @@ def of_mllama(folder: Path) -> Asked:
 def of_t5gemma2(folder: Path) -> Asked:
     t5gemma2.make_t5gemma2(folder)
     words = f"{t5gemma2.text(1)}{t5gemma2.IMAGE_TEXT}{t5gemma2.text(2)}{t5gemma2.IMAGE_TEXT}"
-    case = t5gemma2.Case(words, [t5gemma2.image(1), t5gemma2.image(2)])
+    case = Case(words, [t5gemma2.image(1), t5gemma2.image(2)])
     ids = t5gemma2.Reference(folder).inputs(case)["input_ids"][0]
     image_id = t5gemma2.tokenizer().convert_tokens_to_ids("<image_soft_token>")
     return Asked(words, case.images, len(ids), int((ids == image_id).sum()), 1)
