@@ -33,7 +33,7 @@ from rich.table import Table
 
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
-from tandem.workers.requests.output_processor import PreparedRequest
+from tandem.workers.requests.answers.output_processor import PreparedRequest
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.scheduling.plan import Sequence
 from tandem.workers.scheduling.queue import SequenceQueue

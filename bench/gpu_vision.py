@@ -38,8 +38,8 @@ from tandem.limits import DEFAULT_LIMITS
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution.encoder import encode_packed
 from tandem.workers.request import EncoderInput, EngineRequest
-from tandem.workers.requests.cross_spans import cross_spans
 from tandem.workers.requests.media import own_positions, read_processor
+from tandem.workers.requests.prompts.cross_spans import cross_spans
 
 PICTURES: Final = 8  # different ones
 PROMPT: Final = 16  # tokens next to an image, where the model reads some

@@ -10,6 +10,8 @@ is decoded by transformers again: how far the logits of both tokens lie apart th
 are likelier than any text, which decides between the two. Below `CLEAR` rounding decides, and either answer
 is right.
 
+Tandem in 8-bit integers transcribes the same: its words against the script, next to float32's.
+
 After every round the JSON is written, so that it may be stopped. Needs espeak-ng and the weights of
 tests/support/real_whisper.py.
 """
@@ -200,18 +202,22 @@ class Checkpoint:
     def __init__(self, size: str) -> None:
         folder = real_whisper(size)
         self.llm, self.whole = LLM(str(folder), dtype="float32", device="cpu"), Transcripts(folder)
-        self.counts = {
-            kind: {"equal": 0, "unequal": 0, "near_ties": 0, "words": 0, "errors": 0, "audio_s": 0.0}
-            for kind in ("utterance", "recording")
+        self.int8 = LLM(str(folder), quantization="int8", device="cpu")
+        numbers = ("equal", "unequal", "near_ties", "words", "errors", "int8_errors", "audio_s")
+        self.counts: dict[str, dict[str, float]] = {
+            kind: dict.fromkeys(numbers, 0) for kind in ("utterance", "recording")
         }
         self.unequal: list[dict[str, Any]] = []
 
     def compare(self, cases: Sequence[Case]) -> None:
         for options in ({}, {"condition_on_prev_tokens": True}):
             some = [case for case in cases if case.options == options]
-            answers = self.llm.transcribe([(case.samples, RATE) for case in some], **options)
-            for case, answer in zip(some, answers, strict=True):
+            audio = [(case.samples, RATE) for case in some]
+            answers = self.llm.transcribe(audio, **options)
+            for case, answer, int8 in zip(some, answers, self.int8.transcribe(audio, **options), strict=True):
                 self._compare(case, answer)
+                wrong = errors(words(int8.text), words(case.script))
+                self.counts[case.name.split()[0]]["int8_errors"] += wrong
 
     def _compare(self, case: Case, answer: Transcription) -> None:
         expected = self.whole.generate(case.samples, return_timestamps=True, **case.options)
@@ -257,14 +263,15 @@ def main() -> None:
             machine.write(args.out, result)
             print(result["seconds"], result["counts"], flush=True)
     table = Table(title="Answers equal to transformers' at batch 1")
-    for column in ("weights", "audio", "seconds", "equal", "unequal", "of them near ties", "word errors"):
+    for column in ("weights", "audio", "seconds", "equal", "unequal", "near ties", "word errors", "in int8"):
         table.add_column(column)
     for size, one in checkpoints.items():
         for kind, counts in one.counts.items():
-            share = f"{counts['errors'] / max(1, counts['words']):.1%}"
+            shares = (f"{counts[name] / max(1, counts['words']):.1%}" for name in ("errors", "int8_errors"))
             numbers = [counts[name] for name in ("audio_s", "equal", "unequal", "near_ties")]
-            table.add_row(size, kind, *(f"{value:g}" for value in numbers), share)
+            table.add_row(size, kind, *(f"{value:g}" for value in numbers), *shares)
         one.llm.close()
+        one.int8.close()
     Console().print(table)
 
 

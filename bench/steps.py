@@ -11,7 +11,7 @@ import torch
 
 from tandem import SamplingParams
 from tandem.workers.engine import Engine
-from tandem.workers.requests.output_processor import PreparedRequest
+from tandem.workers.requests.answers.output_processor import PreparedRequest
 from tandem.workers.requests.request_builder import RequestBuilder
 
 _handles = itertools.count()

@@ -339,6 +339,18 @@ def speech() -> str:
     return markdown(head, rows)
 
 
+def speech_parity() -> str:
+    rows = []
+    for size, by_kind in load("speech_parity")["counts"].items():
+        for kind, counts in by_kind.items():
+            asked = counts["equal"] + counts["unequal"]
+            shares = (f"{100 * counts[name] / counts['words']:.1f} %" for name in ("errors", "int8_errors"))
+            numbers = (counts["equal"], counts["near_ties"], counts["unequal"] - counts["near_ties"])
+            rows.append([f"{size}, {kind}s", asked, round(counts["audio_s"] / 60), *numbers, *shares])
+    head = ["", "asked", "minutes", "equal", "near ties", "unequal", "words wrong in float32", "in int8"]
+    return markdown(head, [map(str, row) for row in rows])
+
+
 FEW = 0.01  # drafts a token; below, the share that is right means nothing
 
 
@@ -396,6 +408,7 @@ def _spread(values: Figures) -> str:
 
 DOCUMENTS: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (headline,),
+    ROOT / "docs" / "transcription.md": (speech_parity,),
     ROOT / "docs" / "performance.md": (
         engine, speech, speculation, cluster, first_token, placement, cache, roofline, encoding, handoff,
         clips, costs, validation, saturation, scaling, choices, admission, versions,

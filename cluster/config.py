@@ -15,7 +15,7 @@ from tandem.limits import Limits
 from tandem.params import invalid
 from tandem.workers.config import Device, Dtype, EngineConfig, Quantization
 from tandem.workers.models.model_folder import resolve
-from tandem.workers.requests.defaults import checked_overrides
+from tandem.workers.requests.parameters.defaults import checked_overrides
 
 Placement = Literal["disaggregated", "colocated"]
 IngressMode = Literal["direct", "proxy"]

@@ -29,7 +29,7 @@ class Linear:
     def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
         self._weight: Tensor | None = weight
         self._packed: Tensor | None = None
-        self._outputs = len(weight)
+        self.outputs = len(weight)
         self._own = _is_own(weight)
         self.bias = bias  # [outputs]
 
@@ -54,16 +54,18 @@ class Linear:
         """Bytes of the weight once it is packed."""
         return cpu_ops.float_bytes(self.weight) if self._own else self.weight.nbytes
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
+        """out: contiguous [N, outputs], which the result goes into."""
         if self._packed is None:
-            return F.linear(x, self.weight, self.bias)
+            return self._plain(x, out)
         if self._own:
-            return cpu_ops.float_linear(x, self._packed, self._outputs, self.bias)
-        out: Tensor = _ONEDNN._linear_pointwise(x, self._packed, self.bias, "none", [], "")
-        return out
+            return cpu_ops.float_linear(x, self._packed, self.outputs, self.bias, out)
+        result: Tensor = _ONEDNN._linear_pointwise(x, self._packed, self.bias, "none", [], "")
+        return result if out is None else out.copy_(result)
 
-    def into(self, out: Tensor, x: Tensor) -> Tensor:
-        """`__call__` into `out` [N, outputs], of a weight that is not packed."""
+    def _plain(self, x: Tensor, out: Tensor | None) -> Tensor:
+        if out is None:
+            return F.linear(x, self.weight, self.bias)
         if self.bias is None:
             return torch.mm(x, self.weight.t(), out=out)
         return torch.addmm(self.bias, x, self.weight.t(), out=out)
@@ -89,15 +91,17 @@ class Int8Linear(Linear):
     def packed_bytes(self) -> int:
         return self.weight.numel() + 4 * self.weight.shape[0]
 
-    def __call__(self, x: Tensor) -> Tensor:
+    def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         assert self._packed is not None
         if cpu_ops.COMPILED:
-            return cpu_ops.int8_linear(x, self._packed, self._scales, self.bias)
+            return cpu_ops.int8_linear(x, self._packed, self._scales, self.bias, out)
         values, scales = quantize(x)
         # oneDNN's product takes no empty operand.
-        sums = torch._int_mm(values, self._packed) if len(x) else x.new_empty(0, self._outputs)
-        out = sums.float() * (scales.unsqueeze(1) * self._scales)
-        return out if self.bias is None else out + self.bias
+        sums = torch._int_mm(values, self._packed) if len(x) else x.new_empty(0, self.outputs)
+        result = sums.float() * (scales.unsqueeze(1) * self._scales)
+        if self.bias is not None:
+            result += self.bias
+        return result if out is None else out.copy_(result)
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:

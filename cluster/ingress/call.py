@@ -19,11 +19,11 @@ from tandem.live import LiveDelta, LiveParams, Sound
 from tandem.outputs import EmbeddingOutput, RequestOutput, ScoreOutput
 from tandem.params import Params, Pooling
 from tandem.transcription import Transcription, TranscriptionDelta, TranscriptionParams
-from tandem.workers.requests.chat import Conversation
-from tandem.workers.requests.embedding import PreparedEmbedding, embedding_output
-from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
+from tandem.workers.requests.answers.embedding import PreparedEmbedding, embedding_output
+from tandem.workers.requests.answers.output_processor import OutputProcessor, PreparedRequest
+from tandem.workers.requests.answers.scoring import score_output
+from tandem.workers.requests.prompts.chat import Conversation
 from tandem.workers.requests.request_builder import naming_prompt
-from tandem.workers.requests.scoring import score_output
 from tandem.workers.requests.segmentation.segments import Document, Split
 from tandem.workers.transcription.builder import PreparedLive, PreparedTranscription
 from tandem.workers.transcription.transcriber import Transcriber

@@ -20,7 +20,7 @@ from tandem.errors import InternalError, InvalidRequest, ModelNotFound, TandemEr
 from tandem.protocol import wire, wire_answers, wire_live, wire_transcription
 from tandem.protocol.rpc import SERVICE, MessageT, check_size, parse, set_error
 from tandem.v1 import inference_pb2 as pb
-from tandem.workers.requests.output_processor import PreparedRequest
+from tandem.workers.requests.answers.output_processor import PreparedRequest
 from tandem.workers.transcription.builder import PreparedTranscription
 
 _SERVICES: Final = ("", SERVICE.full_name)  # whose health can be asked for; "" is the whole server

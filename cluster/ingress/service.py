@@ -23,7 +23,7 @@ from tandem.cluster.router.router import Room
 from tandem.outputs import TextDelta
 from tandem.protocol.wire_answers import ServedModel
 from tandem.workers.request import Delta, EncodeRequest, EngineRequest
-from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
+from tandem.workers.requests.answers.output_processor import OutputProcessor, PreparedRequest
 from tandem.workers.requests.request_builder import RequestBuilder
 
 if TYPE_CHECKING:

@@ -222,9 +222,11 @@ def float_bytes(weight: Tensor) -> int:
     return 4 * _cpu.float_size(outputs=outputs, inputs=inputs)
 
 
-def float_linear(x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None) -> Tensor:
-    """``x @ weight.T + bias``: float32 [N, inputs] → [N, outputs]."""
-    out = _empty((x.shape[0], outputs))
+def float_linear(
+    x: Tensor, packed: Tensor, outputs: int, bias: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """``x @ weight.T + bias``: float32 [N, inputs] → [N, outputs], into `out` where it is given."""
+    out = _empty((x.shape[0], outputs)) if out is None else out
     _cpu.float_linear(x=_rows(x), out=out, bias=bias, threads=torch.get_num_threads(), packed=packed)
     return out
 
@@ -239,9 +241,12 @@ def int8_pack(weight: Tensor) -> tuple[Tensor, Tensor]:
     return packed, scales
 
 
-def int8_linear(x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None) -> Tensor:
-    """``quantize(x) @ quantized weight.T + bias``: float32 [N, inputs] → [N, outputs]."""
-    out = _empty((x.shape[0], scales.shape[0]))
+def int8_linear(
+    x: Tensor, packed: Tensor, scales: Tensor, bias: Tensor | None, out: Tensor | None = None
+) -> Tensor:
+    """``quantize(x) @ quantized weight.T + bias``: float32 [N, inputs] → [N, outputs], into `out` where it is
+    given."""
+    out = _empty((x.shape[0], scales.shape[0])) if out is None else out
     _cpu.int8_linear(
         x=_rows(x), out=out, bias=bias, threads=torch.get_num_threads(), packed=packed, scales=scales
     )

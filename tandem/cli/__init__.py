@@ -1,4 +1,4 @@
-"""The `tandem` command: one file for each of its verbs."""
+"""The `tandem` command: a file for each of its verbs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,10 @@ from tandem.cli.signals import ending_by_signals
 with ending_by_signals():  # which takes a second
     import typer
 
-    from tandem.cli import batch, compose, demo, generate, key, score, serve, show, top, transcribe
+    from tandem.cli import batch, demo, key, serve, top
+    from tandem.cli.models import compose, show
+    from tandem.cli.speech import transcribe
+    from tandem.cli.text import generate, score
 
 
 class _Command(typer.Typer):

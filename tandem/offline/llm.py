@@ -28,7 +28,9 @@ from tandem.workers.local_group import LocalGroup
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.model_folder import QUICKSTART, read_config, resolve
 from tandem.workers.request import EngineStats
-from tandem.workers.requests.embedding import embedding_output
+from tandem.workers.requests.answers.embedding import embedding_output
+from tandem.workers.requests.answers.scoring import score_output
+from tandem.workers.requests.prompts.tokenizer import read_tokenizers
 from tandem.workers.requests.request_builder import (
     ModelInfo,
     PreparedRequest,
@@ -36,9 +38,7 @@ from tandem.workers.requests.request_builder import (
     Tasks,
     naming_prompt,
 )
-from tandem.workers.requests.scoring import score_output
 from tandem.workers.requests.segmentation.segments import Document, Split
-from tandem.workers.requests.tokenizer import read_tokenizers
 from tandem.workers.shared_engine import SharedEngine
 from tandem.workers.transcription.builder import TranscriptionBuilder
 

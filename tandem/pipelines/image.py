@@ -15,11 +15,11 @@ from tandem.inputs import MultiModalData, Prompt, TextPrompt, TokensPrompt
 from tandem.offline import LLM
 from tandem.outputs import RequestOutput
 from tandem.pipelines.owner import ModelOwner
-from tandem.workers.requests.chat import take_processors_template
-from tandem.workers.requests.defaults import merged
-from tandem.workers.requests.image_places import ImagePlaces
 from tandem.workers.requests.media.data_uri import file_of
 from tandem.workers.requests.media.image_file import FIELD
+from tandem.workers.requests.parameters.defaults import merged
+from tandem.workers.requests.prompts.chat import take_processors_template
+from tandem.workers.requests.prompts.image_places import ImagePlaces
 
 if TYPE_CHECKING:
     from tandem.inputs import Image

@@ -20,8 +20,8 @@ from tandem.transcription import (
     TranscriptionSegment,
 )
 from tandem.workers.models.model_folder import read_json
-from tandem.workers.requests.generation_settings import generation_config, own_settings
 from tandem.workers.requests.media.audio import CONFIG
+from tandem.workers.requests.parameters.generation_settings import generation_config, own_settings
 from tandem.workers.requests.speech import english_name
 from tandem.workers.transcription.segments import TIME_S
 

@@ -15,7 +15,7 @@ from tandem.inputs import Prompt, TaskOptions, TokensPrompt
 from tandem.offline import LLM
 from tandem.params import Params
 from tandem.pipelines.owner import ModelOwner
-from tandem.workers.requests.defaults import merged
+from tandem.workers.requests.parameters.defaults import merged
 from tandem.workers.requests.segmentation.segments import SPLITS, Document
 from tandem.workers.requests.tasks import ResolvedTask
 

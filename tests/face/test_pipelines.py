@@ -14,7 +14,7 @@ from multilingual import multilingual_checkpoint
 from tandem import LLM, BeamSearchParams, InvalidRequest, Pipeline, SamplingParams, pipeline
 from tandem.generate_arguments import to_params
 from tandem.inputs import TokensPrompt
-from tandem.workers.requests.defaults import merged
+from tandem.workers.requests.parameters.defaults import merged
 
 TASK = {"prefix": "ba be: ", "max_length": 9, "min_length": 5}
 TEXTS = ["bi bo bu", "da de di do", "fa", "ga ge gi go gu ka"]

@@ -18,7 +18,7 @@ from tandem.workers.engine import Engine
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.model_folder import read_json
 from tandem.workers.request import EncoderInput, EngineRequest
-from tandem.workers.requests.decoding import scoring_of
+from tandem.workers.requests.parameters.decoding import scoring_of
 
 LENGTHS = (3, 15, 40)  # of prompts
 EACH = 32  # prompts of each length

@@ -18,7 +18,7 @@ from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.execution.encoder import Encoder
 from tandem.workers.request import EncoderInput, EngineRequest
-from tandem.workers.requests.decoding import scoring_of
+from tandem.workers.requests.parameters.decoding import scoring_of
 
 VARIANTS = ["t5", "bart", "mbart", "bert2bert", "gpt2", "phi"]
 Losses = dict[str, float]

@@ -29,7 +29,7 @@ from tandem import LLM, BeamSearchParams, InvalidRequest, ModelLoadError, Sampli
 from tandem.limits import DEFAULT_LIMITS
 from tandem.workers.config import EngineConfig
 from tandem.workers.execution.encoder import Encoder
-from tandem.workers.requests.chat import Conversation
+from tandem.workers.requests.prompts.chat import Conversation
 from tandem.workers.requests.request_builder import RequestBuilder
 
 GREEDY = SamplingParams(temperature=0, max_tokens=TOKENS)

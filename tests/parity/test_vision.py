@@ -20,9 +20,9 @@ from tandem.limits import Limits
 from tandem.workers.config import EngineConfig
 from tandem.workers.engine import Engine
 from tandem.workers.request import EngineRequest
-from tandem.workers.requests.document_fields import DocumentFields
+from tandem.workers.requests.answers.document_fields import DocumentFields
+from tandem.workers.requests.answers.page_text import PageText
 from tandem.workers.requests.media.image import ImageProcessor
-from tandem.workers.requests.page_text import PageText
 from tandem.workers.requests.request_builder import RequestBuilder
 
 GREEDY = SamplingParams(temperature=0, max_tokens=TOKENS)

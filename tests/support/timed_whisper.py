@@ -55,7 +55,7 @@ def _tokenizer(size: int) -> WhisperTokenizerFast:
 
 
 def _alphabet() -> dict[str, int]:
-    from tandem.workers.requests.detokenizer.vocabulary import _ALPHABET
+    from tandem.workers.requests.answers.detokenizer.vocabulary import _ALPHABET
 
     return dict(_ALPHABET)
 

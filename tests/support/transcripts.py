@@ -15,7 +15,7 @@ from transformers import LogitsProcessor, WhisperForConditionalGeneration
 from whisper import EOS, RATE, Reference
 
 from tandem.transcription import Transcription
-from tandem.workers.requests.tokenizer import read_tokenizer
+from tandem.workers.requests.prompts.tokenizer import read_tokenizer
 
 Samples = np.ndarray[Any, np.dtype[np.float32]]
 

@@ -30,6 +30,10 @@ from tandem.workers.models.sublayers import DecoderPass, EncoderPass, Rotation
 # would have it read the weights the more often.
 _ROWS_AT_ONCE: Final = 8192
 _BYTES_AT_ONCE: Final = 2**28
+# On a CPU K and V stay in the cache until they are in their pages, and enough rows share what is read of the
+# weight.
+_CPU_BYTES_AT_ONCE: Final = 2**22
+_CPU_ROWS: Final = 64
 
 
 class BiasTables:
@@ -309,15 +313,17 @@ class CrossKV:
 
     def rows_at_once(self, hidden: torch.Tensor) -> int:
         """How many rows of these, at least one, `__call__` takes."""
-        return max(1, len(hidden)) if self._buffer is None else len(self._buffer)
+        if self._buffer is not None:
+            return len(self._buffer)
+        return max(_CPU_ROWS, _CPU_BYTES_AT_ONCE // (self.kv.linear.outputs * hidden.itemsize))
 
     def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
         """[N, encoder's d_model] → [N, cross-attentions, 2, shared heads, head_dim]. On a GPU the next call
         overwrites it."""
         if self.enc_to_dec_proj is not None:
             hidden = self.enc_to_dec_proj(hidden)
-        into = None if self._buffer is None else self._buffer[: len(hidden)]
-        kv = self.kv(hidden, into).view(len(hidden), *self.shape)
+        out = None if self._buffer is None else self._buffer[: len(hidden)]
+        kv = self.kv(hidden, out).view(len(hidden), *self.shape)
         for number, k_norm in enumerate(self.k_norms):
             kv[:, number, 0] = k_norm.by_head(kv[:, number, 0])
         return kv

@@ -186,9 +186,9 @@ class ColumnParallel:
         self.rank = place.group.rank
         self.linear = place.linear(inputs, sum(self.shares), bias)
 
-    def __call__(self, x: torch.Tensor, into: torch.Tensor | None = None) -> torch.Tensor:
-        """into: where the result goes, on a GPU."""
-        return self.linear(x) if into is None else self.linear.into(into, x)
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """out: contiguous, which the result goes into."""
+        return self.linear(x, out)
 
     def slots(self) -> Iterator[WeightSlot]:
         parts = self.linear.weight.split(self.shares)
@@ -219,9 +219,10 @@ class RowParallel:
         self.linear = place.linear(self.share, outputs, bias and place.group.size == 1)
         self.bias = place.empty(outputs) if bias and place.group.size > 1 else None
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        total = self.group.all_reduce(self.linear(x))
-        return total if self.bias is None else total + self.bias
+    def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """out: contiguous, which the result goes into."""
+        total = self.group.all_reduce(self.linear(x, out))
+        return total if self.bias is None else total.add_(self.bias)
 
     def slots(self) -> Iterator[WeightSlot]:
         whole = (self.outputs, self.inputs)

@@ -91,7 +91,11 @@ class FeedForward:
     def __call__(self, x: torch.Tensor, step: object = None) -> torch.Tensor:
         # An encoder's rows are many. A decoder's step is recorded with all its rows.
         if x.is_cpu and isinstance(step, EncoderPass) and len(x) >= 2 * _CPU_ROWS:
-            return torch.cat([self._compute(piece) for piece in x.tensor_split(len(x) // _CPU_ROWS)])
+            out = torch.empty_like(x)
+            pieces = len(x) // _CPU_ROWS
+            for piece, its in zip(x.tensor_split(pieces), out.tensor_split(pieces), strict=True):
+                self._compute(piece, its)
+            return out
         x = self._compute(x)
         if self.gate is not None:
             x = self.gate(x)
@@ -99,9 +103,13 @@ class FeedForward:
                 x = kernels.keep_rows(x, step.batch.reads_media)
         return x
 
-    def _compute(self, x: torch.Tensor) -> torch.Tensor:
-        x = self.down(kernels.activate(self.up(x), self.activation, gated=self.gated))
-        return x if self.output_norm is None else self.output_norm(x)
+    def _compute(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
+        """out: contiguous, which the result goes into."""
+        x = self.down(kernels.activate(self.up(x), self.activation, gated=self.gated), out)
+        if self.output_norm is None:
+            return x
+        x = self.output_norm(x)
+        return x if out is None else out.copy_(x)
 
     def slots(self) -> Iterator[WeightSlot]:
         return weights_of(self._own_norm, self.up, self.down, self.output_norm, self.gate)

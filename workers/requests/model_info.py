@@ -14,8 +14,8 @@ from tandem.inputs import Modality
 from tandem.workers.models.families import spec_of
 from tandem.workers.models.model_folder import read_config
 from tandem.workers.models.spec import FrontSpec, ModelSpec
-from tandem.workers.requests.defaults import GenerationDefaults, checked_overrides, merged
-from tandem.workers.requests.generation_settings import (
+from tandem.workers.requests.parameters.defaults import GenerationDefaults, checked_overrides, merged
+from tandem.workers.requests.parameters.generation_settings import (
     generation_config,
     not_applied,
     own_settings,

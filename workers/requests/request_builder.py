@@ -30,14 +30,15 @@ from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import Parse
 from tandem.params import Params, Pooling, SamplingParams
 from tandem.workers.request import Decoding, EncodeRequest, EngineRequest
-from tandem.workers.requests.chat import (
-    ChatTemplate,
-    Conversation,
-    read_messages,
-    sole_text,
-    take_processors_template,
-)
-from tandem.workers.requests.decoding import (
+from tandem.workers.requests.answers.detokenizer import Detokenizer, Vocabulary
+from tandem.workers.requests.answers.document_fields import DocumentFields
+from tandem.workers.requests.answers.embedding import PreparedEmbedding, check_pooling
+from tandem.workers.requests.answers.output_processor import OutputProcessor, PreparedRequest
+from tandem.workers.requests.answers.page_text import PageText
+from tandem.workers.requests.languages.markers import split_target
+from tandem.workers.requests.media import MediaProcessor, read_processor
+from tandem.workers.requests.model_info import ModelInfo
+from tandem.workers.requests.parameters.decoding import (
     check_counts,
     check_ids,
     completed,
@@ -45,21 +46,20 @@ from tandem.workers.requests.decoding import (
     default_max_tokens,
     scoring_of,
 )
-from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
-from tandem.workers.requests.document_fields import DocumentFields
-from tandem.workers.requests.embedding import PreparedEmbedding, check_pooling
-from tandem.workers.requests.image_places import ImagePlaces
-from tandem.workers.requests.image_tasks import ImageTasks, with_tokenizers_ends
-from tandem.workers.requests.languages.markers import split_target
-from tandem.workers.requests.media import MediaProcessor, read_processor
-from tandem.workers.requests.model_info import ModelInfo
-from tandem.workers.requests.options import CheckedOptions, check_options
-from tandem.workers.requests.output_processor import OutputProcessor, PreparedRequest
-from tandem.workers.requests.page_text import PageText
-from tandem.workers.requests.prompt_reader import ParsedPrompt, PromptReader
+from tandem.workers.requests.parameters.options import CheckedOptions, check_options
+from tandem.workers.requests.prompts.chat import (
+    ChatTemplate,
+    Conversation,
+    read_messages,
+    sole_text,
+    take_processors_template,
+)
+from tandem.workers.requests.prompts.image_places import ImagePlaces
+from tandem.workers.requests.prompts.image_tasks import ImageTasks, with_tokenizers_ends
+from tandem.workers.requests.prompts.prompt_reader import ParsedPrompt, PromptReader
+from tandem.workers.requests.prompts.tokenizer import TextTokenizer, check_text, read_tokenizers
 from tandem.workers.requests.segmentation.segments import Document, Split, check_split, segment, within
 from tandem.workers.requests.tasks import ResolvedTask, Tasks
-from tandem.workers.requests.tokenizer import TextTokenizer, check_text, read_tokenizers
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

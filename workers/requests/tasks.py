@@ -9,9 +9,9 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from tandem.errors import InvalidRequest
-from tandem.workers.requests.defaults import GenerationDefaults
 from tandem.workers.requests.languages.markers import Language, has_target, languages_of, targets_of
 from tandem.workers.requests.languages.names import LanguageNames
+from tandem.workers.requests.parameters.defaults import GenerationDefaults
 from tandem.workers.requests.speech import Opening, Speech
 
 if TYPE_CHECKING:

@@ -266,7 +266,7 @@ class Processors:
     ) -> torch.Tensor:
         """Bans the tokens of `ids` [R, N], -1 being none, where `where` [R, N or 1] holds."""
         mask = ids >= 0 if where is None else (ids >= 0) & where
-        return scores.scatter_reduce(1, ids.clamp(min=0), torch.where(mask, -torch.inf, torch.inf), "amin")
+        return scores.scatter_add(1, ids.clamp(min=0), banned(mask))
 
     def _opened(
         self, raw: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor

@@ -15,7 +15,7 @@ from tandem.transcription import TranscriptionParams
 from tandem.workers.requests.media.audio import AudioProcessor
 from tandem.workers.requests.media.audio_file import FIELD, Watch
 from tandem.workers.requests.media.voice_activity import RATE, VoiceActivity
-from tandem.workers.requests.options import check_options
+from tandem.workers.requests.parameters.options import check_options
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.transcription.asked import Asked
 from tandem.workers.transcription.chunked import ChunkedTranscriber

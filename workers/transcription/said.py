@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
+from tandem.workers.requests.answers.detokenizer import Detokenizer, Vocabulary
 
 
 class Said:

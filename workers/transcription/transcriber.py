@@ -13,7 +13,7 @@ from typing import ClassVar, Protocol
 
 from tandem.transcription import Transcription, TranscriptionMode, TranscriptionSegment
 from tandem.workers.request import Delta, EngineRequest
-from tandem.workers.requests.detokenizer import Vocabulary
+from tandem.workers.requests.answers.detokenizer import Vocabulary
 from tandem.workers.requests.media.spectrogram import Spectrogram
 from tandem.workers.requests.request_builder import sample_seed
 from tandem.workers.requests.speech import language_of, opened

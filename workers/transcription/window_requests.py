@@ -11,9 +11,9 @@ from typing import NamedTuple
 from tandem.errors import InvalidRequest
 from tandem.params import BeamSearchParams, Params, SamplingParams
 from tandem.workers.request import Alignment, Decoding, EncoderInput, EngineRequest, TimestampRules
-from tandem.workers.requests.decoding import DEFAULT_MAX_TOKENS, decoding_of
 from tandem.workers.requests.media.spectrogram import Spectrogram
 from tandem.workers.requests.model_info import ModelInfo
+from tandem.workers.requests.parameters.decoding import DEFAULT_MAX_TOKENS, decoding_of
 from tandem.workers.requests.speech import Opening
 from tandem.workers.transcription.asked import Asked
 

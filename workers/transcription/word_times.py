@@ -11,7 +11,7 @@ from typing import Final, NamedTuple, Protocol
 
 from tandem.transcription import TranscriptionWord
 from tandem.workers.request import Alignment
-from tandem.workers.requests.detokenizer import Vocabulary
+from tandem.workers.requests.answers.detokenizer import Vocabulary
 from tandem.workers.requests.media.spectrogram import Spectrogram
 from tandem.workers.transcription.answers import WindowAnswer
 from tandem.workers.transcription.asked import Asked

@@ -12,8 +12,8 @@ from tandem.cluster.ingress.http.openai_fields import StreamOptions
 from tandem.cluster.ingress.service import Piece
 from tandem.outputs import CompletionOutput, RequestOutput, TextDelta, TokenLogprobs
 from tandem.params import Params
-from tandem.workers.requests.detokenizer import Vocabulary
-from tandem.workers.requests.output_processor import PreparedRequest
+from tandem.workers.requests.answers.detokenizer import Vocabulary
+from tandem.workers.requests.answers.output_processor import PreparedRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,10 +10,10 @@ from tandem.cluster.ingress.http.openai_fields import Fields, StreamOptions
 from tandem.errors import InvalidRequest
 from tandem.outputs import CompletionOutput, TextDelta, TokenLogprobs
 from tandem.params import Params
-from tandem.workers.requests.chat import Conversation, image_fields
-from tandem.workers.requests.detokenizer import Vocabulary
+from tandem.workers.requests.answers.detokenizer import Vocabulary
+from tandem.workers.requests.answers.output_processor import PreparedRequest
 from tandem.workers.requests.media.image_file import FIELD
-from tandem.workers.requests.output_processor import PreparedRequest
+from tandem.workers.requests.prompts.chat import Conversation, image_fields
 
 
 class ChatBody(Fields):

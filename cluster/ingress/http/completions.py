@@ -11,8 +11,8 @@ from tandem.errors import InvalidRequest
 from tandem.inputs import ExplicitEncoderDecoderPrompt, Prompt, SingletonPrompt, TokensPrompt
 from tandem.outputs import CompletionOutput, TextDelta, TokenLogprobs
 from tandem.params import Params
-from tandem.workers.requests.detokenizer import Vocabulary
-from tandem.workers.requests.output_processor import PreparedRequest
+from tandem.workers.requests.answers.detokenizer import Vocabulary
+from tandem.workers.requests.answers.output_processor import PreparedRequest
 
 
 class CompletionBody(Fields):

@@ -35,8 +35,8 @@ from tandem.cluster.ingress.http.sse import EventStream
 from tandem.cluster.ingress.service import Piece, Service
 from tandem.errors import InvalidRequest, renaming_fields
 from tandem.inputs import RequestOptions, task_options
-from tandem.workers.requests.chat import image_fields
-from tandem.workers.requests.output_processor import PreparedRequest
+from tandem.workers.requests.answers.output_processor import PreparedRequest
+from tandem.workers.requests.prompts.chat import image_fields
 
 # What the validator calls a prompt, in the words of chats and of embeddings.
 _OF_CHATS: Final = dict.fromkeys(("prompt", "prompt_token_ids", "encoder_prompt"), "messages")

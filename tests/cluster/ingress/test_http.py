@@ -21,7 +21,7 @@ from tandem.cluster.ingress.health import Health
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
 from tandem.limits import Limits
-from tandem.workers.requests.output_processor import PreparedRequest
+from tandem.workers.requests.answers.output_processor import PreparedRequest
 from tandem.workers.requests.request_builder import RequestBuilder
 
 JSON = {"content-type": "application/json"}

@@ -28,8 +28,8 @@ from PIL import Image
 
 from tandem import LLM, InvalidRequest
 from tandem.limits import Limits
-from tandem.workers.requests import chat as chat_reading
 from tandem.workers.requests.media.data_uri import _SLICE, bytes_besides, file_of
+from tandem.workers.requests.prompts import chat as chat_reading
 from tandem.workers.requests.request_builder import RequestBuilder
 
 TOKENS = 8

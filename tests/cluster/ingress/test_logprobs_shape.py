@@ -8,7 +8,7 @@ from tiny_tokenizers import Maker, blenderbot_small, unigram, whisper
 from tandem.cluster.ingress.http.answers import TokenTexts
 from tandem.cluster.ingress.http.completions import _LogprobsShape
 from tandem.outputs import TokenLogprobs
-from tandem.workers.requests.detokenizer import Vocabulary
+from tandem.workers.requests.answers.detokenizer import Vocabulary
 
 
 @pytest.mark.parametrize(

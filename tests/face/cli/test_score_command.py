@@ -72,5 +72,5 @@ def test_what_is_wrong_is_said() -> None:
 def test_one_target_a_line(monkeypatch: pytest.MonkeyPatch) -> None:
     scores = [TargetScore([4, 1], [-1.0, -2.0], -3.0)]
     answer = ScoreOutput("1", "a", [3], None, [0], scores)
-    monkeypatch.setattr("tandem.cli.score._score", lambda *_: answer)
+    monkeypatch.setattr("tandem.cli.text.score._score", lambda *_: answer)
     assert tandem("a", "b\nc\u2028d").stdout == "1.500000\tb c d\n"

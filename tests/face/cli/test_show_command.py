@@ -13,7 +13,7 @@ from llama_shapes import COUNTS, TILE, folder_of
 from typer.testing import CliRunner
 
 from tandem.cli import app
-from tandem.cli.describe import describe
+from tandem.cli.models.describe import describe
 
 PAGE = 64  # positions, on a GPU
 

@@ -28,8 +28,8 @@ from tandem import (
     Unavailable,
 )
 from tandem.cli import app
-from tandem.cli.recordings import Recording, destinations, named
-from tandem.cli.transcribe import Format
+from tandem.cli.speech.recordings import Recording, destinations, named
+from tandem.cli.speech.transcribe import Format
 from tandem.transcripts import FORMATS, written
 
 ROOT = Path(__file__).parents[3]
@@ -223,7 +223,7 @@ def test_what_is_everybodys_error_ends_the_command(
 
 
 def test_a_full_server_is_asked_again(monkeypatch: pytest.MonkeyPatch, folder: Path) -> None:
-    monkeypatch.setattr("tandem.cli.transcription_steps._PAUSE_S", 0.01)
+    monkeypatch.setattr("tandem.cli.speech.transcription_steps._PAUSE_S", 0.01)
     server = _Server(monkeypatch, Overloaded("full"))
     said = run(folder / "broken.mp3", "--server", "somewhere:9000", "--timeout", "0.2", code=1).stderr
     assert "Overloaded full" in said
@@ -242,7 +242,7 @@ def test_an_interruption_leaves_what_is_done(
         path.write_text(content)
 
     (folder / "broken.mp3").unlink()
-    monkeypatch.setattr("tandem.cli.transcribe.write", write)
+    monkeypatch.setattr("tandem.cli.speech.transcribe.write", write)
     said = run(folder, "--model", model, code=130)
     assert "Interrupted after 1 of 3" in said.stderr
     monkeypatch.undo()

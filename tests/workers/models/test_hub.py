@@ -19,15 +19,15 @@ from transformers import M2M100Tokenizer, MarianTokenizer, PhobertTokenizer
 from whisper import make_whisper
 
 from tandem import LLM, SamplingParams
-from tandem.cli.describe import describe
+from tandem.cli.models.describe import describe
 from tandem.cluster.app import resolve_auto
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.identity import identity_of
 from tandem.errors import ModelLoadError
 from tandem.workers.models.hub import OF_NO_USE
 from tandem.workers.models.model_folder import pinned, resolve
+from tandem.workers.requests.prompts.tokenizer import read_tokenizer
 from tandem.workers.requests.request_builder import RequestBuilder
-from tandem.workers.requests.tokenizer import read_tokenizer
 
 # What the published repositories hold besides, and nothing is loaded from.
 NOISE = {

@@ -11,7 +11,7 @@ from models import make_checkpoint
 from tandem import quickstart, quickstart_ocr, quickstart_speech
 from tandem.errors import ModelLoadError
 from tandem.workers.models.model_folder import pinned, read_json, resolve, weight_files
-from tandem.workers.requests.tokenizer import read_tokenizers
+from tandem.workers.requests.prompts.tokenizer import read_tokenizers
 
 
 def test_json_files(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ from transcribing import ASKED, FIRST_TIME
 from transformers import WhisperTokenizerFast
 from transformers.models.whisper.tokenization_whisper import _combine_tokens_into_words
 
-from tandem.workers.requests.detokenizer import Vocabulary
+from tandem.workers.requests.answers.detokenizer import Vocabulary
 from tandem.workers.transcription.answers import WindowAnswer
 from tandem.workers.transcription.segments import Split, split
 from tandem.workers.transcription.word_times import OpenAIWords, TimedWindow, Window

@@ -21,7 +21,7 @@ from tandem.workers.models.families.entry import (
     sides,
     token_id,
 )
-from tandem.workers.models.families.half import DecoderHalf
+from tandem.workers.models.families.halves.half import DecoderHalf
 from tandem.workers.models.spec import (
     Activation,
     EmbeddingNorm,

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from tandem.errors import ModelLoadError
-from tandem.workers.models.families import bart, beit, bert, gpt2, swin, trocr, vit
+from tandem.workers.models.families import bart, gpt2
 from tandem.workers.models.families.entry import (
     Config,
     Family,
@@ -17,7 +17,8 @@ from tandem.workers.models.families.entry import (
     first_id,
     ids,
 )
-from tandem.workers.models.families.half import DecoderHalf, EncoderHalf
+from tandem.workers.models.families.halves import beit, bert, swin, trocr, vit
+from tandem.workers.models.families.halves.half import DecoderHalf, EncoderHalf
 from tandem.workers.models.spec import ModelSpec
 
 _TEXT: Final = "encoder-decoder"

@@ -15,7 +15,7 @@ from tandem.workers.models.families.entry import (
     ids,
     token_id,
 )
-from tandem.workers.models.families.half import DecoderHalf
+from tandem.workers.models.families.halves.half import DecoderHalf
 from tandem.workers.models.spec import ModelSpec, PositionTable, StackSpec
 
 # Buffers of older files: the causal mask.

@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import Final
 
 import torch
-from torch.nn.functional import pad
 
 from tandem import kernels
 from tandem.workers.models.layers import Placement, WeightSlot
@@ -50,10 +49,17 @@ class _Convolution:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """[items, frames, inputs] → [items, frames / stride, outputs]."""
         items, frames, inputs = x.shape
-        x = pad(x, (0, 0, 1, 1)).contiguous()
-        shape = items, frames // self.stride, _WIDTH * inputs
-        seen = x.as_strided(shape, (x.stride(0), self.stride * inputs, 1))
-        return kernels.activate(self.linear(seen.reshape(-1, shape[2])), "gelu").view(*shape[:2], -1)
+        after = _WIDTH - 1  # frames after an item's last, within which no output begins that is its own
+        padded = x.new_empty(items * (frames + after) + after, inputs)
+        own = padded[:-after].view(items, frames + after, inputs)
+        own[:, 1:-1] = x
+        own[:, :: frames + 1] = 0
+        padded[-after:] = 0
+        # Outputs that begin in one item and end in the next are computed, and left out: so nothing is copied.
+        outputs = items * (frames + after) // self.stride
+        seen = padded.as_strided((outputs, _WIDTH * inputs), (self.stride * inputs, 1))
+        x = kernels.activate(self.linear(seen), "gelu")
+        return x.view(items, -1, x.shape[1])[:, : frames // self.stride]
 
     def slots(self) -> Iterator[WeightSlot]:
         # The checkpoint has [outputs, inputs, frames].

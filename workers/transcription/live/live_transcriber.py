@@ -15,7 +15,7 @@ from typing import Final
 
 from tandem.live import LiveDelta, LiveParams
 from tandem.workers.request import Delta, EncoderInput, EngineRequest
-from tandem.workers.requests.detokenizer import Detokenizer, Vocabulary
+from tandem.workers.requests.answers.detokenizer import Detokenizer, Vocabulary
 from tandem.workers.requests.media.audio import AudioProcessor
 from tandem.workers.requests.media.audio_file import Samples
 from tandem.workers.requests.media.voice_activity import RATE

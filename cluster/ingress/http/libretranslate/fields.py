@@ -9,8 +9,8 @@ from typing import Any, Final
 from tandem.cluster.ingress.http.forms import Fields, FormFile
 from tandem.errors import InvalidRequest
 from tandem.limits import DEFAULT_LIMITS, Limits
+from tandem.workers.requests.prompts.tokenizer import check_text
 from tandem.workers.requests.segmentation.segments import SPLITS, Split
-from tandem.workers.requests.tokenizer import check_text
 
 # LibreTranslate's clients and its web page send them; `edge/key_check.py` reads the key.
 _OF_NO_EFFECT: Final = frozenset(["api_key", "secret"])

@@ -12,8 +12,8 @@ from fake_router import FakeRouter
 
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
-from tandem.workers.requests.defaults import GenerationDefaults
 from tandem.workers.requests.languages.markers import Language
+from tandem.workers.requests.parameters.defaults import GenerationDefaults
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.requests.tasks import Pair, Task, Tasks
 

@@ -24,7 +24,7 @@ from transformers import (
 from tandem.errors import InvalidRequest
 from tandem.inputs import TaskOptions
 from tandem.params import SamplingParams
-from tandem.workers.requests.detokenizer import Detokenizer
+from tandem.workers.requests.answers.detokenizer import Detokenizer
 from tandem.workers.requests.request_builder import RequestBuilder
 from tandem.workers.requests.tasks import Pair
 
