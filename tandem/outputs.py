@@ -55,6 +55,8 @@ class RequestOutput:
     outputs: list[CompletionOutput] = field(default_factory=list)
     # One for each of prompt_token_ids, given all before it, where they were asked for; None for the first.
     prompt_logprobs: list[TokenLogprobs | None] | None = None
+    encoder_tokens: int = 0  # length of the encoder input, in positions: tokens, and what its media take
+    media_tokens: int = 0  # positions of its media among them, their padding included
 
     @property
     def finished(self) -> bool:
@@ -86,6 +88,8 @@ class ScoreOutput:
     prompt: str | None  # the decoder prompt as given
     prompt_token_ids: list[int]  # what stands before the targets, start token included
     scores: list[TargetScore]  # in the targets' order
+    encoder_tokens: int = 0  # see `RequestOutput`
+    media_tokens: int = 0  # see `RequestOutput`
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +98,7 @@ class EmbeddingOutput:
     `last_hidden_state`, pooled or as it is."""
 
     request_id: str
-    encoder_tokens: int  # the prompt's
+    encoder_tokens: int  # the prompt's, positions of its media included
     # [d_model], or without pooling [encoder_tokens, d_model].
     embedding: NDArray[np.float32] = field(repr=False)
 

@@ -10,6 +10,7 @@ from itertools import groupby
 from types import TracebackType
 from typing import Final, Self
 
+from tandem.errors import InvalidRequest
 from tandem.workers.request import EncoderInput, EngineRequest
 
 THREADS: Final = 2
@@ -37,10 +38,10 @@ class MediaFeed:
         """Whether some are still to come."""
         return bool(self._groups or self._decoding)
 
-    def ready(self, live: int) -> Iterator[list[EngineRequest]]:
+    def ready(self, live: int) -> Iterator[tuple[list[EngineRequest], InvalidRequest | None]]:
         """The requests whose inputs are decoded by now, while fewer than MOST_LIVE of the sequences are
-        at the engine, where `live` are. Without any there, it waits for the first input. Raises
-        InvalidRequest for media that cannot be decoded."""
+        at the engine, where `live` are; an input that cannot be decoded comes with the reason. Without any
+        there, it waits for the first input."""
         while self and live < MOST_LIVE:
             while self._groups and len(self._decoding) < AHEAD:
                 if self._pool is None:
@@ -50,10 +51,14 @@ class MediaFeed:
             future, group = self._decoding[0]
             if live and not future.done():
                 return
-            encoder_input = future.result()
             self._decoding.popleft()
             live += len(group)
-            yield [replace(request, encoder=encoder_input) for request in group]
+            try:
+                encoder_input = future.result()
+            except InvalidRequest as error:
+                yield group, error
+            else:
+                yield [replace(request, encoder=encoder_input) for request in group], None
 
     def __enter__(self) -> Self:
         return self

@@ -188,6 +188,8 @@ class EncodeRequest:
     encoder: EncoderInput
     priority: int = 0  # higher is earlier; see limits.PRIORITY_S
     timeout_s: float | None = None  # from its acceptance; None: the server's limit
+    number: int = 0  # which of its call's prompts it is, from 0
+    prompts: int = 1  # how many its call has
 
 
 class Hypothesis(NamedTuple):

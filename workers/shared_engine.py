@@ -54,8 +54,12 @@ class SharedEngine:
             with MediaFeed(self.engine.prepare, of_media) as feed:
                 while call.live or feed:
                     if feed:
-                        for group in feed.ready(len(call.live)):
-                            self._submit(call, group)
+                        for group, refused in feed.ready(len(call.live)):
+                            if refused is None:
+                                self._submit(call, group)
+                            else:
+                                call.live.update(one.request_id for one in group)
+                                call.inbox.extend(Delta(one.request_id, [], error=refused) for one in group)
                     delta = self._next(call)
                     if delta.last:
                         call.live.discard(delta.request_id)
@@ -72,12 +76,11 @@ class SharedEngine:
                 self._wake_one()  # this one may have been woken to step
 
     def encode(self, inputs: Sequence[EncoderInput]) -> torch.Tensor:
-        """See `Engine.encode`; media are decoded here."""
-        prepared = [self.engine.prepare(one) if one.media else one for one in inputs]
+        """See `Engine.encode`."""
         try:
             with self._engine_lock:
                 self._check_usable()
-                return self.engine.encode(prepared)
+                return self.engine.encode(inputs)
         except InvalidRequest:
             raise
         except BaseException as error:  # Ctrl-C too: the ranks may be apart

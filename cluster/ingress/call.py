@@ -121,7 +121,7 @@ class Call:
         for first in range(0, len(prepared.requests), size):
             states = await self._service.hidden_states(prepared.requests[first : first + size], self.arrival)
             outputs += await self._service.in_thread(partial(_pooled, prepared, states))
-        self._observation.accepted(prepared.encoder_tokens)
+        self._observation.accepted(prepared.encoder_tokens, prepared.media_tokens)
         return outputs
 
     async def prepare_transcription(
@@ -205,7 +205,7 @@ class Call:
     async def score(self, prepared: PreparedRequest) -> ScoreOutput:
         """All targets' scores."""
         ends = await self._service.ends(prepared.sequences, self.arrival, self._observation.queued)
-        self._observation.accepted(len(prepared.encoder_prompt_token_ids))
+        self._observation.accepted(prepared.encoder_tokens, prepared.media_tokens)
         return score_output(prepared, {end.request_id: end for end in ends})
 
     async def tokenize(
@@ -294,9 +294,8 @@ class Call:
                 if empty:
                     if delta.finish_reason == "deadline" and not delta.token_ids:
                         raise DeadlineExceeded("the request's time was over before its first token")
-                    self._observation.accepted(
-                        sum(len(request.encoder_prompt_token_ids) for request in prepared)
-                    )
+                    for request in prepared:
+                        self._observation.accepted(request.encoder_tokens, request.media_tokens)
                     empty = False
                 self._observation.grew((first or 0) + piece.prompt, delta.index, len(delta.token_ids))
                 yield piece

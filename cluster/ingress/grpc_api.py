@@ -42,7 +42,7 @@ class GrpcApi:
     _service: Service
 
     async def Generate(self, request: bytes, grpc_context: Any) -> pb.GenerateResponse:
-        with self._call("Generate", grpc_context) as call:
+        with self._call("Generate", grpc_context) as call, renaming_fields(wire.FIELDS):
             prepared = await self._prepare(call, pb.GenerateRequest, request)
             [output] = await call.generate([prepared])
             return wire_answers.generate_response(output)
@@ -50,13 +50,12 @@ class GrpcApi:
     async def GenerateStream(
         self, request: bytes, grpc_context: Any
     ) -> AsyncIterator[pb.GenerateStreamResponse]:
-        with self._call("GenerateStream", grpc_context) as call:
+        with self._call("GenerateStream", grpc_context) as call, renaming_fields(wire.FIELDS):
             prepared = await self._prepare(call, pb.GenerateStreamRequest, request)
-            encoder_tokens = len(prepared.encoder_prompt_token_ids)
             # Not before the first piece: gRPC tries a call that finds no worker again only as long as nothing
             # has come back.
-            started: pb.Started | None = wire_answers.started(
-                prepared.request_id, encoder_tokens, prepared.prompt_token_ids
+            started: pb.Started | None = pb.Started(
+                request_id=prepared.request_id, prompt=wire_answers.prompt_info(prepared)
             )
             generated, unfinished = 0, prepared.outputs
             async with aclosing(call.stream([prepared])) as pieces:
@@ -65,32 +64,26 @@ class GrpcApi:
                     generated += len(delta.token_ids)
                     unfinished -= delta.finish_reason is not None
                     if not unfinished:
-                        usage = pb.Usage(
-                            encoder_tokens=encoder_tokens,
-                            decoder_prompt_tokens=len(prepared.prompt_token_ids),
-                            generated_tokens=generated,
-                        )
+                        usage = wire_answers.usage(prepared, generated)
                     yield wire_answers.stream_response(delta, started, usage)
                     started = None
 
     async def Score(self, request: bytes, grpc_context: Any) -> pb.ScoreResponse:
-        with self._call("Score", grpc_context) as call:
+        with self._call("Score", grpc_context) as call, renaming_fields(wire.FIELDS):
             message = self._parse(pb.ScoreRequest, request)
-            with renaming_fields(wire.FIELDS):
-                prepared = await call.prepare_score(
-                    wire.prompt_of(message), wire.targets_of(message), **wire.options_of(message.options)
-                )
+            prepared = await call.prepare_score(
+                wire.prompt_of(message), wire.targets_of(message), **wire.options_of(message.options)
+            )
             return wire_answers.score_response(await call.score(prepared))
 
     async def Embed(self, request: bytes, grpc_context: Any) -> pb.EmbedResponse:
-        with self._call("Embed", grpc_context) as call:
+        with self._call("Embed", grpc_context) as call, renaming_fields(_EMBED_FIELDS):
             message = self._parse(pb.EmbedRequest, request)
-            with renaming_fields(_EMBED_FIELDS):
-                prepared = await call.prepare_embed(
-                    wire.embed_prompts_of(message),
-                    wire.pooling_of(message),
-                    **wire.options_of(message.options),
-                )
+            prepared = await call.prepare_embed(
+                wire.embed_prompts_of(message),
+                wire.pooling_of(message),
+                **wire.options_of(message.options),
+            )
             return wire_answers.embed_response(prepared.request_id, await call.embed(prepared))
 
     async def Transcribe(self, request: bytes, grpc_context: Any) -> pb.TranscribeResponse:
@@ -188,10 +181,9 @@ class GrpcApi:
 
     async def _prepare(self, call: Call, kind: type[RequestT], request: bytes) -> PreparedRequest:
         message = self._parse(kind, request)
-        with renaming_fields(wire.FIELDS):
-            [prepared] = await call.prepare(
-                [wire.prompt_of(message)], wire.params_of(message), **wire.options_of(message.options)
-            )
+        [prepared] = await call.prepare(
+            [wire.prompt_of(message)], wire.params_of(message), **wire.options_of(message.options)
+        )
         return prepared
 
     async def _prepare_transcription(

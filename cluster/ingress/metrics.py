@@ -80,7 +80,10 @@ class Metrics:
             "From a request's arrival to its last token, if it succeeded.",
             _LATENCY,
         )
-        self._encoder_tokens = by_tenant("prompt_tokens", "Encoder tokens of accepted requests.")
+        self._encoder_tokens = by_tenant(
+            "prompt_tokens", "Encoder positions of accepted requests: tokens, and what media take."
+        )
+        self._media_tokens = by_tenant("prompt_media_tokens", "Encoder positions of media, among those.")
         self._generated_tokens = by_tenant("generation_tokens", "Tokens delivered to clients.")
         self.audio_seconds = counter("transcribed_audio_seconds", "Audio of recordings, once transcribed.")
         self.real_time = histogram(
@@ -157,8 +160,10 @@ class Metrics:
         self.refused(error)
         logs.call({"protocol": protocol, "method": method, "status": status, "refused": error.refused})
 
-    def encoded(self, tokens: int, caller: Caller) -> None:
+    def encoded(self, tokens: int, media_tokens: int, caller: Caller) -> None:
+        """Counts an encoder input's positions, and those of its media among them."""
         self._encoder_tokens.labels(*self._labels, caller.name).inc(tokens)
+        self._media_tokens.labels(*self._labels, caller.name).inc(media_tokens)
         caller.spend(tokens)
 
     def generated(self, tokens: int, caller: Caller) -> None:
@@ -192,15 +197,16 @@ class Observation:
         self._arrived = arrival.at
         self._trace = traces.begin(protocol, method, arrival.parent, arrival.at)
         self._last: dict[tuple[int, int], float] = {}  # by prompt and sample: time of its latest token
-        self._encoder_tokens = self._generated = 0
+        self._encoder_tokens = self._media_tokens = self._generated = 0
         self._queued_s: float | None = None  # the longest of its sequences
         self._first_token_s: float | None = None
         self._finished: list[FinishReason] = []  # each once
         self.request_id = "-"
 
-    def accepted(self, encoder_tokens: int) -> None:
+    def accepted(self, encoder_tokens: int, media_tokens: int) -> None:
         self._encoder_tokens += encoder_tokens
-        self._metrics.encoded(encoder_tokens, self._caller)
+        self._media_tokens += media_tokens
+        self._metrics.encoded(encoder_tokens, media_tokens, self._caller)
 
     def queued(self, seconds: float) -> None:
         """A sequence of the call joined an engine's batch so long after it came to the router."""
@@ -288,6 +294,7 @@ class Observation:
             "refused": refused,
             "finish_reason": ",".join(self._finished),
             "prompt_tokens": self._encoder_tokens or None,
+            "media_tokens": self._media_tokens or None,
             "generated_tokens": self._generated or None,
             "queue_ms": _milliseconds(self._queued_s),
             "first_token_ms": _milliseconds(self._first_token_s),

@@ -15,6 +15,7 @@ from tandem.cluster.router.encoder_pool import EncoderPool
 from tandem.cluster.router.routed_request import Arrival, order_of
 from tandem.errors import DeadlineExceeded, HiddenStatesLost, Unavailable
 from tandem.workers.request import EncodeRequest
+from tandem.workers.requests.request_builder import naming_prompt
 
 
 class HiddenStates:
@@ -45,7 +46,8 @@ class HiddenStates:
         try:
             async with asyncio.timeout_at(deadline):
                 order = order_of(arrival.at, request.priority)
-                return await self._encoded(request, order, deadline, caller)
+                with naming_prompt(request.number, request.prompts):
+                    return await self._encoded(request, order, deadline, caller)
         except TimeoutError:
             raise DeadlineExceeded("the request's time was over before its input was encoded") from None
 

@@ -31,7 +31,13 @@ from tandem.workers.request import EngineStats
 from tandem.workers.requests.answers.embedding import embedding_output
 from tandem.workers.requests.answers.scoring import score_output
 from tandem.workers.requests.prompts.tokenizer import read_tokenizers
-from tandem.workers.requests.request_builder import ModelInfo, PreparedRequest, RequestBuilder, Tasks
+from tandem.workers.requests.request_builder import (
+    ModelInfo,
+    PreparedRequest,
+    RequestBuilder,
+    Tasks,
+    naming_prompt,
+)
 from tandem.workers.requests.segmentation.segments import Document, Split
 from tandem.workers.shared_engine import SharedEngine
 from tandem.workers.transcription.builder import TranscriptionBuilder
@@ -147,7 +153,8 @@ class LLM(Transcribing):
                 prompt keeps its end, as in vLLM. -1: as many as the model's tokenizer is made for.
             use_tqdm: show a progress bar for more than a few prompts.
 
-        Raises InvalidRequest, naming the field and the prompt, before anything is generated.
+        Raises InvalidRequest, naming the field and the prompt, before anything is generated, and for media
+        that cannot be decoded.
         """
         many = listed(prompts)
         options = each_options(len(many), source_language, target_language, task)
@@ -173,7 +180,11 @@ class LLM(Transcribing):
             prepare_each(self._request_builder, many, sampling_params, options, truncate_prompt_tokens)
         )
         prepared = [request for request in each if isinstance(request, PreparedRequest)]
-        answers = iter(answer_all(self._engine, self._request_builder, prepared, use_tqdm=use_tqdm))
+        refused: dict[int, InvalidRequest] = {}
+        outputs = answer_all(
+            self._engine, self._request_builder, prepared, use_tqdm=use_tqdm, refused=refused
+        )
+        answers = iter([refused.get(number) or output for number, output in enumerate(outputs)])
         return [request if isinstance(request, InvalidRequest) else next(answers) for request in each]
 
     def stream(
@@ -216,7 +227,7 @@ class LLM(Transcribing):
                 target_language of a multilingual model.
 
         Targets of one prompt that run together share its encoder pass. Raises InvalidRequest, naming the
-        field, before anything is scored.
+        field and the prompt, before anything is scored.
         """
         many = listed(prompts)
         own = [targets] if isinstance(prompts, str | dict) else list(targets)
@@ -224,14 +235,18 @@ class LLM(Transcribing):
         if len(each) != len(many):
             raise InvalidRequest(f"got {len(each)} for {len(many)} prompts", field="targets")
         options = each_options(len(many), source_language, target_language, task)
-        prepared = [
-            self._request_builder.prepare_score(prompt, listed(one), **asked)
-            for prompt, one, asked in zip(many, each, options, strict=True)
-        ]
+        prepared = []
+        for number, (prompt, one, asked) in enumerate(zip(many, each, options, strict=True)):
+            with naming_prompt(number, len(many)):
+                prepared.append(self._request_builder.prepare_score(prompt, listed(one), **asked))
         sequences = [sequence for request in prepared for sequence in request.sequences]
         with closing(self._engine.deltas(sequences)) as deltas:
             ends = {delta.request_id: delta for delta in deltas}
-        return [score_output(request, ends) for request in prepared]
+        outputs = []
+        for number, request in enumerate(prepared):
+            with naming_prompt(number, len(many)):
+                outputs.append(score_output(request, ends))
+        return outputs
 
     def embed(
         self,
@@ -251,16 +266,18 @@ class LLM(Transcribing):
                 BERT's [CLS]; "none", all of them.
             source_language, target_language, task, truncate_prompt_tokens: as for `generate`.
 
-        Raises InvalidRequest, naming the field, before anything is encoded, and for a decoder-only model.
+        Raises InvalidRequest, naming the field and the prompt, before anything is encoded, and for a
+        decoder-only model.
         """
         many = listed(prompts)
         options = each_options(len(many), source_language, target_language, task)
-        prepared = [
-            self._request_builder.prepare_embed(
-                [prompt], pooling, truncate_prompt_tokens=truncate_prompt_tokens, **asked
-            )
-            for prompt, asked in zip(many, options, strict=True)
-        ]
+        prepared = []
+        for number, (prompt, asked) in enumerate(zip(many, options, strict=True)):
+            with naming_prompt(number, len(many)):
+                one = self._request_builder.prepare_embed(
+                    [prompt], pooling, truncate_prompt_tokens=truncate_prompt_tokens, **asked
+                )
+                prepared.append(one)
         inputs = [one.requests[0].encoder for one in prepared]
         encoded = encode_all(self._engine, inputs, [one.encoder_tokens for one in prepared])
         found = {

@@ -8,9 +8,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
 
+from tandem.errors import InvalidRequest
 from tandem.outputs import RequestOutput, TextDelta
 from tandem.workers.request import EncoderInput
-from tandem.workers.requests.request_builder import OutputProcessor, PreparedRequest, RequestBuilder
+from tandem.workers.requests.request_builder import (
+    OutputProcessor,
+    PreparedRequest,
+    RequestBuilder,
+    naming_prompt,
+)
 from tandem.workers.shared_engine import SharedEngine
 
 if TYPE_CHECKING:
@@ -25,27 +31,40 @@ def progress_bar(total: int, description: str, unit: str, *, use_tqdm: bool) -> 
 
 
 def answer_all(
-    engine: SharedEngine, builder: RequestBuilder, prepared: Sequence[PreparedRequest], *, use_tqdm: bool
+    engine: SharedEngine,
+    builder: RequestBuilder,
+    prepared: Sequence[PreparedRequest],
+    *,
+    use_tqdm: bool,
+    refused: dict[int, InvalidRequest] | None = None,
 ) -> list[RequestOutput]:
-    """The requests' answers, in their order."""
+    """The requests' answers, in their order; see `text_deltas` for what is refused."""
     output_processors = [builder.output_processor(request) for request in prepared]
     tokens = 0
     with (
         progress_bar(len(prepared), "Generating", "prompt", use_tqdm=use_tqdm) as progress,
-        closing(text_deltas(engine, prepared, output_processors)) as pieces,
+        closing(text_deltas(engine, prepared, output_processors, refused)) as pieces,
     ):
         for number, piece in pieces:
             tokens += len(piece.token_ids)
             if output_processors[number].finished:
                 progress.set_postfix(tokens=tokens, refresh=False)
                 progress.update()
+        progress.update(len(refused or ()))
     return [output_processor.output() for output_processor in output_processors]
 
 
 def text_deltas(
-    engine: SharedEngine, prepared: Sequence[PreparedRequest], output_processors: Sequence[OutputProcessor]
+    engine: SharedEngine,
+    prepared: Sequence[PreparedRequest],
+    output_processors: Sequence[OutputProcessor],
+    refused: dict[int, InvalidRequest] | None = None,
 ) -> Generator[tuple[int, TextDelta]]:
-    """Yields what each of these requests grew by, with its number; otherwise as `SharedEngine.deltas`."""
+    """Yields what each of these requests grew by, with its number; otherwise as `SharedEngine.deltas`.
+
+    refused: takes, by its number, why a request's media cannot be decoded. None: that is raised, naming the
+        prompt.
+    """
     where = {
         sequence.request_id: (number, index)
         for number, request in enumerate(prepared)
@@ -55,7 +74,11 @@ def text_deltas(
     with closing(engine.deltas(sequences)) as deltas:
         for delta in deltas:
             number, index = where[delta.request_id]
-            pieces = output_processors[number].push(delta)
+            if refused is not None and isinstance(delta.error, InvalidRequest):
+                refused[number] = delta.error
+                continue
+            with naming_prompt(number, len(prepared)):
+                pieces = output_processors[number].push(delta)
             if not delta.last and output_processors[number].stopped(index):
                 engine.cancel(delta.request_id)
             for piece in pieces:
@@ -65,12 +88,17 @@ def text_deltas(
 def encode_all(
     engine: SharedEngine, inputs: Sequence[EncoderInput], lengths: Sequence[int]
 ) -> Iterator[tuple[int, torch.Tensor]]:
-    """Yields each input's number and hidden states [length, hidden], batch by batch.
+    """Yields each input's number and hidden states [length, hidden], batch by batch. Raises InvalidRequest,
+    naming the prompt, for media that cannot be decoded.
 
     lengths: the inputs', in encoder positions.
     """
     for batch in _batches(lengths, engine.engine.config.max_encoder_tokens):
-        states = engine.encode([inputs[number] for number in batch])
+        prepared = []
+        for number in batch:
+            with naming_prompt(number, len(inputs)):
+                prepared.append(engine.engine.prepare(inputs[number]))
+        states = engine.encode(prepared)
         yield from zip(batch, states.split([lengths[number] for number in batch]), strict=True)
 
 

@@ -16,8 +16,10 @@ from tandem.offline import LLM
 from tandem.outputs import RequestOutput
 from tandem.pipelines.owner import ModelOwner
 from tandem.workers.requests.media.data_uri import file_of
+from tandem.workers.requests.media.image_file import FIELD
 from tandem.workers.requests.parameters.defaults import merged
 from tandem.workers.requests.prompts.chat import take_processors_template
+from tandem.workers.requests.prompts.image_places import ImagePlaces
 
 if TYPE_CHECKING:
     from tandem.inputs import Image
@@ -55,6 +57,7 @@ class _Input:
     shown: str | Chat
     counted: int = 1  # tokens of `max_length` before the first new one
     goes_on: bool = False  # the answer belongs to the chat's last message
+    image_fields: Sequence[str] = ()  # what errors call a chat's images
 
 
 class ImagePipeline(ModelOwner):
@@ -66,6 +69,7 @@ class ImagePipeline(ModelOwner):
             raise InvalidRequest(f"{llm.info.name!r} reads no images", field="model")
         self.tokenizer: Any = llm.get_tokenizer(target=True)
         take_processors_template(self.tokenizer, llm.folder)
+        self._image_places = ImagePlaces.of(llm.info.front, self.tokenizer)
         self._arguments = self._flat(arguments)
 
     def _flat(self, arguments: Mapping[str, Any]) -> dict[str, Any]:
@@ -190,7 +194,8 @@ class ImageTextToTextPipeline(ImagePipeline):
             else:
                 several = images is None and not isinstance(text, str)
                 inputs = self._texts(images, text)
-            outputs = self._generate(inputs, given)
+            with renaming_fields(lambda name: _of_chats(inputs, name)):
+                outputs = self._generate(inputs, given)
         records = [self._records(*pair, call) for pair in zip(inputs, outputs, strict=True)]
         return records if several else list(chain.from_iterable(records))
 
@@ -219,7 +224,8 @@ class ImageTextToTextPipeline(ImagePipeline):
                 f"{self.llm.info.name!r} has no chat template: give images and a text", field=field
             )
         images: list[Image] = []
-        messages = [_message(one, f"{field}.{number}", images) for number, one in enumerate(chat)]
+        fields: list[str] = []
+        messages = [_message(one, f"{field}.{number}", images, fields) for number, one in enumerate(chat)]
         goes_on = call.get("continue_final_message")
         if goes_on is None:
             goes_on = messages[-1]["role"] == "assistant"
@@ -231,11 +237,15 @@ class ImageTextToTextPipeline(ImagePipeline):
             raise InvalidRequest(f"the chat template refuses it: {error}", field=field) from None
         bos = self.tokenizer.bos_token
         special = bos is None or not text.startswith(bos)
+        if (places := self._image_places) is not None:
+            text = places.text(text, len(images), field)
         ids = self.tokenizer(text, add_special_tokens=special)["input_ids"]
+        if places is not None:
+            ids = places.spread(ids, len(images), field)
         media = MultiModalData(image=images)
         prompt = TokensPrompt(prompt_token_ids=ids, multi_modal_data=media)
         counted = len(ids) if self.llm.info.media_token_id is not None else 1
-        return _Input(prompt, list(chat), counted, bool(goes_on))
+        return _Input(prompt, list(chat), counted, bool(goes_on), fields)
 
     def _records(self, asked: _Input, output: RequestOutput, call: Mapping[str, Any]) -> list[Record]:
         options = {"skip_special_tokens": call.get("skip_special_tokens", True)}
@@ -280,8 +290,8 @@ def _whole(asked: _Input, new: str) -> str | list[Any]:
     return [*before, {"role": last["role"], "content": content}]
 
 
-def _message(message: Any, field: str, images: list[Image]) -> dict[str, Any]:
-    """A message as templates know it, whose images go to the list."""
+def _message(message: Any, field: str, images: list[Image], fields: list[str]) -> dict[str, Any]:
+    """A message as templates know it, whose images and what errors call them go to the lists."""
     if not isinstance(message, Mapping) or not {"role", "content"} <= message.keys():
         raise InvalidRequest('must have "role" and "content"', field=field)
     content = message["content"]
@@ -300,9 +310,20 @@ def _message(message: Any, field: str, images: list[Image]) -> dict[str, Any]:
             if len(given) != 1:
                 raise InvalidRequest('must have one of "image", "url", "path"', field=name)
             images.append(_read(given[0], name))
+            fields.append(name)
             part = {"type": "image"}
         parts.append(part)
     return {**message, "content": parts}
+
+
+def _of_chats(inputs: Sequence[_Input], name: str) -> str:
+    """What the call names an image of its only chat; of several chats, which the error's message tells apart,
+    the argument that has them; anything else as it is."""
+    fields = [field for one in inputs for field in one.image_fields]
+    if not fields or not name.startswith(FIELD):
+        return name
+    number = name.removeprefix(FIELD).removeprefix(".")
+    return fields[int(number or 0)] if len(inputs) == 1 else fields[0].partition(".")[0]
 
 
 def _is_chat(value: Any) -> bool:

@@ -4,9 +4,9 @@ Requests are in `wire`."""
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
-from typing import cast
+from typing import Protocol, cast
 
 from tandem.outputs import (
     CompletionOutput,
@@ -28,11 +28,7 @@ def generate_response(output: RequestOutput) -> pb.GenerateResponse:
     """The answer to Generate; every sample is finished."""
     return pb.GenerateResponse(
         request_id=output.request_id,
-        prompt=pb.PromptInfo(
-            encoder_tokens=len(output.encoder_prompt_token_ids),
-            decoder_token_ids=output.prompt_token_ids,
-            logprobs=_prompt_logprobs(output.prompt_logprobs),
-        ),
+        prompt=prompt_info(output, output.prompt_logprobs),
         outputs=[
             pb.Completion(
                 index=sample.index,
@@ -46,11 +42,7 @@ def generate_response(output: RequestOutput) -> pb.GenerateResponse:
             )
             for sample in output.outputs
         ],
-        usage=pb.Usage(
-            encoder_tokens=len(output.encoder_prompt_token_ids),
-            decoder_prompt_tokens=len(output.prompt_token_ids),
-            generated_tokens=sum(len(sample.token_ids) for sample in output.outputs),
-        ),
+        usage=usage(output, sum(len(sample.token_ids) for sample in output.outputs)),
     )
 
 
@@ -84,13 +76,40 @@ def output_of(request: pb.GenerateRequest, response: pb.GenerateResponse) -> Req
             if request.sampling_params.HasField("prompt_logprobs")
             else None
         ),
+        encoder_tokens=response.usage.encoder_tokens,
+        media_tokens=response.usage.media_tokens,
     )
 
 
-def started(request_id: str, encoder_tokens: int, decoder_token_ids: Sequence[int]) -> pb.Started:
-    """What the first message of a stream has besides its delta."""
-    prompt = pb.PromptInfo(encoder_tokens=encoder_tokens, decoder_token_ids=decoder_token_ids)
-    return pb.Started(request_id=request_id, prompt=prompt)
+class Counted(Protocol):
+    """An answer, or a valid request."""
+
+    @property
+    def encoder_tokens(self) -> int: ...
+    @property
+    def media_tokens(self) -> int: ...
+    @property
+    def prompt_token_ids(self) -> list[int]: ...
+
+
+def prompt_info(of: Counted, logprobs: list[TokenLogprobs | None] | None = None) -> pb.PromptInfo:
+    """The prompt, as the model saw it."""
+    return pb.PromptInfo(
+        encoder_tokens=of.encoder_tokens,
+        media_tokens=of.media_tokens,
+        decoder_token_ids=of.prompt_token_ids,
+        logprobs=_prompt_logprobs(logprobs),
+    )
+
+
+def usage(of: Counted, generated_tokens: int) -> pb.Usage:
+    """What a request used, which has generated so many tokens."""
+    return pb.Usage(
+        encoder_tokens=of.encoder_tokens,
+        media_tokens=of.media_tokens,
+        decoder_prompt_tokens=len(of.prompt_token_ids),
+        generated_tokens=generated_tokens,
+    )
 
 
 def stream_response(
@@ -204,9 +223,7 @@ def score_response(output: ScoreOutput) -> pb.ScoreResponse:
     """The answer to Score."""
     return pb.ScoreResponse(
         request_id=output.request_id,
-        prompt=pb.PromptInfo(
-            encoder_tokens=len(output.encoder_prompt_token_ids), decoder_token_ids=output.prompt_token_ids
-        ),
+        prompt=prompt_info(output),
         scores=[pb.TargetScore(**asdict(score)) for score in output.scores],
     )
 
@@ -224,6 +241,8 @@ def scores_of(request: pb.ScoreRequest, response: pb.ScoreResponse) -> ScoreOutp
             TargetScore(list(score.token_ids), list(score.logprobs), score.cumulative_logprob)
             for score in response.scores
         ],
+        encoder_tokens=response.prompt.encoder_tokens,
+        media_tokens=response.prompt.media_tokens,
     )
 
 

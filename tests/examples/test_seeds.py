@@ -14,7 +14,8 @@ from typing import Any
 import florence
 import pytest
 import torch
-from mllama import Case, Reference, make_mllama
+from image_cases import Case
+from mllama import Reference, make_mllama
 from models import EOS, load_reference, make_checkpoint, word_tokenizer
 from PIL import Image
 from transformers import AutoTokenizer

@@ -10,7 +10,9 @@ from itertools import cycle
 from pathlib import Path
 from typing import Any
 
+import florence
 import grpc
+import httpx
 import mllama
 import numpy as np
 import pix2struct
@@ -20,6 +22,8 @@ import torch
 import vision
 import whisper
 from audio_files import wav
+from image_cases import Case
+from image_chats import image_part, text_part
 from models import EOS, T5_VARIANTS, load_reference, reference_greedy
 from serving import Stub, ids_request, make_config, metrics, on_ports_of
 
@@ -27,6 +31,7 @@ from tandem import LLM, Client, InvalidRequest, SamplingParams, TandemError
 from tandem.cluster import launch
 from tandem.cluster.config import Placement, ServeConfig
 from tandem.live import LiveParams, Sound
+from tandem.media import png
 from tandem.transcription import Transcription, TranscriptionOptions
 
 pytestmark = pytest.mark.ray
@@ -132,7 +137,7 @@ def test_whisper(
         *right, wrong = answers
         assert right == [ids for _, ids in found]
         assert isinstance(wrong, InvalidRequest)
-        assert wrong.field == "multi_modal_data.audio"
+        assert wrong.field == "encoder_prompt.media"
         with torch.no_grad():
             heard = reference.model.get_encoder()(reference.features(found[0][0])).last_hidden_state[0]
         [embedding] = client.embed(whisper.audio(found[0][0]))
@@ -151,7 +156,7 @@ def test_llama_with_images(started: tuple[launch.RunningCluster, ServeConfig], t
     folder = mllama.make_mllama(tmp_path)
     reference = mllama.Reference(folder)
     cases = [mllama.case(seed, images) for seed in range(2) for images in (2, 0, 1)]
-    cases.append(mllama.Case(f"{mllama.IMAGE_TEXT} {mllama.text(9)}", cases[2].images))
+    cases.append(Case(f"{mllama.IMAGE_TEXT} {mllama.text(9)}", cases[2].images))
     found = reference.clear(cases, max_new_tokens=8)
     encoded = {tuple(one.tobytes() for one in case.images) for case, _ in found if case.images}
     config = make_config(model=str(folder), tensor_parallel_size=2, max_encoder_tokens=50)
@@ -163,6 +168,69 @@ def test_llama_with_images(started: tuple[launch.RunningCluster, ServeConfig], t
         assert metrics(endpoints.http[0])["tandem_encoder_cache_misses_total"] == len(encoded)
         with pytest.raises(InvalidRequest, match="0 media items"):
             client.generate(mllama.IMAGE_TEXT, greedy)
+
+
+@pytest.mark.parametrize(
+    ("placement", "worker"),
+    [("disaggregated", ""), ("colocated", "engine_")],
+    ids=["encoder", "engine"],
+)
+def test_twenty_questions_on_one_image_are_one_pass_of_the_vision_model(
+    started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path, placement: Placement, worker: str
+) -> None:
+    """One after another, and from twenty clients at once, over both protocols. Who sends a damaged image is
+    told so, and nobody else."""
+    cluster, first = started
+    folder = florence.make_florence(tmp_path)
+    reference = florence.Reference(folder)
+    expected = [
+        [reference.generate(text, seed, **florence.PLAIN) for text in florence.QUESTIONS] for seed in (1, 2)
+    ]
+    # A batch has few of them: they come to the vision model at different times.
+    config = make_config(model=str(folder), placement=placement, max_encoder_tokens=300)
+    endpoints = cluster.deploy(on_ports_of(config, first))
+
+    def passes() -> tuple[float, float]:
+        numbers = metrics(endpoints.http[0])
+        encoded, reused = (numbers[f"tandem_{worker}media_{what}_total"] for what in ("encoded", "reused"))
+        other = numbers[f"tandem_{'' if worker else 'engine_'}media_encoded_total"]
+        assert other == 0, "only one kind of worker encodes"
+        return encoded, reused
+
+    with Client(endpoints.grpc[0]) as client, ThreadPoolExecutor(20) as pool:
+
+        def ask(text: str, seed: int) -> Any:
+            return client.generate(florence.prompt(text, seed), florence.GREEDY)
+
+        one_by_one = [ask(text, 1) for text in florence.QUESTIONS]
+        assert [answer.outputs[0].token_ids for answer in one_by_one] == expected[0]
+        assert passes() == (1, 19)
+        at_once = list(pool.map(lambda text: ask(text, 2), florence.QUESTIONS))
+        assert [answer.outputs[0].token_ids for answer in at_once] == expected[1]
+        assert passes() == (2, 38)
+        answers = [*one_by_one, *at_once]
+        assert {answer.media_tokens for answer in answers} == {florence.POSITIONS}
+        # Over HTTP it is the same image, in the bytes that the client makes of it.
+        content = [image_part(png(florence.image(1), "image")), text_part("What is this?")]
+        body = {"messages": [{"role": "user", "content": content}]}
+        said = httpx.post(f"http://{endpoints.http[0]}/v1/chat/completions", json=body, timeout=60).json()
+        assert said["usage"]["prompt_tokens_details"]["image_tokens"] == florence.POSITIONS
+        assert passes() == (2, 39)
+        numbers = metrics(endpoints.http[0])
+        assert numbers["tandem_prompt_media_tokens_total"] == 41 * florence.POSITIONS
+        assert numbers["tandem_prompt_tokens_total"] == (
+            sum(answer.encoder_tokens for answer in answers) + said["usage"]["prompt_tokens"]
+        )
+        damaged = florence.file(3)[:-900]
+        asked = [vision.prompt(file, "<OD>") for file in (florence.file(4), damaged)]
+        whole = pool.submit(client.generate, asked[0], florence.GREEDY)
+        with pytest.raises(InvalidRequest, match="cannot be decoded") as refused:
+            client.generate(asked[1], florence.GREEDY)
+        assert refused.value.field == "encoder_prompt.media"
+        assert whole.result().outputs
+        with pytest.raises(InvalidRequest, match=r"cannot be decoded.*\(in prompt 2 of 2\)") as refused:
+            client.embed(asked)
+        assert refused.value.field == "encoder_prompts.media"
 
 
 def test_t5gemma2_with_images(started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path) -> None:

@@ -12,8 +12,10 @@ from florence import (
     BOS,
     CLEAR,
     EOS,
+    GREEDY,
     PAD,
-    TOKENS,
+    PLAIN,
+    QUESTIONS,
     Reference,
     file,
     image,
@@ -28,14 +30,6 @@ from tandem.workers.execution.encoder import Encoder
 from tandem.workers.requests.media.image import ImageProcessor
 from tandem.workers.requests.request_builder import RequestBuilder
 
-GREEDY = SamplingParams(
-    num_beams=1, max_tokens=TOKENS, no_repeat_ngram_size=0, forced_bos_token_id=9, forced_eos_token_id=8
-)
-# In transformers' words.
-PLAIN: dict[str, Any] = {
-    "num_beams": 1, "max_length": TOKENS + 1, "no_repeat_ngram_size": 0, "forced_bos_token_id": 9,
-    "forced_eos_token_id": 8, "early_stopping": False,
-}  # fmt: skip
 ASKED: list[tuple[str, int | None]] = [
     ("<OD>", 1), ("<OCR_WITH_REGION>", 2), ("What is it?", None), ("<CAPTION>", 1), ("", 3),
     ("<REFERRING_EXPRESSION_SEGMENTATION> a cat", 4), ("<REGION_PROPOSAL>", 5), ("a cat", None),
@@ -118,13 +112,6 @@ def test_tensor_parallel(folder: Path, greedy: list[Any], beams: list[Any]) -> N
         assert llm.stats().media_encoded == images
     assert [output.outputs[0].token_ids for output in outputs] == [ids for *_, ids in asked]
     assert [output.outputs[0].token_ids for output in again] == [ids for *_, ids in asked[::-1]]
-
-
-QUESTIONS = [
-    *("<OD>", "<CAPTION>", "<REGION_PROPOSAL>", "<OCR>", "<DETAILED_CAPTION>", "<DENSE_REGION_CAPTION>"),
-    *(f"<OPEN_VOCABULARY_DETECTION>{letter}" for letter in "abcdefg"),
-    *(f"What is it, {letter}?" for letter in "abcdefg"),
-]
 
 
 def test_twenty_questions_on_one_image_are_one_pass_of_the_vision_model(

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import t5gemma2
 import transformers
 import vision
 from florence import EOS, make_florence
@@ -144,6 +145,69 @@ def test_what_is_wrong_is_named(
     with pytest.raises(InvalidRequest) as refused:
         ours(*given, **arguments)
     assert refused.value.field == field
+
+
+@pytest.fixture(scope="module")
+def gemma(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[ImageTextToTextPipeline, Any]]:
+    """Ours and transformers', of T5Gemma 2."""
+    folder = t5gemma2.make_t5gemma2(tmp_path_factory.mktemp("t5gemma2"))
+    template = TEMPLATE.replace(IMAGE_TEXT, t5gemma2.IMAGE_TEXT)
+    (folder / "chat_template.jinja").write_text(template)
+    reference = t5gemma2.Reference(folder)
+    reference.processor.chat_template = template
+    theirs = transformers.pipeline(TASK, model=reference.model, processor=reference.processor)
+    # transformers sizes the cache by the encoder, see `models.reference_greedy`.
+    theirs.model.generation_config.use_cache = False
+    with pipeline("image-text-to-text", str(folder), dtype="float32") as ours:
+        yield ours, theirs
+
+
+WITHIN = f"{t5gemma2.text(1)}{t5gemma2.IMAGE_TEXT}{t5gemma2.text(2)}"
+GEMMAS: list[tuple[tuple[Any, ...], dict[str, Any]]] = [
+    ((image(1),), {"text": WITHIN}),
+    ((), {"images": [image(1), image(2)], "text": WITHIN + t5gemma2.IMAGE_TEXT}),
+    ((), {"images": [[image(1)], [image(5, 9, 30)]], "text": [WITHIN, WITHIN], "return_full_text": False}),
+    ((), {"text": CHAT}),
+    ((CHAT,), {"return_full_text": False}),
+    ((), {"text": LONG}),
+    ((), {"text": [CHAT, LONG]}),
+    ((), {"text": CHAT, "skip_special_tokens": False}),
+    ((), {"text": CHAT, "generate_kwargs": {"num_beams": 3, "num_return_sequences": 2}}),
+    ((), {"text": CHAT, "return_tensors": True}),
+    ((), {"text": PREFILLED}),
+    ((), {"text": PREFILLED_TEXT, "return_full_text": False}),
+    ((), {"text": PREFILLED, "continue_final_message": False}),
+    ((), {"text": [{"role": "user", "content": text(3)}]}),
+    ((), {"text": t5gemma2.text(3)}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("given", "arguments"), GEMMAS, ids=range(len(GEMMAS)))
+def test_t5gemmas_results(gemma: Any, given: tuple[Any, ...], arguments: dict[str, Any]) -> None:
+    found, right = (one(*given, **arguments, **SHORT) for one in gemma)
+    if "return_tensors" in arguments:
+        for records in (found, right):
+            records[0]["generated_token_ids"] = records[0]["generated_token_ids"].tolist()
+    assert found == right
+
+
+def test_what_is_wrong_in_a_chat_of_t5gemmas_is_named(gemma: Any) -> None:
+    bad, cut = ({"type": "image", "image": data} for data in (b"no image", vision.png(image(1))[:200]))
+    for content, field, words in (
+        ([text_part(f"ba{t5gemma2.IMAGE_TEXT}"), *CHAT[0]["content"]], "text", "2 times, for 1 media items"),
+        ([text_part("<image_soft_token>"), *CHAT[0]["content"]], "text", f"write {t5gemma2.IMAGE_TEXT}"),
+        ([bad], "text.0.content.0", "is no image"),
+        ([text_part("ba"), *CHAT[0]["content"], bad], "text.0.content.3", "is no image"),
+        ([text_part("ba"), *CHAT[0]["content"], cut], "text.0.content.3", "cannot be decoded"),
+    ):
+        chat = [{"role": "user", "content": content}]
+        with pytest.raises(InvalidRequest, match=words) as refused:
+            gemma[0](text=chat)
+        assert refused.value.field == field
+        if field != "text":
+            with pytest.raises(InvalidRequest, match=f"{words}.*in prompt 2 of 2") as refused:
+                gemma[0](text=[CHAT, chat])
+            assert refused.value.field == "text"
 
 
 @pytest.fixture(scope="module")

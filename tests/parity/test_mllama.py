@@ -6,14 +6,13 @@ stands for its images.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from mllama import BOS_TEXT, IMAGE, IMAGE_TEXT, TEXT, Case, Reference, case, fill, image, make_mllama, text
+from image_cases import Case, Tiny, generate
+from mllama import BOS_TEXT, IMAGE, IMAGE_TEXT, TEXT, Reference, case, fill, image, make_mllama, text
 from mllama import tokenizer as make_tokenizer
 from transformers import MllamaForCausalLM
 from transformers.models.mllama.configuration_mllama import MllamaTextConfig
@@ -25,79 +24,49 @@ GREEDY = SamplingParams(temperature=0, max_tokens=TOKENS)
 LONGEST = 64  # encoder positions: three images
 
 
-class Tiny:
-    """A checkpoint, and prompts with no, one, two and three images with transformers' answers."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.reference = make_mllama(folder), Reference(folder)
-
-    @cached_property
-    def found(self) -> list[tuple[Case, list[int]]]:
-        cases = [case(seed, images) for seed in range(4) for images in (2, 0, 1, 3)]
-        found = self.reference.clear(cases, max_new_tokens=TOKENS)
-        assert {len(one.images) for one, _ in found} == {0, 1, 2, 3}
-        return found
-
-    def answers(self, **options: Any) -> Any:
-        with LLM(
-            str(self.folder), dtype="float32", max_encoder_length=LONGEST, check_invariants=True, **options
-        ) as llm:
-            outputs = llm.generate([one.asked for one, _ in self.found], GREEDY, use_tqdm=False)
-            stats = llm.stats()
-        assert stats.running == 0
-        return [output.outputs[0].token_ids for output in outputs], stats
-
-    @property
-    def expected(self) -> list[list[int]]:
-        return [ids for _, ids in self.found]
-
-
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return Tiny(tmp_path_factory.mktemp("mllama"))
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny[Reference]:
+    folder = make_mllama(tmp_path_factory.mktemp("mllama"))
+    asked = [case(seed, images) for seed in range(4) for images in (2, 0, 1, 3)]
+    return Tiny(folder, Reference(folder), asked, GREEDY, LONGEST)
 
 
-def generate(llm: LLM, cases: Sequence[Case], params: Any = GREEDY) -> list[list[int]]:
-    outputs = llm.generate([one.asked for one in cases], params, use_tqdm=False)
-    return [output.outputs[0].token_ids for output in outputs]
-
-
-def test_texts_and_images_in_one_batch_each_as_alone(tiny: Tiny) -> None:
+def test_texts_and_images_in_one_batch_each_as_alone(tiny: Tiny[Reference]) -> None:
     with LLM(str(tiny.folder), dtype="float32", max_encoder_length=LONGEST, max_num_seqs=24) as llm:
         cases = [one for one, _ in tiny.found]
-        assert generate(llm, cases) == tiny.expected
-        assert [generate(llm, [one])[0] for one in cases[:4]] == tiny.expected[:4]
+        assert generate(llm, cases, GREEDY) == tiny.expected
+        assert [generate(llm, [one], GREEDY)[0] for one in cases[:4]] == tiny.expected[:4]
         stats = llm.stats()
         assert (stats.running, stats.free_pages) == (0, stats.total_pages)
 
 
-def test_each_of_two_images_is_read(tiny: Tiny) -> None:
+def test_each_of_two_images_is_read(tiny: Tiny[Reference]) -> None:
     """Another image in either place is another answer, and so is the other order."""
     prompt = f"{text(1)} {IMAGE_TEXT} {text(2)} {IMAGE_TEXT} {text(3)}"
     cases = [Case(prompt, [image(a), image(b, 40, 9)]) for a, b in ((1, 2), (1, 3), (3, 2), (2, 1))]
     cases.append(Case(prompt.replace(IMAGE_TEXT, ""), []))
     expected = [tiny.reference.generate(one, max_new_tokens=TOKENS)[0] for one in cases]
     with LLM(str(tiny.folder), dtype="float32", max_encoder_length=LONGEST) as llm:
-        assert generate(llm, cases) == expected
+        assert generate(llm, cases, GREEDY) == expected
     assert len({tuple(ids) for ids in expected}) == len(cases)
 
 
-def test_twenty_questions_on_one_image_encode_it_once(tiny: Tiny) -> None:
+def test_twenty_questions_on_one_image_encode_it_once(tiny: Tiny[Reference]) -> None:
     picture = image(5, 33, 20)
     cases = [Case(f"{text(seed, 2)} {IMAGE_TEXT} {text(seed)}", [picture]) for seed in range(20)]
     found = tiny.reference.clear(cases[:6], max_new_tokens=TOKENS)
     with LLM(str(tiny.folder), dtype="float32", max_encoder_length=LONGEST, max_num_seqs=20) as llm:
-        answers = dict(zip((one.prompt for one in cases), generate(llm, cases), strict=True))
+        answers = dict(zip((one.prompt for one in cases), generate(llm, cases, GREEDY), strict=True))
         stats = llm.stats()
         assert (stats.encoded_tokens, stats.media_encoded) == (20, 1)  # an image has as many positions
-        assert generate(llm, cases[:1]) == [answers[cases[0].prompt]]
+        assert generate(llm, cases[:1], GREEDY) == [answers[cases[0].prompt]]
         assert (llm.stats().encoded_tokens, llm.stats().media_encoded) == (40, 1)  # its pages were given back
     assert found
     assert [answers[one.prompt] for one, _ in found] == [ids for _, ids in found]
 
 
 @pytest.mark.parametrize("options", [{}, {"async_encode": True}], ids=["", "overlapped"])
-def test_preempted_and_in_chunks(tiny: Tiny, options: dict[str, Any]) -> None:
+def test_preempted_and_in_chunks(tiny: Tiny[Reference], options: dict[str, Any]) -> None:
     """Few pages, and prefixes that are computed a few tokens at a time: within spans and across them."""
     answers, stats = tiny.answers(
         page_size=1, num_pages=100, max_num_seqs=7, max_batched_tokens=7, max_encoder_tokens=70, **options
@@ -107,11 +76,11 @@ def test_preempted_and_in_chunks(tiny: Tiny, options: dict[str, Any]) -> None:
     assert stats.free_pages == stats.total_pages
 
 
-def test_tensor_parallel(tiny: Tiny) -> None:
+def test_tensor_parallel(tiny: Tiny[Reference]) -> None:
     assert tiny.answers(tensor_parallel_size=2)[0] == tiny.expected
 
 
-def test_beams(tiny: Tiny) -> None:
+def test_beams(tiny: Tiny[Reference]) -> None:
     cases = [one for one, _ in tiny.found[:8]]
     expected = [
         tiny.reference.generate(one, max_new_tokens=TOKENS, num_beams=3, length_penalty=1.2)[0]
@@ -122,7 +91,7 @@ def test_beams(tiny: Tiny) -> None:
         assert generate(llm, cases, params) == expected
 
 
-def test_scores(tiny: Tiny) -> None:
+def test_scores(tiny: Tiny[Reference]) -> None:
     """Targets go on from the prompt, and read what its end reads."""
     one, target = case(2, 2), [5, 6, 2]
     inputs = tiny.reference.inputs(one)
@@ -140,7 +109,7 @@ def test_scores(tiny: Tiny) -> None:
     assert text_ids == make_tokenizer()(text(5, 3), add_special_tokens=False)["input_ids"]
 
 
-def test_penalties_read_a_prompt_with_an_image(tiny: Tiny) -> None:
+def test_penalties_read_a_prompt_with_an_image(tiny: Tiny[Reference]) -> None:
     """Its token cannot be generated, so it counts for nothing; transformers fails there."""
     cases = [Case(text(7), []), Case(f"{IMAGE_TEXT} {text(8)}", [image(1)])]
     params = SamplingParams(
@@ -160,7 +129,7 @@ def test_penalties_read_a_prompt_with_an_image(tiny: Tiny) -> None:
         assert len(set(ids)) > TOKENS // 2
 
 
-def test_the_ways_to_give_a_prompt(tiny: Tiny) -> None:
+def test_the_ways_to_give_a_prompt(tiny: Tiny[Reference]) -> None:
     """As in vLLM: implicit, explicit, and as ids."""
     one = Case(f"{IMAGE_TEXT}{BOS_TEXT}{text(3)}", [image(4)])
     expected, _ = tiny.reference.generate(one, max_new_tokens=TOKENS)
@@ -211,7 +180,7 @@ def test_bad_prompts_are_refused_by_name(refusing: LLM, prompt: Any, field: str,
 
 
 @pytest.fixture(scope="module")
-def refusing(tiny: Tiny) -> Any:
+def refusing(tiny: Tiny[Reference]) -> Any:
     with LLM(str(tiny.folder), dtype="float32", max_encoder_length=LONGEST) as llm:
         yield llm
 

@@ -3,22 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from image_cases import Case, Tiny, generate
 from image_chats import TEMPLATE, image_part, text_part
 from t5gemma2 import (
     BOS,
     IMAGE_TEXT,
     POSITIONS,
     TOKENS,
-    Case,
     Reference,
     cases,
     image,
@@ -38,54 +36,24 @@ GREEDY = SamplingParams(temperature=0, max_tokens=TOKENS)
 LONGEST = 71  # encoder positions
 
 
-class Tiny:
-    """A checkpoint, and prompts with no, one, two and three images with transformers' answers."""
-
-    def __init__(self, folder: Path) -> None:
-        self.folder, self.reference = make_t5gemma2(folder), Reference(folder)
-
-    @cached_property
-    def found(self) -> list[tuple[Case, list[int]]]:
-        found = self.reference.clear(cases())
-        assert {len(one.images) for one, _ in found} == {0, 1, 2, 3}
-        return found
-
-    def answers(self, **options: Any) -> Any:
-        with LLM(
-            str(self.folder), dtype="float32", max_encoder_length=LONGEST, check_invariants=True, **options
-        ) as llm:
-            answers = generate(llm, [one for one, _ in self.found])
-            stats = llm.stats()
-        assert (stats.running, stats.free_pages) == (0, stats.total_pages)
-        return answers, stats
-
-    @property
-    def expected(self) -> list[list[int]]:
-        return [ids for _, ids in self.found]
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny[Reference]:
+    folder = make_t5gemma2(tmp_path_factory.mktemp("t5gemma2"))
+    return Tiny(folder, Reference(folder), cases(), GREEDY, LONGEST)
 
 
 @pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Tiny:
-    return Tiny(tmp_path_factory.mktemp("t5gemma2"))
-
-
-@pytest.fixture(scope="module")
-def llm(tiny: Tiny) -> Any:
+def llm(tiny: Tiny[Reference]) -> Any:
     with LLM(str(tiny.folder), dtype="float32", max_encoder_length=LONGEST, max_num_seqs=24) as llm:
         yield llm
 
 
-def generate(llm: LLM, cases: Sequence[Case], params: Any = GREEDY) -> list[list[int]]:
-    outputs = llm.generate([one.asked for one in cases], params, use_tqdm=False)
-    return [output.outputs[0].token_ids for output in outputs]
+def test_texts_and_images_in_one_batch_each_as_alone(tiny: Tiny[Reference], llm: LLM) -> None:
+    assert generate(llm, [one for one, _ in tiny.found], GREEDY) == tiny.expected
+    assert [generate(llm, [one], GREEDY)[0] for one, _ in tiny.found[:4]] == tiny.expected[:4]
 
 
-def test_texts_and_images_in_one_batch_each_as_alone(tiny: Tiny, llm: LLM) -> None:
-    assert generate(llm, [one for one, _ in tiny.found]) == tiny.expected
-    assert [generate(llm, [one])[0] for one, _ in tiny.found[:4]] == tiny.expected[:4]
-
-
-def test_each_image_is_read_where_it_stands(tiny: Tiny, llm: LLM) -> None:
+def test_each_image_is_read_where_it_stands(tiny: Tiny[Reference], llm: LLM) -> None:
     """Another image in either place is another answer, and so are another order and another place."""
     prompt = f"{text(1)}{IMAGE_TEXT}{text(2)}{IMAGE_TEXT}{text(3)}"
     asked = [Case(prompt, [image(a), image(b, 40, 90)]) for a, b in ((1, 2), (1, 3), (3, 2), (2, 1))]
@@ -104,7 +72,7 @@ def test_each_image_is_read_where_it_stands(tiny: Tiny, llm: LLM) -> None:
     )
 
 
-def test_beams(tiny: Tiny, llm: LLM) -> None:
+def test_beams(tiny: Tiny[Reference], llm: LLM) -> None:
     asked = [one for one, _ in tiny.found[:8]]
     expected = [tiny.reference.generate(one, num_beams=3, length_penalty=1.2)[0] for one in asked]
     assert (
@@ -112,7 +80,7 @@ def test_beams(tiny: Tiny, llm: LLM) -> None:
     )
 
 
-def test_ngrams_of_the_source_run_across_its_images(tiny: Tiny, llm: LLM) -> None:
+def test_ngrams_of_the_source_run_across_its_images(tiny: Tiny[Reference], llm: LLM) -> None:
     """An image's positions are tokens of the source, as in transformers."""
     options = {"encoder_no_repeat_ngram_size": 1, "repetition_penalty": 1.2}
     found = tiny.reference.clear([one for one, _ in tiny.found[:8]], **options)
@@ -123,7 +91,7 @@ def test_ngrams_of_the_source_run_across_its_images(tiny: Tiny, llm: LLM) -> Non
 
 
 @pytest.mark.parametrize("options", [{}, {"async_encode": True}], ids=["", "overlapped"])
-def test_preempted_and_in_chunks(tiny: Tiny, options: dict[str, Any]) -> None:
+def test_preempted_and_in_chunks(tiny: Tiny[Reference], options: dict[str, Any]) -> None:
     answers, stats = tiny.answers(
         page_size=1, num_pages=110, max_num_seqs=7, max_batched_tokens=7, max_encoder_tokens=70, **options
     )
@@ -131,12 +99,12 @@ def test_preempted_and_in_chunks(tiny: Tiny, options: dict[str, Any]) -> None:
     assert stats.preemptions > 0
 
 
-def test_tensor_parallel(tiny: Tiny) -> None:
+def test_tensor_parallel(tiny: Tiny[Reference]) -> None:
     assert tiny.answers(tensor_parallel_size=2)[0] == tiny.expected
 
 
 @torch.no_grad()
-def test_a_worker_that_only_encodes(tiny: Tiny) -> None:
+def test_a_worker_that_only_encodes(tiny: Tiny[Reference]) -> None:
     """Images and texts in one packed batch, each its own hidden states, of the processor's pixel values."""
     builder = RequestBuilder.load(tiny.folder, "t5gemma2")
     encoder = Encoder(EngineConfig(str(tiny.folder), dtype="float32", device="cpu"))
@@ -153,7 +121,7 @@ def test_a_worker_that_only_encodes(tiny: Tiny) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
-def test_int8(tiny: Tiny) -> None:
+def test_int8(tiny: Tiny[Reference]) -> None:
     """An encoder whose projections, SigLIP's too, are int8 says nearly the same."""
     one = next(one for one, _ in tiny.found if one.images)
     inputs = RequestBuilder.load(tiny.folder, "t5gemma2").prepare(one.asked).sequences[0].encoder
@@ -166,7 +134,7 @@ def test_int8(tiny: Tiny) -> None:
     assert 0 < error.norm() < 0.2 * expected.norm()
 
 
-def test_the_ways_to_give_a_prompt(tiny: Tiny, llm: LLM) -> None:
+def test_the_ways_to_give_a_prompt(tiny: Tiny[Reference], llm: LLM) -> None:
     """Implicit, explicit, as the ids of transformers' processor, and images alone."""
     one, alone = Case(f"{text(3)}{IMAGE_TEXT}{text(4)}", [image(4)]), Case("", [image(5), image(6)])
     expected, (of_images, _) = tiny.reference.generate(one)[0], tiny.reference.generate(alone)
@@ -218,7 +186,7 @@ def test_bad_prompts_are_refused_by_name(llm: LLM, prompt: Any, field: str, word
     assert refused.value.field == field
 
 
-def test_images_are_not_cut_out_of_a_text(tiny: Tiny, llm: LLM) -> None:
+def test_images_are_not_cut_out_of_a_text(tiny: Tiny[Reference], llm: LLM) -> None:
     one = Case(f"{text(3, 30)}{IMAGE_TEXT}", [image(4)])
     with pytest.raises(InvalidRequest) as refused:
         llm.generate(one.asked, GREEDY, truncate_prompt_tokens=9)
@@ -229,7 +197,7 @@ def test_images_are_not_cut_out_of_a_text(tiny: Tiny, llm: LLM) -> None:
     assert output.encoder_prompt_token_ids == ids.tolist()
 
 
-def test_crops_are_made_as_by_the_processor(tiny: Tiny, tmp_path: Path) -> None:
+def test_crops_are_made_as_by_the_processor(tiny: Tiny[Reference], tmp_path: Path) -> None:
     """`do_pan_and_scan` of a file is what transformers' processor passes over: its own value is no."""
     _copied(tiny.folder, tmp_path)
     path = tmp_path / "processor_config.json"
@@ -252,17 +220,19 @@ def test_crops_are_made_as_by_the_processor(tiny: Tiny, tmp_path: Path) -> None:
     assert torch.equal(features, given["pixel_values"])
 
 
-def test_a_folder_without_an_image_processor_is_of_a_model_of_text(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_folder_without_an_image_processor_is_of_a_model_of_text(
+    tiny: Tiny[Reference], tmp_path: Path
+) -> None:
     _copied(tiny.folder, tmp_path)
     (tmp_path / "processor_config.json").unlink()
     found = [(one, ids) for one, ids in tiny.found if not one.images]
     with LLM(str(tmp_path), dtype="float32") as llm:
-        assert generate(llm, [one for one, _ in found]) == [ids for _, ids in found]
+        assert generate(llm, [one for one, _ in found], GREEDY) == [ids for _, ids in found]
         with pytest.raises(InvalidRequest, match="takes text only"):
             llm.generate({"prompt": IMAGE_TEXT, **ALONE}, GREEDY)
 
 
-def test_a_tokenizer_that_names_no_images_is_refused(tiny: Tiny, tmp_path: Path) -> None:
+def test_a_tokenizer_that_names_no_images_is_refused(tiny: Tiny[Reference], tmp_path: Path) -> None:
     _copied(tiny.folder, tmp_path)
     path = tmp_path / "tokenizer_config.json"
     values = json.loads(path.read_text())

@@ -24,11 +24,28 @@ from transformers import (
 )
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
+from tandem import SamplingParams
+
 BOS, PAD, EOS, UNK = range(4)
 LOCATIONS = 48  # of the published models' 1000
 CLEAR = 1e-3  # lead of each token's logit: below it rounding decides
 TOKENS = 24
 SIZE = 56, 72  # width and height of what the encoder reads
+POSITIONS = 64  # of an image
+GREEDY = SamplingParams(
+    num_beams=1, max_tokens=TOKENS, no_repeat_ngram_size=0, forced_bos_token_id=9, forced_eos_token_id=8
+)
+# In transformers' words.
+PLAIN: dict[str, Any] = {
+    "num_beams": 1, "max_length": TOKENS + 1, "no_repeat_ngram_size": 0, "forced_bos_token_id": 9,
+    "forced_eos_token_id": 8, "early_stopping": False,
+}  # fmt: skip
+# Twenty, to be asked about one image.
+QUESTIONS = [
+    *("<OD>", "<CAPTION>", "<REGION_PROPOSAL>", "<OCR>", "<DETAILED_CAPTION>", "<DENSE_REGION_CAPTION>"),
+    *(f"<OPEN_VOCABULARY_DETECTION>{letter}" for letter in "abcdefg"),
+    *(f"What is it, {letter}?" for letter in "abcdefg"),
+]
 # As the published models have it, but for the phrases.
 POST_PROCESSOR: dict[str, Any] = {
     "ocr": {"pattern": r"(.+?)" + r"<loc_(\d+)>" * 8, "area_threshold": 0.0},
@@ -95,7 +112,7 @@ def make_florence(folder: Path, seed: int = 0, **text: Any) -> Path:
     model.generation_config = GenerationConfig(**GENERATION)
     model.save_pretrained(folder)
     images = CLIPImageProcessorPil(
-        size={"height": SIZE[1], "width": SIZE[0]}, do_center_crop=False, image_seq_length=64,
+        size={"height": SIZE[1], "width": SIZE[0]}, do_center_crop=False, image_seq_length=POSITIONS,
         image_mean=[0.485, 0.456, 0.406], image_std=[0.229, 0.224, 0.225],
     )  # fmt: skip
     Florence2Processor(images, tokenizer(), post_processor_config=POST_PROCESSOR).save_pretrained(folder)

@@ -4,13 +4,12 @@ transformers' answers."""
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from image_cases import Case, OneByOne
 from models import words
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
@@ -104,19 +103,6 @@ def image(seed: int, width: int = 20, height: int = 13) -> Image.Image:
     return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
 
 
-@dataclass(frozen=True)
-class Case:
-    prompt: str
-    images: list[Image.Image]
-
-    @property
-    def asked(self) -> Any:
-        """The prompt of `LLM.generate`."""
-        if not self.images:
-            return self.prompt
-        return {"prompt": self.prompt, "multi_modal_data": {"image": self.images}}
-
-
 def case(seed: int, images: int) -> Case:
     """Images of any shape in a text: first, last, apart or one after another."""
     rng = np.random.default_rng(seed)
@@ -134,8 +120,8 @@ def text(seed: int, count: int = 5) -> str:
     return " ".join(np.array(list(itertools.islice(words(), VOCAB - 4)))[rng.integers(0, VOCAB - 4, count)])
 
 
-class Reference:
-    """transformers with one checkpoint, one request at a time."""
+class Reference(OneByOne):
+    least_lead = CLEAR
 
     def __init__(self, folder: Path) -> None:
         self.model = MllamaForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -151,7 +137,6 @@ class Reference:
 
     @torch.no_grad()
     def generate(self, case: Case, **options: Any) -> tuple[list[int], float]:
-        """The generated ids, EOS included, and the smallest lead of a token's logit over the next."""
         inputs = self.inputs(case)
         out = self.model.generate(
             **inputs, do_sample=False, return_dict_in_generate=True, output_logits=True, **options
@@ -159,8 +144,3 @@ class Reference:
         ids = out.sequences[0, inputs["input_ids"].shape[1] :].tolist()
         leads = [float(-logits[0].topk(2).values.diff()) for logits in out.logits]
         return ids, min(leads[: len(ids)])
-
-    def clear(self, cases: Iterable[Case], **options: Any) -> list[tuple[Case, list[int]]]:
-        """The cases whose answers do not hang on rounding, and these answers."""
-        found = [(one, *self.generate(one, **options)) for one in cases]
-        return [(one, ids) for one, ids, lead in found if lead > CLEAR]

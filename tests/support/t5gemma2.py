@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import itertools
 import string
-from collections.abc import Iterable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import models
 import numpy as np
 import torch
+from image_cases import Case, OneByOne
 from models import Variant
 from PIL import Image
 from tokenizers import AddedToken, Tokenizer, decoders, processors
@@ -132,19 +131,6 @@ def image(seed: int, width: int = 41, height: int = 26) -> Image.Image:
     return Image.fromarray((np.asarray(coarse).astype(int) + noise).clip(0, 255).astype(np.uint8))
 
 
-@dataclass(frozen=True)
-class Case:
-    prompt: str
-    images: list[Image.Image]
-
-    @property
-    def asked(self) -> Any:
-        """The prompt of `LLM.generate`."""
-        if not self.images:
-            return self.prompt
-        return {"prompt": self.prompt, "multi_modal_data": {"image": self.images}}
-
-
 def text(seed: int, count: int = 8) -> str:
     rng = np.random.default_rng(seed)
     letters = [*string.ascii_lowercase, " ", "\n"]
@@ -170,8 +156,8 @@ def cases() -> list[Case]:
     return [case(seed, images) for seed, images in itertools.product(range(5), (1, 0, 3, 2))]
 
 
-class Reference:
-    """transformers with one checkpoint, one request at a time."""
+class Reference(OneByOne):
+    least_lead = CLEAR
 
     def __init__(self, folder: Path) -> None:
         self.model = T5Gemma2ForConditionalGeneration.from_pretrained(folder, dtype=torch.float32).eval()
@@ -185,7 +171,6 @@ class Reference:
 
     @torch.no_grad()
     def generate(self, case: Case, **options: Any) -> tuple[list[int], float]:
-        """The generated ids, EOS included, and the smallest lead of a token's logit over the next."""
         # use_cache: transformers sizes the cache by the encoder, see `models.reference_greedy`.
         out = self.model.generate(
             **self.inputs(case), do_sample=False, use_cache=False, return_dict_in_generate=True,
@@ -195,8 +180,3 @@ class Reference:
         ids = ids[: ids.index(EOS) + 1] if EOS in ids else ids
         leads = [float(-logits[0].topk(2).values.diff()) for logits in out.logits]
         return ids, min(leads[: len(ids)])
-
-    def clear(self, cases: Iterable[Case], **options: Any) -> list[tuple[Case, list[int]]]:
-        """The cases whose answers do not hang on rounding, and these answers."""
-        found = [(one, *self.generate(one, **options)) for one in cases]
-        return [(one, ids) for one, ids, lead in found if lead > CLEAR]

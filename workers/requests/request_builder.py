@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from tandem.errors import InvalidRequest, ModelNotFound
+from tandem.errors import InvalidRequest, ModelNotFound, RequestTooLarge
 from tandem.inputs import (
     MultiModalData,
     Prompt,
@@ -29,7 +29,7 @@ from tandem.inputs import (
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.outputs import Parse
 from tandem.params import Params, Pooling, SamplingParams
-from tandem.workers.request import Decoding, EncodeRequest, EncoderInput, EngineRequest
+from tandem.workers.request import Decoding, EncodeRequest, EngineRequest
 from tandem.workers.requests.answers.detokenizer import Detokenizer, Vocabulary
 from tandem.workers.requests.answers.document_fields import DocumentFields
 from tandem.workers.requests.answers.embedding import PreparedEmbedding, check_pooling
@@ -271,9 +271,10 @@ class RequestBuilder:
         most = self.limits.embeddings
         if not 0 < len(prompts) <= most:
             raise InvalidRequest(f"1 to {most} prompts, got {len(prompts)}", field="prompts")
-        inputs = [
+        read = [
             self._embedded(prompt, number, len(prompts), checked) for number, prompt in enumerate(prompts)
         ]
+        inputs = [one.encoder for one in read]
         rows = sum(len(one.token_ids) for one in inputs) if pooling == "none" else len(inputs)
         if (values := rows * self.info.encoder_width) > (limit := self.limits.embedding_values):
             raise InvalidRequest(
@@ -283,7 +284,11 @@ class RequestBuilder:
         return PreparedEmbedding(
             checked.request_id,
             pooling,
-            [EncodeRequest(one, checked.priority, checked.timeout_s) for one in inputs],
+            [
+                EncodeRequest(one, checked.priority, checked.timeout_s, number, len(inputs))
+                for number, one in enumerate(inputs)
+            ],
+            sum(one.media_tokens for one in read),
         )
 
     @property
@@ -363,12 +368,12 @@ class RequestBuilder:
 
     # -- the parts of a request
 
-    def _embedded(self, prompt: Prompt, number: int, prompts: int, checked: CheckedOptions) -> EncoderInput:
+    def _embedded(self, prompt: Prompt, number: int, prompts: int, checked: CheckedOptions) -> ParsedPrompt:
         with naming_prompt(number, prompts):
             given = self._reader.read(prompt, checked.task, checked.truncate)
             if given.context:
                 raise InvalidRequest("the encoder reads none", field="decoder_prompt")
-            return given.encoder
+            return given
 
     def _decoding(self, params: Params, task: ResolvedTask, given: ParsedPrompt) -> Decoding:
         def encode(text: str, name: str) -> list[int]:
@@ -443,17 +448,18 @@ def _prepared(
         stop=stop,
         skip_special_tokens=skip_special_tokens,
         parse=parse,
+        media_tokens=given.media_tokens,
     )
 
 
 @contextmanager
 def naming_prompt(number: int, prompts: int) -> Iterator[None]:
-    """Adds to an InvalidRequest which of several prompts is at fault; `number` counts from 0."""
+    """Adds to a refusal which of several prompts is at fault; `number` counts from 0."""
     try:
         yield
-    except InvalidRequest as error:
+    except (InvalidRequest, RequestTooLarge) as error:
         where = f" (in prompt {number + 1} of {prompts})" if prompts > 1 else ""
-        raise InvalidRequest(error.message + where, field=error.field) from None
+        raise type(error)(error.message + where, field=error.field) from None
 
 
 def sample_seed(seed: int, index: int) -> int:

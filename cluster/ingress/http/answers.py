@@ -92,7 +92,8 @@ class AnswerShape(ABC):
         self._n = params.outputs
         self._vocabulary, self._shown = vocabulary, shown
         self._prompt_ids = [one.encoder_prompt_token_ids or one.prompt_token_ids for one in prepared]
-        self._prompt_tokens = sum(one.encoder_positions + len(one.context_ids) for one in prepared)
+        self._prompt_tokens = sum(one.encoder_tokens + len(one.context_ids) for one in prepared)
+        self._image_tokens = sum(one.media_tokens for one in prepared)  # these requests have no other media
         self._completion_tokens = 0
         self._begun: set[int] = set()  # choices that a stream has sent something of
 
@@ -194,9 +195,13 @@ class AnswerShape(ABC):
             chunk["usage"] = self._usage() if options.continuous_usage_stats else None
         return chunk
 
-    def _usage(self) -> dict[str, int]:
-        return {
+    def _usage(self) -> dict[str, Any]:
+        usage: dict[str, Any] = {
             "prompt_tokens": self._prompt_tokens,
             "completion_tokens": self._completion_tokens,
             "total_tokens": self._prompt_tokens + self._completion_tokens,
         }
+        if self._image_tokens:
+            text = self._prompt_tokens - self._image_tokens
+            usage["prompt_tokens_details"] = {"image_tokens": self._image_tokens, "text_tokens": text}
+        return usage

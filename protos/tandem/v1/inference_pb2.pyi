@@ -297,14 +297,16 @@ class Started(_message.Message):
     def __init__(self, request_id: _Optional[str] = ..., prompt: _Optional[_Union[PromptInfo, _Mapping]] = ...) -> None: ...
 
 class PromptInfo(_message.Message):
-    __slots__ = ("encoder_tokens", "decoder_token_ids", "logprobs")
+    __slots__ = ("encoder_tokens", "decoder_token_ids", "logprobs", "media_tokens")
     ENCODER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DECODER_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TOKENS_FIELD_NUMBER: _ClassVar[int]
     encoder_tokens: int
     decoder_token_ids: _containers.RepeatedScalarFieldContainer[int]
     logprobs: _containers.RepeatedCompositeFieldContainer[TokenLogprobs]
-    def __init__(self, encoder_tokens: _Optional[int] = ..., decoder_token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ...) -> None: ...
+    media_tokens: int
+    def __init__(self, encoder_tokens: _Optional[int] = ..., decoder_token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[_Union[TokenLogprobs, _Mapping]]] = ..., media_tokens: _Optional[int] = ...) -> None: ...
 
 class Completion(_message.Message):
     __slots__ = ("index", "text", "token_ids", "finish", "logprobs", "cumulative_logprob", "score", "parsed_json")
@@ -377,14 +379,16 @@ class TopLogprob(_message.Message):
     def __init__(self, token_id: _Optional[int] = ..., logprob: _Optional[float] = ...) -> None: ...
 
 class Usage(_message.Message):
-    __slots__ = ("encoder_tokens", "decoder_prompt_tokens", "generated_tokens")
+    __slots__ = ("encoder_tokens", "decoder_prompt_tokens", "generated_tokens", "media_tokens")
     ENCODER_TOKENS_FIELD_NUMBER: _ClassVar[int]
     DECODER_PROMPT_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GENERATED_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    MEDIA_TOKENS_FIELD_NUMBER: _ClassVar[int]
     encoder_tokens: int
     decoder_prompt_tokens: int
     generated_tokens: int
-    def __init__(self, encoder_tokens: _Optional[int] = ..., decoder_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ...) -> None: ...
+    media_tokens: int
+    def __init__(self, encoder_tokens: _Optional[int] = ..., decoder_prompt_tokens: _Optional[int] = ..., generated_tokens: _Optional[int] = ..., media_tokens: _Optional[int] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
     __slots__ = ("encoder_prompt", "decoder_prompt", "targets", "options")

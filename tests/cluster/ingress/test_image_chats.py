@@ -325,10 +325,7 @@ async def test_florences_answers(florence: Path) -> None:
             assert choice["message"]["content"] == shown
             assert choice["parsed"] == reference.parsed("<OD>", 1, ids)
             positions = reference.inputs("<OD>", 1)["input_ids"].shape[1]
-            assert said["usage"] == {
-                "prompt_tokens": positions, "completion_tokens": len(ids),
-                "total_tokens": positions + len(ids),
-            }  # fmt: skip
+            assert said["usage"]["prompt_tokens"] == positions
             # A question of text alone, too.
             plain = await chat(http, [{"role": "user", "content": "What is it?"}], num_beams=1)
             assert plain.status_code == 200

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 from fake_cluster import D_MODEL, FakeCluster, encode, expected, request, task_error, until
@@ -134,6 +135,14 @@ async def test_one_that_is_refused_ends_all_of_its_call(disaggregated: bool) -> 
         with pytest.raises(InvalidRequest, match="no such input"):
             await cluster.router.hidden_states([asked([3, 1]), asked([4, 1])])
         await cluster.settled()
+
+
+async def test_what_is_refused_says_which_of_its_calls_prompts_it_is() -> None:
+    async with FakeCluster() as cluster:
+        cluster.encoders.faults = [task_error(InvalidRequest("no such input", field="prompt"))]
+        with pytest.raises(InvalidRequest, match=r"no such input \(in prompt 7 of 9\)") as caught:
+            await cluster.router.hidden_states([replace(asked([3, 1]), number=6, prompts=9)])
+        assert caught.value.field == "prompt"
 
 
 @PLACEMENTS

@@ -38,6 +38,8 @@ def test_an_output_comes_back_whole() -> None:
             CompletionOutput(6, "", [], "stop", parsed=PARSED),
             CompletionOutput(7, "", [], "stop", parsed=[]),
         ],
+        encoder_tokens=11,
+        media_tokens=9,
     )
     request = wire.generate_request(
         pb.GenerateRequest,
@@ -46,8 +48,9 @@ def test_an_output_comes_back_whole() -> None:
         ),
     )
     response = wire_answers.generate_response(output)
-    assert response.usage == pb.Usage(encoder_tokens=2, decoder_prompt_tokens=2, generated_tokens=5)
-    assert response.prompt == pb.PromptInfo(encoder_tokens=2, decoder_token_ids=[0, 9])
+    usage = pb.Usage(encoder_tokens=11, media_tokens=9, decoder_prompt_tokens=2, generated_tokens=5)
+    assert response.usage == usage
+    assert response.prompt == pb.PromptInfo(encoder_tokens=11, media_tokens=9, decoder_token_ids=[0, 9])
     assert (
         wire_answers.output_of(request, pb.GenerateResponse.FromString(response.SerializeToString()))
         == output
@@ -74,11 +77,9 @@ def test_a_delta_comes_back_whole(reason: FinishReason | None) -> None:
 
 def test_the_ends_of_a_stream() -> None:
     delta = TextDelta(index=0, text="é", token_ids=[7], finish_reason="stop")
-    message = wire_answers.stream_response(
-        delta, wire_answers.started("r1", 5, [0, 9]), pb.Usage(generated_tokens=1)
-    )
-    assert message.started.request_id == "r1"
-    assert message.started.prompt == pb.PromptInfo(encoder_tokens=5, decoder_token_ids=[0, 9])
+    prompt = pb.PromptInfo(encoder_tokens=5, decoder_token_ids=[0, 9])
+    message = wire_answers.stream_response(delta, pb.Started(prompt=prompt), pb.Usage(generated_tokens=1))
+    assert message.started.prompt == prompt
     assert message.usage.generated_tokens == 1
 
 

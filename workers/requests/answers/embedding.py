@@ -24,6 +24,7 @@ class PreparedEmbedding:
     request_id: str
     pooling: Pooling
     requests: list[EncodeRequest]  # one for each prompt
+    media_tokens: int  # positions that the prompts' media take
 
     @property
     def encoder_tokens(self) -> int:

@@ -27,9 +27,10 @@ class PreparedRequest:
     stop: Sequence[str] = ()  # texts that end a sample
     skip_special_tokens: bool = True
     parse: Parse | None = field(default=None, repr=False)  # of a whole answer, special tokens included
+    media_tokens: int = 0  # positions of the encoder input that its media take, their padding included
 
     @property
-    def encoder_positions(self) -> int:
+    def encoder_tokens(self) -> int:
         """Length of the encoder input: its tokens, and the positions that its media take."""
         return len(self.sequences[0].encoder.token_ids)
 
@@ -93,6 +94,8 @@ class OutputProcessor:
             prompt_token_ids=prepared.prompt_token_ids,
             outputs=[sample.output for sample in self._by_index],
             prompt_logprobs=self._prompt_logprobs,
+            encoder_tokens=prepared.encoder_tokens,
+            media_tokens=prepared.media_tokens,
         )
 
 

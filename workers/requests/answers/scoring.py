@@ -22,6 +22,8 @@ def score_output(prepared: PreparedRequest, ends: Mapping[str, Delta]) -> ScoreO
         prompt=prepared.prompt,
         prompt_token_ids=prepared.prompt_token_ids,
         scores=[_score(target, ends[target.request_id]) for target in prepared.sequences],
+        encoder_tokens=prepared.encoder_tokens,
+        media_tokens=prepared.media_tokens,
     )
 
 

@@ -6,7 +6,7 @@ the worker that encodes it decodes it and makes the features that the stack's fr
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from hashlib import blake2b
@@ -14,7 +14,7 @@ from pathlib import Path
 from struct import unpack
 from typing import TYPE_CHECKING, Final, Protocol
 
-from tandem.errors import renaming_fields
+from tandem.errors import InvalidRequest, RequestTooLarge, renaming_fields
 from tandem.inputs import Media, Modality
 from tandem.limits import Limits
 from tandem.workers.models.spec import FrontSpec
@@ -27,7 +27,7 @@ from tandem.workers.requests.media.tiled_image import TiledImageProcessor
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["MediaProcessor", "naming_item", "own_positions", "prepare_input", "read_processor"]
+__all__ = ["MediaProcessor", "check_items", "naming_item", "own_positions", "prepare_input", "read_processor"]
 
 
 class MediaProcessor(Protocol):
@@ -64,6 +64,26 @@ def naming_item(modality: Modality, number: int, items: int) -> Iterator[None]:
     field = f"multi_modal_data.{modality}"
     with renaming_fields({field: f"{field}.{number}"} if items > 1 else {}):
         yield
+
+
+def check_items(media: Sequence[Media], limits: Limits, field: str) -> None:
+    """Checks the number and the bytes of a request's items, which errors call `field`.
+
+    Raises InvalidRequest and RequestTooLarge, naming the one of several that is at fault.
+    """
+
+    def check_size(size: int, name: str) -> None:
+        if size > limits.media_bytes:
+            raise RequestTooLarge(f"has {size} bytes, the limit is {limits.media_bytes}", field=name)
+
+    if len(media) > limits.media_items:
+        raise InvalidRequest(f"at most {limits.media_items} items, got {len(media)}", field=field)
+    for number, one in enumerate(media):
+        name = f"{field}.{number}" if len(media) > 1 else field
+        if not one.data:
+            raise InvalidRequest("has no bytes", field=name)
+        check_size(len(one.data), name)
+    check_size(sum(len(one.data) for one in media), field)
 
 
 def own_positions(processor: MediaProcessor, media: Media, limits: Limits) -> int:

@@ -10,12 +10,12 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Final
 
-from tandem.errors import InvalidRequest, RequestTooLarge, renaming_fields
+from tandem.errors import InvalidRequest, renaming_fields
 from tandem.inputs import Media, Prompt, PromptSide, SingletonPrompt, decoder_side, split_prompt
 from tandem.limits import Limits
 from tandem.outputs import Parse
 from tandem.workers.request import CrossSpan, EncoderInput
-from tandem.workers.requests.media import MediaProcessor, naming_item, own_positions
+from tandem.workers.requests.media import MediaProcessor, check_items, naming_item, own_positions
 from tandem.workers.requests.model_info import ModelInfo
 from tandem.workers.requests.parameters.decoding import check_ids
 from tandem.workers.requests.prompts.cross_spans import cross_spans
@@ -34,7 +34,7 @@ class ParsedPrompt:
     """A prompt, read."""
 
     encoder: EncoderInput
-    encoder_ids: list[int]
+    encoder_ids: list[int]  # of its tokens alone
     prefix: list[int]  # what the decoder starts from, start token included
     context: list[int]  # the decoder prompt alone
     encoder_text: str | None  # as given, where it was text
@@ -42,6 +42,11 @@ class ParsedPrompt:
     opening: Opening  # what follows the prefix and is for the model to say
     parse: Parse | None = None  # of an answer's ids, the prefix included, where the prompt asks for a task
     cross_spans: tuple[CrossSpan, ...] = ()  # see `EngineRequest`
+
+    @property
+    def media_tokens(self) -> int:
+        """Positions of the encoder input that its media take, their padding included."""
+        return len(self.encoder.token_ids) - len(self.encoder_ids)
 
 
 class PromptReader:
@@ -227,7 +232,7 @@ class PromptReader:
 
     def _check_media(self, media: Sequence[Media], name: str) -> None:
         """Checks what needs no decoding: the media's modalities, number and bytes."""
-        takes, limits = self.info.modalities, self.limits
+        takes = self.info.modalities
         for modality in dict.fromkeys(one.modality for one in media):
             if modality not in takes:
                 text = [] if takes and self.info.encoder_vocab_size is None else ["text"]
@@ -236,15 +241,8 @@ class PromptReader:
                 raise InvalidRequest(
                     f"{self.info.name!r} takes {' and '.join(known)}{only}", field=f"{name}.{modality}"
                 )
-        if not media:
-            return
-        field = f"{name}.{media[-1].modality}"
-        if len(media) > limits.media_items:
-            raise InvalidRequest(f"at most {limits.media_items} items, got {len(media)}", field=field)
-        if not all(one.data for one in media):
-            raise InvalidRequest("has no bytes", field=field)
-        if (size := sum(len(one.data) for one in media)) > limits.media_bytes:
-            raise RequestTooLarge(f"has {size} bytes, the limit is {limits.media_bytes}", field=field)
+        if media:
+            check_items(media, self.limits, f"{name}.{media[-1].modality}")
 
     def prompt_ids(
         self,

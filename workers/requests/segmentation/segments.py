@@ -122,6 +122,7 @@ class Document:
             prompt=None,
             prompt_token_ids=outputs[0].prompt_token_ids if outputs else [],
             outputs=[self._sample(index, own) for index, own in enumerate(parts)],
+            encoder_tokens=sum(output.encoder_tokens for output in outputs),
         )
 
     def _sample(self, index: int, parts: Sequence[CompletionOutput]) -> CompletionOutput:
