@@ -243,7 +243,8 @@ def killing(actor: str) -> tuple[Callable[[], None], Callable[[], bool]]:
 
 def a_spare_waits(pace: float) -> None:
     """Returns when a process waits with all modules to be the next ingress."""
-    eventually(lambda: bool(pids("IDLE")), "no process waits to be the next ingress")
+    ingress = max(pids(INGRESS))
+    eventually(lambda: max(pids("IDLE"), default=0) > ingress, "no process waits to be the next ingress")
     time.sleep(START_S * pace)
 
 
