@@ -76,7 +76,7 @@ def watch(clock: Clock, encoder: EncoderStack) -> None:
         for one in front.convolutions:
             products[id(one.linear)] = "convolutions", 3 * one.inputs, one.outputs
 
-    def multiply(linear: Linear, x: torch.Tensor) -> Work:
+    def multiply(linear: Linear, x: torch.Tensor, *_: object) -> Work:
         _, inputs, outputs = products[id(linear)]
         return 0.0, 2.0 * len(x) * inputs * outputs
 
@@ -85,7 +85,7 @@ def watch(clock: Clock, encoder: EncoderStack) -> None:
         return 0.0, 4.0 * width * float((lengths.astype(np.float64) ** 2).sum())
 
     clock.watch(
-        type(encoder.layers[0][0].o.linear), "__call__", lambda one, _: products[id(one)][0], multiply
+        type(encoder.layers[0][0].o.linear), "__call__", lambda one, *_: products[id(one)][0], multiply
     )
     clock.watch(kernels, "encoder_attention", "attention", attend)
     clock.watch(kernels, "activate", "activation")

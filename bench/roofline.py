@@ -129,7 +129,7 @@ def watch(clock: Clock, engine: Engine) -> None:
     assert logits is not None
     product("logits", logits, spec.d_model, engine.spec.vocab_size)
 
-    def multiply(linear: Linear, x: torch.Tensor) -> Work:
+    def multiply(linear: Linear, x: torch.Tensor, *_: object) -> Work:
         _, inputs, outputs = products[id(linear)]
         moved = weight * inputs * outputs + number * len(x) * (inputs + outputs)
         return moved, 2.0 * len(x) * inputs * outputs
@@ -141,7 +141,7 @@ def watch(clock: Clock, engine: Engine) -> None:
     def norm(x: torch.Tensor, *_: object) -> Work:
         return 4.0 * x.nbytes, 0.0  # reads a sublayer's output and the sum so far, writes both anew
 
-    clock.watch(type(logits), "__call__", lambda linear, _: products[id(linear)][0], multiply)
+    clock.watch(type(logits), "__call__", lambda linear, *_: products[id(linear)][0], multiply)
     clock.watch(kernels, "paged_self_attention", "self-attention", attend)
     clock.watch(kernels, "paged_cross_attention", "cross-attention", attend)
     clock.watch(kernels, "activate", "activation", lambda x, *_, **__: (2.0 * x.nbytes, 0.0))
