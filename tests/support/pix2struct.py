@@ -40,8 +40,8 @@ def pix2struct_config(**text: Any) -> Pix2StructConfig:
 
 
 def processor(**options: Any) -> Any:
-    patch = {"height": 4, "width": 6}
-    return theirs.Pix2StructImageProcessorPil(max_patches=PATCHES, patch_size=patch, **options)
+    said: dict[str, Any] = {"max_patches": PATCHES, "patch_size": {"height": 4, "width": 6}, **options}
+    return theirs.Pix2StructImageProcessorPil(**said)
 
 
 def make_pix2struct(folder: Path, seed: int = 0, *, is_vqa: bool = False, **text: Any) -> Path:

@@ -30,7 +30,8 @@ def made(
 ) -> tuple[FlatPatchesProcessor, Any]:
     """Ours and transformers', of images that come to so many patches at most."""
     size = {"height": patch[0], "width": patch[1]}
-    peer = Pix2StructImageProcessorPil(max_patches=most, patch_size=size, is_vqa=header)
+    said: dict[str, Any] = {"max_patches": most, "patch_size": size, "is_vqa": header}
+    peer = Pix2StructImageProcessorPil(**said)
     peer.save_pretrained(folder)
     spec = FrontSpec(
         kind="flat_patches", modality="image", placeholder_id=0, positions=most, varying=True, header=header,
