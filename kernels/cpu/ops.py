@@ -276,8 +276,9 @@ def encoder_attention(
 def grouped_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor:
     groups, rows = q.shape[:2]
     borders = torch.arange(groups + 1, dtype=torch.int32) * rows
-    packed = (x.flatten(0, 1) for x in (q, k, v))
-    return attend_inputs(*packed, borders, scores, False, None, LANES).view(q.shape)
+    packed_q, packed_k, packed_v = (x.flatten(0, 1) for x in (q, k, v))
+    out = attend_inputs(packed_q, packed_k, packed_v, borders, scores, False, None, LANES)
+    return out.view(q.shape)
 
 
 def attend_inputs(

@@ -139,7 +139,7 @@ class WindowAttention:
 
     def __call__(self, x: torch.Tensor, depthwise: Depthwise, norm: Norm) -> torch.Tensor:
         made = torch.empty_like(x)
-        for rows in strips(x, *x.shape[1:3], self.side):
+        for rows in strips(x, x.shape[1], x.shape[2], self.side):
             strip = depthwise(x, rows, made)
             strip.add_(self._attend(_normed(norm, strip)))
         return made
@@ -151,7 +151,8 @@ class WindowAttention:
         rows, columns = x.shape[1] // side, x.shape[2] // side
         windows = x.view(items, rows, side, columns, side, channels).transpose(2, 3)
         qkv = self.qkv(windows.reshape(-1, channels)).view(-1, side**2, 3, self.heads, channels // self.heads)
-        mixed = kernels.grouped_attention(*qkv.unbind(2), self.scores).reshape(-1, channels)
+        q, k, v = qkv.unbind(2)
+        mixed = kernels.grouped_attention(q, k, v, self.scores).reshape(-1, channels)
         windows = self.projection(mixed).view(items, rows, columns, side, side, channels).transpose(2, 3)
         return windows.reshape(x.shape)[:, :height, :width]
 
@@ -223,7 +224,7 @@ class Block:
         """Images [items, height, width, channels], as are the results."""
         x = self.attention(x, self.convolutions[0], self.norms[0])
         made = torch.empty_like(x)
-        for rows in strips(x, *x.shape[1:3]):
+        for rows in strips(x, x.shape[1], x.shape[2]):
             # Each sum overwrites what was made last: new memory takes longer, a page fault for every 4 KiB.
             for piece in pieces(self.convolutions[1](x, rows, made).view(-1, x.shape[3])):
                 piece.add_(self.down(kernels.activate(self.up(self.norms[1](piece)), self.activation)))
