@@ -271,7 +271,7 @@ def test_pix2struct(started: tuple[launch.RunningCluster, ServeConfig], tmp_path
         assert metrics(endpoints.http[0])["tandem_encoder_cache_misses_total"] == len(found)
         with pytest.raises(InvalidRequest, match="a question") as refused:
             client.generate(vision.prompt(found[0][0]), greedy)
-        assert refused.value.field == "prompt"
+        assert refused.value.field == "encoder_prompt"
 
 
 def test_transcriptions(started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path) -> None:
