@@ -339,6 +339,30 @@ def speech() -> str:
     return markdown(head, rows)
 
 
+VISION = {
+    "tandem float32": "Tandem float32",
+    "tandem bfloat16": "Tandem bfloat16",
+    "tandem int8": "Tandem int8",
+    "transformers float32": "transformers float32",
+    "transformers bfloat16": "transformers bfloat16",
+}
+
+
+def vision() -> str:
+    models = load("vision")["models"]
+    there = [name for name in VISION if any(name in by for loads in models.values() for by in loads.values())]
+    ours = [name for name in there if name.startswith("tandem")]
+    rows = [
+        [model, count,
+         *(f"{by_system[name]['images_per_s']['median']:.2f}" for name in there),
+         *(f"{by_system[name]['over']['transformers float32']['median']:.2f}" for name in ours)]
+        for model, loads in models.items()
+        for count, by_system in loads.items()
+    ]  # fmt: skip
+    ratios = (f"{VISION[name].removeprefix('Tandem ')}, over float32's there" for name in ours)
+    return markdown(["model", "images at once", *(VISION[name] for name in there), *ratios], rows)
+
+
 def speech_parity() -> str:
     rows = []
     for size, by_kind in load("speech_parity")["counts"].items():
@@ -380,7 +404,7 @@ def admission() -> str:
 # The results that the tables of docs/performance.md are made from, each written by the script of its name.
 MEASURED = (
     "engine", "speech", "speculation", "cluster", "placement", "roofline", "encoding", "handoff", "simulate",
-    "admission",
+    "admission", "vision",
 )  # fmt: skip
 VERSIONS = {
     "torch": "PyTorch",
@@ -410,8 +434,8 @@ DOCUMENTS: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (headline,),
     ROOT / "docs" / "transcription.md": (speech_parity,),
     ROOT / "docs" / "performance.md": (
-        engine, speech, speculation, cluster, first_token, placement, cache, roofline, encoding, handoff,
-        clips, costs, validation, saturation, scaling, choices, admission, versions,
+        engine, speech, vision, speculation, cluster, first_token, placement, cache, roofline, encoding,
+        handoff, clips, costs, validation, saturation, scaling, choices, admission, versions,
     ),
 }  # fmt: skip
 
