@@ -40,4 +40,5 @@ def test_convolutions_are_counted(tmp_path: Path) -> None:
     ).save_pretrained(tmp_path)  # fmt: skip
     ops = encoding.measure(encoding.load(tmp_path, "int8"), 2, 10, 1, rate=1e9)["ops"]
     assert ops.keys() == OPS | {"convolutions", "rest"}
-    assert ops["convolutions"]["operations"] == 2 * 2 * 3 * 32 * (80 * 20 + 32 * 10)
+    # Two items of 20 frames and of 10, each with two more around it, whose outputs are computed, too.
+    assert ops["convolutions"]["operations"] == 2 * 2 * 3 * 32 * (80 * 22 + 32 * 11)

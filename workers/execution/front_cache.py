@@ -64,7 +64,7 @@ class FrontCache:
         self._reused += len(keys) - len(missing)
         if missing:
             numbers = list(missing.values())
-            own = spec.own_positions(token_ids)[numbers].tolist()
+            own = [] if spec.padding_id is None else spec.own_positions(token_ids)[numbers].tolist()
             made = front(self._features(numbers, features), own)
             found.update(zip(missing, made.split(spec.positions), strict=True))
             for name in missing:

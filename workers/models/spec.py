@@ -240,7 +240,8 @@ class FrontSpec:
         return own if self.padding_id is None else own | (token_ids == self.padding_id)
 
     def own_positions(self, token_ids: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-        """How many positions of each item in packed inputs are not padding: int64 [items]."""
+        """How many positions of each item in packed inputs are not padding, where `padding_id` is set: int64
+        [items]."""
         of_items = token_ids[self.holds_media(token_ids)].reshape(-1, self.positions)
         own: npt.NDArray[np.int64] = (of_items == self.placeholder_id).sum(1)
         return own

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -24,7 +24,7 @@ class FlatPatches:
         self.columns = Weight(f"{name}.columns", place, stack.front.flat_patches.rows, width)
         self.dtype = place.dtype
 
-    def __call__(self, features: torch.Tensor) -> torch.Tensor:
+    def __call__(self, features: torch.Tensor, _own: Sequence[int] = ()) -> torch.Tensor:
         """[items, patches, 2 + values], on the device → [items * patches, d_model]."""
         flat = features.flatten(0, 1)
         rows, columns = flat[:, :2].long().unbind(1)
