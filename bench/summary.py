@@ -404,7 +404,7 @@ def admission() -> str:
 # The results that the tables of docs/performance.md are made from, each written by the script of its name.
 MEASURED = (
     "engine", "speech", "speculation", "cluster", "placement", "roofline", "encoding", "handoff", "simulate",
-    "admission", "vision",
+    "admission", "vision", "speech_parity",
 )  # fmt: skip
 VERSIONS = {
     "torch": "PyTorch",

@@ -71,12 +71,12 @@ class Tiny(Generic[ReferenceT]):
 
     def answers(self, **options: Any) -> Any:
         """What an engine with these options answers to all at once, and its stats; nothing is left in it."""
-        options = {
+        usual: dict[str, Any] = {
             "dtype": "float32",
             "max_encoder_length": self._longest,
             "check_invariants": True,
-        } | options
-        with LLM(str(self.folder), **options) as llm:
+        }
+        with LLM(str(self.folder), **(usual | options)) as llm:
             answers = generate(llm, [one for one, _ in self.found], self._params)
             stats = llm.stats()
         assert (stats.running, stats.free_pages) == (0, stats.total_pages)

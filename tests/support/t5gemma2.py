@@ -60,7 +60,7 @@ def tokenizer() -> PreTrainedTokenizerFast:
 def t5gemma2_config(vision: dict[str, Any] | None = None, **encoder: Any) -> T5Gemma2Config:
     """Unequal depths and heads."""
     words = tokenizer()
-    image, end = (words.convert_tokens_to_ids(token) for token in ("<image_soft_token>", "<end_of_image>"))
+    image, end = (words.vocab[token] for token in ("<image_soft_token>", "<end_of_image>"))
     text = {
         "vocab_size": len(words), "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3,
         "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16, "query_pre_attn_scalar": 9,

@@ -105,7 +105,8 @@ async def test_every_interface_counts_the_same(make: Callable[[Path], Asked], tm
             assert usage == pb.Usage(
                 **counted, decoder_prompt_tokens=asked.decoder_tokens, generated_tokens=generated
             )
-            assert told == pb.PromptInfo(**counted, decoder_token_ids=output.prompt_token_ids)
+            info: dict[str, Any] = {**counted, "decoder_token_ids": output.prompt_token_ids}
+            assert told == pb.PromptInfo(**info)
         # -- HTTP
         parts = [image_part(one) for one in asked.images] + [text_part(asked.text)]
         body: dict[str, Any] = {
@@ -131,10 +132,10 @@ async def test_every_interface_counts_the_same(make: Callable[[Path], Asked], tm
         assert metric(service.metrics, "prompt_media_tokens") == 4 * asked.media_tokens
         if llm.info.decoder_start_id is not None:
             (score,) = llm.score(prompt, "bi")
-            request = wire.score_request(prompt, "bi")
-            answer = await api.Score(request.SerializeToString(), Context())
+            scored = wire.score_request(prompt, "bi")
+            answer = await api.Score(scored.SerializeToString(), Context())
             assert (answer.prompt.encoder_tokens, answer.prompt.media_tokens) == tuple(counted.values())
-            found = wire_answers.scores_of(request, answer)
+            found = wire_answers.scores_of(scored, answer)
             for one in (score, found):
                 assert (one.encoder_tokens, one.media_tokens) == tuple(counted.values())
             assert metric(service.metrics, "prompt_media_tokens") == 5 * asked.media_tokens
