@@ -25,6 +25,7 @@ pytestmark = pytest.mark.ray
 READY_S = 240.0
 KEY = "tandem-known"
 SPARE_LOADS_S = 3.0
+INGRESS = "ServeReplica:tandem:Ingress"
 
 
 def waiting(http_port: int) -> float:
@@ -35,15 +36,18 @@ def waiting(http_port: int) -> float:
     return sum(float(line.split()[-1]) for line in lines if line.startswith("tandem_router_requests_waiting"))
 
 
-def kill_ingress(http_port: int) -> None:
-    """Returns when the process that has waited for it is the ingress replica and answers."""
-    [ingress] = pids("ServeReplica:tandem:Ingress")
+def kill_ingress(served_by: int, http_port: int) -> None:
+    """Returns when the process that has waited for it is the ingress replica and answers. Other servers of
+    this process's may run, too."""
+    [ingress] = pids(INGRESS, served_by)
     # Ray itself has started others, before it, where there are more cores.
-    eventually(lambda: max(pids("IDLE"), default=0) > ingress, "no process waits to be the next ingress")
-    spare = max(pids("IDLE"))
+    eventually(
+        lambda: max(pids("IDLE", served_by), default=0) > ingress, "no process waits to be the next ingress"
+    )
+    spare = max(pids("IDLE", served_by))
     time.sleep(SPARE_LOADS_S)
     os.kill(ingress, signal.SIGKILL)
-    eventually(lambda: pids("ServeReplica:tandem:Ingress") == {spare}, "another process is the ingress")
+    eventually(lambda: pids(INGRESS, served_by) == {spare}, "another process is the ingress")
     url = f"http://127.0.0.1:{http_port}/health"
     eventually(lambda: httpx.get(url, timeout=60).status_code == 200, "the ingress is not back")
 
@@ -93,7 +97,7 @@ def test_serves_behind_proxies_until_a_signal(tmp_path: Path) -> None:
         body = {"q": "I am tired.", "source": "en", "target": "fr", "api_key": KEY}
         translated = httpx.post(f"http://127.0.0.1:{http_port}/translate", json=body, timeout=60)
         assert translated.json()["translatedText"] == answer.outputs[0].text
-        kill_ingress(http_port)
+        kill_ingress(process.pid, http_port)
         key = (("x-api-key", KEY),)
         with grpc.insecure_channel(f"127.0.0.1:{grpc_port}") as channel:
             request = text_request("translate English to French: I am tired.", max_tokens=40, ignore_eos=True)

@@ -81,23 +81,25 @@ def text_stream(text: str, **params: Any) -> pb.GenerateStreamRequest:
     )
 
 
-def descendants() -> dict[int, str]:
-    """What this process has started, directly or not: command lines by process id."""
+def descendants(ancestor: int | None = None) -> dict[int, str]:
+    """What a process, by default this one, has started, directly or not: command lines by process id."""
+    root = os.getpid() if ancestor is None else ancestor
     listing = subprocess.run(["ps", "-eo", "pid,ppid,args"], capture_output=True, text=True, check=True)
     rows = [line.split(None, 2) for line in listing.stdout.splitlines()[1:]]
     parents = {int(pid): int(parent) for pid, parent, *_ in rows}
 
     def ours(pid: int) -> bool:
-        while pid > 1 and pid != os.getpid():
+        while pid > 1 and pid != root:
             pid = parents.get(pid, 0)
-        return pid == os.getpid()
+        return pid == root
 
     return {int(pid): args[0] for pid, _, *args in rows if args and ours(int(pid))}
 
 
-def pids(class_name: str) -> set[int]:
-    """This cluster's processes that run an actor of a class. Ray's state API needs its dashboard."""
-    return {pid for pid, command in descendants().items() if f"ray::{class_name}" in command}
+def pids(class_name: str, ancestor: int | None = None) -> set[int]:
+    """The processes that run an actor of a class, of this process's cluster or the ancestor's. Ray's state
+    API needs its dashboard."""
+    return {pid for pid, command in descendants(ancestor).items() if f"ray::{class_name}" in command}
 
 
 def eventually(condition: Callable[[], bool], otherwise: str, within_s: float = 180.0) -> None:

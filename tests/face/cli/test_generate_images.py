@@ -79,7 +79,7 @@ def test_what_is_wrong_is_said_of_the_option(florence: list[str], tmp_path: Path
         ([bad], "InvalidRequest --image: is no image of a format that is read"),
         ([tmp_path / "none.png"], "InvalidRequest --image: cannot be read"),
         ([tmp_path], "InvalidRequest --image: is no file"),
-        ([good, good], "InvalidRequest --image: a question of"),
+        ([good, good], "InvalidRequest --image: a prompt of"),
     ):
         options = [part for one in images for part in ("--image", str(one))]
         for more in ([], ["--stream"]):

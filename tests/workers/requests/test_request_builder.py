@@ -292,7 +292,7 @@ def test_media_go_with_the_encoder_input(hearing: RequestBuilder) -> None:
     [
         ({"image": b"PNG"}, InvalidRequest, "image", "'tiny' takes text and audio"),
         ({"audio": [b"1"] * 3}, InvalidRequest, "audio", "at most 2 items, got 3"),
-        ({"audio": [b"1", b""]}, InvalidRequest, "audio", "has no bytes"),
+        ({"audio": [b"1", b""]}, InvalidRequest, "audio.1", "has no bytes"),
         ({"audio": [b"12345", b"12345"]}, RequestTooLarge, "audio", "has 10 bytes, the limit is 9"),
     ],
 )

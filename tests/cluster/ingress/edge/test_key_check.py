@@ -30,8 +30,8 @@ from tandem.workers.requests.request_builder import RequestBuilder
 KEY = "tandem-known"
 # To read, and nothing else. Whoever adds one adds it here, too.
 OPEN = {"/health", "/", "/docs", "/ui/style.css", "/ui/icon.svg", *(f"/ui/{name}.js" for name in (
-    "api", "cluster", "code", "docs", "dom", "main", "metrics", "pictures", "streams", "tabs", "text",
-    "transcribe", "translate",
+    "api", "cluster", "code", "docs", "dom", "live", "main", "metrics", "microphone", "pictures", "streams",
+    "tabs", "text", "transcribe", "translate",
 ))}  # fmt: skip
 
 
