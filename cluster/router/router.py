@@ -83,7 +83,7 @@ class Router:
             config.staged_encoder_tokens, config.replica_wait_s, lambda: self._engines.ready
         )
         self._requests: set[RoutedRequest] = set()
-        self._accepted: Counter[Caller] = Counter()  # of them
+        self._accepted: Counter[Caller] = Counter()  # of them, and inputs whose hidden states are asked for
         self._rooms: set[Room] = set()
         self._media_bytes = 0  # files of the requests that were accepted and not closed
         self._hidden_states = HiddenStates(self._encoders, config)
@@ -261,10 +261,12 @@ class Router:
             caller.check_priority(request.priority)
         own = [_own(request, caller) for request in requests]
         self._media_bytes += media_bytes
+        self._accepted[caller] += len(own)
         try:
             return await self._hidden_states.of(own, Arrival.now() if arrival is None else arrival, caller)
         finally:
             self._media_bytes -= media_bytes
+            self._leave(caller, len(own))
 
     async def ready(self) -> bool:
         """Whether a request would find an encoder and an engine."""
@@ -300,9 +302,12 @@ class Router:
 
     def _ended(self, routed: RoutedRequest) -> None:
         self._requests.discard(routed)
-        self._accepted[routed.caller] -= 1
-        if not self._accepted[routed.caller]:
-            del self._accepted[routed.caller]
+        self._leave(routed.caller, 1)
+
+    def _leave(self, caller: Caller, sequences: int) -> None:
+        self._accepted[caller] -= sequences
+        if not self._accepted[caller]:
+            del self._accepted[caller]
 
     @property
     def _outstanding(self) -> int:

@@ -9,6 +9,7 @@ from dataclasses import replace
 import pytest
 from fake_cluster import D_MODEL, FakeCluster, encode, expected, request, task_error, until
 
+from tandem.cluster.callers import ANYBODY, CALLER, Caller
 from tandem.errors import DeadlineExceeded, InvalidRequest, Overloaded, Unavailable
 from tandem.limits import Limits
 from tandem.workers.request import EncodeRequest, EncoderInput
@@ -97,7 +98,9 @@ async def test_a_cancelled_one_leaves_the_queue() -> None:
         await cluster.settled()
 
 
-async def test_limits_count_them() -> None:
+@pytest.mark.parametrize("caller", [ANYBODY, Caller("keyed")], ids=["anybody", "keyed"])
+async def test_limits_count_them(caller: Caller) -> None:
+    CALLER.set(caller)  # of this test's own context
     async with FakeCluster(limits=Limits(queued_requests=3)) as cluster:
         with cluster.encoders.held():
             running = asyncio.create_task(cluster.router.hidden_states([asked([n, 1]) for n in range(2)]))
