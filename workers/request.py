@@ -295,7 +295,7 @@ class EngineStats(NamedTuple):
     # Kernels compiled and graphs captured while a step was served, which all requests waited for, up to
     # seconds each. What runs before readiness should leave none.
     compilations: int = 0
-    # Of the engine's front, see `execution.front_cache`:
+    # The engine's front has these, see `execution.front_cache`:
     media_encoded: int = 0  # items that it computed
     media_reused: int = 0  # items that it did not compute again
     media_cache_bytes: int = 0  # its outputs that are kept

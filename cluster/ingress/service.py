@@ -14,9 +14,9 @@ from tandem.cluster.config import ServeConfig
 from tandem.cluster.ingress.edge.guard import Guard
 from tandem.cluster.ingress.files import Files, LocalFiles
 from tandem.cluster.ingress.health import Health, Workers
-from tandem.cluster.ingress.live import Live
 from tandem.cluster.ingress.metrics import Metrics
-from tandem.cluster.ingress.recordings import Recordings
+from tandem.cluster.ingress.speech.live import Live
+from tandem.cluster.ingress.speech.recordings import Recordings
 from tandem.cluster.keys import Keys, hash_in_environment
 from tandem.cluster.router.routed_request import Arrival, RoutedRequest
 from tandem.cluster.router.router import Room

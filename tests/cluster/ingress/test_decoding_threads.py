@@ -10,7 +10,7 @@ import weakref
 
 import pytest
 
-from tandem.cluster.ingress.decoding_threads import DecodingThreads, TooLong
+from tandem.cluster.ingress.speech.decoding_threads import DecodingThreads, TooLong
 from tandem.workers.requests.media.audio_file import Watch
 
 

@@ -22,7 +22,7 @@ from voices import voices
 from whisper import RATE, sound
 
 from tandem import LLM, InvalidRequest, Transcription, TranscriptionParams
-from tandem.cluster.ingress.recordings import Recordings
+from tandem.cluster.ingress.speech.recordings import Recordings
 from tandem.cluster.router.routed_request import Arrival
 from tandem.inputs import Media
 from tandem.limits import Limits

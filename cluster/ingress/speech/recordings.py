@@ -8,8 +8,8 @@ from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from typing import Final, Unpack
 
-from tandem.cluster.ingress.decoding_threads import DecodingThreads, TooLong
-from tandem.cluster.ingress.window_pump import Router, WindowPump
+from tandem.cluster.ingress.speech.decoding_threads import DecodingThreads, TooLong
+from tandem.cluster.ingress.speech.window_pump import Router, WindowPump
 from tandem.cluster.router.routed_request import Arrival
 from tandem.cluster.router.router import Room
 from tandem.errors import DeadlineExceeded

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar, Unpack
 
-from tandem.cluster.ingress.window_pump import Router, WindowPump
+from tandem.cluster.ingress.speech.window_pump import Router, WindowPump
 from tandem.errors import DeadlineExceeded
 from tandem.inputs import CallOptions
 from tandem.live import LiveDelta, LiveParams, Sound
