@@ -9,8 +9,8 @@ from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypeVar, Unpack
 
-from tandem.cluster.ingress.metrics import Observation
 from tandem.cluster.ingress.metrics import Protocol as WireProtocol
+from tandem.cluster.ingress.observation import Observation
 from tandem.cluster.ingress.service import Piece, Service
 from tandem.cluster.router.routed_request import Arrival
 from tandem.errors import DeadlineExceeded, InvalidRequest
