@@ -1,23 +1,29 @@
 """Real Whisper weights, answer by answer: Tandem's batches against transformers at batch 1, both in float32.
 
-    python bench/speech_parity.py [--utterances 200] [--recordings 12] [--sizes tiny.en base]
+    python bench/speech_parity.py [--utterances 200] [--recordings 12] [--sizes tiny.en base] [--resume]
 
 Utterances are sentences made by rule and spoken by eSpeak NG in many voices, speeds and pitches, some with
 noise; recordings are several of them with pauses, longer than a window, every other one conditioned on what
-was said before. `LLM.transcribe` is given a round of them at once, `generate` one by one. An answer is equal
+was said before. A round is ten utterances and, while there are some, a recording. `LLM.transcribe` is given a
+round at once, `generate` one by one. An answer is equal
 if all tokens, the times of all segments and the text are. For each that is not, the first token that differs
 is decoded by transformers again: how far the logits of both tokens lie apart there, and by how much times
 are likelier than any text, which decides between the two. Below `CLEAR` rounding decides, and either answer
 is right.
 
-Tandem in 8-bit integers transcribes the same: its words against the script, next to float32's.
+Then Tandem transcribes the round as users do, with openai-whisper's semantics, where an answer that repeats
+itself is decoded again: in float32 and in 8-bit integers, with the same seed. Words are counted against the
+script, both as openai-whisper's normalizer writes them, so that "34" is "thirty four". `errors_sd` is the
+standard error of the difference of both counts: what it would scatter by if other sentences were spoken.
 
-After every round the JSON is written, so that it may be stopped. Needs espeak-ng and the weights of
-tests/support/real_whisper.py.
+After every round of a checkpoint the JSON is written, so that it may be stopped; with --resume the rounds in
+the file are not done again. Needs espeak-ng and the weights of tests/support/real_whisper.py.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import random
 import subprocess
 import sys
@@ -41,6 +47,7 @@ sys.path.append(str(Path(__file__).parents[1] / "tests" / "support"))
 from real_whisper import real_whisper
 from transcripts import Expected, Transcripts, found
 from transformers import LogitsProcessor
+from transformers.models.whisper.english_normalizer import EnglishTextNormalizer
 from whisper import CLEAR, RATE
 
 from tandem import LLM, Transcription
@@ -182,8 +189,11 @@ def cause(whole: Transcripts, case: Case, answer: Transcription, expected: Expec
     return {"segments": [found(answer), expected.segments]}
 
 
+_normalized = EnglishTextNormalizer({})
+
+
 def words(text: str) -> list[str]:
-    return "".join(letter.lower() for letter in text if letter.isalnum() or letter.isspace()).split()
+    return str(_normalized(text)).split()
 
 
 def errors(said: list[str], script: list[str]) -> int:
@@ -196,35 +206,63 @@ def errors(said: list[str], script: list[str]) -> int:
     return row[-1]
 
 
+NUMBERS = (
+    "equal", "unequal", "near_ties", "audio_s", "words", "errors", "int8_errors", "errors_sd",
+)  # fmt: skip
+
+
 class Checkpoint:
     """One checkpoint's answers so far."""
 
-    def __init__(self, size: str) -> None:
+    def __init__(self, size: str, before: dict[str, Any]) -> None:
+        """before: an earlier run's `result`; empty: there is none."""
         folder = real_whisper(size)
         self.llm, self.whole = LLM(str(folder), dtype="float32", device="cpu"), Transcripts(folder)
         self.int8 = LLM(str(folder), quantization="int8", device="cpu")
-        numbers = ("equal", "unequal", "near_ties", "words", "errors", "int8_errors", "audio_s")
-        self.counts: dict[str, dict[str, float]] = {
-            kind: dict.fromkeys(numbers, 0) for kind in ("utterance", "recording")
-        }
-        self.unequal: list[dict[str, Any]] = []
+        kinds = ("utterance", "recording")
+        self.rounds: int = before.get("rounds", 0)
+        self.counts: dict[str, dict[str, float]] = before.get(
+            "counts", {kind: dict.fromkeys(NUMBERS, 0) for kind in kinds}
+        )
+        self.unequal: list[dict[str, Any]] = before.get("unequal", [])
+        self.seconds: float = before.get("seconds", 0)
 
-    def compare(self, cases: Sequence[Case]) -> None:
+    @property
+    def result(self) -> dict[str, Any]:
+        return {
+            "rounds": self.rounds,
+            "seconds": round(self.seconds),
+            "counts": self.counts,
+            "unequal": self.unequal,
+        }
+
+    def round(self, cases: Sequence[Case]) -> None:
+        begun = time.monotonic()
         for options in ({}, {"condition_on_prev_tokens": True}):
             some = [case for case in cases if case.options == options]
-            audio = [(case.samples, RATE) for case in some]
-            answers = self.llm.transcribe(audio, **options)
-            for case, answer, int8 in zip(some, answers, self.int8.transcribe(audio, **options), strict=True):
+            answers = self.llm.transcribe([(case.samples, RATE) for case in some], use_tqdm=False, **options)
+            for case, answer in zip(some, answers, strict=True):
                 self._compare(case, answer)
-                wrong = errors(words(int8.text), words(case.script))
-                self.counts[case.name.split()[0]]["int8_errors"] += wrong
+        self._count_words(cases)
+        self.rounds += 1
+        self.seconds += time.monotonic() - begun
+
+    def _count_words(self, cases: Sequence[Case]) -> None:
+        audio = [(case.samples, RATE) for case in cases]
+        both = [
+            llm.transcribe(audio, semantics="openai", seed=0, use_tqdm=False) for llm in (self.llm, self.int8)
+        ]
+        for case, answer, int8 in zip(cases, *both, strict=True):
+            script, counts = words(case.script), self.counts[case.name.split()[0]]
+            wrong, int8_wrong = (errors(words(one.text), script) for one in (answer, int8))
+            counts["words"] += len(script)
+            counts["errors"] += wrong
+            counts["int8_errors"] += int8_wrong
+            counts["errors_sd"] = round(math.hypot(counts["errors_sd"], int8_wrong - wrong), 3)
 
     def _compare(self, case: Case, answer: Transcription) -> None:
         expected = self.whole.generate(case.samples, return_timestamps=True, **case.options)
         counts = self.counts[case.name.split()[0]]
-        script = words(case.script)
-        counts["words"] += len(script)
-        counts["errors"] += errors(words(answer.text), script)
         counts["audio_s"] += round(answer.duration_s, 1)
         eos = self.whole.model.generation_config.eos_token_id
         said = [token for _, _, ids in expected.segments for token in ids if token < eos]
@@ -244,32 +282,35 @@ def main() -> None:
     parser.add_argument("--utterances", type=int, default=200)
     parser.add_argument("--recordings", type=int, default=12)
     parser.add_argument("--sizes", nargs="+", default=["tiny.en", "base"])
+    parser.add_argument("--resume", action="store_true")
     args = parser.parse_args()
-    checkpoints = {size: Checkpoint(size) for size in args.sizes}
-    rounds, begun = -(-args.utterances // ROUND), time.monotonic()
-    each = -(-args.recordings // rounds)
-    for number in range(rounds):
+    results: dict[str, dict[str, Any]] = {}
+    if args.resume and args.out.exists():
+        results = json.loads(args.out.read_text(encoding="utf-8"))["checkpoints"]
+    checkpoints = {size: Checkpoint(size, results.get(size, {})) for size in args.sizes}
+    for number in range(-(-args.utterances // ROUND)):
         first, last = number * ROUND, min((number + 1) * ROUND, args.utterances)
         cases = [utterance(at) for at in range(first, last)]
-        cases += [recording(at) for at in range(each * number, min(each * (number + 1), args.recordings))]
-        for checkpoint in checkpoints.values():
-            checkpoint.compare(cases)
-            result = {
-                "machine": machine.describe(),
-                "seconds": round(time.monotonic() - begun),
-                "counts": {size: one.counts for size, one in checkpoints.items()},
-                "unequal": {size: one.unequal for size, one in checkpoints.items()},
-            }
-            machine.write(args.out, result)
-            print(result["seconds"], result["counts"], flush=True)
+        cases += [recording(number)] if number < args.recordings else []
+        for size, checkpoint in checkpoints.items():
+            if number < checkpoint.rounds:
+                continue
+            checkpoint.round(cases)
+            results[size] = checkpoint.result
+            machine.write(args.out, {"machine": machine.describe(), "checkpoints": results})
+            print(size, checkpoint.rounds, checkpoint.result["seconds"], checkpoint.counts, flush=True)
     table = Table(title="Answers equal to transformers' at batch 1")
-    for column in ("weights", "audio", "seconds", "equal", "unequal", "near ties", "word errors", "in int8"):
+    columns = ("weights", "audio", "seconds", "equal", "unequal", "near ties", "words", "wrong", "in int8")
+    for column in columns:
         table.add_column(column)
     for size, one in checkpoints.items():
         for kind, counts in one.counts.items():
-            shares = (f"{counts[name] / max(1, counts['words']):.1%}" for name in ("errors", "int8_errors"))
-            numbers = [counts[name] for name in ("audio_s", "equal", "unequal", "near_ties")]
-            table.add_row(size, kind, *(f"{value:g}" for value in numbers), *shares)
+            numbers = [counts[name] for name in ("audio_s", "equal", "unequal", "near_ties", "words")]
+            wrong, int8_wrong, sd = (
+                f"{counts[name] / max(1, counts['words']):.1%}"
+                for name in ("errors", "int8_errors", "errors_sd")
+            )
+            table.add_row(size, kind, *(f"{value:g}" for value in numbers), wrong, f"{int8_wrong} (± {sd})")
         one.llm.close()
         one.int8.close()
     Console().print(table)

@@ -365,13 +365,17 @@ def vision() -> str:
 
 def speech_parity() -> str:
     rows = []
-    for size, by_kind in load("speech_parity")["counts"].items():
-        for kind, counts in by_kind.items():
+    for size, checkpoint in load("speech_parity")["checkpoints"].items():
+        for kind, counts in checkpoint["counts"].items():
             asked = counts["equal"] + counts["unequal"]
-            shares = (f"{100 * counts[name] / counts['words']:.1f} %" for name in ("errors", "int8_errors"))
+            wrong, int8_wrong, sd = (
+                f"{100 * counts[name] / counts['words']:.1f} %"
+                for name in ("errors", "int8_errors", "errors_sd")
+            )
             numbers = (counts["equal"], counts["near_ties"], counts["unequal"] - counts["near_ties"])
-            rows.append([f"{size}, {kind}s", asked, round(counts["audio_s"] / 60), *numbers, *shares])
-    head = ["", "asked", "minutes", "equal", "near ties", "unequal", "words wrong in float32", "in int8"]
+            words = (counts["words"], wrong, f"{int8_wrong} (± {sd})")
+            rows.append([f"{size}, {kind}s", asked, round(counts["audio_s"] / 60), *numbers, *words])
+    head = ["", "asked", "minutes", "equal", "near ties", "unequal", "words", "wrong in float32", "in int8"]
     return markdown(head, [map(str, row) for row in rows])
 
 
