@@ -1,6 +1,6 @@
 """This checkout against another one, in turns on one machine: what a change did to the speed.
 
-    python bench/against.py OTHER [--rounds 12] [--out bench/results/against.json]
+    python bench/against.py OTHER [--rounds 12] [--only engine] [--only cluster] [--out FILE]
 
 OTHER is the folder of another checkout with its `.venv`. Each has processes of its own, which use only names
 that both have: `LLM`, the parameters, `AsyncClient`, `launch.serve`. Loads of the engine are those of
@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,7 @@ from typing import Any
 BATCH = 32  # sequences at once
 CLIENTS = 32
 PROCESSES = 3  # of each checkout and setup, one after the other
+SETTLED_S = 15.0  # a cluster's spare processes still import modules when it is ready
 _TURNS = (0, 1), (1, 0)
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -73,6 +75,7 @@ def _cluster(stack: ExitStack) -> Any:
             ports.append(free.getsockname()[1])
     config = ServeConfig(max_num_seqs=BATCH, http_port=ports[0], grpc_port=ports[1])
     address = stack.enter_context(launch.serve(config)).endpoints().grpc[0]
+    time.sleep(SETTLED_S)
 
     async def ask(load: dict[str, Any]) -> float:
         async with AsyncClient(address) as client:
@@ -176,56 +179,65 @@ def in_turns(
     }
 
 
-def main() -> None:
+def _engine_loads(folder: Path, rounds: int) -> Iterator[tuple[str, list[Any], list[dict[str, Any]]]]:
+    """Each with its title, what makes a worker for it, and the loads of its rounds, the first one's twice."""
     import engine_loads
-    import machine
 
     from tandem.quickstart import PATH as QUICKSTART
 
+    engine_loads.make_model(folder)
+    random_ids = engine_loads.RandomIds(engine_loads.SHAPES["T5-small"])
+    # A load takes half a second and more: shorter ones differ by what else the machine does.
+    for model, path, scale, make in (
+        ("random T5-small", folder, 2, random_ids),
+        ("quickstart", QUICKSTART, 8, engine_loads.Sentences()),
+    ):
+        loads = []
+        for number in range(rounds + 1):
+            rng = random.Random(number)
+            loads.append(
+                {
+                    name: {
+                        "at_once": at_once,
+                        "beams": beams,
+                        "requests": [[list(one.ids), one.tokens] for one in make.mixed(count, rng)],
+                    }
+                    for name, count, at_once, beams in (
+                        ("1", scale * 4, 1, 1), ("8", scale * 16, 8, 1), ("stream", scale * 32, 32, 1),
+                        ("beam 4", scale * 8, 8, 4),
+                    )
+                }
+            )  # fmt: skip
+        for precision, how in (("float32", {"dtype": "float32"}), ("int8", {"quantization": "int8"})):
+            yield f"{model}, {precision}", ["engine", str(path), how], loads
+
+
+def _cluster_loads(rounds: int) -> list[dict[str, Any]]:
+    texts = [f"translate English to French: I have {n} books." for n in range(2, 600)]
+    loads = {
+        "whole": {"kind": "whole", "clients": CLIENTS, "prompts": texts[:512]},
+        "stream": {"kind": "stream", "clients": CLIENTS, "prompts": texts[:512]},
+        "first token": {"kind": "first", "clients": 1, "prompts": texts[512:576]},
+    }
+    return [loads] * (rounds + 1)
+
+
+def main() -> None:
+    import machine
+
     parser = machine.parser(__doc__, "against", rounds=12)
     parser.add_argument("other", type=Path)
+    parser.add_argument("--only", action="append", choices=("engine", "cluster"))
     args = parser.parse_args()
+    only = args.only or ["engine", "cluster"]
     checkouts = [ROOT, args.other.resolve()]
     results: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        engine_loads.make_model(Path(folder))
-        random_ids = engine_loads.RandomIds(engine_loads.SHAPES["T5-small"])
-        # A load takes half a second and more: shorter ones differ by what else the machine does.
-        for model, path, scale, make in (
-            ("random T5-small", folder, 2, random_ids),
-            ("quickstart", str(QUICKSTART), 8, engine_loads.Sentences()),
-        ):
-            rounds = []
-            for number in range(args.rounds + 1):
-                rng = random.Random(number)
-                rounds.append(
-                    {
-                        name: {
-                            "at_once": at_once,
-                            "beams": beams,
-                            "requests": [[list(one.ids), one.tokens] for one in make.mixed(count, rng)],
-                        }
-                        for name, count, at_once, beams in (
-                            ("1", scale * 4, 1, 1), ("8", scale * 16, 8, 1), ("stream", scale * 32, 32, 1),
-                            ("beam 4", scale * 8, 8, 4),
-                        )
-                    }
-                )  # fmt: skip
-            for precision, how in (
-                ("float32", {"dtype": "float32"}),
-                ("int8", {"quantization": "int8"}),
-            ):
-                results[f"{model}, {precision}"] = in_turns(checkouts, ["engine", path, how], rounds)
-    texts = [f"translate English to French: I have {n} books." for n in range(2, 600)]
-    rounds = [
-        {
-            "whole": {"kind": "whole", "clients": CLIENTS, "prompts": texts[:512]},
-            "stream": {"kind": "stream", "clients": CLIENTS, "prompts": texts[:512]},
-            "first token": {"kind": "first", "clients": 1, "prompts": texts[512:576]},
-        }
-        for _ in range(args.rounds + 1)
-    ]
-    results["cluster, quickstart"] = in_turns(checkouts, ["cluster"], rounds)
+        if "engine" in only:
+            for title, what, loads in _engine_loads(Path(folder), args.rounds):
+                results[title] = in_turns(checkouts, what, loads)
+        if "cluster" in only:
+            results["cluster, quickstart"] = in_turns(checkouts, ["cluster"], _cluster_loads(args.rounds))
     other = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=args.other, check=True
     ).stdout.strip()

@@ -180,8 +180,9 @@ def _text(at: float, level: str, message: str, fields: Mapping[str, object]) -> 
 
 
 _ONE_LINE: Final = {ord("\n"): " ", ord("\r"): " "}
+_QUOTED: Final = re.compile(r'[ ="\\\n\r]')  # a value with one of these
 
 
 def _value(value: object) -> str:
     text = str(value)
-    return json.dumps(text) if not text or any(c in text for c in ' ="\\\n\r') else text
+    return json.dumps(text) if not text or _QUOTED.search(text) else text

@@ -74,11 +74,13 @@ def text_deltas(
     with closing(engine.deltas(sequences)) as deltas:
         for delta in deltas:
             number, index = where[delta.request_id]
-            if refused is not None and isinstance(delta.error, InvalidRequest):
+            if delta.error is not None:
+                if refused is None or not isinstance(delta.error, InvalidRequest):
+                    with naming_prompt(number, len(prepared)):
+                        raise delta.error
                 refused[number] = delta.error
                 continue
-            with naming_prompt(number, len(prepared)):
-                pieces = output_processors[number].push(delta)
+            pieces = output_processors[number].push(delta)
             if not delta.last and output_processors[number].stopped(index):
                 engine.cancel(delta.request_id)
             for piece in pieces:
