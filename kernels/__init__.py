@@ -18,7 +18,16 @@ from tandem.kernels.linear import Int8Linear, Linear
 from tandem.kernels.reference import ACTIVATIONS
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
 from tandem.kernels.triton.splits import SPLITS, splitting
-from tandem.kernels.values import Blocks, DecodeRows, DecodeTables, PagedKV, RowGroups, Scores, Summaries
+from tandem.kernels.values import (
+    Blocks,
+    DecodeRows,
+    DecodeTables,
+    PagedKV,
+    RowGroups,
+    Scores,
+    Summaries,
+    TimeIds,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -34,12 +43,15 @@ __all__ = [
     "RowGroups",
     "Scores",
     "Summaries",
+    "TimeIds",
     "activate",
     "add_depthwise",
     "add_layer_norm",
     "add_rms_norm",
     "alignment_scores",
+    "apply_timestamp_rules",
     "argmax",
+    "ban_tokens",
     "compilations",
     "embed",
     "encoder_attention",
@@ -47,6 +59,7 @@ __all__ = [
     "grouped_attention",
     "keep_rows",
     "layer_norm",
+    "logsumexp",
     "match_prompt_tokens",
     "merge_attention",
     "note_compilation",
@@ -123,6 +136,29 @@ def embed(ids: Tensor, table: Tensor, onto: Tensor | None = None) -> Tensor:
 def argmax(x: Tensor) -> Tensor:
     """The index of each row's largest number, the first of several: [N, d] → int64 [N]."""
     return backend(x).argmax(x)
+
+
+# -- scores of a vocabulary's tokens
+
+
+def logsumexp(x: Tensor, stops: Tensor | None = None) -> Tensor:
+    """The logarithm of what the exponentials of each row, or of its first `stops` numbers, int64 [N], add up
+    to: [N, d] → [N, 1]."""
+    return backend(x).logsumexp(x, stops)
+
+
+def ban_tokens(scores: Tensor, ids: Tensor, rows: Tensor) -> None:
+    """Makes scores [N, d] of the tokens ids[rows] minus infinity, in place; ids: int64 [S, n], rows: int64
+    [N], -1 being none in both."""
+    backend(scores).ban_tokens(scores, ids, rows)
+
+
+def apply_timestamp_rules(
+    scores: Tensor, history: Tensor, slots: Tensor, begins: Tensor, counts: Tensor, last_initial: Tensor,
+    ids: TimeIds,
+) -> None:  # fmt: skip
+    """Bans tokens, in place, so that times stand in pairs around text and never decrease."""
+    backend(scores).apply_timestamp_rules(scores, history, slots, begins, counts, last_initial, ids)
 
 
 # -- images

@@ -205,6 +205,46 @@ PyObject* argmax(Arguments& args) {
     return perform(args, op, rows);
 }
 
+PyObject* logsumexp(Arguments& args) {
+    vocabulary::LogSumExp op;
+    i64 rows = ANY, one = 1;
+    op.width = ANY;
+    op.x = args.tensor<float>("x", {&rows, &op.width}, &op.stride);
+    op.stops = args.optional<i64>("stops", {&rows});
+    op.out = args.tensor<float>("out", {&rows, &one});
+    op.threads = threads(args);
+    return perform(args, op, rows);
+}
+
+PyObject* ban_tokens(Arguments& args) {
+    vocabulary::BanTokens op;
+    i64 rows = ANY, width = ANY, lists = ANY;
+    op.count = ANY;
+    op.scores = args.tensor<float>("scores", {&rows, &width}, &op.stride);
+    op.ids = args.tensor<i64>("ids", {&lists, &op.count});
+    op.rows = args.tensor<i64>("rows", {&rows});
+    return perform(args, op, rows);
+}
+
+PyObject* apply_timestamp_rules(Arguments& args) {
+    vocabulary::TimestampRules op;
+    i64 rows = ANY, slots = ANY, one = 1;
+    op.width = op.longest = ANY;
+    op.scores = args.tensor<float>("scores", {&rows, &op.width}, &op.stride);
+    op.history = args.tensor<i64>("history", {&slots, &op.longest});
+    op.slots = args.tensor<i64>("slots", {&rows});
+    op.begins = args.tensor<i64>("begins", {&rows, &one});
+    op.counts = args.tensor<i64>("counts", {&rows, &one});
+    op.last_initial = args.tensor<i64>("last_initial", {&rows, &one});
+    op.first = args.integer("first");
+    op.text_end = args.integer("text_end");
+    op.without = args.integer("without");
+    op.threads = threads(args);
+    if (op.text_end < 0 || op.without < op.text_end || op.first <= op.without || op.width < op.first)
+        throw Refused("text_end, without and first must be tokens in this order");
+    return perform(args, op, rows);
+}
+
 PyObject* gather_rows(Arguments& args) {
     rows::GatherRows op;
     i64 four = 4, slots = ANY, entries = ANY;
@@ -259,6 +299,21 @@ PyObject* add_depthwise(Arguments& args) {
     op.half = half != 0;
     if (op.first < 0 || op.first > op.height - op.rows) throw Refused("first and the rows of out must be rows of x");
     return perform(args, op, items);
+}
+
+PyObject* alignment_scores(Arguments& args) {
+    alignment::Scores op;
+    i64 tokens = ANY;
+    op.heads = op.keys = op.columns = ANY;
+    op.x = args.tensor<float>("x", {&op.heads, &tokens, &op.keys});
+    op.scale = args.number("scale");
+    op.softcap = args.number("softcap");
+    op.width = args.integer("width");
+    op.out = args.tensor<float>("out", {&tokens, &op.columns});
+    op.threads = threads(args);
+    if (op.width < 1 || op.width % 2 == 0) throw Refused("width must be odd");
+    if (op.columns < 1 || op.columns > op.keys) throw Refused("out must have one column at least, and one a key at most");
+    return perform(args, op, tokens);
 }
 
 PyObject* time_warp(Arguments& args) {
@@ -421,9 +476,13 @@ PyMethodDef methods[] = {
     method<scale>("scale"),
     method<keep_rows>("keep_rows"),
     method<argmax>("argmax"),
+    method<logsumexp>("logsumexp"),
+    method<ban_tokens>("ban_tokens"),
+    method<apply_timestamp_rules>("apply_timestamp_rules"),
     method<gather_rows>("gather_rows"),
     method<match_prompt_tokens>("match_prompt_tokens"),
     method<add_depthwise>("add_depthwise"),
+    method<alignment_scores>("alignment_scores"),
     method<time_warp>("time_warp"),
     method<has_avx512>("has_avx512"),
     method<most_lanes>("most_lanes"),

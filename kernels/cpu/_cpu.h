@@ -254,7 +254,58 @@ void apply(const Depthwise& op, i64 items);
 
 }  // namespace images
 
+namespace vocabulary {
+
+// The logarithm of what the exponentials of a row add up to.
+struct LogSumExp {
+    const float* x;    // [rows, width], rows stride apart
+    const i64* stops;  // [rows]: so many of a row's first numbers count; null: all do
+    float* out;        // [rows]
+    i64 width, stride;
+    int threads;
+};
+
+void apply(const LogSumExp& op, i64 rows);
+
+// Makes scores of some tokens minus infinity.
+struct BanTokens {
+    float* scores;    // [rows, width], rows stride apart
+    const i64* ids;   // [lists, count]; -1: none
+    const i64* rows;  // [rows]: each row's list, or -1
+    i64 stride, count;
+};
+
+void apply(const BanTokens& op, i64 rows);
+
+// Bans the tokens that may not come next where times stand in pairs around text: ids from `first` on are times, those
+// below `text_end` text.
+struct TimestampRules {
+    float* scores;                                // [rows, width], rows stride apart
+    const i64* history;                           // [slots, longest]
+    const i64 *slots, *begins, *counts;           // [rows]: begins below 0: a row without rules
+    const i64* last_initial;                      // [rows]: the latest time that may come first
+    i64 width, stride, longest;
+    i64 first, text_end, without;                 // without: says that no times follow
+    int threads;
+};
+
+void apply(const TimestampRules& op, i64 rows);
+
+}  // namespace vocabulary
+
 namespace alignment {
+
+// Scores of tokens for keys, of which some columns count, to how much more each token attends to each of them than the
+// other tokens do, summed over heads: softmax, standard score over the tokens, median of `width` neighbours.
+struct Scores {
+    float* x;              // [heads, tokens, keys], overwritten
+    float* out;            // [tokens, columns]
+    i64 heads, keys, columns, width;
+    float scale, softcap;  // scores become softcap tanh(scale x / softcap); 0: scale x
+    int threads;
+};
+
+void apply(const Scores& op, i64 tokens);
 
 // The path through x on which it adds up to the most: the first column of each row.
 struct TimeWarp {

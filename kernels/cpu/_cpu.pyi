@@ -57,6 +57,32 @@ def activate(*, out: Tensor, gated: bool, x: Tensor, kind: int, threads: int) ->
 def scale(*, x: Tensor, factor: float, out: Tensor) -> None: ...
 def keep_rows(*, x: Tensor, keep: Tensor, out: Tensor) -> None: ...
 def argmax(*, x: Tensor, out: Tensor, threads: int) -> None: ...
+def logsumexp(
+    *,
+    x: Tensor,  # float32 [N, d], rows may lie apart
+    stops: Tensor | None,  # int64 [N]
+    out: Tensor,  # float32 [N, 1], written
+    threads: int,
+) -> None: ...
+def ban_tokens(
+    *,
+    scores: Tensor,  # float32 [N, d], rows may lie apart, written
+    ids: Tensor,  # int64 [S, n], below d
+    rows: Tensor,  # int64 [N]
+) -> None: ...
+def apply_timestamp_rules(
+    *,
+    scores: Tensor,  # float32 [N, d], rows may lie apart, written
+    history: Tensor,  # int64 [S, T]
+    slots: Tensor,  # int64 [N]
+    begins: Tensor,  # int64 [N, 1]
+    counts: Tensor,  # int64 [N, 1]
+    last_initial: Tensor,  # int64 [N, 1]
+    first: int,
+    text_end: int,
+    without: int,
+    threads: int,
+) -> None: ...
 def gather_rows(
     *,
     rows: Tensor,  # int64 [4, N]
@@ -92,6 +118,15 @@ def add_depthwise(
     weight: Tensor,  # [9, C]
     bias: Tensor,  # [C]
     out: Tensor,  # [items, rows, W, C], items may lie apart, written
+    threads: int,
+) -> None: ...
+def alignment_scores(
+    *,
+    x: Tensor,  # float32 [H, N, M], overwritten
+    scale: float,
+    softcap: float,  # 0: no cap
+    width: int,
+    out: Tensor,  # float32 [N, columns], written
     threads: int,
 ) -> None: ...
 def time_warp(*, x: Tensor, out: Tensor) -> None: ...  # float32 [N, M], int64 [N]

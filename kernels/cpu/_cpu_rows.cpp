@@ -121,10 +121,20 @@ EVERY_LEVEL void activate_row(int kind, const float* x, const float* factor, flo
 }
 
 EVERY_LEVEL i64 largest(const float* x, i64 n) {
+    constexpr i64 CHUNK = 1024;  // looking for a number takes longer than comparing
     float most = -std::numeric_limits<float>::infinity();
-#pragma omp simd reduction(max : most)
-    for (i64 i = 0; i < n; ++i) most = std::max(most, x[i]);
-    const float* found = std::find(x, x + n, most);
+    i64 start = 0;
+    for (i64 at = 0; at < n; at += CHUNK) {
+        float here = most;
+        const i64 end = std::min(n, at + CHUNK);
+#pragma omp simd reduction(max : here)
+        for (i64 i = at; i < end; ++i) here = std::max(here, x[i]);
+        if (here > most) {
+            most = here;
+            start = at;
+        }
+    }
+    const float* found = std::find(x + start, x + n, most);
     return found == x + n ? 0 : found - x;
 }
 

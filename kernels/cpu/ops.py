@@ -16,7 +16,15 @@ import torch
 from torch import Tensor
 
 from tandem.kernels import reference
-from tandem.kernels.values import DecodeRows, DecodeTables, PagedKV, RowGroups, Scores, Summaries
+from tandem.kernels.values import (
+    DecodeRows,
+    DecodeTables,
+    PagedKV,
+    RowGroups,
+    Scores,
+    Summaries,
+    TimeIds,
+)
 
 try:
     from tandem.kernels.cpu import _cpu  # which checks dtype, shape and layout of all it is given
@@ -33,7 +41,19 @@ _HALF: Final = (
     "paged_beam_attention", "paged_cross_attention", "paged_self_attention", "rms_norm", "write_kv",
 )  # fmt: skip
 DTYPES: Final = {
-    torch.float32: (*_HALF, "activate", "argmax", "embed", "keep_rows", "scale", "time_warp"),
+    torch.float32: (
+        *_HALF,
+        "activate",
+        "alignment_scores",
+        "apply_timestamp_rules",
+        "argmax",
+        "ban_tokens",
+        "embed",
+        "keep_rows",
+        "logsumexp",
+        "scale",
+        "time_warp",
+    ),
     torch.bfloat16: _HALF,
     torch.int64: _ROWS,
 }
@@ -160,6 +180,29 @@ def argmax(x: Tensor) -> Tensor:
     return out
 
 
+def logsumexp(x: Tensor, stops: Tensor | None = None) -> Tensor:
+    out = _empty((x.shape[0], 1))
+    _cpu.logsumexp(x=_rows(x), stops=stops, out=out, threads=torch.get_num_threads())
+    return out
+
+
+def ban_tokens(scores: Tensor, ids: Tensor, rows: Tensor) -> None:
+    if ids.numel():
+        _cpu.ban_tokens(scores=scores, ids=ids, rows=rows.contiguous())
+
+
+def apply_timestamp_rules(
+    scores: Tensor, history: Tensor, slots: Tensor, begins: Tensor, counts: Tensor, last_initial: Tensor,
+    ids: TimeIds,
+) -> None:  # fmt: skip
+    first, text_end, without = ids
+    _cpu.apply_timestamp_rules(
+        scores=scores, history=history, slots=slots.contiguous(), begins=begins.contiguous(),
+        counts=counts.contiguous(), last_initial=last_initial.contiguous(), first=first, text_end=text_end,
+        without=without, threads=torch.get_num_threads(),
+    )  # fmt: skip
+
+
 def embed(ids: Tensor, table: Tensor, onto: Tensor | None = None) -> Tensor:
     onto = None if onto is None else onto.contiguous()
     out = _empty((ids.shape[0], table.shape[1]))
@@ -205,6 +248,19 @@ def add_depthwise(x: Tensor, first: int, weight: Tensor, bias: Tensor, out: Tens
     _cpu.add_depthwise(
         x=x.contiguous(), first=first, weight=weight, bias=bias, out=out, threads=torch.get_num_threads()
     )
+    return out
+
+
+def alignment_scores(
+    q: Tensor, k: Tensor, scores: Scores, columns: int, width: int, *, cropped: bool
+) -> Tensor:
+    keys = k[:, :columns] if cropped else k
+    x = torch.matmul(q, keys.float().transpose(1, 2))
+    out = _empty((q.shape[1], columns))
+    _cpu.alignment_scores(
+        x=x, scale=scores.scale, softcap=scores.softcap or 0.0, width=width, out=out,
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
     return out
 
 
