@@ -83,9 +83,12 @@ PyObject* attend_inputs(Arguments& args) {
     i64 rows = ANY, borders = ANY, distances = ANY, summaries = ANY, half = ANY;
     a.heads = a.shared = a.dim = ANY;
     a.q = args.real("q", &half, {&rows, &a.heads, &a.dim}, &a.q_stride);
-    a.own.k = args.real("k", &half, {&rows, &a.shared, &a.dim}, &a.own.k_stride);
-    a.own.v = args.real("v", &half, {&rows, &a.shared, &a.dim}, &a.own.v_stride);
+    i64 keys = ANY;
+    a.own.k = args.real("k", &half, {&keys, &a.shared, &a.dim}, &a.own.k_stride);
+    a.own.v = args.real("v", &half, {&keys, &a.shared, &a.dim}, &a.own.v_stride);
     a.own.borders = args.tensor<int32_t>("cu_seqlens", {&borders});
+    if (borders < 1) throw Refused("cu_seqlens must have a border");
+    a.borders = args.tensor<int32_t>("cu_rows", {&borders});
     a.own.bias = args.optional<float>("bias_table", {&a.heads, &distances});
     a.own.reach = a.own.bias == nullptr ? 0 : distances / 2;
     a.windowed = args.flag("windowed");
@@ -111,8 +114,11 @@ PyObject* attend_inputs(Arguments& args) {
         (a.more.k == nullptr) != (a.more.v == nullptr) || (summaries > 0 && a.more.k == nullptr))
         throw Refused("summary_k, summary_v, summary_cu_seqlens and summary_bias_table must come together");
     if (some && a.block < 1) throw Refused("block must be positive");
-    if (borders < 1) throw Refused("cu_seqlens must have a border");
-    check_borders("cu_seqlens", a.own.borders, borders, rows);
+    check_borders("cu_seqlens", a.own.borders, borders, keys);
+    check_borders("cu_rows", a.borders, borders, rows);
+    const bool by_place = a.own.bias != nullptr || some;  // a query's and its own key's are the same
+    if (by_place && !std::equal(a.borders, a.borders + borders, a.own.borders))
+        throw Refused("cu_rows must be cu_seqlens where biases are by distance");
     if (some) check_borders("summary_cu_seqlens", a.more.borders, borders, summaries);
     if ((a.lanes != 4 && a.lanes != 8 && a.lanes != 16) || a.lanes > encoder::most_lanes())
         throw Refused("lanes must be 4, 8 or 16, and at most most_lanes");

@@ -107,6 +107,7 @@ struct Keys {
 struct Attention {
     const void* q;         // [N, H, D], rows q_stride apart: bfloat16 if half, else float32
     void* out;             // [N, H, D], in q's dtype
+    const int32_t* borders;  // [S + 1] of the queries that read each input's keys
     Keys own, more;        // more: summaries, each of `block` of an input's own
     i64 heads, shared, dim, q_stride, block;
     float scale, softcap;  // scores become softcap tanh(score / softcap); 0: no cap

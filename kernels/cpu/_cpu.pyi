@@ -24,9 +24,10 @@ def attend(
 def attend_inputs(
     *,
     q: Tensor,  # float32 or bfloat16 [N, H, D], as k and v; rows of them may lie apart
-    k: Tensor,  # [N, G, D]
+    k: Tensor,  # [M, G, D]
     v: Tensor,
-    cu_seqlens: Tensor,  # int32 [S + 1]
+    cu_seqlens: Tensor,  # int32 [S + 1], of the keys
+    cu_rows: Tensor,  # int32 [S + 1], of the queries that read them; cu_seqlens where there is a bias
     bias_table: Tensor | None,  # float32 [H, 2R + 1]
     windowed: bool,
     summary_k: Tensor | None,  # [M, G, D]; these four come together

@@ -356,7 +356,7 @@ LEVEL void attend(const Attention& a, const Span& span, i64 head, Scratch& scrat
     copy_keys<T>(a.own, span.start + seen_by_all.first, seen_by_all.last - seen_by_all.first, shared, tile, scratch.own);
     if (span.summaries > 0) copy_keys<T>(a.more, span.more, span.summaries, shared, tile, scratch.more);
     for (i64 query = span.query; query < end; query += BLOCK) {
-        const i64 row = span.start + query;
+        const i64 row = span.row + query;
         tile.rows = std::min<i64>(BLOCK, end - query);
         tile.lanes = static_cast<int>(up(tile.rows, LANES));
         tile.first = true;

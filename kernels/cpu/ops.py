@@ -10,6 +10,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Final
 
 import torch
@@ -57,7 +58,7 @@ DTYPES: Final = {
     torch.bfloat16: _HALF,
     torch.int64: _ROWS,
 }
-# Up to this many query rows of a sequence attend here; for more, the dense products of `reference` pay.
+# Up to this many query rows of a sequence read K and V in their pages; for more, a dense copy pays.
 _FEW_ROWS: Final = 16
 _LARGE: Final = 2**22  # bytes
 # The numbers of `_cpu.h`.
@@ -339,13 +340,15 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor
 
 def attend_inputs(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scores: Scores, windowed: bool,
-    summaries: Summaries | None, lanes: int,
+    summaries: Summaries | None, lanes: int, cu_rows: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`encoder_attention` in registers of so many floats."""
+    """`encoder_attention` in registers of so many floats; with cu_rows, int32 [S + 1], of other rows q, these
+    of each input."""
     out = _empty(q.shape, q.dtype)
     scale, bias_table, softcap, integers = scores
     _cpu.attend_inputs(
         q=_rows(q), k=_rows(k), v=_rows(v), cu_seqlens=cu_seqlens,
+        cu_rows=cu_seqlens if cu_rows is None else cu_rows,
         bias_table=None if bias_table is None else bias_table.contiguous(),
         windowed=windowed and bias_table is not None,
         summary_k=None if summaries is None else _rows(summaries.k),
@@ -369,10 +372,35 @@ def paged_self_attention(
 def paged_cross_attention(
     q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
 ) -> Tensor:
-    if groups.max_rows > _FEW_ROWS:
-        return reference.paged_cross_attention(q, kv, groups, scores, sums)
     assert scores.bias_table is None
-    return _attend(q, kv, groups, scores, sums, causal=False)
+    if groups.max_rows <= _FEW_ROWS:
+        return _attend(q, kv, groups, scores, sums, causal=False)
+    lengths = kv.lengths.tolist()
+    if sums is not None or kv.begins is not None or 0 in lengths:
+        return reference.paged_cross_attention(q, kv, groups, scores, sums)
+    return _attend_copies(q, kv, groups, lengths, scores)
+
+
+def _attend_copies(q: Tensor, kv: PagedKV, groups: RowGroups, lengths: list[int], scores: Scores) -> Tensor:
+    """Cross-attention in tiles, of keys and values that are copied from their pages for many rows each."""
+    parts = []
+    for number, (start, stop) in enumerate(pairwise(groups.cu_rows.tolist())):
+        rows, length = torch.tensor([0, stop - start], dtype=torch.int32), lengths[number]
+        own, pages = q[start:stop], kv.table[number : number + 1]
+        if start == stop:
+            continue
+        if stop - start <= _FEW_ROWS:
+            alone = PagedKV(kv.k, kv.v, pages, kv.lengths[number : number + 1])
+            parts.append(_attend(own, alone, RowGroups(rows, stop - start), scores, None, causal=False))
+            continue
+        used = pages[0, : -(-length // kv.k.shape[2])]
+        k, v = (
+            pool.index_select(0, used).transpose(1, 2).flatten(0, 1)[:length].to(q.dtype)
+            for pool in (kv.k, kv.v)
+        )
+        keys = torch.tensor([0, length], dtype=torch.int32)
+        parts.append(attend_inputs(own, k, v, keys, scores, False, None, LANES, rows))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def paged_beam_attention(q: Tensor, kv: PagedKV, scores: Scores, sums: Tensor | None = None) -> Tensor:
