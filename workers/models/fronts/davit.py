@@ -223,11 +223,14 @@ class Block:
     def __call__(self, x: torch.Tensor) -> torch.Tensor:
         """Images [items, height, width, channels], as are the results."""
         x = self.attention(x, self.convolutions[0], self.norms[0])
-        made = torch.empty_like(x)
+        made, norm = torch.empty_like(x), self.norms[1]
+        assert norm.bias is not None
         for rows in strips(x, x.shape[1], x.shape[2]):
             # Each sum overwrites what was made last: new memory takes longer, a page fault for every 4 KiB.
             for piece in pieces(self.convolutions[1](x, rows, made).view(-1, x.shape[3])):
-                piece.add_(self.down(kernels.activate(self.up(self.norms[1](piece)), self.activation)))
+                kernels.add_feed_forward(
+                    piece, norm.weight, norm.bias, norm.eps, self.up.linear, self.down.linear, self.activation
+                )
         return made
 
     def slots(self) -> Iterator[WeightSlot]:
