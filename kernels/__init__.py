@@ -9,12 +9,15 @@ No module here is named like an op: importing it would replace the op in this na
 
 from __future__ import annotations
 
+from typing import Final
+
 from torch import Tensor
 
 from tandem.kernels.compiling import compilations, note_compilation
+from tandem.kernels.cpu import ops as cpu_ops
 from tandem.kernels.cpu.program import CPUProgram, NotRecordable
 from tandem.kernels.dispatch import backend
-from tandem.kernels.linear import Int8Linear, Linear
+from tandem.kernels.linear import Int8Linear, Linear, of_one_pass
 from tandem.kernels.reference import ACTIVATIONS
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
 from tandem.kernels.triton.splits import SPLITS, splitting
@@ -46,6 +49,7 @@ __all__ = [
     "TimeIds",
     "activate",
     "add_depthwise",
+    "add_feed_forward",
     "add_layer_norm",
     "add_rms_norm",
     "alignment_scores",
@@ -55,6 +59,7 @@ __all__ = [
     "compilations",
     "embed",
     "encoder_attention",
+    "feed_forward",
     "gather_rows",
     "grouped_attention",
     "keep_rows",
@@ -76,6 +81,10 @@ __all__ = [
     "windowed_bias_table",
     "write_kv",
 ]
+
+# Rows that a feed-forward computes at once on a CPU. What is between its projections is several times as
+# wide as they are: so many rows of it stay in the cache, and in memory that the allocator keeps.
+_PIECE: Final = 256
 
 # -- rows by themselves
 
@@ -105,6 +114,29 @@ def add_layer_norm(
 def activate(x: Tensor, activation: str, *, gated: bool = False) -> Tensor:
     """One of ACTIVATIONS of x [N, F]; gated, of the first half of [N, 2F], times the other half."""
     return backend(x).activate(x, activation, gated=gated)
+
+
+def feed_forward(x: Tensor, up: Linear, down: Linear, activation: str, *, gated: bool = False) -> Tensor:
+    """``down(activate(up(x)))`` of an encoder's rows on a CPU, [N, d] → [N, D]; what is between the products
+    stays in the cache."""
+    out = x.new_empty(len(x), down.outputs)
+    if (weights := of_one_pass(up, down)) is not None:
+        return cpu_ops.int8_feed_forward(x, *weights, activation, gated=gated, norm=None, out=out, add=False)
+    pieces = max(1, len(x) // _PIECE)
+    for piece, its in zip(x.tensor_split(pieces), out.tensor_split(pieces), strict=True):
+        down(activate(up(piece), activation, gated=gated), its)
+    return out
+
+
+def add_feed_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, up: Linear, down: Linear, activation: str
+) -> None:
+    """Adds ``down(activate(up(layer_norm(x))))`` to x, contiguous rows [N, d] of an encoder."""
+    if (weights := of_one_pass(up, down)) is None:
+        x.add_(down(activate(up(layer_norm(x, weight, bias, eps)), activation)))
+    else:
+        norm = cpu_ops.LayerNorm(weight, bias, eps)
+        cpu_ops.int8_feed_forward(x, *weights, activation, gated=False, norm=norm, out=x, add=True)
 
 
 def scale(x: Tensor, factor: float) -> Tensor:

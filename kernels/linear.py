@@ -91,6 +91,14 @@ class Int8Linear(Linear):
     def packed_bytes(self) -> int:
         return self.weight.numel() + 4 * self.weight.shape[0]
 
+    @property
+    def compiled(self) -> cpu_ops.Int8Weight | None:
+        """The packed weight for the extension's ops; None where that is missing."""
+        if not cpu_ops.COMPILED:
+            return None
+        assert self._packed is not None
+        return cpu_ops.Int8Weight(self._packed, self._scales, self.bias)
+
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         assert self._packed is not None
         if cpu_ops.COMPILED:
@@ -102,6 +110,14 @@ class Int8Linear(Linear):
         if self.bias is not None:
             result += self.bias
         return result if out is None else out.copy_(result)
+
+
+def of_one_pass(up: Linear, down: Linear) -> tuple[cpu_ops.Int8Weight, cpu_ops.Int8Weight] | None:
+    """The weights of a feed-forward that `cpu.ops.int8_feed_forward` computes; None: it does not."""
+    if not (isinstance(up, Int8Linear) and isinstance(down, Int8Linear)):
+        return None
+    first, second = up.compiled, down.compiled
+    return None if first is None or second is None else (first, second)
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -167,6 +167,12 @@ PyObject* embed(Arguments& args) {
     return perform(args, op, rows);
 }
 
+int activation(Arguments& args) {
+    const i64 kind = args.integer("kind");
+    if (kind < rows::RELU || kind > rows::SILU) throw Refused("kind must be an activation's number");
+    return static_cast<int>(kind);
+}
+
 PyObject* activate(Arguments& args) {
     rows::Activate op;
     i64 rows = ANY;
@@ -175,9 +181,8 @@ PyObject* activate(Arguments& args) {
     op.gated = args.flag("gated");
     i64 width = op.gated ? 2 * op.width : op.width;
     op.x = args.tensor<float>("x", {&rows, &width});
-    op.kind = static_cast<int>(args.integer("kind"));
+    op.kind = activation(args);
     op.threads = threads(args);
-    if (op.kind < rows::RELU || op.kind > rows::SILU) throw Refused("kind must be an activation's number");
     return perform(args, op, rows);
 }
 
@@ -421,6 +426,37 @@ PyObject* int8_linear(Arguments& args) {
     return perform(args, op, rows);
 }
 
+void read_weight(Arguments& args, int8_linear::FeedForward::Product& into, const char* packed, const char* bias,
+                 i64 outputs, i64 inputs) {
+    i64 size = int8_linear::packed_bytes(outputs, inputs);
+    into.packed = args.tensor<uint8_t>(packed, {&size});
+    into.bias = args.optional<float>(bias, {&outputs});
+}
+
+PyObject* int8_feed_forward(Arguments& args) {
+    int8_linear::FeedForward op;
+    i64 rows = ANY;
+    op.inputs = op.inner = op.outputs = ANY;
+    op.x = args.tensor<float>("x", {&rows, &op.inputs}, &op.stride);
+    op.norm = args.optional<float>("norm", {&op.inputs});
+    op.norm_bias = args.optional<float>("norm_bias", {&op.inputs});
+    op.eps = args.number("eps");
+    op.out = args.tensor<float>("out", {&rows, &op.outputs});
+    op.gated = args.flag("gated");
+    op.add = args.flag("add");
+    op.kind = activation(args);
+    op.threads = threads(args);
+    i64 wide = ANY;
+    op.up.scales = args.tensor<float>("up_scales", {&wide});
+    op.inner = op.gated ? wide / 2 : wide;
+    read_weight(args, op.up, "up_packed", "up_bias", wide, op.inputs);
+    op.down.scales = args.tensor<float>("down_scales", {&op.outputs});
+    read_weight(args, op.down, "down_packed", "down_bias", op.outputs, op.inner);
+    if ((op.norm == nullptr) != (op.norm_bias == nullptr)) throw Refused("norm and norm_bias must come together");
+    if (op.gated && wide % 2 != 0) throw Refused("up_scales must be of two halves");
+    return perform(args, op, rows);
+}
+
 // -- programs
 
 constexpr const char* PROGRAM = "tandem program";
@@ -499,6 +535,7 @@ PyMethodDef methods[] = {
     method<size<int8_linear::packed_bytes>>("int8_size"),
     method<int8_pack>("int8_pack"),
     method<int8_linear>("int8_linear"),
+    method<int8_feed_forward>("int8_feed_forward"),
     method<record>("record"),
     method<recorded>("recorded"),
     method<run>("run"),

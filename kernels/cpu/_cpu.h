@@ -174,6 +174,12 @@ struct Activate {
 
 void apply(const Activate& op, i64 rows);
 
+// A row of n numbers by itself: an `Activation`, times `factor` unless it is null. out may be x.
+void activate(int kind, const float* x, const float* factor, float* out, i64 n);
+
+// LayerNorm of a row.
+void normalize(const float* x, const float* weight, const float* bias, float* out, i64 n, float eps);
+
 struct Scale {
     const float* x;
     float* out;
@@ -351,10 +357,28 @@ struct Linear {
     int threads;
 };
 
+// down(activation(up(x))), each row by itself.
+struct FeedForward {
+    struct Product {
+        const uint8_t* packed;
+        const float *scales, *bias;
+    };
+    const float* x;                 // [rows, inputs], rows `stride` apart
+    const float *norm, *norm_bias;  // [inputs]: LayerNorm's of x before; null: none
+    Product up, down;               // [inner, inputs], gated twice as many; [outputs, inner]
+    float* out;                     // [rows, outputs]
+    i64 inputs, inner, outputs, stride;
+    float eps;
+    int kind;                       // rows::Activation
+    bool gated, add;                // add: to what `out` is
+    int threads;
+};
+
 i64 packed_bytes(i64 outputs, i64 inputs);
 
 void pack(const float* weight, uint8_t* packed, float* scales, i64 outputs, i64 inputs, int threads);
 
 void apply(const Linear& op, i64 rows);
+void apply(const FeedForward& op, i64 rows);
 
 }  // namespace int8_linear

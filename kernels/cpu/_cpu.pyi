@@ -142,6 +142,24 @@ def int8_pack(*, weight: Tensor, packed: Tensor, scales: Tensor, threads: int) -
 def int8_linear(
     *, x: Tensor, out: Tensor, bias: Tensor | None, threads: int, packed: Tensor, scales: Tensor
 ) -> None: ...
+def int8_feed_forward(
+    *,
+    x: Tensor,  # float32 [N, d], rows may lie apart
+    norm: Tensor | None,  # [d], LayerNorm's weight and bias, which come together
+    norm_bias: Tensor | None,
+    eps: float,
+    out: Tensor,  # float32 [N, D], written; x, where d = D and add
+    gated: bool,
+    add: bool,  # to what `out` is
+    kind: int,
+    threads: int,
+    up_scales: Tensor,  # [F], gated [2F]
+    up_packed: Tensor,
+    up_bias: Tensor | None,
+    down_scales: Tensor,  # [D]
+    down_packed: Tensor,
+    down_bias: Tensor | None,
+) -> None: ...
 def record(*, most: int) -> None: ...
 def recorded() -> object: ...
 def run(*, program: object, rows: int) -> None: ...

@@ -138,7 +138,17 @@ EVERY_LEVEL i64 largest(const float* x, i64 n) {
     return found == x + n ? 0 : found - x;
 }
 
+EVERY_LEVEL void layer_norm_floats(const float* x, const float* weight, const float* bias, float* out, i64 n, float eps) {
+    layer_norm_row(x, weight, bias, out, n, eps);
+}
+
 }  // namespace
+
+void activate(int kind, const float* x, const float* factor, float* out, i64 n) { activate_row(kind, x, factor, out, n); }
+
+void normalize(const float* x, const float* weight, const float* bias, float* out, i64 n, float eps) {
+    layer_norm_floats(x, weight, bias, out, n, eps);
+}
 
 void apply(const Norm& op, i64 rows) {
 #pragma omp parallel for num_threads(rows * op.width < WORTH_A_THREAD ? 1 : op.threads)

@@ -11,7 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
@@ -314,6 +314,35 @@ def int8_linear(
     _cpu.int8_linear(
         x=_rows(x), out=out, bias=bias, threads=torch.get_num_threads(), packed=packed, scales=scales
     )
+    return out
+
+
+class Int8Weight(NamedTuple):
+    """What `int8_pack` makes of a weight, and the bias."""
+
+    packed: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+
+class LayerNorm(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+def int8_feed_forward(
+    x: Tensor, up: Int8Weight, down: Int8Weight, activation: str, *, gated: bool, norm: LayerNorm | None,
+    out: Tensor, add: bool,
+) -> Tensor:  # fmt: skip
+    """``down(activation(up(norm(x))))``: float32 [N, d] → `out` [N, D]; add: onto what `out` is, which may be
+    x."""
+    _cpu.int8_feed_forward(
+        x=_rows(x), norm=None if norm is None else norm.weight, norm_bias=None if norm is None else norm.bias,
+        eps=0.0 if norm is None else norm.eps, out=out, gated=gated, add=add, kind=_ACTIVATIONS[activation],
+        threads=torch.get_num_threads(), up_scales=up.scales, up_packed=up.packed, up_bias=up.bias,
+        down_scales=down.scales, down_packed=down.packed, down_bias=down.bias,
+    )  # fmt: skip
     return out
 
 
