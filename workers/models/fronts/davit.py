@@ -70,7 +70,7 @@ class Convolution:
         side, stride, around = self.side, self.stride, self.padding
         height, width = ((edge + 2 * around - side) // stride + 1 for edge in x.shape[1:3])
         made = x.new_empty(len(x), height, width, self.outputs)
-        for rows in strips(x, height, width):
+        for rows in strips(x, height, width, side**2 * self.inputs):
             first, last = rows.start * stride - around, (rows.stop - 1) * stride - around + side
             above, below = max(0, -first), max(0, last - x.shape[1])
             read = pad(x[:, first + above : last - below], (0, 0, around, around, above, below)).contiguous()
@@ -141,7 +141,7 @@ class WindowAttention:
         self.scores = Scores((stage.width // stage.heads) ** -0.5, integers=place.quantization == "int8")
 
     def __call__(self, x: torch.Tensor, depthwise: Depthwise, norm: Norm, out: torch.Tensor) -> None:
-        for rows in strips(x, x.shape[1], x.shape[2], self.side):
+        for rows in strips(x, *x.shape[1:], self.side):
             self._attend(depthwise(x, rows, out), norm)
 
     def _attend(self, x: torch.Tensor, norm: Norm) -> None:
@@ -187,14 +187,14 @@ class ChannelAttention:
         _, height, width, channels = image.shape
         values, shape = torch.empty_like(image), (-1, self.groups, channels // self.groups)
         scores = image.new_zeros(self.groups, *shape[2:] * 2, dtype=torch.float32)
-        for rows in strips(image, height, width):
+        for rows in strips(image, height, width, channels):
             strip = depthwise(image, rows, out)
             q, k, v = self.qkv(_normed(norm, strip).flatten(0, 2)).chunk(3, dim=1)
             values[:, rows].view(v.shape).copy_(v)
             q, k = (one.view(shape).transpose(0, 1) for one in (q, k))
             scores += torch.bmm(q.transpose(1, 2), k)
         weights = (scores * (height * width) ** -0.5).softmax(-1).to(values.dtype).transpose(1, 2)
-        for rows in strips(image, height, width):
+        for rows in strips(image, height, width, channels):
             v = values[:, rows].view(shape).transpose(0, 1)
             mixed = torch.bmm(v, weights).transpose(0, 1).reshape(-1, channels)
             out[:, rows].add_(self.projection(mixed).view(1, -1, width, channels))
@@ -230,7 +230,7 @@ class Block:
         self.attention(x, self.convolutions[0], self.norms[0], between)
         norm = self.norms[1]
         assert norm.bias is not None
-        for rows in strips(x, x.shape[1], x.shape[2]):
+        for rows in strips(x, *x.shape[1:]):
             for piece in pieces(self.convolutions[1](between, rows, x).view(-1, x.shape[3])):
                 kernels.add_feed_forward(
                     piece, norm.weight, norm.bias, norm.eps, self.up.linear, self.down.linear, self.activation
