@@ -198,7 +198,8 @@ def apply_timestamp_rules(
 
 def add_depthwise(x: Tensor, first: int, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
     """Fills out [items, rows, W, C] with rows, from `first` on, of images x [items, H, W, C] and of their
-    convolution of 3 x 3 positions, weight [9, C] and bias [C], each channel by itself."""
+    convolution of 3 x 3 positions, weight [9, C] and bias [C], each channel by itself. They share no
+    memory."""
     return backend(x, weight, bias, out).add_depthwise(x, first, weight, bias, out)
 
 

@@ -309,6 +309,11 @@ PyObject* add_depthwise(Arguments& args) {
     op.threads = threads(args);
     op.half = half != 0;
     if (op.first < 0 || op.first > op.height - op.rows) throw Refused("first and the rows of out must be rows of x");
+    const i64 size = op.half ? 2 : 4, row = op.width * op.channels;
+    const char *x = static_cast<const char*>(op.x), *out = static_cast<const char*>(op.out);
+    const char* x_end = x + items * op.height * row * size;
+    const char* out_end = out + ((items - 1) * op.out_stride + op.rows * row) * size;
+    if (out < x_end && x < out_end) throw Refused("out must not share memory with x, whose rows are read again");
     return perform(args, op, items);
 }
 
