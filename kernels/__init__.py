@@ -1,23 +1,20 @@
 """The ops of the forward pass.
 
 Each op runs on the backend of its tensors (`dispatch.backend`); its twin in reference.py says what it
-computes. Matrix products are in linear.py, whose weights are laid out for the CPU. The values that ops share
-are in values.py.
+computes. Matrix products, whose weights are laid out for the CPU, and feed-forwards made of them are in
+linear.py. The values that ops share are in values.py.
 
 No module here is named like an op: importing it would replace the op in this namespace.
 """
 
 from __future__ import annotations
 
-from typing import Final
-
 from torch import Tensor
 
 from tandem.kernels.compiling import compilations, note_compilation
-from tandem.kernels.cpu import ops as cpu_ops
 from tandem.kernels.cpu.program import CPUProgram, NotRecordable
 from tandem.kernels.dispatch import backend
-from tandem.kernels.linear import Int8Linear, Linear, of_one_pass
+from tandem.kernels.linear import Int8Linear, Linear, add_feed_forward, feed_forward
 from tandem.kernels.reference import ACTIVATIONS
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
 from tandem.kernels.triton.splits import SPLITS, splitting
@@ -82,10 +79,6 @@ __all__ = [
     "write_kv",
 ]
 
-# Rows that a feed-forward computes at once on a CPU. What is between its projections is several times as
-# wide as they are: so many rows of it stay in the cache, and in memory that the allocator keeps.
-_PIECE: Final = 256
-
 # -- rows by themselves
 
 
@@ -114,29 +107,6 @@ def add_layer_norm(
 def activate(x: Tensor, activation: str, *, gated: bool = False) -> Tensor:
     """One of ACTIVATIONS of x [N, F]; gated, of the first half of [N, 2F], times the other half."""
     return backend(x).activate(x, activation, gated=gated)
-
-
-def feed_forward(x: Tensor, up: Linear, down: Linear, activation: str, *, gated: bool = False) -> Tensor:
-    """``down(activate(up(x)))`` of an encoder's rows on a CPU, [N, d] → [N, D]; what is between the products
-    stays in the cache."""
-    out = x.new_empty(len(x), down.outputs)
-    if (weights := of_one_pass(up, down)) is not None:
-        return cpu_ops.int8_feed_forward(x, *weights, activation, gated=gated, norm=None, out=out, add=False)
-    pieces = max(1, len(x) // _PIECE)
-    for piece, its in zip(x.tensor_split(pieces), out.tensor_split(pieces), strict=True):
-        down(activate(up(piece), activation, gated=gated), its)
-    return out
-
-
-def add_feed_forward(
-    x: Tensor, weight: Tensor, bias: Tensor, eps: float, up: Linear, down: Linear, activation: str
-) -> None:
-    """Adds ``down(activate(up(layer_norm(x))))`` to x, contiguous rows [N, d] of an encoder."""
-    if (weights := of_one_pass(up, down)) is None:
-        x.add_(down(activate(up(layer_norm(x, weight, bias, eps)), activation)))
-    else:
-        norm = cpu_ops.LayerNorm(weight, bias, eps)
-        cpu_ops.int8_feed_forward(x, *weights, activation, gated=False, norm=norm, out=x, add=True)
 
 
 def scale(x: Tensor, factor: float) -> Tensor:
