@@ -21,6 +21,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from tandem.cluster.config import ServeConfig
 from tandem.workers.config import EngineConfig
 from tandem.workers.requests.request_builder import RequestBuilder
+from tandem.workers.scheduling.plan import WaitingFor
 
 FOLDER = Path(__file__).parents[2] / "deploy/prometheus"
 Labels = dict[str, set[str]]
@@ -54,6 +55,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Labels]:
     folder = make_checkpoint(tmp_path_factory.mktemp("model"), "flan")
     service = make_service(folder, RequestBuilder.load(folder, "tiny"), FakeRouter([5]))
     service.metrics.ended("grpc", "Generate", "OK")
+    service.metrics.windows("chunked", 1)
     found: dict[str, Labels] = {}
     for family in text_string_to_metric_families(service.metrics.text().decode()):
         for sample in family.samples:
@@ -92,6 +94,7 @@ def test_the_manual_names_what_there_is(series: dict[str, Labels]) -> None:
     for labels in series.values():
         known |= labels.keys() | {value for values in labels.values() for value in values}
     known |= {field.name for field in fields(ServeConfig)} | {field.name for field in fields(EngineConfig)}
+    known |= {reason.value for reason in WaitingFor}
     known |= {"max_tokens", "warning"}  # a request's, and the body's of /health
     assert named <= known, named - known
 
