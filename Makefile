@@ -58,9 +58,9 @@ SECONDS := 1200
 soak: .venv/.installed  ## Mixed traffic for SECONDS=1200; fails where memory, files, pages or objects grow.
 	$(BIN)/python bench/soak.py --seconds $(SECONDS)
 
-TARGET := cpu
-image: .venv/.installed  ## Build the container image TARGET=cpu or gpu, and prove that it serves.
-	$(BIN)/python scripts/build_image.py $(TARGET) \
+DEVICE := cpu
+image: .venv/.installed  ## Build the container image DEVICE=cpu or gpu, and prove that it serves.
+	$(BIN)/python scripts/build_image.py $(DEVICE) \
 	    $(if $(TORCH_INDEX_URL),--build-arg "TORCH_INDEX_URL=$(TORCH_INDEX_URL)")
 
 lint: .venv/.installed  ## Check style and formatting.

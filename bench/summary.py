@@ -2,7 +2,7 @@
 
     python bench/summary.py [--write]
 
-`--write` puts the tables between their marks in README.md and docs/performance.md;
+`--write` puts the tables between their marks in the documents;
 `tests/bench/test_summary.py` checks that they are these.
 """
 
@@ -405,10 +405,30 @@ def admission() -> str:
     return markdown(["load", "order", "tokens/s", "mean latency", "p99 latency"], rows)
 
 
-# The results that the tables of docs/performance.md are made from, each written by the script of its name.
+BESIDE = {
+    "alone": "nobody",
+    "greedy": "a caller whose 64 clients send one request after the other",
+    "slow headers": "20 attackers whose headers never end, 5 connections a second each",
+    "connections": "20 attackers who connect and leave, 20 times a second each",
+    "huge bodies": "20 attackers who each send a body of 64 MiB a second",
+    "wrong keys": "20 attackers who guess 20 keys a second each",
+}
+
+
+def neighbours() -> str:
+    measured, rows = load("neighbours"), []
+    for kind, what in BESIDE.items():
+        figures = measured[kind]
+        whole, sent = figures["ends"].get("200", 0), sum(figures["ends"].values())
+        times = (f"{figures['whole_s'][quantile]:.2f} s" for quantile in ("p50", "p99"))
+        rows.append([what, f"{whole} of {sent}", *times, f"{figures['ingress_grew_mib']:+.0f} MiB"])
+    return markdown(["others", "whole answers", "p50", "p99", "memory of the ingress"], rows)
+
+
+# The results that tables in the documents are made from, each written by the script of its name.
 MEASURED = (
     "engine", "speech", "speculation", "cluster", "placement", "roofline", "encoding", "handoff", "simulate",
-    "admission", "vision", "speech_parity",
+    "admission", "vision", "speech_parity", "neighbours",
 )  # fmt: skip
 VERSIONS = {
     "torch": "PyTorch",
@@ -436,6 +456,7 @@ def _spread(values: Figures) -> str:
 
 DOCUMENTS: dict[Path, tuple[Callable[[], str], ...]] = {
     ROOT / "README.md": (headline,),
+    ROOT / "docs" / "operate.md": (neighbours,),
     ROOT / "docs" / "transcription.md": (speech_parity,),
     ROOT / "docs" / "performance.md": (
         engine, speech, vision, speculation, cluster, first_token, placement, cache, roofline, encoding,

@@ -34,6 +34,10 @@ _RAY_SETTINGS = {
     "RAY_worker_niceness": "0",
     # The control plane would keep an account of the last 100,000 calls between actors, and grow for hours.
     "RAY_task_events_report_interval_ms": "0",
+    # Each file that Ray keeps for a process: 16 MiB, and three older ones. What workers print does not rotate
+    # at all without it.
+    "RAY_ROTATION_MAX_BYTES": str(2**24),
+    "RAY_ROTATION_BACKUP_COUNT": "3",
 }
 # The settings that decide whether, where and how ingress replicas listen in direct mode.
 _LISTENING = {

@@ -1,12 +1,13 @@
 """Builds an image of deploy/Dockerfile, starts it as strictly as it can be, and proves that it serves.
 
-    python scripts/build_image.py cpu            # or gpu
+    python scripts/build_image.py cpu            # or gpu: the build argument DEVICE
 
 Where Docker answers, or podman: builds; starts the image read-only, as its own user, without a network and
-without capabilities; asks it over HTTP and gRPC; looks at what is installed; ends it by SIGTERM, and another
-one by SIGINT while it starts; prints the sizes. Where neither does, or with `--engine none`: the Dockerfile's
-own steps run in clean folders below build/image, which takes root on a Linux of Debian's kind and a C++
-compiler, and the same questions are asked of the result. What was not shown is said at the end.
+without capabilities; asks it over HTTP and gRPC; looks at what is installed; ends it by SIGTERM, and
+another one by SIGINT while it starts; runs `tandem demo`; prints the sizes, and holds the CPU's to its
+limit. Where neither does, or with `--engine none`: the Dockerfile's own steps run in folders below
+build/image, which takes root on a Linux of Debian's kind and a C++ compiler, and what comes out is asked
+the same. What was not shown is said at the end.
 """
 
 from __future__ import annotations
@@ -38,25 +39,28 @@ STRICT = [
     "--security-opt=no-new-privileges", "--shm-size=2g",
 ]  # fmt: skip
 RAY = "/opt/tandem/bin/ray"
+CPU_MB = 1500  # the most that the CPU's image may take, unpacked
+BASE_MB = 140  # of that, what is outside /opt, where it is not there to be measured
 STARTING_S = 4  # when a server that starts is interrupted
 BESIDES = {"pip", "setuptools", "tandem-serve"}  # what constraints.txt need not lock
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n")[0])
-    parser.add_argument("target", choices=["cpu", "gpu"], nargs="?", default="cpu")
+    parser.add_argument("device", choices=dockerfile.DEVICES, nargs="?", default="cpu")
     parser.add_argument("--engine", help="docker, podman or none; default: the first that answers")
-    parser.add_argument("--tag", help=f"default: tandem-serve:{VERSION}-TARGET")
+    parser.add_argument("--tag", help=f"default: tandem-serve:{VERSION}-DEVICE")
     parser.add_argument("--build-arg", action="append", default=[], metavar="NAME=VALUE")
     arguments = parser.parse_args()
-    given = dict(pair.split("=", 1) for pair in arguments.build_arg)
+    device = arguments.device
+    given = dict(pair.split("=", 1) for pair in arguments.build_arg) | {"DEVICE": device}
     engine = arguments.engine or next(filter(answers, ("docker", "podman")), "none")
     if engine == "none":
-        not_shown = without_engine(arguments.target, given)
+        not_shown = without_engine(given)
     else:
-        tag = arguments.tag or f"tandem-serve:{VERSION}-{arguments.target}"
-        not_shown = with_engine(engine, arguments.target, tag, given)
-    if arguments.target == "gpu":
+        tag = arguments.tag or f"tandem-serve:{VERSION}-{device}"
+        not_shown = with_engine(engine, tag, given)
+    if device == "gpu":
         not_shown.append("a GPU: the server ran on the CPU")
     print("Not shown:", *(not_shown or ["nothing"]), sep="\n  ")
 
@@ -67,7 +71,7 @@ def answers(engine: str) -> bool:
     return subprocess.run([engine, "info"], capture_output=True).returncode == 0
 
 
-def with_engine(engine: str, target: str, tag: str, given: dict[str, str]) -> list[str]:
+def with_engine(engine: str, tag: str, given: dict[str, str]) -> list[str]:
     def call(*arguments: str, **options: Any) -> str:
         done = subprocess.run([engine, *arguments], text=True, stdout=subprocess.PIPE, **options)
         if done.returncode:
@@ -75,7 +79,7 @@ def with_engine(engine: str, target: str, tag: str, given: dict[str, str]) -> li
         return str(done.stdout).strip()
 
     commit = revision()
-    options = ["--file", str(dockerfile.FILE), "--target", target, "--tag", tag]
+    options = ["--file", str(dockerfile.FILE), "--tag", tag]
     options += [f"--build-arg={name}={value}" for name, value in given.items()]
     options.append(f"--label=org.opencontainers.image.revision={commit}")
     if code := subprocess.run([engine, "build", *options, str(ROOT)]).returncode:
@@ -93,7 +97,8 @@ def with_engine(engine: str, target: str, tag: str, given: dict[str, str]) -> li
     starting = ""
     try:
         answer = call("exec", "--interactive", serving, "python", "-", input=PROBE)
-        check(json.loads(answer), target)
+        check(json.loads(answer), given["DEVICE"])
+        expect("tandem --version", call("exec", serving, "tandem", "--version"), f"tandem {VERSION}")
         health = image["Config"].get("Healthcheck") or image["Healthcheck"]  # Docker's place, podman's
         call("exec", serving, *health["Test"][1:])
         print("The image's health check passes.")
@@ -107,41 +112,55 @@ def with_engine(engine: str, target: str, tag: str, given: dict[str, str]) -> li
             if sys.exc_info()[0]:
                 subprocess.run([engine, "logs", "--tail=40", container])
             call("rm", "--force", container)
-    print(f"{tag}: {image['Size'] / 1e6:.0f} MB. Its layers:")
+    print(call("run", "--rm", *STRICT, tag, "tandem", "demo"))
+    print(f"{tag}, by layers:")
     print(call("history", "--format", "{{.Size}}\t{{.CreatedBy}}", tag))
+    check_size(given["DEVICE"], image["Size"])
     return [f"the base {given['PYTHON_IMAGE']} is not the Dockerfile's"] if "PYTHON_IMAGE" in given else []
 
 
-def without_engine(target: str, given: dict[str, str]) -> list[str]:
-    recipe = dockerfile.read(dockerfile.FILE.read_text())
-    replay = image_steps.Replay(recipe, WORK, given)
-    settings = replay.build(target)
+def without_engine(given: dict[str, str]) -> list[str]:
+    recipe = dockerfile.read(dockerfile.FILE.read_text(), given)
+    replay = image_steps.Replay(recipe, WORK)
+    settings = replay.build(dockerfile.SERVER)
     serve = shlex.join(settings.command)
     # The server's own lines go to standard error, the probe's and the exit code to standard output.
     script = f"{serve} >&2 & server=$!; python -; kill -TERM $server; wait $server; code=$?; echo; echo $code"
-    done = replay.run(target, script, input=PROBE, stdout=subprocess.PIPE)
+    done = replay.run(dockerfile.SERVER, script, input=PROBE, stdout=subprocess.PIPE)
     found, _, code = done.stdout.strip().rpartition("\n")
     if not found:
         sys.exit("the server did not answer")
-    check(json.loads(found), target)
+    check(json.loads(found), given["DEVICE"])
     expect("the exit code after SIGTERM", int(code), 143)
     script = f"{serve} & server=$!; sleep {STARTING_S}; kill -INT $server; wait $server"
-    done = replay.run(target, script)
+    done = replay.run(dockerfile.SERVER, script)
     expect("the exit code after SIGINT, while it starts", done.returncode, 130)
+    script = "tandem --version && tandem demo"
+    done = replay.run(dockerfile.SERVER, script, stdout=subprocess.PIPE)
+    print(done.stdout)
+    expect("the exit code of tandem demo", done.returncode, 0)
+    expect("tandem --version", done.stdout.partition("\n")[0], f"tandem {VERSION}")
+    made = replay.root(dockerfile.SERVER) / "opt"
+    count = f"tar --create {shlex.quote(str(made))} | gzip | wc --bytes"
+    packed = int(subprocess.run(count, shell=True, check=True, capture_output=True).stdout)
+    print(f"What the base does not have takes {packed / 1e6:.0f} MB in a registry, compressed.")
+    used = subprocess.run(["du", "--bytes", "--summarize", made], check=True, capture_output=True)
+    check_size(given["DEVICE"], int(used.stdout.split()[0]) + BASE_MB * 10**6)
     return [
         f"the base {recipe.stages['base'].base}: Python {sys.version.split()[0]} and /usr are this machine's",
         *(f"a step that installs Debian's packages: {step}" for step in replay.skipped),
         f"process 1, {settings.entrypoint}, and the health check, {settings.health}",
-        "layers and sizes",
+        "layers, and the base's size",
     ]
 
 
-def check(found: dict[str, Any], target: str) -> None:
+def check(found: dict[str, Any], device: str) -> None:
     """Ends the program where the image is not as it should be."""
     print(f"It answers {found['ready_s']} s after the first question: {found['http']!r}")
     expect("gRPC's answer", found["grpc"], found["http"])
     expect("compiled CPU kernels", found["cpu_kernels"], True)
-    expect("CUDA in PyTorch", found["cuda"] is not None, target == "gpu")
+    expect("CUDA in PyTorch", found["cuda"] is not None, device == "gpu")
+    expect("Triton", "triton" in found["packages"], device == "gpu")
     expect("the user", found["uid"], 1000)
     expect("writable folders", found["writable"], [])
     expect("network interfaces", found["interfaces"], ["lo"])
@@ -155,6 +174,12 @@ def check(found: dict[str, Any], target: str) -> None:
     }
     expect("packages of other versions than the locked", other, {})
     expect("Tandem's version", installed["tandem-serve"], VERSION)
+
+
+def check_size(device: str, size: int) -> None:
+    print(f"Unpacked, the image has {size / 1e6:.0f} MB.")
+    if device == "cpu" and size > CPU_MB * 10**6:
+        sys.exit(f"They should be {CPU_MB} at most.")
 
 
 def expect(what: str, found: object, wanted: object) -> None:

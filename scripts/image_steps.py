@@ -34,12 +34,11 @@ class Settings:
 
 
 class Replay:
-    """Builds below `work`, with these build arguments in the place of the defaults."""
+    """Builds below `work`."""
 
-    def __init__(self, recipe: dockerfile.Dockerfile, work: Path, arguments: dict[str, str]) -> None:
+    def __init__(self, recipe: dockerfile.Dockerfile, work: Path) -> None:
         self.recipe = recipe
         self.work = work
-        self.arguments = arguments
         self.skipped: list[str] = []
         self._settings: dict[str, Settings] = {}
         self._context = work / "context"
@@ -76,7 +75,7 @@ class Replay:
         declared: dict[str, str] = {}
         for each in stage.instructions:
             if each.name == "ARG":
-                declared |= {name: self.arguments.get(name, value) for name, value in each.pairs().items()}
+                declared |= each.pairs()
             elif each.name == "ENV":
                 settings.environment |= each.pairs()
             elif each.name == "WORKDIR":
@@ -115,7 +114,8 @@ class Replay:
         for source in sources:
             path = begin / source.lstrip("/")
             if path.is_dir():
-                shutil.copytree(path, to, dirs_exist_ok=True)
+                to.mkdir(parents=True, exist_ok=True)
+                subprocess.run(["cp", "--archive", f"{path}/.", to], check=True)
             else:
                 (to if target.endswith("/") else to.parent).mkdir(parents=True, exist_ok=True)
                 shutil.copy2(path, to)

@@ -16,6 +16,7 @@ from typing import Any
 from ray.exceptions import RayError
 
 from tandem.cluster.background import Background
+from tandem.cluster.callers import Caller
 from tandem.cluster.messages import (
     CALL_TIMEOUT_S,
     LEASE_S,
@@ -53,6 +54,7 @@ class EngineLink:
         self.messages = 0  # counter: messages that had deltas
         self.routed_requests: dict[str, RoutedRequest] = {}  # by placement id
         self.keys: Counter[str] = Counter()  # their encoder inputs', counted
+        self.callers: Counter[Caller] = Counter()  # theirs, too
         # Keys of the latest inputs that the engine keeps beyond a request's end, while it has pages for them.
         self._kept: OrderedDict[str, None] = OrderedDict()
         self._actor = actor
@@ -149,6 +151,7 @@ class EngineLink:
         self._ids[routed] = request_id
         self.routed_requests[request_id] = routed
         self.keys[request.encoder.key] += 1
+        self.callers[routed.caller] += 1
         if request.keeps_input:
             self._kept[request.encoder.key] = None
             self._kept.move_to_end(request.encoder.key)
@@ -188,6 +191,9 @@ class EngineLink:
         self.keys[key] -= 1
         if not self.keys[key]:
             del self.keys[key]
+        self.callers[routed.caller] -= 1
+        if not self.callers[routed.caller]:
+            del self.callers[routed.caller]
         return routed
 
     def _take_all(self) -> list[RoutedRequest]:

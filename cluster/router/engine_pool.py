@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import random
+import time
 from collections.abc import Callable
 from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
 from tandem.cluster.background import Background
-from tandem.cluster.callers import ANYBODY
+from tandem.cluster.callers import ANYBODY, Caller
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.router.discovery import Discovery
 from tandem.cluster.router.engine_link import EngineLink
 from tandem.cluster.router.routed_request import RoutedRequest
+from tandem.cluster.router.shares import Shares
 from tandem.cluster.router.waiting import Gate
 
 # The most work sent to one engine, as `EngineLink.load` measures it: a batch that runs and one that is ready
@@ -23,6 +25,9 @@ FULL = 2.0
 # The same for a request of a caller with a key: what is on an engine goes before the later requests of all
 # other callers, so little waits there.
 FULL_FOR_ONE = 1.25
+# The part of an engine's slots, one at least, that a caller leaves free while there are others and it has its
+# share or more: whoever has less need not wait for the end of another one's answers.
+SPARE = 1 / 8
 # How much fuller an engine may be and still be preferred because it holds the same encoder input: the two
 # requests share their cross-attention pages.
 AFFINITY = 0.25
@@ -42,7 +47,8 @@ class EnginePool:
         """`heard` is called with an engine's link for each of its messages, and when it is lost."""
         self._config, self._heard = config, heard
         self._links: dict[str, EngineLink] = {}  # by engine id
-        self._gate = Gate(self._send, config.replica_wait_s, lambda: self.ready)
+        self._shares = Shares(time.monotonic)
+        self._gate = Gate(self._send, config.replica_wait_s, lambda: self.ready, apart=True)
         self._background = Background()
         self._discovery = Discovery(identity, handle, self._found, lambda: self.ready)
 
@@ -77,30 +83,35 @@ class EnginePool:
 
         Raises what `Gate.enter` raises.
         """
+        self._shares.saw(routed.caller)
         await self._gate.enter(routed)
 
     def announce(self, routed: RoutedRequest) -> bool:
         """Sends a request whose input is still being encoded to the best engine that could begin at once, and
         says whether there is one. The rest of the engines' room is for requests that are ready."""
+        self._shares.saw(routed.caller)
         return not self._gate.waiting and self._send(routed, FULL / 2)
 
     # --- Within ---
 
-    def _send(self, routed: RoutedRequest, busy: float | None = None) -> bool:
-        """Sends a request at once, so that the next one sees the load, unless all engines are `busy`."""
-        if busy is None:
-            busy = FULL if routed.caller is ANYBODY else FULL_FOR_ONE
-        link = self._choose(routed, busy)
+    def _send(self, routed: RoutedRequest, most: float = FULL) -> bool:
+        """Sends a request at once, so that the next one sees the load, unless all engines have a load of
+        `most`, or are full for its caller."""
+        link = self._choose(routed, most)
         if link is not None:
             link.submit(routed)
         return link is not None
 
-    def _choose(self, routed: RoutedRequest, busy: float) -> EngineLink | None:
-        """The least loaded of two engines that are less than `busy`, drawn at random, and of those with the
+    def _choose(self, routed: RoutedRequest, most: float) -> EngineLink | None:
+        """The least loaded of two engines that have room, drawn at random, and of those with the
         same encoder input. All routers have much the same, somewhat old news of the engines' load: if each
         took the least loaded of all, they would send their requests to the same one."""
-        key = routed.request.encoder.key
-        roomy = [link for link in self._links.values() if link.accepting and link.load() < busy]
+        key, share = routed.request.encoder.key, self._shares.of(routed.caller)
+        roomy = [
+            link
+            for link in self._links.values()
+            if link.accepting and link.load() < min(most, _full(link, routed.caller, share))
+        ]
         some = random.sample(roomy, min(CHOICES, len(roomy)))
         some += [link for link in roomy if link.holds(key)]
         return min(some, key=lambda link: link.load() - AFFINITY * link.holds(key), default=None)
@@ -121,3 +132,14 @@ class EnginePool:
         finally:
             del self._links[link.engine_id]
             self._discovery.look_soon()
+
+
+def _full(link: EngineLink, caller: Caller, share: float) -> float:
+    """The load from which on an engine takes no more requests of a caller. `share`: its part of all engines,
+    1 where it is alone."""
+    if caller is ANYBODY:
+        return FULL
+    slots = 1 if link.stats is None else link.stats.max_running
+    if share == 1 or link.callers[caller] < share * slots:
+        return FULL_FOR_ONE
+    return 1 - max(SPARE, 1 / slots)

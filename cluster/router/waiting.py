@@ -37,18 +37,21 @@ class _Waiter:
 
 class Gate:
     """Admits requests while there is room: of the callers in turn, each one's by priority and arrival. One
-    that does not fit holds up all after it, so that a large one gets its turn. One whose time is too short
-    when it has its turn takes no room from the others."""
+    that does not fit holds up all after it, so that a large one gets its turn, or its own caller's alone. One
+    whose time is too short when it has its turn takes no room from the others."""
 
     def __init__(
         self,
         admit: Callable[[RoutedRequest], bool],
         patience_s: float,
         possible: Callable[[], bool],
+        *,
+        apart: bool = False,
     ) -> None:
         """`admit` takes the room that a request needs, if there is so much, and says whether; `possible` says
-        whether there is an engine that may make room."""
-        self._admit, self._patience_s, self._possible = admit, patience_s, possible
+        whether there is an engine that may make room. `apart`: what has no room for one caller may have some
+        for another."""
+        self._admit, self._patience_s, self._possible, self._apart = admit, patience_s, possible, apart
         self._waiters: dict[Caller, list[_Waiter]] = {}  # sorted, none empty
         self._turns = Turns()
 
@@ -77,18 +80,25 @@ class Gate:
 
     def admit_waiting(self) -> None:
         """To be called when there may be more room."""
-        while self._waiters:
-            first = min(
-                (queue[0] for queue in self._waiters.values()),
-                key=lambda waiter: (self._turns.start(waiter.routed.caller), waiter.order),
-            )
+        while self._admit_one():
+            pass
+
+    def _admit_one(self) -> bool:
+        """Says to one request that waits whether it is admitted, if there is one that can be told."""
+        firsts = sorted(
+            (queue[0] for queue in self._waiters.values()),
+            key=lambda waiter: (self._turns.start(waiter.routed.caller), waiter.order),
+        )
+        for first in firsts if self._apart else firsts[:1]:
             in_time = first.routed.in_time(contended=self.waiting > 1)
             if in_time and not self._admit(first.routed):
-                return
+                continue
             self._remove(first)
             if in_time:
                 self._turns.took(first.routed.caller, 1)
             first.admitted.set_result(in_time)
+            return True
+        return False
 
     def _remove(self, waiter: _Waiter) -> None:
         caller = waiter.routed.caller

@@ -43,6 +43,7 @@ PROMPTS = [f"translate English to French: I have {n} dogs and a cat." for n in r
 BEFORE_S = 5.0  # of answers, before anything happens
 DRAIN_S = 90
 AFTER_S = 10.0  # of answers, after all is back
+PASSWORD = "secret"  # of a Redis
 START_S = 3.5  # in which a machine with nothing else to do starts a process with the ingress' modules
 # A client that stops trying for longer measures its own patience.
 CHANNEL = [("grpc.max_reconnect_backoff_ms", 200), ("grpc.initial_reconnect_backoff_ms", 100)]
@@ -389,20 +390,24 @@ def test_clients_that_try_again_notice_nothing_of_it(
 
 
 class Machines:
-    """Ray nodes on this machine: a head without replicas, whose state is in RocksDB, and three workers, of
-    which one is started as a pod's is."""
+    """Ray nodes on this machine: a head without replicas, whose state is in RocksDB or a Redis, and three
+    workers, of which one is started as a pod's is."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, store: str, folder: Path) -> None:
+        self.store, self._folder, self._stack = store, folder, contextlib.ExitStack()
         self.config = make_config(
             ingress_mode="proxy", ingress_replicas=2, min_decoder_replicas=2, min_encoder_replicas=2,
             replica_wait_s=120.0, ingress_cpus=0.9, encoder_cpus=0.4, decoder_cpus=0.4,
         )  # fmt: skip
-        storage = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(folder)}
-        self._settings = _environment(serve_settings(self.config) | storage)
 
     def __enter__(self) -> Machines:
-        self._settings.__enter__()
-        self.ray = Cluster(initialize_head=True, head_node_args={"num_cpus": 0})
+        head: dict[str, Any] = {"num_cpus": 0}
+        storage = {"RAY_gcs_storage": "rocksdb", "RAY_gcs_storage_path": str(self._folder)}
+        if self.store == "redis":
+            head["redis_password"] = PASSWORD
+            storage = {"RAY_REDIS_ADDRESS": self._stack.enter_context(redis(self._folder))}
+        self._stack.enter_context(_environment(serve_settings(self.config) | storage))
+        self.ray = Cluster(initialize_head=True, head_node_args=head)
         self.workers = [self.ray.add_node(num_cpus=2) for _ in range(2)]
         self.pod = subprocess.Popen(  # one at a time: nodes choose free names in the session's folder
             [
@@ -423,15 +428,45 @@ class Machines:
         self.pod.terminate()
         self.pod.wait(timeout=DRAIN_S + 30)
         self.ray.shutdown()
-        self._settings.__exit__(None, None, None)
+        self._stack.close()
+
+
+@contextlib.contextmanager
+def redis(folder: Path) -> Iterator[str]:
+    """The address of a server that keeps what it is told in memory alone."""
+    port = free_port()
+    options = [
+        "--port",
+        str(port),
+        "--bind",
+        "127.0.0.1",
+        "--requirepass",
+        PASSWORD,
+        "--save",
+        "",
+        "--dir",
+        str(folder),
+    ]
+    with subprocess.Popen(["redis-server", *options], stdout=subprocess.DEVNULL) as process:
+        try:
+            yield f"127.0.0.1:{port}"
+        finally:
+            process.terminate()
 
 
 @pytest.fixture
-def machines(only: Start, tmp_path_factory: pytest.TempPathFactory) -> Machines:
-    found: Machines = only("machines", lambda: Machines(tmp_path_factory.mktemp("gcs")))
+def machines(
+    only: Start, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Machines:
+    store = getattr(request, "param", "rocksdb")
+    found: Machines = only(store, lambda: Machines(store, tmp_path_factory.mktemp("gcs")))
     return found
 
 
+needs_redis = pytest.mark.skipif(shutil.which("redis-server") is None, reason="there is no redis-server here")
+
+
+@pytest.mark.parametrize("machines", [pytest.param("redis", marks=needs_redis), "rocksdb"], indirect=True)
 def test_the_control_plane_is_killed(
     machines: Machines, expected: Answers, pace: float, record_property: Record
 ) -> None:
@@ -444,7 +479,7 @@ def test_the_control_plane_is_killed(
         head.start_gcs_server()
 
     outcome = watched(
-        "the GCS killed, and started after 5 s with RocksDB", machines.endpoints, expected, restart,
+        f"the GCS killed, and started after 5 s with {machines.store}", machines.endpoints, expected, restart,
         lambda: True, record_property, pace=pace,
     )  # fmt: skip
     assert not outcome.errors

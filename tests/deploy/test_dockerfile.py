@@ -11,14 +11,13 @@ from typing import Any
 
 import dockerfile
 import pytest
-from dockerfile import Dockerfile
+from dockerfile import SERVER, Dockerfile
 from packaging.requirements import Requirement
 
 from tandem.cluster.config import ServeConfig
 from tandem.kernels.cpu import ops as cpu_ops
 
 ROOT = dockerfile.ROOT
-TARGETS = ("cpu", "gpu")
 
 
 @pytest.fixture(scope="module")
@@ -26,9 +25,14 @@ def text() -> str:
     return dockerfile.FILE.read_text()
 
 
+@pytest.fixture(scope="module", params=dockerfile.DEVICES)
+def device(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
 @pytest.fixture(scope="module")
-def recipe(text: str) -> Dockerfile:
-    return dockerfile.read(text)
+def recipe(text: str, device: str) -> Dockerfile:
+    return dockerfile.read(text, {"DEVICE": device})
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +54,18 @@ def test_the_base_is_a_python_that_tandem_runs_on(recipe: Dockerfile, project: d
     assert Requirement(f"x{project['project']['requires-python']}").specifier.contains(version[1])
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_a_change_of_the_source_leaves_the_packages_as_they_are(recipe: Dockerfile, target: str) -> None:
-    packages = recipe.stages[target].base
-    needed = recipe.needed(packages)
+def test_the_images_differ_in_their_packages_alone(text: str) -> None:
+    cpu, gpu = (
+        [stage.name for stage in dockerfile.read(text, {"DEVICE": device}).lineage(SERVER)]
+        for device in dockerfile.DEVICES
+    )
+    assert cpu == ["base", "torch-cpu", "packages", SERVER]
+    assert gpu == ["base", "torch-gpu", "packages", SERVER]
+    assert list(dockerfile.read(text).stages)[-1] == SERVER  # what is built where no target is named
+
+
+def test_a_change_of_the_source_leaves_the_packages_as_they_are(recipe: Dockerfile, device: str) -> None:
+    needed = recipe.needed("packages")
     assert "application" not in {stage.name for stage in needed}
     copied = {
         word for stage in needed for each in stage.all("COPY") if not each.flags for word in each.words()[:-1]
@@ -61,26 +73,29 @@ def test_a_change_of_the_source_leaves_the_packages_as_they_are(recipe: Dockerfi
     assert copied == {"pyproject.toml", "constraints.txt"}
     # PyTorch comes first, and of nothing but its own lines of the lock.
     first, second = [
-        each for each in recipe.stages[packages].all("COPY", "RUN") if "apt-get" not in each.text
-    ][:2]
-    assert first.words() == [f"/lock/torch-{target}.txt", "/opt/lock/"]
-    assert f"--no-deps --only-binary :all: {'--index-url' * (target == 'cpu')}".strip() in second.text
-    (copy,) = recipe.stages[target].all("COPY")
+        each for each in recipe.stages[f"torch-{device}"].all("COPY", "RUN") if "apt-get" not in each.text
+    ]
+    assert first.words() == [f"/lock/torch-{device}.txt", "/opt/lock/"]
+    assert "--no-deps" in second.text
+    assert ("--index-url" in second.text) == (device == "cpu")
+    (copy,) = recipe.stages["packages"].all("COPY")
+    assert copy.words() == [f"/lock/packages-{device}.txt", "/lock/constraints.txt", "/opt/lock/"]
+    (copy,) = recipe.stages[SERVER].all("COPY")
     assert (copy.flags, copy.text) == ((("from", "application"),), "/application /opt/tandem")
 
 
 def test_every_installation_is_of_the_lock(recipe: Dockerfile) -> None:
     commands = [
         command
-        for stage in recipe.stages.values()
+        for stage in recipe.needed(SERVER)
         for each in stage.all("RUN")
         for command in each.text.split("&&")
-        if "pip " in command and "pip check" not in command
+        if "pip install" in command
     ]
-    assert len(commands) == 5
+    assert len(commands) == 3
     for command in commands:
         assert (
-            "--constraint /opt/lock/constraints.txt" in command
+            "--constraint /opt/lock/constraints.txt --requirement /opt/lock/packages-${DEVICE}.txt" in command
             or ("--no-deps" in command and re.search(r"--requirement /opt/lock/torch-[cg]pu.txt", command))
             or "PIP_CONSTRAINT=constraints.txt PIP_BUILD_CONSTRAINT=constraints.txt" in command
         ), command
@@ -92,28 +107,28 @@ def test_the_lock_in_parts(recipe: Dockerfile, project: dict[str, Any], tmp_path
         (tmp_path / name).write_bytes((ROOT / name).read_bytes())
     text = step.text.replace("python ", f"{sys.executable} ", 1)
     subprocess.run(["sh", "-ec", text], cwd=tmp_path, check=True)
-    requirements = (tmp_path / "requirements.txt").read_text().splitlines()
+
+    def part(name: str) -> list[str]:
+        return (tmp_path / f"{name}.txt").read_text().splitlines()
+
     wanted = project["project"]["dependencies"] + project["project"]["optional-dependencies"]["otlp"]
-    assert requirements == wanted
+    assert part("packages-gpu") == wanted
+    (triton,) = (each for each in wanted if Requirement(each).name == "triton")
+    assert part("packages-cpu") == [each for each in wanted if each != triton]
     lock = (ROOT / "constraints.txt").read_text().splitlines()
-    (torch,) = (line for line in lock if line.startswith("torch=="))
-    assert (tmp_path / "torch-cpu.txt").read_text() == f"{torch}\n"
+    assert part("torch-cpu") == [line for line in lock if line.startswith("torch==")]
+    assert len(part("torch-cpu")) == 1
     cuda = [line for line in lock if re.match("torch==|triton==|cuda|nvidia", line)]
-    assert (tmp_path / "torch-gpu.txt").read_text().splitlines() == cuda
+    assert part("torch-gpu") == cuda
     assert len(cuda) > 15
 
 
 def test_the_build_fails_without_compiled_kernels(
     recipe: Dockerfile, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    checks = set()
-    for target in TARGETS:
-        (run,) = recipe.stages[target].all("RUN")
-        *_, check = run.text.split("&&")
-        checks.add(check.strip())
-        names = [each.name for each in recipe.stages[target].instructions]
-        assert names[:2] == ["COPY", "RUN"]
-    ((python, flag, code),) = [dockerfile.Instruction("RUN", (), check).words() for check in checks]
+    copy, run = recipe.stages[SERVER].instructions[:2]
+    assert (copy.name, run.name) == ("COPY", "RUN")
+    python, flag, code = run.words()
     assert (python, flag) == ("python", "-c")
     for compiled, end in ((True, None), (False, "no compiled CPU kernels")):
         monkeypatch.setattr(cpu_ops, "COMPILED", compiled)
@@ -128,26 +143,22 @@ def test_the_kernels_are_for_every_cpu_of_the_kind(project: dict[str, Any]) -> N
     assert not [flag for flag in extension["extra-compile-args"] if flag.startswith(("-m", "-O0", "-Ofast"))]
 
 
-def test_what_is_left_in_the_images(recipe: Dockerfile) -> None:
-    def of_debian(target: str) -> set[str]:
-        found = (
-            re.findall(r"--no-install-recommends ([\w+ .-]+)", each.text)
-            for each in recipe.instructions(target)
-        )
+def test_what_is_left_in_the_images(recipe: Dockerfile, device: str) -> None:
+    def of_debian(instructions: list[dockerfile.Instruction]) -> set[str]:
+        found = (re.findall(r"--no-install-recommends ([\w+ .-]+)", each.text) for each in instructions)
         return {name for names in found for each in names for name in each.split()}
 
-    assert of_debian("cpu") == {"tini", "wget"}
-    assert of_debian("gpu") == {"tini", "wget", "gcc", "libc6-dev"}  # Triton's launchers
-    assert "g++" in of_debian("application")
+    compiler = {"gcc", "libc6-dev"} if device == "gpu" else set()  # Triton's launchers
+    assert of_debian(recipe.instructions()) == {"tini", "wget"} | compiler
+    assert "g++" in of_debian(recipe.stages["application"].all("RUN"))
     for stage in recipe.stages.values():
         for each in stage.all("RUN"):
             assert ("apt-get" in each.text) == ("rm -rf /var/lib/apt/lists/*" in each.text)
             assert ("pip install" in each.text) == bool(each.mounts())
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_container_is_not_roots_and_process_1_passes_signals_on(recipe: Dockerfile, target: str) -> None:
-    instructions = recipe.instructions(target)
+def test_the_container_is_not_roots_and_process_1_passes_signals_on(recipe: Dockerfile) -> None:
+    instructions = recipe.instructions()
     names = [each.name for each in instructions]
     (user,) = (each.text for each in instructions if each.name == "USER")
     assert re.fullmatch(r"[1-9]\d*:[1-9]\d*", user)
@@ -161,9 +172,8 @@ def test_the_container_is_not_roots_and_process_1_passes_signals_on(recipe: Dock
     assert environment["PATH"].startswith("/opt/tandem/bin:")
 
 
-@pytest.mark.parametrize("target", TARGETS)
-def test_the_health_check_and_the_ports_are_the_servers(recipe: Dockerfile, target: str) -> None:
-    instructions = recipe.instructions(target)
+def test_the_health_check_and_the_ports_are_the_servers(recipe: Dockerfile) -> None:
+    instructions = recipe.instructions()
     (check,) = (each for each in instructions if each.name == "HEALTHCHECK")
     http, grpc = ServeConfig().http_port, ServeConfig().grpc_port
     assert check.text.endswith(f'"http://127.0.0.1:{http}/health"]')
@@ -173,20 +183,21 @@ def test_the_health_check_and_the_ports_are_the_servers(recipe: Dockerfile, targ
     assert command == ["tandem", "serve", "--host", "0.0.0.0"]
 
 
-def test_versions_are_the_packages(recipe: Dockerfile, text: str, project: dict[str, Any]) -> None:
+def test_versions_are_the_packages(
+    recipe: Dockerfile, device: str, text: str, project: dict[str, Any]
+) -> None:
     version = project["project"]["version"]
-    for target in TARGETS:
-        (label,) = recipe.stages[target].all("LABEL")
-        assert label.pairs()["org.opencontainers.image.version"] == version
-        assert label.pairs()["org.opencontainers.image.licenses"] == project["project"]["license"]
-        assert f"--target {target} -t tandem-serve:{version}-{target}" in text
+    (label,) = recipe.stages[SERVER].all("LABEL")
+    assert label.pairs()["org.opencontainers.image.version"] == version
+    assert label.pairs()["org.opencontainers.image.licenses"] == project["project"]["license"]
+    assert f"--build-arg DEVICE={device} -t tandem-serve:{version}-{device}" in text
 
 
 def test_no_secret_has_a_place(recipe: Dockerfile) -> None:
     names = {*recipe.arguments}
     for stage in recipe.stages.values():
         names |= {name for each in stage.all("ARG", "ENV") for name in each.pairs()}
-    assert "TORCH_INDEX_URL" in names
+    assert {"DEVICE", "TORCH_INDEX_URL"} <= names
     assert not [name for name in names if re.search("TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL", name)]
 
 
@@ -218,6 +229,15 @@ def test_a_dockerignores_last_rule_counts(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     found = dockerfile.sent(tmp_path, "*\n!a\n!f.py\n**/__pycache__\n**/*.so\n")
     assert [str(path) for path in found] == ["a/b.py", "f.py"]
+
+
+def test_arguments_stand_for_their_values() -> None:
+    text = "ARG A=1\nFROM x AS x-1\nFROM y AS x-2\nFROM x-${A} AS z\nARG A\nARG B=3\nCOPY /${A}-${B} /to/\n"
+    for given, base, copied in (({}, "x-1", "/1-3"), ({"A": "2", "B": "4"}, "x-2", "/2-4")):
+        recipe = dockerfile.read(text, given)
+        assert recipe.stages["z"].base == base
+        assert recipe.stages["z"].all("COPY")[0].words() == [copied, "/to/"]
+    assert recipe.arguments == {"A": "1"}
 
 
 @pytest.mark.parametrize(

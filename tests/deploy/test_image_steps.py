@@ -60,7 +60,7 @@ def steps() -> Any:
 @pytest.mark.skipif(not allowed(), reason="this user may not make namespaces")
 def test_steps_run_in_roots_of_their_own(steps: Any, tmp_path: Path) -> None:
     text = RECIPE.replace("FOLDER", str(dockerfile.ROOT))
-    replay = steps.Replay(dockerfile.read(text), tmp_path, {"ANSWER": "yes"})
+    replay = steps.Replay(dockerfile.read(text, {"ANSWER": "yes"}), tmp_path)
     settings = replay.build("last")
     base, other, last = map(replay.root, ("base", "other", "last"))
     assert (base / "made/word").read_text() == "given\n"
@@ -91,7 +91,7 @@ def test_a_step_that_fails_ends_the_build(steps: Any, tmp_path: Path) -> None:
     recipe = dockerfile.read(
         "FROM elsewhere AS base\nENV PATH=/usr/bin:/bin\nRUN true && exit 3\nRUN touch /more\n"
     )
-    replay = steps.Replay(recipe, tmp_path, {})
+    replay = steps.Replay(recipe, tmp_path)
     with pytest.raises(SystemExit, match="base: the step ended with 3"):
         replay.build("base")
     assert not (replay.root("base") / "more").exists()

@@ -9,12 +9,14 @@ from __future__ import annotations
 import json
 import re
 import shlex
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 FILE = ROOT / "deploy" / "Dockerfile"
+DEVICES = ("cpu", "gpu")  # what an image is built for
+SERVER = "server"  # the stage that is the image
 IGNORED = ROOT / "deploy" / "Dockerfile.dockerignore"
 _KNOWN = {
     "ARG", "CMD", "COPY", "ENTRYPOINT", "ENV", "EXPOSE", "FROM", "HEALTHCHECK", "LABEL", "RUN", "USER",
@@ -70,16 +72,16 @@ class Dockerfile:
     arguments: dict[str, str]  # those before the first stage, with their defaults
     stages: dict[str, Stage]
 
-    def lineage(self, target: str) -> list[Stage]:
-        """The stages that a target consists of, the first one first."""
-        found = [self.stages[target]]
+    def lineage(self, stage: str) -> list[Stage]:
+        """The stages that a stage consists of, the first one first."""
+        found = [self.stages[stage]]
         while found[0].base in self.stages:
             found.insert(0, self.stages[found[0].base])
         return found
 
-    def needed(self, target: str) -> list[Stage]:
-        """All stages that have to be built for a target, in their order."""
-        names = {stage.name for stage in self.lineage(target)}
+    def needed(self, last: str) -> list[Stage]:
+        """All stages that have to be built for a stage, in their order."""
+        names = {stage.name for stage in self.lineage(last)}
         names |= {
             stage.name
             for name in names
@@ -88,13 +90,17 @@ class Dockerfile:
         }
         return [stage for stage in self.stages.values() if stage.name in names]
 
-    def instructions(self, target: str) -> list[Instruction]:
-        return [each for stage in self.lineage(target) for each in stage.instructions]
+    def instructions(self) -> list[Instruction]:
+        """Of the image."""
+        return [each for stage in self.lineage(SERVER) for each in stage.instructions]
 
 
-def read(text: str) -> Dockerfile:
-    """Raises ValueError for what it does not know."""
-    arguments: dict[str, str] = {}
+def read(text: str, given: Mapping[str, str] | None = None) -> Dockerfile:
+    """The recipe with the values of its build arguments in the place of their names, the given ones first.
+    Raises ValueError for what it does not know."""
+    given = given or {}
+    defaults: dict[str, str] = {}
+    declared: dict[str, str] = {}  # by the stage that is being read
     stages: dict[str, list[Instruction]] = {}
     bases: dict[str, str] = {}
     for instruction in _instructions(text):
@@ -102,13 +108,19 @@ def read(text: str) -> Dockerfile:
             base, keyword, name = instruction.text.split()
             if keyword != "AS":
                 raise ValueError(f"a stage without a name: {instruction.text}")
-            bases[name] = _substituted(base, arguments)
-            stages[name] = []
-        elif bases:
-            stages[name].append(instruction)
+            bases[name] = _substituted(base, {**defaults, **given})
+            stages[name], declared = [], {}
+        elif not bases:
+            defaults |= instruction.pairs()
+        elif instruction.name == "ARG":
+            argument, _, default = instruction.text.partition("=")
+            declared[argument] = given.get(argument, default or defaults.get(argument, ""))
+            stages[name].append(replace(instruction, text=f"{argument}={declared[argument]}"))
         else:
-            arguments |= instruction.pairs()
-    return Dockerfile(arguments, {name: Stage(name, bases[name], tuple(stages[name])) for name in bases})
+            if instruction.name == "COPY":
+                instruction = replace(instruction, text=_substituted(instruction.text, declared))
+            stages[name].append(instruction)
+    return Dockerfile(defaults, {name: Stage(name, bases[name], tuple(stages[name])) for name in bases})
 
 
 def _substituted(text: str, arguments: dict[str, str]) -> str:

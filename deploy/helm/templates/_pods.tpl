@@ -27,6 +27,9 @@ capabilities:
 - {name: RAY_SERVE_GRPC_MAX_MESSAGE_SIZE, value: "42991616"}
 # The control plane would keep an account of the last 100,000 calls between actors, and grow for hours.
 - {name: RAY_task_events_report_interval_ms, value: "0"}
+# Each file that Ray keeps for a process: 16 MiB, and three older ones.
+- {name: RAY_ROTATION_MAX_BYTES, value: "16777216"}
+- {name: RAY_ROTATION_BACKUP_COUNT, value: "3"}
 # A replica whose group lost a rank cannot drain; what it held goes on elsewhere.
 - {name: RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS, value: "1"}
 - {name: RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S, value: "30"}

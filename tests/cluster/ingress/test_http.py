@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import threading
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -306,6 +308,19 @@ async def test_health_is_that_of_the_workers(http: httpx.AsyncClient, router: Fa
     router.is_ready = False
     response = await http.get("/health")
     assert (response.status_code, response.json()["status"]) == (503, "unhealthy")
+
+
+async def test_health_warns_of_a_disk_with_little_room(
+    http: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is well all the same: nothing needs room there until something has to be started."""
+    disk = SimpleNamespace(f_frsize=2**30, f_blocks=1000, f_bfree=51, f_bavail=51)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
+    assert (await http.get("/health")).json() == {"status": "ok"}
+    disk.f_bavail = 49
+    response = await http.get("/health")
+    assert (response.status_code, response.json()["status"]) == (200, "ok")
+    assert response.json()["warning"].startswith("49.0 GiB, 4.9%, left on ")
 
 
 async def test_an_engine_with_work_and_no_step_is_stuck(router: FakeRouter) -> None:

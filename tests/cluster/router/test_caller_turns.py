@@ -12,9 +12,10 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 import pytest
-from fake_cluster import FakeCluster, expected, request
+from fake_cluster import FakeCluster, expected, request, until
 
 from tandem.cluster.callers import CALLER, Caller, Quotas
+from tandem.cluster.router.shares import Shares
 from tandem.cluster.router.turns import Turns
 from tandem.errors import InvalidRequest, Overloaded
 from tandem.limits import Limits
@@ -101,6 +102,50 @@ async def test_a_small_caller_is_served_beside_a_greedy_one() -> None:
     assert done["s"] == 12
     # By arrival 100 would go before it; so those on the engine do, and those that end during its own steps.
     assert max(passed) < 50
+
+
+def test_shares_are_those_of_who_was_there_lately() -> None:
+    now = 0.0
+    shares = Shares(lambda: now)
+    a, b, c = (Caller(name, Quotas(weight=weight)) for name, weight in (("a", 1.0), ("b", 3.0), ("c", 4.0)))
+    assert shares.of(a) == 1
+    shares.saw(a)
+    assert (shares.of(a), shares.of(b)) == (1, 0.75)
+    now = 9.0
+    shares.saw(b)
+    shares.saw(c)
+    assert [shares.of(each) for each in (a, b, c)] == [1 / 8, 3 / 8, 4 / 8]
+    now = 11.0
+    c.quotas = Quotas(weight=1.0)  # as the keys' file says now
+    shares.saw(c)
+    assert [shares.of(each) for each in (a, b, c)] == [1 / 5, 3 / 4, 1 / 4]  # a is gone, and may come back
+    now = 25.0
+    shares.saw(c)
+    assert shares.of(c) == 1
+
+
+async def test_nobody_waits_for_the_end_of_a_greedy_callers_answers() -> None:
+    """They take 400 steps, and begin together; the small one's take 5."""
+    small, greedy = Caller("small"), Caller("greedy")
+    async with FakeCluster(step_s=0.001) as cluster, asyncio.timeout(30):
+        (engine,) = (actor.engine for actor in cluster.decoders.replicas.values())
+
+        async def ask(name: str, tokens: int) -> int:
+            began = engine.stats().steps
+            assert [delta async for delta in cluster.router.generate(request(name, tokens=tokens))]
+            return engine.stats().steps - began
+
+        await as_caller(small, functools.partial(ask, "s", 5))
+        floods = [
+            asyncio.create_task(as_caller(greedy, functools.partial(ask, f"g{number}", 400)))
+            for number in range(20)
+        ]
+        await until(lambda: engine.stats().running > 5)
+        taken = [await as_caller(small, functools.partial(ask, f"s{number}", 5)) for number in range(10)]
+        assert engine.stats().running == 7  # of 8, all the greedy one's
+        assert max(taken) < 100
+        # Without others it has them all.
+        await asyncio.gather(*floods)
 
 
 async def test_each_has_its_share_of_the_queue_and_the_queue_an_end() -> None:

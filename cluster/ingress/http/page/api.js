@@ -22,9 +22,11 @@ export class ApiError extends Error {
   }
 }
 
+/** What the server says of a request, whose fields people here do not know. */
 function message(body, status) {
   const error = body?.error;
-  return (typeof error === "string" ? error : error?.message) || `The server answered with status ${status}.`;
+  const told = (typeof error === "string" ? error : error?.message) || `The server answered with status ${status}.`;
+  return error?.param && told.startsWith(`${error.param}: `) ? `What was sent ${told.slice(error.param.length + 2)}.` : told;
 }
 
 /** An answer that is OK. `body`: what is sent as JSON, or a form. Throws ApiError. */

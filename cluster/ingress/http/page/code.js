@@ -23,7 +23,13 @@ export function sample(name, text) {
     make("pre", { tabIndex: 0, role: "region", ariaLabel: name }, make("code", { textContent: text })));
 }
 
-/** A call: `form` has fields and `file`, the name of a file; else `body` is JSON, and without it is a GET. */
+/** Stands in a body for a file's content in base64. */
+export const CONTENT = "…";
+
+/**
+ * A call: `form` has fields and `file`, the name of a file; else `body` is JSON, in which a text may end with
+ * the content of `file`, and without it is a GET.
+ */
 export function samples({ path, body, form, file, field = "file", stream = false, after = "" }) {
   const curl = [`curl ${stream ? "-N " : ""}${address(path)}`];
   const arguments_ = [JSON.stringify(address(path))];
@@ -36,6 +42,12 @@ export function samples({ path, body, form, file, field = "file", stream = false
   if (form) {
     curl.push(`-F ${quoted(`${field}=@${file}`)}`, ...Object.entries(form).map(([name, value]) => `-F ${quoted(`${name}=${value}`)}`));
     arguments_.push(`files={${JSON.stringify(field)}: open(${JSON.stringify(file)}, "rb")}`, `data=${python(form, "    ")}`);
+  } else if (body && file) {
+    imports.unshift("import base64");
+    const [json, name] = [JSON.stringify(body).replace(/[\\$`]/g, "\\$&"), quoted(file)];
+    curl.push("-H 'Content-Type: application/json'", `-d @- <<END\n${json.replace(`${CONTENT}"`, () => `$(base64 < ${name} | tr -d '\\n')"`)}\nEND`);
+    const content = `base64.b64encode(open(${JSON.stringify(file)}, "rb").read()).decode()`;
+    arguments_.push(`json=${python(body, "    ").replace(`${CONTENT}"`, () => `" + ${content}`)}`);
   } else if (body) {
     curl.push("-H 'Content-Type: application/json'", `-d ${quoted(JSON.stringify(body))}`);
     arguments_.push(`json=${python(body, "    ")}`);
@@ -49,7 +61,8 @@ export function samples({ path, body, form, file, field = "file", stream = false
 
 /** Shows in a panel's details the calls that `current()` names, whenever they are open and the panel has changed. */
 export function samplesIn(panel, current) {
-  const details = panel.querySelector("details.code");
+  const details = make("details", {}, make("summary", { textContent: "This as curl and Python" }));
+  panel.append(details);
   const update = () => {
     if (!details.open) return;
     const shown = Object.entries(current()).flatMap(([title, call]) => Object.entries(samples(call)).map(([language, text]) =>

@@ -1,10 +1,8 @@
 // A picture, and what the model reads in it.
 
-import { samplesIn } from "./code.js";
+import { CONTENT, samplesIn } from "./code.js";
 import { $, complain, make, runs } from "./dom.js";
 import { answerIn, cut } from "./streams.js";
-
-const SHOWN = "data:image/png;base64,…"; // in place of a picture, in code
 
 const uri = (file) =>
   new Promise((resolve, reject) => {
@@ -33,6 +31,7 @@ export function pictures(panel, model) {
       preview.src = URL.createObjectURL(given);
       preview.alt = `The picture ${given.name}`;
     }
+    update();
   }
 
   file.addEventListener("change", () => take(file.files[0] ?? null));
@@ -53,6 +52,9 @@ export function pictures(panel, model) {
     if (last.parsed) seen.append(make("pre", { textContent: JSON.stringify(last.parsed, null, 2), tabIndex: 0 }));
     complain(cut(last.finish_reason));
   });
-  samplesIn(panel, () => ({ "A picture": { path: "v1/chat/completions", body: body(SHOWN) } }));
+  const update = samplesIn(panel, () => {
+    const [name, type] = [picture?.name ?? "picture.png", picture?.type ?? "image/png"];
+    return { "A picture": { path: "v1/chat/completions", body: body(`data:${type};base64,${CONTENT}`), file: name, after: 'print(answer.json()["choices"][0]["message"]["content"])' } };
+  });
   return { left: stop };
 }

@@ -1,6 +1,6 @@
 // The panels, one of which is shown: chosen by pointer or arrow keys, and by the address' fragment.
 
-import { $ } from "./dom.js";
+import { $, complain } from "./dom.js";
 
 /** `panels`: by name, what is called when the panel is shown and when it is left. */
 export function tabs(panels) {
@@ -12,7 +12,10 @@ export function tabs(panels) {
   function show(name) {
     if (!names.includes(name)) name = names[0];
     if (name === shown) return;
-    if (shown) panels[shown].left?.();
+    if (shown) {
+      panels[shown].left?.();
+      complain();
+    }
     shown = name;
     for (const one of names) {
       $(one).hidden = one !== name;

@@ -32,6 +32,7 @@ from tandem.cluster.ingress.service import Service
 from tandem.cluster.keys import Keys, sha256
 from tandem.cluster.listening import Listening
 from tandem.limits import DEFAULT_LIMITS
+from tandem.quickstart_ocr import LINE
 from tandem.quickstart_speech import CLIP
 from tandem.workers.models.model_folder import resolve
 from tandem.workers.requests.media.audio_file import read_audio
@@ -45,6 +46,12 @@ pytestmark = [needs_chromium, pytest.mark.asyncio(loop_scope="module")]
 ENGLISH = "I am tired. Where do you live?\n\nWe want to go home."
 GERMAN = "Ich bin müde. Wo lebst du?\n\nWir wollen nach Hause gehen."
 SAID = "Please switch off the basement printer."
+# What code sends, instead of what it is answered.
+SHOWN = (
+    "import types\nshown = lambda *_, json, **__: exit(print(__import__('json').dumps(json)))\n"
+    "requests = types.SimpleNamespace(post=shown)"
+)
+READ = "Invoice 4434: $182.50, due on 3 May."
 KEY = "tandem-known"
 _FILE = io.BytesIO()
 Image.new("RGB", (3, 2), "red").save(_FILE, "png")
@@ -54,8 +61,8 @@ RATE = 16_000  # Hz, of the microphone
 
 @pytest.fixture(scope="module")
 def models() -> Iterator[dict[str, LLM]]:
-    with LLM("quickstart") as text, LLM("quickstart-speech") as speech:
-        yield {"quickstart": text, "quickstart-speech": speech}
+    with LLM("quickstart") as text, LLM("quickstart-speech") as speech, LLM("quickstart-ocr") as reader:
+        yield {"quickstart": text, "quickstart-speech": speech, "quickstart-ocr": reader}
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
@@ -160,6 +167,20 @@ async def test_translate(browser: Browser, serve: Any) -> None:
         assert not at.complaints
 
 
+async def ran(folder: Path, *command: str) -> str:
+    """What a command prints, in a folder and with a key."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        env={**os.environ, "TANDEM_API_KEY": KEY},
+        cwd=folder,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
+    out, err = await process.communicate()
+    assert process.returncode == 0, err
+    return out.decode()
+
+
 async def test_code_to_copy_runs(browser: Browser, serve: Any, tmp_path: Path) -> None:
     """As it stands there, but for the key."""
     service = serve("quickstart")
@@ -178,15 +199,9 @@ async def test_code_to_copy_runs(browser: Browser, serve: Any, tmp_path: Path) -
         assert names[:2] == ["A text: curl", "A text: Python"]
         assert len(samples) == len(names) == 6
         assert not any(KEY in one for one in samples)
-        environment = {**os.environ, "TANDEM_API_KEY": KEY}
 
         async def run(*command: str) -> str:
-            process = await asyncio.create_subprocess_exec(
-                *command, env=environment, cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE
-            )
-            out, err = await process.communicate()
-            assert process.returncode == 0, err
-            return out.decode()
+            return await ran(tmp_path, *command)
 
         (tmp_path / "letter.docx").write_bytes(b"")
         whole = json.loads(await run("bash", "-c", samples[0]))["translatedText"]
@@ -275,6 +290,59 @@ async def test_pictures(browser: Browser, serve: Any) -> None:
         assert question == {"type": "text", "text": "What is it?"}
         assert asked[0]["stream"] is True
         assert not at.complaints
+
+
+async def test_a_picture_is_read(browser: Browser, serve: Any, tmp_path: Path) -> None:
+    """By the bundled reader; the code to copy reads it, too, whatever its name and the question are."""
+    service = serve("quickstart-ocr")
+    service.guard = Guard(Keys(None, sha256(KEY)))
+    async with opened(browser, service) as at:
+        page = at.page
+        await page.fill("#key", KEY)
+        await page.press("#key", "Enter")
+        await page.wait_for_selector("#pictures:not([hidden])")
+        name = """it's a "line" of $HOME.png"""
+        (tmp_path / name).write_bytes(LINE.read_bytes())
+        await page.set_input_files("#picture", str(tmp_path / name))
+        await page.click("#pictures .send")
+        assert await done(page, "seen") == READ
+        await page.click("#pictures summary")
+        await page.wait_for_selector("#pictures pre")
+        curl, python = await page.locator("#pictures pre").all_inner_texts()
+        answer = json.loads(await ran(tmp_path, "bash", "-c", curl))
+        assert answer["choices"][0]["message"]["content"] == READ
+        assert (await ran(tmp_path, sys.executable, "-c", python)).strip() == READ
+
+        # A question arrives as it is.
+        question = """What's "it": `ls` $HOME \\ …"""
+        await page.fill("#question", question)
+        curl, python = await page.locator("#pictures pre").all_inner_texts()
+        for command in (
+            ("bash", "-c", f"curl() {{ cat; }}\n{curl}"),
+            (sys.executable, "-c", python.replace("import requests", SHOWN)),
+        ):
+            (message,) = json.loads(await ran(tmp_path, *command))["messages"]
+            picture, text = message["content"]
+            assert (
+                picture["image_url"]["url"]
+                == "data:image/png;base64," + b64encode(LINE.read_bytes()).decode()
+            )
+            assert text == {"type": "text", "text": question}
+        # What cannot be read is said, until another panel is shown.
+        at.complaints.clear()
+        await page.set_input_files(
+            "#picture", [{"name": "x.png", "mimeType": "image/png", "buffer": b"none"}]
+        )
+        await page.fill("#question", "")
+        await page.click("#pictures .send")
+        alert = page.get_by_role("alert")
+        await alert.wait_for()
+        assert (await alert.inner_text()).startswith(
+            "What was sent is no image of a format that is read: PNG, "
+        )
+        await page.click("#tab-cluster")
+        await page.wait_for_selector("#cluster:not([hidden])")
+        assert await alert.is_hidden()
 
 
 async def test_keys(browser: Browser, serve: Any) -> None:
