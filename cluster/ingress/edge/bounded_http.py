@@ -14,7 +14,7 @@ from tandem.cluster.ingress.http.errors import error_body
 from tandem.cluster.listening import Listening
 from tandem.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestTooLarge, TandemError
 
-_LINGER_S: Final = 1.0  # what a refused client still sends is read for so long, or its answer would be lost
+_LINGER_S: Final = 1.0  # of a client whose head is refused
 
 
 class BoundedHttp(HttpToolsProtocol):
@@ -60,6 +60,15 @@ class BoundedHttp(HttpToolsProtocol):
         super().data_received(data)
         if self._unread > self._listening.header_bytes and not self._refused:
             self._refuse(*self._too_large())
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        # The rest of a request that was answered before its end is dropped. Over TLS only a close would say
+        # so, and the client would lose the answer.
+        cycle = self.cycle
+        if cycle.response_complete and cycle.more_body and self.transport.can_write_eof():
+            self._unset_keepalive_if_required()
+            self._hang_up(self._listening.head_s)
 
     def handle_websocket_upgrade(self) -> None:
         super().handle_websocket_upgrade()
@@ -148,9 +157,8 @@ class BoundedHttp(HttpToolsProtocol):
 
     def _refuse(self, status: HTTPStatus, error: TandemError) -> None:
         """Says why and ends the connection."""
-        self._refused = True
-        self._stop_timer()
         if self._answering:
+            self._refused = True
             self.transport.close()
             return
         path = self.url.decode("latin-1") if getattr(self, "url", None) else ""
@@ -160,10 +168,17 @@ class BoundedHttp(HttpToolsProtocol):
             f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
         )
         self.transport.write(head.encode() + body)
+        self._hang_up(_LINGER_S)
+
+    def _hang_up(self, linger_s: float) -> None:
+        """Ends the connection, once the client does or `linger_s` have passed. What it sends meanwhile is
+        dropped: were it not read, the client would lose the answer."""
+        self._refused = True
+        self._stop_timer()
         self.flow.resume_reading()
         if self.transport.can_write_eof():
             self.transport.write_eof()
-            self._timer = self.loop.call_later(_LINGER_S, self.transport.abort)
+            self._timer = self.loop.call_later(linger_s, self.transport.abort)
         else:  # TLS
             self.transport.close()
 

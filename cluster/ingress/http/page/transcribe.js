@@ -91,12 +91,14 @@ export function transcribe(panel, { languages, translation }) {
       record.ariaPressed = "false";
       record.textContent = "● Record";
       state.textContent = "";
-      file.value = "";
       take(new File(pieces, `recording.${type.split("/")[1]}`, { type }));
       run();
     });
     stop();
     heard.replaceChildren();
+    $("subtitles").disabled = true;
+    file.value = "";
+    take(null);
     recorder.start();
     record.ariaPressed = "true";
     record.textContent = "■ Stop recording";

@@ -8,7 +8,9 @@ import json
 import resource
 import time
 from collections.abc import AsyncIterator
+from typing import Any
 
+import httpx
 import pytest
 from fake_app import answering
 from listening_here import http_server
@@ -122,6 +124,36 @@ async def test_a_second_head_has_its_time_too_and_idle_connections_have_none() -
             await asyncio.sleep(0.4)  # idle for longer than a head may take
         writer.write(kept[:10])
         assert (await asyncio.wait_for(reader.read(), 3)).startswith(b"HTTP/1.1 408")
+
+
+async def refusing(scope: Any, _: Any, send: Any) -> None:
+    """Answers before it has read any of a body."""
+    if scope["type"] == "lifespan":
+        return
+    await send({"type": "http.response.start", "status": 413, "headers": [(b"content-length", b"3")]})
+    await send({"type": "http.response.body", "body": b"no\n"})
+
+
+async def test_a_body_that_nobody_wants_is_read_for_so_long_alone() -> None:
+    async with http_server(refusing, Listening(head_s=0.5)) as port, connected(port) as (reader, writer):
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n")
+        got = await asyncio.wait_for(reader.read(), 5)  # to the end: this connection has no further request
+        assert got.startswith(b"HTTP/1.1 413 ")
+        assert got.endswith(b"no\n")
+        started = time.monotonic()
+        with contextlib.suppress(ConnectionError):
+            while time.monotonic() < started + 10:
+                writer.write(bytes(2**16))
+                await writer.drain()
+                await asyncio.sleep(0.01)
+        assert time.monotonic() < started + 5
+
+
+async def test_a_client_that_sends_a_body_first_reads_why_it_is_refused() -> None:
+    async with http_server(refusing, Listening()) as port, httpx.AsyncClient() as client:
+        for _ in range(3):
+            answer = await client.post(f"http://127.0.0.1:{port}/", content=bytes(2**25))
+            assert (answer.status_code, answer.text) == (413, "no\n")
 
 
 async def test_an_address_has_so_many_connections() -> None:

@@ -244,6 +244,7 @@ async def test_the_microphone(browser: Browser, serve: Any) -> None:
         # What is said stands there before the recording ends.
         await page.wait_for_selector("#heard .live:has-text('switch')")
         assert await page.inner_text("#recording-state") == "Recording …"
+        assert await page.is_disabled("#transcribe .send")  # there is no recording yet
         await record.click()
         assert "switch" in await done(page, "heard")  # a busy machine loses some of it
         assert await page.is_visible("#player")
