@@ -9,7 +9,6 @@ from typing import Final
 
 import grpc
 
-from tandem.cluster.ingress.preparation import WAITS_S
 from tandem.cluster.serve_compat.spare_worker import spare_worker_waits, start_spare_worker
 
 logger = logging.getLogger(__name__)
@@ -20,7 +19,7 @@ _VAIN: Final = 3  # starts, after which there is no other
 
 
 async def keep_spare(
-    waits: Callable[[], bool] = spare_worker_waits, start: Callable[[int], None] = start_spare_worker
+    waits: Callable[[], bool] = spare_worker_waits, start: Callable[[], None] = start_spare_worker
 ) -> None:
     """Sees to it that one waits on this machine. Call it in an ingress replica, which took the one there was;
     it returns where Ray keeps none."""
@@ -32,7 +31,7 @@ async def keep_spare(
                 vain = 0
             else:
                 vain += 1
-                await asyncio.to_thread(start, WAITS_S)
+                await asyncio.to_thread(start)
         except grpc.RpcError as error:
             why = str(error)
         await asyncio.sleep(_LOOK_S)

@@ -17,6 +17,8 @@ _common: Any = common_pb2
 _messages: Any = node_manager_pb2
 _services: Any = node_manager_pb2_grpc
 _TIMEOUT_S: Final = 10.0
+# How long such a process waits at most. Nothing ends it with the actor that it is spare to.
+WAITS_S: Final = 1800
 _IDLE: Final = "ray::IDLE"  # how Ray names a process that waits for work
 _NAMED: Final = "ray::"  # and how any, once it has started
 
@@ -30,16 +32,16 @@ def prepared_by(function: str) -> dict[str, Any]:
     return {"env_vars": {WORKER_PROCESS_SETUP_HOOK_ENV_VAR: function}}
 
 
-def end_spare_worker_after(wait_s: float) -> None:
-    """Has this process end if it is no actor's by then. Call it in what `prepared_by` names: Ray itself keeps
-    as many processes that have nothing to do as the machine has cores."""
+def end_if_spare() -> None:
+    """Has this process end after WAITS_S if it is no actor's by then. Call it in what `prepared_by` names.
+    Ray itself keeps as many processes that have nothing to do as the machine has cores."""
 
     def end() -> None:
         worker: Any = ray._private.worker.global_worker
         if worker.actor_id.is_nil():
             os._exit(0)
 
-    timer = threading.Timer(wait_s, end)
+    timer = threading.Timer(WAITS_S, end)
     timer.daemon = True
     timer.start()
 
@@ -58,10 +60,10 @@ def spare_worker_waits() -> bool:
     return False
 
 
-def start_spare_worker(keep_alive_s: int) -> None:
+def start_spare_worker() -> None:
     """Has this machine start one more process like this actor's, in its `runtime_env`. The next actor with
-    the same one is that process, which by then has Python, Ray and what `prepared_by` names. Ray may end it
-    after that time, and at once where the job of this actor has ended. Raises grpc.RpcError.
+    the same one is that process, which by then has Python, Ray and what `prepared_by` names. Ray ends
+    it at once where the job of this actor has ended. Raises grpc.RpcError.
 
     Ray's workers can do this and its Python has no call for it. A process in which a task has run does not
     become an actor's.
@@ -73,7 +75,7 @@ def start_spare_worker(keep_alive_s: int) -> None:
     request = _messages.PrestartWorkersRequest(
         language=_common.Language.PYTHON,
         job_id=bytes.fromhex(context.get_job_id()),
-        keep_alive_duration_secs=keep_alive_s,
+        keep_alive_duration_secs=WAITS_S,
         num_workers=1,
     )
     request.runtime_env_info.serialized_runtime_env = context.get_runtime_env_string()

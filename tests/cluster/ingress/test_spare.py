@@ -11,7 +11,6 @@ import grpc
 import pytest
 
 from tandem.cluster.ingress import spare
-from tandem.cluster.ingress.preparation import WAITS_S
 
 
 @pytest.fixture(autouse=True)
@@ -24,7 +23,7 @@ class Enough(Exception):
     pass
 
 
-def machine(*there: bool) -> tuple[list[int], Callable[[], bool], Callable[[int], None]]:
+def machine(*there: bool) -> tuple[list[int], Callable[[], bool], Callable[[], None]]:
     """What is asked of a machine on which at each look a process waits, or not."""
     looks, started = list(there), list[int]()
 
@@ -33,7 +32,7 @@ def machine(*there: bool) -> tuple[list[int], Callable[[], bool], Callable[[int]
             raise Enough
         return looks.pop(0)
 
-    return started, waits, started.append
+    return started, waits, lambda: started.append(len(looks))
 
 
 async def test_one_that_is_gone_is_replaced_and_no_other(caplog: pytest.LogCaptureFixture) -> None:
@@ -41,8 +40,7 @@ async def test_one_that_is_gone_is_replaced_and_no_other(caplog: pytest.LogCaptu
     started, waits, start = machine(False, *expired, *expired, *expired, *expired)
     with pytest.raises(Enough):
         await spare.keep_spare(waits, start)
-    assert started == [WAITS_S] * 5
-    assert WAITS_S <= 3600
+    assert started == [16, 14, 10, 6, 2]
     assert not caplog.messages
 
 
@@ -55,7 +53,7 @@ async def test_where_none_is_kept_none_is_started_for_ever(caplog: pytest.LogCap
 
 
 async def test_a_machine_that_does_not_answer_is_said_once(caplog: pytest.LogCaptureFixture) -> None:
-    def fails(_: int) -> None:
+    def fails() -> None:
         raise Refused("it is gone")
 
     class Refused(grpc.RpcError):
@@ -71,11 +69,13 @@ PREPARED = """
 import sys, time, types
 import ray
 from tandem.cluster.ingress import preparation
+from tandem.cluster.serve_compat import spare_worker
 sys.modules["tandem.cluster.ingress.ingress"] = None  # it need not be loaded
 
 ids = {"nobody": ray.ActorID.nil(), "actor": ray.ActorID(b"a" * ray.ActorID.size())}
 ray._private.worker.global_worker = types.SimpleNamespace(actor_id=ids[%r])
-preparation.WAITS_S = 0.1
+assert spare_worker.WAITS_S <= 3600
+spare_worker.WAITS_S = 0.1
 preparation.prepare()
 time.sleep(1)
 raise SystemExit(3)
