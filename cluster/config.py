@@ -68,7 +68,7 @@ class ServeConfig:
     min_decoder_replicas: Count = 1
     max_decoder_replicas: Count | None = None
     ingress_replicas: Count = 1
-    # Each ingress replica has a process wait on its machine, with all modules, that becomes the next one.
+    # On each machine with an ingress replica a process waits, with all modules, that becomes the next one.
     spare_ingress: bool = True
 
     # The ingress

@@ -89,11 +89,11 @@ class RunningCluster:
         self._is_this_machine = self._started_ray and address is None  # the cluster will not grow
         if self._started_ray:
             start_ray(config, address)
-            if (path := os.environ.get(logs.PATH)) is not None:
+        try:
+            if self._started_ray and (path := os.environ.get(logs.PATH)) is not None:
                 stop_printing_errors()  # the lines at that path say it shorter
                 if address is not None:
-                    self._forwarding = Forwarding(path)
-        try:
+                    self._forwarding = Forwarding(path, config.log_format)
             if address is not None:
                 check_joined(config)
             self._started_serve = not serve_runs()

@@ -13,6 +13,9 @@ def prepare() -> None:
     they are first used, and so the bundled model is read like any other. What fails here fails again, and is
     told, in the replica."""
     with contextlib.suppress(Exception):
+        from tandem.cluster.serve_compat.spare_worker import end_if_spare
+
+        end_if_spare()
         from tandem.cluster.config import ServeConfig
         from tandem.cluster.ingress.ingress import load_request_builder
 

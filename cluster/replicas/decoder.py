@@ -10,6 +10,7 @@ from typing import ClassVar
 import ray
 from ray.serve import get_replica_context
 
+from tandem.cluster.background import Background
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.replicas.deaths import DeathWatch
 from tandem.cluster.replicas.engine_actor import EngineActor, make_engine
@@ -30,6 +31,8 @@ class Decoder(Supervisor):
 
     def __init__(self, config: ServeConfig) -> None:
         super().__init__(config)
+        # Until the process ends: while this replica drains, the others leave the writing to it.
+        self._until_the_end = Background()
         cpus, gpus, make_runner = config.decoder_cpus, config.decoder_gpus, type(self).make_runner
         self._spawn(EngineActor, cpus, gpus, config, partial(make_engine, make_runner=make_runner))
         for rank in range(1, config.tensor_parallel_size):
@@ -38,7 +41,7 @@ class Decoder(Supervisor):
     async def _start(self) -> None:
         here, own_id = get_replica_context(), ray.get_runtime_context().get_actor_id()
         watch = DeathWatch(here.app_name, here.deployment, str(own_id))
-        self._background.start(watch.run(), "watch for deaths")
+        self._until_the_end.start(watch.run(), "watch for deaths")
         engine, *shards = self._group
         rendezvous = await engine.rendezvous.remote()
         await asyncio.gather(

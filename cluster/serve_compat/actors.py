@@ -10,6 +10,7 @@ from ray.core.generated import common_pb2
 _context: Any = common_pb2.ActorDiedErrorContext  # type: ignore[attr-defined]  # Ray has no types for it
 _UNASKED: Final = {_context.WORKER_DIED, _context.NODE_DIED}
 _ASKED: Final = "INTENDED"  # of a worker's exit: Serve stopped the replica
+STARTED_AGAIN: Final = "Ray starts another in its place"
 
 
 class Actor(NamedTuple):
@@ -17,23 +18,32 @@ class Actor(NamedTuple):
     name: str  # within Ray
     pid: int  # 0 where it has no process yet
     machine: str  # its address
+    since_ms: int  # of 1970: when it was ready
 
 
 def living_actors() -> dict[str, Actor]:
     """The cluster's actors that run, by id. Waits for the control plane."""
     table = state.actor_table(None, actor_state_name="ALIVE")
     return {
-        each: Actor(entry["ActorClassName"], entry["Name"], entry["Pid"], entry["Address"]["IPAddress"])
+        each: Actor(
+            entry["ActorClassName"],
+            entry["Name"],
+            entry["Pid"],
+            entry["Address"]["IPAddress"],
+            entry["StartTime"],
+        )
         for each, entry in table.items()
     }
 
 
 def unasked_end(actor: str) -> str | None:
-    """Why an actor of this id ended that nobody has stopped, in Ray's words; None where somebody has, or
-    where it lives."""
+    """Why the process of an actor that ran ended, and nobody has stopped it, in Ray's words; STARTED_AGAIN
+    where the actor has, or will have, another process; None where somebody has stopped it."""
     entry = state.actor_table(actor)
-    if not entry or entry["State"] != "DEAD":
+    if not entry:
         return None
+    if entry["State"] != "DEAD":
+        return STARTED_AGAIN
     cause: Any = entry["DeathCause"]
     kind = cause.WhichOneof("context")
     if kind == "actor_died_error_context":

@@ -25,20 +25,27 @@ PATH: Final = "TANDEM_LOG"  # of the environment
 _LINES: Final = 10_000  # that wait to be written; what is beyond is dropped, and counted
 _PAUSE_S: Final = 0.05  # lines gather so long: a write costs as much as the making of a few
 _URGENT_S: Final = 0.2  # longest that whoever logs a warning waits for it to be written
+_CLOSE_S: Final = 2.0  # longest that the end of a log waits for its reader
 _PIECE: Final = 4096  # bytes: what a pipe takes in one piece, from several processes
 _STDERR: Final = 2
+
+_GOES_ON: Final = "  > "  # begins each line of a traceback, in text
+_OURS: Final = re.compile(
+    r'(\{"time": ")?\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z(", "level": "| )'
+    r"(DEBUG|INFO|WARNING|ERROR|CRITICAL)\b|" + _GOES_ON
+)
 
 # Where Ray begins to guess, in several lines.
 _GUESSES: Final = re.compile(r" (?:Some common causes|There are some potential root causes)")
 
-_log: _Log | None = None  # this process's
+_log: Log | None = None  # this process's
 
 
 def start(log_format: LogFormat, *, calls: bool) -> None:
     """Has this process's loggers write lines. `calls`: clients' calls, too. Later calls of it do nothing."""
     global _log
     if _log is None:
-        _log = _Log(log_format, calls)
+        _log = Log(log_format, calls, os.environ.get(PATH))
         root = logging.getLogger("tandem")
         root.addHandler(_Handler(_log))
         root.setLevel(logging.INFO)
@@ -48,6 +55,11 @@ def call(fields: Mapping[str, object]) -> None:
     """Logs a client's call, where calls are logged. Fields that are None or "" are left out."""
     if _log is not None and _log.calls:
         _log.add(time.time(), "INFO", "call", fields)
+
+
+def is_ours(line: str) -> bool:
+    """Whether a line among those of others is one that a process has logged here."""
+    return _OURS.match(line) is not None
 
 
 def cause(error: object) -> str:
@@ -67,27 +79,35 @@ def short_cause(text: str) -> str:
     return text[:300]
 
 
-class _Log:
+class Log:
     """Formats lines here and writes them in a thread of its own, so that nobody waits for a slow reader."""
 
-    def __init__(self, log_format: LogFormat, calls: bool) -> None:
+    def __init__(self, log_format: LogFormat, calls: bool, path: str | None) -> None:
+        """`path`: of the file or pipe; None: standard error. So is one that cannot be written to, which a
+        line says."""
         self.calls = calls
         self._shape = _json if log_format == "json" else _text
         self._waiting: deque[str] = deque()
         self._dropped = 0
         self._wanted, self._urgent, self._written = threading.Event(), threading.Event(), threading.Event()
-        self._fd, problem = _opened(os.environ.get(PATH))
-        threading.Thread(target=self._run, name="log", daemon=True).start()
+        self._fd, problem = _opened(path)
+        self._closed = False
+        self._thread = threading.Thread(target=self._run, name="log", daemon=True)
+        self._thread.start()
         atexit.register(self._write_all)
         if problem:
             self.add(time.time(), "WARNING", problem, {})
 
     def add(self, at: float, level: str, message: str, fields: Mapping[str, object]) -> None:
         """`at`: in seconds since 1970."""
+        self.add_line(self._shape(at, level, message, fields))
+
+    def add_line(self, line: str) -> None:
+        """A whole one, or several that belong together."""
         if len(self._waiting) >= _LINES:
             self._dropped += 1
             return
-        self._waiting.append(self._shape(at, level, message, fields))
+        self._waiting.append(line)
         if not self._wanted.is_set():
             self._wanted.set()
 
@@ -98,8 +118,18 @@ class _Log:
         self._wanted.set()
         self._written.wait(_URGENT_S)
 
+    def close(self) -> None:
+        """Returns when all is written, or the reader is too slow for it."""
+        atexit.unregister(self._write_all)
+        self._closed = True
+        self._urgent.set()
+        self._wanted.set()
+        self._thread.join(_CLOSE_S)
+        if not self._thread.is_alive() and self._fd != _STDERR:
+            os.close(self._fd)
+
     def _run(self) -> None:
-        while True:
+        while not self._closed:
             self._wanted.wait()
             self._urgent.wait(_PAUSE_S)
             self._wanted.clear()
@@ -113,13 +143,14 @@ class _Log:
             self._waiting.append(
                 self._shape(time.time(), "WARNING", f"{lost} lines were dropped: too slow a reader", {})
             )
-        with contextlib.suppress(OSError):  # the reader has gone
+        with contextlib.suppress(OSError):  # the reader has gone, and another one may come; the disk is full
             for piece in _pieces(self._waiting):
-                os.write(self._fd, piece)
+                while piece:
+                    piece = piece[os.write(self._fd, piece) :]
 
 
 class _Handler(logging.Handler):
-    def __init__(self, log: _Log) -> None:
+    def __init__(self, log: Log) -> None:
         super().__init__()
         self._log = log
 
@@ -176,7 +207,7 @@ def _text(at: float, level: str, message: str, fields: Mapping[str, object]) -> 
     trace = said.pop("traceback", None)
     named = "".join(f" {name}={_value(value)}" for name, value in said.items())
     line = f"{_stamp(at)} {level} {message.translate(_ONE_LINE)}{named}\n"
-    return line if trace is None else f"{line}{trace}"
+    return line + "".join(f"{_GOES_ON}{more}\n" for more in str(trace or "").splitlines())
 
 
 _ONE_LINE: Final = {ord("\n"): " ", ord("\r"): " "}

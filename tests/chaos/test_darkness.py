@@ -33,7 +33,9 @@ from tandem import Client, SamplingParams
 from tandem.cluster import launch
 from tandem.cluster.config import ServeConfig
 from tandem.cluster.endpoints import Endpoints
+from tandem.cluster.serve_compat.actors import STARTED_AGAIN
 from tandem.cluster.start import _environment, serve_settings
+from tandem.cluster.telemetry import logs
 from tandem.errors import TandemError
 
 pytestmark = [pytest.mark.ray, pytest.mark.heavy]
@@ -275,9 +277,20 @@ def deployed(**options: Any) -> Iterator[Endpoints]:
         yield cluster.deploy(config)
 
 
+@pytest.fixture(scope="module")
+def lines(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the processes of `direct` log."""
+    return tmp_path_factory.mktemp("log") / "lines"
+
+
 @pytest.fixture
-def direct(only: Start) -> Endpoints:
-    found: Endpoints = only("direct", lambda: deployed(min_decoder_replicas=2))
+def direct(only: Start, lines: Path) -> Endpoints:
+    @contextlib.contextmanager
+    def logged() -> Iterator[Endpoints]:
+        with _environment({logs.PATH: str(lines)}), deployed(min_decoder_replicas=2) as endpoints:
+            yield endpoints
+
+    found: Endpoints = only("direct", logged)
     return found
 
 
@@ -300,11 +313,13 @@ def test_an_engine_that_hangs(
 
 
 def test_the_controller_is_killed(
-    direct: Endpoints, expected: Answers, pace: float, record_property: Record
+    direct: Endpoints, expected: Answers, pace: float, record_property: Record, lines: Path
 ) -> None:
     outcome = watched(
         "Serve's controller killed", direct, expected, *killing(CONTROLLER), record_property, pace=pace
     )
+    [line] = [one for one in lines.read_text().splitlines() if "Serve's controller" in one]
+    assert line.partition(": ")[2].startswith(f"its process ended: {STARTED_AGAIN}")
     assert not outcome.errors
     assert outcome.darkest < 2 * pace
 

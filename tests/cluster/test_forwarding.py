@@ -4,40 +4,62 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
 from ray.cluster_utils import Cluster
 from serving import eventually
 
-from tandem.cluster.forwarding import Forwarding, our_lines
+from tandem.cluster import forwarding
+from tandem.cluster.forwarding import Forwarding
 from tandem.cluster.telemetry import logs
 
-TEXT = "2026-11-30T14:10:27.307Z ERROR Decoder 9fa694e2: a worker process ended"
-JSON = '{"time": "2026-11-30T14:10:27.307Z", "level": "INFO", "message": "call"}'
-TRACE = ["Traceback (most recent call last):", '  File "x.py", line 1, in f', "    g()", "ValueError: broken"]
+OTHERS = [
+    "INFO 2026-11-30 17:06:41,914 serve 27594 -- x",
+    "",
+    "Traceback (most recent call last):",
+    "  x",
+    "E",
+]
 
 
-def test_ours_are_picked_out_with_their_tracebacks() -> None:
-    others = [
-        "INFO 2026-11-30 17:06:41,914 serve 27594 -- x",
-        "",
-        "Traceback (most recent call last):",
-        "  x",
-        "E",
-    ]
-    lines = [*others, TEXT, *TRACE, "other", JSON, *others[:2], TEXT, "other", "  more"]
-    assert list(our_lines(lines)) == [TEXT, *TRACE, JSON, TEXT]
+@pytest.mark.parametrize("shape", [logs._text, logs._json])
+@pytest.mark.parametrize("size", [1, 2, 100])
+def test_ours_are_picked_out_with_their_tracebacks(
+    shape: Any, size: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However the log monitor cuts them into batches."""
+    trace = "Traceback (most recent call last):\n  x\n\nKeyError: 1\n\nDuring handling …\n  + Group\n"
+    ours = [shape(1.5, level, "m", {"a": 1, "traceback": trace}) for level in ("INFO", "WARNING", "ERROR")]
+    lines = [*OTHERS, *ours[0].splitlines(), *OTHERS, *"".join(ours[1:]).splitlines(), *OTHERS]
+
+    def follow(take: Callable[[list[str]], None], _: object) -> None:
+        for at in range(0, len(lines), size):
+            take(lines[at : at + size])
+
+    monkeypatch.setattr(forwarding, "follow_worker_lines", follow)
+    path = tmp_path / "lines"
+    Forwarding(str(path), "text").end()
+    assert path.read_text() == "".join(ours)
 
 
-def test_what_the_loggers_write_is_ours() -> None:
-    shapes = (logs._text, logs._json)
-    for level in ("INFO", "WARNING", "ERROR"):
-        for shape in shapes:
-            [line] = shape(1.5, level, "m", {"a": 1}).splitlines()
-            assert list(our_lines([line])) == [line]
+@pytest.mark.parametrize("kind", ["missing", "pipe"])
+def test_a_path_that_cannot_be_written_to_stops_nobody(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """No such folder; a pipe without a reader, of which the opening would wait."""
+    path = tmp_path / "none" / "lines" if kind == "missing" else tmp_path / "lines"
+    if kind == "pipe":
+        os.mkfifo(path)
+    monkeypatch.setattr(forwarding, "follow_worker_lines", lambda take, _: take([line]))
+    line = logs._text(1.5, "ERROR", "m", {}).strip()
+    Forwarding(str(path), "text").end()
+    said = capfd.readouterr().err.splitlines()
+    assert f"TANDEM_LOG={path} cannot be written to" in said[0]
+    assert said[1:] == [line]
 
 
 @pytest.fixture
@@ -66,10 +88,10 @@ def test_a_process_on_another_machine_is_heard(tmp_path: Path) -> None:
         logging.getLogger("tandem.x").warning("something happened")
 
     path = tmp_path / "lines"
-    forwarding = Forwarding(str(path))
+    passing_on = Forwarding(str(path), "text")
     ray.get(ray.remote(resources={"second": 1})(work).remote())
     eventually(lambda: "something happened" in path.read_text(), "no line came", within_s=20)
-    forwarding.end()
+    passing_on.end()
     call, event = path.read_text().splitlines()
     assert call.endswith("INFO call method=Generate")
     assert event.endswith("WARNING something happened logger=tandem.x")

@@ -3,7 +3,7 @@ further than here, whether or not there is a route for it."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from typing import Any, Final
 from urllib.parse import parse_qs
 
@@ -24,6 +24,7 @@ _BODIES: Final = ("/translate", "/translate_file", "/detect", "/suggest")  # may
 _FILES: Final = "/translate_file"
 # OpenAI's way for a browser, which can set no headers of a WebSocket.
 _SUBPROTOCOL: Final = "openai-insecure-api-key."
+_ENCODED: Final = "tandem-api-key."  # the page's, in hexadecimal: such a name cannot have every character
 _POLICY_VIOLATION: Final = 1008  # of RFC 6455
 _READ_AHEAD: Final = 4  # times the longest request: what the bodies may have that are read for their keys
 
@@ -57,6 +58,8 @@ class KeyCheck:
                 self._service.metrics.turned_away("http", "-", error)
                 await _refuse(error, scope, receive, send)
                 return
+            if scope["type"] == "websocket":
+                receive = _until_gone(receive, stack)
             await self._app(scope, receive, send)
 
     async def _of_body(self, scope: Scope, body: _Body, path: str, stack: ExitStack) -> str | None:
@@ -97,10 +100,27 @@ class _Body:
         return self._messages.pop(0) if self._messages else await self._receive()
 
 
+def _until_gone(receive: Receive, call: ExitStack) -> Receive:
+    """Ends a WebSocket's call as its client goes, and not when all that it began has ended: the client's next
+    call may follow at once."""
+
+    async def received() -> Message:
+        message = await receive()
+        if message["type"] == "websocket.disconnect":
+            call.close()
+        return message
+
+    return received
+
+
 def _of_protocols(scope: Scope) -> str | None:
-    offered: list[str] = scope.get("subprotocols", [])
-    found = (one.removeprefix(_SUBPROTOCOL) for one in offered if one.startswith(_SUBPROTOCOL))
-    return next(found, None)
+    for one in scope.get("subprotocols", []):
+        if one.startswith(_SUBPROTOCOL):
+            return str(one.removeprefix(_SUBPROTOCOL))
+        if one.startswith(_ENCODED):
+            with suppress(ValueError):
+                return bytes.fromhex(one.removeprefix(_ENCODED)).decode()
+    return None
 
 
 def _of_query(scope: Scope, path: str) -> str | None:

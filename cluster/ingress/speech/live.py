@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final, TypeVar, Unpack
@@ -18,9 +19,10 @@ from tandem.workers.transcription.builder import PreparedLive, TranscriptionBuil
 
 T = TypeVar("T")
 _THREADS: Final = 2
+_LEAST: Final = 1024  # bytes that a message counts for
 _HELD_S: Final = 90.0  # seconds of sound that a session may hold: a turn that goes on, and two that wait
-_BACKLOG: Final = 2  # turns that wait; the client's sound is not read until there are fewer
-_UNREAD: Final = 4  # messages that may wait
+_BACKLOG: Final = 2  # turns that wait; sound is not taken until there are fewer
+_UNREAD: Final = 2**22  # bytes of sound that may wait to be taken; beyond, the client's is not read
 
 
 class Live:
@@ -46,21 +48,27 @@ class Live:
         """
         live, reader = prepared.transcriber, PcmReader(prepared.sample_rate)
         arrived: asyncio.Queue[Sound | Delta | Exception | None] = asyncio.Queue()
-        room_to_read = asyncio.Semaphore(_UNREAD)
+        unread, room_to_read = 0, asyncio.Event()
+        failures: list[Exception] = []  # of reading, at most one; it overtakes what waits
 
         async def read() -> None:
+            nonlocal unread
             try:
                 async for item in sound:
-                    await room_to_read.acquire()
                     arrived.put_nowait(item)
+                    unread += max(len(item), _LEAST)
+                    if unread > _UNREAD:
+                        room_to_read.clear()
+                        await room_to_read.wait()
                 arrived.put_nowait(None)
             except Exception as error:  # the session ends with it
+                failures.append(error)
                 arrived.put_nowait(error)
 
         with self._router.keep_room(0, _HELD_S, priority=prepared.priority) as room:
             pump = WindowPump(self._router, room, prepared.priority, arrived.put_nowait)
             reading = asyncio.create_task(read())
-            waiting: list[Sound] = []
+            waiting: deque[Sound] = deque()
             ended = False
             try:
                 while not live.done:
@@ -69,6 +77,8 @@ class Live:
                             item = await arrived.get()
                     except TimeoutError:
                         raise DeadlineExceeded(f"nothing has come for {self._limits.timeout_s:g} s") from None
+                    if failures:
+                        raise failures[0]
                     if isinstance(item, Exception):
                         raise item
                     if isinstance(item, Delta):
@@ -77,9 +87,11 @@ class Live:
                         ended = True
                     else:
                         waiting.append(item)
-                    while waiting and live.backlog < _BACKLOG:
-                        one = waiting.pop(0)
-                        room_to_read.release()
+                    while waiting and live.backlog < _BACKLOG and not failures:
+                        one = waiting.popleft()
+                        unread -= max(len(one), _LEAST)
+                        if unread <= _UNREAD:
+                            room_to_read.set()
                         await self._take(prepared, reader, one)
                     if ended and not waiting:
                         ended = False

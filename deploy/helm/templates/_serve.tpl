@@ -71,9 +71,11 @@ applications:
         ray_actor_options:
           num_cpus: {{ .Values.ingress.cpus }}
           label_selector: {tandem-stage: ingress}
+          {{- if dig "spare_ingress" true .Values.arguments }}
           # The next replica's process waits with its modules loaded; as cluster/app.py has it.
           runtime_env:
             env_vars: {__RAY_WORKER_PROCESS_SETUP_HOOK_ENV_VAR: tandem.cluster.ingress.preparation.prepare}
+          {{- end }}
       {{- if eq .Values.placement "disaggregated" }}
       - name: Encoder
         {{- include "tandem.bundles" (dict "stage" "encoder" "cpus" .Values.encoder.cpus "bundles" 1 "gpu" $cuda) | nindent 8 }}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import logging
@@ -9,6 +10,7 @@ import os
 import re
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tandem.cluster.telemetry import disk, logs
-from tandem.cluster.telemetry.logs import _Log, cause
+from tandem.cluster.telemetry.logs import Log, cause, is_ours
 from tandem.cluster.telemetry.printing import printed
 from tandem.errors import Unavailable
 
@@ -89,11 +91,73 @@ def test_a_pipe_that_nobody_reads_is_said_and_stops_nobody(tmp_path: Path) -> No
     assert "one-2999" in done.stderr
 
 
+def a_chain() -> Exception:
+    try:
+        try:
+            raise KeyError("first")
+        except KeyError as error:
+            raise RuntimeError("last\n\nof several lines") from error
+    except RuntimeError as error:
+        return error
+
+
+def a_group() -> Exception:
+    async def fails() -> None:
+        raise ValueError("in a task")
+
+    async def both() -> None:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(fails())
+            tasks.create_task(fails())
+
+    try:
+        asyncio.run(both())
+    except ExceptionGroup as error:
+        return error
+    raise AssertionError
+
+
+@pytest.mark.parametrize("make", [a_chain, a_group])
+@pytest.mark.parametrize("shape", [logs._text, logs._json])
+def test_each_line_of_a_traceback_can_be_told_from_those_of_others(make: Any, shape: Any) -> None:
+    error = make()
+    trace = "".join(traceback.format_exception(error))
+    lines = shape(1.5, "ERROR", "failed", {"traceback": trace}).splitlines()
+    assert all(map(is_ours, lines))
+    if shape is logs._text:
+        assert [line[4:] for line in lines[1:]] == trace.splitlines()
+    assert not any(map(is_ours, trace.splitlines()))  # somebody else's
+
+
+def test_a_reader_that_comes_back_is_written_to(tmp_path: Path) -> None:
+    os.mkfifo(path := tmp_path / "log")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = Log("text", True, str(path))
+    os.close(reader)
+    log.add_line("nobody reads it\n")
+    log.hurry()
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log.add_line("one\n")
+    log.close()
+    assert os.read(reader, 100) == b"one\n"
+    os.close(reader)
+
+
+def test_a_log_ends_though_its_reader_hangs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(logs, "_CLOSE_S", 0.1)
+    os.mkfifo(path := tmp_path / "log")
+    reader = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    log = Log("text", True, str(path))
+    log.add_line("a" * 2**21)
+    log.close()
+    os.close(reader)
+
+
 def test_a_slow_reader_costs_lines_that_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
     reader, writer = os.pipe()
     os.set_blocking(reader, False)
     monkeypatch.setattr(logs, "_opened", lambda _: (writer, ""))
-    log = _Log("text", True)
+    log = Log("text", True, "a pipe")
     for number in range(30_000):
         log.add(0.0, "INFO", f"line {number}", {})
     logging.getLogger("tandem.test").debug("no matter")

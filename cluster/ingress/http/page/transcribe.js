@@ -78,21 +78,20 @@ export function transcribe(panel, { languages, translation }) {
     }
     const type = KINDS.find((kind) => MediaRecorder.isTypeSupported(kind));
     const pieces = [];
-    // What is translated is heard at the end alone: live speech is written down as it is spoken.
-    const silence = english.firstElementChild.checked ? () => {} : listen(microphone, spoken.value,
-      (turns) => heard.replaceChildren(...turns.map((one) => make("p", { className: "live", textContent: one }))),
-      (why) => (state.textContent = `Recording … What is said is not shown yet: ${why}`));
+    let silence = async () => {};
     recorder = new MediaRecorder(microphone, { mimeType: type });
     recorder.addEventListener("dataavailable", ({ data }) => pieces.push(data));
-    recorder.addEventListener("stop", () => {
-      silence();
+    recorder.addEventListener("stop", async () => {
+      const silent = silence();
       for (const track of microphone.getTracks()) track.stop();
       recorder = null;
       record.ariaPressed = "false";
       record.textContent = "● Record";
       state.textContent = "";
-      take(new File(pieces, `recording.${type.split("/")[1]}`, { type }));
-      run();
+      const whole = new File(pieces, `recording.${type.split("/")[1]}`, { type });
+      take(whole);
+      await silent; // a caller may have one call at a time
+      if (recording === whole && !recorder) run();
     });
     stop();
     heard.replaceChildren();
@@ -103,6 +102,11 @@ export function transcribe(panel, { languages, translation }) {
     record.ariaPressed = "true";
     record.textContent = "■ Stop recording";
     state.textContent = "Recording …";
+    // What is translated is heard at the end alone: live speech is written down as it is spoken.
+    if (english.firstElementChild.checked) return;
+    silence = listen(microphone, spoken.value,
+      (turns) => heard.replaceChildren(...turns.map((one) => make("p", { className: "live", textContent: one }))),
+      (why) => (state.textContent = `Recording … What is said is not shown yet: ${why}`));
   });
 
   const update = samplesIn(panel, () => {

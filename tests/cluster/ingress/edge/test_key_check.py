@@ -18,16 +18,20 @@ from fastapi import FastAPI
 from fastapi.routing import APIRoute, APIWebSocketRoute
 from grpc_calls import Api, Context, consume, refused
 from starlette.testclient import TestClient, WebSocketDenialResponse
+from starlette.types import Message, Receive, Scope, Send
 
 from tandem.cluster.callers import Quotas
 from tandem.cluster.ingress.edge.guard import Guard
+from tandem.cluster.ingress.edge.key_check import KeyCheck
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
 from tandem.cluster.keys import Keys, line_of
+from tandem.errors import Overloaded
 from tandem.protocol.rpc import HEALTH, RETRY_AFTER, SERVICE
 from tandem.workers.requests.request_builder import RequestBuilder
 
 KEY = "tandem-known"
+WRONG = ["openai-insecure-api-key.wrong", "tandem-api-key.no", "tandem-api-key.ff", "tandem-api-key.77"]
 # To read, and nothing else. Whoever adds one adds it here, too.
 OPEN = {"/health", "/", "/docs", "/ui/style.css", "/ui/icon.svg", *(f"/ui/{name}.js" for name in (
     "api", "cluster", "code", "docs", "dom", "live", "main", "metrics", "microphone", "pictures", "streams",
@@ -201,15 +205,47 @@ def test_a_websocket_needs_a_key_too(service: Service) -> None:
     assert paths
     with TestClient(build_app(service)) as client:
         for path in (*paths, "/none"):
-            for wrong in ([], ["realtime", "openai-insecure-api-key.wrong"]):
+            for wrong in ([], *(["realtime", one] for one in WRONG)):
                 with pytest.raises(WebSocketDenialResponse) as caught:
                     client.websocket_connect(path, subprotocols=wrong).__enter__()
                 assert caught.value.status_code == 401
         with client.websocket_connect(paths[0], subprotocols=offered) as socket:
             chosen: Any = socket.accepted_subprotocol
             assert chosen == "realtime"
+        encoded = ["realtime", f"tandem-api-key.{KEY.encode().hex()}"]
+        with client.websocket_connect(paths[0], subprotocols=encoded):
+            pass
         with client.websocket_connect(paths[0], headers={"authorization": f"Bearer {KEY}"}) as plain:
             assert plain.accepted_subprotocol is None
+
+
+async def test_a_websocket_counts_until_its_client_has_gone(service: Service, tmp_path: Path) -> None:
+    """And not until what it has begun has ended."""
+    (file := tmp_path / "one").write_text(line_of("acme", KEY, Quotas(in_flight=1)))
+    service.guard = Guard(Keys(str(file), None))
+
+    async def app(_: Scope, receive: Receive, __: Send) -> None:
+        assert (await receive())["type"] == "websocket.connect"
+        with pytest.raises(Overloaded), service.guard.admit(KEY):
+            pass
+        assert (await receive())["type"] == "websocket.disconnect"
+        with service.guard.admit(KEY):
+            pass
+
+    arriving = [{"type": f"websocket.{what}"} for what in ("connect", "disconnect")]
+
+    async def receive() -> Message:
+        return arriving.pop(0)
+
+    async def send(_: Message) -> None:
+        raise AssertionError
+
+    headers = [(b"x-api-key", KEY.encode())]
+    for _ in range(2):
+        await KeyCheck(app, service)({"type": "websocket", "path": "/", "headers": headers}, receive, send)
+        arriving.extend({"type": f"websocket.{what}"} for what in ("connect", "disconnect"))
+    with service.guard.admit(KEY):
+        pass
 
 
 async def test_every_rpc_but_health_is_closed(service: Service) -> None:

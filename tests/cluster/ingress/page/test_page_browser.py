@@ -26,10 +26,11 @@ from local_router import LocalRouter
 from PIL import Image
 
 from tandem import LLM
+from tandem.cluster.callers import Quotas
 from tandem.cluster.ingress.edge.guard import Guard
 from tandem.cluster.ingress.http.app import build_app
 from tandem.cluster.ingress.service import Service
-from tandem.cluster.keys import Keys, sha256
+from tandem.cluster.keys import Keys, line_of, sha256
 from tandem.cluster.listening import Listening
 from tandem.limits import DEFAULT_LIMITS
 from tandem.quickstart_ocr import LINE
@@ -56,6 +57,7 @@ KEY = "tandem-known"
 _FILE = io.BytesIO()
 Image.new("RGB", (3, 2), "red").save(_FILE, "png")
 PNG = _FILE.getvalue()
+HEARD = "#heard[aria-busy=false]:not(:empty):not(:has(.live))"  # all of a recording
 RATE = 16_000  # Hz, of the microphone
 
 
@@ -234,10 +236,18 @@ async def test_transcribe(browser: Browser, serve: Any) -> None:
         assert not at.complaints
 
 
-async def test_the_microphone(browser: Browser, serve: Any) -> None:
-    async with opened(browser, serve("quickstart-speech"), permissions=["microphone"]) as at:
+async def test_the_microphone(browser: Browser, serve: Any, tmp_path: Path) -> None:
+    """By a caller who may have one call at a time, with a key of characters that no subprotocol may have."""
+    key = "a/b=,(c)"
+    (keys := tmp_path / "keys").write_text(line_of("acme", key, Quotas(in_flight=1)))
+    service = serve("quickstart-speech")
+    service.guard = Guard(Keys(str(keys), None))
+    async with opened(browser, service, permissions=["microphone"]) as at:
         page = at.page
-        await page.wait_for_selector("#transcribe")
+        await page.fill("#key", key)
+        await page.press("#key", "Enter")
+        await page.wait_for_selector("#transcribe:not([hidden])")
+        at.complaints.clear()  # that a key is needed
         record = page.locator("#record")
         await record.click()
         await page.wait_for_selector("#record[aria-pressed=true]")
@@ -246,9 +256,45 @@ async def test_the_microphone(browser: Browser, serve: Any) -> None:
         assert await page.inner_text("#recording-state") == "Recording …"
         assert await page.is_disabled("#transcribe .send")  # there is no recording yet
         await record.click()
-        assert "switch" in await done(page, "heard")  # a busy machine loses some of it
+        await page.wait_for_selector(HEARD)
+        assert "switch" in await page.inner_text("#heard")  # a busy machine loses some of it
         assert await page.is_visible("#player")
-        assert await page.locator("#heard .live").count() == 0
+
+        # One that is over before the server hears of it.
+        await record.click()
+        await page.wait_for_selector("#record[aria-pressed=true]")
+        await record.click()
+        await page.wait_for_selector("#record[aria-pressed=false]")
+        await page.wait_for_timeout(500)
+        assert await page.inner_text("#recording-state") == ""
+        assert all("400" in one for one in at.complaints)  # it may be of no sound
+
+
+async def test_why_nothing_is_heard_yet_stays_there(browser: Browser, serve: Any) -> None:
+    """What is recorded is transcribed all the same."""
+    service = serve("quickstart-speech")
+    async with opened(browser, service, permissions=["microphone"]) as at:
+        page = at.page
+        await page.wait_for_selector("#transcribe:not([hidden])")
+        router: Any = service._router
+        router.full = True
+        await page.click("#record")
+        told = "Recording … What is said is not shown yet: "
+        await page.wait_for_selector(f"#recording-state:has-text('{told}')")
+        await page.wait_for_timeout(300)  # the connection ends
+        assert (await page.inner_text("#recording-state")).startswith(f"{told}full")
+        router.full = False
+
+        # A browser that has no such thing.
+        await page.click("#record")
+        await page.wait_for_selector(HEARD)
+        await page.evaluate("void (AudioContext = function () { throw new Error('no sound'); })")
+        await page.click("#record")
+        await page.wait_for_selector(f"#recording-state:has-text('{told}no sound')")
+        await page.wait_for_timeout(1000)
+        await page.click("#record")
+        await page.wait_for_selector(HEARD)
+        assert await page.inner_text("#recording-state") == ""
         assert not at.complaints
 
 

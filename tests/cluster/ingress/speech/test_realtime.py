@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import json
 import re
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +20,11 @@ from starlette.testclient import TestClient, WebSocketDisconnect, WebSocketTestS
 from whisper import RATE, make_whisper, sound
 
 from tandem.cluster.ingress.http.app import build_app
+from tandem.cluster.ingress.http.speech.realtime_events import params_of
+from tandem.cluster.ingress.service import Service
+from tandem.errors import Cancelled
 from tandem.limits import Limits
+from tandem.live import LiveDelta, Sound
 from tandem.workers.requests.media.voice_activity import FRAME, VoiceActivity
 from tandem.workers.requests.request_builder import RequestBuilder
 
@@ -61,9 +67,13 @@ def whisper(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def client(whisper: Path, local_router: LocalRouter) -> TestClient:
+def service(whisper: Path, local_router: LocalRouter) -> Service:
     limits = Limits(message_bytes=200_000)
-    service = make_service(whisper, RequestBuilder.load(whisper, "tiny", limits), local_router, limits)
+    return make_service(whisper, RequestBuilder.load(whisper, "tiny", limits), local_router, limits)
+
+
+@pytest.fixture
+def client(service: Service) -> TestClient:
     return TestClient(build_app(service))
 
 
@@ -190,3 +200,24 @@ def test_a_client_that_goes_leaves_nothing_behind(client: TestClient, local_rout
             pass
     assert not local_router.live
     assert len(local_router.cancelled) == 1
+
+
+async def test_a_client_that_goes_is_seen_past_the_sound_that_waits(
+    service: Service, local_router: LocalRouter
+) -> None:
+    """No turn is done, more wait than are taken, and the last of what it sent is that it goes."""
+    local_router.stall_after = 0
+    prepared = await service.live.prepare(params_of(UPDATE)[0])
+
+    async def sent() -> AsyncIterator[Sound]:
+        for _ in range(20):
+            yield PCM.tobytes()
+            yield "commit"
+        raise Cancelled("gone")
+
+    async def heard() -> list[LiveDelta]:
+        return [one async for one in service.live.transcribe(prepared, sent())]
+
+    with pytest.raises(Cancelled):
+        await asyncio.wait_for(heard(), 20)
+    assert not local_router.live
