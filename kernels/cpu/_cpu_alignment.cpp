@@ -20,7 +20,7 @@ EVERY_LEVEL void softmax(float* x, i64 n, i64 columns, float scale, float softca
         for (i64 i = 0; i < n; ++i) x[i] *= scale;
     float most = x[0], total = 0;
 #pragma omp simd reduction(max : most)
-    for (i64 i = 0; i < n; ++i) most = std::max(most, x[i]);
+    for (i64 i = 0; i < n; ++i) most = larger_of(x[i], most);
 #pragma omp simd reduction(+ : total)
     for (i64 i = 0; i < n; ++i) {
         x[i] = exp_negative(x[i] - most);

@@ -100,7 +100,7 @@ EVERY_LEVEL void softmax(const Head& h, i64 r, const float* bias, float* log_sum
         for (i64 t = 0; t < visible; ++t) s[t] += bias[std::min(visible - 1 - t, a.reach)];
     float most = NOTHING;
 #pragma omp simd reduction(max : most)
-    for (i64 t = 0; t < visible; ++t) most = std::max(most, s[t]);
+    for (i64 t = 0; t < visible; ++t) most = larger_of(s[t], most);
     if (most == NOTHING) {  // the bias hides all visible keys
         std::fill(s, s + count, 0.0f);
         if (log_sum != nullptr) *log_sum = most;

@@ -40,7 +40,7 @@ inline i64 up(i64 n, i64 to) { return (n + to - 1) / to * to; }
 EVERY_LEVEL float quantize_plain(const float* x, int8_t* to, i64 n, int32_t* sum) {
     float most = 0;
 #pragma omp simd reduction(max : most)
-    for (i64 i = 0; i < n; ++i) most = std::max(most, std::fabs(x[i]));
+    for (i64 i = 0; i < n; ++i) most = larger_of(std::fabs(x[i]), most);
     const float inverse = most > 0 ? 127.0f / most : 0.0f;
     int32_t total = 0;
 #pragma omp simd reduction(+ : total)

@@ -128,7 +128,7 @@ EVERY_LEVEL i64 largest(const float* x, i64 n) {
         float here = most;
         const i64 end = std::min(n, at + CHUNK);
 #pragma omp simd reduction(max : here)
-        for (i64 i = at; i < end; ++i) here = std::max(here, x[i]);
+        for (i64 i = at; i < end; ++i) here = larger_of(x[i], here);
         if (here > most) {
             most = here;
             start = at;
