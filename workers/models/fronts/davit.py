@@ -141,7 +141,8 @@ class WindowAttention:
         self.scores = Scores((stage.width // stage.heads) ** -0.5, integers=place.quantization == "int8")
 
     def __call__(self, x: torch.Tensor, depthwise: Depthwise, norm: Norm, out: torch.Tensor) -> None:
-        for rows in strips(x, *x.shape[1:], self.side):
+        _, height, width, channels = x.shape
+        for rows in strips(x, height, width, channels, self.side):
             self._attend(depthwise(x, rows, out), norm)
 
     def _attend(self, x: torch.Tensor, norm: Norm) -> None:
@@ -230,8 +231,9 @@ class Block:
         self.attention(x, self.convolutions[0], self.norms[0], between)
         norm = self.norms[1]
         assert norm.bias is not None
-        for rows in strips(x, *x.shape[1:]):
-            for piece in pieces(self.convolutions[1](between, rows, x).view(-1, x.shape[3])):
+        _, height, width, channels = x.shape
+        for rows in strips(x, height, width, channels):
+            for piece in pieces(self.convolutions[1](between, rows, x).view(-1, channels)):
                 kernels.add_feed_forward(
                     piece, norm.weight, norm.bias, norm.eps, self.up.linear, self.down.linear, self.activation
                 )
