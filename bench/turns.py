@@ -61,5 +61,5 @@ def in_turns(
 
 
 def rotated(systems: list[T], by: int) -> list[T]:
-    at = by % len(systems)
+    at = by % max(len(systems), 1)
     return systems[at:] + systems[:at]

@@ -19,7 +19,7 @@ class Quotas:
     """What a caller may use, at each ingress replica. None: as much as there is."""
 
     requests_per_minute: float | None = None  # calls, whatever each asks for
-    tokens_per_minute: float | None = None  # encoder tokens and generated tokens
+    tokens_per_minute: float | None = None  # encoder positions, those of media included, and generated tokens
     in_flight: int | None = None  # calls at a time
     priority: int | None = None  # the greatest that its requests may have; None: the server's limit
     weight: float = 1.0  # its share where callers wait for the same workers, against the others' weights

@@ -1,8 +1,8 @@
 """The ops of the forward pass.
 
 Each op runs on the backend of its tensors (`dispatch.backend`); its twin in reference.py says what it
-computes. Matrix products are in linear.py, whose weights are laid out for the CPU. The values that ops share
-are in values.py.
+computes. Matrix products, whose weights are laid out for the CPU, and feed-forwards made of them are in
+linear.py. The values that ops share are in values.py.
 
 No module here is named like an op: importing it would replace the op in this namespace.
 """
@@ -14,11 +14,20 @@ from torch import Tensor
 from tandem.kernels.compiling import compilations, note_compilation
 from tandem.kernels.cpu.program import CPUProgram, NotRecordable
 from tandem.kernels.dispatch import backend
-from tandem.kernels.linear import Int8Linear, Linear
+from tandem.kernels.linear import Int8Linear, Linear, add_feed_forward, feed_forward
 from tandem.kernels.reference import ACTIVATIONS
 from tandem.kernels.relative_bias import relative_bias_table, windowed_bias_table
 from tandem.kernels.triton.splits import SPLITS, splitting
-from tandem.kernels.values import Blocks, DecodeRows, DecodeTables, PagedKV, RowGroups, Scores, Summaries
+from tandem.kernels.values import (
+    Blocks,
+    DecodeRows,
+    DecodeTables,
+    PagedKV,
+    RowGroups,
+    Scores,
+    Summaries,
+    TimeIds,
+)
 
 __all__ = [
     "ACTIVATIONS",
@@ -34,19 +43,25 @@ __all__ = [
     "RowGroups",
     "Scores",
     "Summaries",
+    "TimeIds",
     "activate",
     "add_depthwise",
+    "add_feed_forward",
     "add_layer_norm",
     "add_rms_norm",
     "alignment_scores",
+    "apply_timestamp_rules",
     "argmax",
+    "ban_tokens",
     "compilations",
     "embed",
     "encoder_attention",
+    "feed_forward",
     "gather_rows",
     "grouped_attention",
     "keep_rows",
     "layer_norm",
+    "logsumexp",
     "match_prompt_tokens",
     "merge_attention",
     "note_compilation",
@@ -125,12 +140,36 @@ def argmax(x: Tensor) -> Tensor:
     return backend(x).argmax(x)
 
 
+# -- scores of a vocabulary's tokens
+
+
+def logsumexp(x: Tensor, stops: Tensor | None = None) -> Tensor:
+    """The logarithm of what the exponentials of each row, or of its first `stops` numbers, int64 [N], add up
+    to: [N, d] → [N, 1]."""
+    return backend(x).logsumexp(x, stops)
+
+
+def ban_tokens(scores: Tensor, ids: Tensor, rows: Tensor) -> None:
+    """Makes scores [N, d] of the tokens ids[rows] minus infinity, in place; ids: int64 [S, n], rows: int64
+    [N], -1 being none in both."""
+    backend(scores).ban_tokens(scores, ids, rows)
+
+
+def apply_timestamp_rules(
+    scores: Tensor, history: Tensor, slots: Tensor, begins: Tensor, counts: Tensor, last_initial: Tensor,
+    ids: TimeIds,
+) -> None:  # fmt: skip
+    """Bans tokens, in place, so that times stand in pairs around text and never decrease."""
+    backend(scores).apply_timestamp_rules(scores, history, slots, begins, counts, last_initial, ids)
+
+
 # -- images
 
 
 def add_depthwise(x: Tensor, first: int, weight: Tensor, bias: Tensor, out: Tensor) -> Tensor:
     """Fills out [items, rows, W, C] with rows, from `first` on, of images x [items, H, W, C] and of their
-    convolution of 3 x 3 positions, weight [9, C] and bias [C], each channel by itself."""
+    convolution of 3 x 3 positions, weight [9, C] and bias [C], each channel by itself. They share no
+    memory."""
     return backend(x, weight, bias, out).add_depthwise(x, first, weight, bias, out)
 
 

@@ -9,12 +9,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from tandem.kernels.cpu import ops as cpu_ops
+from tandem.kernels.dispatch import backend
 
 # What torch.compile's own CPU code calls.
 _ONEDNN: Final = torch.ops.mkldnn
 # The number of rows oneDNN chooses the layout for. Its choice for many rows is as fast for one row as its
 # choice for one row, which is slow for many.
 _ROWS: Final = 256
+# Rows that a feed-forward computes at once on a CPU. What is between its projections is several times as
+# wide as they are: so many rows of it stay in the cache, and in memory that the allocator keeps.
+_PIECE: Final = 256
 
 
 class Linear:
@@ -91,6 +95,14 @@ class Int8Linear(Linear):
     def packed_bytes(self) -> int:
         return self.weight.numel() + 4 * self.weight.shape[0]
 
+    @property
+    def compiled(self) -> cpu_ops.Int8Weight | None:
+        """The packed weight for the extension's ops; None where that is missing."""
+        if not cpu_ops.COMPILED:
+            return None
+        assert self._packed is not None
+        return cpu_ops.Int8Weight(self._packed, self._scales, self.bias)
+
     def __call__(self, x: Tensor, out: Tensor | None = None) -> Tensor:
         assert self._packed is not None
         if cpu_ops.COMPILED:
@@ -102,6 +114,38 @@ class Int8Linear(Linear):
         if self.bias is not None:
             result += self.bias
         return result if out is None else out.copy_(result)
+
+
+def feed_forward(x: Tensor, up: Linear, down: Linear, activation: str, *, gated: bool = False) -> Tensor:
+    """``down(activate(up(x)))`` of an encoder's rows on a CPU, [N, d] → [N, D]; what is between the products
+    stays in the cache."""
+    out = x.new_empty(len(x), down.outputs)
+    if (weights := _one_pass(up, down)) is not None:
+        return cpu_ops.int8_feed_forward(x, *weights, activation, gated=gated, norm=None, out=out, add=False)
+    pieces = max(1, len(x) // _PIECE)
+    for piece, its in zip(x.tensor_split(pieces), out.tensor_split(pieces), strict=True):
+        down(backend(piece).activate(up(piece), activation, gated=gated), its)
+    return out
+
+
+def add_feed_forward(
+    x: Tensor, weight: Tensor, bias: Tensor, eps: float, up: Linear, down: Linear, activation: str
+) -> None:
+    """Adds ``down(activate(up(layer_norm(x))))`` to x, contiguous rows [N, d] of an encoder."""
+    if (weights := _one_pass(up, down)) is None:
+        ops = backend(x, weight, bias)
+        x.add_(down(ops.activate(up(ops.layer_norm(x, weight, bias, eps)), activation)))
+    else:
+        norm = cpu_ops.LayerNorm(weight, bias, eps)
+        cpu_ops.int8_feed_forward(x, *weights, activation, gated=False, norm=norm, out=x, add=True)
+
+
+def _one_pass(up: Linear, down: Linear) -> tuple[cpu_ops.Int8Weight, cpu_ops.Int8Weight] | None:
+    """The weights of a feed-forward that `cpu.ops.int8_feed_forward` computes; None: it does not."""
+    if not (isinstance(up, Int8Linear) and isinstance(down, Int8Linear)):
+        return None
+    first, second = up.compiled, down.compiled
+    return None if first is None or second is None else (first, second)
 
 
 def quantize(x: Tensor) -> tuple[Tensor, Tensor]:

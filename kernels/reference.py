@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from tandem.kernels.alignment import alignment_scores, time_warp
 from tandem.kernels.decode_rows import gather_rows, match_prompt_tokens
 from tandem.kernels.sparse_attention import Rows, reads_in_place, sparse_attention
+from tandem.kernels.token_scores import apply_timestamp_rules, ban_tokens, logsumexp
 from tandem.kernels.values import PagedKV, RowGroups, Scores, Summaries
 
 __all__ = [
@@ -25,13 +26,16 @@ __all__ = [
     "add_layer_norm",
     "add_rms_norm",
     "alignment_scores",
+    "apply_timestamp_rules",
     "argmax",
+    "ban_tokens",
     "embed",
     "encoder_attention",
     "gather_rows",
     "grouped_attention",
     "keep_rows",
     "layer_norm",
+    "logsumexp",
     "match_prompt_tokens",
     "merge_attention",
     "paged_beam_attention",

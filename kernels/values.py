@@ -27,6 +27,14 @@ class Scores(NamedTuple):
     integers: bool = False
 
 
+class TimeIds(NamedTuple):
+    """The tokens by which a model of speech says when something is said: see `request.TimestampRules`."""
+
+    first: int  # this id and all above it are times
+    text_end: int  # ids below it are text
+    without: int  # says that no times follow
+
+
 class PagedKV(NamedTuple):
     """A layer's keys and values in pages of P positions, and where those of S sequences lie.
 

@@ -101,8 +101,12 @@ class ModelLoadError(TandemError):
     """The checkpoint cannot be served: missing, unused or misshapen weights, unknown family."""
 
 
+# What a prompt is refused with for what is in it.
+BadPrompt = InvalidRequest | RequestTooLarge
+BAD_PROMPT = (InvalidRequest, RequestTooLarge)
+
 # What says nothing of other requests: they may succeed.
-OF_ONE_REQUEST = (InvalidRequest, RequestTooLarge, DeadlineExceeded, InternalError)
+OF_ONE_REQUEST = (*BAD_PROMPT, DeadlineExceeded, InternalError)
 
 
 class Status(NamedTuple):

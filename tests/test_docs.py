@@ -6,12 +6,19 @@ import ast
 import inspect
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from functools import cache
 from importlib import import_module
 from pathlib import Path
 from textwrap import dedent
+from typing import Any
 
 import pytest
+import typer
+
+from tandem.cli import app
+from tandem.cluster.config import ServeConfig
+from tandem.limits import Limits
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -111,3 +118,26 @@ def test_a_call_that_does_not_fit_is_found() -> None:
     code = python(page).replace(call, "Family(spec, names, defaults={})")
     (wrong,) = (wrong for _, wrong in calls(code))
     assert "'defaults'" in str(wrong)
+
+
+def options(command: Any) -> set[str]:
+    """Of a command and those below it."""
+    found = {name for parameter in command.params for name in (*parameter.opts, *parameter.secondary_opts)}
+    return found.union(*(options(each) for each in getattr(command, "commands", {}).values()))
+
+
+def test_operators_are_told_of_options_limits_and_targets_that_exist() -> None:
+    manual = (ROOT / "docs" / "operate.md").read_text(encoding="utf-8")
+    tandem: Any = typer.main.get_command(app)
+    assert set(re.findall(r"(?<![\w-])--[a-z][a-z-]+", manual)) <= options(tandem)
+    called = set(re.findall(r"^(?:.*`)?tandem ([a-z]+)", manual, re.MULTILINE))
+    assert {"serve", "top", "key"} <= called <= set(tandem.commands)
+    targets = set(re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE))
+    assert set(re.findall(r"`make ([a-z]+)", manual)) <= targets
+    settings = {field.name for field in fields(ServeConfig)}
+    assert set(re.findall(r"--set (\w+)=", manual)) - {"NAME"} <= settings
+    limits = manual.partition("| limit | default |")[2].partition("\n\n")[0]
+    rows = [re.findall(r"`(\w+)`", row.split("|")[1]) for row in limits.splitlines()[2:]]
+    named = {name for row in rows for name in row}
+    assert len(named) > 8
+    assert named <= {field.name for field in fields(Limits)}

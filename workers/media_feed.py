@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import replace
 from itertools import groupby
 from types import TracebackType
@@ -15,6 +15,9 @@ from tandem.workers.request import EncoderInput, EngineRequest
 
 THREADS: Final = 2
 AHEAD: Final = 4  # inputs decoded, or being decoded, that are not submitted yet
+# The first input waits so long, at most, for those that are decoded with it: one batch of them takes less
+# time than to encode some while the decoding of others takes the processors.
+TOGETHER_S: Final = 0.05
 MOST_LIVE: Final = 256  # sequences of a call at the engine, running and waiting, that hold features
 
 
@@ -41,13 +44,15 @@ class MediaFeed:
     def ready(self, live: int) -> Iterator[tuple[list[EngineRequest], InvalidRequest | None]]:
         """The requests whose inputs are decoded by now, while fewer than MOST_LIVE of the sequences are
         at the engine, where `live` are; an input that cannot be decoded comes with the reason. Without any
-        there, it waits for the first input."""
+        there, it waits for the first input, and for TOGETHER_S for those after it."""
         while self and live < MOST_LIVE:
             while self._groups and len(self._decoding) < AHEAD:
                 if self._pool is None:
                     self._pool = ThreadPoolExecutor(THREADS, "media")
                 group = self._groups.popleft()
                 self._decoding.append((self._pool.submit(self._prepare, group[0].encoder), group))
+            if not live:
+                wait([future for future, _ in self._decoding], TOGETHER_S)
             future, group = self._decoding[0]
             if live and not future.done():
                 return

@@ -26,7 +26,10 @@ class _Call:
     def __init__(self) -> None:
         self.live: set[str] = set()  # ids of those that have not ended
         self.inbox: deque[Delta] = deque()
-        self.wake = threading.Event()  # set: the inbox is not empty, or it is this thread's turn to step
+        self.feed: MediaFeed | None = None  # of those that are not submitted yet
+        # Set: the inbox is not empty, it is this thread's turn to step, or a step has passed that the feed
+        # may have waited for.
+        self.wake = threading.Event()
 
 
 class SharedEngine:
@@ -52,14 +55,8 @@ class SharedEngine:
         try:
             self._submit(call, [request for request in requests if not request.encoder.media])
             with MediaFeed(self.engine.prepare, of_media) as feed:
+                call.feed = feed
                 while call.live or feed:
-                    if feed:
-                        for group, refused in feed.ready(len(call.live)):
-                            if refused is None:
-                                self._submit(call, group)
-                            else:
-                                call.live.update(one.request_id for one in group)
-                                call.inbox.extend(Delta(one.request_id, [], error=refused) for one in group)
                     delta = self._next(call)
                     if delta.last:
                         call.live.discard(delta.request_id)
@@ -111,8 +108,22 @@ class SharedEngine:
                 self.engine.release()
         return sound
 
+    def _take_in(self, call: _Call) -> None:
+        """Submits the requests whose media are decoded by now."""
+        if not call.feed:
+            return
+        for group, refused in call.feed.ready(len(call.live)):
+            if refused is None:
+                self._submit(call, group)
+            else:
+                call.live.update(one.request_id for one in group)
+                call.inbox.extend(Delta(one.request_id, [], error=refused) for one in group)
+
     def _next(self, call: _Call) -> Delta:
-        while not call.inbox:
+        while True:
+            self._take_in(call)  # after every step: beams have no delta before their end
+            if call.inbox:
+                break
             with self._lock:
                 if call.inbox:
                     break
@@ -147,7 +158,7 @@ class SharedEngine:
             if delta.last:
                 del self._calls[delta.request_id]
             call.inbox.append(delta)
-        for call in [call for call in self._asleep if call.inbox]:
+        for call in [call for call in self._asleep if call.inbox or call.feed]:
             self._asleep.remove(call)
             call.wake.set()
         self._wake_one()  # those that got deltas may be busy with them

@@ -8,6 +8,7 @@ service meets one replica after another. Several routers report the same engine:
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from importlib.metadata import version
 from typing import Final, Literal, get_args
 
@@ -46,10 +47,11 @@ class Metrics:
         def counter(name: str, text: str) -> Counter:
             return Counter(f"tandem_{name}", text, _LABELS, registry=self.registry).labels(*labels)
 
-        def by_tenant(name: str, text: str) -> Counter:
+        def by_tenant(name: str, text: str) -> Callable[[str], Counter]:
             metric = Counter(f"tandem_{name}", text, (*_LABELS, "tenant"), registry=self.registry)
-            metric.labels(*labels, ANYBODY.name)  # a series from the start
-            return metric
+            series = cache(lambda tenant: metric.labels(*labels, tenant))  # slow to find, for each piece
+            series(ANYBODY.name)  # from the start
+            return series
 
         self.first_token = histogram(
             "time_to_first_token_seconds", "From a request's arrival to its first token.", _LATENCY
@@ -151,12 +153,12 @@ class Metrics:
 
     def encoded(self, tokens: int, media_tokens: int, caller: Caller) -> None:
         """Counts an encoder input's positions, and those of its media among them."""
-        self._encoder_tokens.labels(*self._labels, caller.name).inc(tokens)
-        self._media_tokens.labels(*self._labels, caller.name).inc(media_tokens)
+        self._encoder_tokens(caller.name).inc(tokens)
+        self._media_tokens(caller.name).inc(media_tokens)
         caller.spend(tokens)
 
     def generated(self, tokens: int, caller: Caller) -> None:
-        self._generated_tokens.labels(*self._labels, caller.name).inc(tokens)
+        self._generated_tokens(caller.name).inc(tokens)
         caller.spend(tokens)
 
     def finished(self, reason: FinishReason) -> None:

@@ -78,8 +78,7 @@ class Observation:
         metrics.windows(transcriber.mode, counts.windows)
         metrics.silent_windows.inc(counts.silent)
         metrics.refused_answers.inc(counts.refused)
-        metrics.generated(counts.tokens, self._caller)
-        self._generated += counts.tokens
+        self._spoken(counts.encoder_tokens, counts.tokens)
         if transcriber.done:
             took_s = time.monotonic() - self._arrived
             metrics.whole_request.observe(took_s)
@@ -90,6 +89,13 @@ class Observation:
         """Counts speech that was transcribed while it went on."""
         self._metrics.audio_seconds.inc(live.heard_s)
         self._metrics.hypotheses.inc(live.hypotheses)
+        self._spoken(live.encoder_tokens, live.generated_tokens)
+
+    def _spoken(self, encoder_tokens: int, generated: int) -> None:
+        """Counts what speech took, all of whose positions are its own."""
+        self.accepted(encoder_tokens, encoder_tokens)
+        self._metrics.generated(generated, self._caller)
+        self._generated += generated
 
     def __enter__(self) -> Self:
         return self

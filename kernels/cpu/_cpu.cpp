@@ -83,9 +83,12 @@ PyObject* attend_inputs(Arguments& args) {
     i64 rows = ANY, borders = ANY, distances = ANY, summaries = ANY, half = ANY;
     a.heads = a.shared = a.dim = ANY;
     a.q = args.real("q", &half, {&rows, &a.heads, &a.dim}, &a.q_stride);
-    a.own.k = args.real("k", &half, {&rows, &a.shared, &a.dim}, &a.own.k_stride);
-    a.own.v = args.real("v", &half, {&rows, &a.shared, &a.dim}, &a.own.v_stride);
+    i64 keys = ANY;
+    a.own.k = args.real("k", &half, {&keys, &a.shared, &a.dim}, &a.own.k_stride);
+    a.own.v = args.real("v", &half, {&keys, &a.shared, &a.dim}, &a.own.v_stride);
     a.own.borders = args.tensor<int32_t>("cu_seqlens", {&borders});
+    if (borders < 1) throw Refused("cu_seqlens must have a border");
+    a.borders = args.tensor<int32_t>("cu_rows", {&borders});
     a.own.bias = args.optional<float>("bias_table", {&a.heads, &distances});
     a.own.reach = a.own.bias == nullptr ? 0 : distances / 2;
     a.windowed = args.flag("windowed");
@@ -111,8 +114,11 @@ PyObject* attend_inputs(Arguments& args) {
         (a.more.k == nullptr) != (a.more.v == nullptr) || (summaries > 0 && a.more.k == nullptr))
         throw Refused("summary_k, summary_v, summary_cu_seqlens and summary_bias_table must come together");
     if (some && a.block < 1) throw Refused("block must be positive");
-    if (borders < 1) throw Refused("cu_seqlens must have a border");
-    check_borders("cu_seqlens", a.own.borders, borders, rows);
+    check_borders("cu_seqlens", a.own.borders, borders, keys);
+    check_borders("cu_rows", a.borders, borders, rows);
+    const bool by_place = a.own.bias != nullptr || some;  // a query's and its own key's are the same
+    if (by_place && !std::equal(a.borders, a.borders + borders, a.own.borders))
+        throw Refused("cu_rows must be cu_seqlens where biases are by distance");
     if (some) check_borders("summary_cu_seqlens", a.more.borders, borders, summaries);
     if ((a.lanes != 4 && a.lanes != 8 && a.lanes != 16) || a.lanes > encoder::most_lanes())
         throw Refused("lanes must be 4, 8 or 16, and at most most_lanes");
@@ -161,6 +167,12 @@ PyObject* embed(Arguments& args) {
     return perform(args, op, rows);
 }
 
+int activation(Arguments& args) {
+    const i64 kind = args.integer("kind");
+    if (kind < rows::RELU || kind > rows::SILU) throw Refused("kind must be an activation's number");
+    return static_cast<int>(kind);
+}
+
 PyObject* activate(Arguments& args) {
     rows::Activate op;
     i64 rows = ANY;
@@ -169,9 +181,8 @@ PyObject* activate(Arguments& args) {
     op.gated = args.flag("gated");
     i64 width = op.gated ? 2 * op.width : op.width;
     op.x = args.tensor<float>("x", {&rows, &width});
-    op.kind = static_cast<int>(args.integer("kind"));
+    op.kind = activation(args);
     op.threads = threads(args);
-    if (op.kind < rows::RELU || op.kind > rows::SILU) throw Refused("kind must be an activation's number");
     return perform(args, op, rows);
 }
 
@@ -202,6 +213,46 @@ PyObject* argmax(Arguments& args) {
     op.x = args.tensor<float>("x", {&rows, &op.width}, &op.stride);
     op.out = args.tensor<i64>("out", {&rows});
     op.threads = threads(args);
+    return perform(args, op, rows);
+}
+
+PyObject* logsumexp(Arguments& args) {
+    vocabulary::LogSumExp op;
+    i64 rows = ANY, one = 1;
+    op.width = ANY;
+    op.x = args.tensor<float>("x", {&rows, &op.width}, &op.stride);
+    op.stops = args.optional<i64>("stops", {&rows});
+    op.out = args.tensor<float>("out", {&rows, &one});
+    op.threads = threads(args);
+    return perform(args, op, rows);
+}
+
+PyObject* ban_tokens(Arguments& args) {
+    vocabulary::BanTokens op;
+    i64 rows = ANY, width = ANY, lists = ANY;
+    op.count = ANY;
+    op.scores = args.tensor<float>("scores", {&rows, &width}, &op.stride);
+    op.ids = args.tensor<i64>("ids", {&lists, &op.count});
+    op.rows = args.tensor<i64>("rows", {&rows});
+    return perform(args, op, rows);
+}
+
+PyObject* apply_timestamp_rules(Arguments& args) {
+    vocabulary::TimestampRules op;
+    i64 rows = ANY, slots = ANY, one = 1;
+    op.width = op.longest = ANY;
+    op.scores = args.tensor<float>("scores", {&rows, &op.width}, &op.stride);
+    op.history = args.tensor<i64>("history", {&slots, &op.longest});
+    op.slots = args.tensor<i64>("slots", {&rows});
+    op.begins = args.tensor<i64>("begins", {&rows, &one});
+    op.counts = args.tensor<i64>("counts", {&rows, &one});
+    op.last_initial = args.tensor<i64>("last_initial", {&rows, &one});
+    op.first = args.integer("first");
+    op.text_end = args.integer("text_end");
+    op.without = args.integer("without");
+    op.threads = threads(args);
+    if (op.text_end < 0 || op.without < op.text_end || op.first <= op.without || op.width < op.first)
+        throw Refused("text_end, without and first must be tokens in this order");
     return perform(args, op, rows);
 }
 
@@ -258,7 +309,27 @@ PyObject* add_depthwise(Arguments& args) {
     op.threads = threads(args);
     op.half = half != 0;
     if (op.first < 0 || op.first > op.height - op.rows) throw Refused("first and the rows of out must be rows of x");
+    const i64 size = op.half ? 2 : 4, row = op.width * op.channels;
+    const char *x = static_cast<const char*>(op.x), *out = static_cast<const char*>(op.out);
+    const char* x_end = x + items * op.height * row * size;
+    const char* out_end = out + ((items - 1) * op.out_stride + op.rows * row) * size;
+    if (out < x_end && x < out_end) throw Refused("out must not share memory with x, whose rows are read again");
     return perform(args, op, items);
+}
+
+PyObject* alignment_scores(Arguments& args) {
+    alignment::Scores op;
+    i64 tokens = ANY;
+    op.heads = op.keys = op.columns = ANY;
+    op.x = args.tensor<float>("x", {&op.heads, &tokens, &op.keys});
+    op.scale = args.number("scale");
+    op.softcap = args.number("softcap");
+    op.width = args.integer("width");
+    op.out = args.tensor<float>("out", {&tokens, &op.columns});
+    op.threads = threads(args);
+    if (op.width < 1 || op.width % 2 == 0) throw Refused("width must be odd");
+    if (op.columns < 1 || op.columns > op.keys) throw Refused("out must have one column at least, and one a key at most");
+    return perform(args, op, tokens);
 }
 
 PyObject* time_warp(Arguments& args) {
@@ -360,6 +431,37 @@ PyObject* int8_linear(Arguments& args) {
     return perform(args, op, rows);
 }
 
+void read_weight(Arguments& args, int8_linear::FeedForward::Product& into, const char* packed, const char* bias,
+                 i64 outputs, i64 inputs) {
+    i64 size = int8_linear::packed_bytes(outputs, inputs);
+    into.packed = args.tensor<uint8_t>(packed, {&size});
+    into.bias = args.optional<float>(bias, {&outputs});
+}
+
+PyObject* int8_feed_forward(Arguments& args) {
+    int8_linear::FeedForward op;
+    i64 rows = ANY;
+    op.inputs = op.inner = op.outputs = ANY;
+    op.x = args.tensor<float>("x", {&rows, &op.inputs}, &op.stride);
+    op.norm = args.optional<float>("norm", {&op.inputs});
+    op.norm_bias = args.optional<float>("norm_bias", {&op.inputs});
+    op.eps = args.number("eps");
+    op.out = args.tensor<float>("out", {&rows, &op.outputs});
+    op.gated = args.flag("gated");
+    op.add = args.flag("add");
+    op.kind = activation(args);
+    op.threads = threads(args);
+    i64 wide = ANY;
+    op.up.scales = args.tensor<float>("up_scales", {&wide});
+    op.inner = op.gated ? wide / 2 : wide;
+    read_weight(args, op.up, "up_packed", "up_bias", wide, op.inputs);
+    op.down.scales = args.tensor<float>("down_scales", {&op.outputs});
+    read_weight(args, op.down, "down_packed", "down_bias", op.outputs, op.inner);
+    if ((op.norm == nullptr) != (op.norm_bias == nullptr)) throw Refused("norm and norm_bias must come together");
+    if (op.gated && wide % 2 != 0) throw Refused("up_scales must be of two halves");
+    return perform(args, op, rows);
+}
+
 // -- programs
 
 constexpr const char* PROGRAM = "tandem program";
@@ -421,9 +523,13 @@ PyMethodDef methods[] = {
     method<scale>("scale"),
     method<keep_rows>("keep_rows"),
     method<argmax>("argmax"),
+    method<logsumexp>("logsumexp"),
+    method<ban_tokens>("ban_tokens"),
+    method<apply_timestamp_rules>("apply_timestamp_rules"),
     method<gather_rows>("gather_rows"),
     method<match_prompt_tokens>("match_prompt_tokens"),
     method<add_depthwise>("add_depthwise"),
+    method<alignment_scores>("alignment_scores"),
     method<time_warp>("time_warp"),
     method<has_avx512>("has_avx512"),
     method<most_lanes>("most_lanes"),
@@ -434,6 +540,7 @@ PyMethodDef methods[] = {
     method<size<int8_linear::packed_bytes>>("int8_size"),
     method<int8_pack>("int8_pack"),
     method<int8_linear>("int8_linear"),
+    method<int8_feed_forward>("int8_feed_forward"),
     method<record>("record"),
     method<recorded>("recorded"),
     method<run>("run"),

@@ -107,6 +107,7 @@ struct Keys {
 struct Attention {
     const void* q;         // [N, H, D], rows q_stride apart: bfloat16 if half, else float32
     void* out;             // [N, H, D], in q's dtype
+    const int32_t* borders;  // [S + 1] of the queries that read each input's keys
     Keys own, more;        // more: summaries, each of `block` of an input's own
     i64 heads, shared, dim, q_stride, block;
     float scale, softcap;  // scores become softcap tanh(score / softcap); 0: no cap
@@ -172,6 +173,12 @@ struct Activate {
 };
 
 void apply(const Activate& op, i64 rows);
+
+// A row of n numbers by itself: an `Activation`, times `factor` unless it is null. out may be x.
+void activate(int kind, const float* x, const float* factor, float* out, i64 n);
+
+// LayerNorm of a row.
+void normalize(const float* x, const float* weight, const float* bias, float* out, i64 n, float eps);
 
 struct Scale {
     const float* x;
@@ -254,7 +261,58 @@ void apply(const Depthwise& op, i64 items);
 
 }  // namespace images
 
+namespace vocabulary {
+
+// The logarithm of what the exponentials of a row add up to.
+struct LogSumExp {
+    const float* x;    // [rows, width], rows stride apart
+    const i64* stops;  // [rows]: so many of a row's first numbers count; null: all do
+    float* out;        // [rows]
+    i64 width, stride;
+    int threads;
+};
+
+void apply(const LogSumExp& op, i64 rows);
+
+// Makes scores of some tokens minus infinity.
+struct BanTokens {
+    float* scores;    // [rows, width], rows stride apart
+    const i64* ids;   // [lists, count]; -1: none
+    const i64* rows;  // [rows]: each row's list, or -1
+    i64 stride, count;
+};
+
+void apply(const BanTokens& op, i64 rows);
+
+// Bans the tokens that may not come next where times stand in pairs around text: ids from `first` on are times, those
+// below `text_end` text.
+struct TimestampRules {
+    float* scores;                                // [rows, width], rows stride apart
+    const i64* history;                           // [slots, longest]
+    const i64 *slots, *begins, *counts;           // [rows]: begins below 0: a row without rules
+    const i64* last_initial;                      // [rows]: the latest time that may come first
+    i64 width, stride, longest;
+    i64 first, text_end, without;                 // without: says that no times follow
+    int threads;
+};
+
+void apply(const TimestampRules& op, i64 rows);
+
+}  // namespace vocabulary
+
 namespace alignment {
+
+// Scores of tokens for keys, of which some columns count, to how much more each token attends to each of them than the
+// other tokens do, summed over heads: softmax, standard score over the tokens, median of `width` neighbours.
+struct Scores {
+    float* x;              // [heads, tokens, keys], overwritten
+    float* out;            // [tokens, columns]
+    i64 heads, keys, columns, width;
+    float scale, softcap;  // scores become softcap tanh(scale x / softcap); 0: scale x
+    int threads;
+};
+
+void apply(const Scores& op, i64 tokens);
 
 // The path through x on which it adds up to the most: the first column of each row.
 struct TimeWarp {
@@ -299,10 +357,28 @@ struct Linear {
     int threads;
 };
 
+// down(activation(up(x))), each row by itself.
+struct FeedForward {
+    struct Product {
+        const uint8_t* packed;
+        const float *scales, *bias;
+    };
+    const float* x;                 // [rows, inputs], rows `stride` apart
+    const float *norm, *norm_bias;  // [inputs]: LayerNorm's of x before; null: none
+    Product up, down;               // [inner, inputs], gated twice as many; [outputs, inner]
+    float* out;                     // [rows, outputs]
+    i64 inputs, inner, outputs, stride;
+    float eps;
+    int kind;                       // rows::Activation
+    bool gated, add;                // add: to what `out` is
+    int threads;
+};
+
 i64 packed_bytes(i64 outputs, i64 inputs);
 
 void pack(const float* weight, uint8_t* packed, float* scales, i64 outputs, i64 inputs, int threads);
 
 void apply(const Linear& op, i64 rows);
+void apply(const FeedForward& op, i64 rows);
 
 }  // namespace int8_linear

@@ -24,9 +24,10 @@ def attend(
 def attend_inputs(
     *,
     q: Tensor,  # float32 or bfloat16 [N, H, D], as k and v; rows of them may lie apart
-    k: Tensor,  # [N, G, D]
+    k: Tensor,  # [M, G, D]
     v: Tensor,
-    cu_seqlens: Tensor,  # int32 [S + 1]
+    cu_seqlens: Tensor,  # int32 [S + 1], of the keys
+    cu_rows: Tensor,  # int32 [S + 1], of the queries that read them; cu_seqlens where there is a bias
     bias_table: Tensor | None,  # float32 [H, 2R + 1]
     windowed: bool,
     summary_k: Tensor | None,  # [M, G, D]; these four come together
@@ -57,6 +58,32 @@ def activate(*, out: Tensor, gated: bool, x: Tensor, kind: int, threads: int) ->
 def scale(*, x: Tensor, factor: float, out: Tensor) -> None: ...
 def keep_rows(*, x: Tensor, keep: Tensor, out: Tensor) -> None: ...
 def argmax(*, x: Tensor, out: Tensor, threads: int) -> None: ...
+def logsumexp(
+    *,
+    x: Tensor,  # float32 [N, d], rows may lie apart
+    stops: Tensor | None,  # int64 [N]
+    out: Tensor,  # float32 [N, 1], written
+    threads: int,
+) -> None: ...
+def ban_tokens(
+    *,
+    scores: Tensor,  # float32 [N, d], rows may lie apart, written
+    ids: Tensor,  # int64 [S, n], below d
+    rows: Tensor,  # int64 [N]
+) -> None: ...
+def apply_timestamp_rules(
+    *,
+    scores: Tensor,  # float32 [N, d], rows may lie apart, written
+    history: Tensor,  # int64 [S, T]
+    slots: Tensor,  # int64 [N]
+    begins: Tensor,  # int64 [N, 1]
+    counts: Tensor,  # int64 [N, 1]
+    last_initial: Tensor,  # int64 [N, 1]
+    first: int,
+    text_end: int,
+    without: int,
+    threads: int,
+) -> None: ...
 def gather_rows(
     *,
     rows: Tensor,  # int64 [4, N]
@@ -94,6 +121,15 @@ def add_depthwise(
     out: Tensor,  # [items, rows, W, C], items may lie apart, written
     threads: int,
 ) -> None: ...
+def alignment_scores(
+    *,
+    x: Tensor,  # float32 [H, N, M], overwritten
+    scale: float,
+    softcap: float,  # 0: no cap
+    width: int,
+    out: Tensor,  # float32 [N, columns], written
+    threads: int,
+) -> None: ...
 def time_warp(*, x: Tensor, out: Tensor) -> None: ...  # float32 [N, M], int64 [N]
 def has_avx512() -> bool: ...
 def most_lanes() -> int: ...
@@ -105,6 +141,24 @@ def int8_size(*, outputs: int, inputs: int) -> int: ...  # in bytes
 def int8_pack(*, weight: Tensor, packed: Tensor, scales: Tensor, threads: int) -> None: ...
 def int8_linear(
     *, x: Tensor, out: Tensor, bias: Tensor | None, threads: int, packed: Tensor, scales: Tensor
+) -> None: ...
+def int8_feed_forward(
+    *,
+    x: Tensor,  # float32 [N, d], rows may lie apart
+    norm: Tensor | None,  # [d], LayerNorm's weight and bias, which come together
+    norm_bias: Tensor | None,
+    eps: float,
+    out: Tensor,  # float32 [N, D], written; x, where d = D and add
+    gated: bool,
+    add: bool,  # to what `out` is
+    kind: int,
+    threads: int,
+    up_scales: Tensor,  # [F], gated [2F]
+    up_packed: Tensor,
+    up_bias: Tensor | None,
+    down_scales: Tensor,  # [D]
+    down_packed: Tensor,
+    down_bias: Tensor | None,
 ) -> None: ...
 def record(*, most: int) -> None: ...
 def recorded() -> object: ...

@@ -1,4 +1,4 @@
-// Attention within packed encoder inputs, over tiles of keys: for a block of queries, the largest score so far, the sum
+// Attention within packed encoder inputs, or of other rows to them, over tiles of keys: for a block of queries, the largest score so far, the sum
 // of the weights and the weighted sum of the values (Milakov and Gimelshein, 2018; Dao et al., 2022). Scores exist for
 // one tile at a time, biases as a line by distance.
 //
@@ -54,7 +54,8 @@ struct Seen {
 
 // Adjacent queries of one input.
 struct Span {
-    i64 start, length;    // the input's first row, and its rows
+    i64 row;              // the input's first query
+    i64 start, length;    // its first key, and its keys
     i64 query, rows;      // the first query, and how many
     i64 more, summaries;  // the input's first summary, and its summaries
     i64 beyond;           // how far away an own key may be
@@ -238,11 +239,12 @@ std::vector<Span> spans_of(const Attention& a, i64 inputs, i64 most) {
     std::vector<Span> spans;
     for (i64 i = 0; i < inputs; ++i) {
         const i64 start = a.own.borders[i], length = a.own.borders[i + 1] - start;
+        const i64 row = a.borders[i], rows = a.borders[i + 1] - row;
         const i64 more = a.more.borders == nullptr ? 0 : a.more.borders[i];
         const i64 summaries = a.more.borders == nullptr ? 0 : a.more.borders[i + 1] - more;
-        const i64 beyond = a.windowed ? a.own.reach - 1 : length;
-        for (i64 query = 0; query < length; query += most)
-            spans.push_back({start, length, query, std::min(most, length - query), more, summaries, beyond});
+        const i64 beyond = a.windowed ? a.own.reach - 1 : std::max(length, rows);
+        for (i64 query = 0; query < rows; query += most)
+            spans.push_back({row, start, length, query, std::min(most, rows - query), more, summaries, beyond});
     }
     return spans;
 }
@@ -259,7 +261,7 @@ int most_lanes() {
 
 void apply(const Attention& a, i64 inputs) {
     // Enough spans to share out evenly; a longer one copies fewer keys.
-    const i64 blocks = a.own.borders[inputs] / BLOCK * a.heads;
+    const i64 blocks = a.borders[inputs] / BLOCK * a.heads;
     const i64 most = BLOCK * std::clamp<i64>(blocks / (8 * a.threads), 1, 16);
     const std::vector<Span> spans = spans_of(a, inputs, most);
     i64 keys = 0, summaries = 0, pairs = 0;

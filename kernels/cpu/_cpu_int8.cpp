@@ -25,7 +25,8 @@ namespace {
 constexpr i64 PANEL = 16;  // outputs
 constexpr i64 QUAD = 4;    // inputs
 constexpr i64 OFFSET = 128;
-constexpr i64 PIECE = 48;  // rows
+constexpr i64 TOGETHER = 6;  // rows that share what is read of a weight
+constexpr i64 PIECE = 8 * TOGETHER;
 // Below this many multiplications a second thread costs more than it gives.
 constexpr i64 WORTH_A_THREAD = 1 << 20;
 
@@ -97,6 +98,7 @@ struct Out {
     const float* bias;
     float* values;  // [rows, outputs]
     i64 outputs;
+    bool add;  // to what the values are
 };
 
 // Panels first..last of the weight for all rows, without special instructions.
@@ -113,8 +115,10 @@ void panels_plain(const Rows& x, i64 rows, const uint8_t* packed, const Out& out
                         sums[o] += static_cast<int32_t>(panel[k * PANEL + o * QUAD + i]) * row[k + i];
             for (i64 o = 0; o < width; ++o) {
                 const i64 n = p * PANEL + o;
-                const float value = static_cast<float>(sums[o] - x.excess[r]) * (x.scales[r] * out.scales[n]);
-                out.values[r * out.outputs + n] = out.bias == nullptr ? value : value + out.bias[n];
+                float value = static_cast<float>(sums[o] - x.excess[r]) * (x.scales[r] * out.scales[n]);
+                if (out.bias != nullptr) value += out.bias[n];
+                float* to = out.values + r * out.outputs + n;
+                *to = out.add ? *to + value : value;
             }
         }
     }
@@ -153,8 +157,10 @@ VNNI inline void tile(const Rows& x, i64 row, const uint8_t* packed, const Out& 
         const __m512i sum = _mm512_sub_epi32(sums[i], _mm512_set1_epi32(x.excess[r]));
         const __m512 scale = _mm512_mul_ps(_mm512_maskz_loadu_ps(mask, out.scales + n), _mm512_set1_ps(x.scales[r]));
         const __m512 bias = out.bias == nullptr ? _mm512_setzero_ps() : _mm512_maskz_loadu_ps(mask, out.bias + n);
-        const __m512 value = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(mask, sum), scale, bias);
-        _mm512_mask_storeu_ps(out.values + r * out.outputs + n, mask, value);
+        __m512 value = _mm512_fmadd_ps(_mm512_maskz_cvtepi32_ps(mask, sum), scale, bias);
+        float* to = out.values + r * out.outputs + n;
+        if (out.add) value = _mm512_add_ps(value, _mm512_maskz_loadu_ps(mask, to));
+        _mm512_mask_storeu_ps(to, mask, value);
     }
 }
 
@@ -167,18 +173,18 @@ VNNI void rows_of(const Rows& x, i64 row, const uint8_t* packed, const Out& out,
 
 // One row waits for memory and needs many panels under way; several rows share what is read.
 VNNI void panels_vnni(const Rows& x, i64 rows, const uint8_t* packed, const Out& out, i64 first, i64 last) {
-    constexpr i64 TOGETHER = 4;  // panels that all rows use while they are in the cache
+    constexpr i64 PANELS = 4;  // that all rows use while they are in the cache
     if (rows == 1) return rows_of<1, 8>(x, 0, packed, out, first, last);
-    for (i64 panel = first; panel < last; panel += TOGETHER) {
-        const i64 end = std::min(last, panel + TOGETHER);
+    for (i64 panel = first; panel < last; panel += PANELS) {
+        const i64 end = std::min(last, panel + PANELS);
         i64 row = 0;
-        for (; row + 6 <= rows; row += 6) rows_of<6, 4>(x, row, packed, out, panel, end);
+        for (; row + TOGETHER <= rows; row += TOGETHER) rows_of<TOGETHER, PANELS>(x, row, packed, out, panel, end);
         switch (rows - row) {
-            case 5: rows_of<5, 4>(x, row, packed, out, panel, end); break;
-            case 4: rows_of<4, 4>(x, row, packed, out, panel, end); break;
-            case 3: rows_of<3, 4>(x, row, packed, out, panel, end); break;
-            case 2: rows_of<2, 4>(x, row, packed, out, panel, end); break;
-            case 1: rows_of<1, 4>(x, row, packed, out, panel, end); break;
+            case 5: rows_of<5, PANELS>(x, row, packed, out, panel, end); break;
+            case 4: rows_of<4, PANELS>(x, row, packed, out, panel, end); break;
+            case 3: rows_of<3, PANELS>(x, row, packed, out, panel, end); break;
+            case 2: rows_of<2, PANELS>(x, row, packed, out, panel, end); break;
+            case 1: rows_of<1, PANELS>(x, row, packed, out, panel, end); break;
             default: break;
         }
     }
@@ -192,6 +198,12 @@ void panels(const Rows& x, i64 rows, const uint8_t* packed, const Out& out, i64 
 #endif
     panels_plain(x, rows, packed, out, first, last);
 }
+
+}  // namespace
+
+namespace {
+
+inline i64 panels_of(i64 outputs) { return up(outputs, PANEL) / PANEL; }
 
 }  // namespace
 
@@ -240,21 +252,20 @@ class Quantized {
 // Few rows: the threads share out the weight, which is read once.
 void multiply_few(const Linear& op, i64 rows, int threads) {
     Quantized x(rows, op.inputs);
-    const i64 count = up(op.outputs, PANEL) / PANEL;
+    const i64 count = panels_of(op.outputs);
 #pragma omp parallel num_threads(threads)
     {
 #pragma omp for
         for (i64 r = 0; r < rows; ++r) x.set(r, op.x + r * op.stride, op.inputs);
 #pragma omp for schedule(static)
         for (i64 part = 0; part < threads; ++part)
-            panels(x.rows(), rows, op.packed, {op.scales, op.bias, op.out, op.outputs}, count * part / threads,
+            panels(x.rows(), rows, op.packed, {op.scales, op.bias, op.out, op.outputs, false}, count * part / threads,
                    count * (part + 1) / threads);
     }
 }
 
 // Many rows: the threads share out those, in pieces that stay in the cache from being quantized to being written.
 void multiply_many(const Linear& op, i64 rows, int threads) {
-    const i64 count = up(op.outputs, PANEL) / PANEL;
 #pragma omp parallel num_threads(threads)
     {
         Quantized x(PIECE, op.inputs);
@@ -262,8 +273,8 @@ void multiply_many(const Linear& op, i64 rows, int threads) {
         for (i64 first = 0; first < rows; first += PIECE) {
             const i64 piece = std::min(PIECE, rows - first);
             for (i64 r = 0; r < piece; ++r) x.set(r, op.x + (first + r) * op.stride, op.inputs);
-            const Out out{op.scales, op.bias, op.out + first * op.outputs, op.outputs};
-            panels(x.rows(), piece, op.packed, out, 0, count);
+            const Out out{op.scales, op.bias, op.out + first * op.outputs, op.outputs, false};
+            panels(x.rows(), piece, op.packed, out, 0, panels_of(op.outputs));
         }
     }
 }
@@ -274,6 +285,39 @@ void apply(const Linear& op, i64 rows) {
     const int threads = rows * op.outputs * op.inputs < WORTH_A_THREAD ? 1 : op.threads;
     if (rows < 2 * PIECE * threads) multiply_few(op, rows, threads);
     else multiply_many(op, rows, threads);
+}
+
+// The threads share out the rows, in pieces that stay in the cache throughout: what is between the products is wider
+// than they are.
+void apply(const FeedForward& op, i64 rows) {
+    const i64 wide = op.gated ? 2 * op.inner : op.inner;
+    const int threads = rows * op.inputs * wide < WORTH_A_THREAD ? 1 : op.threads;
+    const i64 most = std::clamp(up(rows / (2 * threads), TOGETHER), TOGETHER, PIECE);
+#pragma omp parallel num_threads(threads)
+    {
+        Quantized x(most, op.inputs), between(most, op.inner);
+        const std::unique_ptr<float[]> normed(new float[op.inputs]), values(new float[most * wide]);
+#pragma omp for schedule(dynamic)
+        for (i64 first = 0; first < rows; first += most) {
+            const i64 piece = std::min(most, rows - first);
+            for (i64 r = 0; r < piece; ++r) {
+                const float* row = op.x + (first + r) * op.stride;
+                if (op.norm != nullptr) {
+                    rows::normalize(row, op.norm, op.norm_bias, normed.get(), op.inputs, op.eps);
+                    row = normed.get();
+                }
+                x.set(r, row, op.inputs);
+            }
+            panels(x.rows(), piece, op.up.packed, {op.up.scales, op.up.bias, values.get(), wide, false}, 0, panels_of(wide));
+            for (i64 r = 0; r < piece; ++r) {
+                float* row = values.get() + r * wide;
+                rows::activate(op.kind, row, op.gated ? row + op.inner : nullptr, row, op.inner);
+                between.set(r, row, op.inner);
+            }
+            const Out out{op.down.scales, op.down.bias, op.out + first * op.outputs, op.outputs, op.add};
+            panels(between.rows(), piece, op.down.packed, out, 0, panels_of(op.outputs));
+        }
+    }
 }
 
 }  // namespace int8_linear

@@ -121,14 +121,34 @@ EVERY_LEVEL void activate_row(int kind, const float* x, const float* factor, flo
 }
 
 EVERY_LEVEL i64 largest(const float* x, i64 n) {
+    constexpr i64 CHUNK = 1024;  // looking for a number takes longer than comparing
     float most = -std::numeric_limits<float>::infinity();
-#pragma omp simd reduction(max : most)
-    for (i64 i = 0; i < n; ++i) most = std::max(most, x[i]);
-    const float* found = std::find(x, x + n, most);
+    i64 start = 0;
+    for (i64 at = 0; at < n; at += CHUNK) {
+        float here = most;
+        const i64 end = std::min(n, at + CHUNK);
+#pragma omp simd reduction(max : here)
+        for (i64 i = at; i < end; ++i) here = std::max(here, x[i]);
+        if (here > most) {
+            most = here;
+            start = at;
+        }
+    }
+    const float* found = std::find(x + start, x + n, most);
     return found == x + n ? 0 : found - x;
 }
 
+EVERY_LEVEL void layer_norm_floats(const float* x, const float* weight, const float* bias, float* out, i64 n, float eps) {
+    layer_norm_row(x, weight, bias, out, n, eps);
+}
+
 }  // namespace
+
+void activate(int kind, const float* x, const float* factor, float* out, i64 n) { activate_row(kind, x, factor, out, n); }
+
+void normalize(const float* x, const float* weight, const float* bias, float* out, i64 n, float eps) {
+    layer_norm_floats(x, weight, bias, out, n, eps);
+}
 
 void apply(const Norm& op, i64 rows) {
 #pragma omp parallel for num_threads(rows * op.width < WORTH_A_THREAD ? 1 : op.threads)

@@ -21,7 +21,13 @@ LEVEL inline void write(float* to, Floats x) { std::memcpy(to, &x, sizeof x); }
 LEVEL inline Floats all(float x) { return x - Floats{}; }
 
 // The larger of each pair; a NaN in x stays.
+#if LANES == 16
+LEVEL inline Floats larger(Floats x, Floats other) {
+    return reinterpret_cast<Floats>(_mm512_max_ps(reinterpret_cast<__m512>(other), reinterpret_cast<__m512>(x)));
+}
+#else
 LEVEL inline Floats larger(Floats x, Floats other) { return x < other ? other : x; }
+#endif
 
 // 2^x as 2^n 2^r with |r| <= 1/2 and a minimax polynomial, to 2e-7 of it, for -126 < x < 126.
 LEVEL inline Floats power_of_2(Floats x) {
@@ -155,14 +161,16 @@ LEVEL inline void weigh(const Tile& tile) {
         const Floats most = read(tile.most + lane), shrink = weight_of(read(tile.before + lane) - most);
         Floats total = read(tile.total + lane) * shrink;
 #if PAIRS
+        Ints weights = {};
         for (i64 key = 0; key < tile.count; key += 2) {
             const float* at = tile.scores + key * BLOCK + lane;
             const Ints low = nearest(weight_of(read(at) - most) * WEIGHTS);
             Ints high = {};
             if (key + 1 < tile.count) high = nearest(weight_of(read(at + BLOCK) - most) * WEIGHTS);
             write_pairs(tile.scores + key / 2 * BLOCK + lane, low, high);
-            total += __builtin_convertvector(low + high, Floats);
+            weights += low + high;
         }
+        total += __builtin_convertvector(weights, Floats);
 #else
         for (i64 key = 0; key < tile.count; ++key) {
             float* at = tile.scores + key * BLOCK + lane;
@@ -236,30 +244,65 @@ LEVEL void copy_columns(const T* from, i64 stride, i64 n, i64 dim, float scale, 
     for (i64 lane = 0; lane < lanes; lane += LANES)
         for (i64 d = 0; d < dim; d += LANES) {
             const i64 rows = std::min<i64>(LANES, n - lane), columns = std::min<i64>(LANES, dim - d);
-            Floats square[LANES] = {};
             const T* at = from + lane * stride + d;
-            for (i64 i = 0; i < rows; ++i) {
-                if constexpr (std::is_same_v<T, float>)
-                    if (columns == LANES) {
-                        square[i] = read(at + i * stride) * scale;
-                        continue;
-                    }
+            float* column = to + d * BLOCK + lane;
+            Floats square[LANES];
+            if constexpr (std::is_same_v<T, float>)
+                if (rows == LANES && columns == LANES) {  // it stays in registers
+#pragma GCC unroll 16
+                    for (int i = 0; i < LANES; ++i) square[i] = read(at + i * stride) * scale;
+                    transpose<1>(square);
+#pragma GCC unroll 16
+                    for (int c = 0; c < LANES; ++c) write(column + c * BLOCK, square[c]);
+                    continue;
+                }
+            for (i64 i = 0; i < LANES; ++i) square[i] = Floats{};
+            for (i64 i = 0; i < rows; ++i)
                 for (i64 c = 0; c < columns; ++c) square[i][c] = load(at + i * stride + c) * scale;
-            }
             transpose<1>(square);
-            for (i64 c = 0; c < columns; ++c) write(to + (d + c) * BLOCK + lane, square[c]);
+            for (i64 c = 0; c < columns; ++c) write(column + c * BLOCK, square[c]);
         }
 }
 
 #if PAIRS
+// The sizes of numbers as integers, in the same order; a NaN's is the largest.
+LEVEL inline Ints sizes_of(Floats x) {
+    Ints bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits & 0x7fffffff;
+}
+
+LEVEL inline Ints larger(Ints x, Ints other) { return x > other ? x : other; }
+
+// The largest size in each of P registers of columns. Rows lie in pages of their own, which the processor does not fetch
+// ahead by itself.
+template <int P>
+LEVEL inline void sizes_of_columns(const float* from, i64 stride, i64 n, float* to) {
+    constexpr i64 AHEAD = 12;
+    Ints sizes[P] = {};
+    for (i64 i = 0; i < n; ++i) {
+        const float* row = from + i * stride;
+#pragma GCC unroll 4
+        for (int p = 0; p < P; ++p) {
+            __builtin_prefetch(row + AHEAD * stride + p * LANES);
+            sizes[p] = larger(sizes_of(read(row + p * LANES)), sizes[p]);
+        }
+    }
+    std::memcpy(to, sizes, sizeof sizes);
+}
+
 // The unit of each column of n rows, such that its largest number is `most`; and its inverse.
 LEVEL void units_of(const float* from, i64 stride, i64 n, i64 dim, float most, float* units, float* inverses) {
-    std::fill_n(units, dim, 0.0f);
-    for (i64 i = 0; i < n; ++i)
-        for (i64 d = 0; d < dim; ++d) {
+    i64 d = 0;
+    for (; d + 2 * LANES <= dim; d += 2 * LANES) sizes_of_columns<2>(from + d, stride, n, units + d);
+    for (; d + LANES <= dim; d += LANES) sizes_of_columns<1>(from + d, stride, n, units + d);
+    for (; d < dim; ++d) {
+        units[d] = 0.0f;
+        for (i64 i = 0; i < n; ++i) {
             const float size = std::fabs(from[i * stride + d]);
             units[d] = size > units[d] || size != size ? size : units[d];  // a NaN stays
         }
+    }
     for (i64 d = 0; d < dim; ++d) {
         inverses[d] = units[d] > 0 ? most / units[d] : 0.0f;
         units[d] /= most;
@@ -276,23 +319,35 @@ LEVEL inline int32_t nearest_to(float x) {
 // Copies n keys in pairs of dimensions, and values in pairs of keys, from a row on.
 template <typename T>
 LEVEL inline void copy_keys(const Keys& keys, i64 row, i64 n, i64 head, const Tile& tile, const Copies& to) {
-    const i64 at = head * tile.dim, dim = tile.dim;
+    using Shorts = int16_t __attribute__((vector_size(2 * LANES)));
+    const i64 at = head * tile.dim, dim = tile.dim, whole = dim / LANES * LANES;
     const T* k = static_cast<const T*>(keys.k) + row * keys.k_stride + at;
     const T* v = static_cast<const T*>(keys.v) + row * keys.v_stride + at;
     float inverses[LONGEST_PAIRED];
     units_of(k, keys.k_stride, n, dim, PRODUCTS, tile.key_units, inverses);
-    for (i64 i = 0; i < n; ++i)
-        for (i64 d = 0; d < dim; d += 2) {
-            const T* two = k + i * keys.k_stride + d;
-            const int32_t pair = (nearest_to(two[0] * inverses[d]) & 0xffff) | nearest_to(two[1] * inverses[d + 1]) << 16;
-            std::memcpy(to.keys + (i * dim + d) / 2, &pair, sizeof pair);
+    for (i64 i = 0; i < n; ++i) {
+        const T* from = k + i * keys.k_stride;
+        float* pairs = to.keys + i * dim / 2;
+        for (i64 d = 0; d < whole; d += LANES) {
+            const Shorts two = __builtin_convertvector(nearest(read(from + d) * read(inverses + d)), Shorts);
+            std::memcpy(pairs + d / 2, &two, sizeof two);
         }
+        for (i64 d = whole; d < dim; d += 2) {
+            const int32_t low = nearest_to(from[d] * inverses[d]), high = nearest_to(from[d + 1] * inverses[d + 1]);
+            const int32_t pair = (low & 0xffff) | high << 16;
+            std::memcpy(pairs + d / 2, &pair, sizeof pair);
+        }
+    }
     units_of(v, keys.v_stride, n, dim, VALUES, tile.value_units, inverses);
     for (i64 i = 0; i < n; i += 2) {
         float* pairs = to.values + i / 2 * tile.width;
         const T *low = v + i * keys.v_stride, *high = i + 1 < n ? low + keys.v_stride : low;
         const int32_t mask = i + 1 < n ? -1 : 0;
-        for (i64 d = 0; d < dim; ++d) {
+        for (i64 d = 0; d < whole; d += LANES) {
+            const Floats inverse = read(inverses + d);
+            write_pairs(pairs + d, nearest(read(low + d) * inverse), nearest(read(high + d) * inverse) & mask);
+        }
+        for (i64 d = whole; d < dim; ++d) {
             const int32_t pair = (nearest_to(low[d] * inverses[d]) & 0xffff) | (nearest_to(high[d] * inverses[d]) & mask) << 16;
             std::memcpy(pairs + d, &pair, sizeof pair);
         }
@@ -356,7 +411,7 @@ LEVEL void attend(const Attention& a, const Span& span, i64 head, Scratch& scrat
     copy_keys<T>(a.own, span.start + seen_by_all.first, seen_by_all.last - seen_by_all.first, shared, tile, scratch.own);
     if (span.summaries > 0) copy_keys<T>(a.more, span.more, span.summaries, shared, tile, scratch.more);
     for (i64 query = span.query; query < end; query += BLOCK) {
-        const i64 row = span.start + query;
+        const i64 row = span.row + query;
         tile.rows = std::min<i64>(BLOCK, end - query);
         tile.lanes = static_cast<int>(up(tile.rows, LANES));
         tile.first = true;

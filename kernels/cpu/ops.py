@@ -10,13 +10,22 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from itertools import pairwise
+from typing import Final, NamedTuple
 
 import torch
 from torch import Tensor
 
 from tandem.kernels import reference
-from tandem.kernels.values import DecodeRows, DecodeTables, PagedKV, RowGroups, Scores, Summaries
+from tandem.kernels.values import (
+    DecodeRows,
+    DecodeTables,
+    PagedKV,
+    RowGroups,
+    Scores,
+    Summaries,
+    TimeIds,
+)
 
 try:
     from tandem.kernels.cpu import _cpu  # which checks dtype, shape and layout of all it is given
@@ -33,11 +42,23 @@ _HALF: Final = (
     "paged_beam_attention", "paged_cross_attention", "paged_self_attention", "rms_norm", "write_kv",
 )  # fmt: skip
 DTYPES: Final = {
-    torch.float32: (*_HALF, "activate", "argmax", "embed", "keep_rows", "scale", "time_warp"),
+    torch.float32: (
+        *_HALF,
+        "activate",
+        "alignment_scores",
+        "apply_timestamp_rules",
+        "argmax",
+        "ban_tokens",
+        "embed",
+        "keep_rows",
+        "logsumexp",
+        "scale",
+        "time_warp",
+    ),
     torch.bfloat16: _HALF,
     torch.int64: _ROWS,
 }
-# Up to this many query rows of a sequence attend here; for more, the dense products of `reference` pay.
+# Up to this many query rows of a sequence read K and V in their pages; for more, a dense copy pays.
 _FEW_ROWS: Final = 16
 _LARGE: Final = 2**22  # bytes
 # The numbers of `_cpu.h`.
@@ -160,6 +181,29 @@ def argmax(x: Tensor) -> Tensor:
     return out
 
 
+def logsumexp(x: Tensor, stops: Tensor | None = None) -> Tensor:
+    out = _empty((x.shape[0], 1))
+    _cpu.logsumexp(x=_rows(x), stops=stops, out=out, threads=torch.get_num_threads())
+    return out
+
+
+def ban_tokens(scores: Tensor, ids: Tensor, rows: Tensor) -> None:
+    if ids.numel():
+        _cpu.ban_tokens(scores=scores, ids=ids, rows=rows.contiguous())
+
+
+def apply_timestamp_rules(
+    scores: Tensor, history: Tensor, slots: Tensor, begins: Tensor, counts: Tensor, last_initial: Tensor,
+    ids: TimeIds,
+) -> None:  # fmt: skip
+    first, text_end, without = ids
+    _cpu.apply_timestamp_rules(
+        scores=scores, history=history, slots=slots.contiguous(), begins=begins.contiguous(),
+        counts=counts.contiguous(), last_initial=last_initial.contiguous(), first=first, text_end=text_end,
+        without=without, threads=torch.get_num_threads(),
+    )  # fmt: skip
+
+
 def embed(ids: Tensor, table: Tensor, onto: Tensor | None = None) -> Tensor:
     onto = None if onto is None else onto.contiguous()
     out = _empty((ids.shape[0], table.shape[1]))
@@ -205,6 +249,19 @@ def add_depthwise(x: Tensor, first: int, weight: Tensor, bias: Tensor, out: Tens
     _cpu.add_depthwise(
         x=x.contiguous(), first=first, weight=weight, bias=bias, out=out, threads=torch.get_num_threads()
     )
+    return out
+
+
+def alignment_scores(
+    q: Tensor, k: Tensor, scores: Scores, columns: int, width: int, *, cropped: bool
+) -> Tensor:
+    keys = k[:, :columns] if cropped else k
+    x = torch.matmul(q, keys.float().transpose(1, 2))
+    out = _empty((q.shape[1], columns))
+    _cpu.alignment_scores(
+        x=x, scale=scores.scale, softcap=scores.softcap or 0.0, width=width, out=out,
+        threads=torch.get_num_threads(),
+    )  # fmt: skip
     return out
 
 
@@ -260,6 +317,35 @@ def int8_linear(
     return out
 
 
+class Int8Weight(NamedTuple):
+    """What `int8_pack` makes of a weight, and the bias."""
+
+    packed: Tensor
+    scales: Tensor
+    bias: Tensor | None
+
+
+class LayerNorm(NamedTuple):
+    weight: Tensor
+    bias: Tensor
+    eps: float
+
+
+def int8_feed_forward(
+    x: Tensor, up: Int8Weight, down: Int8Weight, activation: str, *, gated: bool, norm: LayerNorm | None,
+    out: Tensor, add: bool,
+) -> Tensor:  # fmt: skip
+    """``down(activation(up(norm(x))))``: float32 [N, d] → `out` [N, D]; add: onto what `out` is, which may be
+    x."""
+    _cpu.int8_feed_forward(
+        x=_rows(x), norm=None if norm is None else norm.weight, norm_bias=None if norm is None else norm.bias,
+        eps=0.0 if norm is None else norm.eps, out=out, gated=gated, add=add, kind=_ACTIVATIONS[activation],
+        threads=torch.get_num_threads(), up_scales=up.scales, up_packed=up.packed, up_bias=up.bias,
+        down_scales=down.scales, down_packed=down.packed, down_bias=down.bias,
+    )  # fmt: skip
+    return out
+
+
 def encoder_attention(
     q: Tensor,
     k: Tensor,
@@ -283,13 +369,15 @@ def grouped_attention(q: Tensor, k: Tensor, v: Tensor, scores: Scores) -> Tensor
 
 def attend_inputs(
     q: Tensor, k: Tensor, v: Tensor, cu_seqlens: Tensor, scores: Scores, windowed: bool,
-    summaries: Summaries | None, lanes: int,
+    summaries: Summaries | None, lanes: int, cu_rows: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """`encoder_attention` in registers of so many floats."""
+    """`encoder_attention` in registers of so many floats; with cu_rows, int32 [S + 1], of other rows q, these
+    of each input."""
     out = _empty(q.shape, q.dtype)
     scale, bias_table, softcap, integers = scores
     _cpu.attend_inputs(
         q=_rows(q), k=_rows(k), v=_rows(v), cu_seqlens=cu_seqlens,
+        cu_rows=cu_seqlens if cu_rows is None else cu_rows,
         bias_table=None if bias_table is None else bias_table.contiguous(),
         windowed=windowed and bias_table is not None,
         summary_k=None if summaries is None else _rows(summaries.k),
@@ -313,10 +401,35 @@ def paged_self_attention(
 def paged_cross_attention(
     q: Tensor, kv: PagedKV, groups: RowGroups, scores: Scores, sums: Tensor | None = None
 ) -> Tensor:
-    if groups.max_rows > _FEW_ROWS:
-        return reference.paged_cross_attention(q, kv, groups, scores, sums)
     assert scores.bias_table is None
-    return _attend(q, kv, groups, scores, sums, causal=False)
+    if groups.max_rows <= _FEW_ROWS:
+        return _attend(q, kv, groups, scores, sums, causal=False)
+    lengths = kv.lengths.tolist()
+    if sums is not None or kv.begins is not None or 0 in lengths:
+        return reference.paged_cross_attention(q, kv, groups, scores, sums)
+    return _attend_copies(q, kv, groups, lengths, scores)
+
+
+def _attend_copies(q: Tensor, kv: PagedKV, groups: RowGroups, lengths: list[int], scores: Scores) -> Tensor:
+    """Cross-attention in tiles, of keys and values that are copied from their pages for many rows each."""
+    parts = []
+    for number, (start, stop) in enumerate(pairwise(groups.cu_rows.tolist())):
+        rows, length = torch.tensor([0, stop - start], dtype=torch.int32), lengths[number]
+        own, pages = q[start:stop], kv.table[number : number + 1]
+        if start == stop:
+            continue
+        if stop - start <= _FEW_ROWS:
+            alone = PagedKV(kv.k, kv.v, pages, kv.lengths[number : number + 1])
+            parts.append(_attend(own, alone, RowGroups(rows, stop - start), scores, None, causal=False))
+            continue
+        used = pages[0, : -(-length // kv.k.shape[2])]
+        k, v = (
+            pool.index_select(0, used).transpose(1, 2).flatten(0, 1)[:length].to(q.dtype)
+            for pool in (kv.k, kv.v)
+        )
+        keys = torch.tensor([0, length], dtype=torch.int32)
+        parts.append(attend_inputs(own, k, v, keys, scores, False, None, LANES, rows))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def paged_beam_attention(q: Tensor, kv: PagedKV, scores: Scores, sums: Tensor | None = None) -> Tensor:

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, ClassVar, Self, Unpack, cast
 
-from tandem.errors import InvalidRequest
+from tandem.errors import BadPrompt, InvalidRequest
 from tandem.inputs import Prompt, SingletonPrompt, TaskOptions, listed
 from tandem.limits import DEFAULT_LIMITS, Limits
 from tandem.offline.prompts import OneOrEach, each_options, prepare_all, prepare_each
@@ -171,7 +171,7 @@ class LLM(Transcribing):
         task: OneOrEach = None,
         truncate_prompt_tokens: int | None = None,
         use_tqdm: bool = True,
-    ) -> list[RequestOutput | InvalidRequest]:
+    ) -> list[RequestOutput | BadPrompt]:
         """As `generate`, but where a prompt is refused the error stands in its answer's place, and the others
         are answered."""
         many = listed(prompts)
@@ -180,12 +180,12 @@ class LLM(Transcribing):
             prepare_each(self._request_builder, many, sampling_params, options, truncate_prompt_tokens)
         )
         prepared = [request for request in each if isinstance(request, PreparedRequest)]
-        refused: dict[int, InvalidRequest] = {}
+        refused: dict[int, BadPrompt] = {}
         outputs = answer_all(
             self._engine, self._request_builder, prepared, use_tqdm=use_tqdm, refused=refused
         )
         answers = iter([refused.get(number) or output for number, output in enumerate(outputs)])
-        return [request if isinstance(request, InvalidRequest) else next(answers) for request in each]
+        return [next(answers) if isinstance(request, PreparedRequest) else request for request in each]
 
     def stream(
         self,

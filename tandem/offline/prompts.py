@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from tandem.errors import InvalidRequest
+from tandem.errors import BAD_PROMPT, BadPrompt, InvalidRequest
 from tandem.inputs import Prompt, TaskOptions
 from tandem.params import Params, for_each
 from tandem.workers.requests.request_builder import PreparedRequest, RequestBuilder, naming_prompt
@@ -42,16 +42,16 @@ def prepare_each(
     sampling_params: Params | Sequence[Params | None] | None,
     options: Sequence[TaskOptions],
     truncate_prompt_tokens: int | None,
-) -> Iterator[PreparedRequest | InvalidRequest]:
+) -> Iterator[PreparedRequest | BadPrompt]:
     """Each prompt's request, or why it is refused. Raises InvalidRequest for a list of parameters that is not
     as long as that of the prompts."""
     each_params = for_each(sampling_params, len(prompts), "sampling_params")
     for prompt, params, own in zip(prompts, each_params, options, strict=True):
         try:
-            request: PreparedRequest | InvalidRequest = builder.prepare(
+            request: PreparedRequest | BadPrompt = builder.prepare(
                 prompt, params, truncate_prompt_tokens=truncate_prompt_tokens, **own
             )
-        except InvalidRequest as error:
+        except BAD_PROMPT as error:
             request = error
         yield request
 
@@ -63,12 +63,11 @@ def prepare_all(
     options: Sequence[TaskOptions],
     truncate_prompt_tokens: int | None,
 ) -> list[PreparedRequest]:
-    """As `prepare_each`, but raises InvalidRequest, saying which prompt is meant, for the first that is
-    refused."""
+    """As `prepare_each`, but raises the first refusal, saying which prompt is meant."""
     prepared: list[PreparedRequest] = []
     for request in prepare_each(builder, prompts, sampling_params, options, truncate_prompt_tokens):
         with naming_prompt(len(prepared), len(prompts)):
-            if isinstance(request, InvalidRequest):
+            if not isinstance(request, PreparedRequest):
                 raise request
         prepared.append(request)
     return prepared

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from tqdm import tqdm
 
-from tandem.errors import InvalidRequest
+from tandem.errors import BAD_PROMPT, BadPrompt
 from tandem.outputs import RequestOutput, TextDelta
 from tandem.workers.request import EncoderInput
 from tandem.workers.requests.request_builder import (
@@ -36,7 +36,7 @@ def answer_all(
     prepared: Sequence[PreparedRequest],
     *,
     use_tqdm: bool,
-    refused: dict[int, InvalidRequest] | None = None,
+    refused: dict[int, BadPrompt] | None = None,
 ) -> list[RequestOutput]:
     """The requests' answers, in their order; see `text_deltas` for what is refused."""
     output_processors = [builder.output_processor(request) for request in prepared]
@@ -58,7 +58,7 @@ def text_deltas(
     engine: SharedEngine,
     prepared: Sequence[PreparedRequest],
     output_processors: Sequence[OutputProcessor],
-    refused: dict[int, InvalidRequest] | None = None,
+    refused: dict[int, BadPrompt] | None = None,
 ) -> Generator[tuple[int, TextDelta]]:
     """Yields what each of these requests grew by, with its number; otherwise as `SharedEngine.deltas`.
 
@@ -75,7 +75,7 @@ def text_deltas(
         for delta in deltas:
             number, index = where[delta.request_id]
             if delta.error is not None:
-                if refused is None or not isinstance(delta.error, InvalidRequest):
+                if refused is None or not isinstance(delta.error, BAD_PROMPT):
                     with naming_prompt(number, len(prepared)):
                         raise delta.error
                 refused[number] = delta.error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,10 @@ from fake_service import make_service
 from models import make_checkpoint
 from prometheus_client.parser import text_string_to_metric_families
 
+from tandem.cluster.config import ServeConfig
+from tandem.workers.config import EngineConfig
 from tandem.workers.requests.request_builder import RequestBuilder
+from tandem.workers.scheduling.plan import WaitingFor
 
 FOLDER = Path(__file__).parents[2] / "deploy/prometheus"
 Labels = dict[str, set[str]]
@@ -51,6 +55,7 @@ def series(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Labels]:
     folder = make_checkpoint(tmp_path_factory.mktemp("model"), "flan")
     service = make_service(folder, RequestBuilder.load(folder, "tiny"), FakeRouter([5]))
     service.metrics.ended("grpc", "Generate", "OK")
+    service.metrics.windows("chunked", 1)
     found: dict[str, Labels] = {}
     for family in text_string_to_metric_families(service.metrics.text().decode()):
         for sample in family.samples:
@@ -77,6 +82,21 @@ def test_an_expression_asks_for_what_there_is(where: str, expression: str, serie
         name.strip() for names in re.findall(r"by \(([^)]*)\)", expression) for name in names.split(",")
     }
     assert grouped <= asked
+
+
+def test_the_manual_names_what_there_is(series: dict[str, Labels]) -> None:
+    """Series, labels and their values, and settings: in the table of what to watch."""
+    manual = (FOLDER.parents[1] / "docs/operate.md").read_text()
+    table = manual.partition("| question | series")[2].partition("\n\n")[0]
+    named = set(re.findall(r"`([a-z_]+)`", table)) - {"tandem_"}
+    assert len(named) > 50
+    known = {name.removeprefix("tandem_").removesuffix("_bucket") for name in series}
+    for labels in series.values():
+        known |= labels.keys() | {value for values in labels.values() for value in values}
+    known |= {field.name for field in fields(ServeConfig)} | {field.name for field in fields(EngineConfig)}
+    known |= {reason.value for reason in WaitingFor}
+    known |= {"max_tokens", "warning"}  # a request's, and the body's of /health
+    assert named <= known, named - known
 
 
 def test_every_panel_has_a_place_of_its_own() -> None:

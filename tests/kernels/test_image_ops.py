@@ -55,6 +55,9 @@ def test_rows_outside_the_image_are_refused() -> None:
             kernels.add_depthwise(x, first, weight, bias, torch.empty(1, 2, 2, 8))
     with pytest.raises(TypeError, match="weight must be"):
         kernels.add_depthwise(x, 0, torch.ones(8, 9), bias, torch.empty(1, 2, 2, 8))
+    for out in (x, x[:, 2:]):
+        with pytest.raises(TypeError, match="out must not share memory with x"):
+            kernels.add_depthwise(x, 0, weight, bias, out)
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -14,7 +14,10 @@ from tandem.kernels import dispatch, reference
 from tandem.kernels.cpu import ops as cpu_ops
 from tandem.kernels.dispatch import Reference, backend
 
-OTHERS = {"relative_bias_table", "windowed_bias_table", "compilations", "note_compilation", "splitting"}
+OTHERS = {
+    "relative_bias_table", "windowed_bias_table", "compilations", "note_compilation", "splitting",
+    "feed_forward", "add_feed_forward",  # of `Linear`s
+}  # fmt: skip
 OPS = sorted({name for name in kernels.__all__ if name.islower()} - OTHERS)
 
 FLOAT, HALF, INT = (torch.zeros(1, dtype=dtype) for dtype in (torch.float32, torch.bfloat16, torch.int64))

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from tandem import kernels
 from tandem.kernels import Int8Linear, Linear
 from tandem.kernels.cpu import ops as cpu_ops
 from tandem.kernels.linear import quantize
@@ -99,6 +100,39 @@ def test_a_row_does_not_depend_on_the_others(kind: type[Linear]) -> None:
     for count in (1, 2, 5, 6, 7):
         assert torch.equal(linear(x[:count]), together[:count])
     assert torch.equal(linear(x[3:4].contiguous()), together[3:4])
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("kind", [Linear, Int8Linear])
+@pytest.mark.parametrize("activation", kernels.ACTIVATIONS)
+@pytest.mark.parametrize("gated", [False, True])
+def test_a_feed_forward_is_its_parts(kind: type[Linear], activation: str, gated: bool) -> None:
+    """Whatever the pieces are, and where rows lie apart."""
+    torch.manual_seed(0)
+    up = kind(torch.randn(2 * 70 if gated else 70, 33), torch.randn(2 * 70 if gated else 70))
+    down = kind(torch.randn(19, 70))
+    up.pack()
+    down.pack()
+    for rows in (0, 1, 5, 6, 7, 50, 97, 600):
+        x = torch.randn(rows, 40)[:, 7:]
+        parts = down(kernels.activate(up(x), activation, gated=gated))
+        whole = kernels.feed_forward(x, up, down, activation, gated=gated)
+        torch.testing.assert_close(whole, parts, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.usefixtures("way")
+@pytest.mark.parametrize("kind", [Linear, Int8Linear])
+def test_a_feed_forward_is_added_to_what_it_reads(kind: type[Linear]) -> None:
+    torch.manual_seed(0)
+    up, down = kind(torch.randn(50, 24), torch.randn(50)), kind(torch.randn(24, 50), torch.randn(24))
+    up.pack()
+    down.pack()
+    weight, bias = torch.randn(24), torch.randn(24)
+    for rows in (0, 1, 6, 100):
+        x = torch.randn(rows, 24)
+        parts = x + down(kernels.activate(up(kernels.layer_norm(x, weight, bias, 1e-5)), "gelu"))
+        kernels.add_feed_forward(x, weight, bias, 1e-5, up, down, "gelu")
+        torch.testing.assert_close(x, parts, rtol=1e-6, atol=1e-6)
 
 
 def test_quantized_is_near() -> None:

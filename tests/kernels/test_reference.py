@@ -211,6 +211,29 @@ def test_cross_attention_may_begin_anywhere(
     assert_close(out, case.expected(None, 1.0, causal=False))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("lengths", "rows", "dim", "group", "cap"),
+    [
+        ([70], [40], 64, 1, None),
+        ([130, 3, 64, 90, 33], [17, 20, 1, 0, 70], 64, 1, None),
+        ([97, 40], [33, 16], 80, 2, None),
+        ([50, 21], [18, 19], 32, 4, 3.0),
+        ([20, 0, 30], [18, 20, 2], 32, 1, None),
+    ],
+)
+def test_cross_attention_of_many_rows(
+    lengths: list[int], rows: list[int], dim: int, group: int, cap: float | None, dtype: torch.dtype
+) -> None:
+    """Next to sequences of few rows, of none and without keys."""
+    case = paged(lengths, rows, heads=4, dim=dim, group=group, dtype=dtype)
+    for q in (case.q, case.q.float()):
+        case.q = q
+        out = kernels.paged_cross_attention(*case.inputs(), Scores(0.8, None, cap))
+        assert out.dtype == q.dtype
+        assert_close(out, case.expected(None, 0.8, causal=False, cap=cap))
+
+
 def test_keep_rows() -> None:
     x = torch.tensor([[1.0, 2.0], [float("nan"), float("inf")], [3.0, 4.0]])
     kept = kernels.keep_rows(x, torch.tensor([7, 0, 1], dtype=torch.int32))

@@ -1,11 +1,14 @@
-"""Every T5, and Whisper, through the cluster, tensor-parallel 1 and 2: token for token transformers'."""
+"""Every T5, Whisper and models that read images through the cluster, tensor-parallel 1 and 2: token for
+token transformers'."""
 
 from __future__ import annotations
 
+import json
 import random
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from itertools import cycle
 from pathlib import Path
 from typing import Any
@@ -16,6 +19,8 @@ import httpx
 import mllama
 import numpy as np
 import pix2struct
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import t5gemma2
 import torch
@@ -24,15 +29,18 @@ import whisper
 from audio_files import wav
 from image_cases import Case
 from image_chats import image_part, text_part
-from models import EOS, T5_VARIANTS, load_reference, reference_greedy
+from models import EOS, T5_VARIANTS, VOCAB, load_reference, reference_greedy, word_tokenizer
 from serving import Stub, ids_request, make_config, metrics, on_ports_of
+from typer.testing import CliRunner
 
 from tandem import LLM, Client, InvalidRequest, SamplingParams, TandemError
+from tandem.cli import app
 from tandem.cluster import launch
 from tandem.cluster.config import Placement, ServeConfig
 from tandem.live import LiveParams, Sound
 from tandem.media import png
 from tandem.transcription import Transcription, TranscriptionOptions
+from tandem.workers.requests.answers.document_fields import DocumentFields
 
 pytestmark = pytest.mark.ray
 MAX_TOKENS = 24
@@ -272,6 +280,103 @@ def test_pix2struct(started: tuple[launch.RunningCluster, ServeConfig], tmp_path
         with pytest.raises(InvalidRequest, match="a question") as refused:
             client.generate(vision.prompt(found[0][0]), greedy)
         assert refused.value.field == "encoder_prompt"
+
+
+@pytest.mark.parametrize(
+    ("pair", "tensor_parallel_size"), [("deit-trocr", 2), ("vit-gpt2", 1), ("vit-bert", 1)]
+)
+def test_vision_encoder_decoders(
+    started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path, pair: str, tensor_parallel_size: int
+) -> None:
+    """Pictures from many clients at once, over both protocols; one that two send is encoded once."""
+    cluster, first = started
+    folder = vision.make_vision(tmp_path, pair)
+    found = vision.cases(vision.Reference(folder, vision.PAIRS[pair].processor), 8)
+    config = make_config(
+        model=str(folder), tensor_parallel_size=tensor_parallel_size, max_encoder_tokens=70, max_num_seqs=5
+    )
+    endpoints = cluster.deploy(on_ports_of(config, first))
+    greedy = SamplingParams(temperature=0, max_tokens=vision.TOKENS)
+    with (
+        Client(endpoints.grpc[0]) as client,
+        httpx.Client(base_url=f"http://{endpoints.http[0]}", timeout=60) as http,
+        ThreadPoolExecutor(16) as pool,
+    ):
+
+        def over_http(image: Any) -> list[int]:
+            body = {
+                "messages": [{"role": "user", "content": [image_part(image)]}], "temperature": 0,
+                "max_tokens": vision.TOKENS, "return_token_ids": True,
+            }  # fmt: skip
+            said = http.post("/v1/chat/completions", json=body).json()
+            ids: list[int] = said["choices"][0]["token_ids"]
+            return ids
+
+        files = [vision.png(image) for image, _ in found]
+        answers = [pool.submit(client.generate, vision.prompt(file), greedy) for file in files]
+        chats = list(pool.map(over_http, files))
+        assert [one.result().outputs[0].token_ids for one in answers] == [ids for _, ids in found]
+        assert chats == [ids for _, ids in found]
+        numbers = metrics(endpoints.http[0])
+        assert numbers["tandem_encoder_cache_misses_total"] == len(found), "encoders encode, each image once"
+
+
+def test_batches_of_pictures(
+    started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """`tandem batch` has a running server answer for a folder, and for a column of a table; a damaged picture
+    has its error. Donut's prompt is what its decoder starts from."""
+    cluster, first = started
+    folder = vision.make_vision(tmp_path / "model", "donut")
+    reference = vision.Reference(folder, vision.PAIRS["donut"].processor)
+    found = vision.cases(reference, 20)
+    endpoints = cluster.deploy(on_ports_of(make_config(model=str(folder), max_encoder_tokens=40), first))
+    # Ray is there for the cluster: the command, which in a terminal starts its own, works on it.
+    monkeypatch.setattr("tandem.cluster.start.ray_alone", lambda _: nullcontext())
+
+    def answers(source: Path, refused: int, *options: str) -> list[dict[str, Any]]:
+        sink = tmp_path / f"{source.name}.jsonl"
+        command = ["batch", str(source), str(sink), "--server", endpoints.grpc[0], *options]
+        done = CliRunner().invoke(app, [*command, "-p", "temperature=0"])
+        assert done.exit_code == (1 if refused else 0), done.output
+        return [json.loads(line) for line in sink.read_text().splitlines()]
+
+    pages = tmp_path / "pages"
+    for number, (image, _) in enumerate(found):
+        place = pages / f"{number % 3}" / f"{number:02}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        image.save(place)
+    (pages / "damaged.png").write_bytes(vision.png(vision.picture(1))[:-40])
+    (pages / "notes.txt").write_text("no picture")
+    *said, damaged = answers(pages, 1, "--max-tokens", str(vision.TOKENS))
+    assert [one["id"] for one in said] == sorted(f"{number % 3}/{number:02}.png" for number in range(20))
+    known = word_tokenizer(VOCAB)
+    for one in said:
+        _, ids = found[int(Path(one["id"]).stem)]
+        (answer,) = one["outputs"]
+        assert (answer["text"], answer["tokens"]) == (known.decode(ids, skip_special_tokens=True), len(ids))
+    assert (damaged["id"], damaged["error"]["param"]) == ("damaged.png", "image")
+
+    # As data sets hold them; a line's own prompt goes before the command's.
+    prompts = ["ba", "bi bo"]
+    table = pa.table(
+        {
+            "scan": [{"bytes": vision.png(image), "path": None} for image, _ in found[:6]],
+            "prompt": [prompts[1] if number % 2 else None for number in range(6)],
+            "label": list(range(6)),
+        }
+    )
+    pq.write_table(table, tmp_path / "scans.parquet")
+    said = answers(
+        tmp_path / "scans.parquet", 0, "--image-column", "scan", "--prompt", prompts[0], "--max-tokens", "5"
+    )
+    assert [one["label"] for one in said] == list(range(6))
+    for number, (one, (image, _)) in enumerate(zip(said, found[:6], strict=True)):
+        ids = known(prompts[number % 2], add_special_tokens=False)["input_ids"]
+        expected = reference.generate(image, ids, max_new_tokens=5, do_sample=False)
+        (answer,) = one["outputs"]
+        assert answer["text"].strip() == known.decode(expected, skip_special_tokens=True)
+        assert answer["parsed"] == DocumentFields(known)([*ids, *expected])
 
 
 def test_transcriptions(started: tuple[launch.RunningCluster, ServeConfig], tmp_path: Path) -> None:

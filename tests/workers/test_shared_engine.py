@@ -7,12 +7,14 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from models import decoding
 
 from tandem.errors import InternalError, InvalidRequest
+from tandem.inputs import Media
 from tandem.workers.request import Delta, EncoderInput, EngineRequest
 from tandem.workers.shared_engine import SharedEngine
 
@@ -137,6 +139,32 @@ def test_one_who_turns_away_is_cancelled(
     gone.close()
     assert engine.cancelled == {"gone"}
     assert len(other.result(PATIENCE_S)["other"]) == 300
+
+
+@pytest.mark.parametrize("others", [0, 3])
+def test_media_decoded_while_nothing_is_delivered_come_in(
+    shared: SharedEngine, engine: Counting, monkeypatch: pytest.MonkeyPatch, spawn: Callable[..., Any],
+    others: int,
+) -> None:  # fmt: skip
+    """Beams have no delta before their end."""
+    step = engine.step
+
+    def decoded(encoder_input: EncoderInput) -> EncoderInput:
+        while encoder_input.key == "late" and engine.steps < 50:
+            time.sleep(0.001)
+        return encoder_input
+
+    monkeypatch.setattr(engine, "prepare", decoded)
+    monkeypatch.setattr(engine, "step", lambda: [delta for delta in step() if delta.last])
+    calls = [spawn(tokens, shared, request(f"other {number}", 5_000)) for number in range(others)]
+    media = (Media("image", b"file"),)
+    requests = [
+        replace(request(name, most), encoder=EncoderInput(name, (1,), media=media))
+        for name, most in (("early", 5_000), ("late", 50))
+    ]
+    ended = spawn(lambda: [delta.request_id for delta in shared.deltas(requests)])
+    assert ended.result(PATIENCE_S) == ["late", "early"]
+    assert all(one.result(PATIENCE_S) for one in calls)
 
 
 def test_a_step_that_fails_fails_all(

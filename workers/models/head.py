@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 import torch
 
 from tandem import kernels
+from tandem.kernels.token_scores import banned
 from tandem.workers.models.batch import Targets
 from tandem.workers.models.layers import (
     Placement,
@@ -71,14 +72,17 @@ class Head:
             some = slice(start, start + _SCORED_AT_ONCE)
             ids, logits = targets.ids[some], self(x[targets.rows[some]])
             if logits is not None:
-                if targets.below is not None:
-                    every = torch.arange(logits.shape[1], device=logits.device)
-                    logits = logits.masked_fill(every >= targets.below[some].unsqueeze(1), -torch.inf)
-                logprobs = logits.log_softmax(-1)
-                own = logprobs.gather(1, ids.unsqueeze(1))
-                part = [own.squeeze(1)]
+                below = None if targets.below is None else targets.below[some]
+                norm, own = kernels.logsumexp(logits, below), logits.gather(1, ids.unsqueeze(1))
+                if below is not None:
+                    own = own + banned(ids >= below).unsqueeze(1)
+                part = [(own - norm).squeeze(1)]
                 if targets.top >= 0:
-                    part += [(logprobs > own).sum(1) + 1, *logprobs.topk(targets.top, dim=1)]
+                    if below is not None:
+                        every = torch.arange(logits.shape[1], device=logits.device)
+                        logits = logits.masked_fill(every >= below.unsqueeze(1), -torch.inf)
+                    top, top_ids = logits.topk(targets.top, dim=1)
+                    part += [(logits > own).sum(1) + 1, top - norm, top_ids]
                 parts.append(part)
         if not parts:
             return None

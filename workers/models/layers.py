@@ -221,7 +221,11 @@ class RowParallel:
 
     def __call__(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
         """out: contiguous, which the result goes into."""
-        total = self.group.all_reduce(self.linear(x, out))
+        return self.summed(self.linear(x, out))
+
+    def summed(self, share: torch.Tensor) -> torch.Tensor:
+        """The ranks' results together, from what `linear` gives, which may be overwritten."""
+        total = self.group.all_reduce(share)
         return total if self.bias is None else total.add_(self.bias)
 
     def slots(self) -> Iterator[WeightSlot]:

@@ -24,9 +24,7 @@ from tandem.workers.models.layers import (
 )
 from tandem.workers.models.spec import Rotary, StackSpec
 
-# Rows that a feed-forward computes at once on a CPU. What is between its projections is several times as
-# wide as they are: so many rows of it stay in the cache, and in memory that the allocator keeps.
-_CPU_ROWS: Final = 256
+_MANY: Final = 512  # rows, from which on a CPU computes a feed-forward in pieces that stay in the cache
 
 Rotation = tuple[torch.Tensor, torch.Tensor]  # cosines and sines of the rows' angles, [N, dimensions / 2]
 Rotations = Mapping[Rotary | None, Rotation]  # one for each kind of rotary positions in the stack
@@ -90,26 +88,19 @@ class FeedForward:
 
     def __call__(self, x: torch.Tensor, step: object = None) -> torch.Tensor:
         # An encoder's rows are many. A decoder's step is recorded with all its rows.
-        if x.is_cpu and isinstance(step, EncoderPass) and len(x) >= 2 * _CPU_ROWS:
-            out = torch.empty_like(x)
-            pieces = len(x) // _CPU_ROWS
-            for piece, its in zip(x.tensor_split(pieces), out.tensor_split(pieces), strict=True):
-                self._compute(piece, its)
-            return out
-        x = self._compute(x)
+        if x.is_cpu and isinstance(step, EncoderPass) and len(x) >= _MANY:
+            x = self.down.summed(
+                kernels.feed_forward(x, self.up.linear, self.down.linear, self.activation, gated=self.gated)
+            )
+        else:
+            x = self.down(kernels.activate(self.up(x), self.activation, gated=self.gated))
+        if self.output_norm is not None:
+            x = self.output_norm(x)
         if self.gate is not None:
             x = self.gate(x)
             if isinstance(step, DecoderPass) and step.batch.reads_media is not None:
                 x = kernels.keep_rows(x, step.batch.reads_media)
         return x
-
-    def _compute(self, x: torch.Tensor, out: torch.Tensor | None = None) -> torch.Tensor:
-        """out: contiguous, which the result goes into."""
-        x = self.down(kernels.activate(self.up(x), self.activation, gated=self.gated), out)
-        if self.output_norm is None:
-            return x
-        x = self.output_norm(x)
-        return x if out is None else out.copy_(x)
 
     def slots(self) -> Iterator[WeightSlot]:
         return weights_of(self._own_norm, self.up, self.down, self.output_norm, self.gate)

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Unpack
 
-from tandem.errors import InvalidRequest, ModelNotFound, RequestTooLarge
+from tandem.errors import BAD_PROMPT, InvalidRequest, ModelNotFound
 from tandem.inputs import (
     MultiModalData,
     Prompt,
@@ -457,7 +457,7 @@ def naming_prompt(number: int, prompts: int) -> Iterator[None]:
     """Adds to a refusal which of several prompts is at fault; `number` counts from 0."""
     try:
         yield
-    except (InvalidRequest, RequestTooLarge) as error:
+    except BAD_PROMPT as error:
         where = f" (in prompt {number + 1} of {prompts})" if prompts > 1 else ""
         raise type(error)(error.message + where, field=error.field) from None
 

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 
 import torch
 
+from tandem import kernels
 from tandem.workers.request import BeamSearch
 from tandem.workers.sampling.noise import gumbel
 from tandem.workers.sampling.processors import Processors
 from tandem.workers.sampling.slot_tables import Columns, Lists, widened
 from tandem.workers.sampling.to_device import to_device
 from tandem.workers.sampling.warpers import Warpers
-from tandem.workers.sampling.wide import logsumexp
 from tandem.workers.scheduling.plan import Found, Row, Sequence
 
 _NEVER = -1e9  # transformers' score of what must not be chosen
@@ -147,7 +147,7 @@ class Beams:
             scores = torch.where(again, scores.log_softmax(-1), scores)
         norms = torch.zeros_like(scores[:, 0])
         if any(decoding.sum_logprobs for decoding in decodings):
-            norms = logsumexp(scores).squeeze(1)
+            norms = kernels.logsumexp(scores).squeeze(1)
 
         alike: defaultdict[tuple[int, int, bool], list[_Group]] = defaultdict(list)
         at = place = longest = 0

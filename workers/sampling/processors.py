@@ -16,10 +16,12 @@ from operator import or_
 
 import torch
 
+from tandem import kernels
+from tandem.kernels import TimeIds
+from tandem.kernels.token_scores import banned
 from tandem.workers.request import Decoding, EngineRequest
 from tandem.workers.sampling.slot_tables import Columns, History, Lists
 from tandem.workers.sampling.to_device import to_device
-from tandem.workers.sampling.wide import banned, logsumexp
 from tandem.workers.scheduling.plan import Sequence
 from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
@@ -49,7 +51,7 @@ class Processors:
         self._begin_suppress = Lists(slots, device)
         self._opening_ids = Lists(slots, device)
         self._opening_steps = Lists(slots, device)  # at each id's place: the generated token that it may be
-        self._time_ids: set[tuple[int, int, int]] = set()  # `TimestampRules`' own; one model's are the same
+        self._time_ids: set[TimeIds] = set()  # `TimestampRules`' own; one model's are the same
         self._bad_words: dict[int, Lists] = {}  # by the words' length; a slot's words one after another
         self._longest_ngram = 0  # the longest of all requests so far
         # Each slot's `ProcessorFlags` as an integer, which is faster to combine; all before its first use.
@@ -99,7 +101,7 @@ class Processors:
         if need & ProcessorFlags.HISTORY:
             self.keep_history(sequence)
         if (rules := decoding.timestamps) is not None:
-            self._time_ids.add((rules.first_id, rules.text_end, rules.without_id))
+            self._time_ids.add(TimeIds(rules.first_id, rules.text_end, rules.without_id))
         self._longest_ngram = max(
             self._longest_ngram, decoding.no_repeat_ngram_size, decoding.encoder_no_repeat_ngram_size
         )
@@ -138,21 +140,23 @@ class Processors:
     def __call__(
         self, scores: torch.Tensor, slots: torch.Tensor, steps: torch.Tensor, need: ProcessorFlags
     ) -> torch.Tensor:
-        """Processes logits or log-probabilities, float32 [R, vocabulary]; returns the same shape.
+        """Processes logits or log-probabilities, float32 [R, vocabulary], and may overwrite them; returns the
+        same shape.
 
         slots, steps: int64 [R], each row's slot and the tokens it has generated. need: what any of the rows
         needs; a row that does not need it stays as it is.
         """
         column = self._ints.of(slots) if need else {}
         column["step"] = steps[:, None]
-        raw = scores
+        # What begins is chosen by the raw scores, after others have changed in place.
+        raw = scores.clone() if ProcessorFlags.OPENING in need else scores
         if ProcessorFlags.LOGIT_BIAS in need:
             scores = scores.scatter_add(1, self._bias_ids[slots], self._bias[slots])
-        if need & ProcessorFlags.HISTORY:
+        if need & ProcessorFlags.ANY_HISTORY:
             scores = self._by_history(scores, slots, need, column)
         if ProcessorFlags.MIN_TOKENS in need:
-            early = column["step"] < column["min_tokens"]
-            scores = self._without(scores, self._stops[slots], early)
+            early = (column["step"] < column["min_tokens"]).squeeze(1)
+            kernels.ban_tokens(scores, self._stops.table, torch.where(early, slots, -1))
         if ProcessorFlags.FORCED in need:
             only = column["forced_bos"]
             first = column["prefix"] + column["step"] == 1
@@ -161,12 +165,11 @@ class Processors:
             only = self._forced_eos[slots]
             scores = self._forced(scores, only, last & (only >= 0))
         if ProcessorFlags.SUPPRESS in need:
-            always, first = self._suppress[slots], self._begin_suppress[slots]
-            begins = (column["step"] == column["begin"]).expand_as(first)
-            where = torch.cat([always >= 0, begins & (first >= 0)], dim=1)
-            scores = self._without(scores, torch.cat([always, first], dim=1), where)
+            kernels.ban_tokens(scores, self._suppress.table, slots)
+            begins = (column["step"] == column["begin"]).squeeze(1)
+            kernels.ban_tokens(scores, self._begin_suppress.table, torch.where(begins, slots, -1))
         if ProcessorFlags.TIMESTAMPS in need:
-            scores = self._with_times(scores, self.history[slots], column)
+            self._apply_times(scores, slots, column)
         if ProcessorFlags.OPENING in need:
             opens = self._opening_steps[slots] == column["step"]
             scores = self._opened(raw, scores, self._opening_ids[slots], opens)
@@ -224,49 +227,20 @@ class Processors:
             complete &= same | (back >= sizes)
         return complete
 
-    def _with_times(
-        self, scores: torch.Tensor, history: torch.Tensor, column: dict[str, torch.Tensor]
-    ) -> torch.Tensor:
-        """Applies `TimestampRules`; rows without any stay as they are."""
-        first, lengths = column["time"], column["prefix"] + column["step"]
-        begin = column["prefix"] + column["opening"]
-        count = lengths - begin
-        position = torch.arange(history.shape[1], device=self.device)
-        there = (position >= begin) & (position < lengths) & (history >= first)
-        at = torch.where(there, position, -1).amax(1, keepdim=True)
-        latest = torch.where(at < 0, -1, _at(history, at))
-        last, before = (_at(history, lengths - back) for back in (1, 2))
-        ended = (count >= 1) & (last >= first)
-        paired = (count < 2) | (before >= first)
-        initial = count == 0
-        # Text may follow a pair of times, and a time or the end must follow the first of a pair.
-        no_text, no_special = initial | (ended & ~paired), initial
-        earliest = torch.where(latest < 0, first, latest + ~(ended & ~paired))
-        earliest = torch.where(ended & paired, self.vocab_size, earliest)
-        most = torch.where(initial, column["last_initial"], self.vocab_size)
-        scores = scores.clone()
-        for first_id, text_end, without_id in self._time_ids:
-            own = first == first_id
-            text, special, times = scores.tensor_split((text_end, first_id), dim=1)
-            ids = torch.arange(first_id, self.vocab_size, device=self.device)
-            times += banned(own & ((ids < earliest) | (ids > most)))
-            scores[:, without_id, None] += banned(own)
-            # A time comes where all times together are likelier than any one other token.
-            likeliest = torch.maximum(
-                text.amax(1, keepdim=True) + banned(no_text),
-                special.amax(1, keepdim=True) + banned(no_special),
+    def _apply_times(
+        self, scores: torch.Tensor, slots: torch.Tensor, column: dict[str, torch.Tensor]
+    ) -> None:
+        """Applies `TimestampRules`, in place; rows without any stay as they are."""
+        count = column["step"] - column["opening"]
+        for ids in self._time_ids:
+            begin = torch.where(column["time"] == ids.first, column["prefix"] + column["opening"], -1)
+            kernels.apply_timestamp_rules(
+                scores, self.history.table, slots, begin, count, column["last_initial"], ids
             )
-            only_times = logsumexp(times) > likeliest
-            text += banned(own & (no_text | only_times))
-            special += banned(own & (no_special | only_times))
-        return scores
 
-    def _without(
-        self, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def _without(self, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor) -> torch.Tensor:
         """Bans the tokens of `ids` [R, N], -1 being none, where `where` [R, N or 1] holds."""
-        mask = ids >= 0 if where is None else (ids >= 0) & where
-        return scores.scatter_add(1, ids.clamp(min=0), banned(mask))
+        return scores.scatter_add(1, ids.clamp(min=0), banned((ids >= 0) & where))
 
     def _opened(
         self, raw: torch.Tensor, scores: torch.Tensor, ids: torch.Tensor, where: torch.Tensor

@@ -16,7 +16,6 @@ from tandem.workers.sampling.processors import Processors
 from tandem.workers.sampling.slot_tables import Columns
 from tandem.workers.sampling.to_device import to_device
 from tandem.workers.sampling.warpers import Warpers
-from tandem.workers.sampling.wide import logsumexp
 from tandem.workers.scheduling.plan import DraftOutcome, Row, Sequence, StepResult
 from tandem.workers.scheduling.processor_flags import ProcessorFlags
 
@@ -168,7 +167,7 @@ class Sampler:
         if any(d.sum_logprobs for d in decodings):
             if warped is not None:
                 logits = torch.where(temperature > 0, warped * temperature, logits)
-            chosen = (logits.gather(1, tokens.unsqueeze(1)) - logsumexp(logits)).squeeze(1)
+            chosen = (logits.gather(1, tokens.unsqueeze(1)) - kernels.logsumexp(logits)).squeeze(1)
         if need & ProcessorFlags.HISTORY:
             self._processors.append(slots, steps, tokens)
         if raw is None:

@@ -40,6 +40,11 @@ class Lists:
         self._table = torch.full((slots, 0), fill, dtype=dtype, device=device)
         self._fill = fill
 
+    @property
+    def table(self) -> torch.Tensor:
+        """[slots, width], to read."""
+        return self._table
+
     def clear(self, slots: torch.Tensor) -> None:
         if self._table.shape[1]:
             self._table[slots] = self._fill
@@ -60,6 +65,11 @@ class History:
 
     def __init__(self, slots: int, device: torch.device) -> None:
         self._table = torch.zeros(slots, 0, dtype=torch.int64, device=device)
+
+    @property
+    def table(self) -> torch.Tensor:
+        """int64 [slots, width], to read."""
+        return self._table
 
     @property
     def width(self) -> int:

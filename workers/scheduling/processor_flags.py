@@ -23,8 +23,9 @@ class ProcessorFlags(Flag):
     SUPPRESS = auto()
     OPENING = auto()
     TIMESTAMPS = auto()
-    # Those that read the tokens so far.
-    HISTORY = REPETITION | PRESENCE | NGRAM | ENCODER_NGRAM | BAD_WORDS | TIMESTAMPS
+    # Those that read the tokens so far, of any kind and with times.
+    ANY_HISTORY = REPETITION | PRESENCE | NGRAM | ENCODER_NGRAM | BAD_WORDS
+    HISTORY = ANY_HISTORY | TIMESTAMPS
 
     @classmethod
     def of(cls, request: EngineRequest) -> ProcessorFlags:

@@ -108,7 +108,7 @@ class ChunkedTranscriber:
             language=language_of(self._asked.speech, self._opening),
             duration_s=self.duration_s,
             segments=self.final_segments,
-            encoder_tokens=self.counts.windows * self._first.positions,
+            encoder_tokens=self.counts.encoder_tokens,
             generated_tokens=self.counts.tokens,
             mode=self.mode,
         )

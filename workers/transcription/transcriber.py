@@ -33,6 +33,7 @@ class WindowCounts:
     """How a recording's windows were decoded. Counters."""
 
     windows: int = 0
+    encoder_tokens: int = 0  # positions of their encoder inputs
     silent: int = 0  # windows left out, as nobody speaks there
     refused: int = 0  # answers that the thresholds refused, the last temperature's included
     tokens: int = 0  # generated, those of answers that were not kept included
@@ -147,7 +148,7 @@ class SequentialTranscriber:
             language=language_of(self._asked.speech, self._opening),
             duration_s=self.duration_s,
             segments=self.final_segments,
-            encoder_tokens=self.counts.windows * self._windows.positions,
+            encoder_tokens=self.counts.encoder_tokens,
             generated_tokens=self.counts.tokens,
             mode=self.mode,
         )
@@ -169,6 +170,7 @@ class SequentialTranscriber:
             frames = min(self._windows.frames, chunk.stop - self._seek)
             attempt, silent = yield from self._decode(frames)
             self.counts.windows += 1
+            self.counts.encoder_tokens += self._windows.positions
             if silent:
                 self.counts.silent += 1
                 self._history.left_out(attempt.temperature)

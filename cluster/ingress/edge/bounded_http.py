@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
+from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
 
@@ -15,19 +16,28 @@ from tandem.cluster.listening import Listening
 from tandem.errors import DeadlineExceeded, InvalidRequest, Overloaded, RequestTooLarge, TandemError
 
 _LINGER_S: Final = 1.0  # of a client whose head is refused
+_DROPPED: Final = 2**26  # bytes a second that all refused clients of a process may still send
+
+
+@dataclass(slots=True, eq=False)
+class Connections:
+    """Those of one process."""
+
+    of: Counter[str] = field(default_factory=Counter)  # by their clients' addresses
+    lingering: int = 0  # of those, the refused ones
 
 
 class BoundedHttp(HttpToolsProtocol):
     """One connection. uvicorn's own protocol reads headers of any size, and looks at a whole one whenever
     more of it comes."""
 
-    def __init__(self, listening: Listening, opened: Counter[str], **given: Any) -> None:
-        """`opened`: a process' connections, by their clients' addresses; `given`: uvicorn's arguments."""
+    def __init__(self, listening: Listening, connections: Connections, **given: Any) -> None:
+        """`connections`: all of the process; `given`: uvicorn's arguments."""
         super().__init__(**given)
-        self._listening, self._opened = listening, opened
+        self._listening, self._connections = listening, connections
         self._address = ""
         self._timer: asyncio.TimerHandle | None = None  # for the head, then for a refused client
-        self._refused = False
+        self._refused = self._lingering = False
         self._in_message = False  # between a head and its message's end
         self._unread = 0  # bytes since the parser has last delivered anything but headers
         self._size = self._count = 0  # of this message's line and headers, trailers included
@@ -38,9 +48,9 @@ class BoundedHttp(HttpToolsProtocol):
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
         self._address = self.client[0] if self.client else ""
-        self._opened[self._address] += 1
+        self._connections.of[self._address] += 1
         most = self._listening.connections_per_address
-        if most and self._opened[self._address] > most:
+        if most and self._connections.of[self._address] > most:
             error = Overloaded(f"an address may have {most} connections")
             self._refuse(HTTPStatus.TOO_MANY_REQUESTS, error)
         else:
@@ -53,6 +63,7 @@ class BoundedHttp(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         if self._refused:
+            self._drop(len(data))
             return
         if not self._in_message and self._timer is None:
             self._await_head()
@@ -179,8 +190,21 @@ class BoundedHttp(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
             self._timer = self.loop.call_later(linger_s, self.transport.abort)
+            self._lingering = True
+            self._connections.lingering += 1
         else:  # TLS
             self.transport.close()
+
+    def _drop(self, size: int) -> None:
+        """So many bytes that nobody wants were read: no more are, until all who send such are within their
+        rate."""
+        if self._lingering and not self.transport.is_closing():
+            self.transport.pause_reading()
+            self.loop.call_later(size * self._connections.lingering / _DROPPED, self._read_on)
+
+    def _read_on(self) -> None:
+        if not self.transport.is_closing():
+            self.transport.resume_reading()
 
     def _stop_timer(self) -> None:
         if self._timer is not None:
@@ -188,6 +212,7 @@ class BoundedHttp(HttpToolsProtocol):
             self._timer = None
 
     def _leave(self) -> None:
-        self._opened[self._address] -= 1
-        if not self._opened[self._address]:
-            del self._opened[self._address]
+        self._connections.lingering -= self._lingering
+        self._connections.of[self._address] -= 1
+        if not self._connections.of[self._address]:
+            del self._connections.of[self._address]

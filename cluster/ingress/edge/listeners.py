@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import time
-from collections import Counter
 from collections.abc import Iterable
 from http import HTTPStatus
 from pathlib import Path
@@ -15,7 +14,7 @@ from starlette.middleware import Middleware
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from tandem.cluster.ingress.edge.bounded_http import BoundedHttp
+from tandem.cluster.ingress.edge.bounded_http import BoundedHttp, Connections
 from tandem.cluster.ingress.http.errors import error_answer, error_body
 from tandem.cluster.listening import Listening
 from tandem.cluster.serve_compat.dead_replicas import answer_unavailable
@@ -34,7 +33,7 @@ def prepare() -> list[Middleware]:
     says; both note when a call comes, say that a replica is gone as the application would, and log no
     refusals. Serve calls it, and puts the middlewares before everything it does itself."""
     listening = Listening.of_environment()
-    use_http_protocol(functools.partial(BoundedHttp, listening, Counter[str]()))
+    use_http_protocol(functools.partial(BoundedHttp, listening, Connections()))
     bind_grpc(listening.grpc_host, grpc_credentials(listening))
     shed_no_calls()
     quiet_refusals()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
-from collections import Counter
 from collections.abc import Callable
 from typing import Final
 
@@ -15,7 +14,7 @@ from starlette.responses import PlainTextResponse, Response
 from starlette.types import Receive, Scope, Send
 from uvicorn.server import ServerState
 
-from tandem.cluster.ingress.edge.bounded_http import BoundedHttp
+from tandem.cluster.ingress.edge.bounded_http import BoundedHttp, Connections
 from tandem.cluster.listening import Listening
 from tandem.errors import Unavailable
 
@@ -38,9 +37,9 @@ async def serve_metrics(
     config = uvicorn.Config(
         answer, lifespan="off", access_log=False, log_config=None, ws="none", timeout_keep_alive=_KEEP_ALIVE_S
     )
-    state, opened = ServerState(), Counter[str]()
+    state, connections = ServerState(), Connections()
     return await asyncio.get_running_loop().create_server(
-        lambda: BoundedHttp(listening, opened, config=config, server_state=state, app_state={}),
+        lambda: BoundedHttp(listening, connections, config=config, server_state=state, app_state={}),
         sock=_bound(host, port),
     )
 

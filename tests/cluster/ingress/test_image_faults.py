@@ -19,8 +19,10 @@ from PIL import Image
 from t5gemma2 import IMAGE_TEXT, image, make_t5gemma2
 from vision import png
 
-from tandem import LLM, InvalidRequest, RequestOutput, SamplingParams
+from tandem import LLM, RequestOutput, SamplingParams
 from tandem.cluster.ingress.service import Service
+from tandem.errors import BAD_PROMPT
+from tandem.limits import DEFAULT_LIMITS
 from tandem.v1 import inference_pb2 as pb
 from tandem.workers.requests.request_builder import RequestBuilder
 
@@ -155,25 +157,28 @@ async def test_over_http(http: httpx.AsyncClient, fault: str, around: tuple[int,
         assert FAULTS[fault][1] in error["message"]
 
 
-@pytest.mark.parametrize("fault", sorted(FAULTS.keys() - {"too many bytes"}))  # a server's limit
+@EACH_FAULT
 def test_in_this_process(llm: LLM, fault: str) -> None:
     """The others of a list are answered where each has an answer of its own."""
-    asked = [prompt([GOOD]), prompt(files_with(fault, (1, 0))), "ba be"]
+    files = files_with(fault, (1, 0))
+    if fault == "too many bytes":
+        files[1] = bytes(DEFAULT_LIMITS.media_bytes + 1)
+    asked = [prompt([GOOD]), prompt(files), "ba be"]
     for refuses in (
         lambda: llm.generate(asked, SHORT, use_tqdm=False),
         lambda: llm.score(asked, ["ba"] * 3),
         lambda: llm.embed(asked),
     ):
-        with pytest.raises(InvalidRequest, match=r"image.*\(in prompt 2 of 3\)") as caught:
+        with pytest.raises(BAD_PROMPT, match=r"image.*\(in prompt 2 of 3\)") as caught:
             refuses()
         assert caught.value.field == "multi_modal_data.image.1"
     first, second, third = llm.generate_each(asked, SHORT, use_tqdm=False)
     assert isinstance(first, RequestOutput)
-    assert isinstance(second, InvalidRequest)
+    assert isinstance(second, BAD_PROMPT)
     assert isinstance(third, RequestOutput)
     assert second.field == "multi_modal_data.image.1"
     assert first.outputs == llm.generate(asked[0], SHORT)[0].outputs
     assert third.outputs == llm.generate(asked[2], SHORT)[0].outputs
-    with pytest.raises(InvalidRequest):
+    with pytest.raises(type(second)):
         list(llm.stream(asked[1], SHORT))
     assert llm.stats().running == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import ray
@@ -28,17 +29,18 @@ def test_a_worker_that_prints_without_end_keeps_a_bounded_part(monkeypatch: pyte
     for name in _RAY_SETTINGS:
         monkeypatch.delenv(name, raising=False)
 
-    def shout() -> str:
+    def shout() -> None:
         import os
 
         line = b"x" * 1023 + b"\n"
         for _ in range((FILES + 1) * FILE // PIECE):
             for output in (1, 2):
                 os.write(output, line * (PIECE // len(line)))
-        return str(ray._private.worker._global_node.get_logs_dir_path())
 
     with ray_alone():
-        logs = Path(ray.get(ray.remote(num_cpus=0)(shout).remote()))
+        ray.get(ray.remote(num_cpus=0)(shout).remote())
+        node: Any = ray._private.worker._global_node
+        logs = Path(node.get_logs_dir_path())
     for sizes in kept(logs).values():
         assert len(sizes) >= FILES
         assert FILE < sum(sizes) < FILES * FILE + 2 * PIECE

@@ -177,8 +177,9 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before)
 def inputs(**changes: object) -> dict[str, object]:
     """The arguments of `attend_inputs`, with changes."""
     q = torch.ones(6, 2, 8)
+    borders = torch.tensor([0, 6], dtype=torch.int32)
     arguments = {
-        "q": q, "k": q, "v": q, "cu_seqlens": torch.tensor([0, 6], dtype=torch.int32), "bias_table": None,
+        "q": q, "k": q, "v": q, "cu_seqlens": borders, "cu_rows": borders, "bias_table": None,
         "windowed": False, "summary_k": None, "summary_v": None, "summary_cu_seqlens": None,
         "summary_bias_table": None, "block": 0, "scale": 1.0, "softcap": 0.0, "integers": False,
         "out": torch.empty(6, 2, 8), "lanes": 4, "threads": 1,
@@ -192,13 +193,26 @@ BORDERS = torch.tensor([0, 1], dtype=torch.int32)
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"k": torch.ones(5, 2, 8)}, r"k must be .* \[6, 2, 8\]"),
+        ({"v": torch.ones(5, 2, 8)}, r"v must be .* \[6, 2, 8\]"),
+        ({"k": torch.ones(5, 2, 8), "v": torch.ones(5, 2, 8)}, "cu_seqlens must run from 0 to 5"),
+        ({"cu_rows": torch.tensor([0, 5], dtype=torch.int32)}, "cu_rows must run from 0 to 6"),
+        ({"cu_rows": torch.tensor([0, 5, 6], dtype=torch.int32)}, r"cu_rows must be .* \[2\]"),
+        (
+            {
+                "k": torch.ones(5, 2, 8), "v": torch.ones(5, 2, 8), "bias_table": torch.ones(2, 5),
+                "cu_seqlens": torch.tensor([0, 5], dtype=torch.int32),
+            },
+            "cu_rows must be cu_seqlens where biases",
+        ),
         ({"k": torch.ones(6, 2, 8).bfloat16()}, "k must be .* float32"),
         ({"q": torch.ones(6, 3, 8), "out": torch.ones(6, 3, 8)}, "heads of q must share"),
         ({"cu_seqlens": torch.tensor([0, 6])}, "cu_seqlens must be .* int32"),
         ({"cu_seqlens": BORDERS[:0]}, "cu_seqlens must have a border"),
         ({"cu_seqlens": torch.tensor([0, 7], dtype=torch.int32)}, "cu_seqlens must run from 0 to"),
-        ({"cu_seqlens": torch.tensor([0, 7, 6], dtype=torch.int32)}, "cu_seqlens must run from 0 to"),
+        (
+            dict.fromkeys(("cu_seqlens", "cu_rows"), torch.tensor([0, 7, 6], dtype=torch.int32)),
+            "cu_seqlens must run from 0 to",
+        ),
         ({"cu_seqlens": torch.tensor([1, 6], dtype=torch.int32)}, "cu_seqlens must run from 0 to"),
         ({"bias_table": torch.ones(2, 4)}, "odd number of distances"),
         ({"bias_table": torch.ones(3, 5)}, r"bias_table must be .* \[2, 5\]"),

@@ -47,8 +47,9 @@ class Davit:
         x = pixels.to(self.dtype).permute(0, 2, 3, 1)
         for patches, blocks in self.stages:
             x = patches(x)
+            spare = torch.empty_like(x)
             for block in blocks:
-                x = block(x)
+                block(x, spare)
         return x.flatten(0, 2)
 
     def slots(self) -> Iterator[WeightSlot]:
@@ -68,16 +69,18 @@ class Convolution:
         """[items, height, width, inputs] → [items, height, width, outputs]."""
         side, stride, around = self.side, self.stride, self.padding
         height, width = ((edge + 2 * around - side) // stride + 1 for edge in x.shape[1:3])
-        made = []
-        for rows in strips(x, height, width):
+        made = x.new_empty(len(x), height, width, self.outputs)
+        for rows in strips(x, height, width, side**2 * self.inputs):
             first, last = rows.start * stride - around, (rows.stop - 1) * stride - around + side
             above, below = max(0, -first), max(0, last - x.shape[1])
             read = pad(x[:, first + above : last - below], (0, 0, around, around, above, below)).contiguous()
             item, row, column, _ = read.stride()
             shape = len(x), rows.stop - rows.start, width, side, side * self.inputs
             seen = read.as_strided(shape, (item, stride * row, stride * column, row, 1))
-            made.append(self.linear(seen.reshape(-1, side**2 * self.inputs)).view(*shape[:3], self.outputs))
-        return made[0] if len(made) == 1 else torch.cat(made, dim=1)
+            # Of several images there is one strip: either way the rows are contiguous.
+            its = made[:, rows].view(-1, self.outputs)
+            self.linear(seen.reshape(-1, side**2 * self.inputs), its)
+        return made
 
     def slots(self) -> Iterator[WeightSlot]:
         # The checkpoint has [outputs, inputs, height, width].
@@ -137,24 +140,27 @@ class WindowAttention:
         self.projection = Replicated(f"{name}.window_attn.proj", stage.width, stage.width, place)
         self.scores = Scores((stage.width // stage.heads) ** -0.5, integers=place.quantization == "int8")
 
-    def __call__(self, x: torch.Tensor, depthwise: Depthwise, norm: Norm) -> torch.Tensor:
-        made = torch.empty_like(x)
-        for rows in strips(x, x.shape[1], x.shape[2], self.side):
-            strip = depthwise(x, rows, made)
-            strip.add_(self._attend(_normed(norm, strip)))
-        return made
+    def __call__(self, x: torch.Tensor, depthwise: Depthwise, norm: Norm, out: torch.Tensor) -> None:
+        for rows in strips(x, *x.shape[1:], self.side):
+            self._attend(depthwise(x, rows, out), norm)
 
-    def _attend(self, x: torch.Tensor) -> torch.Tensor:
+    def _attend(self, x: torch.Tensor, norm: Norm) -> None:
+        """Adds to rows of images [items, height, width, channels] what the attention to their norm gives."""
         side, (items, height, width, channels) = self.side, x.shape
-        if height % side or width % side:
-            x = pad(x, (0, 0, 0, -width % side, 0, -height % side))
-        rows, columns = x.shape[1] // side, x.shape[2] // side
-        windows = x.view(items, rows, side, columns, side, channels).transpose(2, 3)
+        whole = not (height % side or width % side)
+        normed = _normed(norm, x)
+        if not whole:
+            normed = pad(normed, (0, 0, 0, -width % side, 0, -height % side))
+        rows, columns = normed.shape[1] // side, normed.shape[2] // side
+        windows = normed.view(items, rows, side, columns, side, channels).transpose(2, 3)
         qkv = self.qkv(windows.reshape(-1, channels)).view(-1, side**2, 3, self.heads, channels // self.heads)
         q, k, v = qkv.unbind(2)
         mixed = kernels.grouped_attention(q, k, v, self.scores).reshape(-1, channels)
-        windows = self.projection(mixed).view(items, rows, columns, side, side, channels).transpose(2, 3)
-        return windows.reshape(x.shape)[:, :height, :width]
+        given = self.projection(mixed).view(items, rows, columns, side, side, channels).transpose(2, 3)
+        if whole:
+            x.view(given.shape).add_(given)
+        else:
+            x.add_(given.reshape(normed.shape)[:, :height, :width])
 
     def slots(self) -> Iterator[WeightSlot]:
         return weights_of(self.qkv, self.projection)
@@ -172,25 +178,23 @@ class ChannelAttention:
         )
         self.projection = Replicated(f"{name}.channel_attn.proj", stage.width, stage.width, place)
 
-    def __call__(self, x: torch.Tensor, depthwise: Depthwise, norm: Norm) -> torch.Tensor:
-        made = torch.empty_like(x)
+    def __call__(self, x: torch.Tensor, depthwise: Depthwise, norm: Norm, out: torch.Tensor) -> None:
         # Image by image: only then are all groups one batch of products that are read where they are.
-        for image, out in zip(x.split(1), made.split(1), strict=True):
-            self._attend(image, depthwise, norm, out)
-        return made
+        for image, its in zip(x.split(1), out.split(1), strict=True):
+            self._attend(image, depthwise, norm, its)
 
     def _attend(self, image: torch.Tensor, depthwise: Depthwise, norm: Norm, out: torch.Tensor) -> None:
         _, height, width, channels = image.shape
         values, shape = torch.empty_like(image), (-1, self.groups, channels // self.groups)
         scores = image.new_zeros(self.groups, *shape[2:] * 2, dtype=torch.float32)
-        for rows in strips(image, height, width):
+        for rows in strips(image, height, width, channels):
             strip = depthwise(image, rows, out)
             q, k, v = self.qkv(_normed(norm, strip).flatten(0, 2)).chunk(3, dim=1)
             values[:, rows].view(v.shape).copy_(v)
             q, k = (one.view(shape).transpose(0, 1) for one in (q, k))
             scores += torch.bmm(q.transpose(1, 2), k)
         weights = (scores * (height * width) ** -0.5).softmax(-1).to(values.dtype).transpose(1, 2)
-        for rows in strips(image, height, width):
+        for rows in strips(image, height, width, channels):
             v = values[:, rows].view(shape).transpose(0, 1)
             mixed = torch.bmm(v, weights).transpose(0, 1).reshape(-1, channels)
             out[:, rows].add_(self.projection(mixed).view(1, -1, width, channels))
@@ -220,15 +224,17 @@ class Block:
         self.up = Replicated(f"{name}.ffn.fc1", width, inner, place)
         self.down = Replicated(f"{name}.ffn.fc2", inner, width, place)
 
-    def __call__(self, x: torch.Tensor) -> torch.Tensor:
-        """Images [items, height, width, channels], as are the results."""
-        x = self.attention(x, self.convolutions[0], self.norms[0])
-        made = torch.empty_like(x)
-        for rows in strips(x, x.shape[1], x.shape[2]):
-            # Each sum overwrites what was made last: new memory takes longer, a page fault for every 4 KiB.
-            for piece in pieces(self.convolutions[1](x, rows, made).view(-1, x.shape[3])):
-                piece.add_(self.down(kernels.activate(self.up(self.norms[1](piece)), self.activation)))
-        return made
+    def __call__(self, x: torch.Tensor, between: torch.Tensor) -> None:
+        """Images [items, height, width, channels], which the results overwrite, as what is between attention
+        and feed-forward does `between`: new memory takes longer, a page fault for every 4 KiB."""
+        self.attention(x, self.convolutions[0], self.norms[0], between)
+        norm = self.norms[1]
+        assert norm.bias is not None
+        for rows in strips(x, *x.shape[1:]):
+            for piece in pieces(self.convolutions[1](between, rows, x).view(-1, x.shape[3])):
+                kernels.add_feed_forward(
+                    piece, norm.weight, norm.bias, norm.eps, self.up.linear, self.down.linear, self.activation
+                )
 
     def slots(self) -> Iterator[WeightSlot]:
         return weights_of(*self.convolutions, *self.norms, self.attention, self.up, self.down)

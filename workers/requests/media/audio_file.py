@@ -40,10 +40,16 @@ _NAMED: Final = (
 )
 _PCM: Final = sorted(name for name in av.codecs_available if name.startswith(("pcm_", "adpcm_")))
 _CODECS: Final = ",".join([_NAMED, *_PCM])
-_HIGHEST_RATE: Final = 768_000  # samples a second: the filter of a resampler grows with the rate
+# Samples a second. The filter of a resampler grows with a high rate, what a packet becomes with a low one.
+_LOWEST_RATE: Final = 100
+_HIGHEST_RATE: Final = 768_000
+_PACKET: Final = 2**16  # bytes of uncompressed audio that are read at a time: FFmpeg's 4,096 take far longer
 # Channels are averaged: full scale in each stays full scale.
 _MIX: Final = {"rematrix_maxval": "1.0"}
-_OPTIONS: Final = {"format_whitelist": _FORMATS, "codec_whitelist": _CODECS, "protocol_whitelist": "none"}
+_OPTIONS: Final = {
+    "format_whitelist": _FORMATS, "codec_whitelist": _CODECS, "protocol_whitelist": "none",
+    "max_size": str(_PACKET),
+}  # fmt: skip
 
 
 def check_audio(data: bytes | BinaryIO, longest_s: float, padding_s: float = 0.0) -> float | None:
@@ -92,9 +98,10 @@ def decode_audio(
         first: tuple[int, str, str] | None = None
         for frame in container.decode(stream):
             kind = frame.sample_rate, frame.layout.name, frame.format.name
-            if not 0 < frame.sample_rate <= _HIGHEST_RATE:
+            if not _LOWEST_RATE <= frame.sample_rate <= _HIGHEST_RATE:
                 raise InvalidRequest(
-                    f"has {frame.sample_rate} samples a second, the limit is {_HIGHEST_RATE}", field=FIELD
+                    f"has {frame.sample_rate} samples a second, not {_LOWEST_RATE} to {_HIGHEST_RATE}",
+                    field=FIELD,
                 )
             if first is None:
                 first = kind
@@ -130,7 +137,7 @@ class _Watched(io.BytesIO):
 def _samples(frames: Iterable[AudioFrame]) -> Iterator[Samples]:
     for frame in frames:
         samples = frame.to_ndarray()[0]
-        if not np.isfinite(samples).all() or np.abs(samples).max(initial=0) > LOUDEST:
+        if not np.abs(samples).max(initial=0) <= LOUDEST:  # nor NaN
             raise InvalidRequest(
                 f"has samples that are no numbers up to {LOUDEST:g}; full scale is 1", field=FIELD
             )

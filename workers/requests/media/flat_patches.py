@@ -21,8 +21,6 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _FONTS: Final = "ybelkada/fonts"  # the hub's repository from which transformers has the font
-# Pixels of an image with its text above. Both are made equally wide, so a narrow one grows.
-_MOST_PIXELS: Final = 2**26
 
 
 class FlatPatchesProcessor(ImageProcessor):
@@ -44,7 +42,7 @@ class FlatPatchesProcessor(ImageProcessor):
         """Encoder positions of an item, from its file's header and its text. Raises InvalidRequest."""
         size = image_size(media.data, limits.image_pixels)
         if self._font is not None:
-            size = self._with_text(size, media.header_text)
+            size = self._with_text(size, media.header_text, limits.image_pixels)
         rows, columns = self._grid(*size)
         if max(rows, columns) >= self._spec.rows:
             raise InvalidRequest(
@@ -55,13 +53,12 @@ class FlatPatchesProcessor(ImageProcessor):
         return rows * columns
 
     def image(self, media: Media) -> Image:
-        """The item's image as RGB, below its text. Raises InvalidRequest."""
+        """The item's image as RGB, below its text; `positions` has admitted both. Raises InvalidRequest."""
         image = super().image(media)
         if self._font is None:
             return image
         from PIL import Image as Pillow
 
-        self._with_text(image.size, media.header_text)  # refused before it is made
         pixels = np.moveaxis(np.asarray(image), -1, 0)
         drawn = self.processor.render_header(pixels, media.header_text, font_bytes=self._font)
         return Pillow.fromarray(np.ascontiguousarray(np.moveaxis(drawn, 0, -1)))
@@ -72,9 +69,9 @@ class FlatPatchesProcessor(ImageProcessor):
         made = self.processor(images=image, is_vqa=False, return_tensors="np")["flattened_patches"][0]
         return np.ascontiguousarray(made, dtype=np.float32)
 
-    def _with_text(self, size: tuple[int, int], text: str) -> tuple[int, int]:
-        """Width and height of an image of this size below a text, as `render_header` makes it. Raises
-        InvalidRequest."""
+    def _with_text(self, size: tuple[int, int], text: str, most_pixels: int) -> tuple[int, int]:
+        """Width and height of an image of this size below a text, as `render_header` makes it: both equally
+        wide, so a narrow image grows. Raises InvalidRequest."""
         from transformers.models.pix2struct.image_processing_pil_pix2struct import render_text
 
         try:
@@ -83,10 +80,10 @@ class FlatPatchesProcessor(ImageProcessor):
             raise InvalidRequest(f"the text above it cannot be drawn: {error}", field=FIELD) from None
         width = max(above[0], size[0])
         height = sum(int(one[1] * (width / one[0])) for one in (above, size))
-        if width * height > _MOST_PIXELS:
+        if width * height > most_pixels:
             raise InvalidRequest(
                 f"is too long for its width: with the text above, and both equally wide, it has {width} x "
-                f"{height} = {width * height} pixels, the limit is {_MOST_PIXELS}",
+                f"{height} = {width * height} pixels, the limit is {most_pixels}",
                 field=FIELD,
             )
         return width, height

@@ -55,6 +55,8 @@ class LiveTranscriber:
         self._history = history_of(asked, first.most_before)
         self._seed, self._drawn = secrets.randbits(63), 0
         self.hypotheses = 0  # so far, those that end turns included
+        self.encoder_tokens = 0  # positions of encoder inputs so far
+        self.generated_tokens = 0  # so far, those of answers that were not kept included
         self._ended = False
         self._flow: Asking | None = None
         self._answers = WindowAnswers([])
@@ -192,6 +194,7 @@ class LiveTranscriber:
         requests = windows.requests(encoder, start, temperature, most, seeds)
         self.hypotheses += 1
         answers = yield requests
+        self.generated_tokens += sum(len(answer.token_ids) for answer in answers)
         said = len(requests[0].decoding.opening_ids)
         if said:
             self._opening = opened(self._opening, answers[0].token_ids[0])
@@ -199,6 +202,7 @@ class LiveTranscriber:
 
     def _encoder_input(self, windows: WindowRequests, turn: Turn) -> EncoderInput:
         recording = self._processor.spectrogram_of(turn.samples)
+        self.encoder_tokens += windows.positions
         return windows.encoder_input(recording, 0, min(recording.frames, windows.frames))
 
     def _attempt(

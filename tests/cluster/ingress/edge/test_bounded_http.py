@@ -15,6 +15,7 @@ import pytest
 from fake_app import answering
 from listening_here import http_server
 
+from tandem.cluster.ingress.edge import bounded_http
 from tandem.cluster.listening import Listening
 
 Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -147,6 +148,31 @@ async def test_a_body_that_nobody_wants_is_read_for_so_long_alone() -> None:
                 await writer.drain()
                 await asyncio.sleep(0.01)
         assert time.monotonic() < started + 5
+
+
+async def test_bodies_that_nobody_wants_are_dropped_at_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    """That of all clients together, however many there are."""
+    monkeypatch.setattr(bounded_http, "_DROPPED", 2**22)
+    sent = 0
+
+    async def client(port: int) -> None:
+        nonlocal sent
+        async with connected(port) as (_, writer):
+            writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 1000000000000\r\n\r\n")
+            while True:
+                writer.write(bytes(2**16))
+                await writer.drain()
+                sent += 2**16
+
+    async with http_server(refusing, Listening()) as port:
+        clients = [asyncio.create_task(client(port)) for _ in range(8)]
+        await asyncio.sleep(1)  # until what the kernel holds is full
+        before = sent
+        await asyncio.sleep(2)
+        assert sent - before < 4 * 2**22
+        for one in clients:
+            one.cancel()
+        await asyncio.gather(*clients, return_exceptions=True)
 
 
 async def test_a_client_that_sends_a_body_first_reads_why_it_is_refused() -> None:

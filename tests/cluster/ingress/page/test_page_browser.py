@@ -377,9 +377,8 @@ async def test_a_picture_is_read(browser: Browser, serve: Any, tmp_path: Path) -
             assert text == {"type": "text", "text": question}
         # What cannot be read is said, until another panel is shown.
         at.complaints.clear()
-        await page.set_input_files(
-            "#picture", [{"name": "x.png", "mimeType": "image/png", "buffer": b"none"}]
-        )
+        none: Any = {"name": "x.png", "mimeType": "image/png", "buffer": b"none"}
+        await page.set_input_files("#picture", [none])
         await page.fill("#question", "")
         await page.click("#pictures .send")
         alert = page.get_by_role("alert")

@@ -95,6 +95,18 @@ async def test_a_stream(openai: AsyncOpenAI, spoken: Transcription) -> None:
         assert [(one.id, one.start, one.text) for one in segments] == expected
 
 
+async def test_what_is_heard_counts_in_quotas(
+    openai: AsyncOpenAI, http: httpx.AsyncClient, spoken: Transcription
+) -> None:
+    """As much as a prompt with the same sound would."""
+    await openai.audio.transcriptions.create(**form())
+    values = dict(line.rsplit(" ", 1) for line in (await http.get("/metrics")).text.splitlines())
+    named = {name.partition("{")[0]: float(value) for name, value in values.items() if "tenant" in name}
+    assert named["tandem_prompt_tokens_total"] == spoken.encoder_tokens > 0
+    assert named["tandem_prompt_media_tokens_total"] == spoken.encoder_tokens
+    assert named["tandem_generation_tokens_total"] == spoken.generated_tokens
+
+
 async def test_logprobs(openai: AsyncOpenAI, llm: LLM, spoken: Transcription) -> None:
     """Of all that is said, times left out; those of a stream add up to them."""
     asked: TranscriptionOptions = {**ASKED, "logprobs": True}

@@ -123,6 +123,8 @@ def test_turns_are_told_from_each_other(client: TestClient) -> None:
     assert heard is not None
     assert float(heard[1]) == pytest.approx(2 * len(PCM) / 24_000, abs=0.1)
     assert re.search(r"tandem_live_hypotheses_total\{.*?\} [2-9]", metrics)
+    assert re.search(r"tandem_prompt_media_tokens_total\{.*?\} [1-9]", metrics)
+    assert re.search(r"tandem_generation_tokens_total\{.*?\} [1-9]", metrics)
 
 
 def test_the_older_words_and_turns_that_the_client_ends(client: TestClient) -> None:

@@ -14,7 +14,7 @@ import pytest
 from audio_files import encoded, wav
 
 from tandem.errors import InvalidRequest
-from tandem.workers.requests.media.audio_file import _opened, check_audio, read_audio
+from tandem.workers.requests.media.audio_file import _opened, check_audio, decode_audio, read_audio
 
 RATE = 16_000
 
@@ -111,6 +111,20 @@ def test_what_is_no_audio_is_refused_by_name(data: bytes, why: str) -> None:
 def test_a_file_that_was_cut_off_has_what_came() -> None:
     samples = tone(RATE)
     assert len(read_audio(wav(samples, RATE)[:-4000], RATE, 30)) == len(samples) - 1000
+
+
+@pytest.mark.parametrize("rate", [1, 99])
+def test_a_rate_whose_packets_would_be_huge_is_refused(rate: int) -> None:
+    with pytest.raises(InvalidRequest, match=f"has {rate} samples a second, not 100 to 768000"):
+        read_audio(wav(tone(RATE), rate), RATE, 1e6)
+
+
+def test_uncompressed_audio_is_read_in_large_parts() -> None:
+    """Each takes the interpreter, for which other threads wait meanwhile."""
+    samples = tone(RATE, 30.0)
+    parts = list(decode_audio(wav(samples, RATE), RATE, 30))
+    assert len(parts) <= 1 + len(samples) * 4 // 2**16
+    assert np.array_equal(np.concatenate(parts), samples)
 
 
 def test_a_rate_whose_filter_would_be_huge_is_refused() -> None:

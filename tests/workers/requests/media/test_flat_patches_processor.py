@@ -86,12 +86,20 @@ def test_a_line_of_pixels_below_a_question_does_not_become_huge(
     processor, _ = made(tmp_path, header=True)
     media = Media("image", png(picture(0, size)), "What is it, and why is it as long as it is?")
     monkeypatch.setattr(processor.processor, "render_header", None)  # not reached
-    for asked in (lambda: processor.positions(media, Limits()), lambda: processor.features(media)):
-        with pytest.raises(
-            InvalidRequest, match=r"is too long for its width.*the limit is 67108864"
-        ) as refused:
-            asked()
-        assert refused.value.field == "multi_modal_data.image"
+    with pytest.raises(InvalidRequest, match=r"is too long for its width.*the limit is 40000000") as refused:
+        processor.positions(media, Limits())
+    assert refused.value.field == "multi_modal_data.image"
+
+
+def test_the_question_counts_as_part_of_the_image(tmp_path: Path) -> None:
+    (tmp_path / FONT).write_bytes(font())
+    processor, _ = made(tmp_path, header=True)
+    media = Media("image", png(picture(0, (30, 40))), "W" * 60)
+    width, height = processor.image(media).size
+    assert width > 30
+    assert processor.positions(media, Limits(image_pixels=width * height))
+    with pytest.raises(InvalidRequest, match=f"= {width * height} pixels, the limit is"):
+        processor.positions(media, Limits(image_pixels=width * height - 1))
 
 
 def test_limits_hold_before_anything_is_decoded(tmp_path: Path) -> None:

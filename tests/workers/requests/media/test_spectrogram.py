@@ -114,7 +114,7 @@ def many_packets(count: int) -> bytes:
 
 LOOKED_AT = {
     "minutes": lambda: wav(sound(4, 150.0), RATE),
-    "a sample a second": lambda: wav(sound(5, 1.0)[:1500], 1),
+    "a hundred samples a second": lambda: wav(sound(5, 9.0)[:140_000], 100),
     "packets of another stream": lambda: many_packets(100_000),
 }
 
