@@ -54,8 +54,8 @@ def test_a_path_that_cannot_be_written_to_stops_nobody(
     path = tmp_path / "none" / "lines" if kind == "missing" else tmp_path / "lines"
     if kind == "pipe":
         os.mkfifo(path)
-    monkeypatch.setattr(forwarding, "follow_worker_lines", lambda take, _: take([line]))
     line = logs._text(1.5, "ERROR", "m", {}).strip()
+    monkeypatch.setattr(forwarding, "follow_worker_lines", lambda take, _: take([line]))
     Forwarding(str(path), "text").end()
     said = capfd.readouterr().err.splitlines()
     assert f"TANDEM_LOG={path} cannot be written to" in said[0]
