@@ -23,7 +23,7 @@ ENCODE_HERE, ENCODED_ASYNC = -1, -2
 SINGLE, FIRST_BEAM, BEAM = range(3)  # kinds of row: FIRST_BEAM computes the prefix for all beams
 NO_TOP = -1  # the token's own log-probability alone
 ANY_ID = 2**31 - 1  # above every id; numbers travel to the device in 32 bits
-_NOTHING: Final = np.empty(0, dtype=np.int64)  # most parts of most steps
+_NOTHING: Final = np.empty(0, dtype=np.int64)
 _NOWHERE = (0, 0, 0)  # a new sequence's: nothing is known to follow, see `kernels.decode_rows`
 
 
@@ -33,13 +33,13 @@ class Table:
     __slots__ = ("values",)
     columns: ClassVar[tuple[str, ...]]
 
-    _empty: ClassVar[Self]
+    _no_items: ClassVar[Ints]
 
     def __init_subclass__(cls) -> None:
         cls.columns = tuple(cls.__annotations__)
         for number, name in enumerate(cls.columns):
             setattr(cls, name, property(partial(_column, number)))
-        cls._empty = cls(np.empty((0, len(cls.columns)), dtype=np.int64))
+        cls._no_items = np.empty((0, len(cls.columns)), dtype=np.int64)
 
     def __init__(self, values: Ints) -> None:
         self.values = values
@@ -47,7 +47,9 @@ class Table:
     @classmethod
     def of(cls, items: Sequence[tuple[int, ...]]) -> Self:
         """The table of items, each its columns in order."""
-        return cls(np.array(items, dtype=np.int64).reshape(-1, len(cls.columns))) if items else cls._empty
+        if not items:  # most tables of most steps
+            return cls(cls._no_items)
+        return cls(np.array(items, dtype=np.int64).reshape(-1, len(cls.columns)))
 
     def __len__(self) -> int:
         return len(self.values)
