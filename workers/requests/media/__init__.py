@@ -19,6 +19,7 @@ from tandem.inputs import Media, Modality
 from tandem.limits import Limits
 from tandem.workers.models.spec import FrontSpec
 from tandem.workers.request import EncoderInput, MediaKey
+from tandem.workers.requests.media.audio import AudioProcessor
 from tandem.workers.requests.media.flat_patches import FlatPatchesProcessor
 from tandem.workers.requests.media.image import ImageProcessor
 from tandem.workers.requests.media.tiled_image import TiledImageProcessor
@@ -39,15 +40,9 @@ class MediaProcessor(Protocol):
         """float32 `FrontSpec.features`, on the CPU. Raises InvalidRequest for what cannot be decoded."""
 
 
-def _audio(folder: Path, front: FrontSpec) -> MediaProcessor:
-    from tandem.workers.requests.media.audio import AudioProcessor  # and FFmpeg, which others do without
-
-    return AudioProcessor.read(folder, front)
-
-
 # By `FrontSpec.kind`: what makes the features that this front reads.
 _KINDS: Final[dict[str, Callable[[Path, FrontSpec], MediaProcessor]]] = {
-    "audio_convolutions": _audio,
+    "audio_convolutions": AudioProcessor.read,
     "image_patches": ImageProcessor.read,
     "flat_patches": FlatPatchesProcessor.read,
     "beit": ImageProcessor.read,

@@ -1,4 +1,5 @@
-"""Audio files to samples. FFmpeg's libraries decode, through PyAV, whose wheel brings them."""
+"""Audio files to samples. FFmpeg's libraries decode, through PyAV, whose wheel brings them: loaded with the
+first file, as workers of texts and images never have one."""
 
 from __future__ import annotations
 
@@ -6,18 +7,18 @@ import io
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import BinaryIO, Final
+from functools import cache
+from typing import TYPE_CHECKING, BinaryIO, Final
 
-import av
 import numpy as np
 import numpy.typing as npt
-from av.audio.frame import AudioFrame
-from av.audio.resampler import AudioResampler
-from av.audio.stream import AudioStream
-from av.container import InputContainer
-from av.error import FFmpegError
 
 from tandem.errors import InvalidRequest
+
+if TYPE_CHECKING:
+    from av.audio.frame import AudioFrame
+    from av.audio.stream import AudioStream
+    from av.container import InputContainer
 
 Samples = npt.NDArray[np.float32]
 # Called some times a second while a file is decoded, with the seconds of it so far. What it raises ends that.
@@ -38,18 +39,13 @@ _NAMED: Final = (
     "libopencore_amrwb,libopus,libspeex,libvorbis,mp1,mp1float,mp2,mp2float,mp3,mp3float,opus,speex,vorbis,"
     "wavpack,wmalossless,wmapro,wmav1,wmav2"
 )
-_PCM: Final = sorted(name for name in av.codecs_available if name.startswith(("pcm_", "adpcm_")))
-_CODECS: Final = ",".join([_NAMED, *_PCM])
 # Samples a second. The filter of a resampler grows with a high rate, what a packet becomes with a low one.
 _LOWEST_RATE: Final = 100
 _HIGHEST_RATE: Final = 768_000
 _PACKET: Final = 2**16  # bytes of uncompressed audio that are read at a time: FFmpeg's 4,096 take far longer
 # Channels are averaged: full scale in each stays full scale.
 _MIX: Final = {"rematrix_maxval": "1.0"}
-_OPTIONS: Final = {
-    "format_whitelist": _FORMATS, "codec_whitelist": _CODECS, "protocol_whitelist": "none",
-    "max_size": str(_PACKET),
-}  # fmt: skip
+_TIME_BASE: Final = 1_000_000  # units of a container's duration in a second: AV_TIME_BASE
 
 
 def check_audio(data: bytes | BinaryIO, longest_s: float, padding_s: float = 0.0) -> float | None:
@@ -64,7 +60,7 @@ def check_audio(data: bytes | BinaryIO, longest_s: float, padding_s: float = 0.0
         if stream.duration is not None and stream.time_base is not None:
             duration_s = float(stream.duration * stream.time_base)
         elif container.duration is not None:
-            duration_s = container.duration / av.time_base
+            duration_s = container.duration / _TIME_BASE
         else:
             return None
         if duration_s > longest_s + padding_s:
@@ -87,6 +83,8 @@ def decode_audio(
     is damaged, empty or not finite, and as soon as more than `longest_s` and `padding_s` seconds together are
     decoded; what `watch` raises, which is called before each part and whenever the file is read.
     """
+    from av.audio.resampler import AudioResampler
+
     seconds, empty = Fraction(), True
 
     def look() -> None:
@@ -147,14 +145,27 @@ def _samples(frames: Iterable[AudioFrame]) -> Iterator[Samples]:
 
 @contextmanager
 def _opened(data: bytes | BinaryIO) -> Iterator[tuple[InputContainer, AudioStream]]:
+    import av
+
     file = io.BytesIO(data) if isinstance(data, bytes) else data
     try:
-        with av.open(file, "r", options=_OPTIONS, metadata_errors="ignore") as container:
+        with av.open(file, "r", options=_options(), metadata_errors="ignore") as container:
             if not container.streams.audio:
                 raise InvalidRequest("has no audio track", field=FIELD)
             yield container, container.streams.audio[0]
-    except FFmpegError as error:
+    except av.FFmpegError as error:
         raise InvalidRequest(f"cannot be decoded as audio: {error.strerror}", field=FIELD) from None
+
+
+@cache
+def _options() -> dict[str, str]:
+    import av
+
+    uncompressed = sorted(name for name in av.codecs_available if name.startswith(("pcm_", "adpcm_")))
+    return {
+        "format_whitelist": _FORMATS, "codec_whitelist": ",".join([_NAMED, *uncompressed]),
+        "protocol_whitelist": "none", "max_size": str(_PACKET),
+    }  # fmt: skip
 
 
 def _too_long(duration_s: float | None, longest_s: float) -> InvalidRequest:

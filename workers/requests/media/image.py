@@ -114,7 +114,8 @@ def _table(processor: Any, channels: int) -> np.ndarray[Any, np.dtype[np.float32
 
 def read_pil_processor(folder: Path) -> Any:
     """The checkpoint's image processor, in transformers' edition for Pillow. Raises ModelLoadError."""
-    from transformers import AutoImageProcessor
+    # transformers itself has it for those with torchvision, until a later version than bench/gpu.py's oldest.
+    from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
     from_pretrained: Any = AutoImageProcessor.from_pretrained
     try:
