@@ -77,7 +77,7 @@ class Convolution:
             item, row, column, _ = read.stride()
             shape = len(x), rows.stop - rows.start, width, side, side * self.inputs
             seen = read.as_strided(shape, (item, stride * row, stride * column, row, 1))
-            # Of several images there is one strip: either way the rows are contiguous.
+            # Contiguous in either case: one image's strip, or the only strip that several images have.
             its = made[:, rows].view(-1, self.outputs)
             self.linear(seen.reshape(-1, side**2 * self.inputs), its)
         return made

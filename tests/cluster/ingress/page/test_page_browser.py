@@ -183,15 +183,20 @@ async def ran(folder: Path, *command: str) -> str:
     return out.decode()
 
 
+async def with_key(page: Page, panel: str) -> Page:
+    """The page once it was given the key and shows the panel."""
+    await page.fill("#key", KEY)
+    await page.press("#key", "Enter")
+    await page.wait_for_selector(f"{panel}:not([hidden])")
+    return page
+
+
 async def test_code_to_copy_runs(browser: Browser, serve: Any, tmp_path: Path) -> None:
     """As it stands there, but for the key."""
     service = serve("quickstart")
     service.guard = Guard(Keys(None, sha256(KEY)))
     async with opened(browser, service) as at:
-        page = at.page
-        await page.fill("#key", KEY)
-        await page.press("#key", "Enter")
-        await page.wait_for_selector("#translate:not([hidden])")
+        page = await with_key(at.page, "#translate")
         text = """It's "odd": $HOME `x` \\ I am tired."""
         await page.fill("#original", text)
         await page.click("#translate summary")
@@ -344,10 +349,7 @@ async def test_a_picture_is_read(browser: Browser, serve: Any, tmp_path: Path) -
     service = serve("quickstart-ocr")
     service.guard = Guard(Keys(None, sha256(KEY)))
     async with opened(browser, service) as at:
-        page = at.page
-        await page.fill("#key", KEY)
-        await page.press("#key", "Enter")
-        await page.wait_for_selector("#pictures:not([hidden])")
+        page = await with_key(at.page, "#pictures")
         name = """it's a "line" of $HOME.png"""
         (tmp_path / name).write_bytes(LINE.read_bytes())
         await page.set_input_files("#picture", str(tmp_path / name))
